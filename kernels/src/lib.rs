@@ -1,0 +1,23 @@
+//! The part of swarmline that computes.
+//!
+//! One [`Backend`] trait, one implementation per device. The CPU backend ([`Cpu`]) is the specification:
+//! every other backend computes the same function. Operations take outputs, then inputs, then sizes; the
+//! caller owns all buffers; the doc of each operation says the shapes and whether it writes (`=`) or
+//! accumulates (`+=`). There is no autograd tape: backward passes are written by hand beside the forward.
+//!
+//! Shapes use one alphabet: `N` rows (tokens of a microbatch), `d` width of the residual stream, `k` width of
+//! a code, `f` width of the feed-forward layer, `h`/`g` query/key-value heads, `e` head width, `T` tokens of a
+//! sequence, `B` sequences, `V` vocabulary. All matrices are row-major.
+//!
+//! No tokio, no peer, no model lives here.
+
+mod backend;
+mod cpu;
+mod error;
+mod packing;
+pub mod random;
+
+pub use backend::{AdamStep, AttentionShape, Backend, LinearShape, RopeShape, Write};
+pub use cpu::{Cpu, CpuTensor};
+pub use error::{Error, Result};
+pub use packing::{PackedFormat, PackingError, RoundingKey};

@@ -1,0 +1,64 @@
+//! How numbers become bytes: the packed formats every backend reads and writes identically.
+
+/// Layout of a packed tensor of `rows x width` numbers.
+///
+/// `Q8` and `Q4` store, per row: the absmax scale as little-endian bf16 (rounded up, so that no level
+/// overflows), then the levels. Before quantising, a row is multiplied by random signs and a Hadamard
+/// transform in blocks of the largest power of two that divides the width, which spreads outliers; levels are
+/// rounded stochastically, so the packing is unbiased. `Q4` packs two levels a byte, low nibble first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PackedFormat {
+    /// Little-endian f32.
+    F32,
+    /// Little-endian bf16, rounded to nearest even.
+    Bf16,
+    /// 8-bit levels -127..=127.
+    Q8,
+    /// 4-bit levels -7..=7.
+    Q4,
+}
+
+impl PackedFormat {
+    /// Bytes of a packed tensor of `rows x width` numbers; `None` if that overflows `usize`.
+    #[must_use]
+    pub fn packed_len(self, rows: usize, width: usize) -> Option<usize> {
+        let row = match self {
+            Self::F32 => width.checked_mul(4)?,
+            Self::Bf16 => width.checked_mul(2)?,
+            Self::Q8 => width.checked_add(2)?,
+            Self::Q4 => width.div_ceil(2).checked_add(2)?,
+        };
+        rows.checked_mul(row)
+    }
+}
+
+/// Key of the random signs and of the stochastic rounding of one tensor.
+///
+/// Equal keys give equal bytes: a re-sent tensor is the same tensor. The caller derives it from (run seed,
+/// microbatch, boundary, direction), never from the attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoundingKey {
+    /// Shared by a whole run.
+    pub run: u64,
+    /// Unique to the tensor within the run.
+    pub tensor: u64,
+}
+
+/// Why a tensor cannot be packed or unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PackingError {
+    /// A NaN or an infinity among the numbers.
+    #[error("a number in row {row} is not finite")]
+    NonFinite {
+        /// First row with such a number.
+        row: usize,
+    },
+    /// The bytes do not have the length the shape demands.
+    #[error("{found} bytes where {expected} were expected")]
+    Length {
+        /// Bytes the shape demands.
+        expected: usize,
+        /// Bytes there are.
+        found: usize,
+    },
+}

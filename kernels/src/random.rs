@@ -1,0 +1,1 @@
+//! Counter-based random numbers, the same on every device.

@@ -1,0 +1,253 @@
+//! The resolved run: every default filled in, every rule checked.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use swarmline_scheduler::StageIndex;
+
+/// Everything the processes of a run must agree on, and the coordinator's own choices.
+///
+/// What all must agree on (all but [`Run::data`]'s paths and [`Run::policy`]) is the *manifest*; its digest is
+/// part of every handshake.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Name shown to people.
+    pub name: String,
+    /// Seed of weights, batches, basis, anchors and rounding.
+    pub seed: u64,
+    /// The transformer.
+    pub model: Model,
+    /// How layers are cut and how microbatches flow.
+    pub pipeline: Pipeline,
+    /// What crosses a cut.
+    pub boundary: Boundary,
+    /// Size of a microbatch.
+    pub batch: Batch,
+    /// How weights change.
+    pub optimizer: Optimizer,
+    /// The text.
+    pub data: Data,
+    /// Who may take part.
+    pub policy: Policy,
+}
+
+/// Sizes of the LLaMA model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Width `d` of the residual stream.
+    pub width: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Query heads; divides `width`, and `width / heads` is even.
+    pub heads: usize,
+    /// Key-value heads; divides `heads`. Default: `heads`.
+    pub kv_heads: usize,
+    /// Width of the feed-forward layer. Default: 8/3 of `width`, rounded up to a multiple of 16.
+    pub ffn: usize,
+    /// Tokens `T` of a sequence.
+    pub context: usize,
+    /// Entries of the vocabulary. Default: what the tokenizer has.
+    pub vocab: usize,
+    /// Base of the rotary frequencies. Default 10000.
+    pub rope_theta: f32,
+    /// Added to the mean square in RMSNorm. Default 1e-5.
+    pub norm_epsilon: f32,
+}
+
+/// How layers are cut into stages and how microbatches flow through them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pipeline {
+    /// Number of stages.
+    pub stages: usize,
+    /// Layers of each stage, in order; sums to `model.layers`. Default: as even as possible, earlier stages
+    /// take the remainder.
+    pub layers_per_stage: Vec<usize>,
+    /// Whether stages wait for each other. Default asynchronous.
+    pub mode: Mode,
+    /// Microbatches in flight. Default: 2 x stages asynchronous, `microbatches_per_update` synchronous.
+    pub window: usize,
+    /// Microbatches `K` a stage accumulates before it steps. Default 1.
+    pub microbatches_per_update: usize,
+    /// What forward keeps for backward. Default activations.
+    pub stash: Stash,
+}
+
+/// Whether stages wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Every stage steps on its own; gradients are stale by a few versions.
+    Asynchronous,
+    /// The pipeline is drained before every update: the gradients are exact.
+    Synchronous,
+}
+
+/// What forward keeps for backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stash {
+    /// All activations; backward costs two forwards.
+    Activations,
+    /// The input only; backward recomputes the forward at current weights. Least memory.
+    Input,
+}
+
+/// What crosses a cut, and as which bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Boundary {
+    /// What is done to the residual stream at a cut. Default subspace.
+    pub kind: Kind,
+    /// Width `k` of the code, for `subspace`. Default `width / 8`.
+    pub code: usize,
+    /// How numbers become bytes, both directions. Default q8.
+    pub packing: Packing,
+    /// Standard deviation of the entries of the frozen anchor, for `subspace`.
+    pub anchor_scale: f32,
+}
+
+/// What is done to the residual stream at a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The stream itself.
+    Identity,
+    /// Coordinates in a fixed column space that all writers before the last stage are confined to.
+    Subspace,
+    /// Nothing: the receiver starts from an anchor of its own. The control every codec is held against.
+    Nothing,
+}
+
+/// How numbers become bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Packing {
+    /// 4 bytes a number.
+    F32,
+    /// 2 bytes a number.
+    Bf16,
+    /// 1 byte a number and 2 a row.
+    Q8,
+    /// Half a byte a number and 2 a row.
+    Q4,
+}
+
+/// Size of a microbatch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {
+    /// Sequences `B` of a microbatch; it has `B * context` tokens.
+    pub sequences: usize,
+}
+
+/// How weights change (algorithm NAdamW: Dozat 2016 with decoupled decay; schedule: linear warm-up, cosine).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimizer {
+    /// Update rule. Default nadamw.
+    pub kind: OptimizerKind,
+    /// Peak learning rate.
+    pub learning_rate: f32,
+    /// Updates of linear warm-up.
+    pub warmup_updates: u64,
+    /// Updates after which the cosine has reached its floor; also the length of the run.
+    pub updates: u64,
+    /// Floor of the schedule as a share of the peak. Default 0.1.
+    pub final_share: f32,
+    /// Decay of the first moment. Default 0.99 for nadamw, 0.9 for adamw.
+    pub beta1: f32,
+    /// Decay of the second moment. Default 0.999 for nadamw, 0.95 for adamw.
+    pub beta2: f32,
+    /// Added to the denominator. Default 1e-8.
+    pub epsilon: f32,
+    /// Decoupled decay of matrices (norm gains do not decay). Default 0.1.
+    pub weight_decay: f32,
+    /// Momentum decay `psi` of NAdam's mu schedule. Default 0.004.
+    pub momentum_decay: f32,
+    /// A microbatch gradient is clipped at this multiple of the running median norm; 0 turns it off. Default 2.
+    pub clip_microbatch: f32,
+    /// A stage's accumulated gradient is clipped at this norm; 0 turns it off. Default 1.
+    pub clip_stage: f32,
+    /// Staleness correction: the rate is divided by `max(1, tau)^rho`, with rho annealed from this to 0 over
+    /// the run (arXiv 2505.01099). 0 turns it off. Default 1 asynchronous, 0 synchronous.
+    pub staleness_power: f32,
+}
+
+/// Update rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Adam with decoupled decay (arXiv 1711.05101).
+    AdamW,
+    /// Adam with Nesterov momentum and decoupled decay.
+    NAdamW,
+}
+
+/// The text a run learns from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Files or directories of text; relative to the run file. Only the feeder reads them.
+    pub paths: Vec<PathBuf>,
+    /// File name endings to take from directories, e.g. `rs`; empty takes every file.
+    pub extensions: Vec<String>,
+    /// How text becomes token ids. Default bytes.
+    pub tokenizer: Tokenizer,
+    /// Share of the files held out for evaluation, drawn by file from the run seed. Default 0.05.
+    pub heldout: f32,
+    /// Microbatches of one evaluation. Default 8.
+    pub heldout_microbatches: usize,
+}
+
+/// How text becomes token ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tokenizer {
+    /// Each byte is a token.
+    Bytes,
+    /// A `tokenizer.json` in the format of the `tokenizers` library.
+    File(PathBuf),
+}
+
+/// Who may take part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Who may join. Default anyone.
+    pub join: Join,
+}
+
+/// Who may join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Join {
+    /// Anyone who can reach the coordinator.
+    Anyone,
+    /// These ed25519 public keys, in hexadecimal.
+    Keys(Vec<String>),
+}
+
+impl Run {
+    /// Layers of `stage`.
+    #[must_use]
+    pub fn layers_of(&self, stage: StageIndex) -> Range<usize> {
+        let first = self.pipeline.layers_per_stage[..usize::from(stage.0)].iter().sum();
+        first..first + self.pipeline.layers_per_stage[usize::from(stage.0)]
+    }
+
+    /// The last stage: the one with the head.
+    #[must_use]
+    pub fn last_stage(&self) -> StageIndex {
+        StageIndex(u16::try_from(self.pipeline.stages - 1).unwrap_or(u16::MAX))
+    }
+
+    /// Tokens a microbatch is trained on: `N = B * T`.
+    #[must_use]
+    pub fn tokens_per_microbatch(&self) -> usize {
+        self.batch.sequences * self.model.context
+    }
+}

@@ -1,0 +1,3 @@
+//! The part of swarmline that acts: threads, sockets, weights and files.
+
+pub mod config;

@@ -1,0 +1,1 @@
+//! Tests of the workspace as a whole; the targets beside this file hold them.
