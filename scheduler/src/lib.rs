@@ -5,7 +5,9 @@
 //! `poll_action()`, `poll_timeout()` and getters. After every `handle`, drain the actions before the next.
 
 mod id;
+mod message;
 mod time;
 
 pub use id::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
+pub use message::{Hop, Loss, Member, Membership, Message, Purpose, Refusal, Role, Standing};
 pub use time::{Duration, Time};

@@ -3,5 +3,6 @@
 mod run;
 
 pub use run::{
-    Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline, Policy, Run, Stash, Tokenizer,
+    Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline, Policy, Run,
+    Stash, Tokenizer,
 };

@@ -1,0 +1,1 @@
+//! The transformer, cut into shards of layers.

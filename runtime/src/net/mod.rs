@@ -1,0 +1,1 @@
+//! Bytes between peers: identity, QUIC data plane, gRPC control plane.

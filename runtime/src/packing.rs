@@ -1,0 +1,1 @@
+//! Which packed format and which rounding key a boundary tensor has.
