@@ -5,7 +5,7 @@
 //! at a learning rate that follows a [`Schedule`] and shrinks with measured staleness. The other files each hold
 //! one of these rules as plain arithmetic on scalars, in f64; tensors are touched in `stage_optimizer` alone.
 //!
-//! Nothing here knows the model: parameters come in as a list of [`Parameter`].
+//! Nothing here knows the model: parameters come in as a list of [`ParameterMut`].
 
 mod adam;
 mod clip;
@@ -19,6 +19,9 @@ mod tests;
 pub use adam::Adam;
 pub use clip::{MicrobatchClip, stage_clip_scale};
 pub use schedule::Schedule;
-pub use stage_optimizer::{Contribution, Parameter, StageOptimizer};
+pub use stage_optimizer::{Contribution, ParameterMut, StageOptimizer};
 pub use staleness::{StalenessCorrection, StalenessHistogram};
 pub use state::{Counters, ImportError, NamedTensor, OptimizerState};
+
+#[cfg(test)]
+mod tests;

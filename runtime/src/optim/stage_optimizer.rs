@@ -16,7 +16,7 @@ const SUM_SQUARES_MAX: f64 = f32::MAX as f64;
 
 /// One parameter of a shard, lent to the optimizer for a call.
 #[derive(Debug)]
-pub struct Parameter<'a, T> {
+pub struct ParameterMut<'a, T> {
     /// Global name, e.g. `layers.7.attention.wq`.
     pub name: &'a str,
     /// The weights.
@@ -137,7 +137,7 @@ impl<B: Backend> StageOptimizer<B> {
     pub fn contribute(
         &mut self,
         backend: &mut B,
-        parameters: &mut [Parameter<'_, B::Tensor>],
+        parameters: &mut [ParameterMut<'_, B::Tensor>],
         staleness: u64,
     ) -> Result<Contribution> {
         self.assert_fits(parameters);
@@ -248,7 +248,7 @@ impl<B: Backend> StageOptimizer<B> {
         self.slots.iter().map(both).collect()
     }
 
-    fn assert_fits(&self, parameters: &[Parameter<'_, B::Tensor>]) {
+    fn assert_fits(&self, parameters: &[ParameterMut<'_, B::Tensor>]) {
         assert_eq!(parameters.len(), self.slots.len(), "parameters the optimizer was not made for");
         for (slot, parameter) in self.slots.iter().zip(parameters) {
             assert_eq!((parameter.name, parameter.len), (slot.name.as_str(), slot.len));
@@ -259,7 +259,7 @@ impl<B: Backend> StageOptimizer<B> {
     fn accumulate(
         &mut self,
         backend: &mut B,
-        parameters: &mut [Parameter<'_, B::Tensor>],
+        parameters: &mut [ParameterMut<'_, B::Tensor>],
         scale: f64,
     ) -> Result<()> {
         for (slot, parameter) in self.slots.iter_mut().zip(parameters) {
@@ -286,7 +286,7 @@ impl<B: Backend> StageOptimizer<B> {
     fn step(
         &mut self,
         backend: &mut B,
-        parameters: &mut [Parameter<'_, B::Tensor>],
+        parameters: &mut [ParameterMut<'_, B::Tensor>],
         norm: f64,
         scale: f64,
     ) -> Result<Contribution> {
@@ -322,7 +322,7 @@ impl<T: 'static> Slot<T> {
     fn step<B: Backend<Tensor = T>>(
         &mut self,
         backend: &mut B,
-        parameter: &mut Parameter<'_, T>,
+        parameter: &mut ParameterMut<'_, T>,
         step: AdamStep,
     ) -> Result<()> {
         let gradient = self.accumulator.as_mut().unwrap_or(&mut *parameter.gradient);
@@ -336,7 +336,7 @@ impl<T: 'static> Slot<T> {
 /// Norm over all parameters, or nothing if it is not a finite number that f32 can square.
 fn gradient_norm<B: Backend>(
     backend: &mut B,
-    parameters: &[Parameter<'_, B::Tensor>],
+    parameters: &[ParameterMut<'_, B::Tensor>],
 ) -> Result<Option<f64>> {
     let mut squares = 0.0;
     for parameter in parameters {
@@ -345,6 +345,6 @@ fn gradient_norm<B: Backend>(
     Ok((squares <= SUM_SQUARES_MAX).then(|| squares.sqrt()))
 }
 
-fn clear<B: Backend>(backend: &mut B, parameter: &mut Parameter<'_, B::Tensor>) -> Result<()> {
+fn clear<B: Backend>(backend: &mut B, parameter: &mut ParameterMut<'_, B::Tensor>) -> Result<()> {
     backend.fill(parameter.gradient, 0.0, parameter.len)
 }
