@@ -1,0 +1,350 @@
+//! One replica's way from microbatch gradients to changed weights.
+
+use swarmline_kernels::{AdamStep, Backend, Result};
+use swarmline_scheduler::WeightVersion;
+
+use super::state::Moment;
+use super::{
+    Adam, Counters, ImportError, MicrobatchClip, NamedTensor, OptimizerState, Schedule, StalenessCorrection,
+    StalenessHistogram, stage_clip_scale,
+};
+use crate::config::Optimizer;
+
+/// Largest sum of squares a gradient may have: the second moment holds squares in f32, and one infinite entry
+/// would freeze its weight for the rest of the run.
+const SUM_SQUARES_MAX: f64 = f32::MAX as f64;
+
+/// One parameter of a shard, lent to the optimizer for a call.
+#[derive(Debug)]
+pub struct ParameterMut<'a, T> {
+    /// Global name, e.g. `layers.7.attention.wq`.
+    pub name: &'a str,
+    /// The weights.
+    pub weight: &'a mut T,
+    /// The gradient of one microbatch; zero again after the call.
+    pub gradient: &'a mut T,
+    /// How many numbers of both tensors belong to the parameter.
+    pub len: usize,
+    /// Whether weight decay applies (matrices: yes, norm gains: no).
+    pub decays: bool,
+}
+
+/// What became of one microbatch's gradients.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Contribution {
+    /// They wait until the update has all its contributions.
+    Accumulated {
+        /// Contributions waiting, this one included.
+        contributions: usize,
+    },
+    /// They completed an update, and the weights have changed.
+    Stepped {
+        /// Version of the new weights: the number of updates taken.
+        version: WeightVersion,
+        /// Learning rate of the update, after the correction for staleness.
+        learning_rate: f64,
+        /// Mean staleness of its contributions, in updates.
+        staleness: f64,
+        /// Norm of the mean gradient before the stage's clipping, after that of the microbatches.
+        gradient_norm: f64,
+    },
+    /// Their norm is not finite, or too large to square in f32. They were dropped; nothing changed.
+    RefusedNonFinite,
+}
+
+/// The optimizer of one replica of a stage.
+///
+/// All memory is allocated once: two moments per parameter, and an accumulator where an update has more than one
+/// contribution. Sums run in a fixed order, so equal gradients in equal order give bit-equal weights.
+///
+/// An error of the device leaves weights and moments half updated; the replica must then take them from elsewhere.
+#[derive(Debug)]
+pub struct StageOptimizer<B: Backend> {
+    slots: Vec<Slot<B::Tensor>>,
+    adam: Adam,
+    schedule: Schedule,
+    correction: StalenessCorrection,
+    microbatch_clip: MicrobatchClip,
+    clip_stage: f32,
+    contributions_per_update: usize,
+    pending: Pending,
+    staleness: StalenessHistogram,
+    refused: u64,
+}
+
+/// What the optimizer keeps for one parameter.
+#[derive(Debug)]
+struct Slot<T> {
+    name: String,
+    len: usize,
+    moment1: T,
+    moment2: T,
+    /// Sum of the contributions so far; none where every contribution is an update.
+    accumulator: Option<T>,
+}
+
+/// The contributions gathered for the next update.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pending {
+    contributions: usize,
+    staleness_sum: u64,
+}
+
+impl Pending {
+    fn add(&mut self, staleness: u64) {
+        self.contributions += 1;
+        self.staleness_sum = self.staleness_sum.saturating_add(staleness);
+    }
+
+    fn mean_staleness(&self) -> f64 {
+        self.staleness_sum as f64 / self.contributions as f64
+    }
+}
+
+impl<B: Backend> StageOptimizer<B> {
+    /// An optimizer before its first update for `parameters` (name and length, in the order in which
+    /// [`Self::contribute`] will get them), which steps once per `contributions_per_update` (`K`, at least 1)
+    /// microbatches.
+    pub fn new<'a>(
+        backend: &mut B,
+        config: &Optimizer,
+        contributions_per_update: usize,
+        parameters: impl IntoIterator<Item = (&'a str, usize)>,
+    ) -> Result<Self> {
+        assert!(contributions_per_update >= 1, "an update needs at least one contribution");
+        let accumulates = contributions_per_update > 1;
+        let slots = parameters.into_iter().map(|(name, len)| Slot::new(backend, name, len, accumulates));
+        Ok(Self {
+            slots: slots.collect::<Result<_>>()?,
+            adam: Adam::new(config),
+            schedule: Schedule::new(config),
+            correction: StalenessCorrection::new(config),
+            microbatch_clip: MicrobatchClip::new(config.clip_microbatch),
+            clip_stage: config.clip_stage,
+            contributions_per_update,
+            pending: Pending::default(),
+            staleness: StalenessHistogram::default(),
+            refused: 0,
+        })
+    }
+
+    /// Takes the gradients of one microbatch whose forward pass ran `staleness` updates ago, and steps if they
+    /// complete an update. The gradients are zero afterwards, whatever the outcome.
+    ///
+    /// # Panics
+    ///
+    /// If `parameters` are not those the optimizer was made for, in the same order.
+    pub fn contribute(
+        &mut self,
+        backend: &mut B,
+        parameters: &mut [ParameterMut<'_, B::Tensor>],
+        staleness: u64,
+    ) -> Result<Contribution> {
+        self.assert_fits(parameters);
+        let Some(norm) = gradient_norm(backend, parameters)? else {
+            self.refused += 1;
+            parameters.iter_mut().try_for_each(|parameter| clear(backend, parameter))?;
+            return Ok(Contribution::RefusedNonFinite);
+        };
+        let scale = self.microbatch_clip.scale(norm);
+        self.staleness.record(staleness);
+        self.pending.add(staleness);
+
+        if self.contributions_per_update == 1 {
+            return self.step(backend, parameters, norm * scale, scale);
+        }
+        self.accumulate(backend, parameters, scale)?;
+        if self.pending.contributions < self.contributions_per_update {
+            return Ok(Contribution::Accumulated { contributions: self.pending.contributions });
+        }
+        let mean = 1.0 / self.contributions_per_update as f64;
+        let norm = self.accumulated_norm(backend)? * mean;
+        self.step(backend, parameters, norm, mean)
+    }
+
+    /// Number of updates taken.
+    #[must_use]
+    pub fn version(&self) -> WeightVersion {
+        WeightVersion(self.adam.updates())
+    }
+
+    /// Contributions that wait for the rest of their update.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.pending.contributions
+    }
+
+    /// Staleness of all contributions that were not refused.
+    #[must_use]
+    pub fn staleness(&self) -> &StalenessHistogram {
+        &self.staleness
+    }
+
+    /// Contributions refused because their norm was not finite.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// For every parameter its name, length, first and second moment: what replicas of a stage average besides
+    /// the weights.
+    pub fn moments_mut(&mut self) -> impl Iterator<Item = (&str, usize, &mut B::Tensor, &mut B::Tensor)> {
+        self.slots.iter_mut().map(|slot| (slot.name.as_str(), slot.len, &mut slot.moment1, &mut slot.moment2))
+    }
+
+    /// A copy of everything the optimizer remembers between two updates.
+    pub fn export(&self, backend: &mut B) -> Result<OptimizerState> {
+        let mut tensors = Vec::with_capacity(2 * self.slots.len());
+        for slot in &self.slots {
+            for (moment, tensor) in [(Moment::First, &slot.moment1), (Moment::Second, &slot.moment2)] {
+                let mut values = vec![0.0; slot.len];
+                backend.download(&mut values, tensor)?;
+                tensors.push(NamedTensor { name: moment.name(&slot.name), values });
+            }
+        }
+        let counters = Counters {
+            updates: self.adam.updates(),
+            momentum_product: self.adam.momentum_product(),
+            recent_norms: self.microbatch_clip.recent().collect(),
+        };
+        Ok(OptimizerState { counters, tensors })
+    }
+
+    /// Goes on from `state`, which another process may have sent: it is checked before anything is taken from it.
+    /// Contributions that wait for the rest of their update are dropped.
+    pub fn import(
+        &mut self,
+        backend: &mut B,
+        state: &OptimizerState,
+    ) -> std::result::Result<(), ImportError> {
+        let moments = self.checked_moments(state)?;
+        for (slot, (moment1, moment2)) in self.slots.iter_mut().zip(moments) {
+            backend.upload(&mut slot.moment1, moment1)?;
+            backend.upload(&mut slot.moment2, moment2)?;
+            if let Some(sum) = &mut slot.accumulator {
+                backend.fill(sum, 0.0, slot.len)?;
+            }
+        }
+        self.pending = Pending::default();
+        self.adam.resume(state.counters.updates, state.counters.momentum_product);
+        self.microbatch_clip.resume(&state.counters.recent_norms);
+        Ok(())
+    }
+
+    fn checked_moments<'a>(
+        &self,
+        state: &'a OptimizerState,
+    ) -> std::result::Result<Vec<(&'a [f32], &'a [f32])>, ImportError> {
+        state.counters.check()?;
+        let expected = 2 * self.slots.len();
+        if state.tensors.len() != expected {
+            return Err(ImportError::TensorCount { expected, found: state.tensors.len() });
+        }
+        let both = |slot: &Slot<B::Tensor>| {
+            let moment1 = state.moment(Moment::First, &slot.name, slot.len)?;
+            let moment2 = state.moment(Moment::Second, &slot.name, slot.len)?;
+            Ok((moment1, moment2))
+        };
+        self.slots.iter().map(both).collect()
+    }
+
+    fn assert_fits(&self, parameters: &[ParameterMut<'_, B::Tensor>]) {
+        assert_eq!(parameters.len(), self.slots.len(), "parameters the optimizer was not made for");
+        for (slot, parameter) in self.slots.iter().zip(parameters) {
+            assert_eq!((parameter.name, parameter.len), (slot.name.as_str(), slot.len));
+        }
+    }
+
+    /// Moves the gradients, times `scale`, into the accumulators.
+    fn accumulate(
+        &mut self,
+        backend: &mut B,
+        parameters: &mut [ParameterMut<'_, B::Tensor>],
+        scale: f64,
+    ) -> Result<()> {
+        for (slot, parameter) in self.slots.iter_mut().zip(parameters) {
+            if let Some(sum) = &mut slot.accumulator {
+                backend.add_scaled(sum, parameter.gradient, scale as f32, slot.len)?;
+            }
+            clear(backend, parameter)?;
+        }
+        Ok(())
+    }
+
+    fn accumulated_norm(&self, backend: &mut B) -> Result<f64> {
+        let mut squares = 0.0;
+        for slot in &self.slots {
+            if let Some(sum) = &slot.accumulator {
+                squares += backend.sum_squares(sum, slot.len)?;
+            }
+        }
+        Ok(squares.sqrt())
+    }
+
+    /// One update, from the accumulators where there are any, else straight from the microbatch's gradients.
+    /// `scale` makes their mean of what they hold, `norm` is the norm of that mean.
+    fn step(
+        &mut self,
+        backend: &mut B,
+        parameters: &mut [ParameterMut<'_, B::Tensor>],
+        norm: f64,
+        scale: f64,
+    ) -> Result<Contribution> {
+        let update = self.adam.updates() + 1;
+        let staleness = self.pending.mean_staleness();
+        let learning_rate = self.schedule.rate(update) / self.correction.divisor(staleness, update);
+        let step = self.adam.advance(learning_rate, scale * stage_clip_scale(norm, self.clip_stage));
+        for (slot, parameter) in self.slots.iter_mut().zip(parameters) {
+            slot.step(backend, parameter, step)?;
+        }
+        self.pending = Pending::default();
+        Ok(Contribution::Stepped { version: self.version(), learning_rate, staleness, gradient_norm: norm })
+    }
+}
+
+impl<T: 'static> Slot<T> {
+    fn new<B: Backend<Tensor = T>>(
+        backend: &mut B,
+        name: &str,
+        len: usize,
+        accumulates: bool,
+    ) -> Result<Self> {
+        Ok(Self {
+            name: name.to_owned(),
+            len,
+            moment1: backend.zeros(len)?,
+            moment2: backend.zeros(len)?,
+            accumulator: accumulates.then(|| backend.zeros(len)).transpose()?,
+        })
+    }
+
+    /// Changes the weights by one update and zeroes the gradient it came from.
+    fn step<B: Backend<Tensor = T>>(
+        &mut self,
+        backend: &mut B,
+        parameter: &mut ParameterMut<'_, T>,
+        step: AdamStep,
+    ) -> Result<()> {
+        let gradient = self.accumulator.as_mut().unwrap_or(&mut *parameter.gradient);
+        let step = if parameter.decays { step } else { AdamStep { decay: 0.0, ..step } };
+        let (moment1, moment2) = (&mut self.moment1, &mut self.moment2);
+        backend.adam_update(parameter.weight, moment1, moment2, gradient, self.len, step)?;
+        backend.fill(gradient, 0.0, self.len)
+    }
+}
+
+/// Norm over all parameters, or nothing if it is not a finite number that f32 can square.
+fn gradient_norm<B: Backend>(
+    backend: &mut B,
+    parameters: &[ParameterMut<'_, B::Tensor>],
+) -> Result<Option<f64>> {
+    let mut squares = 0.0;
+    for parameter in parameters {
+        squares += backend.sum_squares(parameter.gradient, parameter.len)?;
+    }
+    Ok((squares <= SUM_SQUARES_MAX).then(|| squares.sqrt()))
+}
+
+fn clear<B: Backend>(backend: &mut B, parameter: &mut ParameterMut<'_, B::Tensor>) -> Result<()> {
+    backend.fill(parameter.gradient, 0.0, parameter.len)
+}

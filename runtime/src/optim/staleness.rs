@@ -1,0 +1,97 @@
+//! What is done about gradients that come late, and how late they came.
+//!
+//! The staleness `tau` of a contribution is the number of updates the stage took between its forward pass and the
+//! arrival of its gradient: the weight version now minus the one stamped on the activation.
+
+use crate::config::Optimizer;
+
+/// Staleness values counted one by one; everything above them shares the last bucket.
+const BUCKETS: usize = 256;
+
+/// Slows learning down where gradients are late: `eta / max(1, tau)^rho` (arXiv 2505.01099), where `rho` falls
+/// linearly from its start at update 1 to 0 at the last update of the schedule.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StalenessCorrection {
+    power: f64,
+    updates: u64,
+}
+
+impl StalenessCorrection {
+    /// The correction of a run; a power of 0 turns it off.
+    #[must_use]
+    pub fn new(config: &Optimizer) -> Self {
+        Self { power: f64::from(config.staleness_power), updates: config.updates }
+    }
+
+    /// What the learning rate of `update` (counted from 1) is divided by when its contributions are on average
+    /// `staleness` updates old; at least 1.
+    #[must_use]
+    pub fn divisor(&self, staleness: f64, update: u64) -> f64 {
+        staleness.max(1.0).powf(self.rho(update))
+    }
+
+    fn rho(&self, update: u64) -> f64 {
+        let done = update.saturating_sub(1) as f64;
+        let all = self.updates.saturating_sub(1).max(1) as f64;
+        self.power * (1.0 - done / all).max(0.0)
+    }
+}
+
+/// How often each staleness occurred. Values from 255 on are counted together, the maximum is exact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StalenessHistogram {
+    counts: Box<[u64; BUCKETS]>,
+    max: u64,
+}
+
+impl Default for StalenessHistogram {
+    fn default() -> Self {
+        Self { counts: Box::new([0; BUCKETS]), max: 0 }
+    }
+}
+
+impl StalenessHistogram {
+    /// Counts a contribution that was `staleness` updates old.
+    pub fn record(&mut self, staleness: u64) {
+        let bucket = usize::try_from(staleness).unwrap_or(usize::MAX).min(BUCKETS - 1);
+        self.counts[bucket] += 1;
+        self.max = self.max.max(staleness);
+    }
+
+    /// Contributions counted.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Median staleness in updates; 0 when nothing was counted.
+    #[must_use]
+    pub fn p50(&self) -> u64 {
+        self.quantile(0.50)
+    }
+
+    /// Staleness in updates that 99 % of the contributions do not exceed; 0 when nothing was counted.
+    #[must_use]
+    pub fn p99(&self) -> u64 {
+        self.quantile(0.99)
+    }
+
+    /// Largest staleness in updates.
+    #[must_use]
+    pub fn max(&self) -> u64 {
+        self.max
+    }
+
+    /// The smallest staleness that at least `share` of the contributions do not exceed (nearest rank).
+    fn quantile(&self, share: f64) -> u64 {
+        let rank = (share * self.count() as f64).ceil() as u64;
+        let mut seen = 0;
+        for (staleness, count) in (0..).zip(self.counts.iter()) {
+            seen += count;
+            if seen >= rank {
+                return staleness;
+            }
+        }
+        self.max
+    }
+}

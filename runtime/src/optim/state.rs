@@ -1,0 +1,118 @@
+//! What an optimizer remembers, in a form that can travel to a joining replica or into a checkpoint.
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a stage's optimizer remembers between two updates.
+///
+/// Gradients that were accumulated but not yet applied are not part of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptimizerState {
+    /// The scalars.
+    pub counters: Counters,
+    /// For every parameter its two moments, named `<parameter>.moment1` and `<parameter>.moment2`.
+    pub tensors: Vec<NamedTensor>,
+}
+
+/// Scalars of an [`OptimizerState`]. An encoding must keep f64 exactly, or replicas stop agreeing bit for bit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counters {
+    /// Updates taken: the weight version.
+    pub updates: u64,
+    /// Product of the momentum schedule so far, 0 to 1; see [`super::Adam`].
+    pub momentum_product: f64,
+    /// Norms of the latest microbatch gradients, oldest first.
+    pub recent_norms: Vec<f64>,
+}
+
+/// Numbers under a name, on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    /// `<parameter>.moment1` or `<parameter>.moment2`, with the parameter's global name.
+    pub name: String,
+    /// The numbers, as many as the parameter has.
+    pub values: Vec<f32>,
+}
+
+/// A state does not fit the optimizer that should take it up. Nothing of it was taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// A tensor the optimizer needs is not in the state.
+    #[error("the optimizer state lacks {0}")]
+    Missing(String),
+    /// The state has more tensors than the optimizer needs, or one of them twice.
+    #[error("the optimizer state has {found} tensors instead of {expected}")]
+    TensorCount {
+        /// Tensors of the optimizer.
+        expected: usize,
+        /// Tensors of the state.
+        found: usize,
+    },
+    /// A tensor has another length than its parameter.
+    #[error("{name} has {found} numbers instead of {expected}")]
+    Length {
+        /// Name of the tensor.
+        name: String,
+        /// Length of the parameter.
+        expected: usize,
+        /// Length of the tensor in the state.
+        found: usize,
+    },
+    /// A moment is not finite, or a second moment is negative.
+    #[error("{0} holds a number that no optimizer produces")]
+    Value(String),
+    /// A counter is outside the range its documentation gives.
+    #[error("the counters of the optimizer state contradict themselves")]
+    Counters,
+    /// The device failed while taking up the state, which may be taken in part.
+    #[error(transparent)]
+    Device(#[from] swarmline_kernels::Error),
+}
+
+/// Which of a parameter's two moments a tensor holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// Running mean of the gradient.
+    First,
+    /// Running mean of its square.
+    Second,
+}
+
+impl Moment {
+    /// Name of this moment of `parameter`.
+    pub(super) fn name(self, parameter: &str) -> String {
+        match self {
+            Self::First => format!("{parameter}.moment1"),
+            Self::Second => format!("{parameter}.moment2"),
+        }
+    }
+
+    fn allows(self, value: f32) -> bool {
+        value.is_finite() && (self == Self::First || value >= 0.0)
+    }
+}
+
+impl OptimizerState {
+    /// The numbers of one moment of `parameter`, checked.
+    pub(super) fn moment(&self, moment: Moment, parameter: &str, len: usize) -> Result<&[f32], ImportError> {
+        let name = moment.name(parameter);
+        let Some(tensor) = self.tensors.iter().find(|tensor| tensor.name == name) else {
+            return Err(ImportError::Missing(name));
+        };
+        if tensor.values.len() != len {
+            return Err(ImportError::Length { name, expected: len, found: tensor.values.len() });
+        }
+        if !tensor.values.iter().all(|&value| moment.allows(value)) {
+            return Err(ImportError::Value(name));
+        }
+        Ok(&tensor.values)
+    }
+}
+
+impl Counters {
+    pub(super) fn check(&self) -> Result<(), ImportError> {
+        let product_fits = (0.0..=1.0).contains(&self.momentum_product);
+        let norms_fit = self.recent_norms.iter().all(|norm| norm.is_finite() && *norm >= 0.0);
+        if product_fits && norms_fit { Ok(()) } else { Err(ImportError::Counters) }
+    }
+}

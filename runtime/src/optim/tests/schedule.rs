@@ -1,0 +1,59 @@
+use super::{assert_near, plain};
+use crate::config::Optimizer;
+use crate::optim::Schedule;
+
+/// Peak 1 after 10 updates, floor 0.125 after 110.
+fn schedule() -> Schedule {
+    Schedule::new(&Optimizer {
+        learning_rate: 1.0,
+        warmup_updates: 10,
+        updates: 110,
+        final_share: 0.125,
+        ..plain()
+    })
+}
+
+#[test]
+fn warms_up_linearly_from_the_first_update() {
+    assert_near(schedule().rate(1), 0.1);
+    assert_near(schedule().rate(5), 0.5);
+    assert_near(schedule().rate(10), 1.0);
+}
+
+#[test]
+fn falls_along_half_a_cosine() {
+    assert_near(schedule().rate(60), (1.0 + 0.125) / 2.0);
+    let quarter = 0.125 + 0.875 * (0.5 + 0.125_f64.sqrt());
+    assert_near(schedule().rate(35), quarter);
+}
+
+#[test]
+fn stays_at_its_floor() {
+    assert_near(schedule().rate(110), 0.125);
+    assert_near(schedule().rate(u64::MAX), 0.125);
+}
+
+#[test]
+fn never_rises_after_the_warm_up() {
+    let rates: Vec<f64> = (10..=120).map(|update| schedule().rate(update)).collect();
+    assert!(rates.windows(2).all(|pair| pair[0] >= pair[1]));
+}
+
+#[test]
+fn may_be_all_warm_up() {
+    let schedule = Schedule::new(&Optimizer {
+        learning_rate: 1.0,
+        warmup_updates: 4,
+        updates: 4,
+        final_share: 0.5,
+        ..plain()
+    });
+    let rates: Vec<f64> = (1..=5).map(|update| schedule.rate(update)).collect();
+    assert_eq!(rates, [0.25, 0.5, 0.75, 1.0, 0.5]);
+}
+
+#[test]
+fn without_warm_up_and_with_a_full_floor_is_constant() {
+    let schedule = Schedule::new(&plain());
+    assert!((1..200).all(|update| schedule.rate(update) == f64::from(0.01_f32)));
+}
