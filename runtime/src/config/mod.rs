@@ -1,7 +1,23 @@
 //! A run, described once and parsed once into types that cannot hold nonsense.
+//!
+//! The way of a run file: `document` keeps the line of everything it reads, `resolve` fills in the defaults,
+//! `check` holds every rule about values. A [`Manifest`] from a stranger passes through the same three.
 
+mod annotate;
+mod check;
+mod document;
+mod error;
+mod fields;
+pub mod limits;
+mod manifest;
+mod resolve;
 mod run;
+mod sizes;
+#[cfg(test)]
+mod tests;
 
+pub use error::ConfigError;
+pub use manifest::{Manifest, PROTOCOL};
 pub use run::{
     Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline, Policy, Run,
     Stash, Tokenizer,

@@ -3,19 +3,18 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use swarmline_scheduler::StageIndex;
 
 /// Everything the processes of a run must agree on, and the coordinator's own choices.
 ///
 /// What all must agree on (all but [`Run::data`]'s paths and [`Run::policy`]) is the *manifest*; its digest is
 /// part of every handshake.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Run {
-    /// Name shown to people.
+    /// Name shown to people. Default: the run file's name without its ending.
     pub name: String,
-    /// Seed of weights, batches, basis, anchors and rounding.
+    /// Seed of weights, batches, basis, anchors and rounding. Default 0.
     pub seed: u64,
     /// The transformer.
     pub model: Model,
@@ -34,20 +33,20 @@ pub struct Run {
 }
 
 /// Sizes of the LLaMA model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Model {
-    /// Width `d` of the residual stream.
+    /// Width `d` of the residual stream. Default 128.
     pub width: usize,
-    /// Transformer layers.
+    /// Transformer layers. Default 4.
     pub layers: usize,
-    /// Query heads; divides `width`, and `width / heads` is even.
+    /// Query heads; divides `width`, and `width / heads` is even. Default: the largest of 1, 2, 4, ... for which
+    /// a head is at least 32 wide.
     pub heads: usize,
     /// Key-value heads; divides `heads`. Default: `heads`.
     pub kv_heads: usize,
     /// Width of the feed-forward layer. Default: 8/3 of `width`, rounded up to a multiple of 16.
     pub ffn: usize,
-    /// Tokens `T` of a sequence.
+    /// Tokens `T` of a sequence. Default 128.
     pub context: usize,
     /// Entries of the vocabulary. Default: what the tokenizer has.
     pub vocab: usize,
@@ -58,10 +57,9 @@ pub struct Model {
 }
 
 /// How layers are cut into stages and how microbatches flow through them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Pipeline {
-    /// Number of stages.
+    /// Number of stages. Default: as many as `layers_per_stage` names, or the smaller of 4 and `model.layers`.
     pub stages: usize,
     /// Layers of each stage, in order; sums to `model.layers`. Default: as even as possible, earlier stages
     /// take the remainder.
@@ -77,7 +75,7 @@ pub struct Pipeline {
 }
 
 /// Whether stages wait for each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Every stage steps on its own; gradients are stale by a few versions.
@@ -87,7 +85,7 @@ pub enum Mode {
 }
 
 /// What forward keeps for backward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stash {
     /// All activations; backward costs two forwards.
@@ -97,21 +95,21 @@ pub enum Stash {
 }
 
 /// What crosses a cut, and as which bytes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Boundary {
     /// What is done to the residual stream at a cut. Default subspace.
     pub kind: Kind,
-    /// Width `k` of the code, for `subspace`. Default `width / 8`.
+    /// Width `k` of the code, for `subspace`; the other kinds do not look at it. Default `width / 8`.
     pub code: usize,
     /// How numbers become bytes, both directions. Default q8.
     pub packing: Packing,
-    /// Standard deviation of the entries of the frozen anchor, for `subspace`.
+    /// Standard deviation of the entries of the frozen anchor, for `subspace` and `nothing`. Default 0.02, that of
+    /// the initial weights.
     pub anchor_scale: f32,
 }
 
 /// What is done to the residual stream at a cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// The stream itself.
@@ -123,7 +121,7 @@ pub enum Kind {
 }
 
 /// How numbers become bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Packing {
     /// 4 bytes a number.
@@ -137,24 +135,22 @@ pub enum Packing {
 }
 
 /// Size of a microbatch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Batch {
-    /// Sequences `B` of a microbatch; it has `B * context` tokens.
+    /// Sequences `B` of a microbatch; it has `B * context` tokens. Default 8.
     pub sequences: usize,
 }
 
 /// How weights change (algorithm NAdamW: Dozat 2016 with decoupled decay; schedule: linear warm-up, cosine).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Optimizer {
     /// Update rule. Default nadamw.
     pub kind: OptimizerKind,
-    /// Peak learning rate.
+    /// Peak learning rate. Default 0.001.
     pub learning_rate: f32,
-    /// Updates of linear warm-up.
+    /// Updates of linear warm-up. Default: a tenth of `updates`, at most 100.
     pub warmup_updates: u64,
-    /// Updates after which the cosine has reached its floor; also the length of the run.
+    /// Updates after which the cosine has reached its floor; also the length of the run. Default 1000.
     pub updates: u64,
     /// Floor of the schedule as a share of the peak. Default 0.1.
     pub final_share: f32,
@@ -178,7 +174,7 @@ pub struct Optimizer {
 }
 
 /// Update rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// Adam with decoupled decay (arXiv 1711.05101).
@@ -188,23 +184,22 @@ pub enum OptimizerKind {
 }
 
 /// The text a run learns from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Data {
     /// Files or directories of text; relative to the run file. Only the feeder reads them.
     pub paths: Vec<PathBuf>,
-    /// File name endings to take from directories, e.g. `rs`; empty takes every file.
+    /// File name endings to take from directories, e.g. `rs`; empty takes every file. Default empty.
     pub extensions: Vec<String>,
     /// How text becomes token ids. Default bytes.
     pub tokenizer: Tokenizer,
-    /// Share of the files held out for evaluation, drawn by file from the run seed. Default 0.05.
+    /// Share of the text held out for evaluation, between 0 and 1, drawn by file from the run seed. Default 0.05.
     pub heldout: f32,
     /// Microbatches of one evaluation. Default 8.
     pub heldout_microbatches: usize,
 }
 
 /// How text becomes token ids.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tokenizer {
     /// Each byte is a token.
@@ -214,15 +209,14 @@ pub enum Tokenizer {
 }
 
 /// Who may take part.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Policy {
     /// Who may join. Default anyone.
     pub join: Join,
 }
 
 /// Who may join.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Join {
     /// Anyone who can reach the coordinator.

@@ -1,0 +1,286 @@
+//! Every rule about values, for run files and manifests alike.
+
+use data_encoding::HEXLOWER_PERMISSIVE;
+
+use super::{Data, Join, Kind, Model, Optimizer, Pipeline, Run, Tokenizer, limits};
+
+/// Bytes of an ed25519 public key.
+const KEY_BYTES: usize = 32;
+
+/// A broken rule.
+#[derive(Debug)]
+pub(super) struct Violation {
+    /// Path of the field.
+    pub(super) field: &'static str,
+    pub(super) problem: String,
+    pub(super) allowed: String,
+    pub(super) remedy: String,
+}
+
+type Checked = Result<(), Violation>;
+
+/// Checks a run against the vocabulary of its tokenizer. Sizes come before anything that multiplies them.
+pub(super) fn run(run: &Run, tokenizer_vocab: usize) -> Checked {
+    if !name_is_fine(&run.name) {
+        let allowed = format!("1 to {} bytes without control characters", limits::NAME_BYTES_MAX);
+        return Err(broken("name", "is not a name".to_owned(), allowed, "Choose a short name"));
+    }
+    model_sizes(&run.model)?;
+    heads(&run.model)?;
+    vocabulary(&run.model, &run.data.tokenizer, tokenizer_vocab)?;
+    model_numbers(&run.model)?;
+    pipeline(&run.pipeline, &run.model)?;
+    boundary(run)?;
+    batch(run)?;
+    optimizer(&run.optimizer)?;
+    data(&run.data)?;
+    join(&run.policy.join)?;
+    totals(run)
+}
+
+/// Whether a run may be called this.
+pub(super) fn name_is_fine(name: &str) -> bool {
+    !name.trim().is_empty() && name.len() <= limits::NAME_BYTES_MAX && !name.chars().any(char::is_control)
+}
+
+fn model_sizes(model: &Model) -> Checked {
+    count("model.width", model.width, 2, limits::WIDTH_MAX)?;
+    count("model.layers", model.layers, 1, limits::LAYERS_MAX)?;
+    count("model.heads", model.heads, 1, model.width)?;
+    count("model.kv_heads", model.kv_heads, 1, model.heads)?;
+    count("model.ffn", model.ffn, 1, limits::FFN_MAX)?;
+    count("model.context", model.context, 1, limits::CONTEXT_MAX)?;
+    count("model.vocab", model.vocab, 2, limits::VOCAB_MAX)
+}
+
+fn heads(model: &Model) -> Checked {
+    let Model { width, heads, kv_heads, .. } = *model;
+    if !width.is_multiple_of(heads) {
+        let problem = format!("is {heads}, which does not divide model.width = {width}");
+        return Err(broken("model.heads", problem, divisors(width), "Change heads or width"));
+    }
+    if !(width / heads).is_multiple_of(2) {
+        let problem = format!("is {heads}, which makes heads of odd width {}", width / heads);
+        let allowed = "heads of even width: rotary positions turn pairs of numbers".to_owned();
+        return Err(broken("model.heads", problem, allowed, "Change heads or width"));
+    }
+    if !heads.is_multiple_of(kv_heads) {
+        let problem = format!("is {kv_heads}, which does not divide model.heads = {heads}");
+        return Err(broken("model.kv_heads", problem, divisors(heads), "Change kv_heads or leave it out"));
+    }
+    Ok(())
+}
+
+fn vocabulary(model: &Model, tokenizer: &Tokenizer, tokenizer_vocab: usize) -> Checked {
+    if model.vocab >= tokenizer_vocab {
+        return Ok(());
+    }
+    let whose = match tokenizer {
+        Tokenizer::Bytes => "tokenizer \"bytes\"".to_owned(),
+        Tokenizer::File(path) => format!("tokenizer {}", path.display()),
+    };
+    let problem = format!("is {}, but the {whose} has {tokenizer_vocab} entries", model.vocab);
+    let allowed = format!("{tokenizer_vocab} to {}", limits::VOCAB_MAX);
+    Err(broken("model.vocab", problem, allowed, "Raise it, or leave it out to take the tokenizer's"))
+}
+
+fn model_numbers(model: &Model) -> Checked {
+    real("model.rope_theta", model.rope_theta, 1.0..=1e12)?;
+    positive("model.norm_epsilon", model.norm_epsilon, 1.0)
+}
+
+fn pipeline(pipeline: &Pipeline, model: &Model) -> Checked {
+    count("pipeline.stages", pipeline.stages, 1, limits::LAYERS_MAX)?;
+    if pipeline.stages > model.layers {
+        let problem = format!("is {}, more than model.layers = {}", pipeline.stages, model.layers);
+        let allowed = format!("1 to {}", model.layers);
+        return Err(broken(
+            "pipeline.stages",
+            problem,
+            allowed,
+            "A stage needs a layer: fewer stages or more layers",
+        ));
+    }
+    layers_per_stage(pipeline, model)?;
+    count("pipeline.window", pipeline.window, 1, limits::WINDOW_MAX)?;
+    let per_update = pipeline.microbatches_per_update;
+    count("pipeline.microbatches_per_update", per_update, 1, limits::MICROBATCHES_PER_UPDATE_MAX)
+}
+
+fn layers_per_stage(pipeline: &Pipeline, model: &Model) -> Checked {
+    const FIELD: &str = "pipeline.layers_per_stage";
+    const REMEDY: &str = "Change it, or leave it out for the most even cut";
+    let cut = &pipeline.layers_per_stage;
+    let allowed = format!("{} numbers from 1 that sum to model.layers = {}", pipeline.stages, model.layers);
+    if cut.len() != pipeline.stages {
+        let problem = format!("names {} stages, but pipeline.stages is {}", cut.len(), pipeline.stages);
+        return Err(broken(FIELD, problem, allowed, REMEDY));
+    }
+    if let Some(stage) = cut.iter().position(|&layers| layers == 0) {
+        return Err(broken(FIELD, format!("gives stage {stage} no layer"), allowed, REMEDY));
+    }
+    let sum = cut.iter().fold(0usize, |sum, &layers| sum.saturating_add(layers));
+    if sum != model.layers {
+        return Err(broken(FIELD, format!("sums to {sum}"), allowed, REMEDY));
+    }
+    Ok(())
+}
+
+fn boundary(run: &Run) -> Checked {
+    let code = run.boundary.code;
+    let width = run.model.width;
+    if run.boundary.kind == Kind::Subspace && code > width {
+        let problem = format!("is {code}, more than model.width = {width}");
+        let remedy = "Lower it, or send the stream itself with kind = \"identity\"";
+        return Err(broken("boundary.code", problem, format!("1 to {width}"), remedy));
+    }
+    count("boundary.code", code, 1, limits::WIDTH_MAX)?;
+    positive("boundary.anchor_scale", run.boundary.anchor_scale, 100.0)
+}
+
+fn batch(run: &Run) -> Checked {
+    count("batch.sequences", run.batch.sequences, 1, limits::SEQUENCES_MAX)?;
+    let tokens = run.tokens_per_microbatch();
+    if tokens > limits::MICROBATCH_TOKENS_MAX {
+        let problem = format!("x model.context is {tokens} tokens a microbatch");
+        let allowed = format!("up to {} tokens", limits::MICROBATCH_TOKENS_MAX);
+        let remedy = "Use fewer sequences and raise pipeline.microbatches_per_update";
+        return Err(broken("batch.sequences", problem, allowed, remedy));
+    }
+    Ok(())
+}
+
+fn optimizer(optimizer: &Optimizer) -> Checked {
+    positive("optimizer.learning_rate", optimizer.learning_rate, limits::LEARNING_RATE_MAX)?;
+    number("optimizer.updates", optimizer.updates, 1, limits::UPDATES_MAX)?;
+    number("optimizer.warmup_updates", optimizer.warmup_updates, 0, optimizer.updates)?;
+    real("optimizer.final_share", optimizer.final_share, 0.0..=1.0)?;
+    below_one("optimizer.beta1", optimizer.beta1)?;
+    below_one("optimizer.beta2", optimizer.beta2)?;
+    positive("optimizer.epsilon", optimizer.epsilon, 1.0)?;
+    real("optimizer.weight_decay", optimizer.weight_decay, 0.0..=10.0)?;
+    real("optimizer.momentum_decay", optimizer.momentum_decay, 0.0..=1.0)?;
+    real("optimizer.clip_microbatch", optimizer.clip_microbatch, 0.0..=1e6)?;
+    real("optimizer.clip_stage", optimizer.clip_stage, 0.0..=1e6)?;
+    real("optimizer.staleness_power", optimizer.staleness_power, 0.0..=4.0)
+}
+
+fn data(data: &Data) -> Checked {
+    if data.extensions.len() > limits::EXTENSIONS_MAX {
+        let problem = format!("has {} entries", data.extensions.len());
+        let allowed = format!("up to {}", limits::EXTENSIONS_MAX);
+        return Err(broken("data.extensions", problem, allowed, "Leave it out to take every file"));
+    }
+    if let Some(ending) = data.extensions.iter().find(|ending| !ending_is_fine(ending)) {
+        let problem = format!("has the entry {ending:?}");
+        let allowed = "endings without a dot or slash before them, e.g. \"rs\"".to_owned();
+        return Err(broken("data.extensions", problem, allowed, "Write only what follows the last dot"));
+    }
+    if data.paths.iter().any(|path| path.as_os_str().is_empty()) {
+        let remedy = "Write \".\" for the folder of the run file";
+        return Err(broken("data.paths", "has an empty path".to_owned(), "paths".to_owned(), remedy));
+    }
+    if !(data.heldout > 0.0 && data.heldout < 1.0) {
+        let remedy = "A share such as 0.05 leaves enough to learn from and enough to judge by";
+        let problem = format!("is {}", data.heldout);
+        return Err(broken("data.heldout", problem, "above 0 and below 1".to_owned(), remedy));
+    }
+    count("data.heldout_microbatches", data.heldout_microbatches, 1, limits::HELDOUT_MICROBATCHES_MAX)
+}
+
+fn ending_is_fine(ending: &str) -> bool {
+    let odd = |c: char| c == '/' || c == '\\' || c.is_control();
+    !ending.is_empty() && ending.len() <= 32 && !ending.starts_with('.') && !ending.contains(odd)
+}
+
+fn join(join: &Join) -> Checked {
+    let Join::Keys(keys) = join else { return Ok(()) };
+    let allowed = || "\"anyone\", or a list of ed25519 public keys of 64 hexadecimal digits each".to_owned();
+    if keys.is_empty() {
+        let problem = "is an empty list, so nobody could join".to_owned();
+        return Err(broken("policy.join", problem, allowed(), "List the keys of your volunteers"));
+    }
+    let is_key =
+        |key: &String| HEXLOWER_PERMISSIVE.decode(key.as_bytes()).is_ok_and(|bytes| bytes.len() == KEY_BYTES);
+    match keys.iter().position(|key| !is_key(key)) {
+        Some(index) => {
+            let problem = format!("has an entry, number {}, that is not a key", index + 1);
+            Err(broken("policy.join", problem, allowed(), "Copy the key a volunteer's program prints"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Products of sizes that are each allowed.
+fn totals(run: &Run) -> Checked {
+    let frame = run.tokens_per_microbatch() as u64 * run.model.width as u64 * 4;
+    if frame > limits::BOUNDARY_BYTES_MAX {
+        let problem = format!("makes activations of {frame} bytes a microbatch");
+        let allowed =
+            format!("up to {} bytes of width x sequences x context x 4", limits::BOUNDARY_BYTES_MAX);
+        return Err(broken("batch.sequences", problem, allowed, "Use fewer sequences"));
+    }
+    let largest = run.stages().map(|stage| run.stage_parameters(stage)).max().unwrap_or(0);
+    if largest > limits::STAGE_PARAMETERS_MAX {
+        let problem = format!("leaves a stage with {largest} parameters");
+        let allowed = format!("up to {} a stage", limits::STAGE_PARAMETERS_MAX);
+        return Err(broken("pipeline.stages", problem, allowed, "Cut into more stages"));
+    }
+    Ok(())
+}
+
+fn count(field: &'static str, value: usize, min: usize, max: usize) -> Checked {
+    number(field, value as u64, min as u64, max as u64)
+}
+
+fn number(field: &'static str, value: u64, min: u64, max: u64) -> Checked {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    let remedy = if value < min { "Raise it" } else { "Lower it" };
+    Err(broken(field, format!("is {value}"), format!("{min} to {max}"), remedy))
+}
+
+fn real(field: &'static str, value: f32, allowed: std::ops::RangeInclusive<f32>) -> Checked {
+    if allowed.contains(&value) {
+        return Ok(());
+    }
+    let text = format!("{} to {}", allowed.start(), allowed.end());
+    Err(broken(field, format!("is {value}"), text, remedy_for(value, *allowed.end())))
+}
+
+fn positive(field: &'static str, value: f32, max: f32) -> Checked {
+    if value > 0.0 && value <= max {
+        return Ok(());
+    }
+    Err(broken(field, format!("is {value}"), format!("above 0, up to {max}"), remedy_for(value, max)))
+}
+
+fn below_one(field: &'static str, value: f32) -> Checked {
+    if (0.0..1.0).contains(&value) {
+        return Ok(());
+    }
+    Err(broken(field, format!("is {value}"), "0 to below 1".to_owned(), remedy_for(value, 1.0)))
+}
+
+fn remedy_for(value: f32, max: f32) -> &'static str {
+    if value.is_nan() {
+        "Write a number, or leave it out for the default"
+    } else if value >= max {
+        "Lower it, or leave it out for the default"
+    } else {
+        "Raise it, or leave it out for the default"
+    }
+}
+
+fn divisors(value: usize) -> String {
+    const SHOWN_MAX: usize = 12;
+    let all: Vec<_> =
+        (1..=value).filter(|divisor| value.is_multiple_of(*divisor)).map(|d| d.to_string()).collect();
+    let more = if all.len() > SHOWN_MAX { ", ..." } else { "" };
+    format!("{}{more}", all[..all.len().min(SHOWN_MAX)].join(", "))
+}
+
+fn broken(field: &'static str, problem: String, allowed: String, remedy: &str) -> Violation {
+    Violation { field, problem, allowed, remedy: remedy.to_owned() }
+}

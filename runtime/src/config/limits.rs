@@ -1,0 +1,39 @@
+//! Limits of what a run may ask for.
+//!
+//! They keep every product of sizes far from overflow, and bound what a manifest from a stranger can make a peer
+//! allocate. They are wide: a run that meets one is a mistake or an attack.
+
+/// Bytes of a run file or of a manifest.
+pub const CONFIG_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a run's name.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Width of the residual stream.
+pub const WIDTH_MAX: usize = 1 << 16;
+/// Transformer layers.
+pub const LAYERS_MAX: usize = 1024;
+/// Width of the feed-forward layer.
+pub const FFN_MAX: usize = 1 << 18;
+/// Tokens of a sequence.
+pub const CONTEXT_MAX: usize = 1 << 17;
+/// Entries of a vocabulary.
+pub const VOCAB_MAX: usize = 1 << 20;
+/// Sequences of a microbatch.
+pub const SEQUENCES_MAX: usize = 1 << 16;
+/// Tokens of a microbatch.
+pub const MICROBATCH_TOKENS_MAX: usize = 1 << 22;
+/// Bytes of one boundary frame, before packing: width x tokens x 4.
+pub const BOUNDARY_BYTES_MAX: u64 = 1 << 32;
+/// Parameters of one stage.
+pub const STAGE_PARAMETERS_MAX: u64 = 1 << 38;
+/// Microbatches in flight.
+pub const WINDOW_MAX: usize = 1 << 16;
+/// Microbatches of one update.
+pub const MICROBATCHES_PER_UPDATE_MAX: usize = 1 << 16;
+/// Updates of a run.
+pub const UPDATES_MAX: u64 = 1 << 40;
+/// Microbatches of one evaluation.
+pub const HELDOUT_MICROBATCHES_MAX: usize = 1 << 16;
+/// Learning rate.
+pub const LEARNING_RATE_MAX: f32 = 10.0;
+/// File name endings.
+pub const EXTENSIONS_MAX: usize = 64;

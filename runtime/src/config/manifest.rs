@@ -1,0 +1,156 @@
+//! What all processes of a run must agree on.
+
+use std::path::{Path, PathBuf};
+
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
+
+use super::annotate::{Style, write_sections};
+use super::document::Document;
+use super::error::ConfigError;
+use super::fields::{SECTIONS, text};
+use super::{Join, Run, Tokenizer, check, limits, resolve};
+use crate::data::TextTokenizer;
+
+/// Version of everything peers must share beside the run: frames, messages, initial weights, random numbers.
+///
+/// It changes whenever two programs with equal manifests could compute different things.
+pub const PROTOCOL: u64 = 1;
+
+/// Name used in messages about a manifest.
+const SOURCE: &str = "manifest";
+/// What a tokenizer file is called where its path is nobody's business.
+const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// What all processes of a run must agree on: all of the run but the coordinator's own choices (data paths,
+/// policy), the digest of the tokenizer, and the protocol.
+///
+/// Its canonical bytes are TOML without comments, in a fixed order, with nothing left to a default. Two manifests
+/// are equal exactly when their bytes are. A manifest is data: nothing in it is executed or opened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    run: Run,
+    tokenizer: [u8; 32],
+    tokenizer_vocab: usize,
+}
+
+impl Manifest {
+    /// The manifest of a run whose paths are relative to `base`.
+    ///
+    /// # Errors
+    /// The tokenizer cannot be loaded; or `run` was built by hand and breaks a rule.
+    pub fn of(run: &Run, base: &Path) -> Result<Self, ConfigError> {
+        let tokenizer = TextTokenizer::load(&run.data.tokenizer, base)
+            .map_err(|cause| ConfigError::Tokenizer { file: run.name.clone(), line: 1, cause })?;
+        let manifest = Self {
+            run: without_own_choices(run),
+            tokenizer: tokenizer.digest(),
+            tokenizer_vocab: tokenizer.vocab(),
+        };
+        Self::from_bytes(&manifest.to_bytes())
+    }
+
+    /// Reads a manifest from a peer, under the same rules and limits as a run file.
+    ///
+    /// # Errors
+    /// Bytes that are too many, not text, not TOML, incomplete, not canonical, for another protocol, or values that
+    /// break a rule.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ConfigError> {
+        if bytes.len() > limits::CONFIG_BYTES_MAX {
+            let (bytes, limit) = (bytes.len(), limits::CONFIG_BYTES_MAX);
+            return Err(ConfigError::TooLong { file: SOURCE.to_owned(), bytes, limit });
+        }
+        let text = std::str::from_utf8(bytes)
+            .map_err(|_| ConfigError::NotText { file: SOURCE.to_owned(), line: 1 })?;
+        let manifest = Self::parse(&Document::parse(text, SOURCE)?)?;
+        if manifest.to_bytes() != bytes {
+            return Err(ConfigError::NotCanonical { file: SOURCE.to_owned() });
+        }
+        Ok(manifest)
+    }
+
+    fn parse(document: &Document<'_>) -> Result<Self, ConfigError> {
+        document.refuse_unknown(&known_fields())?;
+        let theirs = document.number("", "protocol")?.unwrap_or(0);
+        if theirs != PROTOCOL {
+            return Err(ConfigError::Protocol { file: SOURCE.to_owned(), theirs, ours: PROTOCOL });
+        }
+        let kinds = [("bytes", false), ("file", true)];
+        let is_file = document.word("", "tokenizer", &kinds)?.unwrap_or(false);
+        let tokenizer =
+            if is_file { Tokenizer::File(PathBuf::from(TOKENIZER_FILE)) } else { Tokenizer::Bytes };
+        // The file itself is the feeder's; here only the number it claims is known.
+        let tokenizer_vocab = document.count("", "tokenizer_vocab")?.unwrap_or(0);
+        let run = resolve::read_run(document, tokenizer, tokenizer_vocab)?;
+        check::run(&run, tokenizer_vocab).map_err(|violation| resolve::impossible(document, violation))?;
+        Ok(Self { run, tokenizer: read_digest(document)?, tokenizer_vocab })
+    }
+
+    /// The run, without data paths and with the default policy.
+    #[must_use]
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    /// Digest of the tokenizer: of its file, or of its name where it has none.
+    #[must_use]
+    pub fn tokenizer_digest(&self) -> [u8; 32] {
+        self.tokenizer
+    }
+
+    /// The canonical bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let kind = match self.run.data.tokenizer {
+            Tokenizer::Bytes => "bytes",
+            Tokenizer::File(_) => "file",
+        };
+        let head = format!(
+            "protocol = {PROTOCOL}\ntokenizer = {}\ntokenizer_digest = {}\ntokenizer_vocab = {}\n",
+            text(kind),
+            text(&HEXLOWER.encode(&self.tokenizer)),
+            self.tokenizer_vocab,
+        );
+        (head + &write_sections(&self.run, |field| field.shared, Style::Bare)).into_bytes()
+    }
+
+    /// blake3 of the canonical bytes; part of every handshake.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        *blake3::hash(&self.to_bytes()).as_bytes()
+    }
+}
+
+fn without_own_choices(run: &Run) -> Run {
+    let mut run = run.clone();
+    run.data.paths.clear();
+    run.policy.join = Join::Anyone;
+    if let Tokenizer::File(path) = &mut run.data.tokenizer {
+        *path = PathBuf::from(TOKENIZER_FILE);
+    }
+    run
+}
+
+fn known_fields() -> Vec<(&'static str, Vec<&'static str>)> {
+    let shared = SECTIONS.iter().map(|section| {
+        let names = section.fields.iter().filter(|field| field.shared).map(|field| field.name);
+        (section.name, names.collect())
+    });
+    let own = ["protocol", "tokenizer", "tokenizer_digest", "tokenizer_vocab"];
+    std::iter::once(("", own.to_vec()))
+        .chain(shared)
+        .filter(|(_, fields): &(_, Vec<_>)| !fields.is_empty())
+        .collect()
+}
+
+fn read_digest(document: &Document<'_>) -> Result<[u8; 32], ConfigError> {
+    let written = document.text("", "tokenizer_digest")?.unwrap_or_default();
+    let bytes = HEXLOWER_PERMISSIVE.decode(written.as_bytes()).unwrap_or_default();
+    <[u8; 32]>::try_from(bytes).map_err(|_| ConfigError::Impossible {
+        file: SOURCE.to_owned(),
+        line: document.line_of("tokenizer_digest"),
+        field: "tokenizer_digest".to_owned(),
+        problem: "is not a digest".to_owned(),
+        allowed: "64 hexadecimal digits".to_owned(),
+        remedy: "Ask the coordinator for the manifest again".to_owned(),
+    })
+}

@@ -1,0 +1,250 @@
+//! Fills in the defaults of a run file.
+
+use std::path::{Path, PathBuf};
+
+use super::check::{self, Violation};
+use super::document::{Document, position};
+use super::error::ConfigError;
+use super::fields::SECTIONS;
+use super::{
+    Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline, Policy, Run,
+    Stash, Tokenizer, limits,
+};
+use crate::data::TextTokenizer;
+
+const DEFAULT_WIDTH: usize = 128;
+const DEFAULT_LAYERS: usize = 4;
+const DEFAULT_CONTEXT: usize = 128;
+const DEFAULT_STAGES: usize = 4;
+const DEFAULT_SEQUENCES: usize = 8;
+const DEFAULT_UPDATES: u64 = 1000;
+/// A head narrower than this has little to attend with.
+const DEFAULT_HEAD_WIDTH_MIN: usize = 32;
+
+impl Run {
+    /// Reads a run file.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file, its text or a value in it; a tokenizer it names that cannot be loaded.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let file = path.display().to_string();
+        let bytes =
+            read_limited(path).map_err(|cause| ConfigError::Unreadable { file: file.clone(), cause })?;
+        let text = String::from_utf8(bytes).map_err(|error| not_text(&file, &error))?;
+        Self::parse(&text, &file, path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// Reads the text of a run file. `file` is the name used in messages, and the run's default name; paths in the
+    /// text are relative to `base`.
+    ///
+    /// # Errors
+    /// As [`Run::load`].
+    pub fn parse(text: &str, file: &str, base: &Path) -> Result<Self, ConfigError> {
+        let document = Document::parse(text, file)?;
+        let known = SECTIONS.iter().map(|s| (s.name, s.fields.iter().map(|f| f.name).collect()));
+        document.refuse_unknown(&known.collect::<Vec<_>>())?;
+
+        let tokenizer = read_tokenizer(&document)?;
+        let tokenizer_vocab = load_vocab(&document, &tokenizer, base)?;
+        let run = read_run(&document, tokenizer, tokenizer_vocab)?;
+        if run.data.paths.is_empty() {
+            return Err(ConfigError::Missing {
+                file: file.to_owned(),
+                line: document.line_of("data.paths"),
+                field: "data.paths".to_owned(),
+                remedy: "the text to learn from, e.g. paths = [\"my-text\"] below a line [data]".to_owned(),
+            });
+        }
+        check::run(&run, tokenizer_vocab).map_err(|violation| impossible(&document, violation))?;
+        Ok(run)
+    }
+}
+
+/// Names the line of a broken rule.
+pub(super) fn impossible(document: &Document<'_>, violation: Violation) -> ConfigError {
+    ConfigError::Impossible {
+        file: document.file().to_owned(),
+        line: document.line_of(violation.field),
+        field: violation.field.to_owned(),
+        problem: violation.problem,
+        allowed: violation.allowed,
+        remedy: violation.remedy,
+    }
+}
+
+fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    // One byte over the limit is enough for the parser to see that it is exceeded.
+    let limit = limits::CONFIG_BYTES_MAX as u64 + 1;
+    std::fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn not_text(file: &str, error: &std::string::FromUtf8Error) -> ConfigError {
+    let valid = error.utf8_error().valid_up_to();
+    let text = String::from_utf8_lossy(&error.as_bytes()[..valid]);
+    ConfigError::NotText { file: file.to_owned(), line: position(&text, valid).0 }
+}
+
+fn read_tokenizer(document: &Document<'_>) -> Result<Tokenizer, ConfigError> {
+    Ok(match document.text("data", "tokenizer")? {
+        None => Tokenizer::Bytes,
+        Some(word) if word == "bytes" => Tokenizer::Bytes,
+        Some(path) => Tokenizer::File(PathBuf::from(path)),
+    })
+}
+
+fn load_vocab(document: &Document<'_>, tokenizer: &Tokenizer, base: &Path) -> Result<usize, ConfigError> {
+    let loaded = TextTokenizer::load(tokenizer, base).map_err(|cause| ConfigError::Tokenizer {
+        file: document.file().to_owned(),
+        line: document.line_of("data.tokenizer"),
+        cause,
+    })?;
+    Ok(loaded.vocab())
+}
+
+/// The document with every default filled in; nothing is checked but types.
+pub(super) fn read_run(
+    document: &Document<'_>,
+    tokenizer: Tokenizer,
+    tokenizer_vocab: usize,
+) -> Result<Run, ConfigError> {
+    let model = read_model(document, tokenizer_vocab)?;
+    let pipeline = read_pipeline(document, model.layers)?;
+    Ok(Run {
+        name: document.text("", "name")?.unwrap_or_else(|| default_name(document.file())),
+        seed: document.number("", "seed")?.unwrap_or(0),
+        boundary: read_boundary(document, model.width)?,
+        batch: Batch { sequences: document.count("batch", "sequences")?.unwrap_or(DEFAULT_SEQUENCES) },
+        optimizer: read_optimizer(document, pipeline.mode)?,
+        data: read_data(document, tokenizer)?,
+        policy: Policy { join: read_join(document)? },
+        model,
+        pipeline,
+    })
+}
+
+fn default_name(file: &str) -> String {
+    let stem = Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    stem.filter(|stem| check::name_is_fine(stem)).unwrap_or_else(|| "run".to_owned())
+}
+
+fn read_model(document: &Document<'_>, tokenizer_vocab: usize) -> Result<Model, ConfigError> {
+    let count = |name| document.count("model", name);
+    let real = |name| document.real("model", name);
+    let width = count("width")?.unwrap_or(DEFAULT_WIDTH);
+    let heads = count("heads")?.unwrap_or_else(|| default_heads(width));
+    Ok(Model {
+        width,
+        layers: count("layers")?.unwrap_or(DEFAULT_LAYERS),
+        heads,
+        kv_heads: count("kv_heads")?.unwrap_or(heads),
+        ffn: count("ffn")?.unwrap_or_else(|| default_ffn(width)),
+        context: count("context")?.unwrap_or(DEFAULT_CONTEXT),
+        vocab: count("vocab")?.unwrap_or(tokenizer_vocab),
+        rope_theta: real("rope_theta")?.unwrap_or(10_000.0),
+        norm_epsilon: real("norm_epsilon")?.unwrap_or(1e-5),
+    })
+}
+
+fn default_heads(width: usize) -> usize {
+    let fits = |heads: &usize| width.is_multiple_of(*heads) && width / heads >= DEFAULT_HEAD_WIDTH_MIN;
+    (0..8).map(|power| 1 << power).filter(fits).max().unwrap_or(1)
+}
+
+fn default_ffn(width: usize) -> usize {
+    // The width is not checked yet; a sum out of range is refused later.
+    width.saturating_mul(8).div_ceil(3).checked_next_multiple_of(16).unwrap_or(usize::MAX)
+}
+
+fn read_pipeline(document: &Document<'_>, layers: usize) -> Result<Pipeline, ConfigError> {
+    let count = |name| document.count("pipeline", name);
+    let named = document.counts("pipeline", "layers_per_stage")?;
+    let default_stages = named.as_ref().map_or(DEFAULT_STAGES.min(layers), Vec::len);
+    let stages = count("stages")?.unwrap_or(default_stages);
+    let modes = [("asynchronous", Mode::Asynchronous), ("synchronous", Mode::Synchronous)];
+    let stashes = [("activations", Stash::Activations), ("input", Stash::Input)];
+    let mode = document.word("pipeline", "mode", &modes)?.unwrap_or(Mode::Asynchronous);
+    let microbatches_per_update = count("microbatches_per_update")?.unwrap_or(1);
+    let default_window = match mode {
+        Mode::Asynchronous => stages.saturating_mul(2),
+        Mode::Synchronous => microbatches_per_update,
+    };
+    Ok(Pipeline {
+        stages,
+        layers_per_stage: named.unwrap_or_else(|| even_cut(layers, stages)),
+        mode,
+        window: count("window")?.unwrap_or(default_window),
+        microbatches_per_update,
+        stash: document.word("pipeline", "stash", &stashes)?.unwrap_or(Stash::Activations),
+    })
+}
+
+/// As even as possible, earlier stages take the remainder. Empty where no cut is possible: the rules say why.
+fn even_cut(layers: usize, stages: usize) -> Vec<usize> {
+    if stages == 0 || stages > layers || layers > limits::LAYERS_MAX {
+        return Vec::new();
+    }
+    (0..stages).map(|stage| layers / stages + usize::from(stage < layers % stages)).collect()
+}
+
+fn read_boundary(document: &Document<'_>, width: usize) -> Result<Boundary, ConfigError> {
+    let kinds = [("identity", Kind::Identity), ("subspace", Kind::Subspace), ("nothing", Kind::Nothing)];
+    let packings = [("f32", Packing::F32), ("bf16", Packing::Bf16), ("q8", Packing::Q8), ("q4", Packing::Q4)];
+    Ok(Boundary {
+        kind: document.word("boundary", "kind", &kinds)?.unwrap_or(Kind::Subspace),
+        code: document.count("boundary", "code")?.unwrap_or((width / 8).max(1)),
+        packing: document.word("boundary", "packing", &packings)?.unwrap_or(Packing::Q8),
+        anchor_scale: document.real("boundary", "anchor_scale")?.unwrap_or(0.02),
+    })
+}
+
+fn read_optimizer(document: &Document<'_>, mode: Mode) -> Result<Optimizer, ConfigError> {
+    let real = |name| document.real("optimizer", name);
+    let number = |name| document.number("optimizer", name);
+    let kinds = [("nadamw", OptimizerKind::NAdamW), ("adamw", OptimizerKind::AdamW)];
+    let kind = document.word("optimizer", "kind", &kinds)?.unwrap_or(OptimizerKind::NAdamW);
+    let (beta1, beta2) = match kind {
+        OptimizerKind::NAdamW => (0.99, 0.999),
+        OptimizerKind::AdamW => (0.9, 0.95),
+    };
+    let staleness_power = match mode {
+        Mode::Asynchronous => 1.0,
+        Mode::Synchronous => 0.0,
+    };
+    let updates = number("updates")?.unwrap_or(DEFAULT_UPDATES);
+    Ok(Optimizer {
+        kind,
+        learning_rate: real("learning_rate")?.unwrap_or(1e-3),
+        warmup_updates: number("warmup_updates")?.unwrap_or_else(|| (updates / 10).min(100)),
+        updates,
+        final_share: real("final_share")?.unwrap_or(0.1),
+        beta1: real("beta1")?.unwrap_or(beta1),
+        beta2: real("beta2")?.unwrap_or(beta2),
+        epsilon: real("epsilon")?.unwrap_or(1e-8),
+        weight_decay: real("weight_decay")?.unwrap_or(0.1),
+        momentum_decay: real("momentum_decay")?.unwrap_or(0.004),
+        clip_microbatch: real("clip_microbatch")?.unwrap_or(2.0),
+        clip_stage: real("clip_stage")?.unwrap_or(1.0),
+        staleness_power: real("staleness_power")?.unwrap_or(staleness_power),
+    })
+}
+
+fn read_data(document: &Document<'_>, tokenizer: Tokenizer) -> Result<Data, ConfigError> {
+    let paths = document.texts("data", "paths")?.unwrap_or_default();
+    Ok(Data {
+        paths: paths.into_iter().map(PathBuf::from).collect(),
+        extensions: document.texts("data", "extensions")?.unwrap_or_default(),
+        tokenizer,
+        heldout: document.real("data", "heldout")?.unwrap_or(0.05),
+        heldout_microbatches: document.count("data", "heldout_microbatches")?.unwrap_or(8),
+    })
+}
+
+fn read_join(document: &Document<'_>) -> Result<Join, ConfigError> {
+    if document.is_list("policy", "join")? {
+        return Ok(Join::Keys(document.texts("policy", "join")?.unwrap_or_default()));
+    }
+    Ok(document.word("policy", "join", &[("anyone", ())])?.map_or(Join::Anyone, |()| Join::Anyone))
+}

@@ -1,0 +1,105 @@
+//! What can be wrong with text.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why text could not be used. Every message names the file and what to do.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A path that is not there.
+    #[error("{}: no such file or directory. Correct `data.paths`; paths are relative to the run file", path.display())]
+    NotFound {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file or directory that could not be read.
+    #[error("{}: cannot be read: {cause}. Check its permissions, or leave it out of `data.paths`", path.display())]
+    Unreadable {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// Neither file nor directory.
+    #[error("{}: neither a file nor a directory. Name text files, or a directory of them", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file named in the run file has nothing in it.
+    #[error("{}: the file is empty. Leave it out of `data.paths`", path.display())]
+    Empty {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file named in the run file is not text.
+    #[error("{}: not text: {reason}. Name text files; binary files inside a directory are left out by themselves", path.display())]
+    Binary {
+        /// The path.
+        path: PathBuf,
+        /// How one can tell.
+        reason: &'static str,
+    },
+    /// A directory without any usable file.
+    #[error("{}: no text found: {found}. Correct `data.paths` or `data.extensions`", path.display())]
+    NoFiles {
+        /// The directory.
+        path: PathBuf,
+        /// What was there, and what was looked for.
+        found: String,
+    },
+    /// More text than is read into memory.
+    #[error("the text has more than {limit_bytes} bytes; it is held in memory. Name fewer files")]
+    TooMuchText {
+        /// The limit, in bytes.
+        limit_bytes: u64,
+    },
+    /// Not one sequence for one of the two sides.
+    #[error(
+        "too little text: {tokens} tokens are {side}, but one sequence takes {needed} (model.context + 1). \
+         Add text to `data.paths` or lower `model.context`"
+    )]
+    TooLittleText {
+        /// "left to train on" or "held out".
+        side: &'static str,
+        /// Tokens there are.
+        tokens: usize,
+        /// Tokens of one sequence.
+        needed: usize,
+    },
+    /// The tokenizer file is not one.
+    #[error("{}: not a tokenizer: {cause}. Give a tokenizer.json of the `tokenizers` library, or \"bytes\"", path.display())]
+    BadTokenizer {
+        /// The path.
+        path: PathBuf,
+        /// What the library said.
+        cause: String,
+    },
+    /// The tokenizer could not encode a file.
+    #[error("{}: the tokenizer cannot encode it: {cause}. Leave the file out or use tokenizer = \"bytes\"", path.display())]
+    Unencodable {
+        /// The path.
+        path: PathBuf,
+        /// What the library said.
+        cause: String,
+    },
+    /// The text has ids the model has no embedding for.
+    #[error("{}: token {id} is outside model.vocab = {vocab}. Raise `model.vocab`, or leave it out", path.display())]
+    OutsideVocabulary {
+        /// The file.
+        path: PathBuf,
+        /// The first such id.
+        id: u32,
+        /// Entries of the model's vocabulary.
+        vocab: usize,
+    },
+    /// No text on this machine for a run that names none.
+    #[error("no Rust sources found in {}. Name text of your own with --data PATH", path.display())]
+    NoSources {
+        /// Where they were looked for.
+        path: PathBuf,
+    },
+}

@@ -1,0 +1,86 @@
+//! Which text is learned from and which is held out.
+
+use super::{DataError, Tokens};
+
+/// A tokenised file.
+pub(super) struct Piece {
+    /// blake3 of its normalised text.
+    pub(super) digest: [u8; 32],
+    pub(super) tokens: Tokens,
+}
+
+/// The two sides.
+#[derive(Debug)]
+pub(super) struct Sides {
+    pub(super) train: Tokens,
+    pub(super) heldout: Tokens,
+}
+
+/// Splits by file: a file is held out if the hash of (seed, its text) falls below `heldout`. By its text and not its
+/// name, so that copies of a file never end on both sides, and the split is the same wherever the files lie.
+///
+/// Where that leaves either side without a whole sequence, everything is trained on but the last part of the largest
+/// file.
+pub(super) fn split(
+    pieces: Vec<Piece>,
+    seed: u64,
+    heldout: f32,
+    sequence: usize,
+) -> Result<Sides, DataError> {
+    let (held, kept): (Vec<_>, Vec<_>) =
+        pieces.into_iter().enumerate().partition(|(_, piece)| is_held_out(piece, seed, heldout));
+    let enough = |side: &[(usize, Piece)]| total(side) >= sequence;
+    if enough(&held) && enough(&kept) {
+        return Ok(Sides { train: concatenated(kept), heldout: concatenated(held) });
+    }
+    let mut all: Vec<_> = held.into_iter().chain(kept).collect();
+    all.sort_by_key(|(index, _)| *index);
+    split_largest(all, heldout, sequence)
+}
+
+fn split_largest(mut pieces: Vec<(usize, Piece)>, heldout: f32, sequence: usize) -> Result<Sides, DataError> {
+    let share = (total(&pieces) as f64 * f64::from(heldout)) as usize;
+    // The first of several that are equally large.
+    let largest = pieces.iter_mut().rev().max_by_key(|(_, piece)| piece.tokens.len());
+    let held = match largest {
+        None => Tokens::Bytes(Vec::new()),
+        Some((_, piece)) => {
+            // Half at most, so that it does not matter which side is checked first.
+            let wanted = share.max(sequence).min(piece.tokens.len() / 2);
+            piece.tokens.split_off(piece.tokens.len() - wanted)
+        }
+    };
+    let sides = Sides { train: concatenated(pieces), heldout: held };
+    require(&sides.train, "left to train on", sequence)?;
+    require(&sides.heldout, "held out", sequence)?;
+    Ok(sides)
+}
+
+fn is_held_out(piece: &Piece, seed: u64, heldout: f32) -> bool {
+    let mut hasher = blake3::Hasher::new_derive_key("swarmline 2026 held-out files");
+    hasher.update(&seed.to_le_bytes()).update(&piece.digest);
+    let mut draw = [0; 8];
+    hasher.finalize_xof().fill(&mut draw);
+    // 53 bits are exact in an f64: the share of [0, 1) below `heldout`.
+    let uniform = (u64::from_le_bytes(draw) >> 11) as f64 / (1u64 << 53) as f64;
+    uniform < f64::from(heldout)
+}
+
+fn total(pieces: &[(usize, Piece)]) -> usize {
+    pieces.iter().map(|(_, piece)| piece.tokens.len()).sum()
+}
+
+fn concatenated(pieces: Vec<(usize, Piece)>) -> Tokens {
+    let mut all = Tokens::Bytes(Vec::new());
+    for (_, piece) in pieces {
+        all.append(&piece.tokens);
+    }
+    all
+}
+
+fn require(tokens: &Tokens, side: &'static str, sequence: usize) -> Result<(), DataError> {
+    if tokens.len() < sequence {
+        return Err(DataError::TooLittleText { side, tokens: tokens.len(), needed: sequence });
+    }
+    Ok(())
+}
