@@ -1,1 +1,305 @@
-//! Which packed format and which rounding key a boundary tensor has.
+//! Which packed format, rounding key and length the tensors and token ids of a run have on the wire.
+//!
+//! All lengths follow from the [`Run`], never from the bytes: what arrives is checked against them before
+//! anything is allocated or read.
+
+use swarmline_kernels::{Backend, PackedFormat, PackingError, RoundingKey};
+use swarmline_scheduler::MicrobatchId;
+
+use crate::boundary;
+use crate::config::{Packing, Run};
+
+/// Which way a tensor crosses a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The activation, downstream.
+    Forward,
+    /// The gradient of the activation, upstream.
+    Backward,
+}
+
+/// Why the bytes of a code cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CodeError {
+    /// A NaN or an infinity among the numbers.
+    #[error("a number in row {row} of a code is not finite")]
+    NonFinite {
+        /// First row with such a number.
+        row: usize,
+    },
+    /// The bytes do not have the length the run demands.
+    #[error("a code of {found} bytes where the run demands {expected}")]
+    Length {
+        /// Bytes the run demands.
+        expected: usize,
+        /// Bytes there are.
+        found: usize,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(swarmline_kernels::Error),
+}
+
+impl From<swarmline_kernels::Error> for CodeError {
+    fn from(error: swarmline_kernels::Error) -> Self {
+        use swarmline_kernels::Error;
+        match error {
+            Error::Packing(PackingError::NonFinite { row }) => Self::NonFinite { row },
+            Error::Packing(PackingError::Length { expected, found }) => Self::Length { expected, found },
+            other @ (Error::OutOfMemory { .. } | Error::TokenOutOfRange { .. } | Error::Device(_)) => {
+                Self::Device(other)
+            }
+        }
+    }
+}
+
+/// Shape and format of the tensors that cross one cut, the same in both directions.
+///
+/// A code of width 0 (nothing crosses) has 0 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Codec {
+    layer: usize,
+    rows: usize,
+    width: usize,
+    format: PackedFormat,
+    seed: u64,
+}
+
+impl Codec {
+    /// The codec of the cut in front of `layer`; in front of layer 0 and behind the last one its width is 0.
+    #[must_use]
+    pub fn in_front_of(run: &Run, layer: usize) -> Self {
+        Self {
+            layer,
+            rows: run.tokens_per_microbatch(),
+            width: boundary::code_width(run, layer),
+            format: packed_format(run.boundary.packing),
+            seed: run.seed,
+        }
+    }
+
+    /// Width of a code: `d`, `k` or 0.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Exact number of bytes of a packed code.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        if self.width == 0 {
+            return 0;
+        }
+        // A run whose code does not fit the address space matches no frame that could arrive.
+        self.format.packed_len(self.rows, self.width).unwrap_or(usize::MAX)
+    }
+
+    /// Packs `x[N, width]`.
+    ///
+    /// # Errors
+    /// [`CodeError::NonFinite`] if the numbers are not finite, [`CodeError::Device`] if the device fails.
+    pub fn encode<B: Backend>(
+        &self,
+        backend: &mut B,
+        x: &B::Tensor,
+        microbatch: MicrobatchId,
+        direction: Direction,
+    ) -> Result<Vec<u8>, CodeError> {
+        let mut bytes = Vec::new();
+        if self.width > 0 {
+            let key = self.rounding_key(microbatch, direction);
+            backend.pack(&mut bytes, x, self.rows, self.width, self.format, key)?;
+        }
+        Ok(bytes)
+    }
+
+    /// `x[N, width] =` the numbers in `bytes`; `x` is left alone if the width is 0.
+    ///
+    /// # Errors
+    /// [`CodeError::Length`] or [`CodeError::NonFinite`] if the bytes are wrong, [`CodeError::Device`] if the
+    /// device fails. `x` is undefined then.
+    pub fn decode<B: Backend>(
+        &self,
+        backend: &mut B,
+        x: &mut B::Tensor,
+        bytes: &[u8],
+        microbatch: MicrobatchId,
+        direction: Direction,
+    ) -> Result<(), CodeError> {
+        let expected = self.byte_len();
+        if bytes.len() != expected {
+            return Err(CodeError::Length { expected, found: bytes.len() });
+        }
+        if self.width > 0 {
+            let key = self.rounding_key(microbatch, direction);
+            backend.unpack(x, bytes, self.rows, self.width, self.format, key)?;
+        }
+        Ok(())
+    }
+
+    /// The attempt is left out on purpose: a re-sent tensor is the same tensor.
+    fn rounding_key(&self, microbatch: MicrobatchId, direction: Direction) -> RoundingKey {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&microbatch.0.to_le_bytes());
+        hasher.update(&(self.layer as u64).to_le_bytes());
+        hasher.update(match direction {
+            Direction::Forward => b"forward",
+            Direction::Backward => b"backward",
+        });
+        RoundingKey { run: self.seed, tensor: leading_u64(&hasher.finalize()) }
+    }
+}
+
+/// The packed format a run's packing stands for.
+#[must_use]
+pub fn packed_format(packing: Packing) -> PackedFormat {
+    match packing {
+        Packing::F32 => PackedFormat::F32,
+        Packing::Bf16 => PackedFormat::Bf16,
+        Packing::Q8 => PackedFormat::Q8,
+        Packing::Q4 => PackedFormat::Q4,
+    }
+}
+
+/// The first eight bytes of a digest: a key for generators that take a `u64`.
+pub(crate) fn leading_u64(digest: &blake3::Hash) -> u64 {
+    digest.as_bytes().iter().take(8).rev().fold(0, |key, &byte| (key << 8) | u64::from(byte))
+}
+
+/// The token ids of a microbatch, checked against the run: `B` sequences of `T` tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    inputs: Vec<u32>,
+    targets: Vec<u32>,
+}
+
+impl Tokens {
+    /// What the model reads: `[B, T]`.
+    #[must_use]
+    pub fn inputs(&self) -> &[u32] {
+        &self.inputs
+    }
+
+    /// What the model shall say: `inputs` shifted by one, `[B, T]`.
+    #[must_use]
+    pub fn targets(&self) -> &[u32] {
+        &self.targets
+    }
+}
+
+/// Why token ids do not fit the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// The packed ids do not have the length the run demands.
+    #[error("token ids in {found} bytes where the run demands {expected}")]
+    Length {
+        /// Bytes the run demands.
+        expected: usize,
+        /// Bytes there are.
+        found: usize,
+    },
+    /// There are not `B * (T + 1)` ids.
+    #[error("{found} token ids where the run demands {expected}")]
+    Count {
+        /// Ids the run demands.
+        expected: usize,
+        /// Ids there are.
+        found: usize,
+    },
+    /// An id does not exist in the vocabulary.
+    #[error("token id {id} is outside the vocabulary of {vocab}")]
+    OutOfRange {
+        /// The offending id.
+        id: u32,
+        /// Number of entries of the vocabulary.
+        vocab: usize,
+    },
+}
+
+/// How the `B * (T + 1)` token ids of a microbatch become bytes: 1, 2 or 4 little-endian bytes each, the
+/// fewest that hold every id of the vocabulary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenCodec {
+    sequences: usize,
+    context: usize,
+    vocab: usize,
+}
+
+impl TokenCodec {
+    /// The codec of a run.
+    #[must_use]
+    pub fn new(run: &Run) -> Self {
+        Self { sequences: run.batch.sequences, context: run.model.context, vocab: run.model.vocab }
+    }
+
+    /// Number of ids of a microbatch: `B * (T + 1)`.
+    #[must_use]
+    pub fn ids(&self) -> usize {
+        self.sequences * (self.context + 1)
+    }
+
+    /// Bytes of one id.
+    #[must_use]
+    pub fn id_bytes(&self) -> usize {
+        match self.vocab {
+            0..=0x100 => 1,
+            0x101..=0x1_0000 => 2,
+            _ => 4,
+        }
+    }
+
+    /// Exact number of bytes of the packed ids.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        self.ids() * self.id_bytes()
+    }
+
+    /// Packs `ids[B, T + 1]`.
+    ///
+    /// # Errors
+    /// If their number or one of them does not fit the run.
+    pub fn encode(&self, ids: &[u32]) -> Result<Vec<u8>, TokenError> {
+        self.check(ids)?;
+        let bytes_per_id = self.id_bytes();
+        Ok(ids.iter().flat_map(|id| id.to_le_bytes().into_iter().take(bytes_per_id)).collect())
+    }
+
+    /// Reads packed ids.
+    ///
+    /// # Errors
+    /// If their length or one of them does not fit the run.
+    pub fn decode(&self, bytes: &[u8]) -> Result<Tokens, TokenError> {
+        if bytes.len() != self.byte_len() {
+            return Err(TokenError::Length { expected: self.byte_len(), found: bytes.len() });
+        }
+        let id = |bytes: &[u8]| bytes.iter().rev().fold(0, |id, &byte| (id << 8) | u32::from(byte));
+        let ids: Vec<u32> = bytes.chunks_exact(self.id_bytes()).map(id).collect();
+        self.tokens(&ids)
+    }
+
+    /// Splits `ids[B, T + 1]` into inputs and targets.
+    ///
+    /// # Errors
+    /// If their number or one of them does not fit the run.
+    pub fn tokens(&self, ids: &[u32]) -> Result<Tokens, TokenError> {
+        self.check(ids)?;
+        let sequences = || ids.chunks_exact(self.context + 1);
+        Ok(Tokens {
+            inputs: sequences().flat_map(|ids| &ids[..self.context]).copied().collect(),
+            targets: sequences().flat_map(|ids| &ids[1..]).copied().collect(),
+        })
+    }
+
+    fn check(&self, ids: &[u32]) -> Result<(), TokenError> {
+        if ids.len() != self.ids() {
+            return Err(TokenError::Count { expected: self.ids(), found: ids.len() });
+        }
+        match ids.iter().find(|&&id| id as usize >= self.vocab) {
+            Some(&id) => Err(TokenError::OutOfRange { id, vocab: self.vocab }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

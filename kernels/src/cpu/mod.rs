@@ -1,9 +1,427 @@
-//! The CPU backend.
+//! The CPU backend: the specification of every operation.
+//!
+//! Results are functions of inputs and shapes: work is cut into blocks by shape, and sums over blocks are
+//! combined in order, so the number of threads does not show. Loops are compiled for several instruction sets
+//! and chosen at run time; elementary functions are our own, so they agree between machines.
+
+mod attention;
+mod boundary;
+mod columns;
+mod cross_entropy;
+mod embedding;
+mod lanes;
+mod math;
+mod matmul;
+mod packing;
+mod rmsnorm;
+mod rope;
+mod swiglu;
+mod threads;
+mod update;
+
+use crate::{
+    AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, PackingError, Result, RopeShape,
+    RoundingKey, Write,
+};
+use rope::Turn;
+use threads::Threads;
 
 /// The CPU.
 #[derive(Debug)]
-pub struct Cpu;
+pub struct Cpu {
+    threads: Threads,
+    rope: Option<rope::Table>,
+}
 
-/// A buffer in main memory.
-#[derive(Debug)]
-pub struct CpuTensor;
+impl Cpu {
+    /// A CPU backend on `threads` threads; 0 counts as 1. With one thread everything runs on the caller,
+    /// otherwise on an own pool. The count changes the speed, never the results.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] if the operating system refuses the threads.
+    pub fn new(threads: usize) -> Result<Self> {
+        Ok(Self { threads: Threads::new(threads)?, rope: None })
+    }
+
+    /// Number of threads operations are spread over.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads.count()
+    }
+
+    fn rotate(&mut self, x: &mut CpuTensor, shape: RopeShape, turn: Turn) {
+        let table = match self.rope.take() {
+            Some(table) if table.fits(shape) => table,
+            _ => rope::Table::new(shape),
+        };
+        let len = shape.batch * shape.tokens * shape.heads * shape.head_width;
+        rope::rotate(&self.threads, &mut x.0[..len], &table, shape, turn);
+        self.rope = Some(table);
+    }
+}
+
+/// A flat buffer of f32 in main memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CpuTensor(Vec<f32>);
+
+impl CpuTensor {
+    /// The numbers.
+    #[must_use]
+    pub fn as_slice(&self) -> &[f32] {
+        &self.0
+    }
+
+    /// The numbers, to write.
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+}
+
+impl From<Vec<f32>> for CpuTensor {
+    fn from(numbers: Vec<f32>) -> Self {
+        Self(numbers)
+    }
+}
+
+/// Token ids that were checked against a vocabulary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuIds(Vec<u32>);
+
+impl CpuIds {
+    /// The ids.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u32] {
+        &self.0
+    }
+}
+
+impl Backend for Cpu {
+    type Tensor = CpuTensor;
+    type Ids = CpuIds;
+
+    fn zeros(&mut self, len: usize) -> Result<CpuTensor> {
+        Ok(CpuTensor(vec![0.0; len]))
+    }
+
+    fn len(&self, tensor: &CpuTensor) -> usize {
+        tensor.0.len()
+    }
+
+    fn upload(&mut self, dst: &mut CpuTensor, src: &[f32]) -> Result<()> {
+        dst.0[..src.len()].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download(&mut self, dst: &mut [f32], src: &CpuTensor) -> Result<()> {
+        dst.copy_from_slice(&src.0[..dst.len()]);
+        Ok(())
+    }
+
+    fn ids(&mut self, ids: &[u32], vocab: usize) -> Result<CpuIds> {
+        match ids.iter().find(|&&id| id as usize >= vocab) {
+            Some(&id) => Err(Error::TokenOutOfRange { id, vocab }),
+            None => Ok(CpuIds(ids.to_vec())),
+        }
+    }
+
+    fn fill(&mut self, x: &mut CpuTensor, value: f32, len: usize) -> Result<()> {
+        x.0[..len].fill(value);
+        Ok(())
+    }
+
+    fn copy(&mut self, y: &mut CpuTensor, x: &CpuTensor, len: usize) -> Result<()> {
+        y.0[..len].copy_from_slice(&x.0[..len]);
+        Ok(())
+    }
+
+    fn add_scaled(&mut self, y: &mut CpuTensor, x: &CpuTensor, alpha: f32, len: usize) -> Result<()> {
+        update::add_scaled(&self.threads, &mut y.0[..len], &x.0[..len], alpha);
+        Ok(())
+    }
+
+    fn sum_squares(&mut self, x: &CpuTensor, len: usize) -> Result<f64> {
+        Ok(update::sum_squares(&self.threads, &x.0[..len]))
+    }
+
+    fn linear(
+        &mut self,
+        y: &mut CpuTensor,
+        x: &CpuTensor,
+        w: &CpuTensor,
+        shape: LinearShape,
+        write: Write,
+    ) -> Result<()> {
+        matmul::linear(&self.threads, &mut y.0, &x.0, &w.0, shape, write);
+        Ok(())
+    }
+
+    fn linear_backward_input(
+        &mut self,
+        dx: &mut CpuTensor,
+        dy: &CpuTensor,
+        w: &CpuTensor,
+        shape: LinearShape,
+        write: Write,
+    ) -> Result<()> {
+        matmul::linear_backward_input(&self.threads, &mut dx.0, &dy.0, &w.0, shape, write);
+        Ok(())
+    }
+
+    fn linear_backward_weight(
+        &mut self,
+        dw: &mut CpuTensor,
+        dy: &CpuTensor,
+        x: &CpuTensor,
+        shape: LinearShape,
+        write: Write,
+    ) -> Result<()> {
+        matmul::linear_backward_weight(&self.threads, &mut dw.0, &dy.0, &x.0, shape, write);
+        Ok(())
+    }
+
+    fn rmsnorm(
+        &mut self,
+        y: &mut CpuTensor,
+        rstd: &mut CpuTensor,
+        x: &CpuTensor,
+        gain: &CpuTensor,
+        rows: usize,
+        width: usize,
+        epsilon: f32,
+    ) -> Result<()> {
+        let len = rows * width;
+        let (y, rstd) = (&mut y.0[..len], &mut rstd.0[..rows]);
+        rmsnorm::forward(&self.threads, y, rstd, &x.0[..len], &gain.0[..width], epsilon);
+        Ok(())
+    }
+
+    fn rmsnorm_apply(
+        &mut self,
+        y: &mut CpuTensor,
+        x: &CpuTensor,
+        gain: &CpuTensor,
+        rstd: &CpuTensor,
+        rows: usize,
+        width: usize,
+    ) -> Result<()> {
+        let len = rows * width;
+        let y = &mut y.0[..len];
+        rmsnorm::apply(&self.threads, y, &x.0[..len], &gain.0[..width], &rstd.0[..rows]);
+        Ok(())
+    }
+
+    fn rmsnorm_backward(
+        &mut self,
+        dx: &mut CpuTensor,
+        dgain: &mut CpuTensor,
+        dy: &CpuTensor,
+        x: &CpuTensor,
+        gain: &CpuTensor,
+        rstd: &CpuTensor,
+        rows: usize,
+        width: usize,
+        write: Write,
+    ) -> Result<()> {
+        let len = rows * width;
+        let (dx, dgain) = (&mut dx.0[..len], &mut dgain.0[..width]);
+        let (dy, x, gain, rstd) = (&dy.0[..len], &x.0[..len], &gain.0[..width], &rstd.0[..rows]);
+        rmsnorm::backward(&self.threads, dx, dgain, dy, x, gain, rstd, write);
+        Ok(())
+    }
+
+    fn rope(&mut self, x: &mut CpuTensor, shape: RopeShape) -> Result<()> {
+        self.rotate(x, shape, Turn::Forward);
+        Ok(())
+    }
+
+    fn rope_backward(&mut self, dx: &mut CpuTensor, shape: RopeShape) -> Result<()> {
+        self.rotate(dx, shape, Turn::Back);
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        out: &mut CpuTensor,
+        lse: &mut CpuTensor,
+        q: &CpuTensor,
+        k: &CpuTensor,
+        v: &CpuTensor,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let [queries, keys, sums] = attention_lens(shape);
+        let (out, lse) = (&mut out.0[..queries], &mut lse.0[..sums]);
+        attention::forward(&self.threads, out, lse, &q.0[..queries], &k.0[..keys], &v.0[..keys], shape);
+        Ok(())
+    }
+
+    fn attention_backward(
+        &mut self,
+        dq: &mut CpuTensor,
+        dk: &mut CpuTensor,
+        dv: &mut CpuTensor,
+        dout: &CpuTensor,
+        q: &CpuTensor,
+        k: &CpuTensor,
+        v: &CpuTensor,
+        out: &CpuTensor,
+        lse: &CpuTensor,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let [queries, keys, sums] = attention_lens(shape);
+        let (dq, dk, dv) = (&mut dq.0[..queries], &mut dk.0[..keys], &mut dv.0[..keys]);
+        let (q, k, v) = (&q.0[..queries], &k.0[..keys], &v.0[..keys]);
+        let (dout, out, lse) = (&dout.0[..queries], &out.0[..queries], &lse.0[..sums]);
+        attention::backward(&self.threads, dq, dk, dv, dout, q, k, v, out, lse, shape);
+        Ok(())
+    }
+
+    fn swiglu(&mut self, h: &mut CpuTensor, gate: &CpuTensor, up: &CpuTensor, len: usize) -> Result<()> {
+        swiglu::forward(&self.threads, &mut h.0[..len], &gate.0[..len], &up.0[..len]);
+        Ok(())
+    }
+
+    fn swiglu_backward(
+        &mut self,
+        dgate: &mut CpuTensor,
+        dup: &mut CpuTensor,
+        dh: &CpuTensor,
+        gate: &CpuTensor,
+        up: &CpuTensor,
+        len: usize,
+    ) -> Result<()> {
+        let (dgate, dup) = (&mut dgate.0[..len], &mut dup.0[..len]);
+        swiglu::backward(&self.threads, dgate, dup, &dh.0[..len], &gate.0[..len], &up.0[..len]);
+        Ok(())
+    }
+
+    fn embedding(
+        &mut self,
+        x: &mut CpuTensor,
+        ids: &CpuIds,
+        table: &CpuTensor,
+        width: usize,
+        write: Write,
+    ) -> Result<()> {
+        let x = &mut x.0[..ids.0.len() * width];
+        embedding::gather(&self.threads, x, &ids.0, &table.0, width, write);
+        Ok(())
+    }
+
+    fn embedding_backward(
+        &mut self,
+        dtable: &mut CpuTensor,
+        dx: &CpuTensor,
+        ids: &CpuIds,
+        width: usize,
+    ) -> Result<()> {
+        let dx = &dx.0[..ids.0.len() * width];
+        embedding::scatter(&self.threads, &mut dtable.0, dx, &ids.0, width);
+        Ok(())
+    }
+
+    fn cross_entropy(
+        &mut self,
+        losses: &mut CpuTensor,
+        logits: &mut CpuTensor,
+        targets: &CpuIds,
+        vocab: usize,
+        scale: f32,
+    ) -> Result<()> {
+        let rows = targets.0.len();
+        let (losses, logits) = (&mut losses.0[..rows], &mut logits.0[..rows * vocab]);
+        cross_entropy::forward_backward(&self.threads, losses, logits, &targets.0, vocab, scale);
+        Ok(())
+    }
+
+    fn anchor(&mut self, x: &mut CpuTensor, ids: &CpuIds, seed: u64, width: usize, scale: f32) -> Result<()> {
+        let x = &mut x.0[..ids.0.len() * width];
+        boundary::anchor(&self.threads, x, &ids.0, seed, width, scale);
+        Ok(())
+    }
+
+    fn project(
+        &mut self,
+        z: &mut CpuTensor,
+        x: &CpuTensor,
+        basis: &CpuTensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+        write: Write,
+    ) -> Result<()> {
+        boundary::project(&self.threads, &mut z.0, &x.0, &basis.0, rows, width, code, write);
+        Ok(())
+    }
+
+    fn reconstruct(
+        &mut self,
+        x: &mut CpuTensor,
+        z: &CpuTensor,
+        basis: &CpuTensor,
+        anchor: &CpuTensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+    ) -> Result<()> {
+        boundary::reconstruct(&self.threads, &mut x.0, &z.0, &basis.0, &anchor.0, rows, width, code);
+        Ok(())
+    }
+
+    fn pack(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        x: &CpuTensor,
+        rows: usize,
+        width: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        bytes.clear();
+        let x = &x.0[..rows * width];
+        // The numbers exist in memory and no format is longer than they are plus two bytes a row.
+        let len = format.packed_len(rows, width).unwrap_or_default();
+        bytes.resize(len, 0);
+        packing::pack(&self.threads, bytes, x, width, format, key)?;
+        Ok(())
+    }
+
+    fn unpack(
+        &mut self,
+        x: &mut CpuTensor,
+        bytes: &[u8],
+        rows: usize,
+        width: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        let expected = format.packed_len(rows, width).unwrap_or(usize::MAX);
+        if bytes.len() != expected {
+            return Err(PackingError::Length { expected, found: bytes.len() }.into());
+        }
+        packing::unpack(&self.threads, &mut x.0[..rows * width], bytes, width, format, key)?;
+        Ok(())
+    }
+
+    fn adam_update(
+        &mut self,
+        w: &mut CpuTensor,
+        m: &mut CpuTensor,
+        v: &mut CpuTensor,
+        g: &CpuTensor,
+        len: usize,
+        step: AdamStep,
+    ) -> Result<()> {
+        let (w, m, v) = (&mut w.0[..len], &mut m.0[..len], &mut v.0[..len]);
+        update::adam(&self.threads, w, m, v, &g.0[..len], step);
+        Ok(())
+    }
+}
+
+/// Lengths of the queries, of the keys and of the log-sum-exps.
+fn attention_lens(shape: AttentionShape) -> [usize; 3] {
+    let AttentionShape { batch, tokens, heads, kv_heads, head_width } = shape;
+    assert!(kv_heads > 0 && heads % kv_heads == 0, "{heads} heads cannot share {kv_heads} key-value heads");
+    let rows = batch * tokens;
+    [rows * heads * head_width, rows * kv_heads * head_width, rows * heads]
+}

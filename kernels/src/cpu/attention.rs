@@ -1,0 +1,222 @@
+//! Causal grouped-query attention, in blocks of query rows.
+//!
+//! One job is one (sequence, key-value head): it copies what it needs into dense scratch, so that the inner
+//! products run over contiguous rows, and reads scores for `BLOCK_ROWS` queries at a time over the keys those
+//! queries may see; the masked half is not computed. Backward makes the probabilities again from the stored
+//! log-sum-exp (as in Dao et al., arXiv 2205.14135).
+
+use super::{
+    columns::{self, Columns},
+    lanes,
+    math::{exp, ln_f64},
+    matmul::{Matrix, product},
+    threads::Threads,
+};
+use crate::{AttentionShape, Write};
+use gemm::Parallelism;
+
+/// Query rows whose scores exist at a time.
+const BLOCK_ROWS: usize = 32;
+
+/// `out[N, h*e] = softmax(q k^T / sqrt(e)) v`, `lse[N, h]`
+pub(super) fn forward(
+    threads: &Threads,
+    out: &mut [f32],
+    lse: &mut [f32],
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    shape: AttentionShape,
+) {
+    let AttentionShape { tokens, heads, kv_heads, head_width, .. } = shape;
+    let group = heads / kv_heads;
+    let outs = columns::split(out, heads * head_width, tokens, group * head_width);
+    let lses = columns::split(lse, heads, tokens, group);
+    threads.each(
+        outs.zip(lses).enumerate(),
+        #[inline(always)]
+        |(index, (mut out, mut lse))| {
+            let place = Place::new(index, shape);
+            let (k, v) = (place.key_value(k), place.key_value(v));
+            let mut scores = vec![0.0; BLOCK_ROWS * tokens];
+            let mut result = vec![0.0; BLOCK_ROWS * head_width];
+            for head in 0..group {
+                let q = place.query(q, head);
+                for first in (0..tokens).step_by(BLOCK_ROWS) {
+                    let block = Block::new(first, tokens, head_width);
+                    block.scores(&mut scores, &q, &k);
+                    for (r, row) in scores.chunks_exact_mut(block.keys).take(block.rows).enumerate() {
+                        let seen = first + r + 1;
+                        lse.row(first + r)[head] = softmax(&mut row[..seen], block.scale);
+                        row[seen..].fill(0.0);
+                    }
+                    block.times_rows(&mut result, &scores, &v);
+                    store(&mut out, &result, block, head);
+                }
+            }
+        },
+    );
+}
+
+/// `dq =`, `dk =`, `dv =`
+pub(super) fn backward(
+    threads: &Threads,
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    dout: &[f32],
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &[f32],
+    lse: &[f32],
+    shape: AttentionShape,
+) {
+    let AttentionShape { tokens, heads, kv_heads, head_width, .. } = shape;
+    let group = heads / kv_heads;
+    let dqs = columns::split(dq, heads * head_width, tokens, group * head_width);
+    let dks = columns::split(dk, kv_heads * head_width, tokens, head_width);
+    let dvs = columns::split(dv, kv_heads * head_width, tokens, head_width);
+    threads.each(
+        dqs.zip(dks).zip(dvs).enumerate(),
+        #[inline(always)]
+        |(index, ((mut dq, mut dk), mut dv))| {
+            let place = Place::new(index, shape);
+            let (k, v) = (place.key_value(k), place.key_value(v));
+            let (mut dk_sum, mut dv_sum) = (vec![0.0; k.len()], vec![0.0; v.len()]);
+            let mut scores = vec![0.0; BLOCK_ROWS * tokens];
+            let mut dscores = vec![0.0; BLOCK_ROWS * tokens];
+            let mut result = vec![0.0; BLOCK_ROWS * head_width];
+            for head in 0..group {
+                let q = place.query(q, head);
+                let (out, dout) = (place.query(out, head), place.query(dout, head));
+                for first in (0..tokens).step_by(BLOCK_ROWS) {
+                    let block = Block::new(first, tokens, head_width);
+                    block.scores(&mut scores, &q, &k);
+                    block.scores(&mut dscores, &dout, &v);
+                    for r in 0..block.rows {
+                        let seen = first + r + 1;
+                        let range = r * block.keys..(r + 1) * block.keys;
+                        let lse = place.lse(lse, first + r, head);
+                        let row = (first + r) * head_width..(first + r + 1) * head_width;
+                        let delta = lanes::dot(&out[row.clone()], &dout[row]);
+                        let (p, dp) = (&mut scores[range.clone()], &mut dscores[range]);
+                        softmax_backward(&mut p[..seen], &mut dp[..seen], lse, delta, block.scale);
+                        p[seen..].fill(0.0);
+                        dp[seen..].fill(0.0);
+                    }
+                    block.add_transposed(&mut dv_sum, &scores, &dout);
+                    block.add_transposed(&mut dk_sum, &dscores, &q);
+                    block.times_rows(&mut result, &dscores, &k);
+                    store(&mut dq, &result, block, head);
+                }
+            }
+            for row in 0..tokens {
+                dk.row(row).copy_from_slice(&dk_sum[row * head_width..][..head_width]);
+                dv.row(row).copy_from_slice(&dv_sum[row * head_width..][..head_width]);
+            }
+        },
+    );
+}
+
+/// Where the job of one (sequence, key-value head) finds its numbers.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    sequence: usize,
+    kv_head: usize,
+    shape: AttentionShape,
+}
+
+impl Place {
+    fn new(index: usize, shape: AttentionShape) -> Self {
+        Self { sequence: index / shape.kv_heads, kv_head: index % shape.kv_heads, shape }
+    }
+
+    /// This head's columns of `x[N, g*e]`, dense.
+    fn key_value(self, x: &[f32]) -> Vec<f32> {
+        self.gather(x, self.shape.kv_heads, self.kv_head)
+    }
+
+    /// The columns of query head `head` of this group of `x[N, h*e]`, dense.
+    fn query(self, x: &[f32], head: usize) -> Vec<f32> {
+        self.gather(x, self.shape.heads, self.query_head(head))
+    }
+
+    fn lse(self, lse: &[f32], token: usize, head: usize) -> f32 {
+        let row = self.sequence * self.shape.tokens + token;
+        lse[row * self.shape.heads + self.query_head(head)]
+    }
+
+    fn query_head(self, head: usize) -> usize {
+        self.kv_head * (self.shape.heads / self.shape.kv_heads) + head
+    }
+
+    fn gather(self, x: &[f32], heads: usize, head: usize) -> Vec<f32> {
+        let AttentionShape { tokens, head_width, .. } = self.shape;
+        let rows = x.chunks_exact(heads * head_width).skip(self.sequence * tokens).take(tokens);
+        rows.flat_map(|row| &row[head * head_width..][..head_width]).copied().collect()
+    }
+}
+
+/// Some consecutive query rows and the keys the last of them sees.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    first: usize,
+    rows: usize,
+    keys: usize,
+    width: usize,
+    scale: f32,
+}
+
+impl Block {
+    fn new(first: usize, tokens: usize, width: usize) -> Self {
+        let rows = BLOCK_ROWS.min(tokens - first);
+        Self { first, rows, keys: first + rows, width, scale: 1.0 / (width as f32).sqrt() }
+    }
+
+    /// `scores[rows, keys] = q[rows, e] k[keys, e]^T`, unscaled
+    fn scores(self, scores: &mut [f32], q: &[f32], k: &[f32]) {
+        let q = Matrix::rows(&q[self.first * self.width..], self.width);
+        let k = Matrix::rows(k, self.width).transposed();
+        product(scores, q, k, self.rows, self.keys, self.width, Write::Set, Parallelism::None);
+    }
+
+    /// `result[rows, e] = p[rows, keys] x[keys, e]`
+    fn times_rows(self, result: &mut [f32], p: &[f32], x: &[f32]) {
+        let (p, x) = (Matrix::rows(p, self.keys), Matrix::rows(x, self.width));
+        product(result, p, x, self.rows, self.width, self.keys, Write::Set, Parallelism::None);
+    }
+
+    /// `sum[keys, e] += p[rows, keys]^T x[rows, e]`
+    fn add_transposed(self, sum: &mut [f32], p: &[f32], x: &[f32]) {
+        let p = Matrix::rows(p, self.keys).transposed();
+        let x = Matrix::rows(&x[self.first * self.width..], self.width);
+        product(sum, p, x, self.keys, self.width, self.rows, Write::Add, Parallelism::None);
+    }
+}
+
+fn store(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize) {
+    for (r, row) in result.chunks_exact(block.width).take(block.rows).enumerate() {
+        out.row(block.first + r)[head * block.width..][..block.width].copy_from_slice(row);
+    }
+}
+
+/// Turns scores into probabilities in place; returns the log-sum-exp of the scaled scores.
+#[inline(always)]
+fn softmax(row: &mut [f32], scale: f32) -> f32 {
+    let top = lanes::max(row);
+    row.iter_mut().for_each(|x| *x = exp((*x - top) * scale));
+    let sum = lanes::sum(row);
+    let factor = 1.0 / sum;
+    row.iter_mut().for_each(|x| *x *= factor);
+    (ln_f64(f64::from(sum)) + f64::from(top * scale)) as f32
+}
+
+/// Scores become probabilities `p`; their gradients `dp` become `p (dp - delta) scale`.
+#[inline(always)]
+fn softmax_backward(p: &mut [f32], dp: &mut [f32], lse: f32, delta: f32, scale: f32) {
+    for (p, dp) in p.iter_mut().zip(dp) {
+        *p = exp(p.mul_add(scale, -lse));
+        *dp = *p * (*dp - delta) * scale;
+    }
+}

@@ -1,0 +1,118 @@
+//! Root-mean-square normalisation (Zhang, Sennrich: arXiv 1910.07467) with a gain per column.
+
+use super::{lanes, threads::Threads};
+use crate::Write;
+
+/// Rows of one job: fixed, so that the partial sums of `dgain` are the same for every thread count.
+const BLOCK_ROWS: usize = 64;
+
+/// `y[N,d] = x * rstd * gain`, `rstd[N] = 1 / sqrt(mean(x^2) + epsilon)`
+pub(super) fn forward(
+    threads: &Threads,
+    y: &mut [f32],
+    rstd: &mut [f32],
+    x: &[f32],
+    gain: &[f32],
+    epsilon: f32,
+) {
+    let width = gain.len();
+    let block = BLOCK_ROWS * width;
+    let jobs = y.chunks_mut(block).zip(rstd.chunks_mut(BLOCK_ROWS)).zip(x.chunks(block));
+    threads.each(
+        jobs,
+        #[inline(always)]
+        |((y, rstd), x)| {
+            for ((y, rstd), x) in y.chunks_exact_mut(width).zip(rstd).zip(x.chunks_exact(width)) {
+                *rstd = 1.0 / (lanes::dot(x, x) / width as f32 + epsilon).sqrt();
+                scale_row(y, x, gain, *rstd);
+            }
+        },
+    );
+}
+
+/// `y[N,d] = x * rstd * gain` with known `rstd[N]`
+pub(super) fn apply(threads: &Threads, y: &mut [f32], x: &[f32], gain: &[f32], rstd: &[f32]) {
+    let width = gain.len();
+    let block = BLOCK_ROWS * width;
+    let jobs = y.chunks_mut(block).zip(rstd.chunks(BLOCK_ROWS)).zip(x.chunks(block));
+    threads.each(
+        jobs,
+        #[inline(always)]
+        |((y, rstd), x)| {
+            for ((y, &rstd), x) in y.chunks_exact_mut(width).zip(rstd).zip(x.chunks_exact(width)) {
+                scale_row(y, x, gain, rstd);
+            }
+        },
+    );
+}
+
+/// With `u = dy * gain` and `s = sum(u x) rstd^3 / d`: `dx (= | +=) rstd u - s x`, `dgain += sum_rows dy x rstd`.
+pub(super) fn backward(
+    threads: &Threads,
+    dx: &mut [f32],
+    dgain: &mut [f32],
+    dy: &[f32],
+    x: &[f32],
+    gain: &[f32],
+    rstd: &[f32],
+    write: Write,
+) {
+    let width = gain.len();
+    let block = BLOCK_ROWS * width;
+    let mut partial = vec![0.0; rstd.len().div_ceil(BLOCK_ROWS) * width];
+    let outputs = dx.chunks_mut(block).zip(partial.chunks_mut(width));
+    let jobs = outputs.zip(dy.chunks(block)).zip(x.chunks(block)).zip(rstd.chunks(BLOCK_ROWS));
+    threads.each(
+        jobs,
+        #[inline(always)]
+        |((((dx, partial), dy), x), rstd)| {
+            let rows = dx.chunks_exact_mut(width).zip(dy.chunks_exact(width)).zip(x.chunks_exact(width));
+            for (((dx, dy), x), &rstd) in rows.zip(rstd) {
+                backward_row(dx, partial, dy, x, gain, rstd, write);
+            }
+        },
+    );
+    for partial in partial.chunks_exact(width) {
+        dgain.iter_mut().zip(partial).for_each(|(sum, part)| *sum += part);
+    }
+}
+
+#[inline(always)]
+fn scale_row(y: &mut [f32], x: &[f32], gain: &[f32], rstd: f32) {
+    for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
+        *y = x * rstd * gain;
+    }
+}
+
+#[inline(always)]
+fn backward_row(
+    dx: &mut [f32],
+    dgain: &mut [f32],
+    dy: &[f32],
+    x: &[f32],
+    gain: &[f32],
+    rstd: f32,
+    write: Write,
+) {
+    let width = gain.len();
+    let (dx, dgain, dy, x) = (&mut dx[..width], &mut dgain[..width], &dy[..width], &x[..width]);
+    let mut sums = [0.0; lanes::LANES];
+    let mut column = 0;
+    while column < width {
+        let count = lanes::LANES.min(width - column);
+        for i in 0..count {
+            let c = column + i;
+            sums[i] = (dy[c] * gain[c]).mul_add(x[c], sums[i]);
+        }
+        column += count;
+    }
+    let share = lanes::tree(sums) * rstd * rstd * rstd / width as f32;
+    for c in 0..width {
+        let value = (dy[c] * gain[c]).mul_add(rstd, -(share * x[c]));
+        dx[c] = match write {
+            Write::Set => value,
+            Write::Add => dx[c] + value,
+        };
+        dgain[c] = (dy[c] * x[c]).mul_add(rstd, dgain[c]);
+    }
+}

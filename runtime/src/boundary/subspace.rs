@@ -1,0 +1,113 @@
+//! The column space of constrained layers and the frozen anchor beside it.
+//!
+//! Source: "Protocol Models / Subspace Networks" (arXiv 2506.01260), in the form without projections: the
+//! trained parameters are the coordinates `A` of `W = U A`, and the stream is kept as coordinates `Z`.
+
+use swarmline_kernels::{Backend, Write, random};
+
+use crate::boundary::Stream;
+use crate::config::Run;
+use crate::packing::leading_u64;
+
+/// Basis `U^T[k,d]` (orthonormal rows) and anchor `E0` of a run, both made from its seed.
+#[derive(Debug)]
+pub struct Subspace<B: Backend> {
+    basis: B::Tensor,
+    digest: blake3::Hash,
+    seed: u64,
+    scale: f32,
+    rows: usize,
+    width: usize,
+    code: usize,
+}
+
+impl<B: Backend> Subspace<B> {
+    /// The subspace of a run, on a device.
+    ///
+    /// # Errors
+    /// If the device has no memory for the basis.
+    pub fn new(backend: &mut B, run: &Run) -> swarmline_kernels::Result<Self> {
+        let (width, code) = (run.model.width, run.boundary.code);
+        let rows = random::orthonormal_rows(seed_for("basis", run.seed), code, width);
+        let mut basis = backend.zeros(rows.len())?;
+        backend.upload(&mut basis, &rows)?;
+        Ok(Self {
+            basis,
+            digest: blake3::hash(bytemuck::cast_slice(&rows)),
+            seed: seed_for("anchor", run.seed),
+            scale: run.boundary.anchor_scale,
+            rows: run.tokens_per_microbatch(),
+            width,
+            code,
+        })
+    }
+
+    /// Digest of the basis as little-endian f32: replicas whose generators disagree find out before they
+    /// exchange codes.
+    #[must_use]
+    pub fn basis_digest(&self) -> blake3::Hash {
+        self.digest
+    }
+
+    /// `anchor[N,d] = E0[ids]`
+    ///
+    /// # Errors
+    /// If the device fails; likewise below.
+    pub fn anchor(
+        &self,
+        backend: &mut B,
+        anchor: &mut B::Tensor,
+        ids: &B::Ids,
+    ) -> swarmline_kernels::Result<()> {
+        backend.anchor(anchor, ids, self.seed, self.width, self.scale)
+    }
+
+    /// `x[N,d] = anchor[N,d] + z[N,k] U^T`
+    pub(crate) fn lift(
+        &self,
+        backend: &mut B,
+        x: &mut B::Tensor,
+        z: &B::Tensor,
+        anchor: &B::Tensor,
+    ) -> swarmline_kernels::Result<()> {
+        backend.reconstruct(x, z, &self.basis, anchor, self.rows, self.width, self.code)
+    }
+
+    /// `dz[N,k] (= | +=) dx[N,d] U`: the backward pass of [`Subspace::lift`].
+    pub(crate) fn lift_backward(
+        &self,
+        backend: &mut B,
+        dz: &mut B::Tensor,
+        dx: &B::Tensor,
+        write: Write,
+    ) -> swarmline_kernels::Result<()> {
+        backend.project(dz, dx, &self.basis, self.rows, self.width, self.code, write)
+    }
+
+    /// The dense form of a stream, for the norms: the stream itself, or its coordinates lifted into `buffer`.
+    pub(crate) fn dense<'t>(
+        this: Option<&Self>,
+        backend: &mut B,
+        buffer: &'t mut B::Tensor,
+        stream: &'t B::Tensor,
+        anchor: &B::Tensor,
+        form: Stream,
+    ) -> swarmline_kernels::Result<&'t B::Tensor> {
+        match (form, this) {
+            (Stream::Coordinates, Some(space)) => {
+                space.lift(backend, buffer, stream, anchor)?;
+                Ok(buffer)
+            }
+            (Stream::Coordinates, None) => unreachable!("constrained layers come with a subspace"),
+            (Stream::Dense, _) => Ok(stream),
+        }
+    }
+}
+
+/// Basis, anchor and weights draw from the same kind of generator; seeds of their own keep them apart.
+fn seed_for(purpose: &str, run_seed: u64) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(purpose.as_bytes());
+    hasher.update(&run_seed.to_le_bytes());
+    leading_u64(&hasher.finalize())
+}

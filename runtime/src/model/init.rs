@@ -1,0 +1,19 @@
+//! Initial values, drawn from (run seed, parameter name) and nothing else: replicas agree on them bit for bit
+//! without anyone holding the whole model.
+
+use swarmline_kernels::random;
+
+use crate::model::{Initial, ParameterSpec};
+use crate::packing::leading_u64;
+
+/// The initial value of a parameter, row-major.
+pub(super) fn initial_value(spec: &ParameterSpec, seed: u64) -> Vec<f32> {
+    match spec.initial {
+        Initial::Ones => vec![1.0; spec.len()],
+        Initial::Normal { std } => {
+            let mut value = vec![0.0; spec.len()];
+            random::fill_normal(&mut value, seed, leading_u64(&blake3::hash(spec.name.as_bytes())), std);
+            value
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! One pass over the layers of a shard: what it works with and the loops.
+
+use swarmline_kernels::{Backend, Result, Write};
+
+use crate::boundary::{Entry, Subspace};
+use crate::model::layout::{Layer, Layout};
+use crate::model::params::Params;
+use crate::model::sizes::Sizes;
+use crate::model::stash::Activations;
+use crate::model::{block, embed};
+
+/// Buffers that no pass leaves anything in.
+#[derive(Debug)]
+pub(super) struct Scratch<B: Backend> {
+    /// The stream as it flows through the layers, `[N,d]` or `[N,k]`.
+    pub(super) stream: B::Tensor,
+    /// The gradient of the stream as it flows back, `[N,d]` or `[N,k]`.
+    pub(super) gradient: B::Tensor,
+    /// A stream of coordinates in its dense form, and its gradient, `[N,d]`.
+    pub(super) dense: B::Tensor,
+    pub(super) dense_gradient: B::Tensor,
+    /// `E0[ids]`, `[N,d]`; empty without a subspace.
+    pub(super) anchor: B::Tensor,
+    /// Output of a norm, and its gradient, `[N,d]`.
+    pub(super) normed: B::Tensor,
+    pub(super) normed_gradient: B::Tensor,
+    /// `[N,d]`, `[N,d]`, `[N, g*e]`, `[N, g*e]`
+    pub(super) attended_gradient: B::Tensor,
+    pub(super) q_gradient: B::Tensor,
+    pub(super) k_gradient: B::Tensor,
+    pub(super) v_gradient: B::Tensor,
+    /// `[N,f]` each
+    pub(super) hidden: B::Tensor,
+    pub(super) hidden_gradient: B::Tensor,
+    pub(super) gate_gradient: B::Tensor,
+    pub(super) up_gradient: B::Tensor,
+    /// Of the head: `[N,V]`, `[N]`, `[N]`; empty without one.
+    pub(super) logits: B::Tensor,
+    pub(super) losses: B::Tensor,
+    pub(super) head_rstd: B::Tensor,
+}
+
+impl<B: Backend> Scratch<B> {
+    pub(super) fn new(backend: &mut B, layout: &Layout, sizes: &Sizes) -> Result<Self> {
+        let d = sizes.width;
+        let (vocab, head) = if layout.head.is_some() { (sizes.vocab, 1) } else { (0, 0) };
+        let mut rows_of = |width: usize| backend.zeros(sizes.rows * width);
+        Ok(Self {
+            stream: rows_of(d)?,
+            gradient: rows_of(d)?,
+            dense: rows_of(d)?,
+            dense_gradient: rows_of(d)?,
+            anchor: rows_of(if layout.needs_subspace() { d } else { 0 })?,
+            normed: rows_of(d)?,
+            normed_gradient: rows_of(d)?,
+            attended_gradient: rows_of(d)?,
+            q_gradient: rows_of(d)?,
+            k_gradient: rows_of(sizes.kv_width())?,
+            v_gradient: rows_of(sizes.kv_width())?,
+            hidden: rows_of(sizes.ffn)?,
+            hidden_gradient: rows_of(sizes.ffn)?,
+            gate_gradient: rows_of(sizes.ffn)?,
+            up_gradient: rows_of(sizes.ffn)?,
+            logits: rows_of(vocab)?,
+            losses: rows_of(head)?,
+            head_rstd: rows_of(head)?,
+        })
+    }
+}
+
+/// What a pass works with. `scratch.stream` flows forward, `scratch.gradient` flows back.
+pub(super) struct Pass<'a, B: Backend> {
+    pub(super) backend: &'a mut B,
+    pub(super) params: &'a mut Params<B>,
+    pub(super) scratch: &'a mut Scratch<B>,
+    pub(super) space: Option<&'a Subspace<B>>,
+    pub(super) layout: &'a Layout,
+    pub(super) sizes: &'a Sizes,
+}
+
+impl<B: Backend> Pass<'_, B> {
+    /// Takes the stream through all layers and fills `kept`.
+    pub(super) fn forward(&mut self, ids: &B::Ids, kept: &mut Activations<B>) -> Result<()> {
+        self.anchor(ids)?;
+        for (layer, kept) in self.layout.layers.iter().zip(&mut kept.layers) {
+            self.enter(layer, ids)?;
+            block::forward(self, layer, kept)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the gradient of the stream back through all layers and adds to the parameters' gradients.
+    pub(super) fn backward(&mut self, ids: &B::Ids, kept: &Activations<B>) -> Result<()> {
+        self.anchor(ids)?;
+        for (layer, kept) in self.layout.layers.iter().zip(&kept.layers).rev() {
+            block::backward(self, layer, kept)?;
+            match layer.entry {
+                Entry::Continue => {}
+                Entry::Lift => self.lift_backward()?,
+                // What lies before has no part in the loss.
+                Entry::Restart => return embed::restart_backward(self, layer, ids),
+            }
+        }
+        embed::backward(self, ids)
+    }
+
+    fn enter(&mut self, layer: &Layer, ids: &B::Ids) -> Result<()> {
+        match layer.entry {
+            Entry::Continue => Ok(()),
+            Entry::Lift => self.lift(),
+            Entry::Restart => embed::restart(self, layer, ids),
+        }
+    }
+
+    fn anchor(&mut self, ids: &B::Ids) -> Result<()> {
+        match self.space {
+            Some(space) => space.anchor(self.backend, &mut self.scratch.anchor, ids),
+            None => Ok(()),
+        }
+    }
+
+    fn lift(&mut self) -> Result<()> {
+        let Some(space) = self.space else { unreachable!("a layer that lifts comes with a subspace") };
+        let scratch = &mut *self.scratch;
+        space.lift(self.backend, &mut scratch.dense, &scratch.stream, &scratch.anchor)?;
+        std::mem::swap(&mut scratch.stream, &mut scratch.dense);
+        Ok(())
+    }
+
+    fn lift_backward(&mut self) -> Result<()> {
+        let Some(space) = self.space else { unreachable!("a layer that lifts comes with a subspace") };
+        let scratch = &mut *self.scratch;
+        space.lift_backward(self.backend, &mut scratch.dense_gradient, &scratch.gradient, Write::Set)?;
+        std::mem::swap(&mut scratch.gradient, &mut scratch.dense_gradient);
+        Ok(())
+    }
+}

@@ -1,0 +1,575 @@
+//! A range of layers on a device: forward, backward, evaluate, and the way in and out for its weights.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use swarmline_kernels::Backend;
+use swarmline_scheduler::{Loss, MicrobatchId, StageIndex, WeightVersion};
+
+use crate::boundary::Subspace;
+use crate::config::Run;
+use crate::model::layout::{Head, Layout};
+use crate::model::params::{digest, value};
+use crate::model::pass::{Pass, Scratch};
+use crate::model::sizes::Sizes;
+use crate::model::stash::{Activations, Kept, Stash, Stashes};
+use crate::model::{ParameterLog, Params, Snapshot, SnapshotError, SnapshotTensor, embed, head};
+use crate::packing::{CodeError, Codec, Direction, Tokens};
+
+/// Why a shard cannot compute.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    /// A code that came in is wrong, or one that should go out is not finite.
+    #[error(transparent)]
+    Code(CodeError),
+    /// The loss is a NaN or an infinity.
+    #[error("the loss is not finite")]
+    NonFiniteLoss,
+    /// A gradient came for a microbatch without a stash.
+    #[error("{0} is not held here")]
+    NotHeld(MicrobatchId),
+    /// All slots hold a microbatch; wait or refuse.
+    #[error("all {slots} stash slots are taken")]
+    Full {
+        /// How many there are.
+        slots: usize,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] swarmline_kernels::Error),
+}
+
+impl From<CodeError> for ShardError {
+    fn from(error: CodeError) -> Self {
+        match error {
+            CodeError::Device(error) => Self::Device(error),
+            error @ (CodeError::NonFinite { .. } | CodeError::Length { .. }) => Self::Code(error),
+        }
+    }
+}
+
+/// What the last stage takes for the code it received when it evaluates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// The code.
+    Connected,
+    /// Zeros: the control that shows whether the upstream matters. Without an upstream, or where nothing
+    /// crosses the cut, it changes nothing.
+    Cut,
+}
+
+/// Outcome of [`Shard::loss_and_backward`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct LossAndGradient {
+    /// Summed over the tokens of the microbatch.
+    pub loss: Loss,
+    /// The packed gradient of the code that came in; empty if no code did.
+    pub gradient: Vec<u8>,
+}
+
+/// Outcome of [`Shard::backward`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backward {
+    /// Weight version of the forward pass.
+    pub version: WeightVersion,
+    /// The packed gradient of the code that came in; empty if no code did.
+    pub gradient: Vec<u8>,
+}
+
+/// The weights of a range of layers and everything needed to compute with them.
+///
+/// All buffers are allocated when the shard is made. Gradients accumulate into [`Params`]; the caller decides
+/// when they are used and zeroed. If a call that adds gradients fails, they hold part of a sum: zero them.
+#[derive(Debug)]
+pub struct Shard<B: Backend> {
+    backend: B,
+    params: Params<B>,
+    space: Option<Subspace<B>>,
+    layout: Layout,
+    sizes: Sizes,
+    input: Codec,
+    output: Codec,
+    scratch: Scratch<B>,
+    /// For passes that start and end within one call.
+    workspace: Activations<B>,
+    stashes: Stashes<B>,
+    log: ParameterLog,
+}
+
+impl<B: Backend> Shard<B> {
+    /// The shard of `layers` with initial weights and room for `slots` microbatches between forward and
+    /// backward. With the head, forward and backward are one call and no slot is allocated.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    ///
+    /// # Panics
+    /// If `layers` is empty or not within the run's layers.
+    pub fn new(mut backend: B, run: &Run, layers: Range<usize>, slots: usize) -> Result<Self, ShardError> {
+        assert!(layers.start < layers.end && layers.end <= run.model.layers, "{layers:?} are layers of the run");
+        let layout = Layout::new(run, layers.clone());
+        let sizes = Sizes::new(run);
+        let slots = if layout.head.is_some() { 0 } else { slots };
+        let space = layout.needs_subspace().then(|| Subspace::new(&mut backend, run)).transpose()?;
+        let mut log = ParameterLog::default();
+        Ok(Self {
+            params: Params::new(&mut backend, run, &layout.specs, &mut log)?,
+            scratch: Scratch::new(&mut backend, &layout, &sizes)?,
+            workspace: Activations::new(&mut backend, &layout, &sizes)?,
+            stashes: Stashes::new(&mut backend, run.pipeline.stash, &layout, &sizes, slots)?,
+            input: Codec::in_front_of(run, layers.start),
+            output: Codec::in_front_of(run, layers.end),
+            backend,
+            space,
+            layout,
+            sizes,
+            log,
+        })
+    }
+
+    /// The shard of a stage of the run.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    ///
+    /// # Panics
+    /// If the run has no such stage.
+    pub fn for_stage(backend: B, run: &Run, stage: StageIndex, slots: usize) -> Result<Self, ShardError> {
+        Self::new(backend, run, run.layers_of(stage), slots)
+    }
+
+    // ---- training -------------------------------------------------------------------------------------------
+
+    /// Forward pass of a microbatch; returns the packed code for the next shard and keeps a stash, stamped
+    /// with `version`. A second forward of the same microbatch replaces the first. `code` is empty if the
+    /// shard has the embedding.
+    ///
+    /// # Errors
+    /// [`ShardError::Code`] if `code` is wrong or the outcome not finite, [`ShardError::Full`] without a free
+    /// slot. No slot is taken then.
+    ///
+    /// # Panics
+    /// If the shard has the head.
+    pub fn forward(
+        &mut self,
+        microbatch: MicrobatchId,
+        version: WeightVersion,
+        tokens: &Tokens,
+        code: &[u8],
+    ) -> Result<Vec<u8>, ShardError> {
+        assert!(!self.has_head(), "a shard with the head takes loss_and_backward");
+        let ids = self.ids(tokens.inputs())?;
+        self.receive(microbatch, &ids, code)?;
+        let slots = self.stashes.slots();
+        let mut kept = self.stashes.take(microbatch).ok_or(ShardError::Full { slots })?;
+        let outcome = self.forward_into(microbatch, &ids, code, &mut kept);
+        match outcome {
+            Ok(_) => self.stashes.hold(microbatch, Stash { version, ids, kept }),
+            Err(_) => self.stashes.give_back(kept),
+        }
+        outcome
+    }
+
+    /// Backward pass of a microbatch whose stash is held: adds to the parameters' gradients, frees the slot,
+    /// returns the packed gradient for the shard before.
+    ///
+    /// # Errors
+    /// [`ShardError::NotHeld`] without a stash; [`ShardError::Code`] if `gradient` is wrong (the stash stays)
+    /// or the outcome not finite (the stash is gone).
+    pub fn backward(&mut self, microbatch: MicrobatchId, gradient: &[u8]) -> Result<Backward, ShardError> {
+        if self.stashes.version_of(microbatch).is_none() {
+            return Err(ShardError::NotHeld(microbatch));
+        }
+        self.receive_gradient(microbatch, gradient)?;
+        let Some(stash) = self.stashes.remove(microbatch) else {
+            return Err(ShardError::NotHeld(microbatch));
+        };
+        let outcome = match &stash.kept {
+            Kept::Activations(kept) => self.backward_from(microbatch, &stash.ids, kept),
+            Kept::Input(code) => self.recompute_and_backward(microbatch, &stash.ids, code),
+        };
+        self.stashes.give_back(stash.kept);
+        Ok(Backward { version: stash.version, gradient: outcome? })
+    }
+
+    /// Backward pass of a microbatch that holds no slot: computes the forward pass again from the retained
+    /// input, then as [`Shard::backward`].
+    ///
+    /// # Errors
+    /// [`ShardError::Code`] if `code` or `gradient` is wrong or the outcome not finite.
+    pub fn backward_from_input(
+        &mut self,
+        microbatch: MicrobatchId,
+        tokens: &Tokens,
+        code: &[u8],
+        gradient: &[u8],
+    ) -> Result<Vec<u8>, ShardError> {
+        let ids = self.ids(tokens.inputs())?;
+        self.receive_gradient(microbatch, gradient)?;
+        self.recompute_and_backward(microbatch, &ids, code)
+    }
+
+    /// Forward and backward pass of the shard with the head, in one visit: adds to the parameters' gradients
+    /// and returns the summed loss and the packed gradient for the shard before.
+    ///
+    /// # Errors
+    /// [`ShardError::Code`] if `code` is wrong or the gradient not finite, [`ShardError::NonFiniteLoss`]
+    /// (before any gradient is touched).
+    ///
+    /// # Panics
+    /// If the shard does not have the head.
+    pub fn loss_and_backward(
+        &mut self,
+        microbatch: MicrobatchId,
+        tokens: &Tokens,
+        code: &[u8],
+    ) -> Result<LossAndGradient, ShardError> {
+        let ids = self.ids(tokens.inputs())?;
+        self.receive(microbatch, &ids, code)?;
+        let (loss, head) = self.loss(&ids, tokens)?;
+        let (mut pass, workspace, _) = self.split();
+        head::backward(&mut pass, head)?;
+        pass.backward(&ids, workspace)?;
+        Ok(LossAndGradient { loss, gradient: self.send_gradient(microbatch)? })
+    }
+
+    /// Frees the slot of a microbatch that will not come back; returns whether it held one.
+    pub fn release(&mut self, microbatch: MicrobatchId) -> bool {
+        let stash = self.stashes.remove(microbatch);
+        let held = stash.is_some();
+        stash.into_iter().for_each(|stash| self.stashes.give_back(stash.kept));
+        held
+    }
+
+    /// Weight version of the stash of a microbatch; `None` without one.
+    #[must_use]
+    pub fn stash_version(&self, microbatch: MicrobatchId) -> Option<WeightVersion> {
+        self.stashes.version_of(microbatch)
+    }
+
+    /// Slots that hold no microbatch.
+    #[must_use]
+    pub fn free_slots(&self) -> usize {
+        self.stashes.free()
+    }
+
+    // ---- evaluation -----------------------------------------------------------------------------------------
+
+    /// Forward pass without a stash; returns the packed code for the next shard.
+    ///
+    /// # Errors
+    /// [`ShardError::Code`] if `code` is wrong or the outcome not finite.
+    ///
+    /// # Panics
+    /// If the shard has the head.
+    pub fn evaluate(
+        &mut self,
+        microbatch: MicrobatchId,
+        tokens: &Tokens,
+        code: &[u8],
+    ) -> Result<Vec<u8>, ShardError> {
+        assert!(!self.has_head(), "a shard with the head takes evaluate_loss");
+        let ids = self.ids(tokens.inputs())?;
+        self.receive(microbatch, &ids, code)?;
+        self.forward_in_workspace(&ids)?;
+        self.send(microbatch)
+    }
+
+    /// Loss of the shard with the head, without a gradient.
+    ///
+    /// # Errors
+    /// [`ShardError::Code`] if `code` is wrong, also where it is [`Upstream::Cut`];
+    /// [`ShardError::NonFiniteLoss`].
+    ///
+    /// # Panics
+    /// If the shard does not have the head.
+    pub fn evaluate_loss(
+        &mut self,
+        microbatch: MicrobatchId,
+        tokens: &Tokens,
+        code: &[u8],
+        upstream: Upstream,
+    ) -> Result<Loss, ShardError> {
+        let ids = self.ids(tokens.inputs())?;
+        self.receive(microbatch, &ids, code)?;
+        if upstream == Upstream::Cut && self.layout.embed.is_none() {
+            let len = self.sizes.rows * self.input.width();
+            self.backend.fill(&mut self.scratch.stream, 0.0, len)?;
+        }
+        Ok(self.loss(&ids, tokens)?.0)
+    }
+
+    // ---- weights --------------------------------------------------------------------------------------------
+
+    /// The parameters and their gradients.
+    #[must_use]
+    pub fn params(&self) -> &Params<B> {
+        &self.params
+    }
+
+    /// Device and parameters, for the optimizer.
+    pub fn backend_and_params(&mut self) -> (&mut B, &mut Params<B>) {
+        (&mut self.backend, &mut self.params)
+    }
+
+    /// Device, parameters and the log, for those who bring in values from outside (averaging).
+    pub fn backend_params_and_log(&mut self) -> (&mut B, &mut Params<B>, &mut ParameterLog) {
+        (&mut self.backend, &mut self.params, &mut self.log)
+    }
+
+    /// Every parameter value that came into this shard, or was refused by it.
+    #[must_use]
+    pub fn parameter_log(&self) -> &ParameterLog {
+        &self.log
+    }
+
+    /// Sets all gradients to zero.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn zero_gradients(&mut self) -> Result<(), ShardError> {
+        Ok(self.params.zero_gradients(&mut self.backend)?)
+    }
+
+    /// The value of a parameter, row-major; `None` if the shard does not have it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn download(&mut self, name: &str) -> Result<Option<Vec<f32>>, ShardError> {
+        Ok(self.params.download(&mut self.backend, name)?)
+    }
+
+    /// The gradient of a parameter, row-major; `None` if the shard does not have it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn download_gradient(&mut self, name: &str) -> Result<Option<Vec<f32>>, ShardError> {
+        let Some(parameter) = self.params.get(name) else { return Ok(None) };
+        let mut gradient = vec![0.0; parameter.len()];
+        self.backend.download(&mut gradient, &parameter.gradient)?;
+        Ok(Some(gradient))
+    }
+
+    /// Replaces the value of one parameter.
+    ///
+    /// # Errors
+    /// As [`Shard::restore`]; the value is recorded in any case.
+    pub fn upload(&mut self, name: &str, values: &[f32]) -> Result<(), SnapshotError> {
+        let shape = match self.params.get(name) {
+            Some(parameter) if parameter.len() == values.len() => parameter.shape.clone(),
+            Some(_) | None => vec![values.len()],
+        };
+        let tensor = SnapshotTensor { name: name.to_owned(), shape, values: values.to_vec() };
+        self.log.record(name, digest(values));
+        self.put(&[tensor])
+    }
+
+    /// Digest (BLAKE3 of the little-endian f32) of each parameter, in order.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn digests(&mut self) -> Result<Vec<(String, blake3::Hash)>, ShardError> {
+        Ok(self.params.digests(&mut self.backend)?)
+    }
+
+    /// All parameters as a safetensors file.
+    ///
+    /// # Errors
+    /// If the device fails or the file cannot be written.
+    pub fn snapshot(&mut self, metadata: BTreeMap<String, String>) -> Result<Vec<u8>, SnapshotError> {
+        let mut tensors = Vec::new();
+        for parameter in self.params.iter() {
+            let values = value(&mut self.backend, parameter)?;
+            tensors.push(SnapshotTensor {
+                name: parameter.name.clone(),
+                shape: parameter.shape.clone(),
+                values,
+            });
+        }
+        Snapshot { metadata, tensors }.write()
+    }
+
+    /// Replaces all parameters by those of a safetensors file; returns its metadata. Everything in the file is
+    /// recorded in the log, even if it is refused then.
+    ///
+    /// # Errors
+    /// If the file cannot be read, names a parameter the shard does not have, misses one, or holds one in
+    /// another shape or with a number that is not finite. No parameter has changed then.
+    pub fn restore(&mut self, bytes: &[u8]) -> Result<BTreeMap<String, String>, SnapshotError> {
+        let snapshot = Snapshot::read(bytes, &mut self.log)?;
+        let has = |name: &str| snapshot.tensors.iter().any(|tensor| tensor.name == name);
+        if let Some(missing) = self.params.iter().find(|parameter| !has(&parameter.name)) {
+            // A foreign tensor explains more than the gap it leaves.
+            self.check(&snapshot.tensors)?;
+            return Err(SnapshotError::Missing { name: missing.name.clone() });
+        }
+        self.put(&snapshot.tensors)?;
+        Ok(snapshot.metadata)
+    }
+
+    /// The way of foreign values into weights; the caller has recorded them.
+    fn put(&mut self, tensors: &[SnapshotTensor]) -> Result<(), SnapshotError> {
+        self.check(tensors)?;
+        for tensor in tensors {
+            if let Some(parameter) = self.params.get_mut(&tensor.name) {
+                self.backend.upload(&mut parameter.weight, &tensor.values)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, tensors: &[SnapshotTensor]) -> Result<(), SnapshotError> {
+        tensors.iter().try_for_each(|tensor| {
+            let name = tensor.name.clone();
+            match self.params.get(&name) {
+                None => Err(SnapshotError::Foreign { name }),
+                Some(parameter) if parameter.shape != tensor.shape => Err(SnapshotError::Shape {
+                    name,
+                    expected: parameter.shape.clone(),
+                    found: tensor.shape.clone(),
+                }),
+                Some(_) if !tensor.values.iter().all(|value| value.is_finite()) => {
+                    Err(SnapshotError::NonFinite { name })
+                }
+                Some(_) => Ok(()),
+            }
+        })
+    }
+
+    // ---- shape ----------------------------------------------------------------------------------------------
+
+    /// Whether the shard starts with the embedding.
+    #[must_use]
+    pub fn has_embedding(&self) -> bool {
+        self.layout.embed.is_some()
+    }
+
+    /// Whether the shard ends with the head.
+    #[must_use]
+    pub fn has_head(&self) -> bool {
+        self.layout.head.is_some()
+    }
+
+    /// Shape and format of the code that comes in.
+    #[must_use]
+    pub fn input_codec(&self) -> &Codec {
+        &self.input
+    }
+
+    /// Shape and format of the code that goes out.
+    #[must_use]
+    pub fn output_codec(&self) -> &Codec {
+        &self.output
+    }
+
+    /// Digest of the column space's basis, for the handshake; `None` if the shard has nothing to do with it.
+    #[must_use]
+    pub fn basis_digest(&self) -> Option<blake3::Hash> {
+        self.space.as_ref().map(Subspace::basis_digest)
+    }
+
+    // ---- the steps of a call --------------------------------------------------------------------------------
+
+    fn ids(&mut self, ids: &[u32]) -> Result<B::Ids, ShardError> {
+        Ok(self.backend.ids(ids, self.sizes.vocab)?)
+    }
+
+    /// `scratch.stream =` the code, or the embedding.
+    fn receive(&mut self, microbatch: MicrobatchId, ids: &B::Ids, code: &[u8]) -> Result<(), ShardError> {
+        let stream = &mut self.scratch.stream;
+        self.input.decode(&mut self.backend, stream, code, microbatch, Direction::Forward)?;
+        Ok(embed::forward(&mut self.split().0, ids)?)
+    }
+
+    /// `scratch.gradient =` the gradient of the code that went out.
+    fn receive_gradient(&mut self, microbatch: MicrobatchId, gradient: &[u8]) -> Result<(), ShardError> {
+        let stream = &mut self.scratch.gradient;
+        Ok(self.output.decode(&mut self.backend, stream, gradient, microbatch, Direction::Backward)?)
+    }
+
+    fn send(&mut self, microbatch: MicrobatchId) -> Result<Vec<u8>, ShardError> {
+        let stream = &self.scratch.stream;
+        Ok(self.output.encode(&mut self.backend, stream, microbatch, Direction::Forward)?)
+    }
+
+    fn send_gradient(&mut self, microbatch: MicrobatchId) -> Result<Vec<u8>, ShardError> {
+        let gradient = &self.scratch.gradient;
+        Ok(self.input.encode(&mut self.backend, gradient, microbatch, Direction::Backward)?)
+    }
+
+    fn forward_into(
+        &mut self,
+        microbatch: MicrobatchId,
+        ids: &B::Ids,
+        code: &[u8],
+        kept: &mut Kept<B>,
+    ) -> Result<Vec<u8>, ShardError> {
+        match kept {
+            Kept::Activations(kept) => self.split().0.forward(ids, kept)?,
+            Kept::Input(input) => {
+                input.clear();
+                input.extend_from_slice(code);
+                self.forward_in_workspace(ids)?;
+            }
+        }
+        self.send(microbatch)
+    }
+
+    fn forward_in_workspace(&mut self, ids: &B::Ids) -> Result<(), ShardError> {
+        let (mut pass, workspace, _) = self.split();
+        Ok(pass.forward(ids, workspace)?)
+    }
+
+    fn backward_from(
+        &mut self,
+        microbatch: MicrobatchId,
+        ids: &B::Ids,
+        kept: &Activations<B>,
+    ) -> Result<Vec<u8>, ShardError> {
+        // Where nothing crosses the cut behind this shard, its gradient is zero.
+        if self.output.width() > 0 {
+            self.split().0.backward(ids, kept)?;
+        }
+        self.send_gradient(microbatch)
+    }
+
+    fn recompute_and_backward(
+        &mut self,
+        microbatch: MicrobatchId,
+        ids: &B::Ids,
+        code: &[u8],
+    ) -> Result<Vec<u8>, ShardError> {
+        self.receive(microbatch, ids, code)?;
+        if self.output.width() > 0 {
+            let (mut pass, workspace, _) = self.split();
+            pass.forward(ids, workspace)?;
+            pass.backward(ids, workspace)?;
+        }
+        self.send_gradient(microbatch)
+    }
+
+    fn loss(&mut self, ids: &B::Ids, tokens: &Tokens) -> Result<(Loss, Head), ShardError> {
+        let targets = self.ids(tokens.targets())?;
+        let (mut pass, workspace, head) = self.split();
+        let Some(head) = head else { panic!("only a shard with the head has a loss") };
+        pass.forward(ids, workspace)?;
+        let sum = head::forward(&mut pass, head, &targets)?;
+        if !sum.is_finite() {
+            return Err(ShardError::NonFiniteLoss);
+        }
+        let tokens = u32::try_from(self.sizes.rows).unwrap_or(u32::MAX);
+        Ok((Loss { sum, tokens }, head))
+    }
+
+    fn split(&mut self) -> (Pass<'_, B>, &mut Activations<B>, Option<Head>) {
+        let pass = Pass {
+            backend: &mut self.backend,
+            params: &mut self.params,
+            scratch: &mut self.scratch,
+            space: self.space.as_ref(),
+            layout: &self.layout,
+            sizes: &self.sizes,
+        };
+        (pass, &mut self.workspace, self.layout.head)
+    }
+}
