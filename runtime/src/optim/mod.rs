@@ -13,8 +13,6 @@ mod schedule;
 mod stage_optimizer;
 mod staleness;
 mod state;
-#[cfg(test)]
-mod tests;
 
 pub use adam::Adam;
 pub use clip::{MicrobatchClip, stage_clip_scale};
