@@ -8,6 +8,7 @@ pub mod digest;
 pub mod frame;
 pub mod identity;
 pub mod membership;
+pub mod quic;
 mod tls;
 pub mod trust;
 pub mod wire;
