@@ -266,10 +266,11 @@ fn payloads(message: &Message<Bytes>) -> [Bytes; 2] {
 }
 
 fn check_length(part: Part, announced: u64, allowed: usize) -> Result<usize, FrameError> {
-    usize::try_from(announced)
-        .ok()
-        .filter(|&announced| announced <= allowed)
-        .ok_or(FrameError::TooLong { part, announced, allowed: allowed as u64 })
+    usize::try_from(announced).ok().filter(|&announced| announced <= allowed).ok_or(FrameError::TooLong {
+        part,
+        announced,
+        allowed: allowed as u64,
+    })
 }
 
 fn take(rest: &mut Bytes, part: Part, announced: usize) -> Result<Bytes, FrameError> {

@@ -117,7 +117,8 @@ fn load(file: std::fs::File, path: &Path) -> Result<Identity, IdentityError> {
         io::ErrorKind::InvalidData => IdentityError::Content { path: path.to_owned() },
         _ => IdentityError::Read { path: path.to_owned(), source },
     })?;
-    let seed = HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+    let seed =
+        HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
     seed.map(Identity::from_seed).ok_or_else(|| IdentityError::Content { path: path.to_owned() })
 }
 

@@ -22,7 +22,9 @@ pub enum MembershipError {
     #[error("a membership table that coordinator {0:?} did not sign for this run; it is ignored")]
     Signature(PeerId),
     /// Signed, but not a membership table.
-    #[error("coordinator {coordinator:?} signed a malformed membership table: {source}; run the same release")]
+    #[error(
+        "coordinator {coordinator:?} signed a malformed membership table: {source}; run the same release"
+    )]
     Content {
         /// Who signed.
         coordinator: PeerId,
@@ -50,8 +52,8 @@ pub fn verify(
     signed: &v1::SignedMembership,
 ) -> Result<Membership, MembershipError> {
     let key = VerifyingKey::from_bytes(&coordinator.0).map_err(|_| MembershipError::Key(*coordinator))?;
-    let signature = Signature::from_slice(&signed.signature)
-        .map_err(|_| MembershipError::Signature(*coordinator))?;
+    let signature =
+        Signature::from_slice(&signed.signature).map_err(|_| MembershipError::Signature(*coordinator))?;
     key.verify_strict(&signed_text(run, &signed.membership), &signature)
         .map_err(|_| MembershipError::Signature(*coordinator))?;
     decode(&signed.membership)

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod digest;
 pub mod frame;
+pub mod grpc;
 pub mod identity;
 pub mod membership;
 pub mod quic;

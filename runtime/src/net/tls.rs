@@ -6,9 +6,7 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::{
-    CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::AlwaysResolvesServerRawPublicKeys;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::CertifiedKey;
@@ -47,8 +45,7 @@ pub(super) struct WrongKey {
 /// Settings of a side that accepts connections of whom `trust` admits.
 pub(super) fn server(identity: &Identity, trust: Trust, alpn: &[u8]) -> Result<ServerConfig, TlsError> {
     let provider = provider();
-    let verifier =
-        Arc::new(TrustedClients { trust, algorithms: provider.signature_verification_algorithms });
+    let verifier = Arc::new(TrustedClients { trust, algorithms: provider.signature_verification_algorithms });
     let key = Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(identity)?));
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use swarmline_proto::v1;
 use swarmline_scheduler::{
-    Attempt, Hop, Incarnation, Loss, Member, Membership, Message, MicrobatchId, PeerId, Purpose, Refusal, Role,
-    StageIndex, Standing, WeightVersion,
+    Attempt, Hop, Incarnation, Loss, Member, Membership, Message, MicrobatchId, PeerId, Purpose, Refusal,
+    Role, StageIndex, Standing, WeightVersion,
 };
 
 use super::digest::ManifestDigest;

@@ -88,8 +88,8 @@ async fn welcome(
     incoming: Incoming,
 ) -> Result<(Connection, PeerId, Incarnation), HandshakeError> {
     let connection = incoming.accept()?.await?;
-    let peer = proven_peer(&connection)
-        .ok_or_else(|| HandshakeError::Malformed("no raw public key".to_owned()))?;
+    let peer =
+        proven_peer(&connection).ok_or_else(|| HandshakeError::Malformed("no raw public key".to_owned()))?;
     match handshake::answer(&connection, &shared.handshake).await {
         Ok(incarnation) => Ok((connection, peer, incarnation)),
         Err(error) => {

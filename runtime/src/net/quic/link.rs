@@ -112,9 +112,9 @@ struct Link {
     peer: PeerId,
     /// To be sent, in order.
     pending: VecDeque<Outgoing>,
-    /// Sent, by number, in order.
-    unacknowledged: BTreeMap<u64, Outgoing>,
-    /// One task for each frame in `unacknowledged`.
+    /// Sent, by number, in order; and over which connection.
+    unacknowledged: BTreeMap<u64, (usize, Outgoing)>,
+    /// One task for each frame in `unacknowledged`, and some for frames that are not waited for any more.
     acknowledgements: JoinSet<(u64, Fate)>,
     numbers: u64,
     /// To be reported.
@@ -139,25 +139,32 @@ impl Link {
 
     fn learn(&mut self, number: u64, fate: Fate) {
         match fate {
+            // None after a recovery: the frame is on its way again.
             Ok(None) => {
-                self.unacknowledged.remove(&number);
-                self.shared.settle(1);
+                self.shared.settle(self.unacknowledged.remove(&number).into_iter().count());
             }
             Ok(Some(code)) => {
                 let refused = LinkError::FrameRefused { peer: self.peer, code: code.into_inner() };
-                self.failed.extend(self.unacknowledged.remove(&number).map(|outgoing| (refused, outgoing)));
+                let outgoing = self.unacknowledged.remove(&number);
+                self.failed.extend(outgoing.map(|(_, outgoing)| (refused, outgoing)));
             }
-            Err(error) => self.recover(&match error {
-                StoppedError::ConnectionLost(error) => handshake::describe(&error),
-                StoppedError::ZeroRttRejected => error.to_string(),
-            }),
+            Err(error) => {
+                let cause = match &error {
+                    StoppedError::ConnectionLost(error) => handshake::describe(error),
+                    StoppedError::ZeroRttRejected => error.to_string(),
+                };
+                if let Some((connection, _)) = self.unacknowledged.get(&number) {
+                    self.recover(*connection, &cause);
+                }
+            }
         }
     }
 
-    /// The connection broke: everything not acknowledged is to be sent again, in order, before anything else.
-    fn recover(&mut self, cause: &str) {
-        self.acknowledgements = JoinSet::new();
-        for (_, outgoing) in std::mem::take(&mut self.unacknowledged).into_iter().rev() {
+    /// A connection broke: what it did not get acknowledged is to be sent again, in order, before anything else.
+    fn recover(&mut self, connection: usize, cause: &str) {
+        let broken = self.unacknowledged.extract_if(.., |_, (over, _)| *over == connection);
+        let frames: Vec<Outgoing> = broken.map(|(_, (_, outgoing))| outgoing).collect();
+        for outgoing in frames.into_iter().rev() {
             if outgoing.sendings < SENDINGS_MAX {
                 self.pending.push_front(outgoing);
             } else {
@@ -179,14 +186,14 @@ impl Link {
             match written {
                 Ok(fate) => {
                     self.shared.sent.add(&outgoing.message, outgoing.frame.bytes());
-                    self.unacknowledged.insert(number, outgoing);
+                    self.unacknowledged.insert(number, (connection.stable_id(), outgoing));
                     self.acknowledgements.spawn(async move { (number, fate.await) });
                 }
                 Err(cause) => {
                     // No acknowledgement can come any more; this frame goes where the others go.
                     connection.close(code::STALLED, b"a frame could not be written");
-                    self.unacknowledged.insert(number, outgoing);
-                    self.recover(&cause);
+                    self.unacknowledged.insert(number, (connection.stable_id(), outgoing));
+                    self.recover(connection.stable_id(), &cause);
                 }
             }
         }
@@ -196,24 +203,26 @@ impl Link {
     async fn connection(&self) -> Result<Connection, LinkError> {
         let mut dials = 0;
         loop {
+            // The peer may have dialled meanwhile.
             if let Some(connection) = self.shared.peers.connection(&self.peer) {
                 return Ok(connection);
             }
-            let Err(error) = self.dial().await else { continue };
             dials += 1;
-            if dials >= DIALS_MAX || !worth_another_dial(&error) {
-                return Err(error);
+            match self.dial().await {
+                Ok(connection) => return Ok(connection),
+                Err(error) if dials >= DIALS_MAX || !worth_another_dial(&error) => return Err(error),
+                Err(_) => tokio::time::sleep(DIAL_PAUSE).await,
             }
-            tokio::time::sleep(DIAL_PAUSE).await;
         }
     }
 
     /// Makes a connection and enters it into the table of peers.
-    async fn dial(&self) -> Result<(), LinkError> {
-        let address = self.shared.peers.address(&self.peer).ok_or_else(|| LinkError::Lost {
-            peer: self.peer,
-            cause: "its address is unknown".to_owned(),
-        })?;
+    async fn dial(&self) -> Result<Connection, LinkError> {
+        let address = self
+            .shared
+            .peers
+            .address(&self.peer)
+            .ok_or_else(|| LinkError::Lost { peer: self.peer, cause: "its address is unknown".to_owned() })?;
         let waited_ms = u64::try_from(HANDSHAKE_MAX.as_millis()).unwrap_or(u64::MAX);
         tokio::time::timeout(HANDSHAKE_MAX, self.shake_hands(address))
             .await
@@ -221,7 +230,7 @@ impl Link {
             .map_err(|cause| LinkError::Dial { peer: self.peer, address, cause })
     }
 
-    async fn shake_hands(&self, address: SocketAddr) -> Result<(), HandshakeError> {
+    async fn shake_hands(&self, address: SocketAddr) -> Result<Connection, HandshakeError> {
         let shared = &self.shared;
         let lost = |error: &dyn std::error::Error| HandshakeError::Lost(error.to_string());
         let config = tuning::client(&shared.identity, self.peer, Arc::clone(&shared.transport))
@@ -240,7 +249,7 @@ impl Link {
             return Err(HandshakeError::Lost("this process has no room for more peers".to_owned()));
         }
         connection::spawn_serve(shared, &connection, self.peer, incarnation);
-        Ok(())
+        Ok(connection)
     }
 
     /// Reports frames that failed one by one.
@@ -260,8 +269,8 @@ impl Link {
 
     /// The data plane closed: what is not acknowledged by now is not going to be.
     async fn finish(mut self) {
-        self.pending.extend(std::mem::take(&mut self.unacknowledged).into_values());
-        let undelivered = std::mem::take(&mut self.pending);
+        let sent = std::mem::take(&mut self.unacknowledged).into_values().map(|(_, outgoing)| outgoing);
+        let undelivered: Vec<Outgoing> = sent.chain(std::mem::take(&mut self.pending)).collect();
         if !undelivered.is_empty() {
             let reason = LinkError::Lost { peer: self.peer, cause: "this process closed".to_owned() };
             self.give_back(reason, undelivered).await;
@@ -280,11 +289,9 @@ async fn write(
     connection: &Connection,
     frame: &Encoded,
 ) -> Result<impl Future<Output = Fate> + Send + 'static, String> {
-    let allowed =
-        STALL_MAX.saturating_add(Duration::from_secs(frame.bytes() as u64 / BYTES_PER_SECOND_MIN));
+    let allowed = STALL_MAX.saturating_add(Duration::from_secs(frame.bytes() as u64 / BYTES_PER_SECOND_MIN));
     let written = tokio::time::timeout(allowed, async {
-        let mut stream =
-            connection.open_uni().await.map_err(|error| handshake::describe(&error))?;
+        let mut stream = connection.open_uni().await.map_err(|error| handshake::describe(&error))?;
         let mut pieces: Vec<Bytes> =
             frame.clone().into_pieces().into_iter().filter(|piece| !piece.is_empty()).collect();
         match stream.write_all_chunks(&mut pieces).await {
