@@ -1,1 +1,17 @@
 //! Bytes between peers: identity, QUIC data plane, gRPC control plane.
+//!
+//! Sees bytes, ids and messages; never a tensor, never a model. Both planes speak TLS 1.3 between ed25519 keys; there
+//! is no plaintext mode.
+
+pub mod address;
+pub mod digest;
+pub mod frame;
+pub mod grpc;
+pub mod identity;
+pub mod membership;
+pub mod quic;
+mod tls;
+pub mod trust;
+pub mod wire;
+
+pub use tls::TlsError;

@@ -1,0 +1,37 @@
+//! The committed code is what the `.proto` files say.
+
+use std::path::Path;
+
+const SOURCES: [&str; 3] =
+    ["swarmline/v1/types.proto", "swarmline/v1/stage.proto", "swarmline/v1/coordinator.proto"];
+const GENERATED: &str = "swarmline.v1.rs";
+/// Set to 1, the test writes the committed file instead of comparing.
+const WRITE: &str = "SWARMLINE_WRITE_GENERATED";
+
+#[test]
+fn committed_code_matches_the_proto_files() {
+    let fresh = generate();
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gen").join(GENERATED);
+    if std::env::var_os(WRITE).is_some_and(|value| value == "1") {
+        std::fs::write(&committed, fresh).unwrap();
+        return;
+    }
+    assert!(
+        std::fs::read_to_string(&committed).unwrap() == fresh,
+        "{} is out of date; run: {WRITE}=1 cargo test -p swarmline-proto --test generated",
+        committed.display(),
+    );
+}
+
+/// No transport code is generated: it would offer an unencrypted connection.
+fn generate() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let descriptors = protox::compile(SOURCES, [root]).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .out_dir(out.path())
+        .compile_fds(descriptors)
+        .unwrap();
+    std::fs::read_to_string(out.path().join(GENERATED)).unwrap()
+}

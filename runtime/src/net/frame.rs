@@ -1,0 +1,284 @@
+//! One message as bytes: `[magic and version u32][header length u32][header][payloads]`, numbers big endian.
+//!
+//! The header is protobuf and announces how long the payloads are; the payloads follow as they are. Every announced
+//! length is compared with [`FrameLimits`] before memory is reserved for it.
+
+use std::fmt;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message as _;
+use swarmline_proto::v1;
+use swarmline_scheduler::Message;
+
+use super::wire::{self, WireError};
+
+/// `SWL` and version 1 of the frame layout.
+const MAGIC: u32 = 0x5357_4C01;
+/// The bits of [`MAGIC`] that hold the version.
+const VERSION_MASK: u32 = 0xFF;
+/// Bytes before the header.
+pub(super) const PREAMBLE_BYTES: usize = 8;
+
+/// How long the parts of a frame may be, bytes. They follow from the run manifest, so all peers have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameLimits {
+    /// The header: a hop of a route takes about 50 bytes, the rest below 700.
+    pub header_bytes_max: usize,
+    /// The token ids of one microbatch.
+    pub ids_bytes_max: usize,
+    /// A packed activation or gradient.
+    pub code_bytes_max: usize,
+}
+
+impl FrameLimits {
+    /// The longest frame, bytes.
+    #[must_use]
+    pub fn frame_bytes_max(&self) -> usize {
+        [self.header_bytes_max, self.ids_bytes_max, self.code_bytes_max]
+            .into_iter()
+            .fold(PREAMBLE_BYTES, usize::saturating_add)
+    }
+}
+
+/// A part of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The first eight bytes.
+    Preamble,
+    /// The protobuf header.
+    Header,
+    /// The token ids.
+    Ids,
+    /// The packed activation or gradient.
+    Code,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Preamble => "preamble",
+            Self::Header => "header",
+            Self::Ids => "token ids",
+            Self::Code => "code",
+        })
+    }
+}
+
+/// Why bytes are not a frame of this run, or a message does not fit into one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The first bytes are not ours.
+    #[error("not a swarmline frame: it begins with {found:#010x}")]
+    Magic {
+        /// The first four bytes.
+        found: u32,
+    },
+    /// Another version of the layout.
+    #[error("frame layout version {theirs}, this peer speaks {ours}; run the same release on both sides")]
+    Version {
+        /// Version of the frame.
+        theirs: u32,
+        /// Version of this code.
+        ours: u32,
+    },
+    /// A part longer than the run allows.
+    #[error("the {part} is announced with {announced} bytes, the run allows {allowed}")]
+    TooLong {
+        /// Which part.
+        part: Part,
+        /// Announced length, bytes.
+        announced: u64,
+        /// Allowed length, bytes.
+        allowed: u64,
+    },
+    /// The frame ends too early.
+    #[error("the frame ends inside the {part}: {announced} bytes announced, {received} received")]
+    Truncated {
+        /// Which part.
+        part: Part,
+        /// Announced length, bytes.
+        announced: usize,
+        /// What there is, bytes.
+        received: usize,
+    },
+    /// The frame goes on after its end.
+    #[error("the frame goes on after the {announced} bytes it announced")]
+    Trailing {
+        /// Length of the whole frame as announced, bytes.
+        announced: usize,
+    },
+    /// A header that breaks the contract.
+    #[error("malformed header: {0}")]
+    Header(#[from] WireError),
+    /// The frame did not arrive in time.
+    #[error("the {part} did not arrive within {waited_ms} ms")]
+    Late {
+        /// Which part.
+        part: Part,
+        /// Time waited, milliseconds.
+        waited_ms: u64,
+    },
+}
+
+/// A message ready for the wire, in pieces so that payloads are not copied.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    pieces: [Bytes; 3],
+}
+
+impl Encoded {
+    /// Preamble with header, ids, code; the latter two may be empty.
+    pub(super) fn into_pieces(self) -> [Bytes; 3] {
+        self.pieces
+    }
+
+    /// Length of the frame.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.pieces.iter().map(Bytes::len).sum()
+    }
+
+    /// The whole frame in one piece, copied.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.pieces.concat()
+    }
+}
+
+/// Turns a message into a frame.
+///
+/// # Errors
+/// [`FrameError::TooLong`] if a receiver with the same limits would refuse it.
+pub fn encode(message: &Message<Bytes>, limits: &FrameLimits) -> Result<Encoded, FrameError> {
+    let [ids, code] = payloads(message);
+    check_length(Part::Ids, ids.len() as u64, limits.ids_bytes_max)?;
+    check_length(Part::Code, code.len() as u64, limits.code_bytes_max)?;
+    let header = wire::encode_frame(message);
+    let header_bytes = header.encoded_len();
+    check_length(Part::Header, header_bytes as u64, limits.header_bytes_max)?;
+    let announced = u32::try_from(header_bytes).map_err(|_| FrameError::TooLong {
+        part: Part::Header,
+        announced: header_bytes as u64,
+        allowed: u64::from(u32::MAX),
+    })?;
+    let mut head = BytesMut::with_capacity(PREAMBLE_BYTES + header_bytes);
+    head.put_u32(MAGIC);
+    head.put_u32(announced);
+    head.put_slice(&header.encode_to_vec());
+    Ok(Encoded { pieces: [head.freeze(), ids, code] })
+}
+
+/// Reads a whole frame.
+///
+/// # Errors
+/// For anything but exactly one frame within `limits`.
+pub fn decode(frame: &Bytes, limits: &FrameLimits) -> Result<Message<Bytes>, FrameError> {
+    let mut rest = frame.clone();
+    let preamble = take(&mut rest, Part::Preamble, PREAMBLE_BYTES)?;
+    let header_bytes = decode_preamble(&preamble, limits)?;
+    let announced = decode_header(&take(&mut rest, Part::Header, header_bytes)?, limits)?;
+    let ids = take(&mut rest, Part::Ids, announced.ids_bytes)?;
+    let code = take(&mut rest, Part::Code, announced.code_bytes)?;
+    if !rest.is_empty() {
+        return Err(FrameError::Trailing { announced: frame.len() - rest.len() });
+    }
+    Ok(announced.fill(ids, code))
+}
+
+/// Length of the header, checked.
+pub(super) fn decode_preamble(preamble: &[u8], limits: &FrameLimits) -> Result<usize, FrameError> {
+    let (magic, length) = preamble
+        .first_chunk::<4>()
+        .zip(preamble.get(4..).and_then(|rest| rest.first_chunk::<4>()))
+        .map(|(magic, length)| (u32::from_be_bytes(*magic), u32::from_be_bytes(*length)))
+        .ok_or(FrameError::Truncated {
+            part: Part::Preamble,
+            announced: PREAMBLE_BYTES,
+            received: preamble.len(),
+        })?;
+    if magic & !VERSION_MASK != MAGIC & !VERSION_MASK {
+        return Err(FrameError::Magic { found: magic });
+    }
+    if magic != MAGIC {
+        return Err(FrameError::Version { theirs: magic & VERSION_MASK, ours: MAGIC & VERSION_MASK });
+    }
+    check_length(Part::Header, length.into(), limits.header_bytes_max)
+}
+
+/// The message a header announces, its lengths checked.
+pub(super) fn decode_header(header: &[u8], limits: &FrameLimits) -> Result<Announced, FrameError> {
+    let frame = v1::Frame::decode(header)
+        .map_err(|error| WireError::Protobuf { message: "Frame", detail: error.to_string() })?;
+    let message = wire::decode_frame(frame)?;
+    let (ids, code) = match &message {
+        Message::Forward { ids, code, .. } => (*ids, *code),
+        Message::Backward { gradient, .. } => (0, *gradient),
+        Message::Evaluated { .. } | Message::Refused { .. } => (0, 0),
+    };
+    Ok(Announced {
+        ids_bytes: check_length(Part::Ids, ids, limits.ids_bytes_max)?,
+        code_bytes: check_length(Part::Code, code, limits.code_bytes_max)?,
+        message,
+    })
+}
+
+/// A message whose payloads are still to come.
+#[derive(Debug)]
+pub(super) struct Announced {
+    /// Length of the ids, within the limits.
+    pub(super) ids_bytes: usize,
+    /// Length of the activation or gradient, within the limits.
+    pub(super) code_bytes: usize,
+    message: Message<u64>,
+}
+
+impl Announced {
+    /// Length of the payloads.
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.ids_bytes.saturating_add(self.code_bytes)
+    }
+
+    /// The message with its payloads.
+    pub(super) fn fill(self, ids: Bytes, code: Bytes) -> Message<Bytes> {
+        match self.message {
+            Message::Forward { microbatch, attempt, purpose, route, version, .. } => {
+                Message::Forward { microbatch, attempt, purpose, route, version, ids, code }
+            }
+            Message::Backward { microbatch, attempt, loss, .. } => {
+                Message::Backward { microbatch, attempt, loss, gradient: code }
+            }
+            Message::Evaluated { microbatch, attempt, loss } => {
+                Message::Evaluated { microbatch, attempt, loss }
+            }
+            Message::Refused { microbatch, attempt, by, reason } => {
+                Message::Refused { microbatch, attempt, by, reason }
+            }
+        }
+    }
+}
+
+fn payloads(message: &Message<Bytes>) -> [Bytes; 2] {
+    match message {
+        Message::Forward { ids, code, .. } => [ids.clone(), code.clone()],
+        Message::Backward { gradient, .. } => [Bytes::new(), gradient.clone()],
+        Message::Evaluated { .. } | Message::Refused { .. } => [Bytes::new(), Bytes::new()],
+    }
+}
+
+fn check_length(part: Part, announced: u64, allowed: usize) -> Result<usize, FrameError> {
+    usize::try_from(announced).ok().filter(|&announced| announced <= allowed).ok_or(FrameError::TooLong {
+        part,
+        announced,
+        allowed: allowed as u64,
+    })
+}
+
+fn take(rest: &mut Bytes, part: Part, announced: usize) -> Result<Bytes, FrameError> {
+    if rest.len() < announced {
+        return Err(FrameError::Truncated { part, announced, received: rest.len() });
+    }
+    Ok(rest.split_to(announced))
+}
+
+#[cfg(test)]
+mod tests;

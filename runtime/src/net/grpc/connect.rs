@@ -1,0 +1,174 @@
+//! Reaches a coordinator, or says why not.
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
+use swarmline_proto::v1::coordinator_client::CoordinatorClient;
+use swarmline_scheduler::PeerId;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Endpoint, Uri};
+
+use super::{ALPN, Client, HTTP2_WINDOW, KEEP_ALIVE, KEEP_ALIVE_ANSWER_MAX, MESSAGE_BYTES_MAX};
+use crate::net::address::Invite;
+use crate::net::identity::Identity;
+use crate::net::tls::{self, SERVER_NAME, TlsError, WrongKey};
+
+/// Longest time from a name to a TLS connection.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Longest time a call waits for its answer.
+const CALL_MAX: Duration = Duration::from_secs(10);
+
+/// Why a coordinator cannot be reached. The address is the one in the invite.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// No TCP connection.
+    #[error("cannot reach the coordinator at {address}: {cause}; is it running?")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// What the operating system said.
+        cause: String,
+    },
+    /// No answer.
+    #[error(
+        "cannot reach the coordinator at {address}: no answer within {waited_ms} ms; is it running, and does a \
+         firewall let the port through?"
+    )]
+    Timeout {
+        /// Where.
+        address: String,
+        /// Time waited, milliseconds.
+        waited_ms: u64,
+    },
+    /// Somebody else answered.
+    #[error(
+        "the coordinator at {address} presents key {presented}, the invite says {expected}; ask for a fresh \
+         invite, and do not join if the key keeps changing"
+    )]
+    WrongKey {
+        /// Where.
+        address: String,
+        /// The key of who answered.
+        presented: PeerId,
+        /// The key in the invite.
+        expected: PeerId,
+    },
+    /// Something answered that is no coordinator.
+    #[error(
+        "what listens at {address} is not a swarmline coordinator ({cause}); check the port in the invite"
+    )]
+    NotACoordinator {
+        /// Where.
+        address: String,
+        /// What TLS or HTTP/2 said.
+        cause: String,
+    },
+    /// TLS could not be set up.
+    #[error("{0}")]
+    Tls(String),
+}
+
+/// Connects to the coordinator that `invite` names, proving `identity` and accepting no other key than the invite's.
+///
+/// # Errors
+/// If it cannot be reached, or somebody else answers. Later breaks surface as the status UNAVAILABLE of a call.
+pub async fn connect(invite: &Invite, identity: &Identity) -> Result<Client, ConnectError> {
+    let tls = tls::client(identity, invite.peer, ALPN).map_err(tls_error)?;
+    let dialler = Dialler { invite: invite.clone(), tls: Arc::new(tls) };
+    let connector = tower::service_fn(move |_: Uri| {
+        let dialler = dialler.clone();
+        async move { dialler.dial().await.map(TokioIo::new) }
+    });
+    let channel =
+        endpoint(invite)?.connect_with_connector(connector).await.map_err(|error| explain(&error, invite))?;
+    Ok(CoordinatorClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// The scheme says http because TLS is the connector's business; nothing is ever sent without it.
+fn endpoint(invite: &Invite) -> Result<Endpoint, ConnectError> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", invite.authority())).map_err(|error| {
+        ConnectError::Unreachable { address: invite.authority(), cause: error.to_string() }
+    })?;
+    Ok(endpoint
+        .timeout(CALL_MAX)
+        .initial_stream_window_size(HTTP2_WINDOW)
+        .initial_connection_window_size(HTTP2_WINDOW)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_ANSWER_MAX)
+        .keep_alive_while_idle(true))
+}
+
+#[derive(Clone)]
+struct Dialler {
+    invite: Invite,
+    tls: Arc<ClientConfig>,
+}
+
+impl Dialler {
+    async fn dial(self) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let waited_ms = u64::try_from(CONNECT_MAX.as_millis()).unwrap_or(u64::MAX);
+        let address = self.invite.authority();
+        tokio::time::timeout(CONNECT_MAX, self.dial_patiently())
+            .await
+            .unwrap_or(Err(ConnectError::Timeout { address, waited_ms }))
+    }
+
+    async fn dial_patiently(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let address = self.invite.authority();
+        let tcp = TcpStream::connect((self.invite.host.as_str(), self.invite.port))
+            .await
+            .and_then(|tcp| tcp.set_nodelay(true).map(|()| tcp))
+            .map_err(|error| ConnectError::Unreachable { address, cause: error.to_string() })?;
+        let name = ServerName::try_from(SERVER_NAME)
+            .map_err(|error| ConnectError::Tls(format!("{SERVER_NAME:?} is not a TLS name: {error}")))?;
+        let connected = TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp).await;
+        connected.map_err(|error| self.explain_tls(&error))
+    }
+
+    fn explain_tls(&self, error: &io::Error) -> ConnectError {
+        let address = self.invite.authority();
+        match wrong_key(error) {
+            Some(WrongKey { expected, presented }) => ConnectError::WrongKey { address, presented, expected },
+            None => ConnectError::NotACoordinator { address, cause: error.to_string() },
+        }
+    }
+}
+
+/// The verifier's own error, if it is what ended the handshake.
+fn wrong_key(error: &io::Error) -> Option<WrongKey> {
+    match error.get_ref()?.downcast_ref()? {
+        rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
+            other.0.downcast_ref::<WrongKey>().copied()
+        }
+        _ => None,
+    }
+}
+
+/// The dialler's own error, if it is in the chain.
+fn explain(error: &tonic::transport::Error, invite: &Invite) -> ConnectError {
+    let mut cause: &(dyn Error + 'static) = error;
+    loop {
+        if let Some(ours) = cause.downcast_ref::<ConnectError>() {
+            return ours.clone();
+        }
+        match cause.source() {
+            Some(source) => cause = source,
+            None => break,
+        }
+    }
+    ConnectError::NotACoordinator { address: invite.authority(), cause: cause.to_string() }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
+fn tls_error(error: TlsError) -> ConnectError {
+    ConnectError::Tls(error.to_string())
+}

@@ -1,0 +1,131 @@
+//! TCP connections that become TLS connections before the server sees them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use super::{ALPN, Caller};
+use crate::net::identity::Identity;
+use crate::net::tls::{self, TlsError};
+use crate::net::trust::Trust;
+
+/// Connections at a time; further ones wait in the listener's backlog.
+const CONNECTIONS_MAX: usize = 2048;
+/// Connections that wait for the server to take them.
+const ACCEPTED_MAX: usize = 16;
+/// Longest TLS handshake.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// Pause after the operating system could not accept, usually for lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections of proven keys, any key. Ends when dropped.
+pub(super) fn accept(
+    listener: TcpListener,
+    identity: &Identity,
+) -> Result<impl Stream<Item = io::Result<CallerStream>> + use<>, TlsError> {
+    let config = tls::server(identity, Trust::anyone(), ALPN)?;
+    let (accepted, stream) = mpsc::channel(ACCEPTED_MAX);
+    tokio::spawn(accept_all(listener, TlsAcceptor::from(Arc::new(config)), accepted));
+    Ok(ReceiverStream::new(stream))
+}
+
+async fn accept_all(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    accepted: mpsc::Sender<io::Result<CallerStream>>,
+) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let (tcp, address) = tokio::select! {
+            tcp = listener.accept() => match tcp {
+                Ok(tcp) => tcp,
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            () = accepted.closed() => return,
+        };
+        let acceptor = acceptor.clone();
+        let accepted = accepted.clone();
+        tokio::spawn(async move {
+            match tokio::time::timeout(HANDSHAKE_MAX, secure(&acceptor, tcp, address, permit)).await {
+                // Fails only if the server has ended.
+                Ok(Ok(stream)) => drop(accepted.send(Ok(stream)).await),
+                Ok(Err(error)) => tracing::debug!(from = %address, "a TLS handshake failed: {error}"),
+                Err(_) => tracing::debug!(from = %address, "a TLS handshake took too long"),
+            }
+        });
+    }
+}
+
+async fn secure(
+    acceptor: &TlsAcceptor,
+    tcp: TcpStream,
+    address: SocketAddr,
+    permit: OwnedSemaphorePermit,
+) -> io::Result<CallerStream> {
+    // Calls are small and wait for each other.
+    tcp.set_nodelay(true)?;
+    let tls = acceptor.accept(tcp).await?;
+    let presented = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let peer = presented
+        .and_then(tls::presented_key)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no raw public key"))?;
+    Ok(CallerStream { tls, caller: Caller { peer, address }, _permit: permit })
+}
+
+/// A TLS connection that knows whose it is.
+#[derive(Debug)]
+pub(super) struct CallerStream {
+    tls: TlsStream<TcpStream>,
+    caller: Caller,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for CallerStream {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller
+    }
+}
+
+impl AsyncRead for CallerStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for CallerStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+}

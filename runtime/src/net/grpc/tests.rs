@@ -1,0 +1,1 @@
+//! A real server and real clients on the loopback interface.

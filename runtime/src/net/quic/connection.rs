@@ -1,0 +1,158 @@
+//! A connection from its first packet to its last.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, Incoming, RecvStream};
+use rustls::pki_types::CertificateDer;
+use swarmline_scheduler::{Incarnation, PeerId};
+use tokio::task::JoinSet;
+
+use super::handshake::{self, HandshakeError};
+use super::receive::{self, ReceiveError};
+use super::{CONNECTIONS_MAX, NetEvent, Shared, code};
+use crate::net::tls;
+
+/// Longest time from the first packet to the end of the handshake.
+pub(super) const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
+/// Malformed frames a connection survives: a bug of one kind of message is reported, a flood is cut off.
+const MALFORMED_MAX: usize = 8;
+
+/// Takes connections until the endpoint closes.
+pub(super) async fn accept(shared: Arc<Shared>) {
+    while let Some(incoming) = shared.endpoint.accept().await {
+        let permit = Arc::clone(&shared.handshakes).try_acquire_owned();
+        match permit {
+            Ok(permit) if shared.endpoint.open_connections() < CONNECTIONS_MAX => {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    let admitted = admit(&shared, incoming).await;
+                    drop(permit);
+                    if let Some((connection, peer, incarnation)) = admitted {
+                        serve(shared, connection, peer, incarnation).await;
+                    }
+                });
+            }
+            _ => {
+                tracing::warn!(from = %incoming.remote_address(), "too many connections; one is refused");
+                incoming.refuse();
+            }
+        }
+    }
+}
+
+/// Starts receiving from a connection this side dialled.
+pub(super) fn spawn_serve(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    peer: PeerId,
+    incarnation: Incarnation,
+) {
+    tokio::spawn(serve(Arc::clone(shared), connection.clone(), peer, incarnation));
+}
+
+/// Enters a connection into the table of peers; closes it if there is no room.
+pub(super) async fn register(
+    shared: &Shared,
+    connection: &Connection,
+    peer: PeerId,
+    incarnation: Incarnation,
+) -> bool {
+    let Ok(permit) = shared.events.reserve().await else { return false };
+    let room = shared.peers.connected(peer, incarnation, connection, permit);
+    if !room {
+        connection.close(code::REJECTED, b"no room for more peers");
+    }
+    room
+}
+
+async fn admit(shared: &Shared, incoming: Incoming) -> Option<(Connection, PeerId, Incarnation)> {
+    let from = incoming.remote_address();
+    let (connection, peer, incarnation) =
+        match tokio::time::timeout(HANDSHAKE_MAX, welcome(shared, incoming)).await {
+            Ok(Ok(admitted)) => admitted,
+            Ok(Err(error)) => {
+                tracing::warn!(%from, "a peer could not connect: {error}");
+                return None;
+            }
+            Err(_) => {
+                tracing::debug!(%from, "a handshake took too long");
+                return None;
+            }
+        };
+    register(shared, &connection, peer, incarnation).await.then_some((connection, peer, incarnation))
+}
+
+async fn welcome(
+    shared: &Shared,
+    incoming: Incoming,
+) -> Result<(Connection, PeerId, Incarnation), HandshakeError> {
+    let connection = incoming.accept()?.await?;
+    let peer =
+        proven_peer(&connection).ok_or_else(|| HandshakeError::Malformed("no raw public key".to_owned()))?;
+    match handshake::answer(&connection, &shared.handshake).await {
+        Ok(incarnation) => Ok((connection, peer, incarnation)),
+        Err(error) => {
+            connection.close(code::REJECTED, b"handshake failed");
+            Err(error)
+        }
+    }
+}
+
+fn proven_peer(connection: &Connection) -> Option<PeerId> {
+    let presented = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    tls::presented_key(presented.first()?)
+}
+
+/// Receives frames until the connection ends.
+async fn serve(shared: Arc<Shared>, connection: Connection, peer: PeerId, incarnation: Incarnation) {
+    let mut readers = JoinSet::new();
+    let mut malformed = 0;
+    let end = loop {
+        tokio::select! {
+            accepted = connection.accept_uni() => match accepted {
+                Ok(stream) if shared.trust.admits(&peer) => {
+                    readers.spawn(receive(Arc::clone(&shared), stream, peer, incarnation));
+                }
+                Ok(_) => connection.close(code::UNTRUSTED, b"the key is not trusted any longer"),
+                Err(end) => break end,
+            },
+            Some(verdict) = readers.join_next() => {
+                malformed += usize::from(matches!(verdict, Ok(Verdict::Malformed)));
+                if malformed > MALFORMED_MAX {
+                    connection.close(code::MALFORMED, b"too many malformed frames");
+                }
+            }
+        }
+    };
+    // Frames that had arrived whole are still to be heard.
+    while readers.join_next().await.is_some() {}
+    if let Ok(permit) = shared.events.reserve().await {
+        shared.peers.disconnected(peer, &connection, handshake::describe(&end), permit);
+    }
+}
+
+enum Verdict {
+    Fine,
+    Malformed,
+}
+
+async fn receive(
+    shared: Arc<Shared>,
+    mut stream: RecvStream,
+    from: PeerId,
+    incarnation: Incarnation,
+) -> Verdict {
+    let (event, verdict) = match receive::read_frame(&mut stream, &shared.settings.limits).await {
+        Ok(message) => (NetEvent::Message { from, incarnation, message }, Verdict::Fine),
+        Err(ReceiveError::Malformed(error)) => {
+            // Fails only if the stream is over already.
+            let _ = stream.stop(code::MALFORMED);
+            (NetEvent::Malformed { from, error }, Verdict::Malformed)
+        }
+        Err(ReceiveError::Lost) => return Verdict::Fine,
+    };
+    // Fails only if nobody listens any longer.
+    let _ = shared.events.send(event).await;
+    verdict
+}

@@ -1,0 +1,51 @@
+//! Bytes sent, by kind of frame.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use swarmline_scheduler::Message;
+
+/// Bytes of frames sent: preambles, headers, ids and payloads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BytesSent {
+    /// In activations and token ids going downstream.
+    pub forward: u64,
+    /// In gradients going upstream.
+    pub backward: u64,
+    /// In evaluation results and refusals.
+    pub other: u64,
+}
+
+impl BytesSent {
+    /// All kinds together.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.forward.saturating_add(self.backward).saturating_add(self.other)
+    }
+}
+
+/// The counters behind [`BytesSent`]; each only grows.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    forward: AtomicU64,
+    backward: AtomicU64,
+    other: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn add<P>(&self, message: &Message<P>, bytes: usize) {
+        let counter = match message {
+            Message::Forward { .. } => &self.forward,
+            Message::Backward { .. } => &self.backward,
+            Message::Evaluated { .. } | Message::Refused { .. } => &self.other,
+        };
+        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self) -> BytesSent {
+        BytesSent {
+            forward: self.forward.load(Ordering::Relaxed),
+            backward: self.backward.load(Ordering::Relaxed),
+            other: self.other.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Sends the frames for one peer: finds or makes a connection, keeps order, tries again once, gives back the rest.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{Connection, StoppedError, VarInt};
+use swarmline_scheduler::{Message, PeerId};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::connection::{self, HANDSHAKE_MAX};
+use super::handshake::{self, HandshakeError};
+use super::{NetEvent, Shared, code, tuning};
+use crate::net::frame::Encoded;
+use crate::net::tls::SERVER_NAME;
+
+/// Times one frame is put on the wire: once, and once more after its connection broke.
+const SENDINGS_MAX: u32 = 2;
+/// Times a peer is dialled before its frames are given back.
+const DIALS_MAX: u32 = 2;
+/// Pause between two dials; the peer may just be restarting.
+const DIAL_PAUSE: Duration = Duration::from_millis(250);
+/// Time without any frame after which the task ends; a later frame starts a new one.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// Silence of a slow receiver that is forgiven, however short the frame.
+const STALL_MAX: Duration = Duration::from_secs(20);
+/// Slowest link that is served: a long frame gets more time than a short one.
+const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
+
+/// Why messages came back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// No connection could be made.
+    #[error("cannot connect to peer {peer:?} at {address}: {cause}")]
+    Dial {
+        /// Which peer.
+        peer: PeerId,
+        /// Where it was said to listen.
+        address: SocketAddr,
+        /// Why not.
+        cause: HandshakeError,
+    },
+    /// The connection broke, and the new one too.
+    #[error("lost peer {peer:?}: {cause}; its microbatches go to other peers")]
+    Lost {
+        /// Which peer.
+        peer: PeerId,
+        /// Why, for people.
+        cause: String,
+    },
+    /// The peer said that the frame is malformed.
+    #[error("peer {peer:?} refused a frame as malformed (code {code}); its log says why")]
+    FrameRefused {
+        /// Which peer.
+        peer: PeerId,
+        /// Its error code.
+        code: u64,
+    },
+}
+
+/// A frame on its way.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) message: Message<Bytes>,
+    frame: Encoded,
+    sendings: u32,
+}
+
+impl Outgoing {
+    pub(super) fn new(message: Message<Bytes>, frame: Encoded) -> Self {
+        Self { message, frame, sendings: 0 }
+    }
+}
+
+/// Sends what comes through `outbox` until it closes or nothing comes for a while.
+pub(super) async fn run(shared: Arc<Shared>, peer: PeerId, mut outbox: mpsc::Receiver<Outgoing>) {
+    let unacknowledged_max = shared.outbox_frames();
+    let mut link = Link::new(shared, peer);
+    loop {
+        let room = link.unacknowledged.len() < unacknowledged_max;
+        let idle = link.unacknowledged.is_empty();
+        tokio::select! {
+            Some(Ok((number, fate))) = link.acknowledgements.join_next() => link.learn(number, fate),
+            outgoing = outbox.recv(), if room => match outgoing {
+                Some(outgoing) => link.pending.push_back(outgoing),
+                None => break,
+            },
+            () = tokio::time::sleep(IDLE_MAX), if idle => {
+                if link.shared.peers.retire(&link.peer, &outbox) {
+                    return;
+                }
+            }
+        }
+        if let Err(reason) = link.transmit_pending().await {
+            // What is queued behind is for the same dead address.
+            while let Ok(outgoing) = outbox.try_recv() {
+                link.pending.push_back(outgoing);
+            }
+            let undelivered = std::mem::take(&mut link.pending);
+            link.give_back(reason, undelivered).await;
+        }
+        link.report().await;
+    }
+    link.finish().await;
+}
+
+struct Link {
+    shared: Arc<Shared>,
+    peer: PeerId,
+    /// To be sent, in order.
+    pending: VecDeque<Outgoing>,
+    /// Sent, by number, in order; and over which connection.
+    unacknowledged: BTreeMap<u64, (usize, Outgoing)>,
+    /// One task for each frame in `unacknowledged`, and some for frames that are not waited for any more.
+    acknowledgements: JoinSet<(u64, Fate)>,
+    numbers: u64,
+    /// To be reported.
+    failed: Vec<(LinkError, Outgoing)>,
+}
+
+/// What the peer's QUIC says of a frame.
+type Fate = Result<Option<VarInt>, StoppedError>;
+
+impl Link {
+    fn new(shared: Arc<Shared>, peer: PeerId) -> Self {
+        Self {
+            shared,
+            peer,
+            pending: VecDeque::new(),
+            unacknowledged: BTreeMap::new(),
+            acknowledgements: JoinSet::new(),
+            numbers: 0,
+            failed: Vec::new(),
+        }
+    }
+
+    fn learn(&mut self, number: u64, fate: Fate) {
+        match fate {
+            // None after a recovery: the frame is on its way again.
+            Ok(None) => {
+                self.shared.settle(self.unacknowledged.remove(&number).into_iter().count());
+            }
+            Ok(Some(code)) => {
+                let refused = LinkError::FrameRefused { peer: self.peer, code: code.into_inner() };
+                let outgoing = self.unacknowledged.remove(&number);
+                self.failed.extend(outgoing.map(|(_, outgoing)| (refused, outgoing)));
+            }
+            Err(error) => {
+                let cause = match &error {
+                    StoppedError::ConnectionLost(error) => handshake::describe(error),
+                    StoppedError::ZeroRttRejected => error.to_string(),
+                };
+                if let Some((connection, _)) = self.unacknowledged.get(&number) {
+                    self.recover(*connection, &cause);
+                }
+            }
+        }
+    }
+
+    /// A connection broke: what it did not get acknowledged is to be sent again, in order, before anything else.
+    fn recover(&mut self, connection: usize, cause: &str) {
+        let broken = self.unacknowledged.extract_if(.., |_, (over, _)| *over == connection);
+        let frames: Vec<Outgoing> = broken.map(|(_, (_, outgoing))| outgoing).collect();
+        for outgoing in frames.into_iter().rev() {
+            if outgoing.sendings < SENDINGS_MAX {
+                self.pending.push_front(outgoing);
+            } else {
+                let lost = LinkError::Lost { peer: self.peer, cause: cause.to_owned() };
+                self.failed.push((lost, outgoing));
+            }
+        }
+    }
+
+    /// An error means that there is no way to the peer now.
+    async fn transmit_pending(&mut self) -> Result<(), LinkError> {
+        while !self.pending.is_empty() {
+            let connection = self.connection().await?;
+            let Some(mut outgoing) = self.pending.pop_front() else { break };
+            outgoing.sendings += 1;
+            let written = write(&connection, &outgoing.frame).await;
+            let number = self.numbers;
+            self.numbers += 1;
+            match written {
+                Ok(fate) => {
+                    self.shared.sent.add(&outgoing.message, outgoing.frame.bytes());
+                    self.unacknowledged.insert(number, (connection.stable_id(), outgoing));
+                    self.acknowledgements.spawn(async move { (number, fate.await) });
+                }
+                Err(cause) => {
+                    // No acknowledgement can come any more; this frame goes where the others go.
+                    connection.close(code::STALLED, b"a frame could not be written");
+                    self.unacknowledged.insert(number, (connection.stable_id(), outgoing));
+                    self.recover(connection.stable_id(), &cause);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn connection(&self) -> Result<Connection, LinkError> {
+        let mut dials = 0;
+        loop {
+            // The peer may have dialled meanwhile.
+            if let Some(connection) = self.shared.peers.connection(&self.peer) {
+                return Ok(connection);
+            }
+            dials += 1;
+            match self.dial().await {
+                Ok(connection) => return Ok(connection),
+                Err(error) if dials >= DIALS_MAX || !worth_another_dial(&error) => return Err(error),
+                Err(_) => tokio::time::sleep(DIAL_PAUSE).await,
+            }
+        }
+    }
+
+    /// Makes a connection and enters it into the table of peers.
+    async fn dial(&self) -> Result<Connection, LinkError> {
+        let address = self
+            .shared
+            .peers
+            .address(&self.peer)
+            .ok_or_else(|| LinkError::Lost { peer: self.peer, cause: "its address is unknown".to_owned() })?;
+        let waited_ms = u64::try_from(HANDSHAKE_MAX.as_millis()).unwrap_or(u64::MAX);
+        tokio::time::timeout(HANDSHAKE_MAX, self.shake_hands(address))
+            .await
+            .unwrap_or(Err(HandshakeError::Timeout { waited_ms }))
+            .map_err(|cause| LinkError::Dial { peer: self.peer, address, cause })
+    }
+
+    async fn shake_hands(&self, address: SocketAddr) -> Result<Connection, HandshakeError> {
+        let shared = &self.shared;
+        let lost = |error: &dyn std::error::Error| HandshakeError::Lost(error.to_string());
+        let config = tuning::client(&shared.identity, self.peer, Arc::clone(&shared.transport))
+            .map_err(|error| lost(&error))?;
+        let connecting =
+            shared.endpoint.connect_with(config, address, SERVER_NAME).map_err(|error| lost(&error))?;
+        let connection = connecting.await?;
+        let incarnation = match handshake::greet(&connection, &shared.handshake).await {
+            Ok(incarnation) => incarnation,
+            Err(error) => {
+                connection.close(code::REJECTED, b"handshake failed");
+                return Err(error);
+            }
+        };
+        if !connection::register(shared, &connection, self.peer, incarnation).await {
+            return Err(HandshakeError::Lost("this process has no room for more peers".to_owned()));
+        }
+        connection::spawn_serve(shared, &connection, self.peer, incarnation);
+        Ok(connection)
+    }
+
+    /// Reports frames that failed one by one.
+    async fn report(&mut self) {
+        for (reason, outgoing) in std::mem::take(&mut self.failed) {
+            self.give_back(reason, [outgoing]).await;
+        }
+    }
+
+    async fn give_back(&self, reason: LinkError, frames: impl IntoIterator<Item = Outgoing>) {
+        let undelivered: Vec<_> = frames.into_iter().map(|outgoing| outgoing.message).collect();
+        self.shared.settle(undelivered.len());
+        let event = NetEvent::Unreachable { peer: self.peer, reason, undelivered };
+        // Fails only if nobody listens any longer.
+        let _ = self.shared.events.send(event).await;
+    }
+
+    /// The data plane closed: what is not acknowledged by now is not going to be.
+    async fn finish(mut self) {
+        let sent = std::mem::take(&mut self.unacknowledged).into_values().map(|(_, outgoing)| outgoing);
+        let undelivered: Vec<Outgoing> = sent.chain(std::mem::take(&mut self.pending)).collect();
+        if !undelivered.is_empty() {
+            let reason = LinkError::Lost { peer: self.peer, cause: "this process closed".to_owned() };
+            self.give_back(reason, undelivered).await;
+        }
+    }
+}
+
+/// A peer that has said no says no again.
+fn worth_another_dial(error: &LinkError) -> bool {
+    let LinkError::Dial { cause, .. } = error else { return false };
+    matches!(cause, HandshakeError::Lost(_) | HandshakeError::Timeout { .. })
+}
+
+/// Writes one frame on a stream of its own. The future tells, later, what became of it.
+async fn write(
+    connection: &Connection,
+    frame: &Encoded,
+) -> Result<impl Future<Output = Fate> + Send + 'static, String> {
+    let allowed = STALL_MAX.saturating_add(Duration::from_secs(frame.bytes() as u64 / BYTES_PER_SECOND_MIN));
+    let written = tokio::time::timeout(allowed, async {
+        let mut stream = connection.open_uni().await.map_err(|error| handshake::describe(&error))?;
+        let mut pieces: Vec<Bytes> =
+            frame.clone().into_pieces().into_iter().filter(|piece| !piece.is_empty()).collect();
+        match stream.write_all_chunks(&mut pieces).await {
+            // Refused in the middle: the fate says so.
+            Ok(()) | Err(quinn::WriteError::Stopped(_)) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        let fate = stream.stopped();
+        // Fails only after a refusal.
+        let _ = stream.finish();
+        Ok(fate)
+    });
+    written.await.unwrap_or_else(|_| Err(format!("it took no frame for {} s", allowed.as_secs())))
+}

@@ -1,0 +1,183 @@
+//! Which peers there are, and over which connections.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use quinn::Connection;
+use swarmline_scheduler::{Incarnation, PeerId};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::link::Outgoing;
+use super::{CONNECTIONS_MAX, NetEvent, code};
+
+/// Connections with one peer: one for each side that dialled, and no more.
+const CONNECTIONS_PER_PEER_MAX: usize = 2;
+/// Peers that are kept track of; those without connection and without queue are forgotten.
+const PEERS_MAX: usize = 2 * CONNECTIONS_MAX;
+
+/// The table of peers. Locked for moments only, never across an await.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    closed: bool,
+    entries: BTreeMap<PeerId, Entry>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// Where the peer listens, as last told.
+    address: Option<SocketAddr>,
+    /// Leads to the task that sends; absent until something is sent.
+    outbox: Option<mpsc::Sender<Outgoing>>,
+    incarnation: Incarnation,
+    /// Oldest first, all of `incarnation`.
+    connections: Vec<Connection>,
+}
+
+/// Why a frame was not queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PushError {
+    Full,
+    TooManyPeers { limit: usize },
+    Closed,
+}
+
+impl Peers {
+    /// Queues a frame. `start` is called with the other end of a new queue.
+    pub(super) fn push(
+        &self,
+        peer: PeerId,
+        address: SocketAddr,
+        outgoing: Outgoing,
+        capacity: usize,
+        start: impl FnOnce(mpsc::Receiver<Outgoing>),
+    ) -> Result<(), (PushError, Outgoing)> {
+        let mut table = self.lock();
+        if table.closed {
+            return Err((PushError::Closed, outgoing));
+        }
+        let Some(entry) = table.entry(peer) else {
+            return Err((PushError::TooManyPeers { limit: PEERS_MAX }, outgoing));
+        };
+        entry.address = Some(address);
+        let outbox = entry.outbox.get_or_insert_with(|| {
+            let (sender, receiver) = mpsc::channel(capacity);
+            start(receiver);
+            sender
+        });
+        outbox.try_send(outgoing).map_err(|error| match error {
+            TrySendError::Full(outgoing) => (PushError::Full, outgoing),
+            TrySendError::Closed(outgoing) => (PushError::Closed, outgoing),
+        })
+    }
+
+    /// Where the peer listens, as last told.
+    pub(super) fn address(&self, peer: &PeerId) -> Option<SocketAddr> {
+        self.lock().entries.get(peer)?.address
+    }
+
+    /// The newest live connection with the peer.
+    pub(super) fn connection(&self, peer: &PeerId) -> Option<Connection> {
+        let table = self.lock();
+        let connections = &table.entries.get(peer)?.connections;
+        connections.iter().rev().find(|connection| connection.close_reason().is_none()).cloned()
+    }
+
+    /// Adds a connection; false if there is no room. News goes into `permit`: taken before the lock and used under
+    /// it, so that events tell changes in the order they happened.
+    pub(super) fn connected(
+        &self,
+        peer: PeerId,
+        incarnation: Incarnation,
+        connection: &Connection,
+        permit: mpsc::Permit<'_, NetEvent>,
+    ) -> bool {
+        let mut table = self.lock();
+        if table.closed {
+            return false;
+        }
+        let Some(entry) = table.entry(peer) else { return false };
+        let news = entry.connections.is_empty() || entry.incarnation != incarnation;
+        if entry.incarnation != incarnation {
+            entry.incarnation = incarnation;
+            entry.connections.drain(..).for_each(|old| supersede(&old));
+        }
+        if entry.connections.len() >= CONNECTIONS_PER_PEER_MAX {
+            supersede(&entry.connections.remove(0));
+        }
+        entry.connections.push(connection.clone());
+        if news {
+            permit.send(NetEvent::Connected { peer, incarnation });
+        }
+        true
+    }
+
+    /// Removes a connection. If it was the last one, that goes into `permit`.
+    pub(super) fn disconnected(
+        &self,
+        peer: PeerId,
+        connection: &Connection,
+        reason: String,
+        permit: mpsc::Permit<'_, NetEvent>,
+    ) {
+        let mut table = self.lock();
+        let Some(entry) = table.entries.get_mut(&peer) else { return };
+        let before = entry.connections.len();
+        entry.connections.retain(|known| known.stable_id() != connection.stable_id());
+        if entry.connections.len() < before && entry.connections.is_empty() {
+            permit.send(NetEvent::Disconnected { peer, incarnation: entry.incarnation, reason });
+        }
+        table.forget_if_idle(&peer);
+    }
+
+    /// Takes the queue of a peer away if it is empty: true means the sender's task may end. Nothing can be queued in
+    /// between.
+    pub(super) fn retire(&self, peer: &PeerId, outbox: &mpsc::Receiver<Outgoing>) -> bool {
+        let mut table = self.lock();
+        if !outbox.is_empty() {
+            return false;
+        }
+        if let Some(entry) = table.entries.get_mut(peer) {
+            entry.outbox = None;
+        }
+        table.forget_if_idle(peer);
+        true
+    }
+
+    /// From now on nothing is queued and nobody connects.
+    pub(super) fn close(&self) {
+        let mut table = self.lock();
+        table.closed = true;
+        table.entries.values_mut().for_each(|entry| entry.outbox = None);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn entry(&mut self, peer: PeerId) -> Option<&mut Entry> {
+        if self.entries.len() >= PEERS_MAX && !self.entries.contains_key(&peer) {
+            return None;
+        }
+        Some(self.entries.entry(peer).or_default())
+    }
+
+    fn forget_if_idle(&mut self, peer: &PeerId) {
+        let idle = |entry: &Entry| entry.outbox.is_none() && entry.connections.is_empty();
+        if self.entries.get(peer).is_some_and(idle) {
+            self.entries.remove(peer);
+        }
+    }
+}
+
+fn supersede(connection: &Connection) {
+    connection.close(code::SUPERSEDED, b"a newer connection took its place");
+}

@@ -1,0 +1,74 @@
+//! One stream to one message.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{ReadError, ReadExactError, RecvStream};
+use swarmline_scheduler::Message;
+
+use crate::net::frame::{self, FrameError, FrameLimits, PREAMBLE_BYTES, Part};
+
+/// Silence inside a frame that is forgiven, however short the frame.
+const STALL_MAX: Duration = Duration::from_secs(10);
+/// Slowest frame that is waited for: a long one gets more time than a short one.
+const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
+
+/// Why there is no message.
+#[derive(Debug)]
+pub(super) enum ReceiveError {
+    /// The sender broke the rules.
+    Malformed(FrameError),
+    /// The connection ended or the sender gave the frame up: nobody's fault.
+    Lost,
+}
+
+/// Reads the only frame of `stream`. Memory is reserved part by part, each after its length is checked.
+pub(super) async fn read_frame(
+    stream: &mut RecvStream,
+    limits: &FrameLimits,
+) -> Result<Message<Bytes>, ReceiveError> {
+    let preamble = read_part(stream, Part::Preamble, PREAMBLE_BYTES).await?;
+    let header_bytes = frame::decode_preamble(&preamble, limits)?;
+    let header = read_part(stream, Part::Header, header_bytes).await?;
+    let announced = frame::decode_header(&header, limits)?;
+    let ids = read_part(stream, Part::Ids, announced.ids_bytes).await?;
+    let code = read_part(stream, Part::Code, announced.code_bytes).await?;
+    expect_end(stream, PREAMBLE_BYTES + header_bytes + announced.payload_bytes()).await?;
+    Ok(announced.fill(ids, code))
+}
+
+async fn read_part(stream: &mut RecvStream, part: Part, announced: usize) -> Result<Bytes, ReceiveError> {
+    if announced == 0 {
+        return Ok(Bytes::new());
+    }
+    let mut bytes = vec![0; announced];
+    within(part, announced, stream.read_exact(&mut bytes)).await?.map_err(|error| match error {
+        ReadExactError::FinishedEarly(received) => {
+            ReceiveError::Malformed(FrameError::Truncated { part, announced, received })
+        }
+        ReadExactError::ReadError(_) => ReceiveError::Lost,
+    })?;
+    Ok(bytes.into())
+}
+
+async fn expect_end(stream: &mut RecvStream, announced: usize) -> Result<(), ReceiveError> {
+    match within(Part::Code, 0, stream.read_chunk(1, true)).await? {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => Err(FrameError::Trailing { announced }.into()),
+        Err(ReadError::ConnectionLost(_) | _) => Err(ReceiveError::Lost),
+    }
+}
+
+async fn within<T>(part: Part, bytes: usize, read: impl Future<Output = T>) -> Result<T, ReceiveError> {
+    let deadline = STALL_MAX.saturating_add(Duration::from_secs(bytes as u64 / BYTES_PER_SECOND_MIN));
+    let waited_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+    tokio::time::timeout(deadline, read)
+        .await
+        .map_err(|_| ReceiveError::Malformed(FrameError::Late { part, waited_ms }))
+}
+
+impl From<FrameError> for ReceiveError {
+    fn from(error: FrameError) -> Self {
+        Self::Malformed(error)
+    }
+}

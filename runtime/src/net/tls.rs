@@ -1,0 +1,213 @@
+//! TLS 1.3 between keys instead of names: both sides present a raw public key (RFC 7250), and there is nothing else
+//! to negotiate. Used by QUIC and gRPC alike.
+
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::AlwaysResolvesServerRawPublicKeys;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::version::TLS13;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    PeerIncompatible, ServerConfig, SignatureScheme,
+};
+use swarmline_scheduler::PeerId;
+
+use super::identity::Identity;
+use super::trust::Trust;
+
+/// Name sent where the protocol wants one. Keys decide; names mean nothing.
+pub(super) const SERVER_NAME: &str = "swarmline";
+
+/// DER of an ed25519 SubjectPublicKeyInfo (RFC 8410) up to the 32 bytes of the key.
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+/// DER of an ed25519 private key (RFC 8410) up to the 32 bytes of the seed.
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+
+/// The TLS library refused our own settings: a defect of this program or its build.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up TLS: {0}; this is a defect of swarmline, please report it")]
+pub struct TlsError(#[from] Error);
+
+/// The other side proved a key, but not the one that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected key {expected}, but {presented} answered")]
+pub(super) struct WrongKey {
+    pub(super) expected: PeerId,
+    pub(super) presented: PeerId,
+}
+
+/// Settings of a side that accepts connections of whom `trust` admits.
+pub(super) fn server(identity: &Identity, trust: Trust, alpn: &[u8]) -> Result<ServerConfig, TlsError> {
+    let provider = provider();
+    let verifier = Arc::new(TrustedClients { trust, algorithms: provider.signature_verification_algorithms });
+    let key = Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(identity)?));
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(key);
+    // A resumed session would skip the verifier, and with it what `trust` says by then.
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = vec![alpn.to_vec()];
+    Ok(config)
+}
+
+/// Settings of a side that dials `expected` and accepts no other key.
+pub(super) fn client(identity: &Identity, expected: PeerId, alpn: &[u8]) -> Result<ClientConfig, TlsError> {
+    let provider = provider();
+    let verifier =
+        Arc::new(PinnedServer { expected, algorithms: provider.signature_verification_algorithms });
+    let key = Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified(identity)?));
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(key);
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    config.alpn_protocols = vec![alpn.to_vec()];
+    Ok(config)
+}
+
+/// The key in what the other side presented: a SubjectPublicKeyInfo where X.509 would have a certificate.
+pub(super) fn presented_key(presented: &CertificateDer<'_>) -> Option<PeerId> {
+    let key = presented.as_ref().strip_prefix(SPKI_PREFIX.as_slice())?;
+    key.try_into().ok().map(PeerId)
+}
+
+/// Chosen here rather than installed for the whole process, which may hold other users of the library.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+fn certified(identity: &Identity) -> Result<Arc<CertifiedKey>, TlsError> {
+    let private = [PKCS8_PREFIX.as_slice(), &identity.seed()].concat();
+    let public = [SPKI_PREFIX.as_slice(), &identity.peer().0].concat();
+    let key = ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(private))?;
+    Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(public)], key)))
+}
+
+fn require_key(presented: &CertificateDer<'_>) -> Result<PeerId, Error> {
+    presented_key(presented).ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))
+}
+
+fn verify_signature(
+    message: &[u8],
+    presented: &CertificateDer<'_>,
+    signature: &DigitallySignedStruct,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> Result<HandshakeSignatureValid, Error> {
+    let spki = SubjectPublicKeyInfoDer::from(presented.as_ref());
+    verify_tls13_signature_with_raw_key(message, &spki, signature, algorithms)
+}
+
+fn no_tls12() -> Error {
+    Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13)
+}
+
+#[derive(Debug)]
+struct TrustedClients {
+    trust: Trust,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ClientCertVerifier for TrustedClients {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        presented: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if self.trust.admits(&require_key(presented)?) {
+            Ok(ClientCertVerified::assertion())
+        } else {
+            // The alert for this reads "access denied", which is what happened.
+            Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        presented: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_signature(message, presented, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+#[derive(Debug)]
+struct PinnedServer {
+    expected: PeerId,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for PinnedServer {
+    fn verify_server_cert(
+        &self,
+        presented: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let presented = require_key(presented)?;
+        if presented == self.expected {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let error = WrongKey { expected: self.expected, presented };
+        Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        presented: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_signature(message, presented, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
