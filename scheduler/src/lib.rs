@@ -14,6 +14,8 @@ mod peer;
 pub mod placement;
 mod rng;
 pub mod router;
+#[cfg(test)]
+mod sim;
 pub mod stage;
 mod time;
 mod window;
