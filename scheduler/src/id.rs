@@ -26,6 +26,24 @@ pub struct Attempt(pub u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WeightVersion(pub u64);
 
+impl MicrobatchId {
+    /// The bit that tells ids of held-out text from ids of training text: evaluations use the upper half of the
+    /// id space, so the two never collide.
+    pub const EVALUATION_BIT: u64 = 1 << 63;
+
+    /// The id of held-out microbatch number `index`, counted from 0.
+    #[must_use]
+    pub fn evaluation(index: u64) -> Self {
+        Self(index | Self::EVALUATION_BIT)
+    }
+
+    /// Whether this id belongs to held-out text.
+    #[must_use]
+    pub fn is_evaluation(self) -> bool {
+        self.0 & Self::EVALUATION_BIT != 0
+    }
+}
+
 impl fmt::Display for MicrobatchId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "microbatch {}", self.0)

@@ -4,10 +4,29 @@
 //! seed gives a run again, bit for bit. State machines have four verbs and nothing else: `handle(now, event)`,
 //! `poll_action()`, `poll_timeout()` and getters. After every `handle`, drain the actions before the next.
 
+pub mod coordinator;
+mod ended;
+pub mod feeder;
 mod id;
+mod lease;
 mod message;
+mod peer;
+pub mod placement;
+mod rng;
+pub mod router;
+#[cfg(test)]
+mod sim;
+pub mod stage;
 mod time;
+mod window;
 
+pub use coordinator::Coordinator;
+pub use feeder::Feeder;
 pub use id::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
+pub use lease::{HeldLease, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseBook, LeaseRefusal};
 pub use message::{Hop, Loss, Member, Membership, Message, Purpose, Refusal, Role, Standing};
+pub use peer::{PeerTable, QUARANTINE};
+pub use rng::Rng;
+pub use stage::Stage;
 pub use time::{Duration, Time};
+pub use window::{Admission, Window};

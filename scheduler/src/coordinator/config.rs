@@ -1,0 +1,55 @@
+//! Settings of a coordinator.
+
+use std::collections::BTreeSet;
+
+use crate::{Duration, PeerId};
+
+/// Members of a run at most, standbys included.
+pub const MEMBERS_MAX: usize = 16_384;
+
+/// Who may join.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Whoever asks.
+    Anyone,
+    /// These keys only.
+    Keys(BTreeSet<PeerId>),
+}
+
+impl Policy {
+    pub(super) fn admits(&self, peer: PeerId) -> bool {
+        match self {
+            Self::Anyone => true,
+            Self::Keys(keys) => keys.contains(&peer),
+        }
+    }
+}
+
+/// What a coordinator goes by.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Number of stages of the run.
+    pub stages: u16,
+    /// Replicas of a stage at most; further joiners stand by. Default 1.
+    pub replicas_per_stage: u32,
+    /// Who may join. Default anyone.
+    pub policy: Policy,
+    /// A member silent for this long is removed. Heartbeats come every second. Default 5 s.
+    pub lease: Duration,
+    /// Members at most. Default [`MEMBERS_MAX`].
+    pub members_max: usize,
+}
+
+impl Config {
+    /// The defaults for a run of `stages` stages.
+    #[must_use]
+    pub fn new(stages: u16) -> Self {
+        Self {
+            stages,
+            replicas_per_stage: 1,
+            policy: Policy::Anyone,
+            lease: Duration::from_secs(5),
+            members_max: MEMBERS_MAX,
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Who takes part, as this peer knows it: the coordinator's table and this peer's own verdicts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::{Duration, Hop, Incarnation, Member, Membership, PeerId, StageIndex, Standing, Time};
+
+/// How long a peer this one could not reach is not chosen. A message from it ends the quarantine early.
+pub const QUARANTINE: Duration = Duration::from_secs(5);
+
+/// The membership table with lookups, and who is quarantined here.
+#[derive(Clone, Debug, Default)]
+pub struct PeerTable {
+    version: u64,
+    members: BTreeMap<PeerId, Member>,
+    /// Only members are ever in here, so the table bounds it.
+    quarantined: BTreeMap<PeerId, Time>,
+}
+
+impl PeerTable {
+    /// Nobody, version 0.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes over a newer table; `false` and no change if `membership` is not newer.
+    pub fn update(&mut self, membership: Membership) -> bool {
+        if membership.version <= self.version {
+            return false;
+        }
+        let before = std::mem::take(&mut self.members);
+        self.version = membership.version;
+        self.members = membership.members.into_iter().map(|member| (member.peer, member)).collect();
+        let members = &self.members;
+        self.quarantined.retain(|peer, _| same_start(before.get(peer), members.get(peer)));
+        true
+    }
+
+    /// Version of the table taken over last; 0 before the first.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// All members, by peer id.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values()
+    }
+
+    /// The member with this key, if it is this start of it.
+    #[must_use]
+    pub fn get(&self, peer: PeerId, incarnation: Incarnation) -> Option<&Member> {
+        self.members.get(&peer).filter(|member| member.incarnation == incarnation)
+    }
+
+    /// Where the data plane of a member listens.
+    #[must_use]
+    pub fn address(&self, peer: PeerId) -> Option<SocketAddr> {
+        self.members.get(&peer).map(|member| member.address)
+    }
+
+    /// Replicas that serve `stage`, by peer id.
+    pub fn serving(&self, stage: StageIndex) -> impl Iterator<Item = &Member> {
+        self.members.values().filter(move |member| member.standing == Standing::Serving(stage))
+    }
+
+    /// Feeders, by peer id.
+    pub fn feeders(&self) -> impl Iterator<Item = &Member> {
+        self.members.values().filter(|member| member.standing == Standing::Feeding)
+    }
+
+    /// Whether the coordinator put this start of this peer where `hop` says.
+    ///
+    /// A replica still listed as loading counts: its neighbour may hear of it before the table does.
+    #[must_use]
+    pub fn placed(&self, hop: &Hop) -> bool {
+        self.get(hop.peer, hop.incarnation).is_some_and(|member| match (member.standing, hop.stage) {
+            (Standing::Feeding, None) => true,
+            (Standing::Loading(at) | Standing::Serving(at), Some(stage)) => at == stage,
+            (Standing::Feeding | Standing::Standby | Standing::Loading(_) | Standing::Serving(_), _) => false,
+        })
+    }
+
+    /// Whether every stage below `stages` has somebody who serves it.
+    #[must_use]
+    pub fn serves_all(&self, stages: u16) -> bool {
+        (0..stages).all(|stage| self.serving(StageIndex(stage)).next().is_some())
+    }
+
+    /// Replicas of `stage` a microbatch may be sent to now, by peer id.
+    #[must_use]
+    pub fn eligible(&self, now: Time, stage: StageIndex) -> Vec<Hop> {
+        let free = |member: &&Member| self.quarantined.get(&member.peer).is_none_or(|&until| until <= now);
+        let hop =
+            |member: &Member| Hop { stage: Some(stage), peer: member.peer, incarnation: member.incarnation };
+        self.serving(stage).filter(free).map(hop).collect()
+    }
+
+    /// Stops choosing a member for [`QUARANTINE`]; others than members are ignored.
+    pub fn quarantine(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
+        if self.get(peer, incarnation).is_some() {
+            self.quarantined.insert(peer, now + QUARANTINE);
+        }
+    }
+
+    /// Ends a quarantine: the peer was heard.
+    pub fn heard(&mut self, peer: PeerId, incarnation: Incarnation) {
+        if self.get(peer, incarnation).is_some() {
+            self.quarantined.remove(&peer);
+        }
+    }
+
+    /// When the next quarantine ends that has not ended at `now`.
+    #[must_use]
+    pub fn next_release(&self, now: Time) -> Option<Time> {
+        self.quarantined.values().copied().filter(|&until| until > now).min()
+    }
+}
+
+fn same_start(before: Option<&Member>, after: Option<&Member>) -> bool {
+    matches!((before, after), (Some(before), Some(after)) if before.incarnation == after.incarnation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: PeerId = PeerId([1; 32]);
+    const B: PeerId = PeerId([2; 32]);
+
+    fn member(peer: PeerId, incarnation: u64, standing: Standing) -> Member {
+        let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
+        Member { peer, incarnation: Incarnation(incarnation), standing, address }
+    }
+
+    fn table(version: u64, members: Vec<Member>) -> PeerTable {
+        let mut table = PeerTable::new();
+        assert!(table.update(Membership { version, members }));
+        table
+    }
+
+    #[test]
+    fn older_tables_are_ignored() {
+        let mut table = table(3, vec![member(A, 1, Standing::Serving(StageIndex(0)))]);
+        assert!(!table.update(Membership { version: 3, members: Vec::new() }));
+        assert!(!table.update(Membership { version: 2, members: Vec::new() }));
+        assert!(table.serves_all(1));
+        assert!(table.update(Membership { version: 4, members: Vec::new() }));
+        assert!(!table.serves_all(1));
+    }
+
+    #[test]
+    fn lookups_ask_for_the_start_too() {
+        let table =
+            table(1, vec![member(A, 2, Standing::Loading(StageIndex(1))), member(B, 1, Standing::Feeding)]);
+        let hop = |peer, incarnation, stage: Option<u16>| Hop {
+            stage: stage.map(StageIndex),
+            peer,
+            incarnation: Incarnation(incarnation),
+        };
+        assert!(table.placed(&hop(A, 2, Some(1))));
+        assert!(!table.placed(&hop(A, 1, Some(1))));
+        assert!(!table.placed(&hop(A, 2, Some(0))));
+        assert!(!table.placed(&hop(A, 2, None)));
+        assert!(table.placed(&hop(B, 1, None)));
+        assert_eq!(table.feeders().count(), 1);
+        assert!(table.get(B, Incarnation(9)).is_none());
+    }
+
+    #[test]
+    fn a_quarantine_ends_by_time_by_a_message_or_by_a_restart() {
+        let stage = StageIndex(0);
+        let start = |incarnation| vec![member(A, incarnation, Standing::Serving(stage))];
+        let mut table = table(1, start(1));
+        let now = Time(100);
+        table.quarantine(now, A, Incarnation(1));
+        assert!(table.eligible(now, stage).is_empty());
+        assert_eq!(table.next_release(now), Some(now + QUARANTINE));
+        assert_eq!(table.eligible(now + QUARANTINE, stage).len(), 1);
+        table.heard(A, Incarnation(1));
+        assert_eq!(table.eligible(now, stage).len(), 1);
+        table.quarantine(now, A, Incarnation(1));
+        assert!(table.update(Membership { version: 2, members: start(2) }));
+        assert_eq!(table.eligible(now, stage).len(), 1);
+    }
+}

@@ -1,0 +1,81 @@
+//! One microbatch at one replica.
+
+use crate::{Attempt, Hop, Loss, MicrobatchId, Purpose, Time};
+
+/// A forward as it arrived.
+#[derive(Clone, Debug)]
+pub(super) struct Arrival<P> {
+    pub(super) microbatch: MicrobatchId,
+    pub(super) attempt: Attempt,
+    pub(super) purpose: Purpose,
+    pub(super) route: Vec<Hop>,
+    pub(super) ids: P,
+    pub(super) code: P,
+}
+
+/// Who a microbatch is exchanged with, and under which attempt number. Upstream and downstream numbers are apart:
+/// a sending anew changes one of them only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Neighbour {
+    pub(super) hop: Hop,
+    pub(super) attempt: Attempt,
+}
+
+/// What a replica knows of a microbatch it holds.
+#[derive(Clone, Debug)]
+pub(super) struct Visit<P> {
+    pub(super) purpose: Purpose,
+    pub(super) upstream: Neighbour,
+    pub(super) downstream: Option<Neighbour>,
+    /// The visits before this one.
+    pub(super) route: Vec<Hop>,
+    pub(super) arrived: Time,
+    pub(super) phase: Phase<P>,
+}
+
+/// How far a microbatch is here.
+#[derive(Clone, Debug)]
+pub(super) enum Phase<P> {
+    /// The forward waits for the executor.
+    ForwardQueued { since: Time, ids: P, code: P },
+    /// The executor computes forward; the ids wait to be sent on.
+    Forwarding { ids: P },
+    /// Sent on; what comes back is awaited.
+    Passed,
+    /// The gradient came back and waits for the executor.
+    BackwardQueued { since: Time, loss: Loss, gradient: P },
+    /// The executor computes backward.
+    Backwarding { loss: Loss },
+    /// The executor is done and nothing is left to hold.
+    Released,
+    /// Refused while the executor had it: everybody was told, the answer is thrown away.
+    Cancelled,
+}
+
+impl<P> Visit<P> {
+    pub(super) fn trains(&self) -> bool {
+        self.purpose == Purpose::Train
+    }
+
+    /// Since when it waits for the executor.
+    pub(super) fn queued_since(&self) -> Option<Time> {
+        match self.phase {
+            Phase::ForwardQueued { since, .. } | Phase::BackwardQueued { since, .. } => Some(since),
+            Phase::Forwarding { .. }
+            | Phase::Passed
+            | Phase::Backwarding { .. }
+            | Phase::Released
+            | Phase::Cancelled => None,
+        }
+    }
+
+    /// Whether the executor keeps a stash that only a backward or a forget removes.
+    pub(super) fn stashed(&self) -> bool {
+        self.trains() && matches!(self.phase, Phase::Passed | Phase::BackwardQueued { .. })
+    }
+
+    /// Whether the executor still owes an answer.
+    pub(super) fn running(&self) -> bool {
+        matches!(self.phase, Phase::Forwarding { .. } | Phase::Backwarding { .. } | Phase::Cancelled)
+    }
+}
