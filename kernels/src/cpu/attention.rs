@@ -220,3 +220,116 @@ fn softmax_backward(p: &mut [f32], dp: &mut [f32], lse: f32, delta: f32, scale: 
         *dp = *p * (*dp - delta) * scale;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::BLOCK_ROWS;
+    use crate::{
+        AttentionShape, Backend,
+        cpu::check::{close, cpu, gradients, same_on_any_threads, tensor, wide},
+    };
+
+    const fn shape(
+        batch: usize,
+        tokens: usize,
+        heads: usize,
+        kv_heads: usize,
+        head_width: usize,
+    ) -> AttentionShape {
+        AttentionShape { batch, tokens, heads, kv_heads, head_width }
+    }
+
+    fn lens(shape: AttentionShape) -> [usize; 3] {
+        let rows = shape.batch * shape.tokens;
+        let [queries, keys] = [shape.heads, shape.kv_heads].map(|heads| rows * heads * shape.head_width);
+        [queries, keys, rows * shape.heads]
+    }
+
+    /// `inputs` are `q`, `k` and `v`; gives `out` and `lse`.
+    fn naive(inputs: &[Vec<f64>], shape: AttentionShape) -> [Vec<f64>; 2] {
+        let AttentionShape { batch, tokens, heads, kv_heads, head_width: e } = shape;
+        let (mut out, mut lse) = (vec![0.0; lens(shape)[0]], vec![0.0; lens(shape)[2]]);
+        for (b, t, h) in
+            (0..batch * tokens * heads).map(|i| (i / heads / tokens, i / heads % tokens, i % heads))
+        {
+            let query = ((b * tokens + t) * heads + h) * e;
+            let key = |s: usize| ((b * tokens + s) * kv_heads + h / (heads / kv_heads)) * e;
+            let score = |s: usize| -> f64 {
+                let product: f64 = (0..e).map(|i| inputs[0][query + i] * inputs[1][key(s) + i]).sum();
+                product / (e as f64).sqrt()
+            };
+            let sum: f64 = (0..=t).map(|s| score(s).exp()).sum();
+            lse[(b * tokens + t) * heads + h] = sum.ln();
+            for s in 0..=t {
+                let p = score(s).exp() / sum;
+                (0..e).for_each(|i| out[query + i] += p * inputs[2][key(s) + i]);
+            }
+        }
+        [out, lse]
+    }
+
+    #[test]
+    fn forward_agrees_with_plain_loops() {
+        let block = BLOCK_ROWS;
+        let cases = [
+            shape(1, 1, 1, 1, 1),
+            shape(2, 7, 4, 2, 3),
+            shape(1, block, 2, 2, 16),
+            shape(2, block + 1, 3, 1, 5),
+            shape(1, 3 * block - 5, 4, 2, 32),
+        ];
+        for shape in cases {
+            let [queries, keys, sums] = lens(shape);
+            let (q, k, v) = (tensor(queries, 1), tensor(keys, 2), tensor(keys, 3));
+            let (mut out, mut lse) = (tensor(queries, 4), tensor(sums, 5));
+            cpu().attention(&mut out, &mut lse, &q, &k, &v, shape).unwrap();
+            let expected = naive(&[&q, &k, &v].map(|x| wide(x.as_slice())), shape);
+            close(out.as_slice(), &expected[0], 2e-6);
+            close(lse.as_slice(), &expected[1], 2e-6);
+        }
+    }
+
+    #[test]
+    fn backward_agrees_with_central_differences() {
+        for shape in [shape(1, 1, 1, 1, 2), shape(2, 5, 4, 2, 3), shape(1, BLOCK_ROWS + 3, 2, 1, 4)] {
+            let [queries, keys, sums] = lens(shape);
+            let (q, k, v, dout) = (tensor(queries, 1), tensor(keys, 2), tensor(keys, 3), tensor(queries, 4));
+            let (mut out, mut lse) = (tensor(queries, 5), tensor(sums, 6));
+            cpu().attention(&mut out, &mut lse, &q, &k, &v, shape).unwrap();
+            let (mut dq, mut dk, mut dv) = (tensor(queries, 7), tensor(keys, 8), tensor(keys, 9));
+            cpu()
+                .attention_backward(&mut dq, &mut dk, &mut dv, &dout, &q, &k, &v, &out, &lse, shape)
+                .unwrap();
+            let inputs = [&q, &k, &v].map(|x| x.as_slice());
+            let slopes = gradients(|inputs| naive(inputs, shape)[0].clone(), &inputs, dout.as_slice());
+            for (got, want) in [dq, dk, dv].iter().zip(&slopes) {
+                close(got.as_slice(), want, 5e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        let shape = shape(1, 40, 1, 1, 4);
+        let [queries, keys, sums] = lens(shape);
+        let [mut q, mut k] = [tensor(queries, 1), tensor(keys, 2)];
+        q.as_mut_slice().iter_mut().chain(k.as_mut_slice()).for_each(|x| *x *= 100.0);
+        let (mut out, mut lse) = (tensor(queries, 4), tensor(sums, 5));
+        cpu().attention(&mut out, &mut lse, &q, &k, &tensor(keys, 3), shape).unwrap();
+        assert!(out.as_slice().iter().chain(lse.as_slice()).all(|x| x.is_finite()));
+    }
+
+    #[test]
+    fn threads_do_not_show() {
+        let shape = shape(3, 2 * BLOCK_ROWS + 9, 4, 2, 16);
+        let [queries, keys, sums] = lens(shape);
+        let (q, k, v, dout) = (tensor(queries, 1), tensor(keys, 2), tensor(keys, 3), tensor(queries, 4));
+        same_on_any_threads(|cpu| {
+            let (mut out, mut lse) = (tensor(queries, 5), tensor(sums, 6));
+            cpu.attention(&mut out, &mut lse, &q, &k, &v, shape).unwrap();
+            let (mut dq, mut dk, mut dv) = (tensor(queries, 7), tensor(keys, 8), tensor(keys, 9));
+            cpu.attention_backward(&mut dq, &mut dk, &mut dv, &dout, &q, &k, &v, &out, &lse, shape).unwrap();
+            vec![out, lse, dq, dk, dv]
+        });
+    }
+}

@@ -80,3 +80,77 @@ pub(super) fn reconstruct(
     let (z, basis) = (Matrix::rows(z, code), Matrix::rows(basis, width));
     threads.product(|parallelism| product(x, z, basis, rows, width, code, Write::Add, parallelism));
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        Backend, Write,
+        cpu::check::{close, cpu, same_on_any_threads, tensor, wide},
+        random::orthonormal_rows,
+    };
+
+    #[test]
+    fn anchors_are_near_normal_rows_of_their_ids() {
+        let (width, vocab) = (256, 400);
+        let all: Vec<u32> = (0..vocab).collect();
+        let ids = cpu().ids(&all, 400).unwrap();
+        let mut x = tensor(400 * width, 1);
+        cpu().anchor(&mut x, &ids, 5, width, 3.0).unwrap();
+        let moment = |power| {
+            x.as_slice().iter().map(|&x| (f64::from(x) / 3.0).powi(power)).sum::<f64>()
+                / x.as_slice().len() as f64
+        };
+        assert!(moment(1).abs() < 0.01 && (moment(2) - 1.0).abs() < 0.015, "{} {}", moment(1), moment(2));
+        // Eight uniforms: kurtosis 3 - 1.2/8.
+        assert!((moment(4) - 2.85).abs() < 0.06, "{}", moment(4));
+
+        let some = cpu().ids(&[7, 399, 7], 400).unwrap();
+        let mut y = tensor(3 * width, 1);
+        cpu().anchor(&mut y, &some, 5, width, 3.0).unwrap();
+        let row = |r: usize| &x.as_slice()[r * width..][..width];
+        assert_eq!(y.as_slice(), [row(7), row(399), row(7)].concat());
+        cpu().anchor(&mut y, &some, 6, width, 3.0).unwrap();
+        assert_ne!(&y.as_slice()[..width], row(7));
+    }
+
+    #[test]
+    fn an_odd_width_is_a_prefix() {
+        let ids = cpu().ids(&[3], 4).unwrap();
+        let (mut odd, mut even) = (tensor(5, 1), tensor(6, 1));
+        cpu().anchor(&mut odd, &ids, 1, 5, 1.0).unwrap();
+        cpu().anchor(&mut even, &ids, 1, 6, 1.0).unwrap();
+        assert_eq!(odd.as_slice(), &even.as_slice()[..5]);
+    }
+
+    #[test]
+    fn projection_undoes_reconstruction() {
+        let (rows, width, code) = (9, 24, 5);
+        let basis = orthonormal_rows(1, code, width).into();
+        let (z, anchor) = (tensor(rows * code, 1), tensor(rows * width, 2));
+        let (mut x, mut back) = (tensor(rows * width, 3), tensor(rows * code, 4));
+        cpu().reconstruct(&mut x, &z, &basis, &anchor, rows, width, code).unwrap();
+        cpu().add_scaled(&mut x, &anchor, -1.0, rows * width).unwrap();
+        cpu().project(&mut back, &x, &basis, rows, width, code, Write::Set).unwrap();
+        close(back.as_slice(), &wide(z.as_slice()), 2e-6);
+        cpu().project(&mut back, &x, &basis, rows, width, code, Write::Add).unwrap();
+        let twice: Vec<f64> = wide(z.as_slice()).iter().map(|z| 2.0 * z).collect();
+        close(back.as_slice(), &twice, 4e-6);
+    }
+
+    #[test]
+    fn threads_do_not_show() {
+        let (rows, width, code) = (100, 48, 6);
+        let basis = orthonormal_rows(1, code, width).into();
+        let z = tensor(rows * code, 1);
+        let ids: Vec<u32> = (0..rows as u32).collect();
+        same_on_any_threads(|cpu| {
+            let ids = cpu.ids(&ids, rows).unwrap();
+            let [mut anchor, mut x] = [2, 3].map(|stream| tensor(rows * width, stream));
+            let mut back = tensor(rows * code, 4);
+            cpu.anchor(&mut anchor, &ids, 1, width, 1.0).unwrap();
+            cpu.reconstruct(&mut x, &z, &basis, &anchor, rows, width, code).unwrap();
+            cpu.project(&mut back, &x, &basis, rows, width, code, Write::Set).unwrap();
+            vec![anchor, x, back]
+        });
+    }
+}

@@ -6,6 +6,8 @@
 
 mod attention;
 mod boundary;
+#[cfg(test)]
+mod check;
 mod columns;
 mod cross_entropy;
 mod embedding;
