@@ -105,7 +105,10 @@ impl<'t> Document<'t> {
             | DeValue::Array(_)
             | DeValue::Table(_) => None,
         };
-        value.map(Some).ok_or_else(|| self.wrong_type(&found, "a number, e.g. 0.001"))
+        // One zero: -0.0 equals 0.0 but would be written, and so digested, in another way.
+        value
+            .map(|value: f32| Some(value + 0.0))
+            .ok_or_else(|| self.wrong_type(&found, "a number, e.g. 0.001"))
     }
 
     /// A quoted text.
