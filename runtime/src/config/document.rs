@@ -5,7 +5,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::ConfigError;
+use super::error::{ConfigError, Violation};
 use super::limits;
 
 /// A parsed run file that still knows its lines.
@@ -135,14 +135,9 @@ impl<'t> Document<'t> {
             Some(word) => format!("Did you mean \"{word}\"?"),
             None => "Write one of these".to_owned(),
         };
-        Err(ConfigError::Impossible {
-            file: self.file.to_owned(),
-            line: found.line,
-            field: found.field,
-            problem: format!("is \"{}\"", shorten(&text)),
-            allowed,
-            remedy,
-        })
+        let problem = format!("is \"{}\"", shorten(&text));
+        let violation = Box::new(Violation { field: found.field, problem, allowed, remedy });
+        Err(ConfigError::Impossible { file: self.file.to_owned(), line: found.line, violation })
     }
 
     /// A list of whole numbers.

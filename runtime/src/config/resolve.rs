@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::check::{self, Violation};
 use super::document::{Document, position};
-use super::error::ConfigError;
+use super::error::{ConfigError, Violation};
 use super::fields::SECTIONS;
 use super::{
     Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline, Policy, Run,
-    Stash, Tokenizer, limits,
+    Stash, Tokenizer, check, limits,
 };
 use crate::data::TextTokenizer;
 
@@ -62,14 +61,8 @@ impl Run {
 
 /// Names the line of a broken rule.
 pub(super) fn impossible(document: &Document<'_>, violation: Violation) -> ConfigError {
-    ConfigError::Impossible {
-        file: document.file().to_owned(),
-        line: document.line_of(violation.field),
-        field: violation.field.to_owned(),
-        problem: violation.problem,
-        allowed: violation.allowed,
-        remedy: violation.remedy,
-    }
+    let line = document.line_of(&violation.field);
+    ConfigError::Impossible { file: document.file().to_owned(), line, violation: Box::new(violation) }
 }
 
 fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {

@@ -95,7 +95,7 @@ fn too_little_text_for_one_sequence() {
 
 #[test]
 fn text_is_normalised() {
-    let crlf = "\u{feff}one\r\ntwo\r\n".repeat(1) + &"three\r\n".repeat(40) + "end";
+    let crlf = "\u{feff}one\r\ntwo\r\n".to_owned() + &"three\r\n".repeat(40) + "end";
     let unix = "one\ntwo\n".to_owned() + &"three\n".repeat(40) + "end\n";
     let corpus = |text: &str| open(&folder(&[("a", text.as_bytes())]), "paths = [\"a\"]").unwrap();
     assert_eq!(corpus(&crlf).digest(), corpus(&unix).digest());
