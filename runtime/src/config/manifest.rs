@@ -55,8 +55,8 @@ impl Manifest {
     /// Bytes that are too many, not text, not TOML, incomplete, not canonical, for another protocol, or values that
     /// break a rule.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ConfigError> {
-        if bytes.len() > limits::CONFIG_BYTES_MAX {
-            let (bytes, limit) = (bytes.len(), limits::CONFIG_BYTES_MAX);
+        if bytes.len() > limits::MANIFEST_BYTES_MAX {
+            let (bytes, limit) = (bytes.len(), limits::MANIFEST_BYTES_MAX);
             return Err(ConfigError::TooLong { file: SOURCE.to_owned(), bytes, limit });
         }
         let text = std::str::from_utf8(bytes)

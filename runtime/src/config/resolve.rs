@@ -226,12 +226,15 @@ fn read_optimizer(document: &Document<'_>, mode: Mode) -> Result<Optimizer, Conf
 
 fn read_data(document: &Document<'_>, tokenizer: Tokenizer) -> Result<Data, ConfigError> {
     let paths = document.texts("data", "paths")?.unwrap_or_default();
+    let default = Data::of(paths.into_iter().map(PathBuf::from).collect());
     Ok(Data {
-        paths: paths.into_iter().map(PathBuf::from).collect(),
-        extensions: document.texts("data", "extensions")?.unwrap_or_default(),
         tokenizer,
-        heldout: document.real("data", "heldout")?.unwrap_or(0.05),
-        heldout_microbatches: document.count("data", "heldout_microbatches")?.unwrap_or(8),
+        extensions: document.texts("data", "extensions")?.unwrap_or(default.extensions),
+        heldout: document.real("data", "heldout")?.unwrap_or(default.heldout),
+        heldout_microbatches: document
+            .count("data", "heldout_microbatches")?
+            .unwrap_or(default.heldout_microbatches),
+        paths: default.paths,
     })
 }
 

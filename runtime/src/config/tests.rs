@@ -321,6 +321,29 @@ fn files_that_are_no_run_files() {
     assert_eq!(Run::load(&path).unwrap().name, "latin");
 }
 
+/// What a hostile file would try: deep recursion and long lists.
+#[test]
+fn deep_and_long_files_are_refused() {
+    let room = limits::CONFIG_BYTES_MAX / 8;
+    let texts = [
+        format!("a = {}", "[".repeat(room)),
+        format!("a = {}", "{a=".repeat(room / 3)),
+        format!("{} = 1", vec!["a"; room / 2].join(".")),
+        format!("[{}]", vec!["a"; room / 2].join(".")),
+        format!("[data]\npaths = [{}]", "1,".repeat(room / 2)),
+        format!("[pipeline]\nlayers_per_stage = [{}]\n[data]\npaths = [\"a\"]", "1,".repeat(room / 2)),
+        "[a]\n".repeat(room / 4),
+        (0..room / 14).map(|i| format!("key{i} = 1\n")).collect(),
+        format!("a = \"{}\"", "x".repeat(room)),
+        "\"".repeat(room),
+        format!("seed = {}", "9".repeat(room)),
+    ];
+    for text in texts {
+        let message = parse(&text).unwrap_err().to_string();
+        assert!(message.len() < 300, "{message}");
+    }
+}
+
 #[test]
 fn the_annotated_run_reads_back_as_the_same_run() {
     for text in [MINIMAL, FULL] {
@@ -351,6 +374,16 @@ fn all_example_configs_are_valid() {
         seen += 1;
     }
     assert!(seen >= 4);
+}
+
+/// The header of the file promises it.
+#[test]
+fn the_laptop_model_has_about_a_million_parameters() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/configs/laptop.toml");
+    let run = Run::load(&path).unwrap();
+    assert!((900_000..1_200_000).contains(&run.parameters()), "{}", run.parameters());
+    let tokens = run.tokens_per_microbatch() as u64;
+    assert_eq!((run.boundary_bytes() / tokens, run.uncompressed_bytes() / tokens), (18, 512));
 }
 
 #[test]
@@ -405,7 +438,7 @@ fn a_manifest_from_a_stranger_is_held_to_the_rules() {
     assert_eq!(edit("tokenizer_digest = \"", "tokenizer_digest = \"zz").field(), Some("tokenizer_digest"));
     assert_eq!(edit("tokenizer_vocab = 256", "tokenizer_vocab = 301").field(), Some("model.vocab"));
     assert!(matches!(Manifest::from_bytes(&[0xff]), Err(ConfigError::NotText { .. })));
-    let long = vec![b' '; limits::CONFIG_BYTES_MAX + 1];
+    let long = vec![b' '; limits::MANIFEST_BYTES_MAX + 1];
     assert!(matches!(Manifest::from_bytes(&long), Err(ConfigError::TooLong { .. })));
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::DataError;
 use super::files::walk;
-use crate::config::{Data, Tokenizer};
+use crate::config::Data;
 
 /// Bytes of text taken at most.
 const SOURCES_BYTES_MAX: usize = 12 << 20;
@@ -134,13 +134,7 @@ impl Taken {
             self.bytes as f64 / 1e6,
             &self.hasher.finalize().to_hex()[..16],
         );
-        let data = Data {
-            paths: self.paths,
-            extensions: Vec::new(),
-            tokenizer: Tokenizer::Bytes,
-            heldout: 0.05,
-            heldout_microbatches: 8,
-        };
+        let data = Data::of(self.paths);
         Found { data, description }
     }
 }
