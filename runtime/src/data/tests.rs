@@ -146,6 +146,20 @@ fn a_single_file_is_split_at_its_end() {
     assert_eq!(corpus.train().len(), text.len() - held);
 }
 
+/// Whichever of the two the seed would hold out, neither draw is worth training with.
+#[test]
+fn a_draw_far_from_the_share_falls_back_to_the_largest_file() {
+    let large: Vec<u8> = (0..20_000u32).flat_map(|i| format!("{i}\n").into_bytes()).collect();
+    let place = folder(&[("d/large", &large), ("d/small", LONG)]);
+    for seed in 0..20 {
+        let mut run = run("paths = [\"d\"]\nheldout = 0.3");
+        run.seed = seed;
+        let corpus = Corpus::open(&run, place.path()).unwrap();
+        let share = corpus.heldout().len() as f64 / corpus.text_bytes() as f64;
+        assert!((0.29..0.31).contains(&share), "seed {seed}: {share}");
+    }
+}
+
 #[test]
 fn a_microbatch_is_a_function_of_seed_and_number() {
     let place = library();
