@@ -2,20 +2,11 @@
 
 use data_encoding::HEXLOWER_PERMISSIVE;
 
+use super::error::Violation;
 use super::{Data, Join, Kind, Model, Optimizer, Pipeline, Run, Tokenizer, limits};
 
 /// Bytes of an ed25519 public key.
 const KEY_BYTES: usize = 32;
-
-/// A broken rule.
-#[derive(Debug)]
-pub(super) struct Violation {
-    /// Path of the field.
-    pub(super) field: &'static str,
-    pub(super) problem: String,
-    pub(super) allowed: String,
-    pub(super) remedy: String,
-}
 
 type Checked = Result<(), Violation>;
 
@@ -282,5 +273,5 @@ fn divisors(value: usize) -> String {
 }
 
 fn broken(field: &'static str, problem: String, allowed: String, remedy: &str) -> Violation {
-    Violation { field, problem, allowed, remedy: remedy.to_owned() }
+    Violation { field: field.to_owned(), problem, allowed, remedy: remedy.to_owned() }
 }

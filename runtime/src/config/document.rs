@@ -1,11 +1,9 @@
 //! TOML with the line of everything in it, read field by field.
 
-use std::ops::Range;
-
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::ConfigError;
+use super::error::{ConfigError, Violation};
 use super::limits;
 
 /// A parsed run file that still knows its lines.
@@ -18,7 +16,8 @@ pub(super) struct Document<'t> {
 /// A value and where it stands.
 struct Found<'d, 't> {
     value: &'d DeValue<'t>,
-    line: usize,
+    /// Turned into a line only for a message: counting lines for every item of a long list would take forever.
+    start: usize,
     field: String,
 }
 
@@ -72,7 +71,7 @@ impl<'t> Document<'t> {
             .unwrap_or_default();
         Err(ConfigError::UnknownField {
             file: self.file.to_owned(),
-            line: self.line(&key.span()),
+            line: self.line(key.span().start),
             field: join(section, &shorten(key.get_ref())),
             suggestion,
             known: known.join(", "),
@@ -105,7 +104,10 @@ impl<'t> Document<'t> {
             | DeValue::Array(_)
             | DeValue::Table(_) => None,
         };
-        value.map(Some).ok_or_else(|| self.wrong_type(&found, "a number, e.g. 0.001"))
+        // One zero: -0.0 equals 0.0 but would be written, and so digested, in another way.
+        value
+            .map(|value: f32| Some(value + 0.0))
+            .ok_or_else(|| self.wrong_type(&found, "a number, e.g. 0.001"))
     }
 
     /// A quoted text.
@@ -132,14 +134,9 @@ impl<'t> Document<'t> {
             Some(word) => format!("Did you mean \"{word}\"?"),
             None => "Write one of these".to_owned(),
         };
-        Err(ConfigError::Impossible {
-            file: self.file.to_owned(),
-            line: found.line,
-            field: found.field,
-            problem: format!("is \"{}\"", shorten(&text)),
-            allowed,
-            remedy,
-        })
+        let problem = format!("is \"{}\"", shorten(&text));
+        let violation = Box::new(Violation { field: found.field, problem, allowed, remedy });
+        Err(ConfigError::Impossible { file: self.file.to_owned(), line: self.line(found.start), violation })
     }
 
     /// A list of whole numbers.
@@ -163,7 +160,7 @@ impl<'t> Document<'t> {
         let (section, name) = field.split_once('.').unwrap_or(("", field));
         let table = if section.is_empty() { Ok(Some(&self.root)) } else { self.table(section) };
         let key_line =
-            |table: &DeTable<'t>, name: &str| entry(table, name).map(|(key, _)| self.line(&key.span()));
+            |table: &DeTable<'t>, name: &str| entry(table, name).map(|(key, _)| self.line(key.span().start));
         table
             .ok()
             .flatten()
@@ -183,7 +180,7 @@ impl<'t> Document<'t> {
         let Some(items) = found.value.as_array() else { return Err(self.wrong_type(&found, expected)) };
         let of_item = |(index, item): (usize, &Spanned<DeValue<'t>>)| {
             let field = format!("{}[{index}]", found.field);
-            one(&Found { value: item.get_ref(), line: self.line(&item.span()), field })
+            one(&Found { value: item.get_ref(), start: item.span().start, field })
         };
         items.iter().enumerate().map(of_item).collect::<Result<_, _>>().map(Some)
     }
@@ -192,7 +189,7 @@ impl<'t> Document<'t> {
         let table = if section.is_empty() { Some(&self.root) } else { self.table(section)? };
         Ok(table.and_then(|table| entry(table, name)).map(|(_, value)| Found {
             value: value.get_ref(),
-            line: self.line(&value.span()),
+            start: value.span().start,
             field: join(section, name),
         }))
     }
@@ -200,8 +197,7 @@ impl<'t> Document<'t> {
     fn table(&self, section: &str) -> Result<Option<&DeTable<'t>>, ConfigError> {
         let Some((key, value)) = entry(&self.root, section) else { return Ok(None) };
         let not_a_table = || {
-            let found =
-                Found { value: value.get_ref(), line: self.line(&key.span()), field: section.to_owned() };
+            let found = Found { value: value.get_ref(), start: key.span().start, field: section.to_owned() };
             self.wrong_type(&found, &format!("a section: a line [{section}] with fields below it"))
         };
         value.get_ref().as_table().map(Some).ok_or_else(not_a_table)
@@ -233,15 +229,15 @@ impl<'t> Document<'t> {
     fn wrong_type(&self, found: &Found<'_, 't>, expected: &str) -> ConfigError {
         ConfigError::WrongType {
             file: self.file.to_owned(),
-            line: found.line,
+            line: self.line(found.start),
             field: found.field.clone(),
             found: describe(found.value),
             expected: expected.to_owned(),
         }
     }
 
-    fn line(&self, span: &Range<usize>) -> usize {
-        position(self.text, span.start).0
+    fn line(&self, start: usize) -> usize {
+        position(self.text, start).0
     }
 }
 

@@ -6,6 +6,20 @@ use thiserror::Error;
 
 use crate::data::DataError;
 
+/// A value that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("`{field}` {problem}. Allowed: {allowed}. {remedy}")]
+pub struct Violation {
+    /// Path of the field, e.g. `model.width`.
+    pub field: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What would be right.
+    pub allowed: String,
+    /// What to do.
+    pub remedy: String,
+}
+
 /// Why a run file or a manifest was refused. Every message names the file, where it can the line and the field,
 /// what is wrong and what to do.
 #[derive(Debug, Error)]
@@ -90,20 +104,14 @@ pub enum ConfigError {
         expected: String,
     },
     /// A value of the right type that makes no sense.
-    #[error("{file}:{line}: `{field}` {problem}. Allowed: {allowed}. {remedy}")]
+    #[error("{file}:{line}: {violation}")]
     Impossible {
         /// The run file.
         file: String,
         /// Line of the field, or of its section where the value is a default; from 1.
         line: usize,
-        /// Path of the field.
-        field: String,
-        /// What is wrong.
-        problem: String,
-        /// What would be right.
-        allowed: String,
-        /// What to do.
-        remedy: String,
+        /// The rule that is broken.
+        violation: Box<Violation>,
     },
     /// The tokenizer named by `data.tokenizer` could not be used.
     #[error("{file}:{line}: `data.tokenizer`: {cause}")]
@@ -160,8 +168,8 @@ impl ConfigError {
         match self {
             Self::UnknownField { field, .. }
             | Self::Missing { field, .. }
-            | Self::WrongType { field, .. }
-            | Self::Impossible { field, .. } => Some(field),
+            | Self::WrongType { field, .. } => Some(field),
+            Self::Impossible { violation, .. } => Some(&violation.field),
             Self::Tokenizer { .. } => Some("data.tokenizer"),
             Self::Unreadable { .. }
             | Self::TooLong { .. }

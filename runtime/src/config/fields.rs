@@ -132,12 +132,12 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "data",
         fields: &[
-            own("paths", "Files or directories of text, relative to this file.", |run| {
+            own("paths", "Files or directories of text, relative to the folder of this file.", |run| {
                 list(&run.data.paths, |path| self::path(path))
             }),
             shared(
                 "extensions",
-                "File name endings to take from directories; none takes every file.",
+                "File name endings to take from directories; an empty list takes every file.",
                 |run| list(&run.data.extensions, |ending| text(ending)),
             ),
             own("tokenizer", "bytes, or the path of a tokenizer.json.", |run| match &run.data.tokenizer {

@@ -3,8 +3,10 @@
 //! They keep every product of sizes far from overflow, and bound what a manifest from a stranger can make a peer
 //! allocate. They are wide: a run that meets one is a mistake or an attack.
 
-/// Bytes of a run file or of a manifest.
+/// Bytes of a run file; thousands of data paths fit.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a manifest. It names no paths.
+pub const MANIFEST_BYTES_MAX: usize = 1 << 16;
 /// Bytes of a run's name.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Width of the residual stream.

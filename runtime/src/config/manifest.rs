@@ -6,7 +6,7 @@ use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 
 use super::annotate::{Style, write_sections};
 use super::document::Document;
-use super::error::ConfigError;
+use super::error::{ConfigError, Violation};
 use super::fields::{SECTIONS, text};
 use super::{Join, Run, Tokenizer, check, limits, resolve};
 use crate::data::TextTokenizer;
@@ -55,8 +55,8 @@ impl Manifest {
     /// Bytes that are too many, not text, not TOML, incomplete, not canonical, for another protocol, or values that
     /// break a rule.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ConfigError> {
-        if bytes.len() > limits::CONFIG_BYTES_MAX {
-            let (bytes, limit) = (bytes.len(), limits::CONFIG_BYTES_MAX);
+        if bytes.len() > limits::MANIFEST_BYTES_MAX {
+            let (bytes, limit) = (bytes.len(), limits::MANIFEST_BYTES_MAX);
             return Err(ConfigError::TooLong { file: SOURCE.to_owned(), bytes, limit });
         }
         let text = std::str::from_utf8(bytes)
@@ -145,12 +145,13 @@ fn known_fields() -> Vec<(&'static str, Vec<&'static str>)> {
 fn read_digest(document: &Document<'_>) -> Result<[u8; 32], ConfigError> {
     let written = document.text("", "tokenizer_digest")?.unwrap_or_default();
     let bytes = HEXLOWER_PERMISSIVE.decode(written.as_bytes()).unwrap_or_default();
-    <[u8; 32]>::try_from(bytes).map_err(|_| ConfigError::Impossible {
-        file: SOURCE.to_owned(),
-        line: document.line_of("tokenizer_digest"),
-        field: "tokenizer_digest".to_owned(),
-        problem: "is not a digest".to_owned(),
-        allowed: "64 hexadecimal digits".to_owned(),
-        remedy: "Ask the coordinator for the manifest again".to_owned(),
+    <[u8; 32]>::try_from(bytes).map_err(|_| {
+        let violation = Violation {
+            field: "tokenizer_digest".to_owned(),
+            problem: "is not a digest".to_owned(),
+            allowed: "64 hexadecimal digits".to_owned(),
+            remedy: "Ask the coordinator for the manifest again".to_owned(),
+        };
+        resolve::impossible(document, violation)
     })
 }

@@ -16,7 +16,7 @@ mod sizes;
 #[cfg(test)]
 mod tests;
 
-pub use error::ConfigError;
+pub use error::{ConfigError, Violation};
 pub use manifest::{Manifest, PROTOCOL};
 pub use run::{
     Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline, Policy, Run,

@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::check::{self, Violation};
 use super::document::{Document, position};
-use super::error::ConfigError;
+use super::error::{ConfigError, Violation};
 use super::fields::SECTIONS;
 use super::{
     Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline, Policy, Run,
-    Stash, Tokenizer, limits,
+    Stash, Tokenizer, check, limits,
 };
 use crate::data::TextTokenizer;
 
@@ -62,14 +61,8 @@ impl Run {
 
 /// Names the line of a broken rule.
 pub(super) fn impossible(document: &Document<'_>, violation: Violation) -> ConfigError {
-    ConfigError::Impossible {
-        file: document.file().to_owned(),
-        line: document.line_of(violation.field),
-        field: violation.field.to_owned(),
-        problem: violation.problem,
-        allowed: violation.allowed,
-        remedy: violation.remedy,
-    }
+    let line = document.line_of(&violation.field);
+    ConfigError::Impossible { file: document.file().to_owned(), line, violation: Box::new(violation) }
 }
 
 fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
@@ -233,12 +226,15 @@ fn read_optimizer(document: &Document<'_>, mode: Mode) -> Result<Optimizer, Conf
 
 fn read_data(document: &Document<'_>, tokenizer: Tokenizer) -> Result<Data, ConfigError> {
     let paths = document.texts("data", "paths")?.unwrap_or_default();
+    let default = Data::of(paths.into_iter().map(PathBuf::from).collect());
     Ok(Data {
-        paths: paths.into_iter().map(PathBuf::from).collect(),
-        extensions: document.texts("data", "extensions")?.unwrap_or_default(),
         tokenizer,
-        heldout: document.real("data", "heldout")?.unwrap_or(0.05),
-        heldout_microbatches: document.count("data", "heldout_microbatches")?.unwrap_or(8),
+        extensions: document.texts("data", "extensions")?.unwrap_or(default.extensions),
+        heldout: document.real("data", "heldout")?.unwrap_or(default.heldout),
+        heldout_microbatches: document
+            .count("data", "heldout_microbatches")?
+            .unwrap_or(default.heldout_microbatches),
+        paths: default.paths,
     })
 }
 

@@ -225,6 +225,20 @@ pub enum Join {
     Keys(Vec<String>),
 }
 
+impl Data {
+    /// These files or directories, everything else at its default.
+    #[must_use]
+    pub fn of(paths: Vec<PathBuf>) -> Self {
+        Self {
+            paths,
+            extensions: Vec::new(),
+            tokenizer: Tokenizer::Bytes,
+            heldout: 0.05,
+            heldout_microbatches: 8,
+        }
+    }
+}
+
 impl Run {
     /// Layers of `stage`.
     #[must_use]

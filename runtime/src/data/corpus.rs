@@ -55,8 +55,8 @@ impl Corpus {
         &self.sides.train
     }
 
-    /// Tokens held out for evaluation: whole files; where those would leave either side without a sequence, the last
-    /// part of the largest file.
+    /// Tokens held out for evaluation: whole files; where those would miss the share by far, or leave either side without a
+    /// sequence, the last part of the largest file.
     #[must_use]
     pub fn heldout(&self) -> &Tokens {
         &self.sides.heldout

@@ -10,6 +10,8 @@ mod error;
 mod files;
 pub mod sources;
 mod split;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 mod tokens;
 

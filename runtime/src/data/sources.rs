@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use super::DataError;
 use super::files::walk;
-use crate::config::{Data, Tokenizer};
+use crate::config::Data;
 
 /// Bytes of text taken at most.
 const SOURCES_BYTES_MAX: usize = 12 << 20;
+/// Bytes taken of one crate at most, so that no one style of writing fills the text.
+const CRATE_BYTES_MAX: usize = 1 << 20;
 /// Larger files are rarely written by hand.
 const FILE_BYTES_MAX: u64 = 256 << 10;
 /// Nobody writes lines of this many bytes by hand; tables have them.
@@ -61,7 +63,7 @@ pub struct Found {
 ///
 /// Takes a fixed list of crates in the versions this program is built with, so that the text is the same on every
 /// machine; where none of them is there, any crates. Generated files, tables and files over 256 KiB are left out.
-/// At most 12 MiB.
+/// At most 1 MiB of a crate, at most 12 MiB in all.
 ///
 /// # Errors
 /// [`DataError::NoSources`] where there is no text; its message names `--data PATH`.
@@ -107,6 +109,7 @@ impl Taken {
     }
 
     fn add_crate(&mut self, folder: &Path) {
+        let room = SOURCES_BYTES_MAX.min(self.bytes + CRATE_BYTES_MAX);
         // What cannot be read is as good as not there: this is text found by chance.
         for entry in walk(&folder.join("src")).flatten() {
             let path = entry.path();
@@ -115,7 +118,7 @@ impl Taken {
                 continue;
             }
             let Ok(text) = fs::read_to_string(path) else { continue };
-            if is_hand_written(&text) && self.bytes + text.len() <= SOURCES_BYTES_MAX {
+            if is_hand_written(&text) && self.bytes + text.len() <= room {
                 self.hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
                 self.bytes += text.len();
                 self.paths.push(path.to_owned());
@@ -131,13 +134,7 @@ impl Taken {
             self.bytes as f64 / 1e6,
             &self.hasher.finalize().to_hex()[..16],
         );
-        let data = Data {
-            paths: self.paths,
-            extensions: Vec::new(),
-            tokenizer: Tokenizer::Bytes,
-            heldout: 0.05,
-            heldout_microbatches: 8,
-        };
+        let data = Data::of(self.paths);
         Found { data, description }
     }
 }

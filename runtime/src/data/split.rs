@@ -19,8 +19,9 @@ pub(super) struct Sides {
 /// Splits by file: a file is held out if the hash of (seed, its text) falls below `heldout`. By its text and not its
 /// name, so that copies of a file never end on both sides, and the split is the same wherever the files lie.
 ///
-/// Where that leaves either side without a whole sequence, everything is trained on but the last part of the largest
-/// file.
+/// With few files of different sizes the draw can miss the share by far. Where either side is left without a whole
+/// sequence, or the held-out side with less than a quarter of its share or more than halfway from it to all of the
+/// text, everything is trained on but the last part of the largest file.
 pub(super) fn split(
     pieces: Vec<Piece>,
     seed: u64,
@@ -29,8 +30,7 @@ pub(super) fn split(
 ) -> Result<Sides, DataError> {
     let (held, kept): (Vec<_>, Vec<_>) =
         pieces.into_iter().enumerate().partition(|(_, piece)| is_held_out(piece, seed, heldout));
-    let enough = |side: &[(usize, Piece)]| total(side) >= sequence;
-    if enough(&held) && enough(&kept) {
+    if is_fair(total(&kept), total(&held), heldout, sequence) {
         return Ok(Sides { train: concatenated(kept), heldout: concatenated(held) });
     }
     let mut all: Vec<_> = held.into_iter().chain(kept).collect();
@@ -54,6 +54,12 @@ fn split_largest(mut pieces: Vec<(usize, Piece)>, heldout: f32, sequence: usize)
     require(&sides.train, "left to train on", sequence)?;
     require(&sides.heldout, "held out", sequence)?;
     Ok(sides)
+}
+
+fn is_fair(kept: usize, held: usize, heldout: f32, sequence: usize) -> bool {
+    let share = held as f64 / (kept + held).max(1) as f64;
+    let wanted = f64::from(heldout);
+    kept >= sequence && held >= sequence && share >= wanted / 4.0 && share <= wanted.midpoint(1.0)
 }
 
 fn is_held_out(piece: &Piece, seed: u64, heldout: f32) -> bool {

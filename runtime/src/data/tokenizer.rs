@@ -1,11 +1,15 @@
 //! Text to token ids.
 
 use std::fmt;
-use std::fs;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
 use super::{DataError, Tokens};
 use crate::config::Tokenizer;
+
+/// The largest tokenizers in use have some 20 MB.
+const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// A loaded tokenizer.
 pub struct TextTokenizer {
@@ -38,7 +42,12 @@ impl TextTokenizer {
 
     fn load_file(path: &Path) -> Result<Self, DataError> {
         let bad = |cause: String| DataError::BadTokenizer { path: path.to_owned(), cause };
-        let bytes = fs::read(path).map_err(|cause| bad(cause.to_string()))?;
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(|cause| bad(cause.to_string()))?;
+        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|cause| bad(cause.to_string()))?;
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(bad(format!("it has more than {FILE_BYTES_MAX} bytes")));
+        }
         let tokenizer = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|cause| bad(cause.to_string()))?;
         // Ids may have gaps, so their number says nothing about the largest.
         let largest = tokenizer.get_vocab(true).into_values().max();
