@@ -36,6 +36,14 @@ pub struct Loss {
     pub tokens: u32,
 }
 
+impl Loss {
+    /// Nats a token; not a number where there are no tokens.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        self.sum / f64::from(self.tokens)
+    }
+}
+
 /// Why a microbatch was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {

@@ -253,6 +253,12 @@ impl Run {
         StageIndex(u16::try_from(self.pipeline.stages - 1).unwrap_or(u16::MAX))
     }
 
+    /// Microbatches of the whole run: `updates * K`.
+    #[must_use]
+    pub fn microbatches(&self) -> u64 {
+        self.optimizer.updates.saturating_mul(self.pipeline.microbatches_per_update as u64)
+    }
+
     /// Tokens a microbatch is trained on: `N = B * T`.
     #[must_use]
     pub fn tokens_per_microbatch(&self) -> usize {

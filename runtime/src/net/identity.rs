@@ -87,6 +87,14 @@ impl Identity {
         }
     }
 
+    /// The key in the file at `path`, made if there is none yet; without a path a key that is gone with the process.
+    ///
+    /// # Errors
+    /// As [`Identity::load_or_create`] and [`Identity::ephemeral`].
+    pub fn load_or_ephemeral(path: Option<&Path>) -> Result<Self, IdentityError> {
+        path.map_or_else(Self::ephemeral, Self::load_or_create)
+    }
+
     /// The public half.
     #[must_use]
     pub fn peer(&self) -> PeerId {

@@ -4,6 +4,7 @@
 //! is no plaintext mode.
 
 pub mod address;
+pub mod control;
 pub mod digest;
 pub mod frame;
 pub mod grpc;
@@ -14,4 +15,6 @@ mod tls;
 pub mod trust;
 pub mod wire;
 
+pub use address::Invite;
+pub use identity::Identity;
 pub use tls::TlsError;

@@ -19,7 +19,7 @@ mod tests;
 mod tuning;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -237,6 +237,14 @@ struct Shared {
     outstanding: watch::Sender<usize>,
 }
 
+/// Opens the UDP socket of a data plane at `address` (port 0: any free one).
+///
+/// # Errors
+/// If the address is taken or not this machine's.
+pub fn bind_socket(address: SocketAddr) -> Result<UdpSocket, BindError> {
+    UdpSocket::bind(address).map_err(|source| BindError::Socket { address, source })
+}
+
 impl DataPlane {
     /// Listens on `address` (port 0: any free one) for peers that `trust` admits. Must be called in a tokio runtime.
     ///
@@ -249,12 +257,27 @@ impl DataPlane {
         trust: Trust,
         settings: Settings,
     ) -> Result<(Self, mpsc::Receiver<NetEvent>), BindError> {
+        let socket = bind_socket(address)?;
+        Self::start(identity, socket, handshake, trust, settings)
+    }
+
+    /// As [`DataPlane::bind`], on a socket that [`bind_socket`] opened before the run was known: a peer tells the
+    /// coordinator its port and learns the manifest in return.
+    ///
+    /// # Errors
+    /// If the socket or TLS cannot be set up.
+    pub fn start(
+        identity: &Identity,
+        socket: UdpSocket,
+        handshake: HandshakeInfo,
+        trust: Trust,
+        settings: Settings,
+    ) -> Result<(Self, mpsc::Receiver<NetEvent>), BindError> {
+        let address = socket.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
         let transport = Arc::new(tuning::transport(&settings));
         let server = tuning::server(identity, trust.clone(), Arc::clone(&transport))?;
-        let endpoint = std::net::UdpSocket::bind(address)
-            .and_then(|socket| {
-                Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime))
-            })
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
             .map_err(|source| BindError::Socket { address, source })?;
         let (events, receiver) =
             mpsc::channel(settings.window.saturating_mul(2).clamp(EVENTS_MIN, EVENTS_MAX));

@@ -51,6 +51,20 @@ pub enum Job<P> {
     },
 }
 
+impl<P> Job<P> {
+    /// Which microbatch it is about.
+    #[must_use]
+    pub fn microbatch(&self) -> MicrobatchId {
+        match self {
+            Self::Forward { microbatch, .. }
+            | Self::LossAndBackward { microbatch, .. }
+            | Self::Backward { microbatch, .. }
+            | Self::Evaluate { microbatch, .. }
+            | Self::Forget { microbatch } => *microbatch,
+        }
+    }
+}
+
 /// The executor's answer to a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion<P> {

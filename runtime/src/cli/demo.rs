@@ -1,0 +1,185 @@
+//! `swarmline demo`: the whole system on one machine, with nothing to prepare.
+
+mod screen;
+mod swarm;
+mod table;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use screen::Screen;
+use swarm::{Heard, Speaker, Swarm};
+use table::Summary;
+
+use super::{Failure, Leash, block_on, stop_requested};
+use crate::config::{Data, Run};
+use crate::data::sources;
+use crate::report::Event;
+
+/// Arguments of `swarmline demo`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Learn from these files or directories instead of the Rust sources found on this machine
+    #[arg(long, value_name = "PATH")]
+    data: Vec<PathBuf>,
+    /// Microbatches to train on
+    #[arg(long, value_name = "N", default_value_t = UPDATES, value_parser = clap::value_parser!(u64).range(1..))]
+    updates: u64,
+    /// Seed of weights and batches
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    seed: u64,
+    /// Print the figures as one JSON object in the last line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Enough for a model of a million parameters to leave bigrams well behind on two cores within two minutes.
+const UPDATES: u64 = 900;
+
+/// The run, as a coordinator would write it.
+const RUN: &str = include_str!("demo/run.toml");
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    block_on(demonstrate(arguments))
+}
+
+async fn demonstrate(arguments: &Arguments) -> Result<(), Failure> {
+    let started = Instant::now();
+    let mut screen = Screen::new();
+    let folder = tempfile::tempdir()
+        .map_err(|error| Failure::failed(format!("cannot make a temporary folder for the run file: {error}")))?;
+    let run_file = folder.path().join("run.toml");
+    let run = write_run_file(arguments, &run_file, &mut screen)?;
+
+    let mut swarm = Swarm::new();
+    let mut summary = Summary::new(run.pipeline.mode);
+    let outcome = tokio::select! {
+        outcome = train(&run, &run_file, &mut swarm, &mut screen, &mut summary) => outcome,
+        () = stop_requested(Leash::default()) => Err(Failure::interrupted("stopped; every process of the demo has ended")),
+    };
+    swarm.stop().await;
+    outcome?;
+    summary.seconds = started.elapsed().as_secs_f64();
+    present(&summary, arguments.json);
+    verdict(&summary)
+}
+
+/// Fills in what the run file leaves open, and checks the result as any run file is checked.
+fn write_run_file(arguments: &Arguments, path: &Path, screen: &mut Screen) -> Result<Run, Failure> {
+    let data = if arguments.data.is_empty() {
+        let found = sources::find_rust_sources().map_err(|error| Failure::failed(error.to_string()))?;
+        screen.say(&found.description);
+        found.data
+    } else {
+        Data { paths: absolute(&arguments.data)?, ..sources::as_given() }
+    };
+    let text = run_text(arguments, &data);
+    std::fs::write(path, &text).map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))?;
+    Run::load(path).map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// Starts every process and follows them until the last one has had its say.
+async fn train(
+    run: &Run,
+    run_file: &Path,
+    swarm: &mut Swarm,
+    screen: &mut Screen,
+    summary: &mut Summary,
+) -> Result<(), Failure> {
+    let stages = run.pipeline.stages;
+    let (invite, manifest) = swarm.start_coordinator(run_file).await?;
+    for index in 0..stages {
+        swarm.start_replica(index, &invite)?;
+    }
+    swarm.start_feeder(&invite)?;
+    screen.say(&format!(
+        "{} processes: a coordinator, a feeder, {stages} replicas; manifest {}",
+        stages + 2,
+        &manifest[..12]
+    ));
+    let mut followed = Followed::default();
+    while !followed.complete(stages) {
+        let Some((speaker, heard)) = swarm.heard().await else { break };
+        followed.take(speaker, heard, screen, summary)?;
+    }
+    Ok(())
+}
+
+/// What has been heard so far.
+#[derive(Debug, Default)]
+struct Followed {
+    serving: usize,
+    fed: bool,
+    last_words: usize,
+}
+
+impl Followed {
+    fn complete(&self, replicas: usize) -> bool {
+        self.fed && self.last_words == replicas
+    }
+
+    fn take(
+        &mut self,
+        speaker: Speaker,
+        heard: Heard,
+        screen: &mut Screen,
+        summary: &mut Summary,
+    ) -> Result<(), Failure> {
+        let Heard::Event(event) = heard else { return self.left(speaker) };
+        match event {
+            Event::Serving { .. } => self.serving += 1,
+            Event::Corpus { bigram, .. } => summary.loss_bigram = Some(bigram),
+            Event::Progress(report) => screen.progress(&report, self.serving),
+            Event::Evaluation { done, loss, upstream_cut } => {
+                screen.say(&Event::Evaluation { done, loss, upstream_cut }.to_string());
+                summary.take_evaluation(done, loss, upstream_cut);
+            }
+            Event::Feeder(report) => {
+                summary.take_feeder(&report);
+                self.fed = true;
+            }
+            Event::Replica(report) if report.last => {
+                summary.take_replica(&report);
+                self.last_words += 1;
+            }
+            Event::Incident { message } => screen.say(&format!("! {message}")),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A process that ends before its work is done has told why on standard error.
+    fn left(&self, speaker: Speaker) -> Result<(), Failure> {
+        if self.fed {
+            return Ok(());
+        }
+        let who = match speaker {
+            Speaker::Coordinator => "the coordinator".to_owned(),
+            Speaker::Feeder => "the feeder".to_owned(),
+            Speaker::Replica(index) => format!("replica {index}"),
+        };
+        Err(Failure::failed(format!("{who} ended before the run was done; its own message is above")))
+    }
+}
+
+fn present(summary: &Summary, json: bool) {
+    let mut out = std::io::stdout();
+    for (what, figure) in summary.rows() {
+        let _ = writeln!(out, "{what:<38} {figure}");
+    }
+    if json && let Ok(line) = serde_json::to_string(summary) {
+        let _ = writeln!(out, "{line}");
+    }
+}
+
+/// A demo that lost something has failed, whatever it learned.
+fn verdict(summary: &Summary) -> Result<(), Failure> {
+    if summary.lost + summary.duplicates > 0 {
+        return Err(Failure::failed(format!(
+            "{} microbatches lost, {} counted twice: this must not happen; please report it",
+            summary.lost, summary.duplicates
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! The processes of a demo: this very binary, started once per role.
+
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::mpsc;
+
+use crate::cli::failure::Failure;
+use crate::report::Event;
+
+/// A started process may take this long to say its first word: key generation, binding, building a shard.
+const FIRST_WORD_WITHIN: Duration = Duration::from_secs(20);
+/// A process that was asked to stop gets this long to hand over and leave.
+const LEAVE_WITHIN: Duration = Duration::from_secs(15);
+/// Events waiting to be drawn; a reporter blocks its own pipe when nobody reads.
+const EVENTS_QUEUED_MAX: usize = 1024;
+
+/// Who said it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaker {
+    Coordinator,
+    Feeder,
+    Replica(usize),
+}
+
+/// Something a process said or that happened to it.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Event(Event),
+    Silence,
+}
+
+/// The running processes. Dropping it closes their standard input, which is their sign to stop.
+#[derive(Debug)]
+pub(super) struct Swarm {
+    processes: Vec<Process>,
+    sender: mpsc::Sender<(Speaker, Heard)>,
+    events: mpsc::Receiver<(Speaker, Heard)>,
+}
+
+#[derive(Debug)]
+struct Process {
+    speaker: Speaker,
+    child: Child,
+    leash: Option<ChildStdin>,
+}
+
+impl Swarm {
+    pub(super) fn new() -> Self {
+        let (sender, events) = mpsc::channel(EVENTS_QUEUED_MAX);
+        Self { processes: Vec::new(), sender, events }
+    }
+
+    /// Starts the coordinator and returns the invite it prints.
+    pub(super) async fn start_coordinator(&mut self, run_file: &Path) -> Result<(String, String), Failure> {
+        let run_file = run_file.to_string_lossy();
+        self.start(Speaker::Coordinator, &["coordinator", "--run", &run_file, "--listen", "127.0.0.1:0"])?;
+        let first = tokio::time::timeout(FIRST_WORD_WITHIN, self.events.recv()).await;
+        match first {
+            Ok(Some((_, Heard::Event(Event::Listening { invite, manifest })))) => Ok((invite, manifest)),
+            _ => Err(Failure::failed(format!(
+                "the coordinator process did not come up within {} s; its own message is above",
+                FIRST_WORD_WITHIN.as_secs()
+            ))),
+        }
+    }
+
+    pub(super) fn start_replica(&mut self, index: usize, invite: &str) -> Result<(), Failure> {
+        self.start(Speaker::Replica(index), &["join", invite, "--threads", "1", "--listen", "127.0.0.1:0"])
+    }
+
+    pub(super) fn start_feeder(&mut self, invite: &str) -> Result<(), Failure> {
+        self.start(Speaker::Feeder, &["feed", invite, "--listen", "127.0.0.1:0"])
+    }
+
+    /// The next thing anybody says.
+    pub(super) async fn heard(&mut self) -> Option<(Speaker, Heard)> {
+        self.events.recv().await
+    }
+
+    /// Asks everybody to stop and waits until they have; a process that does not is killed.
+    pub(super) async fn stop(&mut self) {
+        for process in &mut self.processes {
+            process.leash = None;
+        }
+        for process in &mut self.processes {
+            if tokio::time::timeout(LEAVE_WITHIN, process.child.wait()).await.is_err() {
+                let _ = process.child.kill().await;
+            }
+        }
+    }
+
+    /// Waits until `speaker` has exited by itself.
+    pub(super) async fn exit_of(&mut self, speaker: Speaker) -> Option<ExitStatus> {
+        let process = self.processes.iter_mut().find(|process| process.speaker == speaker)?;
+        tokio::time::timeout(LEAVE_WITHIN, process.child.wait()).await.ok()?.ok()
+    }
+
+    fn start(&mut self, speaker: Speaker, arguments: &[&str]) -> Result<(), Failure> {
+        let cannot = |error| Failure::failed(format!("cannot start `swarmline {}`: {error}", arguments[0]));
+        let binary = std::env::current_exe().map_err(cannot)?;
+        let mut child = Command::new(binary)
+            .args(arguments)
+            .args(["--json", "--leash"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(cannot)?;
+        let leash = child.stdin.take();
+        if let Some(stdout) = child.stdout.take() {
+            tokio::spawn(listen(speaker, stdout, self.sender.clone()));
+        }
+        self.processes.push(Process { speaker, child, leash });
+        Ok(())
+    }
+}
+
+async fn listen(
+    speaker: Speaker,
+    stdout: tokio::process::ChildStdout,
+    sender: mpsc::Sender<(Speaker, Heard)>,
+) {
+    let mut lines = BufReader::new(stdout).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Ok(event) = serde_json::from_str(&line)
+            && sender.send((speaker, Heard::Event(event))).await.is_err()
+        {
+            return;
+        }
+    }
+    let _ = sender.send((speaker, Heard::Silence)).await;
+}

@@ -1,0 +1,108 @@
+//! What a demo ends with: a table for people, one JSON object for programs.
+
+use serde::Serialize;
+
+use crate::config::Mode;
+use crate::report::{FeederReport, ReplicaReport};
+
+/// The figures of a finished demo. What does not exist yet is null.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Summary {
+    pub(super) mode: &'static str,
+    /// Held-out loss before the first update, nats a token.
+    pub(super) loss_first: Option<f64>,
+    /// Held-out loss after the last update, nats a token.
+    pub(super) loss_last: Option<f64>,
+    /// Loss of a bigram model on the same held-out text, nats a token.
+    pub(super) loss_bigram: Option<f64>,
+    /// Held-out loss when the last stage sees zeros instead of its upstream, nats a token.
+    pub(super) loss_without_upstream: Option<f64>,
+    pub(super) tokens: u64,
+    /// Optimizer steps, summed over stages.
+    pub(super) updates: u64,
+    pub(super) tokens_per_s: f64,
+    /// Median staleness at stage 0, where it is largest, weight versions.
+    pub(super) staleness_p50: Option<u64>,
+    pub(super) done: u64,
+    pub(super) refused: u64,
+    pub(super) lost: u64,
+    pub(super) duplicates: u64,
+    pub(super) ungranted: Option<u64>,
+    pub(super) contributions_lost: Option<u64>,
+    pub(super) killed: Option<u64>,
+    pub(super) restored: Option<u64>,
+    /// Everything that left a process for a neighbouring stage, headers and ids included.
+    pub(super) boundary_bytes: u64,
+    /// The same frames with the whole stream in bf16.
+    pub(super) boundary_bytes_bf16: u64,
+    /// From the first process started to the last one gone.
+    pub(super) seconds: f64,
+}
+
+impl Summary {
+    pub(super) fn new(mode: Mode) -> Self {
+        let mode = match mode {
+            Mode::Asynchronous => "asynchronous",
+            Mode::Synchronous => "synchronous",
+        };
+        Self { mode, ..Self::default() }
+    }
+
+    pub(super) fn take_evaluation(&mut self, done: u64, loss: f64, upstream_cut: bool) {
+        if upstream_cut {
+            self.loss_without_upstream = Some(loss);
+        } else if done == 0 {
+            self.loss_first = Some(loss);
+        } else {
+            self.loss_last = Some(loss);
+        }
+    }
+
+    pub(super) fn take_feeder(&mut self, report: &FeederReport) {
+        self.tokens = report.tokens;
+        self.tokens_per_s = report.tokens_per_s;
+        self.done = report.finished;
+        self.refused = report.refused;
+        self.lost = report.lost;
+        self.duplicates = report.duplicates;
+    }
+
+    pub(super) fn take_replica(&mut self, report: &ReplicaReport) {
+        self.updates += report.updates;
+        self.boundary_bytes += report.boundary_bytes;
+        self.boundary_bytes_bf16 += report.boundary_bytes_bf16;
+        if report.stage == 0 {
+            self.staleness_p50 = Some(report.staleness_p50);
+        }
+    }
+
+    /// The table, one line a row.
+    pub(super) fn rows(&self) -> Vec<(&'static str, String)> {
+        let nats = |loss: Option<f64>| loss.map_or("not measured".to_owned(), |loss| format!("{loss:.3} nats/byte"));
+        vec![
+            ("held-out loss, untrained", nats(self.loss_first)),
+            ("held-out loss, trained", nats(self.loss_last)),
+            ("  a bigram model of the same text", nats(self.loss_bigram)),
+            ("  with the upstream cut", nats(self.loss_without_upstream)),
+            ("training", format!("{}, {} tokens, {} updates", self.mode, self.tokens, self.updates)),
+            ("speed", format!("{:.0} tokens/s, {:.0} s in all", self.tokens_per_s, self.seconds)),
+            ("staleness at the first stage, median", self.staleness_p50.map_or("-".to_owned(), |p50| format!("{p50} versions"))),
+            (
+                "microbatches",
+                format!(
+                    "{} done, {} refused, {} lost, {} counted twice",
+                    self.done, self.refused, self.lost, self.duplicates
+                ),
+            ),
+            (
+                "sent between stages",
+                format!(
+                    "{:.1} MB; {:.1} MB uncompressed (bf16), 1/{:.1}",
+                    self.boundary_bytes as f64 / 1e6,
+                    self.boundary_bytes_bf16 as f64 / 1e6,
+                    self.boundary_bytes_bf16 as f64 / self.boundary_bytes.max(1) as f64
+                ),
+            ),
+        ]
+    }
+}

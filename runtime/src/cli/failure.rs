@@ -1,0 +1,59 @@
+//! How a command ends when it did not do what it was asked.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use crate::config::ConfigError;
+use crate::error::Error;
+
+/// A message for a person and the exit code that goes with it.
+#[derive(Debug)]
+pub(super) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// Exit code 1: it was tried and failed.
+    pub(super) fn failed(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+
+    /// Exit code 2: the command line or the run file is wrong.
+    pub(super) fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
+    }
+
+    /// Exit code 3: the coordinator said no.
+    pub(super) fn refused(message: impl Into<String>) -> Self {
+        Self { code: 3, message: message.into() }
+    }
+
+    /// Exit code 130: a person stopped it before it was done; it ended cleanly.
+    pub(super) fn interrupted(message: impl Into<String>) -> Self {
+        Self { code: 130, message: message.into() }
+    }
+
+    /// Tells the person and gives the exit code.
+    pub(super) fn report(&self) -> ExitCode {
+        let _ = writeln!(std::io::stderr(), "swarmline: {}", self.message);
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::Config(_) => Self::usage(message),
+            Error::Refused(_) => Self::refused(message),
+            _ => Self::failed(message),
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::usage(error.to_string())
+    }
+}

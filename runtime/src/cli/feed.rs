@@ -1,0 +1,51 @@
+//! `swarmline feed ADDRESS`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Failure, Leash, block_on, reporter, stop_requested};
+use crate::feeder::{self, FeedOptions};
+use crate::net::{Identity, Invite};
+
+/// Arguments of `swarmline feed`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The invite the coordinator printed: KEY@HOST:PORT
+    #[arg(value_name = "ADDRESS")]
+    invite: Invite,
+    /// Read this text instead of the paths in the coordinator's run file
+    #[arg(long, value_name = "PATH")]
+    data: Vec<PathBuf>,
+    /// Where replicas reach this feeder; port 0 takes any free port
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Measure the held-out loss every so many microbatches, not only at the start and the end
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    evaluate_every: Option<u64>,
+    /// Keep this feeder's key in a file, so that it is known again after a restart
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+    #[command(flatten)]
+    leash: Leash,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let options = FeedOptions {
+        invite: arguments.invite.clone(),
+        identity: Identity::load_or_ephemeral(arguments.identity.as_deref())?,
+        listen: arguments.listen,
+        data: arguments.data.clone(),
+        evaluate_every: arguments.evaluate_every,
+    };
+    let reporter = Arc::new(reporter(arguments.json));
+    block_on(async {
+        match feeder::feed(options, &reporter, stop_requested(arguments.leash)).await? {
+            feeder::End::Finished => Ok(()),
+            feeder::End::Stopped => Err(Failure::interrupted("stopped before every microbatch had its outcome")),
+        }
+    })
+}

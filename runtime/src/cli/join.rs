@@ -1,0 +1,55 @@
+//! `swarmline join ADDRESS`.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Failure, Leash, all_cores, block_on, reporter, stop_requested};
+use crate::net::{Identity, Invite};
+use crate::stage::{self, JoinOptions};
+
+/// Arguments of `swarmline join`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The invite the coordinator printed: KEY@HOST:PORT
+    #[arg(value_name = "ADDRESS")]
+    invite: Invite,
+    /// Where other peers reach this one; port 0 takes any free port
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Keep this peer's key in a file, so that it is known again after a restart
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+    /// Write this stage's weights here when the run ends
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Start from the weights in this file instead of the run's seed
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
+    /// Record name and digest of every parameter that is ever present in this process
+    #[arg(long, value_name = "FILE")]
+    parameter_log: Option<PathBuf>,
+    #[command(flatten)]
+    leash: Leash,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let options = JoinOptions {
+        invite: arguments.invite.clone(),
+        identity: Identity::load_or_ephemeral(arguments.identity.as_deref())?,
+        listen: arguments.listen,
+        threads: arguments.threads.map_or_else(all_cores, NonZeroUsize::get),
+        save: arguments.save.clone(),
+        resume: arguments.resume.clone(),
+        parameter_log: arguments.parameter_log.clone(),
+    };
+    let reporter = Arc::new(reporter(arguments.json));
+    block_on(async { Ok(stage::join(options, &reporter, stop_requested(arguments.leash)).await?) })
+}

@@ -1,0 +1,131 @@
+//! The commands of `swarmline`: arguments in, exit code out; the library does the work.
+
+mod check;
+//TMP mod coordinator;
+//TMP mod demo;
+mod failure;
+//TMP mod feed;
+//TMP mod join;
+mod train;
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::Failure;
+
+use crate::report::{Audience, Reporter};
+
+/// Trains transformers that no single machine holds.
+#[derive(Debug, Parser)]
+#[command(version, about, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a small model on this machine with a swarm of real processes, and end with a table
+    //TMP Demo(demo::Arguments),
+    /// Launch a run: place peers on stages, sign the membership table, lease microbatch ids
+    //TMP Coordinator(coordinator::Arguments),
+    /// Serve a stage of somebody's run
+    //TMP Join(join::Arguments),
+    /// Draw text and inject microbatches into a run
+    //TMP Feed(feed::Arguments),
+    /// Train the model of a run file in this one process: the reference
+    Train(train::Arguments),
+    /// Print a run file with every default filled in, or say what is wrong with it
+    Check(check::Arguments),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    init_logging();
+    let outcome = match Arguments::parse().command {
+        //TMP Command::Demo(arguments) => demo::run(&arguments),
+        //TMP Command::Coordinator(arguments) => coordinator::run(&arguments),
+        //TMP Command::Join(arguments) => join::run(&arguments),
+        //TMP Command::Feed(arguments) => feed::run(&arguments),
+        Command::Train(arguments) => train::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Logs go to standard error, quiet unless `SWARMLINE_LOG` asks (e.g. `SWARMLINE_LOG=swarmline=debug`).
+fn init_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SWARMLINE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
+fn reporter(json: bool) -> Reporter {
+    Reporter::new(if json { Audience::Programs } else { Audience::People })
+}
+
+/// The asynchronous part of a command runs here; compute has threads of its own.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(NETWORK_THREADS)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start the network threads: {error}")))?
+        .block_on(work)
+}
+
+/// Frames are few and large; two threads keep the sockets served while one encrypts.
+const NETWORK_THREADS: usize = 2;
+
+/// Ties a process to the one that started it.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+struct Leash {
+    /// Stop when standard input ends, as it does when the process that started this one dies
+    #[arg(long, hide = true)]
+    leash: bool,
+}
+
+/// Resolves when a person, a supervisor or the end of the leash asks this process to stop.
+async fn stop_requested(leash: Leash) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let interrupt = signal(SignalKind::interrupt());
+    let terminate = signal(SignalKind::terminate());
+    let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        () = end_of_input(leash) => {}
+    }
+}
+
+/// Resolves at the end of standard input, never without a leash. A thread of its own reads: a blocked read would
+/// keep the network threads from shutting down.
+async fn end_of_input(leash: Leash) {
+    if !leash.leash {
+        return std::future::pending().await;
+    }
+    let (ended, end) = tokio::sync::oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        drop(ended);
+    });
+    let _ = end.await;
+}
+
+fn all_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+/// Where relative paths in a run file start from.
+fn folder_of(run_file: &Path) -> PathBuf {
+    run_file.parent().map_or_else(PathBuf::new, Path::to_owned)
+}

@@ -1,0 +1,64 @@
+//! `swarmline train --run FILE`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, atomic};
+
+use super::{Failure, Leash, all_cores, folder_of, reporter, stop_requested};
+use crate::config::Run;
+use crate::train::{self, TrainOptions, Upstream};
+
+/// Arguments of `swarmline train`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The run file; `swarmline check FILE` explains it
+    #[arg(long, value_name = "FILE")]
+    run: PathBuf,
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Write the weights of each stage into this folder at the end
+    #[arg(long, value_name = "FOLDER")]
+    save: Option<PathBuf>,
+    /// Control: only the last stage learns, the others keep their initial weights
+    #[arg(long)]
+    freeze_upstream: bool,
+    /// Measure the held-out loss every so many microbatches, not only at the start and the end
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    evaluate_every: Option<u64>,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let options = TrainOptions {
+        run: Run::load(&arguments.run)?,
+        base: folder_of(&arguments.run),
+        threads: arguments.threads.map_or_else(all_cores, NonZeroUsize::get),
+        save: arguments.save.clone(),
+        upstream: if arguments.freeze_upstream { Upstream::Frozen } else { Upstream::Learning },
+        evaluate_every: arguments.evaluate_every,
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    raise_on_request(&stop)?;
+    match train::train(&options, &reporter(arguments.json), &stop)? {
+        train::End::Finished => Ok(()),
+        train::End::Stopped => Err(Failure::interrupted("stopped before the last update")),
+    }
+}
+
+/// Raises `stop` when asked to stop; the training loop looks at it between microbatches.
+fn raise_on_request(stop: &Arc<AtomicBool>) -> Result<(), Failure> {
+    let stop = Arc::clone(stop);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot listen for Ctrl-C: {error}")))?;
+    std::thread::spawn(move || {
+        runtime.block_on(stop_requested(Leash::default()));
+        stop.store(true, atomic::Ordering::Relaxed);
+    });
+    Ok(())
+}

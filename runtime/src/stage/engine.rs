@@ -1,0 +1,286 @@
+//! What a stage does to a microbatch: unpack, forward, stash, pack; unpack, backward, step.
+//!
+//! Synchronous and without a network: the executor of a replica runs one engine, `train` runs all of them in a
+//! row. A job that fails leaves no stash and no part of a gradient behind.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+use swarmline_kernels::Backend;
+use swarmline_scheduler::stage::{Completion, Done, Evaluation, Job};
+use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
+
+use super::executor::Compute;
+use crate::config::Run;
+use crate::error::Error;
+use crate::model::{Shard, ShardError, Upstream};
+use crate::optim::{Contribution, ParameterMut, StageOptimizer, StalenessHistogram};
+use crate::packing::{CodeError, TokenCodec, TokenError, Tokens};
+
+/// Whether an engine's weights change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learning {
+    /// Every contribution counts.
+    Active,
+    /// Gradients are computed and thrown away: a control.
+    Frozen,
+}
+
+/// One stage of the model with its optimizer.
+#[derive(Debug)]
+pub struct Engine<B: Backend> {
+    shard: Shard<B>,
+    optimizer: StageOptimizer<B>,
+    tokens: TokenCodec,
+    learning: Learning,
+}
+
+/// What an engine counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Statistics {
+    /// Optimizer steps.
+    pub updates: u64,
+    /// Median staleness of contributions, weight versions.
+    pub staleness_p50: u64,
+    /// Largest staleness, weight versions.
+    pub staleness_max: u64,
+}
+
+/// What the last stage gives back.
+#[derive(Clone, Debug)]
+pub struct Visit {
+    /// Training loss of the microbatch.
+    pub loss: Loss,
+    /// Packed gradient for the stage before; empty if there is none.
+    pub gradient: Vec<u8>,
+}
+
+/// Why a microbatch cannot be processed here.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The token ids do not fit the run.
+    #[error(transparent)]
+    Tokens(#[from] TokenError),
+    /// The shard cannot compute.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// The gradient of the weights is not finite.
+    #[error("the gradient is not finite")]
+    NonFiniteGradient,
+}
+
+impl<B: Backend> Engine<B> {
+    /// The engine of `stage`, with initial weights and room for `slots` microbatches between forward and backward.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn new(
+        backend: B,
+        run: &Run,
+        stage: StageIndex,
+        slots: usize,
+        learning: Learning,
+    ) -> Result<Self, ShardError> {
+        let mut shard = Shard::for_stage(backend, run, stage, slots)?;
+        let updates_per = run.pipeline.microbatches_per_update;
+        let (backend, params) = shard.backend_and_params();
+        let sizes = params.iter().map(|parameter| (parameter.name.as_str(), parameter.len()));
+        let optimizer = StageOptimizer::new(backend, &run.optimizer, updates_per, sizes)?;
+        Ok(Self { shard, optimizer, tokens: TokenCodec::new(run), learning })
+    }
+
+    /// Forward pass; keeps a stash. `ids` and `code` are packed, `code` is empty at stage 0.
+    ///
+    /// # Errors
+    /// If something that came in is wrong or what goes out is not finite. No stash is kept then.
+    pub fn forward(&mut self, id: MicrobatchId, ids: &[u8], code: &[u8]) -> Result<Vec<u8>, EngineError> {
+        let tokens = self.tokens.decode(ids)?;
+        Ok(self.shard.forward(id, self.optimizer.version(), &tokens, code)?)
+    }
+
+    /// Backward pass of a microbatch whose stash is held, and the optimizer step if it completes one. Returns the
+    /// packed gradient for the stage before.
+    ///
+    /// # Errors
+    /// If the gradient is wrong or not finite. The stash is gone then.
+    pub fn backward(&mut self, id: MicrobatchId, gradient: &[u8]) -> Result<Vec<u8>, EngineError> {
+        let outcome = self.shard.backward(id, gradient);
+        let backward = outcome.or_else(|error| self.give_up(id, error.into()))?;
+        self.contribute(backward.version)?;
+        Ok(backward.gradient)
+    }
+
+    /// Forward, loss, backward and step in one visit: what the last stage does.
+    ///
+    /// # Errors
+    /// If something that came in is wrong or the loss or a gradient is not finite.
+    pub fn loss_and_backward(
+        &mut self,
+        id: MicrobatchId,
+        ids: &[u8],
+        code: &[u8],
+    ) -> Result<Visit, EngineError> {
+        let tokens = self.tokens.decode(ids)?;
+        let outcome = self.shard.loss_and_backward(id, &tokens, code);
+        let visit = outcome.or_else(|error| self.give_up(id, error.into()))?;
+        self.contribute(self.optimizer.version())?;
+        Ok(Visit { loss: visit.loss, gradient: visit.gradient })
+    }
+
+    /// Forward without a stash.
+    ///
+    /// # Errors
+    /// If something that came in is wrong or what goes out is not finite.
+    pub fn evaluate(
+        &mut self,
+        id: MicrobatchId,
+        ids: &[u8],
+        code: &[u8],
+        upstream: Upstream,
+    ) -> Result<Evaluation<Vec<u8>>, EngineError> {
+        let tokens: Tokens = self.tokens.decode(ids)?;
+        if self.shard.has_head() {
+            return Ok(Evaluation::Loss(self.shard.evaluate_loss(id, &tokens, code, upstream)?));
+        }
+        let code = self.shard.evaluate(id, &tokens, code)?;
+        Ok(Evaluation::Code { version: self.optimizer.version(), code })
+    }
+
+    /// Drops the stash of a microbatch that will not come back.
+    pub fn forget(&mut self, id: MicrobatchId) {
+        self.shard.release(id);
+    }
+
+    /// The weights.
+    pub fn shard(&mut self) -> &mut Shard<B> {
+        &mut self.shard
+    }
+
+    /// Staleness of every contribution so far.
+    #[must_use]
+    pub fn staleness(&self) -> &StalenessHistogram {
+        self.optimizer.staleness()
+    }
+
+    /// The weights and how many updates made them, as a safetensors file.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&mut self, path: &Path) -> Result<(), Error> {
+        let unusable = |reason: String| Error::Weights { path: path.to_owned(), reason };
+        let version = self.optimizer.version().0.to_string();
+        let metadata = BTreeMap::from([("version".to_owned(), version)]);
+        let bytes = self.shard.snapshot(metadata).map_err(|error| unusable(error.to_string()))?;
+        std::fs::write(path, bytes).map_err(|error| Error::File { action: "write", path: path.to_owned(), error })
+    }
+
+    /// Takes the weights of a file that [`Engine::save`] wrote for the same stage.
+    ///
+    /// # Errors
+    /// If the file cannot be read or holds anything but this stage's parameters; nothing has changed then.
+    pub fn resume(&mut self, path: &Path) -> Result<(), Error> {
+        let bytes = std::fs::read(path)
+            .map_err(|error| Error::File { action: "read", path: path.to_owned(), error })?;
+        self.shard
+            .restore(&bytes)
+            .map(drop)
+            .map_err(|error| Error::Weights { path: path.to_owned(), reason: error.to_string() })
+    }
+
+    fn contribute(&mut self, forward_version: WeightVersion) -> Result<(), EngineError> {
+        let staleness = self.optimizer.version().0.saturating_sub(forward_version.0);
+        let (backend, params) = self.shard.backend_and_params();
+        if self.learning == Learning::Frozen {
+            return Ok(params.zero_gradients(backend).map_err(ShardError::from)?);
+        }
+        let mut parameters: Vec<_> = params
+            .iter_mut()
+            .map(|parameter| ParameterMut {
+                len: parameter.len(),
+                name: &parameter.name,
+                weight: &mut parameter.weight,
+                gradient: &mut parameter.gradient,
+                decays: parameter.decays,
+            })
+            .collect();
+        let contribution = self.optimizer.contribute(backend, &mut parameters, staleness);
+        match contribution.map_err(ShardError::from)? {
+            Contribution::RefusedNonFinite => Err(EngineError::NonFiniteGradient),
+            Contribution::Accumulated { .. } | Contribution::Stepped { .. } => Ok(()),
+        }
+    }
+
+    /// Leaves nothing of a failed microbatch behind.
+    fn give_up<T>(&mut self, id: MicrobatchId, error: EngineError) -> Result<T, EngineError> {
+        self.shard.release(id);
+        self.shard.zero_gradients()?;
+        Err(error)
+    }
+
+    fn answer(&mut self, job: Job<Bytes>) -> Option<Result<Done<Bytes>, EngineError>> {
+        Some(match job {
+            Job::Forward { microbatch, ids, code } => {
+                let version = self.optimizer.version();
+                self.forward(microbatch, &ids, &code).map(|code| Done::Forwarded { version, code: code.into() })
+            }
+            Job::LossAndBackward { microbatch, ids, code } => {
+                let visit = self.loss_and_backward(microbatch, &ids, &code);
+                visit.map(|visit| Done::LossAndBackward { loss: visit.loss, gradient: visit.gradient.into() })
+            }
+            Job::Backward { microbatch, gradient } => self
+                .backward(microbatch, &gradient)
+                .map(|gradient| Done::Backwarded { gradient: gradient.into() }),
+            Job::Evaluate { microbatch, ids, code, cut } => {
+                let upstream = if cut { Upstream::Cut } else { Upstream::Connected };
+                self.evaluate(microbatch, &ids, &code, upstream).map(|evaluation| {
+                    Done::Evaluated(match evaluation {
+                        Evaluation::Code { version, code } => Evaluation::Code { version, code: code.into() },
+                        Evaluation::Loss(loss) => Evaluation::Loss(loss),
+                    })
+                })
+            }
+            Job::Forget { microbatch } => {
+                self.forget(microbatch);
+                return None;
+            }
+        })
+    }
+}
+
+impl<B: Backend> Compute for Engine<B> {
+    fn run(&mut self, job: Job<Bytes>) -> Option<Completion<Bytes>> {
+        let microbatch = job.microbatch();
+        let done = self.answer(job)?.unwrap_or_else(|error| Done::Refused(error.into()));
+        Some(Completion { microbatch, done })
+    }
+
+    fn statistics(&self) -> Statistics {
+        Statistics {
+            updates: self.optimizer.version().0,
+            staleness_p50: self.staleness().p50(),
+            staleness_max: self.staleness().max(),
+        }
+    }
+
+    fn save(&mut self, path: &Path) -> Result<(), Error> {
+        Self::save(self, path)
+    }
+}
+
+impl From<EngineError> for Refusal {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::NonFiniteGradient
+            | EngineError::Shard(
+                ShardError::NonFiniteLoss | ShardError::Code(CodeError::NonFinite { .. }),
+            ) => Self::NonFinite,
+            EngineError::Shard(ShardError::NotHeld(_)) => Self::Unknown,
+            EngineError::Shard(ShardError::Full { .. }) => Self::Busy,
+            EngineError::Shard(ShardError::Device(error)) => Self::Device(error.to_string()),
+            error @ (EngineError::Tokens(_) | EngineError::Shard(ShardError::Code(_))) => {
+                Self::Malformed(error.to_string())
+            }
+        }
+    }
+}

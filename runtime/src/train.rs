@@ -1,0 +1,241 @@
+//! The same engines in one process, one after the other: the reference everything else is compared with.
+//!
+//! What crosses a cut is packed and unpacked as on the wire, so the loss is that of the synchronous swarm.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use swarmline_kernels::Cpu;
+use swarmline_scheduler::stage::Evaluation;
+use swarmline_scheduler::{Loss, MicrobatchId, Refusal};
+
+use crate::config::Run;
+use crate::data::{Batches, Corpus};
+use crate::error::Error;
+use crate::model::Upstream as Received;
+use crate::packing::TokenCodec;
+use crate::report::{Event, FeederReport, ProgressReport, Reporter};
+use crate::stage::{Engine, EngineError, Learning};
+
+/// A line of progress this often is calm enough.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// What to train, and how.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// The run.
+    pub run: Run,
+    /// Folder that relative paths of the run start from.
+    pub base: PathBuf,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Folder for the final weights, one file a stage.
+    pub save: Option<PathBuf>,
+    /// Whether stages before the last learn.
+    pub upstream: Upstream,
+    /// Microbatches between two evaluations, besides those at the start and the end.
+    pub evaluate_every: Option<u64>,
+}
+
+/// Whether stages before the last learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// Every stage learns.
+    Learning,
+    /// Only the last stage learns: a control.
+    Frozen,
+}
+
+/// How training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// After the last update.
+    Finished,
+    /// Because it was asked to stop.
+    Stopped,
+}
+
+/// Trains the model of a run in this process, until its last update or until `stop` is raised.
+///
+/// # Errors
+/// If the text cannot be used, the device has no memory, or the weights cannot be written.
+pub fn train(options: &TrainOptions, reporter: &Reporter, stop: &AtomicBool) -> Result<End, Error> {
+    let corpus = Arc::new(Corpus::open(&options.run, &options.base)?);
+    reporter.tell(&Event::corpus(&corpus));
+    let mut training = Training::new(options, corpus)?;
+    training.evaluate(reporter)?;
+    while training.report.injected < options.run.microbatches() {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(End::Stopped);
+        }
+        training.microbatch()?;
+        training.tell_progress(reporter);
+        if options.evaluate_every.is_some_and(|every| training.report.injected.is_multiple_of(every)) {
+            training.evaluate(reporter)?;
+        }
+    }
+    training.evaluate(reporter)?;
+    reporter.tell(&Event::Feeder(training.account()));
+    if let Some(folder) = &options.save {
+        training.save(folder, reporter)?;
+    }
+    Ok(End::Finished)
+}
+
+struct Training<'a> {
+    run: &'a Run,
+    batches: Batches,
+    tokens: TokenCodec,
+    stages: Vec<Engine<Cpu>>,
+    report: FeederReport,
+    computing: Duration,
+    since_progress: SinceProgress,
+    evaluated_at: Option<u64>,
+}
+
+struct SinceProgress {
+    at: Instant,
+    loss: Loss,
+}
+
+impl<'a> Training<'a> {
+    fn new(options: &'a TrainOptions, corpus: Arc<Corpus>) -> Result<Self, Error> {
+        let run = &options.run;
+        let engine = |stage| {
+            let learning = match options.upstream {
+                Upstream::Frozen if stage != run.last_stage() => Learning::Frozen,
+                Upstream::Frozen | Upstream::Learning => Learning::Active,
+            };
+            // One microbatch is on its way at a time.
+            Ok(Engine::new(Cpu::new(options.threads)?, run, stage, 1, learning)?)
+        };
+        Ok(Self {
+            run,
+            batches: Batches::new(run, corpus),
+            tokens: TokenCodec::new(run),
+            stages: run.stages().map(engine).collect::<Result<_, Error>>()?,
+            report: FeederReport::default(),
+            computing: Duration::ZERO,
+            since_progress: SinceProgress { at: Instant::now(), loss: Loss::default() },
+            evaluated_at: None,
+        })
+    }
+
+    /// One microbatch through all stages and back.
+    fn microbatch(&mut self) -> Result<(), Error> {
+        let started = Instant::now();
+        let id = MicrobatchId(self.report.injected);
+        let ids = self.tokens.encode(&self.batches.train(id)).map_err(EngineError::from)?;
+        self.report.injected += 1;
+        match through(&mut self.stages, id, &ids) {
+            Ok(loss) => {
+                self.report.finished += 1;
+                self.report.tokens += u64::from(loss.tokens);
+                self.since_progress.loss.sum += loss.sum;
+                self.since_progress.loss.tokens += loss.tokens;
+            }
+            Err(error) => self.refuse(id, error)?,
+        }
+        self.computing += started.elapsed();
+        Ok(())
+    }
+
+    /// Numbers that are not finite cost the microbatch; anything else is a defect or a failing device.
+    fn refuse(&mut self, id: MicrobatchId, error: EngineError) -> Result<(), Error> {
+        match Refusal::from(error) {
+            Refusal::NonFinite => {
+                self.stages.iter_mut().for_each(|stage| stage.forget(id));
+                self.report.refused += 1;
+                Ok(())
+            }
+            other => Err(Error::Defect(format!("{id}: {other:?}"))),
+        }
+    }
+
+    /// Loss on held-out text, with the upstream and, where there is one, without.
+    fn evaluate(&mut self, reporter: &Reporter) -> Result<(), Error> {
+        if self.evaluated_at.replace(self.report.injected) == Some(self.report.injected) {
+            return Ok(());
+        }
+        let trained = self.report.injected == self.run.microbatches();
+        let cut = (trained && self.stages.len() > 1).then_some(Received::Cut);
+        for received in [Some(Received::Connected), cut].into_iter().flatten() {
+            let mut loss = Loss::default();
+            for index in 0..self.run.data.heldout_microbatches as u64 {
+                let ids = self.tokens.encode(&self.batches.heldout(index)).map_err(EngineError::from)?;
+                let one = held_out(&mut self.stages, MicrobatchId::evaluation(index), &ids, received)?;
+                loss = Loss { sum: loss.sum + one.sum, tokens: loss.tokens + one.tokens };
+            }
+            let upstream_cut = received == Received::Cut;
+            reporter.tell(&Event::Evaluation { done: self.report.injected, loss: loss.mean(), upstream_cut });
+        }
+        Ok(())
+    }
+
+    fn tell_progress(&mut self, reporter: &Reporter) {
+        let elapsed = self.since_progress.at.elapsed();
+        if elapsed < PROGRESS_EVERY {
+            return;
+        }
+        let since = std::mem::replace(
+            &mut self.since_progress,
+            SinceProgress { at: Instant::now(), loss: Loss::default() },
+        );
+        reporter.tell(&Event::Progress(ProgressReport {
+            done: self.report.injected,
+            total: self.run.microbatches(),
+            in_flight: 0,
+            loss: since.loss.mean(),
+            tokens_per_s: f64::from(since.loss.tokens) / elapsed.as_secs_f64(),
+        }));
+    }
+
+    fn account(&self) -> FeederReport {
+        let seconds = self.computing.as_secs_f64();
+        FeederReport { seconds, tokens_per_s: self.report.tokens as f64 / seconds, ..self.report.clone() }
+    }
+
+    fn save(&mut self, folder: &Path, reporter: &Reporter) -> Result<(), Error> {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| Error::File { action: "create", path: folder.to_owned(), error })?;
+        for (index, stage) in self.stages.iter_mut().enumerate() {
+            let path = folder.join(format!("stage-{index}.safetensors"));
+            stage.save(&path)?;
+            reporter.tell(&Event::Saved { path: path.display().to_string() });
+        }
+        Ok(())
+    }
+}
+
+/// Forward through the stages, loss, and back; every stage steps on the way back.
+fn through(stages: &mut [Engine<Cpu>], id: MicrobatchId, ids: &[u8]) -> Result<Loss, EngineError> {
+    let Some((last, upstream)) = stages.split_last_mut() else { return Ok(Loss::default()) };
+    let mut code = Vec::new();
+    for stage in upstream.iter_mut() {
+        code = stage.forward(id, ids, &code)?;
+    }
+    let visit = last.loss_and_backward(id, ids, &code)?;
+    let mut gradient = visit.gradient;
+    for stage in upstream.iter_mut().rev() {
+        gradient = stage.backward(id, &gradient)?;
+    }
+    Ok(visit.loss)
+}
+
+fn held_out(
+    stages: &mut [Engine<Cpu>],
+    id: MicrobatchId,
+    ids: &[u8],
+    received: Received,
+) -> Result<Loss, EngineError> {
+    let mut code = Vec::new();
+    for stage in stages {
+        match stage.evaluate(id, ids, &code, received)? {
+            Evaluation::Code { code: next, .. } => code = next,
+            Evaluation::Loss(loss) => return Ok(loss),
+        }
+    }
+    Ok(Loss::default())
+}
