@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Write,
-    random::{Domain, key, philox4x32},
+    random::{Domain, LANES, key, philox_lanes},
 };
 
 /// Rows of one job.
@@ -16,8 +16,9 @@ const DEVIATION: f64 = 209.022_327_2;
 
 /// `x[N,d] = scale * E0[ids]`
 ///
-/// Columns `2j` and `2j + 1` of token `id` are the sums of the eight bytes of words 0, 1 and 2, 3 of Philox at
-/// counter `(j, id, 0, 0)` in the anchor domain of `seed`, centred, times `(scale / deviation)` in f32.
+/// Column `c` of token `id` is made from Philox at counter `(16 (c / 32) + c % 16, id, 0, 0)` in the anchor domain
+/// of `seed`: the sum of the eight bytes of words 0 and 1 if `c / 16` is even, of words 2 and 3 if it is odd,
+/// centred, times `scale / deviation` in f32.
 pub(super) fn anchor(threads: &Threads, x: &mut [f32], ids: &[u32], seed: u64, width: usize, scale: f32) {
     let key = key(seed, Domain::Anchor);
     let factor = (f64::from(scale) / DEVIATION) as f32;
@@ -34,11 +35,15 @@ pub(super) fn anchor(threads: &Threads, x: &mut [f32], ids: &[u32], seed: u64, w
 
 #[inline(always)]
 fn anchor_row(x: &mut [f32], id: u32, key: [u32; 2], factor: f32) {
-    for (j, pair) in (0u32..).zip(x.chunks_mut(2)) {
-        let [a, b, c, d] = philox4x32([j, id, 0, 0], key);
-        let values = [bytes(a) + bytes(b), bytes(c) + bytes(d)];
-        for (x, value) in pair.iter_mut().zip(values) {
-            *x = (value as i32 - 1020) as f32 * factor;
+    for (group, x) in (0u32..).zip(x.chunks_mut(2 * LANES)) {
+        let [a, b, c, d] = philox_lanes(group * LANES as u32, [id, 0, 0], key);
+        let mut values = [0.0; 2 * LANES];
+        for lane in 0..LANES {
+            values[lane] = (bytes(a[lane]) + bytes(b[lane])) as i32 as f32;
+            values[LANES + lane] = (bytes(c[lane]) + bytes(d[lane])) as i32 as f32;
+        }
+        for (x, value) in x.iter_mut().zip(values) {
+            *x = (value - 1020.0) * factor;
         }
     }
 }
@@ -79,4 +84,78 @@ pub(super) fn reconstruct(
     x[..rows * width].copy_from_slice(&anchor[..rows * width]);
     let (z, basis) = (Matrix::rows(z, code), Matrix::rows(basis, width));
     threads.product(|parallelism| product(x, z, basis, rows, width, code, Write::Add, parallelism));
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        Backend, Write,
+        cpu::check::{close, cpu, same_on_any_threads, tensor, wide},
+        random::orthonormal_rows,
+    };
+
+    #[test]
+    fn anchors_are_near_normal_rows_of_their_ids() {
+        let (width, vocab) = (256, 400);
+        let all: Vec<u32> = (0..vocab).collect();
+        let ids = cpu().ids(&all, 400).unwrap();
+        let mut x = tensor(400 * width, 1);
+        cpu().anchor(&mut x, &ids, 5, width, 3.0).unwrap();
+        let moment = |power| {
+            x.as_slice().iter().map(|&x| (f64::from(x) / 3.0).powi(power)).sum::<f64>()
+                / x.as_slice().len() as f64
+        };
+        assert!(moment(1).abs() < 0.01 && (moment(2) - 1.0).abs() < 0.015, "{} {}", moment(1), moment(2));
+        // Eight uniforms: kurtosis 3 - 1.2/8.
+        assert!((moment(4) - 2.85).abs() < 0.06, "{}", moment(4));
+
+        let some = cpu().ids(&[7, 399, 7], 400).unwrap();
+        let mut y = tensor(3 * width, 1);
+        cpu().anchor(&mut y, &some, 5, width, 3.0).unwrap();
+        let row = |r: usize| &x.as_slice()[r * width..][..width];
+        assert_eq!(y.as_slice(), [row(7), row(399), row(7)].concat());
+        cpu().anchor(&mut y, &some, 6, width, 3.0).unwrap();
+        assert_ne!(&y.as_slice()[..width], row(7));
+    }
+
+    #[test]
+    fn an_odd_width_is_a_prefix() {
+        let ids = cpu().ids(&[3], 4).unwrap();
+        let (mut odd, mut even) = (tensor(5, 1), tensor(6, 1));
+        cpu().anchor(&mut odd, &ids, 1, 5, 1.0).unwrap();
+        cpu().anchor(&mut even, &ids, 1, 6, 1.0).unwrap();
+        assert_eq!(odd.as_slice(), &even.as_slice()[..5]);
+    }
+
+    #[test]
+    fn projection_undoes_reconstruction() {
+        let (rows, width, code) = (9, 24, 5);
+        let basis = orthonormal_rows(1, code, width).into();
+        let (z, anchor) = (tensor(rows * code, 1), tensor(rows * width, 2));
+        let (mut x, mut back) = (tensor(rows * width, 3), tensor(rows * code, 4));
+        cpu().reconstruct(&mut x, &z, &basis, &anchor, rows, width, code).unwrap();
+        cpu().add_scaled(&mut x, &anchor, -1.0, rows * width).unwrap();
+        cpu().project(&mut back, &x, &basis, rows, width, code, Write::Set).unwrap();
+        close(back.as_slice(), &wide(z.as_slice()), 2e-6);
+        cpu().project(&mut back, &x, &basis, rows, width, code, Write::Add).unwrap();
+        let twice: Vec<f64> = wide(z.as_slice()).iter().map(|z| 2.0 * z).collect();
+        close(back.as_slice(), &twice, 4e-6);
+    }
+
+    #[test]
+    fn threads_do_not_show() {
+        let (rows, width, code) = (100, 48, 6);
+        let basis = orthonormal_rows(1, code, width).into();
+        let z = tensor(rows * code, 1);
+        let ids: Vec<u32> = (0..rows as u32).collect();
+        same_on_any_threads(|cpu| {
+            let ids = cpu.ids(&ids, rows).unwrap();
+            let [mut anchor, mut x] = [2, 3].map(|stream| tensor(rows * width, stream));
+            let mut back = tensor(rows * code, 4);
+            cpu.anchor(&mut anchor, &ids, 1, width, 1.0).unwrap();
+            cpu.reconstruct(&mut x, &z, &basis, &anchor, rows, width, code).unwrap();
+            cpu.project(&mut back, &x, &basis, rows, width, code, Write::Set).unwrap();
+            vec![anchor, x, back]
+        });
+    }
 }

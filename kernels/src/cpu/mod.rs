@@ -6,6 +6,8 @@
 
 mod attention;
 mod boundary;
+#[cfg(test)]
+mod check;
 mod columns;
 mod cross_entropy;
 mod embedding;
@@ -17,6 +19,7 @@ mod rmsnorm;
 mod rope;
 mod swiglu;
 mod threads;
+mod tile;
 mod update;
 
 use crate::{

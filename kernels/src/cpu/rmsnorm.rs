@@ -96,17 +96,7 @@ fn backward_row(
 ) {
     let width = gain.len();
     let (dx, dgain, dy, x) = (&mut dx[..width], &mut dgain[..width], &dy[..width], &x[..width]);
-    let mut sums = [0.0; lanes::LANES];
-    let mut column = 0;
-    while column < width {
-        let count = lanes::LANES.min(width - column);
-        for i in 0..count {
-            let c = column + i;
-            sums[i] = (dy[c] * gain[c]).mul_add(x[c], sums[i]);
-        }
-        column += count;
-    }
-    let share = lanes::tree(sums) * rstd * rstd * rstd / width as f32;
+    let share = lanes::dot3(dy, gain, x) * rstd * rstd * rstd / width as f32;
     for c in 0..width {
         let value = (dy[c] * gain[c]).mul_add(rstd, -(share * x[c]));
         dx[c] = match write {
@@ -114,5 +104,73 @@ fn backward_row(
             Write::Add => dx[c] + value,
         };
         dgain[c] = (dy[c] * x[c]).mul_add(rstd, dgain[c]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        Backend, Write,
+        cpu::check::{close, cpu, gradients, numbers, same_on_any_threads, tensor},
+    };
+
+    const EPSILON: f32 = 1e-5;
+
+    /// `inputs` are `x` and `gain`.
+    fn naive(inputs: &[Vec<f64>]) -> Vec<f64> {
+        let (x, gain) = (&inputs[0], &inputs[1]);
+        let row = |x: &[f64]| -> Vec<f64> {
+            let mean = x.iter().map(|x| x * x).sum::<f64>() / gain.len() as f64;
+            let rstd = 1.0 / (mean + f64::from(EPSILON)).sqrt();
+            x.iter().zip(gain).map(|(x, gain)| x * rstd * gain).collect()
+        };
+        x.chunks(gain.len()).flat_map(row).collect()
+    }
+
+    #[test]
+    fn forward_and_backward_agree_with_f64() {
+        for (rows, width) in [(1, 1), (3, 5), (2, 16), (5, 37)] {
+            let len = rows * width;
+            let (x, gain, dy) = (tensor(len, 1), tensor(width, 2), tensor(len, 3));
+            let (mut y, mut rstd) = (tensor(len, 4), tensor(rows, 5));
+            cpu().rmsnorm(&mut y, &mut rstd, &x, &gain, rows, width, EPSILON).unwrap();
+            let wide =
+                [numbers(len, 1), numbers(width, 2)].map(|x| x.iter().map(|&x| f64::from(x)).collect());
+            close(y.as_slice(), &naive(&wide), 1e-6);
+
+            let mut again = tensor(len, 6);
+            cpu().rmsnorm_apply(&mut again, &x, &gain, &rstd, rows, width).unwrap();
+            assert_eq!(again, y);
+
+            let slopes = gradients(naive, &[x.as_slice(), gain.as_slice()], dy.as_slice());
+            for write in [Write::Set, Write::Add] {
+                let (mut dx, mut dgain) = (tensor(len, 7), tensor(width, 8));
+                let (dx0, dgain0) = (dx.clone(), dgain.clone());
+                cpu()
+                    .rmsnorm_backward(&mut dx, &mut dgain, &dy, &x, &gain, &rstd, rows, width, write)
+                    .unwrap();
+                let kept = if write == Write::Add { 1.0 } else { 0.0 };
+                let want = |slopes: &[f64], before: &[f32], kept: f64| -> Vec<f64> {
+                    slopes.iter().zip(before).map(|(s, &b)| s + kept * f64::from(b)).collect()
+                };
+                close(dx.as_slice(), &want(&slopes[0], dx0.as_slice(), kept), 2e-6);
+                close(dgain.as_slice(), &want(&slopes[1], dgain0.as_slice(), 1.0), 2e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_show() {
+        let (rows, width) = (333, 70);
+        let len = rows * width;
+        let (x, gain, dy) = (tensor(len, 1), tensor(width, 2), tensor(len, 3));
+        same_on_any_threads(|cpu| {
+            let (mut y, mut rstd) = (tensor(len, 4), tensor(rows, 5));
+            cpu.rmsnorm(&mut y, &mut rstd, &x, &gain, rows, width, EPSILON).unwrap();
+            let (mut dx, mut dgain) = (tensor(len, 6), tensor(width, 7));
+            let write = Write::Add;
+            cpu.rmsnorm_backward(&mut dx, &mut dgain, &dy, &x, &gain, &rstd, rows, width, write).unwrap();
+            vec![y, rstd, dx, dgain]
+        });
     }
 }

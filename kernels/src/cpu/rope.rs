@@ -70,3 +70,69 @@ fn rotate_head(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32], turn: Tur
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        Backend, RopeShape,
+        cpu::check::{close, cpu, gradients, same_on_any_threads, tensor, wide},
+    };
+
+    const SHAPES: [RopeShape; 3] = [
+        RopeShape { batch: 1, tokens: 1, heads: 1, head_width: 2, theta: 10_000.0 },
+        RopeShape { batch: 2, tokens: 5, heads: 3, head_width: 6, theta: 10_000.0 },
+        RopeShape { batch: 3, tokens: 7, heads: 2, head_width: 32, theta: 500_000.0 },
+    ];
+
+    fn naive(x: &[f64], shape: RopeShape) -> Vec<f64> {
+        let (half, row) = (shape.head_width / 2, shape.heads * shape.head_width);
+        let mut y = x.to_vec();
+        for (i, y) in y.iter_mut().enumerate() {
+            let (position, column) = ((i / row % shape.tokens) as f64, i % shape.head_width);
+            let pair = (column % half) as f64;
+            let angle = position * f64::from(shape.theta).powf(-2.0 * pair / shape.head_width as f64);
+            *y = if column < half {
+                x[i] * angle.cos() - x[i + half] * angle.sin()
+            } else {
+                x[i] * angle.cos() + x[i - half] * angle.sin()
+            };
+        }
+        y
+    }
+
+    fn len(shape: RopeShape) -> usize {
+        shape.batch * shape.tokens * shape.heads * shape.head_width
+    }
+
+    #[test]
+    fn forward_and_backward_agree_with_f64() {
+        let mut cpu = cpu();
+        for shape in SHAPES {
+            let (mut x, mut dx) = (tensor(len(shape), 1), tensor(len(shape), 2));
+            let expected = naive(&wide(x.as_slice()), shape);
+            let slopes = gradients(|x| naive(&x[0], shape), &[x.as_slice()], dx.as_slice());
+            cpu.rope(&mut x, shape).unwrap();
+            close(x.as_slice(), &expected, 1e-6);
+            cpu.rope_backward(&mut dx, shape).unwrap();
+            close(dx.as_slice(), &slopes[0], 1e-6);
+        }
+    }
+
+    #[test]
+    fn long_sequences_keep_their_angles() {
+        let shape = RopeShape { batch: 1, tokens: 9000, heads: 1, head_width: 4, theta: 10_000.0 };
+        let mut x = tensor(len(shape), 1);
+        let expected = naive(&wide(x.as_slice()), shape);
+        cpu().rope(&mut x, shape).unwrap();
+        close(x.as_slice(), &expected, 1e-6);
+    }
+
+    #[test]
+    fn threads_do_not_show() {
+        same_on_any_threads(|cpu| {
+            let mut x = tensor(len(SHAPES[2]), 1);
+            cpu.rope(&mut x, SHAPES[2]).unwrap();
+            vec![x]
+        });
+    }
+}

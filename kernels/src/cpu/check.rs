@@ -1,0 +1,79 @@
+//! How the tests of the operations judge them: against f64 loops, central differences and other thread counts.
+
+use super::{Cpu, CpuTensor};
+use crate::random::fill_normal;
+
+/// Near-normal numbers, different for every `stream`.
+pub(super) fn numbers(len: usize, stream: u64) -> Vec<f32> {
+    let mut x = vec![0.0; len];
+    fill_normal(&mut x, 0x7E57, stream, 1.0);
+    x
+}
+
+/// [`numbers`] as a tensor.
+pub(super) fn tensor(len: usize, stream: u64) -> CpuTensor {
+    numbers(len, stream).into()
+}
+
+/// A backend on the calling thread.
+pub(super) fn cpu() -> Cpu {
+    Cpu::new(1).unwrap()
+}
+
+pub(super) fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// Every number of `got` within `tolerance * (1 + |want|)`.
+#[track_caller]
+pub(super) fn close(got: &[f32], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len());
+    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let error = (f64::from(got) - want).abs() / (1.0 + want.abs());
+        assert!(error <= tolerance, "number {i}: {got} instead of {want}, error {error:e}");
+    }
+}
+
+/// Central differences, in f64, of `sum(weights * forward(inputs))` by every number of every input.
+pub(super) fn gradients(
+    forward: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+    inputs: &[&[f32]],
+    weights: &[f32],
+) -> Vec<Vec<f64>> {
+    const STEP: f64 = 1e-5;
+    let mut inputs: Vec<Vec<f64>> = inputs.iter().map(|x| wide(x)).collect();
+    let objective = |inputs: &[Vec<f64>]| -> f64 {
+        forward(inputs).iter().zip(weights).map(|(y, &w)| y * f64::from(w)).sum()
+    };
+    let mut all = Vec::new();
+    for which in 0..inputs.len() {
+        let mut slopes = Vec::new();
+        for i in 0..inputs[which].len() {
+            let x = inputs[which][i];
+            let mut at = |value| {
+                inputs[which][i] = value;
+                objective(&inputs)
+            };
+            let slope = (at(x + STEP) - at(x - STEP)) / (2.0 * STEP);
+            at(x);
+            slopes.push(slope);
+        }
+        all.push(slopes);
+    }
+    all
+}
+
+/// Demands equal bits from one, two and three threads, and from a second call.
+#[track_caller]
+pub(super) fn same_on_any_threads(run: impl Fn(&mut Cpu) -> Vec<CpuTensor>) {
+    let bits = |cpu: &mut Cpu| -> Vec<Vec<u32>> {
+        run(cpu).iter().map(|x| x.as_slice().iter().map(|x| x.to_bits()).collect()).collect()
+    };
+    let expected = bits(&mut cpu());
+    for threads in [1, 2, 3] {
+        let mut cpu = Cpu::new(threads).unwrap();
+        for call in 0..2 {
+            assert!(bits(&mut cpu) == expected, "call {call} on {threads} threads differs");
+        }
+    }
+}
