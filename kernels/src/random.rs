@@ -52,6 +52,24 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [a, b, c, d]
 }
 
+/// Calls made together by [`philox_lanes`].
+pub(crate) const LANES: usize = 16;
+
+/// [`philox4x32`] at the counters `[first + lane, rest..]`, word by word: a loop that fills vector registers.
+#[inline(always)]
+pub(crate) fn philox_lanes(first: u32, rest: [u32; 3], key: [u32; 2]) -> [[u32; LANES]; 4] {
+    let mut words = [[0; LANES]; 4];
+    for lane in 0..LANES {
+        let counter = [first.wrapping_add(lane as u32), rest[0], rest[1], rest[2]];
+        let [a, b, c, d] = philox4x32(counter, key);
+        words[0][lane] = a;
+        words[1][lane] = b;
+        words[2][lane] = c;
+        words[3][lane] = d;
+    }
+    words
+}
+
 /// A uniform 64-bit number: words 0 (low) and 1 (high) of the counter (index, stream).
 #[must_use]
 pub fn uniform_u64(seed: u64, stream: u64, index: u64) -> u64 {

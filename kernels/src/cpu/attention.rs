@@ -1,22 +1,23 @@
 //! Causal grouped-query attention, in blocks of query rows.
 //!
-//! One job is one (sequence, key-value head): it copies what it needs into dense scratch, so that the inner
-//! products run over contiguous rows, and reads scores for `BLOCK_ROWS` queries at a time over the keys those
-//! queries may see; the masked half is not computed. Backward makes the probabilities again from the stored
-//! log-sum-exp (as in Dao et al., arXiv 2205.14135).
+//! One job is one (sequence, key-value head): it copies the keys and values it reads again and again into dense
+//! scratch, and makes scores for [`BLOCK_ROWS`] queries at a time over the keys those queries may see; the
+//! masked half is not computed. Backward makes the probabilities again from the stored log-sum-exp (as in Dao
+//! et al., arXiv 2205.14135).
 
 use super::{
     columns::{self, Columns},
     lanes,
     math::{exp, ln_f64},
-    matmul::{Matrix, product},
+    matmul::Matrix,
     threads::Threads,
+    tile::{self, Product},
 };
 use crate::{AttentionShape, Write};
-use gemm::Parallelism;
+use pulp::Arch;
 
 /// Query rows whose scores exist at a time.
-const BLOCK_ROWS: usize = 32;
+const BLOCK_ROWS: usize = 16;
 
 /// `out[N, h*e] = softmax(q k^T / sqrt(e)) v`, `lse[N, h]`
 pub(super) fn forward(
@@ -36,19 +37,19 @@ pub(super) fn forward(
         outs.zip(lses).enumerate(),
         #[inline(always)]
         |(index, (mut out, mut lse))| {
-            let place = Place::new(index, shape);
-            let (k, v) = (place.key_value(k), place.key_value(v));
-            let mut scores = vec![0.0; BLOCK_ROWS * tokens];
-            let mut result = vec![0.0; BLOCK_ROWS * head_width];
+            let place = Place::new(index, shape, threads.arch());
+            let (k, v) = (place.turned_key_value(k), place.key_value(v));
+            let mut scores = vec![0.0; BLOCK_ROWS * place.keys];
+            let mut result = vec![0.0; BLOCK_ROWS * place.width];
             for head in 0..group {
                 let q = place.query(q, head);
                 for first in (0..tokens).step_by(BLOCK_ROWS) {
-                    let block = Block::new(first, tokens, head_width);
+                    let block = Block::new(first, place);
                     block.scores(&mut scores, &q, &k);
-                    for (r, row) in scores.chunks_exact_mut(block.keys).take(block.rows).enumerate() {
+                    for (r, row) in scores.chunks_exact_mut(place.keys).take(block.rows).enumerate() {
                         let seen = first + r + 1;
                         lse.row(first + r)[head] = softmax(&mut row[..seen], block.scale);
-                        row[seen..].fill(0.0);
+                        row[seen..tile::align(block.seen())].fill(0.0);
                     }
                     block.times_rows(&mut result, &scores, &v);
                     store(&mut out, &result, block, head);
@@ -81,29 +82,29 @@ pub(super) fn backward(
         dqs.zip(dks).zip(dvs).enumerate(),
         #[inline(always)]
         |(index, ((mut dq, mut dk), mut dv))| {
-            let place = Place::new(index, shape);
-            let (k, v) = (place.key_value(k), place.key_value(v));
-            let (mut dk_sum, mut dv_sum) = (vec![0.0; k.len()], vec![0.0; v.len()]);
-            let mut scores = vec![0.0; BLOCK_ROWS * tokens];
-            let mut dscores = vec![0.0; BLOCK_ROWS * tokens];
-            let mut result = vec![0.0; BLOCK_ROWS * head_width];
+            let place = Place::new(index, shape, threads.arch());
+            let (k_turned, v_turned) = (place.turned_key_value(k), place.turned_key_value(v));
+            let k = place.key_value(k);
+            let (mut dk_sum, mut dv_sum) = (vec![0.0; k.len()], vec![0.0; k.len()]);
+            let mut scores = vec![0.0; BLOCK_ROWS * place.keys];
+            let mut dscores = vec![0.0; BLOCK_ROWS * place.keys];
+            let mut result = vec![0.0; BLOCK_ROWS * place.width];
             for head in 0..group {
                 let q = place.query(q, head);
                 let (out, dout) = (place.query(out, head), place.query(dout, head));
                 for first in (0..tokens).step_by(BLOCK_ROWS) {
-                    let block = Block::new(first, tokens, head_width);
-                    block.scores(&mut scores, &q, &k);
-                    block.scores(&mut dscores, &dout, &v);
-                    for r in 0..block.rows {
-                        let seen = first + r + 1;
-                        let range = r * block.keys..(r + 1) * block.keys;
-                        let lse = place.lse(lse, first + r, head);
-                        let row = (first + r) * head_width..(first + r + 1) * head_width;
+                    let block = Block::new(first, place);
+                    block.scores(&mut scores, &q, &k_turned);
+                    block.scores(&mut dscores, &dout, &v_turned);
+                    let rows = scores.chunks_exact_mut(place.keys).zip(dscores.chunks_exact_mut(place.keys));
+                    for (token, (p, dp)) in (first..first + block.rows).zip(rows) {
+                        let row = token * place.width..(token + 1) * place.width;
                         let delta = lanes::dot(&out[row.clone()], &dout[row]);
-                        let (p, dp) = (&mut scores[range.clone()], &mut dscores[range]);
-                        softmax_backward(&mut p[..seen], &mut dp[..seen], lse, delta, block.scale);
-                        p[seen..].fill(0.0);
-                        dp[seen..].fill(0.0);
+                        let lse = place.lse(lse, token, head);
+                        softmax_backward(&mut p[..=token], &mut dp[..=token], lse, delta, block.scale);
+                        let masked = token + 1..tile::align(block.seen());
+                        p[masked.clone()].fill(0.0);
+                        dp[masked].fill(0.0);
                     }
                     block.add_transposed(&mut dv_sum, &scores, &dout);
                     block.add_transposed(&mut dk_sum, &dscores, &q);
@@ -112,29 +113,53 @@ pub(super) fn backward(
                 }
             }
             for row in 0..tokens {
-                dk.row(row).copy_from_slice(&dk_sum[row * head_width..][..head_width]);
-                dv.row(row).copy_from_slice(&dv_sum[row * head_width..][..head_width]);
+                dk.row(row).copy_from_slice(&dk_sum[row * place.width..][..head_width]);
+                dv.row(row).copy_from_slice(&dv_sum[row * place.width..][..head_width]);
             }
         },
     );
 }
 
-/// Where the job of one (sequence, key-value head) finds its numbers.
+/// Where the job of one (sequence, key-value head) finds its numbers, and the shape of its scratch.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     sequence: usize,
     kv_head: usize,
     shape: AttentionShape,
+    arch: Arch,
+    /// Width of a scratch row of queries, keys or values: the head width, aligned; the rest is 0.
+    width: usize,
+    /// Width of a scratch row of scores: the tokens, aligned, and some more, lest the rows of turned keys of
+    /// long sequences compete for the same cache lines.
+    keys: usize,
 }
 
 impl Place {
-    fn new(index: usize, shape: AttentionShape) -> Self {
-        Self { sequence: index / shape.kv_heads, kv_head: index % shape.kv_heads, shape }
+    fn new(index: usize, shape: AttentionShape, arch: Arch) -> Self {
+        Self {
+            sequence: index / shape.kv_heads,
+            kv_head: index % shape.kv_heads,
+            shape,
+            arch,
+            width: tile::align(shape.head_width),
+            keys: tile::align(shape.tokens) + tile::ALIGN,
+        }
     }
 
     /// This head's columns of `x[N, g*e]`, dense.
     fn key_value(self, x: &[f32]) -> Vec<f32> {
         self.gather(x, self.shape.kv_heads, self.kv_head)
+    }
+
+    /// This head's columns of `x[N, g*e]` as rows of scores: `[e, keys]`.
+    fn turned_key_value(self, x: &[f32]) -> Vec<f32> {
+        let mut turned = vec![0.0; self.shape.head_width * self.keys];
+        for (token, row) in self.rows(x, self.shape.kv_heads, self.kv_head).enumerate() {
+            for (column, &x) in row.iter().enumerate() {
+                turned[column * self.keys + token] = x;
+            }
+        }
+        turned
     }
 
     /// The columns of query head `head` of this group of `x[N, h*e]`, dense.
@@ -152,9 +177,17 @@ impl Place {
     }
 
     fn gather(self, x: &[f32], heads: usize, head: usize) -> Vec<f32> {
+        let mut dense = vec![0.0; self.shape.tokens * self.width];
+        for (dense, row) in dense.chunks_exact_mut(self.width).zip(self.rows(x, heads, head)) {
+            dense[..row.len()].copy_from_slice(row);
+        }
+        dense
+    }
+
+    fn rows(self, x: &[f32], heads: usize, head: usize) -> impl Iterator<Item = &[f32]> {
         let AttentionShape { tokens, head_width, .. } = self.shape;
         let rows = x.chunks_exact(heads * head_width).skip(self.sequence * tokens).take(tokens);
-        rows.flat_map(|row| &row[head * head_width..][..head_width]).copied().collect()
+        rows.map(move |row| &row[head * head_width..][..head_width])
     }
 }
 
@@ -163,41 +196,76 @@ impl Place {
 struct Block {
     first: usize,
     rows: usize,
-    keys: usize,
-    width: usize,
+    place: Place,
     scale: f32,
 }
 
 impl Block {
-    fn new(first: usize, tokens: usize, width: usize) -> Self {
-        let rows = BLOCK_ROWS.min(tokens - first);
-        Self { first, rows, keys: first + rows, width, scale: 1.0 / (width as f32).sqrt() }
+    fn new(first: usize, place: Place) -> Self {
+        let rows = BLOCK_ROWS.min(place.shape.tokens - first);
+        Self { first, rows, place, scale: 1.0 / (place.shape.head_width as f32).sqrt() }
     }
 
-    /// `scores[rows, keys] = q[rows, e] k[keys, e]^T`, unscaled
+    fn seen(self) -> usize {
+        self.first + self.rows
+    }
+
+    /// `scores[rows, keys] = q[rows, e] k[e, keys]`, unscaled
     fn scores(self, scores: &mut [f32], q: &[f32], k: &[f32]) {
-        let q = Matrix::rows(&q[self.first * self.width..], self.width);
-        let k = Matrix::rows(k, self.width).transposed();
-        product(scores, q, k, self.rows, self.keys, self.width, Write::Set, Parallelism::None);
+        let Place { width, keys, shape, arch, .. } = self.place;
+        Product {
+            c: scores,
+            c_stride: keys,
+            a: Matrix::rows(&q[self.first * width..], width),
+            b: k,
+            b_stride: keys,
+            m: self.rows,
+            n: tile::align(self.seen()),
+            k: shape.head_width,
+            write: Write::Set,
+        }
+        .run(arch);
     }
 
     /// `result[rows, e] = p[rows, keys] x[keys, e]`
     fn times_rows(self, result: &mut [f32], p: &[f32], x: &[f32]) {
-        let (p, x) = (Matrix::rows(p, self.keys), Matrix::rows(x, self.width));
-        product(result, p, x, self.rows, self.width, self.keys, Write::Set, Parallelism::None);
+        let Place { width, keys, arch, .. } = self.place;
+        Product {
+            c: result,
+            c_stride: width,
+            a: Matrix::rows(p, keys),
+            b: x,
+            b_stride: width,
+            m: self.rows,
+            n: width,
+            k: self.seen(),
+            write: Write::Set,
+        }
+        .run(arch);
     }
 
     /// `sum[keys, e] += p[rows, keys]^T x[rows, e]`
     fn add_transposed(self, sum: &mut [f32], p: &[f32], x: &[f32]) {
-        let p = Matrix::rows(p, self.keys).transposed();
-        let x = Matrix::rows(&x[self.first * self.width..], self.width);
-        product(sum, p, x, self.keys, self.width, self.rows, Write::Add, Parallelism::None);
+        let Place { width, keys, arch, .. } = self.place;
+        Product {
+            c: sum,
+            c_stride: width,
+            a: Matrix::rows(p, keys).transposed(),
+            b: &x[self.first * width..],
+            b_stride: width,
+            m: self.seen(),
+            n: width,
+            k: self.rows,
+            write: Write::Add,
+        }
+        .run(arch);
     }
 }
 
 fn store(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize) {
-    for (r, row) in result.chunks_exact(block.width).take(block.rows).enumerate() {
-        out.row(block.first + r)[head * block.width..][..block.width].copy_from_slice(row);
+    let width = block.place.shape.head_width;
+    for (r, row) in result.chunks_exact(block.place.width).take(block.rows).enumerate() {
+        out.row(block.first + r)[head * width..][..width].copy_from_slice(&row[..width]);
     }
 }
 
@@ -205,10 +273,14 @@ fn store(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize) {
 #[inline(always)]
 fn softmax(row: &mut [f32], scale: f32) -> f32 {
     let top = lanes::max(row);
-    row.iter_mut().for_each(|x| *x = exp((*x - top) * scale));
+    for x in row.iter_mut() {
+        *x = exp((*x - top) * scale);
+    }
     let sum = lanes::sum(row);
     let factor = 1.0 / sum;
-    row.iter_mut().for_each(|x| *x *= factor);
+    for x in row.iter_mut() {
+        *x *= factor;
+    }
     (ln_f64(f64::from(sum)) + f64::from(top * scale)) as f32
 }
 

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Write,
-    random::{Domain, key, philox4x32},
+    random::{Domain, LANES, key, philox_lanes},
 };
 
 /// Rows of one job.
@@ -16,8 +16,9 @@ const DEVIATION: f64 = 209.022_327_2;
 
 /// `x[N,d] = scale * E0[ids]`
 ///
-/// Columns `2j` and `2j + 1` of token `id` are the sums of the eight bytes of words 0, 1 and 2, 3 of Philox at
-/// counter `(j, id, 0, 0)` in the anchor domain of `seed`, centred, times `(scale / deviation)` in f32.
+/// Column `c` of token `id` is made from Philox at counter `(16 (c / 32) + c % 16, id, 0, 0)` in the anchor domain
+/// of `seed`: the sum of the eight bytes of words 0 and 1 if `c / 16` is even, of words 2 and 3 if it is odd,
+/// centred, times `scale / deviation` in f32.
 pub(super) fn anchor(threads: &Threads, x: &mut [f32], ids: &[u32], seed: u64, width: usize, scale: f32) {
     let key = key(seed, Domain::Anchor);
     let factor = (f64::from(scale) / DEVIATION) as f32;
@@ -34,11 +35,15 @@ pub(super) fn anchor(threads: &Threads, x: &mut [f32], ids: &[u32], seed: u64, w
 
 #[inline(always)]
 fn anchor_row(x: &mut [f32], id: u32, key: [u32; 2], factor: f32) {
-    for (j, pair) in (0u32..).zip(x.chunks_mut(2)) {
-        let [a, b, c, d] = philox4x32([j, id, 0, 0], key);
-        let values = [bytes(a) + bytes(b), bytes(c) + bytes(d)];
-        for (x, value) in pair.iter_mut().zip(values) {
-            *x = (value as i32 - 1020) as f32 * factor;
+    for (group, x) in (0u32..).zip(x.chunks_mut(2 * LANES)) {
+        let [a, b, c, d] = philox_lanes(group * LANES as u32, [id, 0, 0], key);
+        let mut values = [0.0; 2 * LANES];
+        for lane in 0..LANES {
+            values[lane] = (bytes(a[lane]) + bytes(b[lane])) as i32 as f32;
+            values[LANES + lane] = (bytes(c[lane]) + bytes(d[lane])) as i32 as f32;
+        }
+        for (x, value) in x.iter_mut().zip(values) {
+            *x = (value - 1020.0) * factor;
         }
     }
 }

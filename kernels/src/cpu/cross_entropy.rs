@@ -34,10 +34,14 @@ pub(super) fn forward_backward(
 fn row_forward_backward(row: &mut [f32], target: usize, scale: f32) -> f32 {
     let top = lanes::max(row);
     let below = top - row[target];
-    row.iter_mut().for_each(|x| *x = exp(*x - top));
+    for x in row.iter_mut() {
+        *x = exp(*x - top);
+    }
     let sum = lanes::sum(row);
     let factor = scale / sum;
-    row.iter_mut().for_each(|x| *x *= factor);
+    for x in row.iter_mut() {
+        *x *= factor;
+    }
     row[target] -= scale;
     (ln_f64(f64::from(sum)) + f64::from(below)) as f32
 }

@@ -25,7 +25,11 @@ pub(super) fn gather(
                 let row = &table[id as usize * width..][..width];
                 match write {
                     Write::Set => x.copy_from_slice(row),
-                    Write::Add => x.iter_mut().zip(row).for_each(|(x, y)| *x += y),
+                    Write::Add => {
+                        for (x, y) in x.iter_mut().zip(row) {
+                            *x += y;
+                        }
+                    }
                 }
             }
         },
@@ -45,8 +49,9 @@ pub(super) fn scatter(threads: &Threads, dtable: &mut [f32], dx: &[f32], ids: &[
         #[inline(always)]
         |(mut dtable, column)| {
             for (&id, dx) in ids.iter().zip(dx.chunks_exact(width)) {
-                let sum = dtable.row(id as usize);
-                sum.iter_mut().zip(&dx[column..]).for_each(|(sum, x)| *sum += x);
+                for (sum, x) in dtable.row(id as usize).iter_mut().zip(&dx[column..]) {
+                    *sum += x;
+                }
             }
         },
     );

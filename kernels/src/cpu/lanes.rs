@@ -44,6 +44,24 @@ pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
     )
 }
 
+/// `sum x_i y_i z_i`
+#[inline(always)]
+pub(super) fn dot3(x: &[f32], y: &[f32], z: &[f32]) -> f32 {
+    let mut sums = [0.0; LANES];
+    let (x_body, x_tail) = x.as_chunks::<LANES>();
+    let (y_body, y_tail) = y.as_chunks::<LANES>();
+    let (z_body, z_tail) = z.as_chunks::<LANES>();
+    for ((x, y), z) in x_body.iter().zip(y_body).zip(z_body) {
+        for i in 0..LANES {
+            sums[i] = (x[i] * y[i]).mul_add(z[i], sums[i]);
+        }
+    }
+    for i in 0..x_tail.len() {
+        sums[i] = (x_tail[i] * y_tail[i]).mul_add(z_tail[i], sums[i]);
+    }
+    tree(sums)
+}
+
 /// The largest number of `x`; what it does with NaN is not specified.
 #[inline(always)]
 pub(super) fn max(x: &[f32]) -> f32 {
@@ -57,7 +75,11 @@ pub(super) fn max(x: &[f32]) -> f32 {
     for i in 0..tail.len() {
         tops[i] = if tail[i] > tops[i] { tail[i] } else { tops[i] };
     }
-    tops.iter().fold(f32::NEG_INFINITY, |top, &x| if x > top { x } else { top })
+    let mut top = tops[0];
+    for x in tops {
+        top = if x > top { x } else { top };
+    }
+    top
 }
 
 /// The sum of `x`.
@@ -69,4 +91,20 @@ pub(super) fn sum(x: &[f32]) -> f32 {
         #[inline(always)]
         |sum, x, _| sum + x,
     )
+}
+
+/// The largest magnitude of `x`, 0 if there is none; the numbers are not NaN.
+#[inline(always)]
+pub(super) fn max_abs(x: &[f32]) -> f32 {
+    let mut tops = [0.0; LANES];
+    let (body, tail) = x.as_chunks::<LANES>();
+    for x in body {
+        for i in 0..LANES {
+            tops[i] = if x[i].abs() > tops[i] { x[i].abs() } else { tops[i] };
+        }
+    }
+    for i in 0..tail.len() {
+        tops[i] = if tail[i].abs() > tops[i] { tail[i].abs() } else { tops[i] };
+    }
+    max(&tops)
 }

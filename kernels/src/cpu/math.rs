@@ -8,6 +8,9 @@ use std::f64::consts::{FRAC_PI_2, LN_2, LOG2_E, SQRT_2};
 /// Adding this to a small f32 rounds it to an integer, which then sits in the low mantissa bits.
 const ROUND_F32: f32 = 12_582_912.0; // 1.5 * 2^23
 
+/// `ln 2` cut off after nine bits: its product with a small whole number is exact.
+const LN_2_HIGH: f32 = 355.0 / 512.0;
+
 /// `e^x` within 2 ulp; below -87.3 it stays at the smallest normal number, above 88.3 at the largest power.
 /// NaN stays NaN.
 #[inline(always)]
@@ -17,8 +20,7 @@ pub(super) fn exp(x: f32) -> f32 {
     let x = if x > 88.3 { 88.3 } else { x };
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND_F32);
     let whole = shifted - ROUND_F32;
-    // ln 2 in two parts, the first exact in few bits, so that the product with `whole` is exact.
-    let rest = whole.mul_add(-0.693_359_375, x);
+    let rest = whole.mul_add(-LN_2_HIGH, x);
     let rest = whole.mul_add(2.121_944_4e-4, rest);
     let mut p = 1.987_569_1e-4_f32;
     p = p.mul_add(rest, 1.398_2e-3);

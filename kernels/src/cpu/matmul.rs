@@ -24,7 +24,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// Panics unless `rows x columns` numbers lie inside the slice.
-    fn check(self, rows: usize, columns: usize) {
+    pub(super) fn check(self, rows: usize, columns: usize) {
         if rows > 0 && columns > 0 {
             let last = (rows - 1) * self.row_stride + (columns - 1) * self.column_stride;
             assert!(last < self.data.len(), "matrix {rows}x{columns} leaves its buffer");

@@ -19,6 +19,7 @@ mod rmsnorm;
 mod rope;
 mod swiglu;
 mod threads;
+mod tile;
 mod update;
 
 use crate::{

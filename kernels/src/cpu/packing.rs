@@ -1,11 +1,16 @@
 //! Numbers to bytes and back; [`PackedFormat`] has the layout.
 
-use super::threads::Threads;
+use super::{lanes, threads::Threads};
 use crate::{
     PackedFormat, PackingError, RoundingKey,
-    random::{Domain, high, key as domain_key, low, philox4x32},
+    random::{Domain, LANES, high, key as domain_key, low, philox_lanes, philox4x32},
 };
 use half::bf16;
+
+/// Rows of one job.
+const BLOCK_ROWS: usize = 32;
+/// Numbers rounded by one group of sixteen Philox calls: eight 16-bit halves each.
+const GROUP: usize = 8 * LANES;
 
 /// Packs `x[rows,width]` into `bytes`, which has the packed length.
 pub(super) fn pack(
@@ -19,9 +24,7 @@ pub(super) fn pack(
     if width == 0 {
         return Ok(());
     }
-    if let Some(row) = x.chunks_exact(width).position(|row| row.iter().any(|x| !x.is_finite())) {
-        return Err(PackingError::NonFinite { row });
-    }
+    check_finite(threads, x, width)?;
     match format {
         PackedFormat::F32 => pack_each(bytes, x, |x| x.to_le_bytes()),
         PackedFormat::Bf16 => {
@@ -55,8 +58,33 @@ pub(super) fn unpack(
         PackedFormat::Q8 => Quantiser::new(width, 127, key).unpack(threads, x, bytes),
         PackedFormat::Q4 => Quantiser::new(width, 7, key).unpack(threads, x, bytes),
     }
-    match x.chunks_exact(width).position(|row| row.iter().any(|x| !x.is_finite())) {
-        Some(row) => Err(PackingError::NonFinite { row }),
+    check_finite(threads, x, width)
+}
+
+/// Refuses the first row with a number that is not finite.
+fn check_finite(threads: &Threads, x: &[f32], width: usize) -> Result<(), PackingError> {
+    let mut bad = vec![None; x.len().div_ceil(BLOCK_ROWS * width)];
+    threads.each(
+        bad.iter_mut().zip(x.chunks(BLOCK_ROWS * width)).enumerate(),
+        #[inline(always)]
+        |(block, (bad, x))| {
+            for (row, x) in x.chunks_exact(width).enumerate() {
+                let mut finite = true;
+                for x in x {
+                    finite &= x.is_finite();
+                }
+                if !finite && bad.is_none() {
+                    *bad = Some(block * BLOCK_ROWS + row);
+                }
+            }
+        },
+    );
+    first_bad(&bad)
+}
+
+fn first_bad(bad: &[Option<usize>]) -> Result<(), PackingError> {
+    match bad.iter().flatten().next() {
+        Some(&row) => Err(PackingError::NonFinite { row }),
         None => Ok(()),
     }
 }
@@ -81,6 +109,8 @@ struct Quantiser {
     top: i8,
     /// Width of a Hadamard block.
     block: usize,
+    /// Magnitude from which adding up a block, here or in unpacking, could overflow.
+    limit: f32,
     /// `+-1/sqrt(block)` per column.
     signs: Vec<f32>,
     rounding: [u32; 2],
@@ -90,11 +120,13 @@ struct Quantiser {
 impl Quantiser {
     fn new(width: usize, top: i8, key: RoundingKey) -> Self {
         let block = 1 << width.trailing_zeros();
+        let root = (block as f32).sqrt();
         Self {
+            limit: f32::MAX / (2.0 * root * root * root),
             width,
             top,
             block,
-            signs: signs(width, 1.0 / (block as f32).sqrt(), key),
+            signs: signs(width, 1.0 / root, key),
             rounding: domain_key(key.run, Domain::Rounding),
             tensor: key.tensor,
         }
@@ -104,38 +136,57 @@ impl Quantiser {
         2 + if self.top == 7 { self.width.div_ceil(2) } else { self.width }
     }
 
-    fn pack(&self, _threads: &Threads, bytes: &mut [u8], x: &[f32]) -> Result<(), PackingError> {
+    fn pack(&self, threads: &Threads, bytes: &mut [u8], x: &[f32]) -> Result<(), PackingError> {
+        let mut bad = vec![None; x.len().div_ceil(BLOCK_ROWS * self.width)];
+        let blocks = bytes.chunks_mut(BLOCK_ROWS * self.row_bytes()).zip(x.chunks(BLOCK_ROWS * self.width));
+        threads.each(
+            bad.iter_mut().zip(blocks).enumerate(),
+            #[inline(always)]
+            |(block, (bad, (bytes, x)))| *bad = self.pack_block(bytes, x, block * BLOCK_ROWS),
+        );
+        first_bad(&bad)
+    }
+
+    /// Packs the rows from `first` on; the first row that cannot be packed ends it.
+    #[inline(always)]
+    fn pack_block(&self, bytes: &mut [u8], x: &[f32], first: usize) -> Option<usize> {
         let mut turned = vec![0.0; self.width];
         let mut levels = vec![0; self.width];
         let rows = bytes.chunks_exact_mut(self.row_bytes()).zip(x.chunks_exact(self.width));
-        for (row, (bytes, x)) in rows.enumerate() {
+        for (row, (bytes, x)) in (first..).zip(rows) {
+            if lanes::max_abs(x) >= self.limit {
+                return Some(row);
+            }
             for ((turned, x), sign) in turned.iter_mut().zip(x).zip(&self.signs) {
                 *turned = x * sign;
             }
-            turned.chunks_exact_mut(self.block).for_each(hadamard);
-            let scale = self.scale(&turned).ok_or(PackingError::NonFinite { row })?;
+            for block in turned.chunks_exact_mut(self.block) {
+                hadamard(block);
+            }
+            let scale = self.scale(&turned);
             self.round(&mut levels, &turned, scale.to_f32(), row);
             self.write_row(bytes, scale, &levels);
         }
-        Ok(())
+        None
     }
 
-    /// The step between levels: absmax / top, rounded up to bf16. `None` if unpacking could overflow.
-    fn scale(&self, turned: &[f32]) -> Option<bf16> {
-        let top = turned.iter().fold(0.0_f32, |top, x| if x.abs() <= top { top } else { x.abs() });
-        // Unpacking adds up a block of numbers, each at most a little larger than `top`.
-        if !(top < f32::MAX / (2.0 * self.block as f32)) {
-            return None;
-        }
-        let step = top / f32::from(self.top);
+    /// The step between levels: absmax / top, rounded up to bf16.
+    #[inline(always)]
+    fn scale(&self, turned: &[f32]) -> bf16 {
+        let step = lanes::max_abs(turned) / f32::from(self.top);
         // Below the normal numbers 1/step would overflow; such a row is zero for every purpose.
         if step < f32::MIN_POSITIVE {
-            return Some(bf16::ZERO);
+            return bf16::ZERO;
         }
         let bits = step.to_bits();
-        Some(bf16::from_bits(((bits >> 16) + u32::from(bits & 0xFFFF != 0)) as u16))
+        bf16::from_bits(((bits >> 16) + u32::from(bits & 0xFFFF != 0)) as u16)
     }
 
+    /// `levels = floor(turned / scale + u)`, `u` uniform in (0, 1).
+    ///
+    /// Column `c` of row `r` draws the low (`c / 16` even) or high half of word `c / 32 % 4` of Philox at counter
+    /// `(16 (c / 128) + c % 16, r, tensor low, tensor high)` in the rounding domain of the run.
+    #[inline(always)]
     fn round(&self, levels: &mut [i8], turned: &[f32], scale: f32, row: usize) {
         if scale == 0.0 {
             levels.fill(0);
@@ -143,18 +194,19 @@ impl Quantiser {
         }
         let inverse = 1.0 / scale;
         let top = f32::from(self.top);
-        for (group, (levels, turned)) in (0u32..).zip(levels.chunks_mut(8).zip(turned.chunks(8))) {
-            let counter = [group, row as u32, low(self.tensor), high(self.tensor)];
-            let words = philox4x32(counter, self.rounding);
-            for (i, (level, x)) in levels.iter_mut().zip(turned).enumerate() {
-                let bits = words[i / 2] >> (16 * (i % 2)) & 0xFFFF;
-                // Centred in its 65536th, so that the rounding is unbiased.
-                let uniform = (bits as f32 + 0.5) / 65536.0;
-                *level = (x * inverse + uniform).floor().clamp(-top, top) as i8;
+        for (group, (levels, turned)) in (0u32..).zip(levels.chunks_mut(GROUP).zip(turned.chunks(GROUP))) {
+            let counter = [row as u32, low(self.tensor), high(self.tensor)];
+            let uniform = uniforms(philox_lanes(group * LANES as u32, counter, self.rounding));
+            for ((level, x), uniform) in levels.iter_mut().zip(turned).zip(&uniform) {
+                let value = x.mul_add(inverse, *uniform).floor();
+                let value = if value > top { top } else { value };
+                let value = if value < -top { -top } else { value };
+                *level = value as i32 as i8;
             }
         }
     }
 
+    #[inline(always)]
     fn write_row(&self, bytes: &mut [u8], scale: bf16, levels: &[i8]) {
         let (head, body) = bytes.split_at_mut(2);
         head.copy_from_slice(&scale.to_le_bytes());
@@ -168,22 +220,54 @@ impl Quantiser {
         }
     }
 
-    fn unpack(&self, _threads: &Threads, x: &mut [f32], bytes: &[u8]) {
-        for (x, bytes) in x.chunks_exact_mut(self.width).zip(bytes.chunks_exact(self.row_bytes())) {
-            let (head, body) = bytes.split_at(2);
-            let scale = bf16::from_le_bytes([head[0], head[1]]).to_f32();
-            if self.top == 7 {
-                for (pair, &byte) in x.chunks_mut(2).zip(body) {
-                    let levels = [(byte << 4) as i8 >> 4, byte as i8 >> 4];
-                    pair.iter_mut().zip(levels).for_each(|(x, level)| *x = f32::from(level) * scale);
+    fn unpack(&self, threads: &Threads, x: &mut [f32], bytes: &[u8]) {
+        threads.each(
+            x.chunks_mut(BLOCK_ROWS * self.width).zip(bytes.chunks(BLOCK_ROWS * self.row_bytes())),
+            #[inline(always)]
+            |(x, bytes)| {
+                for (x, bytes) in x.chunks_exact_mut(self.width).zip(bytes.chunks_exact(self.row_bytes())) {
+                    self.unpack_row(x, bytes);
                 }
-            } else {
-                x.iter_mut().zip(body).for_each(|(x, &byte)| *x = f32::from(byte as i8) * scale);
+            },
+        );
+    }
+
+    #[inline(always)]
+    fn unpack_row(&self, x: &mut [f32], bytes: &[u8]) {
+        let (head, body) = bytes.split_at(2);
+        let scale = bf16::from_le_bytes([head[0], head[1]]).to_f32();
+        if self.top == 7 {
+            for (pair, &byte) in x.chunks_mut(2).zip(body) {
+                let levels = [(byte << 4) as i8 >> 4, byte as i8 >> 4];
+                for (x, level) in pair.iter_mut().zip(levels) {
+                    *x = f32::from(level) * scale;
+                }
             }
-            x.chunks_exact_mut(self.block).for_each(hadamard);
-            x.iter_mut().zip(&self.signs).for_each(|(x, sign)| *x *= sign);
+        } else {
+            for (x, &byte) in x.iter_mut().zip(body) {
+                *x = f32::from(byte as i8) * scale;
+            }
+        }
+        for block in x.chunks_exact_mut(self.block) {
+            hadamard(block);
+        }
+        for (x, sign) in x.iter_mut().zip(&self.signs) {
+            *x *= sign;
         }
     }
+}
+
+/// The halves of the words as numbers centred in their 65536th of (0, 1), so that rounding is unbiased.
+#[inline(always)]
+fn uniforms(words: [[u32; LANES]; 4]) -> [f32; GROUP] {
+    let mut uniforms = [0.0; GROUP];
+    for (word, out) in words.iter().zip(uniforms.as_chunks_mut::<{ 2 * LANES }>().0) {
+        for lane in 0..LANES {
+            out[lane] = ((word[lane] & 0xFFFF) as i32 as f32 + 0.5) / 65536.0;
+            out[LANES + lane] = ((word[lane] >> 16) as i32 as f32 + 0.5) / 65536.0;
+        }
+    }
+    uniforms
 }
 
 /// `+-magnitude` per column: bit `c % 32` of word `c / 32 % 4` of Philox at counter
@@ -205,7 +289,20 @@ fn signs(width: usize, magnitude: f32, key: RoundingKey) -> Vec<f32> {
 /// Walsh-Hadamard transform in natural order, not normalised; the length is a power of two.
 #[inline(always)]
 fn hadamard(x: &mut [f32]) {
-    let mut half = 1;
+    let (chunks, short) = x.as_chunks_mut::<LANES>();
+    if chunks.is_empty() {
+        stages(short, 1);
+        return;
+    }
+    for chunk in chunks {
+        chunk_stages(chunk);
+    }
+    stages(x, LANES);
+}
+
+/// The butterflies whose halves are `half` and more apart.
+#[inline(always)]
+fn stages(x: &mut [f32], mut half: usize) {
     while half < x.len() {
         for pair in x.chunks_exact_mut(2 * half) {
             let (a, b) = pair.split_at_mut(half);
@@ -214,6 +311,19 @@ fn hadamard(x: &mut [f32]) {
             }
         }
         half *= 2;
+    }
+}
+
+/// All butterflies within one chunk, of a length known to the compiler.
+#[inline(always)]
+fn chunk_stages(x: &mut [f32; LANES]) {
+    for half in [1, 2, 4, 8] {
+        let mut out = [0.0; LANES];
+        for i in 0..LANES {
+            let (a, b) = (x[i & !half], x[i | half]);
+            out[i] = if i & half == 0 { a + b } else { a - b };
+        }
+        *x = out;
     }
 }
 

@@ -96,17 +96,7 @@ fn backward_row(
 ) {
     let width = gain.len();
     let (dx, dgain, dy, x) = (&mut dx[..width], &mut dgain[..width], &dy[..width], &x[..width]);
-    let mut sums = [0.0; lanes::LANES];
-    let mut column = 0;
-    while column < width {
-        let count = lanes::LANES.min(width - column);
-        for i in 0..count {
-            let c = column + i;
-            sums[i] = (dy[c] * gain[c]).mul_add(x[c], sums[i]);
-        }
-        column += count;
-    }
-    let share = lanes::tree(sums) * rstd * rstd * rstd / width as f32;
+    let share = lanes::dot3(dy, gain, x) * rstd * rstd * rstd / width as f32;
     for c in 0..width {
         let value = (dy[c] * gain[c]).mul_add(rstd, -(share * x[c]));
         dx[c] = match write {

@@ -36,17 +36,27 @@ impl Threads {
         self.pool.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
     }
 
+    /// The instruction set of this machine.
+    pub(super) fn arch(&self) -> Arch {
+        self.arch
+    }
+
     /// Runs `work` on every job, each with the best instructions of this machine.
     ///
-    /// `work` and what it calls must be `#[inline(always)]` to be compiled for those instructions.
+    /// `work` and what it calls must be `#[inline(always)]` to be compiled for those instructions; so its loops
+    /// are `for` loops, as the closures of `for_each` and its kin are compiled apart from their caller.
     #[inline(always)]
     pub(super) fn each<J: Send>(&self, jobs: impl Iterator<Item = J>, work: impl Fn(J) + Send + Sync) {
         let arch = self.arch;
         match &self.pool {
-            None => arch.dispatch(
-                #[inline(always)]
-                || jobs.for_each(&work),
-            ),
+            None => {
+                for job in jobs {
+                    arch.dispatch(
+                        #[inline(always)]
+                        || work(job),
+                    );
+                }
+            }
             Some(pool) => {
                 let jobs: Vec<J> = jobs.collect();
                 pool.install(|| {

@@ -12,7 +12,11 @@ pub(super) fn add_scaled(threads: &Threads, y: &mut [f32], x: &[f32], alpha: f32
     threads.each(
         y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)),
         #[inline(always)]
-        |(y, x)| y.iter_mut().zip(x).for_each(|(y, x)| *y = alpha.mul_add(*x, *y)),
+        |(y, x)| {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = alpha.mul_add(*x, *y);
+            }
+        },
     );
 }
 
@@ -39,7 +43,11 @@ fn block_sum_squares(x: &[f32]) -> f64 {
     for i in 0..tail.len() {
         sums[i] += f64::from(tail[i]) * f64::from(tail[i]);
     }
-    sums.iter().sum()
+    let mut sum = 0.0;
+    for part in sums {
+        sum += part;
+    }
+    sum
 }
 
 /// One Adam-family update in one pass; [`crate::Backend::adam_update`] has the equations.

@@ -1,4 +1,4 @@
-//! The hand-written backward pass against central differences of the loss.
+//! The hand-written backward pass against fourth-order central differences of the loss.
 
 use swarmline_kernels::Cpu;
 
@@ -7,11 +7,12 @@ use crate::config::{Packing, Run};
 use crate::model::{Shard, Upstream};
 use crate::packing::Tokens;
 
-const STEP: f32 = 4e-3;
+const STEP: f32 = 1e-3;
 
-/// Rounding of the loss over the step, and curvature, as share of the largest entry of the gradient.
-const TOLERANCE: f64 = 0.02;
-const TOLERANCE_ABSOLUTE: f64 = 1e-4;
+/// As share of the largest entry of the parameter's gradient.
+const TOLERANCE: f64 = 0.004;
+/// Rounding of the loss over the step.
+const TOLERANCE_ABSOLUTE: f64 = 3e-4;
 
 #[test]
 fn every_parameter_has_the_gradient_of_finite_differences() {
@@ -28,7 +29,8 @@ fn check(run: &Run) {
     let (mut shard, tokens) = (whole(run), tokens(run, FIRST));
     shard.loss_and_backward(FIRST, &tokens, &[]).unwrap();
     for (name, gradient) in gradients(&mut shard) {
-        let largest = (0..gradient.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
+        let largest =
+            (0..gradient.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
         let bound = TOLERANCE * f64::from(gradient[largest].abs()) + TOLERANCE_ABSOLUTE;
         for entry in [largest, gradient.len() / 3, gradient.len() * 2 / 3] {
             let expected = difference(&mut shard, &tokens, &name, entry);
@@ -52,7 +54,12 @@ fn difference(shard: &mut Shard<Cpu>, tokens: &Tokens, name: &str, entry: usize)
         let loss = shard.evaluate_loss(FIRST, tokens, &[], Upstream::Connected).unwrap();
         (loss.sum / f64::from(loss.tokens), f64::from(moved[entry]))
     };
-    let (above, below) = (loss_at(STEP), loss_at(-STEP));
+    let mut slope_over = |step: f32| {
+        let (above, below) = (loss_at(step), loss_at(-step));
+        (above.0 - below.0) / (above.1 - below.1)
+    };
+    // Richardson's extrapolation: a norm over a short stream bends the loss too much for one step.
+    let slope = (4.0 * slope_over(STEP) - slope_over(2.0 * STEP)) / 3.0;
     shard.upload(name, &original).unwrap();
-    (above.0 - below.0) / (above.1 - below.1)
+    slope
 }

@@ -84,7 +84,7 @@ fn slots_are_bounded_and_come_back() {
         let mut run = tiny(Kind::Identity, Packing::F32);
         run.pipeline.stash = policy;
         let (mut shard, tokens) = (stage(&run, 0), tokens(&run, FIRST));
-        let mut forward = |shard: &mut crate::model::Shard<_>, id, version| {
+        let forward = |shard: &mut crate::model::Shard<_>, id, version| {
             shard.forward(swarmline_scheduler::MicrobatchId(id), WeightVersion(version), &tokens, &[])
         };
         forward(&mut shard, 1, 5).unwrap();
