@@ -29,4 +29,4 @@ pub use shard::{Backward, LossAndGradient, Shard, ShardError, Upstream};
 pub use snapshot::{Snapshot, SnapshotError, SnapshotTensor};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
