@@ -6,7 +6,10 @@ use crate::model::tests::tiny;
 fn the_last_stage_alone_is_unconstrained() {
     let run = tiny(Kind::Subspace, Packing::Q8);
     assert_eq!(constrained_layers(&run), 3);
-    assert_eq!([0, 1, 2, 3].map(|layer| stream(&run, layer) == Stream::Coordinates), [true, true, true, false]);
+    assert_eq!(
+        [0, 1, 2, 3].map(|layer| stream(&run, layer) == Stream::Coordinates),
+        [true, true, true, false]
+    );
     assert_eq!([0, 1, 2, 3].map(|layer| entry(&run, layer) == Entry::Lift), [false, false, false, true]);
     assert_eq!([0, 1, 2, 3, 4].map(|layer| code_width(&run, layer)), [0, 4, 4, 4, 0]);
 }

@@ -67,11 +67,7 @@ fn ffn<B: Backend>(pass: &mut Pass<'_, B>, layer: &Layer, kept: &mut LayerActiva
     backend.linear(&mut scratch.stream, &scratch.hidden, &params[layer.down].weight, writer, Write::Add)
 }
 
-fn ffn_backward<B: Backend>(
-    pass: &mut Pass<'_, B>,
-    layer: &Layer,
-    kept: &LayerActivations<B>,
-) -> Result<()> {
+fn ffn_backward<B: Backend>(pass: &mut Pass<'_, B>, layer: &Layer, kept: &LayerActivations<B>) -> Result<()> {
     let sizes = pass.sizes;
     let (d, f) = (sizes.width, sizes.ffn);
     norm_again(pass, layer, &kept.middle, &kept.ffn_rstd, layer.ffn_norm)?;

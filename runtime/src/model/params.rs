@@ -108,7 +108,8 @@ impl<B: Backend> Params<B> {
 
     /// Digest (BLAKE3 of the little-endian f32) of each parameter, in order.
     pub fn digests(&self, backend: &mut B) -> swarmline_kernels::Result<Vec<(String, blake3::Hash)>> {
-        let digest = |parameter: &Parameter<B>| Ok((parameter.name.clone(), digest(&value(backend, parameter)?)));
+        let digest =
+            |parameter: &Parameter<B>| Ok((parameter.name.clone(), digest(&value(backend, parameter)?)));
         self.list.iter().map(digest).collect()
     }
 }

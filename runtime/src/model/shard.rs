@@ -106,7 +106,10 @@ impl<B: Backend> Shard<B> {
     /// # Panics
     /// If `layers` is empty or not within the run's layers.
     pub fn new(mut backend: B, run: &Run, layers: Range<usize>, slots: usize) -> Result<Self, ShardError> {
-        assert!(layers.start < layers.end && layers.end <= run.model.layers, "{layers:?} are layers of the run");
+        assert!(
+            layers.start < layers.end && layers.end <= run.model.layers,
+            "{layers:?} are layers of the run"
+        );
         let layout = Layout::new(run, layers.clone());
         let sizes = Sizes::new(run);
         let slots = if layout.head.is_some() { 0 } else { slots };

@@ -44,7 +44,8 @@ fn a_resent_tensor_has_the_same_bytes_and_every_tensor_its_own_rounding() {
     let numbers: Vec<f32> = (0..run.tokens_per_microbatch() * 4).map(|i| (i as f32).sin()).collect();
     let mut x = cpu.zeros(numbers.len()).unwrap();
     cpu.upload(&mut x, &numbers).unwrap();
-    let mut bytes = |codec: &Codec, id, direction| codec.encode(&mut cpu, &x, MicrobatchId(id), direction).unwrap();
+    let mut bytes =
+        |codec: &Codec, id, direction| codec.encode(&mut cpu, &x, MicrobatchId(id), direction).unwrap();
     let first = bytes(&codec, 1, Direction::Forward);
     assert_eq!(first.len(), codec.byte_len());
     assert_eq!(first, bytes(&codec, 1, Direction::Forward));

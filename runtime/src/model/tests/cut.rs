@@ -29,7 +29,8 @@ fn a_cut_between_any_two_layers_is_bit_equal_to_none() {
     for kind in [Kind::Identity, Kind::Subspace] {
         let run = tiny(kind, Packing::F32);
         let tokens = tokens(&run, FIRST);
-        let one_piece = Shard::new(cpu(), &run, 0..4, 0).unwrap().loss_and_backward(FIRST, &tokens, &[]).unwrap();
+        let one_piece =
+            Shard::new(cpu(), &run, 0..4, 0).unwrap().loss_and_backward(FIRST, &tokens, &[]).unwrap();
         for cut in 1..4 {
             let mut front = Shard::new(cpu(), &run, 0..cut, 1).unwrap();
             let mut back = Shard::new(cpu(), &run, cut..4, 0).unwrap();
@@ -49,7 +50,8 @@ fn initial_weights_do_not_depend_on_the_cut() {
         let mut run = tiny(Kind::Identity, Packing::F32);
         run.pipeline.stages = layers_per_stage.len();
         run.pipeline.layers_per_stage = layers_per_stage.to_vec();
-        let digests_of = |stage| Shard::for_stage(cpu(), &run, StageIndex(stage), 1).unwrap().digests().unwrap();
+        let digests_of =
+            |stage| Shard::for_stage(cpu(), &run, StageIndex(stage), 1).unwrap().digests().unwrap();
         (0..layers_per_stage.len() as u16).flat_map(digests_of).collect::<Vec<_>>()
     });
     assert_eq!(digests[0], digests[1]);

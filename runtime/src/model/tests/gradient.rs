@@ -28,7 +28,8 @@ fn check(run: &Run) {
     let (mut shard, tokens) = (whole(run), tokens(run, FIRST));
     shard.loss_and_backward(FIRST, &tokens, &[]).unwrap();
     for (name, gradient) in gradients(&mut shard) {
-        let largest = (0..gradient.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
+        let largest =
+            (0..gradient.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
         let bound = TOLERANCE * f64::from(gradient[largest].abs()) + TOLERANCE_ABSOLUTE;
         for entry in [largest, gradient.len() / 3, gradient.len() * 2 / 3] {
             let expected = difference(&mut shard, &tokens, &name, entry);

@@ -47,7 +47,10 @@ fn numbers_that_are_not_finite_are_errors() {
         // All ones is a NaN in every float format, and Q8 and Q4 start a row with a bf16 scale.
         let bytes = vec![0xff; middle.input_codec().byte_len()];
         let is_not_finite = |error: ShardError| {
-            assert!(matches!(error, ShardError::Code(CodeError::NonFinite { row: 0 })), "{packing:?}: {error:?}");
+            assert!(
+                matches!(error, ShardError::Code(CodeError::NonFinite { row: 0 })),
+                "{packing:?}: {error:?}"
+            );
         };
         is_not_finite(middle.forward(FIRST, WeightVersion(0), &tokens, &bytes).unwrap_err());
         assert_eq!(middle.free_slots(), 2);

@@ -99,8 +99,12 @@ pub(super) fn stage(run: &Run, stage: u16) -> Shard<Cpu> {
 }
 
 fn enlarge(shard: &mut Shard<Cpu>) {
-    let matrices: Vec<String> =
-        shard.params().iter().filter(|parameter| parameter.decays).map(|parameter| parameter.name.clone()).collect();
+    let matrices: Vec<String> = shard
+        .params()
+        .iter()
+        .filter(|parameter| parameter.decays)
+        .map(|parameter| parameter.name.clone())
+        .collect();
     for name in matrices {
         let mut value = shard.download(&name).unwrap().unwrap();
         value.iter_mut().for_each(|number| *number *= 10.0);

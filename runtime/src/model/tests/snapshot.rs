@@ -23,7 +23,8 @@ fn restore_error(snapshot: &Snapshot) -> SnapshotError {
 fn a_restored_shard_is_the_shard() {
     let run = tiny(Kind::Subspace, Packing::F32);
     let mut enlarged = stage(&run, 0);
-    let metadata = BTreeMap::from([("version".to_owned(), "9".to_owned()), ("run".to_owned(), "tiny".to_owned())]);
+    let metadata =
+        BTreeMap::from([("version".to_owned(), "9".to_owned()), ("run".to_owned(), "tiny".to_owned())]);
     let bytes = enlarged.snapshot(metadata.clone()).unwrap();
     assert_eq!(bytes, enlarged.snapshot(metadata.clone()).unwrap());
 
@@ -51,11 +52,15 @@ fn refusals_name_the_parameter() {
     reshaped.tensors[1].shape.reverse();
     reshaped.tensors[1].shape.push(1);
     let name_of_reshaped = reshaped.tensors[1].name.clone();
-    assert!(matches!(restore_error(&reshaped), SnapshotError::Shape { name, .. } if name == name_of_reshaped));
+    assert!(
+        matches!(restore_error(&reshaped), SnapshotError::Shape { name, .. } if name == name_of_reshaped)
+    );
 
     let mut poisoned = snapshot_of(1);
     poisoned.tensors[0].values[3] = f32::NAN;
-    assert!(matches!(restore_error(&poisoned), SnapshotError::NonFinite { name } if name == "layers.2.attention_norm"));
+    assert!(
+        matches!(restore_error(&poisoned), SnapshotError::NonFinite { name } if name == "layers.2.attention_norm")
+    );
 }
 
 #[test]
