@@ -27,6 +27,13 @@ impl Fixture {
         names
     }
 
+    /// The entry `config` of the file's metadata.
+    pub(crate) fn config(&self) -> serde_json::Value {
+        let (_, metadata) = SafeTensors::read_metadata(&self.bytes).unwrap();
+        let metadata = metadata.metadata().as_ref().unwrap();
+        serde_json::from_str(&metadata["config"]).unwrap()
+    }
+
     pub(crate) fn floats(&self, name: &str) -> Vec<f32> {
         self.four_bytes(name).map(f32::from_le_bytes).collect()
     }

@@ -83,6 +83,9 @@ struct Slot<T> {
     accumulator: Option<T>,
 }
 
+/// First and second moment of one parameter, on the host.
+type Moments<'a> = (&'a [f32], &'a [f32]);
+
 /// The contributions gathered for the next update.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pending {
@@ -234,7 +237,7 @@ impl<B: Backend> StageOptimizer<B> {
     fn checked_moments<'a>(
         &self,
         state: &'a OptimizerState,
-    ) -> std::result::Result<Vec<(&'a [f32], &'a [f32])>, ImportError> {
+    ) -> std::result::Result<Vec<Moments<'a>>, ImportError> {
         state.counters.check()?;
         let expected = 2 * self.slots.len();
         if state.tensors.len() != expected {
