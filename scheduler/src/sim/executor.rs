@@ -30,7 +30,7 @@ impl Executor {
             return None;
         }
         self.free_at = self.free_at.max(now) + service;
-        let (microbatch, done) = self.compute(job, last);
+        let (microbatch, done) = self.compute(&job, last);
         if refuse {
             self.refused += 1;
             self.stashes.remove(&microbatch);
@@ -40,10 +40,10 @@ impl Executor {
         Some((self.free_at, Completion { microbatch, done }))
     }
 
-    fn compute(&mut self, job: Job<u8>, last: bool) -> (MicrobatchId, Done<u8>) {
+    fn compute(&mut self, job: &Job<u8>, last: bool) -> (MicrobatchId, Done<u8>) {
         let loss = Loss { sum: 2.0, tokens: 1 };
         let version = WeightVersion(1);
-        match job {
+        match *job {
             Job::Forward { microbatch, .. } => {
                 assert!(self.stashes.insert(microbatch), "{microbatch} is stashed twice");
                 (microbatch, Done::Forwarded { version, code: 1 })
