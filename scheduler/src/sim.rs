@@ -259,14 +259,14 @@ impl World {
         let (peer, incarnation) = (self.replicas[index].peer, self.replicas[index].incarnation);
         for action in actions {
             match action {
-                stage::Action::Execute(job) => self.execute(index, job),
+                stage::Action::Execute(job) => self.execute(index, &job),
                 stage::Action::Send { to, message } => self.post(peer, incarnation, to, message),
                 stage::Action::Counted(_) | stage::Action::Drained => {}
             }
         }
     }
 
-    fn execute(&mut self, index: usize, job: stage::Job<u8>) {
+    fn execute(&mut self, index: usize, job: &stage::Job<u8>) {
         let refuse = self.rng.chance(self.scenario.refused_per_mille, 1_000);
         let service = time_below(&mut self.rng, self.scenario.service_max);
         let replica = &mut self.replicas[index];

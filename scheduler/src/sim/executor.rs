@@ -20,17 +20,17 @@ impl Executor {
     pub(crate) fn run(
         &mut self,
         now: Time,
-        job: Job<u8>,
+        job: &Job<u8>,
         last: bool,
         refuse: bool,
         service: Duration,
     ) -> Option<(Time, Completion<u8>)> {
-        if let Job::Forget { microbatch } = job {
+        if let Job::Forget { microbatch } = *job {
             assert!(self.stashes.remove(&microbatch), "forget of {microbatch} without a stash");
             return None;
         }
         self.free_at = self.free_at.max(now) + service;
-        let (microbatch, done) = self.compute(&job, last);
+        let (microbatch, done) = self.compute(job, last);
         if refuse {
             self.refused += 1;
             self.stashes.remove(&microbatch);
