@@ -5,7 +5,7 @@ use super::*;
 use crate::coordinator::RunState;
 use crate::feeder::Outcome;
 
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 40;
 
 /// Plays a scenario and checks what holds in every run: one outcome each, nothing held, nothing stashed.
 fn check(scenario: Scenario) -> World {
