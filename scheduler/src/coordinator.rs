@@ -5,6 +5,8 @@
 
 mod answer;
 mod config;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;

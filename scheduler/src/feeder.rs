@@ -7,6 +7,8 @@
 mod config;
 mod evaluation;
 mod ranges;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;

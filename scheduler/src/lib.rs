@@ -3,6 +3,10 @@
 //! Pure and sans-IO: no socket, no clock, no entropy, no tensor. Time and seeds come in as arguments, so a
 //! seed gives a run again, bit for bit. State machines have four verbs and nothing else: `handle(now, event)`,
 //! `poll_action()`, `poll_timeout()` and getters. After every `handle`, drain the actions before the next.
+//!
+//! Three machines: [`Stage`] is one replica, [`Feeder`] injects microbatches and counts outcomes, [`Coordinator`]
+//! says who takes part and who serves what. Replicas and feeders talk in [`Message`]s and know each other from the
+//! [`Membership`] the coordinator publishes. Start reading at [`stage`].
 
 pub mod coordinator;
 mod ended;

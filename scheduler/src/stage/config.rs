@@ -27,14 +27,26 @@ pub struct Config {
     /// A microbatch held longer than this is refused: nobody answers for it any more. Longer than the feeder's
     /// deadline, which speaks first. Default 120 s.
     pub hold_max: Duration,
+    /// How long a computed activation waits for somebody to serve the next stage before it is refused as
+    /// undeliverable: the table may lag behind the upstream's. Default 1 s.
+    pub route_patience: Duration,
 }
 
 impl Config {
     /// The defaults for a replica of `stage` in a run of `stages` stages.
     #[must_use]
     pub fn new(peer: PeerId, incarnation: Incarnation, stage: StageIndex, stages: u16) -> Self {
-        let hold_max = Duration::from_secs(120);
-        Self { peer, incarnation, stage, stages, slots: 64, evaluations_max: 64, queue_max: 128, hold_max }
+        Self {
+            peer,
+            incarnation,
+            stage,
+            stages,
+            slots: 64,
+            evaluations_max: 64,
+            queue_max: 128,
+            hold_max: Duration::from_secs(120),
+            route_patience: Duration::from_secs(1),
+        }
     }
 
     /// This replica as a visit on a route.

@@ -1,6 +1,6 @@
 //! One microbatch at one replica.
 
-use crate::{Attempt, Hop, Loss, MicrobatchId, Purpose, Time};
+use crate::{Attempt, Hop, Loss, MicrobatchId, Purpose, Time, WeightVersion};
 
 /// A forward as it arrived.
 #[derive(Clone, Debug)]
@@ -40,6 +40,8 @@ pub(super) enum Phase<P> {
     ForwardQueued { since: Time, ids: P, code: P },
     /// The executor computes forward; the ids wait to be sent on.
     Forwarding { ids: P },
+    /// Computed; waits for a replica of the next stage.
+    Unrouted { since: Time, version: WeightVersion, ids: P, code: P },
     /// Sent on; what comes back is awaited.
     Passed,
     /// The gradient came back and waits for the executor.
@@ -62,6 +64,7 @@ impl<P> Visit<P> {
         match self.phase {
             Phase::ForwardQueued { since, .. } | Phase::BackwardQueued { since, .. } => Some(since),
             Phase::Forwarding { .. }
+            | Phase::Unrouted { .. }
             | Phase::Passed
             | Phase::Backwarding { .. }
             | Phase::Released
@@ -69,9 +72,16 @@ impl<P> Visit<P> {
         }
     }
 
+    /// Since when it waits for a replica of the next stage.
+    pub(super) fn unrouted_since(&self) -> Option<Time> {
+        if let Phase::Unrouted { since, .. } = self.phase { Some(since) } else { None }
+    }
+
     /// Whether the executor keeps a stash that only a backward or a forget removes.
     pub(super) fn stashed(&self) -> bool {
-        self.trains() && matches!(self.phase, Phase::Passed | Phase::BackwardQueued { .. })
+        let kept =
+            matches!(self.phase, Phase::Unrouted { .. } | Phase::Passed | Phase::BackwardQueued { .. });
+        self.trains() && kept
     }
 
     /// Whether the executor still owes an answer.
