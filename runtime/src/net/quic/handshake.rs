@@ -5,7 +5,7 @@ use std::time::Duration;
 use prost::Message as _;
 use quinn::{Connection, ConnectionError};
 use swarmline_proto::v1;
-use swarmline_scheduler::Incarnation;
+use swarmline_scheduler::{Incarnation, PeerId};
 
 use super::HandshakeInfo;
 use crate::net::digest::ManifestDigest;
@@ -41,6 +41,12 @@ pub enum HandshakeError {
     /// The peer does not trust this process's key.
     #[error("it does not trust the key of this process; the run may be closed to it, ask its coordinator")]
     Untrusted,
+    /// Another peer answered.
+    #[error("{presented} answered instead; the address may have a new owner")]
+    WrongKey {
+        /// The key of who answered.
+        presented: PeerId,
+    },
     /// The answer is not a handshake.
     #[error("it answered with something that is not a handshake ({0}); run the same release on both sides")]
     Malformed(String),

@@ -6,11 +6,10 @@ use std::time::Duration;
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
-use swarmline_scheduler::PeerId;
 
 use super::Settings;
 use crate::net::identity::Identity;
-use crate::net::tls::{self, TlsError};
+use crate::net::tls::{self, Pin, TlsError};
 use crate::net::trust::Trust;
 
 /// Protocol name negotiated in the TLS handshake.
@@ -83,10 +82,10 @@ pub(super) fn server(
 
 pub(super) fn client(
     identity: &Identity,
-    expected: PeerId,
+    pin: &Arc<Pin>,
     transport: Arc<TransportConfig>,
 ) -> Result<ClientConfig, TlsError> {
-    let tls = QuicClientConfig::try_from(tls::client(identity, expected, ALPN)?).map_err(no_cipher)?;
+    let tls = QuicClientConfig::try_from(tls::client(identity, pin, ALPN)?).map_err(no_cipher)?;
     let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(transport);
     Ok(config)
