@@ -164,14 +164,14 @@ fn rejection(rejected: &v1::Rejected, ours: &HandshakeInfo) -> HandshakeError {
     }
 }
 
-fn malformed(error: impl ToString) -> HandshakeError {
-    HandshakeError::Malformed(wire::single_line(&error.to_string()))
+fn malformed(error: impl Into<Box<dyn std::error::Error>>) -> HandshakeError {
+    HandshakeError::Malformed(wire::single_line(&error.into().to_string()))
 }
 
 /// A stream fails for the reason its connection failed, if it did.
 fn lost(connection: &Connection, error: &dyn std::error::Error) -> HandshakeError {
     match connection.close_reason() {
         Some(reason) => reason.into(),
-        None => malformed(error),
+        None => malformed(error.to_string()),
     }
 }

@@ -74,7 +74,8 @@ pub(super) fn server(
     trust: Trust,
     transport: Arc<TransportConfig>,
 ) -> Result<ServerConfig, TlsError> {
-    let tls = QuicServerConfig::try_from(tls::server(identity, trust, ALPN)?).map_err(no_cipher)?;
+    let tls =
+        QuicServerConfig::try_from(tls::server(identity, trust, ALPN)?).map_err(|error| no_cipher(&error))?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
     config.transport_config(transport);
     Ok(config)
@@ -85,12 +86,13 @@ pub(super) fn client(
     pin: &Arc<Pin>,
     transport: Arc<TransportConfig>,
 ) -> Result<ClientConfig, TlsError> {
-    let tls = QuicClientConfig::try_from(tls::client(identity, pin, ALPN)?).map_err(no_cipher)?;
+    let tls =
+        QuicClientConfig::try_from(tls::client(identity, pin, ALPN)?).map_err(|error| no_cipher(&error))?;
     let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(transport);
     Ok(config)
 }
 
-fn no_cipher(error: quinn::crypto::rustls::NoInitialCipherSuite) -> TlsError {
+fn no_cipher(error: &quinn::crypto::rustls::NoInitialCipherSuite) -> TlsError {
     TlsError::from(rustls::Error::General(error.to_string()))
 }
