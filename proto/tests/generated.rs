@@ -26,12 +26,9 @@ fn committed_code_matches_the_proto_files() {
 /// No transport code is generated: it would offer an unencrypted connection.
 fn generate() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let descriptors = protox::compile(SOURCES, [root]).unwrap();
-    let out = tempfile::tempdir().unwrap();
-    tonic_prost_build::configure()
-        .build_transport(false)
-        .out_dir(out.path())
-        .compile_fds(descriptors)
-        .unwrap();
-    std::fs::read_to_string(out.path().join(GENERATED)).unwrap()
+    let descriptors = protox::compile(SOURCES, [root]).expect("the proto files are valid");
+    let out = tempfile::tempdir().expect("a temporary directory can be made");
+    let generator = tonic_prost_build::configure().build_transport(false).out_dir(out.path());
+    generator.compile_fds(descriptors).expect("code can be generated");
+    std::fs::read_to_string(out.path().join(GENERATED)).expect("code was generated")
 }

@@ -77,6 +77,14 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
+/// How far a server is. Connections break when it has ended, or when it is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    Draining,
+    Ended,
+}
+
 /// Serves `coordinator` on `listener` until `shutdown`, then waits up to 1 s for calls under way. Callers `trust` does
 /// not admit get PERMISSION_DENIED.
 ///
@@ -89,12 +97,12 @@ pub async fn serve(
     coordinator: impl Coordinator,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let connections = incoming::accept(listener, identity)?;
+    let (phase, mut draining) = watch::channel(Phase::Serving);
+    let connections = incoming::accept(listener, identity, phase.subscribe())?;
     let service = CoordinatorServer::new(coordinator)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let admitting = InterceptedService::new(service, move |request| admit(&trust, request));
-    let (stop, mut stopping) = watch::channel(false);
     let serving = Server::builder()
         .initial_stream_window_size(HTTP2_WINDOW)
         .initial_connection_window_size(HTTP2_WINDOW)
@@ -103,13 +111,14 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEP_ALIVE_ANSWER_MAX))
         .serve_with_incoming_shutdown(admitting, connections, async move {
             // An error means that the sender is gone, which is the end as well.
-            let _ = stopping.wait_for(|stop| *stop).await;
+            let _ = draining.wait_for(|phase| *phase != Phase::Serving).await;
         });
     let cut_off = async {
         shutdown.await;
-        stop.send_replace(true);
+        phase.send_replace(Phase::Draining);
         // Calls of `watch` never end by themselves.
         tokio::time::sleep(SHUTDOWN_MAX).await;
+        phase.send_replace(Phase::Ended);
     };
     tokio::select! {
         served = serving => Ok(served?),

@@ -18,6 +18,7 @@ mod receive;
 mod tests;
 mod tuning;
 
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -108,8 +109,8 @@ pub struct Settings {
     pub congestion: Congestion,
 }
 
-/// What happened on the network.
-#[derive(Clone, Debug)]
+/// What happened on the network. `Debug` leaves payloads out.
+#[derive(Clone)]
 pub enum NetEvent {
     /// A peer is connected; comes before its first message, and again when it returns as a new incarnation.
     Connected {
@@ -153,6 +154,30 @@ pub enum NetEvent {
         /// The messages, in the order they were sent. The peer may have seen some of them.
         undelivered: Vec<Message<Bytes>>,
     },
+}
+
+impl fmt::Debug for NetEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected { peer, incarnation } => write!(f, "Connected({peer:?}, {})", incarnation.0),
+            Self::Message { from, message, .. } => write!(f, "Message({from:?}, {})", brief(message)),
+            Self::Malformed { from, error } => write!(f, "Malformed({from:?}, {error})"),
+            Self::Disconnected { peer, reason, .. } => write!(f, "Disconnected({peer:?}, {reason})"),
+            Self::Unreachable { peer, reason, undelivered } => {
+                let undelivered: Vec<String> = undelivered.iter().map(brief).collect();
+                write!(f, "Unreachable({peer:?}, {reason}, {undelivered:?})")
+            }
+        }
+    }
+}
+
+fn brief(message: &Message<Bytes>) -> String {
+    match message {
+        Message::Forward { microbatch, attempt, .. } => format!("forward {microbatch}.{}", attempt.0),
+        Message::Backward { microbatch, attempt, .. } => format!("backward {microbatch}.{}", attempt.0),
+        Message::Evaluated { microbatch, attempt, .. } => format!("evaluated {microbatch}.{}", attempt.0),
+        Message::Refused { microbatch, attempt, .. } => format!("refused {microbatch}.{}", attempt.0),
+    }
 }
 
 /// Why the data plane could not start.

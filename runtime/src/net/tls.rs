@@ -1,7 +1,7 @@
 //! TLS 1.3 between keys instead of names: both sides present a raw public key (RFC 7250), and there is nothing else
 //! to negotiate. Used by QUIC and gRPC alike.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
@@ -12,8 +12,8 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    PeerIncompatible, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible,
+    ServerConfig, SignatureScheme,
 };
 use swarmline_scheduler::PeerId;
 
@@ -34,14 +34,6 @@ const PKCS8_PREFIX: [u8; 16] =
 #[error("cannot set up TLS: {0}; this is a defect of swarmline, please report it")]
 pub struct TlsError(#[from] Error);
 
-/// The other side proved a key, but not the one that was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected key {expected}, but {presented} answered")]
-pub(super) struct WrongKey {
-    pub(super) expected: PeerId,
-    pub(super) presented: PeerId,
-}
-
 /// Settings of a side that accepts connections of whom `trust` admits.
 pub(super) fn server(identity: &Identity, trust: Trust, alpn: &[u8]) -> Result<ServerConfig, TlsError> {
     let provider = provider();
@@ -57,16 +49,14 @@ pub(super) fn server(identity: &Identity, trust: Trust, alpn: &[u8]) -> Result<S
     Ok(config)
 }
 
-/// Settings of a side that dials `expected` and accepts no other key.
-pub(super) fn client(identity: &Identity, expected: PeerId, alpn: &[u8]) -> Result<ClientConfig, TlsError> {
+/// Settings of a side that dials and accepts the key in `pin` only. For one connection.
+pub(super) fn client(identity: &Identity, pin: &Arc<Pin>, alpn: &[u8]) -> Result<ClientConfig, TlsError> {
     let provider = provider();
-    let verifier =
-        Arc::new(PinnedServer { expected, algorithms: provider.signature_verification_algorithms });
     let key = Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified(identity)?));
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
+        .with_custom_certificate_verifier(Arc::clone(pin) as Arc<dyn ServerCertVerifier>)
         .with_client_cert_resolver(key);
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
@@ -162,13 +152,28 @@ impl ClientCertVerifier for TrustedClients {
     }
 }
 
+/// The only key a dialler accepts. Remembers which key was presented: by the time the connection has failed, TLS and
+/// QUIC have made text of the reason.
 #[derive(Debug)]
-struct PinnedServer {
+pub(super) struct Pin {
     expected: PeerId,
+    presented: OnceLock<PeerId>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl ServerCertVerifier for PinnedServer {
+impl Pin {
+    pub(super) fn new(expected: PeerId) -> Arc<Self> {
+        let algorithms = ring::default_provider().signature_verification_algorithms;
+        Arc::new(Self { expected, presented: OnceLock::new(), algorithms })
+    }
+
+    /// The key that was presented, if it was another one.
+    pub(super) fn wrong_key(&self) -> Option<PeerId> {
+        self.presented.get().copied().filter(|presented| *presented != self.expected)
+    }
+}
+
+impl ServerCertVerifier for Pin {
     fn verify_server_cert(
         &self,
         presented: &CertificateDer<'_>,
@@ -178,11 +183,11 @@ impl ServerCertVerifier for PinnedServer {
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let presented = require_key(presented)?;
-        if presented == self.expected {
-            return Ok(ServerCertVerified::assertion());
+        if *self.presented.get_or_init(|| presented) == self.expected && presented == self.expected {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
         }
-        let error = WrongKey { expected: self.expected, presented };
-        Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))
     }
 
     fn verify_tls12_signature(

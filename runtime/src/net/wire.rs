@@ -326,8 +326,8 @@ fn decode_standing(progress: i32, stage: Option<u32>) -> Result<Standing, WireEr
     }
 }
 
-fn unknown(field: &'static str, value: impl ToString, allowed: &'static str) -> WireError {
-    WireError::Range { field, value: value.to_string(), allowed }
+fn unknown(field: &'static str, value: impl Into<i64>, allowed: &'static str) -> WireError {
+    WireError::Range { field, value: value.into().to_string(), allowed }
 }
 
 fn length(field: &'static str, bytes: &[u8]) -> WireError {

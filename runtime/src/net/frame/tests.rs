@@ -1,1 +1,179 @@
 //! Frames and what is almost a frame.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use swarmline_scheduler::{
+    Attempt, Hop, Incarnation, Loss, MicrobatchId, PeerId, Purpose, Refusal, StageIndex, WeightVersion,
+};
+
+use super::*;
+
+const LIMITS: FrameLimits = FrameLimits { header_bytes_max: 2048, ids_bytes_max: 64, code_bytes_max: 256 };
+
+fn hop(stage: Option<u16>) -> Hop {
+    Hop { stage: stage.map(StageIndex), peer: PeerId([3; 32]), incarnation: Incarnation(u64::MAX) }
+}
+
+fn forward() -> Message<Bytes> {
+    Message::Forward {
+        microbatch: MicrobatchId(u64::MAX),
+        attempt: Attempt(2),
+        purpose: Purpose::EvaluateCut,
+        route: vec![hop(None), hop(Some(0)), hop(Some(u16::MAX))],
+        version: WeightVersion(77),
+        ids: Bytes::from_static(&[1, 2, 3]),
+        code: Bytes::from_static(&[9; 200]),
+    }
+}
+
+fn one_of_each() -> Vec<Message<Bytes>> {
+    let (microbatch, attempt) = (MicrobatchId(5), Attempt(1));
+    let loss = Loss { sum: 2.5, tokens: 4 };
+    let reasons = [
+        Refusal::NonFinite,
+        Refusal::Malformed("shape 3x4".into()),
+        Refusal::Unknown,
+        Refusal::Busy,
+        Refusal::Undeliverable,
+        Refusal::Device("out of memory".into()),
+    ];
+    let refused = reasons.map(|reason| Message::Refused { microbatch, attempt, by: hop(Some(1)), reason });
+    let mut messages = vec![
+        forward(),
+        Message::Backward { microbatch, attempt, loss, gradient: Bytes::from_static(&[7; 256]) },
+        Message::Backward { microbatch, attempt, loss, gradient: Bytes::new() },
+        Message::Evaluated { microbatch, attempt, loss },
+    ];
+    messages.extend(refused);
+    messages
+}
+
+fn encoded(message: &Message<Bytes>) -> Vec<u8> {
+    encode(message, &LIMITS).unwrap().to_vec()
+}
+
+fn decoded(frame: impl Into<Bytes>) -> Result<Message<Bytes>, FrameError> {
+    decode(&frame.into(), &LIMITS)
+}
+
+/// A frame with this header and nothing behind it.
+fn announcing(message: v1::frame::Message) -> Vec<u8> {
+    let header = v1::Frame { message: Some(message) }.encode_to_vec();
+    [&MAGIC.to_be_bytes()[..], &(header.len() as u32).to_be_bytes(), &header].concat()
+}
+
+#[test]
+fn every_message_survives_the_wire() {
+    for message in one_of_each() {
+        assert_eq!(decoded(encoded(&message)), Ok(message));
+    }
+}
+
+#[test]
+fn announcing_four_gigabytes_is_refused_before_memory_is_reserved() {
+    let four_gigabytes = 4 << 30;
+    let code =
+        v1::Backward { loss: Some(v1::Loss::default()), code_bytes: four_gigabytes, ..Default::default() };
+    let error = decoded(announcing(v1::frame::Message::Backward(code))).unwrap_err();
+    assert_eq!(error, FrameError::TooLong { part: Part::Code, announced: four_gigabytes, allowed: 256 });
+    assert!(error.to_string().contains("4294967296") && error.to_string().contains("256"), "{error}");
+
+    let ids = v1::Forward { purpose: 1, ids_bytes: u64::MAX, ..Default::default() };
+    let error = decoded(announcing(v1::frame::Message::Forward(ids))).unwrap_err();
+    assert_eq!(error, FrameError::TooLong { part: Part::Ids, announced: u64::MAX, allowed: 64 });
+
+    let header = [MAGIC.to_be_bytes(), u32::MAX.to_be_bytes()].concat();
+    let error = decoded(header).unwrap_err();
+    assert_eq!(error, FrameError::TooLong { part: Part::Header, announced: u32::MAX.into(), allowed: 2048 });
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    let frame = encoded(&forward());
+    for length in 0..frame.len() {
+        let error = decoded(frame[..length].to_vec()).unwrap_err();
+        assert!(matches!(error, FrameError::Truncated { .. }), "{length}: {error}");
+    }
+}
+
+#[test]
+fn trailing_bytes_are_an_error() {
+    let frame = encoded(&forward());
+    let longer = [frame.as_slice(), &[0]].concat();
+    assert_eq!(decoded(longer), Err(FrameError::Trailing { announced: frame.len() }));
+}
+
+#[test]
+fn another_protocol_and_another_version_are_told_apart() {
+    assert_eq!(decoded(b"GET / HTTP/1.1".to_vec()), Err(FrameError::Magic { found: 0x4745_5420 }));
+    let mut frame = encoded(&forward());
+    frame[3] = 9;
+    assert_eq!(decoded(frame), Err(FrameError::Version { theirs: 9, ours: 1 }));
+}
+
+#[test]
+fn a_header_that_breaks_the_contract_names_the_field() {
+    let check = |message, part: &str| {
+        let error = decoded(announcing(message)).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+    };
+    let backward = v1::Backward::default();
+    check(v1::frame::Message::Backward(backward), "the loss is missing");
+    let purpose = v1::Forward { purpose: 99, ..Default::default() };
+    check(v1::frame::Message::Forward(purpose), "purpose is 99");
+    let hop = v1::Hop { stage: Some(70_000), peer: vec![0; 32], incarnation: 0 };
+    let stage = v1::Forward { purpose: 1, route: vec![hop], ..Default::default() };
+    check(v1::frame::Message::Forward(stage), "70000");
+    let hop = v1::Hop { stage: None, peer: vec![0; 31], incarnation: 0 };
+    let peer = v1::Forward { purpose: 1, route: vec![hop], ..Default::default() };
+    check(v1::frame::Message::Forward(peer), "31 bytes long");
+}
+
+#[test]
+fn a_message_beyond_the_limits_is_not_sent() {
+    let loss = Loss::default();
+    let gradient = Bytes::from(vec![0; 257]);
+    let message = Message::Backward { microbatch: MicrobatchId(1), attempt: Attempt(0), loss, gradient };
+    let error = encode(&message, &LIMITS).unwrap_err();
+    assert_eq!(error, FrameError::TooLong { part: Part::Code, announced: 257, allowed: 256 });
+}
+
+#[test]
+fn a_refusal_cannot_write_lines_into_a_log() {
+    let reason = Refusal::Malformed(format!("first\nsecond {}", "x".repeat(5000)));
+    let message =
+        Message::Refused { microbatch: MicrobatchId(1), attempt: Attempt(0), by: hop(None), reason };
+    let Ok(Message::Refused { reason: Refusal::Malformed(detail), .. }) = decoded(encoded(&message)) else {
+        panic!("not the refusal that was sent");
+    };
+    assert!(detail.len() <= wire::DETAIL_BYTES_MAX && !detail.contains('\n'), "{detail}");
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..512)) {
+        let _ = decoded(bytes);
+    }
+
+    #[test]
+    fn arbitrary_headers_never_panic(header in vec(any::<u8>(), 0..512), rest in vec(any::<u8>(), 0..64)) {
+        let length = (header.len() as u32).to_be_bytes();
+        let _ = decoded([&MAGIC.to_be_bytes()[..], &length, &header, &rest].concat());
+    }
+
+    /// What a mutated frame decodes to is again a frame within the limits.
+    #[test]
+    fn mutated_frames_never_panic(
+        which in 0..10_usize,
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut frame = encoded(&one_of_each()[which]);
+        for (place, byte) in changes {
+            let place = place.index(frame.len());
+            frame[place] = byte;
+        }
+        if let Ok(message) = decoded(frame) {
+            prop_assert!(encode(&message, &LIMITS).is_ok());
+        }
+    }
+}

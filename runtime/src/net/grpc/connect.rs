@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ClientConfig};
 use swarmline_proto::v1::coordinator_client::CoordinatorClient;
 use swarmline_scheduler::PeerId;
 use tokio::net::TcpStream;
@@ -18,7 +17,7 @@ use tonic::transport::{Endpoint, Uri};
 use super::{ALPN, Client, HTTP2_WINDOW, KEEP_ALIVE, KEEP_ALIVE_ANSWER_MAX, MESSAGE_BYTES_MAX};
 use crate::net::address::Invite;
 use crate::net::identity::Identity;
-use crate::net::tls::{self, SERVER_NAME, TlsError, WrongKey};
+use crate::net::tls::{self, Pin, SERVER_NAME};
 
 /// Longest time from a name to a TLS connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -80,8 +79,7 @@ pub enum ConnectError {
 /// # Errors
 /// If it cannot be reached, or somebody else answers. Later breaks surface as the status UNAVAILABLE of a call.
 pub async fn connect(invite: &Invite, identity: &Identity) -> Result<Client, ConnectError> {
-    let tls = tls::client(identity, invite.peer, ALPN).map_err(tls_error)?;
-    let dialler = Dialler { invite: invite.clone(), tls: Arc::new(tls) };
+    let dialler = Dialler { invite: invite.clone(), identity: identity.clone() };
     let connector = tower::service_fn(move |_: Uri| {
         let dialler = dialler.clone();
         async move { dialler.dial().await.map(TokioIo::new) }
@@ -110,7 +108,7 @@ fn endpoint(invite: &Invite) -> Result<Endpoint, ConnectError> {
 #[derive(Clone)]
 struct Dialler {
     invite: Invite,
-    tls: Arc<ClientConfig>,
+    identity: Identity,
 }
 
 impl Dialler {
@@ -130,26 +128,19 @@ impl Dialler {
             .map_err(|error| ConnectError::Unreachable { address, cause: error.to_string() })?;
         let name = ServerName::try_from(SERVER_NAME)
             .map_err(|error| ConnectError::Tls(format!("{SERVER_NAME:?} is not a TLS name: {error}")))?;
-        let connected = TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp).await;
-        connected.map_err(|error| self.explain_tls(&error))
+        let pin = Pin::new(self.invite.peer);
+        let config =
+            tls::client(&self.identity, &pin, ALPN).map_err(|error| ConnectError::Tls(error.to_string()))?;
+        let connected = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+        connected.map_err(|error| self.explain_tls(&pin, &error))
     }
 
-    fn explain_tls(&self, error: &io::Error) -> ConnectError {
+    fn explain_tls(&self, pin: &Pin, error: &io::Error) -> ConnectError {
         let address = self.invite.authority();
-        match wrong_key(error) {
-            Some(WrongKey { expected, presented }) => ConnectError::WrongKey { address, presented, expected },
+        match pin.wrong_key() {
+            Some(presented) => ConnectError::WrongKey { address, presented, expected: self.invite.peer },
             None => ConnectError::NotACoordinator { address, cause: error.to_string() },
         }
-    }
-}
-
-/// The verifier's own error, if it is what ended the handshake.
-fn wrong_key(error: &io::Error) -> Option<WrongKey> {
-    match error.get_ref()?.downcast_ref()? {
-        rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
-            other.0.downcast_ref::<WrongKey>().copied()
-        }
-        _ => None,
     }
 }
 
@@ -166,9 +157,4 @@ fn explain(error: &tonic::transport::Error, invite: &Invite) -> ConnectError {
         }
     }
     ConnectError::NotACoordinator { address: invite.authority(), cause: cause.to_string() }
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
-fn tls_error(error: TlsError) -> ConnectError {
-    ConnectError::Tls(error.to_string())
 }

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use super::{ALPN, Caller};
+use super::{ALPN, Caller, Phase};
 use crate::net::identity::Identity;
 use crate::net::tls::{self, TlsError};
 use crate::net::trust::Trust;
@@ -34,10 +34,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) fn accept(
     listener: TcpListener,
     identity: &Identity,
+    phase: watch::Receiver<Phase>,
 ) -> Result<impl Stream<Item = io::Result<CallerStream>> + use<>, TlsError> {
     let config = tls::server(identity, Trust::anyone(), ALPN)?;
     let (accepted, stream) = mpsc::channel(ACCEPTED_MAX);
-    tokio::spawn(accept_all(listener, TlsAcceptor::from(Arc::new(config)), accepted));
+    tokio::spawn(accept_all(listener, TlsAcceptor::from(Arc::new(config)), accepted, phase));
     Ok(ReceiverStream::new(stream))
 }
 
@@ -45,6 +46,7 @@ async fn accept_all(
     listener: TcpListener,
     acceptor: TlsAcceptor,
     accepted: mpsc::Sender<io::Result<CallerStream>>,
+    phase: watch::Receiver<Phase>,
 ) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -63,10 +65,15 @@ async fn accept_all(
         };
         let acceptor = acceptor.clone();
         let accepted = accepted.clone();
+        let end = end_of(phase.clone());
         tokio::spawn(async move {
-            match tokio::time::timeout(HANDSHAKE_MAX, secure(&acceptor, tcp, address, permit)).await {
+            match tokio::time::timeout(HANDSHAKE_MAX, secure(&acceptor, tcp, address)).await {
                 // Fails only if the server has ended.
-                Ok(Ok(stream)) => drop(accepted.send(Ok(stream)).await),
+                Ok(Ok((tls, caller))) => {
+                    let stream =
+                        CallerStream { tls, caller, end: Box::pin(end), ended: false, _permit: permit };
+                    drop(accepted.send(Ok(stream)).await);
+                }
                 Ok(Err(error)) => tracing::debug!(from = %address, "a TLS handshake failed: {error}"),
                 Err(_) => tracing::debug!(from = %address, "a TLS handshake took too long"),
             }
@@ -78,8 +85,7 @@ async fn secure(
     acceptor: &TlsAcceptor,
     tcp: TcpStream,
     address: SocketAddr,
-    permit: OwnedSemaphorePermit,
-) -> io::Result<CallerStream> {
+) -> io::Result<(TlsStream<TcpStream>, Caller)> {
     // Calls are small and wait for each other.
     tcp.set_nodelay(true)?;
     let tls = acceptor.accept(tcp).await?;
@@ -87,14 +93,21 @@ async fn secure(
     let peer = presented
         .and_then(tls::presented_key)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no raw public key"))?;
-    Ok(CallerStream { tls, caller: Caller { peer, address }, _permit: permit })
+    Ok((tls, Caller { peer, address }))
 }
 
-/// A TLS connection that knows whose it is.
-#[derive(Debug)]
+/// Completes when the server has ended; it also has when nobody can say so any more.
+async fn end_of(mut phase: watch::Receiver<Phase>) {
+    let _ = phase.wait_for(|phase| *phase == Phase::Ended).await;
+}
+
+/// A TLS connection that knows whose it is, and breaks when the server ends: the server's own tasks would wait for
+/// the caller.
 pub(super) struct CallerStream {
     tls: TlsStream<TcpStream>,
     caller: Caller,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+    ended: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -112,6 +125,11 @@ impl AsyncRead for CallerStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // A future must not be polled after its end.
+        self.ended = self.ended || self.end.as_mut().poll(cx).is_ready();
+        if self.ended {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.tls).poll_read(cx, buffer)
     }
 }

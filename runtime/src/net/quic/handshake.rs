@@ -5,7 +5,7 @@ use std::time::Duration;
 use prost::Message as _;
 use quinn::{Connection, ConnectionError};
 use swarmline_proto::v1;
-use swarmline_scheduler::Incarnation;
+use swarmline_scheduler::{Incarnation, PeerId};
 
 use super::HandshakeInfo;
 use crate::net::digest::ManifestDigest;
@@ -41,6 +41,12 @@ pub enum HandshakeError {
     /// The peer does not trust this process's key.
     #[error("it does not trust the key of this process; the run may be closed to it, ask its coordinator")]
     Untrusted,
+    /// Another peer answered.
+    #[error("{presented} answered instead; the address may have a new owner")]
+    WrongKey {
+        /// The key of who answered.
+        presented: PeerId,
+    },
     /// The answer is not a handshake.
     #[error("it answered with something that is not a handshake ({0}); run the same release on both sides")]
     Malformed(String),
@@ -158,14 +164,14 @@ fn rejection(rejected: &v1::Rejected, ours: &HandshakeInfo) -> HandshakeError {
     }
 }
 
-fn malformed(error: impl ToString) -> HandshakeError {
-    HandshakeError::Malformed(wire::single_line(&error.to_string()))
+fn malformed(error: impl Into<Box<dyn std::error::Error>>) -> HandshakeError {
+    HandshakeError::Malformed(wire::single_line(&error.into().to_string()))
 }
 
 /// A stream fails for the reason its connection failed, if it did.
 fn lost(connection: &Connection, error: &dyn std::error::Error) -> HandshakeError {
     match connection.close_reason() {
         Some(reason) => reason.into(),
-        None => malformed(error),
+        None => malformed(error.to_string()),
     }
 }

@@ -15,7 +15,7 @@ use super::connection::{self, HANDSHAKE_MAX};
 use super::handshake::{self, HandshakeError};
 use super::{NetEvent, Shared, code, tuning};
 use crate::net::frame::Encoded;
-use crate::net::tls::SERVER_NAME;
+use crate::net::tls::{Pin, SERVER_NAME};
 
 /// Times one frame is put on the wire: once, and once more after its connection broke.
 const SENDINGS_MAX: u32 = 2;
@@ -34,7 +34,7 @@ const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
     /// No connection could be made.
-    #[error("cannot connect to peer {peer:?} at {address}: {cause}")]
+    #[error("cannot connect to peer {peer} at {address}: {cause}")]
     Dial {
         /// Which peer.
         peer: PeerId,
@@ -51,7 +51,7 @@ pub enum LinkError {
         /// Why, for people.
         cause: String,
     },
-    /// The peer said that the frame is malformed.
+    /// The peer said that the frame is malformed, before it had all of it. (After that, only its own log tells.)
     #[error("peer {peer:?} refused a frame as malformed (code {code}); its log says why")]
     FrameRefused {
         /// Which peer.
@@ -233,11 +233,15 @@ impl Link {
     async fn shake_hands(&self, address: SocketAddr) -> Result<Connection, HandshakeError> {
         let shared = &self.shared;
         let lost = |error: &dyn std::error::Error| HandshakeError::Lost(error.to_string());
-        let config = tuning::client(&shared.identity, self.peer, Arc::clone(&shared.transport))
+        let pin = Pin::new(self.peer);
+        let config = tuning::client(&shared.identity, &pin, Arc::clone(&shared.transport))
             .map_err(|error| lost(&error))?;
         let connecting =
             shared.endpoint.connect_with(config, address, SERVER_NAME).map_err(|error| lost(&error))?;
-        let connection = connecting.await?;
+        let connection = connecting.await.map_err(|error| match pin.wrong_key() {
+            Some(presented) => HandshakeError::WrongKey { presented },
+            None => error.into(),
+        })?;
         let incarnation = match handshake::greet(&connection, &shared.handshake).await {
             Ok(incarnation) => incarnation,
             Err(error) => {

@@ -57,13 +57,13 @@ impl Peers {
         outgoing: Outgoing,
         capacity: usize,
         start: impl FnOnce(mpsc::Receiver<Outgoing>),
-    ) -> Result<(), (PushError, Outgoing)> {
+    ) -> Result<(), (PushError, Box<Outgoing>)> {
         let mut table = self.lock();
         if table.closed {
-            return Err((PushError::Closed, outgoing));
+            return Err((PushError::Closed, Box::new(outgoing)));
         }
         let Some(entry) = table.entry(peer) else {
-            return Err((PushError::TooManyPeers { limit: PEERS_MAX }, outgoing));
+            return Err((PushError::TooManyPeers { limit: PEERS_MAX }, Box::new(outgoing)));
         };
         entry.address = Some(address);
         let outbox = entry.outbox.get_or_insert_with(|| {
@@ -72,8 +72,8 @@ impl Peers {
             sender
         });
         outbox.try_send(outgoing).map_err(|error| match error {
-            TrySendError::Full(outgoing) => (PushError::Full, outgoing),
-            TrySendError::Closed(outgoing) => (PushError::Closed, outgoing),
+            TrySendError::Full(outgoing) => (PushError::Full, Box::new(outgoing)),
+            TrySendError::Closed(outgoing) => (PushError::Closed, Box::new(outgoing)),
         })
     }
 

@@ -6,11 +6,10 @@ use std::time::Duration;
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
-use swarmline_scheduler::PeerId;
 
 use super::Settings;
 use crate::net::identity::Identity;
-use crate::net::tls::{self, TlsError};
+use crate::net::tls::{self, Pin, TlsError};
 use crate::net::trust::Trust;
 
 /// Protocol name negotiated in the TLS handshake.
@@ -75,7 +74,8 @@ pub(super) fn server(
     trust: Trust,
     transport: Arc<TransportConfig>,
 ) -> Result<ServerConfig, TlsError> {
-    let tls = QuicServerConfig::try_from(tls::server(identity, trust, ALPN)?).map_err(no_cipher)?;
+    let tls =
+        QuicServerConfig::try_from(tls::server(identity, trust, ALPN)?).map_err(|error| no_cipher(&error))?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
     config.transport_config(transport);
     Ok(config)
@@ -83,15 +83,16 @@ pub(super) fn server(
 
 pub(super) fn client(
     identity: &Identity,
-    expected: PeerId,
+    pin: &Arc<Pin>,
     transport: Arc<TransportConfig>,
 ) -> Result<ClientConfig, TlsError> {
-    let tls = QuicClientConfig::try_from(tls::client(identity, expected, ALPN)?).map_err(no_cipher)?;
+    let tls =
+        QuicClientConfig::try_from(tls::client(identity, pin, ALPN)?).map_err(|error| no_cipher(&error))?;
     let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(transport);
     Ok(config)
 }
 
-fn no_cipher(error: quinn::crypto::rustls::NoInitialCipherSuite) -> TlsError {
+fn no_cipher(error: &quinn::crypto::rustls::NoInitialCipherSuite) -> TlsError {
     TlsError::from(rustls::Error::General(error.to_string()))
 }
