@@ -2,10 +2,20 @@
 
 /// Layout of a packed tensor of `rows x width` numbers.
 ///
-/// `Q8` and `Q4` store, per row: the absmax scale as little-endian bf16 (rounded up, so that no level
-/// overflows), then the levels. Before quantising, a row is multiplied by random signs and a Hadamard
-/// transform in blocks of the largest power of two that divides the width, which spreads outliers; levels are
-/// rounded stochastically, so the packing is unbiased. `Q4` packs two levels a byte, low nibble first.
+/// `Q8` and `Q4` store, per row: the step between levels (absmax / largest level) as little-endian bf16, rounded
+/// up so that no level overflows, then the levels. Before quantising, a row is multiplied by random signs over the
+/// root of the block and by a Hadamard matrix (natural order) in blocks of the largest power of two that divides
+/// the width, which spreads outliers; levels are rounded stochastically, so the packing is unbiased. `Q4` packs two
+/// levels a byte, two's complement, low nibble first; an odd width leaves the last high nibble 0.
+///
+/// A row whose step would be below the smallest normal f32 packs to zeros. A row with a magnitude from
+/// `f32::MAX / (2 b^1.5)` on, `b` the block, is refused as not finite, since adding up a block could overflow.
+///
+/// Random words come from [`crate::random::philox4x32`] with [`crate::random::key`] of the run. The sign of column
+/// `c` is bit `c % 32` (set: minus) of word `c / 32 % 4` at counter `(c / 128, 0, tensor low, tensor high)`, domain
+/// `Signs`. The level of row `r`, column `c` is `floor(x / step + (u + 0.5) / 65536)`, where `u` is the low
+/// (`c / 16` even) or high half of word `c / 32 % 4` at counter
+/// `(16 (c / 128) + c % 16, r, tensor low, tensor high)`, domain `Rounding`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PackedFormat {
     /// Little-endian f32.

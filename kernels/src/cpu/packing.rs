@@ -317,14 +317,18 @@ fn stages(x: &mut [f32], mut half: usize) {
 /// All butterflies within one chunk, of a length known to the compiler.
 #[inline(always)]
 fn chunk_stages(x: &mut [f32; LANES]) {
-    for half in [1, 2, 4, 8] {
-        let mut out = [0.0; LANES];
-        for i in 0..LANES {
-            let (a, b) = (x[i & !half], x[i | half]);
-            out[i] = if i & half == 0 { a + b } else { a - b };
-        }
-        *x = out;
+    *x = chunk_stage::<8>(chunk_stage::<4>(chunk_stage::<2>(chunk_stage::<1>(*x))));
+}
+
+/// One stage as a shuffle and a fused `a + b` or `a - b`, which one multiplication by a sign makes alike.
+#[inline(always)]
+fn chunk_stage<const HALF: usize>(x: [f32; LANES]) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        let sign = if i & HALF == 0 { 1.0 } else { -1.0 };
+        out[i] = x[i].mul_add(sign, x[i ^ HALF]);
     }
+    out
 }
 
 #[cfg(test)]
