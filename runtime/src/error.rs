@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::model::ShardError;
+use crate::net::control::ControlError;
+use crate::stage::EngineError;
 
 /// What ends a command, by situation. The message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -17,12 +20,12 @@ pub enum Error {
     /// The coordinator said no.
     #[error("the coordinator refused: {0}")]
     Refused(String),
+    /// The coordinator takes this process for gone.
+    #[error("{0}")]
+    Expelled(String),
     /// The network does not do what is needed.
     #[error("{0}")]
     Network(String),
-    /// The coordinator was heard before and is silent now.
-    #[error("lost the coordinator: {0}")]
-    CoordinatorLost(String),
     /// The device cannot do what the stage needs.
     #[error("the device failed: {0}")]
     Device(#[from] swarmline_kernels::Error),
@@ -58,17 +61,31 @@ pub enum Error {
     ExecutorGone,
 }
 
-impl From<crate::model::ShardError> for Error {
-    fn from(error: crate::model::ShardError) -> Self {
+impl From<ShardError> for Error {
+    fn from(error: ShardError) -> Self {
         match error {
-            crate::model::ShardError::Device(error) => Self::Device(error),
+            ShardError::Device(error) => Self::Device(error),
             other => Self::Defect(other.to_string()),
         }
     }
 }
 
-impl From<crate::stage::EngineError> for Error {
-    fn from(error: crate::stage::EngineError) -> Self {
+impl From<EngineError> for Error {
+    fn from(error: EngineError) -> Self {
         Self::Defect(error.to_string())
+    }
+}
+
+impl From<ControlError> for Error {
+    fn from(error: ControlError) -> Self {
+        let message = error.to_string();
+        match error {
+            ControlError::Refused(_) => Self::Refused(message),
+            ControlError::NotAMember(_) => Self::Expelled(message),
+            ControlError::Connect(_)
+            | ControlError::Silent { .. }
+            | ControlError::Answer(_)
+            | ControlError::Membership(_) => Self::Network(message),
+        }
     }
 }

@@ -44,7 +44,7 @@ pub enum Event {
         /// One past the last layer.
         end_layer: usize,
         /// Its parameters.
-        parameters: usize,
+        parameters: u64,
     },
     /// Every stage has its replica; this one waits.
     Standby {
@@ -164,6 +164,8 @@ pub struct FeederReport {
     pub seconds: f64,
     /// Tokens a second over those seconds.
     pub tokens_per_s: f64,
+    /// Bytes of all frames sent to stage 0.
+    pub bytes_sent: u64,
 }
 
 /// Who listens.
@@ -204,10 +206,17 @@ impl std::fmt::Display for Event {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Listening { invite, manifest } => {
-                write!(f, "coordinator listens; manifest {}\n\n  swarmline join {invite}\n  swarmline feed {invite}\n", &manifest[..manifest.len().min(12)])
+                write!(
+                    f,
+                    "coordinator listens; manifest {}\n\n  swarmline join {invite}\n  swarmline feed {invite}\n",
+                    &manifest[..manifest.len().min(12)]
+                )
             }
             Self::Members { version, serving, standby, feeders } => {
-                write!(f, "members v{version}: serving per stage {serving:?}, {standby} standby, {feeders} feeding")
+                write!(
+                    f,
+                    "members v{version}: serving per stage {serving:?}, {standby} standby, {feeders} feeding"
+                )
             }
             Self::Placed { stage, stages, first_layer, end_layer, parameters } => write!(
                 f,

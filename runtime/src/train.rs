@@ -198,8 +198,11 @@ impl<'a> Training<'a> {
     }
 
     fn save(&mut self, folder: &Path, reporter: &Reporter) -> Result<(), Error> {
-        std::fs::create_dir_all(folder)
-            .map_err(|error| Error::File { action: "create", path: folder.to_owned(), error })?;
+        std::fs::create_dir_all(folder).map_err(|error| Error::File {
+            action: "create",
+            path: folder.to_owned(),
+            error,
+        })?;
         for (index, stage) in self.stages.iter_mut().enumerate() {
             let path = folder.join(format!("stage-{index}.safetensors"));
             stage.save(&path)?;

@@ -422,7 +422,7 @@ pub struct JoinResponse {
 /// Nested message and enum types in `JoinResponse`.
 pub mod join_response {
     /// What the caller is to do.
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Placement {
         /// Serve this stage.
         #[prost(message, tag = "3")]
@@ -445,9 +445,17 @@ pub struct StagePlacement {
 /// Wait.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StandbyPlacement {}
-/// Feed the run.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct FeederPlacement {}
+/// Feed the run. The paths are the coordinator's own, of use to a feeder on the same machine; a feeder MAY read its text
+/// from elsewhere.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FeederPlacement {
+    /// Files and directories of text.
+    #[prost(string, repeated, tag = "1")]
+    pub data_paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The tokenizer file; empty where bytes are tokens.
+    #[prost(string, tag = "2")]
+    pub tokenizer_path: ::prost::alloc::string::String,
+}
 /// Request to follow the membership table.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {
@@ -573,7 +581,7 @@ pub struct FeederReport {
     /// Ends heard a second time.
     #[prost(uint64, tag = "7")]
     pub duplicates: u64,
-    /// Training loss summed over the microbatches finished since the previous report.
+    /// Training loss summed over all microbatches finished.
     #[prost(message, optional, tag = "8")]
     pub training_loss: ::core::option::Option<Loss>,
     /// Loss of the newest evaluation on held-out text; absent before the first.
@@ -839,7 +847,7 @@ pub mod coordinator_client {
                 .insert(GrpcMethod::new("swarmline.v1.Coordinator", "Lease"));
             self.inner.unary(req, path, codec).await
         }
-        /// What became of the microbatches of a feeder. Totals since the lease began, so that repeating it is harmless.
+        /// What became of the microbatches of a feeder. Totals, so that repeating it is harmless.
         pub async fn report(
             &mut self,
             request: impl tonic::IntoRequest<super::FeederReport>,
@@ -936,7 +944,7 @@ pub mod coordinator_server {
             &self,
             request: tonic::Request<super::LeaseRequest>,
         ) -> std::result::Result<tonic::Response<super::LeaseResponse>, tonic::Status>;
-        /// What became of the microbatches of a feeder. Totals since the lease began, so that repeating it is harmless.
+        /// What became of the microbatches of a feeder. Totals, so that repeating it is harmless.
         async fn report(
             &self,
             request: tonic::Request<super::FeederReport>,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Failure, Leash, block_on, reporter, stop_requested};
+use super::{Failure, Leash, block_on, folder_of, reporter, stop_requested};
 use crate::config::Run;
 use crate::coordinator::{self, Options};
 use crate::net::Identity;
@@ -31,7 +31,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let run = Run::load(&arguments.run)?;
     let identity = Identity::load_or_ephemeral(arguments.identity.as_deref())?;
-    let options = Options { run, identity, listen: arguments.listen };
+    let options = Options { run, base: folder_of(&arguments.run), identity, listen: arguments.listen };
     let reporter = Arc::new(reporter(arguments.json));
     block_on(async {
         let end = coordinator::coordinate(options, &reporter, stop_requested(arguments.leash)).await?;

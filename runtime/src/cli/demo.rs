@@ -47,8 +47,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 async fn demonstrate(arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
     let mut screen = Screen::new();
-    let folder = tempfile::tempdir()
-        .map_err(|error| Failure::failed(format!("cannot make a temporary folder for the run file: {error}")))?;
+    let folder = tempfile::tempdir().map_err(|error| {
+        Failure::failed(format!("cannot make a temporary folder for the run file: {error}"))
+    })?;
     let run_file = folder.path().join("run.toml");
     let run = write_run_file(arguments, &run_file, &mut screen)?;
 
@@ -68,15 +69,39 @@ async fn demonstrate(arguments: &Arguments) -> Result<(), Failure> {
 /// Fills in what the run file leaves open, and checks the result as any run file is checked.
 fn write_run_file(arguments: &Arguments, path: &Path, screen: &mut Screen) -> Result<Run, Failure> {
     let data = if arguments.data.is_empty() {
-        let found = sources::find_rust_sources().map_err(|error| Failure::failed(error.to_string()))?;
+        let found = sources::find().map_err(|error| Failure::failed(error.to_string()))?;
         screen.say(&found.description);
         found.data
     } else {
-        Data { paths: absolute(&arguments.data)?, ..sources::as_given() }
+        Data::of(absolute(&arguments.data)?)
     };
     let text = run_text(arguments, &data);
-    std::fs::write(path, &text).map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))?;
+    std::fs::write(path, &text)
+        .map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))?;
     Run::load(path).map_err(|error| Failure::failed(error.to_string()))
+}
+
+fn absolute(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let absolute = |path: &PathBuf| {
+        std::path::absolute(path)
+            .map_err(|error| Failure::usage(format!("--data {}: {error}", path.display())))
+    };
+    paths.iter().map(absolute).collect()
+}
+
+/// The run file of a demo: [`RUN`] with seed, length and text.
+fn run_text(arguments: &Arguments, data: &Data) -> String {
+    let paths: Vec<_> = data.paths.iter().map(|path| path.to_string_lossy()).collect();
+    let (paths, extensions) = (json(&paths), json(&data.extensions));
+    format!(
+        "seed = {}\n{RUN}updates = {}\n\n[data]\npaths = {paths}\nextensions = {extensions}\n",
+        arguments.seed, arguments.updates
+    )
+}
+
+/// A list of strings in JSON is one in TOML as well.
+fn json(list: &impl serde::Serialize) -> String {
+    serde_json::to_string(list).unwrap_or_else(|_| "[]".to_owned())
 }
 
 /// Starts every process and follows them until the last one has had its say.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 use crate::error::Error;
+use crate::net::identity::IdentityError;
 
 /// A message for a person and the exit code that goes with it.
 #[derive(Debug)]
@@ -54,6 +55,12 @@ impl From<Error> for Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<IdentityError> for Failure {
+    fn from(error: IdentityError) -> Self {
         Self::usage(error.to_string())
     }
 }

@@ -45,7 +45,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     block_on(async {
         match feeder::feed(options, &reporter, stop_requested(arguments.leash)).await? {
             feeder::End::Finished => Ok(()),
-            feeder::End::Stopped => Err(Failure::interrupted("stopped before every microbatch had its outcome")),
+            feeder::End::Stopped => {
+                Err(Failure::interrupted("stopped before every microbatch had its outcome"))
+            }
         }
     })
 }

@@ -1,11 +1,11 @@
 //! The commands of `swarmline`: arguments in, exit code out; the library does the work.
 
 mod check;
-//TMP mod coordinator;
-//TMP mod demo;
+mod coordinator;
+mod demo;
 mod failure;
-//TMP mod feed;
-//TMP mod join;
+mod feed;
+mod join;
 mod train;
 
 use std::num::NonZeroUsize;
@@ -29,13 +29,13 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a small model on this machine with a swarm of real processes, and end with a table
-    //TMP Demo(demo::Arguments),
+    Demo(demo::Arguments),
     /// Launch a run: place peers on stages, sign the membership table, lease microbatch ids
-    //TMP Coordinator(coordinator::Arguments),
+    Coordinator(coordinator::Arguments),
     /// Serve a stage of somebody's run
-    //TMP Join(join::Arguments),
+    Join(join::Arguments),
     /// Draw text and inject microbatches into a run
-    //TMP Feed(feed::Arguments),
+    Feed(feed::Arguments),
     /// Train the model of a run file in this one process: the reference
     Train(train::Arguments),
     /// Print a run file with every default filled in, or say what is wrong with it
@@ -47,10 +47,10 @@ enum Command {
 pub fn main() -> ExitCode {
     init_logging();
     let outcome = match Arguments::parse().command {
-        //TMP Command::Demo(arguments) => demo::run(&arguments),
-        //TMP Command::Coordinator(arguments) => coordinator::run(&arguments),
-        //TMP Command::Join(arguments) => join::run(&arguments),
-        //TMP Command::Feed(arguments) => feed::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Coordinator(arguments) => coordinator::run(&arguments),
+        Command::Join(arguments) => join::run(&arguments),
+        Command::Feed(arguments) => feed::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
     };

@@ -198,7 +198,8 @@ impl Control {
             bytes_sent: vitals.bytes_sent,
             oldest_task_age_ms: u64::try_from(vitals.oldest_task.as_millis()).unwrap_or(u64::MAX),
         };
-        let answer = self.client.heartbeat(request).await.map_err(|status| refusal(&self.address, &status))?;
+        let answer =
+            self.client.heartbeat(request).await.map_err(|status| refusal(&self.address, &status))?;
         read_directive(&answer.into_inner())
     }
 
@@ -296,9 +297,8 @@ fn read_entrance(coordinator: PeerId, answer: v1::JoinResponse) -> Result<Entran
         },
         None => return Err(ControlError::Answer("it says nothing about what to do".to_owned())),
     };
-    let signed = answer
-        .membership
-        .ok_or_else(|| ControlError::Answer("it sends no membership table".to_owned()))?;
+    let signed =
+        answer.membership.ok_or_else(|| ControlError::Answer("it sends no membership table".to_owned()))?;
     let membership = membership::verify(&coordinator, &digest, &signed)?;
     Ok(Entrance { manifest, digest, placement, membership })
 }
@@ -320,9 +320,10 @@ fn read_directive(answer: &v1::HeartbeatResponse) -> Result<Directive, ControlEr
 fn refusal(address: &str, status: &Status) -> ControlError {
     let message = wire::single_line(status.message());
     match status.code() {
-        Code::PermissionDenied | Code::FailedPrecondition | Code::InvalidArgument | Code::ResourceExhausted => {
-            ControlError::Refused(message)
-        }
+        Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::InvalidArgument
+        | Code::ResourceExhausted => ControlError::Refused(message),
         Code::Aborted | Code::NotFound => ControlError::NotAMember(message),
         code => ControlError::Silent { address: address.to_owned(), cause: format!("{code:?}: {message}") },
     }

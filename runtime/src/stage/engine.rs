@@ -4,7 +4,7 @@
 //! row. A job that fails leaves no stash and no part of a gradient behind.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use swarmline_kernels::Backend;
@@ -34,6 +34,7 @@ pub struct Engine<B: Backend> {
     optimizer: StageOptimizer<B>,
     tokens: TokenCodec,
     learning: Learning,
+    parameter_log: Option<PathBuf>,
 }
 
 /// What an engine counts.
@@ -87,7 +88,7 @@ impl<B: Backend> Engine<B> {
         let (backend, params) = shard.backend_and_params();
         let sizes = params.iter().map(|parameter| (parameter.name.as_str(), parameter.len()));
         let optimizer = StageOptimizer::new(backend, &run.optimizer, updates_per, sizes)?;
-        Ok(Self { shard, optimizer, tokens: TokenCodec::new(run), learning })
+        Ok(Self { shard, optimizer, tokens: TokenCodec::new(run), learning, parameter_log: None })
     }
 
     /// Forward pass; keeps a stash. `ids` and `code` are packed, `code` is empty at stage 0.
@@ -172,7 +173,11 @@ impl<B: Backend> Engine<B> {
         let version = self.optimizer.version().0.to_string();
         let metadata = BTreeMap::from([("version".to_owned(), version)]);
         let bytes = self.shard.snapshot(metadata).map_err(|error| unusable(error.to_string()))?;
-        std::fs::write(path, bytes).map_err(|error| Error::File { action: "write", path: path.to_owned(), error })
+        std::fs::write(path, bytes).map_err(|error| Error::File {
+            action: "write",
+            path: path.to_owned(),
+            error,
+        })
     }
 
     /// Takes the weights of a file that [`Engine::save`] wrote for the same stage.
@@ -180,12 +185,43 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// If the file cannot be read or holds anything but this stage's parameters; nothing has changed then.
     pub fn resume(&mut self, path: &Path) -> Result<(), Error> {
-        let bytes = std::fs::read(path)
-            .map_err(|error| Error::File { action: "read", path: path.to_owned(), error })?;
+        let bytes = std::fs::read(path).map_err(|error| Error::File {
+            action: "read",
+            path: path.to_owned(),
+            error,
+        })?;
         self.shard
             .restore(&bytes)
             .map(drop)
             .map_err(|error| Error::Weights { path: path.to_owned(), reason: error.to_string() })
+    }
+
+    /// From now on keeps in the file at `path`, if any, name and digest of every parameter value that was ever
+    /// brought into this engine, one a line.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn record_parameters(&mut self, path: Option<PathBuf>) -> Result<(), Error> {
+        self.parameter_log = path;
+        self.write_parameter_log()
+    }
+
+    /// Brings the file of [`Engine::record_parameters`] up to date.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_parameter_log(&mut self) -> Result<(), Error> {
+        let Some(path) = &self.parameter_log else { return Ok(()) };
+        let log = self.shard.parameter_log();
+        let lines: String = log
+            .names()
+            .flat_map(|name| log.digests(name).iter().map(move |digest| format!("{name} {digest}\n")))
+            .collect();
+        std::fs::write(path, lines).map_err(|error| Error::File {
+            action: "write",
+            path: path.clone(),
+            error,
+        })
     }
 
     fn contribute(&mut self, forward_version: WeightVersion) -> Result<(), EngineError> {
@@ -222,7 +258,8 @@ impl<B: Backend> Engine<B> {
         Some(match job {
             Job::Forward { microbatch, ids, code } => {
                 let version = self.optimizer.version();
-                self.forward(microbatch, &ids, &code).map(|code| Done::Forwarded { version, code: code.into() })
+                self.forward(microbatch, &ids, &code)
+                    .map(|code| Done::Forwarded { version, code: code.into() })
             }
             Job::LossAndBackward { microbatch, ids, code } => {
                 let visit = self.loss_and_backward(microbatch, &ids, &code);
@@ -263,8 +300,9 @@ impl<B: Backend> Compute for Engine<B> {
         }
     }
 
-    fn save(&mut self, path: &Path) -> Result<(), Error> {
-        Self::save(self, path)
+    fn finish(&mut self, save: Option<&Path>) -> Result<(), Error> {
+        self.write_parameter_log()?;
+        save.map_or(Ok(()), |path| self.save(path))
     }
 }
 
@@ -272,9 +310,9 @@ impl From<EngineError> for Refusal {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::NonFiniteGradient
-            | EngineError::Shard(
-                ShardError::NonFiniteLoss | ShardError::Code(CodeError::NonFinite { .. }),
-            ) => Self::NonFinite,
+            | EngineError::Shard(ShardError::NonFiniteLoss | ShardError::Code(CodeError::NonFinite { .. })) => {
+                Self::NonFinite
+            }
             EngineError::Shard(ShardError::NotHeld(_)) => Self::Unknown,
             EngineError::Shard(ShardError::Full { .. }) => Self::Busy,
             EngineError::Shard(ShardError::Device(error)) => Self::Device(error.to_string()),

@@ -3,11 +3,11 @@
 //! Others send it jobs over a bounded channel; there is no lock around weights. What it runs is built on the
 //! thread itself, so that nothing outside is generic over the device.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use swarmline_scheduler::stage::{Completion, Job};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::engine::Statistics;
 use crate::error::Error;
@@ -18,15 +18,14 @@ pub(super) trait Compute {
     fn run(&mut self, job: Job<Bytes>) -> Option<Completion<Bytes>>;
     /// Counters for reports.
     fn statistics(&self) -> Statistics;
-    /// Writes the shard's weights.
-    fn save(&mut self, path: &std::path::Path) -> Result<(), Error>;
+    /// The last call: writes the weights to `save`, if that is asked for, and whatever else is to be left behind.
+    fn finish(&mut self, save: Option<&Path>) -> Result<(), Error>;
 }
 
 #[derive(Debug)]
 enum Task {
     Job(Job<Bytes>),
-    Statistics(oneshot::Sender<Statistics>),
-    Save(PathBuf, oneshot::Sender<Result<(), Error>>),
+    Finish(Option<PathBuf>, oneshot::Sender<Result<(), Error>>),
 }
 
 /// Handle to the executor. Dropping it ends the thread after the jobs it still has.
@@ -34,10 +33,11 @@ enum Task {
 pub(super) struct Executor {
     tasks: mpsc::Sender<Task>,
     completions: mpsc::Receiver<Completion<Bytes>>,
+    statistics: watch::Receiver<Statistics>,
 }
 
-/// Tasks besides jobs that can lie in the channel: one request for statistics, one for saving.
-const REQUESTS_MAX: usize = 2;
+/// Tasks besides jobs that can lie in the channel: the request to finish.
+const REQUESTS_MAX: usize = 1;
 
 impl Executor {
     /// Starts the thread and waits until `build` has made what it runs. `jobs_max` bounds the channel both ways.
@@ -47,13 +47,14 @@ impl Executor {
     ) -> Result<Self, Error> {
         let (tasks, task_queue) = mpsc::channel(jobs_max + REQUESTS_MAX);
         let (answers, completions) = mpsc::channel(jobs_max);
+        let (publish, statistics) = watch::channel(Statistics::default());
         let (built, ready) = oneshot::channel();
         std::thread::Builder::new()
             .name("executor".to_owned())
             .spawn(move || match build() {
                 Ok(compute) => {
                     let _ = built.send(Ok(()));
-                    work(compute, task_queue, &answers);
+                    work(compute, task_queue, &answers, &publish);
                 }
                 Err(error) => {
                     let _ = built.send(Err(error));
@@ -61,7 +62,7 @@ impl Executor {
             })
             .map_err(|error| Error::Thread { error })?;
         ready.await.map_err(|_| Error::ExecutorGone)??;
-        Ok(Self { tasks, completions })
+        Ok(Self { tasks, completions, statistics })
     }
 
     /// Hands over a job. The channel has room for every job the stage may have outstanding.
@@ -74,36 +75,38 @@ impl Executor {
         self.completions.recv().await.ok_or(Error::ExecutorGone)
     }
 
-    /// Counters as of now.
-    pub(super) async fn statistics(&self) -> Result<Statistics, Error> {
-        let (answer, statistics) = oneshot::channel();
-        self.tasks.send(Task::Statistics(answer)).await.map_err(|_| Error::ExecutorGone)?;
-        statistics.await.map_err(|_| Error::ExecutorGone)
+    /// Counters after the last job done.
+    pub(super) fn statistics(&self) -> Statistics {
+        *self.statistics.borrow()
     }
 
-    /// Writes the shard's weights to `path`.
-    pub(super) async fn save(&self, path: PathBuf) -> Result<(), Error> {
-        let (answer, saved) = oneshot::channel();
-        self.tasks.send(Task::Save(path, answer)).await.map_err(|_| Error::ExecutorGone)?;
-        saved.await.map_err(|_| Error::ExecutorGone)?
+    /// After all jobs handed over: writes the weights to `save`, if there is such a path.
+    pub(super) async fn finish(&self, save: Option<PathBuf>) -> Result<(), Error> {
+        let (answer, finished) = oneshot::channel();
+        self.tasks.send(Task::Finish(save, answer)).await.map_err(|_| Error::ExecutorGone)?;
+        finished.await.map_err(|_| Error::ExecutorGone)?
     }
 }
 
-fn work(mut compute: impl Compute, mut tasks: mpsc::Receiver<Task>, answers: &mpsc::Sender<Completion<Bytes>>) {
+fn work(
+    mut compute: impl Compute,
+    mut tasks: mpsc::Receiver<Task>,
+    answers: &mpsc::Sender<Completion<Bytes>>,
+    statistics: &watch::Sender<Statistics>,
+) {
     while let Some(task) = tasks.blocking_recv() {
         match task {
             Task::Job(job) => {
-                if let Some(completion) = compute.run(job)
+                let completion = compute.run(job);
+                statistics.send_replace(compute.statistics());
+                if let Some(completion) = completion
                     && answers.blocking_send(completion).is_err()
                 {
                     return;
                 }
             }
-            Task::Statistics(answer) => {
-                let _ = answer.send(compute.statistics());
-            }
-            Task::Save(path, answer) => {
-                let _ = answer.send(compute.save(&path));
+            Task::Finish(save, answer) => {
+                let _ = answer.send(compute.finish(save.as_deref()));
             }
         }
     }

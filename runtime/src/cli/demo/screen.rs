@@ -64,7 +64,8 @@ impl Screen {
 /// The losses so far as a row of bars, scaled between their extremes.
 fn curve(losses: &[f64]) -> String {
     let points = CURVE_WIDTH.min(losses.len());
-    let (low, high) = losses.iter().fold((f64::MAX, f64::MIN), |(low, high), &loss| (low.min(loss), high.max(loss)));
+    let (low, high) =
+        losses.iter().fold((f64::MAX, f64::MIN), |(low, high), &loss| (low.min(loss), high.max(loss)));
     let span = (high - low).max(1e-9);
     (0..points)
         .map(|point| {

@@ -1,7 +1,7 @@
 //! The processes of a demo: this very binary, started once per role.
 
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -43,7 +43,6 @@ pub(super) struct Swarm {
 
 #[derive(Debug)]
 struct Process {
-    speaker: Speaker,
     child: Child,
     leash: Option<ChildStdin>,
 }
@@ -93,12 +92,6 @@ impl Swarm {
         }
     }
 
-    /// Waits until `speaker` has exited by itself.
-    pub(super) async fn exit_of(&mut self, speaker: Speaker) -> Option<ExitStatus> {
-        let process = self.processes.iter_mut().find(|process| process.speaker == speaker)?;
-        tokio::time::timeout(LEAVE_WITHIN, process.child.wait()).await.ok()?.ok()
-    }
-
     fn start(&mut self, speaker: Speaker, arguments: &[&str]) -> Result<(), Failure> {
         let cannot = |error| Failure::failed(format!("cannot start `swarmline {}`: {error}", arguments[0]));
         let binary = std::env::current_exe().map_err(cannot)?;
@@ -114,7 +107,7 @@ impl Swarm {
         if let Some(stdout) = child.stdout.take() {
             tokio::spawn(listen(speaker, stdout, self.sender.clone()));
         }
-        self.processes.push(Process { speaker, child, leash });
+        self.processes.push(Process { child, leash });
         Ok(())
     }
 }

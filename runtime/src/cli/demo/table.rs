@@ -65,6 +65,8 @@ impl Summary {
         self.refused = report.refused;
         self.lost = report.lost;
         self.duplicates = report.duplicates;
+        self.boundary_bytes += report.bytes_sent;
+        self.boundary_bytes_bf16 += report.bytes_sent;
     }
 
     pub(super) fn take_replica(&mut self, report: &ReplicaReport) {
@@ -78,7 +80,8 @@ impl Summary {
 
     /// The table, one line a row.
     pub(super) fn rows(&self) -> Vec<(&'static str, String)> {
-        let nats = |loss: Option<f64>| loss.map_or("not measured".to_owned(), |loss| format!("{loss:.3} nats/byte"));
+        let nats =
+            |loss: Option<f64>| loss.map_or("not measured".to_owned(), |loss| format!("{loss:.3} nats/byte"));
         vec![
             ("held-out loss, untrained", nats(self.loss_first)),
             ("held-out loss, trained", nats(self.loss_last)),
@@ -86,7 +89,10 @@ impl Summary {
             ("  with the upstream cut", nats(self.loss_without_upstream)),
             ("training", format!("{}, {} tokens, {} updates", self.mode, self.tokens, self.updates)),
             ("speed", format!("{:.0} tokens/s, {:.0} s in all", self.tokens_per_s, self.seconds)),
-            ("staleness at the first stage, median", self.staleness_p50.map_or("-".to_owned(), |p50| format!("{p50} versions"))),
+            (
+                "staleness at the first stage, median",
+                self.staleness_p50.map_or("-".to_owned(), |p50| format!("{p50} versions")),
+            ),
             (
                 "microbatches",
                 format!(

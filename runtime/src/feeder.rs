@@ -1,0 +1,524 @@
+//! The feeder's process: draws text, lets the scheduler's `Feeder` inject it, and is the one place where outcomes are
+//! counted.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use swarmline_scheduler::feeder::{Action, Config, Event as Happened, Measured, Outcome};
+use swarmline_scheduler::router::{RouterFactory as _, UniformConfig};
+use swarmline_scheduler::{
+    Admission, Feeder, Lease, Loss, Membership, Message, MicrobatchId, PeerId, Purpose, Role,
+};
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::{self, Clock};
+use crate::config::{Manifest, Mode, Run, Tokenizer};
+use crate::data::{Batches, Corpus};
+use crate::error::Error;
+use crate::member::{Heart, frame_limits, lost_peer, tell_network};
+use crate::net::control::{
+    Applicant, Control, ControlError, Directive, Entrance, FeederTotals, Placement, Vitals,
+};
+use crate::net::quic::{Congestion, DataPlane, HandshakeInfo, NetEvent, Settings, bind_socket};
+use crate::net::trust::Trust;
+use crate::net::{Identity, Invite};
+use crate::packing::TokenCodec;
+use crate::report::{Event, FeederReport, ProgressReport, Reporter};
+
+/// Lines of progress come this often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// A stop waits this long for the microbatches in flight.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// A stage without a replica holds the run; a person hears of it this often.
+const HOLDING_LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// How to feed a run.
+#[derive(Clone, Debug)]
+pub struct FeedOptions {
+    /// The coordinator.
+    pub invite: Invite,
+    /// This peer's key.
+    pub identity: Identity,
+    /// Where the data plane listens.
+    pub listen: SocketAddr,
+    /// Text to read; empty takes the coordinator's paths, for feeders on the same machine.
+    pub data: Vec<PathBuf>,
+    /// Microbatches between two evaluations, besides those at the start and the end.
+    pub evaluate_every: Option<u64>,
+}
+
+/// How feeding ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Every microbatch of the run has its outcome.
+    Finished,
+    /// It was asked to stop; what was in flight has its outcome.
+    Stopped,
+}
+
+/// Feeds a run until every microbatch has its outcome, or `stop` resolves.
+///
+/// # Errors
+/// If the coordinator cannot be reached or says no, or the text cannot be used.
+pub async fn feed(
+    options: FeedOptions,
+    reporter: &Reporter,
+    stop: impl Future<Output = ()>,
+) -> Result<End, Error> {
+    let mut stop = pin!(stop);
+    tokio::select! {
+        () = &mut stop => Ok(End::Stopped),
+        desk = Desk::open(&options, reporter) => {
+            let mut desk = desk?;
+            let outcome = desk.work(reporter, stop.as_mut()).await;
+            desk.plane.close().await;
+            desk.control.leave("done").await;
+            outcome
+        }
+    }
+}
+
+/// Everything a feeder works with.
+struct Desk {
+    feeder: Feeder<Bytes>,
+    control: Control,
+    heart: Heart,
+    table: watch::Receiver<Membership>,
+    plane: DataPlane,
+    arrivals: mpsc::Receiver<NetEvent>,
+    trust: Trust,
+    leases: (mpsc::Sender<Result<Lease, ControlError>>, mpsc::Receiver<Result<Lease, ControlError>>),
+    clock: Clock,
+    batches: Batches,
+    tokens: TokenCodec,
+    evaluations: Evaluations,
+    account: Account,
+    done: bool,
+    holding_told: Option<Instant>,
+}
+
+impl Desk {
+    async fn open(options: &FeedOptions, reporter: &Reporter) -> Result<Self, Error> {
+        let network = |error: &dyn std::fmt::Display| Error::Network(error.to_string());
+        let socket = bind_socket(options.listen).map_err(|error| network(&error))?;
+        let data_address = socket.local_addr().map_err(|error| network(&error))?;
+        let applicant = Applicant { incarnation: clock::incarnation(), role: Role::Feeder, data_address };
+        let (control, entrance) = Control::enter(&options.invite, &options.identity, applicant).await?;
+        let heart = Heart::start(control.clone());
+        let run = run_with_text(options, &entrance)?;
+        let corpus = Arc::new(open_corpus(run.clone()).await?);
+        reporter.tell(&Event::corpus(&corpus));
+
+        let config = Config {
+            lease_count: run.microbatches().clamp(1, 1024),
+            ..Config::new(
+                options.identity.peer(),
+                applicant.incarnation,
+                run.last_stage().0 + 1,
+                run.microbatches(),
+                admission(&run),
+            )
+        };
+        let trust = Trust::keys(entrance.membership.members.iter().map(|member| member.peer));
+        let settings = Settings {
+            limits: frame_limits(&run),
+            window: run.pipeline.window.max(run.pipeline.microbatches_per_update),
+            congestion: Congestion::default(),
+        };
+        let handshake = HandshakeInfo::new(entrance.digest, applicant.incarnation);
+        let (plane, arrivals) =
+            DataPlane::start(&options.identity, socket, handshake, trust.clone(), settings)
+                .map_err(|error| network(&error))?;
+        let (table, _) = control.follow(entrance.membership);
+        Ok(Self {
+            feeder: Feeder::new(config, UniformConfig.build(run.seed)),
+            control,
+            heart,
+            table,
+            plane,
+            arrivals,
+            trust,
+            leases: mpsc::channel(1),
+            clock: Clock::start(),
+            batches: Batches::new(&run, corpus),
+            tokens: TokenCodec::new(&run),
+            evaluations: Evaluations::new(&run, options.evaluate_every),
+            account: Account::new(run.microbatches()),
+            done: false,
+            holding_told: None,
+        })
+    }
+
+    /// The loop: one message, one lease, one table, one timeout at a time.
+    async fn work(
+        &mut self,
+        reporter: &Reporter,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<End, Error> {
+        let mut progress = tokio::time::interval(PROGRESS_EVERY);
+        let mut stopping = None;
+        let table = self.table.borrow_and_update().clone();
+        self.evaluate(Purpose::Evaluate, reporter)?;
+        self.adopt(table, reporter)?;
+        while !self.over(stopping.is_some()) {
+            let deadline = self.feeder.poll_timeout().map(|(at, _)| at);
+            tokio::select! {
+                Some(event) = self.arrivals.recv() => self.hear(event, reporter)?,
+                Some(lease) = self.leases.1.recv() => self.handle(Happened::Lease(lease?), reporter)?,
+                Ok(()) = self.table.changed() => {
+                    let table = self.table.borrow_and_update().clone();
+                    self.adopt(table, reporter)?;
+                }
+                () = self.clock.sleep_until(deadline) => self.handle(Happened::Timeout, reporter)?,
+                _ = progress.tick() => self.tell_progress(reporter),
+                directive = self.heart.directive(), if stopping.is_none() => {
+                    if let Directive::Leave(reason) = directive? {
+                        return Err(Error::Refused(reason));
+                    }
+                }
+                () = stop.as_mut(), if stopping.is_none() => {
+                    stopping = Some(self.clock.now() + STOP_WITHIN);
+                    self.handle(Happened::Stop, reporter)?;
+                }
+                () = self.clock.sleep_until(stopping), if stopping.is_some() => break,
+            }
+        }
+        self.settle(reporter, stopping.is_some()).await
+    }
+
+    /// Whether there is nothing left to wait for: training is done and so are the evaluations after it.
+    fn over(&self, stopping: bool) -> bool {
+        self.done && (stopping || self.evaluations.over())
+    }
+
+    async fn settle(&mut self, reporter: &Reporter, stopped: bool) -> Result<End, Error> {
+        let counts = self.feeder.counts();
+        let report = self.account.report(&counts, self.plane.bytes_sent().total());
+        reporter.tell(&Event::Feeder(report));
+        let totals = FeederTotals {
+            injected: counts.injected,
+            finished: counts.finished,
+            refused: counts.refused,
+            lost: counts.lost + counts.in_flight,
+            duplicates: counts.duplicates,
+            done: !stopped,
+        };
+        self.control.report(&totals).await?;
+        Ok(if stopped { End::Stopped } else { End::Finished })
+    }
+
+    fn hear(&mut self, event: NetEvent, reporter: &Reporter) -> Result<(), Error> {
+        tell_network(&event, reporter);
+        match event {
+            NetEvent::Message { from, incarnation, message } => {
+                self.handle(Happened::Received { from, incarnation, message }, reporter)
+            }
+            other => match lost_peer(&other, self.feeder.table()) {
+                Some((peer, incarnation)) => self.handle(Happened::PeerLost { peer, incarnation }, reporter),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn adopt(&mut self, table: Membership, reporter: &Reporter) -> Result<(), Error> {
+        self.trust.set_keys(table.members.iter().map(|member| member.peer));
+        self.handle(Happened::Membership(table), reporter)
+    }
+
+    /// Hands events to the scheduler and does what it asks; draws are answered at once.
+    fn handle(&mut self, event: Happened<Bytes>, reporter: &Reporter) -> Result<(), Error> {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            self.feeder.handle(self.clock.now(), event);
+            while let Some(action) = self.feeder.poll_action() {
+                match action {
+                    Action::Draw { microbatch, purpose } => {
+                        let ids = self.draw(microbatch, purpose)?;
+                        events.push_back(Happened::Drawn { microbatch, ids });
+                    }
+                    Action::Send { to, message } => self.send(to, message),
+                    Action::RequestLease { count } => self.request_lease(count),
+                    Action::Outcome { microbatch, outcome } => self.count(microbatch, &outcome, reporter),
+                    Action::EvaluationDone(measured) => events.extend(self.measured(&measured, reporter)),
+                    Action::EvaluationDeclined => self.evaluations.declined(),
+                    Action::Done => {
+                        self.done = true;
+                        events.extend(self.evaluations.at_the_end());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn draw(&self, id: MicrobatchId, purpose: Purpose) -> Result<Bytes, Error> {
+        let ids = match purpose {
+            Purpose::Train => self.batches.train(id),
+            Purpose::Evaluate | Purpose::EvaluateCut => {
+                self.batches.heldout(id.0 & !MicrobatchId::EVALUATION_BIT)
+            }
+        };
+        let packed = self.tokens.encode(&ids).map_err(|error| Error::Defect(format!("{id}: {error}")))?;
+        Ok(packed.into())
+    }
+
+    fn send(&mut self, to: PeerId, message: Message<Bytes>) {
+        let Some(address) = self.feeder.table().address(to) else { return };
+        self.account.started();
+        if let Err(error) = self.plane.send(to, address, message) {
+            tracing::warn!(%error, "not sent");
+        }
+    }
+
+    /// Asks in the background: training goes on with the ids still left.
+    fn request_lease(&self, count: u64) {
+        let (mut control, answer) = (self.control.clone(), self.leases.0.clone());
+        tokio::spawn(async move {
+            let lease = control.lease(count).await;
+            if let Err(ControlError::Silent { .. }) = lease {
+                // The scheduler asks again.
+                return;
+            }
+            let _ = answer.send(lease).await;
+        });
+    }
+
+    fn count(&mut self, id: MicrobatchId, outcome: &Outcome, reporter: &Reporter) {
+        match outcome {
+            Outcome::Finished { loss } => self.account.finished(*loss),
+            Outcome::Evaluated { .. } => return,
+            Outcome::Refused { by, reason } => reporter.tell(&Event::Incident {
+                message: format!(
+                    "{id} was refused by peer {:?}: {reason:?}; it is counted as refused",
+                    by.peer
+                ),
+            }),
+            Outcome::Lost => reporter.tell(&Event::Incident {
+                message: format!("{id} has no outcome after its deadline; it is counted as lost"),
+            }),
+        }
+        if let Some(evaluation) = self.evaluations.due(self.feeder.counts().finished) {
+            // Taken up when what is in flight has landed.
+            self.feeder.handle(self.clock.now(), evaluation);
+        }
+    }
+
+    fn evaluate(&mut self, purpose: Purpose, reporter: &Reporter) -> Result<(), Error> {
+        let event = self.evaluations.start(purpose);
+        self.handle(event, reporter)
+    }
+
+    /// Tells a measurement, and gives back the training time it took.
+    fn measured(&mut self, measured: &Measured, reporter: &Reporter) -> Option<Happened<Bytes>> {
+        self.account.paused();
+        let done = self.feeder.counts();
+        let done = done.finished + done.refused + done.lost;
+        match measured.mean() {
+            Some(loss) => {
+                let upstream_cut = measured.purpose == Purpose::EvaluateCut;
+                reporter.tell(&Event::Evaluation { done, loss, upstream_cut });
+            }
+            None => reporter.tell(&Event::Incident {
+                message: "an evaluation had no answer; the held-out loss is missing there".to_owned(),
+            }),
+        }
+        self.evaluations.finished();
+        None
+    }
+
+    fn tell_progress(&mut self, reporter: &Reporter) {
+        let counts = self.feeder.counts();
+        self.heart.set_vitals(Vitals {
+            done: counts.finished,
+            refused: counts.refused,
+            tokens: self.account.tokens,
+            bytes_sent: self.plane.bytes_sent().total(),
+            ..Vitals::default()
+        });
+        if let Some(report) = self.account.progress(&counts) {
+            reporter.tell(&Event::Progress(report));
+        }
+        self.tell_if_holding(reporter);
+    }
+
+    fn tell_if_holding(&mut self, reporter: &Reporter) {
+        let stages = self.feeder.config().stages;
+        if self.feeder.table().serves_all(stages) || self.done {
+            self.holding_told = None;
+            return;
+        }
+        if self.holding_told.is_some_and(|told| told.elapsed() < HOLDING_LINE_EVERY) {
+            return;
+        }
+        self.holding_told = Some(Instant::now());
+        let unserved: Vec<_> = (0..stages)
+            .filter(|&stage| {
+                self.feeder.table().serving(swarmline_scheduler::StageIndex(stage)).next().is_none()
+            })
+            .collect();
+        reporter.tell(&Event::Incident {
+            message: format!("stages {unserved:?} have no replica; nothing is injected until somebody joins"),
+        });
+    }
+}
+
+/// When the loss on held-out text is measured.
+struct Evaluations {
+    microbatches: u64,
+    every: Option<u64>,
+    stages: usize,
+    last_due: u64,
+    open: usize,
+}
+
+impl Evaluations {
+    fn new(run: &Run, every: Option<u64>) -> Self {
+        Self {
+            microbatches: run.data.heldout_microbatches as u64,
+            every,
+            stages: run.pipeline.stages,
+            last_due: 0,
+            open: 0,
+        }
+    }
+
+    fn start(&mut self, purpose: Purpose) -> Happened<Bytes> {
+        self.open += 1;
+        Happened::Evaluate { first: 0, count: self.microbatches, purpose }
+    }
+
+    /// The one between two others, if it is time.
+    fn due(&mut self, finished: u64) -> Option<Happened<Bytes>> {
+        let every = self.every?;
+        if finished == 0 || !finished.is_multiple_of(every) || finished == self.last_due {
+            return None;
+        }
+        self.last_due = finished;
+        Some(self.start(Purpose::Evaluate))
+    }
+
+    /// The last ones: with the upstream and, where there is one, without.
+    fn at_the_end(&mut self) -> Vec<Happened<Bytes>> {
+        let mut last = vec![self.start(Purpose::Evaluate)];
+        if self.stages > 1 {
+            last.push(self.start(Purpose::EvaluateCut));
+        }
+        last
+    }
+
+    fn finished(&mut self) {
+        self.open = self.open.saturating_sub(1);
+    }
+
+    fn declined(&mut self) {
+        self.finished();
+    }
+
+    fn over(&self) -> bool {
+        self.open == 0
+    }
+}
+
+/// Tokens, losses and the time they took.
+struct Account {
+    total: u64,
+    tokens: u64,
+    since_progress: Loss,
+    progress_at: Instant,
+    /// When training went on last; nothing while it is held for an evaluation.
+    training_since: Option<Instant>,
+    training: Duration,
+}
+
+impl Account {
+    fn new(total: u64) -> Self {
+        let now = Instant::now();
+        Self {
+            total,
+            tokens: 0,
+            since_progress: Loss::default(),
+            progress_at: now,
+            training_since: None,
+            training: Duration::ZERO,
+        }
+    }
+
+    fn started(&mut self) {
+        self.training_since.get_or_insert_with(Instant::now);
+    }
+
+    fn finished(&mut self, loss: Loss) {
+        self.tokens += u64::from(loss.tokens);
+        self.since_progress.sum += loss.sum;
+        self.since_progress.tokens += loss.tokens;
+        if let Some(since) = self.training_since.replace(Instant::now()) {
+            self.training += since.elapsed();
+        }
+    }
+
+    fn paused(&mut self) {
+        self.training_since = None;
+    }
+
+    /// Since the last one; nothing if nothing was finished.
+    fn progress(&mut self, counts: &swarmline_scheduler::feeder::Counts) -> Option<ProgressReport> {
+        let elapsed = std::mem::replace(&mut self.progress_at, Instant::now()).elapsed();
+        let since = std::mem::take(&mut self.since_progress);
+        (since.tokens > 0).then(|| ProgressReport {
+            done: counts.finished + counts.refused + counts.lost,
+            total: self.total,
+            in_flight: counts.in_flight,
+            loss: since.mean(),
+            tokens_per_s: f64::from(since.tokens) / elapsed.as_secs_f64(),
+        })
+    }
+
+    fn report(&self, counts: &swarmline_scheduler::feeder::Counts, bytes_sent: u64) -> FeederReport {
+        let seconds = self.training.as_secs_f64();
+        FeederReport {
+            injected: counts.injected,
+            finished: counts.finished,
+            refused: counts.refused,
+            lost: counts.lost + counts.in_flight,
+            duplicates: counts.duplicates,
+            tokens: self.tokens,
+            seconds,
+            tokens_per_s: self.tokens as f64 / seconds.max(f64::MIN_POSITIVE),
+            bytes_sent,
+        }
+    }
+}
+
+fn admission(run: &Run) -> Admission {
+    let limit = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    match run.pipeline.mode {
+        Mode::Synchronous => Admission::Synchronous(limit(run.pipeline.microbatches_per_update)),
+        Mode::Asynchronous => Admission::Asynchronous(limit(run.pipeline.window)),
+    }
+}
+
+/// The manifest's run with the paths this feeder reads.
+fn run_with_text(options: &FeedOptions, entrance: &Entrance) -> Result<Run, Error> {
+    let manifest = Manifest::from_bytes(&entrance.manifest)?;
+    let mut run = manifest.run().clone();
+    let Placement::Feeder { data_paths, tokenizer } = &entrance.placement else {
+        return Err(Error::Network("the coordinator takes this feeder for a replica".to_owned()));
+    };
+    run.data.paths = if options.data.is_empty() { data_paths.clone() } else { options.data.clone() };
+    if let (Tokenizer::File(path), Some(theirs)) = (&mut run.data.tokenizer, tokenizer) {
+        path.clone_from(theirs);
+    }
+    Ok(run)
+}
+
+/// Reading and tokenising megabytes takes a while; signs of life go on meanwhile.
+async fn open_corpus(run: Run) -> Result<Corpus, Error> {
+    let opened = tokio::task::spawn_blocking(move || Corpus::open(&run, std::path::Path::new("")));
+    let corpus = opened.await.map_err(|error| Error::Defect(format!("reading the text: {error}")))?;
+    Ok(corpus?)
+}

@@ -1,0 +1,119 @@
+//! What feeders and replicas have in common: a heartbeat, frame sizes, and what network events mean to them.
+
+use std::time::Instant;
+
+use swarmline_scheduler::{Incarnation, PeerId, PeerTable};
+use tokio::sync::watch;
+
+use crate::config::Run;
+use crate::error::Error;
+use crate::net::control::{Control, ControlError, Directive, HEARTBEAT_EVERY, Vitals};
+use crate::net::frame::FrameLimits;
+use crate::net::quic::NetEvent;
+use crate::packing::{Codec, TokenCodec};
+use crate::report::{Event, Reporter};
+
+/// Bytes of a frame header beside its route.
+const HEADER_BYTES: usize = 1024;
+/// Bytes of one hop of a route.
+const HOP_BYTES: usize = 64;
+
+/// How long the frames of a run may be: nothing longer is read.
+pub(crate) fn frame_limits(run: &Run) -> FrameLimits {
+    let cuts = run.stages().map(|stage| Codec::in_front_of(run, run.layers_of(stage).start).byte_len());
+    FrameLimits {
+        header_bytes_max: HEADER_BYTES + HOP_BYTES * (run.pipeline.stages + 1),
+        ids_bytes_max: TokenCodec::new(run).byte_len(),
+        code_bytes_max: cuts.max().unwrap_or(0),
+    }
+}
+
+/// Gives signs of life for a member, whatever else it is busy with. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Heart {
+    vitals: watch::Sender<Vitals>,
+    heard: watch::Receiver<Heard>,
+}
+
+/// What came back.
+#[derive(Clone, Debug)]
+enum Heard {
+    Directive(Directive),
+    Expelled(String),
+}
+
+impl Heart {
+    /// Starts beating; stops when every clone is dropped.
+    pub(crate) fn start(mut control: Control) -> Self {
+        let (vitals, current) = watch::channel(Vitals::default());
+        let (hear, heard) = watch::channel(Heard::Directive(Directive::Continue));
+        tokio::spawn(async move {
+            let mut silent_since = None;
+            // The sender half of `vitals` lives in the clones.
+            while current.has_changed().is_ok() {
+                tokio::time::sleep(HEARTBEAT_EVERY).await;
+                let vitals = *current.borrow();
+                match control.heartbeat(&vitals).await {
+                    Ok(directive) => {
+                        silent_since = None;
+                        hear.send_replace(Heard::Directive(directive));
+                    }
+                    Err(ControlError::NotAMember(reason)) => {
+                        hear.send_replace(Heard::Expelled(reason));
+                        return;
+                    }
+                    Err(error) => warn_once(&mut silent_since, &error),
+                }
+            }
+        });
+        Self { vitals, heard }
+    }
+
+    /// What the next sign of life says.
+    pub(crate) fn set_vitals(&self, vitals: Vitals) {
+        self.vitals.send_replace(vitals);
+    }
+
+    /// The next thing the coordinator wants.
+    pub(crate) async fn directive(&mut self) -> Result<Directive, Error> {
+        if self.heard.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        match &*self.heard.borrow_and_update() {
+            Heard::Directive(directive) => Ok(directive.clone()),
+            Heard::Expelled(reason) => Err(ControlError::NotAMember(reason.clone()).into()),
+        }
+    }
+}
+
+/// The coordinator may be gone for a while: one line per incident, with its consequence.
+fn warn_once(silent_since: &mut Option<Instant>, error: &ControlError) {
+    if silent_since.replace(Instant::now()).is_none() {
+        tracing::warn!(%error, "no sign from the coordinator; going on with the last membership table");
+    }
+}
+
+/// Tells a person of the network events that are incidents.
+pub(crate) fn tell_network(event: &NetEvent, reporter: &Reporter) {
+    let message = match event {
+        NetEvent::Malformed { from, error } => {
+            format!("peer {from:?} sent something that is no frame of this run ({error}); it was thrown away")
+        }
+        NetEvent::Unreachable { reason, undelivered, .. } => {
+            format!("{reason}; {} messages were not delivered", undelivered.len())
+        }
+        NetEvent::Connected { .. } | NetEvent::Message { .. } | NetEvent::Disconnected { .. } => return,
+    };
+    reporter.tell(&Event::Incident { message });
+}
+
+/// Which start of which peer an event says is lost.
+pub(crate) fn lost_peer(event: &NetEvent, table: &PeerTable) -> Option<(PeerId, Incarnation)> {
+    match event {
+        NetEvent::Disconnected { peer, incarnation, .. } => Some((*peer, *incarnation)),
+        NetEvent::Unreachable { peer, .. } => {
+            table.members().find(|member| member.peer == *peer).map(|member| (*peer, member.incarnation))
+        }
+        NetEvent::Connected { .. } | NetEvent::Message { .. } | NetEvent::Malformed { .. } => None,
+    }
+}

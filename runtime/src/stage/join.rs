@@ -1,0 +1,198 @@
+//! A volunteer's way into a run: preflight, placement, shard, service, farewell.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+
+use swarmline_kernels::Cpu;
+use swarmline_scheduler::stage::Config;
+use swarmline_scheduler::{Membership, Role, StageIndex};
+use tokio::sync::watch;
+
+use super::engine::{Engine, Learning};
+use super::executor::Executor;
+use super::server::{Server, Wiring};
+use crate::clock::{self, Clock};
+use crate::config::{Manifest, Run};
+use crate::error::Error;
+use crate::member::{Heart, frame_limits};
+use crate::net::control::{Applicant, Control, Directive, Placement};
+use crate::net::digest::ManifestDigest;
+use crate::net::quic::{Congestion, DataPlane, HandshakeInfo, Settings, bind_socket};
+use crate::net::trust::Trust;
+use crate::net::{Identity, Invite};
+use crate::report::{Event, Reporter};
+
+/// How to take part as a replica.
+#[derive(Clone, Debug)]
+pub struct JoinOptions {
+    /// The coordinator.
+    pub invite: Invite,
+    /// This peer's key.
+    pub identity: Identity,
+    /// Where the data plane listens.
+    pub listen: SocketAddr,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Where to write the stage's weights at the end.
+    pub save: Option<PathBuf>,
+    /// Where to take initial weights from, instead of the run's seed.
+    pub resume: Option<PathBuf>,
+    /// Where to record every parameter that was ever present in this process.
+    pub parameter_log: Option<PathBuf>,
+}
+
+/// Joins a run and serves the stage it is given, until the run is over or `stop` resolves; then hands over and leaves.
+///
+/// # Errors
+/// If the coordinator cannot be reached or says no, the device has no memory for the shard, or a file cannot be read
+/// or written.
+pub async fn join(
+    options: JoinOptions,
+    reporter: &Reporter,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let mut stop = pin!(stop);
+    tokio::select! {
+        () = &mut stop => return Ok(()),
+        entered = Entered::knock(&options) => {
+            let mut entered = entered?;
+            let outcome = entered.take_part(&options, reporter, stop.as_mut()).await;
+            entered.control.leave("done").await;
+            outcome
+        }
+    }
+}
+
+/// A member of the run that does not serve yet.
+struct Entered {
+    control: Control,
+    run: Run,
+    digest: ManifestDigest,
+    placement: Placement,
+    table: watch::Receiver<Membership>,
+    heart: Heart,
+    socket: Option<std::net::UdpSocket>,
+    applicant: Applicant,
+}
+
+impl Entered {
+    async fn knock(options: &JoinOptions) -> Result<Self, Error> {
+        let socket = bind_socket(options.listen).map_err(|error| Error::Network(error.to_string()))?;
+        let data_address = socket.local_addr().map_err(|error| Error::Network(error.to_string()))?;
+        let applicant = Applicant { incarnation: clock::incarnation(), role: Role::Replica, data_address };
+        let (control, entrance) = Control::enter(&options.invite, &options.identity, applicant).await?;
+        let run = Manifest::from_bytes(&entrance.manifest)?.run().clone();
+        let (table, _) = control.follow(entrance.membership);
+        let heart = Heart::start(control.clone());
+        let (digest, placement) = (entrance.digest, entrance.placement);
+        Ok(Self { control, run, digest, placement, table, heart, socket: Some(socket), applicant })
+    }
+
+    async fn take_part(
+        &mut self,
+        options: &JoinOptions,
+        reporter: &Reporter,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), Error> {
+        let stage = match self.placement {
+            Placement::Stage(stage) => stage,
+            Placement::Standby => {
+                reporter.tell(&Event::Standby { stages: self.run.pipeline.stages });
+                tokio::select! {
+                    () = stop.as_mut() => return Ok(()),
+                    stage = self.called_up() => match stage? {
+                        Some(stage) => stage,
+                        None => return Ok(()),
+                    },
+                }
+            }
+            Placement::Feeder { .. } => {
+                return Err(Error::Network("the coordinator takes this replica for a feeder".to_owned()));
+            }
+        };
+        tokio::select! {
+            () = stop.as_mut() => return Ok(()),
+            server = self.prepare(stage, options, reporter) => {
+                let server = server?;
+                server.serve(reporter, options.save.as_deref(), stop).await
+            }
+        }
+    }
+
+    /// A standby waits until a stage needs it; `None` when the run ends first.
+    async fn called_up(&mut self) -> Result<Option<StageIndex>, Error> {
+        loop {
+            match self.heart.directive().await? {
+                Directive::Continue => {}
+                Directive::Serve(stage) => return Ok(Some(stage)),
+                Directive::Leave(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Builds the shard and opens the data plane, then tells the coordinator.
+    async fn prepare(
+        &mut self,
+        stage: StageIndex,
+        options: &JoinOptions,
+        reporter: &Reporter,
+    ) -> Result<Server, Error> {
+        let layers = self.run.layers_of(stage);
+        reporter.tell(&Event::Placed {
+            stage: stage.0,
+            stages: self.run.pipeline.stages,
+            first_layer: layers.start,
+            end_layer: layers.end,
+            parameters: self.run.stage_parameters(stage),
+        });
+        let me = options.identity.peer();
+        let last = self.run.last_stage().0;
+        let config = Config {
+            // A feeder keeps at most the run's window in flight; the rest is room for a second one.
+            slots: 2 * self.run.pipeline.window.max(self.run.pipeline.microbatches_per_update),
+            ..Config::new(me, self.applicant.incarnation, stage, last + 1)
+        };
+        let executor = self.start_executor(stage, &config, options).await?;
+        let trust = Trust::keys(self.table.borrow().members.iter().map(|member| member.peer));
+        let settings = Settings {
+            limits: frame_limits(&self.run),
+            window: config.slots,
+            congestion: Congestion::default(),
+        };
+        let handshake = HandshakeInfo::new(self.digest, self.applicant.incarnation);
+        let socket = self.socket.take().ok_or(Error::ExecutorGone)?;
+        let (plane, arrivals) =
+            DataPlane::start(&options.identity, socket, handshake, trust.clone(), settings)
+                .map_err(|error| Error::Network(error.to_string()))?;
+        self.control.ready(stage).await?;
+        reporter.tell(&Event::Serving { stage: stage.0 });
+        Ok(Server::new(
+            config,
+            &self.run,
+            Wiring { executor, plane, arrivals, trust, table: self.table.clone(), heart: self.heart.clone() },
+            Clock::start(),
+        ))
+    }
+
+    async fn start_executor(
+        &self,
+        stage: StageIndex,
+        config: &Config,
+        options: &JoinOptions,
+    ) -> Result<Executor, Error> {
+        let (run, slots, threads) = (self.run.clone(), config.slots, options.threads);
+        let (resume, parameter_log) = (options.resume.clone(), options.parameter_log.clone());
+        Executor::start(config.jobs_max(), move || {
+            let mut engine = Engine::new(Cpu::new(threads)?, &run, stage, slots, Learning::Active)?;
+            engine.record_parameters(parameter_log)?;
+            if let Some(path) = resume {
+                let resumed = engine.resume(&path);
+                engine.write_parameter_log()?;
+                resumed?;
+            }
+            Ok(engine)
+        })
+        .await
+    }
+}

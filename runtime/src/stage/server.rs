@@ -1,0 +1,205 @@
+//! The loop around a replica: waits for one thing, hands it to the scheduler, does what that asks. It holds no rule of
+//! its own.
+
+use std::path::Path;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use swarmline_scheduler::router::{RouterFactory as _, UniformConfig};
+use swarmline_scheduler::stage::{Action, Config, Event as Happened, Note};
+use swarmline_scheduler::{Membership, Message, PeerId, Refusal, Stage};
+use tokio::sync::{mpsc, watch};
+
+use super::executor::Executor;
+use crate::clock::Clock;
+use crate::config::Run;
+use crate::error::Error;
+use crate::member::{Heart, lost_peer, tell_network};
+use crate::net::control::{Directive, HEARTBEAT_EVERY, Vitals};
+use crate::net::quic::{DataPlane, NetEvent};
+use crate::net::trust::Trust;
+use crate::report::{Event, ReplicaReport, Reporter};
+use crate::traffic::Traffic;
+
+/// What a server is connected to.
+#[derive(Debug)]
+pub(super) struct Wiring {
+    pub(super) executor: Executor,
+    pub(super) plane: DataPlane,
+    pub(super) arrivals: mpsc::Receiver<NetEvent>,
+    pub(super) trust: Trust,
+    pub(super) table: watch::Receiver<Membership>,
+    pub(super) heart: Heart,
+}
+
+/// One replica at work.
+#[derive(Debug)]
+pub(super) struct Server {
+    stage: Stage<Bytes>,
+    wiring: Wiring,
+    clock: Clock,
+    traffic: Traffic,
+    tokens_per_microbatch: u64,
+    drained: bool,
+    failure: Option<Error>,
+}
+
+impl Server {
+    pub(super) fn new(config: Config, run: &Run, wiring: Wiring, clock: Clock) -> Self {
+        let router = UniformConfig.build(run.seed);
+        Self {
+            stage: Stage::new(config, router),
+            wiring,
+            clock,
+            traffic: Traffic::new(run),
+            tokens_per_microbatch: run.tokens_per_microbatch() as u64,
+            drained: false,
+            failure: None,
+        }
+    }
+
+    /// Serves until the run is over or `stop` resolves, then drains, saves and says goodbye.
+    pub(super) async fn serve(
+        mut self,
+        reporter: &Reporter,
+        save: Option<&Path>,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), Error> {
+        let table = self.wiring.table.borrow_and_update().clone();
+        self.adopt(table, reporter);
+        let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut leaving = false;
+        while !self.drained && self.failure.is_none() {
+            let deadline = self.stage.poll_timeout().map(|(at, _)| at);
+            tokio::select! {
+                completion = self.wiring.executor.completion() => {
+                    self.handle(Happened::Completed(completion?), reporter);
+                }
+                Some(event) = self.wiring.arrivals.recv() => self.hear(event, reporter),
+                Ok(()) = self.wiring.table.changed() => {
+                    let table = self.wiring.table.borrow_and_update().clone();
+                    self.adopt(table, reporter);
+                }
+                () = self.clock.sleep_until(deadline) => self.handle(Happened::Timeout, reporter),
+                _ = beat.tick() => self.beat(),
+                directive = self.wiring.heart.directive(), if !leaving => {
+                    if let Directive::Leave(_) = directive? {
+                        leaving = true;
+                        self.handle(Happened::Drain, reporter);
+                    }
+                }
+                () = stop.as_mut(), if !leaving => {
+                    leaving = true;
+                    self.handle(Happened::Drain, reporter);
+                }
+            }
+        }
+        self.say_goodbye(reporter, save).await
+    }
+
+    fn hear(&mut self, event: NetEvent, reporter: &Reporter) {
+        tell_network(&event, reporter);
+        match event {
+            NetEvent::Message { from, incarnation, message } => {
+                self.handle(Happened::Received { from, incarnation, message }, reporter);
+            }
+            other => {
+                if let Some((peer, incarnation)) = lost_peer(&other, self.stage.table()) {
+                    self.handle(Happened::PeerLost { peer, incarnation }, reporter);
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, table: Membership, reporter: &Reporter) {
+        self.wiring.trust.set_keys(table.members.iter().map(|member| member.peer));
+        self.handle(Happened::Membership(table), reporter);
+    }
+
+    fn handle(&mut self, event: Happened<Bytes>, reporter: &Reporter) {
+        self.stage.handle(self.clock.now(), event);
+        while let Some(action) = self.stage.poll_action() {
+            match action {
+                Action::Execute(job) => {
+                    if let Err(error) = self.wiring.executor.submit(job) {
+                        self.failure = Some(error);
+                    }
+                }
+                Action::Send { to, message } => self.send(to, message),
+                Action::Counted(note) => tell_note(&note, reporter),
+                Action::Drained => self.drained = true,
+            }
+        }
+    }
+
+    /// A message that cannot be queued is a message lost; the neighbour's deadline notices.
+    fn send(&mut self, to: PeerId, message: Message<Bytes>) {
+        let Some(address) = self.stage.table().address(to) else { return };
+        self.traffic.count(&message, self.stage.config().stage);
+        if let Err(error) = self.wiring.plane.send(to, address, message) {
+            tracing::warn!(%error, "not sent");
+        }
+    }
+
+    fn beat(&mut self) {
+        let statistics = self.wiring.executor.statistics();
+        let progress = self.stage.progress(self.clock.now());
+        self.wiring.heart.set_vitals(Vitals {
+            done: progress.done,
+            refused: progress.refused,
+            tokens: progress.done * self.tokens_per_microbatch,
+            updates: statistics.updates,
+            staleness_p50: statistics.staleness_p50,
+            bytes_sent: self.wiring.plane.bytes_sent().total(),
+            oldest_task: progress.oldest,
+        });
+    }
+
+    async fn say_goodbye(mut self, reporter: &Reporter, save: Option<&Path>) -> Result<(), Error> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        let statistics = self.wiring.executor.statistics();
+        self.wiring.executor.finish(save.map(Path::to_owned)).await?;
+        if let Some(path) = save {
+            reporter.tell(&Event::Saved { path: path.display().to_string() });
+        }
+        self.wiring.plane.close().await;
+        let counts = self.stage.counts();
+        let bytes = self.traffic.totals(self.wiring.plane.bytes_sent());
+        reporter.tell(&Event::Replica(ReplicaReport {
+            stage: self.stage.config().stage.0,
+            done: counts.done,
+            refused: counts.refused,
+            updates: statistics.updates,
+            staleness_p50: statistics.staleness_p50,
+            staleness_max: statistics.staleness_max,
+            boundary_bytes: bytes.sent,
+            boundary_bytes_bf16: bytes.uncompressed,
+            last: true,
+        }));
+        Ok(())
+    }
+}
+
+/// A person hears of what went wrong, not of every microbatch.
+fn tell_note(note: &Note, reporter: &Reporter) {
+    match note {
+        Note::Refused(id, reason) => reporter.tell(&Event::Incident {
+            message: format!("{id} refused ({}); it is counted, training goes on", describe(reason)),
+        }),
+        Note::Foreign(id) => tracing::warn!(%id, "ignored a message from somebody who is not a neighbour"),
+        other => tracing::trace!(?other, "counted"),
+    }
+}
+
+fn describe(reason: &Refusal) -> String {
+    match reason {
+        Refusal::NonFinite => "a number is not finite".to_owned(),
+        Refusal::Malformed(what) | Refusal::Device(what) => what.clone(),
+        Refusal::Unknown => "it is not held here".to_owned(),
+        Refusal::Busy => "more in flight than there are slots".to_owned(),
+        Refusal::Undeliverable => "no replica serves the next stage".to_owned(),
+    }
+}
