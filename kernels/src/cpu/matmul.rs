@@ -32,6 +32,10 @@ impl<'a> Matrix<'a> {
     }
 }
 
+/// Terms summed before they are added to the result. Fixed here, so that the order of a long sum does not follow
+/// the cache sizes `gemm` finds on a machine; short enough for the operands to stay in cache.
+const DEPTH: usize = 256;
+
 /// `c[m,n] (= | +=) a[m,k] b[k,n]`, `c` in rows of `n`.
 ///
 /// The order of the sum over `k` depends on the shape alone: `gemm` shares out `m` and `n` among threads.
@@ -48,30 +52,40 @@ pub(super) fn product(
     a.check(m, k);
     b.check(k, n);
     assert!(c.len() >= m * n, "product {m}x{n} leaves its buffer");
-    // SAFETY: the three asserts above keep every index inside its slice; `c` is exclusive, so no operand
-    // aliases it; strides fit isize because they index slices.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            n as isize,
-            write == Write::Add,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    let mut from = 0;
+    // Once even for `k = 0`: an empty sum still has to be written.
+    loop {
+        let depth = DEPTH.min(k - from);
+        // SAFETY: the three asserts above keep every index below `m`, `n` and `k` inside its slice, and terms
+        // `from..from + depth` are below `k`; `wrapping_add` is read only where such a term exists; `c` is
+        // exclusive, so no operand aliases it; strides fit isize because they index slices.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                depth,
+                c.as_mut_ptr(),
+                1,
+                n as isize,
+                write == Write::Add || from > 0,
+                a.data.as_ptr().wrapping_add(from * a.column_stride),
+                a.column_stride as isize,
+                a.row_stride as isize,
+                b.data.as_ptr().wrapping_add(from * b.row_stride),
+                b.column_stride as isize,
+                b.row_stride as isize,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
+        from += depth;
+        if from == k {
+            break;
+        }
     }
 }
 
