@@ -99,7 +99,8 @@ struct Desk {
     evaluations: Evaluations,
     account: Account,
     done: bool,
-    holding_told: Option<Instant>,
+    /// When a person was last told that a stage is unserved; the first wait is ordinary.
+    holding_told: Instant,
 }
 
 impl Desk {
@@ -150,7 +151,7 @@ impl Desk {
             evaluations: Evaluations::new(&run, options.evaluate_every),
             account: Account::new(run.microbatches()),
             done: false,
-            holding_told: None,
+            holding_told: Instant::now(),
         })
     }
 
@@ -349,13 +350,13 @@ impl Desk {
     fn tell_if_holding(&mut self, reporter: &Reporter) {
         let stages = self.feeder.config().stages;
         if self.feeder.table().serves_all(stages) || self.done {
-            self.holding_told = None;
+            self.holding_told = Instant::now();
             return;
         }
-        if self.holding_told.is_some_and(|told| told.elapsed() < HOLDING_LINE_EVERY) {
+        if self.holding_told.elapsed() < HOLDING_LINE_EVERY {
             return;
         }
-        self.holding_told = Some(Instant::now());
+        self.holding_told = Instant::now();
         let unserved: Vec<_> = (0..stages)
             .filter(|&stage| {
                 self.feeder.table().serving(swarmline_scheduler::StageIndex(stage)).next().is_none()

@@ -137,11 +137,12 @@ struct Followed {
     serving: usize,
     fed: bool,
     last_words: usize,
+    coordinator_gone: bool,
 }
 
 impl Followed {
     fn complete(&self, replicas: usize) -> bool {
-        self.fed && self.last_words == replicas
+        self.fed && self.last_words == replicas && self.coordinator_gone
     }
 
     fn take(
@@ -160,7 +161,7 @@ impl Followed {
                 screen.say(&Event::Evaluation { done, loss, upstream_cut }.to_string());
                 summary.take_evaluation(done, loss, upstream_cut);
             }
-            Event::Feeder(report) => {
+            Event::Feeder(report) if speaker == Speaker::Feeder => {
                 summary.take_feeder(&report);
                 self.fed = true;
             }
@@ -175,8 +176,9 @@ impl Followed {
     }
 
     /// A process that ends before its work is done has told why on standard error.
-    fn left(&self, speaker: Speaker) -> Result<(), Failure> {
+    fn left(&mut self, speaker: Speaker) -> Result<(), Failure> {
         if self.fed {
+            self.coordinator_gone |= speaker == Speaker::Coordinator;
             return Ok(());
         }
         let who = match speaker {
