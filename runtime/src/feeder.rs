@@ -83,6 +83,9 @@ pub async fn feed(
     }
 }
 
+/// What the coordinator said to a request for microbatch ids.
+type LeaseAnswer = Result<Lease, ControlError>;
+
 /// Everything a feeder works with.
 struct Desk {
     feeder: Feeder<Bytes>,
@@ -92,7 +95,8 @@ struct Desk {
     plane: DataPlane,
     arrivals: mpsc::Receiver<NetEvent>,
     trust: Trust,
-    leases: (mpsc::Sender<Result<Lease, ControlError>>, mpsc::Receiver<Result<Lease, ControlError>>),
+    lease_answers: mpsc::Sender<LeaseAnswer>,
+    leases: mpsc::Receiver<LeaseAnswer>,
     clock: Clock,
     batches: Batches,
     tokens: TokenCodec,
@@ -136,6 +140,7 @@ impl Desk {
             DataPlane::start(&options.identity, socket, handshake, trust.clone(), settings)
                 .map_err(|error| network(&error))?;
         let (table, _) = control.follow(entrance.membership);
+        let (lease_answers, leases) = mpsc::channel(1);
         Ok(Self {
             feeder: Feeder::new(config, UniformConfig.build(run.seed)),
             control,
@@ -144,7 +149,8 @@ impl Desk {
             plane,
             arrivals,
             trust,
-            leases: mpsc::channel(1),
+            lease_answers,
+            leases,
             clock: Clock::start(),
             batches: Batches::new(&run, corpus),
             tokens: TokenCodec::new(&run),
@@ -170,7 +176,7 @@ impl Desk {
             let deadline = self.feeder.poll_timeout().map(|(at, _)| at);
             tokio::select! {
                 Some(event) = self.arrivals.recv() => self.hear(event, reporter)?,
-                Some(lease) = self.leases.1.recv() => self.handle(Happened::Lease(lease?), reporter)?,
+                Some(lease) = self.leases.recv() => self.handle(Happened::Lease(lease?), reporter)?,
                 Ok(()) = self.table.changed() => {
                     let table = self.table.borrow_and_update().clone();
                     self.adopt(table, reporter)?;
@@ -278,7 +284,7 @@ impl Desk {
 
     /// Asks in the background: training goes on with the ids still left.
     fn request_lease(&self, count: u64) {
-        let (mut control, answer) = (self.control.clone(), self.leases.0.clone());
+        let (mut control, answer) = (self.control.clone(), self.lease_answers.clone());
         tokio::spawn(async move {
             let lease = control.lease(count).await;
             if let Err(ControlError::Silent { .. }) = lease {

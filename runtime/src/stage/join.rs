@@ -54,7 +54,7 @@ pub async fn join(
 ) -> Result<(), Error> {
     let mut stop = pin!(stop);
     tokio::select! {
-        () = &mut stop => return Ok(()),
+        () = &mut stop => Ok(()),
         entered = Entered::knock(&options) => {
             let mut entered = entered?;
             let outcome = entered.take_part(&options, reporter, stop.as_mut()).await;
@@ -112,7 +112,7 @@ impl Entered {
             }
         };
         tokio::select! {
-            () = stop.as_mut() => return Ok(()),
+            () = stop.as_mut() => Ok(()),
             server = self.prepare(stage, options, reporter) => {
                 let server = server?;
                 server.serve(reporter, options.save.as_deref(), stop).await
