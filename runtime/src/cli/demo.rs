@@ -35,7 +35,7 @@ pub(super) struct Arguments {
 }
 
 /// Enough for a model of a million parameters to leave bigrams well behind on two cores within two minutes.
-const UPDATES: u64 = 900;
+const UPDATES: u64 = 600;
 
 /// The run, as a coordinator would write it.
 const RUN: &str = include_str!("demo/run.toml");

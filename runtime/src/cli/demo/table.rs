@@ -18,8 +18,8 @@ pub(super) struct Summary {
     /// Held-out loss when the last stage sees zeros instead of its upstream, nats a token.
     pub(super) loss_without_upstream: Option<f64>,
     pub(super) tokens: u64,
-    /// Optimizer steps, summed over stages.
-    pub(super) updates: u64,
+    /// Optimizer steps of the stage that took the fewest.
+    pub(super) updates: Option<u64>,
     pub(super) tokens_per_s: f64,
     /// Median staleness at stage 0, where it is largest, weight versions.
     pub(super) staleness_p50: Option<u64>,
@@ -70,7 +70,7 @@ impl Summary {
     }
 
     pub(super) fn take_replica(&mut self, report: &ReplicaReport) {
-        self.updates += report.updates;
+        self.updates = Some(self.updates.map_or(report.updates, |least| least.min(report.updates)));
         self.boundary_bytes += report.boundary_bytes;
         self.boundary_bytes_bf16 += report.boundary_bytes_bf16;
         if report.stage == 0 {
@@ -87,7 +87,15 @@ impl Summary {
             ("held-out loss, trained", nats(self.loss_last)),
             ("  a bigram model of the same text", nats(self.loss_bigram)),
             ("  with the upstream cut", nats(self.loss_without_upstream)),
-            ("training", format!("{}, {} tokens, {} updates", self.mode, self.tokens, self.updates)),
+            (
+                "training",
+                format!(
+                    "{}, {} tokens, {} updates a stage",
+                    self.mode,
+                    self.tokens,
+                    self.updates.unwrap_or(0)
+                ),
+            ),
             ("speed", format!("{:.0} tokens/s, {:.0} s in all", self.tokens_per_s, self.seconds)),
             (
                 "staleness at the first stage, median",
