@@ -11,7 +11,7 @@ use swarmline_kernels::Backend;
 use swarmline_scheduler::stage::{Completion, Done, Evaluation, Job};
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
 
-use super::executor::Compute;
+use super::executor::{Compute, Statistics};
 use crate::config::Run;
 use crate::error::Error;
 use crate::model::{Shard, ShardError, Upstream};
@@ -35,17 +35,6 @@ pub struct Engine<B: Backend> {
     tokens: TokenCodec,
     learning: Learning,
     parameter_log: Option<PathBuf>,
-}
-
-/// What an engine counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Statistics {
-    /// Optimizer steps.
-    pub updates: u64,
-    /// Median staleness of contributions, weight versions.
-    pub staleness_p50: u64,
-    /// Largest staleness, weight versions.
-    pub staleness_max: u64,
 }
 
 /// What the last stage gives back.

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use swarmline_scheduler::stage::{Completion, Job};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::engine::Statistics;
 use crate::error::Error;
 
 /// What the executor's thread runs.
@@ -20,6 +19,17 @@ pub(super) trait Compute {
     fn statistics(&self) -> Statistics;
     /// The last call: writes the weights to `save`, if that is asked for, and whatever else is to be left behind.
     fn finish(&mut self, save: Option<&Path>) -> Result<(), Error>;
+}
+
+/// What the thread counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Statistics {
+    /// Optimizer steps.
+    pub updates: u64,
+    /// Median staleness of contributions, weight versions.
+    pub staleness_p50: u64,
+    /// Largest staleness, weight versions.
+    pub staleness_max: u64,
 }
 
 #[derive(Debug)]

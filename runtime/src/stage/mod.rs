@@ -8,5 +8,5 @@ mod executor;
 mod join;
 mod server;
 
-pub use engine::{Engine, EngineError, Learning, Statistics, Visit};
+pub use engine::{Engine, EngineError, Learning, Visit};
 pub use join::{JoinOptions, join};

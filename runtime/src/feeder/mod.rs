@@ -1,6 +1,9 @@
 //! The feeder's process: draws text, lets the scheduler's `Feeder` inject it, and is the one place where outcomes are
 //! counted.
 
+mod account;
+mod evaluations;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,7 +15,7 @@ use bytes::Bytes;
 use swarmline_scheduler::feeder::{Action, Config, Event as Happened, Measured, Outcome};
 use swarmline_scheduler::router::{RouterFactory as _, UniformConfig};
 use swarmline_scheduler::{
-    Admission, Feeder, Lease, Loss, Membership, Message, MicrobatchId, PeerId, Purpose, Role,
+    Admission, Feeder, Lease, Membership, Message, MicrobatchId, PeerId, Purpose, Role,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -28,7 +31,9 @@ use crate::net::quic::{Congestion, DataPlane, HandshakeInfo, NetEvent, Settings,
 use crate::net::trust::Trust;
 use crate::net::{Identity, Invite};
 use crate::packing::TokenCodec;
-use crate::report::{Event, FeederReport, ProgressReport, Reporter};
+use crate::report::{Event, Reporter};
+use account::Account;
+use evaluations::Evaluations;
 
 /// Lines of progress come this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -250,8 +255,11 @@ impl Desk {
                     }
                     Action::Send { to, message } => self.send(to, message),
                     Action::RequestLease { count } => self.request_lease(count),
-                    Action::Outcome { microbatch, outcome } => self.count(microbatch, &outcome, reporter),
-                    Action::EvaluationDone(measured) => events.extend(self.measured(&measured, reporter)),
+                    Action::Outcome { microbatch, outcome } => {
+                        self.count(microbatch, &outcome, reporter);
+                        events.extend(self.evaluations.due(self.feeder.counts().finished));
+                    }
+                    Action::EvaluationDone(measured) => self.measured(&measured, reporter),
                     Action::EvaluationDeclined => self.evaluations.declined(),
                     Action::Done => {
                         self.done = true;
@@ -298,7 +306,7 @@ impl Desk {
     fn count(&mut self, id: MicrobatchId, outcome: &Outcome, reporter: &Reporter) {
         match outcome {
             Outcome::Finished { loss } => self.account.finished(*loss),
-            Outcome::Evaluated { .. } => return,
+            Outcome::Evaluated { .. } => {}
             Outcome::Refused { by, reason } => reporter.tell(&Event::Incident {
                 message: format!(
                     "{id} was refused by peer {:?}: {reason:?}; it is counted as refused",
@@ -309,10 +317,6 @@ impl Desk {
                 message: format!("{id} has no outcome after its deadline; it is counted as lost"),
             }),
         }
-        if let Some(evaluation) = self.evaluations.due(self.feeder.counts().finished) {
-            // Taken up when what is in flight has landed.
-            self.feeder.handle(self.clock.now(), evaluation);
-        }
     }
 
     fn evaluate(&mut self, purpose: Purpose, reporter: &Reporter) -> Result<(), Error> {
@@ -320,8 +324,8 @@ impl Desk {
         self.handle(event, reporter)
     }
 
-    /// Tells a measurement, and gives back the training time it took.
-    fn measured(&mut self, measured: &Measured, reporter: &Reporter) -> Option<Happened<Bytes>> {
+    /// Tells a measurement; the time it took is no training time.
+    fn measured(&mut self, measured: &Measured, reporter: &Reporter) {
         self.account.paused();
         let done = self.feeder.counts();
         let done = done.finished + done.refused + done.lost;
@@ -335,7 +339,6 @@ impl Desk {
             }),
         }
         self.evaluations.finished();
-        None
     }
 
     fn tell_progress(&mut self, reporter: &Reporter) {
@@ -371,133 +374,6 @@ impl Desk {
         reporter.tell(&Event::Incident {
             message: format!("stages {unserved:?} have no replica; nothing is injected until somebody joins"),
         });
-    }
-}
-
-/// When the loss on held-out text is measured.
-struct Evaluations {
-    microbatches: u64,
-    every: Option<u64>,
-    stages: usize,
-    last_due: u64,
-    open: usize,
-}
-
-impl Evaluations {
-    fn new(run: &Run, every: Option<u64>) -> Self {
-        Self {
-            microbatches: run.data.heldout_microbatches as u64,
-            every,
-            stages: run.pipeline.stages,
-            last_due: 0,
-            open: 0,
-        }
-    }
-
-    fn start(&mut self, purpose: Purpose) -> Happened<Bytes> {
-        self.open += 1;
-        Happened::Evaluate { first: 0, count: self.microbatches, purpose }
-    }
-
-    /// The one between two others, if it is time.
-    fn due(&mut self, finished: u64) -> Option<Happened<Bytes>> {
-        let every = self.every?;
-        if finished == 0 || !finished.is_multiple_of(every) || finished == self.last_due {
-            return None;
-        }
-        self.last_due = finished;
-        Some(self.start(Purpose::Evaluate))
-    }
-
-    /// The last ones: with the upstream and, where there is one, without.
-    fn at_the_end(&mut self) -> Vec<Happened<Bytes>> {
-        let mut last = vec![self.start(Purpose::Evaluate)];
-        if self.stages > 1 {
-            last.push(self.start(Purpose::EvaluateCut));
-        }
-        last
-    }
-
-    fn finished(&mut self) {
-        self.open = self.open.saturating_sub(1);
-    }
-
-    fn declined(&mut self) {
-        self.finished();
-    }
-
-    fn over(&self) -> bool {
-        self.open == 0
-    }
-}
-
-/// Tokens, losses and the time they took.
-struct Account {
-    total: u64,
-    tokens: u64,
-    since_progress: Loss,
-    progress_at: Instant,
-    /// When training went on last; nothing while it is held for an evaluation.
-    training_since: Option<Instant>,
-    training: Duration,
-}
-
-impl Account {
-    fn new(total: u64) -> Self {
-        let now = Instant::now();
-        Self {
-            total,
-            tokens: 0,
-            since_progress: Loss::default(),
-            progress_at: now,
-            training_since: None,
-            training: Duration::ZERO,
-        }
-    }
-
-    fn started(&mut self) {
-        self.training_since.get_or_insert_with(Instant::now);
-    }
-
-    fn finished(&mut self, loss: Loss) {
-        self.tokens += u64::from(loss.tokens);
-        self.since_progress.sum += loss.sum;
-        self.since_progress.tokens += loss.tokens;
-        if let Some(since) = self.training_since.replace(Instant::now()) {
-            self.training += since.elapsed();
-        }
-    }
-
-    fn paused(&mut self) {
-        self.training_since = None;
-    }
-
-    /// Since the last one; nothing if nothing was finished.
-    fn progress(&mut self, counts: &swarmline_scheduler::feeder::Counts) -> Option<ProgressReport> {
-        let elapsed = std::mem::replace(&mut self.progress_at, Instant::now()).elapsed();
-        let since = std::mem::take(&mut self.since_progress);
-        (since.tokens > 0).then(|| ProgressReport {
-            done: counts.finished + counts.refused + counts.lost,
-            total: self.total,
-            in_flight: counts.in_flight,
-            loss: since.mean(),
-            tokens_per_s: f64::from(since.tokens) / elapsed.as_secs_f64(),
-        })
-    }
-
-    fn report(&self, counts: &swarmline_scheduler::feeder::Counts, bytes_sent: u64) -> FeederReport {
-        let seconds = self.training.as_secs_f64();
-        FeederReport {
-            injected: counts.injected,
-            finished: counts.finished,
-            refused: counts.refused,
-            lost: counts.lost + counts.in_flight,
-            duplicates: counts.duplicates,
-            tokens: self.tokens,
-            seconds,
-            tokens_per_s: self.tokens as f64 / seconds.max(f64::MIN_POSITIVE),
-            bytes_sent,
-        }
     }
 }
 

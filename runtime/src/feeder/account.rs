@@ -1,0 +1,79 @@
+//! What a feeder has achieved, and how fast.
+
+use std::time::{Duration, Instant};
+
+use swarmline_scheduler::Loss;
+use swarmline_scheduler::feeder::Counts;
+
+use crate::report::{FeederReport, ProgressReport};
+
+/// Tokens, losses and the time they took.
+pub(super) struct Account {
+    total: u64,
+    /// Tokens of the microbatches finished.
+    pub(super) tokens: u64,
+    since_progress: Loss,
+    progress_at: Instant,
+    /// When training went on last; nothing while it is held for an evaluation.
+    training_since: Option<Instant>,
+    training: Duration,
+}
+
+impl Account {
+    pub(super) fn new(total: u64) -> Self {
+        let now = Instant::now();
+        Self {
+            total,
+            tokens: 0,
+            since_progress: Loss::default(),
+            progress_at: now,
+            training_since: None,
+            training: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn started(&mut self) {
+        self.training_since.get_or_insert_with(Instant::now);
+    }
+
+    pub(super) fn finished(&mut self, loss: Loss) {
+        self.tokens += u64::from(loss.tokens);
+        self.since_progress.sum += loss.sum;
+        self.since_progress.tokens += loss.tokens;
+        if let Some(since) = self.training_since.replace(Instant::now()) {
+            self.training += since.elapsed();
+        }
+    }
+
+    pub(super) fn paused(&mut self) {
+        self.training_since = None;
+    }
+
+    /// Since the last one; nothing if nothing was finished.
+    pub(super) fn progress(&mut self, counts: &Counts) -> Option<ProgressReport> {
+        let elapsed = std::mem::replace(&mut self.progress_at, Instant::now()).elapsed();
+        let since = std::mem::take(&mut self.since_progress);
+        (since.tokens > 0).then(|| ProgressReport {
+            done: counts.finished + counts.refused + counts.lost,
+            total: self.total,
+            in_flight: counts.in_flight,
+            loss: since.mean(),
+            tokens_per_s: f64::from(since.tokens) / elapsed.as_secs_f64(),
+        })
+    }
+
+    pub(super) fn report(&self, counts: &Counts, bytes_sent: u64) -> FeederReport {
+        let seconds = self.training.as_secs_f64();
+        FeederReport {
+            injected: counts.injected,
+            finished: counts.finished,
+            refused: counts.refused,
+            lost: counts.lost + counts.in_flight,
+            duplicates: counts.duplicates,
+            tokens: self.tokens,
+            seconds,
+            tokens_per_s: self.tokens as f64 / seconds.max(f64::MIN_POSITIVE),
+            bytes_sent,
+        }
+    }
+}
