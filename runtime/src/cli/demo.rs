@@ -152,7 +152,14 @@ impl Followed {
         screen: &mut Screen,
         summary: &mut Summary,
     ) -> Result<(), Failure> {
-        let Heard::Event(event) = heard else { return self.left(speaker) };
+        let event = match heard {
+            Heard::Event(event) => event,
+            Heard::Complaint(complaint) => {
+                screen.say(&complaint);
+                return Ok(());
+            }
+            Heard::Silence => return self.left(speaker),
+        };
         match event {
             Event::Serving { .. } => self.serving += 1,
             Event::Corpus { bigram, .. } => summary.loss_bigram = Some(bigram),

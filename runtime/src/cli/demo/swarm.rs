@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 
 use crate::cli::failure::Failure;
@@ -29,7 +29,11 @@ pub(super) enum Speaker {
 /// Something a process said or that happened to it.
 #[derive(Debug)]
 pub(super) enum Heard {
+    /// It told something.
     Event(Event),
+    /// It complained on standard error.
+    Complaint(String),
+    /// It has ended, and everything it said was heard.
     Silence,
 }
 
@@ -60,8 +64,11 @@ impl Swarm {
         let first = tokio::time::timeout(FIRST_WORD_WITHIN, self.events.recv()).await;
         match first {
             Ok(Some((_, Heard::Event(Event::Listening { invite, manifest })))) => Ok((invite, manifest)),
-            _ => Err(Failure::failed(format!(
-                "the coordinator process did not come up within {} s; its own message is above",
+            Ok(Some((_, Heard::Complaint(complaint)))) => {
+                Err(Failure::failed(format!("the coordinator process did not come up: {complaint}")))
+            }
+            Ok(_) | Err(_) => Err(Failure::failed(format!(
+                "the coordinator process did not come up within {} s",
                 FIRST_WORD_WITHIN.as_secs()
             ))),
         }
@@ -100,30 +107,46 @@ impl Swarm {
             .args(["--json", "--leash"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // Ctrl-C in a terminal reaches the demo alone, which then ends the others in order.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(cannot)?;
         let leash = child.stdin.take();
-        if let Some(stdout) = child.stdout.take() {
-            tokio::spawn(listen(speaker, stdout, self.sender.clone()));
+        if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {
+            tokio::spawn(listen(speaker, stdout, stderr, self.sender.clone()));
         }
         self.processes.push(Process { child, leash });
         Ok(())
     }
 }
 
+/// Passes on everything a process says, and at last that it is silent.
 async fn listen(
     speaker: Speaker,
-    stdout: tokio::process::ChildStdout,
+    stdout: ChildStdout,
+    stderr: ChildStderr,
     sender: mpsc::Sender<(Speaker, Heard)>,
 ) {
-    let mut lines = BufReader::new(stdout).lines();
+    let told = pass_on(stdout, |line| serde_json::from_str(line).ok().map(Heard::Event), speaker, &sender);
+    let complained = pass_on(stderr, |line| Some(Heard::Complaint(line.to_owned())), speaker, &sender);
+    tokio::join!(told, complained);
+    let _ = sender.send((speaker, Heard::Silence)).await;
+}
+
+async fn pass_on(
+    pipe: impl AsyncRead + Unpin,
+    understand: impl Fn(&str) -> Option<Heard>,
+    speaker: Speaker,
+    sender: &mpsc::Sender<(Speaker, Heard)>,
+) {
+    let mut lines = BufReader::new(pipe).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        if let Ok(event) = serde_json::from_str(&line)
-            && sender.send((speaker, Heard::Event(event))).await.is_err()
+        if let Some(heard) = understand(&line)
+            && sender.send((speaker, heard)).await.is_err()
         {
             return;
         }
     }
-    let _ = sender.send((speaker, Heard::Silence)).await;
 }
