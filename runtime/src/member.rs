@@ -111,9 +111,12 @@ pub(crate) fn tell_network(event: &NetEvent, reporter: &Reporter) {
 pub(crate) fn lost_peer(event: &NetEvent, table: &PeerTable) -> Option<(PeerId, Incarnation)> {
     match event {
         NetEvent::Disconnected { peer, incarnation, .. } => Some((*peer, *incarnation)),
-        NetEvent::Unreachable { peer, .. } => {
-            table.members().find(|member| member.peer == *peer).map(|member| (*peer, member.incarnation))
-        }
+        NetEvent::Unreachable { peer, .. } => member(table, *peer),
         NetEvent::Connected { .. } | NetEvent::Message { .. } | NetEvent::Malformed { .. } => None,
     }
+}
+
+/// The start of `peer` that the table lists.
+pub(crate) fn member(table: &PeerTable, peer: PeerId) -> Option<(PeerId, Incarnation)> {
+    table.members().find(|member| member.peer == peer).map(|member| (peer, member.incarnation))
 }

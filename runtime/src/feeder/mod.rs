@@ -23,7 +23,7 @@ use crate::clock::{self, Clock};
 use crate::config::{Manifest, Mode, Run, Tokenizer};
 use crate::data::{Batches, Corpus};
 use crate::error::Error;
-use crate::member::{Heart, frame_limits, lost_peer, tell_network};
+use crate::member::{Heart, frame_limits, lost_peer, member, tell_network};
 use crate::net::control::{
     Applicant, Control, ControlError, Directive, Entrance, FeederTotals, Placement, Vitals,
 };
@@ -253,7 +253,7 @@ impl Desk {
                         let ids = self.draw(microbatch, purpose)?;
                         events.push_back(Happened::Drawn { microbatch, ids });
                     }
-                    Action::Send { to, message } => self.send(to, message),
+                    Action::Send { to, message } => events.extend(self.send(to, message)),
                     Action::RequestLease { count } => self.request_lease(count),
                     Action::Outcome { microbatch, outcome } => {
                         self.count(microbatch, &outcome, reporter);
@@ -282,12 +282,14 @@ impl Desk {
         Ok(packed.into())
     }
 
-    fn send(&mut self, to: PeerId, message: Message<Bytes>) {
-        let Some(address) = self.feeder.table().address(to) else { return };
+    /// A message that cannot even be queued is as undeliverable as one that came back.
+    fn send(&mut self, to: PeerId, message: Message<Bytes>) -> Option<Happened<Bytes>> {
+        let address = self.feeder.table().address(to)?;
         self.account.started();
-        if let Err(error) = self.plane.send(to, address, message) {
-            tracing::warn!(%error, "not sent");
-        }
+        let error = self.plane.send(to, address, message).err()?;
+        tracing::warn!(%error, "not sent");
+        let (peer, incarnation) = member(self.feeder.table(), to)?;
+        Some(Happened::PeerLost { peer, incarnation })
     }
 
     /// Asks in the background: training goes on with the ids still left.

@@ -1,6 +1,7 @@
 //! The loop around a replica: waits for one thing, hands it to the scheduler, does what that asks. It holds no rule of
 //! its own.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::pin::Pin;
 
@@ -14,7 +15,7 @@ use super::executor::Executor;
 use crate::clock::Clock;
 use crate::config::Run;
 use crate::error::Error;
-use crate::member::{Heart, lost_peer, tell_network};
+use crate::member::{Heart, lost_peer, member, tell_network};
 use crate::net::control::{Directive, HEARTBEAT_EVERY, Vitals};
 use crate::net::quic::{DataPlane, NetEvent};
 use crate::net::trust::Trust;
@@ -117,29 +118,34 @@ impl Server {
         self.handle(Happened::Membership(table), reporter);
     }
 
+    /// Hands events to the scheduler and does what it asks.
     fn handle(&mut self, event: Happened<Bytes>, reporter: &Reporter) {
-        self.stage.handle(self.clock.now(), event);
-        while let Some(action) = self.stage.poll_action() {
-            match action {
-                Action::Execute(job) => {
-                    if let Err(error) = self.wiring.executor.submit(job) {
-                        self.failure = Some(error);
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            self.stage.handle(self.clock.now(), event);
+            while let Some(action) = self.stage.poll_action() {
+                match action {
+                    Action::Execute(job) => {
+                        if let Err(error) = self.wiring.executor.submit(job) {
+                            self.failure = Some(error);
+                        }
                     }
+                    Action::Send { to, message } => events.extend(self.send(to, message)),
+                    Action::Counted(note) => tell_note(&note, reporter),
+                    Action::Drained => self.drained = true,
                 }
-                Action::Send { to, message } => self.send(to, message),
-                Action::Counted(note) => tell_note(&note, reporter),
-                Action::Drained => self.drained = true,
             }
         }
     }
 
-    /// A message that cannot be queued is a message lost; the neighbour's deadline notices.
-    fn send(&mut self, to: PeerId, message: Message<Bytes>) {
-        let Some(address) = self.stage.table().address(to) else { return };
+    /// A message that cannot even be queued is as undeliverable as one that came back.
+    fn send(&mut self, to: PeerId, message: Message<Bytes>) -> Option<Happened<Bytes>> {
+        let address = self.stage.table().address(to)?;
         self.traffic.count(&message, self.stage.config().stage);
-        if let Err(error) = self.wiring.plane.send(to, address, message) {
-            tracing::warn!(%error, "not sent");
-        }
+        let error = self.wiring.plane.send(to, address, message).err()?;
+        tracing::warn!(%error, "not sent");
+        let (peer, incarnation) = member(self.stage.table(), to)?;
+        Some(Happened::PeerLost { peer, incarnation })
     }
 
     fn beat(&mut self) {
