@@ -282,10 +282,10 @@ impl Link {
     }
 }
 
-/// A peer that has said no says no again.
+/// A peer that has said no says no again; but one that does not trust this key may just have an older table.
 fn worth_another_dial(error: &LinkError) -> bool {
     let LinkError::Dial { cause, .. } = error else { return false };
-    matches!(cause, HandshakeError::Lost(_) | HandshakeError::Timeout { .. })
+    matches!(cause, HandshakeError::Lost(_) | HandshakeError::Timeout { .. } | HandshakeError::Untrusted)
 }
 
 /// Writes one frame on a stream of its own. The future tells, later, what became of it.
