@@ -1,7 +1,8 @@
 //! What a process of a run says about itself, for people or for programs.
 //!
 //! Every command speaks in [`Event`]s. [`Reporter`] prints them either as one calm line each or, with `--json`,
-//! as one JSON object a line; `swarmline demo` reads the latter from the processes it starts.
+//! as one JSON object a line; `swarmline demo` reads the latter from the processes it starts. A program that embeds
+//! swarmline gets the events themselves from [`Reporter::to`].
 
 use std::io::{self, Write as _};
 use std::sync::Mutex;
@@ -177,28 +178,43 @@ pub enum Audience {
     Programs,
 }
 
-/// Prints events to standard output.
-#[derive(Debug)]
+/// Tells events to whoever listens.
 pub struct Reporter {
-    audience: Audience,
-    out: Mutex<io::Stdout>,
+    sink: Box<dyn Fn(&Event) + Send + Sync>,
 }
 
 impl Reporter {
-    /// A reporter for this audience.
+    /// A reporter that prints to standard output, for this audience. A closed pipe is not an error: nobody listens
+    /// any more.
     #[must_use]
     pub fn new(audience: Audience) -> Self {
-        Self { audience, out: Mutex::new(io::stdout()) }
+        let out = Mutex::new(io::stdout());
+        Self::to(move |event| {
+            let line = match audience {
+                Audience::People => event.to_string(),
+                Audience::Programs => serde_json::to_string(event).unwrap_or_default(),
+            };
+            let mut out = out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        })
     }
 
-    /// Tells one event. A closed pipe is not an error: nobody listens any more.
+    /// A reporter that hands every event to `sink`, for programs that embed a process of a run. The teller waits
+    /// for `sink`, so it must not block.
+    #[must_use]
+    pub fn to(sink: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        Self { sink: Box::new(sink) }
+    }
+
+    /// Tells one event.
     pub fn tell(&self, event: &Event) {
-        let line = match self.audience {
-            Audience::People => event.to_string(),
-            Audience::Programs => serde_json::to_string(event).unwrap_or_default(),
-        };
-        let mut out = self.out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        (self.sink)(event);
+    }
+}
+
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporter").finish_non_exhaustive()
     }
 }
 
@@ -286,5 +302,22 @@ impl std::fmt::Display for FeederReport {
             self.seconds,
             self.tokens_per_s
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::{Event, Reporter};
+
+    #[test]
+    fn a_program_that_embeds_swarmline_hears_every_event() {
+        let (hear, heard) = mpsc::channel();
+        let reporter = Reporter::to(move |event| {
+            let _ = hear.send(event.clone());
+        });
+        reporter.tell(&Event::Serving { stage: 2 });
+        assert_eq!(heard.try_recv(), Ok(Event::Serving { stage: 2 }));
     }
 }

@@ -57,6 +57,20 @@ pub struct FeedOptions {
     pub evaluate_every: Option<u64>,
 }
 
+impl FeedOptions {
+    /// On loopback with any free port; reads the coordinator's paths and evaluates at the start and the end.
+    #[must_use]
+    pub fn new(invite: Invite, identity: Identity) -> Self {
+        Self {
+            invite,
+            identity,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            data: Vec::new(),
+            evaluate_every: None,
+        }
+    }
+}
+
 /// How feeding ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {

@@ -42,6 +42,22 @@ pub struct JoinOptions {
     pub parameter_log: Option<PathBuf>,
 }
 
+impl JoinOptions {
+    /// On loopback with any free port and one computing thread; starts from the run's seed and writes no file.
+    #[must_use]
+    pub fn new(invite: Invite, identity: Identity) -> Self {
+        Self {
+            invite,
+            identity,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            threads: 1,
+            save: None,
+            resume: None,
+            parameter_log: None,
+        }
+    }
+}
+
 /// Joins a run and serves the stage it is given, until the run is over or `stop` resolves; then hands over and leaves.
 ///
 /// # Errors
