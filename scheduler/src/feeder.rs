@@ -14,13 +14,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
 use crate::ended::Ended;
+use crate::patience::{Patience, Wait};
 use crate::router::{Router, Settled};
 use crate::{
     Admission, Attempt, Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId, PeerTable,
     Purpose, Refusal, StageIndex, Time, WeightVersion, Window,
 };
 
-pub use config::{Config, EVALUATIONS_MAX, LEASE_RETRY, UNDELIVERABLE_PAUSE};
+pub use config::{Config, EVALUATIONS_MAX, LEASE_RETRY, OVERTAKEN_WINDOWS, REFUSED_PAUSE};
 pub use evaluation::Measured;
 
 use evaluation::Evaluation;
@@ -139,7 +140,7 @@ pub enum Reason {
     DeadlineExpires,
     /// A request for a lease was not answered.
     LeaseRetry,
-    /// Injecting goes on after an undeliverable microbatch.
+    /// Injecting goes on after a microbatch found no way or no room.
     PauseEnds,
     /// A replica of stage 0 may be tried again.
     QuarantineEnds,
@@ -180,7 +181,7 @@ struct Open<P> {
 enum Phase<P> {
     Drawing,
     Drawn { ids: P },
-    Sent { to: Hop, at: Time },
+    Sent { to: Hop, wait: Wait },
 }
 
 /// How a microbatch got its outcome.
@@ -204,6 +205,7 @@ pub struct Feeder<P> {
     /// Bounded by the two windows.
     open: BTreeMap<MicrobatchId, Open<P>>,
     ended: Ended<Closed>,
+    patience: Patience,
     counts: Counts,
     admitted: u64,
     lease_asked: Option<Time>,
@@ -220,6 +222,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
+        let patience = Patience::new(config.deadline, OVERTAKEN_WINDOWS * u64::from(window.limit()));
         Self {
             config,
             table: PeerTable::new(),
@@ -231,6 +234,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             evaluation_rounds: 0,
             open: BTreeMap::new(),
             ended: Ended::new(),
+            patience,
             counts: Counts::default(),
             admitted: 0,
             lease_asked: None,
@@ -274,8 +278,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// When to call again with [`Event::Timeout`] at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        let deadline = self.open.values().filter_map(Open::sent_at).min();
-        let deadline = deadline.map(|at| (at + self.config.deadline, Reason::DeadlineExpires));
+        let waits = self.open.values().filter_map(Open::wait).map(|wait| self.patience.end_of(wait));
+        let deadline = waits.min().map(|end| (end, Reason::DeadlineExpires));
         let lease = self.lease_asked.map(|at| (at + LEASE_RETRY, Reason::LeaseRetry));
         let pause = self.paused_until.map(|until| (until, Reason::PauseEnds));
         let release = self.table.next_release(self.now).map(|until| (until, Reason::QuarantineEnds));
@@ -353,7 +357,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let eligible = self.table.eligible(now, StageIndex(0));
         let Some(to) = self.router.choose(now, &eligible) else { return };
         let Some(open) = self.open.get_mut(&microbatch) else { return };
-        let Phase::Drawn { ids } = std::mem::replace(&mut open.phase, Phase::Sent { to, at: now }) else {
+        let Phase::Drawn { ids } =
+            std::mem::replace(&mut open.phase, Phase::Sent { to, wait: self.patience.begin(now) })
+        else {
             return;
         };
         if open.trains() {
@@ -422,6 +428,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.table.heard(from, incarnation);
         match self.open.get(&id) {
             Some(open) if open.answers(sender, attempt, &outcome) => {
+                self.patience.answered(now);
                 self.settle(now, id, outcome, Closed::Answered);
             }
             Some(_) => self.counts.foreign += 1,
@@ -462,7 +469,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     fn on_stop(&mut self) {
         self.stopped = true;
         let unsent: Vec<_> =
-            self.open.iter().filter(|(_, open)| open.sent_at().is_none()).map(|(&id, _)| id).collect();
+            self.open.iter().filter(|(_, open)| open.wait().is_none()).map(|(&id, _)| id).collect();
         for id in unsent {
             match self.open.remove(&id) {
                 Some(open) if open.trains() => self.window.release(),
@@ -484,8 +491,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             let how = if closed == Closed::GivenUp { Settled::Lost } else { outcome.settled() };
             self.router.on_settled(now, to, microbatch, how);
         }
-        if matches!(outcome, Outcome::Refused { reason: Refusal::Undeliverable, .. }) {
-            self.paused_until = Some(now + UNDELIVERABLE_PAUSE);
+        if matches!(outcome, Outcome::Refused { reason: Refusal::Undeliverable | Refusal::Busy, .. }) {
+            self.paused_until = Some(now + REFUSED_PAUSE);
         }
         self.ended.insert(microbatch, closed);
         let loss = outcome.evaluated();
@@ -526,8 +533,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Nobody answered in time. The replica is told, so that the slots on the way are freed.
     fn give_up_expired(&mut self, now: Time) {
-        let deadline = self.config.deadline;
-        for (id, to, attempt) in self.sent(|_, at| at + deadline <= now) {
+        for (id, to, attempt) in self.sent(|_, wait| self.patience.end_of(wait) <= now) {
             let (by, reason) = (self.config.hop(), Refusal::Undeliverable);
             let message = Message::Refused { microbatch: id, attempt, by, reason };
             self.actions.push_back(Action::Send { to: to.peer, message });
@@ -542,9 +548,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    fn sent(&self, which: impl Fn(&Hop, Time) -> bool) -> Vec<(MicrobatchId, Hop, Attempt)> {
+    fn sent(&self, which: impl Fn(&Hop, Wait) -> bool) -> Vec<(MicrobatchId, Hop, Attempt)> {
         let sent = self.open.iter().filter_map(|(&id, open)| match open.phase {
-            Phase::Sent { to, at } if which(&to, at) => Some((id, to, open.attempt)),
+            Phase::Sent { to, wait } if which(&to, wait) => Some((id, to, open.attempt)),
             Phase::Sent { .. } | Phase::Drawing | Phase::Drawn { .. } => None,
         });
         sent.collect()
@@ -565,9 +571,9 @@ impl<P> Open<P> {
         self.purpose == Purpose::Train
     }
 
-    fn sent_at(&self) -> Option<Time> {
+    fn wait(&self) -> Option<Wait> {
         match self.phase {
-            Phase::Sent { at, .. } => Some(at),
+            Phase::Sent { wait, .. } => Some(wait),
             Phase::Drawing | Phase::Drawn { .. } => None,
         }
     }

@@ -14,6 +14,7 @@ pub mod feeder;
 mod id;
 mod lease;
 mod message;
+mod patience;
 mod peer;
 pub mod placement;
 mod rng;

@@ -20,13 +20,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
 use crate::ended::Ended;
+use crate::patience::Patience;
 use crate::router::{Router, Settled};
 use crate::{
     Attempt, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, PeerId, PeerTable, Purpose, Refusal,
     Time, WeightVersion,
 };
 
-pub use config::{Config, EXECUTOR_DEPTH};
+pub use config::{Config, EXECUTOR_DEPTH, OVERTAKEN_SLOTS};
 pub use count::{Counts, Note, Progress};
 pub use early::{EARLY_MAX, EARLY_PATIENCE};
 pub use job::{Completion, Done, Evaluation, Job};
@@ -116,6 +117,7 @@ pub struct Stage<P> {
     unrouted: VecDeque<MicrobatchId>,
     early: Early<P>,
     ended: Ended<Attempt>,
+    patience: Patience,
     counts: Counts,
     draining: bool,
     drained: bool,
@@ -126,6 +128,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// A replica that holds nothing and knows nobody.
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
+        let overtaken_max = u64::try_from(config.slots).unwrap_or(u64::MAX).saturating_mul(OVERTAKEN_SLOTS);
+        let patience = Patience::new(config.hold_max, overtaken_max);
         Self {
             config,
             table: PeerTable::new(),
@@ -136,6 +140,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             unrouted: VecDeque::new(),
             early: Early::new(),
             ended: Ended::new(),
+            patience,
             counts: Counts::default(),
             draining: false,
             drained: false,
@@ -170,7 +175,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         let live = self.visits.values().filter(|visit| !matches!(visit.phase, Phase::Cancelled));
-        let held = live.map(|visit| visit.arrived + self.config.hold_max).min();
+        let held = live.map(|visit| self.patience.end_of(visit.wait)).min();
         let unrouted = self.unrouted.front().and_then(|id| self.visits.get(id)?.unrouted_since());
         let unrouted = unrouted.map(|since| since + self.config.route_patience);
         let reasons = [
@@ -278,7 +283,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
         let Arrival { purpose, route, ids, code, .. } = arrival;
         let phase = Phase::ForwardQueued { since: now, ids, code };
-        self.visits.insert(id, Visit { purpose, upstream, downstream: None, route, arrived: now, phase });
+        let wait = self.patience.begin(now);
+        self.visits.insert(id, Visit { purpose, upstream, downstream: None, route, wait, phase });
         self.queue.push_back(id);
     }
 
@@ -343,6 +349,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             return self.count(Note::Unexpected(id));
         };
         self.running = self.running.saturating_sub(1);
+        self.patience.answered(now);
         let evaluates = !visit.trains();
         match (std::mem::replace(&mut visit.phase, Phase::Released), done) {
             (Phase::Cancelled, done) => self.discard(id, &done),
@@ -480,7 +487,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let Neighbour { hop, attempt } = visit.upstream;
             self.ended.insert(id, attempt);
             self.send(hop, message(attempt));
-            self.count(Note::Done(id));
+            let note = if visit.trains() { Note::Done(id) } else { Note::Evaluated(id) };
+            self.count(note);
         }
     }
 
@@ -559,8 +567,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         while let Some(id) = self.early.pop_expired(now) {
             self.count(Note::Foreign(id));
         }
-        let limit = self.config.hold_max;
-        let expired = |visit: &Visit<P>| visit.arrived + limit <= now;
+        let expired = |visit: &Visit<P>| self.patience.end_of(visit.wait) <= now;
         let ids: Vec<_> = self.visits.iter().filter(|(_, visit)| expired(visit)).map(|(&id, _)| id).collect();
         for id in ids {
             self.refuse(now, id, self.config.hop(), Refusal::Undeliverable, Towards::Both);

@@ -34,7 +34,8 @@ pub struct Config {
     pub replicas_per_stage: u32,
     /// Who may join. Default anyone.
     pub policy: Policy,
-    /// A member silent for this long is removed. Heartbeats come every second. Default 5 s.
+    /// A member silent for this long is removed. Heartbeats come every second; a loaded machine may swallow several,
+    /// and neighbours notice a death by their connections long before. Default 15 s.
     pub lease: Duration,
     /// Members at most. Default [`MEMBERS_MAX`].
     pub members_max: usize,
@@ -48,7 +49,7 @@ impl Config {
             stages,
             replicas_per_stage: 1,
             policy: Policy::Anyone,
-            lease: Duration::from_secs(5),
+            lease: Duration::from_secs(15),
             members_max: MEMBERS_MAX,
         }
     }

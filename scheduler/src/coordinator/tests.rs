@@ -132,10 +132,10 @@ fn silence_removes_a_member_and_heartbeats_keep_it() {
     assert_eq!(story.coordinator.progress(key(0)).unwrap().done, 3);
     assert_eq!(
         story.coordinator.poll_timeout().unwrap(),
-        (Time(0) + Duration::from_secs(5), Reason::MemberExpires)
+        (Time(0) + Duration::from_secs(15), Reason::MemberExpires)
     );
     let version = story.coordinator.membership().version;
-    story.now = Time(0) + Duration::from_secs(5);
+    story.now = Time(0) + Duration::from_secs(15);
     assert_eq!(story.hear(Event::Timeout), None);
     assert_eq!(story.coordinator.membership().version, version + 1);
     assert_eq!(story.coordinator.state(), RunState::Waiting { unserved: vec![StageIndex(1)] });

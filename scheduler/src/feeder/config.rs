@@ -5,9 +5,12 @@ use crate::{Admission, Duration, Hop, Incarnation, PeerId};
 /// How long an unanswered request for a lease is waited for before it is repeated.
 pub const LEASE_RETRY: Duration = Duration::from_secs(5);
 
-/// How long nothing is injected after a microbatch came back undeliverable: the table does not know yet that a
-/// stage is empty, and ids must not be burnt meanwhile.
-pub const UNDELIVERABLE_PAUSE: Duration = Duration::from_secs(1);
+/// How long nothing is injected after a microbatch came back undeliverable or found no room: the table does not know
+/// yet that a stage is empty or leaves, and ids must not be burnt meanwhile.
+pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
+/// A microbatch that so many windows of others have overtaken is given up at its deadline, however lively the rest is.
+pub const OVERTAKEN_WINDOWS: u64 = 4;
 
 /// Evaluations that can wait behind each other; further commands are declined.
 pub const EVALUATIONS_MAX: usize = 16;
@@ -25,7 +28,7 @@ pub struct Config {
     pub total: u64,
     /// How many may be in flight.
     pub admission: Admission,
-    /// A microbatch without an outcome for this long is reported lost. Default 60 s.
+    /// A microbatch is reported lost after this long without any outcome, its own or another's. Default 60 s.
     pub deadline: Duration,
     /// Ids asked for at a time. Default 1,024.
     pub lease_count: u64,

@@ -145,9 +145,9 @@ fn a_lost_replica_is_left_alone_for_a_while() {
     let own = story.feeder.config().hop();
     let said = story.hear(Event::PeerLost { peer: REPLICA, incarnation: START });
     assert_eq!(said, [outcome(0, undeliverable(own)), outcome(1, undeliverable(own))]);
-    assert_eq!(story.wait(UNDELIVERABLE_PAUSE), []);
+    assert_eq!(story.wait(REFUSED_PAUSE), []);
     assert_eq!(story.feeder.poll_timeout().unwrap(), (Time(0) + QUARANTINE, Reason::QuarantineEnds));
-    assert_eq!(story.wait(QUARANTINE - UNDELIVERABLE_PAUSE), [draw(2), draw(3)]);
+    assert_eq!(story.wait(QUARANTINE - REFUSED_PAUSE), [draw(2), draw(3)]);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn ids_are_not_burnt_while_a_stage_is_empty() {
     let refusal = Message::Refused { microbatch: MicrobatchId(0), attempt: Attempt(0), by, reason };
     assert_eq!(story.receive(refusal), [outcome(0, undeliverable(by))]);
     assert_eq!(story.feeder.poll_timeout().unwrap().1, Reason::PauseEnds);
-    assert_eq!(story.wait(UNDELIVERABLE_PAUSE), [draw(2)]);
+    assert_eq!(story.wait(REFUSED_PAUSE), [draw(2)]);
 }
 
 #[test]

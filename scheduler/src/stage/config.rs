@@ -6,6 +6,10 @@ use crate::{Duration, Hop, Incarnation, PeerId, StageIndex};
 /// two, and a refusal rarely comes too late.
 pub const EXECUTOR_DEPTH: usize = 2;
 
+/// A microbatch that so many times the slots' number of jobs have overtaken is refused when its time is over, however
+/// lively the rest is.
+pub const OVERTAKEN_SLOTS: u64 = 8;
+
 /// Who a replica is and what it may hold.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -24,8 +28,8 @@ pub struct Config {
     /// Tasks that wait for the executor before further forwards are refused as busy. Gradients always find room:
     /// each belongs to a microbatch held. Default 128.
     pub queue_max: usize,
-    /// A microbatch held longer than this is refused: nobody answers for it any more. Longer than the feeder's
-    /// deadline, which speaks first. Default 120 s.
+    /// A microbatch is refused after this long in which the executor did nothing for anybody: nobody answers for it
+    /// any more. Longer than the feeder's deadline, which speaks first. Default 120 s.
     pub hold_max: Duration,
     /// How long a computed activation waits for somebody to serve the next stage before it is refused as
     /// undeliverable: the table may lag behind the upstream's. Default 1 s.

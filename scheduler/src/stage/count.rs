@@ -7,6 +7,8 @@ use crate::{Duration, MicrobatchId, Refusal};
 pub enum Note {
     /// A microbatch is done here.
     Done(MicrobatchId),
+    /// An evaluation was answered.
+    Evaluated(MicrobatchId),
     /// A microbatch held here was refused, here or elsewhere.
     Refused(MicrobatchId, Refusal),
     /// A forward found no room, or came while draining; it was never held.
@@ -28,8 +30,10 @@ pub enum Note {
 /// Totals since this replica started, by [`Note`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Microbatches done here.
+    /// Training microbatches done here.
     pub done: u64,
+    /// Evaluations answered here.
+    pub evaluated: u64,
     /// Microbatches held here and refused.
     pub refused: u64,
     /// Forwards that found no room.
@@ -52,6 +56,7 @@ impl Counts {
     pub(super) fn add(&mut self, note: &Note) {
         let total = match note {
             Note::Done(_) => &mut self.done,
+            Note::Evaluated(_) => &mut self.evaluated,
             Note::Refused(..) => &mut self.refused,
             Note::Busy(_) => &mut self.busy,
             Note::Malformed(_) => &mut self.malformed,

@@ -1,5 +1,6 @@
 //! One microbatch at one replica.
 
+use crate::patience::Wait;
 use crate::{Attempt, Hop, Loss, MicrobatchId, Purpose, Time, WeightVersion};
 
 /// A forward as it arrived.
@@ -29,7 +30,7 @@ pub(super) struct Visit<P> {
     pub(super) downstream: Option<Neighbour>,
     /// The visits before this one.
     pub(super) route: Vec<Hop>,
-    pub(super) arrived: Time,
+    pub(super) wait: Wait,
     pub(super) phase: Phase<P>,
 }
 
