@@ -6,6 +6,7 @@
 
 use std::io::{self, Write as _};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
@@ -215,6 +216,28 @@ impl Reporter {
 impl std::fmt::Debug for Reporter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reporter").finish_non_exhaustive()
+    }
+}
+
+/// Pause between two lines about the same kind of incident.
+const REPEATED_EVERY: Duration = Duration::from_secs(5);
+
+/// An incident that may repeat for every microbatch: told at once the first time, then every 5 s at most.
+#[derive(Debug, Default)]
+pub(crate) struct Repeated {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Repeated {
+    /// It happened. If it is time to tell: how often since it was told last.
+    pub(crate) fn happened(&mut self) -> Option<u64> {
+        self.untold += 1;
+        if self.told.is_some_and(|told| told.elapsed() < REPEATED_EVERY) {
+            return None;
+        }
+        self.told = Some(Instant::now());
+        Some(std::mem::take(&mut self.untold))
     }
 }
 

@@ -31,7 +31,7 @@ use crate::net::quic::{Congestion, DataPlane, HandshakeInfo, NetEvent, Settings,
 use crate::net::trust::Trust;
 use crate::net::{Identity, Invite};
 use crate::packing::TokenCodec;
-use crate::report::{Event, Reporter};
+use crate::report::{Event, Repeated, Reporter};
 use account::Account;
 use evaluations::Evaluations;
 
@@ -124,6 +124,7 @@ struct Desk {
     done: bool,
     /// When a person was last told that a stage is unserved; the first wait is ordinary.
     holding_told: Instant,
+    refusals: Repeated,
 }
 
 impl Desk {
@@ -177,6 +178,7 @@ impl Desk {
             account: Account::new(run.microbatches()),
             done: false,
             holding_told: Instant::now(),
+            refusals: Repeated::default(),
         })
     }
 
@@ -323,12 +325,15 @@ impl Desk {
         match outcome {
             Outcome::Finished { loss } => self.account.finished(*loss),
             Outcome::Evaluated { .. } => {}
-            Outcome::Refused { by, reason } => reporter.tell(&Event::Incident {
-                message: format!(
-                    "{id} was refused by peer {:?}: {reason:?}; it is counted as refused",
-                    by.peer
-                ),
-            }),
+            Outcome::Refused { by, reason } => {
+                if let Some(times) = self.refusals.happened() {
+                    let by = by.peer;
+                    let message = format!(
+                        "{id} was refused by peer {by:?}: {reason:?}; {times} since the last such line, all counted"
+                    );
+                    reporter.tell(&Event::Incident { message });
+                }
+            }
             Outcome::Lost => reporter.tell(&Event::Incident {
                 message: format!("{id} has no outcome after its deadline; it is counted as lost"),
             }),

@@ -19,7 +19,7 @@ use crate::member::{Heart, lost_peer, member, tell_network};
 use crate::net::control::{Directive, HEARTBEAT_EVERY, Vitals};
 use crate::net::quic::{DataPlane, NetEvent};
 use crate::net::trust::Trust;
-use crate::report::{Event, ReplicaReport, Reporter};
+use crate::report::{Event, Repeated, ReplicaReport, Reporter};
 use crate::traffic::Traffic;
 
 /// What a server is connected to.
@@ -41,6 +41,7 @@ pub(super) struct Server {
     clock: Clock,
     traffic: Traffic,
     tokens_per_microbatch: u64,
+    refusals: Repeated,
     drained: bool,
     failure: Option<Error>,
 }
@@ -54,6 +55,7 @@ impl Server {
             clock,
             traffic: Traffic::new(run),
             tokens_per_microbatch: run.tokens_per_microbatch() as u64,
+            refusals: Repeated::default(),
             drained: false,
             failure: None,
         }
@@ -131,7 +133,7 @@ impl Server {
                         }
                     }
                     Action::Send { to, message } => events.extend(self.send(to, message)),
-                    Action::Counted(note) => tell_note(&note, reporter),
+                    Action::Counted(note) => self.tell(&note, reporter),
                     Action::Drained => self.drained = true,
                 }
             }
@@ -146,6 +148,24 @@ impl Server {
         tracing::warn!(%error, "not sent");
         let (peer, incarnation) = member(self.stage.table(), to)?;
         Some(Happened::PeerLost { peer, incarnation })
+    }
+
+    /// A person hears of what went wrong, not of every microbatch.
+    fn tell(&mut self, note: &Note, reporter: &Reporter) {
+        match note {
+            Note::Refused(id, reason) => {
+                if let Some(times) = self.refusals.happened() {
+                    let reason = describe(reason);
+                    let message =
+                        format!("{id} refused ({reason}); {times} since the last such line, all counted");
+                    reporter.tell(&Event::Incident { message });
+                }
+            }
+            Note::Foreign(id) => {
+                tracing::warn!(%id, "ignored a message from somebody who is not a neighbour")
+            }
+            other => tracing::trace!(?other, "counted"),
+        }
     }
 
     fn beat(&mut self) {
@@ -186,17 +206,6 @@ impl Server {
             last: true,
         }));
         Ok(())
-    }
-}
-
-/// A person hears of what went wrong, not of every microbatch.
-fn tell_note(note: &Note, reporter: &Reporter) {
-    match note {
-        Note::Refused(id, reason) => reporter.tell(&Event::Incident {
-            message: format!("{id} refused ({}); it is counted, training goes on", describe(reason)),
-        }),
-        Note::Foreign(id) => tracing::warn!(%id, "ignored a message from somebody who is not a neighbour"),
-        other => tracing::trace!(?other, "counted"),
     }
 }
 
