@@ -242,7 +242,10 @@ impl Desk {
                         let ids = self.draw(microbatch, purpose)?;
                         events.push_back(Happened::Drawn { microbatch, ids });
                     }
-                    Action::Send { to, message } => self.send(to, message),
+                    Action::Send { to, message } => {
+                        self.send(to, message);
+                        events.extend(self.evaluations.due(self.feeder.counts().injected));
+                    }
                     Action::RequestLease { count } => self.request_lease(count),
                     Action::Outcome { microbatch, outcome } => self.count(microbatch, &outcome, reporter),
                     Action::EvaluationDone(measured) => events.extend(self.measured(&measured, reporter)),
@@ -302,10 +305,6 @@ impl Desk {
             Outcome::Lost => reporter.tell(&Event::Incident {
                 message: format!("{id} has no outcome after its deadline; it is counted as lost"),
             }),
-        }
-        if let Some(evaluation) = self.evaluations.due(self.feeder.counts().finished) {
-            // Taken up when what is in flight has landed.
-            self.feeder.handle(self.clock.now(), evaluation);
         }
     }
 
@@ -373,6 +372,7 @@ struct Evaluations {
     microbatches: u64,
     every: Option<u64>,
     stages: usize,
+    total: u64,
     last_due: u64,
     open: usize,
 }
@@ -383,6 +383,7 @@ impl Evaluations {
             microbatches: run.data.heldout_microbatches as u64,
             every,
             stages: run.pipeline.stages,
+            total: run.microbatches(),
             last_due: 0,
             open: 0,
         }
@@ -393,13 +394,14 @@ impl Evaluations {
         Happened::Evaluate { first: 0, count: self.microbatches, purpose }
     }
 
-    /// The one between two others, if it is time.
-    fn due(&mut self, finished: u64) -> Option<Happened<Bytes>> {
-        let every = self.every?;
-        if finished == 0 || !finished.is_multiple_of(every) || finished == self.last_due {
+    /// The one between two others, if it is time. Asked for when its last microbatch is sent, so that training runs
+    /// dry behind that one; after the last of the run comes [`Self::at_the_end`] anyhow.
+    fn due(&mut self, injected: u64) -> Option<Happened<Bytes>> {
+        let due = injected - injected % self.every?;
+        if due <= self.last_due || due >= self.total {
             return None;
         }
-        self.last_due = finished;
+        self.last_due = due;
         Some(self.start(Purpose::Evaluate))
     }
 
