@@ -261,10 +261,9 @@ impl std::fmt::Display for Event {
                 f,
                 "placed on stage {stage} of {stages}: layers {first_layer}..{end_layer}, {parameters} parameters"
             ),
-            Self::Standby { stages } => write!(
-                f,
-                "standby: all {stages} stages are served. This replica waits; it will be asked when a stage needs it"
-            ),
+            Self::Standby { stages } => {
+                write!(f, "standby: all {stages} stages are served. This replica waits; Ctrl-C leaves")
+            }
             Self::Serving { stage } => write!(f, "serving stage {stage}; Ctrl-C leaves cleanly"),
             Self::Replica(report) => report.fmt(f),
             Self::Corpus { files, bytes, digest, bigram } => write!(

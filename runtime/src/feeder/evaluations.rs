@@ -34,14 +34,14 @@ impl Evaluations {
         Event::Evaluate { first: 0, count: self.microbatches, purpose }
     }
 
-    /// The one between two others, if it is time.
-    pub(super) fn due(&mut self, finished: u64) -> Option<Event<Bytes>> {
-        let every = self.every?;
-        let due = finished > self.last_due && finished.is_multiple_of(every);
-        if !due || finished == self.total {
+    /// The one between two others, if it is time. Asked for when its last microbatch is sent, so that training runs
+    /// dry behind that one; after the last of the run comes [`Self::at_the_end`] anyhow.
+    pub(super) fn due(&mut self, injected: u64) -> Option<Event<Bytes>> {
+        let due = injected - injected % self.every?;
+        if due <= self.last_due || due >= self.total {
             return None;
         }
-        self.last_due = finished;
+        self.last_due = due;
         Some(self.start(Purpose::Evaluate))
     }
 

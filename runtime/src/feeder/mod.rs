@@ -269,11 +269,13 @@ impl Desk {
                         let ids = self.draw(microbatch, purpose)?;
                         events.push_back(Happened::Drawn { microbatch, ids });
                     }
-                    Action::Send { to, message } => events.extend(self.send(to, message)),
+                    Action::Send { to, message } => {
+                        events.extend(self.send(to, message));
+                        events.extend(self.evaluations.due(self.feeder.counts().injected));
+                    }
                     Action::RequestLease { count } => self.request_lease(count),
                     Action::Outcome { microbatch, outcome } => {
                         self.count(microbatch, &outcome, reporter);
-                        events.extend(self.evaluations.due(self.feeder.counts().finished));
                     }
                     Action::EvaluationDone(measured) => self.measured(&measured, reporter),
                     Action::EvaluationDeclined => self.evaluations.declined(),

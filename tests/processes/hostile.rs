@@ -1,0 +1,219 @@
+//! Neighbours that misbehave towards a living replica.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use swarmline::config::{Manifest, Run};
+use swarmline::net::control::{Applicant, Control, HEARTBEAT_EVERY, Placement, Vitals};
+use swarmline::net::digest::ManifestDigest;
+use swarmline::net::frame::FrameLimits;
+use swarmline::net::quic::{Congestion, DataPlane, HandshakeInfo, NetEvent, Settings, bind_socket};
+use swarmline::net::trust::Trust;
+use swarmline::net::{Identity, Invite};
+use swarmline::packing::{Codec, TokenCodec};
+use swarmline_scheduler::{
+    Attempt, Hop, Incarnation, Loss, Member, Membership, Message, MicrobatchId, Purpose, Refusal, Role,
+    StageIndex, WeightVersion,
+};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+
+use crate::process::Process;
+use crate::recipe::Recipe;
+use crate::swarm::{STAGES, Swarm, last_word, serving};
+
+/// No step takes longer.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// Wider than any replica's: what is too long for the run leaves this side.
+const LIMITS: FrameLimits =
+    FrameLimits { header_bytes_max: 4096, ids_bytes_max: 1 << 20, code_bytes_max: 1 << 20 };
+const ME: Incarnation = Incarnation(1);
+
+#[test]
+fn a_microbatch_that_is_none_is_refused_and_the_next_one_is_served() {
+    let (mut swarm, mut neighbour) = swarm_behind_a_neighbour();
+    let (ids, code) = (neighbour.ids(), neighbour.code());
+    let nan = f32::NAN.to_le_bytes().repeat(code.len() / 4);
+    assert_eq!(neighbour.refused(0, ids.clone(), nan), Refusal::NonFinite);
+    let malformed = |refusal| assert!(matches!(refusal, Refusal::Malformed(_)), "{refusal:?}");
+    malformed(neighbour.refused(1, ids.clone(), code[4..].to_vec()));
+    malformed(neighbour.refused(2, ids[1..].to_vec(), code.clone()));
+    neighbour.send(neighbour.forward(3, ids.clone(), vec![0; 1 << 20]));
+    neighbour.send(neighbour.backward(77, code.clone()));
+    neighbour.send(neighbour.forward(4, ids, code));
+    let Message::Backward { microbatch, loss, .. } = neighbour.answer() else {
+        panic!("a good microbatch has a gradient");
+    };
+    assert_eq!(microbatch, MicrobatchId(4));
+    assert!(loss.mean().is_finite());
+
+    let victim: &mut Process = &mut swarm.replicas[0];
+    victim.interrupt();
+    assert_eq!(victim.end(), 0);
+    assert_eq!(last_word(victim).refused, 3);
+}
+
+#[test]
+fn a_stranger_and_a_peer_of_another_run_are_turned_away_with_the_reason() {
+    let (_swarm, neighbour) = swarm_behind_a_neighbour();
+    let good = HandshakeInfo::new(neighbour.digest, ME);
+    let other = ManifestDigest([7; 32]);
+    let reason = neighbour.turned_away(&neighbour.identity, HandshakeInfo { manifest: other, ..good });
+    assert!(reason.contains(&other.to_string()) && reason.contains(&good.manifest.to_string()), "{reason}");
+    let reason = neighbour.turned_away(&neighbour.identity, HandshakeInfo { protocol_version: 999, ..good });
+    let versions = ["999".to_owned(), format!("version {}", good.protocol_version)];
+    assert!(versions.iter().all(|version| reason.contains(version)), "{reason}");
+    let reason = neighbour.turned_away(&Identity::from_seed([9; 32]), good);
+    assert!(reason.contains("does not trust the key"), "{reason}");
+}
+
+/// A swarm whose stage 0 is the test.
+fn swarm_behind_a_neighbour() -> (Swarm, Neighbour) {
+    let mut swarm = Swarm::coordinate(&Recipe::exact());
+    let neighbour = Neighbour::enter(&swarm.invite);
+    for stage in 1..STAGES {
+        let mut replica = swarm.start_replica(&format!("replica {stage}"), &[]);
+        assert_eq!(usize::from(serving(&mut replica)), stage);
+        swarm.replicas.push(replica);
+    }
+    (swarm, neighbour)
+}
+
+/// A replica of stage 0 that computes nothing and sends what it likes.
+struct Neighbour {
+    runtime: Runtime,
+    identity: Identity,
+    digest: ManifestDigest,
+    run: Run,
+    table: watch::Receiver<Membership>,
+    plane: DataPlane,
+    arrivals: mpsc::Receiver<NetEvent>,
+}
+
+impl Neighbour {
+    fn enter(invite: &str) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let identity = Identity::ephemeral().unwrap();
+        let invite: Invite = invite.parse().unwrap();
+        let entering = async {
+            let socket = bind_socket("127.0.0.1:0".parse().unwrap()).unwrap();
+            let data_address = socket.local_addr().unwrap();
+            let applicant = Applicant { incarnation: ME, role: Role::Replica, data_address };
+            let (mut control, entrance) = Control::enter(&invite, &identity, applicant).await.unwrap();
+            assert_eq!(entrance.placement, Placement::Stage(StageIndex(0)));
+            control.ready(StageIndex(0)).await.unwrap();
+            let handshake = HandshakeInfo::new(entrance.digest, ME);
+            let (plane, arrivals) =
+                DataPlane::start(&identity, socket, handshake, Trust::anyone(), settings()).unwrap();
+            let (table, _) = control.follow(entrance.membership);
+            tokio::spawn(async move {
+                while control.heartbeat(&Vitals::default()).await.is_ok() {
+                    tokio::time::sleep(HEARTBEAT_EVERY).await;
+                }
+            });
+            let run = Manifest::from_bytes(&entrance.manifest).unwrap().run().clone();
+            (entrance.digest, run, table, plane, arrivals)
+        };
+        let (digest, run, table, plane, arrivals) = runtime.block_on(entering);
+        Self { runtime, identity, digest, run, table, plane, arrivals }
+    }
+
+    /// Well-formed token ids.
+    fn ids(&self) -> Vec<u8> {
+        let tokens = TokenCodec::new(&self.run);
+        tokens.encode(&vec![65; tokens.ids()]).unwrap()
+    }
+
+    /// A well-formed activation.
+    fn code(&self) -> Vec<u8> {
+        let layer = self.run.layers_of(StageIndex(1)).start;
+        vec![0; Codec::in_front_of(&self.run, layer).byte_len()]
+    }
+
+    fn forward(&self, id: u64, ids: Vec<u8>, code: Vec<u8>) -> Message<Bytes> {
+        let hop = |stage| Hop { stage, peer: self.identity.peer(), incarnation: ME };
+        Message::Forward {
+            microbatch: MicrobatchId(id),
+            attempt: Attempt(0),
+            purpose: Purpose::Train,
+            route: vec![hop(None), hop(Some(StageIndex(0)))],
+            version: WeightVersion(0),
+            ids: ids.into(),
+            code: code.into(),
+        }
+    }
+
+    fn backward(&self, id: u64, gradient: Vec<u8>) -> Message<Bytes> {
+        Message::Backward {
+            microbatch: MicrobatchId(id),
+            attempt: Attempt(0),
+            loss: Loss { sum: 1.0, tokens: 1 },
+            gradient: gradient.into(),
+        }
+    }
+
+    /// The replica of stage 1, once every stage is served.
+    fn victim(&self) -> Member {
+        let mut table = self.table.clone();
+        let complete = |table: &Membership| table.members.len() == STAGES;
+        let table = table.wait_for(complete);
+        let table = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, table).await });
+        let members = table.unwrap().unwrap().members.clone();
+        let placed = |member: &&Member| {
+            use swarmline_scheduler::Standing::{Loading, Serving};
+            [Loading(StageIndex(1)), Serving(StageIndex(1))].contains(&member.standing)
+        };
+        members.iter().find(placed).unwrap().clone()
+    }
+
+    fn send(&self, message: Message<Bytes>) {
+        let (victim, _guard) = (self.victim(), self.runtime.enter());
+        self.plane.send(victim.peer, victim.address, message).unwrap();
+    }
+
+    /// The next message from the victim.
+    fn answer(&mut self) -> Message<Bytes> {
+        let Self { runtime, arrivals, .. } = self;
+        runtime.block_on(async {
+            loop {
+                let event = tokio::time::timeout(PATIENCE, arrivals.recv()).await;
+                if let NetEvent::Message { message, .. } = event.unwrap().unwrap() {
+                    return message;
+                }
+            }
+        })
+    }
+
+    /// Sends a microbatch; gives why it is refused.
+    fn refused(&mut self, id: u64, ids: Vec<u8>, code: Vec<u8>) -> Refusal {
+        self.send(self.forward(id, ids, code));
+        match self.answer() {
+            Message::Refused { microbatch, by, reason, .. } => {
+                assert_eq!((microbatch, by.stage), (MicrobatchId(id), Some(StageIndex(1))));
+                reason
+            }
+            other => panic!("{other:?} is no refusal"),
+        }
+    }
+
+    /// Dials the victim as somebody else; gives why that fails.
+    fn turned_away(&self, identity: &Identity, handshake: HandshakeInfo) -> String {
+        let (victim, message) = (self.victim(), self.forward(0, self.ids(), self.code()));
+        self.runtime.block_on(async {
+            let anywhere = "127.0.0.1:0".parse().unwrap();
+            let (plane, mut arrivals) =
+                DataPlane::bind(identity, anywhere, handshake, Trust::anyone(), settings()).unwrap();
+            plane.send(victim.peer, victim.address, message).unwrap();
+            loop {
+                let event = tokio::time::timeout(PATIENCE, arrivals.recv()).await;
+                if let NetEvent::Unreachable { reason, .. } = event.unwrap().unwrap() {
+                    return reason.to_string();
+                }
+            }
+        })
+    }
+}
+
+fn settings() -> Settings {
+    Settings { limits: LIMITS, window: 8, congestion: Congestion::default() }
+}

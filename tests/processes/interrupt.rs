@@ -1,0 +1,67 @@
+//! Ctrl-C, at any moment, to anybody.
+
+use swarmline::report::Event;
+
+use crate::process::Process;
+use crate::recipe::Recipe;
+use crate::swarm::{Swarm, account};
+
+/// Stopped by a person before the work was done.
+const INTERRUPTED: i32 = 130;
+
+#[test]
+fn a_replica_leaves_before_the_run_begins() {
+    let mut swarm = Swarm::coordinate(&Recipe::exact());
+    swarm.join(&[]);
+    swarm.replicas[0].interrupt();
+    assert_eq!(swarm.replicas[0].end(), 0);
+    swarm.coordinator.interrupt();
+    assert_eq!(swarm.coordinator.end(), INTERRUPTED);
+}
+
+#[test]
+fn a_feeder_accounts_for_everything_and_leaves() {
+    let mut swarm = Swarm::serve(&Recipe::endless());
+    let mut feeder = swarm.start_feeder(&[]);
+    progress(&mut feeder);
+    let lost = stop(&mut feeder);
+    assert_eq!(lost, 0, "what was in flight has landed");
+    swarm.coordinator.interrupt();
+    assert_eq!(swarm.coordinator.end(), INTERRUPTED);
+}
+
+#[test]
+fn training_in_one_process_stops() {
+    let folder = Recipe::endless().write();
+    let run_file = folder.run_file();
+    let mut train = Process::start("train", ["train", "--run", &run_file, "--threads", "1", "--json"]);
+    progress(&mut train);
+    train.interrupt();
+    assert_eq!(train.end(), INTERRUPTED);
+}
+
+#[test]
+fn a_demo_takes_all_its_processes_along() {
+    let folder = Recipe::exact().write();
+    let text = folder.argument("text");
+    let mut demo = Process::start("demo", ["demo", "--data", &text, "--updates", "1000000"]);
+    demo.hear_error("held-out loss");
+    demo.interrupt();
+    assert_eq!(demo.end(), INTERRUPTED);
+}
+
+/// Waits until training has gone on from now.
+fn progress(process: &mut Process) {
+    let now = process.moment();
+    process.hear_since(now, "progress", |event| matches!(event, Event::Progress(_)).then_some(()));
+}
+
+/// Stops a feeder; gives how many microbatches it lost.
+fn stop(feeder: &mut Process) -> u64 {
+    feeder.interrupt();
+    assert_eq!(feeder.end(), INTERRUPTED);
+    let account = account(feeder);
+    let outcomes = account.finished + account.refused + account.lost;
+    assert_eq!((account.injected, account.duplicates), (outcomes, 0));
+    account.lost
+}

@@ -1,0 +1,14 @@
+//! Real processes on loopback: the binary as people start it, its messages and its exit codes.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod asynchronous;
+mod hostile;
+mod interrupt;
+mod leak;
+mod mistakes;
+mod parity;
+mod process;
+mod recipe;
+mod standby;
+mod swarm;

@@ -1,0 +1,98 @@
+//! What a person does wrong is said in a sentence, and the exit code tells whose mistake it was.
+
+use std::net::TcpListener;
+
+use swarmline::net::{Identity, Invite};
+
+use crate::process::Process;
+use crate::recipe::{Recipe, RunFolder};
+use crate::swarm::start_coordinator;
+
+const FAILED: i32 = 1;
+const USAGE: i32 = 2;
+const REFUSED: i32 = 3;
+
+/// Runs a command to its end: it must fail with this code, and its message have these parts.
+#[track_caller]
+fn expect_failure(arguments: &[&str], code: i32, parts: &[&str]) {
+    let mut process = Process::start(arguments[0], arguments.iter().copied());
+    assert_eq!(process.end(), code, "{arguments:?}: {}", process.errors());
+    let message = process.errors();
+    for part in parts {
+        assert!(message.contains(part), "{arguments:?} says {message:?} without {part:?}");
+    }
+}
+
+#[track_caller]
+fn expect_bad_run_file(recipe: &Recipe, parts: &[&str]) {
+    expect_failure(&["check", &recipe.write().run_file()], USAGE, parts);
+}
+
+#[test]
+fn a_run_file_with_a_mistake_is_refused_with_line_and_field() {
+    let more = |more: &str| Recipe { more: more.to_owned(), ..Recipe::exact() };
+    expect_bad_run_file(&more("[bach]"), &["run.toml:38: ", "`bach`", "Did you mean `batch`?"]);
+    expect_bad_run_file(&more("extensions = 3"), &["run.toml:38: ", "`data.extensions`", "number 3"]);
+    let none = Recipe { updates: 0, ..Recipe::exact() };
+    expect_bad_run_file(&none, &["run.toml:27: ", "`optimizer.updates`"]);
+    expect_bad_run_file(&more("tokenizer = \"nowhere.json\""), &["`data.tokenizer`", "nowhere.json"]);
+}
+
+#[test]
+fn text_that_is_none_is_refused() {
+    let folder = Recipe::exact().write();
+    let (run_file, text) = (folder.run_file(), folder.argument("text"));
+    let (_coordinator, invite) = start_coordinator(&folder, &[]);
+    std::fs::remove_dir_all(&text).unwrap();
+    let expect = |reason: &str| {
+        expect_failure(&["train", "--run", &run_file], FAILED, &[&text, reason]);
+        expect_failure(&["feed", &invite], FAILED, &[&text, reason]);
+        expect_failure(&["feed", &invite, "--data", &text], FAILED, &[&text, reason]);
+    };
+    expect("no such file");
+    std::fs::write(&text, "").unwrap();
+    expect("is empty");
+    std::fs::write(&text, [0, 159, 146, 150].repeat(1000)).unwrap();
+    expect("not text");
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let folder = Recipe::exact().write();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let arguments = ["coordinator", "--run", &folder.run_file(), "--listen", &address];
+    expect_failure(&arguments, FAILED, &["cannot listen on", &address, "--listen"]);
+}
+
+#[test]
+fn a_coordinator_that_is_not_there_is_named() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let invite = format!("{}@{free}", Identity::from_seed([1; 32]).peer());
+    expect_failure(&["join", &invite], FAILED, &["cannot reach the coordinator", &free, "is it running?"]);
+}
+
+#[test]
+fn a_coordinator_with_another_key_is_not_joined() {
+    let (_coordinator, invite) = start_coordinator(&Recipe::exact().write(), &[]);
+    let expected = Identity::from_seed([1; 32]).peer();
+    let presented = invite.parse::<Invite>().unwrap().peer;
+    let invite = Invite { peer: expected, ..invite.parse().unwrap() }.to_string();
+    let keys = [expected.to_string(), presented.to_string()];
+    expect_failure(&["join", &invite], FAILED, &[&keys[0], &keys[1], "fresh invite"]);
+}
+
+#[test]
+fn a_peer_that_is_not_listed_is_refused() {
+    let listed = Identity::from_seed([1; 32]).peer();
+    let more = format!("[policy]\njoin = [\"{listed}\"]");
+    let folder: RunFolder = Recipe { more, ..Recipe::exact() }.write();
+    let (_coordinator, invite) = start_coordinator(&folder, &[]);
+    expect_failure(&["join", &invite], REFUSED, &["the coordinator refused", "listed keys only"]);
+}
+
+#[test]
+fn an_invite_that_is_none_is_explained() {
+    expect_failure(&["join", "127.0.0.1:7700"], USAGE, &["no '@'", "KEY@HOST:PORT"]);
+    expect_failure(&["feed", "12@127.0.0.1:7700"], USAGE, &["64 hexadecimal digits"]);
+}

@@ -1,0 +1,65 @@
+//! A synchronous swarm computes what one process computes, bit for bit.
+
+use crate::process::Process;
+use crate::recipe::{Recipe, RunFolder};
+use crate::swarm::{STAGES, Swarm, account};
+
+#[test]
+fn a_swarm_in_full_precision_is_one_process() {
+    check(&Recipe::exact());
+}
+
+#[test]
+fn a_swarm_with_packed_codes_is_one_process() {
+    check(&Recipe { boundary: "subspace", packing: "q8", ..Recipe::exact() });
+}
+
+#[test]
+fn a_swarm_that_accumulates_is_one_process() {
+    check(&Recipe { microbatches_per_update: 2, window: 2, ..Recipe::exact() });
+}
+
+fn check(recipe: &Recipe) {
+    let every = recipe.microbatches_per_update.to_string();
+    let every = ["--evaluate-every", every.as_str()];
+    let mut swarm = Swarm::serve(recipe);
+    let mut feeder = swarm.start_feeder(&every);
+    assert_eq!(feeder.end(), 0);
+    let replicas = swarm.end();
+
+    let train = train(&swarm.folder, &every);
+    let losses = losses(&train);
+    // At the start, after each update, and with the upstream cut.
+    assert_eq!(losses.len(), 1 + 10 + 1, "{losses:#?}");
+    assert_eq!(self::losses(&feeder), losses);
+    for stage in 0..STAGES {
+        let name = format!("stage-{stage}.safetensors");
+        let weights = std::fs::read(swarm.folder.file(&name)).unwrap();
+        let reference = std::fs::read(swarm.folder.file("reference").join(&name)).unwrap();
+        assert!(weights == reference, "the weights of stage {stage} differ");
+    }
+
+    let account = account(&mut feeder);
+    let microbatches = recipe.updates * recipe.microbatches_per_update as u64;
+    assert_eq!((account.injected, account.finished), (microbatches, microbatches));
+    assert_eq!((account.lost, account.refused, account.duplicates), (0, 0, 0));
+    for replica in replicas {
+        assert_eq!((replica.updates, replica.staleness_max), (recipe.updates, 0), "{replica:?}");
+    }
+}
+
+/// The same run in one process.
+fn train(folder: &RunFolder, every: &[&str]) -> Process {
+    let (run_file, save) = (folder.run_file(), folder.argument("reference"));
+    let fixed = ["train", "--run", &run_file, "--threads", "1", "--json", "--save", &save];
+    let mut train = Process::start("train", fixed.iter().chain(every).copied());
+    assert_eq!(train.end(), 0);
+    train
+}
+
+/// The held-out losses as they were printed: the shortest digits that give the same number. Reading them would
+/// round once more.
+fn losses(process: &Process) -> Vec<&str> {
+    let evaluations = process.lines().iter().map(String::as_str);
+    evaluations.filter(|line| line.contains(r#""event":"evaluation""#)).collect()
+}

@@ -1,0 +1,170 @@
+//! One process of the binary under test: what it says, how it ends.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use swarmline::report::Event;
+
+/// Nothing a test waits for takes longer, on a busy machine either. A test that gets here has failed.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// Between two looks whether a process has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// A started `swarmline`. Dropping it kills it; what it said is printed if the test has failed.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    /// Ends with this process: a child started with `--leash` stops then.
+    _leash: Option<ChildStdin>,
+    lines: Receiver<Line>,
+    out: Vec<String>,
+    err: Vec<String>,
+}
+
+enum Line {
+    Out(String),
+    Err(String),
+}
+
+impl Process {
+    /// Starts `swarmline` with `arguments`.
+    pub(crate) fn start<'a>(name: &str, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_swarmline"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = channel();
+        read_lines(child.stdout.take().unwrap(), sender.clone(), Line::Out);
+        read_lines(child.stderr.take().unwrap(), sender, Line::Err);
+        let leash = child.stdin.take();
+        Self { name: name.to_owned(), child, _leash: leash, lines, out: Vec::new(), err: Vec::new() }
+    }
+
+    /// What `pick` takes of the events so far, or else of the events to come.
+    pub(crate) fn hear<T>(&mut self, what: &str, pick: impl FnMut(Event) -> Option<T>) -> T {
+        self.hear_since(0, what, pick)
+    }
+
+    /// As [`Process::hear`], of the events after a [`Process::moment`].
+    pub(crate) fn hear_since<T>(
+        &mut self,
+        moment: usize,
+        what: &str,
+        mut pick: impl FnMut(Event) -> Option<T>,
+    ) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = moment;
+        loop {
+            if let Some(found) = self.out[seen..].iter().filter_map(|line| event(line)).find_map(&mut pick) {
+                return found;
+            }
+            seen = self.out.len();
+            assert!(self.listen(deadline), "{} ended without this: {what}", self.name);
+        }
+    }
+
+    /// Now, as far as this process has been heard.
+    pub(crate) fn moment(&mut self) -> usize {
+        while let Ok(line) = self.lines.try_recv() {
+            self.note(line);
+        }
+        self.out.len()
+    }
+
+    /// Waits until the process and all it has started have ended; gives the exit code. Nothing ends in a panic.
+    pub(crate) fn end(&mut self) -> i32 {
+        let deadline = Instant::now() + PATIENCE;
+        // A child's child holds the pipe of its standard error open.
+        while self.listen(deadline) {}
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "{} closed its output and did not end", self.name);
+            std::thread::sleep(LOOK_EVERY);
+        };
+        assert!(!self.errors().contains("panicked at"), "{} panicked", self.name);
+        status.code().unwrap_or_else(|| panic!("{} was killed: {status}", self.name))
+    }
+
+    /// Ctrl-C.
+    pub(crate) fn interrupt(&self) {
+        let id = libc::pid_t::try_from(self.child.id()).unwrap();
+        // SAFETY: no memory is involved, and the child has not been waited for: its id is nobody else's.
+        #[allow(unsafe_code, reason = "the standard library sends no other signal than SIGKILL")]
+        let sent = unsafe { libc::kill(id, libc::SIGINT) };
+        assert_eq!(sent, 0, "{} cannot be signalled", self.name);
+    }
+
+    /// Waits until standard error has `part`.
+    pub(crate) fn hear_error(&mut self, part: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.errors().contains(part) {
+            assert!(self.listen(deadline), "{} ended without this: {part}", self.name);
+        }
+    }
+
+    /// Standard output so far.
+    pub(crate) fn lines(&self) -> &[String] {
+        &self.out
+    }
+
+    /// Standard error so far.
+    pub(crate) fn errors(&self) -> String {
+        self.err.join("\n")
+    }
+
+    /// Waits for a line; false at the end of both outputs.
+    fn listen(&mut self, deadline: Instant) -> bool {
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => self.note(line),
+            Err(RecvTimeoutError::Disconnected) => return false,
+            Err(RecvTimeoutError::Timeout) => panic!("{} keeps the test waiting", self.name),
+        }
+        true
+    }
+
+    fn note(&mut self, line: Line) {
+        match line {
+            Line::Out(line) => self.out.push(line),
+            Line::Err(line) => self.err.push(line),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            self.moment();
+            self.print();
+        }
+    }
+}
+
+impl Process {
+    #[allow(clippy::print_stderr, reason = "a failing test shows what its processes said")]
+    fn print(&self) {
+        eprintln!("--- {}\n{}\n{}", self.name, self.out.join("\n"), self.errors());
+    }
+}
+
+fn event(line: &str) -> Option<Event> {
+    serde_json::from_str(line).ok()
+}
+
+fn read_lines(pipe: impl Read + Send + 'static, sender: Sender<Line>, tag: fn(String) -> Line) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            if sender.send(tag(line)).is_err() {
+                return;
+            }
+        }
+    });
+}

@@ -1,0 +1,138 @@
+//! The runs that tests make: small ones, on text of their own.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// What tests vary of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Recipe {
+    pub(crate) mode: &'static str,
+    pub(crate) window: usize,
+    pub(crate) microbatches_per_update: usize,
+    pub(crate) updates: u64,
+    pub(crate) boundary: &'static str,
+    pub(crate) packing: &'static str,
+    /// What comes behind everything else, e.g. a section `[policy]`.
+    pub(crate) more: String,
+}
+
+impl Recipe {
+    /// Exact gradients, one microbatch after the other, everything in full precision.
+    pub(crate) fn exact() -> Self {
+        Self {
+            mode: "synchronous",
+            window: 1,
+            microbatches_per_update: 1,
+            updates: 10,
+            boundary: "identity",
+            packing: "f32",
+            more: String::new(),
+        }
+    }
+
+    /// Eight microbatches in flight, each update at its own time.
+    pub(crate) fn asynchronous() -> Self {
+        Self { mode: "asynchronous", window: 8, updates: 200, ..Self::exact() }
+    }
+
+    /// A run that is not over before the test has done what it wants.
+    pub(crate) fn endless() -> Self {
+        Self { updates: 1_000_000, ..Self::asynchronous() }
+    }
+
+    fn to_toml(&self) -> String {
+        let Self { mode, window, microbatches_per_update, updates, boundary, packing, more } = self;
+        format!(
+            r#"
+name = "processes"
+seed = 5
+
+[model]
+width = 32
+layers = 4
+heads = 2
+ffn = 64
+context = 32
+
+[pipeline]
+stages = 4
+mode = "{mode}"
+window = {window}
+microbatches_per_update = {microbatches_per_update}
+
+[boundary]
+kind = "{boundary}"
+code = 8
+packing = "{packing}"
+
+[batch]
+sequences = 2
+
+[optimizer]
+updates = {updates}
+warmup_updates = 2
+clip_microbatch = 0
+clip_stage = 0
+staleness_power = 0
+
+[data]
+paths = ["text"]
+heldout = 0.2
+heldout_microbatches = 2
+
+{more}
+"#
+        )
+    }
+
+    /// Writes run file and text into a folder of their own.
+    pub(crate) fn write(&self) -> RunFolder {
+        let folder = tempfile::tempdir().unwrap();
+        let text = folder.path().join("text");
+        std::fs::create_dir(&text).unwrap();
+        for file in 0..8 {
+            std::fs::write(text.join(format!("{file}.txt")), rhymes(file)).unwrap();
+        }
+        std::fs::write(folder.path().join("run.toml"), self.to_toml()).unwrap();
+        RunFolder { folder }
+    }
+}
+
+/// A folder with a run file and its text; gone when dropped.
+pub(crate) struct RunFolder {
+    folder: TempDir,
+}
+
+impl RunFolder {
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A path in this folder.
+    pub(crate) fn file(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path().join(name)
+    }
+
+    /// The same, as an argument.
+    pub(crate) fn argument(&self, name: impl AsRef<Path>) -> String {
+        self.file(name).to_str().unwrap().to_owned()
+    }
+
+    /// The run file, as an argument.
+    pub(crate) fn run_file(&self) -> String {
+        self.argument("run.toml")
+    }
+}
+
+/// A few kilobytes with something to learn in them, other ones for each file.
+fn rhymes(file: usize) -> String {
+    let words = ["swarm", "line", "stage", "shard", "peer", "weight", "token", "batch"];
+    let mut text = String::new();
+    for line in 0..120 {
+        let word = |step: usize| words[(file + line * step) % words.len()];
+        let _ = writeln!(text, "{line}: the {} of a {} knows no {}", word(1), word(3), word(5));
+    }
+    text
+}

@@ -1,0 +1,110 @@
+//! A coordinator, its replicas and a feeder, each a process.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use swarmline::report::{Event, FeederReport, ReplicaReport};
+
+use crate::process::Process;
+use crate::recipe::{Recipe, RunFolder};
+
+/// A machine with two cores holds one swarm at a time.
+static ONE_SWARM: Mutex<()> = Mutex::new(());
+
+/// The processes of one run, and its folder.
+pub(crate) struct Swarm {
+    pub(crate) coordinator: Process,
+    /// By the order in which they joined, which is that of the stages.
+    pub(crate) replicas: Vec<Process>,
+    pub(crate) invite: String,
+    pub(crate) folder: RunFolder,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Stages of every run in these tests.
+pub(crate) const STAGES: usize = 4;
+
+impl Swarm {
+    /// Starts a coordinator; nobody has joined yet.
+    pub(crate) fn coordinate(recipe: &Recipe) -> Self {
+        let turn = ONE_SWARM.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = recipe.write();
+        let (coordinator, invite) = start_coordinator(&folder, &[]);
+        Self { coordinator, replicas: Vec::new(), invite, folder, _turn: turn }
+    }
+
+    /// Starts a coordinator and a replica of each stage that saves its weights in `stage-N.safetensors`.
+    pub(crate) fn serve(recipe: &Recipe) -> Self {
+        let mut swarm = Self::coordinate(recipe);
+        for stage in 0..STAGES {
+            let save = swarm.folder.argument(format!("stage-{stage}.safetensors"));
+            swarm.join(&["--save", &save]);
+        }
+        swarm
+    }
+
+    /// Starts a replica of the next stage and waits until it serves.
+    pub(crate) fn join(&mut self, more: &[&str]) {
+        let expected = self.replicas.len();
+        let mut replica = self.start_replica(&format!("replica {expected}"), more);
+        let stage = serving(&mut replica);
+        assert_eq!(usize::from(stage), expected, "stages are given in order");
+        self.replicas.push(replica);
+    }
+
+    /// Starts a replica and waits for nothing.
+    pub(crate) fn start_replica(&self, name: &str, more: &[&str]) -> Process {
+        let fixed = ["join", &self.invite, "--json", "--leash", "--threads", "1"];
+        Process::start(name, fixed.iter().chain(more).copied())
+    }
+
+    /// Starts a feeder and waits for nothing.
+    pub(crate) fn start_feeder(&self, more: &[&str]) -> Process {
+        let fixed = ["feed", &self.invite, "--json", "--leash"];
+        Process::start("feeder", fixed.iter().chain(more).copied())
+    }
+
+    /// Waits until everybody has ended well; gives the last words of the replicas.
+    pub(crate) fn end(&mut self) -> Vec<ReplicaReport> {
+        for replica in &mut self.replicas {
+            assert_eq!(replica.end(), 0, "{}", replica.errors());
+        }
+        assert_eq!(self.coordinator.end(), 0, "{}", self.coordinator.errors());
+        self.replicas.iter_mut().map(last_word).collect()
+    }
+}
+
+/// Starts a coordinator of the run in `folder` and gives its invite.
+pub(crate) fn start_coordinator(folder: &RunFolder, more: &[&str]) -> (Process, String) {
+    let run_file = folder.run_file();
+    let fixed = ["coordinator", "--run", &run_file, "--listen", "127.0.0.1:0", "--json", "--leash"];
+    let mut coordinator = Process::start("coordinator", fixed.iter().chain(more).copied());
+    let invite = coordinator.hear("its invite", |event| match event {
+        Event::Listening { invite, .. } => Some(invite),
+        _ => None,
+    });
+    (coordinator, invite)
+}
+
+/// Waits until a replica serves; gives its stage.
+pub(crate) fn serving(replica: &mut Process) -> u16 {
+    replica.hear("that it serves", |event| match event {
+        Event::Serving { stage } => Some(stage),
+        _ => None,
+    })
+}
+
+/// What a replica says of itself at the end.
+pub(crate) fn last_word(replica: &mut Process) -> ReplicaReport {
+    replica.hear("its account at the end", |event| match event {
+        Event::Replica(report) if report.last => Some(report),
+        _ => None,
+    })
+}
+
+/// What a feeder says of its microbatches at the end.
+pub(crate) fn account(feeder: &mut Process) -> FeederReport {
+    feeder.hear("the account of its microbatches", |event| match event {
+        Event::Feeder(report) => Some(report),
+        _ => None,
+    })
+}
