@@ -9,7 +9,7 @@ use crate::boundary::Stream;
 use crate::config::Run;
 use crate::packing::leading_u64;
 
-/// Basis `U^T[k,d]` (orthogonal rows of length `sqrt(d/k)`) and anchor `E0` of a run, both made from its seed.
+/// Basis `U^T[k,d]` (orthonormal rows) and anchor `E0` of a run, both made from its seed.
 #[derive(Debug)]
 pub struct Subspace<B: Backend> {
     basis: B::Tensor,
@@ -28,7 +28,7 @@ impl<B: Backend> Subspace<B> {
     /// If the device has no memory for the basis.
     pub fn new(backend: &mut B, run: &Run) -> swarmline_kernels::Result<Self> {
         let (width, code) = (run.model.width, run.boundary.code);
-        let rows = scaled_basis(run);
+        let rows = random::orthonormal_rows(seed_for("basis", run.seed), code, width);
         let mut basis = backend.zeros(rows.len())?;
         backend.upload(&mut basis, &rows)?;
         Ok(Self {
@@ -102,17 +102,6 @@ impl<B: Backend> Subspace<B> {
             (Stream::Dense, _) => Ok(stream),
         }
     }
-}
-
-/// Orthonormal rows times `sqrt(d/k)`: then the entries of `U A` are as large as those of `A`, and so are their
-/// steps. With unit rows an optimizer of Adam's family, whose steps know no scale, would move `U A` by `sqrt(k/d)`
-/// less than a dense matrix at the same learning rate.
-fn scaled_basis(run: &Run) -> Vec<f32> {
-    let (width, code) = (run.model.width, run.boundary.code);
-    let length = (width as f32 / code as f32).sqrt();
-    let mut rows = random::orthonormal_rows(seed_for("basis", run.seed), code, width);
-    rows.iter_mut().for_each(|entry| *entry *= length);
-    rows
 }
 
 /// Basis, anchor and weights draw from the same kind of generator; seeds of their own keep them apart.

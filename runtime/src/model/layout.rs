@@ -55,7 +55,8 @@ pub enum Initial {
 /// layer. The order is fixed: embedding, layers, head.
 ///
 /// In constrained layers (see [`boundary`]) `wo`, `ffn.down` and `embed` keep their names and have `k`
-/// instead of `d` outputs; the basis is scaled so that `U A` has the variance of the dense weight.
+/// instead of `d` outputs; their entries start larger by `sqrt(d/k)`, so that `U A` has the variance of the
+/// dense weight.
 #[must_use]
 pub fn parameters(run: &Run, layers: Range<usize>) -> Vec<ParameterSpec> {
     Layout::new(run, layers).specs
@@ -128,7 +129,8 @@ impl Builder<'_> {
     fn embed(&mut self) -> Embed {
         let stream = boundary::stream(self.run, 0);
         let width = boundary::stream_width(self.run, stream);
-        Embed { table: self.matrix("embed".into(), self.run.model.vocab, width, WEIGHT_STD), width }
+        let std = WEIGHT_STD * self.widening(stream);
+        Embed { table: self.matrix("embed".into(), self.run.model.vocab, width, std), width }
     }
 
     fn layer(&mut self, layer: usize) -> Layer {
@@ -139,7 +141,7 @@ impl Builder<'_> {
         let w = boundary::stream_width(self.run, stream);
         let entry = boundary::entry(self.run, layer);
         // Writers to the residual stream shrink with depth (GPT-2), so the stream's variance does not grow.
-        let writer_std = WEIGHT_STD / (2.0 * model.layers as f32).sqrt();
+        let writer_std = WEIGHT_STD / (2.0 * model.layers as f32).sqrt() * self.widening(stream);
         let vocab = model.vocab;
         let name = |part: &str| format!("layers.{layer}.{part}");
         Layer {
@@ -165,6 +167,11 @@ impl Builder<'_> {
             norm: self.gain("norm".into(), d),
             head: self.matrix("head".into(), self.run.model.vocab, d, WEIGHT_STD),
         }
+    }
+
+    /// `sqrt(d/k)` for coordinates, 1 for a dense stream.
+    fn widening(&self, stream: Stream) -> f32 {
+        (self.run.model.width as f32 / boundary::stream_width(self.run, stream) as f32).sqrt()
     }
 
     fn matrix(&mut self, name: String, outputs: usize, inputs: usize, std: f32) -> usize {

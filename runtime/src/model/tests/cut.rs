@@ -70,12 +70,12 @@ fn initial_values_have_the_promised_spread() {
     };
     let dense_writer = 0.02 / 8f64.sqrt();
     for (name, expected) in [
-        ("embed", 0.02),
+        ("embed", 0.04),
         ("head", 0.02),
         ("layers.0.attention.wq", 0.02),
-        ("layers.0.attention.wo", dense_writer),
+        ("layers.0.attention.wo", 2.0 * dense_writer),
         ("layers.3.attention.wo", dense_writer),
-        ("layers.2.ffn.down", dense_writer),
+        ("layers.2.ffn.down", 2.0 * dense_writer),
         ("norm", 1.0),
     ] {
         assert!((std(name) / expected - 1.0).abs() < 0.05, "{name}: {} for {expected}", std(name));
