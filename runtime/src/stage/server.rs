@@ -162,7 +162,7 @@ impl Server {
                 }
             }
             Note::Foreign(id) => {
-                tracing::warn!(%id, "ignored a message from somebody who is not a neighbour")
+                tracing::warn!(%id, "ignored a message from somebody who is not a neighbour");
             }
             other => tracing::trace!(?other, "counted"),
         }
