@@ -7,12 +7,21 @@ use walkdir::WalkDir;
 
 /// A layer inside `runtime/src` and the words its files must not contain outside comments.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("model", &["tokio", "quinn", "tonic", "swarmline_proto", "crate::net", "crate::stage"]),
-    ("boundary", &["tokio", "quinn", "tonic", "swarmline_proto", "crate::net", "crate::stage"]),
-    ("packing.rs", &["tokio", "quinn", "tonic", "swarmline_proto", "crate::net", "crate::stage"]),
-    ("optim", &["tokio", "quinn", "tonic", "swarmline_proto", "crate::net", "crate::stage", "crate::model"]),
-    ("data", &["tokio", "quinn", "tonic", "swarmline_proto", "crate::net", "crate::stage", "crate::model"]),
-    ("config", &["tokio", "quinn", "tonic", "swarmline_proto", "crate::net", "crate::stage", "crate::model"]),
+    ("model", &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage"]),
+    ("boundary", &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage"]),
+    ("packing.rs", &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage"]),
+    (
+        "optim",
+        &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage", "crate::model"],
+    ),
+    (
+        "data",
+        &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage", "crate::model"],
+    ),
+    (
+        "config",
+        &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage", "crate::model"],
+    ),
     ("net", &["swarmline_kernels", "crate::model", "crate::optim", "crate::boundary", "crate::stage"]),
 ];
 
