@@ -6,6 +6,7 @@ use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::model::ShardError;
 use crate::net::control::ControlError;
+use crate::net::quic::BindError;
 use crate::stage::EngineError;
 
 /// What ends a command, by situation. The message says what to do.
@@ -87,5 +88,11 @@ impl From<ControlError> for Error {
             | ControlError::Answer(_)
             | ControlError::Membership(_) => Self::Network(message),
         }
+    }
+}
+
+impl From<BindError> for Error {
+    fn from(error: BindError) -> Self {
+        Self::Network(error.to_string())
     }
 }

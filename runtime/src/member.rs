@@ -1,15 +1,19 @@
 //! What feeders and replicas have in common: a heartbeat, frame sizes, and what network events mean to them.
 
+use std::net::UdpSocket;
 use std::time::Instant;
 
-use swarmline_scheduler::{Incarnation, PeerId, PeerTable};
-use tokio::sync::watch;
+use swarmline_scheduler::{Incarnation, Membership, PeerId, PeerTable};
+use tokio::sync::{mpsc, watch};
 
 use crate::config::Run;
 use crate::error::Error;
+use crate::net::Identity;
 use crate::net::control::{Control, ControlError, Directive, HEARTBEAT_EVERY, Vitals};
+use crate::net::digest::ManifestDigest;
 use crate::net::frame::FrameLimits;
-use crate::net::quic::NetEvent;
+use crate::net::quic::{Congestion, DataPlane, HandshakeInfo, NetEvent, Settings};
+use crate::net::trust::Trust;
 use crate::packing::{Codec, TokenCodec};
 use crate::report::{Event, Reporter};
 
@@ -19,13 +23,38 @@ const HEADER_BYTES: usize = 1024;
 const HOP_BYTES: usize = 64;
 
 /// How long the frames of a run may be: nothing longer is read.
-pub(crate) fn frame_limits(run: &Run) -> FrameLimits {
+fn frame_limits(run: &Run) -> FrameLimits {
     let cuts = run.stages().map(|stage| Codec::in_front_of(run, run.layers_of(stage).start).byte_len());
     FrameLimits {
         header_bytes_max: HEADER_BYTES + HOP_BYTES * (run.pipeline.stages + 1),
         ids_bytes_max: TokenCodec::new(run).byte_len(),
         code_bytes_max: cuts.max().unwrap_or(0),
     }
+}
+
+/// What a member needs to know before its data plane can start.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    pub(crate) run: &'a Run,
+    pub(crate) digest: ManifestDigest,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) identity: &'a Identity,
+    /// Microbatches in flight; decides how much may wait.
+    pub(crate) window: usize,
+}
+
+/// Starts a member's data plane on the socket it told the coordinator of. Only members of `table` are trusted.
+pub(crate) fn start_plane(
+    plan: &Plan<'_>,
+    socket: UdpSocket,
+    table: &Membership,
+) -> Result<(DataPlane, mpsc::Receiver<NetEvent>, Trust), Error> {
+    let trust = Trust::keys(table.members.iter().map(|member| member.peer));
+    let settings =
+        Settings { limits: frame_limits(plan.run), window: plan.window, congestion: Congestion::default() };
+    let handshake = HandshakeInfo::new(plan.digest, plan.incarnation);
+    let (plane, arrivals) = DataPlane::start(plan.identity, socket, handshake, trust.clone(), settings)?;
+    Ok((plane, arrivals, trust))
 }
 
 /// Gives signs of life for a member, whatever else it is busy with. Clones share it.

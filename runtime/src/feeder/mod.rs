@@ -23,11 +23,11 @@ use crate::clock::{self, Clock};
 use crate::config::{Manifest, Mode, Run, Tokenizer};
 use crate::data::{Batches, Corpus};
 use crate::error::Error;
-use crate::member::{Heart, frame_limits, lost_peer, member, tell_network};
+use crate::member::{Heart, Plan, lost_peer, member, start_plane, tell_network};
 use crate::net::control::{
     Applicant, Control, ControlError, Directive, Entrance, FeederTotals, Placement, Vitals,
 };
-use crate::net::quic::{Congestion, DataPlane, HandshakeInfo, NetEvent, Settings, bind_socket};
+use crate::net::quic::{DataPlane, NetEvent, bind_socket};
 use crate::net::trust::Trust;
 use crate::net::{Identity, Invite};
 use crate::packing::TokenCodec;
@@ -129,9 +129,8 @@ struct Desk {
 
 impl Desk {
     async fn open(options: &FeedOptions, reporter: &Reporter) -> Result<Self, Error> {
-        let network = |error: &dyn std::fmt::Display| Error::Network(error.to_string());
-        let socket = bind_socket(options.listen).map_err(|error| network(&error))?;
-        let data_address = socket.local_addr().map_err(|error| network(&error))?;
+        let socket = bind_socket(options.listen)?;
+        let data_address = socket.local_addr().map_err(|error| Error::Network(error.to_string()))?;
         let applicant = Applicant { incarnation: clock::incarnation(), role: Role::Feeder, data_address };
         let (control, entrance) = Control::enter(&options.invite, &options.identity, applicant).await?;
         let heart = Heart::start(control.clone());
@@ -149,16 +148,14 @@ impl Desk {
                 admission(&run),
             )
         };
-        let trust = Trust::keys(entrance.membership.members.iter().map(|member| member.peer));
-        let settings = Settings {
-            limits: frame_limits(&run),
+        let plan = Plan {
+            run: &run,
+            digest: entrance.digest,
+            incarnation: applicant.incarnation,
+            identity: &options.identity,
             window: run.pipeline.window.max(run.pipeline.microbatches_per_update),
-            congestion: Congestion::default(),
         };
-        let handshake = HandshakeInfo::new(entrance.digest, applicant.incarnation);
-        let (plane, arrivals) =
-            DataPlane::start(&options.identity, socket, handshake, trust.clone(), settings)
-                .map_err(|error| network(&error))?;
+        let (plane, arrivals, trust) = start_plane(&plan, socket, &entrance.membership)?;
         let (table, _) = control.follow(entrance.membership);
         let (lease_answers, leases) = mpsc::channel(1);
         Ok(Self {

@@ -15,11 +15,10 @@ use super::server::{Server, Wiring};
 use crate::clock::{self, Clock};
 use crate::config::{Manifest, Run};
 use crate::error::Error;
-use crate::member::{Heart, frame_limits};
+use crate::member::{Heart, Plan, start_plane};
 use crate::net::control::{Applicant, Control, Directive, Placement};
 use crate::net::digest::ManifestDigest;
-use crate::net::quic::{Congestion, DataPlane, HandshakeInfo, Settings, bind_socket};
-use crate::net::trust::Trust;
+use crate::net::quic::bind_socket;
 use crate::net::{Identity, Invite};
 use crate::report::{Event, Reporter};
 
@@ -94,7 +93,7 @@ struct Entered {
 
 impl Entered {
     async fn knock(options: &JoinOptions) -> Result<Self, Error> {
-        let socket = bind_socket(options.listen).map_err(|error| Error::Network(error.to_string()))?;
+        let socket = bind_socket(options.listen)?;
         let data_address = socket.local_addr().map_err(|error| Error::Network(error.to_string()))?;
         let applicant = Applicant { incarnation: clock::incarnation(), role: Role::Replica, data_address };
         let (control, entrance) = Control::enter(&options.invite, &options.identity, applicant).await?;
@@ -170,17 +169,16 @@ impl Entered {
             ..Config::new(me, self.applicant.incarnation, stage, last + 1)
         };
         let executor = self.start_executor(stage, &config, options).await?;
-        let trust = Trust::keys(self.table.borrow().members.iter().map(|member| member.peer));
-        let settings = Settings {
-            limits: frame_limits(&self.run),
+        let plan = Plan {
+            run: &self.run,
+            digest: self.digest,
+            incarnation: self.applicant.incarnation,
+            identity: &options.identity,
             window: config.slots,
-            congestion: Congestion::default(),
         };
-        let handshake = HandshakeInfo::new(self.digest, self.applicant.incarnation);
-        let socket = self.socket.take().ok_or(Error::ExecutorGone)?;
-        let (plane, arrivals) =
-            DataPlane::start(&options.identity, socket, handshake, trust.clone(), settings)
-                .map_err(|error| Error::Network(error.to_string()))?;
+        let socket = self.socket.take();
+        let socket = socket.ok_or_else(|| Error::Defect("a replica is prepared once".to_owned()))?;
+        let (plane, arrivals, trust) = start_plane(&plan, socket, &self.table.borrow())?;
         self.control.ready(stage).await?;
         reporter.tell(&Event::Serving { stage: stage.0 });
         Ok(Server::new(
