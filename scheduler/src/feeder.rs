@@ -1,30 +1,43 @@
-//! Feeds a run: works through leased ids, keeps the window full, and is the one place where outcomes are counted.
+//! Feeds a run: works through leased ids, keeps the window full, decides who applies what, and is the one place where
+//! outcomes are counted.
 //!
-//! A training microbatch is admitted by the window, drawn by the shell, sent to a replica of stage 0, and has
-//! exactly one outcome: finished, refused, or lost when nobody answered by the deadline. Evaluations wait until
-//! no training microbatch is in flight, so that the figure belongs to one set of weights.
+//! A training microbatch is admitted by the window, drawn by the shell and sent to a replica of stage 0. On its way
+//! back replicas claim it, each for its stage; the first claim of a stage is granted, once and for ever. When it comes
+//! home through stage 0 it is finished; when somebody refuses it, it is refused; there is no other end. A replica that
+//! is lost with it costs another sending. Evaluations wait until no training microbatch is in flight, so that the
+//! figure belongs to one set of weights.
+//!
+//! Everything that must survive this process goes into a journal first; [`Feeder::resume`] goes on from it.
 
+mod announcement;
 mod config;
 mod evaluation;
+mod grants;
+mod journal;
 mod ranges;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 
-use crate::ended::Ended;
-use crate::patience::{Patience, Wait};
-use crate::router::{Router, Settled};
+use crate::neighbours::Neighbours;
+use crate::router::{Choice, Router, Settled};
+use crate::sending::{Neighbour, Sendings};
+#[cfg(test)]
+use crate::sim::Mutation;
 use crate::{
-    Admission, Attempt, Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId, PeerTable,
-    Purpose, Refusal, StageIndex, Time, WeightVersion, Window,
+    Admission, Attempt, Holding, Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId,
+    PeerTable, Purpose, Refusal, StageIndex, Time, WeightVersion, Window,
 };
 
-pub use config::{Config, EVALUATIONS_MAX, LEASE_RETRY, OVERTAKEN_WINDOWS, REFUSED_PAUSE};
+pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
 pub use evaluation::Measured;
+pub use journal::Record;
 
+use announcement::Announcement;
 use evaluation::Evaluation;
+use grants::{Grants, Verdict};
 use ranges::Ranges;
 
 /// What happens to a feeder.
@@ -75,6 +88,8 @@ pub enum Event<P> {
 /// What a feeder wants done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action<P> {
+    /// Make this durable before any action that follows.
+    Journal(Record),
     /// Draw the tokens of this microbatch and answer with [`Event::Drawn`].
     Draw {
         /// Which one.
@@ -82,7 +97,7 @@ pub enum Action<P> {
         /// From training text or held-out text.
         purpose: Purpose,
     },
-    /// Send this to a replica of stage 0.
+    /// Send this to a replica.
     Send {
         /// To whom.
         to: PeerId,
@@ -112,7 +127,7 @@ pub enum Action<P> {
 /// What became of a microbatch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// Every stage did its part.
+    /// It came home, and every stage is granted to somebody.
     Finished {
         /// The training loss.
         loss: Loss,
@@ -129,41 +144,47 @@ pub enum Outcome {
         /// The loss.
         loss: Loss,
     },
-    /// No outcome arrived by the deadline.
-    Lost,
+    /// An evaluation was sent [`EVALUATION_TRIES`] times and never answered.
+    Unanswered,
 }
 
 /// Why a feeder wants to be woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// A microbatch has no outcome yet.
-    DeadlineExpires,
+    /// A replica owes an answer and is to be asked.
+    AnswerOverdue,
     /// A request for a lease was not answered.
     LeaseRetry,
-    /// Injecting goes on after a microbatch found no way or no room.
+    /// Injecting goes on after a microbatch was undeliverable.
     PauseEnds,
     /// A replica of stage 0 may be tried again.
     QuarantineEnds,
+    /// Replicas expect to hear which microbatches have their outcome.
+    TellDue,
 }
 
-/// Totals of a feeder. The first five are about training microbatches only.
+/// Totals of a feeder, those before a restart included. The first eight are about training microbatches only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Sent to stage 0.
     pub injected: u64,
     /// Finished.
     pub finished: u64,
-    /// Refused.
+    /// Refused, whatever the reason.
     pub refused: u64,
-    /// Without an outcome by the deadline. A sound run has none.
-    pub lost: u64,
     /// Injected, no outcome yet.
     pub in_flight: u64,
+    /// Injected, but neither in flight nor with an outcome. A sound feeder has none.
+    pub lost: u64,
+    /// Stages of finished microbatches nobody was granted. A sound feeder has none.
+    pub ungranted: u64,
+    /// Sent to stage 0 again.
+    pub resent: u64,
+    /// Claims denied because another replica has the grant: work done twice, applied once.
+    pub denied: u64,
     /// Evaluations answered with a loss.
     pub evaluated: u64,
-    /// Second outcomes of one microbatch. A sound run has none.
-    pub duplicates: u64,
-    /// Answers after the feeder had given the microbatch up.
+    /// Answers about microbatches that have their outcome.
     pub late: u64,
     /// Messages that nobody was asked for.
     pub foreign: u64,
@@ -173,43 +194,48 @@ pub struct Counts {
 #[derive(Clone, Debug)]
 struct Open<P> {
     purpose: Purpose,
-    attempt: Attempt,
-    phase: Phase<P>,
+    phase: Phase,
+    ids: Option<P>,
+    sendings: Sendings,
+    /// Sent before a restart: who had it is asked before it is sent again.
+    recalled: bool,
+    /// Who is known to hold it beyond stage 0.
+    beyond: Option<Hop>,
 }
 
-#[derive(Clone, Debug)]
-enum Phase<P> {
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// The shell draws its tokens.
     Drawing,
-    Drawn { ids: P },
-    Sent { to: Hop, wait: Wait },
+    /// Waits for a replica of stage 0.
+    Drawn,
+    Sent {
+        asked: Time,
+    },
 }
 
-/// How a microbatch got its outcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Closed {
-    Answered,
-    GivenUp,
-}
-
-/// Injects microbatches and counts outcomes.
+/// Injects microbatches, arbitrates between replicas and counts outcomes.
 #[derive(Debug)]
 pub struct Feeder<P> {
     config: Config,
     table: PeerTable,
     router: Box<dyn Router>,
+    neighbours: Neighbours,
     ranges: Ranges,
     window: Window,
     evaluations: VecDeque<Evaluation>,
     evaluation_window: Window,
     evaluation_rounds: u32,
+    evaluation_heard: Time,
     /// Bounded by the two windows.
     open: BTreeMap<MicrobatchId, Open<P>>,
-    ended: Ended<Closed>,
-    patience: Patience,
+    grants: Grants,
+    announcement: Announcement,
     counts: Counts,
     admitted: u64,
     lease_asked: Option<Time>,
     paused_until: Option<Time>,
+    tell_at: Time,
     now: Time,
     stopped: bool,
     done: bool,
@@ -222,27 +248,77 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
-        let patience = Patience::new(config.deadline, OVERTAKEN_WINDOWS * u64::from(window.limit()));
         Self {
             config,
             table: PeerTable::new(),
             router,
+            neighbours: Neighbours::default(),
             ranges: Ranges::default(),
             window,
             evaluations: VecDeque::new(),
             evaluation_window,
             evaluation_rounds: 0,
+            evaluation_heard: Time::default(),
             open: BTreeMap::new(),
-            ended: Ended::new(),
-            patience,
+            grants: Grants::default(),
+            announcement: Announcement::default(),
             counts: Counts::default(),
             admitted: 0,
             lease_asked: None,
             paused_until: None,
+            tell_at: Time::default(),
             now: Time::default(),
             stopped: false,
             done: false,
             actions: VecDeque::new(),
+        }
+    }
+
+    /// Goes on where the feeder that wrote `journal` died. What was in flight is looked for at the replica that had it.
+    #[must_use]
+    pub fn resume(
+        config: Config,
+        router: Box<dyn Router>,
+        journal: impl IntoIterator<Item = Record>,
+    ) -> Self {
+        let mut feeder = Self::new(config, router);
+        for record in journal {
+            feeder.remember(record);
+        }
+        for (&microbatch, open) in &mut feeder.open {
+            feeder.window.readmit();
+            open.recalled = true;
+            feeder.actions.push_back(Action::Draw { microbatch, purpose: Purpose::Train });
+        }
+        feeder
+    }
+
+    fn remember(&mut self, record: Record) {
+        match record {
+            Record::Leased(lease) => {
+                self.ranges.add(&lease);
+                self.announcement.lease(&lease);
+            }
+            Record::Sent { microbatch, to } => {
+                self.ranges.remove(microbatch);
+                let open = self.open.entry(microbatch).or_insert_with(|| {
+                    self.admitted += 1;
+                    self.counts.injected += 1;
+                    self.counts.in_flight += 1;
+                    Open::new(Purpose::Train)
+                });
+                open.sendings.add(to);
+                self.grants.open(microbatch);
+            }
+            Record::Granted { microbatch, to } => {
+                self.grants.claim(microbatch, to);
+            }
+            Record::Ended { microbatch, outcome } => {
+                self.open.remove(&microbatch);
+                self.grants.end(microbatch);
+                self.announcement.end(microbatch);
+                self.count(microbatch, &outcome);
+            }
         }
     }
 
@@ -261,12 +337,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             Event::Stop => self.on_stop(),
             Event::Timeout => {}
         }
-        self.give_up_expired(now);
+        self.ask_overdue(now);
         self.ask_for_lease(now);
         if self.may_inject(now) {
             self.admit();
             self.send_drawn(now);
         }
+        self.tell_ended(now);
         self.notice_done();
     }
 
@@ -278,18 +355,20 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// When to call again with [`Event::Timeout`] at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        let waits = self.open.values().filter_map(Open::wait).map(|wait| self.patience.end_of(wait));
-        let deadline = waits.min().map(|end| (end, Reason::DeadlineExpires));
+        let asked = self.open.values().filter_map(|open| Some(open.asked()? + self.patience(open))).min();
+        let ask = asked.map(|at| (at, Reason::AnswerOverdue));
         let lease = self.lease_asked.map(|at| (at + LEASE_RETRY, Reason::LeaseRetry));
         let pause = self.paused_until.map(|until| (until, Reason::PauseEnds));
         let release = self.table.next_release(self.now).map(|until| (until, Reason::QuarantineEnds));
-        [deadline, lease, pause, release].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let tell = Some((self.tell_at, Reason::TellDue));
+        [ask, lease, pause, release, tell].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Totals since the start.
+    /// Totals since the run began for this feeder.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        self.counts
+        let Counts { injected, finished, refused, in_flight, .. } = self.counts;
+        Counts { lost: injected.saturating_sub(finished + refused + in_flight), ..self.counts }
     }
 
     /// Whether [`Action::Done`] was said.
@@ -315,68 +394,100 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Whether every stage is served and nothing speaks against sending now.
     fn may_inject(&mut self, now: Time) -> bool {
         self.paused_until = self.paused_until.filter(|&until| until > now);
-        self.paused_until.is_none()
-            && self.table.serves_all(self.config.stages)
-            && !self.table.eligible(now, StageIndex(0)).is_empty()
+        self.paused_until.is_none() && self.table.serves_all(self.config.stages)
     }
 
     /// Asks for the tokens of as many microbatches as have a place.
     fn admit(&mut self) {
-        while let Some((microbatch, purpose, attempt)) = self.next_admitted() {
-            self.open.insert(microbatch, Open { purpose, attempt, phase: Phase::Drawing });
+        while let Some((microbatch, open)) = self.next_admitted() {
+            let purpose = open.purpose;
+            self.open.insert(microbatch, open);
             self.actions.push_back(Action::Draw { microbatch, purpose });
         }
     }
 
     /// The next microbatch there is a place for. A waiting evaluation lets training run dry first.
-    fn next_admitted(&mut self) -> Option<(MicrobatchId, Purpose, Attempt)> {
+    fn next_admitted(&mut self) -> Option<(MicrobatchId, Open<P>)> {
         if let Some(evaluation) = self.evaluations.front_mut() {
             let free =
                 self.window.in_flight() == 0 && evaluation.has_more() && self.evaluation_window.admit();
             let id = if free { evaluation.take()? } else { return None };
-            return Some((id, evaluation.measured().purpose, evaluation.attempt));
+            let sendings = Sendings::from(evaluation.attempt);
+            return Some((id, Open { sendings, ..Open::new(evaluation.measured().purpose) }));
         }
         let wanted = !self.stopped && self.admitted < self.config.total && self.ranges.left() > 0;
         if !wanted || !self.window.admit() {
             return None;
         }
         self.admitted += 1;
-        self.ranges.take().map(|id| (id, Purpose::Train, Attempt(0)))
+        self.ranges.take().map(|id| (id, Open::new(Purpose::Train)))
     }
 
     fn send_drawn(&mut self, now: Time) {
-        let drawn = |open: &Open<P>| matches!(open.phase, Phase::Drawn { .. });
+        let drawn = |open: &Open<P>| matches!(open.phase, Phase::Drawn);
         let ids: Vec<_> = self.open.iter().filter(|(_, open)| drawn(open)).map(|(&id, _)| id).collect();
         for id in ids {
-            self.inject(now, id);
+            if !self.ask_before(now, id) && !self.inject(now, id) {
+                return;
+            }
         }
     }
 
-    /// Sends one drawn microbatch; it stays drawn if no replica can be chosen.
-    fn inject(&mut self, now: Time, microbatch: MicrobatchId) {
-        let eligible = self.table.eligible(now, StageIndex(0));
-        let Some(to) = self.router.choose(now, &eligible) else { return };
-        let Some(open) = self.open.get_mut(&microbatch) else { return };
-        let Phase::Drawn { ids } =
-            std::mem::replace(&mut open.phase, Phase::Sent { to, wait: self.patience.begin(now) })
-        else {
-            return;
+    /// Asks the replica that had a microbatch before this process was restarted; `false` if none is known to live.
+    fn ask_before(&mut self, now: Time, microbatch: MicrobatchId) -> bool {
+        let Some(open) = self.open.get_mut(&microbatch) else { return false };
+        let latest = open.sendings.latest().filter(|_| std::mem::take(&mut open.recalled));
+        let Some(Neighbour { hop, .. }) = latest.filter(|latest| self.table.placed(&latest.hop)) else {
+            return false;
         };
-        if open.trains() {
-            self.counts.injected += 1;
-            self.counts.in_flight += 1;
-        }
+        let attempt = open.sendings.add(hop);
+        open.phase = Phase::Sent { asked: now };
+        self.router.on_sent(now, hop, microbatch);
+        self.ask(microbatch, Neighbour { hop, attempt });
+        true
+    }
+
+    /// Sends one drawn microbatch; `false` if no replica takes one now.
+    fn inject(&mut self, now: Time, microbatch: MicrobatchId) -> bool {
+        let hops = self.table.eligible(now, StageIndex(0));
+        let candidates = self.neighbours.candidates(&hops, self.router.as_ref());
+        let senders = u32::try_from(self.table.feeders().count()).unwrap_or(1).max(1);
+        let Some(to) = self.router.choose(now, &Choice { candidates: &candidates, senders }) else {
+            return false;
+        };
+        let me = self.config.hop();
+        let Some(open) = self.open.get_mut(&microbatch) else { return true };
+        let Some(ids) = open.ids.clone() else { return true };
+        let (purpose, anew) = (open.purpose, open.sendings.any());
+        let attempt = open.sendings.add(to);
+        open.phase = Phase::Sent { asked: now };
         let message = Message::Forward {
             microbatch,
-            attempt: open.attempt,
-            purpose: open.purpose,
-            route: vec![self.config.hop()],
+            attempt,
+            purpose,
+            route: vec![me],
+            holder: open.beyond,
             version: WeightVersion(0),
             ids,
             code: P::default(),
         };
+        if purpose == Purpose::Train {
+            self.actions.push_back(Action::Journal(Record::Sent { microbatch, to }));
+            self.count_sent(microbatch, anew);
+        }
         self.router.on_sent(now, to, microbatch);
         self.actions.push_back(Action::Send { to: to.peer, message });
+        true
+    }
+
+    fn count_sent(&mut self, microbatch: MicrobatchId, anew: bool) {
+        if anew {
+            self.counts.resent += 1;
+        } else {
+            self.grants.open(microbatch);
+            self.counts.injected += 1;
+            self.counts.in_flight += 1;
+        }
     }
 
     /// Asks for ids when half of a lease is used up, one request at a time.
@@ -393,10 +504,29 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
+    /// Tells every replica which microbatches have their outcome, often enough that they hold little.
+    fn tell_ended(&mut self, now: Time) {
+        let many = self.announcement.news() * 2 >= u64::from(self.window.limit());
+        if now < self.tell_at && !many {
+            return;
+        }
+        self.tell_at = now + self.config.tell_every;
+        let message = Message::Ended { spans: self.announcement.tell(), finished: self.counts.finished };
+        let replicas: Vec<PeerId> = (0..self.config.stages)
+            .flat_map(|stage| self.table.hops(StageIndex(stage)))
+            .map(|hop| hop.peer)
+            .collect();
+        for to in replicas {
+            self.actions.push_back(Action::Send { to, message: message.clone() });
+        }
+    }
+
     // --- What arrives ---------------------------------------------------------------------------------------
 
     fn on_lease(&mut self, lease: &Lease) {
+        self.actions.push_back(Action::Journal(Record::Leased(*lease)));
         self.ranges.add(lease);
+        self.announcement.lease(lease);
         self.lease_asked = None;
     }
 
@@ -404,55 +534,262 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if let Some(open) = self.open.get_mut(&microbatch)
             && matches!(open.phase, Phase::Drawing)
         {
-            open.phase = Phase::Drawn { ids };
+            open.ids = Some(ids);
+            open.phase = Phase::Drawn;
         }
     }
 
     fn on_message(&mut self, now: Time, from: PeerId, incarnation: Incarnation, message: Message<P>) {
-        let sender = Hop { stage: Some(StageIndex(0)), peer: from, incarnation };
-        let (id, attempt, outcome) = match message {
-            Message::Backward { microbatch, attempt, loss, gradient: _ } => {
-                (microbatch, attempt, finite(loss, sender, Outcome::Finished { loss }))
+        let first = Hop { stage: Some(StageIndex(0)), peer: from, incarnation };
+        let sender = |attempt| Neighbour { hop: first, attempt };
+        match message {
+            Message::Backward { microbatch, attempt, loss, path, gradient: _ } => {
+                self.on_home(now, sender(attempt), microbatch, loss, &path);
+            }
+            Message::Holds { microbatch, attempt, holding } => {
+                self.on_holds(now, sender(attempt), microbatch, holding);
+            }
+            Message::Passed { microbatch, attempt, next } => {
+                if let Some(open) = self.open.get_mut(&microbatch)
+                    && open.awaited() == Some(sender(attempt))
+                {
+                    open.beyond = Some(next).filter(|next| self.table.placed(next));
+                }
+            }
+            Message::Held { microbatch, holder } => self.on_held(from, incarnation, microbatch, holder),
+            Message::Claim { stage, microbatches } => {
+                self.on_claim(Hop { stage: Some(stage), peer: from, incarnation }, &microbatches);
             }
             Message::Evaluated { microbatch, attempt, loss } => {
-                (microbatch, attempt, finite(loss, sender, Outcome::Evaluated { loss }))
+                self.on_evaluated(now, from, incarnation, microbatch, attempt, loss);
             }
-            Message::Refused { microbatch, attempt, by, reason } => {
-                (microbatch, attempt, Outcome::Refused { by, reason })
+            Message::Refused { microbatch, by, reason } => {
+                self.on_refused(now, from, incarnation, microbatch, by, reason);
             }
-            Message::Forward { .. } => return self.counts.foreign += 1,
-        };
-        if !self.table.placed(&sender) {
-            return self.counts.foreign += 1;
-        }
-        self.table.heard(from, incarnation);
-        match self.open.get(&id) {
-            Some(open) if open.answers(sender, attempt, &outcome) => {
-                self.patience.answered(now);
-                self.settle(now, id, outcome, Closed::Answered);
+            Message::Beat(beat) => {
+                if self.table.placed(&first) {
+                    self.table.heard(from, incarnation);
+                    self.neighbours.heard(first, beat);
+                }
             }
-            Some(_) => self.counts.foreign += 1,
-            None => match self.ended.get(id) {
-                Some(Closed::Answered) => self.counts.duplicates += 1,
-                Some(Closed::GivenUp) => self.counts.late += 1,
-                None => self.counts.foreign += 1,
-            },
+            Message::Forward { .. }
+            | Message::Ask { .. }
+            | Message::Granted { .. }
+            | Message::Ended { .. } => {
+                self.counts.foreign += 1;
+            }
         }
     }
 
+    /// A training microbatch came home. Everyone on its way has claimed it with the gradient, if not before.
+    fn on_home(&mut self, now: Time, sender: Neighbour, id: MicrobatchId, loss: Loss, path: &[Hop]) {
+        let stages = (0..self.config.stages).rev().map(|stage| Some(StageIndex(stage)));
+        let fits = path.iter().map(|hop| hop.stage).eq(stages) && path.last() == Some(&sender.hop);
+        let Some(open) = self.open.get(&id) else { return self.counts.late += 1 };
+        if !fits || !self.table.placed(&sender.hop) || !open.sendings.contain(sender) || !open.trains() {
+            return self.counts.foreign += 1;
+        }
+        self.table.heard(sender.hop.peer, sender.hop.incarnation);
+        for &hop in path {
+            self.grant(id, hop);
+        }
+        let granted = self.grants.of(id).len() as u64;
+        self.counts.ungranted += u64::from(self.config.stages).saturating_sub(granted);
+        // A loss that is no number is no outcome: one of them would poison every mean.
+        let outcome = if loss.sum.is_finite() {
+            Outcome::Finished { loss }
+        } else {
+            Outcome::Refused { by: sender.hop, reason: Refusal::NonFinite }
+        };
+        self.settle(now, id, outcome);
+    }
+
+    fn on_holds(&mut self, now: Time, sender: Neighbour, id: MicrobatchId, holding: Holding) {
+        let placed = self.table.placed(&sender.hop);
+        let Some(open) = self.open.get_mut(&id).filter(|open| placed && open.awaited() == Some(sender)) else {
+            return self.counts.foreign += 1;
+        };
+        match holding {
+            Holding::Held => open.phase = Phase::Sent { asked: now },
+            Holding::Missing => self.send_anew(now, id, Settled::Lost),
+            Holding::Busy => {
+                self.neighbours.busy(sender.hop);
+                self.send_anew(now, id, Settled::Refused);
+            }
+        }
+    }
+
+    /// Somebody missed its upstream: whoever is sent the microbatch anew is told of it.
+    fn on_held(&mut self, from: PeerId, incarnation: Incarnation, id: MicrobatchId, holder: Hop) {
+        let known = self.table.get(from, incarnation).is_some() && self.table.placed(&holder);
+        let Some(open) = self.open.get_mut(&id).filter(|_| known && holder.stage.is_some()) else { return };
+        let awaited = open.awaited();
+        if awaited.is_some_and(|awaited| awaited.hop == holder) {
+            return;
+        }
+        if open.beyond.is_none_or(|beyond| beyond.stage >= holder.stage) {
+            open.beyond = Some(holder);
+        }
+        if let Some(awaited) = awaited.filter(|awaited| awaited.hop.stage < holder.stage) {
+            let message = Message::Held { microbatch: id, holder };
+            self.actions.push_back(Action::Send { to: awaited.hop.peer, message });
+        }
+    }
+
+    /// The first claim of a stage is granted; the same replica gets the same answer again.
+    fn on_claim(&mut self, claimant: Hop, microbatches: &[MicrobatchId]) {
+        if !self.may_claim(&claimant) {
+            return self.counts.foreign += 1;
+        }
+        let (granted, denied): (Vec<_>, Vec<_>) =
+            microbatches.iter().partition(|&&microbatch| self.grant(microbatch, claimant));
+        self.counts.denied += denied.len() as u64;
+        let message = Message::Granted { granted, denied };
+        self.actions.push_back(Action::Send { to: claimant.peer, message });
+    }
+
+    fn may_claim(&self, claimant: &Hop) -> bool {
+        #[cfg(test)]
+        if self.config.mutation == Some(Mutation::IgnoreIncarnation) {
+            return true;
+        }
+        self.table.placed(claimant) && claimant.stage.is_some()
+    }
+
+    fn grant(&mut self, microbatch: MicrobatchId, claimant: Hop) -> bool {
+        #[cfg(test)]
+        if self.config.mutation == Some(Mutation::GrantTwice) {
+            self.grants.claim(microbatch, claimant);
+            return true;
+        }
+        let verdict = self.grants.claim(microbatch, claimant);
+        if verdict == Verdict::New {
+            self.actions.push_back(Action::Journal(Record::Granted { microbatch, to: claimant }));
+        }
+        verdict != Verdict::Denied
+    }
+
+    fn on_evaluated(
+        &mut self,
+        now: Time,
+        from: PeerId,
+        incarnation: Incarnation,
+        id: MicrobatchId,
+        attempt: Attempt,
+        loss: Loss,
+    ) {
+        let last = Hop { stage: Some(StageIndex(self.config.stages.saturating_sub(1))), peer: from, incarnation };
+        let asked = |open: &&Open<P>| !open.trains() && open.sendings.any_with(attempt);
+        if !self.table.placed(&last) || self.open.get(&id).filter(asked).is_none() {
+            return self.counts.late += 1;
+        }
+        self.evaluation_heard = now;
+        let outcome = if loss.sum.is_finite() {
+            Outcome::Evaluated { loss }
+        } else {
+            Outcome::Refused { by: last, reason: Refusal::NonFinite }
+        };
+        self.settle(now, id, outcome);
+    }
+
+    fn on_refused(
+        &mut self,
+        now: Time,
+        from: PeerId,
+        incarnation: Incarnation,
+        id: MicrobatchId,
+        by: Hop,
+        reason: Refusal,
+    ) {
+        let own = by.peer == from && by.incarnation == incarnation && self.table.placed(&by);
+        match self.open.get(&id) {
+            Some(open) if own && open.sendings.any() => {
+                self.settle(now, id, Outcome::Refused { by, reason });
+            }
+            Some(_) => self.counts.foreign += 1,
+            None => self.counts.late += 1,
+        }
+    }
+
+    // --- What is lost on the way ----------------------------------------------------------------------------
+
     fn on_peer_lost(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
         self.table.quarantine(now, peer, incarnation);
-        self.give_up_sent_to(now, |to| to.peer == peer && to.incarnation == incarnation);
+        self.lose(now, |hop| hop.peer == peer && hop.incarnation == incarnation);
     }
 
     fn on_membership(&mut self, now: Time, membership: Membership) {
         if self.table.update(membership) {
             self.paused_until = None;
             let table = std::mem::take(&mut self.table);
-            self.give_up_sent_to(now, |to| !table.placed(to));
+            self.neighbours.retain(|hop| table.placed(hop));
+            self.lose(now, |hop| !table.placed(hop));
             self.table = table;
         }
     }
+
+    /// What lies with a replica that is `gone` is sent to another.
+    fn lose(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) {
+        let mut orphaned = BTreeSet::new();
+        for (&id, open) in &mut self.open {
+            open.beyond = open.beyond.filter(|holder| !gone(holder));
+            if open.awaited().is_some_and(|awaited| gone(&awaited.hop)) {
+                orphaned.insert(id);
+            }
+        }
+        for id in orphaned {
+            self.send_anew(now, id, Settled::Lost);
+        }
+    }
+
+    fn send_anew(&mut self, now: Time, id: MicrobatchId, how: Settled) {
+        self.settle_sending(now, id, how);
+        if let Some(open) = self.open.get_mut(&id) {
+            open.phase = Phase::Drawn;
+        }
+    }
+
+    /// Asks replicas that owe an answer; sends evaluations again, which nobody can be asked for.
+    fn ask_overdue(&mut self, now: Time) {
+        let overdue: Vec<_> = (self.open.iter())
+            .filter(|(_, open)| open.asked().is_some_and(|asked| asked + self.patience(open) <= now))
+            .filter_map(|(&id, open)| Some((id, open.trains(), open.awaited()?)))
+            .collect();
+        for (id, trains, awaited) in overdue {
+            if trains {
+                self.ask(id, awaited);
+            } else {
+                self.evaluate_again(now, id);
+            }
+            if let Some(Open { phase: Phase::Sent { asked }, .. }) = self.open.get_mut(&id) {
+                *asked = now;
+            }
+        }
+    }
+
+    fn ask(&mut self, microbatch: MicrobatchId, whom: Neighbour) {
+        let message =
+            Message::Ask { microbatch, attempt: whom.attempt, route: vec![self.config.hop()] };
+        self.actions.push_back(Action::Send { to: whom.hop.peer, message });
+    }
+
+    fn evaluate_again(&mut self, now: Time, id: MicrobatchId) {
+        if now.since(self.evaluation_heard) < self.config.evaluation_patience {
+            return;
+        }
+        let tries = self.open.get(&id).map_or(0, |open| open.sendings.count());
+        if tries >= EVALUATION_TRIES {
+            return self.settle(now, id, Outcome::Unanswered);
+        }
+        self.send_anew(now, id, Settled::Lost);
+    }
+
+    /// How long an answer about `open` is waited for.
+    fn patience(&self, open: &Open<P>) -> crate::Duration {
+        if open.trains() { self.config.ask_after } else { self.config.evaluation_patience }
+    }
+
+    // --- Evaluations and the end ----------------------------------------------------------------------------
 
     fn on_evaluate(&mut self, first: u64, count: u64, purpose: Purpose) {
         if self.stopped || self.evaluations.len() >= EVALUATIONS_MAX {
@@ -460,7 +797,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         let purpose = if purpose == Purpose::Train { Purpose::Evaluate } else { purpose };
         let attempt = Attempt(self.evaluation_rounds);
-        self.evaluation_rounds = self.evaluation_rounds.wrapping_add(1);
+        self.evaluation_rounds = self.evaluation_rounds.wrapping_add(EVALUATION_TRIES);
         self.evaluations.push_back(Evaluation::new(first, count, purpose, attempt));
         self.notice_measured();
     }
@@ -469,7 +806,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     fn on_stop(&mut self) {
         self.stopped = true;
         let unsent: Vec<_> =
-            self.open.iter().filter(|(_, open)| open.wait().is_none()).map(|(&id, _)| id).collect();
+            self.open.iter().filter(|(_, open)| !open.sendings.any()).map(|(&id, _)| id).collect();
         for id in unsent {
             match self.open.remove(&id) {
                 Some(open) if open.trains() => self.window.release(),
@@ -482,38 +819,42 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.notice_measured();
     }
 
-    // --- Outcomes -------------------------------------------------------------------------------------------
-
     /// The one outcome of a microbatch that was sent.
-    fn settle(&mut self, now: Time, microbatch: MicrobatchId, outcome: Outcome, closed: Closed) {
+    fn settle(&mut self, now: Time, microbatch: MicrobatchId, outcome: Outcome) {
+        self.settle_sending(now, microbatch, outcome.settled());
         let Some(open) = self.open.remove(&microbatch) else { return };
-        if let Phase::Sent { to, .. } = open.phase {
-            let how = if closed == Closed::GivenUp { Settled::Lost } else { outcome.settled() };
-            self.router.on_settled(now, to, microbatch, how);
-        }
-        if matches!(outcome, Outcome::Refused { reason: Refusal::Undeliverable | Refusal::Busy, .. }) {
+        if matches!(outcome, Outcome::Refused { reason: Refusal::Undeliverable, .. }) {
             self.paused_until = Some(now + REFUSED_PAUSE);
         }
-        self.ended.insert(microbatch, closed);
-        let loss = outcome.evaluated();
         if open.trains() {
+            let record = Record::Ended { microbatch, outcome: outcome.clone() };
+            self.actions.push_back(Action::Journal(record));
+            self.grants.end(microbatch);
+            self.announcement.end(microbatch);
             self.window.release();
-            self.count(&outcome);
         }
+        self.count(microbatch, &outcome);
+        let loss = outcome.evaluated();
         self.actions.push_back(Action::Outcome { microbatch, outcome });
         if !open.trains() {
-            self.counts.evaluated += u64::from(loss.is_some());
             self.settle_evaluation(loss);
         }
     }
 
-    fn count(&mut self, outcome: &Outcome) {
-        self.counts.in_flight = self.counts.in_flight.saturating_sub(1);
+    fn settle_sending(&mut self, now: Time, id: MicrobatchId, how: Settled) {
+        if let Some(awaited) = self.open.get(&id).and_then(Open::awaited) {
+            self.router.on_settled(now, awaited.hop, id, how);
+        }
+    }
+
+    fn count(&mut self, microbatch: MicrobatchId, outcome: &Outcome) {
+        let trains = !microbatch.is_evaluation();
+        self.counts.in_flight -= u64::from(trains && self.counts.in_flight > 0);
         match outcome {
             Outcome::Finished { .. } => self.counts.finished += 1,
-            Outcome::Refused { .. } => self.counts.refused += 1,
-            Outcome::Lost => self.counts.lost += 1,
-            Outcome::Evaluated { .. } => {}
+            Outcome::Refused { .. } => self.counts.refused += u64::from(trains),
+            Outcome::Evaluated { .. } => self.counts.evaluated += 1,
+            Outcome::Unanswered => {}
         }
     }
 
@@ -531,33 +872,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// Nobody answered in time. The replica is told, so that the slots on the way are freed.
-    fn give_up_expired(&mut self, now: Time) {
-        for (id, to, attempt) in self.sent(|_, wait| self.patience.end_of(wait) <= now) {
-            let (by, reason) = (self.config.hop(), Refusal::Undeliverable);
-            let message = Message::Refused { microbatch: id, attempt, by, reason };
-            self.actions.push_back(Action::Send { to: to.peer, message });
-            self.settle(now, id, Outcome::Lost, Closed::GivenUp);
-        }
-    }
-
-    fn give_up_sent_to(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) {
-        for (id, ..) in self.sent(|to, _| gone(to)) {
-            let outcome = Outcome::Refused { by: self.config.hop(), reason: Refusal::Undeliverable };
-            self.settle(now, id, outcome, Closed::GivenUp);
-        }
-    }
-
-    fn sent(&self, which: impl Fn(&Hop, Wait) -> bool) -> Vec<(MicrobatchId, Hop, Attempt)> {
-        let sent = self.open.iter().filter_map(|(&id, open)| match open.phase {
-            Phase::Sent { to, wait } if which(&to, wait) => Some((id, to, open.attempt)),
-            Phase::Sent { .. } | Phase::Drawing | Phase::Drawn { .. } => None,
-        });
-        sent.collect()
-    }
-
     fn notice_done(&mut self) {
-        let settled = self.counts.finished + self.counts.refused + self.counts.lost;
+        let settled = self.counts.finished + self.counts.refused;
         let enough = self.stopped || settled >= self.config.total;
         if enough && !self.done && self.open.is_empty() && self.evaluations.is_empty() {
             self.done = true;
@@ -567,26 +883,21 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 }
 
 impl<P> Open<P> {
+    fn new(purpose: Purpose) -> Self {
+        Self { purpose, phase: Phase::Drawing, ids: None, sendings: Sendings::default(), recalled: false, beyond: None }
+    }
+
     fn trains(&self) -> bool {
         self.purpose == Purpose::Train
     }
 
-    fn wait(&self) -> Option<Wait> {
-        match self.phase {
-            Phase::Sent { wait, .. } => Some(wait),
-            Phase::Drawing | Phase::Drawn { .. } => None,
-        }
+    fn asked(&self) -> Option<Time> {
+        if let Phase::Sent { asked } = self.phase { Some(asked) } else { None }
     }
 
-    /// Whether `outcome` from `sender` is what this microbatch waits for.
-    fn answers(&self, sender: Hop, attempt: Attempt, outcome: &Outcome) -> bool {
-        let asked = matches!(self.phase, Phase::Sent { to, .. } if to == sender) && attempt == self.attempt;
-        asked
-            && match outcome {
-                Outcome::Finished { .. } => self.trains(),
-                Outcome::Evaluated { .. } => !self.trains(),
-                Outcome::Refused { .. } | Outcome::Lost => true,
-            }
+    /// The replica whose answer is awaited.
+    fn awaited(&self) -> Option<Neighbour> {
+        self.asked().and(self.sendings.latest())
     }
 }
 
@@ -599,12 +910,7 @@ impl Outcome {
         match self {
             Self::Finished { .. } | Self::Evaluated { .. } => Settled::Returned,
             Self::Refused { .. } => Settled::Refused,
-            Self::Lost => Settled::Lost,
+            Self::Unanswered => Settled::Lost,
         }
     }
-}
-
-/// A loss that is no number is no outcome: one of them would poison every mean.
-fn finite(loss: Loss, sender: Hop, outcome: Outcome) -> Outcome {
-    if loss.sum.is_finite() { outcome } else { Outcome::Refused { by: sender, reason: Refusal::NonFinite } }
 }

@@ -9,16 +9,17 @@
 //! [`Membership`] the coordinator publishes. Start reading at [`stage`].
 
 pub mod coordinator;
-mod ended;
 pub mod feeder;
 mod id;
 mod lease;
+mod ledger;
 mod message;
-mod patience;
+mod neighbours;
 mod peer;
 pub mod placement;
 mod rng;
 pub mod router;
+mod sending;
 #[cfg(test)]
 mod sim;
 pub mod stage;
@@ -29,7 +30,10 @@ pub use coordinator::Coordinator;
 pub use feeder::Feeder;
 pub use id::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
 pub use lease::{HeldLease, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseBook, LeaseRefusal};
-pub use message::{Hop, Loss, Member, Membership, Message, Purpose, Refusal, Role, Standing};
+pub use message::{
+    Beat, CLAIM_MAX, Holding, Hop, Loss, Member, Membership, Message, Purpose, Refusal, Role, SPAN_BYTES_MAX, SPANS_MAX,
+    Span, Standing,
+};
 pub use peer::{PeerTable, QUARANTINE};
 pub use rng::Rng;
 pub use stage::Stage;

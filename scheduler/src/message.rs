@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
+use crate::{Attempt, Duration, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
 
 /// One visit on the way of a microbatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,30 +51,94 @@ pub enum Refusal {
     NonFinite,
     /// Bytes that do not fit the run: wrong shape, wrong length, token id out of range.
     Malformed(String),
-    /// A microbatch this peer does not hold (a gradient without a stash).
+    /// The executor has no stash of it.
     Unknown,
-    /// No room: more microbatches in flight than the peer has slots for.
+    /// The executor has no room for it.
     Busy,
-    /// No peer serves the next stage.
+    /// Nobody served the next stage for too long.
     Undeliverable,
+    /// Nobody is known to hold it, and it may not be injected twice.
+    Abandoned,
     /// The device failed.
     Device(String),
 }
 
-/// A message between neighbours on the route of a microbatch. `P` is an opaque payload: bytes in production,
-/// `()` in simulation.
+/// What a replica says of a microbatch it was asked about, or could not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Holding {
+    /// It is here; its gradient will follow, to the one who asked last.
+    Held,
+    /// It is not here: send it.
+    Missing,
+    /// It was not taken: no slot is free. Nobody's fault.
+    Busy,
+}
+
+/// Sign of life between neighbours, every second, and what routing needs to know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beat {
+    /// Jobs the executor has answered since the replica started: a counter that stands still tells stuck from slow.
+    pub counter: u64,
+    /// Tasks that wait for the executor.
+    pub queued: u32,
+    /// Age of the oldest of them; zero if there are none.
+    pub oldest: Duration,
+    /// Moving average of the forward compute time of a microbatch; zero before the first.
+    pub service: Duration,
+    /// Microbatches the receiver may have unanswered at the sender.
+    pub credit: u32,
+}
+
+/// Which ids of a feeder have their outcome: all of `first..below`, and of those from `below` on the ones whose bit
+/// is set, least significant bit first. Everyone frees what they hold of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// First id leased.
+    pub first: u64,
+    /// First id without an outcome.
+    pub below: u64,
+    /// Outcomes from `below` on, a bit an id; at most [`SPAN_BYTES_MAX`] long.
+    pub beyond: Vec<u8>,
+}
+
+/// Longest bitmap of a [`Span`], bytes: windows are far smaller.
+pub const SPAN_BYTES_MAX: usize = 8_192;
+
+/// Spans a feeder announces at most: those of its latest leases.
+pub const SPANS_MAX: usize = 16;
+
+/// Ids in one claim or verdict at most.
+pub const CLAIM_MAX: usize = 1_024;
+
+impl Span {
+    /// Whether `microbatch` has its outcome according to this span.
+    #[must_use]
+    pub fn contains(&self, microbatch: MicrobatchId) -> bool {
+        let id = microbatch.0;
+        let Some(offset) = id.checked_sub(self.below) else { return id >= self.first };
+        let byte = usize::try_from(offset / 8).ok().and_then(|index| self.beyond.get(index));
+        byte.is_some_and(|byte| byte & (1 << (offset % 8)) != 0)
+    }
+}
+
+/// A message about microbatches. `P` is an opaque payload: bytes in production, a number in simulation.
+///
+/// Neighbours on the route exchange the first six; the rest is between a replica and the feeder that injected the
+/// microbatch, its arbiter. Any of them may be lost, repeated or overtaken.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message<P> {
     /// Downstream: token ids and the activation.
     Forward {
         /// Which microbatch.
         microbatch: MicrobatchId,
-        /// Which sending of it.
+        /// Which sending of it by this sender.
         attempt: Attempt,
         /// Why it travels.
         purpose: Purpose,
         /// Visits so far, the feeder first, the sender last.
         route: Vec<Hop>,
+        /// Who is known to hold it further downstream: to be asked before it is sent on anew.
+        holder: Option<Hop>,
         /// Weight version the sender computed the activation with (0 from a feeder).
         version: WeightVersion,
         /// `B * (T + 1)` token ids, packed.
@@ -82,7 +146,34 @@ pub enum Message<P> {
         /// The packed activation; empty from the feeder.
         code: P,
     },
-    /// Upstream: the gradient of the activation. To a feeder: the microbatch is finished (payload empty).
+    /// Downstream: do you hold this? The sender is its upstream from now on.
+    Ask {
+        /// Which microbatch.
+        microbatch: MicrobatchId,
+        /// Which sending of it by this sender.
+        attempt: Attempt,
+        /// Visits so far, the feeder first, the sender last.
+        route: Vec<Hop>,
+    },
+    /// Upstream: the answer to `Ask` if there is no gradient yet, or to a `Forward` that was not taken.
+    Holds {
+        /// Which microbatch.
+        microbatch: MicrobatchId,
+        /// Attempt number of what this answers.
+        attempt: Attempt,
+        /// What became of it.
+        holding: Holding,
+    },
+    /// Upstream: a receipt. The microbatch was handed on to `next`.
+    Passed {
+        /// Which microbatch.
+        microbatch: MicrobatchId,
+        /// Attempt number of the forward it arrived with.
+        attempt: Attempt,
+        /// Who has it now.
+        next: Hop,
+    },
+    /// Upstream: the gradient of the activation. To a feeder: the microbatch came home (payload empty).
     Backward {
         /// Which microbatch.
         microbatch: MicrobatchId,
@@ -90,29 +181,59 @@ pub enum Message<P> {
         attempt: Attempt,
         /// Training loss of the microbatch.
         loss: Loss,
+        /// Who computed the gradient, the last stage first, the sender last. Each of them claims its contribution.
+        path: Vec<Hop>,
         /// The packed boundary gradient.
         gradient: P,
     },
-    /// Upstream: result of an evaluation.
+    /// To the nearest live hop of the route: the upstream of `holder` is gone, but the microbatch is there.
+    Held {
+        /// Which microbatch.
+        microbatch: MicrobatchId,
+        /// Who holds it.
+        holder: Hop,
+    },
+    /// To the feeder: may the sender apply its gradients of these microbatches?
+    Claim {
+        /// The sender's stage.
+        stage: StageIndex,
+        /// Which microbatches, at most [`CLAIM_MAX`].
+        microbatches: Vec<MicrobatchId>,
+    },
+    /// From the feeder: the answer to claims. A grant is given once for a microbatch and stage, ever.
+    Granted {
+        /// Apply these.
+        granted: Vec<MicrobatchId>,
+        /// Somebody else applies these.
+        denied: Vec<MicrobatchId>,
+    },
+    /// To the feeder: result of an evaluation.
     Evaluated {
         /// Which microbatch.
         microbatch: MicrobatchId,
-        /// Attempt number of the forward this answers.
+        /// Attempt number the feeder gave it.
         attempt: Attempt,
         /// Its loss.
         loss: Loss,
     },
-    /// Both ways: the microbatch was refused and counts as such.
+    /// To the feeder: the microbatch is refused and counts as such.
     Refused {
         /// Which microbatch.
         microbatch: MicrobatchId,
-        /// Attempt number as last exchanged with the receiver.
-        attempt: Attempt,
         /// Who refused it.
         by: Hop,
         /// Why.
         reason: Refusal,
     },
+    /// From a feeder to all replicas: which ids have their outcome.
+    Ended {
+        /// By first id, at most [`SPANS_MAX`].
+        spans: Vec<Span>,
+        /// Microbatches finished so far: the clock of averaging rounds.
+        finished: u64,
+    },
+    /// To neighbours: a sign of life.
+    Beat(Beat),
 }
 
 /// What a peer is for.

@@ -97,6 +97,36 @@ impl PeerTable {
         self.serving(stage).filter(free).map(hop).collect()
     }
 
+    /// All replicas of `stage` as hops, by peer id.
+    #[must_use]
+    pub fn hops(&self, stage: StageIndex) -> Vec<Hop> {
+        let hop =
+            |member: &Member| Hop { stage: Some(stage), peer: member.peer, incarnation: member.incarnation };
+        self.serving(stage).map(hop).collect()
+    }
+
+    /// Who sends microbatches to replicas of `stage`: the replicas before it, or the feeders.
+    #[must_use]
+    pub fn senders_to(&self, stage: StageIndex) -> Vec<Hop> {
+        match stage.0.checked_sub(1) {
+            Some(before) => self.hops(StageIndex(before)),
+            None => {
+                let hop = |member: &Member| Hop {
+                    stage: None,
+                    peer: member.peer,
+                    incarnation: member.incarnation,
+                };
+                self.feeders().map(hop).collect()
+            }
+        }
+    }
+
+    /// Whether this start of this peer is a feeder.
+    #[must_use]
+    pub fn feeds(&self, peer: PeerId, incarnation: Incarnation) -> bool {
+        self.get(peer, incarnation).is_some_and(|member| member.standing == Standing::Feeding)
+    }
+
     /// Stops choosing a member for [`QUARANTINE`]; others than members are ignored.
     pub fn quarantine(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
         if self.get(peer, incarnation).is_some() {

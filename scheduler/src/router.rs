@@ -7,7 +7,7 @@ mod uniform;
 
 use std::fmt::Debug;
 
-use crate::{Hop, MicrobatchId, Time};
+use crate::{Duration, Hop, MicrobatchId, Time};
 
 pub use uniform::{Uniform, UniformConfig};
 
@@ -22,16 +22,39 @@ pub enum Settled {
     Lost,
 }
 
+/// A replica of the next stage a microbatch may be handed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which.
+    pub hop: Hop,
+    /// Moving average of its forward compute time a microbatch; unknown of newcomers.
+    pub service: Option<Duration>,
+    /// Round trip to it; zero if unknown.
+    pub rtt: Duration,
+}
+
+/// What a router chooses from.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    /// Replicas with a credit that nothing speaks against, by peer id.
+    pub candidates: &'a [Candidate],
+    /// Peers that send to this stage, at least 1.
+    pub senders: u32,
+}
+
 /// A policy that chooses among the eligible replicas of a stage.
 pub trait Router: Debug + Send {
-    /// One of `eligible`, or `None` to choose none of them. `eligible` is ordered by peer id.
-    fn choose(&mut self, now: Time, eligible: &[Hop]) -> Option<Hop>;
+    /// One of the candidates, or `None` to choose none of them.
+    fn choose(&mut self, now: Time, choice: &Choice<'_>) -> Option<Hop>;
 
     /// A microbatch was handed to `to`.
-    fn on_sent(&mut self, _now: Time, _to: Hop, _microbatch: MicrobatchId) {}
+    fn on_sent(&mut self, now: Time, to: Hop, microbatch: MicrobatchId);
 
     /// What was handed to `to` is settled; exactly once for every `on_sent`.
-    fn on_settled(&mut self, _now: Time, _to: Hop, _microbatch: MicrobatchId, _how: Settled) {}
+    fn on_settled(&mut self, now: Time, to: Hop, microbatch: MicrobatchId, how: Settled);
+
+    /// Microbatches handed to `hop` and not settled.
+    fn resident(&self, hop: &Hop) -> u32;
 }
 
 /// Builds routers of one policy.

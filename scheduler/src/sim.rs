@@ -1,46 +1,73 @@
-//! A seeded world around the production state machines: a coordinator, a feeder, replicas with executors, and
-//! messages that take random times. One seed gives one run; every run has a step bound.
+//! A seeded world around the production state machines: a coordinator, a feeder with its journal, replicas with
+//! executors, a network that delays, loses, breaks and splits. One seed gives one run; every run has a step bound.
+//!
+//! The machines are the very types production runs. What they do is watched by a [`judge::Judge`], a reference model
+//! that knows what must hold whatever happens.
 
 mod executor;
+mod fault;
 mod garbage;
+mod judge;
+mod network;
+mod node;
 mod scenario;
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
 
-use crate::router::{RouterFactory, UniformConfig};
+use crate::coordinator::RunState;
+use crate::router::RouterFactory;
+use crate::stage::Progress;
 use crate::{
-    Admission, Coordinator, Duration, Feeder, Hop, Incarnation, Membership, Message, MicrobatchId, PeerId,
-    Purpose, Rng, Role, Stage, StageIndex, Standing, Time, coordinator, feeder, stage,
+    Coordinator, Duration, Feeder, Incarnation, Membership, Message, PeerId, Purpose, Rng, Role, Stage,
+    Standing, Time, coordinator, feeder, stage,
 };
 
-use executor::{Executor, time_below};
+use executor::time_between;
+use fault::Fault;
+use judge::Judge;
+use network::{Fate, Network};
+use node::{FeederNode, Liveness, ReplicaNode, address, coordinator_key, feeder_key};
 use scenario::Scenario;
 
-const HEARTBEAT: Duration = Duration::from_secs(1);
-
-/// What is on its way.
-#[derive(Debug)]
-enum Delivery {
-    Coordinator(coordinator::Event),
-    Feeder(feeder::Event<u8>),
-    /// To a replica, if it is still the start the sender knew.
-    Replica(usize, Incarnation, stage::Event<u8>),
-    Membership(usize, Membership),
-    Join(usize),
-    Beat(usize, Incarnation),
-    FeederBeat,
-    Kill(usize),
+/// Rules to break on purpose: each must be noticed by the judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutation {
+    /// A replica throws its output away when it has handed it on.
+    ReleaseEarly,
+    /// A feeder grants whatever is claimed.
+    GrantTwice,
+    /// A slot is free again when the microbatch was handed on.
+    SlotEarly,
+    /// Another start of a peer is taken for the peer.
+    IgnoreIncarnation,
+    /// What is sent downstream carries the number of what came from upstream.
+    OneAttempt,
+    /// Nobody is asked before a microbatch is sent anew.
+    ForwardUnasked,
 }
 
-#[derive(Debug)]
-struct Replica {
-    peer: PeerId,
-    incarnation: Incarnation,
-    alive: bool,
-    stage: Option<Stage<u8>>,
-    executor: Executor,
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long a connection to a silent peer lives.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// What is on its way, or due.
+#[derive(Clone, Debug)]
+enum Delivery {
+    Coordinator(coordinator::Event),
+    /// To the feeder, if it is still that start of it.
+    Feeder(Incarnation, feeder::Event<u8>),
+    /// To a replica, if it is still that start of it.
+    Replica(usize, Incarnation, stage::Event<u8>),
+    Table(usize, Incarnation, Membership),
+    /// The coordinator's answer to a heartbeat.
+    Standing(usize, Incarnation, Option<Standing>),
+    Join(usize),
+    Beat(usize, Incarnation),
+    StartFeeder,
+    FeederBeat(Incarnation),
+    Fault(Fault),
+    Resume(usize, Incarnation),
 }
 
 /// The world.
@@ -54,121 +81,89 @@ pub(crate) struct World {
     /// Ordered by time, then by when it was sent off: no ties.
     queue: BTreeMap<(Time, u64), Delivery>,
     coordinator: Coordinator,
-    feeder: Feeder<u8>,
-    replicas: Vec<Replica>,
-    record: Record,
-}
-
-/// What happened, for the tests to judge.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Record {
-    pub(crate) outcomes: BTreeMap<MicrobatchId, Vec<feeder::Outcome>>,
-    /// Training microbatches admitted.
-    pub(crate) admitted: u64,
-    /// Those of them without an outcome, and as which they were admitted.
-    pub(crate) open: BTreeMap<MicrobatchId, u64>,
-    pub(crate) sent: BTreeSet<MicrobatchId>,
-    pub(crate) measured: Vec<feeder::Measured>,
-    pub(crate) done: u32,
-    pub(crate) finished: u32,
-    pub(crate) in_flight_max: usize,
+    feeder: FeederNode,
+    replicas: Vec<ReplicaNode>,
+    network: Network,
+    judge: Judge,
 }
 
 impl World {
     pub(crate) fn new(scenario: Scenario) -> Self {
-        let mut rng = Rng::new(scenario.seed);
-        let mut config = feeder::Config::new(
-            feeder_key(),
-            Incarnation(1),
-            scenario.stages,
-            scenario.total,
-            scenario.admission,
-        );
-        config.lease_count = scenario.lease_count;
-        let feeder = Feeder::new(config, UniformConfig.build(rng.next_u64()));
-        let coordinator = Coordinator::new(coordinator::Config::new(scenario.stages));
-        let replicas = (0..usize::from(scenario.stages + scenario.spares)).map(Replica::new).collect();
+        let mut config = coordinator::Config::new(scenario.stages);
+        config.replicas_per_stage = u32::from(scenario.replicas);
+        let replicas = (0..scenario.members()).map(|index| ReplicaNode::new(index, &scenario)).collect();
         let mut world = Self {
-            scenario,
-            rng,
+            rng: Rng::new(scenario.seed),
             now: Time(0),
             sequence: 0,
             steps: 0,
             queue: BTreeMap::new(),
-            coordinator,
-            feeder,
+            coordinator: Coordinator::new(config),
+            feeder: FeederNode::default(),
             replicas,
-            record: Record::default(),
+            network: Network::default(),
+            judge: Judge::new(scenario.seed),
+            scenario,
         };
         world.open();
         world
     }
 
-    /// Plays until the feeder is done and nothing is under way.
-    pub(crate) fn run(&mut self) -> &Record {
-        while !(self.feeder.is_done() && self.is_quiet()) {
+    /// Plays until the feeder is done and nothing is held.
+    pub(crate) fn run(&mut self) -> &Judge {
+        while !self.is_over() {
             self.step();
         }
-        &self.record
+        &self.judge
     }
 
     fn open(&mut self) {
-        self.send_in(Duration::ZERO, Delivery::FeederBeat);
+        self.send_in(Duration::ZERO, Delivery::StartFeeder);
         for index in 0..self.replicas.len() {
-            self.send(Delivery::Join(index));
+            self.soon(Delivery::Join(index));
         }
         for measure in self.scenario.evaluations.clone() {
             let event = feeder::Event::Evaluate { first: 0, count: measure.count, purpose: measure.purpose };
-            self.send_in(measure.at, Delivery::Feeder(event));
+            self.send_in(measure.at, Delivery::Feeder(Incarnation(1), event));
         }
-        for kill in self.scenario.kills.clone() {
-            self.send_in(kill.at, Delivery::Kill(kill.replica));
-            if let Some(after) = kill.back_after {
-                self.send_in(kill.at + after, Delivery::Join(kill.replica));
-            }
+        for (at, fault) in self.scenario.faults.clone() {
+            self.send_in(at, Delivery::Fault(fault));
         }
-        let join = coordinator::Event::Join {
-            peer: feeder_key(),
-            incarnation: Incarnation(1),
-            role: Role::Feeder,
-            address: address(),
-        };
-        self.send(Delivery::Coordinator(join));
     }
 
     fn step(&mut self) {
         self.steps += 1;
-        let (seed, limit) = (self.scenario.seed, self.scenario.steps_max);
-        assert!(self.steps < limit, "seed {seed}: not over after {limit} steps, {:?}", self.feeder.counts());
+        let limit = self.scenario.steps_max;
+        assert!(self.steps < limit, "seed {}: not over after {limit} steps\n{}", self.scenario.seed, self.describe());
         let due = self.queue.first_key_value().map(|(&(at, _), _)| at);
         let woken = self.wake(due);
         if !woken && let Some(((at, _), delivery)) = self.queue.pop_first() {
-            self.now = at;
+            self.now = self.now.max(at);
             self.deliver(delivery);
         }
-        self.judge();
+        let in_flight = self.feeder.machine.as_ref().map(|feeder| feeder.counts().in_flight);
+        self.judge.in_flight(in_flight.unwrap_or(0));
     }
 
     /// Fires the first timeout that is due before the next delivery.
     fn wake(&mut self, due: Option<Time>) -> bool {
         let before = |at: &Time| due.is_none_or(|due| *at <= due);
-        let feeder = self.feeder.poll_timeout().map(|(at, _)| at).filter(before);
+        let feeder = self.feeder.machine.as_ref().and_then(|feeder| feeder.poll_timeout());
+        let feeder = feeder.map(|(at, _)| at).filter(before);
         let coordinator = self.coordinator.poll_timeout().map(|(at, _)| at).filter(before);
-        let alive = self.replicas.iter().enumerate().filter(|(_, replica)| replica.alive);
-        let stages =
-            alive.filter_map(|(index, replica)| Some((replica.stage.as_ref()?.poll_timeout()?.0, index)));
+        let awake = self.replicas.iter().enumerate().filter(|(_, replica)| replica.liveness == Liveness::Awake);
+        let stages = awake.filter_map(|(index, replica)| Some((replica.stage.as_ref()?.poll_timeout()?.0, index)));
         let replica = stages.filter(|(at, _)| before(at)).min();
         let Some(at) = [feeder, coordinator, replica.map(|(at, _)| at)].into_iter().flatten().min() else {
             return false;
         };
         self.now = self.now.max(at);
         if feeder == Some(at) {
-            self.deliver(Delivery::Feeder(feeder::Event::Timeout));
+            self.at_feeder(feeder::Event::Timeout);
         } else if coordinator == Some(at) {
-            self.deliver(Delivery::Coordinator(coordinator::Event::Timeout));
+            self.at_coordinator(coordinator::Event::Timeout);
         } else if let Some((_, index)) = replica {
-            let incarnation = self.replicas[index].incarnation;
-            self.deliver(Delivery::Replica(index, incarnation, stage::Event::Timeout));
+            self.at_replica(index, stage::Event::Timeout);
         }
         true
     }
@@ -176,27 +171,44 @@ impl World {
     fn deliver(&mut self, delivery: Delivery) {
         match delivery {
             Delivery::Coordinator(event) => self.at_coordinator(event),
-            Delivery::Feeder(event) => self.at_feeder(event),
-            Delivery::Replica(index, incarnation, event) => {
-                let replica = &self.replicas[index];
-                if replica.alive && replica.incarnation == incarnation {
-                    self.at_replica(index, event);
+            Delivery::Feeder(incarnation, event) => {
+                if self.feeder.incarnation == incarnation && self.feeder.machine.is_some() {
+                    self.at_feeder(event);
                 }
             }
-            Delivery::Membership(index, membership) => self.at_table(index, membership),
             Delivery::Join(index) => self.join(index),
-            Delivery::Beat(index, incarnation) => self.beat(index, incarnation),
-            Delivery::FeederBeat => {
-                let (peer, incarnation) = (feeder_key(), Incarnation(1));
-                let progress = stage::Progress::default();
-                self.send(Delivery::Coordinator(coordinator::Event::Heartbeat {
-                    peer,
-                    incarnation,
-                    progress,
-                }));
-                self.send_in(HEARTBEAT, Delivery::FeederBeat);
+            Delivery::StartFeeder => self.start_feeder(),
+            Delivery::FeederBeat(incarnation) => self.beat_feeder(incarnation),
+            Delivery::Fault(fault) => self.strike(fault),
+            Delivery::Resume(index, incarnation) => self.resume(index, incarnation),
+            Delivery::Replica(index, incarnation, _)
+            | Delivery::Table(index, incarnation, _)
+            | Delivery::Standing(index, incarnation, _)
+            | Delivery::Beat(index, incarnation) => {
+                let replica = &mut self.replicas[index];
+                if replica.incarnation != incarnation {
+                    return;
+                }
+                match replica.liveness {
+                    Liveness::Dead => {}
+                    Liveness::Suspended => replica.backlog.push(delivery),
+                    Liveness::Awake => self.deliver_to_replica(index, delivery),
+                }
             }
-            Delivery::Kill(index) => self.kill(index),
+        }
+    }
+
+    fn deliver_to_replica(&mut self, index: usize, delivery: Delivery) {
+        match delivery {
+            Delivery::Replica(_, _, event) => self.at_replica(index, event),
+            Delivery::Table(_, _, membership) => self.at_table(index, membership),
+            Delivery::Standing(_, incarnation, standing) => {
+                if standing.is_none() {
+                    self.revoked(index, incarnation);
+                }
+            }
+            Delivery::Beat(..) => self.beat_replica(index),
+            _ => {}
         }
     }
 
@@ -207,39 +219,58 @@ impl World {
         while let Some(action) = self.coordinator.poll_action() {
             match action {
                 coordinator::Action::Answer { answer: coordinator::Answer::Leased(lease), .. } => {
-                    self.send(Delivery::Feeder(feeder::Event::Lease(lease)));
+                    self.to_feeder(coordinator_key(), feeder::Event::Lease(lease));
                 }
-                coordinator::Action::Answer { .. } => {}
-                coordinator::Action::Membership(membership) => {
-                    self.send(Delivery::Feeder(feeder::Event::Membership(membership.clone())));
-                    for index in 0..self.replicas.len() {
-                        self.send(Delivery::Membership(index, membership.clone()));
+                coordinator::Action::Answer { to, answer } => {
+                    let standing = match answer {
+                        coordinator::Answer::Noted(standing) | coordinator::Answer::Joined(standing) => {
+                            Some(standing)
+                        }
+                        coordinator::Answer::NotAMember => None,
+                        _ => continue,
+                    };
+                    if let Some(index) = self.replica_of(to) {
+                        let incarnation = self.replicas[index].incarnation;
+                        self.carry(coordinator_key(), to, Delivery::Standing(index, incarnation, standing));
                     }
                 }
-                coordinator::Action::Finished => self.record.finished += 1,
+                coordinator::Action::Membership(membership) => {
+                    self.to_feeder(coordinator_key(), feeder::Event::Membership(membership.clone()));
+                    for index in 0..self.replicas.len() {
+                        self.send_table(index, membership.clone());
+                    }
+                }
+                coordinator::Action::Finished => self.judge.finished(),
             }
         }
     }
 
+    fn send_table(&mut self, index: usize, membership: Membership) {
+        let (peer, incarnation) = (self.replicas[index].peer, self.replicas[index].incarnation);
+        self.carry(coordinator_key(), peer, Delivery::Table(index, incarnation, membership));
+    }
+
     fn at_feeder(&mut self, event: feeder::Event<u8>) {
-        self.feeder.handle(self.now, event);
-        while let Some(action) = self.feeder.poll_action() {
-            self.note(&action);
-            let (peer, incarnation) = (feeder_key(), Incarnation(1));
+        let Some(machine) = self.feeder.machine.as_mut() else { return };
+        machine.handle(self.now, event);
+        let incarnation = self.feeder.incarnation;
+        while let Some(action) = self.feeder.machine.as_mut().and_then(Feeder::poll_action) {
+            if let Some(machine) = &self.feeder.machine {
+                self.judge.feeder_acts(&action, machine);
+            }
             match action {
+                feeder::Action::Journal(record) => self.feeder.journal.push(record),
                 feeder::Action::Draw { microbatch, .. } => {
-                    self.send(Delivery::Feeder(feeder::Event::Drawn { microbatch, ids: 1 }));
+                    let event = feeder::Event::Drawn { microbatch, ids: 1 };
+                    self.soon(Delivery::Feeder(incarnation, event));
                 }
-                feeder::Action::Send { to, message } => self.post(peer, incarnation, to, message),
+                feeder::Action::Send { to, message } => self.post(feeder_key(), incarnation, to, message),
                 feeder::Action::RequestLease { count } => {
-                    self.send(Delivery::Coordinator(coordinator::Event::LeaseRequest {
-                        peer,
-                        incarnation,
-                        count,
-                    }));
+                    let peer = feeder_key();
+                    self.to_coordinator(coordinator::Event::LeaseRequest { peer, incarnation, count });
                 }
                 feeder::Action::Done => {
-                    self.send(Delivery::Coordinator(coordinator::Event::FeederDone { peer, incarnation }));
+                    self.to_coordinator(coordinator::Event::FeederDone { peer: feeder_key(), incarnation });
                 }
                 feeder::Action::Outcome { .. }
                 | feeder::Action::EvaluationDone(_)
@@ -250,146 +281,244 @@ impl World {
 
     fn at_replica(&mut self, index: usize, event: stage::Event<u8>) {
         let now = self.now;
-        let Some(stage) = self.replicas[index].stage.as_mut() else { return };
+        let replica = &mut self.replicas[index];
+        let Some(stage) = replica.stage.as_mut() else { return };
+        self.judge.replica_hears(index, &event, stage);
         stage.handle(now, event);
         let mut actions = Vec::new();
         while let Some(action) = stage.poll_action() {
             actions.push(action);
         }
-        let (peer, incarnation) = (self.replicas[index].peer, self.replicas[index].incarnation);
+        let (peer, incarnation) = (replica.peer, replica.incarnation);
         for action in actions {
+            if let Some(stage) = &self.replicas[index].stage {
+                self.judge.replica_acts(index, &action, stage);
+            }
             match action {
                 stage::Action::Execute(job) => self.execute(index, &job),
                 stage::Action::Send { to, message } => self.post(peer, incarnation, to, message),
-                stage::Action::Counted(_) | stage::Action::Drained => {}
+                stage::Action::Counted(_) => {}
+                stage::Action::Drained => self.leave(index),
             }
+        }
+        let replica = &self.replicas[index];
+        if let Some(stage) = &replica.stage {
+            self.judge.slots(index, stage, &replica.executor.stashes);
         }
     }
 
     fn execute(&mut self, index: usize, job: &stage::Job<u8>) {
         let refuse = self.rng.chance(self.scenario.refused_per_mille, 1_000);
-        let service = time_below(&mut self.rng, self.scenario.service_max);
         let replica = &mut self.replicas[index];
-        let stage = replica.stage.as_ref().unwrap().config().stage.0;
-        let last = stage + 1 == self.scenario.stages;
-        let incarnation = replica.incarnation;
-        if let Some((at, completion)) = replica.executor.run(self.now, job, last, refuse, service) {
+        let service = time_between(&mut self.rng, replica.service / 2, replica.service * 3 / 2);
+        let Some(stage) = replica.stage.as_ref() else { return };
+        let (at, incarnation) = (stage.config().stage, replica.incarnation);
+        let last = at.0 + 1 == self.scenario.stages;
+        let effect = replica.executor.run(self.now, job, last, refuse, service);
+        if let Some(microbatch) = effect.applied {
+            self.judge.applied(microbatch, at, replica.peer, incarnation);
+        }
+        if let Some((at, completion)) = effect.answer {
             self.send_at(at, Delivery::Replica(index, incarnation, stage::Event::Completed(completion)));
         }
     }
 
+    // --- The life of a process ------------------------------------------------------------------------------
+
     /// A replica acts on what the table says of it.
     fn at_table(&mut self, index: usize, membership: Membership) {
-        let scenario = &self.scenario;
         let replica = &mut self.replicas[index];
-        if !replica.alive {
-            return;
-        }
         let (peer, incarnation) = (replica.peer, replica.incarnation);
         let me =
             membership.members.iter().find(|member| (member.peer, member.incarnation) == (peer, incarnation));
         if let (Some(Standing::Loading(stage)), None) = (me.map(|member| member.standing), &replica.stage) {
-            let mut config = stage::Config::new(peer, incarnation, stage, scenario.stages);
-            config.slots = scenario.slots;
-            replica.stage = Some(Stage::new(config, UniformConfig.build(self.rng.next_u64())));
-            self.send(Delivery::Coordinator(coordinator::Event::Ready { peer, incarnation }));
+            let mut config = stage::Config::new(peer, incarnation, stage, self.scenario.stages);
+            config.slots = replica.slots;
+            config.mutation = self.scenario.mutation;
+            let router = self.scenario.router.build(self.rng.next_u64());
+            replica.stage = Some(Stage::new(config, router));
+            self.judge.started(index);
+            // Stands for the download of the state.
+            let delay = time_between(&mut self.rng, Duration::from_millis(50), Duration::from_secs(2));
+            self.send_in(delay, Delivery::Coordinator(coordinator::Event::Ready { peer, incarnation }));
         }
         self.at_replica(index, stage::Event::Membership(membership));
     }
 
+    /// A new start of a replica, which knows nothing.
     fn join(&mut self, index: usize) {
+        if self.replicas[index].liveness != Liveness::Dead {
+            return;
+        }
         let replica = &mut self.replicas[index];
         let incarnation = Incarnation(replica.incarnation.0 + 1);
-        *replica = Replica { incarnation, alive: true, ..Replica::new(index) };
-        let (peer, role) = (replica.peer, Role::Replica);
-        let join = coordinator::Event::Join { peer, incarnation, role, address: address() };
-        self.send(Delivery::Coordinator(join));
+        *replica = ReplicaNode { incarnation, liveness: Liveness::Awake, ..ReplicaNode::new(index, &self.scenario) };
+        self.judge.started(index);
+        self.knock(index);
+        self.soon(Delivery::Beat(index, incarnation));
+    }
+
+    fn knock(&mut self, index: usize) {
+        let (peer, incarnation) = (self.replicas[index].peer, self.replicas[index].incarnation);
+        let (role, address) = (Role::Replica, address());
+        let join = coordinator::Event::Join { peer, incarnation, role, address };
+        self.carry(peer, coordinator_key(), Delivery::Coordinator(join));
+    }
+
+    fn beat_replica(&mut self, index: usize) {
+        let replica = &self.replicas[index];
+        let (peer, incarnation) = (replica.peer, replica.incarnation);
+        let progress = replica.stage.as_ref().map(|stage| stage.progress(self.now)).unwrap_or_default();
+        if self.coordinator.membership().members.iter().any(|member| member.peer == peer) || replica.admitted {
+            self.replicas[index].admitted = true;
+            let beat = coordinator::Event::Heartbeat { peer, incarnation, progress };
+            self.carry(peer, coordinator_key(), Delivery::Coordinator(beat));
+            if self.coordinator.state() == RunState::Finished {
+                self.at_replica(index, stage::Event::Finished);
+            }
+            // The stream of tables is opened again where it broke.
+            let table = self.coordinator.membership();
+            self.send_table(index, table);
+        } else {
+            self.knock(index);
+        }
         self.send_in(HEARTBEAT, Delivery::Beat(index, incarnation));
     }
 
-    fn beat(&mut self, index: usize, incarnation: Incarnation) {
-        let replica = &self.replicas[index];
-        if replica.alive && replica.incarnation == incarnation {
-            let progress = replica.stage.as_ref().map(|stage| stage.progress(self.now)).unwrap_or_default();
-            let peer = replica.peer;
-            self.send(Delivery::Coordinator(coordinator::Event::Heartbeat { peer, incarnation, progress }));
-            self.send_in(HEARTBEAT, Delivery::Beat(index, incarnation));
+    /// The coordinator does not know this start any more: everything it holds is void.
+    fn revoked(&mut self, index: usize, incarnation: Incarnation) {
+        if self.replicas[index].incarnation == incarnation && self.replicas[index].admitted {
+            self.judge.path("revoked");
+            self.replicas[index].liveness = Liveness::Dead;
+            self.soon(Delivery::Join(index));
         }
     }
 
-    /// Silent for the coordinator; its connections break.
-    fn kill(&mut self, index: usize) {
-        self.replicas[index].alive = false;
+    fn leave(&mut self, index: usize) {
         let (peer, incarnation) = (self.replicas[index].peer, self.replicas[index].incarnation);
-        self.send(Delivery::Feeder(feeder::Event::PeerLost { peer, incarnation }));
-        for other in 0..self.replicas.len() {
-            let known = self.replicas[other].incarnation;
-            self.send(Delivery::Replica(other, known, stage::Event::PeerLost { peer, incarnation }));
+        self.judge.path("left");
+        self.replicas[index].liveness = Liveness::Dead;
+        self.to_coordinator(coordinator::Event::Leave { peer, incarnation });
+        self.break_connections(peer, incarnation, Duration::ZERO);
+        self.send_in(Duration::from_secs(3), Delivery::Join(index));
+    }
+
+    fn start_feeder(&mut self) {
+        let incarnation = Incarnation(self.feeder.incarnation.0 + 1);
+        let scenario = &self.scenario;
+        let mut config =
+            feeder::Config::new(feeder_key(), incarnation, scenario.stages, scenario.total, scenario.admission);
+        config.lease_count = scenario.lease_count;
+        config.mutation = scenario.mutation;
+        let router = scenario.router.build(self.rng.next_u64());
+        let journal = self.feeder.journal.clone();
+        if !journal.is_empty() {
+            self.judge.path("feeder resumed");
+        }
+        self.feeder.incarnation = incarnation;
+        self.feeder.machine = Some(Feeder::resume(config, router, journal));
+        let (peer, role, address) = (feeder_key(), Role::Feeder, address());
+        self.to_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
+        self.soon(Delivery::FeederBeat(incarnation));
+        self.at_feeder(feeder::Event::Timeout);
+    }
+
+    fn beat_feeder(&mut self, incarnation: Incarnation) {
+        if self.feeder.incarnation == incarnation && self.feeder.machine.is_some() {
+            let (peer, progress) = (feeder_key(), Progress::default());
+            self.to_coordinator(coordinator::Event::Heartbeat { peer, incarnation, progress });
+            let (role, address) = (Role::Feeder, address());
+            self.to_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
+            let table = self.coordinator.membership();
+            self.to_feeder(coordinator_key(), feeder::Event::Membership(table));
+            self.send_in(HEARTBEAT, Delivery::FeederBeat(incarnation));
         }
     }
 
     // --- The network ----------------------------------------------------------------------------------------
 
-    /// Takes a message to a peer; the sender hears if that is dead.
+    /// Takes a message to a peer, if the network lets it.
     fn post(&mut self, from: PeerId, incarnation: Incarnation, to: PeerId, message: Message<u8>) {
         if self.rng.chance(self.scenario.garbage_per_mille, 1_000) {
             self.post_garbage();
         }
         if to == feeder_key() {
-            return self.send(Delivery::Feeder(feeder::Event::Received { from, incarnation, message }));
+            let known = self.feeder.incarnation;
+            let event = feeder::Event::Received { from, incarnation, message };
+            return self.carry(from, to, Delivery::Feeder(known, event));
         }
-        let Some(index) = self.replicas.iter().position(|replica| replica.peer == to) else { return };
-        let (alive, known) = (self.replicas[index].alive, self.replicas[index].incarnation);
-        if alive {
-            return self.send(Delivery::Replica(
-                index,
-                known,
-                stage::Event::Received { from, incarnation, message },
-            ));
+        let Some(index) = self.replica_of(to) else { return };
+        let known = self.replicas[index].incarnation;
+        if self.replicas[index].liveness == Liveness::Dead {
+            return self.unreachable(from, incarnation, to, known);
         }
-        let (peer, lost) = (to, known);
+        let event = stage::Event::Received { from, incarnation, message };
+        self.carry(from, to, Delivery::Replica(index, known, event));
+    }
+
+    /// Nobody listens there: the sender notices after a while.
+    fn unreachable(&mut self, from: PeerId, incarnation: Incarnation, peer: PeerId, lost: Incarnation) {
+        let (delay, incarnation_lost) = (Duration::from_millis(500), lost);
         if from == feeder_key() {
-            self.send(Delivery::Feeder(feeder::Event::PeerLost { peer, incarnation: lost }));
-        } else if let Some(sender) = self.replicas.iter().position(|replica| replica.peer == from) {
-            let event = stage::Event::PeerLost { peer, incarnation: lost };
-            self.send(Delivery::Replica(sender, incarnation, event));
+            let event = feeder::Event::PeerLost { peer, incarnation: incarnation_lost };
+            self.send_in(delay, Delivery::Feeder(incarnation, event));
+        } else if let Some(sender) = self.replica_of(from) {
+            let event = stage::Event::PeerLost { peer, incarnation: incarnation_lost };
+            self.send_in(delay, Delivery::Replica(sender, incarnation, event));
+        }
+    }
+
+    fn carry(&mut self, from: PeerId, to: PeerId, delivery: Delivery) {
+        let control = from == coordinator_key() || to == coordinator_key();
+        match self.network.fate(&mut self.rng, self.now, from, to, control) {
+            Fate::Lost => self.judge.path("message lost"),
+            Fate::Delivered { extra } => {
+                let delay = time_between(&mut self.rng, Duration::from_micros(100), self.scenario.delay_max);
+                self.send_in(delay + extra, delivery);
+            }
+        }
+    }
+
+    fn to_coordinator(&mut self, event: coordinator::Event) {
+        self.carry(feeder_key(), coordinator_key(), Delivery::Coordinator(event));
+    }
+
+    fn to_feeder(&mut self, from: PeerId, event: feeder::Event<u8>) {
+        let incarnation = self.feeder.incarnation;
+        self.carry(from, feeder_key(), Delivery::Feeder(incarnation, event));
+    }
+
+    /// Everyone who talks to this peer notices, after `silence`.
+    fn break_connections(&mut self, peer: PeerId, incarnation: Incarnation, silence: Duration) {
+        let feeder = self.feeder.incarnation;
+        let event = feeder::Event::PeerLost { peer, incarnation };
+        self.send_in(silence, Delivery::Feeder(feeder, event));
+        for other in 0..self.replicas.len() {
+            let known = self.replicas[other].incarnation;
+            let event = stage::Event::PeerLost { peer, incarnation };
+            let delay = time_between(&mut self.rng, Duration::ZERO, Duration::from_millis(300));
+            self.send_in(silence + delay, Delivery::Replica(other, known, event));
         }
     }
 
     fn post_garbage(&mut self) {
         let mut peers: Vec<_> = self.replicas.iter().map(|replica| replica.peer).collect();
-        peers.extend([feeder_key(), PeerId([255; 32])]);
+        peers.push(PeerId([254; 32]));
         let ids_below = self.scenario.total * 2;
         let index = usize::try_from(self.rng.below(self.replicas.len() as u64 + 1)).unwrap();
         let (from, incarnation) = (*self.rng.pick(&peers).unwrap(), Incarnation(self.rng.below(3)));
         let message = garbage::message(&mut self.rng, &peers, ids_below);
         if index == self.replicas.len() {
-            return self.send(Delivery::Feeder(feeder::Event::Received { from, incarnation, message }));
+            let known = self.feeder.incarnation;
+            let event = feeder::Event::Received { from, incarnation, message };
+            return self.soon(Delivery::Feeder(known, event));
         }
-        let forged = self.rng.chance(1, 3).then(|| self.route_to(index)).flatten();
-        let event = match forged {
-            Some(route) => {
-                let sender = route[route.len() - 1];
-                let message = garbage::forged_forward(&mut self.rng, route, ids_below);
-                stage::Event::Received { from: sender.peer, incarnation: sender.incarnation, message }
-            }
-            None => stage::Event::Received { from, incarnation, message },
-        };
-        self.send(Delivery::Replica(index, self.replicas[index].incarnation, event));
+        let known = self.replicas[index].incarnation;
+        self.soon(Delivery::Replica(index, known, stage::Event::Received { from, incarnation, message }));
     }
 
-    /// The route a forward to this replica would have.
-    fn route_to(&self, index: usize) -> Option<Vec<Hop>> {
-        let stage = self.replicas[index].stage.as_ref()?;
-        let mut route = vec![self.feeder.config().hop()];
-        for before in (0..stage.config().stage.0).map(StageIndex) {
-            route.push(stage.table().eligible(self.now, before).first().copied()?);
-        }
-        Some(route)
-    }
-
-    fn send(&mut self, delivery: Delivery) {
-        let delay = time_below(&mut self.rng, self.scenario.delay_max);
+    fn soon(&mut self, delivery: Delivery) {
+        let delay = time_between(&mut self.rng, Duration::from_micros(100), self.scenario.delay_max);
         self.send_in(delay, delivery);
     }
 
@@ -402,64 +531,15 @@ impl World {
         self.queue.insert((at, self.sequence), delivery);
     }
 
-    // --- Judgement ------------------------------------------------------------------------------------------
+    // --- The end --------------------------------------------------------------------------------------------
 
-    fn note(&mut self, action: &feeder::Action<u8>) {
-        let record = &mut self.record;
-        match action {
-            feeder::Action::Draw { microbatch, purpose: Purpose::Train } => {
-                record.open.insert(*microbatch, record.admitted);
-                record.admitted += 1;
-            }
-            feeder::Action::Draw { .. } => assert!(record.open.is_empty(), "evaluation amid training"),
-            feeder::Action::Send {
-                message: Message::Forward { microbatch, purpose: Purpose::Train, .. },
-                ..
-            } => {
-                assert!(record.sent.insert(*microbatch), "{microbatch} is injected twice");
-            }
-            feeder::Action::Outcome { microbatch, outcome } => {
-                record.open.remove(microbatch);
-                record.outcomes.entry(*microbatch).or_default().push(outcome.clone());
-            }
-            feeder::Action::EvaluationDone(measured) => record.measured.push(*measured),
-            feeder::Action::Done => record.done += 1,
-            feeder::Action::Send { .. }
-            | feeder::Action::RequestLease { .. }
-            | feeder::Action::EvaluationDeclined => {}
-        }
+    fn is_over(&self) -> bool {
+        let done = self.feeder.machine.as_ref().is_some_and(Feeder::is_done);
+        done && self.held() == 0 && self.faults_left() == 0
     }
 
-    /// What holds after every step.
-    fn judge(&mut self) {
-        let (seed, open) = (self.scenario.seed, &self.record.open);
-        self.record.in_flight_max = self.record.in_flight_max.max(open.len());
-        match self.scenario.admission {
-            Admission::Asynchronous(window) => {
-                assert!(open.len() <= window as usize, "seed {seed}: {open:?} in flight");
-            }
-            Admission::Synchronous(group) => {
-                let groups: BTreeSet<_> = open.values().map(|order| order / u64::from(group)).collect();
-                assert!(groups.len() <= 1, "seed {seed}: groups {groups:?} in flight");
-            }
-        }
-        for stage in self.replicas.iter().filter_map(|replica| replica.stage.as_ref()) {
-            assert!(stage.slots_used() <= stage.config().slots, "seed {seed}: slots");
-        }
-    }
-
-    /// Nothing but heartbeats is on its way and nobody holds anything.
-    fn is_quiet(&self) -> bool {
-        let idle = |delivery: &Delivery| match delivery {
-            Delivery::Beat(..) | Delivery::FeederBeat => true,
-            Delivery::Coordinator(event) => matches!(event, coordinator::Event::Heartbeat { .. }),
-            Delivery::Feeder(_)
-            | Delivery::Replica(..)
-            | Delivery::Membership(..)
-            | Delivery::Join(_)
-            | Delivery::Kill(_) => false,
-        };
-        self.held() == 0 && self.queue.values().all(idle)
+    fn faults_left(&self) -> usize {
+        self.queue.values().filter(|delivery| matches!(delivery, Delivery::Fault(_) | Delivery::Resume(..))).count()
     }
 
     /// Microbatches held by replicas that live.
@@ -469,42 +549,44 @@ impl World {
 
     /// Stashes kept by executors that live.
     pub(crate) fn stashes(&self) -> usize {
-        let alive = self.replicas.iter().filter(|replica| replica.alive);
+        let alive = self.replicas.iter().filter(|replica| replica.liveness != Liveness::Dead);
         alive.map(|replica| replica.executor.stashes.len()).sum()
     }
 
-    pub(crate) fn refused_by_executors(&self) -> u64 {
-        self.replicas.iter().map(|replica| replica.executor.refused).sum()
-    }
-
     pub(crate) fn stages(&self) -> impl Iterator<Item = &Stage<u8>> {
-        self.replicas.iter().filter(|replica| replica.alive).filter_map(|replica| replica.stage.as_ref())
+        let alive = self.replicas.iter().filter(|replica| replica.liveness != Liveness::Dead);
+        alive.filter_map(|replica| replica.stage.as_ref())
     }
 
     pub(crate) fn feeder(&self) -> &Feeder<u8> {
-        &self.feeder
+        self.feeder.machine.as_ref().unwrap()
     }
 
     pub(crate) fn coordinator(&self) -> &Coordinator {
         &self.coordinator
     }
 
-    pub(crate) fn record(&self) -> &Record {
-        &self.record
+    pub(crate) fn now(&self) -> Time {
+        self.now
     }
-}
 
-impl Replica {
-    fn new(index: usize) -> Self {
-        let peer = PeerId([u8::try_from(index + 1).unwrap(); 32]);
-        Self { peer, incarnation: Incarnation(0), alive: false, stage: None, executor: Executor::default() }
+    fn replica_of(&self, peer: PeerId) -> Option<usize> {
+        self.replicas.iter().position(|replica| replica.peer == peer)
     }
-}
 
-fn feeder_key() -> PeerId {
-    PeerId([0; 32])
-}
-
-fn address() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 4_000))
+    /// For the message of a failure.
+    fn describe(&self) -> String {
+        let feeder = self.feeder.machine.as_ref().map(Feeder::counts);
+        let stages: Vec<_> = self
+            .replicas
+            .iter()
+            .map(|replica| {
+                let stage = replica.stage.as_ref();
+                let held = stage.map(|stage| (stage.config().stage.0, stage.held(), stage.counts()));
+                let held_in_detail = stage.map(Stage::describe);
+                format!("{:?} {:?} {held:?} {held_in_detail:?}", replica.peer, replica.liveness)
+            })
+            .collect();
+        format!("{:?}\n{feeder:?}\n{}\n{:?}", self.now, stages.join("\n"), self.scenario)
+    }
 }

@@ -1,17 +1,22 @@
 //! The life of a microbatch on one replica.
 //!
 //! A forward arrives from upstream and waits for the executor. Computed, it goes to a replica of the next stage,
-//! and the executor keeps a stash. The gradient comes back from there, waits for the executor, and what that
-//! computes returns to the peer the activation came from. The last stage does both in one visit; stage 0 answers
-//! the feeder with an empty gradient: finished. An evaluation goes forward only, its loss returns along the route.
+//! and the executor keeps a stash. The gradient comes back from there and waits for the executor in turn; what that
+//! computes goes up to the peer the activation came from. Meanwhile the feeder has been asked for the grant, without
+//! which the gradients of the weights are not applied. The last stage does both passes in one visit. Everything
+//! computed is kept until the feeder announces the outcome, so that whoever loses it can be given it again; how, is
+//! told in [`recovery`]. An evaluation goes forward only, and the last stage tells the feeder its loss.
 //!
-//! Anything that goes wrong ends the microbatch, not the process: both neighbours that hold it are told, each
-//! tells its own other neighbour, every stash is forgotten, everyone counts one refusal.
+//! Nothing goes wrong silently: a microbatch that cannot be processed is refused, and the feeder counts that.
 
 mod config;
 mod count;
+mod credit;
 mod early;
 mod job;
+mod outcomes;
+mod recovery;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod visit;
@@ -19,21 +24,27 @@ mod visit;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
-use crate::ended::Ended;
-use crate::patience::Patience;
-use crate::router::{Router, Settled};
+use crate::ledger::Ledger;
+use crate::neighbours::Neighbours;
+use crate::router::{Choice, Router, Settled};
+use crate::sending::Neighbour;
+#[cfg(test)]
+use crate::sim::Mutation;
 use crate::{
-    Attempt, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, PeerId, PeerTable, Purpose, Refusal,
-    Time, WeightVersion,
+    Attempt, Beat, Duration, Holding, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, PeerId,
+    PeerTable, Purpose, Refusal, Time,
 };
 
-pub use config::{Config, EXECUTOR_DEPTH, OVERTAKEN_SLOTS};
+pub use config::{Config, EXECUTOR_DEPTH, RESTORED_SLOTS};
 pub use count::{Counts, Note, Progress};
 pub use early::{EARLY_MAX, EARLY_PATIENCE};
 pub use job::{Completion, Done, Evaluation, Job};
 
+use credit::Credits;
 use early::Early;
-use visit::{Arrival, Neighbour, Phase, Visit};
+use outcomes::Outcomes;
+use tasks::Tasks;
+use visit::{Answer, Arrival, Claim, Output, Phase, Share, Visit};
 
 /// What happens to a replica.
 #[derive(Clone, Debug)]
@@ -60,6 +71,8 @@ pub enum Event<P> {
     },
     /// Take no more microbatches, finish those held.
     Drain,
+    /// The run is over: every microbatch has its outcome, and nothing held is of use to anybody.
+    Finished,
     /// The time `poll_timeout` named has come.
     Timeout,
 }
@@ -69,7 +82,7 @@ pub enum Event<P> {
 pub enum Action<P> {
     /// Give this to the executor, in order. At most [`Config::jobs_max`] are unfinished at once.
     Execute(Job<P>),
-    /// Send this to a neighbour.
+    /// Send this to a peer.
     Send {
         /// To whom.
         to: PeerId,
@@ -85,20 +98,14 @@ pub enum Action<P> {
 /// Why a replica wants to be woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// A microbatch is held too long.
-    HoldExpires,
+    /// Somebody owes an answer and is to be asked.
+    AnswerOverdue,
     /// A computed activation has found no replica of the next stage.
     RouteExpires,
     /// A forward came from somebody the table does not place.
     EarlyExpires,
-}
-
-/// Who still has to hear of a refusal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Towards {
-    Both,
-    Upstream,
-    Downstream,
+    /// Neighbours expect a sign of life.
+    BeatDue,
 }
 
 /// One replica of one stage.
@@ -107,17 +114,29 @@ pub struct Stage<P> {
     config: Config,
     table: PeerTable,
     router: Box<dyn Router>,
+    neighbours: Neighbours,
+    credits: Credits,
+    /// Slots, `restored_max` and `evaluations_max` bound it.
     visits: BTreeMap<MicrobatchId, Visit<P>>,
-    /// Forwards and gradients that wait for the executor, first come first served. Holds exactly the visits in a
-    /// queued phase, so slots and `evaluations_max` bound it.
-    queue: VecDeque<MicrobatchId>,
+    /// Holds exactly the visits in a queued phase.
+    tasks: Tasks,
     /// Jobs the executor has not answered.
     running: usize,
-    /// Computed, but nobody serves the next stage; oldest first. Holds exactly the visits in phase `Unrouted`.
+    /// Whose gradients the executor keeps, or is computing, without a grant. One at a time.
+    ungranted: Option<MicrobatchId>,
+    /// Computed, but no replica of the next stage takes it; oldest first. Holds exactly the visits in phase `Unrouted`.
     unrouted: VecDeque<MicrobatchId>,
     early: Early<P>,
-    ended: Ended<Attempt>,
-    patience: Patience,
+    outcomes: Outcomes,
+    ledger: Ledger,
+    /// To be claimed from their feeders when the event at hand is dealt with.
+    claims: Vec<MicrobatchId>,
+    /// No answer is overdue before.
+    check_at: Option<Time>,
+    beat_at: Time,
+    service: Duration,
+    computing_since: Time,
+    answered: u64,
     counts: Counts,
     draining: bool,
     drained: bool,
@@ -128,19 +147,26 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// A replica that holds nothing and knows nobody.
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
-        let overtaken_max = u64::try_from(config.slots).unwrap_or(u64::MAX).saturating_mul(OVERTAKEN_SLOTS);
-        let patience = Patience::new(config.hold_max, overtaken_max);
         Self {
             config,
             table: PeerTable::new(),
             router,
+            neighbours: Neighbours::default(),
+            credits: Credits::default(),
             visits: BTreeMap::new(),
-            queue: VecDeque::new(),
+            tasks: Tasks::default(),
             running: 0,
+            ungranted: None,
             unrouted: VecDeque::new(),
             early: Early::new(),
-            ended: Ended::new(),
-            patience,
+            outcomes: Outcomes::default(),
+            ledger: Ledger::default(),
+            claims: Vec::new(),
+            check_at: None,
+            beat_at: Time::default(),
+            service: Duration::ZERO,
+            computing_since: Time::default(),
+            answered: 0,
             counts: Counts::default(),
             draining: false,
             drained: false,
@@ -158,11 +184,14 @@ impl<P: Clone + Default + Debug> Stage<P> {
             Event::Completed(completion) => self.on_completion(now, completion),
             Event::PeerLost { peer, incarnation } => self.on_peer_lost(now, peer, incarnation),
             Event::Drain => self.draining = true,
+            Event::Finished => self.on_finished(now),
             Event::Timeout => {}
         }
-        self.refuse_expired(now);
-        self.route_again(now);
-        self.feed_executor();
+        self.ask_overdue(now);
+        self.route_waiting(now);
+        self.feed_executor(now);
+        self.send_claims();
+        self.beat(now);
         self.notice_drained();
     }
 
@@ -174,14 +203,14 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// When to call again with [`Event::Timeout`] at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        let live = self.visits.values().filter(|visit| !matches!(visit.phase, Phase::Cancelled));
-        let held = live.map(|visit| self.patience.end_of(visit.wait)).min();
-        let unrouted = self.unrouted.front().and_then(|id| self.visits.get(id)?.unrouted_since());
-        let unrouted = unrouted.map(|since| since + self.config.route_patience);
+        let empty = self.table.serving(self.config.next_stage()).next().is_none();
+        let oldest = self.unrouted.front().and_then(|id| self.visits.get(id)?.unrouted_since());
+        let expires = oldest.filter(|_| empty).map(|since| since + self.config.route_patience);
         let reasons = [
-            (held, Reason::HoldExpires),
-            (unrouted, Reason::RouteExpires),
+            (self.check_at, Reason::AnswerOverdue),
+            (expires, Reason::RouteExpires),
             (self.early.next_expiry(), Reason::EarlyExpires),
+            (Some(self.beat_at), Reason::BeatDue),
         ];
         reasons.into_iter().filter_map(|(at, reason)| Some((at?, reason))).min_by_key(|(at, _)| *at)
     }
@@ -195,26 +224,39 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// What the next heartbeat says.
     #[must_use]
     pub fn progress(&self, now: Time) -> Progress {
-        let front = self.queue.front().and_then(|id| self.visits.get(id));
+        let front = self.tasks.front().and_then(|id| self.visits.get(&id));
         let since = front.and_then(Visit::queued_since).unwrap_or(now);
         Progress {
-            done: self.counts.done,
+            done: self.counts.applied,
             refused: self.counts.refused,
-            queued: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
+            queued: u32::try_from(self.tasks.len()).unwrap_or(u32::MAX),
             oldest: now.since(since),
         }
     }
 
-    /// Slots taken by training microbatches, those refused while the executor works on them included.
+    /// Slots taken.
     #[must_use]
     pub fn slots_used(&self) -> usize {
-        self.visits.values().filter(|visit| visit.trains()).count()
+        self.visits.values().filter(|visit| visit.slotted).count()
     }
 
     /// Microbatches held, for whatever purpose.
     #[must_use]
     pub fn held(&self) -> usize {
         self.visits.len()
+    }
+
+    /// Whether anything of this microbatch is here.
+    #[must_use]
+    pub fn holds(&self, microbatch: MicrobatchId) -> bool {
+        self.visits.contains_key(&microbatch)
+    }
+
+    /// What is held, for the message of a failure.
+    #[cfg(test)]
+    pub(crate) fn describe(&self) -> String {
+        let Self { visits, tasks, running, ungranted, unrouted, .. } = self;
+        format!("{visits:?} {tasks:?} {running} {ungranted:?} {unrouted:?}")
     }
 
     /// The peers as known here.
@@ -229,39 +271,55 @@ impl<P: Clone + Default + Debug> Stage<P> {
         &self.config
     }
 
-    // --- What arrives ---------------------------------------------------------------------------------------
+    // --- A forward arrives ----------------------------------------------------------------------------------
 
     fn on_message(&mut self, now: Time, from: PeerId, incarnation: Incarnation, message: Message<P>) {
         let upstream = self.config.upstream(from, incarnation);
         let downstream = self.config.downstream(from, incarnation);
         match message {
-            Message::Forward { microbatch, attempt, purpose, route, version: _, ids, code } => {
-                let arrival = Arrival { microbatch, attempt, purpose, route, ids, code };
+            Message::Forward { microbatch, attempt, purpose, route, holder, version: _, ids, code } => {
+                let arrival = Arrival { microbatch, attempt, purpose, route, holder, ids, code };
                 self.on_forward(now, upstream, arrival);
             }
-            Message::Backward { microbatch, attempt, loss, gradient } => {
-                let sender = Neighbour { hop: downstream, attempt };
-                if self.await_answer(now, sender, microbatch, Purpose::Train) {
-                    self.on_gradient(now, microbatch, loss, gradient);
+            Message::Ask { microbatch, attempt, route } => {
+                self.on_ask(now, Neighbour { hop: upstream, attempt }, microbatch, route);
+            }
+            Message::Backward { microbatch, attempt, loss, path, gradient } => {
+                let answer = Answer { loss, path, gradient };
+                self.on_gradient(now, Neighbour { hop: downstream, attempt }, microbatch, answer);
+            }
+            Message::Holds { microbatch, attempt, holding } => {
+                self.on_holds(now, Neighbour { hop: downstream, attempt }, microbatch, holding);
+            }
+            Message::Passed { microbatch, attempt, next } => {
+                self.on_passed(Neighbour { hop: downstream, attempt }, microbatch, next);
+            }
+            Message::Held { microbatch, holder } => self.on_held(from, incarnation, microbatch, holder),
+            Message::Granted { granted, denied } => self.on_granted(now, from, &granted, &denied),
+            Message::Ended { spans, finished: _ } => {
+                if self.table.feeds(from, incarnation) {
+                    self.outcomes.announce(from, spans);
+                    self.release_ended(now);
                 }
             }
-            Message::Evaluated { microbatch, attempt, loss } => {
-                let sender = Neighbour { hop: downstream, attempt };
-                if self.await_answer(now, sender, microbatch, Purpose::Evaluate) {
-                    self.answer_evaluated(microbatch, loss);
+            Message::Beat(beat) => {
+                if self.table.placed(&downstream) {
+                    self.table.heard(from, incarnation);
+                    self.neighbours.heard(downstream, beat);
                 }
             }
-            Message::Refused { microbatch, attempt, by, reason } => {
-                let (upstream, downstream) =
-                    (Neighbour { hop: upstream, attempt }, Neighbour { hop: downstream, attempt });
-                self.on_refused(now, upstream, downstream, microbatch, by, reason);
+            Message::Claim { microbatches, .. } => {
+                self.count(Note::Foreign(microbatches.first().copied().unwrap_or(MicrobatchId(0))));
+            }
+            Message::Evaluated { microbatch, .. } | Message::Refused { microbatch, .. } => {
+                self.count(Note::Foreign(microbatch));
             }
         }
     }
 
     /// A forward: take it, or say why not.
     fn on_forward(&mut self, now: Time, sender: Hop, arrival: Arrival<P>) {
-        let id = arrival.microbatch;
+        let (id, attempt) = (arrival.microbatch, arrival.attempt);
         if !self.table.placed(&sender) {
             if let Some(displaced) = self.early.park(now, sender, arrival) {
                 self.count(Note::Foreign(displaced));
@@ -269,266 +327,476 @@ impl<P: Clone + Default + Debug> Stage<P> {
             return;
         }
         self.table.heard(sender.peer, sender.incarnation);
-        let ended = self.ended.get(id).is_some_and(|&attempt| attempt >= arrival.attempt);
-        if ended || self.visits.contains_key(&id) {
-            return self.count(Note::Duplicate(id));
+        if self.outcomes.contain(id) {
+            return self.count(Note::Late(id));
         }
-        let upstream = Neighbour { hop: sender, attempt: arrival.attempt };
+        let upstream = Neighbour { hop: sender, attempt };
         if !self.config.accepts_route(&arrival.route) || arrival.route.last() != Some(&sender) {
-            let reason = Refusal::Malformed("the route does not lead here".to_owned());
-            return self.decline(upstream, id, reason, Note::Malformed(id));
+            return self.decline(id, arrival.route.first().copied());
         }
-        if self.draining || !self.has_room(arrival.purpose) {
-            return self.decline(upstream, id, Refusal::Busy, Note::Busy(id));
-        }
-        let Arrival { purpose, route, ids, code, .. } = arrival;
-        let phase = Phase::ForwardQueued { since: now, ids, code };
-        let wait = self.patience.begin(now);
-        self.visits.insert(id, Visit { purpose, upstream, downstream: None, route, wait, phase });
-        self.queue.push_back(id);
-    }
-
-    /// Whether `sender` is who an answer for `microbatch` is awaited from; counts and answers if not.
-    fn await_answer(&mut self, now: Time, sender: Neighbour, id: MicrobatchId, purpose: Purpose) -> bool {
-        if !self.table.placed(&sender.hop) {
-            self.count(Note::Foreign(id));
-            return false;
-        }
-        self.table.heard(sender.hop.peer, sender.hop.incarnation);
-        let Some(visit) = self.visits.get(&id) else {
-            self.disown(sender, id);
-            return false;
-        };
-        if visit.downstream != Some(sender) || visit.trains() != (purpose == Purpose::Train) {
-            self.count(Note::Foreign(id));
-            return false;
-        }
-        if !matches!(visit.phase, Phase::Passed) {
+        if self.visits.contains_key(&id) {
             self.count(Note::Duplicate(id));
-            return false;
+            return self.adopt(now, upstream, id, arrival.route);
         }
-        self.router.on_settled(now, sender.hop, id, Settled::Returned);
-        true
+        let slotted = arrival.purpose == Purpose::Train && attempt == Attempt(0);
+        if self.draining || !self.has_room(arrival.purpose, slotted) {
+            self.count(Note::Busy(id));
+            return self.send(sender, Message::Holds { microbatch: id, attempt, holding: Holding::Busy });
+        }
+        self.take(now, sender, arrival, slotted);
     }
 
-    /// A gradient for a microbatch in phase `Passed`.
-    fn on_gradient(&mut self, now: Time, id: MicrobatchId, loss: Loss, gradient: P) {
-        if let Some(visit) = self.visits.get_mut(&id) {
-            visit.phase = Phase::BackwardQueued { since: now, loss, gradient };
-            self.queue.push_back(id);
+    fn take(&mut self, now: Time, sender: Hop, arrival: Arrival<P>, slotted: bool) {
+        let (id, trains) = (arrival.microbatch, arrival.purpose == Purpose::Train);
+        if slotted {
+            self.credits.used(sender);
         }
-    }
-
-    fn on_refused(
-        &mut self,
-        now: Time,
-        upstream: Neighbour,
-        downstream: Neighbour,
-        id: MicrobatchId,
-        by: Hop,
-        reason: Refusal,
-    ) {
-        let known = self.table.placed(&upstream.hop) || self.table.placed(&downstream.hop);
-        match self.visits.get(&id) {
-            Some(visit) if visit.upstream == upstream => {
-                self.refuse(now, id, by, reason, Towards::Downstream);
-            }
-            Some(visit) if visit.downstream == Some(downstream) => {
-                self.refuse(now, id, by, reason, Towards::Upstream);
-            }
-            // Never answered, or two peers would refuse to each other for ever.
-            None if known => self.count(Note::Late(id)),
-            Some(_) | None => self.count(Note::Foreign(id)),
+        if trains && !slotted && self.config.stage.0 > 0 {
+            self.count(Note::Restored(id));
+        }
+        self.visits.insert(id, Visit::new(arrival, sender, now, slotted));
+        self.tasks.push(id, trains && !slotted);
+        if trains && self.config.is_last() {
+            self.claim(now, id);
         }
     }
 
-    /// The executor answered: send what it computed to whom it is for.
-    fn on_completion(&mut self, now: Time, completion: Completion<P>) {
-        let Completion { microbatch: id, done } = completion;
-        let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.running()) else {
-            return self.count(Note::Unexpected(id));
-        };
-        self.running = self.running.saturating_sub(1);
-        self.patience.answered(now);
-        let evaluates = !visit.trains();
-        match (std::mem::replace(&mut visit.phase, Phase::Released), done) {
-            (Phase::Cancelled, done) => self.discard(id, &done),
-            (_, Done::Refused(reason)) => self.refuse(now, id, self.config.hop(), reason, Towards::Both),
-            (Phase::Forwarding { ids }, Done::Forwarded { version, code }) if !evaluates => {
-                self.pass_on(now, id, version, ids, code);
-            }
-            (Phase::Forwarding { ids }, Done::Evaluated(Evaluation::Code { version, code })) if evaluates => {
-                self.pass_on(now, id, version, ids, code);
-            }
-            (Phase::Forwarding { .. }, Done::Evaluated(Evaluation::Loss(loss))) if evaluates => {
-                self.answer_evaluated(id, loss);
-            }
-            (Phase::Forwarding { .. }, Done::LossAndBackward { loss, gradient }) if !evaluates => {
-                self.answer_gradient(id, loss, gradient);
-            }
-            (Phase::Backwarding { loss }, Done::Backwarded { gradient }) => {
-                self.answer_gradient(id, loss, gradient);
-            }
-            (_, done) => self.refuse_mismatch(now, id, &done),
-        }
-    }
-
-    /// A peer is gone for now: what it held is refused towards those who live.
-    fn on_peer_lost(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
-        self.table.quarantine(now, peer, incarnation);
-        self.refuse_orphans(now, |hop| hop.peer == peer && hop.incarnation == incarnation);
-    }
-
-    /// A newer table: whoever is no longer where it was is as good as lost.
-    fn on_membership(&mut self, now: Time, membership: Membership) {
-        if self.table.update(membership) {
-            let table = std::mem::take(&mut self.table);
-            self.refuse_orphans(now, |hop| !table.placed(hop));
-            self.table = table;
-            for (sender, arrival) in self.early.take_placed(|hop| self.table.placed(hop)) {
-                self.on_forward(now, sender, arrival);
-            }
-        }
-    }
-
-    // --- What goes out --------------------------------------------------------------------------------------
+    // --- The executor computes ------------------------------------------------------------------------------
 
     /// Keeps [`EXECUTOR_DEPTH`] jobs with the executor while there are tasks.
-    fn feed_executor(&mut self) {
+    fn feed_executor(&mut self, now: Time) {
         while self.running < EXECUTOR_DEPTH {
-            let Some(id) = self.queue.pop_front() else { return };
+            let Some(id) = self.next_task() else { return };
             if let Some(job) = self.start(id) {
+                if self.running == 0 {
+                    self.computing_since = now;
+                }
                 self.running += 1;
                 self.actions.push_back(Action::Execute(job));
             }
         }
     }
 
+    /// While gradients wait for their grant no others are computed.
+    fn next_task(&mut self) -> Option<MicrobatchId> {
+        let (visits, last, blocked) = (&self.visits, self.config.is_last(), self.ungranted.is_some());
+        let startable = |id: MicrobatchId| {
+            let needs_gradients = visits.get(&id).is_some_and(|visit| match visit.phase {
+                Phase::ForwardQueued { .. } => last && visit.trains(),
+                _ => true,
+            });
+            !(blocked && needs_gradients)
+        };
+        self.tasks.pop(startable)
+    }
+
     /// The job a queued microbatch waits for.
     fn start(&mut self, id: MicrobatchId) -> Option<Job<P>> {
         let (last, first) = (self.config.is_last(), self.config.stage.0 == 0);
         let visit = self.visits.get_mut(&id)?;
-        match std::mem::replace(&mut visit.phase, Phase::Released) {
-            Phase::ForwardQueued { ids, code, .. } => {
-                visit.phase = Phase::Forwarding { ids: ids.clone() };
-                Some(match visit.purpose {
-                    Purpose::Train if last => Job::LossAndBackward { microbatch: id, ids, code },
-                    Purpose::Train => Job::Forward { microbatch: id, ids, code },
-                    Purpose::Evaluate => Job::Evaluate { microbatch: id, ids, code, cut: false },
-                    Purpose::EvaluateCut => Job::Evaluate { microbatch: id, ids, code, cut: last && !first },
-                })
-            }
-            Phase::BackwardQueued { loss, gradient, .. } => {
-                visit.phase = Phase::Backwarding { loss };
-                Some(Job::Backward { microbatch: id, gradient })
+        let granted = visit.claim == Claim::Granted;
+        let ids = visit.ids.clone();
+        let job = match std::mem::replace(&mut visit.phase, Phase::Forwarding) {
+            Phase::ForwardQueued { code, .. } => match visit.purpose {
+                Purpose::Train if last => Job::LossAndBackward { microbatch: id, ids, code, granted },
+                Purpose::Train => return Some(Job::Forward { microbatch: id, ids, code }),
+                Purpose::Evaluate => return Some(Job::Evaluate { microbatch: id, ids, code, cut: false }),
+                Purpose::EvaluateCut => {
+                    return Some(Job::Evaluate { microbatch: id, ids, code, cut: last && !first });
+                }
+            },
+            Phase::BackwardQueued { answer, .. } => {
+                visit.phase = Phase::Backwarding { loss: answer.loss, path: answer.path };
+                Job::Backward { microbatch: id, gradient: answer.gradient, granted }
             }
             other => {
                 visit.phase = other;
-                None
+                return None;
             }
+        };
+        if granted {
+            visit.share = Share::Applying;
+        } else {
+            self.ungranted = Some(id);
         }
+        Some(job)
     }
 
+    /// The executor answered: what it computed goes where it is needed.
+    fn on_completion(&mut self, now: Time, completion: Completion<P>) {
+        let Completion { microbatch: id, done } = completion;
+        let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.running()) else {
+            return self.count(Note::Unexpected(id));
+        };
+        self.running = self.running.saturating_sub(1);
+        self.answered += 1;
+        let took = now.since(self.computing_since);
+        self.computing_since = now;
+        let (trains, last) = (visit.trains(), self.config.is_last());
+        match (std::mem::replace(&mut visit.phase, Phase::Cancelled), done) {
+            (Phase::Answered(answer), Done::Applied) => {
+                visit.phase = Phase::Answered(answer);
+                self.applied(id);
+            }
+            (Phase::Cancelled, done) => self.discard(id, &done),
+            (_, Done::Refused(reason)) => self.refuse(now, id, reason),
+            (Phase::Forwarding, Done::Forwarded { version, code }) if trains && !last => {
+                self.measure(took);
+                self.computed(now, id, Output { version, code });
+            }
+            (Phase::Forwarding, Done::Evaluated(Evaluation::Code { version, code })) if !trains => {
+                self.computed(now, id, Output { version, code });
+            }
+            (Phase::Forwarding, Done::Evaluated(Evaluation::Loss(loss))) if !trains => {
+                self.evaluated(id, loss);
+            }
+            (Phase::Forwarding, Done::LossAndBackward { loss, gradient }) if trains && last => {
+                self.measure(took);
+                self.answer(id, Answer { loss, path: Vec::new(), gradient });
+            }
+            (Phase::Backwarding { loss, path }, Done::Backwarded { gradient }) => {
+                self.answer(id, Answer { loss, path, gradient });
+            }
+            (phase, done) => self.refuse_mismatch(now, id, phase, &done),
+        }
+        self.release_if_over(now, id);
+    }
+
+    fn measure(&mut self, took: Duration) {
+        self.service = if self.service.is_zero() { took } else { self.service * 7 / 10 + took * 3 / 10 };
+    }
+
+    // --- It goes on -----------------------------------------------------------------------------------------
+
     /// An activation is computed: it waits for nothing but a replica of the next stage.
-    fn pass_on(&mut self, now: Time, id: MicrobatchId, version: WeightVersion, ids: P, code: P) {
+    fn computed(&mut self, now: Time, id: MicrobatchId, output: Output<P>) {
         if let Some(visit) = self.visits.get_mut(&id) {
-            visit.phase = Phase::Unrouted { since: now, version, ids, code };
+            visit.output = Some(output);
+            visit.phase = Phase::Unrouted { since: now };
             self.unrouted.push_back(id);
         }
     }
 
-    /// Sends on what is computed, and refuses what has waited too long for somebody to send it to.
-    fn route_again(&mut self, now: Time) {
+    /// Hands on what is computed. What nobody could take for too long is refused.
+    fn route_waiting(&mut self, now: Time) {
+        while let Some(id) = self.early.pop_expired(now) {
+            self.count(Note::Foreign(id));
+        }
+        let empty = self.table.serving(self.config.next_stage()).next().is_none();
         for id in std::mem::take(&mut self.unrouted) {
-            if self.route(now, id) {
+            let Some(since) = self.visits.get(&id).and_then(Visit::unrouted_since) else { continue };
+            if self.ask_holder(now, id) || self.route(now, id) {
                 continue;
             }
             self.unrouted.push_back(id);
-            let since = self.visits.get(&id).and_then(Visit::unrouted_since).unwrap_or(now);
-            if since + self.config.route_patience <= now {
-                self.refuse(now, id, self.config.hop(), Refusal::Undeliverable, Towards::Both);
+            if empty && since + self.config.route_patience <= now {
+                self.refuse(now, id, Refusal::Undeliverable);
             }
         }
     }
 
-    /// Sends an activation to a replica of the next stage; `false` if there is none.
+    /// Sends an activation to a replica of the next stage; `false` if none takes it now.
     fn route(&mut self, now: Time, id: MicrobatchId) -> bool {
-        let eligible = self.table.eligible(now, self.config.next_stage());
-        let Some(hop) = self.router.choose(now, &eligible) else { return false };
+        let next = self.config.next_stage();
+        let hops = self.table.eligible(now, next);
+        let candidates = self.neighbours.candidates(&hops, self.router.as_ref());
+        let senders = self.table.serving(self.config.stage).count();
+        let choice = Choice { candidates: &candidates, senders: u32::try_from(senders).unwrap_or(1).max(1) };
+        let Some(hop) = self.router.choose(now, &choice) else { return false };
+        let me = self.config.hop();
         let Some(visit) = self.visits.get_mut(&id) else { return true };
-        let Phase::Unrouted { version, ids, code, .. } = std::mem::replace(&mut visit.phase, Phase::Passed)
-        else {
-            return true;
+        let Some(Output { version, code }) = visit.output.clone() else { return true };
+        let anew = visit.sendings.any();
+        let attempt = if visit.trains() { visit.sendings.add(hop) } else { visit.upstream.attempt };
+        #[cfg(test)]
+        let attempt = if self.config.breaks(Mutation::OneAttempt) { visit.upstream.attempt } else { attempt };
+        let message = Message::Forward {
+            microbatch: id,
+            attempt,
+            purpose: visit.purpose,
+            route: visit.route.iter().copied().chain([me]).collect(),
+            holder: visit.beyond.filter(|holder| holder.stage > Some(next)),
+            version,
+            ids: visit.ids.clone(),
+            code,
         };
-        let attempt = visit.upstream.attempt;
-        visit.downstream = Some(Neighbour { hop, attempt });
-        let mut route = visit.route.clone();
-        route.push(self.config.hop());
-        let purpose = visit.purpose;
-        let message = Message::Forward { microbatch: id, attempt, purpose, route, version, ids, code };
-        self.router.on_sent(now, hop, id);
+        if visit.trains() {
+            self.passed(now, id, hop);
+            if anew {
+                self.count(Note::Rerouted(id));
+            }
+        } else {
+            self.remove(now, id, Settled::Returned);
+        }
         self.send(hop, message);
         true
     }
 
-    /// Returns a gradient to where the activation came from; a feeder only hears that it is finished.
-    fn answer_gradient(&mut self, id: MicrobatchId, loss: Loss, gradient: P) {
-        let gradient = if self.config.stage.0 == 0 { P::default() } else { gradient };
-        self.answer(id, |attempt| Message::Backward { microbatch: id, attempt, loss, gradient });
-    }
-
-    fn answer_evaluated(&mut self, id: MicrobatchId, loss: Loss) {
-        self.answer(id, |attempt| Message::Evaluated { microbatch: id, attempt, loss });
-    }
-
-    /// The good end of a microbatch.
-    fn answer(&mut self, id: MicrobatchId, message: impl FnOnce(Attempt) -> Message<P>) {
-        if let Some(visit) = self.visits.remove(&id) {
-            let Neighbour { hop, attempt } = visit.upstream;
-            self.ended.insert(id, attempt);
-            self.send(hop, message(attempt));
-            let note = if visit.trains() { Note::Done(id) } else { Note::Evaluated(id) };
-            self.count(note);
+    /// A training microbatch is with `hop` now: the gradient is awaited, and upstream gets a receipt.
+    fn passed(&mut self, now: Time, id: MicrobatchId, hop: Hop) {
+        self.router.on_sent(now, hop, id);
+        self.check_by(now + self.config.ask_after);
+        if let Some(visit) = self.visits.get_mut(&id) {
+            visit.phase = Phase::Passed { asked: now };
+            #[cfg(test)]
+            if self.config.breaks(Mutation::ReleaseEarly) {
+                visit.output = None;
+            }
+            #[cfg(test)]
+            if self.config.breaks(Mutation::SlotEarly) {
+                visit.slotted = false;
+            }
+            let Neighbour { hop: upstream, attempt } = visit.upstream;
+            self.send(upstream, Message::Passed { microbatch: id, attempt, next: hop });
         }
     }
 
-    // --- What goes wrong ------------------------------------------------------------------------------------
+    // --- The gradient comes back ----------------------------------------------------------------------------
 
-    /// The bad end of a microbatch: tell the neighbours that hold it, forget the stash, count once.
-    fn refuse(&mut self, now: Time, id: MicrobatchId, by: Hop, reason: Refusal, towards: Towards) {
-        let Some(visit) = self.visits.get_mut(&id) else { return };
-        if matches!(visit.phase, Phase::Cancelled) {
-            return;
+    /// The first gradient wins, whichever of the replicas it was handed to it comes from.
+    fn on_gradient(&mut self, now: Time, sender: Neighbour, id: MicrobatchId, answer: Answer<P>) {
+        if !self.table.placed(&sender.hop) || !self.config.accepts_path(&answer.path, sender.hop) {
+            return self.count(Note::Foreign(id));
         }
-        let (upstream, downstream) = (visit.upstream, visit.downstream);
-        let (stashed, running) = (visit.stashed(), visit.running());
-        let awaited = matches!(visit.phase, Phase::Passed);
-        visit.phase = Phase::Cancelled;
-        if !running {
-            self.visits.remove(&id);
-            self.queue.retain(|&queued| queued != id);
+        self.table.heard(sender.hop.peer, sender.hop.incarnation);
+        let Some(visit) = self.visits.get_mut(&id) else {
+            return self.count(if self.outcomes.contain(id) { Note::Late(id) } else { Note::Unknown(id) });
+        };
+        if !visit.sendings.contain(sender) {
+            return self.count(Note::Foreign(id));
+        }
+        if !visit.awaits_gradient() {
+            return self.count(Note::Duplicate(id));
+        }
+        self.settle_sending(now, id, Settled::Returned);
+        if let Some(visit) = self.visits.get_mut(&id) {
+            let recovers = !visit.slotted;
+            visit.phase = Phase::BackwardQueued { since: now, answer };
             self.unrouted.retain(|&unrouted| unrouted != id);
+            self.tasks.push(id, recovers);
+            self.claim(now, id);
         }
-        if stashed {
-            self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
+    }
+
+    /// The gradient of what was received is computed: it goes up at once and is kept.
+    fn answer(&mut self, id: MicrobatchId, mut answer: Answer<P>) {
+        let Some(visit) = self.visits.get_mut(&id) else { return };
+        answer.path.push(self.config.hop());
+        // A feeder only hears that the microbatch came home.
+        if self.config.stage.0 == 0 {
+            answer.gradient = P::default();
         }
-        if towards != Towards::Downstream {
-            self.send_refused(upstream, id, by, reason.clone());
+        visit.slotted = false;
+        visit.phase = Phase::Answered(answer);
+        let applied = visit.share == Share::Applying;
+        if !applied {
+            visit.share = Share::Waiting;
         }
-        // After its answer the next hop holds nothing any more.
-        if let Some(downstream) = downstream.filter(|_| awaited) {
-            let lost = towards == Towards::Upstream && by == self.config.hop();
-            let how = if lost { Settled::Lost } else { Settled::Refused };
-            self.router.on_settled(now, downstream.hop, id, how);
-            if towards != Towards::Upstream {
-                self.send_refused(downstream, id, by, reason.clone());
+        self.send_answer(id);
+        if applied { self.applied(id) } else { self.settle_share(id) }
+    }
+
+    fn send_answer(&mut self, id: MicrobatchId) {
+        let Some(visit) = self.visits.get(&id) else { return };
+        let Phase::Answered(Answer { loss, path, gradient }) = visit.phase.clone() else { return };
+        let Neighbour { hop, attempt } = visit.upstream;
+        self.send(hop, Message::Backward { microbatch: id, attempt, loss, path, gradient });
+    }
+
+    fn evaluated(&mut self, id: MicrobatchId, loss: Loss) {
+        if let Some(visit) = self.visits.remove(&id)
+            && let Some(feeder) = visit.arbiter()
+        {
+            self.send(feeder, Message::Evaluated { microbatch: id, attempt: visit.upstream.attempt, loss });
+            self.count(Note::Evaluated(id));
+        }
+    }
+
+    // --- Who may apply it -----------------------------------------------------------------------------------
+
+    /// Asks the feeder for the grant as early as may be: when the gradient is on its way into the executor.
+    fn claim(&mut self, now: Time, id: MicrobatchId) {
+        let applied = self.ledger.contains(id);
+        if let Some(visit) = self.visits.get_mut(&id)
+            && matches!(visit.claim, Claim::None | Claim::Asked { .. })
+        {
+            if applied {
+                visit.claim = Claim::Denied;
+                return;
+            }
+            visit.claim = Claim::Asked { at: now };
+            self.claims.push(id);
+            self.check_by(now + self.config.ask_after);
+        }
+    }
+
+    /// One message a feeder for all claims of the event at hand.
+    fn send_claims(&mut self) {
+        let mut by_feeder: BTreeMap<Hop, Vec<MicrobatchId>> = BTreeMap::new();
+        for id in std::mem::take(&mut self.claims) {
+            if let Some(feeder) = self.visits.get(&id).and_then(Visit::arbiter) {
+                by_feeder.entry(feeder).or_default().push(id);
             }
         }
-        self.ended.insert(id, upstream.attempt);
-        self.count(Note::Refused(id, reason));
+        let stage = self.config.stage;
+        for (feeder, ids) in by_feeder {
+            for microbatches in ids.chunks(crate::message::CLAIM_MAX) {
+                self.send(feeder, Message::Claim { stage, microbatches: microbatches.to_vec() });
+            }
+        }
     }
 
-    /// The executor's answer to a microbatch refused in the meantime.
+    fn on_granted(&mut self, now: Time, from: PeerId, granted: &[MicrobatchId], denied: &[MicrobatchId]) {
+        let verdicts = granted.iter().map(|id| (id, Claim::Granted));
+        for (&id, verdict) in verdicts.chain(denied.iter().map(|id| (id, Claim::Denied))) {
+            let Some(visit) = self.visits.get_mut(&id) else { continue };
+            let asked = matches!(visit.claim, Claim::Asked { .. });
+            if asked && visit.arbiter().is_some_and(|feeder| feeder.peer == from) {
+                visit.claim = verdict;
+                self.settle_share(id);
+                self.release_if_over(now, id);
+            }
+        }
+    }
+
+    /// The gradients of the weights are applied under the grant, dropped without it.
+    fn settle_share(&mut self, id: MicrobatchId) {
+        let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.share == Share::Waiting) else { return };
+        match visit.claim {
+            Claim::Granted => {
+                visit.share = Share::Applying;
+                self.running += 1;
+                self.actions.push_back(Action::Execute(Job::Apply { microbatch: id }));
+            }
+            Claim::Denied => {
+                visit.share = Share::Settled;
+                self.ungranted = None;
+                self.actions.push_back(Action::Execute(Job::Drop { microbatch: id }));
+                self.count(Note::Relayed(id));
+            }
+            Claim::None | Claim::Asked { .. } => {}
+        }
+    }
+
+    fn applied(&mut self, id: MicrobatchId) {
+        if let Some(visit) = self.visits.get_mut(&id) {
+            visit.share = Share::Settled;
+            self.ungranted = self.ungranted.filter(|&ungranted| ungranted != id);
+            self.ledger.insert(id);
+            self.count(Note::Applied(id));
+        }
+    }
+
+    // --- The end --------------------------------------------------------------------------------------------
+
+    fn release_ended(&mut self, now: Time) {
+        let ended = |id: &&MicrobatchId| self.outcomes.contain(**id);
+        let ids: Vec<_> = self.visits.keys().filter(ended).copied().collect();
+        for id in ids {
+            if let Some(visit) = self.visits.get_mut(&id) {
+                visit.ended = true;
+                self.release_if_over(now, id);
+            }
+        }
+    }
+
+    fn on_finished(&mut self, now: Time) {
+        self.draining = true;
+        let ids: Vec<_> = self.visits.keys().copied().collect();
+        for id in ids {
+            if let Some(visit) = self.visits.get_mut(&id) {
+                visit.ended = true;
+                self.release_if_over(now, id);
+            }
+        }
+    }
+
+    /// Frees a microbatch that has its outcome, once nothing is owed for it here: neither an answer of the executor
+    /// nor gradients that were granted.
+    fn release_if_over(&mut self, now: Time, id: MicrobatchId) {
+        let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.ended) else { return };
+        let claimed = matches!(visit.claim, Claim::Asked { .. } | Claim::Granted);
+        let over = match visit.phase {
+            Phase::ForwardQueued { .. }
+            | Phase::Unrouted { .. }
+            | Phase::Passed { .. }
+            | Phase::BackwardQueued { .. } => !claimed,
+            Phase::Forwarding if !claimed && visit.claim == Claim::None => {
+                visit.phase = Phase::Cancelled;
+                false
+            }
+            Phase::Forwarding | Phase::Backwarding { .. } | Phase::Cancelled => false,
+            Phase::Answered(_) => visit.share == Share::Settled,
+            Phase::Refused { .. } => true,
+        };
+        if over {
+            self.remove(now, id, Settled::Returned);
+        }
+    }
+
+    /// Takes a microbatch out of every list, and its stash out of the executor.
+    fn remove(&mut self, now: Time, id: MicrobatchId, how: Settled) {
+        self.settle_sending(now, id, how);
+        if let Some(visit) = self.visits.remove(&id) {
+            let stashed = matches!(
+                visit.phase,
+                Phase::Unrouted { .. } | Phase::Passed { .. } | Phase::BackwardQueued { .. }
+            );
+            if stashed && visit.trains() {
+                self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
+            }
+            self.tasks.remove(id);
+            self.unrouted.retain(|&unrouted| unrouted != id);
+        }
+    }
+
+    /// The latest sending is not awaited any more.
+    fn settle_sending(&mut self, now: Time, id: MicrobatchId, how: Settled) {
+        if let Some(awaited) = self.visits.get(&id).and_then(Visit::awaited) {
+            self.router.on_settled(now, awaited.hop, id, how);
+        }
+    }
+
+    // --- What goes wrong here -------------------------------------------------------------------------------
+
+    /// The bad end of a microbatch: the feeder hears of it and announces it to everyone.
+    fn refuse(&mut self, now: Time, id: MicrobatchId, reason: Refusal) {
+        self.settle_sending(now, id, Settled::Refused);
+        let Some(visit) = self.visits.get_mut(&id) else { return };
+        let stashed = matches!(visit.phase, Phase::Unrouted { .. } | Phase::Passed { .. });
+        let trains = visit.trains();
+        let arbiter = visit.arbiter();
+        visit.slotted = false;
+        visit.share = Share::Settled;
+        visit.phase = Phase::Refused { reason: reason.clone(), told: now };
+        self.ungranted = self.ungranted.filter(|&ungranted| ungranted != id);
+        self.unrouted.retain(|&unrouted| unrouted != id);
+        if stashed && trains {
+            self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
+        }
+        self.check_by(now + self.config.ask_after);
+        self.tell_refused(arbiter, id, reason.clone());
+        self.count(Note::Refused(id, reason));
+        if !trains {
+            self.visits.remove(&id);
+        }
+    }
+
+    fn tell_refused(&mut self, arbiter: Option<Hop>, id: MicrobatchId, reason: Refusal) {
+        if let Some(feeder) = arbiter {
+            self.send(feeder, Message::Refused { microbatch: id, by: self.config.hop(), reason });
+        }
+    }
+
+    /// A forward that was never held and never will be.
+    fn decline(&mut self, id: MicrobatchId, arbiter: Option<Hop>) {
+        let feeder = arbiter.filter(|hop| self.table.placed(hop) && hop.stage.is_none());
+        let reason = Refusal::Malformed("the route does not lead here".to_owned());
+        self.tell_refused(feeder, id, reason);
+        self.count(Note::Malformed(id));
+    }
+
+    /// What the executor computed for a microbatch that ended in the meantime.
     fn discard(&mut self, id: MicrobatchId, done: &Done<P>) {
         self.visits.remove(&id);
         if matches!(done, Done::Forwarded { .. }) {
@@ -537,70 +805,51 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 
     /// The executor answered another question than it was asked: a bug on this machine, survivable.
-    fn refuse_mismatch(&mut self, now: Time, id: MicrobatchId, done: &Done<P>) {
+    fn refuse_mismatch(&mut self, now: Time, id: MicrobatchId, phase: Phase<P>, done: &Done<P>) {
         if matches!(done, Done::Forwarded { .. }) {
             self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
         }
         self.count(Note::Unexpected(id));
-        let reason = Refusal::Device("the executor answered another job".to_owned());
-        self.refuse(now, id, self.config.hop(), reason, Towards::Both);
-    }
-
-    /// Refuses what an upstream or a downstream that is `gone` held.
-    fn refuse_orphans(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) {
-        let orphaned = |visit: &Visit<P>| {
-            let awaited = visit.downstream.filter(|_| matches!(visit.phase, Phase::Passed));
-            match (gone(&visit.upstream.hop), awaited.is_some_and(|next| gone(&next.hop))) {
-                (true, _) => Some(Towards::Downstream),
-                (false, true) => Some(Towards::Upstream),
-                (false, false) => None,
+        if matches!(phase, Phase::Answered(_)) {
+            if let Some(visit) = self.visits.get_mut(&id) {
+                visit.phase = phase;
             }
-        };
-        let orphans: Vec<_> =
-            self.visits.iter().filter_map(|(&id, visit)| Some((id, orphaned(visit)?))).collect();
-        for (id, towards) in orphans {
-            self.refuse(now, id, self.config.hop(), Refusal::Undeliverable, towards);
+            return self.applied(id);
         }
-    }
-
-    fn refuse_expired(&mut self, now: Time) {
-        while let Some(id) = self.early.pop_expired(now) {
-            self.count(Note::Foreign(id));
-        }
-        let expired = |visit: &Visit<P>| self.patience.end_of(visit.wait) <= now;
-        let ids: Vec<_> = self.visits.iter().filter(|(_, visit)| expired(visit)).map(|(&id, _)| id).collect();
-        for id in ids {
-            self.refuse(now, id, self.config.hop(), Refusal::Undeliverable, Towards::Both);
-        }
-    }
-
-    /// Turns away a forward that was never held.
-    fn decline(&mut self, sender: Neighbour, id: MicrobatchId, reason: Refusal, note: Note) {
-        self.ended.insert(id, sender.attempt);
-        self.send_refused(sender, id, self.config.hop(), reason);
-        self.count(note);
-    }
-
-    /// Answers a gradient for a microbatch that is not held.
-    fn disown(&mut self, sender: Neighbour, id: MicrobatchId) {
-        if self.ended.get(id).is_some() {
-            return self.count(Note::Late(id));
-        }
-        self.send_refused(sender, id, self.config.hop(), Refusal::Unknown);
-        self.count(Note::Unknown(id));
+        self.refuse(now, id, Refusal::Device("the executor answered another job".to_owned()));
     }
 
     // --- Hands ----------------------------------------------------------------------------------------------
 
-    fn has_room(&self, purpose: Purpose) -> bool {
-        let trains = self.slots_used();
-        let room = match purpose {
-            Purpose::Train => trains < self.config.slots,
-            Purpose::Evaluate | Purpose::EvaluateCut => {
-                self.visits.len() - trains < self.config.evaluations_max
+    fn has_room(&self, purpose: Purpose, slotted: bool) -> bool {
+        let count = |which: &dyn Fn(&Visit<P>) -> bool| self.visits.values().filter(|visit| which(visit)).count();
+        match purpose {
+            Purpose::Train if slotted => self.slots_used() < self.config.slots,
+            Purpose::Train => {
+                count(&|visit| visit.trains() && !visit.slotted) < self.config.restored_max()
             }
-        };
-        room && self.queue.len() < self.config.queue_max
+            Purpose::Evaluate | Purpose::EvaluateCut => {
+                count(&|visit| !visit.trains()) < self.config.evaluations_max
+            }
+        }
+    }
+
+    /// Tells both neighbouring stages, and at stage 0 the feeders, that this replica lives, and deals out credits.
+    fn beat(&mut self, now: Time) {
+        if now < self.beat_at {
+            return;
+        }
+        self.beat_at = now + self.config.beat_every;
+        let senders = self.table.senders_to(self.config.stage);
+        let slots = if self.draining { 0 } else { self.config.slots };
+        let Progress { queued, oldest, .. } = self.progress(now);
+        let beat = Beat { counter: self.answered, queued, oldest, service: self.service, credit: 0 };
+        for (sender, credit) in self.credits.deal(slots, &senders) {
+            self.send(sender, Message::Beat(Beat { credit, ..beat }));
+        }
+        for next in self.table.hops(self.config.next_stage()) {
+            self.send(next, Message::Beat(beat));
+        }
     }
 
     fn notice_drained(&mut self) {
@@ -610,9 +859,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    fn send_refused(&mut self, to: Neighbour, id: MicrobatchId, by: Hop, reason: Refusal) {
-        let message = Message::Refused { microbatch: id, attempt: to.attempt, by, reason };
-        self.send(to.hop, message);
+    fn check_by(&mut self, at: Time) {
+        self.check_at = Some(self.check_at.map_or(at, |known| known.min(at)));
     }
 
     fn send(&mut self, to: Hop, message: Message<P>) {

@@ -49,6 +49,11 @@ impl Window {
         admitted
     }
 
+    /// Takes a place for what was in flight before a restart, whatever the limit says.
+    pub fn readmit(&mut self) {
+        self.in_flight = self.in_flight.saturating_add(1);
+    }
+
     /// Gives a place back: the microbatch has its outcome.
     pub fn release(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);

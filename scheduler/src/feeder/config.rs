@@ -9,8 +9,8 @@ pub const LEASE_RETRY: Duration = Duration::from_secs(5);
 /// yet that a stage is empty or leaves, and ids must not be burnt meanwhile.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
-/// A microbatch that so many windows of others have overtaken is given up at its deadline, however lively the rest is.
-pub const OVERTAKEN_WINDOWS: u64 = 4;
+/// How often an evaluation without an answer is sent; then the figure does without it.
+pub const EVALUATION_TRIES: u32 = 8;
 
 /// Evaluations that can wait behind each other; further commands are declined.
 pub const EVALUATIONS_MAX: usize = 16;
@@ -28,10 +28,17 @@ pub struct Config {
     pub total: u64,
     /// How many may be in flight.
     pub admission: Admission,
-    /// A microbatch is reported lost after this long without any outcome, its own or another's. Default 60 s.
-    pub deadline: Duration,
+    /// How long an answer is waited for before the silent replica is asked what became of it. Default 3 s.
+    pub ask_after: Duration,
+    /// How long the answer to an evaluation is waited for while none at all arrives; then it is sent again. Default 20 s.
+    pub evaluation_patience: Duration,
+    /// How often replicas hear which microbatches have their outcome. Default 250 ms.
+    pub tell_every: Duration,
     /// Ids asked for at a time. Default 1,024.
     pub lease_count: u64,
+    /// Which rule to break, to see whether the tests notice.
+    #[cfg(test)]
+    pub(crate) mutation: Option<crate::sim::Mutation>,
 }
 
 impl Config {
@@ -44,8 +51,19 @@ impl Config {
         total: u64,
         admission: Admission,
     ) -> Self {
-        let deadline = Duration::from_secs(60);
-        Self { peer, incarnation, stages, total, admission, deadline, lease_count: 1_024 }
+        Self {
+            peer,
+            incarnation,
+            stages,
+            total,
+            admission,
+            ask_after: Duration::from_secs(3),
+            evaluation_patience: Duration::from_secs(20),
+            tell_every: Duration::from_millis(250),
+            lease_count: 1_024,
+            #[cfg(test)]
+            mutation: None,
+        }
     }
 
     /// This feeder as the first visit of a route.

@@ -34,6 +34,14 @@ impl Ranges {
         Some(id)
     }
 
+    /// Takes out one id that was injected before.
+    pub(super) fn remove(&mut self, id: MicrobatchId) {
+        let Some(index) = self.open.iter().position(|&(first, end)| (first..end).contains(&id.0)) else { return };
+        let Some((first, end)) = self.open.remove(index) else { return };
+        let rest = [(first, id.0), (id.0 + 1, end)].into_iter().filter(|(first, end)| first < end);
+        rest.rev().for_each(|part| self.open.insert(index, part));
+    }
+
     pub(super) fn left(&self) -> u64 {
         self.open.iter().map(|(first, end)| end - first).sum()
     }
@@ -59,5 +67,16 @@ mod tests {
         let ids: Vec<_> = std::iter::from_fn(|| ranges.take()).map(|id| id.0).collect();
         assert_eq!(ids, [4, 5, 6, 10]);
         assert_eq!(ranges.left(), 0);
+    }
+
+    #[test]
+    fn what_was_injected_is_not_given_again() {
+        let mut ranges = Ranges::default();
+        ranges.add(&lease(0, 6));
+        for id in [0, 3, 5, 3, 99] {
+            ranges.remove(MicrobatchId(id));
+        }
+        let ids: Vec<_> = std::iter::from_fn(|| ranges.take()).map(|id| id.0).collect();
+        assert_eq!(ids, [1, 2, 4]);
     }
 }

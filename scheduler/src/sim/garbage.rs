@@ -1,12 +1,12 @@
 //! Messages nobody of sound mind would send.
 
 use crate::{
-    Attempt, Hop, Incarnation, Loss, Message, MicrobatchId, PeerId, Purpose, Refusal, Rng, StageIndex,
-    WeightVersion,
+    Attempt, Beat, Holding, Hop, Incarnation, Loss, Message, MicrobatchId, PeerId, Purpose, Refusal, Rng, Span,
+    StageIndex, WeightVersion,
 };
 
 /// Draws every field from a range that reaches just beyond what is valid.
-pub(crate) fn message(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Message<u8> {
+pub(super) fn message(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Message<u8> {
     let microbatch = match rng.below(10) {
         0 => MicrobatchId(rng.next_u64()),
         1 => MicrobatchId::evaluation(rng.below(ids_below)),
@@ -14,32 +14,31 @@ pub(crate) fn message(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Messag
     };
     let attempt = Attempt(if rng.chance(4, 5) { 0 } else { u32::try_from(rng.below(4)).unwrap() });
     let loss = Loss { sum: if rng.chance(1, 5) { f64::NAN } else { 1.0 }, tokens: 1 };
-    match rng.below(4) {
+    let route = |rng: &mut Rng| (0..rng.below(6)).map(|_| hop(rng, peers)).collect();
+    match rng.below(11) {
         0 => Message::Forward {
             microbatch,
             attempt,
             purpose: purpose(rng),
-            route: (0..rng.below(6)).map(|_| hop(rng, peers)).collect(),
+            route: route(rng),
+            holder: Some(hop(rng, peers)),
             version: WeightVersion(rng.next_u64()),
             ids: 0,
             code: 0,
         },
-        1 => Message::Backward { microbatch, attempt, loss, gradient: 0 },
+        1 => Message::Backward { microbatch, attempt, loss, path: route(rng), gradient: 0 },
         2 => Message::Evaluated { microbatch, attempt, loss },
-        _ => Message::Refused { microbatch, attempt, by: hop(rng, peers), reason: Refusal::NonFinite },
-    }
-}
-
-/// A forward that passes every check of the receiver: right sender, right route.
-pub(crate) fn forged_forward(rng: &mut Rng, route: Vec<Hop>, ids_below: u64) -> Message<u8> {
-    Message::Forward {
-        microbatch: MicrobatchId(rng.below(ids_below)),
-        attempt: Attempt(u32::try_from(rng.below(2)).unwrap()),
-        purpose: purpose(rng),
-        route,
-        version: WeightVersion(0),
-        ids: 0,
-        code: 0,
+        3 => Message::Ask { microbatch, attempt, route: route(rng) },
+        4 => Message::Holds { microbatch, attempt, holding: Holding::Missing },
+        5 => Message::Passed { microbatch, attempt, next: hop(rng, peers) },
+        6 => Message::Held { microbatch, holder: hop(rng, peers) },
+        7 => Message::Claim { stage: StageIndex(9), microbatches: vec![microbatch] },
+        8 => Message::Ended {
+            spans: vec![Span { first: 0, below: u64::MAX, beyond: vec![255; 3] }],
+            finished: rng.next_u64(),
+        },
+        9 => Message::Beat(Beat { credit: u32::MAX, ..Beat::default() }),
+        _ => Message::Refused { microbatch, by: hop(rng, peers), reason: Refusal::NonFinite },
     }
 }
 

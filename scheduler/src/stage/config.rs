@@ -3,12 +3,12 @@
 use crate::{Duration, Hop, Incarnation, PeerId, StageIndex};
 
 /// Jobs given to the executor and not answered yet: one runs, one waits, so that the device never idles between
-/// two, and a refusal rarely comes too late.
+/// two, and what ends meanwhile rarely ends too late.
 pub const EXECUTOR_DEPTH: usize = 2;
 
-/// A microbatch that so many times the slots' number of jobs have overtaken is refused when its time is over, however
-/// lively the rest is.
-pub const OVERTAKEN_SLOTS: u64 = 8;
+/// Microbatches sent anew that a replica holds at most, as a multiple of its slots. They take no slot, or a swarm
+/// whose slots are all taken could not recover.
+pub const RESTORED_SLOTS: usize = 4;
 
 /// Who a replica is and what it may hold.
 #[derive(Clone, Debug)]
@@ -21,19 +21,21 @@ pub struct Config {
     pub stage: StageIndex,
     /// Number of stages of the run.
     pub stages: u16,
-    /// Training microbatches held at once, each worth one stash of memory. Default 64.
+    /// Training microbatches between forward and backward at once, each worth one stash of memory; those sent anew
+    /// come on top, see [`RESTORED_SLOTS`]. Default 64.
     pub slots: usize,
     /// Evaluation microbatches held at once; they keep no stash. Default 64.
     pub evaluations_max: usize,
-    /// Tasks that wait for the executor before further forwards are refused as busy. Gradients always find room:
-    /// each belongs to a microbatch held. Default 128.
-    pub queue_max: usize,
-    /// A microbatch is refused after this long in which the executor did nothing for anybody: nobody answers for it
-    /// any more. Longer than the feeder's deadline, which speaks first. Default 120 s.
-    pub hold_max: Duration,
-    /// How long a computed activation waits for somebody to serve the next stage before it is refused as
-    /// undeliverable: the table may lag behind the upstream's. Default 1 s.
+    /// How long an answer is waited for before the silent side is asked what became of it. Default 3 s.
+    pub ask_after: Duration,
+    /// How often neighbours hear a sign of life. Default 1 s.
+    pub beat_every: Duration,
+    /// How long a computed activation waits while nobody at all serves the next stage before it is refused as
+    /// undeliverable: somebody may join. Default 10 s.
     pub route_patience: Duration,
+    /// Which rule to break, to see whether the tests notice.
+    #[cfg(test)]
+    pub(crate) mutation: Option<crate::sim::Mutation>,
 }
 
 impl Config {
@@ -47,9 +49,11 @@ impl Config {
             stages,
             slots: 64,
             evaluations_max: 64,
-            queue_max: 128,
-            hold_max: Duration::from_secs(120),
-            route_patience: Duration::from_secs(1),
+            ask_after: Duration::from_secs(3),
+            beat_every: Duration::from_secs(1),
+            route_patience: Duration::from_secs(10),
+            #[cfg(test)]
+            mutation: None,
         }
     }
 
@@ -62,7 +66,18 @@ impl Config {
     /// Jobs, forgets included, that can lie unfinished with the executor: the capacity its channel needs.
     #[must_use]
     pub fn jobs_max(&self) -> usize {
-        self.slots.saturating_add(EXECUTOR_DEPTH)
+        self.slots.saturating_mul(1 + RESTORED_SLOTS).saturating_add(2 * EXECUTOR_DEPTH)
+    }
+
+    /// Microbatches held at once that were sent anew.
+    #[must_use]
+    pub fn restored_max(&self) -> usize {
+        self.slots.saturating_mul(RESTORED_SLOTS)
+    }
+
+    #[cfg(test)]
+    pub(super) fn breaks(&self, mutation: crate::sim::Mutation) -> bool {
+        self.mutation == Some(mutation)
     }
 
     pub(super) fn is_last(&self) -> bool {
@@ -87,6 +102,12 @@ impl Config {
     pub(super) fn accepts_route(&self, route: &[Hop]) -> bool {
         let stages = std::iter::once(None).chain((0..self.stage.0).map(|stage| Some(StageIndex(stage))));
         route.iter().map(|hop| hop.stage).eq(stages)
+    }
+
+    /// Whether `path` leads from the last stage down to `sender`, at the next stage.
+    pub(super) fn accepts_path(&self, path: &[Hop], sender: Hop) -> bool {
+        let stages = (self.stage.0.saturating_add(1)..self.stages).rev().map(|stage| Some(StageIndex(stage)));
+        path.last() == Some(&sender) && path.iter().map(|hop| hop.stage).eq(stages)
     }
 
     fn neighbour(&self, stage: Option<StageIndex>, peer: PeerId, incarnation: Incarnation) -> Hop {

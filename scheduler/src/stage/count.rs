@@ -5,21 +5,29 @@ use crate::{Duration, MicrobatchId, Refusal};
 /// A note for the metrics; the totals are in [`Counts`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// A microbatch is done here.
-    Done(MicrobatchId),
+    /// The gradients of a microbatch are applied here.
+    Applied(MicrobatchId),
+    /// A gradient was computed here for others only: somebody else had applied his.
+    Relayed(MicrobatchId),
     /// An evaluation was answered.
     Evaluated(MicrobatchId),
-    /// A microbatch held here was refused, here or elsewhere.
+    /// A microbatch was refused here.
     Refused(MicrobatchId, Refusal),
+    /// Handed on anew: the replica that had it is lost.
+    Rerouted(MicrobatchId),
+    /// Taken over for a replica that is lost.
+    Restored(MicrobatchId),
+    /// A replica further downstream was found to hold it, so that nothing is computed twice there.
+    Found(MicrobatchId),
     /// A forward found no room, or came while draining; it was never held.
     Busy(MicrobatchId),
     /// A forward from a neighbour does not fit this stage; it was never held.
     Malformed(MicrobatchId),
-    /// The same forward or answer came again; ignored.
+    /// The same forward or answer came again; nothing is done twice.
     Duplicate(MicrobatchId),
-    /// An answer to a microbatch that had its end here before; ignored.
+    /// A message about a microbatch that has its outcome; ignored.
     Late(MicrobatchId),
-    /// An answer to a microbatch never seen here.
+    /// An answer to a microbatch not held here; ignored.
     Unknown(MicrobatchId),
     /// A message from somebody who is not the neighbour it claims to be; ignored.
     Foreign(MicrobatchId),
@@ -30,21 +38,29 @@ pub enum Note {
 /// Totals since this replica started, by [`Note`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Training microbatches done here.
-    pub done: u64,
+    /// Microbatches whose gradients were applied here.
+    pub applied: u64,
+    /// Microbatches whose gradients were computed here for others only.
+    pub relayed: u64,
     /// Evaluations answered here.
     pub evaluated: u64,
-    /// Microbatches held here and refused.
+    /// Microbatches refused here.
     pub refused: u64,
+    /// Microbatches handed on anew.
+    pub rerouted: u64,
+    /// Microbatches taken over for a lost replica.
+    pub restored: u64,
+    /// Microbatches found further downstream.
+    pub found: u64,
     /// Forwards that found no room.
     pub busy: u64,
     /// Forwards that do not fit this stage.
     pub malformed: u64,
     /// Forwards and answers that came again.
     pub duplicate: u64,
-    /// Answers after the end.
+    /// Messages after the outcome.
     pub late: u64,
-    /// Answers to microbatches never seen.
+    /// Answers to microbatches not held.
     pub unknown: u64,
     /// Messages from somebody else than the neighbour expected.
     pub foreign: u64,
@@ -55,9 +71,13 @@ pub struct Counts {
 impl Counts {
     pub(super) fn add(&mut self, note: &Note) {
         let total = match note {
-            Note::Done(_) => &mut self.done,
+            Note::Applied(_) => &mut self.applied,
+            Note::Relayed(_) => &mut self.relayed,
             Note::Evaluated(_) => &mut self.evaluated,
             Note::Refused(..) => &mut self.refused,
+            Note::Rerouted(_) => &mut self.rerouted,
+            Note::Restored(_) => &mut self.restored,
+            Note::Found(_) => &mut self.found,
             Note::Busy(_) => &mut self.busy,
             Note::Malformed(_) => &mut self.malformed,
             Note::Duplicate(_) => &mut self.duplicate,
@@ -73,9 +93,9 @@ impl Counts {
 /// What a heartbeat says about a replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Microbatches done since the replica started.
+    /// Microbatches whose gradients were applied since the replica started.
     pub done: u64,
-    /// Microbatches held and refused since the replica started.
+    /// Microbatches refused since the replica started.
     pub refused: u64,
     /// Tasks that wait for the executor.
     pub queued: u32,

@@ -4,7 +4,7 @@ use crate::{Loss, MicrobatchId, Refusal, WeightVersion};
 
 /// Work for the executor. Jobs run in the order given.
 ///
-/// Every job but `Forget` is answered by one [`Completion`]. A job answered by [`Done::Refused`] leaves no stash
+/// Every job but `Drop` and `Forget` is answered by one [`Completion`]. A job answered by [`Done::Refused`] leaves no stash
 /// of its microbatch behind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Job<P> {
@@ -25,6 +25,9 @@ pub enum Job<P> {
         ids: P,
         /// The packed activation received; empty if there is one stage only.
         code: P,
+        /// Apply the gradients of the weights at once; otherwise they wait for `Apply` or `Drop`, and no other
+        /// gradients are computed meanwhile.
+        granted: bool,
     },
     /// Compute the gradients and consume the stash. Answer: [`Done::Backwarded`].
     Backward {
@@ -32,6 +35,18 @@ pub enum Job<P> {
         microbatch: MicrobatchId,
         /// The packed gradient of the activation sent downstream.
         gradient: P,
+        /// As in `LossAndBackward`.
+        granted: bool,
+    },
+    /// Apply the gradients that wait. Answer: [`Done::Applied`].
+    Apply {
+        /// Which microbatch.
+        microbatch: MicrobatchId,
+    },
+    /// Throw away the gradients that wait. No answer.
+    Drop {
+        /// Which microbatch.
+        microbatch: MicrobatchId,
     },
     /// Forward without a stash. Answer: [`Done::Evaluated`] with a code, or with a loss at the last stage.
     Evaluate {
@@ -44,7 +59,7 @@ pub enum Job<P> {
         /// Replace what was received by zeros. Only ever set at a last stage that has an upstream.
         cut: bool,
     },
-    /// Drop the stash. No answer. At most as many as there are slots lie between two answers.
+    /// Drop the stash. No answer.
     Forget {
         /// Which microbatch.
         microbatch: MicrobatchId,
@@ -59,6 +74,8 @@ impl<P> Job<P> {
             Self::Forward { microbatch, .. }
             | Self::LossAndBackward { microbatch, .. }
             | Self::Backward { microbatch, .. }
+            | Self::Apply { microbatch }
+            | Self::Drop { microbatch }
             | Self::Evaluate { microbatch, .. }
             | Self::Forget { microbatch } => *microbatch,
         }
@@ -96,6 +113,8 @@ pub enum Done<P> {
         /// The packed gradient of what was received; empty at stage 0.
         gradient: P,
     },
+    /// The gradients that waited are applied.
+    Applied,
     /// The forward of an evaluation is computed.
     Evaluated(Evaluation<P>),
     /// The job could not be done; there is no stash of the microbatch any more.

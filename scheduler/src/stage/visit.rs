@@ -1,7 +1,7 @@
 //! One microbatch at one replica.
 
-use crate::patience::Wait;
-use crate::{Attempt, Hop, Loss, MicrobatchId, Purpose, Time, WeightVersion};
+use crate::sending::{Neighbour, Sendings};
+use crate::{Attempt, Hop, Loss, MicrobatchId, Purpose, Refusal, Time, WeightVersion};
 
 /// A forward as it arrived.
 #[derive(Clone, Debug)]
@@ -10,83 +10,167 @@ pub(super) struct Arrival<P> {
     pub(super) attempt: Attempt,
     pub(super) purpose: Purpose,
     pub(super) route: Vec<Hop>,
+    pub(super) holder: Option<Hop>,
     pub(super) ids: P,
     pub(super) code: P,
 }
 
-/// Who a microbatch is exchanged with, and under which attempt number. Upstream and downstream numbers are apart:
-/// a sending anew changes one of them only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Neighbour {
-    pub(super) hop: Hop,
-    pub(super) attempt: Attempt,
-}
-
-/// What a replica knows of a microbatch it holds.
+/// Everything a replica knows of a microbatch it holds. What was computed is kept until the microbatch has its
+/// outcome: whoever loses it later can be given it again.
 #[derive(Clone, Debug)]
 pub(super) struct Visit<P> {
     pub(super) purpose: Purpose,
+    /// Who hears of the gradient: the one who asked last.
     pub(super) upstream: Neighbour,
-    pub(super) downstream: Option<Neighbour>,
     /// The visits before this one.
     pub(super) route: Vec<Hop>,
-    pub(super) wait: Wait,
+    pub(super) ids: P,
+    /// Takes a slot until its backward is done; what is sent anew takes none.
+    pub(super) slotted: bool,
     pub(super) phase: Phase<P>,
+    /// What the forward gave; none at the last stage.
+    pub(super) output: Option<Output<P>>,
+    pub(super) sendings: Sendings,
+    /// The nearest replica known to hold it further downstream than the next stage's or at it.
+    pub(super) beyond: Option<Hop>,
+    pub(super) claim: Claim,
+    pub(super) share: Share,
+    /// The feeder has announced its outcome.
+    pub(super) ended: bool,
+}
+
+/// The packed activation and what it was computed with.
+#[derive(Clone, Debug)]
+pub(super) struct Output<P> {
+    pub(super) version: WeightVersion,
+    pub(super) code: P,
 }
 
 /// How far a microbatch is here.
 #[derive(Clone, Debug)]
 pub(super) enum Phase<P> {
     /// The forward waits for the executor.
-    ForwardQueued { since: Time, ids: P, code: P },
-    /// The executor computes forward; the ids wait to be sent on.
-    Forwarding { ids: P },
+    ForwardQueued { since: Time, code: P },
+    /// The executor computes forward.
+    Forwarding,
     /// Computed; waits for a replica of the next stage.
-    Unrouted { since: Time, version: WeightVersion, ids: P, code: P },
-    /// Sent on; what comes back is awaited.
-    Passed,
+    Unrouted { since: Time },
+    /// Handed on; the gradient is awaited.
+    Passed { asked: Time },
     /// The gradient came back and waits for the executor.
-    BackwardQueued { since: Time, loss: Loss, gradient: P },
+    BackwardQueued { since: Time, answer: Answer<P> },
     /// The executor computes backward.
-    Backwarding { loss: Loss },
-    /// The executor is done and nothing is left to hold.
-    Released,
-    /// Refused while the executor had it: everybody was told, the answer is thrown away.
+    Backwarding { loss: Loss, path: Vec<Hop> },
+    /// The gradient went upstream and is kept for whoever asks.
+    Answered(Answer<P>),
+    /// Refused here; the feeder was told.
+    Refused { reason: Refusal, told: Time },
+    /// Ended elsewhere while the executor computed forward: its answer is thrown away.
     Cancelled,
 }
 
+/// A gradient on its way up.
+#[derive(Clone, Debug)]
+pub(super) struct Answer<P> {
+    pub(super) loss: Loss,
+    /// Who computed it, the last stage first.
+    pub(super) path: Vec<Hop>,
+    pub(super) gradient: P,
+}
+
+/// Whether this replica may apply its gradients of the microbatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    None,
+    Asked { at: Time },
+    Granted,
+    Denied,
+}
+
+/// What became of the gradients of the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Share {
+    /// Not computed.
+    None,
+    /// Computed; waits in the executor for the feeder's word.
+    Waiting,
+    /// The executor applies it.
+    Applying,
+    /// Applied, dropped or never to be.
+    Settled,
+}
+
 impl<P> Visit<P> {
+    pub(super) fn new(arrival: Arrival<P>, sender: Hop, now: Time, slotted: bool) -> Self {
+        let Arrival { attempt, purpose, route, holder, ids, code, .. } = arrival;
+        Self {
+            purpose,
+            upstream: Neighbour { hop: sender, attempt },
+            route,
+            ids,
+            slotted,
+            phase: Phase::ForwardQueued { since: now, code },
+            output: None,
+            sendings: Sendings::default(),
+            beyond: holder,
+            claim: Claim::None,
+            share: Share::None,
+            ended: false,
+        }
+    }
+
     pub(super) fn trains(&self) -> bool {
         self.purpose == Purpose::Train
+    }
+
+    /// The feeder that decides about it.
+    pub(super) fn arbiter(&self) -> Option<Hop> {
+        self.route.first().copied()
     }
 
     /// Since when it waits for the executor.
     pub(super) fn queued_since(&self) -> Option<Time> {
         match self.phase {
             Phase::ForwardQueued { since, .. } | Phase::BackwardQueued { since, .. } => Some(since),
-            Phase::Forwarding { .. }
+            Phase::Forwarding
             | Phase::Unrouted { .. }
-            | Phase::Passed
+            | Phase::Passed { .. }
             | Phase::Backwarding { .. }
-            | Phase::Released
+            | Phase::Answered(_)
+            | Phase::Refused { .. }
             | Phase::Cancelled => None,
         }
     }
 
     /// Since when it waits for a replica of the next stage.
     pub(super) fn unrouted_since(&self) -> Option<Time> {
-        if let Phase::Unrouted { since, .. } = self.phase { Some(since) } else { None }
+        if let Phase::Unrouted { since } = self.phase { Some(since) } else { None }
     }
 
-    /// Whether the executor keeps a stash that only a backward or a forget removes.
-    pub(super) fn stashed(&self) -> bool {
-        let kept =
-            matches!(self.phase, Phase::Unrouted { .. } | Phase::Passed | Phase::BackwardQueued { .. });
-        self.trains() && kept
+    /// Since when somebody owes an answer; the oldest debt.
+    pub(super) fn waits_since(&self) -> Option<Time> {
+        let phase = match self.phase {
+            Phase::Passed { asked } => Some(asked),
+            Phase::Refused { told, .. } => Some(told),
+            _ => None,
+        };
+        let claim = if let Claim::Asked { at } = self.claim { Some(at) } else { None };
+        [phase, claim].into_iter().flatten().min()
+    }
+
+    /// Whether a gradient from downstream is of use.
+    pub(super) fn awaits_gradient(&self) -> bool {
+        matches!(self.phase, Phase::Unrouted { .. } | Phase::Passed { .. })
     }
 
     /// Whether the executor still owes an answer.
     pub(super) fn running(&self) -> bool {
-        matches!(self.phase, Phase::Forwarding { .. } | Phase::Backwarding { .. } | Phase::Cancelled)
+        let computing = matches!(self.phase, Phase::Forwarding | Phase::Backwarding { .. } | Phase::Cancelled);
+        computing || self.share == Share::Applying
+    }
+
+    /// The downstream whose gradient is awaited.
+    pub(super) fn awaited(&self) -> Option<Neighbour> {
+        if matches!(self.phase, Phase::Passed { .. }) { self.sendings.latest() } else { None }
     }
 }

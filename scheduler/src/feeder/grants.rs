@@ -1,0 +1,101 @@
+//! Who may apply what: for each microbatch and stage one replica, ever.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::{Hop, MicrobatchId};
+
+/// Microbatches with an outcome whose grants are remembered for late claims; claims older than that are denied.
+pub(super) const REMEMBERED_MAX: usize = 8_192;
+
+/// The grants of open and of lately ended microbatches.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Grants {
+    by_id: BTreeMap<MicrobatchId, Vec<Hop>>,
+    ended: VecDeque<MicrobatchId>,
+}
+
+/// What a claim gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The claimant has it from now on.
+    New,
+    /// The claimant had it already.
+    Again,
+    /// Another has it, or nobody knows the microbatch any more.
+    Denied,
+}
+
+impl Grants {
+    /// A microbatch was injected: its stages can be claimed.
+    pub(super) fn open(&mut self, microbatch: MicrobatchId) {
+        self.by_id.entry(microbatch).or_default();
+    }
+
+    /// Its outcome is known; claims still get their answer for a while.
+    pub(super) fn end(&mut self, microbatch: MicrobatchId) {
+        self.ended.push_back(microbatch);
+        if self.ended.len() > REMEMBERED_MAX
+            && let Some(oldest) = self.ended.pop_front()
+        {
+            self.by_id.remove(&oldest);
+        }
+    }
+
+    /// Whether `claimant` may apply its gradients.
+    pub(super) fn claim(&mut self, microbatch: MicrobatchId, claimant: Hop) -> Verdict {
+        let Some(grants) = self.by_id.get_mut(&microbatch) else { return Verdict::Denied };
+        match grants.iter().find(|granted| granted.stage == claimant.stage) {
+            Some(granted) if *granted == claimant => Verdict::Again,
+            Some(_) => Verdict::Denied,
+            None => {
+                grants.push(claimant);
+                Verdict::New
+            }
+        }
+    }
+
+    /// Stages of `microbatch` that are granted.
+    pub(super) fn of(&self, microbatch: MicrobatchId) -> &[Hop] {
+        self.by_id.get(&microbatch).map_or(&[], Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Incarnation, PeerId, StageIndex};
+
+    const ID: MicrobatchId = MicrobatchId(3);
+
+    fn hop(stage: u16, key: u8, incarnation: u64) -> Hop {
+        Hop { stage: Some(StageIndex(stage)), peer: PeerId([key; 32]), incarnation: Incarnation(incarnation) }
+    }
+
+    #[test]
+    fn each_stage_goes_to_one_start_of_one_replica() {
+        let mut grants = Grants::default();
+        assert_eq!(grants.claim(ID, hop(0, 1, 1)), Verdict::Denied);
+        grants.open(ID);
+        assert_eq!(grants.claim(ID, hop(0, 1, 1)), Verdict::New);
+        assert_eq!(grants.claim(ID, hop(0, 1, 1)), Verdict::Again);
+        assert_eq!(grants.claim(ID, hop(0, 1, 2)), Verdict::Denied);
+        assert_eq!(grants.claim(ID, hop(1, 2, 1)), Verdict::New);
+        grants.end(ID);
+        assert_eq!(grants.claim(ID, hop(1, 2, 1)), Verdict::Again);
+        assert_eq!(grants.claim(ID, hop(1, 3, 1)), Verdict::Denied);
+        assert_eq!(grants.of(ID).len(), 2);
+    }
+
+    #[test]
+    fn long_ended_microbatches_are_forgotten() {
+        let mut grants = Grants::default();
+        for id in 0..=REMEMBERED_MAX as u64 {
+            grants.open(MicrobatchId(id));
+            grants.claim(MicrobatchId(id), hop(0, 1, 1));
+            grants.end(MicrobatchId(id));
+        }
+        assert_eq!(grants.claim(MicrobatchId(0), hop(0, 1, 1)), Verdict::Denied);
+        assert_eq!(grants.claim(MicrobatchId(1), hop(0, 1, 1)), Verdict::Again);
+        assert_eq!(grants.by_id.len(), REMEMBERED_MAX);
+    }
+}

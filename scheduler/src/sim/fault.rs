@@ -1,0 +1,170 @@
+//! What goes wrong, and how the world takes it.
+
+use std::collections::BTreeSet;
+
+use super::node::{Liveness, coordinator_key, feeder_key};
+use super::{Delivery, IDLE, World};
+use crate::{Duration, Incarnation, PeerId, Time, stage};
+
+/// One thing that goes wrong. Replicas are meant by index.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// The process dies. Loud: its connections are reset; silent: they run into their timeout.
+    Crash { replica: usize, loud: bool, back_after: Option<Duration> },
+    /// An orderly end in mid-flight.
+    Leave { replica: usize },
+    /// The device does nothing for a while.
+    Wedge { replica: usize, lasts: Duration },
+    /// The process is stopped for a while.
+    Suspend { replica: usize, lasts: Duration },
+    /// Messages get lost without anybody noticing.
+    Loss { per_mille: u64, lasts: Duration },
+    /// Messages are late.
+    Delay { extra: Duration, lasts: Duration },
+    /// Two replicas cannot reach each other.
+    BrokenLink { a: usize, b: usize, lasts: Duration },
+    /// The feeder and a replica cannot reach each other.
+    BrokenFeederLink { replica: usize, lasts: Duration },
+    /// These replicas are cut off from everyone.
+    Partition { part: BTreeSet<usize>, lasts: Duration },
+    /// The feeder dies and is started again.
+    FeederCrash { back_after: Duration },
+}
+
+impl Fault {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Crash { loud: true, .. } => "loud crash",
+            Self::Crash { loud: false, .. } => "silent crash",
+            Self::Leave { .. } => "leave",
+            Self::Wedge { .. } => "wedge",
+            Self::Suspend { .. } => "suspension",
+            Self::Loss { .. } => "loss",
+            Self::Delay { .. } => "delay",
+            Self::BrokenLink { .. } => "broken link",
+            Self::BrokenFeederLink { .. } => "broken feeder link",
+            Self::Partition { .. } => "partition",
+            Self::FeederCrash { .. } => "feeder crash",
+        }
+    }
+}
+
+impl World {
+    pub(super) fn strike(&mut self, fault: Fault) {
+        self.judge.path(fault.name());
+        match fault {
+            Fault::Crash { replica, loud, back_after } => self.crash(replica, loud, back_after),
+            Fault::Leave { replica } => self.drain(replica),
+            Fault::Wedge { replica, lasts } => self.replicas[replica].executor.wedge(self.now + lasts),
+            Fault::Suspend { replica, lasts } => self.suspend(replica, lasts),
+            Fault::Loss { per_mille, lasts } => self.network.lose(per_mille, self.now + lasts),
+            Fault::Delay { extra, lasts } => self.network.slow_down(extra, self.now + lasts),
+            Fault::BrokenLink { a, b, lasts } => {
+                let (a, b) = (self.replicas[a].peer, self.replicas[b].peer);
+                self.break_link(a, b, self.now + lasts);
+            }
+            Fault::BrokenFeederLink { replica, lasts } => {
+                let peer = self.replicas[replica].peer;
+                self.break_link(peer, feeder_key(), self.now + lasts);
+            }
+            Fault::Partition { part, lasts } => self.partition(&part, self.now + lasts),
+            Fault::FeederCrash { back_after } => {
+                if self.feeder.machine.take().is_some() {
+                    let incarnation = self.feeder.incarnation;
+                    self.break_connections(feeder_key(), incarnation, IDLE);
+                    self.send_in(back_after, Delivery::StartFeeder);
+                }
+            }
+        }
+    }
+
+    fn crash(&mut self, index: usize, loud: bool, back_after: Option<Duration>) {
+        let replica = &mut self.replicas[index];
+        if replica.liveness == Liveness::Dead {
+            return;
+        }
+        replica.liveness = Liveness::Dead;
+        let (peer, incarnation) = (replica.peer, replica.incarnation);
+        self.break_connections(peer, incarnation, if loud { Duration::ZERO } else { IDLE });
+        if let Some(after) = back_after {
+            self.send_in(after, Delivery::Join(index));
+        }
+    }
+
+    fn drain(&mut self, index: usize) {
+        if self.replicas[index].liveness == Liveness::Awake {
+            self.at_replica(index, stage::Event::Drain);
+        }
+    }
+
+    fn suspend(&mut self, index: usize, lasts: Duration) {
+        let replica = &mut self.replicas[index];
+        if replica.liveness != Liveness::Awake {
+            return;
+        }
+        replica.liveness = Liveness::Suspended;
+        let (peer, incarnation) = (replica.peer, replica.incarnation);
+        if lasts > IDLE {
+            self.break_connections(peer, incarnation, IDLE);
+        }
+        self.send_in(lasts, Delivery::Resume(index, incarnation));
+    }
+
+    /// Goes on, after a look at the table: a revoked start has nothing to say any more.
+    pub(super) fn resume(&mut self, index: usize, incarnation: Incarnation) {
+        let replica = &mut self.replicas[index];
+        if replica.incarnation != incarnation || replica.liveness != Liveness::Suspended {
+            return;
+        }
+        replica.liveness = Liveness::Awake;
+        let backlog = std::mem::take(&mut replica.backlog);
+        let peer = replica.peer;
+        let member = self.coordinator.membership().members.iter().any(|member| {
+            (member.peer, member.incarnation) == (peer, incarnation)
+        });
+        if !member && self.replicas[index].admitted {
+            return self.revoked(index, incarnation);
+        }
+        for delivery in backlog {
+            self.soon(delivery);
+        }
+    }
+
+    fn break_link(&mut self, a: PeerId, b: PeerId, until: Time) {
+        self.network.break_link(a, b, until);
+        self.notice_cut(a, b);
+        self.notice_cut(b, a);
+    }
+
+    /// Connections across the border of a part run into their timeout.
+    fn partition(&mut self, part: &BTreeSet<usize>, until: Time) {
+        let inside: BTreeSet<PeerId> = part.iter().map(|&index| self.replicas[index].peer).collect();
+        self.network.split(inside.clone(), until);
+        let mut everyone: Vec<PeerId> = self.replicas.iter().map(|replica| replica.peer).collect();
+        everyone.push(feeder_key());
+        for &a in everyone.iter().filter(|peer| inside.contains(peer)) {
+            for &b in everyone.iter().filter(|peer| !inside.contains(peer)) {
+                self.notice_cut(a, b);
+                self.notice_cut(b, a);
+            }
+        }
+        debug_assert!(!inside.contains(&coordinator_key()));
+    }
+
+    /// `whom` loses its connection to `peer`.
+    fn notice_cut(&mut self, whom: PeerId, peer: PeerId) {
+        let lost = match self.replica_of(peer) {
+            Some(index) => self.replicas[index].incarnation,
+            None => self.feeder.incarnation,
+        };
+        if whom == feeder_key() {
+            let event = crate::feeder::Event::PeerLost { peer, incarnation: lost };
+            let known = self.feeder.incarnation;
+            self.send_in(IDLE, Delivery::Feeder(known, event));
+        } else if let Some(index) = self.replica_of(whom) {
+            let event = stage::Event::PeerLost { peer, incarnation: lost };
+            let known = self.replicas[index].incarnation;
+            self.send_in(IDLE, Delivery::Replica(index, known, event));
+        }
+    }
+}

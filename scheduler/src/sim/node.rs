@@ -1,0 +1,69 @@
+//! The processes of the world.
+
+use std::net::SocketAddr;
+
+use super::Delivery;
+use super::executor::Executor;
+use super::scenario::Scenario;
+use crate::feeder::Record;
+use crate::{Duration, Feeder, Incarnation, PeerId, Stage};
+
+/// Whether a process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Liveness {
+    Dead,
+    Awake,
+    /// Stopped; what arrives waits.
+    Suspended,
+}
+
+#[derive(Debug)]
+pub(super) struct ReplicaNode {
+    pub(super) peer: PeerId,
+    pub(super) incarnation: Incarnation,
+    pub(super) liveness: Liveness,
+    /// The coordinator has let this start in.
+    pub(super) admitted: bool,
+    pub(super) stage: Option<Stage<u8>>,
+    pub(super) executor: Executor,
+    pub(super) slots: usize,
+    pub(super) service: Duration,
+    pub(super) backlog: Vec<Delivery>,
+}
+
+impl ReplicaNode {
+    pub(super) fn new(index: usize, scenario: &Scenario) -> Self {
+        Self {
+            peer: PeerId([u8::try_from(index + 1).unwrap(); 32]),
+            incarnation: Incarnation(0),
+            liveness: Liveness::Dead,
+            admitted: false,
+            stage: None,
+            executor: Executor::default(),
+            slots: scenario.slots_of(index),
+            service: scenario.service_of(index),
+            backlog: Vec::new(),
+        }
+    }
+}
+
+/// The feeder and what it has on disk.
+#[derive(Debug, Default)]
+pub(super) struct FeederNode {
+    pub(super) incarnation: Incarnation,
+    /// `None` while it is dead.
+    pub(super) machine: Option<Feeder<u8>>,
+    pub(super) journal: Vec<Record>,
+}
+
+pub(super) fn feeder_key() -> PeerId {
+    PeerId([0; 32])
+}
+
+pub(super) fn coordinator_key() -> PeerId {
+    PeerId([255; 32])
+}
+
+pub(super) fn address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 4_000))
+}

@@ -1,0 +1,232 @@
+//! What becomes of a microbatch when a peer that had it is lost.
+//!
+//! Whoever handed it to the lost peer still has what it sent, and hands it to another replica; that one computes the
+//! forward again, for its backward. If a receipt, or a holder that missed its upstream, told who has the microbatch
+//! further downstream, that one is asked first, and forwards anew only if it denies or is lost: what was computed
+//! there is not computed twice. A holder whose upstream is lost says so to the nearest live hop of the route. Every
+//! wait that becomes long asks, so a lost message costs time and nothing else.
+
+use std::fmt::Debug;
+
+use super::visit::{Claim, Phase, Visit};
+use super::{Note, Stage};
+use crate::router::Settled;
+use crate::sending::Neighbour;
+#[cfg(test)]
+use crate::sim::Mutation;
+use crate::{Holding, Hop, Incarnation, Membership, Message, MicrobatchId, PeerId, Time};
+
+impl<P: Clone + Default + Debug> Stage<P> {
+    // --- Somebody is lost -----------------------------------------------------------------------------------
+
+    /// A peer is gone for now.
+    pub(super) fn on_peer_lost(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
+        self.table.quarantine(now, peer, incarnation);
+        self.lose(now, |hop| hop.peer == peer && hop.incarnation == incarnation);
+    }
+
+    /// A newer table: whoever is no longer where it was is lost.
+    pub(super) fn on_membership(&mut self, now: Time, membership: Membership) {
+        if self.table.update(membership) {
+            let table = std::mem::take(&mut self.table);
+            #[cfg(test)]
+            let ignores_starts = self.config.breaks(Mutation::IgnoreIncarnation);
+            #[cfg(not(test))]
+            let ignores_starts = false;
+            let known = |hop: &Hop| table.placed(hop) || (ignores_starts && table.address(hop.peer).is_some());
+            self.neighbours.retain(known);
+            self.lose(now, |hop| !known(hop));
+            self.table = table;
+            for (sender, arrival) in self.early.take_placed(|hop| self.table.placed(hop)) {
+                self.on_forward(now, sender, arrival);
+            }
+        }
+    }
+
+    /// Finds another way for everything that lies with somebody who is `gone`.
+    fn lose(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) {
+        let ids: Vec<_> = self.visits.keys().copied().collect();
+        for id in ids {
+            let Some(visit) = self.visits.get_mut(&id) else { continue };
+            visit.beyond = visit.beyond.filter(|holder| !gone(holder));
+            let downstream = visit.awaited().is_some_and(|awaited| gone(&awaited.hop));
+            let upstream = gone(&visit.upstream.hop);
+            if downstream {
+                self.send_anew(now, id, Settled::Lost);
+            }
+            if upstream {
+                self.tell_held(id, &gone);
+            }
+        }
+    }
+
+    /// The replica it was handed to does not answer for it: it waits for another.
+    fn send_anew(&mut self, now: Time, id: MicrobatchId, how: Settled) {
+        self.settle_sending(now, id, how);
+        if let Some(visit) = self.visits.get_mut(&id) {
+            visit.phase = Phase::Unrouted { since: now };
+            self.unrouted.push_back(id);
+        }
+    }
+
+    /// The upstream is lost: the nearest hop of the route that lives hears who holds the microbatch.
+    fn tell_held(&mut self, id: MicrobatchId, gone: &impl Fn(&Hop) -> bool) {
+        let Some(visit) = self.visits.get(&id).filter(|visit| visit.trains()) else { return };
+        let nearest = visit.route.iter().rev().find(|hop| !gone(hop)).copied();
+        if let Some(hop) = nearest {
+            self.send(hop, Message::Held { microbatch: id, holder: self.config.hop() });
+        }
+    }
+
+    // --- Finding things again -------------------------------------------------------------------------------
+
+    /// The neighbour downstream handed it on to `next`: should that neighbour be lost, `next` is asked.
+    pub(super) fn on_passed(&mut self, sender: Neighbour, id: MicrobatchId, next: Hop) {
+        if let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.awaited() == Some(sender))
+            && self.table.placed(&next)
+            && next.stage > Some(self.config.next_stage())
+        {
+            visit.beyond = Some(next);
+        }
+    }
+
+    /// Somebody downstream missed its upstream. Remembered for the next sending, or told to who was sent it anew.
+    pub(super) fn on_held(&mut self, from: PeerId, incarnation: Incarnation, id: MicrobatchId, holder: Hop) {
+        let member = self.table.get(from, incarnation).is_some();
+        let further = holder.stage > Some(self.config.stage) && self.table.placed(&holder);
+        let Some(visit) = self.visits.get_mut(&id).filter(|_| member && further) else {
+            return self.count(Note::Unknown(id));
+        };
+        if visit.sendings.latest().map(|latest| latest.hop) == Some(holder) {
+            return;
+        }
+        if visit.beyond.is_none_or(|known| known.stage >= holder.stage) {
+            visit.beyond = Some(holder);
+        }
+        if let Some(awaited) = visit.awaited().filter(|awaited| awaited.hop.stage < holder.stage) {
+            self.send(awaited.hop, Message::Held { microbatch: id, holder });
+        }
+    }
+
+    /// Before anything is sent anew, the replica of the next stage that is known to have it is asked for it.
+    pub(super) fn ask_holder(&mut self, now: Time, id: MicrobatchId) -> bool {
+        let next = self.config.next_stage();
+        let Some(visit) = self.visits.get_mut(&id) else { return false };
+        let Some(holder) = visit.beyond.filter(|holder| holder.stage == Some(next)) else { return false };
+        visit.beyond = None;
+        #[cfg(test)]
+        if self.config.breaks(Mutation::ForwardUnasked) {
+            return false;
+        }
+        let attempt = visit.sendings.add(holder);
+        self.passed(now, id, holder);
+        self.ask(id, Neighbour { hop: holder, attempt });
+        self.count(Note::Found(id));
+        true
+    }
+
+    /// Somebody wants to know whether a microbatch is here, and to be its upstream.
+    pub(super) fn on_ask(&mut self, now: Time, sender: Neighbour, id: MicrobatchId, route: Vec<Hop>) {
+        if !self.table.placed(&sender.hop) {
+            return self.count(Note::Foreign(id));
+        }
+        self.table.heard(sender.hop.peer, sender.hop.incarnation);
+        if self.visits.contains_key(&id) {
+            self.adopt(now, sender, id, route);
+        } else if !self.outcomes.contain(id) {
+            let message = Message::Holds { microbatch: id, attempt: sender.attempt, holding: Holding::Missing };
+            self.send(sender.hop, message);
+        }
+    }
+
+    /// `upstream` gets the gradient from now on, or at once if it is there.
+    pub(super) fn adopt(&mut self, now: Time, upstream: Neighbour, id: MicrobatchId, route: Vec<Hop>) {
+        if !self.config.accepts_route(&route) || route.last() != Some(&upstream.hop) {
+            return self.count(Note::Malformed(id));
+        }
+        let Some(visit) = self.visits.get_mut(&id) else { return };
+        (visit.upstream, visit.route) = (upstream, route);
+        let (attempt, next) = (upstream.attempt, visit.awaited());
+        match &mut visit.phase {
+            Phase::Answered(_) => return self.send_answer(id),
+            Phase::Refused { told, .. } => {
+                *told = now;
+                self.tell_again(id);
+            }
+            _ => {}
+        }
+        self.send(upstream.hop, Message::Holds { microbatch: id, attempt, holding: Holding::Held });
+        if let Some(next) = next {
+            self.send(upstream.hop, Message::Passed { microbatch: id, attempt, next: next.hop });
+        }
+    }
+
+    /// The neighbour downstream says what it knows of a microbatch it was sent or asked for.
+    pub(super) fn on_holds(&mut self, now: Time, sender: Neighbour, id: MicrobatchId, holding: Holding) {
+        let placed = self.table.placed(&sender.hop);
+        let Some(visit) = self.visits.get_mut(&id).filter(|_| placed) else {
+            return self.count(Note::Unknown(id));
+        };
+        if visit.awaited() != Some(sender) {
+            return self.count(Note::Duplicate(id));
+        }
+        match holding {
+            Holding::Held => visit.phase = Phase::Passed { asked: now },
+            Holding::Missing => self.send_anew(now, id, Settled::Lost),
+            Holding::Busy => {
+                self.neighbours.busy(sender.hop);
+                self.send_anew(now, id, Settled::Refused);
+            }
+        }
+    }
+
+    // --- Waits that become long -----------------------------------------------------------------------------
+
+    /// Asks everybody who owes an answer for longer than [`super::Config::ask_after`].
+    pub(super) fn ask_overdue(&mut self, now: Time) {
+        if self.check_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let after = self.config.ask_after;
+        let ids: Vec<_> = self.visits.keys().copied().collect();
+        for id in ids {
+            let Some(visit) = self.visits.get_mut(&id) else { continue };
+            let claim_overdue = matches!(visit.claim, Claim::Asked { at } if at + after <= now);
+            let awaited = visit.awaited();
+            match &mut visit.phase {
+                Phase::Passed { asked } if *asked + after <= now => {
+                    *asked = now;
+                    if let Some(awaited) = awaited {
+                        self.ask(id, awaited);
+                    }
+                }
+                Phase::Refused { told, .. } if *told + after <= now => {
+                    *told = now;
+                    self.tell_again(id);
+                }
+                _ => {}
+            }
+            if claim_overdue {
+                self.claim(now, id);
+            }
+        }
+        self.check_at = self.visits.values().filter_map(Visit::waits_since).min().map(|since| since + after);
+    }
+
+    fn ask(&mut self, id: MicrobatchId, whom: Neighbour) {
+        if let Some(visit) = self.visits.get(&id) {
+            let route = visit.route.iter().copied().chain([self.config.hop()]).collect();
+            self.send(whom.hop, Message::Ask { microbatch: id, attempt: whom.attempt, route });
+        }
+    }
+
+    fn tell_again(&mut self, id: MicrobatchId) {
+        let told = self.visits.get(&id).and_then(|visit| match &visit.phase {
+            Phase::Refused { reason, .. } => Some((visit.arbiter(), reason.clone())),
+            _ => None,
+        });
+        if let Some((arbiter, reason)) = told {
+            self.tell_refused(arbiter, id, reason);
+        }
+    }
+}
