@@ -15,7 +15,7 @@ use std::fmt::Debug;
 
 use crate::ended::Ended;
 use crate::patience::{Patience, Wait};
-use crate::router::{Router, Settled};
+use crate::router::{Candidate, Choice, Router, Settled};
 use crate::{
     Admission, Attempt, Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId, PeerTable,
     Purpose, Refusal, StageIndex, Time, WeightVersion, Window,
@@ -223,9 +223,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
         let patience = Patience::new(config.deadline, OVERTAKEN_WINDOWS * u64::from(window.limit()));
+        let table = PeerTable::new(config.peer);
         Self {
             config,
-            table: PeerTable::new(),
+            table,
             router,
             ranges: Ranges::default(),
             window,
@@ -317,7 +318,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.paused_until = self.paused_until.filter(|&until| until > now);
         self.paused_until.is_none()
             && self.table.serves_all(self.config.stages)
-            && !self.table.eligible(now, StageIndex(0)).is_empty()
+            && self.table.eligible(now, StageIndex(0)).next().is_some()
     }
 
     /// Asks for the tokens of as many microbatches as have a place.
@@ -354,8 +355,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Sends one drawn microbatch; it stays drawn if no replica can be chosen.
     fn inject(&mut self, now: Time, microbatch: MicrobatchId) {
-        let eligible = self.table.eligible(now, StageIndex(0));
-        let Some(to) = self.router.choose(now, &eligible) else { return };
+        let first = StageIndex(0);
+        let candidates: Vec<_> = self.table.eligible(now, first).map(Candidate::unknown).collect();
+        let choice = Choice { candidates: &candidates, senders: self.table.senders(first) };
+        let Some(to) = self.router.choose(now, &choice) else { return };
         let Some(open) = self.open.get_mut(&microbatch) else { return };
         let Phase::Drawn { ids } =
             std::mem::replace(&mut open.phase, Phase::Sent { to, wait: self.patience.begin(now) })

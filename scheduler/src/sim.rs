@@ -383,7 +383,7 @@ impl World {
         let stage = self.replicas[index].stage.as_ref()?;
         let mut route = vec![self.feeder.config().hop()];
         for before in (0..stage.config().stage.0).map(StageIndex) {
-            route.push(stage.table().eligible(self.now, before).first().copied()?);
+            route.push(stage.table().eligible(self.now, before).next()?);
         }
         Some(route)
     }

@@ -21,7 +21,7 @@ use std::fmt::Debug;
 
 use crate::ended::Ended;
 use crate::patience::Patience;
-use crate::router::{Router, Settled};
+use crate::router::{Candidate, Choice, Router, Settled};
 use crate::{
     Attempt, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, PeerId, PeerTable, Purpose, Refusal,
     Time, WeightVersion,
@@ -130,9 +130,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
         let overtaken_max = u64::try_from(config.slots).unwrap_or(u64::MAX).saturating_mul(OVERTAKEN_SLOTS);
         let patience = Patience::new(config.hold_max, overtaken_max);
+        let table = PeerTable::new(config.peer);
         Self {
             config,
-            table: PeerTable::new(),
+            table,
             router,
             visits: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -453,8 +454,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// Sends an activation to a replica of the next stage; `false` if there is none.
     fn route(&mut self, now: Time, id: MicrobatchId) -> bool {
-        let eligible = self.table.eligible(now, self.config.next_stage());
-        let Some(hop) = self.router.choose(now, &eligible) else { return false };
+        let next = self.config.next_stage();
+        let candidates: Vec<_> = self.table.eligible(now, next).map(Candidate::unknown).collect();
+        let choice = Choice { candidates: &candidates, senders: self.table.senders(next) };
+        let Some(hop) = self.router.choose(now, &choice) else { return false };
         let Some(visit) = self.visits.get_mut(&id) else { return true };
         let Phase::Unrouted { version, ids, code, .. } = std::mem::replace(&mut visit.phase, Phase::Passed)
         else {

@@ -1,8 +1,8 @@
-//! Every eligible replica is as likely as the others.
+//! Every candidate is as likely as the others.
 
 use crate::rng::Rng;
-use crate::router::{Router, RouterFactory};
-use crate::{Hop, Time};
+use crate::router::{Choice, Residents, Router, RouterFactory, Settled};
+use crate::{Hop, MicrobatchId, Time};
 
 /// Settings of [`Uniform`]: there are none.
 #[derive(Clone, Copy, Debug, Default)]
@@ -10,7 +10,7 @@ pub struct UniformConfig;
 
 impl RouterFactory for UniformConfig {
     fn build(&self, seed: u64) -> Box<dyn Router> {
-        Box::new(Uniform { rng: Rng::new(seed) })
+        Box::new(Uniform { rng: Rng::new(seed), residents: Residents::default() })
     }
 }
 
@@ -18,37 +18,45 @@ impl RouterFactory for UniformConfig {
 #[derive(Clone, Debug)]
 pub struct Uniform {
     rng: Rng,
+    residents: Residents,
 }
 
 impl Router for Uniform {
-    fn choose(&mut self, _now: Time, eligible: &[Hop]) -> Option<Hop> {
-        self.rng.pick(eligible).copied()
+    fn choose(&mut self, _now: Time, choice: &Choice<'_>) -> Option<Hop> {
+        self.rng.pick(choice.candidates).map(|candidate| candidate.hop)
+    }
+
+    fn on_sent(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId) {
+        self.residents.add(to);
+    }
+
+    fn on_settled(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId, _how: Settled) {
+        self.residents.remove(&to);
+    }
+
+    fn resident(&self, hop: &Hop) -> u32 {
+        self.residents.of(hop)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Incarnation, PeerId, StageIndex};
+    use crate::router::Candidate;
+    use crate::router::scene::{alone, candidate};
 
     #[test]
     fn spreads_evenly_and_repeats_by_seed() {
-        let hops: Vec<Hop> = (0..4)
-            .map(|key| Hop {
-                stage: Some(StageIndex(1)),
-                peer: PeerId([key; 32]),
-                incarnation: Incarnation(1),
-            })
-            .collect();
+        let candidates = [1, 2, 3, 4].map(|index| candidate(index, 100));
         let draw = |seed| {
             let mut router = UniformConfig.build(seed);
-            (0..400).filter_map(|_| router.choose(Time(0), &hops)).collect::<Vec<_>>()
+            (0..400).filter_map(|_| router.choose(Time(0), &alone(&candidates))).collect::<Vec<_>>()
         };
         assert_eq!(draw(5), draw(5));
         assert_ne!(draw(5), draw(6));
-        for hop in &hops {
-            assert!((60..140).contains(&draw(5).iter().filter(|drawn| *drawn == hop).count()));
+        for Candidate { hop, .. } in candidates {
+            assert!((60..140).contains(&draw(5).iter().filter(|drawn| **drawn == hop).count()));
         }
-        assert_eq!(UniformConfig.build(1).choose(Time(0), &[]), None);
+        assert_eq!(UniformConfig.build(1).choose(Time(0), &alone(&[])), None);
     }
 }
