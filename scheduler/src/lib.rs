@@ -8,6 +8,7 @@
 //! says who takes part and who serves what. Replicas and feeders talk in [`Message`]s and know each other from the
 //! [`Membership`] the coordinator publishes. Start reading at [`stage`].
 
+mod average;
 pub mod coordinator;
 mod ended;
 pub mod feeder;
@@ -25,6 +26,7 @@ pub mod stage;
 mod time;
 mod window;
 
+pub use average::MovingAverage;
 pub use coordinator::Coordinator;
 pub use feeder::Feeder;
 pub use id::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
