@@ -34,7 +34,7 @@ pub use health::{Health, Quarantine, Suspension, Verdict};
 pub use id::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
 pub use lease::{HeldLease, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseBook, LeaseRefusal};
 pub use message::{Hop, Loss, Member, Membership, Message, Purpose, Refusal, Role, Standing};
-pub use peer::{PeerTable, QUARANTINE};
+pub use peer::PeerTable;
 pub use rng::Rng;
 pub use stage::Stage;
 pub use time::{Duration, Time};

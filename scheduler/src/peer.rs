@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::router::Sample;
-use crate::{Duration, Hop, Incarnation, Member, Membership, PeerId, StageIndex, Standing, Time};
-
-/// How long a peer this one could not reach is not chosen. A message from it ends the quarantine early.
-pub const QUARANTINE: Duration = Duration::from_secs(5);
+use crate::{Hop, Incarnation, Member, Membership, PeerId, Quarantine, StageIndex, Standing, Time};
 
 /// The membership table with lookups, and who is quarantined here.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +15,7 @@ pub struct PeerTable {
     stages: BTreeMap<StageIndex, Serving>,
     feeders: usize,
     /// Only members are ever in here, so the table bounds it.
-    quarantined: BTreeMap<PeerId, Time>,
+    quarantine: Quarantine,
 }
 
 /// Who serves a stage. Drawn up once for every table, so that a decision does not look at all members.
@@ -43,13 +40,13 @@ impl PeerTable {
         if membership.version <= self.version {
             return false;
         }
-        let before = std::mem::take(&mut self.members);
         self.version = membership.version;
         self.members = membership.members.into_iter().map(|member| (member.peer, member)).collect();
         self.stages = serving(&self.members, self.sample);
         self.feeders = self.feeders().count();
         let members = &self.members;
-        self.quarantined.retain(|peer, _| same_start(before.get(peer), members.get(peer)));
+        let stays = |peer, start| members.get(&peer).is_some_and(|member| member.incarnation == start);
+        self.quarantine.retain(stays);
         true
     }
 
@@ -105,10 +102,9 @@ impl PeerTable {
     }
 
     /// Replicas of `stage` a microbatch may be sent to now, by peer id; at most
-    /// [`CANDIDATES_MAX`](crate::router::CANDIDATES_MAX).
+    /// [`CANDIDATES_MAX`](crate::router::CANDIDATES_MAX). Quarantined ones only if there are no others.
     pub fn eligible(&self, now: Time, stage: StageIndex) -> impl Iterator<Item = Hop> {
-        let free = move |hop: &Hop| self.quarantined.get(&hop.peer).is_none_or(|&until| until <= now);
-        self.sample(stage).iter().copied().filter(free)
+        self.quarantine.admit(now, self.sample(stage))
     }
 
     /// Peers that hand microbatches to one replica of `stage`; at least 1.
@@ -130,24 +126,22 @@ impl PeerTable {
         self.stages.get(&stage).map_or(&[], |serving| &serving.sample)
     }
 
-    /// Stops choosing a member for [`QUARANTINE`]; others than members are ignored.
+    /// Stops choosing a member for a while: it could not be reached. Others than members are ignored.
     pub fn quarantine(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
         if self.get(peer, incarnation).is_some() {
-            self.quarantined.insert(peer, now + QUARANTINE);
+            self.quarantine.failed(now, peer, incarnation);
         }
     }
 
     /// Ends a quarantine: the peer was heard.
     pub fn heard(&mut self, peer: PeerId, incarnation: Incarnation) {
-        if self.get(peer, incarnation).is_some() {
-            self.quarantined.remove(&peer);
-        }
+        self.quarantine.succeeded(peer, incarnation);
     }
 
     /// When the next quarantine ends that has not ended at `now`.
     #[must_use]
     pub fn next_release(&self, now: Time) -> Option<Time> {
-        self.quarantined.values().copied().filter(|&until| until > now).min()
+        self.quarantine.next_release(now)
     }
 }
 
@@ -162,13 +156,10 @@ fn serving(members: &BTreeMap<PeerId, Member>, sample: Sample) -> BTreeMap<Stage
     hops.into_iter().map(|(stage, hops)| (stage, serving(hops))).collect()
 }
 
-fn same_start(before: Option<&Member>, after: Option<&Member>) -> bool {
-    matches!((before, after), (Some(before), Some(after)) if before.incarnation == after.incarnation)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::QUARANTINE_MIN;
     use crate::router::CANDIDATES_MAX;
 
     const OWNER: PeerId = PeerId([0xEE; 32]);
@@ -235,17 +226,20 @@ mod tests {
     #[test]
     fn a_quarantine_ends_by_time_by_a_message_or_by_a_restart() {
         let stage = StageIndex(0);
-        let start = |incarnation| vec![member(A, incarnation, Standing::Serving(stage))];
+        let start = |incarnation| {
+            vec![member(A, incarnation, Standing::Serving(stage)), member(B, 1, Standing::Serving(stage))]
+        };
         let mut table = table(1, start(1));
         let now = Time(100);
         table.quarantine(now, A, Incarnation(1));
-        assert_eq!(table.eligible(now, stage).count(), 0);
-        assert_eq!(table.next_release(now), Some(now + QUARANTINE));
-        assert_eq!(table.eligible(now + QUARANTINE, stage).count(), 1);
+        assert_eq!(table.eligible(now, stage).map(|hop| hop.peer).collect::<Vec<_>>(), [B]);
+        assert_eq!(table.next_release(now), Some(now + QUARANTINE_MIN));
+        assert_eq!(table.eligible(now + QUARANTINE_MIN, stage).count(), 2);
         table.heard(A, Incarnation(1));
-        assert_eq!(table.eligible(now, stage).count(), 1);
+        assert_eq!(table.eligible(now, stage).count(), 2);
         table.quarantine(now, A, Incarnation(1));
         assert!(table.update(Membership { version: 2, members: start(2) }));
-        assert_eq!(table.eligible(now, stage).count(), 1);
+        assert_eq!(table.eligible(now, stage).count(), 2);
+        assert_eq!(table.next_release(now), None);
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::*;
 use crate::router::{RouterFactory, UniformConfig};
-use crate::{Duration, Member, QUARANTINE, Standing};
+use crate::{Duration, Member, Standing};
 
 const REPLICA: PeerId = PeerId([1; 32]);
 const START: Incarnation = Incarnation(1);
@@ -140,14 +140,13 @@ fn without_an_outcome_by_the_deadline_it_is_lost_and_the_replica_is_told() {
 }
 
 #[test]
-fn a_lost_replica_is_left_alone_for_a_while() {
+fn the_only_replica_is_tried_again_after_a_pause() {
     let mut story = Story::under_way(4);
     let own = story.feeder.config().hop();
     let said = story.hear(Event::PeerLost { peer: REPLICA, incarnation: START });
     assert_eq!(said, [outcome(0, undeliverable(own)), outcome(1, undeliverable(own))]);
-    assert_eq!(story.wait(REFUSED_PAUSE), []);
-    assert_eq!(story.feeder.poll_timeout().unwrap(), (Time(0) + QUARANTINE, Reason::QuarantineEnds));
-    assert_eq!(story.wait(QUARANTINE - REFUSED_PAUSE), [draw(2), draw(3)]);
+    assert_eq!(story.feeder.poll_timeout().unwrap(), (Time(0) + REFUSED_PAUSE, Reason::PauseEnds));
+    assert_eq!(story.wait(REFUSED_PAUSE), [draw(2), draw(3)]);
 }
 
 #[test]
