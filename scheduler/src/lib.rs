@@ -6,7 +6,8 @@
 //!
 //! Three machines: [`Stage`] is one replica, [`Feeder`] injects microbatches and counts outcomes, [`Coordinator`]
 //! says who takes part and who serves what. Replicas and feeders talk in [`Message`]s and know each other from the
-//! [`Membership`] the coordinator publishes. Start reading at [`stage`].
+//! [`Membership`] the coordinator publishes. Start reading at [`stage`]. Which replica comes next is a policy of
+//! [`router`]; who lives and who does not is an opinion of [`health`].
 
 mod average;
 pub mod coordinator;
