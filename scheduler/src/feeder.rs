@@ -28,7 +28,7 @@ use crate::sending::{Neighbour, Sendings};
 use crate::sim::Mutation;
 use crate::{
     Admission, Attempt, Holding, Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId,
-    PeerTable, Purpose, Refusal, StageIndex, Time, WeightVersion, Window,
+    PeerTable, Purpose, Refusal, StageIndex, Time, Verdict, WeightVersion, Window,
 };
 
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
@@ -37,7 +37,7 @@ pub use journal::Record;
 
 use announcement::Announcement;
 use evaluation::Evaluation;
-use grants::{Grants, Verdict};
+use grants::{Grants, Ruling};
 use ranges::Ranges;
 
 /// What happens to a feeder.
@@ -70,6 +70,8 @@ pub enum Event<P> {
         /// Which start of it.
         incarnation: Incarnation,
     },
+    /// The coordinator answered: the own link works.
+    Reached,
     /// Measure the loss on held-out microbatches `first..first + count`. Training holds meanwhile.
     Evaluate {
         /// Index of the first, from 0; its id is [`MicrobatchId::evaluation`] of that.
@@ -159,6 +161,8 @@ pub enum Reason {
     PauseEnds,
     /// A replica of stage 0 may be tried again.
     QuarantineEnds,
+    /// A replica of stage 0 is silent.
+    NeighbourSilent,
     /// Replicas expect to hear which microbatches have their outcome.
     TellDue,
 }
@@ -246,11 +250,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// A feeder that has no ids and knows nobody.
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
+        let table = PeerTable::new(config.peer);
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
         Self {
             config,
-            table: PeerTable::new(),
+            table,
             router,
             neighbours: Neighbours::default(),
             ranges: Ranges::default(),
@@ -332,11 +337,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             Event::Received { from, incarnation, message } => {
                 self.on_message(now, from, incarnation, message);
             }
-            Event::PeerLost { peer, incarnation } => self.on_peer_lost(now, peer, incarnation),
+            Event::PeerLost { peer, incarnation } => self.neighbours.lost(now, peer, incarnation),
+            Event::Reached => self.neighbours.reached(now),
             Event::Evaluate { first, count, purpose } => self.on_evaluate(first, count, purpose),
             Event::Stop => self.on_stop(),
             Event::Timeout => {}
         }
+        self.judge_neighbours(now);
         self.ask_overdue(now);
         self.ask_for_lease(now);
         if self.may_inject(now) {
@@ -361,7 +368,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let pause = self.paused_until.map(|until| (until, Reason::PauseEnds));
         let release = self.table.next_release(self.now).map(|until| (until, Reason::QuarantineEnds));
         let tell = Some((self.tell_at, Reason::TellDue));
-        [ask, lease, pause, release, tell].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let silent = self.neighbours.next_change(self.now).map(|at| (at, Reason::NeighbourSilent));
+        [ask, lease, pause, release, tell, silent].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Totals since the run began for this feeder.
@@ -450,8 +458,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Sends one drawn microbatch; `false` if no replica takes one now.
     fn inject(&mut self, now: Time, microbatch: MicrobatchId) -> bool {
         let hops = self.table.eligible(now, StageIndex(0));
-        let candidates = self.neighbours.candidates(&hops, self.router.as_ref());
-        let senders = u32::try_from(self.table.feeders().count()).unwrap_or(1).max(1);
+        let candidates = self.neighbours.candidates(now, hops, self.router.as_ref());
+        let senders = self.table.senders(StageIndex(0));
         let Some(to) = self.router.choose(now, &Choice { candidates: &candidates, senders }) else {
             return false;
         };
@@ -541,6 +549,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     fn on_message(&mut self, now: Time, from: PeerId, incarnation: Incarnation, message: Message<P>) {
         let first = Hop { stage: Some(StageIndex(0)), peer: from, incarnation };
+        self.neighbours.message(now, from, incarnation);
         let sender = |attempt| Neighbour { hop: first, attempt };
         match message {
             Message::Backward { microbatch, attempt, loss, path, gradient: _ } => {
@@ -568,8 +577,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             Message::Beat(beat) => {
                 if self.table.placed(&first) {
-                    self.table.heard(from, incarnation);
-                    self.neighbours.heard(first, beat);
+                    self.neighbours.beat(now, first, beat);
                 }
             }
             Message::Forward { .. }
@@ -589,7 +597,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if !fits || !self.table.placed(&sender.hop) || !open.sendings.contain(sender) || !open.trains() {
             return self.counts.foreign += 1;
         }
-        self.table.heard(sender.hop.peer, sender.hop.incarnation);
         for &hop in path {
             self.grant(id, hop);
         }
@@ -606,7 +613,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     fn on_holds(&mut self, now: Time, sender: Neighbour, id: MicrobatchId, holding: Holding) {
         let placed = self.table.placed(&sender.hop);
-        let Some(open) = self.open.get_mut(&id).filter(|open| placed && open.awaited() == Some(sender)) else {
+        let Some(open) = self.open.get_mut(&id).filter(|open| placed && open.awaited() == Some(sender))
+        else {
             return self.counts.foreign += 1;
         };
         match holding {
@@ -662,11 +670,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.grants.claim(microbatch, claimant);
             return true;
         }
-        let verdict = self.grants.claim(microbatch, claimant);
-        if verdict == Verdict::New {
+        let ruling = self.grants.claim(microbatch, claimant);
+        if ruling == Ruling::New {
             self.actions.push_back(Action::Journal(Record::Granted { microbatch, to: claimant }));
         }
-        verdict != Verdict::Denied
+        ruling != Ruling::Denied
     }
 
     fn on_evaluated(
@@ -678,7 +686,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         attempt: Attempt,
         loss: Loss,
     ) {
-        let last = Hop { stage: Some(StageIndex(self.config.stages.saturating_sub(1))), peer: from, incarnation };
+        let last =
+            Hop { stage: Some(StageIndex(self.config.stages.saturating_sub(1))), peer: from, incarnation };
         let asked = |open: &&Open<P>| !open.trains() && open.sendings.any_with(attempt);
         if !self.table.placed(&last) || self.open.get(&id).filter(asked).is_none() {
             return self.counts.late += 1;
@@ -713,16 +722,25 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     // --- What is lost on the way ----------------------------------------------------------------------------
 
-    fn on_peer_lost(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
-        self.table.quarantine(now, peer, incarnation);
-        self.lose(now, |hop| hop.peer == peer && hop.incarnation == incarnation);
+    /// Acts on what has become of the replicas of stage 0.
+    fn judge_neighbours(&mut self, now: Time) {
+        for (peer, incarnation, verdict) in self.neighbours.judge(now) {
+            match verdict {
+                Verdict::Healthy => self.table.heard(peer, incarnation),
+                Verdict::Suspect => {}
+                Verdict::Wedged | Verdict::Dead => {
+                    self.table.quarantine(now, peer, incarnation);
+                    self.lose(now, |hop| hop.peer == peer && hop.incarnation == incarnation);
+                }
+            }
+        }
     }
 
     fn on_membership(&mut self, now: Time, membership: Membership) {
         if self.table.update(membership) {
             self.paused_until = None;
             let table = std::mem::take(&mut self.table);
-            self.neighbours.retain(|hop| table.placed(hop));
+            self.neighbours.watch(now, table.hops(StageIndex(0)));
             self.lose(now, |hop| !table.placed(hop));
             self.table = table;
         }
@@ -768,8 +786,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     fn ask(&mut self, microbatch: MicrobatchId, whom: Neighbour) {
-        let message =
-            Message::Ask { microbatch, attempt: whom.attempt, route: vec![self.config.hop()] };
+        let message = Message::Ask { microbatch, attempt: whom.attempt, route: vec![self.config.hop()] };
         self.actions.push_back(Action::Send { to: whom.hop.peer, message });
     }
 
@@ -884,7 +901,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
 impl<P> Open<P> {
     fn new(purpose: Purpose) -> Self {
-        Self { purpose, phase: Phase::Drawing, ids: None, sendings: Sendings::default(), recalled: false, beyond: None }
+        Self {
+            purpose,
+            phase: Phase::Drawing,
+            ids: None,
+            sendings: Sendings::default(),
+            recalled: false,
+            beyond: None,
+        }
     }
 
     fn trains(&self) -> bool {

@@ -6,10 +6,13 @@
 //!
 //! Three machines: [`Stage`] is one replica, [`Feeder`] injects microbatches and counts outcomes, [`Coordinator`]
 //! says who takes part and who serves what. Replicas and feeders talk in [`Message`]s and know each other from the
-//! [`Membership`] the coordinator publishes. Start reading at [`stage`].
+//! [`Membership`] the coordinator publishes. Start reading at [`stage`]. Which replica comes next is a policy of
+//! [`router`]; who lives and who does not is an opinion of [`health`].
 
+mod average;
 pub mod coordinator;
 pub mod feeder;
+pub mod health;
 mod id;
 mod lease;
 mod ledger;
@@ -26,15 +29,17 @@ pub mod stage;
 mod time;
 mod window;
 
+pub use average::MovingAverage;
 pub use coordinator::Coordinator;
 pub use feeder::Feeder;
+pub use health::{Health, Quarantine, Suspension, Verdict};
 pub use id::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
 pub use lease::{HeldLease, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseBook, LeaseRefusal};
 pub use message::{
-    Beat, CLAIM_MAX, Holding, Hop, Loss, Member, Membership, Message, Purpose, Refusal, Role, SPAN_BYTES_MAX, SPANS_MAX,
-    Span, Standing,
+    Beat, CLAIM_MAX, Holding, Hop, Loss, Member, Membership, Message, Purpose, Refusal, Role, SPAN_BYTES_MAX,
+    SPANS_MAX, Span, Standing,
 };
-pub use peer::{PeerTable, QUARANTINE};
+pub use peer::PeerTable;
 pub use rng::Rng;
 pub use stage::Stage;
 pub use time::{Duration, Time};

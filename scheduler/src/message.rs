@@ -83,8 +83,8 @@ pub struct Beat {
     pub queued: u32,
     /// Age of the oldest of them; zero if there are none.
     pub oldest: Duration,
-    /// Moving average of the forward compute time of a microbatch; zero before the first.
-    pub service: Duration,
+    /// Moving average of the time a forward takes to compute; none before the first.
+    pub service: Option<Duration>,
     /// Microbatches the receiver may have unanswered at the sender.
     pub credit: u32,
 }

@@ -3,25 +3,36 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::{Duration, Hop, Incarnation, Member, Membership, PeerId, StageIndex, Standing, Time};
-
-/// How long a peer this one could not reach is not chosen. A message from it ends the quarantine early.
-pub const QUARANTINE: Duration = Duration::from_secs(5);
+use crate::router::Sample;
+use crate::{Hop, Incarnation, Member, Membership, PeerId, Quarantine, StageIndex, Standing, Time};
 
 /// The membership table with lookups, and who is quarantined here.
 #[derive(Clone, Debug, Default)]
 pub struct PeerTable {
     version: u64,
     members: BTreeMap<PeerId, Member>,
+    sample: Sample,
+    stages: BTreeMap<StageIndex, Serving>,
+    feeders: usize,
     /// Only members are ever in here, so the table bounds it.
-    quarantined: BTreeMap<PeerId, Time>,
+    quarantine: Quarantine,
+}
+
+/// Who serves a stage. Drawn up once for every table, so that a decision does not look at all members.
+#[derive(Clone, Debug, Default)]
+struct Serving {
+    /// Those this peer looks at, by peer id.
+    sample: Vec<Hop>,
+    /// How many there are.
+    count: usize,
 }
 
 impl PeerTable {
-    /// Nobody, version 0.
+    /// Nobody, version 0. Whose table it is decides which replicas of a stage with more than
+    /// [`CANDIDATES_MAX`](crate::router::CANDIDATES_MAX) are eligible: for every owner others.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(owner: PeerId) -> Self {
+        Self { sample: Sample::new(owner), ..Self::default() }
     }
 
     /// Takes over a newer table; `false` and no change if `membership` is not newer.
@@ -29,11 +40,13 @@ impl PeerTable {
         if membership.version <= self.version {
             return false;
         }
-        let before = std::mem::take(&mut self.members);
         self.version = membership.version;
         self.members = membership.members.into_iter().map(|member| (member.peer, member)).collect();
+        self.stages = serving(&self.members, self.sample);
+        self.feeders = self.feeders().count();
         let members = &self.members;
-        self.quarantined.retain(|peer, _| same_start(before.get(peer), members.get(peer)));
+        let stays = |peer, start| members.get(&peer).is_some_and(|member| member.incarnation == start);
+        self.quarantine.retain(stays);
         true
     }
 
@@ -85,16 +98,28 @@ impl PeerTable {
     /// Whether every stage below `stages` has somebody who serves it.
     #[must_use]
     pub fn serves_all(&self, stages: u16) -> bool {
-        (0..stages).all(|stage| self.serving(StageIndex(stage)).next().is_some())
+        (0..stages).all(|stage| self.stages.contains_key(&StageIndex(stage)))
     }
 
-    /// Replicas of `stage` a microbatch may be sent to now, by peer id.
+    /// Replicas of `stage` a microbatch may be sent to now, by peer id; at most
+    /// [`CANDIDATES_MAX`](crate::router::CANDIDATES_MAX). Quarantined ones only if there are no others.
+    pub fn eligible(&self, now: Time, stage: StageIndex) -> impl Iterator<Item = Hop> {
+        self.quarantine.admit(now, self.sample(stage))
+    }
+
+    /// Peers that hand microbatches to one replica of `stage`; at least 1.
+    ///
+    /// The replicas of the stage before, or the feeders; of those only the expected number that have it in their
+    /// sample.
     #[must_use]
-    pub fn eligible(&self, now: Time, stage: StageIndex) -> Vec<Hop> {
-        let free = |member: &&Member| self.quarantined.get(&member.peer).is_none_or(|&until| until <= now);
-        let hop =
-            |member: &Member| Hop { stage: Some(stage), peer: member.peer, incarnation: member.incarnation };
-        self.serving(stage).filter(free).map(hop).collect()
+    pub fn senders(&self, stage: StageIndex) -> u32 {
+        let before = match stage.0.checked_sub(1).map(StageIndex) {
+            Some(before) => self.stages.get(&before).map_or(0, |serving| serving.count),
+            None => self.feeders,
+        };
+        let count = self.stages.get(&stage).map_or(1, |serving| serving.count);
+        let expected = (before * self.sample(stage).len()).div_ceil(count);
+        u32::try_from(expected.max(1)).unwrap_or(u32::MAX)
     }
 
     /// All replicas of `stage` as hops, by peer id.
@@ -111,11 +136,8 @@ impl PeerTable {
         match stage.0.checked_sub(1) {
             Some(before) => self.hops(StageIndex(before)),
             None => {
-                let hop = |member: &Member| Hop {
-                    stage: None,
-                    peer: member.peer,
-                    incarnation: member.incarnation,
-                };
+                let hop =
+                    |member: &Member| Hop { stage: None, peer: member.peer, incarnation: member.incarnation };
                 self.feeders().map(hop).collect()
             }
         }
@@ -127,35 +149,47 @@ impl PeerTable {
         self.get(peer, incarnation).is_some_and(|member| member.standing == Standing::Feeding)
     }
 
-    /// Stops choosing a member for [`QUARANTINE`]; others than members are ignored.
+    fn sample(&self, stage: StageIndex) -> &[Hop] {
+        self.stages.get(&stage).map_or(&[], |serving| &serving.sample)
+    }
+
+    /// Stops choosing a member for a while: it could not be reached. Others than members are ignored.
     pub fn quarantine(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
         if self.get(peer, incarnation).is_some() {
-            self.quarantined.insert(peer, now + QUARANTINE);
+            self.quarantine.failed(now, peer, incarnation);
         }
     }
 
     /// Ends a quarantine: the peer was heard.
     pub fn heard(&mut self, peer: PeerId, incarnation: Incarnation) {
-        if self.get(peer, incarnation).is_some() {
-            self.quarantined.remove(&peer);
-        }
+        self.quarantine.succeeded(peer, incarnation);
     }
 
     /// When the next quarantine ends that has not ended at `now`.
     #[must_use]
     pub fn next_release(&self, now: Time) -> Option<Time> {
-        self.quarantined.values().copied().filter(|&until| until > now).min()
+        self.quarantine.next_release(now)
     }
 }
 
-fn same_start(before: Option<&Member>, after: Option<&Member>) -> bool {
-    matches!((before, after), (Some(before), Some(after)) if before.incarnation == after.incarnation)
+fn serving(members: &BTreeMap<PeerId, Member>, sample: Sample) -> BTreeMap<StageIndex, Serving> {
+    let mut hops = BTreeMap::<StageIndex, Vec<Hop>>::new();
+    for &Member { peer, incarnation, standing, .. } in members.values() {
+        if let Standing::Serving(stage) = standing {
+            hops.entry(stage).or_default().push(Hop { stage: Some(stage), peer, incarnation });
+        }
+    }
+    let serving = |hops: Vec<Hop>| Serving { count: hops.len(), sample: sample.select(hops) };
+    hops.into_iter().map(|(stage, hops)| (stage, serving(hops))).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::QUARANTINE_MIN;
+    use crate::router::CANDIDATES_MAX;
 
+    const OWNER: PeerId = PeerId([0xEE; 32]);
     const A: PeerId = PeerId([1; 32]);
     const B: PeerId = PeerId([2; 32]);
 
@@ -165,7 +199,7 @@ mod tests {
     }
 
     fn table(version: u64, members: Vec<Member>) -> PeerTable {
-        let mut table = PeerTable::new();
+        let mut table = PeerTable::new(OWNER);
         assert!(table.update(Membership { version, members }));
         table
     }
@@ -199,19 +233,40 @@ mod tests {
     }
 
     #[test]
+    fn a_large_stage_is_seen_in_part_and_its_senders_are_shared() {
+        let replica = |stage: u16| {
+            move |index: u8| {
+                let mut key = [index; 32];
+                key[0] = stage.to_le_bytes()[0];
+                member(PeerId(key), 1, Standing::Serving(StageIndex(stage)))
+            }
+        };
+        let members = (0..10).map(replica(0)).chain((0..128).map(replica(1))).chain((0..8).map(replica(2)));
+        let feeder = member(OWNER, 1, Standing::Feeding);
+        let table = table(1, members.chain([feeder]).collect());
+        let seen = |stage| table.eligible(Time(0), StageIndex(stage)).count();
+        assert_eq!([0, 1, 2, 3].map(seen), [10, CANDIDATES_MAX, 8, 0]);
+        assert_eq!([0, 1, 2, 3].map(|stage| table.senders(StageIndex(stage))), [1, 5, 128, 1]);
+        assert!(table.serves_all(3) && !table.serves_all(4));
+    }
+
+    #[test]
     fn a_quarantine_ends_by_time_by_a_message_or_by_a_restart() {
         let stage = StageIndex(0);
-        let start = |incarnation| vec![member(A, incarnation, Standing::Serving(stage))];
+        let start = |incarnation| {
+            vec![member(A, incarnation, Standing::Serving(stage)), member(B, 1, Standing::Serving(stage))]
+        };
         let mut table = table(1, start(1));
         let now = Time(100);
         table.quarantine(now, A, Incarnation(1));
-        assert!(table.eligible(now, stage).is_empty());
-        assert_eq!(table.next_release(now), Some(now + QUARANTINE));
-        assert_eq!(table.eligible(now + QUARANTINE, stage).len(), 1);
+        assert_eq!(table.eligible(now, stage).map(|hop| hop.peer).collect::<Vec<_>>(), [B]);
+        assert_eq!(table.next_release(now), Some(now + QUARANTINE_MIN));
+        assert_eq!(table.eligible(now + QUARANTINE_MIN, stage).count(), 2);
         table.heard(A, Incarnation(1));
-        assert_eq!(table.eligible(now, stage).len(), 1);
+        assert_eq!(table.eligible(now, stage).count(), 2);
         table.quarantine(now, A, Incarnation(1));
         assert!(table.update(Membership { version: 2, members: start(2) }));
-        assert_eq!(table.eligible(now, stage).len(), 1);
+        assert_eq!(table.eligible(now, stage).count(), 2);
+        assert_eq!(table.next_release(now), None);
     }
 }

@@ -3,12 +3,26 @@
 //! A policy is a [`Router`]; its settings are a type of their own that is a [`RouterFactory`]. A sender owns one
 //! router, asks it with the candidates of the next stage and tells it what became of what it sent.
 
+mod iwrr;
+mod policy;
+mod resident;
+mod residents;
+mod sample;
+#[cfg(test)]
+mod scene;
+#[cfg(test)]
+mod tests;
 mod uniform;
 
 use std::fmt::Debug;
 
 use crate::{Duration, Hop, MicrobatchId, Time};
 
+pub use iwrr::{Iwrr, IwrrConfig};
+pub use policy::{Policy, UnknownPolicy};
+pub use resident::{Resident, ResidentConfig};
+pub use residents::Residents;
+pub use sample::{CANDIDATES_MAX, Sample};
 pub use uniform::{Uniform, UniformConfig};
 
 /// What became of a microbatch handed to a replica.
@@ -22,35 +36,44 @@ pub enum Settled {
     Lost,
 }
 
-/// A replica of the next stage a microbatch may be handed to.
+/// A replica of the next stage that a microbatch may be handed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Which.
+    /// Which one.
     pub hop: Hop,
-    /// Moving average of its forward compute time a microbatch; unknown of newcomers.
+    /// Its moving average of the time one forward takes to compute, as it reports it; `None` if unknown.
     pub service: Option<Duration>,
     /// Round trip to it; zero if unknown.
     pub rtt: Duration,
 }
 
+impl Candidate {
+    /// A replica of which nothing is known yet.
+    #[must_use]
+    pub fn unknown(hop: Hop) -> Self {
+        Self { hop, service: None, rtt: Duration::ZERO }
+    }
+}
+
 /// What a router chooses from.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice<'a> {
-    /// Replicas with a credit that nothing speaks against, by peer id.
+    /// Ordered by peer id, at most [`CANDIDATES_MAX`] of them; none is suspect, all have a credit.
     pub candidates: &'a [Candidate],
-    /// Peers that send to this stage, at least 1.
+    /// Peers, this one included, that hand microbatches to a candidate. 0 counts as 1.
     pub senders: u32,
 }
 
-/// A policy that chooses among the eligible replicas of a stage.
+/// A policy that chooses among the candidates of a stage.
 pub trait Router: Debug + Send {
-    /// One of the candidates, or `None` to choose none of them.
+    /// One of the candidates, or `None` to hold the microbatch for now: ask again when something is settled or the
+    /// candidates change.
     fn choose(&mut self, now: Time, choice: &Choice<'_>) -> Option<Hop>;
 
     /// A microbatch was handed to `to`.
     fn on_sent(&mut self, now: Time, to: Hop, microbatch: MicrobatchId);
 
-    /// What was handed to `to` is settled; exactly once for every `on_sent`.
+    /// What was handed to `to` is settled; exactly once for every `on_sent`, whether or not `to` still lives.
     fn on_settled(&mut self, now: Time, to: Hop, microbatch: MicrobatchId, how: Settled);
 
     /// Microbatches handed to `hop` and not settled.

@@ -134,7 +134,12 @@ impl World {
     fn step(&mut self) {
         self.steps += 1;
         let limit = self.scenario.steps_max;
-        assert!(self.steps < limit, "seed {}: not over after {limit} steps\n{}", self.scenario.seed, self.describe());
+        assert!(
+            self.steps < limit,
+            "seed {}: not over after {limit} steps\n{}",
+            self.scenario.seed,
+            self.describe()
+        );
         let due = self.queue.first_key_value().map(|(&(at, _), _)| at);
         let woken = self.wake(due);
         if !woken && let Some(((at, _), delivery)) = self.queue.pop_first() {
@@ -151,8 +156,10 @@ impl World {
         let feeder = self.feeder.machine.as_ref().and_then(|feeder| feeder.poll_timeout());
         let feeder = feeder.map(|(at, _)| at).filter(before);
         let coordinator = self.coordinator.poll_timeout().map(|(at, _)| at).filter(before);
-        let awake = self.replicas.iter().enumerate().filter(|(_, replica)| replica.liveness == Liveness::Awake);
-        let stages = awake.filter_map(|(index, replica)| Some((replica.stage.as_ref()?.poll_timeout()?.0, index)));
+        let awake =
+            self.replicas.iter().enumerate().filter(|(_, replica)| replica.liveness == Liveness::Awake);
+        let stages =
+            awake.filter_map(|(index, replica)| Some((replica.stage.as_ref()?.poll_timeout()?.0, index)));
         let replica = stages.filter(|(at, _)| before(at)).min();
         let Some(at) = [feeder, coordinator, replica.map(|(at, _)| at)].into_iter().flatten().min() else {
             return false;
@@ -202,11 +209,14 @@ impl World {
         match delivery {
             Delivery::Replica(_, _, event) => self.at_replica(index, event),
             Delivery::Table(_, _, membership) => self.at_table(index, membership),
-            Delivery::Standing(_, incarnation, standing) => {
-                if standing.is_none() {
-                    self.revoked(index, incarnation);
+            Delivery::Standing(_, incarnation, Some(_)) => {
+                self.at_replica(index, stage::Event::Reached);
+                if std::mem::take(&mut self.replicas[index].unsure) {
+                    debug_assert_eq!(self.replicas[index].incarnation, incarnation);
+                    self.at_replica(index, stage::Event::Confirmed);
                 }
             }
+            Delivery::Standing(_, incarnation, None) => self.revoked(index, incarnation),
             Delivery::Beat(..) => self.beat_replica(index),
             _ => {}
         }
@@ -236,6 +246,7 @@ impl World {
                 }
                 coordinator::Action::Membership(membership) => {
                     self.to_feeder(coordinator_key(), feeder::Event::Membership(membership.clone()));
+                    self.to_feeder(coordinator_key(), feeder::Event::Reached);
                     for index in 0..self.replicas.len() {
                         self.send_table(index, membership.clone());
                     }
@@ -297,6 +308,10 @@ impl World {
             match action {
                 stage::Action::Execute(job) => self.execute(index, &job),
                 stage::Action::Send { to, message } => self.post(peer, incarnation, to, message),
+                stage::Action::Confirm => {
+                    self.judge.path("suspension noticed");
+                    self.replicas[index].unsure = true;
+                }
                 stage::Action::Counted(_) => {}
                 stage::Action::Drained => self.leave(index),
             }
@@ -352,7 +367,8 @@ impl World {
         }
         let replica = &mut self.replicas[index];
         let incarnation = Incarnation(replica.incarnation.0 + 1);
-        *replica = ReplicaNode { incarnation, liveness: Liveness::Awake, ..ReplicaNode::new(index, &self.scenario) };
+        *replica =
+            ReplicaNode { incarnation, liveness: Liveness::Awake, ..ReplicaNode::new(index, &self.scenario) };
         self.judge.started(index);
         self.knock(index);
         self.soon(Delivery::Beat(index, incarnation));
@@ -369,18 +385,19 @@ impl World {
         let replica = &self.replicas[index];
         let (peer, incarnation) = (replica.peer, replica.incarnation);
         let progress = replica.stage.as_ref().map(|stage| stage.progress(self.now)).unwrap_or_default();
-        if self.coordinator.membership().members.iter().any(|member| member.peer == peer) || replica.admitted {
+        if self.coordinator.membership().members.iter().any(|member| member.peer == peer) || replica.admitted
+        {
             self.replicas[index].admitted = true;
             let beat = coordinator::Event::Heartbeat { peer, incarnation, progress };
             self.carry(peer, coordinator_key(), Delivery::Coordinator(beat));
-            if self.coordinator.state() == RunState::Finished {
-                self.at_replica(index, stage::Event::Finished);
-            }
             // The stream of tables is opened again where it broke.
             let table = self.coordinator.membership();
             self.send_table(index, table);
         } else {
             self.knock(index);
+        }
+        if self.coordinator.state() == RunState::Finished {
+            self.at_replica(index, stage::Event::Finished);
         }
         self.send_in(HEARTBEAT, Delivery::Beat(index, incarnation));
     }
@@ -406,8 +423,13 @@ impl World {
     fn start_feeder(&mut self) {
         let incarnation = Incarnation(self.feeder.incarnation.0 + 1);
         let scenario = &self.scenario;
-        let mut config =
-            feeder::Config::new(feeder_key(), incarnation, scenario.stages, scenario.total, scenario.admission);
+        let mut config = feeder::Config::new(
+            feeder_key(),
+            incarnation,
+            scenario.stages,
+            scenario.total,
+            scenario.admission,
+        );
         config.lease_count = scenario.lease_count;
         config.mutation = scenario.mutation;
         let router = scenario.router.build(self.rng.next_u64());
@@ -431,6 +453,7 @@ impl World {
             self.to_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
             let table = self.coordinator.membership();
             self.to_feeder(coordinator_key(), feeder::Event::Membership(table));
+            self.to_feeder(coordinator_key(), feeder::Event::Reached);
             self.send_in(HEARTBEAT, Delivery::FeederBeat(incarnation));
         }
     }
@@ -539,7 +562,10 @@ impl World {
     }
 
     fn faults_left(&self) -> usize {
-        self.queue.values().filter(|delivery| matches!(delivery, Delivery::Fault(_) | Delivery::Resume(..))).count()
+        self.queue
+            .values()
+            .filter(|delivery| matches!(delivery, Delivery::Fault(_) | Delivery::Resume(..)))
+            .count()
     }
 
     /// Microbatches held by replicas that live.

@@ -31,8 +31,8 @@ use crate::sending::Neighbour;
 #[cfg(test)]
 use crate::sim::Mutation;
 use crate::{
-    Attempt, Beat, Duration, Holding, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, PeerId,
-    PeerTable, Purpose, Refusal, Time,
+    Attempt, Beat, Holding, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, MovingAverage, PeerId,
+    PeerTable, Purpose, Refusal, Suspension, Time,
 };
 
 pub use config::{Config, EXECUTOR_DEPTH, RESTORED_SLOTS};
@@ -69,6 +69,10 @@ pub enum Event<P> {
         /// Which start of it.
         incarnation: Incarnation,
     },
+    /// The coordinator answered: the own link works.
+    Reached,
+    /// The coordinator answered after [`Action::Confirm`]: this start still is a member.
+    Confirmed,
     /// Take no more microbatches, finish those held.
     Drain,
     /// The run is over: every microbatch has its outcome, and nothing held is of use to anybody.
@@ -89,6 +93,9 @@ pub enum Action<P> {
         /// What.
         message: Message<P>,
     },
+    /// This process stood still for a while. Ask the coordinator whether it still is a member; if so, say
+    /// [`Event::Confirmed`], if not, what it holds is void. Nothing is sent before.
+    Confirm,
     /// A note for the metrics.
     Counted(Note),
     /// Draining is over: nothing is held any more. Said once.
@@ -106,6 +113,8 @@ pub enum Reason {
     EarlyExpires,
     /// Neighbours expect a sign of life.
     BeatDue,
+    /// A neighbour is silent.
+    NeighbourSilent,
 }
 
 /// One replica of one stage.
@@ -134,22 +143,27 @@ pub struct Stage<P> {
     /// No answer is overdue before.
     check_at: Option<Time>,
     beat_at: Time,
-    service: Duration,
+    service: MovingAverage,
     computing_since: Time,
     answered: u64,
     counts: Counts,
     draining: bool,
     drained: bool,
+    suspension: Suspension,
+    now: Time,
     actions: VecDeque<Action<P>>,
+    /// What would have been sent, had this process not stood still.
+    withheld: Vec<Action<P>>,
 }
 
 impl<P: Clone + Default + Debug> Stage<P> {
     /// A replica that holds nothing and knows nobody.
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
+        let table = PeerTable::new(config.peer);
         Self {
             config,
-            table: PeerTable::new(),
+            table,
             router,
             neighbours: Neighbours::default(),
             credits: Credits::default(),
@@ -164,18 +178,25 @@ impl<P: Clone + Default + Debug> Stage<P> {
             claims: Vec::new(),
             check_at: None,
             beat_at: Time::default(),
-            service: Duration::ZERO,
+            service: MovingAverage::default(),
             computing_since: Time::default(),
             answered: 0,
             counts: Counts::default(),
             draining: false,
             drained: false,
+            suspension: Suspension::new(),
+            now: Time::default(),
             actions: VecDeque::new(),
+            withheld: Vec::new(),
         }
     }
 
     /// Takes one event; drain `poll_action` before the next.
     pub fn handle(&mut self, now: Time, event: Event<P>) {
+        self.now = now;
+        if self.suspension.called(now) {
+            self.actions.push_back(Action::Confirm);
+        }
         match event {
             Event::Membership(membership) => self.on_membership(now, membership),
             Event::Received { from, incarnation, message } => {
@@ -183,10 +204,13 @@ impl<P: Clone + Default + Debug> Stage<P> {
             }
             Event::Completed(completion) => self.on_completion(now, completion),
             Event::PeerLost { peer, incarnation } => self.on_peer_lost(now, peer, incarnation),
+            Event::Reached => self.neighbours.reached(now),
+            Event::Confirmed => self.on_confirmed(),
             Event::Drain => self.draining = true,
             Event::Finished => self.on_finished(now),
             Event::Timeout => {}
         }
+        self.judge_neighbours(now);
         self.ask_overdue(now);
         self.route_waiting(now);
         self.feed_executor(now);
@@ -211,6 +235,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             (expires, Reason::RouteExpires),
             (self.early.next_expiry(), Reason::EarlyExpires),
             (Some(self.beat_at), Reason::BeatDue),
+            (self.neighbours.next_change(self.now), Reason::NeighbourSilent),
         ];
         reasons.into_iter().filter_map(|(at, reason)| Some((at?, reason))).min_by_key(|(at, _)| *at)
     }
@@ -276,6 +301,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     fn on_message(&mut self, now: Time, from: PeerId, incarnation: Incarnation, message: Message<P>) {
         let upstream = self.config.upstream(from, incarnation);
         let downstream = self.config.downstream(from, incarnation);
+        self.neighbours.message(now, from, incarnation);
         match message {
             Message::Forward { microbatch, attempt, purpose, route, holder, version: _, ids, code } => {
                 let arrival = Arrival { microbatch, attempt, purpose, route, holder, ids, code };
@@ -303,9 +329,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 }
             }
             Message::Beat(beat) => {
-                if self.table.placed(&downstream) {
-                    self.table.heard(from, incarnation);
-                    self.neighbours.heard(downstream, beat);
+                let known = [upstream, downstream].into_iter().find(|hop| self.table.placed(hop));
+                if let Some(sender) = known {
+                    self.neighbours.beat(now, sender, beat);
                 }
             }
             Message::Claim { microbatches, .. } => {
@@ -326,7 +352,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
             }
             return;
         }
-        self.table.heard(sender.peer, sender.incarnation);
         if self.outcomes.contain(id) {
             return self.count(Note::Late(id));
         }
@@ -441,7 +466,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             (Phase::Cancelled, done) => self.discard(id, &done),
             (_, Done::Refused(reason)) => self.refuse(now, id, reason),
             (Phase::Forwarding, Done::Forwarded { version, code }) if trains && !last => {
-                self.measure(took);
+                self.service.add(took);
                 self.computed(now, id, Output { version, code });
             }
             (Phase::Forwarding, Done::Evaluated(Evaluation::Code { version, code })) if !trains => {
@@ -451,7 +476,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 self.evaluated(id, loss);
             }
             (Phase::Forwarding, Done::LossAndBackward { loss, gradient }) if trains && last => {
-                self.measure(took);
+                self.service.add(took);
                 self.answer(id, Answer { loss, path: Vec::new(), gradient });
             }
             (Phase::Backwarding { loss, path }, Done::Backwarded { gradient }) => {
@@ -460,10 +485,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
             (phase, done) => self.refuse_mismatch(now, id, phase, &done),
         }
         self.release_if_over(now, id);
-    }
-
-    fn measure(&mut self, took: Duration) {
-        self.service = if self.service.is_zero() { took } else { self.service * 7 / 10 + took * 3 / 10 };
     }
 
     // --- It goes on -----------------------------------------------------------------------------------------
@@ -499,9 +520,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
     fn route(&mut self, now: Time, id: MicrobatchId) -> bool {
         let next = self.config.next_stage();
         let hops = self.table.eligible(now, next);
-        let candidates = self.neighbours.candidates(&hops, self.router.as_ref());
-        let senders = self.table.serving(self.config.stage).count();
-        let choice = Choice { candidates: &candidates, senders: u32::try_from(senders).unwrap_or(1).max(1) };
+        let candidates = self.neighbours.candidates(now, hops, self.router.as_ref());
+        let choice = Choice { candidates: &candidates, senders: self.table.senders(next) };
         let Some(hop) = self.router.choose(now, &choice) else { return false };
         let me = self.config.hop();
         let Some(visit) = self.visits.get_mut(&id) else { return true };
@@ -558,7 +578,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if !self.table.placed(&sender.hop) || !self.config.accepts_path(&answer.path, sender.hop) {
             return self.count(Note::Foreign(id));
         }
-        self.table.heard(sender.hop.peer, sender.hop.incarnation);
         let Some(visit) = self.visits.get_mut(&id) else {
             return self.count(if self.outcomes.contain(id) { Note::Late(id) } else { Note::Unknown(id) });
         };
@@ -661,7 +680,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// The gradients of the weights are applied under the grant, dropped without it.
     fn settle_share(&mut self, id: MicrobatchId) {
-        let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.share == Share::Waiting) else { return };
+        let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.share == Share::Waiting) else {
+            return;
+        };
         match visit.claim {
             Claim::Granted => {
                 visit.share = Share::Applying;
@@ -700,12 +721,17 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
+    /// No feeder answers any more: what was not granted by now is not applied.
     fn on_finished(&mut self, now: Time) {
         self.draining = true;
         let ids: Vec<_> = self.visits.keys().copied().collect();
         for id in ids {
             if let Some(visit) = self.visits.get_mut(&id) {
                 visit.ended = true;
+                if matches!(visit.claim, Claim::Asked { .. }) {
+                    visit.claim = Claim::Denied;
+                }
+                self.settle_share(id);
                 self.release_if_over(now, id);
             }
         }
@@ -822,12 +848,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
     // --- Hands ----------------------------------------------------------------------------------------------
 
     fn has_room(&self, purpose: Purpose, slotted: bool) -> bool {
-        let count = |which: &dyn Fn(&Visit<P>) -> bool| self.visits.values().filter(|visit| which(visit)).count();
+        let count =
+            |which: &dyn Fn(&Visit<P>) -> bool| self.visits.values().filter(|visit| which(visit)).count();
         match purpose {
             Purpose::Train if slotted => self.slots_used() < self.config.slots,
-            Purpose::Train => {
-                count(&|visit| visit.trains() && !visit.slotted) < self.config.restored_max()
-            }
+            Purpose::Train => count(&|visit| visit.trains() && !visit.slotted) < self.config.restored_max(),
             Purpose::Evaluate | Purpose::EvaluateCut => {
                 count(&|visit| !visit.trains()) < self.config.evaluations_max
             }
@@ -843,7 +868,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let senders = self.table.senders_to(self.config.stage);
         let slots = if self.draining { 0 } else { self.config.slots };
         let Progress { queued, oldest, .. } = self.progress(now);
-        let beat = Beat { counter: self.answered, queued, oldest, service: self.service, credit: 0 };
+        let beat = Beat { counter: self.answered, queued, oldest, service: self.service.get(), credit: 0 };
         for (sender, credit) in self.credits.deal(slots, &senders) {
             self.send(sender, Message::Beat(Beat { credit, ..beat }));
         }
@@ -864,7 +889,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 
     fn send(&mut self, to: Hop, message: Message<P>) {
-        self.actions.push_back(Action::Send { to: to.peer, message });
+        let action = Action::Send { to: to.peer, message };
+        if self.suspension.is_unsure() { self.withheld.push(action) } else { self.actions.push_back(action) }
     }
 
     fn count(&mut self, note: Note) {

@@ -38,7 +38,8 @@ impl Announcement {
     /// An id has its outcome.
     pub(super) fn end(&mut self, microbatch: MicrobatchId) {
         let id = microbatch.0;
-        let Some(leased) = self.leased.iter_mut().find(|leased| (leased.first..leased.end).contains(&id)) else {
+        let Some(leased) = self.leased.iter_mut().find(|leased| (leased.first..leased.end).contains(&id))
+        else {
             return;
         };
         leased.beyond.insert(id);

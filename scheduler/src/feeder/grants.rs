@@ -16,7 +16,7 @@ pub(super) struct Grants {
 
 /// What a claim gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Ruling {
     /// The claimant has it from now on.
     New,
     /// The claimant had it already.
@@ -42,14 +42,14 @@ impl Grants {
     }
 
     /// Whether `claimant` may apply its gradients.
-    pub(super) fn claim(&mut self, microbatch: MicrobatchId, claimant: Hop) -> Verdict {
-        let Some(grants) = self.by_id.get_mut(&microbatch) else { return Verdict::Denied };
+    pub(super) fn claim(&mut self, microbatch: MicrobatchId, claimant: Hop) -> Ruling {
+        let Some(grants) = self.by_id.get_mut(&microbatch) else { return Ruling::Denied };
         match grants.iter().find(|granted| granted.stage == claimant.stage) {
-            Some(granted) if *granted == claimant => Verdict::Again,
-            Some(_) => Verdict::Denied,
+            Some(granted) if *granted == claimant => Ruling::Again,
+            Some(_) => Ruling::Denied,
             None => {
                 grants.push(claimant);
-                Verdict::New
+                Ruling::New
             }
         }
     }
@@ -74,15 +74,15 @@ mod tests {
     #[test]
     fn each_stage_goes_to_one_start_of_one_replica() {
         let mut grants = Grants::default();
-        assert_eq!(grants.claim(ID, hop(0, 1, 1)), Verdict::Denied);
+        assert_eq!(grants.claim(ID, hop(0, 1, 1)), Ruling::Denied);
         grants.open(ID);
-        assert_eq!(grants.claim(ID, hop(0, 1, 1)), Verdict::New);
-        assert_eq!(grants.claim(ID, hop(0, 1, 1)), Verdict::Again);
-        assert_eq!(grants.claim(ID, hop(0, 1, 2)), Verdict::Denied);
-        assert_eq!(grants.claim(ID, hop(1, 2, 1)), Verdict::New);
+        assert_eq!(grants.claim(ID, hop(0, 1, 1)), Ruling::New);
+        assert_eq!(grants.claim(ID, hop(0, 1, 1)), Ruling::Again);
+        assert_eq!(grants.claim(ID, hop(0, 1, 2)), Ruling::Denied);
+        assert_eq!(grants.claim(ID, hop(1, 2, 1)), Ruling::New);
         grants.end(ID);
-        assert_eq!(grants.claim(ID, hop(1, 2, 1)), Verdict::Again);
-        assert_eq!(grants.claim(ID, hop(1, 3, 1)), Verdict::Denied);
+        assert_eq!(grants.claim(ID, hop(1, 2, 1)), Ruling::Again);
+        assert_eq!(grants.claim(ID, hop(1, 3, 1)), Ruling::Denied);
         assert_eq!(grants.of(ID).len(), 2);
     }
 
@@ -94,8 +94,8 @@ mod tests {
             grants.claim(MicrobatchId(id), hop(0, 1, 1));
             grants.end(MicrobatchId(id));
         }
-        assert_eq!(grants.claim(MicrobatchId(0), hop(0, 1, 1)), Verdict::Denied);
-        assert_eq!(grants.claim(MicrobatchId(1), hop(0, 1, 1)), Verdict::Again);
+        assert_eq!(grants.claim(MicrobatchId(0), hop(0, 1, 1)), Ruling::Denied);
+        assert_eq!(grants.claim(MicrobatchId(1), hop(0, 1, 1)), Ruling::Again);
         assert_eq!(grants.by_id.len(), REMEMBERED_MAX);
     }
 }

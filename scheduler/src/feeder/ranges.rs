@@ -36,7 +36,9 @@ impl Ranges {
 
     /// Takes out one id that was injected before.
     pub(super) fn remove(&mut self, id: MicrobatchId) {
-        let Some(index) = self.open.iter().position(|&(first, end)| (first..end).contains(&id.0)) else { return };
+        let Some(index) = self.open.iter().position(|&(first, end)| (first..end).contains(&id.0)) else {
+            return;
+        };
         let Some((first, end)) = self.open.remove(index) else { return };
         let rest = [(first, id.0), (id.0 + 1, end)].into_iter().filter(|(first, end)| first < end);
         rest.rev().for_each(|part| self.open.insert(index, part));

@@ -1,8 +1,7 @@
-//! Every eligible replica is as likely as the others.
-use std::collections::BTreeMap;
+//! Every candidate is as likely as the others.
 
 use crate::rng::Rng;
-use crate::router::{Choice, Router, RouterFactory, Settled};
+use crate::router::{Choice, Residents, Router, RouterFactory, Settled};
 use crate::{Hop, MicrobatchId, Time};
 
 /// Settings of [`Uniform`]: there are none.
@@ -11,7 +10,7 @@ pub struct UniformConfig;
 
 impl RouterFactory for UniformConfig {
     fn build(&self, seed: u64) -> Box<dyn Router> {
-        Box::new(Uniform { rng: Rng::new(seed), resident: BTreeMap::new() })
+        Box::new(Uniform { rng: Rng::new(seed), residents: Residents::default() })
     }
 }
 
@@ -19,7 +18,7 @@ impl RouterFactory for UniformConfig {
 #[derive(Clone, Debug)]
 pub struct Uniform {
     rng: Rng,
-    resident: BTreeMap<Hop, u32>,
+    residents: Residents,
 }
 
 impl Router for Uniform {
@@ -28,19 +27,36 @@ impl Router for Uniform {
     }
 
     fn on_sent(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId) {
-        *self.resident.entry(to).or_default() += 1;
+        self.residents.add(to);
     }
 
     fn on_settled(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId, _how: Settled) {
-        if let Some(resident) = self.resident.get_mut(&to) {
-            *resident = resident.saturating_sub(1);
-            if *resident == 0 {
-                self.resident.remove(&to);
-            }
-        }
+        self.residents.remove(&to);
     }
 
     fn resident(&self, hop: &Hop) -> u32 {
-        self.resident.get(hop).copied().unwrap_or(0)
+        self.residents.of(hop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::router::Candidate;
+    use crate::router::scene::{alone, candidate};
+
+    #[test]
+    fn spreads_evenly_and_repeats_by_seed() {
+        let candidates = [1, 2, 3, 4].map(|index| candidate(index, 100));
+        let draw = |seed| {
+            let mut router = UniformConfig.build(seed);
+            (0..400).filter_map(|_| router.choose(Time(0), &alone(&candidates))).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(5), draw(5));
+        assert_ne!(draw(5), draw(6));
+        for Candidate { hop, .. } in candidates {
+            assert!((60..140).contains(&draw(5).iter().filter(|drawn| **drawn == hop).count()));
+        }
+        assert_eq!(UniformConfig.build(1).choose(Time(0), &alone(&[])), None);
     }
 }

@@ -110,23 +110,14 @@ impl World {
         self.send_in(lasts, Delivery::Resume(index, incarnation));
     }
 
-    /// Goes on, after a look at the table: a revoked start has nothing to say any more.
+    /// Goes on with what has arrived meanwhile.
     pub(super) fn resume(&mut self, index: usize, incarnation: Incarnation) {
         let replica = &mut self.replicas[index];
-        if replica.incarnation != incarnation || replica.liveness != Liveness::Suspended {
-            return;
-        }
-        replica.liveness = Liveness::Awake;
-        let backlog = std::mem::take(&mut replica.backlog);
-        let peer = replica.peer;
-        let member = self.coordinator.membership().members.iter().any(|member| {
-            (member.peer, member.incarnation) == (peer, incarnation)
-        });
-        if !member && self.replicas[index].admitted {
-            return self.revoked(index, incarnation);
-        }
-        for delivery in backlog {
-            self.soon(delivery);
+        if replica.incarnation == incarnation && replica.liveness == Liveness::Suspended {
+            replica.liveness = Liveness::Awake;
+            for delivery in std::mem::take(&mut replica.backlog) {
+                self.soon(delivery);
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! Messages nobody of sound mind would send.
 
 use crate::{
-    Attempt, Beat, Holding, Hop, Incarnation, Loss, Message, MicrobatchId, PeerId, Purpose, Refusal, Rng, Span,
-    StageIndex, WeightVersion,
+    Attempt, Beat, Holding, Hop, Incarnation, Loss, Message, MicrobatchId, PeerId, Purpose, Refusal, Rng,
+    Span, StageIndex, WeightVersion,
 };
 
 /// Draws every field from a range that reaches just beyond what is valid.

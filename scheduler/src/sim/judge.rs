@@ -67,7 +67,12 @@ impl Judge {
         let before = self.applied.insert((microbatch, stage), (peer, incarnation));
         assert_eq!(before, None, "seed {}: {microbatch} is applied twice at {stage}", self.seed);
         let granted = self.granted.get(&(microbatch, stage)).map(|hop| (hop.peer, hop.incarnation));
-        assert_eq!(granted, Some((peer, incarnation)), "seed {}: {microbatch} ungranted at {stage}", self.seed);
+        assert_eq!(
+            granted,
+            Some((peer, incarnation)),
+            "seed {}: {microbatch} ungranted at {stage}",
+            self.seed
+        );
     }
 
     pub(super) fn feeder_acts(&mut self, action: &feeder::Action<u8>, feeder: &Feeder<u8>) {
@@ -121,11 +126,6 @@ impl Judge {
     pub(super) fn replica_hears(&mut self, index: usize, event: &stage::Event<u8>, stage: &Stage<u8>) {
         let next = Some(StageIndex(stage.config().stage.0 + 1));
         let stage::Event::Received { message, from, incarnation } = event else {
-            if let stage::Event::PeerLost { peer, incarnation } = event {
-                self.told.retain(|(replica, _), holder| {
-                    *replica != index || (holder.peer, holder.incarnation) != (*peer, *incarnation)
-                });
-            }
             if let stage::Event::Membership(membership) = event {
                 let gone = |hop: &Hop| {
                     !membership.members.iter().any(|m| (m.peer, m.incarnation) == (hop.peer, hop.incarnation))
@@ -151,7 +151,11 @@ impl Judge {
             }
             Message::Held { microbatch, holder } => {
                 let first_word = !self.handed_on.contains(&(index, *microbatch));
-                if holder.stage == next && stage.holds(*microbatch) && first_word && stage.table().placed(holder) {
+                if holder.stage == next
+                    && stage.holds(*microbatch)
+                    && first_word
+                    && stage.table().placed(holder)
+                {
                     self.told.insert((index, *microbatch), *holder);
                 }
             }
@@ -162,7 +166,11 @@ impl Judge {
                 if *holding == Holding::Busy {
                     self.path("busy");
                 }
-                if self.told.get(&(index, *microbatch)).is_some_and(|h| (h.peer, h.incarnation) == (*from, *incarnation)) {
+                if self
+                    .told
+                    .get(&(index, *microbatch))
+                    .is_some_and(|h| (h.peer, h.incarnation) == (*from, *incarnation))
+                {
                     self.told.remove(&(index, *microbatch));
                 }
             }
@@ -173,6 +181,10 @@ impl Judge {
     pub(super) fn replica_acts(&mut self, index: usize, action: &stage::Action<u8>, stage: &Stage<u8>) {
         let seed = self.seed;
         match action {
+            // A verdict on a neighbour: whoever was told of may be the one.
+            stage::Action::Counted(stage::Note::Lost(peer)) => {
+                self.told.retain(|(replica, _), holder| *replica != index || holder.peer != *peer);
+            }
             stage::Action::Send {
                 message: Message::Forward { microbatch, attempt, purpose: Purpose::Train, .. },
                 ..
@@ -192,10 +204,15 @@ impl Judge {
                 stage::Note::Found(_) => self.path("found downstream"),
                 stage::Note::Relayed(_) => self.path("relayed"),
                 stage::Note::Refused(_, crate::Refusal::Undeliverable) => self.path("undeliverable"),
-                stage::Note::Unexpected(id) => panic!("seed {seed}: {id} unexpected at {:?}", stage.config().hop()),
+                stage::Note::Unexpected(id) => {
+                    panic!("seed {seed}: {id} unexpected at {:?}", stage.config().hop())
+                }
                 _ => {}
             },
-            stage::Action::Send { message: Message::Holds { microbatch, holding: Holding::Busy, .. }, .. } => {
+            stage::Action::Send {
+                message: Message::Holds { microbatch, holding: Holding::Busy, .. },
+                ..
+            } => {
                 self.told.remove(&(index, *microbatch));
             }
             stage::Action::Send { message: Message::Held { .. }, .. } => self.path("held told"),
@@ -206,7 +223,11 @@ impl Judge {
     /// Numbers of one sender grow: an answer to an earlier sending is no answer to a later one.
     fn new_attempt(&mut self, index: usize, microbatch: MicrobatchId, attempt: Attempt) {
         let before = self.attempts.insert((index, microbatch), attempt);
-        assert!(before.is_none_or(|before| before < attempt), "seed {}: {attempt:?} after {before:?}", self.seed);
+        assert!(
+            before.is_none_or(|before| before < attempt),
+            "seed {}: {attempt:?} after {before:?}",
+            self.seed
+        );
     }
 
     /// No more stashes than slots, but for what was sent anew.

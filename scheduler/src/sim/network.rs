@@ -42,7 +42,8 @@ impl Network {
     }
 
     pub(super) fn cut(&self, now: Time, from: PeerId, to: PeerId) -> bool {
-        let link = |&(a, b, until): &(PeerId, PeerId, Time)| until > now && [(a, b), (b, a)].contains(&(from, to));
+        let link =
+            |&(a, b, until): &(PeerId, PeerId, Time)| until > now && [(a, b), (b, a)].contains(&(from, to));
         let apart = |(part, until): &(BTreeSet<PeerId>, Time)| {
             *until > now && part.contains(&from) != part.contains(&to)
         };
@@ -51,7 +52,8 @@ impl Network {
 
     /// `control` messages are repeated by their transport: a cut stops them, loss does not.
     pub(super) fn fate(&self, rng: &mut Rng, now: Time, from: PeerId, to: PeerId, control: bool) -> Fate {
-        let dropped = self.lossy.is_some_and(|(rate, until)| until > now && !control && rng.chance(rate, 1_000));
+        let dropped =
+            self.lossy.is_some_and(|(rate, until)| until > now && !control && rng.chance(rate, 1_000));
         if dropped || self.cut(now, from, to) {
             return Fate::Lost;
         }

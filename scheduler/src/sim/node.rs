@@ -24,6 +24,8 @@ pub(super) struct ReplicaNode {
     pub(super) liveness: Liveness,
     /// The coordinator has let this start in.
     pub(super) admitted: bool,
+    /// Waits for the coordinator's word after a suspension.
+    pub(super) unsure: bool,
     pub(super) stage: Option<Stage<u8>>,
     pub(super) executor: Executor,
     pub(super) slots: usize,
@@ -38,6 +40,7 @@ impl ReplicaNode {
             incarnation: Incarnation(0),
             liveness: Liveness::Dead,
             admitted: false,
+            unsure: false,
             stage: None,
             executor: Executor::default(),
             slots: scenario.slots_of(index),

@@ -1,6 +1,6 @@
 //! What a replica counts.
 
-use crate::{Duration, MicrobatchId, Refusal};
+use crate::{Duration, MicrobatchId, PeerId, Refusal};
 
 /// A note for the metrics; the totals are in [`Counts`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub enum Note {
     Evaluated(MicrobatchId),
     /// A microbatch was refused here.
     Refused(MicrobatchId, Refusal),
+    /// A neighbour is dead or wedged as seen from here.
+    Lost(PeerId),
     /// Handed on anew: the replica that had it is lost.
     Rerouted(MicrobatchId),
     /// Taken over for a replica that is lost.
@@ -46,6 +48,8 @@ pub struct Counts {
     pub evaluated: u64,
     /// Microbatches refused here.
     pub refused: u64,
+    /// Neighbours found dead or wedged.
+    pub lost: u64,
     /// Microbatches handed on anew.
     pub rerouted: u64,
     /// Microbatches taken over for a lost replica.
@@ -75,6 +79,7 @@ impl Counts {
             Note::Relayed(_) => &mut self.relayed,
             Note::Evaluated(_) => &mut self.evaluated,
             Note::Refused(..) => &mut self.refused,
+            Note::Lost(_) => &mut self.lost,
             Note::Rerouted(_) => &mut self.rerouted,
             Note::Restored(_) => &mut self.restored,
             Note::Found(_) => &mut self.found,

@@ -14,15 +14,39 @@ use crate::router::Settled;
 use crate::sending::Neighbour;
 #[cfg(test)]
 use crate::sim::Mutation;
-use crate::{Holding, Hop, Incarnation, Membership, Message, MicrobatchId, PeerId, Time};
+use crate::{Holding, Hop, Incarnation, Membership, Message, MicrobatchId, PeerId, Time, Verdict};
 
 impl<P: Clone + Default + Debug> Stage<P> {
     // --- Somebody is lost -----------------------------------------------------------------------------------
 
-    /// A peer is gone for now.
+    /// A connection is gone. Of a neighbour that is evidence, to be judged with the rest; others are gone with it.
     pub(super) fn on_peer_lost(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
-        self.table.quarantine(now, peer, incarnation);
-        self.lose(now, |hop| hop.peer == peer && hop.incarnation == incarnation);
+        if self.neighbours.watches(peer, incarnation) {
+            self.neighbours.lost(now, peer, incarnation);
+        } else {
+            self.lose(now, |hop| hop.peer == peer && hop.incarnation == incarnation);
+        }
+    }
+
+    /// Acts on what has become of the neighbours: the dead and the wedged are lost with all they have.
+    pub(super) fn judge_neighbours(&mut self, now: Time) {
+        for (peer, incarnation, verdict) in self.neighbours.judge(now) {
+            match verdict {
+                Verdict::Healthy => self.table.heard(peer, incarnation),
+                Verdict::Suspect => {}
+                Verdict::Wedged | Verdict::Dead => {
+                    self.count(Note::Lost(peer));
+                    self.table.quarantine(now, peer, incarnation);
+                    self.lose(now, |hop| hop.peer == peer && hop.incarnation == incarnation);
+                }
+            }
+        }
+    }
+
+    /// The coordinator still knows this start: what was withheld is said now.
+    pub(super) fn on_confirmed(&mut self) {
+        self.suspension.confirmed();
+        self.actions.extend(std::mem::take(&mut self.withheld));
     }
 
     /// A newer table: whoever is no longer where it was is lost.
@@ -33,8 +57,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let ignores_starts = self.config.breaks(Mutation::IgnoreIncarnation);
             #[cfg(not(test))]
             let ignores_starts = false;
-            let known = |hop: &Hop| table.placed(hop) || (ignores_starts && table.address(hop.peer).is_some());
-            self.neighbours.retain(known);
+            let known =
+                |hop: &Hop| table.placed(hop) || (ignores_starts && table.address(hop.peer).is_some());
+            let neighbours = table.hops(self.config.next_stage()).into_iter();
+            let upstream = table.senders_to(self.config.stage).into_iter().filter(|hop| hop.stage.is_some());
+            self.neighbours.watch(now, neighbours.chain(upstream));
             self.lose(now, |hop| !known(hop));
             self.table = table;
             for (sender, arrival) in self.early.take_placed(|hop| self.table.placed(hop)) {
@@ -130,11 +157,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if !self.table.placed(&sender.hop) {
             return self.count(Note::Foreign(id));
         }
-        self.table.heard(sender.hop.peer, sender.hop.incarnation);
         if self.visits.contains_key(&id) {
             self.adopt(now, sender, id, route);
         } else if !self.outcomes.contain(id) {
-            let message = Message::Holds { microbatch: id, attempt: sender.attempt, holding: Holding::Missing };
+            let message =
+                Message::Holds { microbatch: id, attempt: sender.attempt, holding: Holding::Missing };
             self.send(sender.hop, message);
         }
     }

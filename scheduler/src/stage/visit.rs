@@ -165,7 +165,8 @@ impl<P> Visit<P> {
 
     /// Whether the executor still owes an answer.
     pub(super) fn running(&self) -> bool {
-        let computing = matches!(self.phase, Phase::Forwarding | Phase::Backwarding { .. } | Phase::Cancelled);
+        let computing =
+            matches!(self.phase, Phase::Forwarding | Phase::Backwarding { .. } | Phase::Cancelled);
         computing || self.share == Share::Applying
     }
 

@@ -1,0 +1,81 @@
+//! Whether the own link is up, and a clock that stands while it is not.
+
+use crate::{Duration, Time};
+
+/// Nobody at all heard for so long, while at least two are watched: the own link is down. Below the shortest silence
+/// that makes a peer suspect.
+pub const LINK_DOWN_AFTER: Duration = Duration::from_secs(2);
+
+/// Silence of fewer says nothing about the link: one peer may well have died.
+const WATCHED_MIN: usize = 2;
+
+/// The own link, as what arrives over it shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Link {
+    /// The last sign of anybody.
+    latest: Time,
+    /// How long it was down in all.
+    down: Duration,
+}
+
+impl Link {
+    /// Something arrived; `watched` are watched.
+    pub(super) fn sign(&mut self, now: Time, watched: usize) {
+        if self.is_down(now, watched) {
+            self.down = self.down.saturating_add(now.since(self.latest));
+        }
+        self.latest = self.latest.max(now);
+    }
+
+    pub(super) fn is_down(&self, now: Time, watched: usize) -> bool {
+        self.goes_down(watched).is_some_and(|at| at <= now)
+    }
+
+    /// When it counts as down if nothing arrives any more; in the past if it does already.
+    pub(super) fn goes_down(&self, watched: usize) -> Option<Time> {
+        (watched >= WATCHED_MIN).then(|| self.latest + LINK_DOWN_AFTER)
+    }
+
+    /// The time without the times the link was down; it stands at the last sign while it is.
+    pub(super) fn clock(&self, now: Time, watched: usize) -> Time {
+        let up = if self.is_down(now, watched) { self.latest } else { now };
+        Time(0) + up.since(Time(0) + self.down)
+    }
+
+    /// The caller's time at which the clock will show `at` if the link stays up.
+    pub(super) fn told_by_caller(&self, at: Time) -> Time {
+        at + self.down
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn second(seconds: u64) -> Time {
+        Time(0) + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn the_clock_stands_while_nothing_arrives() {
+        let mut link = Link::default();
+        link.sign(second(10), 2);
+        link.sign(second(11), 2);
+        let before = link.clock(second(11), 2);
+        assert_eq!(link.clock(second(12), 2), before + Duration::from_secs(1));
+        assert_eq!(link.clock(second(13), 2), before);
+        assert_eq!(link.clock(second(40), 2), before);
+        link.sign(second(40), 2);
+        assert_eq!(link.clock(second(40), 2), before);
+        assert_eq!(link.clock(second(41), 2), before + Duration::from_secs(1));
+        assert_eq!(link.told_by_caller(link.clock(second(41), 2)), second(41));
+    }
+
+    #[test]
+    fn one_who_is_silent_says_nothing_about_the_link() {
+        let link = Link::default();
+        assert!(!link.is_down(second(100), 1));
+        assert!(link.is_down(second(2), 2));
+        assert_eq!(link.clock(second(100), 1), second(100));
+    }
+}

@@ -1,0 +1,153 @@
+//! How long a silence a rhythm of heartbeats explains.
+//!
+//! The phi accrual failure detector of Hayashibara, Défago, Yared and Katayama (SRDS 2004): intervals between
+//! heartbeats are taken to be normal with the mean and deviation of the recent ones, and
+//!
+//! ```text
+//! phi(silence) = -log10(P(an interval is longer than silence))
+//! ```
+//!
+//! phi grows with the silence, so it reaches `p` exactly when the silence reaches
+//!
+//! ```text
+//! mean + z(p) * max(sigma, SIGMA_MIN)      where z(p) is the normal quantile of 1 - 10^-p
+//! ```
+//!
+//! Only that moment matters. It takes a mean, a square root and one constant for each verdict, all in whole
+//! nanoseconds: no logarithm, no floating point, and the same answer on every platform.
+
+use std::collections::VecDeque;
+
+use crate::{Duration, Time};
+
+/// How often a peer sends a heartbeat. A faster rhythm counts as this one, so that nobody is suspect before it shows
+/// that the own link is down.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// The least deviation of a rhythm, however regular it was: a scheduler's hiccup is no death.
+pub const SIGMA_MIN: Duration = Duration::from_millis(300);
+
+/// How long a newly watched peer may take to its first heartbeat: it has to learn of this one and to connect.
+pub const FIRST_BEAT: Duration = Duration::from_secs(5);
+
+/// Recent intervals kept: about a minute.
+const INTERVALS_MAX: usize = 64;
+
+/// Longer intervals count as this long: an outage is no rhythm. With it the deviation is at most half as long, so
+/// whatever was heard, silence is suspect within 11.5 s and dead within 13.6 s.
+const INTERVAL_MAX: Duration = Duration::from_secs(3);
+
+/// The normal quantile of 1 - 10^-8, in thousandths: phi 8.
+const SUSPECT_Z: u32 = 5_612;
+
+/// The normal quantile of 1 - 10^-12, in thousandths: phi 12.
+const DEAD_Z: u32 = 7_034;
+
+/// The recent intervals between the heartbeats of a peer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rhythm {
+    latest: Option<Time>,
+    intervals: VecDeque<Duration>,
+    limits: Limits,
+}
+
+/// Silences that mean something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) suspect: Duration,
+    pub(super) dead: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::of(FIRST_BEAT, SIGMA_MIN)
+    }
+}
+
+impl Limits {
+    fn of(mean: Duration, sigma: Duration) -> Self {
+        let reach = |z: u32| mean + sigma * z / 1_000;
+        Self { suspect: reach(SUSPECT_Z), dead: reach(DEAD_Z) }
+    }
+}
+
+impl Rhythm {
+    pub(super) fn beat(&mut self, at: Time) {
+        if let Some(latest) = self.latest.replace(at) {
+            if self.intervals.len() == INTERVALS_MAX {
+                self.intervals.pop_front();
+            }
+            self.intervals.push_back(at.since(latest).min(INTERVAL_MAX));
+        }
+        let (mean, sigma) = self.moments();
+        self.limits = Limits::of(mean.max(HEARTBEAT), sigma.max(SIGMA_MIN));
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Mean and standard deviation; zero without intervals.
+    fn moments(&self) -> (Duration, Duration) {
+        let count = self.intervals.len().max(1) as u64;
+        let nanos = || self.intervals.iter().map(|interval| u64::try_from(interval.as_nanos()).unwrap_or(0));
+        let mean = nanos().sum::<u64>() / count;
+        let squares: u128 = nanos().map(|nanos| u128::from(nanos.abs_diff(mean)).pow(2)).sum();
+        let sigma = u64::try_from((squares / u128::from(count)).isqrt()).unwrap_or(u64::MAX);
+        (Duration::from_nanos(mean), Duration::from_nanos(sigma))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Limits, in milliseconds, after heartbeats with these intervals.
+    fn limits_ms(intervals: impl IntoIterator<Item = u64>) -> (u128, u128) {
+        let mut rhythm = Rhythm::default();
+        let mut at = Time(0);
+        rhythm.beat(at);
+        for interval in intervals {
+            at = at + Duration::from_millis(interval);
+            rhythm.beat(at);
+        }
+        let Limits { suspect, dead } = rhythm.limits();
+        (suspect.as_millis(), dead.as_millis())
+    }
+
+    #[test]
+    fn a_regular_rhythm_has_the_least_deviation() {
+        assert_eq!(limits_ms([]), (2_683, 3_110));
+        assert_eq!(limits_ms([1_000; 70]), (2_683, 3_110));
+        assert_eq!(limits_ms([1_500; 70]), (3_183, 3_610));
+    }
+
+    /// 0.5 s and 1.5 s in turn: mean 1 s, sigma 0.5 s.
+    #[test]
+    fn an_irregular_rhythm_has_more_patience() {
+        assert_eq!(limits_ms([500, 1_500].repeat(32)), (1_000 + 2_806, 1_000 + 3_517));
+    }
+
+    #[test]
+    fn a_fast_rhythm_counts_as_one_a_second() {
+        assert_eq!(limits_ms([100; 70]), (2_683, 3_110));
+    }
+
+    #[test]
+    fn no_history_buys_more_than_its_bound() {
+        assert_eq!(limits_ms([60_000; 70]), (4_683, 5_110));
+        let (suspect, dead) = limits_ms([0, 60_000].repeat(32));
+        assert!(suspect < 11_500 && dead < 13_600, "{suspect} {dead}");
+    }
+
+    #[test]
+    fn what_is_old_is_forgotten() {
+        assert_eq!(limits_ms([60_000; 64].into_iter().chain([1_000; 64])), (2_683, 3_110));
+    }
+
+    #[test]
+    fn the_first_beat_has_longer() {
+        let suspect = Rhythm::default().limits().suspect;
+        assert_eq!(suspect, FIRST_BEAT + Duration::from_micros(1_683_600));
+    }
+}

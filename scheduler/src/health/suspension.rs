@@ -1,0 +1,72 @@
+//! Whether this process itself stood still.
+
+use crate::{Duration, Time};
+
+/// How often the own loop is called at the least; see [`Suspension::next_call`].
+pub const TICK: Duration = Duration::from_secs(1);
+
+/// A longer gap between two calls is a suspension: the others may have declared this peer dead.
+pub const SUSPENDED_AFTER: Duration = Duration::from_secs(2);
+
+/// Notices that the own process was suspended, a laptop's lid closed or a container frozen.
+///
+/// From then on until the membership table was asked for and came, nothing may be sent: who was revoked meanwhile
+/// goes on only with the state of somebody else.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Suspension {
+    latest: Option<Time>,
+    unsure: bool,
+}
+
+impl Suspension {
+    /// Not suspended, not called yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The own loop runs. `true` if it was suspended before this call: ask for the table.
+    pub fn called(&mut self, now: Time) -> bool {
+        let suspended = self.latest.is_some_and(|latest| now.since(latest) > SUSPENDED_AFTER);
+        self.latest = Some(self.latest.map_or(now, |latest| latest.max(now)));
+        self.unsure |= suspended;
+        suspended
+    }
+
+    /// Whether nothing may be sent.
+    #[must_use]
+    pub fn is_unsure(&self) -> bool {
+        self.unsure
+    }
+
+    /// The table that was asked for came, not one that lay in a buffer all the while, and this peer is still in it.
+    pub fn confirmed(&mut self) {
+        self.unsure = false;
+    }
+
+    /// When to call again at the latest; otherwise the silence counts as a suspension.
+    #[must_use]
+    pub fn next_call(&self) -> Option<Time> {
+        self.latest.map(|latest| latest + TICK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_noticed_once_and_doubt_stays_until_the_table_comes() {
+        let mut suspension = Suspension::new();
+        let at = |millis| Time(0) + Duration::from_millis(millis);
+        assert!(!suspension.called(at(90_000)), "the first call is no gap");
+        assert_eq!(suspension.next_call(), Some(at(91_000)));
+        assert!(!suspension.called(at(92_000)), "late, not suspended");
+        assert!(!suspension.is_unsure());
+        assert!(suspension.called(at(94_001)));
+        assert!(!suspension.called(at(94_500)));
+        assert!(suspension.is_unsure());
+        suspension.confirmed();
+        assert!(!suspension.is_unsure());
+    }
+}

@@ -1,0 +1,78 @@
+//! The routing policies by name.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::router::{IwrrConfig, ResidentConfig, Router, RouterFactory, UniformConfig};
+
+/// A routing policy with its default settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// By what was not returned yet: [`Resident`](crate::router::Resident).
+    #[default]
+    Resident,
+    /// In turn, by response time: [`Iwrr`](crate::router::Iwrr).
+    Iwrr,
+    /// By nothing but chance: [`Uniform`](crate::router::Uniform).
+    Uniform,
+}
+
+/// A name no policy has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no routing policy `{0}`; choose resident, iwrr or uniform")]
+pub struct UnknownPolicy(pub String);
+
+impl Policy {
+    /// All of them, the default first.
+    pub const ALL: [Self; 3] = [Self::Resident, Self::Iwrr, Self::Uniform];
+
+    /// Its name in a run file and on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Resident => "resident",
+            Self::Iwrr => "iwrr",
+            Self::Uniform => "uniform",
+        }
+    }
+}
+
+impl RouterFactory for Policy {
+    fn build(&self, seed: u64) -> Box<dyn Router> {
+        match self {
+            Self::Resident => ResidentConfig::default().build(seed),
+            Self::Iwrr => IwrrConfig.build(seed),
+            Self::Uniform => UniformConfig.build(seed),
+        }
+    }
+}
+
+impl FromStr for Policy {
+    type Err = UnknownPolicy;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
+        let named = Self::ALL.into_iter().find(|policy| policy.name() == name);
+        named.ok_or_else(|| UnknownPolicy(name.to_owned()))
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_and_a_wrong_one_names_the_right_ones() {
+        for policy in Policy::ALL {
+            assert_eq!(policy.to_string().parse(), Ok(policy));
+        }
+        let refused = "fastest".parse::<Policy>().unwrap_err().to_string();
+        assert!(refused.contains("`fastest`"));
+        assert!(Policy::ALL.iter().all(|policy| refused.contains(policy.name())), "{refused}");
+    }
+}

@@ -1,0 +1,168 @@
+//! Weighs replicas by what they have not returned yet: the default.
+
+use crate::rng::Rng;
+use crate::router::{Candidate, Choice, Residents, Router, RouterFactory, Settled};
+use crate::{Duration, Hop, MicrobatchId, Time};
+
+/// Forward and backward together cost about three forwards.
+const FORWARDS_PER_MICROBATCH: u128 = 3;
+
+/// Nobody computes faster. A replica that says so would cost nothing, whatever lies with it.
+const SERVICE_MIN: Duration = Duration::from_micros(1);
+
+/// Settings of [`Resident`].
+#[derive(Clone, Copy, Debug)]
+pub struct ResidentConfig {
+    /// Candidates whose score is at most this many percent above the best are as good as the best. Default 10.
+    pub tolerance_percent: u32,
+}
+
+impl Default for ResidentConfig {
+    fn default() -> Self {
+        Self { tolerance_percent: 10 }
+    }
+}
+
+impl RouterFactory for ResidentConfig {
+    fn build(&self, seed: u64) -> Box<dyn Router> {
+        Box::new(Resident {
+            config: *self,
+            rng: Rng::new(seed),
+            residents: Residents::default(),
+            scores: Vec::new(),
+        })
+    }
+}
+
+/// Draws among the replicas that would return a microbatch soonest.
+///
+/// ```text
+/// score(q) = (senders * resident(q) + 1) * 3 * service(q) + rtt(q) / 2
+/// ```
+///
+/// `resident(q)` are the microbatches this sender handed to `q` and has not got back; the other senders are taken to
+/// have handed it as many. What counts is that a gradient came back, not that a forward was accepted or answered
+/// fast, so a replica that takes work and returns none soon has a score nobody chooses.
+///
+/// A replica of unknown service time is taken to be as fast as the fastest known one, and has at most one microbatch
+/// of this sender: enough to learn the time, and no herd.
+#[derive(Clone, Debug)]
+pub struct Resident {
+    config: ResidentConfig,
+    rng: Rng,
+    residents: Residents,
+    /// Of the decision at hand; kept for its memory.
+    scores: Vec<(u128, Hop)>,
+}
+
+impl Resident {
+    fn score(&self, candidate: &Candidate, senders: u32, fastest: Duration) -> Option<u128> {
+        let resident = self.residents.of(&candidate.hop);
+        if candidate.service.is_none() && resident > 0 {
+            return None;
+        }
+        let service = candidate.service.unwrap_or(fastest).max(SERVICE_MIN).as_nanos();
+        let queue = u128::from(senders.max(1)) * u128::from(resident) + 1;
+        let wait = queue.saturating_mul(FORWARDS_PER_MICROBATCH).saturating_mul(service);
+        Some(wait.saturating_add(candidate.rtt.as_nanos() / 2))
+    }
+}
+
+impl Router for Resident {
+    fn choose(&mut self, _now: Time, choice: &Choice<'_>) -> Option<Hop> {
+        let fastest = choice.candidates.iter().filter_map(|candidate| candidate.service).min();
+        let fastest = fastest.unwrap_or(SERVICE_MIN);
+        let mut scores = std::mem::take(&mut self.scores);
+        scores.clear();
+        scores.extend(
+            choice.candidates.iter().filter_map(|candidate| {
+                Some((self.score(candidate, choice.senders, fastest)?, candidate.hop))
+            }),
+        );
+        let best = scores.iter().map(|(score, _)| *score).min().unwrap_or(0);
+        let limit =
+            best.saturating_add((best / 100).saturating_mul(u128::from(self.config.tolerance_percent)));
+        scores.retain(|(score, _)| *score <= limit);
+        let chosen = self.rng.pick(&scores).map(|(_, hop)| *hop);
+        self.scores = scores;
+        chosen
+    }
+
+    fn on_sent(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId) {
+        self.residents.add(to);
+    }
+
+    fn on_settled(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId, _how: Settled) {
+        self.residents.remove(&to);
+    }
+
+    fn resident(&self, hop: &Hop) -> u32 {
+        self.residents.of(hop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::router::scene::{alone, candidate, hop};
+
+    const NOW: Time = Time(0);
+
+    fn drawn(router: &mut dyn Router, choice: &Choice<'_>) -> BTreeSet<Hop> {
+        (0..100).filter_map(|_| router.choose(NOW, choice)).collect()
+    }
+
+    #[test]
+    fn draws_among_those_within_a_tenth_of_the_best() {
+        let candidates = [candidate(1, 100), candidate(2, 110), candidate(3, 111)];
+        let mut router = ResidentConfig::default().build(1);
+        assert_eq!(drawn(&mut *router, &alone(&candidates)), [hop(1), hop(2)].into());
+        assert_eq!(router.choose(NOW, &alone(&[])), None);
+    }
+
+    #[test]
+    fn what_was_not_returned_weighs_as_much_as_there_are_senders() {
+        let candidates = [candidate(1, 100), candidate(2, 250)];
+        let mut router = ResidentConfig::default().build(1);
+        router.on_sent(NOW, hop(1), MicrobatchId(0));
+        assert_eq!(drawn(&mut *router, &alone(&candidates)), [hop(1)].into());
+        let among_two = Choice { candidates: &candidates, senders: 2 };
+        assert_eq!(drawn(&mut *router, &among_two), [hop(2)].into());
+        router.on_settled(NOW, hop(1), MicrobatchId(0), Settled::Returned);
+        assert_eq!(drawn(&mut *router, &among_two), [hop(1)].into());
+    }
+
+    #[test]
+    fn half_a_round_trip_counts() {
+        let far = Candidate { rtt: Duration::from_millis(200), ..candidate(1, 100) };
+        let mut router = ResidentConfig::default().build(1);
+        assert_eq!(drawn(&mut *router, &alone(&[far, candidate(2, 120)])), [hop(2)].into());
+        assert_eq!(drawn(&mut *router, &alone(&[far, candidate(2, 160)])), [hop(1)].into());
+    }
+
+    #[test]
+    fn the_unknown_get_one_each() {
+        let newcomer = Candidate::unknown(hop(1));
+        let mut router = ResidentConfig::default().build(1);
+        let both = [newcomer, candidate(2, 100)];
+        assert_eq!(drawn(&mut *router, &alone(&both)), [hop(1), hop(2)].into());
+        router.on_sent(NOW, hop(1), MicrobatchId(0));
+        assert_eq!(drawn(&mut *router, &alone(&both)), [hop(2)].into());
+        assert_eq!(router.choose(NOW, &alone(&[newcomer])), None);
+        router.on_settled(NOW, hop(1), MicrobatchId(0), Settled::Lost);
+        assert_eq!(router.choose(NOW, &alone(&[newcomer])), Some(hop(1)));
+    }
+
+    #[test]
+    fn absurd_figures_do_not_overflow() {
+        let absurd = Candidate { hop: hop(1), service: Some(Duration::MAX), rtt: Duration::MAX };
+        let mut router = ResidentConfig { tolerance_percent: u32::MAX }.build(1);
+        (0..9).for_each(|id| router.on_sent(NOW, hop(1), MicrobatchId(id)));
+        let choice = Choice { candidates: &[absurd], senders: u32::MAX };
+        assert_eq!(router.choose(NOW, &choice), Some(hop(1)));
+        let free = Candidate { service: Some(Duration::ZERO), ..absurd };
+        assert_eq!(router.choose(NOW, &Choice { candidates: &[free], senders: 0 }), Some(hop(1)));
+    }
+}
