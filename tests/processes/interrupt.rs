@@ -4,7 +4,7 @@ use swarmline::report::Event;
 
 use crate::process::Process;
 use crate::recipe::Recipe;
-use crate::swarm::{Swarm, account};
+use crate::swarm::{Swarm, account, last_word, serving};
 
 /// Stopped by a person before the work was done.
 const INTERRUPTED: i32 = 130;
@@ -17,6 +17,26 @@ fn a_replica_leaves_before_the_run_begins() {
     assert_eq!(swarm.replicas[0].end(), 0);
     swarm.coordinator.interrupt();
     assert_eq!(swarm.coordinator.end(), INTERRUPTED);
+}
+
+#[test]
+fn a_replica_leaves_a_run_that_then_holds_until_another_takes_its_stage() {
+    let mut swarm = Swarm::serve(&Recipe::endless());
+    let mut feeder = swarm.start_feeder(&[]);
+    progress(&mut feeder);
+    swarm.replicas[1].interrupt();
+    assert_eq!(swarm.replicas[1].end(), 0);
+    assert!(last_word(&mut swarm.replicas[1]).done > 0, "it left in the middle of the run");
+    hear_that_nobody_serves(1, &mut feeder);
+
+    let mut successor = swarm.start_replica("successor", &[]);
+    assert_eq!(serving(&mut successor), 1);
+    progress(&mut feeder);
+    let lost = stop(&mut feeder);
+    assert_eq!(lost, 0, "what the first one held is finished or refused");
+    successor.interrupt();
+    assert_eq!(successor.end(), 0);
+    assert!(last_word(&mut successor).done > 0, "the run went on through it");
 }
 
 #[test]
@@ -54,6 +74,15 @@ fn a_demo_takes_all_its_processes_along() {
 fn progress(process: &mut Process) {
     let now = process.moment();
     process.hear_since(now, "progress", |event| matches!(event, Event::Progress(_)).then_some(()));
+}
+
+/// Waits until a feeder says that it holds the run because of this stage.
+fn hear_that_nobody_serves(stage: u16, feeder: &mut Process) {
+    let sign = format!("stages [{stage}] have no replica");
+    feeder.hear("that the run holds", |event| match event {
+        Event::Incident { message } => message.contains(&sign).then_some(()),
+        _ => None,
+    });
 }
 
 /// Stops a feeder; gives how many microbatches it lost.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod asynchronous;
+mod attack;
 mod hostile;
 mod interrupt;
 mod leak;
@@ -10,5 +11,6 @@ mod mistakes;
 mod parity;
 mod process;
 mod recipe;
+mod rogue;
 mod standby;
 mod swarm;

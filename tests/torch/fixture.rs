@@ -4,6 +4,10 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 
+/// Seen from the folder of the package, where cargo starts tests. Not from the one known when this was compiled:
+/// checkouts that share a target folder share test binaries.
+const FIXTURES: &str = "../tests/fixtures";
+
 /// The bytes of one fixture file.
 pub(crate) struct Fixture {
     bytes: Vec<u8>,
@@ -11,10 +15,7 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn open(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../tests/fixtures")
-            .join(name)
-            .with_extension("safetensors");
+        let path = Path::new(FIXTURES).join(name).with_extension("safetensors");
         Self { bytes: std::fs::read(path).unwrap() }
     }
 

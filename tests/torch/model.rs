@@ -36,8 +36,19 @@ impl Case {
     }
 
     fn open(name: &'static str) -> Self {
+        let run = run(&Fixture::open(name).config());
+        Self::of(name, run)
+    }
+
+    /// The same weights in a model whose sequences end after `context` tokens.
+    fn shortened(&self, context: usize) -> Self {
+        let mut run = self.run.clone();
+        run.model.context = context;
+        Self::of(self.name, run)
+    }
+
+    fn of(name: &'static str, run: Run) -> Self {
         let fixture = Fixture::open(name);
-        let run = run(&fixture.config());
         let mut shard = Shard::new(Cpu::new(1).unwrap(), &run, 0..run.model.layers, 1).unwrap();
         let names = fixture.names("weight.");
         assert_eq!(names.len(), shard.params().iter().len());
@@ -85,28 +96,42 @@ fn the_loss_and_every_gradient_are_those_of_torch() {
     }
 }
 
-/// The last target of a sequence is no input, so trying every id there reads the logits of that position off the
-/// losses, up to a constant that the softmax does not see.
+/// Attention is causal, so every position is the last one of a shorter model.
 #[test]
-fn the_logits_of_the_last_position_are_those_of_torch() {
-    for mut case in Case::all() {
+fn the_logits_of_every_position_are_those_of_torch() {
+    for case in Case::all() {
         let (context, vocab) = (case.run.model.context, case.run.model.vocab);
         let ids = case.microbatches()[0].clone();
         let logits = case.fixture.floats("logits");
-        for sequence in 0..case.run.batch.sequences {
-            let mut ids = ids.clone();
-            let mut loss_of = |id: usize| {
-                ids[sequence * (context + 1) + context] = id as u32;
-                case.evaluate(&ids)
-            };
-            let reference = loss_of(0);
-            let found: Vec<f32> = (0..vocab).map(|id| (reference - loss_of(id)) as f32).collect();
-            let row = (sequence * context + context - 1) * vocab;
-            let expected: Vec<f32> =
-                logits[row..row + vocab].iter().map(|logit| logit - logits[row]).collect();
-            assert_close(&format!("{}: logits", case.name), &found, &expected, TOLERANCE);
+        for position in 0..context {
+            let mut short = case.shortened(position + 1);
+            let ids: Vec<u32> = ids
+                .chunks_exact(context + 1)
+                .flat_map(|sequence| &sequence[..position + 2])
+                .copied()
+                .collect();
+            for sequence in 0..case.run.batch.sequences {
+                let row = (sequence * context + position) * vocab;
+                let expected: Vec<f32> =
+                    logits[row..row + vocab].iter().map(|logit| logit - logits[row]).collect();
+                let what = format!("{}: logits of position {position}", case.name);
+                assert_close(&what, &last_logits(&mut short, &ids, sequence), &expected, TOLERANCE);
+            }
         }
     }
+}
+
+/// The last target of a sequence is no input, so trying every id there reads the logits of that position off the
+/// losses, up to a constant that the softmax does not see: here the logit of id 0 is 0.
+fn last_logits(case: &mut Case, ids: &[u32], sequence: usize) -> Vec<f32> {
+    let (context, vocab) = (case.run.model.context, case.run.model.vocab);
+    let mut ids = ids.to_vec();
+    let mut loss_of = |id: usize| {
+        ids[sequence * (context + 1) + context] = id as u32;
+        case.evaluate(&ids)
+    };
+    let reference = loss_of(0);
+    (0..vocab).map(|id| (reference - loss_of(id)) as f32).collect()
 }
 
 #[test]

@@ -90,7 +90,7 @@ pub(super) fn reconstruct(
 mod tests {
     use crate::{
         Backend, Write,
-        cpu::check::{close, cpu, same_on_any_threads, tensor, wide},
+        cpu::check::{close, cpu, gradients, same_on_any_threads, tensor, wide},
         random::orthonormal_rows,
     };
 
@@ -140,6 +140,34 @@ mod tests {
         cpu().project(&mut back, &x, &basis, rows, width, code, Write::Add).unwrap();
         let twice: Vec<f64> = wide(z.as_slice()).iter().map(|z| 2.0 * z).collect();
         close(back.as_slice(), &twice, 4e-6);
+    }
+
+    /// Of the inputs `z`, `basis` and `anchor`, row by row.
+    fn naive_reconstruct(inputs: &[Vec<f64>], width: usize, code: usize) -> Vec<f64> {
+        let (z, basis, anchor) = (&inputs[0], &inputs[1], &inputs[2]);
+        let at = |i: usize| {
+            let (row, column) = (i / width, i % width);
+            let sum: f64 = (0..code).map(|k| z[row * code + k] * basis[k * width + column]).sum();
+            anchor[i] + sum
+        };
+        (0..anchor.len()).map(at).collect()
+    }
+
+    #[test]
+    fn projection_is_the_backward_of_reconstruction() {
+        for (rows, width, code) in [(1, 1, 1), (3, 8, 5), (4, 17, 2)] {
+            let (z, basis) = (tensor(rows * code, 1), tensor(code * width, 2));
+            let (anchor, dx) = (tensor(rows * width, 3), tensor(rows * width, 4));
+            let inputs = [&z, &basis, &anchor].map(|x| x.as_slice());
+            let mut x = tensor(rows * width, 5);
+            cpu().reconstruct(&mut x, &z, &basis, &anchor, rows, width, code).unwrap();
+            close(x.as_slice(), &naive_reconstruct(&inputs.map(wide), width, code), 2e-6);
+
+            let slopes = gradients(|x| naive_reconstruct(x, width, code), &inputs, dx.as_slice());
+            let mut dz = tensor(rows * code, 6);
+            cpu().project(&mut dz, &dx, &basis, rows, width, code, Write::Set).unwrap();
+            close(dz.as_slice(), &slopes[0], 2e-6);
+        }
     }
 
     #[test]

@@ -138,7 +138,7 @@ mod tests {
         Write::{self, Add, Set},
         cpu::{
             Cpu, CpuTensor,
-            check::{close, cpu, same_on_any_threads, tensor, wide},
+            check::{close, cpu, gradients, same_on_any_threads, tensor, wide},
         },
     };
 
@@ -187,6 +187,24 @@ mod tests {
             check(dw.len(), &dw, |cpu, out, write| {
                 cpu.linear_backward_weight(out, &dy, &x, shape, write).unwrap();
             });
+        }
+    }
+
+    #[test]
+    fn backward_agrees_with_central_differences() {
+        for (rows, inputs, outputs) in [(1, 1, 1), (4, 7, 3), (3, 16, 9)] {
+            let shape = LinearShape { rows, inputs, outputs };
+            let (x, w, dy) =
+                (tensor(rows * inputs, 1), tensor(outputs * inputs, 2), tensor(rows * outputs, 3));
+            let forward = |xw: &[Vec<f64>]| {
+                naive(rows, outputs, inputs, |r, c, k| xw[0][r * inputs + k] * xw[1][c * inputs + k])
+            };
+            let slopes = gradients(forward, &[x.as_slice(), w.as_slice()], dy.as_slice());
+            let (mut dx, mut dw) = (tensor(rows * inputs, 4), tensor(outputs * inputs, 5));
+            cpu().linear_backward_input(&mut dx, &dy, &w, shape, Set).unwrap();
+            cpu().linear_backward_weight(&mut dw, &dy, &x, shape, Set).unwrap();
+            close(dx.as_slice(), &slopes[0], 2e-6);
+            close(dw.as_slice(), &slopes[1], 2e-6);
         }
     }
 

@@ -1,0 +1,227 @@
+//! A standby that attacks everybody, all through a run, and a stranger who tries to.
+
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use quinn::Connection;
+use swarmline::net::control::{Applicant, Control, HEARTBEAT_EVERY, Placement, Vitals};
+use swarmline::net::frame::{self, FrameLimits};
+use swarmline::net::{Identity, Invite};
+use swarmline::report::Event;
+use swarmline_proto::{PROTOCOL_VERSION, v1};
+use swarmline_scheduler::{
+    Attempt, Hop, Incarnation, Loss, Member, Membership, Message, MicrobatchId, Purpose, Refusal, Role,
+    StageIndex, WeightVersion,
+};
+use tokio::sync::{oneshot, watch};
+
+use crate::process::Process;
+use crate::recipe::Recipe;
+use crate::rogue::{Rogue, throw};
+use crate::swarm::{Swarm, account};
+
+const STANDBY: [u8; 32] = [66; 32];
+const STRANGER: [u8; 32] = [99; 32];
+const ME: Incarnation = Incarnation(1);
+/// Between two rounds, so that there is time for the run as well.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Wider than any member's: what is too long for the run leaves this side.
+const LIMITS: FrameLimits =
+    FrameLimits { header_bytes_max: 4096, ids_bytes_max: 1 << 20, code_bytes_max: 1 << 20 };
+/// Ids of the run that are lied about in one round: every so-manieth.
+const LIE_EVERY: u64 = 64;
+/// An id that no feeder was given.
+const FOREIGN: u64 = 1 << 40;
+/// Frame layout version 1.
+const MAGIC: u32 = 0x5357_4C01;
+
+/// What victims say of the frames of [`malformed`].
+const SIGNS: [&str; 5] = [
+    "the header is announced with 4294967295 bytes",
+    "the code is announced with 4294967296 bytes",
+    "the token ids is announced with 65536 bytes",
+    "the frame ends inside the code",
+    "not a swarmline frame",
+];
+
+#[test]
+fn a_run_under_attack_loses_nothing() {
+    let recipe = Recipe { updates: 1000, ..Recipe::asynchronous() };
+    let mut swarm = Swarm::serve(&recipe);
+    let attack = Attack::begin(&swarm.invite, recipe.updates);
+    let mut feeder = swarm.start_feeder(&[]);
+    feeder.hear("that it has its text", |event| matches!(event, Event::Corpus { .. }).then_some(()));
+    hear_every_sign(&mut swarm.replicas);
+    assert_eq!(feeder.end(), 0);
+    attack.end();
+    let replicas = swarm.end();
+
+    let account = account(&mut feeder);
+    assert_eq!((account.injected, account.finished), (recipe.updates, recipe.updates));
+    assert_eq!((account.lost, account.refused, account.duplicates), (0, 0, 0));
+    for replica in replicas {
+        assert_eq!((replica.updates, replica.refused), (recipe.updates, 0), "{replica:?}");
+    }
+}
+
+/// Waits until every victim says, from now on, that it threw every kind of malformed frame away.
+fn hear_every_sign(victims: &mut [Process]) {
+    let moments: Vec<_> = victims.iter_mut().map(Process::moment).collect();
+    for (victim, moment) in victims.iter_mut().zip(moments) {
+        for sign in SIGNS {
+            victim.hear_since(moment, sign, |event| match event {
+                Event::Incident { message } => message.contains(sign).then_some(()),
+                _ => None,
+            });
+        }
+    }
+}
+
+/// Goes on in a thread of its own until it is ended or dropped.
+struct Attack {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Attack {
+    fn begin(invite: &str, microbatches: u64) -> Self {
+        let invite: Invite = invite.parse().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let mut attacker = Attacker::enter(&invite, microbatches).await;
+                tokio::select! {
+                    _ = stopped => attacker.control.leave("done").await,
+                    () = attacker.attack() => {}
+                }
+            });
+        });
+        Self { stop, thread }
+    }
+
+    fn end(self) {
+        let _ = self.stop.send(());
+        self.thread.join().unwrap();
+    }
+}
+
+/// A genuine member of the run, and a key that is none.
+struct Attacker {
+    standby: Rogue,
+    stranger: Rogue,
+    control: Control,
+    table: watch::Receiver<Membership>,
+    microbatches: u64,
+}
+
+impl Attacker {
+    async fn enter(invite: &Invite, microbatches: u64) -> Self {
+        // Nobody ever dials a standby.
+        let data_address = "127.0.0.1:9".parse().unwrap();
+        let applicant = Applicant { incarnation: ME, role: Role::Replica, data_address };
+        let identity = Identity::from_seed(STANDBY);
+        let (control, entrance) = Control::enter(invite, &identity, applicant).await.unwrap();
+        assert_eq!(entrance.placement, Placement::Standby);
+        let hello = v1::Hello {
+            protocol_version: PROTOCOL_VERSION,
+            manifest_digest: entrance.digest.0.to_vec(),
+            incarnation: ME.0,
+        };
+        let (table, _) = control.follow(entrance.membership);
+        let mut heart = control.clone();
+        tokio::spawn(async move {
+            while heart.heartbeat(&Vitals::default()).await.is_ok() {
+                tokio::time::sleep(HEARTBEAT_EVERY).await;
+            }
+        });
+        let (standby, stranger) = (Rogue::new(STANDBY, &hello), Rogue::new(STRANGER, &hello));
+        Self { standby, stranger, control, table, microbatches }
+    }
+
+    async fn attack(&self) {
+        // A closed connection takes along what its victim has not read: each stays open for another round.
+        let mut connections = Vec::new();
+        for round in 0.. {
+            // Fails when the run is over and the victims are gone.
+            if let Ok(opened) = self.attack_everybody(round).await {
+                connections = opened;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        drop(connections);
+    }
+
+    async fn attack_everybody(&self, round: u64) -> anyhow::Result<Vec<Connection>> {
+        let me = Identity::from_seed(STANDBY).peer();
+        let members = self.table.borrow().members.clone();
+        let mut connections = Vec::new();
+        for victim in members.iter().filter(|member| member.peer != me) {
+            assert!(self.stranger.intrude(victim).await.is_err(), "{victim:?} lets a stranger in");
+            connections.push(self.attack_one(victim, round).await?);
+        }
+        Ok(connections)
+    }
+
+    async fn attack_one(&self, victim: &Member, round: u64) -> anyhow::Result<Connection> {
+        let connection = self.standby.intrude(victim).await?;
+        for frame in malformed() {
+            throw(&connection, &frame).await?;
+        }
+        for id in (round % LIE_EVERY..self.microbatches).step_by(LIE_EVERY as usize).chain([FOREIGN]) {
+            for lie in lies(MicrobatchId(id)) {
+                throw(&connection, &whole(&lie)).await?;
+            }
+        }
+        Ok(connection)
+    }
+}
+
+/// Bytes that are no frames of this run, in the order of [`SIGNS`].
+fn malformed() -> [Vec<u8>; 5] {
+    let huge = v1::Backward { loss: Some(v1::Loss::default()), code_bytes: 4 << 30, ..Default::default() };
+    let huge = v1::Frame { message: Some(v1::frame::Message::Backward(huge)) }.encode_to_vec();
+    let preamble = |header_bytes: u32| [MAGIC.to_be_bytes(), header_bytes.to_be_bytes()].concat();
+    let mut truncated = whole(&forward(MicrobatchId(FOREIGN), 8));
+    truncated.pop();
+    [
+        preamble(u32::MAX),
+        [preamble(u32::try_from(huge.len()).unwrap()), huge].concat(),
+        whole(&forward(MicrobatchId(FOREIGN), 1 << 16)),
+        truncated,
+        vec![0xEE; 300],
+    ]
+}
+
+/// Frames without a fault, from somebody who has nothing to say about this microbatch.
+fn lies(microbatch: MicrobatchId) -> [Message<Bytes>; 4] {
+    let (attempt, loss) = (Attempt(0), Loss { sum: 1.0, tokens: 1 });
+    [
+        forward(microbatch, 8),
+        Message::Backward { microbatch, attempt, loss, gradient: Bytes::new() },
+        Message::Evaluated { microbatch, attempt, loss },
+        Message::Refused { microbatch, attempt, by: hop(Some(StageIndex(3))), reason: Refusal::Unknown },
+    ]
+}
+
+fn forward(microbatch: MicrobatchId, ids_bytes: usize) -> Message<Bytes> {
+    Message::Forward {
+        microbatch,
+        attempt: Attempt(0),
+        purpose: Purpose::Train,
+        route: vec![hop(None)],
+        version: WeightVersion(0),
+        ids: vec![65; ids_bytes].into(),
+        code: vec![0; 8].into(),
+    }
+}
+
+fn hop(stage: Option<StageIndex>) -> Hop {
+    Hop { stage, peer: Identity::from_seed(STANDBY).peer(), incarnation: ME }
+}
+
+fn whole(message: &Message<Bytes>) -> Vec<u8> {
+    frame::encode(message, &LIMITS).unwrap().to_vec()
+}

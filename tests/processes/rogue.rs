@@ -1,0 +1,116 @@
+//! A peer with a key and no manners. It speaks QUIC by hand, because the library sends nothing but whole frames.
+
+use std::sync::Arc;
+
+use prost::Message as _;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ClientConfig, Connection, Endpoint};
+use rustls::client::AlwaysResolvesClientRawPublicKeys;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::version::TLS13;
+use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use swarmline_proto::v1;
+use swarmline_scheduler::Member;
+
+/// DER of an ed25519 private key (RFC 8410) up to the 32 bytes of the seed.
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+/// Longest answer to a greeting, bytes.
+const REPLY_BYTES_MAX: usize = 4096;
+
+/// Dials whomever it likes with one key.
+pub(crate) struct Rogue {
+    endpoint: Endpoint,
+    hello: Vec<u8>,
+}
+
+impl Rogue {
+    /// The peer whose key has this seed. Must be called in a tokio runtime.
+    pub(crate) fn new(seed: [u8; 32], hello: &v1::Hello) -> Self {
+        let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        endpoint.set_default_client_config(client(seed));
+        Self { endpoint, hello: hello.encode_to_vec() }
+    }
+
+    /// Connects and greets; an error if the victim turns this peer away, or is gone.
+    pub(crate) async fn intrude(&self, victim: &Member) -> anyhow::Result<Connection> {
+        let connection = self.endpoint.connect(victim.address, "swarmline")?.await?;
+        let (mut send, mut receive) = connection.open_bi().await?;
+        send.write_all(&self.hello).await?;
+        send.finish()?;
+        let reply = v1::HandshakeReply::decode(receive.read_to_end(REPLY_BYTES_MAX).await?.as_slice())?;
+        anyhow::ensure!(matches!(reply.reply, Some(v1::handshake_reply::Reply::Welcome(_))), "{reply:?}");
+        Ok(connection)
+    }
+}
+
+/// Writes `bytes` on a stream of their own, or as many of them as the victim wants.
+pub(crate) async fn throw(connection: &Connection, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stream = connection.open_uni().await?;
+    // Both fail where the victim has seen enough.
+    let _ = stream.write_all(bytes).await;
+    let _ = stream.finish();
+    Ok(())
+}
+
+fn client(seed: [u8; 32]) -> ClientConfig {
+    let key = PrivatePkcs8KeyDer::from([PKCS8_PREFIX.as_slice(), &seed].concat());
+    let key = ring::sign::any_eddsa_type(&key).unwrap();
+    let public = CertificateDer::from(key.public_key().unwrap().to_vec());
+    let key = Arc::new(CertifiedKey::new(vec![public], key));
+    let provider = Arc::new(ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Gullible(provider)))
+        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(key)));
+    config.alpn_protocols = vec![b"swarmline-data/1".to_vec()];
+    ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()))
+}
+
+/// Believes every victim to be who it says.
+#[derive(Debug)]
+struct Gullible(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Gullible {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
