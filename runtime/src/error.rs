@@ -40,6 +40,16 @@ pub enum Error {
         /// What the system said.
         error: std::io::Error,
     },
+    /// A feeder's journal cannot be gone on from.
+    #[error("{path}, line {line}: {what}; name another file with --journal to begin anew")]
+    Journal {
+        /// Which file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
     /// Weights in a file do not fit the stage.
     #[error("{path}: {reason}")]
     Weights {

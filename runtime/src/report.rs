@@ -118,6 +118,12 @@ pub struct ReplicaReport {
     pub done: u64,
     /// Microbatches refused.
     pub refused: u64,
+    /// Microbatches taken over for a lost replica.
+    pub restored: u64,
+    /// Microbatches handed on anew, because the replica that had them was lost.
+    pub rerouted: u64,
+    /// Microbatches whose gradient was computed for others only.
+    pub relayed: u64,
     /// Optimizer steps.
     pub updates: u64,
     /// Median staleness of contributions, weight versions.
@@ -158,8 +164,12 @@ pub struct FeederReport {
     pub refused: u64,
     /// Microbatches injected, neither finished nor reported.
     pub lost: u64,
-    /// Microbatches with more than one outcome.
-    pub duplicates: u64,
+    /// Stages of finished microbatches that nobody was granted.
+    pub ungranted: u64,
+    /// Microbatches sent to stage 0 again, because the replica that had them was lost.
+    pub resent: u64,
+    /// Contributions granted to replicas that died afterwards, before an averaging round carried them on.
+    pub contributions_lost: u64,
     /// Tokens trained on.
     pub tokens: u64,
     /// Seconds from the first injection to the last outcome, without evaluation.
@@ -314,12 +324,12 @@ impl std::fmt::Display for FeederReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} injected, {} finished, {} refused, {} lost, {} duplicates; {} tokens in {:.1} s, {:.0} tokens/s",
+            "{} injected, {} finished, {} refused, {} lost, {} ungranted; {} tokens in {:.1} s, {:.0} tokens/s",
             self.injected,
             self.finished,
             self.refused,
             self.lost,
-            self.duplicates,
+            self.ungranted,
             self.tokens,
             self.seconds,
             self.tokens_per_s

@@ -42,10 +42,7 @@ impl Traffic {
         let code = match message {
             Message::Forward { code, .. } if stage < self.last_stage => code,
             Message::Backward { gradient, .. } if stage > StageIndex(0) => gradient,
-            Message::Forward { .. }
-            | Message::Backward { .. }
-            | Message::Evaluated { .. }
-            | Message::Refused { .. } => return,
+            _ => return,
         };
         self.codes += 1;
         self.code_bytes += code.len() as u64;

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::model::Upstream as Received;
 use crate::packing::TokenCodec;
 use crate::report::{Event, FeederReport, ProgressReport, Reporter};
-use crate::stage::{Engine, EngineError, Learning};
+use crate::stage::{Engine, EngineError, Grant, Learning};
 
 /// A line of progress this often is calm enough.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -219,10 +219,10 @@ fn through(stages: &mut [Engine<Cpu>], id: MicrobatchId, ids: &[u8]) -> Result<L
     for stage in upstream.iter_mut() {
         code = stage.forward(id, ids, &code)?;
     }
-    let visit = last.loss_and_backward(id, ids, &code)?;
+    let visit = last.loss_and_backward(id, ids, &code, Grant::Given)?;
     let mut gradient = visit.gradient;
     for stage in upstream.iter_mut().rev() {
-        gradient = stage.backward(id, &gradient)?;
+        gradient = stage.backward(id, &gradient, Grant::Given)?;
     }
     Ok(visit.loss)
 }

@@ -366,9 +366,9 @@ impl Coordinator {
         self.changed |= self.entries.len() != before;
     }
 
-    /// Before the run first ran no stage has been trained, so a standby can start one from nothing.
+    /// A place that became free goes to the standby that has waited; it takes the state from a replica that lives.
     fn promote_standbys(&mut self) {
-        while !self.ran && !self.finished {
+        while !self.finished {
             let standby = |entry: &&mut Entry| entry.member.standing == Standing::Standby;
             let Some(stage) = self.place(None) else { return };
             let Some(entry) = self.entries.values_mut().find(standby) else { return };

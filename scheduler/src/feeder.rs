@@ -184,6 +184,8 @@ pub struct Counts {
     pub ungranted: u64,
     /// Sent to stage 0 again.
     pub resent: u64,
+    /// Contributions granted to replicas that died afterwards.
+    pub contributions_lost: u64,
     /// Claims denied because another replica has the grant: work done twice, applied once.
     pub denied: u64,
     /// Evaluations answered with a loss.

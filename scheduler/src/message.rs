@@ -102,7 +102,7 @@ pub struct Span {
 }
 
 /// Longest bitmap of a [`Span`], bytes: windows are far smaller.
-pub const SPAN_BYTES_MAX: usize = 8_192;
+pub const SPAN_BYTES_MAX: usize = 1_024;
 
 /// Spans a feeder announces at most: those of its latest leases.
 pub const SPANS_MAX: usize = 16;
@@ -234,6 +234,40 @@ pub enum Message<P> {
     },
     /// To neighbours: a sign of life.
     Beat(Beat),
+}
+
+impl<P> Message<P> {
+    /// The payloads: the token ids, and the packed activation or gradient.
+    pub fn payloads(&self) -> (Option<&P>, Option<&P>) {
+        match self {
+            Self::Forward { ids, code, .. } => (Some(ids), Some(code)),
+            Self::Backward { gradient, .. } => (None, Some(gradient)),
+            _ => (None, None),
+        }
+    }
+
+    /// The same message with other payloads; one without takes none.
+    pub fn with_payloads<Q>(self, new_ids: Q, new_code: Q) -> Message<Q> {
+        match self {
+            Self::Forward { microbatch, attempt, purpose, route, holder, version, .. } => {
+                let (ids, code) = (new_ids, new_code);
+                Message::Forward { microbatch, attempt, purpose, route, holder, version, ids, code }
+            }
+            Self::Backward { microbatch, attempt, loss, path, .. } => {
+                Message::Backward { microbatch, attempt, loss, path, gradient: new_code }
+            }
+            Self::Ask { microbatch, attempt, route } => Message::Ask { microbatch, attempt, route },
+            Self::Holds { microbatch, attempt, holding } => Message::Holds { microbatch, attempt, holding },
+            Self::Passed { microbatch, attempt, next } => Message::Passed { microbatch, attempt, next },
+            Self::Held { microbatch, holder } => Message::Held { microbatch, holder },
+            Self::Claim { stage, microbatches } => Message::Claim { stage, microbatches },
+            Self::Granted { granted, denied } => Message::Granted { granted, denied },
+            Self::Evaluated { microbatch, attempt, loss } => Message::Evaluated { microbatch, attempt, loss },
+            Self::Refused { microbatch, by, reason } => Message::Refused { microbatch, by, reason },
+            Self::Ended { spans, finished } => Message::Ended { spans, finished },
+            Self::Beat(beat) => Message::Beat(beat),
+        }
+    }
 }
 
 /// What a peer is for.

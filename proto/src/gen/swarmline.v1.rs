@@ -228,7 +228,7 @@ pub struct Rejected {
 /// copied nor scanned.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Frame {
-    #[prost(oneof = "frame::Message", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "frame::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub message: ::core::option::Option<frame::Message>,
 }
 /// Nested message and enum types in `Frame`.
@@ -243,6 +243,22 @@ pub mod frame {
         Evaluated(super::Evaluated),
         #[prost(message, tag = "4")]
         Refused(super::Refused),
+        #[prost(message, tag = "5")]
+        Ask(super::Ask),
+        #[prost(message, tag = "6")]
+        Holds(super::Holds),
+        #[prost(message, tag = "7")]
+        Passed(super::Passed),
+        #[prost(message, tag = "8")]
+        Held(super::Held),
+        #[prost(message, tag = "9")]
+        Claim(super::Claim),
+        #[prost(message, tag = "10")]
+        Granted(super::Granted),
+        #[prost(message, tag = "11")]
+        Ended(super::Ended),
+        #[prost(message, tag = "12")]
+        Beat(super::Beat),
     }
 }
 /// Downstream: token ids and the activation.
@@ -269,9 +285,12 @@ pub struct Forward {
     /// Second payload: the packed activation; 0 from a feeder.
     #[prost(uint64, tag = "7")]
     pub code_bytes: u64,
+    /// Who is known to hold it further downstream, to be asked before it is sent on anew; absent if nobody is.
+    #[prost(message, optional, tag = "8")]
+    pub holder: ::core::option::Option<Hop>,
 }
-/// Upstream: the gradient of the activation. To a feeder: the microbatch is finished.
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+/// Upstream: the gradient of the activation. To a feeder: the microbatch came home.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Backward {
     /// Which microbatch.
     #[prost(uint64, tag = "1")]
@@ -285,8 +304,11 @@ pub struct Backward {
     /// Only payload: the packed boundary gradient; 0 to a feeder.
     #[prost(uint64, tag = "4")]
     pub code_bytes: u64,
+    /// Who computed the gradient, the last stage first, the sender last.
+    #[prost(message, repeated, tag = "5")]
+    pub path: ::prost::alloc::vec::Vec<Hop>,
 }
-/// Upstream: result of an evaluation. No payload.
+/// To the feeder: result of an evaluation. No payload.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Evaluated {
     /// Which microbatch.
@@ -299,15 +321,12 @@ pub struct Evaluated {
     #[prost(message, optional, tag = "3")]
     pub loss: ::core::option::Option<Loss>,
 }
-/// Both ways: the microbatch was refused and counts as such. No payload.
+/// To the feeder: the microbatch is refused and counts as such. No payload.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {
     /// Which microbatch.
     #[prost(uint64, tag = "1")]
     pub microbatch: u64,
-    /// Attempt number as last exchanged with the receiver.
-    #[prost(uint32, tag = "2")]
-    pub attempt: u32,
     /// Who refused it.
     #[prost(message, optional, tag = "3")]
     pub by: ::core::option::Option<Hop>,
@@ -340,14 +359,16 @@ pub mod refused {
         NonFinite = 1,
         /// Bytes that do not fit the run.
         Malformed = 2,
-        /// A microbatch the refuser does not hold.
+        /// The device has no stash of it.
         Unknown = 3,
-        /// More microbatches in flight than the refuser has slots for.
+        /// The device has no room for it.
         Busy = 4,
-        /// No peer serves the next stage.
+        /// Nobody served the next stage for too long.
         Undeliverable = 5,
         /// The device failed.
         Device = 6,
+        /// Nobody is known to hold it, and it may not be injected twice.
+        Abandoned = 7,
     }
     impl Cause {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -363,6 +384,7 @@ pub mod refused {
                 Self::Busy => "CAUSE_BUSY",
                 Self::Undeliverable => "CAUSE_UNDELIVERABLE",
                 Self::Device => "CAUSE_DEVICE",
+                Self::Abandoned => "CAUSE_ABANDONED",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -375,10 +397,175 @@ pub mod refused {
                 "CAUSE_BUSY" => Some(Self::Busy),
                 "CAUSE_UNDELIVERABLE" => Some(Self::Undeliverable),
                 "CAUSE_DEVICE" => Some(Self::Device),
+                "CAUSE_ABANDONED" => Some(Self::Abandoned),
                 _ => None,
             }
         }
     }
+}
+/// Downstream: do you hold this? The sender is its upstream from now on. No payload, like all that follow.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Ask {
+    /// Which microbatch.
+    #[prost(uint64, tag = "1")]
+    pub microbatch: u64,
+    /// Which sending of it by this sender.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    /// Visits so far, the feeder first, the sender last.
+    #[prost(message, repeated, tag = "3")]
+    pub route: ::prost::alloc::vec::Vec<Hop>,
+}
+/// Upstream: the answer to Ask if there is no gradient yet, or to a Forward that was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Holds {
+    /// Which microbatch.
+    #[prost(uint64, tag = "1")]
+    pub microbatch: u64,
+    /// Attempt number of what this answers.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    /// What became of it.
+    #[prost(enumeration = "holds::Holding", tag = "3")]
+    pub holding: i32,
+}
+/// Nested message and enum types in `Holds`.
+pub mod holds {
+    /// What became of it.
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Holding {
+        /// Never sent.
+        Unspecified = 0,
+        /// It is here; its gradient will follow, to the one who asked last.
+        Held = 1,
+        /// It is not here: send it.
+        Missing = 2,
+        /// It was not taken: no slot is free.
+        Busy = 3,
+    }
+    impl Holding {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "HOLDING_UNSPECIFIED",
+                Self::Held => "HOLDING_HELD",
+                Self::Missing => "HOLDING_MISSING",
+                Self::Busy => "HOLDING_BUSY",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "HOLDING_UNSPECIFIED" => Some(Self::Unspecified),
+                "HOLDING_HELD" => Some(Self::Held),
+                "HOLDING_MISSING" => Some(Self::Missing),
+                "HOLDING_BUSY" => Some(Self::Busy),
+                _ => None,
+            }
+        }
+    }
+}
+/// Upstream: a receipt. The microbatch was handed on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Passed {
+    /// Which microbatch.
+    #[prost(uint64, tag = "1")]
+    pub microbatch: u64,
+    /// Attempt number of the forward it arrived with.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    /// Who has it now.
+    #[prost(message, optional, tag = "3")]
+    pub next: ::core::option::Option<Hop>,
+}
+/// To the nearest live hop of the route: the upstream of the holder is gone, but the microbatch is there.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Held {
+    /// Which microbatch.
+    #[prost(uint64, tag = "1")]
+    pub microbatch: u64,
+    /// Who holds it.
+    #[prost(message, optional, tag = "2")]
+    pub holder: ::core::option::Option<Hop>,
+}
+/// To the feeder: may the sender apply its gradients of these microbatches?
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Claim {
+    /// The sender's stage, 0 to 65535.
+    #[prost(uint32, tag = "1")]
+    pub stage: u32,
+    /// Which microbatches, at most 1024.
+    #[prost(uint64, repeated, tag = "2")]
+    pub microbatches: ::prost::alloc::vec::Vec<u64>,
+}
+/// From the feeder: the answer to claims. For a microbatch and stage a grant is given once, ever.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Granted {
+    /// Apply these; at most 1024.
+    #[prost(uint64, repeated, tag = "1")]
+    pub granted: ::prost::alloc::vec::Vec<u64>,
+    /// Somebody else applies these; at most 1024.
+    #[prost(uint64, repeated, tag = "2")]
+    pub denied: ::prost::alloc::vec::Vec<u64>,
+}
+/// From a feeder to all replicas: which of its microbatches have their outcome. Everything held of them is freed.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Ended {
+    /// By first id; at most 16.
+    #[prost(message, repeated, tag = "1")]
+    pub spans: ::prost::alloc::vec::Vec<ended::Span>,
+    /// Microbatches finished so far: the clock of averaging rounds.
+    #[prost(uint64, tag = "2")]
+    pub finished: u64,
+}
+/// Nested message and enum types in `Ended`.
+pub mod ended {
+    /// Outcomes of one range of leased ids.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Span {
+        /// First id leased.
+        #[prost(uint64, tag = "1")]
+        pub first: u64,
+        /// First id without an outcome, at least `first`.
+        #[prost(uint64, tag = "2")]
+        pub below: u64,
+        /// Outcomes from `below` on, a bit an id, least significant first; at most 1024 bytes.
+        #[prost(bytes = "vec", tag = "3")]
+        pub beyond: ::prost::alloc::vec::Vec<u8>,
+    }
+}
+/// Sign of life between neighbours, every second.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Beat {
+    /// Jobs the device has answered since the incarnation began.
+    #[prost(uint64, tag = "1")]
+    pub counter: u64,
+    /// Tasks that wait for the device.
+    #[prost(uint32, tag = "2")]
+    pub queued: u32,
+    /// Age of the oldest of them, microseconds; 0 if there are none.
+    #[prost(uint64, tag = "3")]
+    pub oldest_us: u64,
+    /// Moving average of the time a forward takes to compute, microseconds; absent before the first.
+    #[prost(uint64, optional, tag = "4")]
+    pub service_us: ::core::option::Option<u64>,
+    /// Microbatches the receiver may have unanswered at the sender.
+    #[prost(uint32, tag = "5")]
+    pub credit: u32,
 }
 /// Request to enter the run.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -578,9 +765,9 @@ pub struct FeederReport {
     /// Microbatches given up.
     #[prost(uint64, tag = "6")]
     pub lost: u64,
-    /// Ends heard a second time.
+    /// Stages of finished microbatches that no replica was granted.
     #[prost(uint64, tag = "7")]
-    pub duplicates: u64,
+    pub ungranted: u64,
     /// Training loss summed over all microbatches finished.
     #[prost(message, optional, tag = "8")]
     pub training_loss: ::core::option::Option<Loss>,

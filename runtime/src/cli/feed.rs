@@ -26,6 +26,9 @@ pub(super) struct Arguments {
     /// Keep this feeder's key in a file, so that it is known again after a restart
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
+    /// Keep a journal in this file; started again with it and --identity, the feeder goes on where it died
+    #[arg(long, value_name = "FILE", requires = "identity")]
+    journal: Option<PathBuf>,
     #[command(flatten)]
     leash: Leash,
     /// Print one JSON object a line
@@ -40,6 +43,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         listen: arguments.listen,
         data: arguments.data.clone(),
         evaluate_every: arguments.evaluate_every,
+        journal: arguments.journal.clone(),
     };
     let reporter = Arc::new(reporter(arguments.json));
     block_on(async {

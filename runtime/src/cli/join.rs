@@ -33,6 +33,9 @@ pub(super) struct Arguments {
     /// Record name and digest of every parameter that is ever present in this process
     #[arg(long, value_name = "FILE")]
     parameter_log: Option<PathBuf>,
+    /// Append stage and id of every microbatch whose gradients are applied here
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<PathBuf>,
     #[command(flatten)]
     leash: Leash,
     /// Print one JSON object a line
@@ -49,6 +52,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         save: arguments.save.clone(),
         resume: arguments.resume.clone(),
         parameter_log: arguments.parameter_log.clone(),
+        ledger: arguments.ledger.clone(),
     };
     let reporter = Arc::new(reporter(arguments.json));
     block_on(async { Ok(stage::join(options, &reporter, stop_requested(arguments.leash)).await?) })

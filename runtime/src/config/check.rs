@@ -93,6 +93,7 @@ fn pipeline(pipeline: &Pipeline, model: &Model) -> Checked {
         ));
     }
     layers_per_stage(pipeline, model)?;
+    count("pipeline.replicas", pipeline.replicas, 1, limits::REPLICAS_MAX)?;
     count("pipeline.window", pipeline.window, 1, limits::WINDOW_MAX)?;
     let per_update = pipeline.microbatches_per_update;
     count("pipeline.microbatches_per_update", per_update, 1, limits::MICROBATCHES_PER_UPDATE_MAX)

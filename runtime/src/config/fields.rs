@@ -66,11 +66,12 @@ pub(super) const SECTIONS: &[Section] = &[
             shared("layers_per_stage", "Layers of each stage, in order.", |run| {
                 list(&run.pipeline.layers_per_stage, |layers| number(layers))
             }),
+            shared("replicas", "Replicas that serve a stage, at most.", |run| number(run.pipeline.replicas)),
             shared("mode", "asynchronous: no stage waits. synchronous: drain before every update.", |run| {
                 text(mode_name(run.pipeline.mode))
             }),
             shared("window", "Microbatches in flight.", |run| number(run.pipeline.window)),
-            shared("microbatches_per_update", "Microbatches a stage accumulates before it steps.", |run| {
+            shared("microbatches_per_update", "Microbatches a replica accumulates before it steps.", |run| {
                 number(run.pipeline.microbatches_per_update)
             }),
             shared("stash", "What forward keeps for backward: activations, or input (recompute).", |run| {

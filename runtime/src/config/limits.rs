@@ -27,6 +27,8 @@ pub const MICROBATCH_TOKENS_MAX: usize = 1 << 22;
 pub const BOUNDARY_BYTES_MAX: u64 = 1 << 32;
 /// Parameters of one stage.
 pub const STAGE_PARAMETERS_MAX: u64 = 1 << 38;
+/// Replicas of one stage.
+pub const REPLICAS_MAX: usize = 1 << 12;
 /// Microbatches in flight.
 pub const WINDOW_MAX: usize = 1 << 16;
 /// Microbatches of one update.

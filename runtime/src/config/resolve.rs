@@ -160,13 +160,15 @@ fn read_pipeline(document: &Document<'_>, layers: usize) -> Result<Pipeline, Con
     let stashes = [("activations", Stash::Activations), ("input", Stash::Input)];
     let mode = document.word("pipeline", "mode", &modes)?.unwrap_or(Mode::Asynchronous);
     let microbatches_per_update = count("microbatches_per_update")?.unwrap_or(1);
+    let replicas = count("replicas")?.unwrap_or(1);
     let default_window = match mode {
-        Mode::Asynchronous => stages.saturating_mul(2),
-        Mode::Synchronous => microbatches_per_update,
+        Mode::Asynchronous => stages.saturating_mul(2).saturating_mul(replicas),
+        Mode::Synchronous => microbatches_per_update.saturating_mul(replicas),
     };
     Ok(Pipeline {
         stages,
         layers_per_stage: named.unwrap_or_else(|| even_cut(layers, stages)),
+        replicas,
         mode,
         window: count("window")?.unwrap_or(default_window),
         microbatches_per_update,

@@ -64,11 +64,14 @@ pub struct Pipeline {
     /// Layers of each stage, in order; sums to `model.layers`. Default: as even as possible, earlier stages
     /// take the remainder.
     pub layers_per_stage: Vec<usize>,
+    /// Replicas that serve a stage, at most; who comes later stands by. Default 1.
+    pub replicas: usize,
     /// Whether stages wait for each other. Default asynchronous.
     pub mode: Mode,
-    /// Microbatches in flight. Default: 2 x stages asynchronous, `microbatches_per_update` synchronous.
+    /// Microbatches in flight. Default: 2 x stages x replicas asynchronous, `microbatches_per_update` x replicas
+    /// synchronous.
     pub window: usize,
-    /// Microbatches `K` a stage accumulates before it steps. Default 1.
+    /// Microbatches `K` a replica accumulates before it steps. Default 1.
     pub microbatches_per_update: usize,
     /// What forward keeps for backward. Default activations.
     pub stash: Stash,
@@ -150,7 +153,7 @@ pub struct Optimizer {
     pub learning_rate: f32,
     /// Updates of linear warm-up. Default: a tenth of `updates`, at most 100.
     pub warmup_updates: u64,
-    /// Updates after which the cosine has reached its floor; also the length of the run. Default 1000.
+    /// Updates of a replica after which the cosine has reached its floor; also the length of the run. Default 1000.
     pub updates: u64,
     /// Floor of the schedule as a share of the peak. Default 0.1.
     pub final_share: f32,
@@ -253,10 +256,11 @@ impl Run {
         StageIndex(u16::try_from(self.pipeline.stages - 1).unwrap_or(u16::MAX))
     }
 
-    /// Microbatches of the whole run: `updates * K`.
+    /// Microbatches of the whole run: `updates * K` for each replica of a stage.
     #[must_use]
     pub fn microbatches(&self) -> u64 {
-        self.optimizer.updates.saturating_mul(self.pipeline.microbatches_per_update as u64)
+        let per_update = self.pipeline.microbatches_per_update.saturating_mul(self.pipeline.replicas);
+        self.optimizer.updates.saturating_mul(per_update as u64)
     }
 
     /// Tokens a microbatch is trained on: `N = B * T`.

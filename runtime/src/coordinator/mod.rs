@@ -114,6 +114,7 @@ pub async fn coordinate(
     let desk = Desk {
         scheduler: swarmline_scheduler::Coordinator::new(Config {
             policy,
+            replicas_per_stage: u32::try_from(options.run.pipeline.replicas).unwrap_or(u32::MAX),
             ..Config::new(stages(&options.run))
         }),
         clock: Clock::start(),

@@ -147,7 +147,9 @@ impl v1::coordinator_server::Coordinator for Service {
                 finished: report.finished,
                 refused: report.refused,
                 lost: report.lost,
-                duplicates: report.duplicates,
+                ungranted: report.ungranted,
+                resent: 0,
+                contributions_lost: 0,
                 ..FeederReport::default()
             };
             let _ = self.published.reports.send(account).await;

@@ -54,7 +54,7 @@ impl Account {
         let elapsed = std::mem::replace(&mut self.progress_at, Instant::now()).elapsed();
         let since = std::mem::take(&mut self.since_progress);
         (since.tokens > 0).then(|| ProgressReport {
-            done: counts.finished + counts.refused + counts.lost,
+            done: counts.finished + counts.refused,
             total: self.total,
             in_flight: counts.in_flight,
             loss: since.mean(),
@@ -68,8 +68,10 @@ impl Account {
             injected: counts.injected,
             finished: counts.finished,
             refused: counts.refused,
-            lost: counts.lost + counts.in_flight,
-            duplicates: counts.duplicates,
+            lost: counts.lost,
+            ungranted: counts.ungranted,
+            resent: counts.resent,
+            contributions_lost: counts.contributions_lost,
             tokens: self.tokens,
             seconds,
             tokens_per_s: self.tokens as f64 / seconds.max(f64::MIN_POSITIVE),

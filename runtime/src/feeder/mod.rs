@@ -3,6 +3,7 @@
 
 mod account;
 mod evaluations;
+mod journal;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use swarmline_scheduler::feeder::{Action, Config, Event as Happened, Measured, Outcome};
-use swarmline_scheduler::router::{RouterFactory as _, UniformConfig};
+use swarmline_scheduler::router::{Policy, RouterFactory as _};
 use swarmline_scheduler::{
     Admission, Feeder, Lease, Membership, Message, MicrobatchId, PeerId, Purpose, Role,
 };
@@ -34,6 +35,7 @@ use crate::packing::TokenCodec;
 use crate::report::{Event, Repeated, Reporter};
 use account::Account;
 use evaluations::Evaluations;
+use journal::Journal;
 
 /// Lines of progress come this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -55,6 +57,9 @@ pub struct FeedOptions {
     pub data: Vec<PathBuf>,
     /// Microbatches between two evaluations, besides those at the start and the end.
     pub evaluate_every: Option<u64>,
+    /// Where to keep what must survive this process; a feeder that is started again with it and the same key goes on
+    /// where this one died.
+    pub journal: Option<PathBuf>,
 }
 
 impl FeedOptions {
@@ -67,6 +72,7 @@ impl FeedOptions {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             data: Vec::new(),
             evaluate_every: None,
+            journal: None,
         }
     }
 }
@@ -120,6 +126,7 @@ struct Desk {
     batches: Batches,
     tokens: TokenCodec,
     evaluations: Evaluations,
+    journal: Journal,
     account: Account,
     done: bool,
     /// When a person was last told that a stage is unserved; the first wait is ordinary.
@@ -158,8 +165,10 @@ impl Desk {
         let (plane, arrivals, trust) = start_plane(&plan, socket, &entrance.membership)?;
         let (table, _) = control.follow(entrance.membership);
         let (lease_answers, leases) = mpsc::channel(1);
+        let (journal, records) = Journal::open(options.journal.as_deref(), &entrance.digest)?;
         Ok(Self {
-            feeder: Feeder::new(config, UniformConfig.build(run.seed)),
+            feeder: Feeder::resume(config, Policy::Resident.build(run.seed), records),
+            journal,
             control,
             heart,
             table,
@@ -202,8 +211,10 @@ impl Desk {
                 () = self.clock.sleep_until(deadline) => self.handle(Happened::Timeout, reporter)?,
                 _ = progress.tick() => self.tell_progress(reporter),
                 directive = self.heart.directive(), if stopping.is_none() => {
-                    if let Directive::Leave(reason) = directive? {
-                        return Err(Error::Refused(reason));
+                    match directive? {
+                        Directive::Continue | Directive::Serve(_) => self.handle(Happened::Reached, reporter)?,
+                        Directive::Finished => return Err(Error::Refused("the run is finished".to_owned())),
+                        Directive::Leave(reason) => return Err(Error::Refused(reason)),
                     }
                 }
                 () = stop.as_mut(), if stopping.is_none() => {
@@ -229,8 +240,8 @@ impl Desk {
             injected: counts.injected,
             finished: counts.finished,
             refused: counts.refused,
-            lost: counts.lost + counts.in_flight,
-            duplicates: counts.duplicates,
+            lost: counts.lost,
+            ungranted: counts.ungranted,
             done: !stopped,
         };
         self.control.report(&totals).await?;
@@ -262,6 +273,7 @@ impl Desk {
             self.feeder.handle(self.clock.now(), event);
             while let Some(action) = self.feeder.poll_action() {
                 match action {
+                    Action::Journal(record) => self.journal.write(&record)?,
                     Action::Draw { microbatch, purpose } => {
                         let ids = self.draw(microbatch, purpose)?;
                         events.push_back(Happened::Drawn { microbatch, ids });
@@ -333,8 +345,8 @@ impl Desk {
                     reporter.tell(&Event::Incident { message });
                 }
             }
-            Outcome::Lost => reporter.tell(&Event::Incident {
-                message: format!("{id} has no outcome after its deadline; it is counted as lost"),
+            Outcome::Unanswered => reporter.tell(&Event::Incident {
+                message: format!("held-out {id} was never answered; the figure does without it"),
             }),
         }
     }
@@ -348,7 +360,7 @@ impl Desk {
     fn measured(&mut self, measured: &Measured, reporter: &Reporter) {
         self.account.paused();
         let done = self.feeder.counts();
-        let done = done.finished + done.refused + done.lost;
+        let done = done.finished + done.refused;
         match measured.mean() {
             Some(loss) => {
                 let upstream_cut = measured.purpose == Purpose::EvaluateCut;

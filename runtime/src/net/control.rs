@@ -117,6 +117,8 @@ pub enum Directive {
     Continue,
     /// Serve this stage: a standby is needed.
     Serve(StageIndex),
+    /// The run is over: leave.
+    Finished,
     /// Finish what is in flight, then leave; for people, why.
     Leave(String),
 }
@@ -132,8 +134,8 @@ pub struct FeederTotals {
     pub refused: u64,
     /// Given up.
     pub lost: u64,
-    /// Outcomes heard a second time.
-    pub duplicates: u64,
+    /// Stages of finished microbatches nobody was granted.
+    pub ungranted: u64,
     /// Nothing is left to inject and nothing in flight.
     pub done: bool,
 }
@@ -225,7 +227,7 @@ impl Control {
             finished: totals.finished,
             refused: totals.refused,
             lost: totals.lost,
-            duplicates: totals.duplicates,
+            ungranted: totals.ungranted,
             done: totals.done,
             ..v1::FeederReport::default()
         };
@@ -310,9 +312,7 @@ fn read_directive(answer: &v1::HeartbeatResponse) -> Result<Directive, ControlEr
             .map(Directive::Serve)
             .map_err(|error| ControlError::Answer(error.to_string())),
         Some(Wire::Leave(leave)) => Ok(Directive::Leave(wire::single_line(&leave.reason))),
-        None if answer.run_state() == v1::RunState::Finished => {
-            Ok(Directive::Leave("the run is finished".to_owned()))
-        }
+        None if answer.run_state() == v1::RunState::Finished => Ok(Directive::Finished),
         None => Ok(Directive::Continue),
     }
 }

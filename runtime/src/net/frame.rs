@@ -210,11 +210,8 @@ pub(super) fn decode_header(header: &[u8], limits: &FrameLimits) -> Result<Annou
     let frame = v1::Frame::decode(header)
         .map_err(|error| WireError::Protobuf { message: "Frame", detail: error.to_string() })?;
     let message = wire::decode_frame(frame)?;
-    let (ids, code) = match &message {
-        Message::Forward { ids, code, .. } => (*ids, *code),
-        Message::Backward { gradient, .. } => (0, *gradient),
-        Message::Evaluated { .. } | Message::Refused { .. } => (0, 0),
-    };
+    let (ids, code) = message.payloads();
+    let (ids, code) = (ids.copied().unwrap_or(0), code.copied().unwrap_or(0));
     Ok(Announced {
         ids_bytes: check_length(Part::Ids, ids, limits.ids_bytes_max)?,
         code_bytes: check_length(Part::Code, code, limits.code_bytes_max)?,
@@ -240,29 +237,13 @@ impl Announced {
 
     /// The message with its payloads.
     pub(super) fn fill(self, ids: Bytes, code: Bytes) -> Message<Bytes> {
-        match self.message {
-            Message::Forward { microbatch, attempt, purpose, route, version, .. } => {
-                Message::Forward { microbatch, attempt, purpose, route, version, ids, code }
-            }
-            Message::Backward { microbatch, attempt, loss, .. } => {
-                Message::Backward { microbatch, attempt, loss, gradient: code }
-            }
-            Message::Evaluated { microbatch, attempt, loss } => {
-                Message::Evaluated { microbatch, attempt, loss }
-            }
-            Message::Refused { microbatch, attempt, by, reason } => {
-                Message::Refused { microbatch, attempt, by, reason }
-            }
-        }
+        self.message.with_payloads(ids, code)
     }
 }
 
 fn payloads(message: &Message<Bytes>) -> [Bytes; 2] {
-    match message {
-        Message::Forward { ids, code, .. } => [ids.clone(), code.clone()],
-        Message::Backward { gradient, .. } => [Bytes::new(), gradient.clone()],
-        Message::Evaluated { .. } | Message::Refused { .. } => [Bytes::new(), Bytes::new()],
-    }
+    let (ids, code) = message.payloads();
+    [ids.cloned().unwrap_or_default(), code.cloned().unwrap_or_default()]
 }
 
 fn check_length(part: Part, announced: u64, allowed: usize) -> Result<usize, FrameError> {

@@ -176,7 +176,15 @@ fn brief(message: &Message<Bytes>) -> String {
         Message::Forward { microbatch, attempt, .. } => format!("forward {microbatch}.{}", attempt.0),
         Message::Backward { microbatch, attempt, .. } => format!("backward {microbatch}.{}", attempt.0),
         Message::Evaluated { microbatch, attempt, .. } => format!("evaluated {microbatch}.{}", attempt.0),
-        Message::Refused { microbatch, attempt, .. } => format!("refused {microbatch}.{}", attempt.0),
+        Message::Refused { microbatch, .. } => format!("refused {microbatch}"),
+        Message::Ask { microbatch, attempt, .. } => format!("ask {microbatch}.{}", attempt.0),
+        Message::Holds { microbatch, attempt, .. } => format!("holds {microbatch}.{}", attempt.0),
+        Message::Passed { microbatch, attempt, .. } => format!("passed {microbatch}.{}", attempt.0),
+        Message::Held { microbatch, .. } => format!("held {microbatch}"),
+        Message::Claim { microbatches, .. } => format!("claim of {}", microbatches.len()),
+        Message::Granted { granted, .. } => format!("grant of {}", granted.len()),
+        Message::Ended { .. } => "ended".to_owned(),
+        Message::Beat(_) => "beat".to_owned(),
     }
 }
 

@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use swarmline_proto::v1;
 use swarmline_scheduler::{
-    Attempt, Hop, Incarnation, Loss, Member, Membership, Message, MicrobatchId, PeerId, Purpose, Refusal,
-    Role, StageIndex, Standing, WeightVersion,
+    Attempt, Beat, CLAIM_MAX, Duration, Holding, Hop, Incarnation, Loss, Member, Membership, Message,
+    MicrobatchId, PeerId, Purpose, Refusal, Role, SPAN_BYTES_MAX, SPANS_MAX, Span, StageIndex, Standing,
+    WeightVersion,
 };
 
 use super::digest::ManifestDigest;
@@ -49,21 +50,23 @@ pub enum WireError {
 pub(super) fn encode_frame(message: &Message<Bytes>) -> v1::Frame {
     use v1::frame::Message as Wire;
     let wire = match message {
-        Message::Forward { microbatch, attempt, purpose, route, version, ids, code } => {
+        Message::Forward { microbatch, attempt, purpose, route, holder, version, ids, code } => {
             Wire::Forward(v1::Forward {
                 microbatch: microbatch.0,
                 attempt: attempt.0,
                 purpose: encode_purpose(*purpose).into(),
                 route: route.iter().map(encode_hop).collect(),
+                holder: holder.as_ref().map(encode_hop),
                 weight_version: version.0,
                 ids_bytes: ids.len() as u64,
                 code_bytes: code.len() as u64,
             })
         }
-        Message::Backward { microbatch, attempt, loss, gradient } => Wire::Backward(v1::Backward {
+        Message::Backward { microbatch, attempt, loss, path, gradient } => Wire::Backward(v1::Backward {
             microbatch: microbatch.0,
             attempt: attempt.0,
             loss: Some(encode_loss(*loss)),
+            path: path.iter().map(encode_hop).collect(),
             code_bytes: gradient.len() as u64,
         }),
         Message::Evaluated { microbatch, attempt, loss } => Wire::Evaluated(v1::Evaluated {
@@ -71,18 +74,52 @@ pub(super) fn encode_frame(message: &Message<Bytes>) -> v1::Frame {
             attempt: attempt.0,
             loss: Some(encode_loss(*loss)),
         }),
-        Message::Refused { microbatch, attempt, by, reason } => {
+        Message::Refused { microbatch, by, reason } => {
             let (cause, detail) = encode_refusal(reason);
-            Wire::Refused(v1::Refused {
-                microbatch: microbatch.0,
-                attempt: attempt.0,
-                by: Some(encode_hop(by)),
-                cause: cause.into(),
-                detail,
-            })
+            let by = Some(encode_hop(by));
+            Wire::Refused(v1::Refused { microbatch: microbatch.0, by, cause: cause.into(), detail })
         }
+        word => return v1::Frame { message: encode_word(word) },
     };
     v1::Frame { message: Some(wire) }
+}
+
+/// Messages without a payload that keep microbatches from being lost; `None` for the others.
+fn encode_word(message: &Message<Bytes>) -> Option<v1::frame::Message> {
+    use v1::frame::Message as Wire;
+    let ids = |ids: &[MicrobatchId]| ids.iter().map(|id| id.0).collect();
+    Some(match message {
+        Message::Ask { microbatch, attempt, route } => {
+            let route = route.iter().map(encode_hop).collect();
+            Wire::Ask(v1::Ask { microbatch: microbatch.0, attempt: attempt.0, route })
+        }
+        Message::Holds { microbatch, attempt, holding } => {
+            let holding = encode_holding(*holding).into();
+            Wire::Holds(v1::Holds { microbatch: microbatch.0, attempt: attempt.0, holding })
+        }
+        Message::Passed { microbatch, attempt, next } => {
+            let next = Some(encode_hop(next));
+            Wire::Passed(v1::Passed { microbatch: microbatch.0, attempt: attempt.0, next })
+        }
+        Message::Held { microbatch, holder } => {
+            Wire::Held(v1::Held { microbatch: microbatch.0, holder: Some(encode_hop(holder)) })
+        }
+        Message::Claim { stage, microbatches } => {
+            Wire::Claim(v1::Claim { stage: stage.0.into(), microbatches: ids(microbatches) })
+        }
+        Message::Granted { granted, denied } => {
+            Wire::Granted(v1::Granted { granted: ids(granted), denied: ids(denied) })
+        }
+        Message::Ended { spans, finished } => {
+            let spans = spans.iter().map(encode_span).collect();
+            Wire::Ended(v1::Ended { spans, finished: *finished })
+        }
+        Message::Beat(beat) => Wire::Beat(encode_beat(beat)),
+        Message::Forward { .. }
+        | Message::Backward { .. }
+        | Message::Evaluated { .. }
+        | Message::Refused { .. } => return None,
+    })
 }
 
 /// The message a header announces, with the announced lengths, in bytes, where the payloads will be. The lengths
@@ -94,7 +131,8 @@ pub(super) fn decode_frame(frame: v1::Frame) -> Result<Message<u64>, WireError> 
             microbatch: MicrobatchId(forward.microbatch),
             attempt: Attempt(forward.attempt),
             purpose: decode_purpose(forward.purpose)?,
-            route: forward.route.iter().map(decode_hop).collect::<Result<_, _>>()?,
+            route: decode_hops(&forward.route)?,
+            holder: forward.holder.as_ref().map(decode_hop).transpose()?,
             version: WeightVersion(forward.weight_version),
             ids: forward.ids_bytes,
             code: forward.code_bytes,
@@ -103,6 +141,7 @@ pub(super) fn decode_frame(frame: v1::Frame) -> Result<Message<u64>, WireError> 
             microbatch: MicrobatchId(backward.microbatch),
             attempt: Attempt(backward.attempt),
             loss: require_loss(backward.loss)?,
+            path: decode_hops(&backward.path)?,
             gradient: backward.code_bytes,
         },
         Wire::Evaluated(evaluated) => Message::Evaluated {
@@ -112,10 +151,37 @@ pub(super) fn decode_frame(frame: v1::Frame) -> Result<Message<u64>, WireError> 
         },
         Wire::Refused(refused) => Message::Refused {
             microbatch: MicrobatchId(refused.microbatch),
-            attempt: Attempt(refused.attempt),
-            by: decode_hop(&refused.by.ok_or(WireError::Missing { field: "the refuser" })?)?,
+            by: require_hop(refused.by.as_ref(), "the refuser")?,
             reason: decode_refusal(refused.cause, &refused.detail)?,
         },
+        Wire::Ask(ask) => Message::Ask {
+            microbatch: MicrobatchId(ask.microbatch),
+            attempt: Attempt(ask.attempt),
+            route: decode_hops(&ask.route)?,
+        },
+        Wire::Holds(holds) => Message::Holds {
+            microbatch: MicrobatchId(holds.microbatch),
+            attempt: Attempt(holds.attempt),
+            holding: decode_holding(holds.holding)?,
+        },
+        Wire::Passed(passed) => Message::Passed {
+            microbatch: MicrobatchId(passed.microbatch),
+            attempt: Attempt(passed.attempt),
+            next: require_hop(passed.next.as_ref(), "the next hop")?,
+        },
+        Wire::Held(held) => Message::Held {
+            microbatch: MicrobatchId(held.microbatch),
+            holder: require_hop(held.holder.as_ref(), "the holder")?,
+        },
+        Wire::Claim(claim) => Message::Claim {
+            stage: decode_stage(claim.stage)?,
+            microbatches: decode_ids(&claim.microbatches)?,
+        },
+        Wire::Granted(verdict) => {
+            Message::Granted { granted: decode_ids(&verdict.granted)?, denied: decode_ids(&verdict.denied)? }
+        }
+        Wire::Ended(ended) => Message::Ended { spans: decode_spans(ended.spans)?, finished: ended.finished },
+        Wire::Beat(beat) => Message::Beat(decode_beat(&beat)),
     })
 }
 
@@ -261,6 +327,76 @@ fn decode_hop(hop: &v1::Hop) -> Result<Hop, WireError> {
     })
 }
 
+fn decode_hops(hops: &[v1::Hop]) -> Result<Vec<Hop>, WireError> {
+    hops.iter().map(decode_hop).collect()
+}
+
+fn require_hop(hop: Option<&v1::Hop>, field: &'static str) -> Result<Hop, WireError> {
+    decode_hop(hop.ok_or(WireError::Missing { field })?)
+}
+
+fn decode_ids(ids: &[u64]) -> Result<Vec<MicrobatchId>, WireError> {
+    if ids.len() > CLAIM_MAX {
+        return Err(unknown("the number of microbatches", ids.len() as i64, "at most 1024"));
+    }
+    Ok(ids.iter().copied().map(MicrobatchId).collect())
+}
+
+fn encode_holding(holding: Holding) -> v1::holds::Holding {
+    match holding {
+        Holding::Held => v1::holds::Holding::Held,
+        Holding::Missing => v1::holds::Holding::Missing,
+        Holding::Busy => v1::holds::Holding::Busy,
+    }
+}
+
+fn decode_holding(holding: i32) -> Result<Holding, WireError> {
+    match v1::holds::Holding::try_from(holding) {
+        Ok(v1::holds::Holding::Held) => Ok(Holding::Held),
+        Ok(v1::holds::Holding::Missing) => Ok(Holding::Missing),
+        Ok(v1::holds::Holding::Busy) => Ok(Holding::Busy),
+        Ok(v1::holds::Holding::Unspecified) | Err(_) => Err(unknown("holding", holding, "a known holding")),
+    }
+}
+
+fn encode_span(span: &Span) -> v1::ended::Span {
+    v1::ended::Span { first: span.first, below: span.below, beyond: span.beyond.clone() }
+}
+
+fn decode_spans(spans: Vec<v1::ended::Span>) -> Result<Vec<Span>, WireError> {
+    if spans.len() > SPANS_MAX {
+        return Err(unknown("the number of spans", spans.len() as i64, "at most 16"));
+    }
+    let decode = |span: v1::ended::Span| {
+        if span.beyond.len() > SPAN_BYTES_MAX {
+            return Err(unknown("the length of a span", span.beyond.len() as i64, "at most 1024 bytes"));
+        }
+        Ok(Span { first: span.first, below: span.below, beyond: span.beyond })
+    };
+    spans.into_iter().map(decode).collect()
+}
+
+fn encode_beat(beat: &Beat) -> v1::Beat {
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    v1::Beat {
+        counter: beat.counter,
+        queued: beat.queued,
+        oldest_us: micros(beat.oldest),
+        service_us: beat.service.map(micros),
+        credit: beat.credit,
+    }
+}
+
+fn decode_beat(beat: &v1::Beat) -> Beat {
+    Beat {
+        counter: beat.counter,
+        queued: beat.queued,
+        oldest: Duration::from_micros(beat.oldest_us),
+        service: beat.service_us.map(Duration::from_micros),
+        credit: beat.credit,
+    }
+}
+
 fn require_loss(loss: Option<v1::Loss>) -> Result<Loss, WireError> {
     loss.as_ref().map(decode_loss).ok_or(WireError::Missing { field: "the loss" })
 }
@@ -274,6 +410,7 @@ fn encode_refusal(refusal: &Refusal) -> (v1::refused::Cause, String) {
         Refusal::Busy => (Cause::Busy, String::new()),
         Refusal::Undeliverable => (Cause::Undeliverable, String::new()),
         Refusal::Device(detail) => (Cause::Device, single_line(detail)),
+        Refusal::Abandoned => (Cause::Abandoned, String::new()),
     }
 }
 
@@ -286,6 +423,7 @@ fn decode_refusal(cause: i32, detail: &str) -> Result<Refusal, WireError> {
         Ok(Cause::Busy) => Ok(Refusal::Busy),
         Ok(Cause::Undeliverable) => Ok(Refusal::Undeliverable),
         Ok(Cause::Device) => Ok(Refusal::Device(single_line(detail))),
+        Ok(Cause::Abandoned) => Ok(Refusal::Abandoned),
         Ok(Cause::Unspecified) | Err(_) => Err(unknown("cause", cause, "a known cause")),
     }
 }

@@ -165,6 +165,12 @@ impl<B: Backend> StageOptimizer<B> {
         self.step(backend, parameters, norm, mean)
     }
 
+    /// Whether the gradients of one microbatch can be contributed: their norm is finite and can be squared in f32.
+    pub fn accepts(&self, backend: &mut B, parameters: &mut [ParameterMut<'_, B::Tensor>]) -> Result<bool> {
+        self.assert_fits(parameters);
+        Ok(gradient_norm(backend, parameters)?.is_some())
+    }
+
     /// Number of updates taken.
     #[must_use]
     pub fn version(&self) -> WeightVersion {

@@ -34,7 +34,19 @@ pub struct Engine<B: Backend> {
     optimizer: StageOptimizer<B>,
     tokens: TokenCodec,
     learning: Learning,
+    /// Whose gradients are computed and wait for [`Engine::apply`] or [`Engine::drop_gradients`], and the weights
+    /// their forward ran with.
+    ungranted: Option<(MicrobatchId, WeightVersion)>,
     parameter_log: Option<PathBuf>,
+}
+
+/// Whether the gradients of a microbatch count as soon as they are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// They do.
+    Given,
+    /// They wait for the feeder's word.
+    Awaited,
 }
 
 /// What the last stage gives back.
@@ -58,6 +70,12 @@ pub enum EngineError {
     /// The gradient of the weights is not finite.
     #[error("the gradient is not finite")]
     NonFiniteGradient,
+    /// Gradients of one microbatch at a time wait for a grant.
+    #[error("the gradients of {0} wait for their grant; no others are computed meanwhile")]
+    GradientsWait(MicrobatchId),
+    /// A grant for gradients that are not here.
+    #[error("no gradients of {0} wait for a grant")]
+    NothingWaits(MicrobatchId),
 }
 
 impl<B: Backend> Engine<B> {
@@ -77,7 +95,14 @@ impl<B: Backend> Engine<B> {
         let (backend, params) = shard.backend_and_params();
         let sizes = params.iter().map(|parameter| (parameter.name.as_str(), parameter.len()));
         let optimizer = StageOptimizer::new(backend, &run.optimizer, updates_per, sizes)?;
-        Ok(Self { shard, optimizer, tokens: TokenCodec::new(run), learning, parameter_log: None })
+        Ok(Self {
+            shard,
+            optimizer,
+            tokens: TokenCodec::new(run),
+            learning,
+            ungranted: None,
+            parameter_log: None,
+        })
     }
 
     /// Forward pass; keeps a stash. `ids` and `code` are packed, `code` is empty at stage 0.
@@ -89,33 +114,62 @@ impl<B: Backend> Engine<B> {
         Ok(self.shard.forward(id, self.optimizer.version(), &tokens, code)?)
     }
 
-    /// Backward pass of a microbatch whose stash is held, and the optimizer step if it completes one. Returns the
-    /// packed gradient for the stage before.
+    /// Backward pass of a microbatch whose stash is held. With the grant given, its gradients of the weights are
+    /// contributed and the optimizer steps if they complete an update. Returns the packed gradient for the stage before.
     ///
     /// # Errors
-    /// If the gradient is wrong or not finite. The stash is gone then.
-    pub fn backward(&mut self, id: MicrobatchId, gradient: &[u8]) -> Result<Vec<u8>, EngineError> {
+    /// If the gradient is wrong or not finite, or other gradients wait. The stash is gone then.
+    pub fn backward(
+        &mut self,
+        id: MicrobatchId,
+        gradient: &[u8],
+        grant: Grant,
+    ) -> Result<Vec<u8>, EngineError> {
+        self.assert_free(id)?;
         let outcome = self.shard.backward(id, gradient);
         let backward = outcome.or_else(|error| self.give_up(id, error.into()))?;
-        self.contribute(backward.version)?;
+        self.settle(id, backward.version, grant)?;
         Ok(backward.gradient)
     }
 
-    /// Forward, loss, backward and step in one visit: what the last stage does.
+    /// Forward, loss and backward in one visit: what the last stage does. As to the grant see [`Engine::backward`].
     ///
     /// # Errors
-    /// If something that came in is wrong or the loss or a gradient is not finite.
+    /// If something that came in is wrong, the loss or a gradient is not finite, or other gradients wait.
     pub fn loss_and_backward(
         &mut self,
         id: MicrobatchId,
         ids: &[u8],
         code: &[u8],
+        grant: Grant,
     ) -> Result<Visit, EngineError> {
+        self.assert_free(id)?;
         let tokens = self.tokens.decode(ids)?;
         let outcome = self.shard.loss_and_backward(id, &tokens, code);
         let visit = outcome.or_else(|error| self.give_up(id, error.into()))?;
-        self.contribute(self.optimizer.version())?;
+        self.settle(id, self.optimizer.version(), grant)?;
         Ok(Visit { loss: visit.loss, gradient: visit.gradient })
+    }
+
+    /// Contributes the gradients of `id`, which wait.
+    ///
+    /// # Errors
+    /// If they do not wait, or the device fails.
+    pub fn apply(&mut self, id: MicrobatchId) -> Result<(), EngineError> {
+        let (_, version) =
+            self.ungranted.take_if(|(waits, _)| *waits == id).ok_or(EngineError::NothingWaits(id))?;
+        self.contribute(version)
+    }
+
+    /// Throws away the gradients of `id`, if they wait.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn drop_gradients(&mut self, id: MicrobatchId) -> Result<(), EngineError> {
+        if self.ungranted.take_if(|(waits, _)| *waits == id).is_some() {
+            self.shard.zero_gradients()?;
+        }
+        Ok(())
     }
 
     /// Forward without a stash.
@@ -213,27 +267,55 @@ impl<B: Backend> Engine<B> {
         })
     }
 
+    /// Leaves nothing of `id` behind if other gradients are in the way.
+    fn assert_free(&mut self, id: MicrobatchId) -> Result<(), EngineError> {
+        match self.ungranted {
+            Some((waits, _)) => {
+                self.shard.release(id);
+                Err(EngineError::GradientsWait(waits))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn settle(&mut self, id: MicrobatchId, version: WeightVersion, grant: Grant) -> Result<(), EngineError> {
+        if grant == Grant::Given {
+            return self.contribute(version);
+        }
+        let (optimizer, backend, mut parameters) = self.optimizer_and_parameters();
+        if !optimizer.accepts(backend, &mut parameters).map_err(ShardError::from)? {
+            self.shard.zero_gradients()?;
+            return Err(EngineError::NonFiniteGradient);
+        }
+        self.ungranted = Some((id, version));
+        Ok(())
+    }
+
     fn contribute(&mut self, forward_version: WeightVersion) -> Result<(), EngineError> {
         let staleness = self.optimizer.version().0.saturating_sub(forward_version.0);
-        let (backend, params) = self.shard.backend_and_params();
         if self.learning == Learning::Frozen {
-            return Ok(params.zero_gradients(backend).map_err(ShardError::from)?);
+            return Ok(self.shard.zero_gradients()?);
         }
-        let mut parameters: Vec<_> = params
-            .iter_mut()
-            .map(|parameter| ParameterMut {
-                len: parameter.len(),
-                name: &parameter.name,
-                weight: &mut parameter.weight,
-                gradient: &mut parameter.gradient,
-                decays: parameter.decays,
-            })
-            .collect();
-        let contribution = self.optimizer.contribute(backend, &mut parameters, staleness);
+        let (optimizer, backend, mut parameters) = self.optimizer_and_parameters();
+        let contribution = optimizer.contribute(backend, &mut parameters, staleness);
         match contribution.map_err(ShardError::from)? {
             Contribution::RefusedNonFinite => Err(EngineError::NonFiniteGradient),
             Contribution::Accumulated { .. } | Contribution::Stepped { .. } => Ok(()),
         }
+    }
+
+    fn optimizer_and_parameters(
+        &mut self,
+    ) -> (&mut StageOptimizer<B>, &mut B, Vec<ParameterMut<'_, B::Tensor>>) {
+        let (backend, params) = self.shard.backend_and_params();
+        let parameters = params.iter_mut().map(|parameter| ParameterMut {
+            len: parameter.len(),
+            name: &parameter.name,
+            weight: &mut parameter.weight,
+            gradient: &mut parameter.gradient,
+            decays: parameter.decays,
+        });
+        (&mut self.optimizer, backend, parameters.collect())
     }
 
     /// Leaves nothing of a failed microbatch behind.
@@ -250,12 +332,12 @@ impl<B: Backend> Engine<B> {
                 self.forward(microbatch, &ids, &code)
                     .map(|code| Done::Forwarded { version, code: code.into() })
             }
-            Job::LossAndBackward { microbatch, ids, code } => {
-                let visit = self.loss_and_backward(microbatch, &ids, &code);
+            Job::LossAndBackward { microbatch, ids, code, granted } => {
+                let visit = self.loss_and_backward(microbatch, &ids, &code, Grant::from(granted));
                 visit.map(|visit| Done::LossAndBackward { loss: visit.loss, gradient: visit.gradient.into() })
             }
-            Job::Backward { microbatch, gradient } => self
-                .backward(microbatch, &gradient)
+            Job::Backward { microbatch, gradient, granted } => self
+                .backward(microbatch, &gradient, Grant::from(granted))
                 .map(|gradient| Done::Backwarded { gradient: gradient.into() }),
             Job::Evaluate { microbatch, ids, code, cut } => {
                 let upstream = if cut { Upstream::Cut } else { Upstream::Connected };
@@ -266,11 +348,24 @@ impl<B: Backend> Engine<B> {
                     })
                 })
             }
+            Job::Apply { microbatch } => self.apply(microbatch).map(|()| Done::Applied),
+            Job::Drop { microbatch } => {
+                if let Err(error) = self.drop_gradients(microbatch) {
+                    tracing::error!(%error, "gradients that nobody granted could not be cleared");
+                }
+                return None;
+            }
             Job::Forget { microbatch } => {
                 self.forget(microbatch);
                 return None;
             }
         })
+    }
+}
+
+impl From<bool> for Grant {
+    fn from(granted: bool) -> Self {
+        if granted { Self::Given } else { Self::Awaited }
     }
 }
 
@@ -302,7 +397,8 @@ impl From<EngineError> for Refusal {
             | EngineError::Shard(ShardError::NonFiniteLoss | ShardError::Code(CodeError::NonFinite { .. })) => {
                 Self::NonFinite
             }
-            EngineError::Shard(ShardError::NotHeld(_)) => Self::Unknown,
+            EngineError::Shard(ShardError::NotHeld(_)) | EngineError::NothingWaits(_) => Self::Unknown,
+            EngineError::GradientsWait(_) => Self::Busy,
             EngineError::Shard(ShardError::Full { .. }) => Self::Busy,
             EngineError::Shard(ShardError::Device(error)) => Self::Device(error.to_string()),
             error @ (EngineError::Tokens(_) | EngineError::Shard(ShardError::Code(_))) => {

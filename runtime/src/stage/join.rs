@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::engine::{Engine, Learning};
 use super::executor::Executor;
+use super::ledger::Ledger;
 use super::server::{Server, Wiring};
 use crate::clock::{self, Clock};
 use crate::config::{Manifest, Run};
@@ -21,6 +22,9 @@ use crate::net::digest::ManifestDigest;
 use crate::net::quic::bind_socket;
 use crate::net::{Identity, Invite};
 use crate::report::{Event, Reporter};
+
+/// A process that was taken for gone joins anew this often; then something is wrong with it.
+const REJOINS_MAX: u32 = 1_000;
 
 /// How to take part as a replica.
 #[derive(Clone, Debug)]
@@ -39,6 +43,8 @@ pub struct JoinOptions {
     pub resume: Option<PathBuf>,
     /// Where to record every parameter that was ever present in this process.
     pub parameter_log: Option<PathBuf>,
+    /// Where to append stage and id of every microbatch whose gradients are applied.
+    pub ledger: Option<PathBuf>,
 }
 
 impl JoinOptions {
@@ -53,6 +59,7 @@ impl JoinOptions {
             save: None,
             resume: None,
             parameter_log: None,
+            ledger: None,
         }
     }
 }
@@ -68,11 +75,30 @@ pub async fn join(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let mut stop = pin!(stop);
+    for _ in 0..REJOINS_MAX {
+        match join_once(&options, reporter, stop.as_mut()).await {
+            Err(Error::Expelled(reason)) => reporter.tell(&Event::Incident {
+                message: format!("{reason}. What this process held is void; it joins anew"),
+            }),
+            outcome => return outcome,
+        }
+    }
+    Err(Error::Expelled(format!(
+        "the coordinator took this process for gone {REJOINS_MAX} times; is the connection to it good enough?"
+    )))
+}
+
+/// One start of a replica: a new incarnation that knows nothing.
+async fn join_once(
+    options: &JoinOptions,
+    reporter: &Reporter,
+    mut stop: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), Error> {
     tokio::select! {
-        () = &mut stop => Ok(()),
-        entered = Entered::knock(&options) => {
+        () = stop.as_mut() => Ok(()),
+        entered = Entered::knock(options) => {
             let mut entered = entered?;
-            let outcome = entered.take_part(&options, reporter, stop.as_mut()).await;
+            let outcome = entered.take_part(options, reporter, stop).await;
             entered.control.leave("done").await;
             outcome
         }
@@ -141,7 +167,7 @@ impl Entered {
             match self.heart.directive().await? {
                 Directive::Continue => {}
                 Directive::Serve(stage) => return Ok(Some(stage)),
-                Directive::Leave(_) => return Ok(None),
+                Directive::Finished | Directive::Leave(_) => return Ok(None),
             }
         }
     }
@@ -164,7 +190,8 @@ impl Entered {
         let me = options.identity.peer();
         let last = self.run.last_stage().0;
         let config = Config {
-            // A feeder keeps at most the run's window in flight; the rest is room for a second one.
+            // A feeder keeps at most the run's window in flight; the rest is room for a second one, or for what a
+            // lost neighbour had.
             slots: 2 * self.run.pipeline.window.max(self.run.pipeline.microbatches_per_update),
             ..Config::new(me, self.applicant.incarnation, stage, last + 1)
         };
@@ -184,7 +211,16 @@ impl Entered {
         Ok(Server::new(
             config,
             &self.run,
-            Wiring { executor, plane, arrivals, trust, table: self.table.clone(), heart: self.heart.clone() },
+            Wiring {
+                executor,
+                plane,
+                arrivals,
+                trust,
+                table: self.table.clone(),
+                heart: self.heart.clone(),
+                control: self.control.clone(),
+                ledger: options.ledger.as_deref().map(Ledger::open).transpose()?,
+            },
             Clock::start(),
         ))
     }
@@ -197,8 +233,9 @@ impl Entered {
     ) -> Result<Executor, Error> {
         let (run, slots, threads) = (self.run.clone(), config.slots, options.threads);
         let (resume, parameter_log) = (options.resume.clone(), options.parameter_log.clone());
+        let stashes = slots + config.restored_max();
         Executor::start(config.jobs_max(), move || {
-            let mut engine = Engine::new(Cpu::new(threads)?, &run, stage, slots, Learning::Active)?;
+            let mut engine = Engine::new(Cpu::new(threads)?, &run, stage, stashes, Learning::Active)?;
             engine.record_parameters(parameter_log)?;
             if let Some(path) = resume {
                 let resumed = engine.resume(&path);

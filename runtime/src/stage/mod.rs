@@ -6,7 +6,8 @@
 mod engine;
 mod executor;
 mod join;
+mod ledger;
 mod server;
 
-pub use engine::{Engine, EngineError, Learning, Visit};
+pub use engine::{Engine, EngineError, Grant, Learning, Visit};
 pub use join::{JoinOptions, join};

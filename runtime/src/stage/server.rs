@@ -4,23 +4,28 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
-use swarmline_scheduler::router::{RouterFactory as _, UniformConfig};
+use swarmline_scheduler::router::{Policy, RouterFactory as _};
 use swarmline_scheduler::stage::{Action, Config, Event as Happened, Note};
 use swarmline_scheduler::{Membership, Message, PeerId, Refusal, Stage};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::executor::Executor;
+use super::ledger::Ledger;
 use crate::clock::Clock;
 use crate::config::Run;
 use crate::error::Error;
 use crate::member::{Heart, lost_peer, member, tell_network};
-use crate::net::control::{Directive, HEARTBEAT_EVERY, Vitals};
+use crate::net::control::{Control, ControlError, Directive, HEARTBEAT_EVERY, Vitals};
 use crate::net::quic::{DataPlane, NetEvent};
 use crate::net::trust::Trust;
 use crate::report::{Event, Repeated, ReplicaReport, Reporter};
 use crate::traffic::Traffic;
+
+/// A replica that is asked to leave gets this long to finish what it holds.
+const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a server is connected to.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ pub(super) struct Wiring {
     pub(super) trust: Trust,
     pub(super) table: watch::Receiver<Membership>,
     pub(super) heart: Heart,
+    pub(super) control: Control,
+    pub(super) ledger: Option<Ledger>,
 }
 
 /// One replica at work.
@@ -42,13 +49,15 @@ pub(super) struct Server {
     traffic: Traffic,
     tokens_per_microbatch: u64,
     refusals: Repeated,
+    /// The coordinator's answer to whether this start still is a member.
+    confirmation: Option<oneshot::Receiver<Result<Directive, ControlError>>>,
     drained: bool,
     failure: Option<Error>,
 }
 
 impl Server {
     pub(super) fn new(config: Config, run: &Run, wiring: Wiring, clock: Clock) -> Self {
-        let router = UniformConfig.build(run.seed);
+        let router = Policy::Resident.build(run.seed);
         Self {
             stage: Stage::new(config, router),
             wiring,
@@ -56,6 +65,7 @@ impl Server {
             traffic: Traffic::new(run),
             tokens_per_microbatch: run.tokens_per_microbatch() as u64,
             refusals: Repeated::default(),
+            confirmation: None,
             drained: false,
             failure: None,
         }
@@ -73,6 +83,7 @@ impl Server {
         let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut leaving = false;
+        let mut drained_by = None;
         while !self.drained && self.failure.is_none() {
             let deadline = self.stage.poll_timeout().map(|(at, _)| at);
             tokio::select! {
@@ -86,15 +97,20 @@ impl Server {
                 }
                 () = self.clock.sleep_until(deadline) => self.handle(Happened::Timeout, reporter),
                 _ = beat.tick() => self.beat(),
-                directive = self.wiring.heart.directive(), if !leaving => {
-                    if let Directive::Leave(_) = directive? {
-                        leaving = true;
-                        self.handle(Happened::Drain, reporter);
-                    }
-                }
+                directive = self.wiring.heart.directive() => match directive? {
+                    Directive::Continue | Directive::Serve(_) => self.handle(Happened::Reached, reporter),
+                    Directive::Finished => self.handle(Happened::Finished, reporter),
+                    Directive::Leave(_) => self.handle(Happened::Drain, reporter),
+                },
+                answer = confirmed(&mut self.confirmation) => self.confirm(answer, reporter)?,
                 () = stop.as_mut(), if !leaving => {
                     leaving = true;
                     self.handle(Happened::Drain, reporter);
+                    drained_by = Some(self.clock.now() + DRAIN_WITHIN);
+                }
+                () = self.clock.sleep_until(drained_by) => {
+                    self.tell_left_behind(reporter);
+                    break;
                 }
             }
         }
@@ -133,6 +149,7 @@ impl Server {
                         }
                     }
                     Action::Send { to, message } => events.extend(self.send(to, message)),
+                    Action::Confirm => self.ask_for_confirmation(),
                     Action::Counted(note) => self.tell(&note, reporter),
                     Action::Drained => self.drained = true,
                 }
@@ -161,11 +178,52 @@ impl Server {
                     reporter.tell(&Event::Incident { message });
                 }
             }
+            Note::Applied(id) => {
+                if let Some(ledger) = &mut self.wiring.ledger
+                    && let Err(error) = ledger.write(self.stage.config().stage, *id)
+                {
+                    self.failure = Some(error);
+                }
+            }
+            Note::Lost(peer) => reporter.tell(&Event::Incident {
+                message: format!("neighbour {peer:?} is dead or stuck; what it had is looked for elsewhere"),
+            }),
             Note::Foreign(id) => {
                 tracing::warn!(%id, "ignored a message from somebody who is not a neighbour");
             }
             other => tracing::trace!(?other, "counted"),
         }
+    }
+
+    /// This process stood still: nothing is sent until the coordinator has been asked anew.
+    fn ask_for_confirmation(&mut self) {
+        let (answer, confirmation) = oneshot::channel();
+        let mut control = self.wiring.control.clone();
+        self.confirmation = Some(confirmation);
+        tokio::spawn(async move {
+            let _ = answer.send(control.heartbeat(&Vitals::default()).await);
+        });
+    }
+
+    fn confirm(&mut self, answer: Result<Directive, ControlError>, reporter: &Reporter) -> Result<(), Error> {
+        self.confirmation = None;
+        match answer {
+            Ok(_) => self.handle(Happened::Confirmed, reporter),
+            Err(revoked @ ControlError::NotAMember(_)) => return Err(revoked.into()),
+            // With the coordinator gone, the last table is all there is to go by.
+            Err(_) => self.handle(Happened::Confirmed, reporter),
+        }
+        Ok(())
+    }
+
+    fn tell_left_behind(&self, reporter: &Reporter) {
+        reporter.tell(&Event::Incident {
+            message: format!(
+                "left after {} s with {} microbatches unfinished here; others take them over",
+                DRAIN_WITHIN.as_secs(),
+                self.stage.held()
+            ),
+        });
     }
 
     fn beat(&mut self) {
@@ -196,8 +254,11 @@ impl Server {
         let bytes = self.traffic.totals(self.wiring.plane.bytes_sent());
         reporter.tell(&Event::Replica(ReplicaReport {
             stage: self.stage.config().stage.0,
-            done: counts.done,
+            done: counts.applied,
             refused: counts.refused,
+            restored: counts.restored,
+            rerouted: counts.rerouted,
+            relayed: counts.relayed,
             updates: statistics.updates,
             staleness_p50: statistics.staleness_p50,
             staleness_max: statistics.staleness_max,
@@ -216,5 +277,16 @@ fn describe(reason: &Refusal) -> String {
         Refusal::Unknown => "it is not held here".to_owned(),
         Refusal::Busy => "more in flight than there are slots".to_owned(),
         Refusal::Undeliverable => "no replica serves the next stage".to_owned(),
+        Refusal::Abandoned => "nobody is known to hold it".to_owned(),
+    }
+}
+
+/// The answer awaited, if one is.
+async fn confirmed(
+    confirmation: &mut Option<oneshot::Receiver<Result<Directive, ControlError>>>,
+) -> Result<Directive, ControlError> {
+    match confirmation {
+        Some(answer) => answer.await.unwrap_or(Ok(Directive::Continue)),
+        None => std::future::pending().await,
     }
 }

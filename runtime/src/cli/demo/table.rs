@@ -64,7 +64,8 @@ impl Summary {
         self.done = report.finished;
         self.refused = report.refused;
         self.lost = report.lost;
-        self.duplicates = report.duplicates;
+        self.ungranted = Some(report.ungranted);
+        self.contributions_lost = Some(report.contributions_lost);
         self.boundary_bytes += report.bytes_sent;
         self.boundary_bytes_bf16 += report.bytes_sent;
     }

@@ -36,7 +36,7 @@ impl Counters {
         let counter = match message {
             Message::Forward { .. } => &self.forward,
             Message::Backward { .. } => &self.backward,
-            Message::Evaluated { .. } | Message::Refused { .. } => &self.other,
+            _ => &self.other,
         };
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
     }

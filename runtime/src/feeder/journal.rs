@@ -1,0 +1,232 @@
+//! The feeder's journal as a file: JSON, one record a line, each written before what follows from it is done.
+//!
+//! A process that is killed loses nothing it wrote; a machine that loses power may lose the last moments.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use swarmline_scheduler::feeder::{Outcome, Record};
+use swarmline_scheduler::{Hop, Incarnation, Lease, Loss, MicrobatchId, PeerId, Refusal, StageIndex};
+
+use crate::error::Error;
+use crate::net::digest::ManifestDigest;
+
+/// Where records go; nowhere without a file.
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: Option<(File, PathBuf)>,
+}
+
+/// A line of the file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    /// The first: which run this is about.
+    Run(String),
+    Leased {
+        first: u64,
+        count: u64,
+        epoch: u64,
+    },
+    Sent {
+        id: u64,
+        to: Place,
+    },
+    Granted {
+        id: u64,
+        to: Place,
+    },
+    Finished {
+        id: u64,
+        sum: f64,
+        tokens: u32,
+    },
+    Refused {
+        id: u64,
+        by: Place,
+        reason: String,
+    },
+}
+
+/// A hop.
+#[derive(Debug, Serialize, Deserialize)]
+struct Place {
+    stage: Option<u16>,
+    peer: String,
+    incarnation: u64,
+}
+
+impl Journal {
+    /// Opens the journal and reads what an earlier start wrote. A last line without an end is what the earlier start
+    /// died in, and is cut off.
+    pub(super) fn open(path: Option<&Path>, digest: &ManifestDigest) -> Result<(Self, Vec<Record>), Error> {
+        let Some(path) = path else { return Ok((Self { file: None }, Vec::new())) };
+        let failed = |action| move |error| Error::File { action, path: path.to_owned(), error };
+        let mut file =
+            File::options().read(true).append(true).create(true).open(path).map_err(failed("open"))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(failed("read"))?;
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        file.set_len(whole as u64).map_err(failed("repair"))?;
+        let records = read(&text[..whole], path, digest)?;
+        let mut journal = Self { file: Some((file, path.to_owned())) };
+        if whole == 0 {
+            journal.append(&Line::Run(digest.to_string()))?;
+        }
+        Ok((journal, records))
+    }
+
+    pub(super) fn write(&mut self, record: &Record) -> Result<(), Error> {
+        if self.file.is_none() {
+            return Ok(());
+        }
+        self.append(&Line::of(record))
+    }
+
+    fn append(&mut self, line: &Line) -> Result<(), Error> {
+        let Some((file, path)) = &mut self.file else { return Ok(()) };
+        let json = serde_json::to_string(line).map_err(|error| Error::Defect(error.to_string()))?;
+        writeln!(file, "{json}").map_err(|error| Error::File { action: "write", path: path.clone(), error })
+    }
+}
+
+fn read(text: &str, path: &Path, digest: &ManifestDigest) -> Result<Vec<Record>, Error> {
+    let unusable = |line: usize, what: String| Error::Journal { path: path.to_owned(), line: line + 1, what };
+    let mut records = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line: Line = serde_json::from_str(line).map_err(|error| unusable(number, error.to_string()))?;
+        match line {
+            Line::Run(run) if number == 0 && run == digest.to_string() => {}
+            Line::Run(run) => {
+                return Err(unusable(number, format!("it is about the run {run}, not {digest}")));
+            }
+            _ if number == 0 => {
+                return Err(unusable(number, "it does not say which run it is about".to_owned()));
+            }
+            line => records
+                .push(line.record().ok_or_else(|| unusable(number, "a key is not 64 digits".to_owned()))?),
+        }
+    }
+    Ok(records)
+}
+
+impl Line {
+    fn of(record: &Record) -> Self {
+        match record {
+            Record::Leased(Lease { first, count, epoch }) => {
+                Self::Leased { first: first.0, count: *count, epoch: *epoch }
+            }
+            Record::Sent { microbatch, to } => Self::Sent { id: microbatch.0, to: Place::of(to) },
+            Record::Granted { microbatch, to } => Self::Granted { id: microbatch.0, to: Place::of(to) },
+            Record::Ended { microbatch, outcome: Outcome::Refused { by, reason } } => {
+                Self::Refused { id: microbatch.0, by: Place::of(by), reason: format!("{reason:?}") }
+            }
+            Record::Ended { microbatch, outcome } => {
+                let loss = if let Outcome::Finished { loss } = outcome { *loss } else { Loss::default() };
+                Self::Finished { id: microbatch.0, sum: loss.sum, tokens: loss.tokens }
+            }
+        }
+    }
+
+    fn record(self) -> Option<Record> {
+        Some(match self {
+            Self::Run(_) => return None,
+            Self::Leased { first, count, epoch } => {
+                Record::Leased(Lease { first: MicrobatchId(first), count, epoch })
+            }
+            Self::Sent { id, to } => Record::Sent { microbatch: MicrobatchId(id), to: to.hop()? },
+            Self::Granted { id, to } => Record::Granted { microbatch: MicrobatchId(id), to: to.hop()? },
+            Self::Finished { id, sum, tokens } => {
+                let outcome = Outcome::Finished { loss: Loss { sum, tokens } };
+                Record::Ended { microbatch: MicrobatchId(id), outcome }
+            }
+            // That it was refused counts; why, was told when it happened.
+            Self::Refused { id, by, reason } => {
+                let outcome = Outcome::Refused { by: by.hop()?, reason: Refusal::Malformed(reason) };
+                Record::Ended { microbatch: MicrobatchId(id), outcome }
+            }
+        })
+    }
+}
+
+impl Place {
+    fn of(hop: &Hop) -> Self {
+        let peer = HEXLOWER.encode(&hop.peer.0);
+        Self { stage: hop.stage.map(|stage| stage.0), peer, incarnation: hop.incarnation.0 }
+    }
+
+    fn hop(&self) -> Option<Hop> {
+        let peer = HEXLOWER.decode(self.peer.as_bytes()).ok()?;
+        Some(Hop {
+            stage: self.stage.map(StageIndex),
+            peer: PeerId(peer.try_into().ok()?),
+            incarnation: Incarnation(self.incarnation),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: ManifestDigest = ManifestDigest([3; 32]);
+
+    fn records() -> Vec<Record> {
+        let hop = |stage| Hop {
+            stage: Some(StageIndex(stage)),
+            peer: PeerId([7; 32]),
+            incarnation: Incarnation(9),
+        };
+        let microbatch = MicrobatchId(4);
+        vec![
+            Record::Leased(Lease { first: MicrobatchId(0), count: 8, epoch: 0 }),
+            Record::Sent { microbatch, to: hop(0) },
+            Record::Granted { microbatch, to: hop(1) },
+            Record::Ended { microbatch, outcome: Outcome::Finished { loss: Loss { sum: 0.1, tokens: 3 } } },
+        ]
+    }
+
+    fn written(folder: &Path) -> PathBuf {
+        let path = folder.join("journal");
+        let (mut journal, before) = Journal::open(Some(&path), &RUN).unwrap();
+        assert_eq!(before, []);
+        records().iter().for_each(|record| journal.write(record).unwrap());
+        path
+    }
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path());
+        let (_, read) = Journal::open(Some(&path), &RUN).unwrap();
+        assert_eq!(read, records());
+    }
+
+    #[test]
+    fn a_line_the_writer_died_in_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path());
+        let whole = std::fs::read(&path).unwrap();
+        for torn in 1..20 {
+            std::fs::write(&path, &whole[..whole.len() - torn]).unwrap();
+            let (mut journal, read) = Journal::open(Some(&path), &RUN).unwrap();
+            assert_eq!(read, records()[..3]);
+            journal.write(&records()[3]).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), whole);
+        }
+    }
+
+    #[test]
+    fn a_journal_of_another_run_or_of_garbage_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path());
+        let error = Journal::open(Some(&path), &ManifestDigest([4; 32])).unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains(&RUN.to_string()), "{error}");
+        std::fs::write(&path, "hello\n").unwrap();
+        let error = Journal::open(Some(&path), &RUN).unwrap_err().to_string();
+        assert!(error.contains("line 1"), "{error}");
+    }
+}
