@@ -7,7 +7,10 @@
 //! Three machines: [`Stage`] is one replica, [`Feeder`] injects microbatches and counts outcomes, [`Coordinator`]
 //! says who takes part and who serves what. Replicas and feeders talk in [`Message`]s and know each other from the
 //! [`Membership`] the coordinator publishes. Start reading at [`stage`].
+//!
+//! Beside a stage, replicas of it keep their weights together: [`Averaging`].
 
+pub mod averaging;
 pub mod coordinator;
 mod ended;
 pub mod feeder;
@@ -25,6 +28,7 @@ pub mod stage;
 mod time;
 mod window;
 
+pub use averaging::Averaging;
 pub use coordinator::Coordinator;
 pub use feeder::Feeder;
 pub use id::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
