@@ -134,6 +134,8 @@ pub enum Action<P> {
         part: PartIndex,
         /// Which attempt at it.
         attempt: Attempt,
+        /// This replica's own share: the others must have as many numbers. It is among the inputs if it has weight.
+        own: P,
         /// Weights and shares.
         inputs: Vec<(u64, P)>,
     },
@@ -153,7 +155,7 @@ pub enum Action<P> {
         round: Round,
         /// Which set.
         set: SetIndex,
-        /// Whether every part was applied: the set has been round.
+        /// Whether the set has been round: every part was applied, or nobody had contributed to it.
         complete: bool,
     },
     /// A note for the metrics.
@@ -402,7 +404,7 @@ impl<P: Clone + Debug> Averaging<P> {
 
     fn finish(&mut self) {
         let Some(current) = self.current.take() else { return };
-        let complete = !current.shares.is_empty() && current.shares.iter().all(Share::was_applied);
+        let complete = !current.shares.is_empty() && current.shares.iter().all(Share::is_done);
         self.counts.rounds += 1;
         self.counts.complete += u64::from(complete);
         let (round, set) = (current.gathering.id.round, current.set);

@@ -41,7 +41,7 @@ pub enum Note {
 pub struct Counts {
     /// Rounds ended here.
     pub rounds: u64,
-    /// Those of them in which every part was applied.
+    /// Those of them in which every part was applied, or had nothing to apply.
     pub complete: u64,
     /// Parts applied.
     pub applied: u64,

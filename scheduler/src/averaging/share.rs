@@ -82,8 +82,17 @@ enum Phase {
     Open(Time),
     /// Settled; the executor applies it.
     Applying,
-    /// Over; whether it was applied.
-    Over(bool),
+    Over(Ending),
+}
+
+/// How a part ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Applied,
+    /// Nobody had contributed to it.
+    Nothing,
+    /// It is as it was before the round.
+    GivenUp,
 }
 
 /// One part of a round.
@@ -110,8 +119,9 @@ impl<P: Clone> Share<P> {
         matches!(self.phase, Phase::Over(_))
     }
 
-    pub(super) fn was_applied(&self) -> bool {
-        self.phase == Phase::Over(true)
+    /// Whether the part has been round: applied, or there was nothing to apply.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Over(Ending::Applied | Ending::Nothing))
     }
 
     /// Gives the share to its first owner.
@@ -160,7 +170,7 @@ impl<P: Clone> Share<P> {
     pub(super) fn give_up(&mut self, x: &mut Context<'_, P>) {
         if matches!(self.phase, Phase::Waiting | Phase::Open(_)) {
             x.note(Note::GivenUp(x.gathering.id.round, x.part));
-            self.end(false);
+            self.end(Ending::GivenUp);
         }
     }
 
@@ -169,7 +179,7 @@ impl<P: Clone> Share<P> {
         if self.phase == Phase::Applying {
             let (round, part) = (x.gathering.id.round, x.part);
             x.note(if applied { Note::Applied(round, part) } else { Note::GivenUp(round, part) });
-            self.phase = Phase::Over(applied);
+            self.phase = Phase::Over(if applied { Ending::Applied } else { Ending::GivenUp });
         }
     }
 
@@ -204,8 +214,8 @@ impl<P: Clone> Share<P> {
     /// Somebody takes this replica for the owner: it is, if nobody has gone further.
     fn on_given(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, given: Given<P>) {
         match self.phase {
-            Phase::Applying | Phase::Over(true) => return self.help(x, from, attempt),
-            Phase::Over(false) => return x.late(from),
+            Phase::Applying | Phase::Over(Ending::Applied) => return self.help(x, from, attempt),
+            Phase::Over(Ending::Nothing | Ending::GivenUp) => return x.late(from),
             Phase::Waiting => self.join(x, attempt),
             Phase::Open(_) if attempt > self.attempt => self.join(x, attempt),
             Phase::Open(_) => {}
@@ -329,8 +339,9 @@ impl<P: Clone> Share<P> {
         match self.desk.as_mut().map(Desk::conclude) {
             Some(Verdict::Adopt(mean)) => self.propose(x, mean),
             Some(Verdict::Reduce(inputs)) => {
-                let (round, part, attempt) = (x.gathering.id.round, x.part, self.attempt);
-                x.actions.push_back(Action::Reduce { round, part, attempt, inputs });
+                let (round, part, attempt, own) =
+                    (x.gathering.id.round, x.part, self.attempt, self.mine.clone());
+                x.actions.push_back(Action::Reduce { round, part, attempt, own, inputs });
             }
             Some(Verdict::Nothing) => {
                 x.broadcast(self.attempt, &Content::Nothing);
@@ -388,11 +399,11 @@ impl<P: Clone> Share<P> {
 
     fn end_with_nothing(&mut self, x: &mut Context<'_, P>) {
         x.note(Note::Nothing(x.gathering.id.round, x.part));
-        self.end(false);
+        self.end(Ending::Nothing);
     }
 
-    fn end(&mut self, applied: bool) {
-        self.phase = Phase::Over(applied);
+    fn end(&mut self, ending: Ending) {
+        self.phase = Phase::Over(ending);
         self.desk = None;
         self.kept = None;
     }

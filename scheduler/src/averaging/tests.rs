@@ -130,6 +130,10 @@ fn joiners_take_the_mean_and_add_nothing_to_it() {
     let world = check(Scenario { joiners: 3, ..Scenario::new(4, 3) });
     assert!(world.means.is_empty() && applied(&world) == 0, "nobody had contributed");
     assert!(world.replicas.iter().all(|replica| replica.averaging.counts().nothing > 0));
+    assert!(
+        world.replicas.iter().all(|replica| replica.averaging.counts().complete == 6),
+        "so they count next time"
+    );
 }
 
 // --- Stories ------------------------------------------------------------------------------------------------
@@ -197,7 +201,7 @@ fn an_owner_reduces_proposes_and_settles() {
 
     let reduce = hear(&mut owner, 1, 0, 0, Content::Share { weight: 5, share: 10 });
     let (round, part, attempt) = (Round(1), PartIndex(0), Attempt(0));
-    assert_eq!(reduce, [Action::Reduce { round, part, attempt, inputs: vec![(2, 0), (5, 10)] }]);
+    assert_eq!(reduce, [Action::Reduce { round, part, attempt, own: 0, inputs: vec![(2, 0), (5, 10)] }]);
 
     let proposed = tell(&mut owner, 1, Event::Reduced { round, part, attempt, outcome: Ok(77) });
     let mean = message(&owner, 0, 0, Content::Mean { mean: 77 });

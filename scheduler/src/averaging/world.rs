@@ -205,8 +205,8 @@ impl World {
     fn act(&mut self, index: usize, action: Action<Numbers>) {
         match action {
             Action::Snapshot { round, set, parts } => self.snapshot(index, round, set, parts),
-            Action::Send { to, message } => self.carry(index, to, message),
-            Action::Reduce { round, part, attempt, inputs } => {
+            Action::Send { to, message } => self.carry(index, to, &message),
+            Action::Reduce { round, part, attempt, inputs, .. } => {
                 let outcome = self.reduce(&inputs);
                 self.answer(index, Event::Reduced { round, part, attempt, outcome });
             }
@@ -272,7 +272,7 @@ impl World {
 
     // --- The network ----------------------------------------------------------------------------------------
 
-    fn carry(&mut self, from: usize, to: PeerId, message: AveragingMessage<Numbers>) {
+    fn carry(&mut self, from: usize, to: PeerId, message: &AveragingMessage<Numbers>) {
         let to = (0..self.replicas.len()).find(|&index| participant(index).peer == to).unwrap();
         let fate = self.rng.below(1_000);
         let copies = if fate < self.scenario.lost_per_mille {
