@@ -3,6 +3,11 @@
 //! Synchronous and without a network: the executor of a replica runs one engine, `train` runs all of them in a
 //! row. A job that fails leaves no stash and no part of a gradient behind.
 
+mod average;
+mod state;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -12,11 +17,14 @@ use swarmline_scheduler::stage::{Completion, Done, Evaluation, Job};
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
 
 use super::executor::{Compute, Statistics};
+use crate::averaging::Averager;
 use crate::config::Run;
 use crate::error::Error;
 use crate::model::{Shard, ShardError, Upstream};
 use crate::optim::{Contribution, ParameterMut, StageOptimizer, StalenessHistogram};
 use crate::packing::{CodeError, TokenCodec, TokenError, Tokens};
+
+pub use self::state::{StateError, state_bytes_max};
 
 /// Whether an engine's weights change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +42,8 @@ pub struct Engine<B: Backend> {
     optimizer: StageOptimizer<B>,
     tokens: TokenCodec,
     learning: Learning,
+    averager: Averager,
+    microbatches_per_update: u64,
     parameter_log: Option<PathBuf>,
 }
 
@@ -75,9 +85,18 @@ impl<B: Backend> Engine<B> {
         let mut shard = Shard::for_stage(backend, run, stage, slots)?;
         let updates_per = run.pipeline.microbatches_per_update;
         let (backend, params) = shard.backend_and_params();
-        let sizes = params.iter().map(|parameter| (parameter.name.as_str(), parameter.len()));
-        let optimizer = StageOptimizer::new(backend, &run.optimizer, updates_per, sizes)?;
-        Ok(Self { shard, optimizer, tokens: TokenCodec::new(run), learning, parameter_log: None })
+        let sizes = || params.iter().map(|parameter| (parameter.name.as_str(), parameter.len()));
+        let optimizer = StageOptimizer::new(backend, &run.optimizer, updates_per, sizes())?;
+        let averager = Averager::new(run, sizes());
+        Ok(Self {
+            shard,
+            optimizer,
+            tokens: TokenCodec::new(run),
+            learning,
+            averager,
+            microbatches_per_update: updates_per as u64,
+            parameter_log: None,
+        })
     }
 
     /// Forward pass; keeps a stash. `ids` and `code` are packed, `code` is empty at stage 0.
@@ -232,7 +251,11 @@ impl<B: Backend> Engine<B> {
         let contribution = self.optimizer.contribute(backend, &mut parameters, staleness);
         match contribution.map_err(ShardError::from)? {
             Contribution::RefusedNonFinite => Err(EngineError::NonFiniteGradient),
-            Contribution::Accumulated { .. } | Contribution::Stepped { .. } => Ok(()),
+            Contribution::Accumulated { .. } => Ok(()),
+            Contribution::Stepped { .. } => {
+                self.averager.contributed(self.microbatches_per_update);
+                Ok(())
+            }
         }
     }
 

@@ -8,5 +8,5 @@ mod executor;
 mod join;
 mod server;
 
-pub use engine::{Engine, EngineError, Learning, Visit};
+pub use engine::{Engine, EngineError, Learning, StateError, Visit, state_bytes_max};
 pub use join::{JoinOptions, join};
