@@ -26,6 +26,7 @@ pub mod router;
 mod sim;
 pub mod stage;
 mod time;
+pub mod transfer;
 mod window;
 
 pub use averaging::Averaging;
