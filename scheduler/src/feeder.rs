@@ -420,7 +420,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             Message::Refused { microbatch, attempt, by, reason } => {
                 (microbatch, attempt, Outcome::Refused { by, reason })
             }
-            Message::Forward { .. } => return self.counts.foreign += 1,
+            Message::Forward { .. } | Message::Averaging(_) | Message::Transfer(_) => {
+                return self.counts.foreign += 1;
+            }
         };
         if !self.table.placed(&sender) {
             return self.counts.foreign += 1;

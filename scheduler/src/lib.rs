@@ -8,7 +8,8 @@
 //! says who takes part and who serves what. Replicas and feeders talk in [`Message`]s and know each other from the
 //! [`Membership`] the coordinator publishes. Start reading at [`stage`].
 //!
-//! Beside a stage, replicas of it keep their weights together: [`Averaging`].
+//! Beside a stage, replicas of it keep their weights together ([`Averaging`]) and give them to those who join
+//! ([`transfer`]).
 
 pub mod averaging;
 pub mod coordinator;

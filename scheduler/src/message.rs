@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use crate::averaging::AveragingMessage;
+use crate::transfer::TransferMessage;
 use crate::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
 
 /// One visit on the way of a microbatch.
@@ -113,6 +115,11 @@ pub enum Message<P> {
         /// Why.
         reason: Refusal,
     },
+    /// Between replicas of a stage: an averaging round. For [`Averaging`](crate::Averaging), not for the machines of
+    /// microbatches.
+    Averaging(AveragingMessage<P>),
+    /// Between a joining replica and one that serves: the state of their stage. For [`transfer`](crate::transfer).
+    Transfer(TransferMessage<P>),
 }
 
 /// What a peer is for.

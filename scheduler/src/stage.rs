@@ -256,6 +256,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
                     (Neighbour { hop: upstream, attempt }, Neighbour { hop: downstream, attempt });
                 self.on_refused(now, upstream, downstream, microbatch, by, reason);
             }
+            // For the machines beside this one.
+            Message::Averaging(_) | Message::Transfer(_) => {}
         }
     }
 

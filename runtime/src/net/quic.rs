@@ -177,6 +177,10 @@ fn brief(message: &Message<Bytes>) -> String {
         Message::Backward { microbatch, attempt, .. } => format!("backward {microbatch}.{}", attempt.0),
         Message::Evaluated { microbatch, attempt, .. } => format!("evaluated {microbatch}.{}", attempt.0),
         Message::Refused { microbatch, attempt, .. } => format!("refused {microbatch}.{}", attempt.0),
+        Message::Averaging(message) => {
+            format!("averaging {}.{}.{}", message.gathering.round.0, message.part.0, message.attempt.0)
+        }
+        Message::Transfer(_) => "transfer".to_owned(),
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Decoding checks everything the contract promises and answers with a [`WireError`] that names the field.
 
+mod averaging;
+mod transfer;
+
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -81,6 +84,8 @@ pub(super) fn encode_frame(message: &Message<Bytes>) -> v1::Frame {
                 detail,
             })
         }
+        Message::Averaging(message) => averaging::encode(message),
+        Message::Transfer(message) => transfer::encode(message),
     };
     v1::Frame { message: Some(wire) }
 }
@@ -89,7 +94,8 @@ pub(super) fn encode_frame(message: &Message<Bytes>) -> v1::Frame {
 /// are not checked yet.
 pub(super) fn decode_frame(frame: v1::Frame) -> Result<Message<u64>, WireError> {
     use v1::frame::Message as Wire;
-    Ok(match frame.message.ok_or(WireError::Missing { field: "the message of the frame" })? {
+    let message = frame.message.ok_or(WireError::Missing { field: "the message of the frame" })?;
+    Ok(match message {
         Wire::Forward(forward) => Message::Forward {
             microbatch: MicrobatchId(forward.microbatch),
             attempt: Attempt(forward.attempt),
@@ -116,6 +122,18 @@ pub(super) fn decode_frame(frame: v1::Frame) -> Result<Message<u64>, WireError> 
             by: decode_hop(&refused.by.ok_or(WireError::Missing { field: "the refuser" })?)?,
             reason: decode_refusal(refused.cause, &refused.detail)?,
         },
+        Wire::Share(_)
+        | Wire::KeptMean(_)
+        | Wire::Mean(_)
+        | Wire::MeanHeld(_)
+        | Wire::MeanSettled(_)
+        | Wire::NothingToAverage(_) => Message::Averaging(averaging::decode(&message)?),
+        Wire::StateRequest(_)
+        | Wire::StateOffer(_)
+        | Wire::ChunkRequest(_)
+        | Wire::Chunk(_)
+        | Wire::StateDeclined(_)
+        | Wire::StateDone(_) => Message::Transfer(transfer::decode(&message)?),
     })
 }
 

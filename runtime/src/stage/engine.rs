@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use swarmline_kernels::Backend;
+use swarmline_scheduler::averaging::Event as Averaged;
 use swarmline_scheduler::stage::{Completion, Done, Evaluation, Job};
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
 
 use super::executor::{Compute, Statistics};
-use crate::averaging::Averager;
+use crate::averaging::{self, Averager};
 use crate::config::Run;
 use crate::error::Error;
 use crate::model::{Shard, ShardError, Upstream};
@@ -302,6 +303,20 @@ impl<B: Backend> Compute for Engine<B> {
         let microbatch = job.microbatch();
         let done = self.answer(job)?.unwrap_or_else(|error| Done::Refused(error.into()));
         Some(Completion { microbatch, done })
+    }
+
+    fn average(&mut self, job: averaging::Job) -> Option<Averaged<Bytes>> {
+        self.average(job)
+    }
+
+    fn export_state(&mut self) -> Result<Bytes, Error> {
+        Ok(self.export_state()?.into())
+    }
+
+    fn import_state(&mut self, state: &[u8]) -> Result<(), Error> {
+        let outcome = self.import_state(state);
+        self.write_parameter_log()?;
+        Ok(outcome?)
     }
 
     fn statistics(&self) -> Statistics {

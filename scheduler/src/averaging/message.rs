@@ -18,6 +18,23 @@ pub struct AveragingMessage<P> {
     pub content: Content<P>,
 }
 
+impl<P> AveragingMessage<P> {
+    /// The same with another payload, if it has any.
+    #[must_use]
+    pub fn with_payload<Q>(self, payload: Q) -> AveragingMessage<Q> {
+        let Self { gathering, part, attempt, content } = self;
+        let content = match content {
+            Content::Share { weight, .. } => Content::Share { weight, share: payload },
+            Content::Kept { of, .. } => Content::Kept { of, mean: payload },
+            Content::Mean { .. } => Content::Mean { mean: payload },
+            Content::Held => Content::Held,
+            Content::Settled => Content::Settled,
+            Content::Nothing => Content::Nothing,
+        };
+        AveragingMessage { gathering, part, attempt, content }
+    }
+}
+
 /// What is said about a part.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content<P> {
@@ -46,4 +63,17 @@ pub enum Content<P> {
     Settled,
     /// From the owner to all: nobody has anything to contribute to this part.
     Nothing,
+}
+
+impl<P> Content<P> {
+    /// The numbers, if there are any.
+    #[must_use]
+    pub fn payload(&self) -> Option<&P> {
+        match self {
+            Self::Share { share: payload, .. }
+            | Self::Kept { mean: payload, .. }
+            | Self::Mean { mean: payload } => Some(payload),
+            Self::Held | Self::Settled | Self::Nothing => None,
+        }
+    }
 }
