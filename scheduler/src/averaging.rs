@@ -139,8 +139,7 @@ pub enum Action<P> {
         /// Weights and shares.
         inputs: Vec<(u64, P)>,
     },
-    /// Move this replica's numbers to the mean. Answer: [`Event::Applied`]. At most one for each member is
-    /// unanswered.
+    /// Move this replica's numbers to the mean. Answer: [`Event::Applied`]. At most [`APPLYING_MAX`] are unanswered.
     Apply {
         /// Which round.
         round: Round,
@@ -172,6 +171,9 @@ pub enum Reason {
     /// The owner of a part is late.
     OwnerExpires,
 }
+
+/// Means the executor has at once: one is applied, one waits. Microbatches go on between them.
+pub const APPLYING_MAX: usize = 2;
 
 /// Patiences for a snapshot: the executor may have a long job at hand.
 const SNAPSHOT_PATIENCES: u32 = 4;
@@ -363,6 +365,7 @@ impl<P: Clone + Debug> Averaging<P> {
     /// Opens the next parts, ends the round when all are over, and begins a newer one.
     fn proceed(&mut self, now: Time) {
         self.open_parts(now);
+        self.apply_settled(now);
         let over =
             |current: &Current<P>| !current.shares.is_empty() && current.shares.iter().all(Share::is_over);
         if self.current.as_ref().is_some_and(over) {
@@ -385,6 +388,16 @@ impl<P: Clone + Debug> Averaging<P> {
                 return;
             }
         }
+    }
+
+    fn apply_settled(&mut self, now: Time) {
+        let Some(current) = &self.current else { return };
+        let mut applying = current.shares.iter().filter(|share| share.is_applying()).count();
+        self.each(now, |share, x| {
+            if applying < APPLYING_MAX {
+                applying += usize::from(share.apply(x));
+            }
+        });
     }
 
     fn begin(&mut self, now: Time) {

@@ -1,5 +1,7 @@
 //! The arithmetic of rounds, without a network: who owns what is played by hand.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use swarmline_kernels::{Backend, Cpu, CpuTensor};
@@ -9,8 +11,7 @@ use swarmline_scheduler::averaging::{Fault, PartIndex, Round, SetIndex};
 use super::merge::{shifted, shifted_square};
 use super::part::{NUMBER_BYTES, Numbers};
 use super::*;
-use crate::config::{Kind, Packing, Run};
-use crate::model::tests::tiny;
+use crate::config::Run;
 
 const TENSORS: [(&str, usize); 4] = [("matrix", 1_003), ("gain", 7), ("short", 20), ("one", 1)];
 const SETS: u32 = 20;
@@ -21,9 +22,8 @@ fn sets(seed: u64) -> IndexSets {
 }
 
 fn run() -> Run {
-    let mut run = tiny(Kind::Subspace, Packing::F32);
-    (run.averaging.sets, run.optimizer.beta1, run.optimizer.beta2) = (SETS, 0.9, 0.95);
-    run
+    let text = "[averaging]\nsets = 20\n[optimizer]\nbeta1 = 0.9\nbeta2 = 0.95\n[data]\npaths = [\"text\"]\n";
+    Run::parse(text, "run.toml", Path::new("")).unwrap()
 }
 
 fn part(weights: &[f32], moments1: &[f32], moments2: &[f32]) -> Bytes {

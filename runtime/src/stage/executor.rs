@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use swarmline_scheduler::averaging::{Event as Averaged, MEMBERS_MAX};
+use swarmline_scheduler::averaging::{APPLYING_MAX, Event as Averaged};
 use swarmline_scheduler::stage::{Completion, Job};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -60,9 +60,8 @@ pub(super) struct Executor {
 
 /// Requests besides jobs that can lie in the channel: to copy a state, to take one, to finish.
 const REQUESTS_MAX: usize = 3;
-/// Jobs of averaging that can lie in the channel: a mean from every member, the end of a round and the begin of the
-/// next.
-const AVERAGING_JOBS_MAX: usize = MEMBERS_MAX + 2;
+/// Jobs of averaging that can lie in the channel: means, the end of a round and the begin of the next.
+const AVERAGING_JOBS_MAX: usize = APPLYING_MAX + 2;
 
 impl Executor {
     /// Starts the thread and waits until `build` has made what it runs. `jobs_max` bounds the channel both ways.

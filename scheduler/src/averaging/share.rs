@@ -80,7 +80,9 @@ enum Phase {
     Waiting,
     /// With an owner, until the deadline.
     Open(Time),
-    /// Settled; the executor applies it.
+    /// A majority holds the mean kept; the executor has not heard of it.
+    Settled,
+    /// The executor applies it.
     Applying,
     Over(Ending),
 }
@@ -117,6 +119,10 @@ impl<P: Clone> Share<P> {
 
     pub(super) fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Over(_))
+    }
+
+    pub(super) fn is_applying(&self) -> bool {
+        self.phase == Phase::Applying
     }
 
     /// Whether the part has been round: applied, or there was nothing to apply.
@@ -174,6 +180,17 @@ impl<P: Clone> Share<P> {
         }
     }
 
+    /// Gives the executor the mean, if it is settled; whether it was.
+    pub(super) fn apply(&mut self, x: &mut Context<'_, P>) -> bool {
+        let Some((_, mean)) = self.kept.as_ref().filter(|_| self.phase == Phase::Settled) else {
+            return false;
+        };
+        let (round, part) = (x.gathering.id.round, x.part);
+        x.actions.push_back(Action::Apply { round, part, mean: mean.clone() });
+        self.phase = Phase::Applying;
+        true
+    }
+
     /// The executor has applied the mean, or refused it.
     pub(super) fn applied(&mut self, x: &mut Context<'_, P>, applied: bool) {
         if self.phase == Phase::Applying {
@@ -214,7 +231,9 @@ impl<P: Clone> Share<P> {
     /// Somebody takes this replica for the owner: it is, if nobody has gone further.
     fn on_given(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, given: Given<P>) {
         match self.phase {
-            Phase::Applying | Phase::Over(Ending::Applied) => return self.help(x, from, attempt),
+            Phase::Settled | Phase::Applying | Phase::Over(Ending::Applied) => {
+                return self.help(x, from, attempt);
+            }
             Phase::Over(Ending::Nothing | Ending::GivenUp) => return x.late(from),
             Phase::Waiting => self.join(x, attempt),
             Phase::Open(_) if attempt > self.attempt => self.join(x, attempt),
@@ -236,10 +255,10 @@ impl<P: Clone> Share<P> {
     fn on_mean(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, mean: P) {
         let (settled, overtaken) = (self.settled == Some(attempt), attempt < self.attempt);
         match self.phase {
-            Phase::Applying | Phase::Over(_) => x.late(from),
+            Phase::Settled | Phase::Applying | Phase::Over(_) => x.late(from),
             Phase::Waiting | Phase::Open(_) if settled => {
                 self.kept = Some((attempt, mean));
-                self.apply(x);
+                self.settle();
             }
             Phase::Open(_) if overtaken => x.late(from),
             // A frame may come twice.
@@ -259,15 +278,15 @@ impl<P: Clone> Share<P> {
         let holders = desk.map_or(0, |desk| desk.held_by(from));
         if holders >= x.gathering.majority() && matches!(self.phase, Phase::Open(_)) {
             x.broadcast(attempt, &Content::Settled);
-            self.apply(x);
+            self.settle();
         }
     }
 
     /// It may have overtaken the mean it is about.
     fn on_settled(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
         match self.phase {
-            Phase::Applying | Phase::Over(_) => x.late(from),
-            Phase::Waiting | Phase::Open(_) if self.kept_of(attempt) => self.apply(x),
+            Phase::Settled | Phase::Applying | Phase::Over(_) => x.late(from),
+            Phase::Waiting | Phase::Open(_) if self.kept_of(attempt) => self.settle(),
             Phase::Waiting | Phase::Open(_) => self.settled = Some(attempt),
         }
     }
@@ -275,7 +294,9 @@ impl<P: Clone> Share<P> {
     fn on_nothing(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
         match self.phase {
             Phase::Waiting | Phase::Open(_) if attempt >= self.attempt => self.end_with_nothing(x),
-            Phase::Waiting | Phase::Open(_) | Phase::Applying | Phase::Over(_) => x.late(from),
+            Phase::Waiting | Phase::Open(_) | Phase::Settled | Phase::Applying | Phase::Over(_) => {
+                x.late(from);
+            }
         }
     }
 
@@ -389,11 +410,8 @@ impl<P: Clone> Share<P> {
         self.kept.as_ref().is_some_and(|(of, _)| *of == attempt)
     }
 
-    fn apply(&mut self, x: &mut Context<'_, P>) {
-        let Some((_, mean)) = &self.kept else { return };
-        let (round, part) = (x.gathering.id.round, x.part);
-        x.actions.push_back(Action::Apply { round, part, mean: mean.clone() });
-        self.phase = Phase::Applying;
+    fn settle(&mut self) {
+        self.phase = Phase::Settled;
         self.desk = None;
     }
 

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Action, Averaging, AveragingMessage, Config, Event, Fault, GatheringId, PartIndex, Participant, Round,
-    SetIndex,
+    APPLYING_MAX, Action, Averaging, AveragingMessage, Config, Event, Fault, GatheringId, PartIndex,
+    Participant, Round, SetIndex,
 };
 use crate::{Duration, Incarnation, PeerId, Rng, Time};
 
@@ -79,6 +79,8 @@ pub(super) struct Replica {
     alive: bool,
     /// Rounds with a snapshot that has not been given back.
     open: BTreeSet<Round>,
+    /// Means the executor has not answered.
+    applying: usize,
     pub(super) applied: BTreeMap<(GatheringId, PartIndex), Numbers>,
     pub(super) finished: BTreeMap<Round, bool>,
 }
@@ -112,6 +114,7 @@ impl World {
             }),
             alive: true,
             open: BTreeSet::new(),
+            applying: 0,
             applied: BTreeMap::new(),
             finished: BTreeMap::new(),
         };
@@ -196,6 +199,7 @@ impl World {
         if !replica.alive {
             return;
         }
+        replica.applying -= usize::from(matches!(event, Event::Applied { .. }));
         replica.averaging.handle(now, event);
         while let Some(action) = self.replicas[index].averaging.poll_action() {
             self.act(index, action);
@@ -212,6 +216,8 @@ impl World {
             }
             Action::Apply { round, part, mean } => {
                 let replica = &mut self.replicas[index];
+                replica.applying += 1;
+                assert!(replica.applying <= APPLYING_MAX, "seed {}", self.scenario.seed);
                 let id = replica.averaging.current.as_ref().unwrap().gathering.id;
                 assert_eq!(id.round, round);
                 let before = replica.applied.insert((id, part), mean);

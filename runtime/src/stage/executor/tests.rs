@@ -27,17 +27,17 @@ async fn a_state_goes_from_one_thread_to_another() {
 }
 
 #[tokio::test]
-async fn as_many_means_as_there_may_be_members_find_room() {
+async fn means_and_the_end_of_a_round_find_room() {
     let mut executor = executor(1).await;
     let round = Round(3);
     executor.average(averaging::Job::Snapshot { round, set: round.set(20), parts: 2 }).unwrap();
     let Averaged::Snapshot { parts, .. } = executor.averaged().await.unwrap() else { panic!("no snapshot") };
-    for _ in 0..MEMBERS_MAX {
+    for _ in 0..APPLYING_MAX {
         let job = averaging::Job::Apply { round, part: PartIndex(1), mean: parts[1].clone() };
         executor.average(job).unwrap();
     }
     executor.average(averaging::Job::Finish { round, complete: true }).unwrap();
-    for _ in 0..MEMBERS_MAX {
+    for _ in 0..APPLYING_MAX {
         let answer = executor.averaged().await.unwrap();
         assert!(matches!(answer, Averaged::Applied { applied: true, .. }));
     }
