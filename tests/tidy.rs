@@ -15,6 +15,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage", "crate::model"],
     ),
     (
+        "averaging",
+        &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage", "crate::model"],
+    ),
+    (
         "data",
         &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage", "crate::model"],
     ),

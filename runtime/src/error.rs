@@ -7,7 +7,7 @@ use crate::data::DataError;
 use crate::model::ShardError;
 use crate::net::control::ControlError;
 use crate::net::quic::BindError;
-use crate::stage::EngineError;
+use crate::stage::{EngineError, StateError};
 
 /// What ends a command, by situation. The message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,9 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// The state a donor gave does not fit the stage.
+    #[error("the state of the donor cannot be used: {0}")]
+    State(#[from] StateError),
     /// No thread can be started.
     #[error("cannot start the executor thread: {error}")]
     Thread {

@@ -4,6 +4,7 @@
 //! [`train::train`] for the whole model in one process. Each takes a future that resolves when it shall stop, and a
 //! [`report::Reporter`] it speaks to. Rules live in `swarmline_scheduler`, arithmetic in `swarmline_kernels`.
 
+pub mod averaging;
 pub mod boundary;
 pub mod cli;
 mod clock;

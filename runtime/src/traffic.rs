@@ -21,7 +21,7 @@ pub(crate) struct Traffic {
 /// Bytes that left for neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Totals {
-    /// As sent: frames with headers and ids.
+    /// As sent: frames with headers and ids. What replicas of a stage tell each other is not for neighbours.
     pub(crate) sent: u64,
     /// The same frames with the whole stream in bf16 in place of each code.
     pub(crate) uncompressed: u64,
@@ -49,7 +49,7 @@ impl Traffic {
     }
 
     pub(crate) fn totals(&self, frames: BytesSent) -> Totals {
-        let sent = frames.total();
+        let sent = frames.total().saturating_sub(frames.replicas);
         let uncompressed = sent.saturating_sub(self.code_bytes) + self.codes * self.stream_bytes;
         Totals { sent, uncompressed }
     }

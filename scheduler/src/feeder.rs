@@ -585,7 +585,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             Message::Forward { .. }
             | Message::Ask { .. }
             | Message::Granted { .. }
-            | Message::Ended { .. } => {
+            | Message::Ended { .. }
+            | Message::Averaging(_)
+            | Message::Transfer(_) => {
                 self.counts.foreign += 1;
             }
         }

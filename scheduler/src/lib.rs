@@ -8,8 +8,12 @@
 //! says who takes part and who serves what. Replicas and feeders talk in [`Message`]s and know each other from the
 //! [`Membership`] the coordinator publishes. Start reading at [`stage`]. Which replica comes next is a policy of
 //! [`router`]; who lives and who does not is an opinion of [`health`].
+//!
+//! Beside a stage, replicas of it keep their weights together ([`Averaging`]) and give them to those who join
+//! ([`transfer`]).
 
 mod average;
+pub mod averaging;
 pub mod coordinator;
 pub mod feeder;
 pub mod health;
@@ -27,9 +31,11 @@ mod sending;
 mod sim;
 pub mod stage;
 mod time;
+pub mod transfer;
 mod window;
 
 pub use average::MovingAverage;
+pub use averaging::Averaging;
 pub use coordinator::Coordinator;
 pub use feeder::Feeder;
 pub use health::{Health, Quarantine, Suspension, Verdict};

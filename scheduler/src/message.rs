@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use crate::averaging::AveragingMessage;
+use crate::transfer::TransferMessage;
 use crate::{Attempt, Duration, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
 
 /// One visit on the way of a microbatch.
@@ -234,6 +236,11 @@ pub enum Message<P> {
     },
     /// To neighbours: a sign of life.
     Beat(Beat),
+    /// Between replicas of a stage: an averaging round. For [`Averaging`](crate::Averaging), not for the machines of
+    /// microbatches.
+    Averaging(AveragingMessage<P>),
+    /// Between a joining replica and one that serves: the state of their stage. For [`transfer`](crate::transfer).
+    Transfer(TransferMessage<P>),
 }
 
 impl<P> Message<P> {
@@ -242,6 +249,8 @@ impl<P> Message<P> {
         match self {
             Self::Forward { ids, code, .. } => (Some(ids), Some(code)),
             Self::Backward { gradient, .. } => (None, Some(gradient)),
+            Self::Averaging(message) => (None, message.content.payload()),
+            Self::Transfer(message) => (None, message.payload()),
             _ => (None, None),
         }
     }
@@ -266,6 +275,8 @@ impl<P> Message<P> {
             Self::Refused { microbatch, by, reason } => Message::Refused { microbatch, by, reason },
             Self::Ended { spans, finished } => Message::Ended { spans, finished },
             Self::Beat(beat) => Message::Beat(beat),
+            Self::Averaging(message) => Message::Averaging(message.with_payload(new_code)),
+            Self::Transfer(message) => Message::Transfer(message.with_payload(new_code)),
         }
     }
 }

@@ -340,6 +340,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             Message::Evaluated { microbatch, .. } | Message::Refused { microbatch, .. } => {
                 self.count(Note::Foreign(microbatch));
             }
+            // For the machines beside this one.
+            Message::Averaging(_) | Message::Transfer(_) => {}
         }
     }
 

@@ -1,8 +1,8 @@
 //! Two small LLaMA models: logits, loss, every gradient and ten AdamW steps must be those of PyTorch.
 
 use swarmline::config::{
-    Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline, Policy, Run,
-    Stash, Tokenizer,
+    Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
+    Policy, Run, Stash, Tokenizer,
 };
 use swarmline::model::{Shard, Upstream};
 use swarmline::optim::{Contribution, ParameterMut, StageOptimizer};
@@ -199,6 +199,7 @@ fn run(config: &serde_json::Value) -> Run {
         model,
         batch: Batch { sequences: count("sequences") },
         optimizer: adamw(),
+        averaging: Averaging { every: 0, sets: 20 },
         data: Data {
             paths: Vec::new(),
             extensions: Vec::new(),

@@ -228,7 +228,10 @@ pub struct Rejected {
 /// copied nor scanned.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Frame {
-    #[prost(oneof = "frame::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(
+        oneof = "frame::Message",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 20, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 35"
+    )]
     pub message: ::core::option::Option<frame::Message>,
 }
 /// Nested message and enum types in `Frame`.
@@ -259,6 +262,32 @@ pub mod frame {
         Ended(super::Ended),
         #[prost(message, tag = "12")]
         Beat(super::Beat),
+        /// Between replicas of a stage: an averaging round.
+        #[prost(message, tag = "20")]
+        Share(super::Share),
+        #[prost(message, tag = "21")]
+        KeptMean(super::KeptMean),
+        #[prost(message, tag = "22")]
+        Mean(super::Mean),
+        #[prost(message, tag = "23")]
+        MeanHeld(super::MeanHeld),
+        #[prost(message, tag = "24")]
+        MeanSettled(super::MeanSettled),
+        #[prost(message, tag = "25")]
+        NothingToAverage(super::NothingToAverage),
+        /// Between a joining replica and one that serves: the state of their stage.
+        #[prost(message, tag = "30")]
+        StateRequest(super::StateRequest),
+        #[prost(message, tag = "31")]
+        StateOffer(super::StateOffer),
+        #[prost(message, tag = "32")]
+        ChunkRequest(super::ChunkRequest),
+        #[prost(message, tag = "33")]
+        Chunk(super::Chunk),
+        #[prost(message, tag = "34")]
+        StateDeclined(super::StateDeclined),
+        #[prost(message, tag = "35")]
+        StateDone(super::StateDone),
     }
 }
 /// Downstream: token ids and the activation.
@@ -402,6 +431,139 @@ pub mod refused {
             }
         }
     }
+}
+/// Which part of which averaging round a message is about.
+///
+/// A round averages one index set of the weights and moments of a stage among its members; the set is cut into parts.
+/// Part p belongs to member (p + attempt) mod members, members ordered by key: a silent owner is followed by the next.
+/// A member that turns to an owner promises to take no mean from owners before it, unless that mean is settled.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PartOfRound {
+    /// Number of the round.
+    #[prost(uint64, tag = "1")]
+    pub round: u64,
+    /// FNV-1a (64 bit) of key and incarnation (big endian) of every member, in order, and of the number of parts (u32,
+    /// big endian). A receiver ignores what does not carry its own digest.
+    #[prost(fixed64, tag = "2")]
+    pub members: u64,
+    /// Which part, from 0.
+    #[prost(uint32, tag = "3")]
+    pub part: u32,
+    /// How many owners the part had before this one; below 3 and below the number of members.
+    #[prost(uint32, tag = "4")]
+    pub attempt: u32,
+}
+/// To the owner: the sender's numbers when the round began. All weights of the part, then all first moments, then all
+/// second moments, little-endian f32.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Share {
+    /// Which part.
+    #[prost(message, optional, tag = "1")]
+    pub at: ::core::option::Option<PartOfRound>,
+    /// The sender's contributions since the set's last round; at most 2^40.
+    #[prost(uint64, tag = "2")]
+    pub weight: u64,
+    /// Only payload: the numbers; at most 1 MiB.
+    #[prost(uint64, tag = "3")]
+    pub share_bytes: u64,
+}
+/// To a later owner, in place of a share: a mean that the sender took from an earlier one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeptMean {
+    /// Which part.
+    #[prost(message, optional, tag = "1")]
+    pub at: ::core::option::Option<PartOfRound>,
+    /// Attempt of the owner that the mean is from; below that of this message.
+    #[prost(uint32, tag = "2")]
+    pub of_attempt: u32,
+    /// Only payload: the mean; at most 1 MiB.
+    #[prost(uint64, tag = "3")]
+    pub mean_bytes: u64,
+}
+/// From the owner to all: the mean. A receiver keeps it and answers MeanHeld; it MUST NOT apply it yet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Mean {
+    /// Which part.
+    #[prost(message, optional, tag = "1")]
+    pub at: ::core::option::Option<PartOfRound>,
+    /// Only payload: the mean; at most 1 MiB.
+    #[prost(uint64, tag = "2")]
+    pub mean_bytes: u64,
+}
+/// To the owner: its mean is held. No payload.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeanHeld {
+    /// Which part.
+    #[prost(message, optional, tag = "1")]
+    pub at: ::core::option::Option<PartOfRound>,
+}
+/// From the owner to all: a majority holds its mean; apply it. May overtake the mean. No payload.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeanSettled {
+    /// Which part.
+    #[prost(message, optional, tag = "1")]
+    pub at: ::core::option::Option<PartOfRound>,
+}
+/// From the owner to all: nobody has contributed to the part. No payload.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NothingToAverage {
+    /// Which part.
+    #[prost(message, optional, tag = "1")]
+    pub at: ::core::option::Option<PartOfRound>,
+}
+/// To a replica that serves: what is your state? No payload.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StateRequest {}
+/// To a joining replica: a copy of the state. A state is a safetensors file of the stage's parameters and moments.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StateOffer {
+    /// Which copy; a donor counts them.
+    #[prost(uint64, tag = "1")]
+    pub state: u64,
+    /// Updates in it.
+    #[prost(uint64, tag = "2")]
+    pub weight_version: u64,
+    /// Its length.
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    /// Length of every chunk but the last; 1 to 1 MiB.
+    ///
+    /// Only payload, not announced: the BLAKE3 digest of every chunk, in order, 32 bytes each; at most 32768 of them.
+    #[prost(uint32, tag = "4")]
+    pub chunk_bytes: u32,
+}
+/// To a donor: send this chunk. No payload.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChunkRequest {
+    /// Of which copy.
+    #[prost(uint64, tag = "1")]
+    pub state: u64,
+    /// Which, from 0.
+    #[prost(uint32, tag = "2")]
+    pub chunk: u32,
+}
+/// To a joining replica: a chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Chunk {
+    /// Of which copy.
+    #[prost(uint64, tag = "1")]
+    pub state: u64,
+    /// Which, from 0.
+    #[prost(uint32, tag = "2")]
+    pub chunk: u32,
+    /// Only payload: its bytes; at most 1 MiB.
+    #[prost(uint64, tag = "3")]
+    pub chunk_bytes: u64,
+}
+/// To a joining replica: not from here, or not from that copy any more. No payload.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StateDeclined {}
+/// To a donor: the sender has all it wanted of a copy. No payload.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StateDone {
+    /// Which copy.
+    #[prost(uint64, tag = "1")]
+    pub state: u64,
 }
 /// Downstream: do you hold this? The sender is its upstream from now on. No payload, like all that follow.
 #[derive(Clone, PartialEq, ::prost::Message)]

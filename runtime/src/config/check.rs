@@ -3,7 +3,7 @@
 use data_encoding::HEXLOWER_PERMISSIVE;
 
 use super::error::Violation;
-use super::{Data, Join, Kind, Model, Optimizer, Pipeline, Run, Tokenizer, limits};
+use super::{Averaging, Data, Join, Kind, Model, Optimizer, Pipeline, Run, Tokenizer, limits};
 
 /// Bytes of an ed25519 public key.
 const KEY_BYTES: usize = 32;
@@ -24,6 +24,7 @@ pub(super) fn run(run: &Run, tokenizer_vocab: usize) -> Checked {
     boundary(run)?;
     batch(run)?;
     optimizer(&run.optimizer)?;
+    averaging(&run.averaging)?;
     data(&run.data)?;
     join(&run.policy.join)?;
     totals(run)
@@ -155,6 +156,11 @@ fn optimizer(optimizer: &Optimizer) -> Checked {
     real("optimizer.clip_microbatch", optimizer.clip_microbatch, 0.0..=1e6)?;
     real("optimizer.clip_stage", optimizer.clip_stage, 0.0..=1e6)?;
     real("optimizer.staleness_power", optimizer.staleness_power, 0.0..=4.0)
+}
+
+fn averaging(averaging: &Averaging) -> Checked {
+    number("averaging.every", averaging.every, 0, limits::AVERAGING_EVERY_MAX)?;
+    number("averaging.sets", u64::from(averaging.sets), 1, limits::AVERAGING_SETS_MAX)
 }
 
 fn data(data: &Data) -> Checked {

@@ -131,6 +131,17 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "averaging",
+        fields: &[
+            shared("every", "Finished microbatches per averaging round of the replicas; 0 is off.", |run| {
+                number(run.averaging.every)
+            }),
+            shared("sets", "Sets the numbers are divided into; a round averages one.", |run| {
+                number(run.averaging.sets)
+            }),
+        ],
+    },
+    Section {
         name: "data",
         fields: &[
             own("paths", "Files or directories of text, relative to the folder of this file.", |run| {

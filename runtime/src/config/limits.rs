@@ -37,6 +37,16 @@ pub const MICROBATCHES_PER_UPDATE_MAX: usize = 1 << 16;
 pub const UPDATES_MAX: u64 = 1 << 40;
 /// Microbatches of one evaluation.
 pub const HELDOUT_MICROBATCHES_MAX: usize = 1 << 16;
+/// Microbatches per averaging round.
+pub const AVERAGING_EVERY_MAX: u64 = 1 << 40;
+/// Index sets of averaging.
+pub const AVERAGING_SETS_MAX: u64 = 1 << 12;
+/// Bytes of a part of an averaging round, weights and moments together. A set with more is cut into more parts.
+pub const AVERAGING_PART_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a chunk of a stage's state on its way to a joining replica.
+pub const STATE_CHUNK_BYTES_MAX: usize = 1 << 20;
+/// Chunks of a stage's state; with chunks of full length, 32 GiB.
+pub const STATE_CHUNKS_MAX: usize = 1 << 15;
 /// Learning rate.
 pub const LEARNING_RATE_MAX: f32 = 10.0;
 /// File name endings.

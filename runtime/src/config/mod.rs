@@ -19,6 +19,6 @@ mod tests;
 pub use error::{ConfigError, Violation};
 pub use manifest::{Manifest, PROTOCOL};
 pub use run::{
-    Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline, Policy, Run,
-    Stash, Tokenizer,
+    Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
+    Policy, Run, Stash, Tokenizer,
 };

@@ -6,8 +6,8 @@ use super::document::{Document, position};
 use super::error::{ConfigError, Violation};
 use super::fields::SECTIONS;
 use super::{
-    Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline, Policy, Run,
-    Stash, Tokenizer, check, limits,
+    Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
+    Policy, Run, Stash, Tokenizer, check, limits,
 };
 use crate::data::TextTokenizer;
 
@@ -17,6 +17,8 @@ const DEFAULT_CONTEXT: usize = 128;
 const DEFAULT_STAGES: usize = 4;
 const DEFAULT_SEQUENCES: usize = 8;
 const DEFAULT_UPDATES: u64 = 1000;
+const DEFAULT_AVERAGING_EVERY: u64 = 16;
+const DEFAULT_AVERAGING_SETS: u32 = 20;
 /// A head narrower than this has little to attend with.
 const DEFAULT_HEAD_WIDTH_MIN: usize = 32;
 
@@ -111,6 +113,7 @@ pub(super) fn read_run(
         boundary: read_boundary(document, model.width)?,
         batch: Batch { sequences: document.count("batch", "sequences")?.unwrap_or(DEFAULT_SEQUENCES) },
         optimizer: read_optimizer(document, pipeline.mode)?,
+        averaging: read_averaging(document)?,
         data: read_data(document, tokenizer)?,
         policy: Policy { join: read_join(document)? },
         model,
@@ -223,6 +226,15 @@ fn read_optimizer(document: &Document<'_>, mode: Mode) -> Result<Optimizer, Conf
         clip_microbatch: real("clip_microbatch")?.unwrap_or(2.0),
         clip_stage: real("clip_stage")?.unwrap_or(1.0),
         staleness_power: real("staleness_power")?.unwrap_or(staleness_power),
+    })
+}
+
+fn read_averaging(document: &Document<'_>) -> Result<Averaging, ConfigError> {
+    let number = |name| document.number("averaging", name);
+    Ok(Averaging {
+        every: number("every")?.unwrap_or(DEFAULT_AVERAGING_EVERY),
+        // What does not fit is far beyond the limit, which says so.
+        sets: number("sets")?.map_or(DEFAULT_AVERAGING_SETS, |sets| u32::try_from(sets).unwrap_or(u32::MAX)),
     })
 }
 

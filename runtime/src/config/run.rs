@@ -26,6 +26,8 @@ pub struct Run {
     pub batch: Batch,
     /// How weights change.
     pub optimizer: Optimizer,
+    /// How replicas of a stage stay together.
+    pub averaging: Averaging,
     /// The text.
     pub data: Data,
     /// Who may take part.
@@ -184,6 +186,18 @@ pub enum OptimizerKind {
     AdamW,
     /// Adam with Nesterov momentum and decoupled decay.
     NAdamW,
+}
+
+/// How replicas of a stage average weights and moments (AsyncMesh, arXiv 2601.22442). A stage with one replica has
+/// nothing to average.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Averaging {
+    /// Finished microbatches, over the whole run, per averaging round; 0 turns averaging off. Fewer keep replicas
+    /// closer together and cost more traffic: a round moves about `24 / sets` bytes for each parameter of a stage, up
+    /// and down at every replica. Default 16.
+    pub every: u64,
+    /// Index sets `1/p` the numbers of a stage are divided into; a round averages one. Default 20, which is 5 %.
+    pub sets: u32,
 }
 
 /// The text a run learns from.

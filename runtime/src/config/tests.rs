@@ -55,6 +55,10 @@ clip_microbatch = 0
 clip_stage = 0.5
 staleness_power = 0.25
 
+[averaging]
+every = 5
+sets = 7
+
 [data]
 paths = ["a", "b \"quoted\""]
 extensions = ["rs", "rst.txt"]
@@ -107,6 +111,7 @@ fn a_minimal_file_gets_every_default() {
     );
     assert_eq!((run.optimizer.kind, run.optimizer.beta1), (OptimizerKind::NAdamW, 0.99));
     assert_eq!((run.optimizer.staleness_power, run.optimizer.warmup_updates), (1.0, 100));
+    assert_eq!(run.averaging, Averaging { every: 16, sets: 20 });
     assert_eq!(run.data.paths, [PathBuf::from("text")]);
     assert_eq!((&run.data.tokenizer, &run.policy.join), (&Tokenizer::Bytes, &Join::Anyone));
 }
@@ -278,6 +283,17 @@ fn impossible_numbers() {
 }
 
 #[test]
+fn impossible_averaging() {
+    check_refused(&with("averaging", "sets = 0"), 2, "averaging.sets", &["is 0", "1 to 4096"]);
+    check_refused(&with("averaging", "sets = 4097"), 2, "averaging.sets", &["is 4097", "Lower it"]);
+    check_refused(&with("averaging", "sets = 0.05"), 2, "averaging.sets", &["whole number"]);
+    check_refused(&with("averaging", "every = -1"), 2, "averaging.every", &["the number -1"]);
+    check_refused(&with("averaging", "every = 9223372036854775807"), 2, "averaging.every", &["Lower it"]);
+    check_refused(&with("averaging", "set = 20"), 2, "averaging.set", &["Did you mean `averaging.sets`?"]);
+    assert_eq!(parse(&with("averaging", "every = 0")).unwrap().averaging, Averaging { every: 0, sets: 20 });
+}
+
+#[test]
 fn impossible_choices() {
     check_refused("[model]\nwidth = 64\n", 1, "data.paths", &["missing", "paths = ["]);
     check_refused("\n[data]\n", 2, "data.paths", &["missing"]);
@@ -409,7 +425,7 @@ fn the_digest_of_a_fixed_run_is_golden() {
     let digest = data_encoding::HEXLOWER.encode(&manifest.digest());
     assert_eq!(
         digest,
-        "b6f46769462fbbe61c5079a9aba0efed4165344b8b4d9e3daf46934a9ca7ff5e",
+        "4731b6e0c7dcfa2ab44f30d2d812fd7f7bafff81e75ce2b6a963043b849201ea",
         "{}",
         String::from_utf8(manifest.to_bytes()).unwrap()
     );
@@ -433,7 +449,7 @@ fn a_manifest_from_a_stranger_is_held_to_the_rules() {
     };
     let huge = edit("width = 64", "width = 6400000000");
     assert_eq!(huge.field(), Some("model.width"));
-    assert!(matches!(edit("protocol = 1", "protocol = 2"), ConfigError::Protocol { theirs: 2, ours: 1, .. }));
+    assert!(matches!(edit("protocol = 2", "protocol = 1"), ConfigError::Protocol { theirs: 1, ours: 2, .. }));
     assert!(matches!(edit("width = 64", "width = 0x40"), ConfigError::NotCanonical { .. }));
     assert!(matches!(edit("ffn = 100\n", ""), ConfigError::NotCanonical { .. }));
     assert_eq!(edit("heldout =", "paths = [\"/\"]\nheldout =").field(), Some("data.paths"));

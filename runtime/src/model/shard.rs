@@ -380,6 +380,14 @@ impl<B: Backend> Shard<B> {
     /// # Errors
     /// If the device fails or the file cannot be written.
     pub fn snapshot(&mut self, metadata: BTreeMap<String, String>) -> Result<Vec<u8>, SnapshotError> {
+        Snapshot { metadata, tensors: self.tensors()? }.write()
+    }
+
+    /// All parameters, in order.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn tensors(&mut self) -> Result<Vec<SnapshotTensor>, SnapshotError> {
         let mut tensors = Vec::new();
         for parameter in self.params.iter() {
             let values = value(&mut self.backend, parameter)?;
@@ -389,7 +397,7 @@ impl<B: Backend> Shard<B> {
                 values,
             });
         }
-        Snapshot { metadata, tensors }.write()
+        Ok(tensors)
     }
 
     /// Replaces all parameters by those of a safetensors file; returns its metadata. Everything in the file is
@@ -399,15 +407,41 @@ impl<B: Backend> Shard<B> {
     /// If the file cannot be read, names a parameter the shard does not have, misses one, or holds one in
     /// another shape or with a number that is not finite. No parameter has changed then.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<BTreeMap<String, String>, SnapshotError> {
-        let snapshot = Snapshot::read(bytes, &mut self.log)?;
-        let has = |name: &str| snapshot.tensors.iter().any(|tensor| tensor.name == name);
-        if let Some(missing) = self.params.iter().find(|parameter| !has(&parameter.name)) {
-            // A foreign tensor explains more than the gap it leaves.
-            self.check(&snapshot.tensors)?;
-            return Err(SnapshotError::Missing { name: missing.name.clone() });
-        }
+        let snapshot = self.read(bytes)?;
+        self.check_all(&snapshot.tensors)?;
         self.put(&snapshot.tensors)?;
         Ok(snapshot.metadata)
+    }
+
+    /// Reads a safetensors file without taking anything from it; everything in it is recorded in the log.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn read(&mut self, bytes: &[u8]) -> Result<Snapshot, SnapshotError> {
+        Snapshot::read(bytes, &mut self.log)
+    }
+
+    /// Replaces all parameters by `tensors`, which [`Shard::read`] gave.
+    ///
+    /// # Errors
+    /// As [`Shard::restore`].
+    pub fn replace(&mut self, tensors: &[SnapshotTensor]) -> Result<(), SnapshotError> {
+        self.check_all(tensors)?;
+        self.put(tensors)
+    }
+
+    /// Whether [`Shard::replace`] would take `tensors`. Nothing changes.
+    ///
+    /// # Errors
+    /// As [`Shard::restore`].
+    pub fn check_all(&self, tensors: &[SnapshotTensor]) -> Result<(), SnapshotError> {
+        // A foreign tensor explains more than the gap it leaves.
+        self.check(tensors)?;
+        let has = |name: &str| tensors.iter().any(|tensor| tensor.name == name);
+        match self.params.iter().find(|parameter| !has(&parameter.name)) {
+            Some(missing) => Err(SnapshotError::Missing { name: missing.name.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// The way of foreign values into weights; the caller has recorded them.

@@ -9,8 +9,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message as _;
 use swarmline_proto::v1;
 use swarmline_scheduler::Message;
+use swarmline_scheduler::transfer::{ChunkHash, Manifest, TransferMessage};
 
 use super::wire::{self, WireError};
+use crate::config::limits as run_limits;
 
 /// `SWL` and version 1 of the frame layout.
 const MAGIC: u32 = 0x5357_4C01;
@@ -18,6 +20,18 @@ const MAGIC: u32 = 0x5357_4C01;
 const VERSION_MASK: u32 = 0xFF;
 /// Bytes before the header.
 pub(super) const PREAMBLE_BYTES: usize = 8;
+
+/// Bytes of the longest payload between replicas of a stage. What is longer is cut before it gets here: sets into more
+/// parts, states into more chunks. The digests of a state's chunks are one payload.
+pub const BULK_BYTES_MAX: usize = 1 << 20;
+/// Such frames on their way to one peer: a few chunks of a state, and beside them a part of a round and its mean.
+pub(super) const BULK_FRAMES: usize = 10;
+
+const _: () = assert!(run_limits::AVERAGING_PART_BYTES_MAX <= BULK_BYTES_MAX);
+const _: () = assert!(run_limits::STATE_CHUNK_BYTES_MAX <= BULK_BYTES_MAX);
+const _: () = assert!(run_limits::STATE_CHUNKS_MAX * HASH_BYTES <= BULK_BYTES_MAX);
+/// Bytes of the digest of a chunk.
+const HASH_BYTES: usize = size_of::<ChunkHash>();
 
 /// How long the parts of a frame may be, bytes. They follow from the run manifest, so all peers have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +45,7 @@ pub struct FrameLimits {
 }
 
 impl FrameLimits {
-    /// The longest frame, bytes.
+    /// The longest frame of a microbatch, bytes.
     #[must_use]
     pub fn frame_bytes_max(&self) -> usize {
         [self.header_bytes_max, self.ids_bytes_max, self.code_bytes_max]
@@ -51,6 +65,12 @@ pub enum Part {
     Ids,
     /// The packed activation or gradient.
     Code,
+    /// A share or mean of an averaging round.
+    Share,
+    /// A chunk of a state.
+    Chunk,
+    /// The digests of the chunks of a state.
+    Hashes,
 }
 
 impl fmt::Display for Part {
@@ -60,6 +80,9 @@ impl fmt::Display for Part {
             Self::Header => "header",
             Self::Ids => "token ids",
             Self::Code => "code",
+            Self::Share => "share",
+            Self::Chunk => "chunk",
+            Self::Hashes => "digests",
         })
     }
 }
@@ -151,8 +174,9 @@ impl Encoded {
 /// [`FrameError::TooLong`] if a receiver with the same limits would refuse it.
 pub fn encode(message: &Message<Bytes>, limits: &FrameLimits) -> Result<Encoded, FrameError> {
     let [ids, code] = payloads(message);
+    let (part, allowed) = code_part(message, limits);
     check_length(Part::Ids, ids.len() as u64, limits.ids_bytes_max)?;
-    check_length(Part::Code, code.len() as u64, limits.code_bytes_max)?;
+    check_length(part, code.len() as u64, allowed)?;
     let header = wire::encode_frame(message);
     let header_bytes = header.encoded_len();
     check_length(Part::Header, header_bytes as u64, limits.header_bytes_max)?;
@@ -178,7 +202,7 @@ pub fn decode(frame: &Bytes, limits: &FrameLimits) -> Result<Message<Bytes>, Fra
     let header_bytes = decode_preamble(&preamble, limits)?;
     let announced = decode_header(&take(&mut rest, Part::Header, header_bytes)?, limits)?;
     let ids = take(&mut rest, Part::Ids, announced.ids_bytes)?;
-    let code = take(&mut rest, Part::Code, announced.code_bytes)?;
+    let code = take(&mut rest, announced.code_part, announced.code_bytes)?;
     if !rest.is_empty() {
         return Err(FrameError::Trailing { announced: frame.len() - rest.len() });
     }
@@ -212,9 +236,15 @@ pub(super) fn decode_header(header: &[u8], limits: &FrameLimits) -> Result<Annou
     let message = wire::decode_frame(frame)?;
     let (ids, code) = message.payloads();
     let (ids, code) = (ids.copied().unwrap_or(0), code.copied().unwrap_or(0));
+    let code = match &message {
+        Message::Transfer(TransferMessage::Offer { manifest, .. }) => hashes_bytes(manifest),
+        _ => code,
+    };
+    let (code_part, allowed) = code_part(&message, limits);
     Ok(Announced {
         ids_bytes: check_length(Part::Ids, ids, limits.ids_bytes_max)?,
-        code_bytes: check_length(Part::Code, code, limits.code_bytes_max)?,
+        code_bytes: check_length(code_part, code, allowed)?,
+        code_part,
         message,
     })
 }
@@ -224,8 +254,10 @@ pub(super) fn decode_header(header: &[u8], limits: &FrameLimits) -> Result<Annou
 pub(super) struct Announced {
     /// Length of the ids, within the limits.
     pub(super) ids_bytes: usize,
-    /// Length of the activation or gradient, within the limits.
+    /// Length of the activation, gradient or whatever else is the last payload, within the limits.
     pub(super) code_bytes: usize,
+    /// What that payload is.
+    pub(super) code_part: Part,
     message: Message<u64>,
 }
 
@@ -237,13 +269,40 @@ impl Announced {
 
     /// The message with its payloads.
     pub(super) fn fill(self, ids: Bytes, code: Bytes) -> Message<Bytes> {
-        self.message.with_payloads(ids, code)
+        match self.message {
+            Message::Transfer(TransferMessage::Offer { state, manifest }) => {
+                let hashes = code.as_chunks::<HASH_BYTES>().0.to_vec();
+                let manifest = Manifest { hashes, ..manifest };
+                Message::Transfer(TransferMessage::Offer { state, manifest })
+            }
+            other => other.with_payloads(ids, code),
+        }
     }
 }
 
 fn payloads(message: &Message<Bytes>) -> [Bytes; 2] {
+    if let Message::Transfer(TransferMessage::Offer { manifest, .. }) = message {
+        return [Bytes::new(), manifest.hashes.concat().into()];
+    }
     let (ids, code) = message.payloads();
     [ids.cloned().unwrap_or_default(), code.cloned().unwrap_or_default()]
+}
+
+/// What the last payload of a message is, and how long it may be.
+fn code_part<P>(message: &Message<P>, limits: &FrameLimits) -> (Part, usize) {
+    match message {
+        Message::Averaging(_) => (Part::Share, run_limits::AVERAGING_PART_BYTES_MAX),
+        Message::Transfer(TransferMessage::Offer { .. }) => {
+            (Part::Hashes, run_limits::STATE_CHUNKS_MAX * HASH_BYTES)
+        }
+        Message::Transfer(_) => (Part::Chunk, run_limits::STATE_CHUNK_BYTES_MAX),
+        _ => (Part::Code, limits.code_bytes_max),
+    }
+}
+
+/// The digests are not announced: there is one for each chunk.
+fn hashes_bytes(manifest: &Manifest) -> u64 {
+    u64::from(manifest.chunks()).saturating_mul(HASH_BYTES as u64)
 }
 
 fn check_length(part: Part, announced: u64, allowed: usize) -> Result<usize, FrameError> {

@@ -185,6 +185,10 @@ fn brief(message: &Message<Bytes>) -> String {
         Message::Granted { granted, .. } => format!("grant of {}", granted.len()),
         Message::Ended { .. } => "ended".to_owned(),
         Message::Beat(_) => "beat".to_owned(),
+        Message::Averaging(message) => {
+            format!("averaging {}.{}.{}", message.gathering.round.0, message.part.0, message.attempt.0)
+        }
+        Message::Transfer(_) => "transfer".to_owned(),
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Decoding checks everything the contract promises and answers with a [`WireError`] that names the field.
 
+mod averaging;
+mod transfer;
+
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -79,6 +82,8 @@ pub(super) fn encode_frame(message: &Message<Bytes>) -> v1::Frame {
             let by = Some(encode_hop(by));
             Wire::Refused(v1::Refused { microbatch: microbatch.0, by, cause: cause.into(), detail })
         }
+        Message::Averaging(message) => averaging::encode(message),
+        Message::Transfer(message) => transfer::encode(message),
         word => return v1::Frame { message: encode_word(word) },
     };
     v1::Frame { message: Some(wire) }
@@ -118,7 +123,9 @@ fn encode_word(message: &Message<Bytes>) -> Option<v1::frame::Message> {
         Message::Forward { .. }
         | Message::Backward { .. }
         | Message::Evaluated { .. }
-        | Message::Refused { .. } => return None,
+        | Message::Refused { .. }
+        | Message::Averaging(_)
+        | Message::Transfer(_) => return None,
     })
 }
 
@@ -126,7 +133,8 @@ fn encode_word(message: &Message<Bytes>) -> Option<v1::frame::Message> {
 /// are not checked yet.
 pub(super) fn decode_frame(frame: v1::Frame) -> Result<Message<u64>, WireError> {
     use v1::frame::Message as Wire;
-    Ok(match frame.message.ok_or(WireError::Missing { field: "the message of the frame" })? {
+    let message = frame.message.ok_or(WireError::Missing { field: "the message of the frame" })?;
+    Ok(match message {
         Wire::Forward(forward) => Message::Forward {
             microbatch: MicrobatchId(forward.microbatch),
             attempt: Attempt(forward.attempt),
@@ -182,6 +190,18 @@ pub(super) fn decode_frame(frame: v1::Frame) -> Result<Message<u64>, WireError> 
         }
         Wire::Ended(ended) => Message::Ended { spans: decode_spans(ended.spans)?, finished: ended.finished },
         Wire::Beat(beat) => Message::Beat(decode_beat(&beat)),
+        Wire::Share(_)
+        | Wire::KeptMean(_)
+        | Wire::Mean(_)
+        | Wire::MeanHeld(_)
+        | Wire::MeanSettled(_)
+        | Wire::NothingToAverage(_) => Message::Averaging(averaging::decode(&message)?),
+        Wire::StateRequest(_)
+        | Wire::StateOffer(_)
+        | Wire::ChunkRequest(_)
+        | Wire::Chunk(_)
+        | Wire::StateDeclined(_)
+        | Wire::StateDone(_) => Message::Transfer(transfer::decode(&message)?),
     })
 }
 

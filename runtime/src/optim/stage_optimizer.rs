@@ -219,6 +219,11 @@ impl<B: Backend> StageOptimizer<B> {
         Ok(OptimizerState { counters, tensors })
     }
 
+    /// Whether [`StageOptimizer::import`] would take `state`. Nothing changes.
+    pub fn check(&self, state: &OptimizerState) -> std::result::Result<(), ImportError> {
+        self.checked_moments(state).map(drop)
+    }
+
     /// Goes on from `state`, which another process may have sent: it is checked before anything is taken from it.
     /// Contributions that wait for the rest of their update are dropped.
     pub fn import(

@@ -3,20 +3,29 @@
 //! Synchronous and without a network: the executor of a replica runs one engine, `train` runs all of them in a
 //! row. A job that fails leaves no stash and no part of a gradient behind.
 
+mod average;
+mod state;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use swarmline_kernels::Backend;
+use swarmline_scheduler::averaging::Event as Averaged;
 use swarmline_scheduler::stage::{Completion, Done, Evaluation, Job};
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
 
 use super::executor::{Compute, Statistics};
+use crate::averaging::{self, Averager};
 use crate::config::Run;
 use crate::error::Error;
 use crate::model::{Shard, ShardError, Upstream};
 use crate::optim::{Contribution, ParameterMut, StageOptimizer, StalenessHistogram};
 use crate::packing::{CodeError, TokenCodec, TokenError, Tokens};
+
+pub use self::state::{StateError, state_bytes_max};
 
 /// Whether an engine's weights change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +46,8 @@ pub struct Engine<B: Backend> {
     /// Whose gradients are computed and wait for [`Engine::apply`] or [`Engine::drop_gradients`], and the weights
     /// their forward ran with.
     ungranted: Option<(MicrobatchId, WeightVersion)>,
+    averager: Averager,
+    microbatches_per_update: u64,
     parameter_log: Option<PathBuf>,
 }
 
@@ -93,14 +104,17 @@ impl<B: Backend> Engine<B> {
         let mut shard = Shard::for_stage(backend, run, stage, slots)?;
         let updates_per = run.pipeline.microbatches_per_update;
         let (backend, params) = shard.backend_and_params();
-        let sizes = params.iter().map(|parameter| (parameter.name.as_str(), parameter.len()));
-        let optimizer = StageOptimizer::new(backend, &run.optimizer, updates_per, sizes)?;
+        let sizes = || params.iter().map(|parameter| (parameter.name.as_str(), parameter.len()));
+        let optimizer = StageOptimizer::new(backend, &run.optimizer, updates_per, sizes())?;
+        let averager = Averager::new(run, sizes());
         Ok(Self {
             shard,
             optimizer,
             tokens: TokenCodec::new(run),
             learning,
             ungranted: None,
+            averager,
+            microbatches_per_update: updates_per as u64,
             parameter_log: None,
         })
     }
@@ -300,7 +314,11 @@ impl<B: Backend> Engine<B> {
         let contribution = optimizer.contribute(backend, &mut parameters, staleness);
         match contribution.map_err(ShardError::from)? {
             Contribution::RefusedNonFinite => Err(EngineError::NonFiniteGradient),
-            Contribution::Accumulated { .. } | Contribution::Stepped { .. } => Ok(()),
+            Contribution::Accumulated { .. } => Ok(()),
+            Contribution::Stepped { .. } => {
+                self.averager.contributed(self.microbatches_per_update);
+                Ok(())
+            }
         }
     }
 
@@ -374,6 +392,20 @@ impl<B: Backend> Compute for Engine<B> {
         let microbatch = job.microbatch();
         let done = self.answer(job)?.unwrap_or_else(|error| Done::Refused(error.into()));
         Some(Completion { microbatch, done })
+    }
+
+    fn average(&mut self, job: averaging::Job) -> Option<Averaged<Bytes>> {
+        self.average(job)
+    }
+
+    fn export_state(&mut self) -> Result<Bytes, Error> {
+        Ok(self.export_state()?.into())
+    }
+
+    fn import_state(&mut self, state: &[u8]) -> Result<(), Error> {
+        let outcome = self.import_state(state);
+        self.write_parameter_log()?;
+        Ok(outcome?)
     }
 
     fn statistics(&self) -> Statistics {

@@ -6,15 +6,23 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use swarmline_scheduler::averaging::{APPLYING_MAX, Event as Averaged};
 use swarmline_scheduler::stage::{Completion, Job};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::averaging;
 use crate::error::Error;
 
 /// What the executor's thread runs.
 pub(super) trait Compute {
     /// Does a job; `None` for jobs without an answer.
     fn run(&mut self, job: Job<Bytes>) -> Option<Completion<Bytes>>;
+    /// Does a job of an averaging round; `None` for jobs without an answer.
+    fn average(&mut self, job: averaging::Job) -> Option<Averaged<Bytes>>;
+    /// A copy of the whole state, for a joiner.
+    fn export_state(&mut self) -> Result<Bytes, Error>;
+    /// Takes over a state from a donor, or changes nothing.
+    fn import_state(&mut self, state: &[u8]) -> Result<(), Error>;
     /// Counters for reports.
     fn statistics(&self) -> Statistics;
     /// The last call: writes the weights to `save`, if that is asked for, and whatever else is to be left behind.
@@ -35,6 +43,9 @@ pub(super) struct Statistics {
 #[derive(Debug)]
 enum Task {
     Job(Job<Bytes>),
+    Average(averaging::Job),
+    Export(oneshot::Sender<Result<Bytes, Error>>),
+    Import(Bytes, oneshot::Sender<Result<(), Error>>),
     Finish(Option<PathBuf>, oneshot::Sender<Result<(), Error>>),
 }
 
@@ -43,11 +54,14 @@ enum Task {
 pub(super) struct Executor {
     tasks: mpsc::Sender<Task>,
     completions: mpsc::Receiver<Completion<Bytes>>,
+    averaged: mpsc::Receiver<Averaged<Bytes>>,
     statistics: watch::Receiver<Statistics>,
 }
 
-/// Tasks besides jobs that can lie in the channel: the request to finish.
-const REQUESTS_MAX: usize = 1;
+/// Requests besides jobs that can lie in the channel: to copy a state, to take one, to finish.
+const REQUESTS_MAX: usize = 3;
+/// Jobs of averaging that can lie in the channel: means, the end of a round and the begin of the next.
+const AVERAGING_JOBS_MAX: usize = APPLYING_MAX + 2;
 
 impl Executor {
     /// Starts the thread and waits until `build` has made what it runs. `jobs_max` bounds the channel both ways.
@@ -55,8 +69,9 @@ impl Executor {
         jobs_max: usize,
         build: impl FnOnce() -> Result<C, Error> + Send + 'static,
     ) -> Result<Self, Error> {
-        let (tasks, task_queue) = mpsc::channel(jobs_max + REQUESTS_MAX);
+        let (tasks, task_queue) = mpsc::channel(jobs_max + AVERAGING_JOBS_MAX + REQUESTS_MAX);
         let (answers, completions) = mpsc::channel(jobs_max);
+        let (averaging_answers, averaged) = mpsc::channel(AVERAGING_JOBS_MAX);
         let (publish, statistics) = watch::channel(Statistics::default());
         let (built, ready) = oneshot::channel();
         std::thread::Builder::new()
@@ -64,6 +79,7 @@ impl Executor {
             .spawn(move || match build() {
                 Ok(compute) => {
                     let _ = built.send(Ok(()));
+                    let answers = Answers { completions: answers, averaged: averaging_answers };
                     work(compute, task_queue, &answers, &publish);
                 }
                 Err(error) => {
@@ -72,7 +88,7 @@ impl Executor {
             })
             .map_err(|error| Error::Thread { error })?;
         ready.await.map_err(|_| Error::ExecutorGone)??;
-        Ok(Self { tasks, completions, statistics })
+        Ok(Self { tasks, completions, averaged, statistics })
     }
 
     /// Hands over a job. The channel has room for every job the stage may have outstanding.
@@ -85,6 +101,30 @@ impl Executor {
         self.completions.recv().await.ok_or(Error::ExecutorGone)
     }
 
+    /// Hands over a job of an averaging round. The channel has room for every one that may be outstanding.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the server drives it when it averages"))]
+    pub(super) fn average(&self, job: averaging::Job) -> Result<(), Error> {
+        self.tasks.try_send(Task::Average(job)).map_err(|_| Error::ExecutorGone)
+    }
+
+    /// The next answer to a job of an averaging round.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the server drives it when it averages"))]
+    pub(super) async fn averaged(&mut self) -> Result<Averaged<Bytes>, Error> {
+        self.averaged.recv().await.ok_or(Error::ExecutorGone)
+    }
+
+    /// A copy of the whole state, between two jobs.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the server drives it when it averages"))]
+    pub(super) async fn export_state(&self) -> Result<Bytes, Error> {
+        self.request(Task::Export).await
+    }
+
+    /// Takes over a state from a donor, between two jobs; if it is refused, nothing has changed.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the server drives it when it averages"))]
+    pub(super) async fn import_state(&self, state: Bytes) -> Result<(), Error> {
+        self.request(|answer| Task::Import(state, answer)).await
+    }
+
     /// Counters after the last job done.
     pub(super) fn statistics(&self) -> Statistics {
         *self.statistics.borrow()
@@ -92,16 +132,29 @@ impl Executor {
 
     /// After all jobs handed over: writes the weights to `save`, if there is such a path.
     pub(super) async fn finish(&self, save: Option<PathBuf>) -> Result<(), Error> {
-        let (answer, finished) = oneshot::channel();
-        self.tasks.send(Task::Finish(save, answer)).await.map_err(|_| Error::ExecutorGone)?;
-        finished.await.map_err(|_| Error::ExecutorGone)?
+        self.request(|answer| Task::Finish(save, answer)).await
     }
+
+    async fn request<T>(
+        &self,
+        task: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Task,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.tasks.send(task(answer)).await.map_err(|_| Error::ExecutorGone)?;
+        answered.await.map_err(|_| Error::ExecutorGone)?
+    }
+}
+
+/// Where the thread's answers go.
+struct Answers {
+    completions: mpsc::Sender<Completion<Bytes>>,
+    averaged: mpsc::Sender<Averaged<Bytes>>,
 }
 
 fn work(
     mut compute: impl Compute,
     mut tasks: mpsc::Receiver<Task>,
-    answers: &mpsc::Sender<Completion<Bytes>>,
+    answers: &Answers,
     statistics: &watch::Sender<Statistics>,
 ) {
     while let Some(task) = tasks.blocking_recv() {
@@ -110,10 +163,23 @@ fn work(
                 let completion = compute.run(job);
                 statistics.send_replace(compute.statistics());
                 if let Some(completion) = completion
-                    && answers.blocking_send(completion).is_err()
+                    && answers.completions.blocking_send(completion).is_err()
                 {
                     return;
                 }
+            }
+            Task::Average(job) => {
+                if let Some(event) = compute.average(job)
+                    && answers.averaged.blocking_send(event).is_err()
+                {
+                    return;
+                }
+            }
+            Task::Export(answer) => {
+                let _ = answer.send(compute.export_state());
+            }
+            Task::Import(state, answer) => {
+                let _ = answer.send(compute.import_state(&state));
             }
             Task::Finish(save, answer) => {
                 let _ = answer.send(compute.finish(save.as_deref()));
@@ -121,3 +187,6 @@ fn work(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,15 @@
 //! One replica of a stage: the thread that computes and the loop around it.
 //!
 //! `engine` is what is done to a microbatch, `executor` the thread that does it, `server` the loop that asks the
-//! scheduler what to do, `join` the way in and out.
+//! scheduler what to do, `join` the way in and out. `transit` is a stage's state on its way to a joining replica.
 
 mod engine;
 mod executor;
 mod join;
 mod ledger;
 mod server;
+mod transit;
 
-pub use engine::{Engine, EngineError, Grant, Learning, Visit};
+pub use engine::{Engine, EngineError, Grant, Learning, StateError, Visit, state_bytes_max};
 pub use join::{JoinOptions, join};
+pub use transit::{StateCopy, StateInbox, arrived_chunk, download_limits};

@@ -12,8 +12,8 @@ use swarmline_kernels::Cpu;
 use swarmline_scheduler::{Loss, MicrobatchId, StageIndex, WeightVersion};
 
 use crate::config::{
-    Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline, Policy, Run,
-    Stash, Tokenizer,
+    Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
+    Policy, Run, Stash, Tokenizer,
 };
 use crate::model::{Shard, Upstream};
 use crate::packing::{TokenCodec, Tokens};
@@ -63,6 +63,7 @@ pub(crate) fn tiny(kind: Kind, packing: Packing) -> Run {
             clip_stage: 1.0,
             staleness_power: 1.0,
         },
+        averaging: Averaging { every: 16, sets: 20 },
         data: Data {
             paths: Vec::new(),
             extensions: Vec::new(),

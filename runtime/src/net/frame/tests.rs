@@ -2,6 +2,8 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use swarmline_scheduler::averaging::{AveragingMessage, Content, GatheringId, PartIndex, Round};
+use swarmline_scheduler::transfer::StateId;
 use swarmline_scheduler::{
     Attempt, Hop, Incarnation, Loss, MicrobatchId, PeerId, Purpose, Refusal, StageIndex, WeightVersion,
 };
@@ -45,7 +47,48 @@ fn one_of_each() -> Vec<Message<Bytes>> {
         Message::Evaluated { microbatch, attempt, loss },
     ];
     messages.extend(refused);
+    messages.extend(between_replicas());
     messages
+}
+
+fn averaging(content: Content<Bytes>) -> Message<Bytes> {
+    let gathering = GatheringId { round: Round(7), members: u64::MAX };
+    let (part, attempt) = (PartIndex(u32::MAX), Attempt(2));
+    Message::Averaging(AveragingMessage { gathering, part, attempt, content })
+}
+
+/// Longer than any code of this run.
+fn numbers() -> Bytes {
+    Bytes::from_static(&[4; 1200])
+}
+
+fn offer(chunks: u8) -> TransferMessage<Bytes> {
+    let hashes = (0..chunks).map(|chunk| [chunk; 32]).collect();
+    let bytes = 1000 * u64::from(chunks) - 999;
+    let manifest = Manifest { version: WeightVersion(9), bytes, chunk_bytes: 1000, hashes };
+    TransferMessage::Offer { state: StateId(3), manifest }
+}
+
+fn between_replicas() -> Vec<Message<Bytes>> {
+    let state = StateId(3);
+    let contents = [
+        Content::Share { weight: 1 << 40, share: numbers() },
+        Content::Kept { of: Attempt(1), mean: numbers() },
+        Content::Mean { mean: numbers() },
+        Content::Held,
+        Content::Settled,
+        Content::Nothing,
+    ];
+    let transfers = [
+        TransferMessage::Ask,
+        offer(1),
+        offer(200),
+        TransferMessage::Want { state, chunk: 8 },
+        TransferMessage::Chunk { state, chunk: 8, payload: numbers() },
+        TransferMessage::Declined,
+        TransferMessage::Done { state },
+    ];
+    contents.into_iter().map(averaging).chain(transfers.map(Message::Transfer)).collect()
 }
 
 fn encoded(message: &Message<Bytes>) -> Vec<u8> {
@@ -88,11 +131,35 @@ fn announcing_four_gigabytes_is_refused_before_memory_is_reserved() {
 }
 
 #[test]
+fn what_replicas_tell_each_other_has_limits_of_its_own() {
+    let check = |message, part| {
+        let error = decoded(announcing(message)).unwrap_err();
+        assert!(matches!(error, FrameError::TooLong { part: found, .. } if found == part), "{error}");
+    };
+    let at = Some(v1::PartOfRound::default());
+    let share_bytes = BULK_BYTES_MAX as u64 + 1;
+    check(v1::frame::Message::Share(v1::Share { at, weight: 1, share_bytes }), Part::Share);
+    check(v1::frame::Message::Mean(v1::Mean { at, mean_bytes: u64::MAX }), Part::Share);
+    let chunk = v1::Chunk { chunk_bytes: 1 << 40, ..Default::default() };
+    check(v1::frame::Message::Chunk(chunk), Part::Chunk);
+    for bytes in [32_769, u64::MAX] {
+        let offer = v1::StateOffer { bytes, chunk_bytes: 1, ..Default::default() };
+        check(v1::frame::Message::StateOffer(offer), Part::Hashes);
+    }
+    let longest = Content::Mean { mean: vec![0; BULK_BYTES_MAX].into() };
+    assert!(encode(&averaging(longest), &LIMITS).is_ok());
+    let longer = Content::Mean { mean: vec![0; BULK_BYTES_MAX + 1].into() };
+    assert!(encode(&averaging(longer), &LIMITS).is_err());
+}
+
+#[test]
 fn every_truncation_is_an_error() {
-    let frame = encoded(&forward());
-    for length in 0..frame.len() {
-        let error = decoded(frame[..length].to_vec()).unwrap_err();
-        assert!(matches!(error, FrameError::Truncated { .. }), "{length}: {error}");
+    for frame in [forward(), averaging(Content::Mean { mean: numbers() }), Message::Transfer(offer(3))] {
+        let frame = encoded(&frame);
+        for length in 0..frame.len() {
+            let error = decoded(frame[..length].to_vec()).unwrap_err();
+            assert!(matches!(error, FrameError::Truncated { .. }), "{length}: {error}");
+        }
     }
 }
 
@@ -127,6 +194,12 @@ fn a_header_that_breaks_the_contract_names_the_field() {
     let hop = v1::Hop { stage: None, peer: vec![0; 31], incarnation: 0 };
     let peer = v1::Forward { purpose: 1, route: vec![hop], ..Default::default() };
     check(v1::frame::Message::Forward(peer), "31 bytes long");
+    check(v1::frame::Message::MeanHeld(v1::MeanHeld { at: None }), "the part of the round is missing");
+    let late = v1::PartOfRound { attempt: 3, ..Default::default() };
+    check(v1::frame::Message::MeanSettled(v1::MeanSettled { at: Some(late) }), "attempt is 3");
+    let heavy = v1::Share { weight: u64::MAX, ..Default::default() };
+    check(v1::frame::Message::Share(heavy), "the weight of a share");
+    check(v1::frame::Message::StateOffer(v1::StateOffer::default()), "length of a chunk is 0");
 }
 
 #[test]
@@ -164,10 +237,10 @@ proptest! {
     /// What a mutated frame decodes to is again a frame within the limits.
     #[test]
     fn mutated_frames_never_panic(
-        which in 0..10_usize,
+        which in any::<prop::sample::Index>(),
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
     ) {
-        let mut frame = encoded(&one_of_each()[which]);
+        let mut frame = encoded(which.get(&one_of_each()));
         for (place, byte) in changes {
             let place = place.index(frame.len());
             frame[place] = byte;

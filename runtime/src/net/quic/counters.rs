@@ -13,13 +13,15 @@ pub struct BytesSent {
     pub backward: u64,
     /// In evaluation results and refusals.
     pub other: u64,
+    /// Between replicas of a stage: averaging rounds and downloads of its state.
+    pub replicas: u64,
 }
 
 impl BytesSent {
     /// All kinds together.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.forward.saturating_add(self.backward).saturating_add(self.other)
+        [self.forward, self.backward, self.other, self.replicas].into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -29,6 +31,7 @@ pub(super) struct Counters {
     forward: AtomicU64,
     backward: AtomicU64,
     other: AtomicU64,
+    replicas: AtomicU64,
 }
 
 impl Counters {
@@ -36,6 +39,7 @@ impl Counters {
         let counter = match message {
             Message::Forward { .. } => &self.forward,
             Message::Backward { .. } => &self.backward,
+            Message::Averaging(_) | Message::Transfer(_) => &self.replicas,
             _ => &self.other,
         };
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -46,6 +50,7 @@ impl Counters {
             forward: self.forward.load(Ordering::Relaxed),
             backward: self.backward.load(Ordering::Relaxed),
             other: self.other.load(Ordering::Relaxed),
+            replicas: self.replicas.load(Ordering::Relaxed),
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) async fn read_frame(
     let header = read_part(stream, Part::Header, header_bytes).await?;
     let announced = frame::decode_header(&header, limits)?;
     let ids = read_part(stream, Part::Ids, announced.ids_bytes).await?;
-    let code = read_part(stream, Part::Code, announced.code_bytes).await?;
+    let code = read_part(stream, announced.code_part, announced.code_bytes).await?;
     expect_end(stream, PREAMBLE_BYTES + header_bytes + announced.payload_bytes()).await?;
     Ok(announced.fill(ids, code))
 }

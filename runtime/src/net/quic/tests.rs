@@ -119,6 +119,7 @@ fn id_of(message: &Message<Bytes>) -> u64 {
         | Message::Backward { microbatch, .. }
         | Message::Evaluated { microbatch, .. }
         | Message::Refused { microbatch, .. } => microbatch.0,
+        Message::Averaging(_) | Message::Transfer(_) => unreachable!("these tests send none"),
     }
 }
 

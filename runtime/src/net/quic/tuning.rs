@@ -8,6 +8,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 
 use super::Settings;
+use crate::net::frame::{BULK_BYTES_MAX, BULK_FRAMES};
 use crate::net::identity::Identity;
 use crate::net::tls::{self, Pin, TlsError};
 use crate::net::trust::Trust;
@@ -46,10 +47,15 @@ pub enum Congestion {
 pub(super) fn transport(settings: &Settings) -> TransportConfig {
     let frame = u32::try_from(settings.limits.frame_bytes_max()).unwrap_or(u32::MAX);
     let window = u32::try_from(settings.window).unwrap_or(u32::MAX);
-    let stream_window = frame.clamp(STREAM_WINDOW_MIN, STREAM_WINDOW_MAX);
-    let connection_window = frame.saturating_mul(window).clamp(CONNECTION_WINDOW_MIN, CONNECTION_WINDOW_MAX);
+    let (bulk, bulk_frames) = (BULK_BYTES_MAX as u32, BULK_FRAMES as u32);
+    let stream_window = frame.max(bulk).clamp(STREAM_WINDOW_MIN, STREAM_WINDOW_MAX);
+    // Parts of a round and chunks of a state take no room from microbatches.
+    let connection_window = frame
+        .saturating_mul(window)
+        .saturating_add(bulk * bulk_frames)
+        .clamp(CONNECTION_WINDOW_MIN, CONNECTION_WINDOW_MAX);
     // Twice the window: every microbatch may travel down and another one's gradient up.
-    let streams = window.saturating_mul(2).clamp(STREAMS_MIN, STREAMS_MAX);
+    let streams = window.saturating_mul(2).saturating_add(bulk_frames).clamp(STREAMS_MIN, STREAMS_MAX);
     let mut config = TransportConfig::default();
     config
         .keep_alive_interval(Some(KEEP_ALIVE))

@@ -1,0 +1,27 @@
+//! How one number moves to the mean of its round, when updates came in between.
+//!
+//! With `a` the number in the snapshot and `tau` updates since (the delta rule of AsyncMesh, arXiv 2601.22442; the
+//! factors follow from how moments decay):
+//!
+//! ```text
+//! w <- w + (mean - a)
+//! m <- m + beta1^tau (mean - a)
+//! v <- max(0, v + beta2^tau (mean - a))
+//! ```
+//!
+//! Moments forget: of a difference `tau` updates ago, `beta^tau` is left. Without the factor the second moment goes
+//! below zero. A number that has not changed since the snapshot becomes the mean itself, in every bit, so replicas
+//! that rest end equal.
+
+/// A weight, or a first moment with its `decay` (`beta1^tau`; 1 for a weight).
+pub(super) fn shifted(now: f32, snapshot: f32, mean: f32, decay: f64) -> f32 {
+    if decay == 1.0 && now.to_bits() == snapshot.to_bits() {
+        return mean;
+    }
+    (f64::from(now) + decay * (f64::from(mean) - f64::from(snapshot))) as f32
+}
+
+/// A second moment with its `decay`, `beta2^tau`.
+pub(super) fn shifted_square(now: f32, snapshot: f32, mean: f32, decay: f64) -> f32 {
+    shifted(now, snapshot, mean, decay).max(0.0)
+}

@@ -1,0 +1,108 @@
+//! Which numbers are averaged together: sets that every replica computes for itself.
+
+use std::ops::Range;
+
+use swarmline_kernels::random;
+use swarmline_scheduler::averaging::{PartIndex, SetIndex};
+
+use super::part::NUMBER_BYTES;
+use crate::packing::leading_u64;
+
+/// The numbers of a stage, divided into disjoint sets of nearly equal size that are spread over every tensor.
+///
+/// A tensor is cut into blocks of as many numbers as there are sets; a block gives one number to each set, from a
+/// place on that counter-based random numbers keyed by (run seed, tensor name, block) draw. So nobody ships or stores
+/// a table. The numbers of a set are ordered by tensor, then by position.
+#[derive(Clone, Debug)]
+pub struct IndexSets {
+    seed: u64,
+    sets: usize,
+    tensors: Vec<Tensor>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tensor {
+    stream: u64,
+    len: usize,
+}
+
+/// The numbers of one tensor that belong to one part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stretch {
+    /// Which tensor, by its place in the list.
+    pub(super) tensor: usize,
+    /// Positions in the tensor, ascending.
+    pub(super) positions: Vec<usize>,
+}
+
+impl IndexSets {
+    /// `sets` (at least 1) sets over `tensors`, by global name and length.
+    #[must_use]
+    pub fn new<'a>(seed: u64, sets: u32, tensors: impl IntoIterator<Item = (&'a str, usize)>) -> Self {
+        let tensor = |(name, len): (&str, usize)| {
+            let stream = leading_u64(&blake3::hash(format!("averaging {name}").as_bytes()));
+            Tensor { stream, len }
+        };
+        Self { seed, sets: sets.max(1) as usize, tensors: tensors.into_iter().map(tensor).collect() }
+    }
+
+    /// Numbers of a set, over all tensors.
+    #[must_use]
+    pub fn len(&self, set: SetIndex) -> usize {
+        self.tensors.iter().map(|tensor| self.share_of(tensor, set)).sum()
+    }
+
+    /// Parts any set must at least be cut into so that no part is longer than `bytes_max`.
+    #[must_use]
+    pub fn parts_min(&self, bytes_max: usize) -> u32 {
+        // A set has at most one number more of each tensor than its fair share.
+        let largest: usize = self.tensors.iter().map(|tensor| tensor.len.div_ceil(self.sets)).sum();
+        u32::try_from(largest.div_ceil((bytes_max / NUMBER_BYTES).max(1))).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// Bytes of part `part` of `parts` of a set.
+    #[must_use]
+    pub fn part_bytes(&self, set: SetIndex, parts: u32, part: PartIndex) -> usize {
+        range_of(self.len(set), parts, part).len() * NUMBER_BYTES
+    }
+
+    /// Where the numbers of part `part` of `parts` lie.
+    pub(super) fn stretches(&self, set: SetIndex, parts: u32, part: PartIndex) -> Vec<Stretch> {
+        let wanted = range_of(self.len(set), parts, part);
+        let mut stretches = Vec::new();
+        let mut before = 0;
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            let end = before + self.share_of(tensor, set);
+            let here = wanted.start.clamp(before, end) - before..wanted.end.clamp(before, end) - before;
+            before = end;
+            if !here.is_empty() {
+                let positions = here.map(|block| self.position(tensor, set, block)).collect();
+                stretches.push(Stretch { tensor: index, positions });
+            }
+        }
+        stretches
+    }
+
+    /// Numbers of a tensor that belong to a set: one of each whole block, and perhaps one of the rest.
+    fn share_of(&self, tensor: &Tensor, set: SetIndex) -> usize {
+        let blocks = tensor.len / self.sets;
+        blocks + usize::from(self.position(tensor, set, blocks) < tensor.len)
+    }
+
+    /// Where the number that a block has for a set lies in the tensor.
+    fn position(&self, tensor: &Tensor, set: SetIndex, block: usize) -> usize {
+        let drawn = random::uniform_u64(self.seed, tensor.stream, block as u64) % self.sets as u64;
+        // `drawn` is below `sets`, a usize.
+        let turn = usize::try_from(drawn).unwrap_or(0);
+        block * self.sets + (set.0 as usize % self.sets + self.sets - turn) % self.sets
+    }
+}
+
+/// The numbers of part `part` of `parts` among the `len` of its set: parts differ by at most one number.
+pub(super) fn range_of(len: usize, parts: u32, part: PartIndex) -> Range<usize> {
+    let bound = |part: u64| {
+        let product = len as u128 * u128::from(part) / u128::from(parts.max(1));
+        usize::try_from(product).unwrap_or(len).min(len)
+    };
+    bound(u64::from(part.0))..bound(u64::from(part.0) + 1)
+}

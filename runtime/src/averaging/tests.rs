@@ -1,0 +1,293 @@
+//! The arithmetic of rounds, without a network: who owns what is played by hand.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use swarmline_kernels::{Backend, Cpu, CpuTensor};
+use swarmline_scheduler::WeightVersion;
+use swarmline_scheduler::averaging::{Fault, PartIndex, Round, SetIndex};
+
+use super::merge::{shifted, shifted_square};
+use super::part::{NUMBER_BYTES, Numbers};
+use super::*;
+use crate::config::Run;
+
+const TENSORS: [(&str, usize); 4] = [("matrix", 1_003), ("gain", 7), ("short", 20), ("one", 1)];
+const SETS: u32 = 20;
+const PARTS: u32 = 3;
+
+fn sets(seed: u64) -> IndexSets {
+    IndexSets::new(seed, SETS, TENSORS)
+}
+
+fn run() -> Run {
+    let text = "[averaging]\nsets = 20\n[optimizer]\nbeta1 = 0.9\nbeta2 = 0.95\n[data]\npaths = [\"text\"]\n";
+    Run::parse(text, "run.toml", Path::new("")).unwrap()
+}
+
+fn part(weights: &[f32], moments1: &[f32], moments2: &[f32]) -> Bytes {
+    let [weights, moments1, moments2] = [weights, moments1, moments2].map(<[f32]>::to_vec);
+    Numbers { weights, moments1, moments2 }.to_bytes()
+}
+
+/// A replica's numbers on a device.
+struct Replica {
+    cpu: Cpu,
+    averager: Averager,
+    version: WeightVersion,
+    /// For each tensor its weights, first and second moments.
+    columns: Vec<[CpuTensor; 3]>,
+}
+
+impl Replica {
+    fn new(seed: u32) -> Self {
+        let mut cpu = Cpu::new(1).unwrap();
+        let columns = TENSORS.map(|(_, len)| [0; 3].map(|_| cpu.zeros(len).unwrap())).into();
+        let averager = Averager::new(&run(), TENSORS);
+        let mut replica = Self { cpu, averager, version: WeightVersion(0), columns };
+        replica.learn(seed, 1);
+        replica
+    }
+
+    /// Changes every number a little, in `updates` updates.
+    fn learn(&mut self, seed: u32, updates: u64) {
+        for (columns, (_, len)) in self.columns.iter_mut().zip(TENSORS) {
+            for (kind, tensor) in columns.iter_mut().enumerate() {
+                let mut numbers = vec![0.0; len];
+                self.cpu.download(&mut numbers, tensor).unwrap();
+                for (i, number) in (0u32..).zip(&mut numbers) {
+                    let step = (i.wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(40_503)) % 1_000;
+                    *number += (step as f32 - 500.0 * f32::from(u8::from(kind < 2))) / 7_919.0;
+                }
+                self.cpu.upload(tensor, &numbers).unwrap();
+            }
+        }
+        self.version.0 += updates;
+        self.averager.contributed(updates);
+    }
+
+    fn numbers(&mut self) -> Vec<f32> {
+        let mut all = Vec::new();
+        for (columns, (_, len)) in self.columns.iter().zip(TENSORS) {
+            for tensor in columns {
+                let mut numbers = vec![0.0; len];
+                self.cpu.download(&mut numbers, tensor).unwrap();
+                all.extend(numbers);
+            }
+        }
+        all
+    }
+
+    fn lent(&mut self) -> (&mut Cpu, Learned<'_, CpuTensor>, &mut Averager) {
+        let tensors =
+            self.columns.iter_mut().zip(TENSORS).map(|([weight, moment1, moment2], (name, len))| {
+                TensorsMut { name, len, weight, moment1, moment2 }
+            });
+        let learned = Learned { version: self.version, tensors: tensors.collect() };
+        (&mut self.cpu, learned, &mut self.averager)
+    }
+
+    fn snapshot(&mut self, round: Round) -> SetSnapshot {
+        let (cpu, learned, averager) = self.lent();
+        averager.snapshot(cpu, &learned, round, round.set(SETS), PARTS).unwrap()
+    }
+
+    fn apply(&mut self, round: Round, part: PartIndex, mean: &[u8]) -> Result<(), ApplyError> {
+        let (cpu, mut learned, averager) = self.lent();
+        averager.apply(cpu, &mut learned, round, part, mean, |_, _| {})
+    }
+}
+
+/// The means of a round.
+fn means(snapshots: &[SetSnapshot]) -> Vec<Bytes> {
+    let part = |part: usize| {
+        let inputs: Vec<(u64, Bytes)> =
+            snapshots.iter().map(|snapshot| (snapshot.weight, snapshot.parts[part].clone())).collect();
+        let inputs: Vec<_> = inputs.into_iter().filter(|(weight, _)| *weight > 0).collect();
+        reduce(&snapshots[0].parts[part], &inputs).unwrap()
+    };
+    (0..PARTS as usize).map(part).collect()
+}
+
+fn play(replicas: &mut [Replica], round: Round, between: impl Fn(&mut Replica)) {
+    let snapshots: Vec<_> = replicas.iter_mut().map(|replica| replica.snapshot(round)).collect();
+    let means = means(&snapshots);
+    for replica in replicas {
+        between(replica);
+        for (part, mean) in (0..).zip(&means) {
+            replica.apply(round, PartIndex(part), mean).unwrap();
+        }
+        replica.averager.finish(round, true);
+    }
+}
+
+// --- Sets ---------------------------------------------------------------------------------------------------
+
+#[test]
+fn every_number_is_in_one_set_and_one_part() {
+    let sets = sets(7);
+    let mut seen = TENSORS.map(|(_, len)| vec![0; len]);
+    for set in (0..SETS).map(SetIndex) {
+        let mut numbers = 0;
+        for part in (0..PARTS).map(PartIndex) {
+            for stretch in sets.stretches(set, PARTS, part) {
+                assert!(stretch.positions.is_sorted());
+                numbers += stretch.positions.len();
+                stretch.positions.iter().for_each(|&position| seen[stretch.tensor][position] += 1);
+            }
+        }
+        assert_eq!(numbers, sets.len(set));
+        assert!((50..=54).contains(&numbers), "{numbers} are a fair share");
+    }
+    assert!(seen.iter().flatten().all(|&count| count == 1));
+}
+
+#[test]
+fn sets_follow_from_seed_and_name_and_spread() {
+    let positions = |sets: &IndexSets| sets.stretches(SetIndex(3), 1, PartIndex(0));
+    assert_eq!(positions(&sets(7)), positions(&sets(7)));
+    assert_ne!(positions(&sets(7)), positions(&sets(8)));
+    let renamed = IndexSets::new(7, SETS, [("other", 1_003)]);
+    assert_ne!(positions(&sets(7))[0], positions(&renamed)[0]);
+    let places: std::collections::BTreeSet<_> =
+        positions(&sets(7))[0].positions.iter().map(|position| position % 20).collect();
+    assert!(places.len() > 10, "not one column: {places:?}");
+}
+
+proptest! {
+    #[test]
+    fn parts_fit_their_limit_and_say_their_length(
+        lens in prop::collection::vec(0usize..500, 0..6),
+        count in 1u32..40,
+        bytes_max in 0usize..2_000,
+        more in 0u32..5,
+    ) {
+        let tensors: Vec<(String, usize)> =
+            lens.into_iter().enumerate().map(|(i, len)| (format!("t{i}"), len)).collect();
+        let sets = IndexSets::new(1, count, tensors.iter().map(|(name, len)| (name.as_str(), *len)));
+        let parts = sets.parts_min(bytes_max) + more;
+        for set in (0..count).map(SetIndex) {
+            for part in (0..parts).map(PartIndex) {
+                let bytes = sets.part_bytes(set, parts, part);
+                prop_assert!(bytes <= bytes_max.max(NUMBER_BYTES));
+                let numbers: usize =
+                    sets.stretches(set, parts, part).iter().map(|stretch| stretch.positions.len()).sum();
+                prop_assert_eq!(bytes, numbers * NUMBER_BYTES);
+            }
+        }
+    }
+}
+
+// --- Means --------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_mean_is_weighted_by_contributions() {
+    let inputs = [(1, part(&[1.0], &[-4.0], &[0.0])), (3, part(&[5.0], &[0.0], &[8.0]))];
+    assert_eq!(reduce(&inputs[0].1, &inputs), Ok(part(&[4.0], &[-1.0], &[6.0])));
+}
+
+#[test]
+fn equal_shares_are_their_own_mean() {
+    let numbers: Vec<f32> = (1..200u32).map(|i| f32::from_bits(i * 0x0079_3f7d % 0x7f00_0000)).collect();
+    let share = part(&numbers, &numbers, &numbers);
+    for weights in [[1, 1, 1], [3, 7, 5], [1, 99_991, 1_000_003]] {
+        assert_eq!(reduce(&share, &weights.map(|weight| (weight, share.clone()))), Ok(share.clone()));
+    }
+}
+
+#[test]
+fn an_unusable_share_is_named() {
+    let good = part(&[1.0], &[1.0], &[1.0]);
+    let refused = |bad: Bytes| reduce(&good, &[(1, good.clone()), (1, bad)]).unwrap_err();
+    assert_eq!(refused(part(&[f32::NAN], &[1.0], &[1.0])), (1, Fault::NonFinite));
+    assert_eq!(refused(part(&[1.0], &[f32::INFINITY], &[1.0])), (1, Fault::NonFinite));
+    assert_eq!(refused(part(&[1.0], &[1.0], &[-1.0])), (1, Fault::NonFinite));
+    assert_eq!(refused(good.slice(..11)), (1, Fault::Malformed));
+    assert_eq!(refused(Bytes::new()), (1, Fault::Malformed));
+}
+
+// --- What a mean does ---------------------------------------------------------------------------------------
+
+#[test]
+fn a_late_mean_keeps_what_was_learned_meanwhile() {
+    assert_eq!(shifted(1.5, 1.0, 3.0, 1.0), 3.5);
+    assert_eq!(shifted(1.5, 1.0, 3.0, 0.25), 2.0);
+    assert_eq!(shifted(0.1, 0.1, 0.3, 1.0), 0.3, "the mean itself, where nothing was learned");
+}
+
+proptest! {
+    #[test]
+    fn second_moments_stay_above_zero(
+        now in 0f32..1e-3, snapshot in 0f32..1.0, mean in 0f32..1.0, updates in 0i32..40,
+    ) {
+        let merged = shifted_square(now, snapshot, mean, 0.95f64.powi(updates));
+        prop_assert!(merged >= 0.0 && merged.is_finite());
+    }
+}
+
+#[test]
+fn after_a_cycle_at_rest_replicas_are_equal_bit_for_bit() {
+    let mut replicas: Vec<Replica> = (1..4).map(Replica::new).collect();
+    replicas[1].learn(50, 6);
+    let before = replicas[0].numbers();
+    for round in (33..33 + u64::from(SETS)).map(Round) {
+        play(&mut replicas, round, |_| {});
+    }
+    let numbers: Vec<_> = replicas.iter_mut().map(Replica::numbers).collect();
+    assert!(numbers.iter().all(|other| *other == numbers[0]));
+    assert!(before.iter().zip(&numbers[0]).all(|(before, after)| before != after), "everything was averaged");
+}
+
+#[test]
+fn what_is_learned_during_a_round_is_kept() {
+    let mut replicas: Vec<Replica> = (1..3).map(Replica::new).collect();
+    let mut resting: Vec<Replica> = (1..3).map(Replica::new).collect();
+    play(&mut replicas, Round(1), |replica| replica.learn(9, 2));
+    play(&mut resting, Round(1), |_| {});
+    resting.iter_mut().for_each(|replica| replica.learn(9, 2));
+    let (late, first) = (replicas[0].numbers(), resting[0].numbers());
+    let mut start = 0;
+    for (_, len) in TENSORS {
+        let weights = start..start + len;
+        for (late, first) in late[weights.clone()].iter().zip(&first[weights]) {
+            assert!((late - first).abs() < 1e-6, "{late} instead of {first}");
+        }
+        start += 3 * len;
+    }
+    assert_ne!(late, first, "moments have forgotten part of the mean");
+}
+
+#[test]
+fn a_joiner_has_no_weight_until_a_set_has_been_round() {
+    let mut joiner = Replica::new(1);
+    joiner.averager.joined();
+    joiner.learn(2, 5);
+    assert_eq!(joiner.snapshot(Round(1)).weight, 0);
+    joiner.averager.finish(Round(1), false);
+    assert_eq!(joiner.snapshot(Round(21)).weight, 0, "an incomplete round does not count");
+    joiner.learn(3, 2);
+    joiner.averager.finish(Round(21), true);
+    assert_eq!(joiner.snapshot(Round(41)).weight, 2, "what came after the snapshot does");
+    assert_eq!(joiner.snapshot(Round(2)).weight, 0, "another set");
+}
+
+#[test]
+fn means_that_belong_to_nothing_change_nothing() {
+    let mut replica = Replica::new(1);
+    let parts = replica.snapshot(Round(4)).parts;
+    let before = replica.numbers();
+    let first = PartIndex(0);
+    let not_open = |outcome| assert!(matches!(outcome, Err(ApplyError::NotOpen)));
+    not_open(replica.apply(Round(5), first, &parts[0]));
+    not_open(replica.apply(Round(4), PartIndex(3), &parts[0]));
+    let short = replica.apply(Round(4), first, &parts[0][1..]);
+    assert!(matches!(short, Err(ApplyError::Unusable(Fault::Malformed))));
+    let mut poisoned = parts[0].to_vec();
+    poisoned[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let poisoned = replica.apply(Round(4), first, &poisoned);
+    assert!(matches!(poisoned, Err(ApplyError::Unusable(Fault::NonFinite))));
+    replica.averager.finish(Round(4), true);
+    not_open(replica.apply(Round(4), first, &parts[0]));
+    assert_eq!(replica.numbers(), before);
+}

@@ -1,0 +1,76 @@
+//! What the engine does for averaging rounds, between two microbatches.
+
+use bytes::Bytes;
+use swarmline_kernels::Backend;
+use swarmline_scheduler::averaging::Event;
+
+use super::Engine;
+use crate::averaging::{ApplyError, Averager, IndexSets, Job, Learned, SetSnapshot, TensorsMut};
+use crate::model::ParameterLog;
+
+/// An engine in its parts, for those who bring in values from outside.
+pub(super) struct Opened<'a, B: Backend> {
+    pub(super) backend: &'a mut B,
+    pub(super) learned: Learned<'a, B::Tensor>,
+    log: &'a mut ParameterLog,
+    averager: &'a mut Averager,
+}
+
+impl<B: Backend> Engine<B> {
+    /// Which of this stage's numbers are averaged together.
+    #[must_use]
+    pub fn index_sets(&self) -> &IndexSets {
+        self.averager.sets()
+    }
+
+    /// Does a job of an averaging round; `Finish` has no answer. What cannot be done is answered so that the round
+    /// goes on without it, and logged.
+    pub fn average(&mut self, job: Job) -> Option<Event<Bytes>> {
+        let Opened { backend, mut learned, log, averager } = self.opened();
+        match job {
+            Job::Snapshot { round, set, parts } => {
+                let copied = averager.snapshot(backend, &learned, round, set, parts);
+                let SetSnapshot { weight, parts } = copied.unwrap_or_else(|error| {
+                    tracing::warn!(%error, "no copy for an averaging round");
+                    SetSnapshot { weight: 0, parts: Vec::new() }
+                });
+                Some(Event::Snapshot { round, weight, parts })
+            }
+            Job::Apply { round, part, mean } => {
+                let record = |name: &str, weights: &[f32]| log.record(name, digest(weights));
+                let outcome = averager.apply(backend, &mut learned, round, part, &mean, record);
+                let applied = outcome.inspect_err(|error: &ApplyError| {
+                    tracing::warn!(%error, round = round.0, part = part.0, "a mean was not applied");
+                });
+                Some(Event::Applied { round, part, applied: applied.is_ok() })
+            }
+            Job::Finish { round, complete } => {
+                averager.finish(round, complete);
+                None
+            }
+        }
+    }
+
+    pub(super) fn opened(&mut self) -> Opened<'_, B> {
+        let version = self.optimizer.version();
+        let (backend, params, log) = self.shard.backend_params_and_log();
+        let both = params.iter_mut().zip(self.optimizer.moments_mut());
+        let tensors = both.map(|(parameter, (name, len, moment1, moment2))| TensorsMut {
+            name,
+            len,
+            weight: &mut parameter.weight,
+            moment1,
+            moment2,
+        });
+        let learned = Learned { version, tensors: tensors.collect() };
+        Opened { backend, learned, log, averager: &mut self.averager }
+    }
+}
+
+fn digest(numbers: &[f32]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    numbers.iter().for_each(|number| {
+        hasher.update(&number.to_le_bytes());
+    });
+    hasher.finalize()
+}

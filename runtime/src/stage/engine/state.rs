@@ -1,0 +1,137 @@
+//! The complete state of a stage as one run of bytes: how a joining replica becomes like its donor.
+//!
+//! A safetensors file. Its tensors are the parameters and, for each, `<name>.moment1` and `<name>.moment2`; its
+//! metadata are the optimizer's counters, with every f64 as its bits in hexadecimal, so that nothing is rounded.
+//! Gradients that wait for the rest of their update, and stashes, are not part of it.
+
+use std::collections::BTreeMap;
+
+use swarmline_kernels::Backend;
+use swarmline_scheduler::StageIndex;
+
+use super::Engine;
+use super::average::Opened;
+use crate::config::Run;
+use crate::model::{ShardError, Snapshot, SnapshotError, SnapshotTensor};
+use crate::optim::{Counters, ImportError, NamedTensor, OptimizerState};
+
+/// Keys of the metadata.
+const UPDATES: &str = "updates";
+const MOMENTUM_PRODUCT: &str = "momentum_product";
+const RECENT_NORMS: &str = "recent_norms";
+/// What the names of both moments contain, and no parameter's does.
+const MOMENT: &str = ".moment";
+
+/// Bytes of three tensors for each parameter.
+const PARAMETER_BYTES: u64 = 12;
+/// Bytes of the names, shapes and counters: more than the largest run has.
+const HEADER_BYTES_MAX: u64 = 8 << 20;
+
+/// Why a state cannot be written or taken.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file or its parameters.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The optimizer's part.
+    #[error(transparent)]
+    Optimizer(#[from] ImportError),
+    /// A counter is missing or cannot be read.
+    #[error("the state says nothing readable about {0}")]
+    Counter(&'static str),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] swarmline_kernels::Error),
+}
+
+/// Bytes that the state of a stage may have at most; nothing longer is downloaded.
+#[must_use]
+pub fn state_bytes_max(run: &Run, stage: StageIndex) -> u64 {
+    run.stage_parameters(stage).saturating_mul(PARAMETER_BYTES).saturating_add(HEADER_BYTES_MAX)
+}
+
+impl<B: Backend> Engine<B> {
+    /// Weights, moments and counters, as they are between two updates. Equal states have equal bytes.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn export_state(&mut self) -> Result<Vec<u8>, StateError> {
+        let mut tensors = self.shard.tensors()?;
+        let (backend, _) = self.shard.backend_and_params();
+        let OptimizerState { counters, tensors: moments } = self.optimizer.export(backend)?;
+        tensors.extend(moments.into_iter().map(|moment| SnapshotTensor {
+            shape: vec![moment.values.len()],
+            name: moment.name,
+            values: moment.values,
+        }));
+        Ok(Snapshot { metadata: write_counters(&counters), tensors }.write()?)
+    }
+
+    /// Goes on from a state that [`Engine::export_state`] gave at another replica of the same stage, and counts as a
+    /// joiner in averaging from then on. Everything in it is recorded in the parameter log, even if it is refused.
+    ///
+    /// # Errors
+    /// If the bytes are no state, or one of another stage, or hold an impossible number; nothing has changed then.
+    pub fn import_state(&mut self, bytes: &[u8]) -> Result<(), StateError> {
+        let Snapshot { metadata, tensors } = self.shard.read(bytes)?;
+        let counters = read_counters(&metadata)?;
+        let (moments, weights): (Vec<_>, Vec<_>) =
+            tensors.into_iter().partition(|tensor| tensor.name.contains(MOMENT));
+        let named = |tensor: SnapshotTensor| NamedTensor { name: tensor.name, values: tensor.values };
+        let state = OptimizerState { counters, tensors: moments.into_iter().map(named).collect() };
+        self.shard.check_all(&weights)?;
+        self.optimizer.check(&state)?;
+        self.shard.replace(&weights)?;
+        let (backend, _) = self.shard.backend_and_params();
+        self.optimizer.import(backend, &state)?;
+        self.averager.joined();
+        Ok(())
+    }
+
+    /// Digest (BLAKE3) of weights and moments, in order. Counters are left out: replicas of a stage take different
+    /// numbers of updates, and yet hold the same numbers after each set has been round while nobody learned.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn state_hash(&mut self) -> Result<blake3::Hash, ShardError> {
+        let Opened { backend, learned, .. } = self.opened();
+        let mut hasher = blake3::Hasher::new();
+        for tensors in &learned.tensors {
+            let mut numbers = vec![0.0; tensors.len];
+            for tensor in [&*tensors.weight, &*tensors.moment1, &*tensors.moment2] {
+                backend.download(&mut numbers, tensor)?;
+                numbers.iter().for_each(|number| {
+                    hasher.update(&number.to_le_bytes());
+                });
+            }
+        }
+        Ok(hasher.finalize())
+    }
+}
+
+fn write_counters(counters: &Counters) -> BTreeMap<String, String> {
+    let norms: Vec<String> = counters.recent_norms.iter().map(|norm| bits(*norm)).collect();
+    BTreeMap::from([
+        (UPDATES.to_owned(), counters.updates.to_string()),
+        (MOMENTUM_PRODUCT.to_owned(), bits(counters.momentum_product)),
+        (RECENT_NORMS.to_owned(), norms.join(" ")),
+    ])
+}
+
+/// Whether the counters make sense is the optimizer's business.
+fn read_counters(metadata: &BTreeMap<String, String>) -> Result<Counters, StateError> {
+    let text = |key: &'static str| metadata.get(key).ok_or(StateError::Counter(key));
+    let updates = text(UPDATES)?.parse().map_err(|_| StateError::Counter(UPDATES))?;
+    let momentum_product = from_bits(text(MOMENTUM_PRODUCT)?).ok_or(StateError::Counter(MOMENTUM_PRODUCT))?;
+    let norms: Option<Vec<f64>> = text(RECENT_NORMS)?.split_whitespace().map(from_bits).collect();
+    let recent_norms = norms.ok_or(StateError::Counter(RECENT_NORMS))?;
+    Ok(Counters { updates, momentum_product, recent_norms })
+}
+
+fn bits(number: f64) -> String {
+    format!("{:016x}", number.to_bits())
+}
+
+fn from_bits(text: &str) -> Option<f64> {
+    u64::from_str_radix(text, 16).ok().map(f64::from_bits)
+}

@@ -1,0 +1,136 @@
+//! Engines side by side: what averaging and a download of the state do to them.
+
+use swarmline_kernels::Cpu;
+use swarmline_scheduler::averaging::{Event, PartIndex, Round};
+use swarmline_scheduler::{MicrobatchId, StageIndex};
+
+use super::*;
+use crate::averaging::{Job as AveragingJob, reduce};
+use crate::config::{Kind, Packing};
+use crate::model::SnapshotError;
+use crate::model::tests::tiny;
+use crate::optim::ImportError;
+
+const LAST: StageIndex = StageIndex(2);
+const SETS: u32 = 4;
+
+fn run() -> Run {
+    let mut run = tiny(Kind::Subspace, Packing::F32);
+    run.averaging.sets = SETS;
+    run
+}
+
+fn engine_of(run: &Run, stage: StageIndex) -> Engine<Cpu> {
+    Engine::new(Cpu::new(1).unwrap(), run, stage, 2, Learning::Active).unwrap()
+}
+
+/// A replica of the last stage that has learned from these microbatches.
+fn trained(microbatches: std::ops::Range<u64>) -> Engine<Cpu> {
+    let mut engine = engine_of(&run(), LAST);
+    learn(&mut engine, microbatches);
+    engine
+}
+
+fn learn(engine: &mut Engine<Cpu>, microbatches: std::ops::Range<u64>) {
+    let run = run();
+    let codec = TokenCodec::new(&run);
+    for id in microbatches {
+        let ids: Vec<u32> = (0..codec.ids() as u64).map(|i| ((i * 3 + id * 5) % 11) as u32).collect();
+        let ids = codec.encode(&ids).unwrap();
+        let code: Vec<u8> = (0..engine.shard().input_codec().byte_len() / 4)
+            .flat_map(|i| ((i as f32 + id as f32) * 0.37).sin().to_le_bytes())
+            .collect();
+        engine.loss_and_backward(MicrobatchId(id), &ids, &code).unwrap();
+    }
+}
+
+fn snapshot(engine: &mut Engine<Cpu>, round: Round) -> (u64, Vec<Bytes>) {
+    let job = AveragingJob::Snapshot { round, set: round.set(SETS), parts: 2 };
+    match engine.average(job) {
+        Some(Event::Snapshot { weight, parts, .. }) => (weight, parts),
+        other => panic!("no snapshot but {other:?}"),
+    }
+}
+
+fn average(engines: &mut [Engine<Cpu>], round: Round) {
+    let snapshots: Vec<_> = engines.iter_mut().map(|engine| snapshot(engine, round)).collect();
+    for part in 0..2 {
+        let inputs: Vec<(u64, Bytes)> =
+            snapshots.iter().map(|(weight, parts)| (*weight, parts[part as usize].clone())).collect();
+        let mean = reduce(&inputs[0].1, &inputs).unwrap();
+        for engine in engines.iter_mut() {
+            let job = AveragingJob::Apply { round, part: PartIndex(part), mean: mean.clone() };
+            assert!(matches!(engine.average(job), Some(Event::Applied { applied: true, .. })));
+        }
+    }
+    for engine in engines {
+        assert!(engine.average(AveragingJob::Finish { round, complete: true }).is_none());
+    }
+}
+
+#[test]
+fn after_each_set_has_been_round_at_rest_replicas_have_one_hash() {
+    let mut engines = [trained(0..3), trained(3..5), trained(5..9)];
+    let weights: Vec<u64> = engines.iter_mut().map(|engine| snapshot(engine, Round(1)).0).collect();
+    assert_eq!(weights, [3, 2, 4]);
+    assert_ne!(engines[0].state_hash().unwrap(), engines[1].state_hash().unwrap());
+    (8..8 + u64::from(SETS)).map(Round).for_each(|round| average(&mut engines, round));
+    let hashes: Vec<_> = engines.iter_mut().map(|engine| engine.state_hash().unwrap()).collect();
+    assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
+    assert_eq!(snapshot(&mut engines[0], Round(12)).0, 0, "everything is averaged");
+}
+
+#[test]
+fn what_averaging_brings_in_is_recorded() {
+    let mut engines = [trained(0..1), trained(1..2)];
+    let before = engines[0].shard.parameter_log().count("head");
+    average(&mut engines, Round(1));
+    assert!(engines[0].shard.parameter_log().count("head") > before);
+}
+
+#[test]
+fn a_joiner_goes_on_like_its_donor_bit_for_bit() {
+    let mut donor = trained(0..7);
+    let state = donor.export_state().unwrap();
+    assert!(state.len() as u64 <= state_bytes_max(&run(), LAST));
+    assert_eq!(donor.export_state().unwrap(), state, "equal states have equal bytes");
+    let mut joiner = trained(90..92);
+    joiner.import_state(&state).unwrap();
+    assert_eq!(joiner.export_state().unwrap(), state);
+    learn(&mut donor, 7..10);
+    learn(&mut joiner, 7..10);
+    assert_eq!(joiner.state_hash().unwrap(), donor.state_hash().unwrap());
+    assert_eq!(snapshot(&mut joiner, Round(1)).0, 0, "its weights are counted at the donor");
+}
+
+#[test]
+fn a_state_that_does_not_fit_changes_nothing() {
+    let mut engine = trained(0..3);
+    let before = engine.export_state().unwrap();
+    let mut refused = |state: &[u8]| {
+        let error = engine.import_state(state).unwrap_err();
+        assert_eq!(engine.export_state().unwrap(), before, "{error}");
+        error
+    };
+    let foreign = engine_of(&run(), StageIndex(1)).export_state().unwrap();
+    let error = refused(&foreign);
+    assert!(matches!(error, StateError::Snapshot(SnapshotError::Foreign { .. })), "{error}");
+    let weights = trained(0..1).shard.snapshot(BTreeMap::new()).unwrap();
+    assert!(matches!(refused(&weights), StateError::Counter("updates")));
+    for len in [0, 8, 100, before.len() - 1] {
+        assert!(matches!(refused(&before[..len]), StateError::Snapshot(SnapshotError::Malformed(_))));
+    }
+    // The last number is a second moment.
+    let mut negative = before.clone();
+    let end = negative.len() - 4;
+    negative[end..].copy_from_slice(&(-1f32).to_le_bytes());
+    assert!(matches!(refused(&negative), StateError::Optimizer(ImportError::Value(_))));
+}
+
+#[test]
+fn what_a_state_brings_in_is_recorded_even_if_it_is_refused() {
+    let mut engine = trained(0..1);
+    let foreign = engine_of(&run(), StageIndex(1)).export_state().unwrap();
+    engine.import_state(&foreign).unwrap_err();
+    assert_eq!(engine.shard.parameter_log().count("layers.2.attention.wq"), 1);
+}

@@ -1,0 +1,100 @@
+//! A stage's state on its way to a joining replica, as bytes; [`swarmline_scheduler::transfer`] says which go when.
+
+use bytes::Bytes;
+use swarmline_scheduler::averaging::Participant;
+use swarmline_scheduler::transfer::{DownloadEvent, Limits, Manifest, StateId};
+use swarmline_scheduler::{StageIndex, WeightVersion};
+
+use super::engine::state_bytes_max;
+use crate::config::{Run, limits};
+
+const CHUNK_BYTES: u32 = limits::STATE_CHUNK_BYTES_MAX as u32;
+
+/// What a joiner of `stage` takes at most.
+#[must_use]
+pub fn download_limits(run: &Run, stage: StageIndex) -> Limits {
+    Limits { bytes_max: state_bytes_max(run, stage), chunk_bytes_max: CHUNK_BYTES }
+}
+
+/// A chunk that arrived, with its digest, for the scheduler to judge.
+#[must_use]
+pub fn arrived_chunk(from: Participant, state: StateId, chunk: u32, payload: Bytes) -> DownloadEvent<Bytes> {
+    let hash = *blake3::hash(&payload).as_bytes();
+    DownloadEvent::Chunk { from, state, chunk, bytes: payload.len() as u64, hash, payload }
+}
+
+/// What a donor keeps of its state while joiners download it.
+#[derive(Clone, Debug)]
+pub struct StateCopy {
+    manifest: Manifest,
+    bytes: Bytes,
+}
+
+impl StateCopy {
+    /// `bytes` is an exported state with `version` updates in it; `None` if it has more chunks than a manifest may
+    /// name.
+    #[must_use]
+    pub fn new(version: WeightVersion, bytes: Bytes) -> Option<Self> {
+        let hashes: Vec<_> =
+            bytes.chunks(CHUNK_BYTES as usize).map(|chunk| *blake3::hash(chunk).as_bytes()).collect();
+        let fits = hashes.len() <= limits::STATE_CHUNKS_MAX;
+        let manifest = Manifest { version, bytes: bytes.len() as u64, chunk_bytes: CHUNK_BYTES, hashes };
+        fits.then_some(Self { manifest, bytes })
+    }
+
+    /// What is in it.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// `bytes` bytes from `offset` on, not copied; fewer where the state ends.
+    #[must_use]
+    pub fn chunk(&self, offset: u64, bytes: u32) -> Bytes {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.bytes.len());
+        let end = start.saturating_add(bytes as usize).min(self.bytes.len());
+        self.bytes.slice(start..end)
+    }
+}
+
+/// Where a joiner gathers a state.
+#[derive(Debug, Default)]
+pub struct StateInbox {
+    bytes: Vec<u8>,
+}
+
+impl StateInbox {
+    /// Makes room for a state of this length, which the scheduler has compared with the limits. What was gathered
+    /// before is void.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn begin(&mut self, bytes: u64) -> swarmline_kernels::Result<()> {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.bytes.clear();
+        let refused = |_| swarmline_kernels::Error::Device(format!("no memory for a state of {bytes} bytes"));
+        self.bytes.try_reserve_exact(bytes).map_err(refused)?;
+        self.bytes.resize(bytes, 0);
+        Ok(())
+    }
+
+    /// Puts a verified chunk at its place; what does not fit is left out.
+    pub fn store(&mut self, offset: u64, chunk: &[u8]) {
+        let place = usize::try_from(offset).ok().and_then(|start| {
+            let end = start.checked_add(chunk.len())?;
+            self.bytes.get_mut(start..end)
+        });
+        if let Some(place) = place {
+            place.copy_from_slice(chunk);
+        }
+    }
+
+    /// The state.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes.into()
+    }
+}
+
+#[cfg(test)]
+mod tests;

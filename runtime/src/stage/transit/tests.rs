@@ -1,0 +1,107 @@
+//! A state from donor to joiner, with the wire left out.
+
+use swarmline_scheduler::transfer::{
+    Download, DownloadAction, TransferMessage, Upload, UploadAction, UploadEvent,
+};
+use swarmline_scheduler::{Incarnation, PeerId, Time};
+
+use super::*;
+use crate::config::{Kind, Packing};
+use crate::model::tests::tiny;
+
+const NOW: Time = Time(1);
+const STAGE: StageIndex = StageIndex(1);
+
+fn participant(index: u8) -> Participant {
+    Participant { peer: PeerId([index; 32]), incarnation: Incarnation(1) }
+}
+
+/// Lets a joiner download `state` from one donor; what it ends with, if anything.
+fn download(state: &Bytes, limits: Limits, tamper: impl Fn(u32, Bytes) -> Bytes) -> Option<Bytes> {
+    let (joiner, donor) = (participant(1), participant(2));
+    let mut upload = Upload::<Bytes>::new();
+    upload.handle(NOW, UploadEvent::Joiners(vec![joiner]));
+    let mut download = Download::new(limits);
+    download.handle(NOW, DownloadEvent::Donors(vec![donor]));
+    let (mut copy, mut inbox) = (None, StateInbox::default());
+    loop {
+        let mut idle = true;
+        while let Some(action) = download.poll_action() {
+            idle = false;
+            match action {
+                DownloadAction::Send { message, .. } => {
+                    upload.handle(NOW, UploadEvent::Received { from: joiner, message });
+                }
+                DownloadAction::Begin { bytes } => inbox.begin(bytes).unwrap(),
+                DownloadAction::Store { offset, payload } => inbox.store(offset, &payload),
+                DownloadAction::Complete { .. } => return Some(inbox.into_bytes()),
+                DownloadAction::Counted(_) => {}
+            }
+        }
+        while let Some(action) = upload.poll_action() {
+            idle = false;
+            match action {
+                UploadAction::Export { state: id } => {
+                    copy = StateCopy::new(WeightVersion(5), state.clone());
+                    let manifest = copy.as_ref().map(|copy| copy.manifest().clone());
+                    upload.handle(NOW, UploadEvent::Exported { state: id, manifest });
+                }
+                UploadAction::Send { message: TransferMessage::Chunk { .. }, .. } => panic!("not like this"),
+                UploadAction::Send { message, .. } => {
+                    download.handle(NOW, DownloadEvent::Received { from: donor, message });
+                }
+                UploadAction::SendChunk { state, chunk, offset, bytes, .. } => {
+                    let payload = tamper(chunk, copy.as_ref().unwrap().chunk(offset, bytes));
+                    download.handle(NOW, arrived_chunk(donor, state, chunk, payload));
+                }
+                UploadAction::Release { .. } => copy = None,
+                UploadAction::Counted(_) => {}
+            }
+        }
+        if idle {
+            return None;
+        }
+    }
+}
+
+fn long_state() -> Bytes {
+    (0..(10 * CHUNK_BYTES + 17)).map(|i| (i % 251) as u8).collect()
+}
+
+#[test]
+fn every_chunk_arrives_at_its_place() {
+    let limits = Limits { bytes_max: 1 << 30, chunk_bytes_max: CHUNK_BYTES };
+    for state in [Bytes::from_static(&[7]), long_state().slice(..3 * CHUNK_BYTES as usize), long_state()] {
+        assert_eq!(download(&state, limits, |_, chunk| chunk), Some(state));
+    }
+}
+
+#[test]
+fn a_tampered_chunk_is_not_taken() {
+    let limits = Limits { bytes_max: 1 << 30, chunk_bytes_max: CHUNK_BYTES };
+    let flip = |chunk: u32, bytes: Bytes| {
+        let mut bytes = bytes.to_vec();
+        bytes[0] ^= u8::from(chunk == 9);
+        bytes.into()
+    };
+    assert_eq!(download(&long_state(), limits, flip), None);
+    let cut = |chunk, bytes: Bytes| if chunk == 10 { bytes.slice(1..) } else { bytes };
+    assert_eq!(download(&long_state(), limits, cut), None);
+}
+
+#[test]
+fn no_state_is_longer_than_its_stage_allows() {
+    let run = tiny(Kind::Subspace, Packing::F32);
+    assert_eq!(download(&long_state(), download_limits(&run, STAGE), |_, chunk| chunk), None);
+}
+
+#[test]
+fn what_does_not_fit_is_left_out() {
+    let mut inbox = StateInbox::default();
+    inbox.begin(4).unwrap();
+    inbox.store(3, &[1, 1]);
+    inbox.store(u64::MAX, &[1]);
+    inbox.store(2, &[8, 9]);
+    assert_eq!(inbox.into_bytes(), [0, 0, 8, 9][..]);
+    assert!(StateInbox::default().begin(u64::MAX).is_err());
+}

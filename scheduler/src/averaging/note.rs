@@ -1,0 +1,84 @@
+//! What averaging counts.
+
+use super::gathering::{PartIndex, Participant, Round};
+
+/// What was wrong with a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A NaN or an infinity, or another number that no replica can have.
+    NonFinite,
+    /// Not as many numbers as the part has.
+    Malformed,
+}
+
+/// A note for the metrics and for people; the totals are in [`Counts`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A part was applied here.
+    Applied(Round, PartIndex),
+    /// A part was given to another owner, because the one before it is silent or gone.
+    Reassigned(Round, PartIndex),
+    /// A member's share did not arrive in time; the mean is made without it.
+    LeftOut(Round, PartIndex, Participant),
+    /// A member's share cannot be used; the mean is made without it.
+    Refused(Participant, Fault),
+    /// Nobody had contributed to a part.
+    Nothing(Round, PartIndex),
+    /// A part did not come to an end in this round; it waits for the set's next one.
+    GivenUp(Round, PartIndex),
+    /// A message from somebody who is no live replica of this stage; ignored.
+    Stranger(Participant),
+    /// A message from a member that sees other members in this round; ignored.
+    OtherMembers(Participant),
+    /// A message that does not fit the round it is about; ignored.
+    Malformed(Participant),
+    /// A message that came too late to matter; ignored.
+    Late(Participant),
+}
+
+/// Totals since this replica started, by [`Note`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Rounds ended here.
+    pub rounds: u64,
+    /// Those of them in which every part was applied, or had nothing to apply.
+    pub complete: u64,
+    /// Parts applied.
+    pub applied: u64,
+    /// Parts given to another owner.
+    pub reassigned: u64,
+    /// Shares that came too late for their mean, at parts owned here.
+    pub left_out: u64,
+    /// Shares that could not be used, at parts owned here.
+    pub refused: u64,
+    /// Parts nobody had contributed to.
+    pub nothing: u64,
+    /// Parts that came to no end.
+    pub given_up: u64,
+    /// Messages from no live replica of this stage.
+    pub strangers: u64,
+    /// Messages from members that saw others.
+    pub other_members: u64,
+    /// Messages that fit no round.
+    pub malformed: u64,
+    /// Messages too late to matter.
+    pub late: u64,
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, note: &Note) {
+        let total = match note {
+            Note::Applied(..) => &mut self.applied,
+            Note::Reassigned(..) => &mut self.reassigned,
+            Note::LeftOut(..) => &mut self.left_out,
+            Note::Refused(..) => &mut self.refused,
+            Note::Nothing(..) => &mut self.nothing,
+            Note::GivenUp(..) => &mut self.given_up,
+            Note::Stranger(_) => &mut self.strangers,
+            Note::OtherMembers(_) => &mut self.other_members,
+            Note::Malformed(_) => &mut self.malformed,
+            Note::Late(_) => &mut self.late,
+        };
+        *total += 1;
+    }
+}

@@ -1,0 +1,333 @@
+//! A seeded world of replicas that average: messages take random times, get lost and come twice, replicas die, and
+//! everybody may see other members. One seed gives one run; every run has a step bound.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    APPLYING_MAX, Action, Averaging, AveragingMessage, Config, Event, Fault, GatheringId, PartIndex,
+    Participant, Round, SetIndex,
+};
+use crate::{Duration, Incarnation, PeerId, Rng, Time};
+
+/// Numbers of a replica in simulation: something that tells which went into a mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Numbers {
+    pub(super) value: u64,
+    pub(super) finite: bool,
+}
+
+/// A run and what goes wrong in it. Everything else follows from `seed`.
+#[derive(Clone, Debug)]
+pub(super) struct Scenario {
+    pub(super) seed: u64,
+    pub(super) replicas: usize,
+    pub(super) rounds: u64,
+    pub(super) parts_min: u32,
+    /// Time between two rounds.
+    pub(super) every: Duration,
+    /// Heartbeats tell replicas of a round within this time.
+    pub(super) skew_max: Duration,
+    pub(super) delay_max: Duration,
+    /// Every answer of an executor takes a time below this.
+    pub(super) service_max: Duration,
+    /// Messages in a thousand that are lost; as many come twice.
+    pub(super) lost_per_mille: u64,
+    /// Shares in a thousand that are not finite.
+    pub(super) poisoned_per_mille: u64,
+    /// Rounds of a replica in a thousand in which it loses sight of another one that lives.
+    pub(super) mistaken_per_mille: u64,
+    /// Which replica dies, and when. The others hear of it a while later, or never.
+    pub(super) kills: Vec<(usize, Duration)>,
+    pub(super) is_silent: bool,
+    /// Replicas that joined last: they have contributed to nothing.
+    pub(super) joiners: usize,
+    pub(super) steps_max: u64,
+}
+
+impl Scenario {
+    /// Nothing goes wrong.
+    pub(super) fn new(seed: u64, replicas: usize) -> Self {
+        Self {
+            seed,
+            replicas,
+            rounds: 6,
+            parts_min: 1,
+            every: Duration::from_secs(60),
+            skew_max: Duration::from_secs(1),
+            delay_max: Duration::from_millis(200),
+            service_max: Duration::from_millis(100),
+            lost_per_mille: 0,
+            poisoned_per_mille: 0,
+            mistaken_per_mille: 0,
+            kills: Vec::new(),
+            is_silent: false,
+            joiners: 0,
+            steps_max: 200_000,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Delivery {
+    To(usize, Event<Numbers>),
+    Kill(usize),
+}
+
+#[derive(Debug)]
+pub(super) struct Replica {
+    pub(super) averaging: Averaging<Numbers>,
+    alive: bool,
+    /// Rounds with a snapshot that has not been given back.
+    open: BTreeSet<Round>,
+    /// Means the executor has not answered.
+    applying: usize,
+    pub(super) applied: BTreeMap<(GatheringId, PartIndex), Numbers>,
+    pub(super) finished: BTreeMap<Round, bool>,
+}
+
+/// The world.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) scenario: Scenario,
+    rng: Rng,
+    now: Time,
+    sequence: u64,
+    steps: u64,
+    queue: BTreeMap<(Time, u64), Delivery>,
+    pub(super) replicas: Vec<Replica>,
+    /// The inputs of every mean made.
+    pub(super) means: BTreeMap<Numbers, Vec<Numbers>>,
+}
+
+pub(super) fn participant(index: usize) -> Participant {
+    let byte = u8::try_from(index).unwrap() + 1;
+    Participant { peer: PeerId([byte; 32]), incarnation: Incarnation(1) }
+}
+
+impl World {
+    pub(super) fn new(scenario: Scenario) -> Self {
+        let replica = |index| Replica {
+            averaging: Averaging::new(Config {
+                me: participant(index),
+                sets: 20,
+                parts_min: scenario.parts_min,
+            }),
+            alive: true,
+            open: BTreeSet::new(),
+            applying: 0,
+            applied: BTreeMap::new(),
+            finished: BTreeMap::new(),
+        };
+        let mut world = Self {
+            rng: Rng::new(scenario.seed),
+            now: Time(0),
+            sequence: 0,
+            steps: 0,
+            queue: BTreeMap::new(),
+            replicas: (0..scenario.replicas).map(replica).collect(),
+            means: BTreeMap::new(),
+            scenario,
+        };
+        world.open();
+        world
+    }
+
+    fn open(&mut self) {
+        for index in 0..self.replicas.len() {
+            self.send(Time(0), index, Event::Members(self.everybody()));
+        }
+        for (index, at) in self.scenario.kills.clone() {
+            self.post(Time(0) + at, Delivery::Kill(index));
+        }
+        for round in 1..=self.scenario.rounds {
+            let at = Time(0) + self.scenario.every * u32::try_from(round).unwrap();
+            for index in 0..self.replicas.len() {
+                self.announce(at, round, index);
+            }
+        }
+    }
+
+    /// Tells one replica of a round, perhaps just after it lost sight of another replica.
+    fn announce(&mut self, at: Time, round: u64, index: usize) {
+        let at = at + self.time_below(self.scenario.skew_max);
+        self.send(at, index, Event::Round(Round(round)));
+        if self.rng.chance(self.scenario.mistaken_per_mille, 1_000) {
+            let other = self.any();
+            let mut fewer = self.everybody();
+            fewer.retain(|member| *member != participant(other));
+            let lost = at + self.time_below(Duration::from_secs(4));
+            let told = if self.rng.chance(1, 2) { at } else { lost };
+            self.send(told, index, Event::Members(fewer));
+            self.send(lost, index, Event::PeerLost(participant(other)));
+            self.send(at + Duration::from_secs(20), index, Event::Members(self.everybody()));
+        }
+    }
+
+    /// Plays until nothing is under way.
+    pub(super) fn run(&mut self) {
+        loop {
+            self.steps += 1;
+            let (seed, limit) = (self.scenario.seed, self.scenario.steps_max);
+            assert!(self.steps < limit, "seed {seed}: not over after {limit} steps");
+            let due = self.queue.first_key_value().map(|(&(at, _), _)| at);
+            if self.wake(due) {
+                continue;
+            }
+            let Some(((at, _), delivery)) = self.queue.pop_first() else { return };
+            self.now = at;
+            match delivery {
+                Delivery::To(index, event) => self.at(index, event),
+                Delivery::Kill(index) => self.kill(index),
+            }
+        }
+    }
+
+    fn wake(&mut self, due: Option<Time>) -> bool {
+        let alive = self.replicas.iter().enumerate().filter(|(_, replica)| replica.alive);
+        let wakes = alive.filter_map(|(index, replica)| Some((replica.averaging.poll_timeout()?.0, index)));
+        let Some((at, index)) = wakes.min().filter(|(at, _)| due.is_none_or(|due| *at <= due)) else {
+            return false;
+        };
+        self.now = self.now.max(at);
+        self.at(index, Event::Timeout);
+        true
+    }
+
+    fn at(&mut self, index: usize, event: Event<Numbers>) {
+        let now = self.now;
+        let replica = &mut self.replicas[index];
+        if !replica.alive {
+            return;
+        }
+        replica.applying -= usize::from(matches!(event, Event::Applied { .. }));
+        replica.averaging.handle(now, event);
+        while let Some(action) = self.replicas[index].averaging.poll_action() {
+            self.act(index, action);
+        }
+    }
+
+    fn act(&mut self, index: usize, action: Action<Numbers>) {
+        match action {
+            Action::Snapshot { round, set, parts } => self.snapshot(index, round, set, parts),
+            Action::Send { to, message } => self.carry(index, to, &message),
+            Action::Reduce { round, part, attempt, inputs, .. } => {
+                let outcome = self.reduce(&inputs);
+                self.answer(index, Event::Reduced { round, part, attempt, outcome });
+            }
+            Action::Apply { round, part, mean } => {
+                let replica = &mut self.replicas[index];
+                replica.applying += 1;
+                assert!(replica.applying <= APPLYING_MAX, "seed {}", self.scenario.seed);
+                let id = replica.averaging.current.as_ref().unwrap().gathering.id;
+                assert_eq!(id.round, round);
+                let before = replica.applied.insert((id, part), mean);
+                assert_eq!(before, None, "seed {}: {part:?} applied twice", self.scenario.seed);
+                self.answer(index, Event::Applied { round, part, applied: true });
+            }
+            Action::Finished { round, complete, .. } => {
+                let replica = &mut self.replicas[index];
+                assert!(replica.open.remove(&round), "seed {}: {round:?} ended twice", self.scenario.seed);
+                replica.finished.insert(round, complete);
+            }
+            Action::Counted(_) => {}
+        }
+    }
+
+    fn snapshot(&mut self, index: usize, round: Round, set: SetIndex, parts: u32) {
+        assert_eq!(set, round.set(20));
+        let open = &mut self.replicas[index].open;
+        assert!(open.is_empty(), "seed {}: two rounds at once", self.scenario.seed);
+        open.insert(round);
+        let poisoned = self.rng.chance(self.scenario.poisoned_per_mille, 1_000);
+        let numbers = |part| Numbers {
+            value: Rng::new(round.0 << 32 | u64::from(part) << 16 | index as u64).next_u64(),
+            finite: !poisoned,
+        };
+        let parts = (0..parts).map(numbers).collect();
+        let joined = index + self.scenario.joiners >= self.replicas.len();
+        let weight = if joined { 0 } else { index as u64 + 1 };
+        self.answer(index, Event::Snapshot { round, weight, parts });
+    }
+
+    fn reduce(&mut self, inputs: &[(u64, Numbers)]) -> Result<Numbers, (usize, Fault)> {
+        assert!(!inputs.is_empty() && inputs.iter().all(|(weight, _)| *weight > 0));
+        if let Some(input) = inputs.iter().position(|(_, numbers)| !numbers.finite) {
+            return Err((input, Fault::NonFinite));
+        }
+        let mix = |sum: u64, (weight, numbers): &(u64, Numbers)| {
+            Rng::new(sum ^ weight.wrapping_mul(numbers.value)).next_u64()
+        };
+        let mean = Numbers { value: inputs.iter().fold(0, mix), finite: true };
+        self.means.insert(mean, inputs.iter().map(|(_, numbers)| *numbers).collect());
+        Ok(mean)
+    }
+
+    fn kill(&mut self, index: usize) {
+        self.replicas[index].alive = false;
+        if self.scenario.is_silent {
+            return;
+        }
+        let survivors: Vec<_> = self.everybody().into_iter().filter(|m| *m != participant(index)).collect();
+        for other in (0..self.replicas.len()).filter(|&other| other != index) {
+            let lost = self.now + self.time_below(Duration::from_secs(5));
+            self.send(lost, other, Event::PeerLost(participant(index)));
+            let listed = lost + self.time_below(Duration::from_secs(10));
+            self.send(listed, other, Event::Members(survivors.clone()));
+        }
+    }
+
+    // --- The network ----------------------------------------------------------------------------------------
+
+    fn carry(&mut self, from: usize, to: PeerId, message: &AveragingMessage<Numbers>) {
+        let to = (0..self.replicas.len()).find(|&index| participant(index).peer == to).unwrap();
+        let fate = self.rng.below(1_000);
+        let copies = if fate < self.scenario.lost_per_mille {
+            0
+        } else if fate < 2 * self.scenario.lost_per_mille {
+            2
+        } else {
+            1
+        };
+        for _ in 0..copies {
+            let at = self.now + self.time_below(self.scenario.delay_max);
+            let event = Event::Received { from: participant(from), message: message.clone() };
+            self.send(at, to, event);
+        }
+    }
+
+    fn answer(&mut self, index: usize, event: Event<Numbers>) {
+        let at = self.now + self.time_below(self.scenario.service_max);
+        self.send(at, index, event);
+    }
+
+    fn send(&mut self, at: Time, index: usize, event: Event<Numbers>) {
+        self.post(at, Delivery::To(index, event));
+    }
+
+    fn post(&mut self, at: Time, delivery: Delivery) {
+        self.sequence += 1;
+        self.queue.insert((at, self.sequence), delivery);
+    }
+
+    // --- Looks ----------------------------------------------------------------------------------------------
+
+    pub(super) fn survivors(&self) -> impl Iterator<Item = &Replica> {
+        self.replicas.iter().filter(|replica| replica.alive)
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.survivors().all(|replica| replica.open.is_empty() && replica.averaging.round().is_none())
+    }
+
+    fn everybody(&self) -> Vec<Participant> {
+        (0..self.replicas.len()).map(participant).collect()
+    }
+
+    fn any(&mut self) -> usize {
+        usize::try_from(self.rng.below(self.replicas.len() as u64)).unwrap()
+    }
+
+    fn time_below(&mut self, limit: Duration) -> Duration {
+        Duration::from_nanos(self.rng.below(u64::try_from(limit.as_nanos()).unwrap()))
+    }
+}

@@ -1,0 +1,380 @@
+//! Downloads among honest, forgetful, dying and lying donors. A failure names its seed; the seed gives the run again.
+
+use std::collections::BTreeMap;
+
+use super::download::Note;
+use super::*;
+use crate::averaging::Participant;
+use crate::{Duration, Incarnation, PeerId, Rng, Time, WeightVersion};
+
+const SEEDS: u64 = 300;
+const STEPS_MAX: u64 = 100_000;
+const CHUNK_BYTES: u32 = 100;
+const LIMITS: Limits = Limits { bytes_max: 5_000, chunk_bytes_max: CHUNK_BYTES };
+
+/// Bytes of a chunk in simulation: whose copy it is of, and which it is.
+type Bytes = (u8, StateId, u32);
+
+fn participant(index: u8) -> Participant {
+    Participant { peer: PeerId([index; 32]), incarnation: Incarnation(1) }
+}
+
+fn hash(bytes: Bytes) -> ChunkHash {
+    let mut hash = [bytes.0; 32];
+    hash[..8].copy_from_slice(&bytes.1.0.to_be_bytes());
+    hash[8..12].copy_from_slice(&bytes.2.to_be_bytes());
+    hash
+}
+
+fn manifest(donor: u8, state: StateId, bytes: u64) -> Manifest {
+    let chunks = u32::try_from(bytes.div_ceil(u64::from(CHUNK_BYTES))).unwrap();
+    let hashes = (0..chunks).map(|chunk| hash((donor, state, chunk))).collect();
+    Manifest { version: WeightVersion(u64::from(donor)), bytes, chunk_bytes: CHUNK_BYTES, hashes }
+}
+
+/// What may go wrong.
+#[derive(Clone, Copy, Debug)]
+struct Scenario {
+    seed: u64,
+    /// Donors 1, 2, ...; the joiner is 0.
+    donors: u8,
+    lost_per_mille: u64,
+    /// Chunks that donor 1 falsifies.
+    lies_per_mille: u64,
+    /// When donors die, in order.
+    kill_every: Option<Duration>,
+    chunks: u64,
+}
+
+#[derive(Debug)]
+enum Delivery {
+    ToJoiner(DownloadEvent<Bytes>),
+    ToDonor(u8, UploadEvent<Bytes>),
+    Kill(u8),
+}
+
+#[derive(Debug)]
+struct World {
+    scenario: Scenario,
+    rng: Rng,
+    now: Time,
+    sequence: u64,
+    queue: BTreeMap<(Time, u64), Delivery>,
+    joiner: Download<Bytes>,
+    donors: BTreeMap<u8, Upload<Bytes>>,
+    stored: BTreeMap<u64, Bytes>,
+    complete: Option<Participant>,
+    notes: Vec<Note>,
+    copies: i32,
+}
+
+impl World {
+    fn new(scenario: Scenario) -> Self {
+        let mut world = Self {
+            scenario,
+            rng: Rng::new(scenario.seed),
+            now: Time(0),
+            sequence: 0,
+            queue: BTreeMap::new(),
+            joiner: Download::new(LIMITS),
+            donors: (1..=scenario.donors).map(|donor| (donor, Upload::new())).collect(),
+            stored: BTreeMap::new(),
+            complete: None,
+            notes: Vec::new(),
+            copies: 0,
+        };
+        let donors = (1..=scenario.donors).map(participant).collect();
+        world.send(Delivery::ToJoiner(DownloadEvent::Donors(donors)));
+        for donor in 1..=scenario.donors {
+            world.post(Time(0), Delivery::ToDonor(donor, UploadEvent::Joiners(vec![participant(0)])));
+            if let Some(every) = scenario.kill_every.filter(|_| donor < scenario.donors) {
+                world.post(Time(0) + every * u32::from(donor), Delivery::Kill(donor));
+            }
+        }
+        world
+    }
+
+    fn run(&mut self) {
+        for _ in 0..STEPS_MAX {
+            let due = self.queue.first_key_value().map(|(&(at, _), _)| at);
+            if self.wake(due) {
+                continue;
+            }
+            let Some(((at, _), delivery)) = self.queue.pop_first() else { return };
+            self.now = at;
+            match delivery {
+                Delivery::ToJoiner(event) => self.at_joiner(event),
+                Delivery::ToDonor(donor, event) => self.at_donor(donor, event),
+                Delivery::Kill(donor) => {
+                    self.donors.remove(&donor);
+                    self.send(Delivery::ToJoiner(DownloadEvent::PeerLost(participant(donor))));
+                }
+            }
+        }
+        panic!("seed {}: not over after {STEPS_MAX} steps", self.scenario.seed);
+    }
+
+    fn wake(&mut self, due: Option<Time>) -> bool {
+        let before = |at: &Time| due.is_none_or(|due| *at <= due);
+        let joiner = self.joiner.poll_timeout().map(|(at, _)| (at, 0));
+        let donors =
+            self.donors.iter().filter_map(|(&donor, upload)| Some((upload.poll_timeout()?.0, donor)));
+        let Some((at, who)) = donors.chain(joiner).min().filter(|(at, _)| before(at)) else { return false };
+        self.now = self.now.max(at);
+        match who {
+            0 => self.at_joiner(DownloadEvent::Timeout),
+            donor => self.at_donor(donor, UploadEvent::Timeout),
+        }
+        true
+    }
+
+    fn at_joiner(&mut self, event: DownloadEvent<Bytes>) {
+        self.joiner.handle(self.now, event);
+        while let Some(action) = self.joiner.poll_action() {
+            assert_eq!(self.complete, None, "nothing after the end");
+            match action {
+                DownloadAction::Send { to, message } => {
+                    let event = UploadEvent::Received { from: participant(0), message };
+                    self.carry(Delivery::ToDonor(to.0[0], event));
+                }
+                DownloadAction::Begin { bytes } => {
+                    assert!(bytes <= LIMITS.bytes_max);
+                    self.stored.clear();
+                }
+                DownloadAction::Store { offset, payload } => {
+                    let before = self.stored.insert(offset, payload);
+                    assert_eq!(before, None, "seed {}: stored twice", self.scenario.seed);
+                }
+                DownloadAction::Complete { donor, .. } => self.complete = Some(donor),
+                DownloadAction::Counted(note) => self.notes.push(note),
+            }
+        }
+    }
+
+    fn at_donor(&mut self, donor: u8, event: UploadEvent<Bytes>) {
+        let Some(upload) = self.donors.get_mut(&donor) else { return };
+        upload.handle(self.now, event);
+        let actions: Vec<_> = std::iter::from_fn(|| upload.poll_action()).collect();
+        for action in actions {
+            match action {
+                UploadAction::Export { state } => {
+                    self.copies += 1;
+                    let bytes = self.scenario.chunks * u64::from(CHUNK_BYTES) - 7;
+                    let manifest = Some(manifest(donor, state, bytes));
+                    self.send(Delivery::ToDonor(donor, UploadEvent::Exported { state, manifest }));
+                }
+                UploadAction::Send { message, .. } => {
+                    let event = DownloadEvent::Received { from: participant(donor), message };
+                    self.carry(Delivery::ToJoiner(event));
+                }
+                UploadAction::SendChunk { state, chunk, bytes, .. } => {
+                    self.carry_chunk(donor, state, chunk, bytes);
+                }
+                UploadAction::Release { .. } => self.copies -= 1,
+                UploadAction::Counted(_) => {}
+            }
+        }
+    }
+
+    fn carry_chunk(&mut self, donor: u8, state: StateId, chunk: u32, bytes: u32) {
+        let lies = donor == 1 && self.rng.chance(self.scenario.lies_per_mille, 1_000);
+        let payload = if lies { (donor, state, chunk ^ 1) } else { (donor, state, chunk) };
+        let (from, hash, bytes) = (participant(donor), hash(payload), u64::from(bytes));
+        self.carry(Delivery::ToJoiner(DownloadEvent::Chunk { from, state, chunk, bytes, hash, payload }));
+    }
+
+    fn carry(&mut self, delivery: Delivery) {
+        if !self.rng.chance(self.scenario.lost_per_mille, 1_000) {
+            self.send(delivery);
+        }
+    }
+
+    fn send(&mut self, delivery: Delivery) {
+        let at = self.now + Duration::from_nanos(self.rng.below(300_000_000));
+        self.post(at, delivery);
+    }
+
+    fn post(&mut self, at: Time, delivery: Delivery) {
+        self.sequence += 1;
+        self.queue.insert((at, self.sequence), delivery);
+    }
+}
+
+fn play(scenario: Scenario) -> World {
+    println!("{scenario:?}");
+    let mut world = World::new(scenario);
+    world.run();
+    world
+}
+
+/// Plays, and checks that the joiner ends with all of one copy.
+fn check(scenario: Scenario) -> World {
+    let world = play(scenario);
+    let seed = scenario.seed;
+    let donor = world.complete.unwrap_or_else(|| panic!("seed {seed}: {:?}", world.notes));
+    assert_eq!(world.stored.len() as u64, scenario.chunks, "seed {seed}");
+    let copies: std::collections::BTreeSet<_> =
+        world.stored.values().map(|(donor, state, _)| (*donor, *state)).collect();
+    assert_eq!(copies.len(), 1, "seed {seed}: one copy, not a mixture");
+    assert_eq!(copies.first().map(|(donor, _)| participant(*donor)), Some(donor), "seed {seed}");
+    for (&offset, &(_, _, chunk)) in &world.stored {
+        assert_eq!(
+            offset,
+            u64::from(chunk) * u64::from(CHUNK_BYTES),
+            "seed {seed}: every chunk at its place"
+        );
+    }
+    world
+}
+
+fn calm(seed: u64) -> Scenario {
+    Scenario {
+        seed,
+        donors: 3,
+        lost_per_mille: 0,
+        lies_per_mille: 0,
+        kill_every: None,
+        chunks: 1 + seed % 40,
+    }
+}
+
+#[test]
+fn a_calm_download_takes_everything_from_the_first_donor() {
+    for seed in 0..SEEDS {
+        let world = check(calm(seed));
+        assert_eq!((world.complete, world.notes.len()), (Some(participant(1)), 0), "seed {seed}");
+        assert_eq!(world.copies, 0, "seed {seed}: the copy is dropped");
+    }
+}
+
+#[test]
+fn a_liar_is_blamed_and_the_next_donor_gives() {
+    let mut blamed = 0;
+    for seed in 0..SEEDS {
+        let world = check(Scenario { lies_per_mille: 200, ..calm(seed) });
+        let wrong = world.notes.iter().filter(|note| **note == Note::Wrong(participant(1))).count();
+        assert!(wrong <= 1 && wrong == world.notes.len(), "seed {seed}: {:?}", world.notes);
+        blamed += wrong;
+    }
+    assert!(blamed > 100, "{blamed}");
+}
+
+#[test]
+fn donors_that_die_are_followed_by_the_next() {
+    let mut lost = 0;
+    for seed in 0..SEEDS {
+        let kill_every = Some(Duration::from_millis(200 + 5 * seed));
+        let world = check(Scenario { kill_every, ..calm(seed) });
+        lost += world.notes.iter().filter(|note| matches!(note, Note::Lost(_))).count();
+    }
+    assert!(lost > 100, "{lost}");
+}
+
+#[test]
+fn what_is_lost_is_asked_for_again() {
+    let mut silent = 0;
+    for seed in 0..SEEDS {
+        let world = check(Scenario { lost_per_mille: 120, ..calm(seed) });
+        silent += world.notes.len();
+    }
+    assert!(silent > 10, "{silent}");
+}
+
+#[test]
+fn only_liars_give_nothing() {
+    let world = play(Scenario { donors: 1, lies_per_mille: 1_000, ..calm(3) });
+    assert_eq!((world.complete, &world.notes[..]), (None, &[Note::Wrong(participant(1)), Note::NoDonor][..]));
+}
+
+// --- Stories ------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_manifest_beyond_the_limits_reserves_nothing() {
+    let good = manifest(1, StateId(1), 450);
+    let check = |change: fn(&mut Manifest), expected: ManifestError| {
+        let mut manifest = good.clone();
+        change(&mut manifest);
+        assert_eq!(manifest.check(&LIMITS), Err(expected));
+        let mut joiner = Download::<Bytes>::new(LIMITS);
+        joiner.handle(Time(0), DownloadEvent::Donors(vec![participant(1)]));
+        let message = TransferMessage::Offer { state: StateId(1), manifest };
+        joiner.handle(Time(0), DownloadEvent::Received { from: participant(1), message });
+        let actions: Vec<_> = std::iter::from_fn(|| joiner.poll_action()).collect();
+        assert!(!actions.iter().any(|action| matches!(action, DownloadAction::Begin { .. })), "{actions:?}");
+        let blamed = DownloadAction::Counted(Note::Unusable(participant(1), expected));
+        assert!(actions.contains(&blamed), "{actions:?}");
+    };
+    assert_eq!(good.check(&LIMITS), Ok(()));
+    assert_eq!((good.chunks(), good.chunk_len(4), good.chunk_len(5)), (5, 50, 0));
+    check(|m| m.bytes = 0, ManifestError::Empty);
+    check(|m| m.chunk_bytes = 0, ManifestError::Empty);
+    check(|m| m.bytes = u64::MAX, ManifestError::TooLong { bytes: u64::MAX, allowed: 5_000 });
+    check(|m| m.chunk_bytes = 101, ManifestError::ChunkTooLong { bytes: 101, allowed: 100 });
+    check(|m| m.hashes.truncate(4), ManifestError::Hashes { expected: 5, found: 4 });
+    check(|m| m.bytes = 501, ManifestError::Hashes { expected: 6, found: 5 });
+}
+
+fn upload_actions(
+    upload: &mut Upload<Bytes>,
+    at: u64,
+    event: UploadEvent<Bytes>,
+) -> Vec<UploadAction<Bytes>> {
+    upload.handle(Time(at * 1_000_000_000), event);
+    std::iter::from_fn(|| upload.poll_action()).collect()
+}
+
+fn said(from: u8, message: TransferMessage<Bytes>) -> UploadEvent<Bytes> {
+    UploadEvent::Received { from: participant(from), message }
+}
+
+#[test]
+fn a_donor_copies_once_for_all_who_ask_and_declines_the_rest() {
+    let mut donor = Upload::new();
+    let listed = (1..=9).map(participant).collect();
+    assert_eq!(upload_actions(&mut donor, 0, UploadEvent::Joiners(listed)), []);
+    let state = StateId(1);
+    assert_eq!(
+        upload_actions(&mut donor, 0, said(1, TransferMessage::Ask)),
+        [UploadAction::Export { state }]
+    );
+    for joiner in 2..=4 {
+        assert_eq!(upload_actions(&mut donor, 0, said(joiner, TransferMessage::Ask)), []);
+    }
+    for stranger in [5, 200] {
+        let declined = upload_actions(&mut donor, 0, said(stranger, TransferMessage::Ask));
+        assert!(declined.contains(&UploadAction::Counted(upload::Note::Declined(participant(stranger)))));
+    }
+    let exported = UploadEvent::Exported { state, manifest: Some(manifest(0, state, 450)) };
+    assert_eq!(upload_actions(&mut donor, 1, exported).len(), 4, "an offer each");
+    let chunk = upload_actions(&mut donor, 1, said(3, TransferMessage::Want { state, chunk: 4 }));
+    let to = participant(3).peer;
+    assert_eq!(chunk, [UploadAction::SendChunk { to, state, chunk: 4, offset: 400, bytes: 50 }]);
+    for (from, state, chunk) in [(3, state, 5), (3, StateId(9), 0), (9, state, 0), (3, state, u32::MAX)] {
+        let declined = upload_actions(&mut donor, 1, said(from, TransferMessage::Want { state, chunk }));
+        assert!(declined.contains(&UploadAction::Counted(upload::Note::Declined(participant(from)))));
+    }
+    for joiner in 1..=3 {
+        upload_actions(&mut donor, 2, said(joiner, TransferMessage::Done { state }));
+    }
+    let gone = upload_actions(&mut donor, 3, UploadEvent::PeerLost(participant(4)));
+    assert_eq!(gone.last(), Some(&UploadAction::Release { state }));
+    assert_eq!((donor.sessions(), donor.poll_timeout()), (0, None));
+}
+
+#[test]
+fn a_silent_joiner_is_forgotten_and_an_old_copy_made_anew() {
+    let mut donor = Upload::new();
+    upload_actions(&mut donor, 0, UploadEvent::Joiners(vec![participant(1)]));
+    upload_actions(&mut donor, 0, said(1, TransferMessage::Ask));
+    let (first, second) = (StateId(1), StateId(2));
+    let exported = UploadEvent::Exported { state: first, manifest: Some(manifest(0, first, 450)) };
+    upload_actions(&mut donor, 0, exported);
+    let again = upload_actions(&mut donor, 60, said(1, TransferMessage::Ask));
+    assert_eq!(again, [UploadAction::Release { state: first }, UploadAction::Export { state: second }]);
+    let exported = UploadEvent::Exported { state: second, manifest: Some(manifest(0, second, 450)) };
+    upload_actions(&mut donor, 60, exported);
+    let (at, _) = donor.poll_timeout().unwrap();
+    donor.handle(at, UploadEvent::Timeout);
+    let actions: Vec<_> = std::iter::from_fn(|| donor.poll_action()).collect();
+    assert_eq!(actions.last(), Some(&UploadAction::Release { state: second }));
+}
