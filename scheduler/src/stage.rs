@@ -149,6 +149,7 @@ pub struct Stage<P> {
     counts: Counts,
     draining: bool,
     drained: bool,
+    finished: bool,
     suspension: Suspension,
     now: Time,
     actions: VecDeque<Action<P>>,
@@ -184,6 +185,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             counts: Counts::default(),
             draining: false,
             drained: false,
+            finished: false,
             suspension: Suspension::new(),
             now: Time::default(),
             actions: VecDeque::new(),
@@ -725,7 +727,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// No feeder answers any more: what was not granted by now is not applied.
     fn on_finished(&mut self, now: Time) {
-        self.draining = true;
+        (self.draining, self.finished) = (true, true);
         let ids: Vec<_> = self.visits.keys().copied().collect();
         for id in ids {
             if let Some(visit) = self.visits.get_mut(&id) {

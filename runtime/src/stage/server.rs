@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use swarmline_scheduler::router::{Policy, RouterFactory as _};
@@ -24,6 +24,8 @@ use crate::net::trust::Trust;
 use crate::report::{Event, Repeated, ReplicaReport, Reporter};
 use crate::traffic::Traffic;
 
+/// A replica gives an account of itself this often.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// A replica that is asked to leave gets this long to finish what it holds.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 
@@ -51,6 +53,7 @@ pub(super) struct Server {
     refusals: Repeated,
     /// The coordinator's answer to whether this start still is a member.
     confirmation: Option<oneshot::Receiver<Result<Directive, ControlError>>>,
+    reported: Instant,
     drained: bool,
     failure: Option<Error>,
 }
@@ -66,6 +69,7 @@ impl Server {
             tokens_per_microbatch: run.tokens_per_microbatch() as u64,
             refusals: Repeated::default(),
             confirmation: None,
+            reported: Instant::now(),
             drained: false,
             failure: None,
         }
@@ -96,7 +100,7 @@ impl Server {
                     self.adopt(table, reporter);
                 }
                 () = self.clock.sleep_until(deadline) => self.handle(Happened::Timeout, reporter),
-                _ = beat.tick() => self.beat(),
+                _ = beat.tick() => self.beat(reporter),
                 directive = self.wiring.heart.directive() => match directive? {
                     Directive::Continue | Directive::Serve(_) => self.handle(Happened::Reached, reporter),
                     Directive::Finished => self.handle(Happened::Finished, reporter),
@@ -226,7 +230,7 @@ impl Server {
         });
     }
 
-    fn beat(&mut self) {
+    fn beat(&mut self, reporter: &Reporter) {
         let statistics = self.wiring.executor.statistics();
         let progress = self.stage.progress(self.clock.now());
         self.wiring.heart.set_vitals(Vitals {
@@ -238,21 +242,16 @@ impl Server {
             bytes_sent: self.wiring.plane.bytes_sent().total(),
             oldest_task: progress.oldest,
         });
+        if self.reported.elapsed() >= REPORT_EVERY {
+            self.reported = Instant::now();
+            reporter.tell(&Event::Replica(self.report(false)));
+        }
     }
 
-    async fn say_goodbye(mut self, reporter: &Reporter, save: Option<&Path>) -> Result<(), Error> {
-        if let Some(error) = self.failure.take() {
-            return Err(error);
-        }
-        let statistics = self.wiring.executor.statistics();
-        self.wiring.executor.finish(save.map(Path::to_owned)).await?;
-        if let Some(path) = save {
-            reporter.tell(&Event::Saved { path: path.display().to_string() });
-        }
-        self.wiring.plane.close().await;
-        let counts = self.stage.counts();
+    fn report(&self, last: bool) -> ReplicaReport {
+        let (counts, statistics) = (self.stage.counts(), self.wiring.executor.statistics());
         let bytes = self.traffic.totals(self.wiring.plane.bytes_sent());
-        reporter.tell(&Event::Replica(ReplicaReport {
+        ReplicaReport {
             stage: self.stage.config().stage.0,
             done: counts.applied,
             refused: counts.refused,
@@ -264,8 +263,20 @@ impl Server {
             staleness_max: statistics.staleness_max,
             boundary_bytes: bytes.sent,
             boundary_bytes_bf16: bytes.uncompressed,
-            last: true,
-        }));
+            last,
+        }
+    }
+
+    async fn say_goodbye(mut self, reporter: &Reporter, save: Option<&Path>) -> Result<(), Error> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        self.wiring.executor.finish(save.map(Path::to_owned)).await?;
+        if let Some(path) = save {
+            reporter.tell(&Event::Saved { path: path.display().to_string() });
+        }
+        self.wiring.plane.close().await;
+        reporter.tell(&Event::Replica(self.report(true)));
         Ok(())
     }
 }

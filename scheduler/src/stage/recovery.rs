@@ -31,6 +31,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// Acts on what has become of the neighbours: the dead and the wedged are lost with all they have.
     pub(super) fn judge_neighbours(&mut self, now: Time) {
         for (peer, incarnation, verdict) in self.neighbours.judge(now) {
+            if self.finished {
+                continue;
+            }
             match verdict {
                 Verdict::Healthy => self.table.heard(peer, incarnation),
                 Verdict::Suspect => {}
