@@ -11,6 +11,7 @@
 
 mod announcement;
 mod config;
+mod contributions;
 mod evaluation;
 mod grants;
 mod journal;
@@ -32,10 +33,12 @@ use crate::{
 };
 
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
+pub use contributions::Carrying;
 pub use evaluation::Measured;
 pub use journal::Record;
 
 use announcement::Announcement;
+use contributions::Contributions;
 use evaluation::Evaluation;
 use grants::{Grants, Ruling};
 use ranges::Ranges;
@@ -203,6 +206,8 @@ struct Open<P> {
     phase: Phase,
     ids: Option<P>,
     sendings: Sendings,
+    /// A sending was lost with its receiver.
+    lost: bool,
     /// Sent before a restart: who had it is asked before it is sent again.
     recalled: bool,
     /// Who is known to hold it beyond stage 0.
@@ -236,6 +241,7 @@ pub struct Feeder<P> {
     /// Bounded by the two windows.
     open: BTreeMap<MicrobatchId, Open<P>>,
     grants: Grants,
+    contributions: Contributions,
     announcement: Announcement,
     counts: Counts,
     admitted: u64,
@@ -252,7 +258,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// A feeder that has no ids and knows nobody.
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
-        let table = PeerTable::new(config.peer);
+        let (table, carrying) = (PeerTable::new(config.peer), config.carrying);
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
         Self {
@@ -268,6 +274,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             evaluation_heard: Time::default(),
             open: BTreeMap::new(),
             grants: Grants::default(),
+            contributions: Contributions::new(carrying),
             announcement: Announcement::default(),
             counts: Counts::default(),
             admitted: 0,
@@ -294,7 +301,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         for (&microbatch, open) in &mut feeder.open {
             feeder.window.readmit();
-            open.recalled = true;
+            (open.recalled, open.lost) = (true, true);
             feeder.actions.push_back(Action::Draw { microbatch, purpose: Purpose::Train });
         }
         feeder
@@ -319,6 +326,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             Record::Granted { microbatch, to } => {
                 self.grants.claim(microbatch, to);
+                self.contributions.grant(to, self.counts.finished);
             }
             Record::Ended { microbatch, outcome } => {
                 self.open.remove(&microbatch);
@@ -468,13 +476,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let me = self.config.hop();
         let Some(open) = self.open.get_mut(&microbatch) else { return true };
         let Some(ids) = open.ids.clone() else { return true };
-        let (purpose, anew) = (open.purpose, open.sendings.any());
+        let (purpose, again, anew) = (open.purpose, open.sendings.any(), open.lost);
         let attempt = open.sendings.add(to);
         open.phase = Phase::Sent { asked: now };
         let message = Message::Forward {
             microbatch,
             attempt,
             purpose,
+            anew,
             route: vec![me],
             holder: open.beyond,
             version: WeightVersion(0),
@@ -483,17 +492,16 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         };
         if purpose == Purpose::Train {
             self.actions.push_back(Action::Journal(Record::Sent { microbatch, to }));
-            self.count_sent(microbatch, anew);
+            self.count_sent(microbatch, again, anew);
         }
         self.router.on_sent(now, to, microbatch);
         self.actions.push_back(Action::Send { to: to.peer, message });
         true
     }
 
-    fn count_sent(&mut self, microbatch: MicrobatchId, anew: bool) {
-        if anew {
-            self.counts.resent += 1;
-        } else {
+    fn count_sent(&mut self, microbatch: MicrobatchId, again: bool, anew: bool) {
+        self.counts.resent += u64::from(anew);
+        if !again {
             self.grants.open(microbatch);
             self.counts.injected += 1;
             self.counts.in_flight += 1;
@@ -676,6 +684,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         let ruling = self.grants.claim(microbatch, claimant);
         if ruling == Ruling::New {
+            self.contributions.grant(claimant, self.counts.finished);
             self.actions.push_back(Action::Journal(Record::Granted { microbatch, to: claimant }));
         }
         ruling != Ruling::Denied
@@ -745,6 +754,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.paused_until = None;
             let table = std::mem::take(&mut self.table);
             self.neighbours.watch(now, table.hops(StageIndex(0)));
+            let gone: Vec<Hop> =
+                self.contributions.hops().filter(|hop| !table.placed(hop)).copied().collect();
+            for hop in gone {
+                self.counts.contributions_lost += self.contributions.lose(&hop, self.counts.finished);
+            }
             self.lose(now, |hop| !table.placed(hop));
             self.table = table;
         }
@@ -767,6 +781,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     fn send_anew(&mut self, now: Time, id: MicrobatchId, how: Settled) {
         self.settle_sending(now, id, how);
         if let Some(open) = self.open.get_mut(&id) {
+            open.lost |= how == Settled::Lost;
             open.phase = Phase::Drawn;
         }
     }
@@ -910,6 +925,7 @@ impl<P> Open<P> {
             phase: Phase::Drawing,
             ids: None,
             sendings: Sendings::default(),
+            lost: false,
             recalled: false,
             beyond: None,
         }

@@ -4,6 +4,7 @@
 
 mod asynchronous;
 mod attack;
+mod churn;
 mod hostile;
 mod interrupt;
 mod leak;

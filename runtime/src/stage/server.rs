@@ -17,7 +17,7 @@ use super::ledger::Ledger;
 use crate::clock::Clock;
 use crate::config::Run;
 use crate::error::Error;
-use crate::member::{Heart, lost_peer, member, tell_network};
+use crate::member::{Heart, NetworkTeller, lost_peer, member};
 use crate::net::control::{Control, ControlError, Directive, HEARTBEAT_EVERY, Vitals};
 use crate::net::quic::{DataPlane, NetEvent};
 use crate::net::trust::Trust;
@@ -51,6 +51,7 @@ pub(super) struct Server {
     traffic: Traffic,
     tokens_per_microbatch: u64,
     refusals: Repeated,
+    network: NetworkTeller,
     /// The coordinator's answer to whether this start still is a member.
     confirmation: Option<oneshot::Receiver<Result<Directive, ControlError>>>,
     reported: Instant,
@@ -68,6 +69,7 @@ impl Server {
             traffic: Traffic::new(run),
             tokens_per_microbatch: run.tokens_per_microbatch() as u64,
             refusals: Repeated::default(),
+            network: NetworkTeller::default(),
             confirmation: None,
             reported: Instant::now(),
             drained: false,
@@ -122,7 +124,7 @@ impl Server {
     }
 
     fn hear(&mut self, event: NetEvent, reporter: &Reporter) {
-        tell_network(&event, reporter);
+        self.network.tell(&event, reporter);
         match event {
             NetEvent::Message { from, incarnation, message } => {
                 self.handle(Happened::Received { from, incarnation, message }, reporter);
@@ -189,8 +191,10 @@ impl Server {
                     self.failure = Some(error);
                 }
             }
-            Note::Lost(peer) => reporter.tell(&Event::Incident {
-                message: format!("neighbour {peer:?} is dead or stuck; what it had is looked for elsewhere"),
+            Note::Lost { peer, with_it } if *with_it > 0 => reporter.tell(&Event::Incident {
+                message: format!(
+                    "neighbour {peer:?} is dead or stuck; {with_it} microbatches that lie with it find another way"
+                ),
             }),
             Note::Foreign(id) => {
                 tracing::warn!(%id, "ignored a message from somebody who is not a neighbour");

@@ -1,5 +1,6 @@
 //! Settings of a feeder.
 
+use super::Carrying;
 use crate::{Admission, Duration, Hop, Incarnation, PeerId};
 
 /// How long an unanswered request for a lease is waited for before it is repeated.
@@ -36,6 +37,8 @@ pub struct Config {
     pub tell_every: Duration,
     /// Ids asked for at a time. Default 1,024.
     pub lease_count: u64,
+    /// When replicas carry their contributions on to others. Default never.
+    pub carrying: Option<Carrying>,
     /// Which rule to break, to see whether the tests notice.
     #[cfg(test)]
     pub(crate) mutation: Option<crate::sim::Mutation>,
@@ -61,6 +64,7 @@ impl Config {
             evaluation_patience: Duration::from_secs(20),
             tell_every: Duration::from_millis(250),
             lease_count: 1_024,
+            carrying: None,
             #[cfg(test)]
             mutation: None,
         }
