@@ -21,11 +21,10 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 
+use crate::mutation::Mutation;
 use crate::neighbours::Neighbours;
 use crate::router::{Choice, Router, Settled};
 use crate::sending::{Neighbour, Sendings};
-#[cfg(test)]
-use crate::sim::Mutation;
 use crate::{
     Admission, Attempt, Holding, Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId,
     PeerTable, Purpose, Refusal, StageIndex, Time, Verdict, WeightVersion, Window,
@@ -657,24 +656,16 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     fn may_claim(&self, claimant: &Hop) -> bool {
-        #[cfg(test)]
-        if self.config.mutation == Some(Mutation::IgnoreIncarnation) {
-            return true;
-        }
-        self.table.placed(claimant) && claimant.stage.is_some()
+        let placed = self.table.placed(claimant) || self.config.breaks(Mutation::IgnoreIncarnation);
+        placed && claimant.stage.is_some()
     }
 
     fn grant(&mut self, microbatch: MicrobatchId, claimant: Hop) -> bool {
-        #[cfg(test)]
-        if self.config.mutation == Some(Mutation::GrantTwice) {
-            self.grants.claim(microbatch, claimant);
-            return true;
-        }
         let ruling = self.grants.claim(microbatch, claimant);
         if ruling == Ruling::New {
             self.actions.push_back(Action::Journal(Record::Granted { microbatch, to: claimant }));
         }
-        ruling != Ruling::Denied
+        ruling != Ruling::Denied || self.config.breaks(Mutation::GrantTwice)
     }
 
     fn on_evaluated(

@@ -30,23 +30,6 @@ use network::{Fate, Network};
 use node::{FeederNode, Liveness, ReplicaNode, address, coordinator_key, feeder_key};
 use scenario::Scenario;
 
-/// Rules to break on purpose: each must be noticed by the judge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mutation {
-    /// A replica throws its output away when it has handed it on.
-    ReleaseEarly,
-    /// A feeder grants whatever is claimed.
-    GrantTwice,
-    /// A slot is free again when the microbatch was handed on.
-    SlotEarly,
-    /// Another start of a peer is taken for the peer.
-    IgnoreIncarnation,
-    /// What is sent downstream carries the number of what came from upstream.
-    OneAttempt,
-    /// Nobody is asked before a microbatch is sent anew.
-    ForwardUnasked,
-}
-
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long a connection to a silent peer lives.
 const IDLE: Duration = Duration::from_secs(5);

@@ -25,11 +25,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
 use crate::ledger::Ledger;
+use crate::mutation::Mutation;
 use crate::neighbours::Neighbours;
 use crate::router::{Choice, Router, Settled};
 use crate::sending::Neighbour;
-#[cfg(test)]
-use crate::sim::Mutation;
 use crate::{
     Attempt, Beat, Holding, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, MovingAverage, PeerId,
     PeerTable, Purpose, Refusal, Suspension, Time,
@@ -528,7 +527,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let Some(Output { version, code }) = visit.output.clone() else { return true };
         let anew = visit.sendings.any();
         let attempt = if visit.trains() { visit.sendings.add(hop) } else { visit.upstream.attempt };
-        #[cfg(test)]
         let attempt = if self.config.breaks(Mutation::OneAttempt) { visit.upstream.attempt } else { attempt };
         let message = Message::Forward {
             microbatch: id,
@@ -558,14 +556,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.check_by(now + self.config.ask_after);
         if let Some(visit) = self.visits.get_mut(&id) {
             visit.phase = Phase::Passed { asked: now };
-            #[cfg(test)]
             if self.config.breaks(Mutation::ReleaseEarly) {
                 visit.output = None;
             }
-            #[cfg(test)]
-            if self.config.breaks(Mutation::SlotEarly) {
-                visit.slotted = false;
-            }
+            visit.slotted &= !self.config.breaks(Mutation::SlotEarly);
             let Neighbour { hop: upstream, attempt } = visit.upstream;
             self.send(upstream, Message::Passed { microbatch: id, attempt, next: hop });
         }

@@ -1,5 +1,6 @@
 //! Settings of a feeder.
 
+use crate::mutation::Mutation;
 use crate::{Admission, Duration, Hop, Incarnation, PeerId};
 
 /// How long an unanswered request for a lease is waited for before it is repeated.
@@ -38,7 +39,7 @@ pub struct Config {
     pub lease_count: u64,
     /// Which rule to break, to see whether the tests notice.
     #[cfg(test)]
-    pub(crate) mutation: Option<crate::sim::Mutation>,
+    pub(crate) mutation: Option<Mutation>,
 }
 
 impl Config {
@@ -70,5 +71,16 @@ impl Config {
     #[must_use]
     pub fn hop(&self) -> Hop {
         Hop { stage: None, peer: self.peer, incarnation: self.incarnation }
+    }
+
+    /// Whether this rule is broken on purpose.
+    #[cfg(test)]
+    pub(super) fn breaks(&self, rule: Mutation) -> bool {
+        self.mutation == Some(rule)
+    }
+
+    #[cfg(not(test))]
+    pub(super) const fn breaks(&self, _rule: Mutation) -> bool {
+        false
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::Mutation;
 use super::executor::time_between;
 use super::fault::Fault;
+use crate::mutation::Mutation;
 use crate::router::UniformConfig;
 use crate::{Admission, Duration, Purpose, Rng};
 
