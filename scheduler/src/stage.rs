@@ -226,7 +226,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// When to call again with [`Event::Timeout`] at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        let empty = self.table.serving(self.config.next_stage()).next().is_none();
+        let empty = !self.table.serves(self.config.next_stage());
         let oldest = self.unrouted.front().and_then(|id| self.visits.get(id)?.unrouted_since());
         let expires = oldest.filter(|_| empty).map(|since| since + self.config.route_patience);
         let reasons = [
@@ -502,10 +502,16 @@ impl<P: Clone + Default + Debug> Stage<P> {
         while let Some(id) = self.early.pop_expired(now) {
             self.count(Note::Foreign(id));
         }
-        let empty = self.table.serving(self.config.next_stage()).next().is_none();
+        let empty = !self.table.serves(self.config.next_stage());
+        let mut taken = true;
         for id in std::mem::take(&mut self.unrouted) {
             let Some(since) = self.visits.get(&id).and_then(Visit::unrouted_since) else { continue };
-            if self.ask_holder(now, id) || self.route(now, id) {
+            if self.ask_holder(now, id) {
+                continue;
+            }
+            // Where one finds nobody, the next one does not either.
+            taken = taken && self.route(now, id);
+            if taken {
                 continue;
             }
             self.unrouted.push_back(id);
