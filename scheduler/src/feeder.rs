@@ -238,6 +238,8 @@ pub struct Feeder<P> {
     admitted: u64,
     lease_asked: Option<Time>,
     paused_until: Option<Time>,
+    /// No answer is overdue before.
+    check_at: Option<Time>,
     tell_at: Time,
     now: Time,
     stopped: bool,
@@ -270,6 +272,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             admitted: 0,
             lease_asked: None,
             paused_until: None,
+            check_at: None,
             tell_at: Time::default(),
             now: Time::default(),
             stopped: false,
@@ -361,8 +364,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// When to call again with [`Event::Timeout`] at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        let asked = self.open.values().filter_map(|open| Some(open.asked()? + self.patience(open))).min();
-        let ask = asked.map(|at| (at, Reason::AnswerOverdue));
+        let ask = self.check_at.map(|at| (at, Reason::AnswerOverdue));
         let lease = self.lease_asked.map(|at| (at + LEASE_RETRY, Reason::LeaseRetry));
         let pause = self.paused_until.map(|until| (until, Reason::PauseEnds));
         let release = self.table.next_release(self.now).map(|until| (until, Reason::QuarantineEnds));
@@ -448,8 +450,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return false;
         };
         let attempt = open.sendings.add(hop);
-        open.phase = Phase::Sent { asked: now };
-        self.router.on_sent(now, hop, microbatch);
+        self.sent(now, microbatch, hop);
         self.ask(microbatch, Neighbour { hop, attempt });
         true
     }
@@ -467,7 +468,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let Some(ids) = open.ids.clone() else { return true };
         let (purpose, anew) = (open.purpose, open.sendings.any());
         let attempt = open.sendings.add(to);
-        open.phase = Phase::Sent { asked: now };
         let message = Message::Forward {
             microbatch,
             attempt,
@@ -482,9 +482,19 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.actions.push_back(Action::Journal(Record::Sent { microbatch, to }));
             self.count_sent(microbatch, anew);
         }
-        self.router.on_sent(now, to, microbatch);
+        self.sent(now, microbatch, to);
         self.actions.push_back(Action::Send { to: to.peer, message });
         true
+    }
+
+    /// The answer of `to` is awaited.
+    fn sent(&mut self, now: Time, microbatch: MicrobatchId, to: Hop) {
+        self.router.on_sent(now, to, microbatch);
+        if let Some(open) = self.open.get_mut(&microbatch) {
+            open.phase = Phase::Sent { asked: now };
+            let at = now + self.config.patience(open.purpose);
+            self.check_at = Some(self.check_at.map_or(at, |known| known.min(at)));
+        }
     }
 
     fn count_sent(&mut self, microbatch: MicrobatchId, anew: bool) {
@@ -760,8 +770,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Asks replicas that owe an answer; sends evaluations again, which nobody can be asked for.
     fn ask_overdue(&mut self, now: Time) {
+        if self.check_at.is_none_or(|at| at > now) {
+            return;
+        }
         let overdue: Vec<_> = (self.open.iter())
-            .filter(|(_, open)| open.asked().is_some_and(|asked| asked + self.patience(open) <= now))
+            .filter(|(_, open)| self.due(open).is_some_and(|due| due <= now))
             .filter_map(|(&id, open)| Some((id, open.trains(), open.awaited()?)))
             .collect();
         for (id, trains, awaited) in overdue {
@@ -774,6 +787,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 *asked = now;
             }
         }
+        self.check_at = self.open.values().filter_map(|open| self.due(open)).min();
+    }
+
+    /// When an answer about `open` is overdue.
+    fn due(&self, open: &Open<P>) -> Option<Time> {
+        Some(open.asked()? + self.config.patience(open.purpose))
     }
 
     fn ask(&mut self, microbatch: MicrobatchId, whom: Neighbour) {
@@ -790,11 +809,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return self.settle(now, id, Outcome::Unanswered);
         }
         self.send_anew(now, id, Settled::Lost);
-    }
-
-    /// How long an answer about `open` is waited for.
-    fn patience(&self, open: &Open<P>) -> crate::Duration {
-        if open.trains() { self.config.ask_after } else { self.config.evaluation_patience }
     }
 
     // --- Evaluations and the end ----------------------------------------------------------------------------

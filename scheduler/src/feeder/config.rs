@@ -1,7 +1,7 @@
 //! Settings of a feeder.
 
 use crate::mutation::Mutation;
-use crate::{Admission, Duration, Hop, Incarnation, PeerId};
+use crate::{Admission, Duration, Hop, Incarnation, PeerId, Purpose};
 
 /// How long an unanswered request for a lease is waited for before it is repeated.
 pub const LEASE_RETRY: Duration = Duration::from_secs(5);
@@ -71,6 +71,11 @@ impl Config {
     #[must_use]
     pub fn hop(&self) -> Hop {
         Hop { stage: None, peer: self.peer, incarnation: self.incarnation }
+    }
+
+    /// How long an answer is waited for.
+    pub(super) fn patience(&self, purpose: Purpose) -> Duration {
+        if purpose == Purpose::Train { self.ask_after } else { self.evaluation_patience }
     }
 
     /// Whether this rule is broken on purpose.
