@@ -4,6 +4,7 @@
 //! The machines are the very types production runs. What they do is watched by a [`judge::Judge`], a reference model
 //! that knows what must hold whatever happens.
 
+mod alarms;
 mod executor;
 mod fault;
 mod garbage;
@@ -23,6 +24,7 @@ use crate::{
     Standing, Time, coordinator, feeder, stage,
 };
 
+use alarms::{Alarms, Machine};
 use executor::time_between;
 use fault::Fault;
 use judge::Judge;
@@ -63,6 +65,7 @@ pub(crate) struct World {
     steps: u64,
     /// Ordered by time, then by when it was sent off: no ties.
     queue: BTreeMap<(Time, u64), Delivery>,
+    alarms: Alarms,
     coordinator: Coordinator,
     feeder: FeederNode,
     replicas: Vec<ReplicaNode>,
@@ -81,6 +84,7 @@ impl World {
             sequence: 0,
             steps: 0,
             queue: BTreeMap::new(),
+            alarms: Alarms::default(),
             coordinator: Coordinator::new(config),
             feeder: FeederNode::default(),
             replicas,
@@ -102,6 +106,9 @@ impl World {
 
     fn open(&mut self) {
         self.send_in(Duration::ZERO, Delivery::StartFeeder);
+        if let Some(at) = self.scenario.stop_at {
+            self.send_in(at, Delivery::Feeder(Incarnation(1), feeder::Event::Stop));
+        }
         for index in 0..self.replicas.len() {
             self.soon(Delivery::Join(index));
         }
@@ -135,27 +142,29 @@ impl World {
 
     /// Fires the first timeout that is due before the next delivery.
     fn wake(&mut self, due: Option<Time>) -> bool {
-        let before = |at: &Time| due.is_none_or(|due| *at <= due);
-        let feeder = self.feeder.machine.as_ref().and_then(|feeder| feeder.poll_timeout());
-        let feeder = feeder.map(|(at, _)| at).filter(before);
-        let coordinator = self.coordinator.poll_timeout().map(|(at, _)| at).filter(before);
-        let awake =
-            self.replicas.iter().enumerate().filter(|(_, replica)| replica.liveness == Liveness::Awake);
-        let stages =
-            awake.filter_map(|(index, replica)| Some((replica.stage.as_ref()?.poll_timeout()?.0, index)));
-        let replica = stages.filter(|(at, _)| before(at)).min();
-        let Some(at) = [feeder, coordinator, replica.map(|(at, _)| at)].into_iter().flatten().min() else {
-            return false;
-        };
+        let Some((at, machine)) = self.alarms.pop_until(due) else { return false };
         self.now = self.now.max(at);
-        if feeder == Some(at) {
-            self.at_feeder(feeder::Event::Timeout);
-        } else if coordinator == Some(at) {
-            self.at_coordinator(coordinator::Event::Timeout);
-        } else if let Some((_, index)) = replica {
-            self.at_replica(index, stage::Event::Timeout);
+        match machine {
+            Machine::Feeder => self.at_feeder(feeder::Event::Timeout),
+            Machine::Coordinator => self.at_coordinator(coordinator::Event::Timeout),
+            Machine::Replica(index) => {
+                if self.replicas[index].liveness == Liveness::Awake {
+                    self.at_replica(index, stage::Event::Timeout);
+                }
+            }
         }
         true
+    }
+
+    fn set_alarm(&mut self, machine: Machine) {
+        let at = match machine {
+            Machine::Feeder => self.feeder.machine.as_ref().and_then(Feeder::poll_timeout).map(|(at, _)| at),
+            Machine::Coordinator => self.coordinator.poll_timeout().map(|(at, _)| at),
+            Machine::Replica(index) => {
+                self.replicas[index].stage.as_ref().and_then(Stage::poll_timeout).map(|(at, _)| at)
+            }
+        };
+        self.alarms.set(machine, at);
     }
 
     fn deliver(&mut self, delivery: Delivery) {
@@ -237,6 +246,7 @@ impl World {
                 coordinator::Action::Finished => self.judge.finished(),
             }
         }
+        self.set_alarm(Machine::Coordinator);
     }
 
     fn send_table(&mut self, index: usize, membership: Membership) {
@@ -271,12 +281,14 @@ impl World {
                 | feeder::Action::EvaluationDeclined => {}
             }
         }
+        self.set_alarm(Machine::Feeder);
     }
 
     fn at_replica(&mut self, index: usize, event: stage::Event<u8>) {
         let now = self.now;
         let replica = &mut self.replicas[index];
         let Some(stage) = replica.stage.as_mut() else { return };
+        let received = matches!(event, stage::Event::Received { message: Message::Forward { .. }, .. });
         self.judge.replica_hears(index, &event, stage);
         stage.handle(now, event);
         let mut actions = Vec::new();
@@ -284,6 +296,8 @@ impl World {
             actions.push(action);
         }
         let (peer, incarnation) = (replica.peer, replica.incarnation);
+        let stashes = |action| matches!(action, &stage::Action::Execute(stage::Job::Forward { .. }));
+        let takes = received || actions.iter().any(stashes);
         for action in actions {
             if let Some(stage) = &self.replicas[index].stage {
                 self.judge.replica_acts(index, &action, stage);
@@ -300,9 +314,10 @@ impl World {
             }
         }
         let replica = &self.replicas[index];
-        if let Some(stage) = &replica.stage {
+        if let Some(stage) = replica.stage.as_ref().filter(|_| takes) {
             self.judge.slots(index, stage, &replica.executor.stashes);
         }
+        self.set_alarm(Machine::Replica(index));
     }
 
     fn execute(&mut self, index: usize, job: &stage::Job<u8>) {
@@ -332,6 +347,7 @@ impl World {
         if let (Some(Standing::Loading(stage)), None) = (me.map(|member| member.standing), &replica.stage) {
             let mut config = stage::Config::new(peer, incarnation, stage, self.scenario.stages);
             config.slots = replica.slots;
+            config.ask_after = self.scenario.ask_after;
             config.mutation = self.scenario.mutation;
             let router = self.scenario.router.build(self.rng.next_u64());
             replica.stage = Some(Stage::new(config, router));
@@ -349,7 +365,11 @@ impl World {
             return;
         }
         let replica = &mut self.replicas[index];
-        let incarnation = Incarnation(replica.incarnation.0 + 1);
+        let (peer, incarnation) = (replica.peer, Incarnation(replica.incarnation.0 + 1));
+        if incarnation > Incarnation(1) {
+            let known = self.coordinator.membership().members.iter().any(|member| member.peer == peer);
+            self.judge.path(if known { "restarted before it was missed" } else { "rejoined" });
+        }
         *replica =
             ReplicaNode { incarnation, liveness: Liveness::Awake, ..ReplicaNode::new(index, &self.scenario) };
         self.judge.started(index);
@@ -414,6 +434,7 @@ impl World {
             scenario.admission,
         );
         config.lease_count = scenario.lease_count;
+        config.ask_after = scenario.ask_after;
         config.mutation = scenario.mutation;
         let router = scenario.router.build(self.rng.next_u64());
         let journal = self.feeder.journal.clone();
@@ -580,7 +601,8 @@ impl World {
     }
 
     fn replica_of(&self, peer: PeerId) -> Option<usize> {
-        self.replicas.iter().position(|replica| replica.peer == peer)
+        let index = usize::from(peer.0[0]).checked_sub(1)?;
+        self.replicas.get(index).filter(|replica| replica.peer == peer).map(|_| index)
     }
 
     /// For the message of a failure.
