@@ -221,7 +221,7 @@ impl World {
         while let Some(action) = self.coordinator.poll_action() {
             match action {
                 coordinator::Action::Answer { answer: coordinator::Answer::Leased(lease), .. } => {
-                    self.to_feeder(coordinator_key(), feeder::Event::Lease(lease));
+                    self.tell_feeder(coordinator_key(), feeder::Event::Lease(lease));
                 }
                 coordinator::Action::Answer { to, answer } => {
                     let standing = match answer {
@@ -237,8 +237,8 @@ impl World {
                     }
                 }
                 coordinator::Action::Membership(membership) => {
-                    self.to_feeder(coordinator_key(), feeder::Event::Membership(membership.clone()));
-                    self.to_feeder(coordinator_key(), feeder::Event::Reached);
+                    self.tell_feeder(coordinator_key(), feeder::Event::Membership(membership.clone()));
+                    self.tell_feeder(coordinator_key(), feeder::Event::Reached);
                     for index in 0..self.replicas.len() {
                         self.send_table(index, membership.clone());
                     }
@@ -271,10 +271,10 @@ impl World {
                 feeder::Action::Send { to, message } => self.post(feeder_key(), incarnation, to, message),
                 feeder::Action::RequestLease { count } => {
                     let peer = feeder_key();
-                    self.to_coordinator(coordinator::Event::LeaseRequest { peer, incarnation, count });
+                    self.tell_coordinator(coordinator::Event::LeaseRequest { peer, incarnation, count });
                 }
                 feeder::Action::Done => {
-                    self.to_coordinator(coordinator::Event::FeederDone { peer: feeder_key(), incarnation });
+                    self.tell_coordinator(coordinator::Event::FeederDone { peer: feeder_key(), incarnation });
                 }
                 feeder::Action::Outcome { .. }
                 | feeder::Action::EvaluationDone(_)
@@ -418,7 +418,7 @@ impl World {
         let (peer, incarnation) = (self.replicas[index].peer, self.replicas[index].incarnation);
         self.judge.path("left");
         self.replicas[index].liveness = Liveness::Dead;
-        self.to_coordinator(coordinator::Event::Leave { peer, incarnation });
+        self.tell_coordinator(coordinator::Event::Leave { peer, incarnation });
         self.break_connections(peer, incarnation, Duration::ZERO);
         self.send_in(Duration::from_secs(3), Delivery::Join(index));
     }
@@ -444,7 +444,7 @@ impl World {
         self.feeder.incarnation = incarnation;
         self.feeder.machine = Some(Feeder::resume(config, router, journal));
         let (peer, role, address) = (feeder_key(), Role::Feeder, address());
-        self.to_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
+        self.tell_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
         self.soon(Delivery::FeederBeat(incarnation));
         self.at_feeder(feeder::Event::Timeout);
     }
@@ -452,12 +452,12 @@ impl World {
     fn beat_feeder(&mut self, incarnation: Incarnation) {
         if self.feeder.incarnation == incarnation && self.feeder.machine.is_some() {
             let (peer, progress) = (feeder_key(), Progress::default());
-            self.to_coordinator(coordinator::Event::Heartbeat { peer, incarnation, progress });
+            self.tell_coordinator(coordinator::Event::Heartbeat { peer, incarnation, progress });
             let (role, address) = (Role::Feeder, address());
-            self.to_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
+            self.tell_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
             let table = self.coordinator.membership();
-            self.to_feeder(coordinator_key(), feeder::Event::Membership(table));
-            self.to_feeder(coordinator_key(), feeder::Event::Reached);
+            self.tell_feeder(coordinator_key(), feeder::Event::Membership(table));
+            self.tell_feeder(coordinator_key(), feeder::Event::Reached);
             self.send_in(HEARTBEAT, Delivery::FeederBeat(incarnation));
         }
     }
@@ -506,11 +506,11 @@ impl World {
         }
     }
 
-    fn to_coordinator(&mut self, event: coordinator::Event) {
+    fn tell_coordinator(&mut self, event: coordinator::Event) {
         self.carry(feeder_key(), coordinator_key(), Delivery::Coordinator(event));
     }
 
-    fn to_feeder(&mut self, from: PeerId, event: feeder::Event<u8>) {
+    fn tell_feeder(&mut self, from: PeerId, event: feeder::Event<u8>) {
         let incarnation = self.feeder.incarnation;
         self.carry(from, feeder_key(), Delivery::Feeder(incarnation, event));
     }

@@ -124,6 +124,9 @@ fn nothing_is_lost_whatever_happens() {
     }
 }
 
+/// The last fault is over after 45 s at the latest; a run ends soon after.
+const OVER_BY: Duration = Duration::from_secs(300);
+
 /// Faults that must strike and ways to recover that must be gone, each in a hundredth of the seeds at least.
 const PATHS: [&str; 28] = [
     "loud crash",
@@ -162,6 +165,7 @@ fn play_on_all_cores(seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, u64>
         let mut reached: BTreeMap<&str, u64> = BTreeMap::new();
         for seed in seeds.clone().filter(|seed| seed % threads == thread) {
             let world = check(Scenario::drawn(seed));
+            assert!(world.now() < Time(0) + OVER_BY, "seed {seed}: no progress until {:?}", world.now());
             for (name, count) in &world.judge.paths {
                 *reached.entry(name).or_default() += u64::from(*count > 0);
             }

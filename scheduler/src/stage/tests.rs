@@ -745,10 +745,10 @@ fn what_is_not_here_is_missing() {
 #[test]
 fn whoever_is_silent_about_a_microbatch_is_asked_again_and_again() {
     let mut story = passed();
-    let question = send(a(2), ask(FIRST, &[feeder(), a(0), a(1)]));
-    assert_eq!(story.wait(ASK_AFTER), [question.clone()]);
+    let question = || send(a(2), ask(FIRST, &[feeder(), a(0), a(1)]));
+    assert_eq!(story.wait(ASK_AFTER), [question()]);
     assert_eq!(story.receive(a(2), holds(FIRST, Holding::Held)), []);
-    assert_eq!(story.wait(ASK_AFTER), [question]);
+    assert_eq!(story.wait(ASK_AFTER), [question()]);
     assert_eq!(story.stage.poll_timeout().map(|(_, reason)| reason), Some(Reason::BeatDue));
 }
 
