@@ -22,11 +22,10 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 
+use crate::mutation::Mutation;
 use crate::neighbours::Neighbours;
 use crate::router::{Choice, Router, Settled};
 use crate::sending::{Neighbour, Sendings};
-#[cfg(test)]
-use crate::sim::Mutation;
 use crate::{
     Admission, Attempt, Holding, Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId,
     PeerTable, Purpose, Refusal, StageIndex, Time, Verdict, WeightVersion, Window,
@@ -247,6 +246,8 @@ pub struct Feeder<P> {
     admitted: u64,
     lease_asked: Option<Time>,
     paused_until: Option<Time>,
+    /// No answer is overdue before.
+    check_at: Option<Time>,
     tell_at: Time,
     now: Time,
     stopped: bool,
@@ -280,6 +281,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             admitted: 0,
             lease_asked: None,
             paused_until: None,
+            check_at: None,
             tell_at: Time::default(),
             now: Time::default(),
             stopped: false,
@@ -372,8 +374,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// When to call again with [`Event::Timeout`] at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        let asked = self.open.values().filter_map(|open| Some(open.asked()? + self.patience(open))).min();
-        let ask = asked.map(|at| (at, Reason::AnswerOverdue));
+        let ask = self.check_at.map(|at| (at, Reason::AnswerOverdue));
         let lease = self.lease_asked.map(|at| (at + LEASE_RETRY, Reason::LeaseRetry));
         let pause = self.paused_until.map(|until| (until, Reason::PauseEnds));
         let release = self.table.next_release(self.now).map(|until| (until, Reason::QuarantineEnds));
@@ -459,8 +460,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return false;
         };
         let attempt = open.sendings.add(hop);
-        open.phase = Phase::Sent { asked: now };
-        self.router.on_sent(now, hop, microbatch);
+        self.sent(now, microbatch, hop);
         self.ask(microbatch, Neighbour { hop, attempt });
         true
     }
@@ -478,7 +478,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let Some(ids) = open.ids.clone() else { return true };
         let (purpose, again, anew) = (open.purpose, open.sendings.any(), open.lost);
         let attempt = open.sendings.add(to);
-        open.phase = Phase::Sent { asked: now };
         let message = Message::Forward {
             microbatch,
             attempt,
@@ -494,9 +493,19 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.actions.push_back(Action::Journal(Record::Sent { microbatch, to }));
             self.count_sent(microbatch, again, anew);
         }
-        self.router.on_sent(now, to, microbatch);
+        self.sent(now, microbatch, to);
         self.actions.push_back(Action::Send { to: to.peer, message });
         true
+    }
+
+    /// The answer of `to` is awaited.
+    fn sent(&mut self, now: Time, microbatch: MicrobatchId, to: Hop) {
+        self.router.on_sent(now, to, microbatch);
+        if let Some(open) = self.open.get_mut(&microbatch) {
+            open.phase = Phase::Sent { asked: now };
+            let at = now + self.config.patience(open.purpose);
+            self.check_at = Some(self.check_at.map_or(at, |known| known.min(at)));
+        }
     }
 
     fn count_sent(&mut self, microbatch: MicrobatchId, again: bool, anew: bool) {
@@ -669,25 +678,17 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     fn may_claim(&self, claimant: &Hop) -> bool {
-        #[cfg(test)]
-        if self.config.mutation == Some(Mutation::IgnoreIncarnation) {
-            return true;
-        }
-        self.table.placed(claimant) && claimant.stage.is_some()
+        let placed = self.table.placed(claimant) || self.config.breaks(Mutation::IgnoreIncarnation);
+        placed && claimant.stage.is_some()
     }
 
     fn grant(&mut self, microbatch: MicrobatchId, claimant: Hop) -> bool {
-        #[cfg(test)]
-        if self.config.mutation == Some(Mutation::GrantTwice) {
-            self.grants.claim(microbatch, claimant);
-            return true;
-        }
         let ruling = self.grants.claim(microbatch, claimant);
         if ruling == Ruling::New {
             self.contributions.grant(claimant, self.counts.finished);
             self.actions.push_back(Action::Journal(Record::Granted { microbatch, to: claimant }));
         }
-        ruling != Ruling::Denied
+        ruling != Ruling::Denied || self.config.breaks(Mutation::GrantTwice)
     }
 
     fn on_evaluated(
@@ -788,8 +789,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Asks replicas that owe an answer; sends evaluations again, which nobody can be asked for.
     fn ask_overdue(&mut self, now: Time) {
+        if self.check_at.is_none_or(|at| at > now) {
+            return;
+        }
         let overdue: Vec<_> = (self.open.iter())
-            .filter(|(_, open)| open.asked().is_some_and(|asked| asked + self.patience(open) <= now))
+            .filter(|(_, open)| self.due(open).is_some_and(|due| due <= now))
             .filter_map(|(&id, open)| Some((id, open.trains(), open.awaited()?)))
             .collect();
         for (id, trains, awaited) in overdue {
@@ -802,6 +806,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 *asked = now;
             }
         }
+        self.check_at = self.open.values().filter_map(|open| self.due(open)).min();
+    }
+
+    /// When an answer about `open` is overdue.
+    fn due(&self, open: &Open<P>) -> Option<Time> {
+        Some(open.asked()? + self.config.patience(open.purpose))
     }
 
     fn ask(&mut self, microbatch: MicrobatchId, whom: Neighbour) {
@@ -818,11 +828,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return self.settle(now, id, Outcome::Unanswered);
         }
         self.send_anew(now, id, Settled::Lost);
-    }
-
-    /// How long an answer about `open` is waited for.
-    fn patience(&self, open: &Open<P>) -> crate::Duration {
-        if open.trains() { self.config.ask_after } else { self.config.evaluation_patience }
     }
 
     // --- Evaluations and the end ----------------------------------------------------------------------------
