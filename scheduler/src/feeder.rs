@@ -758,7 +758,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             let gone: Vec<Hop> =
                 self.contributions.hops().filter(|hop| !table.placed(hop)).copied().collect();
             for hop in gone {
-                self.counts.contributions_lost += self.contributions.lose(&hop, self.counts.finished);
+                self.counts.contributions_lost += self.contributions.lose(&hop);
             }
             self.lose(now, |hop| !table.placed(hop));
             self.table = table;
@@ -918,6 +918,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let enough = self.stopped || settled >= self.config.total;
         if enough && !self.done && self.open.is_empty() && self.evaluations.is_empty() {
             self.done = true;
+            self.tell_at = Time::default();
+            self.tell_ended(self.now);
             self.actions.push_back(Action::Done);
         }
     }

@@ -671,7 +671,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 
     fn notice_drained(&mut self) {
-        if self.draining && !self.drained && self.visits.is_empty() {
+        // What is kept for others is of use only while its feeder is there to need it.
+        let kept = |visit: &Visit<P>| {
+            visit.is_settled() && visit.arbiter().is_some_and(|feeder| self.table.address(feeder.peer).is_none())
+        };
+        if self.draining && !self.drained && self.visits.values().all(kept) {
             self.drained = true;
             self.actions.push_back(Action::Drained);
         }

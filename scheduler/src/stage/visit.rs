@@ -167,6 +167,11 @@ impl<P> Visit<P> {
         matches!(self.phase, Phase::Unrouted { .. } | Phase::Passed { .. })
     }
 
+    /// Whether all that was to be done here is done.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self.phase, Phase::Answered(_)) && self.share == Share::Settled
+    }
+
     /// Whether the executor still owes an answer.
     pub(super) fn running(&self) -> bool {
         let computing =
