@@ -322,7 +322,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             }
             Message::Held { microbatch, holder } => self.on_held(from, incarnation, microbatch, holder),
             Message::Granted { granted, denied } => self.on_granted(now, from, &granted, &denied),
-            Message::Ended { spans, finished: _ } => {
+            Message::Ended { spans, .. } => {
                 if self.table.feeds(from, incarnation) {
                     self.outcomes.announce(from, spans);
                     self.release_ended(now);
@@ -342,6 +342,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             }
             // For the machines beside this one.
             Message::Averaging(_) | Message::Transfer(_) => {}
+            // For feeders.
+            Message::Averaged { .. } => self.count(Note::Foreign(MicrobatchId(0))),
         }
     }
 

@@ -147,6 +147,8 @@ impl Desk {
 
         let config = Config {
             lease_count: run.microbatches().clamp(1, 1024),
+            averaging_every: run.averaging.every,
+            closing_rounds: closing_rounds(&run),
             ..Config::new(
                 options.identity.peer(),
                 applicant.incarnation,
@@ -407,6 +409,11 @@ impl Desk {
             message: format!("stages {unserved:?} have no replica; nothing is injected until somebody joins"),
         });
     }
+}
+
+/// At the end each index set goes round once more, where there are replicas to average.
+fn closing_rounds(run: &Run) -> u32 {
+    if run.averaging.every > 0 && run.pipeline.replicas > 1 { run.averaging.sets } else { 0 }
 }
 
 fn admission(run: &Run) -> Admission {
