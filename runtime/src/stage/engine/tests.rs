@@ -40,7 +40,7 @@ fn learn(engine: &mut Engine<Cpu>, microbatches: std::ops::Range<u64>) {
         let code: Vec<u8> = (0..engine.shard().input_codec().byte_len() / 4)
             .flat_map(|i| ((i as f32 + id as f32) * 0.37).sin().to_le_bytes())
             .collect();
-        engine.loss_and_backward(MicrobatchId(id), &ids, &code).unwrap();
+        engine.loss_and_backward(MicrobatchId(id), &ids, &code, Grant::Given).unwrap();
     }
 }
 
