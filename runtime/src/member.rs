@@ -1,5 +1,6 @@
 //! What feeders and replicas have in common: a heartbeat, frame sizes, and what network events mean to them.
 
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::Instant;
 
@@ -122,18 +123,36 @@ fn warn_once(silent_since: &mut Option<Instant>, error: &ControlError) {
     }
 }
 
-/// Tells a person of the network events that are incidents.
-pub(crate) fn tell_network(event: &NetEvent, reporter: &Reporter) {
-    let message = match event {
-        NetEvent::Malformed { from, error } => {
-            format!("peer {from:?} sent something that is no frame of this run ({error}); it was thrown away")
+/// Tells a person of the network events that are incidents; that a peer cannot be reached, once until it can.
+#[derive(Debug, Default)]
+pub(crate) struct NetworkTeller {
+    /// Only peers that were members are in here.
+    unreachable: BTreeSet<PeerId>,
+}
+
+impl NetworkTeller {
+    pub(crate) fn tell(&mut self, event: &NetEvent, reporter: &Reporter) {
+        if let Some(message) = self.incident(event) {
+            reporter.tell(&Event::Incident { message });
         }
-        NetEvent::Unreachable { reason, undelivered, .. } => {
-            format!("{reason}; {} messages were not delivered", undelivered.len())
+    }
+
+    fn incident(&mut self, event: &NetEvent) -> Option<String> {
+        match event {
+            NetEvent::Malformed { from, error } => Some(format!(
+                "peer {from:?} sent something that is no frame of this run ({error}); it was thrown away"
+            )),
+            NetEvent::Unreachable { peer, reason, undelivered } => {
+                let news = self.unreachable.insert(*peer);
+                news.then(|| format!("{reason}; {} messages were not delivered", undelivered.len()))
+            }
+            NetEvent::Connected { peer, .. } => {
+                self.unreachable.remove(peer);
+                None
+            }
+            NetEvent::Message { .. } | NetEvent::Disconnected { .. } => None,
         }
-        NetEvent::Connected { .. } | NetEvent::Message { .. } | NetEvent::Disconnected { .. } => return,
-    };
-    reporter.tell(&Event::Incident { message });
+    }
 }
 
 /// Which start of which peer an event says is lost.

@@ -13,6 +13,7 @@
 mod announcement;
 mod closing;
 mod config;
+mod contributions;
 mod evaluation;
 mod grants;
 mod journal;
@@ -36,11 +37,13 @@ use crate::{
 
 pub use closing::CLOSING_PATIENCE;
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
+pub use contributions::Carrying;
 pub use evaluation::Measured;
 pub use journal::Record;
 
 use announcement::Announcement;
 use closing::Closing;
+use contributions::Contributions;
 use evaluation::Evaluation;
 use grants::{Grants, Ruling};
 use ranges::Ranges;
@@ -210,6 +213,8 @@ struct Open<P> {
     phase: Phase,
     ids: Option<P>,
     sendings: Sendings,
+    /// A sending was lost with its receiver.
+    lost: bool,
     /// Sent before a restart: who had it is asked before it is sent again.
     recalled: bool,
     /// Who is known to hold it beyond stage 0.
@@ -243,6 +248,7 @@ pub struct Feeder<P> {
     /// Bounded by the two windows.
     open: BTreeMap<MicrobatchId, Open<P>>,
     grants: Grants,
+    contributions: Contributions,
     announcement: Announcement,
     closing: Closing,
     counts: Counts,
@@ -260,10 +266,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// A feeder that has no ids and knows nobody.
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
-        let table = PeerTable::new(config.peer);
+        let (table, carrying) = (PeerTable::new(config.peer), config.carrying);
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
-        let closing = Closing::new(config.closing_rounds);
+        let closing = Closing::new(carrying.map_or(0, |carrying| carrying.sets));
         Self {
             config,
             table,
@@ -277,6 +283,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             evaluation_heard: Time::default(),
             open: BTreeMap::new(),
             grants: Grants::default(),
+            contributions: Contributions::new(carrying),
             announcement: Announcement::default(),
             closing,
             counts: Counts::default(),
@@ -304,7 +311,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         for (&microbatch, open) in &mut feeder.open {
             feeder.window.readmit();
-            open.recalled = true;
+            (open.recalled, open.lost) = (true, true);
             feeder.actions.push_back(Action::Draw { microbatch, purpose: Purpose::Train });
         }
         feeder
@@ -329,6 +336,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             Record::Granted { microbatch, to } => {
                 self.grants.claim(microbatch, to);
+                self.contributions.grant(to, self.counts.finished);
             }
             Record::Ended { microbatch, outcome } => {
                 self.open.remove(&microbatch);
@@ -480,13 +488,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let me = self.config.hop();
         let Some(open) = self.open.get_mut(&microbatch) else { return true };
         let Some(ids) = open.ids.clone() else { return true };
-        let (purpose, anew) = (open.purpose, open.sendings.any());
+        let (purpose, again, anew) = (open.purpose, open.sendings.any(), open.lost);
         let attempt = open.sendings.add(to);
         open.phase = Phase::Sent { asked: now };
         let message = Message::Forward {
             microbatch,
             attempt,
             purpose,
+            anew,
             route: vec![me],
             holder: open.beyond,
             version: WeightVersion(0),
@@ -495,17 +504,16 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         };
         if purpose == Purpose::Train {
             self.actions.push_back(Action::Journal(Record::Sent { microbatch, to }));
-            self.count_sent(microbatch, anew);
+            self.count_sent(microbatch, again, anew);
         }
         self.router.on_sent(now, to, microbatch);
         self.actions.push_back(Action::Send { to: to.peer, message });
         true
     }
 
-    fn count_sent(&mut self, microbatch: MicrobatchId, anew: bool) {
-        if anew {
-            self.counts.resent += 1;
-        } else {
+    fn count_sent(&mut self, microbatch: MicrobatchId, again: bool, anew: bool) {
+        self.counts.resent += u64::from(anew);
+        if !again {
             self.grants.open(microbatch);
             self.counts.injected += 1;
             self.counts.in_flight += 1;
@@ -690,6 +698,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         let ruling = self.grants.claim(microbatch, claimant);
         if ruling == Ruling::New {
+            self.contributions.grant(claimant, self.counts.finished);
             self.actions.push_back(Action::Journal(Record::Granted { microbatch, to: claimant }));
         }
         ruling != Ruling::Denied
@@ -759,6 +768,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.paused_until = None;
             let table = std::mem::take(&mut self.table);
             self.neighbours.watch(now, table.hops(StageIndex(0)));
+            let gone: Vec<Hop> =
+                self.contributions.hops().filter(|hop| !table.placed(hop)).copied().collect();
+            for hop in gone {
+                self.counts.contributions_lost += self.contributions.lose(&hop, self.counts.finished);
+            }
             self.lose(now, |hop| !table.placed(hop));
             self.table = table;
         }
@@ -781,6 +795,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     fn send_anew(&mut self, now: Time, id: MicrobatchId, how: Settled) {
         self.settle_sending(now, id, how);
         if let Some(open) = self.open.get_mut(&id) {
+            open.lost |= how == Settled::Lost;
             open.phase = Phase::Drawn;
         }
     }
@@ -909,8 +924,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// The averaging round the run is in.
     fn round(&self) -> Round {
-        let trained = Round::at(self.counts.finished, self.config.averaging_every);
-        Round(trained.map_or(0, |round| round.0) + u64::from(self.closing.opened()))
+        let every = self.config.carrying.map_or(0, |carrying| carrying.every);
+        let trained = Round::at(self.counts.finished, every);
+        Round(trained.map_or(0, |round| round.0) + self.closing.opened())
     }
 
     /// With every outcome known, lets replicas of a stage average all they have, one set after the other.
@@ -961,6 +977,7 @@ impl<P> Open<P> {
             phase: Phase::Drawing,
             ids: None,
             sendings: Sendings::default(),
+            lost: false,
             recalled: false,
             beyond: None,
         }

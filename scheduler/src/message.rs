@@ -137,6 +137,8 @@ pub enum Message<P> {
         attempt: Attempt,
         /// Why it travels.
         purpose: Purpose,
+        /// An earlier sending was lost with its receiver: this one takes no slot.
+        anew: bool,
         /// Visits so far, the feeder first, the sender last.
         route: Vec<Hop>,
         /// Who is known to hold it further downstream: to be asked before it is sent on anew.
@@ -266,9 +268,9 @@ impl<P> Message<P> {
     /// The same message with other payloads; one without takes none.
     pub fn with_payloads<Q>(self, new_ids: Q, new_code: Q) -> Message<Q> {
         match self {
-            Self::Forward { microbatch, attempt, purpose, route, holder, version, .. } => {
+            Self::Forward { microbatch, attempt, purpose, anew, route, holder, version, .. } => {
                 let (ids, code) = (new_ids, new_code);
-                Message::Forward { microbatch, attempt, purpose, route, holder, version, ids, code }
+                Message::Forward { microbatch, attempt, purpose, anew, route, holder, version, ids, code }
             }
             Self::Backward { microbatch, attempt, loss, path, .. } => {
                 Message::Backward { microbatch, attempt, loss, path, gradient: new_code }

@@ -31,7 +31,7 @@ use crate::sending::Neighbour;
 #[cfg(test)]
 use crate::sim::Mutation;
 use crate::{
-    Attempt, Beat, Holding, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, MovingAverage, PeerId,
+    Beat, Holding, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, MovingAverage, PeerId,
     PeerTable, Purpose, Refusal, Suspension, Time,
 };
 
@@ -149,6 +149,7 @@ pub struct Stage<P> {
     counts: Counts,
     draining: bool,
     drained: bool,
+    finished: bool,
     suspension: Suspension,
     now: Time,
     actions: VecDeque<Action<P>>,
@@ -184,6 +185,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             counts: Counts::default(),
             draining: false,
             drained: false,
+            finished: false,
             suspension: Suspension::new(),
             now: Time::default(),
             actions: VecDeque::new(),
@@ -303,8 +305,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let downstream = self.config.downstream(from, incarnation);
         self.neighbours.message(now, from, incarnation);
         match message {
-            Message::Forward { microbatch, attempt, purpose, route, holder, version: _, ids, code } => {
-                let arrival = Arrival { microbatch, attempt, purpose, route, holder, ids, code };
+            Message::Forward { microbatch, attempt, purpose, anew, route, holder, version: _, ids, code } => {
+                let arrival = Arrival { microbatch, attempt, purpose, anew, route, holder, ids, code };
                 self.on_forward(now, upstream, arrival);
             }
             Message::Ask { microbatch, attempt, route } => {
@@ -367,7 +369,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             self.count(Note::Duplicate(id));
             return self.adopt(now, upstream, id, arrival.route);
         }
-        let slotted = arrival.purpose == Purpose::Train && attempt == Attempt(0);
+        let slotted = arrival.purpose == Purpose::Train && !arrival.anew;
         if self.draining || !self.has_room(arrival.purpose, slotted) {
             self.count(Note::Busy(id));
             return self.send(sender, Message::Holds { microbatch: id, attempt, holding: Holding::Busy });
@@ -380,7 +382,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if slotted {
             self.credits.used(sender);
         }
-        if trains && !slotted && self.config.stage.0 > 0 {
+        if trains && !slotted {
             self.count(Note::Restored(id));
         }
         self.visits.insert(id, Visit::new(arrival, sender, now, slotted));
@@ -530,7 +532,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let me = self.config.hop();
         let Some(visit) = self.visits.get_mut(&id) else { return true };
         let Some(Output { version, code }) = visit.output.clone() else { return true };
-        let anew = visit.sendings.any();
+        let anew = visit.lost;
         let attempt = if visit.trains() { visit.sendings.add(hop) } else { visit.upstream.attempt };
         #[cfg(test)]
         let attempt = if self.config.breaks(Mutation::OneAttempt) { visit.upstream.attempt } else { attempt };
@@ -538,6 +540,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             microbatch: id,
             attempt,
             purpose: visit.purpose,
+            anew,
             route: visit.route.iter().copied().chain([me]).collect(),
             holder: visit.beyond.filter(|holder| holder.stage > Some(next)),
             version,
@@ -727,7 +730,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// No feeder answers any more: what was not granted by now is not applied.
     fn on_finished(&mut self, now: Time) {
-        self.draining = true;
+        (self.draining, self.finished) = (true, true);
         let ids: Vec<_> = self.visits.keys().copied().collect();
         for id in ids {
             if let Some(visit) = self.visits.get_mut(&id) {

@@ -13,7 +13,7 @@ fn an_asynchronous_run_loses_nothing() {
 
     let account = account(&mut feeder);
     assert_eq!((account.injected, account.finished), (recipe.updates, recipe.updates));
-    assert_eq!((account.lost, account.refused, account.duplicates), (0, 0, 0));
+    assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0));
     assert!(replicas[0].staleness_p50 > 0, "{:?}", replicas[0]);
     for replica in replicas {
         assert_eq!((replica.updates, replica.refused), (recipe.updates, 0), "{replica:?}");

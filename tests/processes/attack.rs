@@ -60,7 +60,7 @@ fn a_run_under_attack_loses_nothing() {
 
     let account = account(&mut feeder);
     assert_eq!((account.injected, account.finished), (recipe.updates, recipe.updates));
-    assert_eq!((account.lost, account.refused, account.duplicates), (0, 0, 0));
+    assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0));
     for replica in replicas {
         assert_eq!((replica.updates, replica.refused), (recipe.updates, 0), "{replica:?}");
     }
@@ -200,9 +200,9 @@ fn lies(microbatch: MicrobatchId) -> [Message<Bytes>; 4] {
     let (attempt, loss) = (Attempt(0), Loss { sum: 1.0, tokens: 1 });
     [
         forward(microbatch, 8),
-        Message::Backward { microbatch, attempt, loss, gradient: Bytes::new() },
+        Message::Backward { microbatch, attempt, loss, path: Vec::new(), gradient: Bytes::new() },
         Message::Evaluated { microbatch, attempt, loss },
-        Message::Refused { microbatch, attempt, by: hop(Some(StageIndex(3))), reason: Refusal::Unknown },
+        Message::Refused { microbatch, by: hop(Some(StageIndex(3))), reason: Refusal::Unknown },
     ]
 }
 
@@ -211,6 +211,8 @@ fn forward(microbatch: MicrobatchId, ids_bytes: usize) -> Message<Bytes> {
         microbatch,
         attempt: Attempt(0),
         purpose: Purpose::Train,
+        anew: false,
+        holder: None,
         route: vec![hop(None)],
         version: WeightVersion(0),
         ids: vec![65; ids_bytes].into(),

@@ -136,6 +136,8 @@ impl Neighbour {
             microbatch: MicrobatchId(id),
             attempt: Attempt(0),
             purpose: Purpose::Train,
+            anew: false,
+            holder: None,
             route: vec![hop(None), hop(Some(StageIndex(0)))],
             version: WeightVersion(0),
             ids: ids.into(),
@@ -148,6 +150,7 @@ impl Neighbour {
             microbatch: MicrobatchId(id),
             attempt: Attempt(0),
             loss: Loss { sum: 1.0, tokens: 1 },
+            path: Vec::new(),
             gradient: gradient.into(),
         }
     }
@@ -171,13 +174,15 @@ impl Neighbour {
         self.plane.send(victim.peer, victim.address, message).unwrap();
     }
 
-    /// The next message from the victim.
+    /// The next outcome the victim tells.
     fn answer(&mut self) -> Message<Bytes> {
         let Self { runtime, arrivals, .. } = self;
         runtime.block_on(async {
             loop {
                 let event = tokio::time::timeout(PATIENCE, arrivals.recv()).await;
-                if let NetEvent::Message { message, .. } = event.unwrap().unwrap() {
+                if let NetEvent::Message { message, .. } = event.unwrap().unwrap()
+                    && matches!(message, Message::Backward { .. } | Message::Refused { .. })
+                {
                     return message;
                 }
             }

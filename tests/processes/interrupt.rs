@@ -91,6 +91,6 @@ fn stop(feeder: &mut Process) -> u64 {
     assert_eq!(feeder.end(), INTERRUPTED);
     let account = account(feeder);
     let outcomes = account.finished + account.refused + account.lost;
-    assert_eq!((account.injected, account.duplicates), (outcomes, 0));
+    assert_eq!((account.injected, account.ungranted), (outcomes, 0));
     account.lost
 }

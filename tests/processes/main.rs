@@ -4,6 +4,7 @@
 
 mod asynchronous;
 mod attack;
+mod churn;
 mod hostile;
 mod interrupt;
 mod leak;
@@ -11,6 +12,7 @@ mod mistakes;
 mod parity;
 mod process;
 mod recipe;
+mod replicas;
 mod rogue;
 mod standby;
 mod swarm;

@@ -42,7 +42,7 @@ fn check(recipe: &Recipe) {
     let account = account(&mut feeder);
     let microbatches = recipe.updates * recipe.microbatches_per_update as u64;
     assert_eq!((account.injected, account.finished), (microbatches, microbatches));
-    assert_eq!((account.lost, account.refused, account.duplicates), (0, 0, 0));
+    assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0));
     for replica in replicas {
         assert_eq!((replica.updates, replica.staleness_max), (recipe.updates, 0), "{replica:?}");
     }

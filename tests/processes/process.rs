@@ -94,10 +94,29 @@ impl Process {
 
     /// Ctrl-C.
     pub(crate) fn interrupt(&self) {
+        self.signal(libc::SIGINT);
+    }
+
+    /// Stands still until [`Process::resume`].
+    pub(crate) fn suspend(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// Ends it without a chance to say goodbye.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn signal(&self, signal: libc::c_int) {
         let id = libc::pid_t::try_from(self.child.id()).unwrap();
         // SAFETY: no memory is involved, and the child has not been waited for: its id is nobody else's.
         #[allow(unsafe_code, reason = "the standard library sends no other signal than SIGKILL")]
-        let sent = unsafe { libc::kill(id, libc::SIGINT) };
+        let sent = unsafe { libc::kill(id, signal) };
         assert_eq!(sent, 0, "{} cannot be signalled", self.name);
     }
 

@@ -8,6 +8,9 @@ use tempfile::TempDir;
 /// What tests vary of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Recipe {
+    pub(crate) stages: usize,
+    /// Of each stage.
+    pub(crate) replicas: usize,
     pub(crate) mode: &'static str,
     pub(crate) window: usize,
     pub(crate) microbatches_per_update: usize,
@@ -22,6 +25,8 @@ impl Recipe {
     /// Exact gradients, one microbatch after the other, everything in full precision.
     pub(crate) fn exact() -> Self {
         Self {
+            stages: 4,
+            replicas: 1,
             mode: "synchronous",
             window: 1,
             microbatches_per_update: 1,
@@ -43,7 +48,17 @@ impl Recipe {
     }
 
     fn to_toml(&self) -> String {
-        let Self { mode, window, microbatches_per_update, updates, boundary, packing, more } = self;
+        let Self {
+            stages,
+            replicas,
+            mode,
+            window,
+            microbatches_per_update,
+            updates,
+            boundary,
+            packing,
+            more,
+        } = self;
         format!(
             r#"
 name = "processes"
@@ -57,7 +72,8 @@ ffn = 64
 context = 32
 
 [pipeline]
-stages = 4
+stages = {stages}
+replicas = {replicas}
 mode = "{mode}"
 window = {window}
 microbatches_per_update = {microbatches_per_update}

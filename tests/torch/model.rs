@@ -214,6 +214,7 @@ fn run(config: &serde_json::Value) -> Run {
 fn pipeline(layers: usize) -> Pipeline {
     Pipeline {
         stages: 1,
+        replicas: 1,
         layers_per_stage: vec![layers],
         mode: Mode::Synchronous,
         window: 1,

@@ -319,6 +319,9 @@ pub struct Forward {
     /// Who is known to hold it further downstream, to be asked before it is sent on anew; absent if nobody is.
     #[prost(message, optional, tag = "8")]
     pub holder: ::core::option::Option<Hop>,
+    /// An earlier sending was lost with its receiver: this one takes no slot.
+    #[prost(bool, tag = "9")]
+    pub anew: bool,
 }
 /// Upstream: the gradient of the activation. To a feeder: the microbatch came home.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -1,5 +1,6 @@
 //! `swarmline demo`: the whole system on one machine, with nothing to prepare.
 
+mod audit;
 mod screen;
 mod swarm;
 mod table;
@@ -23,7 +24,7 @@ pub(super) struct Arguments {
     /// Learn from these files or directories instead of the Rust sources found on this machine
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
-    /// Microbatches to train on
+    /// Optimizer steps of each replica
     #[arg(long, value_name = "N", default_value_t = UPDATES, value_parser = clap::value_parser!(u64).range(1..))]
     updates: u64,
     /// Seed of weights and batches
@@ -35,7 +36,7 @@ pub(super) struct Arguments {
 }
 
 /// Enough for a model of a million parameters to leave bigrams well behind on two cores within two minutes.
-const UPDATES: u64 = 600;
+const UPDATES: u64 = 350;
 
 /// The run, as a coordinator would write it.
 const RUN: &str = include_str!("demo/run.toml");
@@ -53,7 +54,7 @@ async fn demonstrate(arguments: &Arguments) -> Result<(), Failure> {
     let run_file = folder.path().join("run.toml");
     let run = write_run_file(arguments, &run_file, &mut screen)?;
 
-    let mut swarm = Swarm::new();
+    let mut swarm = Swarm::new(folder.path());
     let mut summary = Summary::new(run.pipeline.mode);
     let outcome = tokio::select! {
         outcome = train(&run, &run_file, &mut swarm, &mut screen, &mut summary) => outcome,
@@ -61,6 +62,7 @@ async fn demonstrate(arguments: &Arguments) -> Result<(), Failure> {
     };
     swarm.stop().await;
     outcome?;
+    summary.take_audit(&audit::of_ledgers(folder.path())?);
     summary.seconds = started.elapsed().as_secs_f64();
     present(&summary, arguments.json);
     verdict(&summary)
@@ -112,23 +114,38 @@ async fn train(
     screen: &mut Screen,
     summary: &mut Summary,
 ) -> Result<(), Failure> {
-    let stages = run.pipeline.stages;
+    let (stages, replicas) = (run.pipeline.stages, run.pipeline.stages * run.pipeline.replicas);
     let (invite, manifest) = swarm.start_coordinator(run_file).await?;
-    for index in 0..stages {
+    for index in 0..replicas {
         swarm.start_replica(index, &invite)?;
     }
     swarm.start_feeder(&invite)?;
     screen.say(&format!(
-        "{} processes: a coordinator, a feeder, {stages} replicas; manifest {}",
-        stages + 2,
+        "{} processes: a coordinator, a feeder, {} replicas of each of {stages} stages; manifest {}",
+        replicas + 2,
+        run.pipeline.replicas,
         &manifest[..12]
     ));
-    let mut followed = Followed::default();
-    while !followed.complete(stages) {
+    let mut followed = Followed { victim_stage: middle(stages), ..Followed::default() };
+    while !followed.complete(replicas) {
         let Some((speaker, heard)) = swarm.heard().await else { break };
         followed.take(speaker, heard, screen, summary)?;
+        if let Some(victim) = followed.due_to_die() {
+            swarm.kill(victim).await?;
+            screen.say(&format!(
+                "killed replica {victim} of stage {} in mid-flight (SIGKILL); a fresh one joins",
+                followed.victim_stage
+            ));
+            summary.killed += 1;
+            swarm.start_replica(replicas, &invite)?;
+        }
     }
     Ok(())
+}
+
+/// A stage with neighbours on both sides, where there is one.
+fn middle(stages: usize) -> u16 {
+    u16::try_from(stages / 2).unwrap_or(0)
 }
 
 /// What has been heard so far.
@@ -138,9 +155,22 @@ struct Followed {
     fed: bool,
     last_words: usize,
     coordinator_gone: bool,
+    /// The stage that loses a replica halfway.
+    victim_stage: u16,
+    /// A replica of that stage.
+    victim: Option<usize>,
+    halfway: bool,
+    killed: Option<usize>,
 }
 
 impl Followed {
+    /// The replica to kill now. Halfway, with a full window in flight, it holds stashes.
+    fn due_to_die(&mut self) -> Option<usize> {
+        let due = self.halfway && self.killed.is_none() && !self.fed;
+        self.killed = if due { self.victim } else { self.killed };
+        self.killed.filter(|_| due)
+    }
+
     fn complete(&self, replicas: usize) -> bool {
         self.fed && self.last_words == replicas && self.coordinator_gone
     }
@@ -161,9 +191,17 @@ impl Followed {
             Heard::Silence => return self.left(speaker),
         };
         match event {
-            Event::Serving { .. } => self.serving += 1,
+            Event::Serving { stage } => {
+                self.serving += 1;
+                if let (Speaker::Replica(index), true) = (speaker, stage == self.victim_stage) {
+                    self.victim.get_or_insert(index);
+                }
+            }
             Event::Corpus { bigram, .. } => summary.loss_bigram = Some(bigram),
-            Event::Progress(report) => screen.progress(&report, self.serving),
+            Event::Progress(report) => {
+                self.halfway |= 2 * report.done >= report.total;
+                screen.progress(&report, self.serving);
+            }
             Event::Evaluation { done, loss, upstream_cut } => {
                 screen.say(&Event::Evaluation { done, loss, upstream_cut }.to_string());
                 summary.take_evaluation(done, loss, upstream_cut);
@@ -172,9 +210,11 @@ impl Followed {
                 summary.take_feeder(&report);
                 self.fed = true;
             }
-            Event::Replica(report) if report.last => {
-                summary.take_replica(&report);
-                self.last_words += 1;
+            Event::Replica(report) => {
+                self.last_words += usize::from(report.last);
+                if let Speaker::Replica(index) = speaker {
+                    summary.take_replica(index, report);
+                }
             }
             Event::Incident { message } => screen.say(&format!("! {message}")),
             _ => {}
@@ -184,6 +224,12 @@ impl Followed {
 
     /// A process that ends before its work is done has told why on standard error.
     fn left(&mut self, speaker: Speaker) -> Result<(), Failure> {
+        if let (Speaker::Replica(index), Some(killed)) = (speaker, self.killed)
+            && index == killed
+        {
+            self.serving = self.serving.saturating_sub(1);
+            return Ok(());
+        }
         if self.fed {
             self.coordinator_gone |= speaker == Speaker::Coordinator;
             return Ok(());
@@ -209,10 +255,10 @@ fn present(summary: &Summary, json: bool) {
 
 /// A demo that lost something has failed, whatever it learned.
 fn verdict(summary: &Summary) -> Result<(), Failure> {
-    if summary.lost + summary.duplicates > 0 {
+    if summary.lost + summary.duplicates + summary.ungranted > 0 {
         return Err(Failure::failed(format!(
-            "{} microbatches lost, {} counted twice: this must not happen; please report it",
-            summary.lost, summary.duplicates
+            "{} microbatches lost, {} counted twice, {} stages ungranted: this must not happen; please report it",
+            summary.lost, summary.duplicates, summary.ungranted
         )));
     }
     Ok(())

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use swarmline_scheduler::feeder::{Action, Config, Event as Happened, Measured, Outcome};
+use swarmline_scheduler::feeder::{Action, Carrying, Config, Event as Happened, Measured, Outcome};
 use swarmline_scheduler::router::{Policy, RouterFactory as _};
 use swarmline_scheduler::{
     Admission, Feeder, Lease, Membership, Message, MicrobatchId, PeerId, Purpose, Role,
@@ -24,7 +24,7 @@ use crate::clock::{self, Clock};
 use crate::config::{Manifest, Mode, Run, Tokenizer};
 use crate::data::{Batches, Corpus};
 use crate::error::Error;
-use crate::member::{Heart, Plan, lost_peer, member, start_plane, tell_network};
+use crate::member::{Heart, NetworkTeller, Plan, lost_peer, member, start_plane};
 use crate::net::control::{
     Applicant, Control, ControlError, Directive, Entrance, FeederTotals, Placement, Vitals,
 };
@@ -132,6 +132,7 @@ struct Desk {
     /// When a person was last told that a stage is unserved; the first wait is ordinary.
     holding_told: Instant,
     refusals: Repeated,
+    network: NetworkTeller,
 }
 
 impl Desk {
@@ -147,8 +148,7 @@ impl Desk {
 
         let config = Config {
             lease_count: run.microbatches().clamp(1, 1024),
-            averaging_every: run.averaging.every,
-            closing_rounds: closing_rounds(&run),
+            carrying: carrying(&run),
             ..Config::new(
                 options.identity.peer(),
                 applicant.incarnation,
@@ -187,6 +187,7 @@ impl Desk {
             done: false,
             holding_told: Instant::now(),
             refusals: Repeated::default(),
+            network: NetworkTeller::default(),
         })
     }
 
@@ -251,7 +252,7 @@ impl Desk {
     }
 
     fn hear(&mut self, event: NetEvent, reporter: &Reporter) -> Result<(), Error> {
-        tell_network(&event, reporter);
+        self.network.tell(&event, reporter);
         match event {
             NetEvent::Message { from, incarnation, message } => {
                 self.handle(Happened::Received { from, incarnation, message }, reporter)
@@ -411,9 +412,10 @@ impl Desk {
     }
 }
 
-/// At the end each index set goes round once more, where there are replicas to average.
-fn closing_rounds(run: &Run) -> u32 {
-    if run.averaging.every > 0 && run.pipeline.replicas > 1 { run.averaging.sets } else { 0 }
+/// Replicas carry their contributions on where a stage has several of them.
+fn carrying(run: &Run) -> Option<Carrying> {
+    let averages = run.pipeline.replicas > 1 && run.averaging.every > 0;
+    averages.then(|| Carrying { every: run.averaging.every, sets: u64::from(run.averaging.sets) })
 }
 
 fn admission(run: &Run) -> Admission {

@@ -54,11 +54,12 @@ pub enum WireError {
 pub(super) fn encode_frame(message: &Message<Bytes>) -> v1::Frame {
     use v1::frame::Message as Wire;
     let wire = match message {
-        Message::Forward { microbatch, attempt, purpose, route, holder, version, ids, code } => {
+        Message::Forward { microbatch, attempt, purpose, anew, route, holder, version, ids, code } => {
             Wire::Forward(v1::Forward {
                 microbatch: microbatch.0,
                 attempt: attempt.0,
                 purpose: encode_purpose(*purpose).into(),
+                anew: *anew,
                 route: route.iter().map(encode_hop).collect(),
                 holder: holder.as_ref().map(encode_hop),
                 weight_version: version.0,
@@ -141,6 +142,7 @@ pub(super) fn decode_frame(frame: v1::Frame) -> Result<Message<u64>, WireError> 
             microbatch: MicrobatchId(forward.microbatch),
             attempt: Attempt(forward.attempt),
             purpose: decode_purpose(forward.purpose)?,
+            anew: forward.anew,
             route: decode_hops(&forward.route)?,
             holder: forward.holder.as_ref().map(decode_hop).transpose()?,
             version: WeightVersion(forward.weight_version),

@@ -150,6 +150,12 @@ impl Rounds {
     }
 }
 
+/// How many replicas of `stage` there are to average with; none where no feeder calls rounds.
+pub(super) fn others(table: &PeerTable, stage: StageIndex) -> usize {
+    let called = table.feeders().next().is_some();
+    if called { members(table, stage).len().saturating_sub(1) } else { 0 }
+}
+
 /// The replicas that average with each other: those that serve `stage`.
 pub(super) fn members(table: &PeerTable, stage: StageIndex) -> Vec<Participant> {
     let participant =

@@ -16,7 +16,7 @@ use super::transit::{StateInbox, arrived_chunk, download_limits};
 use crate::clock::Clock;
 use crate::config::Run;
 use crate::error::Error;
-use crate::member::{Heart, lost_peer, member, tell_network};
+use crate::member::{Heart, NetworkTeller, lost_peer, member};
 use crate::net::control::Directive;
 use crate::net::quic::{DataPlane, NetEvent};
 use crate::net::trust::Trust;
@@ -63,6 +63,7 @@ pub(super) struct Newcomer<'a> {
     inbox: StateInbox,
     /// Donors whose state was all there and none of this stage.
     useless: BTreeSet<Participant>,
+    network: NetworkTeller,
     incidents: Repeated,
     arrived: Option<Arrived>,
 }
@@ -79,6 +80,7 @@ impl<'a> Newcomer<'a> {
             machine,
             inbox: StateInbox::default(),
             useless: BTreeSet::new(),
+            network: NetworkTeller::default(),
             incidents: Repeated::default(),
             arrived: None,
         }
@@ -122,7 +124,7 @@ impl<'a> Newcomer<'a> {
     }
 
     fn hear(&mut self, event: NetEvent) -> Result<(), Error> {
-        tell_network(&event, self.wiring.reporter);
+        self.network.tell(&event, self.wiring.reporter);
         match event {
             NetEvent::Message { from: peer, incarnation, message: Message::Transfer(message) } => {
                 let from = Participant { peer, incarnation };

@@ -41,7 +41,7 @@ struct HandOver {
 /// Who else is concerned when a replica leaves.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Company {
-    /// Other replicas of the stage.
+    /// Other replicas of the stage to average with; none where no feeder calls rounds.
     pub(super) others: usize,
     /// Replicas that take the state from this one now.
     pub(super) joiners: usize,

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::pin::Pin;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use swarmline_scheduler::averaging::{Config as AveragingConfig, Event as Averaged, Participant, Round};
@@ -22,12 +23,15 @@ use super::ledger::Ledger;
 use crate::clock::Clock;
 use crate::config::Run;
 use crate::error::Error;
-use crate::member::{Heart, lost_peer, member, tell_network};
+use crate::member::{Heart, NetworkTeller, lost_peer, member};
 use crate::net::control::{Control, ControlError, Directive, HEARTBEAT_EVERY, Vitals};
 use crate::net::quic::{DataPlane, NetEvent};
 use crate::net::trust::Trust;
 use crate::report::{Event, Repeated, ReplicaReport, Reporter};
 use crate::traffic::Traffic;
+
+/// A replica gives an account of itself this often.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// What a server is connected to.
 #[derive(Debug)]
@@ -64,8 +68,10 @@ pub(super) struct Server {
     traffic: Traffic,
     tokens_per_microbatch: u64,
     refusals: Repeated,
+    network: NetworkTeller,
     /// The coordinator's answer to whether this start still is a member.
     confirmation: Option<oneshot::Receiver<Result<Directive, ControlError>>>,
+    reported: Instant,
     failure: Option<Error>,
 }
 
@@ -88,7 +94,9 @@ impl Server {
             traffic: Traffic::new(run),
             tokens_per_microbatch: run.tokens_per_microbatch() as u64,
             refusals: Repeated::default(),
+            network: NetworkTeller::default(),
             confirmation: None,
+            reported: Instant::now(),
             failure: None,
         }
     }
@@ -120,7 +128,7 @@ impl Server {
                     self.adopt(table, reporter);
                 }
                 () = self.clock.sleep_until(deadline) => self.wake(reporter),
-                _ = beat.tick() => self.beat(),
+                _ = beat.tick() => self.beat(reporter),
                 directive = self.wiring.heart.directive() => self.obey(&directive?, reporter),
                 answer = confirmed(&mut self.confirmation) => self.confirm(answer, reporter)?,
                 () = stop.as_mut(), if !leaving => {
@@ -141,8 +149,9 @@ impl Server {
     }
 
     fn company(&self) -> Company {
-        let here = self.stage.table().hops(self.stage.config().stage).len();
-        Company { others: here.saturating_sub(1), joiners: self.donor.sessions() }
+        let table = self.stage.table();
+        let others = average::others(table, self.stage.config().stage);
+        Company { others, joiners: self.donor.sessions() }
     }
 
     fn deadline(&self) -> Option<Time> {
@@ -172,7 +181,7 @@ impl Server {
     }
 
     fn hear(&mut self, event: NetEvent, reporter: &Reporter) {
-        tell_network(&event, reporter);
+        self.network.tell(&event, reporter);
         match event {
             NetEvent::Message { from, incarnation, message } => {
                 self.receive(from, incarnation, message, reporter);
@@ -323,8 +332,10 @@ impl Server {
                     self.failure = Some(error);
                 }
             }
-            Note::Lost(peer) => reporter.tell(&Event::Incident {
-                message: format!("neighbour {peer:?} is dead or stuck; what it had is looked for elsewhere"),
+            Note::Lost { peer, with_it } if *with_it > 0 => reporter.tell(&Event::Incident {
+                message: format!(
+                    "neighbour {peer:?} is dead or stuck; {with_it} microbatches that lie with it find another way"
+                ),
             }),
             Note::Foreign(id) => {
                 tracing::warn!(%id, "ignored a message from somebody who is not a neighbour");
@@ -354,7 +365,7 @@ impl Server {
         Ok(())
     }
 
-    fn beat(&mut self) {
+    fn beat(&mut self, reporter: &Reporter) {
         let statistics = self.wiring.executor.statistics();
         let progress = self.stage.progress(self.clock.now());
         self.wiring.heart.set_vitals(Vitals {
@@ -366,22 +377,17 @@ impl Server {
             bytes_sent: self.wiring.plane.bytes_sent().total(),
             oldest_task: progress.oldest,
         });
+        if self.reported.elapsed() >= REPORT_EVERY {
+            self.reported = Instant::now();
+            reporter.tell(&Event::Replica(self.report(false)));
+        }
     }
 
-    async fn say_goodbye(mut self, reporter: &Reporter, save: Option<&Path>) -> Result<(), Error> {
-        if let Some(error) = self.failure.take() {
-            return Err(error);
-        }
-        let statistics = self.wiring.executor.statistics();
-        self.wiring.executor.finish(save.map(Path::to_owned)).await?;
-        if let Some(path) = save {
-            reporter.tell(&Event::Saved { path: path.display().to_string() });
-        }
-        self.wiring.plane.close().await;
-        let counts = self.stage.counts();
+    fn report(&self, last: bool) -> ReplicaReport {
+        let (counts, statistics) = (self.stage.counts(), self.wiring.executor.statistics());
         let averaging = self.rounds.counts();
         let bytes = self.traffic.totals(self.wiring.plane.bytes_sent());
-        reporter.tell(&Event::Replica(ReplicaReport {
+        ReplicaReport {
             stage: self.stage.config().stage.0,
             done: counts.applied,
             refused: counts.refused,
@@ -395,8 +401,20 @@ impl Server {
             parts_applied: averaging.applied,
             boundary_bytes: bytes.sent,
             boundary_bytes_bf16: bytes.uncompressed,
-            last: true,
-        }));
+            last,
+        }
+    }
+
+    async fn say_goodbye(mut self, reporter: &Reporter, save: Option<&Path>) -> Result<(), Error> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        self.wiring.executor.finish(save.map(Path::to_owned)).await?;
+        if let Some(path) = save {
+            reporter.tell(&Event::Saved { path: path.display().to_string() });
+        }
+        self.wiring.plane.close().await;
+        reporter.tell(&Event::Replica(self.report(true)));
         Ok(())
     }
 }

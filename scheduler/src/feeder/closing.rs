@@ -14,8 +14,8 @@ pub const CLOSING_PATIENCE: Duration = Duration::from_secs(15);
 /// leaves one out.
 #[derive(Clone, Debug)]
 pub(super) struct Closing {
-    rounds: u32,
-    opened: u32,
+    rounds: u64,
+    opened: u64,
     opened_at: Time,
     /// Who has ended the round opened last. Only members are ever in here.
     ended: BTreeSet<Participant>,
@@ -23,12 +23,12 @@ pub(super) struct Closing {
 }
 
 impl Closing {
-    pub(super) fn new(rounds: u32) -> Self {
+    pub(super) fn new(rounds: u64) -> Self {
         Self { rounds, opened: 0, opened_at: Time::default(), ended: BTreeSet::new(), over: false }
     }
 
     /// Rounds opened so far.
-    pub(super) fn opened(&self) -> u32 {
+    pub(super) fn opened(&self) -> u64 {
         self.opened
     }
 

@@ -1,5 +1,6 @@
 //! Settings of a feeder.
 
+use super::Carrying;
 use crate::{Admission, Duration, Hop, Incarnation, PeerId};
 
 /// How long an unanswered request for a lease is waited for before it is repeated.
@@ -36,11 +37,9 @@ pub struct Config {
     pub tell_every: Duration,
     /// Ids asked for at a time. Default 1,024.
     pub lease_count: u64,
-    /// Finished microbatches per averaging round; 0, the default, is off.
-    pub averaging_every: u64,
-    /// Averaging rounds when everything has its outcome: one for each index set, so that replicas of a stage end
-    /// equal. Default 0.
-    pub closing_rounds: u32,
+    /// When replicas carry their contributions on to others: how averaging rounds are counted, and how many end a run.
+    /// Default never.
+    pub carrying: Option<Carrying>,
     /// Which rule to break, to see whether the tests notice.
     #[cfg(test)]
     pub(crate) mutation: Option<crate::sim::Mutation>,
@@ -66,8 +65,7 @@ impl Config {
             evaluation_patience: Duration::from_secs(20),
             tell_every: Duration::from_millis(250),
             lease_count: 1_024,
-            averaging_every: 0,
-            closing_rounds: 0,
+            carrying: None,
             #[cfg(test)]
             mutation: None,
         }

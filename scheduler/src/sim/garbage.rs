@@ -21,6 +21,7 @@ pub(super) fn message(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Messag
             microbatch,
             attempt,
             purpose: purpose(rng),
+            anew: rng.chance(1, 2),
             route: route(rng),
             holder: Some(hop(rng, peers)),
             version: WeightVersion(rng.next_u64()),

@@ -135,10 +135,10 @@ impl Judge {
             return;
         };
         match message {
-            Message::Forward { microbatch, attempt, holder, purpose: Purpose::Train, .. }
+            Message::Forward { microbatch, anew, holder, purpose: Purpose::Train, .. }
                 if !stage.holds(*microbatch) =>
             {
-                if *attempt == Attempt(0) {
+                if !*anew {
                     self.slotted.entry(index).or_default().insert(*microbatch);
                 } else {
                     self.slotted.entry(index).or_default().remove(microbatch);
@@ -182,7 +182,7 @@ impl Judge {
         let seed = self.seed;
         match action {
             // A verdict on a neighbour: whoever was told of may be the one.
-            stage::Action::Counted(stage::Note::Lost(peer)) => {
+            stage::Action::Counted(stage::Note::Lost { peer, .. }) => {
                 self.told.retain(|(replica, _), holder| *replica != index || holder.peer != *peer);
             }
             stage::Action::Send {

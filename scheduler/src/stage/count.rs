@@ -14,7 +14,12 @@ pub enum Note {
     /// A microbatch was refused here.
     Refused(MicrobatchId, Refusal),
     /// A neighbour is dead or wedged as seen from here.
-    Lost(PeerId),
+    Lost {
+        /// Which.
+        peer: PeerId,
+        /// Microbatches held here that lie with it, or are for it.
+        with_it: usize,
+    },
     /// Handed on anew: the replica that had it is lost.
     Rerouted(MicrobatchId),
     /// Taken over for a replica that is lost.
@@ -79,7 +84,7 @@ impl Counts {
             Note::Relayed(_) => &mut self.relayed,
             Note::Evaluated(_) => &mut self.evaluated,
             Note::Refused(..) => &mut self.refused,
-            Note::Lost(_) => &mut self.lost,
+            Note::Lost { .. } => &mut self.lost,
             Note::Rerouted(_) => &mut self.rerouted,
             Note::Restored(_) => &mut self.restored,
             Note::Found(_) => &mut self.found,

@@ -31,13 +31,21 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// Acts on what has become of the neighbours: the dead and the wedged are lost with all they have.
     pub(super) fn judge_neighbours(&mut self, now: Time) {
         for (peer, incarnation, verdict) in self.neighbours.judge(now) {
+            if self.finished {
+                continue;
+            }
             match verdict {
                 Verdict::Healthy => self.table.heard(peer, incarnation),
                 Verdict::Suspect => {}
                 Verdict::Wedged | Verdict::Dead => {
-                    self.count(Note::Lost(peer));
                     self.table.quarantine(now, peer, incarnation);
-                    self.lose(now, |hop| hop.peer == peer && hop.incarnation == incarnation);
+                    let gone = |hop: &Hop| hop.peer == peer && hop.incarnation == incarnation;
+                    let lies_with = |visit: &&Visit<P>| {
+                        gone(&visit.upstream.hop) || visit.awaited().is_some_and(|next| gone(&next.hop))
+                    };
+                    let with_it = self.visits.values().filter(lies_with).count();
+                    self.count(Note::Lost { peer, with_it });
+                    self.lose(now, gone);
                 }
             }
         }
@@ -91,6 +99,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     fn send_anew(&mut self, now: Time, id: MicrobatchId, how: Settled) {
         self.settle_sending(now, id, how);
         if let Some(visit) = self.visits.get_mut(&id) {
+            visit.lost |= how == Settled::Lost;
             visit.phase = Phase::Unrouted { since: now };
             self.unrouted.push_back(id);
         }

@@ -9,6 +9,7 @@ pub(super) struct Arrival<P> {
     pub(super) microbatch: MicrobatchId,
     pub(super) attempt: Attempt,
     pub(super) purpose: Purpose,
+    pub(super) anew: bool,
     pub(super) route: Vec<Hop>,
     pub(super) holder: Option<Hop>,
     pub(super) ids: P,
@@ -31,6 +32,8 @@ pub(super) struct Visit<P> {
     /// What the forward gave; none at the last stage.
     pub(super) output: Option<Output<P>>,
     pub(super) sendings: Sendings,
+    /// A sending was lost with its receiver.
+    pub(super) lost: bool,
     /// The nearest replica known to hold it further downstream than the next stage's or at it.
     pub(super) beyond: Option<Hop>,
     pub(super) claim: Claim,
@@ -112,6 +115,7 @@ impl<P> Visit<P> {
             phase: Phase::ForwardQueued { since: now, code },
             output: None,
             sendings: Sendings::default(),
+            lost: false,
             beyond: holder,
             claim: Claim::None,
             share: Share::None,

@@ -1,6 +1,6 @@
 //! The processes of a demo: this very binary, started once per role.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 
+use super::audit::LEDGER;
 use crate::cli::failure::Failure;
 use crate::report::Event;
 
@@ -40,7 +41,9 @@ pub(super) enum Heard {
 /// The running processes. Dropping it closes their standard input, which is their sign to stop.
 #[derive(Debug)]
 pub(super) struct Swarm {
-    processes: Vec<Process>,
+    processes: Vec<(Speaker, Process)>,
+    /// Where replicas keep their ledgers.
+    folder: PathBuf,
     sender: mpsc::Sender<(Speaker, Heard)>,
     events: mpsc::Receiver<(Speaker, Heard)>,
 }
@@ -52,9 +55,9 @@ struct Process {
 }
 
 impl Swarm {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(folder: &Path) -> Self {
         let (sender, events) = mpsc::channel(EVENTS_QUEUED_MAX);
-        Self { processes: Vec::new(), sender, events }
+        Self { processes: Vec::new(), folder: folder.to_owned(), sender, events }
     }
 
     /// Starts the coordinator and returns the invite it prints.
@@ -75,7 +78,18 @@ impl Swarm {
     }
 
     pub(super) fn start_replica(&mut self, index: usize, invite: &str) -> Result<(), Failure> {
-        self.start(Speaker::Replica(index), &["join", invite, "--threads", "1", "--listen", "127.0.0.1:0"])
+        let ledger = self.folder.join(format!("{LEDGER}{index}"));
+        let ledger = ledger.to_string_lossy();
+        let place = ["--threads", "1", "--listen", "127.0.0.1:0", "--ledger", &ledger];
+        self.start(Speaker::Replica(index), &[&["join", invite], &place[..]].concat())
+    }
+
+    /// Ends a replica with SIGKILL: it can say no goodbye.
+    pub(super) async fn kill(&mut self, index: usize) -> Result<(), Failure> {
+        let victim = self.processes.iter_mut().find(|(speaker, _)| *speaker == Speaker::Replica(index));
+        let Some((_, process)) = victim else { return Ok(()) };
+        let killed = process.child.kill().await;
+        killed.map_err(|error| Failure::failed(format!("cannot kill replica {index}: {error}")))
     }
 
     pub(super) fn start_feeder(&mut self, invite: &str) -> Result<(), Failure> {
@@ -89,10 +103,10 @@ impl Swarm {
 
     /// Asks everybody to stop and waits until they have; a process that does not is killed.
     pub(super) async fn stop(&mut self) {
-        for process in &mut self.processes {
+        for (_, process) in &mut self.processes {
             process.leash = None;
         }
-        for process in &mut self.processes {
+        for (_, process) in &mut self.processes {
             if tokio::time::timeout(LEAVE_WITHIN, process.child.wait()).await.is_err() {
                 let _ = process.child.kill().await;
             }
@@ -117,7 +131,7 @@ impl Swarm {
         if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {
             tokio::spawn(listen(speaker, stdout, stderr, self.sender.clone()));
         }
-        self.processes.push(Process { child, leash });
+        self.processes.push((speaker, Process { child, leash }));
         Ok(())
     }
 }

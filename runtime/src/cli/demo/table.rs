@@ -1,6 +1,10 @@
 //! What a demo ends with: a table for people, one JSON object for programs.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
+
+use super::audit::Audit;
 
 use crate::config::Mode;
 use crate::report::{FeederReport, ReplicaReport};
@@ -18,7 +22,7 @@ pub(super) struct Summary {
     /// Held-out loss when the last stage sees zeros instead of its upstream, nats a token.
     pub(super) loss_without_upstream: Option<f64>,
     pub(super) tokens: u64,
-    /// Optimizer steps of the stage that took the fewest.
+    /// Optimizer steps of the replica that took the fewest; one that joins late takes the number of its donor over.
     pub(super) updates: Option<u64>,
     pub(super) tokens_per_s: f64,
     /// Median staleness at stage 0, where it is largest, weight versions.
@@ -27,16 +31,24 @@ pub(super) struct Summary {
     pub(super) refused: u64,
     pub(super) lost: u64,
     pub(super) duplicates: u64,
-    pub(super) ungranted: Option<u64>,
-    pub(super) contributions_lost: Option<u64>,
-    pub(super) killed: Option<u64>,
-    pub(super) restored: Option<u64>,
+    /// Stages of finished microbatches that no replica was allowed to learn from.
+    pub(super) ungranted: u64,
+    /// Contributions granted to the replica that was killed, and not carried on by an averaging round.
+    pub(super) contributions_lost: u64,
+    pub(super) killed: u64,
+    /// Sent anew, because the replica that had them was killed.
+    pub(super) rerouted: u64,
+    /// Taken over from the replica that was killed.
+    pub(super) restored: u64,
     /// Everything that left a process for a neighbouring stage, headers and ids included.
     pub(super) boundary_bytes: u64,
     /// The same frames with the whole stream in bf16.
     pub(super) boundary_bytes_bf16: u64,
     /// From the first process started to the last one gone.
     pub(super) seconds: f64,
+    /// What each replica said last; a killed one cannot say more.
+    #[serde(skip)]
+    replicas: BTreeMap<usize, ReplicaReport>,
 }
 
 impl Summary {
@@ -64,18 +76,31 @@ impl Summary {
         self.done = report.finished;
         self.refused = report.refused;
         self.lost = report.lost;
-        self.ungranted = Some(report.ungranted);
-        self.contributions_lost = Some(report.contributions_lost);
+        self.ungranted = report.ungranted;
+        self.contributions_lost = report.contributions_lost;
+        self.rerouted += report.resent;
         self.boundary_bytes += report.bytes_sent;
         self.boundary_bytes_bf16 += report.bytes_sent;
     }
 
-    pub(super) fn take_replica(&mut self, report: &ReplicaReport) {
-        self.updates = Some(self.updates.map_or(report.updates, |least| least.min(report.updates)));
-        self.boundary_bytes += report.boundary_bytes;
-        self.boundary_bytes_bf16 += report.boundary_bytes_bf16;
-        if report.stage == 0 {
-            self.staleness_p50 = Some(report.staleness_p50);
+    pub(super) fn take_replica(&mut self, index: usize, report: ReplicaReport) {
+        self.replicas.insert(index, report);
+    }
+
+    /// What the ledgers of all replicas say, the killed one's included. Adds up what the replicas said.
+    pub(super) fn take_audit(&mut self, audit: &Audit) {
+        self.duplicates = audit.duplicates;
+        for report in self.replicas.values() {
+            self.boundary_bytes += report.boundary_bytes;
+            self.boundary_bytes_bf16 += report.boundary_bytes_bf16;
+            self.restored += report.restored;
+            self.rerouted += report.rerouted;
+            if report.last {
+                self.updates = Some(self.updates.map_or(report.updates, |least| least.min(report.updates)));
+            }
+            if report.stage == 0 {
+                self.staleness_p50 = self.staleness_p50.max(Some(report.staleness_p50));
+            }
         }
     }
 
@@ -91,7 +116,7 @@ impl Summary {
             (
                 "training",
                 format!(
-                    "{}, {} tokens, {} updates a stage",
+                    "{}, {} tokens, {} updates a replica or more",
                     self.mode,
                     self.tokens,
                     self.updates.unwrap_or(0)
@@ -107,6 +132,13 @@ impl Summary {
                 format!(
                     "{} done, {} refused, {} lost, {} counted twice",
                     self.done, self.refused, self.lost, self.duplicates
+                ),
+            ),
+            (
+                "killed on the way",
+                format!(
+                    "{}; {} microbatches sent anew, {} taken over, {} contributions lost with it",
+                    self.killed, self.rerouted, self.restored, self.contributions_lost
                 ),
             ),
             (

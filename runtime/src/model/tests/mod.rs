@@ -39,6 +39,7 @@ pub(crate) fn tiny(kind: Kind, packing: Packing) -> Run {
             norm_epsilon: 1e-5,
         },
         pipeline: Pipeline {
+            replicas: 1,
             stages: 3,
             layers_per_stage: vec![2, 1, 1],
             mode: Mode::Asynchronous,

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use swarmline_scheduler::averaging::{AveragingMessage, Content, GatheringId, PartIndex, Round};
 use swarmline_scheduler::transfer::StateId;
 use swarmline_scheduler::{
-    Attempt, Hop, Incarnation, Loss, MicrobatchId, PeerId, Purpose, Refusal, StageIndex, WeightVersion,
+    Attempt, Beat, Holding, Hop, Incarnation, Loss, MicrobatchId, PeerId, Purpose, Refusal, Span, StageIndex,
+    WeightVersion,
 };
 
 use super::*;
@@ -21,6 +22,8 @@ fn forward() -> Message<Bytes> {
         microbatch: MicrobatchId(u64::MAX),
         attempt: Attempt(2),
         purpose: Purpose::EvaluateCut,
+        anew: true,
+        holder: Some(hop(Some(4))),
         route: vec![hop(None), hop(Some(0)), hop(Some(u16::MAX))],
         version: WeightVersion(77),
         ids: Bytes::from_static(&[1, 2, 3]),
@@ -37,16 +40,24 @@ fn one_of_each() -> Vec<Message<Bytes>> {
         Refusal::Unknown,
         Refusal::Busy,
         Refusal::Undeliverable,
+        Refusal::Abandoned,
         Refusal::Device("out of memory".into()),
     ];
-    let refused = reasons.map(|reason| Message::Refused { microbatch, attempt, by: hop(Some(1)), reason });
+    let refused = reasons.map(|reason| Message::Refused { microbatch, by: hop(Some(1)), reason });
     let mut messages = vec![
         forward(),
-        Message::Backward { microbatch, attempt, loss, gradient: Bytes::from_static(&[7; 256]) },
-        Message::Backward { microbatch, attempt, loss, gradient: Bytes::new() },
+        Message::Backward {
+            microbatch,
+            attempt,
+            loss,
+            path: vec![hop(Some(3)), hop(Some(2))],
+            gradient: Bytes::from_static(&[7; 256]),
+        },
+        Message::Backward { microbatch, attempt, loss, path: Vec::new(), gradient: Bytes::new() },
         Message::Evaluated { microbatch, attempt, loss },
     ];
     messages.extend(refused);
+    messages.extend(words(microbatch, attempt));
     messages.extend(between_replicas());
     messages
 }
@@ -89,6 +100,37 @@ fn between_replicas() -> Vec<Message<Bytes>> {
         TransferMessage::Done { state },
     ];
     contents.into_iter().map(averaging).chain(transfers.map(Message::Transfer)).collect()
+}
+
+/// Messages without a payload.
+fn words(microbatch: MicrobatchId, attempt: Attempt) -> Vec<Message<Bytes>> {
+    let microbatches = vec![microbatch, MicrobatchId(u64::MAX)];
+    let beat = Beat {
+        counter: 9,
+        queued: 3,
+        oldest: std::time::Duration::from_micros(7),
+        service: Some(std::time::Duration::from_micros(8)),
+        credit: 2,
+    };
+    let holds = [Holding::Held, Holding::Missing, Holding::Busy];
+    let holds = holds.map(|holding| Message::Holds { microbatch, attempt, holding });
+    let mut words = vec![
+        Message::Ask { microbatch, attempt, route: vec![hop(None)] },
+        Message::Passed { microbatch, attempt, next: hop(Some(2)) },
+        Message::Held { microbatch, holder: hop(Some(2)) },
+        Message::Claim { stage: StageIndex(3), microbatches: microbatches.clone() },
+        Message::Granted { granted: microbatches, denied: Vec::new() },
+        Message::Ended {
+            spans: vec![Span { first: 1, below: 5, beyond: vec![3, 0, 1] }],
+            round: Round(6),
+            over: true,
+        },
+        Message::Averaged { round: Round(7) },
+        Message::Beat(beat),
+        Message::Beat(Beat { service: None, ..beat }),
+    ];
+    words.extend(holds);
+    words
 }
 
 fn encoded(message: &Message<Bytes>) -> Vec<u8> {
@@ -206,7 +248,13 @@ fn a_header_that_breaks_the_contract_names_the_field() {
 fn a_message_beyond_the_limits_is_not_sent() {
     let loss = Loss::default();
     let gradient = Bytes::from(vec![0; 257]);
-    let message = Message::Backward { microbatch: MicrobatchId(1), attempt: Attempt(0), loss, gradient };
+    let message = Message::Backward {
+        microbatch: MicrobatchId(1),
+        attempt: Attempt(0),
+        loss,
+        path: Vec::new(),
+        gradient,
+    };
     let error = encode(&message, &LIMITS).unwrap_err();
     assert_eq!(error, FrameError::TooLong { part: Part::Code, announced: 257, allowed: 256 });
 }
@@ -214,8 +262,7 @@ fn a_message_beyond_the_limits_is_not_sent() {
 #[test]
 fn a_refusal_cannot_write_lines_into_a_log() {
     let reason = Refusal::Malformed(format!("first\nsecond {}", "x".repeat(5000)));
-    let message =
-        Message::Refused { microbatch: MicrobatchId(1), attempt: Attempt(0), by: hop(None), reason };
+    let message = Message::Refused { microbatch: MicrobatchId(1), by: hop(None), reason };
     let Ok(Message::Refused { reason: Refusal::Malformed(detail), .. }) = decoded(encoded(&message)) else {
         panic!("not the refusal that was sent");
     };

@@ -1,0 +1,190 @@
+//! Replicas and feeders that come and go, some of them without a word: no microbatch is lost, none counts twice.
+
+use std::collections::BTreeMap;
+
+use swarmline::report::{Event, FeederReport, ReplicaReport};
+
+use crate::process::Process;
+use crate::recipe::Recipe;
+use crate::swarm::{STAGES, Swarm, account, last_word, serving};
+
+/// Of each stage.
+const REPLICAS: usize = 2;
+/// Stopped by a person before the work was done.
+const INTERRUPTED: i32 = 130;
+
+#[test]
+fn each_replica_is_killed_in_turn() {
+    let mut flock = Flock::gather();
+    for index in 0..STAGES * REPLICAS {
+        flock.kill(&[index]);
+        flock.join();
+    }
+    flock.end();
+}
+
+#[test]
+fn two_neighbours_are_killed_at_the_same_time() {
+    let mut flock = Flock::gather();
+    let (before, after) = (flock.of_stage(1), flock.of_stage(2));
+    flock.kill(&[before, after]);
+    flock.join();
+    flock.join();
+    flock.end();
+}
+
+#[test]
+fn a_replica_that_stood_still_notices_and_joins_anew() {
+    let mut flock = Flock::gather();
+    let sleeper = flock.of_stage(2);
+    flock.replicas[sleeper].suspend();
+    flock.hear_of_members("that the sleeper is taken for gone", |serving| serving[2] == REPLICAS - 1);
+    flock.progress();
+    let asleep = flock.replicas[sleeper].moment();
+    flock.replicas[sleeper].resume();
+    let awake = |event| matches!(event, Event::Serving { .. }).then_some(());
+    flock.replicas[sleeper].hear_since(asleep, "that it serves again", awake);
+    flock.progress();
+    flock.end();
+}
+
+#[test]
+fn who_leaves_in_good_order_leaves_nothing_to_be_computed_again() {
+    let mut flock = Flock::gather();
+    let leaver = flock.of_stage(1);
+    flock.replicas[leaver].interrupt();
+    assert_eq!(flock.replicas[leaver].end(), 0);
+    assert!(last_word(&mut flock.replicas[leaver]).done > 0);
+    flock.progress();
+    let (account, replicas) = flock.end();
+    assert_eq!(account.resent, 0);
+    for report in replicas {
+        assert_eq!((report.restored, report.rerouted, report.relayed), (0, 0, 0), "{report:?}");
+    }
+}
+
+#[test]
+fn a_feeder_is_killed_and_started_again() {
+    let mut flock = Flock::gather();
+    flock.feeder.kill();
+    flock.feeder = flock.start_feeder();
+    flock.progress();
+    let (account, _) = flock.end();
+    assert!(account.finished > 0);
+}
+
+/// A swarm of two replicas a stage in the middle of its run.
+struct Flock {
+    swarm: Swarm,
+    replicas: Vec<Process>,
+    /// By replica; `None` is dead.
+    stages: Vec<Option<u16>>,
+    feeder: Process,
+}
+
+impl Flock {
+    fn gather() -> Self {
+        let recipe = Recipe { replicas: REPLICAS, window: 16, ..Recipe::endless() };
+        let swarm = Swarm::coordinate(&recipe);
+        let feeder = start_feeder(&swarm);
+        let mut flock = Self { swarm, replicas: Vec::new(), stages: Vec::new(), feeder };
+        for index in 0..STAGES * REPLICAS {
+            let replica = flock.start_replica(index);
+            flock.replicas.push(replica);
+        }
+        flock.stages = flock.replicas.iter_mut().map(|replica| Some(serving(replica))).collect();
+        flock.progress();
+        flock
+    }
+
+    fn start_replica(&self, index: usize) -> Process {
+        let ledger = self.swarm.folder.argument(format!("ledger-{index}"));
+        self.swarm.start_replica(&format!("replica {index}"), &["--ledger", &ledger])
+    }
+
+    fn start_feeder(&self) -> Process {
+        start_feeder(&self.swarm)
+    }
+
+    /// A living replica of `stage`.
+    fn of_stage(&self, stage: u16) -> usize {
+        self.stages.iter().position(|&at| at == Some(stage)).unwrap()
+    }
+
+    /// Kills replicas at the same time and waits until training goes on without them.
+    fn kill(&mut self, indices: &[usize]) {
+        for &index in indices {
+            self.replicas[index].kill();
+            self.stages[index] = None;
+        }
+        self.progress();
+    }
+
+    /// A fresh replica takes a place that is free.
+    fn join(&mut self) {
+        let mut replica = self.start_replica(self.replicas.len());
+        self.stages.push(Some(serving(&mut replica)));
+        self.replicas.push(replica);
+        self.progress();
+    }
+
+    /// Waits until training has gone on from now, for longer than what was in flight could take it.
+    fn progress(&mut self) {
+        let now = self.feeder.moment();
+        let mut first = None;
+        self.feeder.hear_since(now, "progress", |event| match event {
+            Event::Progress(report) => {
+                let first = *first.get_or_insert(report.done);
+                (report.done >= first + 32).then_some(())
+            }
+            _ => None,
+        });
+    }
+
+    fn hear_of_members(&mut self, what: &str, wanted: impl Fn(&[usize]) -> bool) {
+        let now = self.swarm.coordinator.moment();
+        self.swarm.coordinator.hear_since(now, what, |event| match event {
+            Event::Members { serving, .. } => wanted(&serving).then_some(()),
+            _ => None,
+        });
+    }
+
+    /// Stops everybody and looks into the books: everything injected is finished, nothing is applied twice.
+    fn end(mut self) -> (FeederReport, Vec<ReplicaReport>) {
+        self.feeder.interrupt();
+        assert_eq!(self.feeder.end(), INTERRUPTED);
+        let account = account(&mut self.feeder);
+        assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0), "{account:?}");
+        assert_eq!(account.injected, account.finished, "{account:?}");
+        let mut reports = Vec::new();
+        for (replica, stage) in self.replicas.iter_mut().zip(&self.stages) {
+            if stage.is_some() {
+                replica.interrupt();
+                assert_eq!(replica.end(), 0);
+                reports.push(last_word(replica));
+            }
+        }
+        let applied = self.applied();
+        assert!(applied.values().all(|&times| times == 1), "applied twice: {applied:?}");
+        let missing = account.finished * STAGES as u64 - applied.len() as u64;
+        assert!(missing <= account.contributions_lost, "{missing} of {account:?}");
+        (account, reports)
+    }
+
+    /// How often each stage of each microbatch was applied, by all replicas that ever lived.
+    fn applied(&self) -> BTreeMap<String, usize> {
+        let mut applied = BTreeMap::new();
+        for index in 0..self.replicas.len() {
+            let ledger = std::fs::read_to_string(self.swarm.folder.file(format!("ledger-{index}")));
+            for line in ledger.unwrap_or_default().lines() {
+                *applied.entry(line.to_owned()).or_default() += 1;
+            }
+        }
+        applied
+    }
+}
+
+fn start_feeder(swarm: &Swarm) -> Process {
+    let (key, journal) = (swarm.folder.argument("feeder.key"), swarm.folder.argument("journal"));
+    swarm.start_feeder(&["--identity", &key, "--journal", &journal])
+}
