@@ -53,6 +53,19 @@ pub enum Event {
         /// Stages of the run.
         stages: usize,
     },
+    /// A replica has taken over what the others of its stage have learned.
+    StateTaken {
+        /// Its stage, 0-based.
+        stage: u16,
+        /// Whose state it is: the first bytes of the key, hexadecimal.
+        peer: String,
+        /// Length of the state, bytes.
+        bytes: u64,
+        /// How long it took, seconds.
+        seconds: f64,
+        /// Updates in it.
+        version: u64,
+    },
     /// A replica's shard is built and takes microbatches.
     Serving {
         /// Its stage, 0-based.
@@ -130,6 +143,10 @@ pub struct ReplicaReport {
     pub staleness_p50: u64,
     /// Largest staleness, weight versions.
     pub staleness_max: u64,
+    /// Averaging rounds in which a whole index set was averaged with the other replicas of the stage.
+    pub rounds: u64,
+    /// Parts of index sets moved to their mean.
+    pub parts_applied: u64,
     /// Bytes sent to neighbouring stages, headers and ids included.
     pub boundary_bytes: u64,
     /// What those frames would have weighed with the whole stream in bf16.
@@ -274,6 +291,11 @@ impl std::fmt::Display for Event {
             Self::Standby { stages } => {
                 write!(f, "standby: all {stages} stages are served. This replica waits; Ctrl-C leaves")
             }
+            Self::StateTaken { stage, peer, bytes, seconds, version } => write!(
+                f,
+                "took the state of stage {stage} from peer {peer}: {:.1} MB in {seconds:.1} s, version {version}",
+                *bytes as f64 / 1e6
+            ),
             Self::Serving { stage } => write!(f, "serving stage {stage}; Ctrl-C leaves cleanly"),
             Self::Replica(report) => report.fmt(f),
             Self::Corpus { files, bytes, digest, bigram } => write!(

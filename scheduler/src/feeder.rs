@@ -5,11 +5,13 @@
 //! back replicas claim it, each for its stage; the first claim of a stage is granted, once and for ever. When it comes
 //! home through stage 0 it is finished; when somebody refuses it, it is refused; there is no other end. A replica that
 //! is lost with it costs another sending. Evaluations wait until no training microbatch is in flight, so that the
-//! figure belongs to one set of weights.
+//! figure belongs to one set of weights. When everything has its outcome, replicas of a stage average once more, all
+//! they have (`closing`).
 //!
 //! Everything that must survive this process goes into a journal first; [`Feeder::resume`] goes on from it.
 
 mod announcement;
+mod closing;
 mod config;
 mod contributions;
 mod evaluation;
@@ -22,6 +24,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 
+use crate::averaging::{MEMBERS_MAX, Participant, Round};
 use crate::mutation::Mutation;
 use crate::neighbours::Neighbours;
 use crate::router::{Choice, Router, Settled};
@@ -31,12 +34,14 @@ use crate::{
     PeerTable, Purpose, Refusal, StageIndex, Time, Verdict, WeightVersion, Window,
 };
 
+pub use closing::CLOSING_PATIENCE;
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
 pub use contributions::Carrying;
 pub use evaluation::Measured;
 pub use journal::Record;
 
 use announcement::Announcement;
+use closing::Closing;
 use contributions::Contributions;
 use evaluation::Evaluation;
 use grants::{Grants, Ruling};
@@ -167,6 +172,8 @@ pub enum Reason {
     NeighbourSilent,
     /// Replicas expect to hear which microbatches have their outcome.
     TellDue,
+    /// A replica has not ended one of the last averaging rounds.
+    RoundExpires,
 }
 
 /// Totals of a feeder, those before a restart included. The first eight are about training microbatches only.
@@ -242,6 +249,7 @@ pub struct Feeder<P> {
     grants: Grants,
     contributions: Contributions,
     announcement: Announcement,
+    closing: Closing,
     counts: Counts,
     admitted: u64,
     lease_asked: Option<Time>,
@@ -262,6 +270,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let (table, carrying) = (PeerTable::new(config.peer), config.carrying);
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
+        let closing = Closing::new(carrying.map_or(0, |carrying| carrying.sets));
         Self {
             config,
             table,
@@ -277,6 +286,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             grants: Grants::default(),
             contributions: Contributions::new(carrying),
             announcement: Announcement::default(),
+            closing,
             counts: Counts::default(),
             admitted: 0,
             lease_asked: None,
@@ -362,6 +372,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.admit();
             self.send_drawn(now);
         }
+        self.close(now);
         self.tell_ended(now);
         self.notice_done();
     }
@@ -380,7 +391,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let release = self.table.next_release(self.now).map(|until| (until, Reason::QuarantineEnds));
         let tell = Some((self.tell_at, Reason::TellDue));
         let silent = self.neighbours.next_change(self.now).map(|at| (at, Reason::NeighbourSilent));
-        [ask, lease, pause, release, tell, silent].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let round = self.closing.deadline().map(|at| (at, Reason::RoundExpires));
+        [ask, lease, pause, release, tell, silent, round].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Totals since the run began for this feeder.
@@ -538,7 +550,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return;
         }
         self.tell_at = now + self.config.tell_every;
-        let message = Message::Ended { spans: self.announcement.tell(), finished: self.counts.finished };
+        let (spans, over) = (self.announcement.tell(), self.closing.opened() > 0);
+        let message = Message::Ended { spans, round: self.round(), over };
         let replicas: Vec<PeerId> = (0..self.config.stages)
             .flat_map(|stage| self.table.hops(StageIndex(stage)))
             .map(|hop| hop.peer)
@@ -594,6 +607,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             Message::Refused { microbatch, by, reason } => {
                 self.on_refused(now, from, incarnation, microbatch, by, reason);
             }
+            Message::Averaged { round } => self.on_averaged(Participant { peer: from, incarnation }, round),
             Message::Beat(beat) => {
                 if self.table.placed(&first) {
                     self.neighbours.beat(now, first, beat);
@@ -913,10 +927,48 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    fn notice_done(&mut self) {
+    /// The averaging round the run is in.
+    fn round(&self) -> Round {
+        let every = self.config.carrying.map_or(0, |carrying| carrying.every);
+        let trained = Round::at(self.counts.finished, every);
+        Round(trained.map_or(0, |round| round.0) + self.closing.opened())
+    }
+
+    /// With every outcome known, lets replicas of a stage average all they have, one set after the other.
+    fn close(&mut self, now: Time) {
+        if self.settled() && !self.stopped && self.closing.proceed(now, &self.averaging()) {
+            self.tell_at = now;
+        }
+    }
+
+    fn on_averaged(&mut self, from: Participant, round: Round) {
+        if self.table.get(from.peer, from.incarnation).is_none() {
+            return self.counts.foreign += 1;
+        }
+        if round >= self.round() {
+            self.closing.ended(from);
+        }
+    }
+
+    /// The replicas that have somebody to average with.
+    fn averaging(&self) -> Vec<Participant> {
+        (0..self.config.stages)
+            .map(|stage| self.table.hops(StageIndex(stage)))
+            .filter(|hops| hops.len() > 1)
+            .flat_map(|hops| hops.into_iter().take(MEMBERS_MAX))
+            .map(|Hop { peer, incarnation, .. }| Participant { peer, incarnation })
+            .collect()
+    }
+
+    /// Whether every microbatch wanted has its outcome, and nothing waits.
+    fn settled(&self) -> bool {
         let settled = self.counts.finished + self.counts.refused;
         let enough = self.stopped || settled >= self.config.total;
-        if enough && !self.done && self.open.is_empty() && self.evaluations.is_empty() {
+        enough && self.open.is_empty() && self.evaluations.is_empty()
+    }
+
+    fn notice_done(&mut self) {
+        if !self.done && self.settled() && (self.stopped || self.closing.is_over()) {
             self.done = true;
             self.tell_at = Time::default();
             self.tell_ended(self.now);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::averaging::AveragingMessage;
+use crate::averaging::{AveragingMessage, Round};
 use crate::transfer::TransferMessage;
 use crate::{Attempt, Duration, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
 
@@ -233,8 +233,16 @@ pub enum Message<P> {
     Ended {
         /// By first id, at most [`SPANS_MAX`].
         spans: Vec<Span>,
-        /// Microbatches finished so far: the clock of averaging rounds.
-        finished: u64,
+        /// The averaging round the run is in; 0 before the first. See [`Round::at`].
+        round: Round,
+        /// Every microbatch has its outcome: this round is one of the last, among weights that change no more. Whoever
+        /// has ended it says [`Message::Averaged`].
+        over: bool,
+    },
+    /// To a feeder at the end of its work: the sender has ended this averaging round and all before it.
+    Averaged {
+        /// Which round.
+        round: Round,
     },
     /// To neighbours: a sign of life.
     Beat(Beat),
@@ -275,7 +283,8 @@ impl<P> Message<P> {
             Self::Granted { granted, denied } => Message::Granted { granted, denied },
             Self::Evaluated { microbatch, attempt, loss } => Message::Evaluated { microbatch, attempt, loss },
             Self::Refused { microbatch, by, reason } => Message::Refused { microbatch, by, reason },
-            Self::Ended { spans, finished } => Message::Ended { spans, finished },
+            Self::Ended { spans, round, over } => Message::Ended { spans, round, over },
+            Self::Averaged { round } => Message::Averaged { round },
             Self::Beat(beat) => Message::Beat(beat),
             Self::Averaging(message) => Message::Averaging(message.with_payload(new_code)),
             Self::Transfer(message) => Message::Transfer(message.with_payload(new_code)),

@@ -325,7 +325,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             }
             Message::Held { microbatch, holder } => self.on_held(from, incarnation, microbatch, holder),
             Message::Granted { granted, denied } => self.on_granted(now, from, &granted, &denied),
-            Message::Ended { spans, finished: _ } => {
+            Message::Ended { spans, .. } => {
                 if self.table.feeds(from, incarnation) {
                     self.outcomes.announce(from, spans);
                     self.release_ended(now);
@@ -345,6 +345,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             }
             // For the machines beside this one.
             Message::Averaging(_) | Message::Transfer(_) => {}
+            // For feeders.
+            Message::Averaged { .. } => self.count(Note::Foreign(MicrobatchId(0))),
         }
     }
 
@@ -673,7 +675,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
     fn notice_drained(&mut self) {
         // What is kept for others is of use only while its feeder is there to need it.
         let kept = |visit: &Visit<P>| {
-            visit.is_settled() && visit.arbiter().is_some_and(|feeder| self.table.address(feeder.peer).is_none())
+            visit.is_settled()
+                && visit.arbiter().is_some_and(|feeder| self.table.address(feeder.peer).is_none())
         };
         if self.draining && !self.drained && self.visits.values().all(kept) {
             self.drained = true;

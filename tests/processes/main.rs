@@ -12,6 +12,7 @@ mod mistakes;
 mod parity;
 mod process;
 mod recipe;
+mod replicas;
 mod rogue;
 mod standby;
 mod swarm;

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 /// What tests vary of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Recipe {
+    pub(crate) stages: usize,
     /// Of each stage.
     pub(crate) replicas: usize,
     pub(crate) mode: &'static str,
@@ -24,6 +25,7 @@ impl Recipe {
     /// Exact gradients, one microbatch after the other, everything in full precision.
     pub(crate) fn exact() -> Self {
         Self {
+            stages: 4,
             replicas: 1,
             mode: "synchronous",
             window: 1,
@@ -46,7 +48,17 @@ impl Recipe {
     }
 
     fn to_toml(&self) -> String {
-        let Self { replicas, mode, window, microbatches_per_update, updates, boundary, packing, more } = self;
+        let Self {
+            stages,
+            replicas,
+            mode,
+            window,
+            microbatches_per_update,
+            updates,
+            boundary,
+            packing,
+            more,
+        } = self;
         format!(
             r#"
 name = "processes"
@@ -60,7 +72,7 @@ ffn = 64
 context = 32
 
 [pipeline]
-stages = 4
+stages = {stages}
 replicas = {replicas}
 mode = "{mode}"
 window = {window}

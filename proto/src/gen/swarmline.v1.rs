@@ -230,7 +230,7 @@ pub struct Rejected {
 pub struct Frame {
     #[prost(
         oneof = "frame::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 20, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 35"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 20, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 35"
     )]
     pub message: ::core::option::Option<frame::Message>,
 }
@@ -262,6 +262,8 @@ pub mod frame {
         Ended(super::Ended),
         #[prost(message, tag = "12")]
         Beat(super::Beat),
+        #[prost(message, tag = "13")]
+        Averaged(super::Averaged),
         /// Between replicas of a stage: an averaging round.
         #[prost(message, tag = "20")]
         Share(super::Share),
@@ -693,9 +695,14 @@ pub struct Ended {
     /// By first id; at most 16.
     #[prost(message, repeated, tag = "1")]
     pub spans: ::prost::alloc::vec::Vec<ended::Span>,
-    /// Microbatches finished so far: the clock of averaging rounds.
+    /// The averaging round the run is in; 0 before the first. There is one for so many finished microbatches as the run
+    /// says and, once every microbatch has its outcome, one for each index set.
     #[prost(uint64, tag = "2")]
-    pub finished: u64,
+    pub round: u64,
+    /// Every microbatch has its outcome. A replica begins this round when it holds nothing any more, and says Averaged
+    /// when it has ended it, or has nobody to average with; again whenever it hears of a round it has ended.
+    #[prost(bool, tag = "3")]
+    pub over: bool,
 }
 /// Nested message and enum types in `Ended`.
 pub mod ended {
@@ -712,6 +719,13 @@ pub mod ended {
         #[prost(bytes = "vec", tag = "3")]
         pub beyond: ::prost::alloc::vec::Vec<u8>,
     }
+}
+/// To a feeder at the end of its work.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Averaged {
+    /// The sender has ended this averaging round and all before it.
+    #[prost(uint64, tag = "1")]
+    pub round: u64,
 }
 /// Sign of life between neighbours, every second.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

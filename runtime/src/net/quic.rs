@@ -184,6 +184,7 @@ fn brief(message: &Message<Bytes>) -> String {
         Message::Claim { microbatches, .. } => format!("claim of {}", microbatches.len()),
         Message::Granted { granted, .. } => format!("grant of {}", granted.len()),
         Message::Ended { .. } => "ended".to_owned(),
+        Message::Averaged { round } => format!("averaged {}", round.0),
         Message::Beat(_) => "beat".to_owned(),
         Message::Averaging(message) => {
             format!("averaging {}.{}.{}", message.gathering.round.0, message.part.0, message.attempt.0)

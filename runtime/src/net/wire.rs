@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use swarmline_proto::v1;
+use swarmline_scheduler::averaging::Round;
 use swarmline_scheduler::{
     Attempt, Beat, CLAIM_MAX, Duration, Holding, Hop, Incarnation, Loss, Member, Membership, Message,
     MicrobatchId, PeerId, Purpose, Refusal, Role, SPAN_BYTES_MAX, SPANS_MAX, Span, StageIndex, Standing,
@@ -116,10 +117,11 @@ fn encode_word(message: &Message<Bytes>) -> Option<v1::frame::Message> {
         Message::Granted { granted, denied } => {
             Wire::Granted(v1::Granted { granted: ids(granted), denied: ids(denied) })
         }
-        Message::Ended { spans, finished } => {
+        Message::Ended { spans, round, over } => {
             let spans = spans.iter().map(encode_span).collect();
-            Wire::Ended(v1::Ended { spans, finished: *finished })
+            Wire::Ended(v1::Ended { spans, round: round.0, over: *over })
         }
+        Message::Averaged { round } => Wire::Averaged(v1::Averaged { round: round.0 }),
         Message::Beat(beat) => Wire::Beat(encode_beat(beat)),
         Message::Forward { .. }
         | Message::Backward { .. }
@@ -190,7 +192,10 @@ pub(super) fn decode_frame(frame: v1::Frame) -> Result<Message<u64>, WireError> 
         Wire::Granted(verdict) => {
             Message::Granted { granted: decode_ids(&verdict.granted)?, denied: decode_ids(&verdict.denied)? }
         }
-        Wire::Ended(ended) => Message::Ended { spans: decode_spans(ended.spans)?, finished: ended.finished },
+        Wire::Ended(ended) => {
+            Message::Ended { spans: decode_spans(ended.spans)?, round: Round(ended.round), over: ended.over }
+        }
+        Wire::Averaged(averaged) => Message::Averaged { round: Round(averaged.round) },
         Wire::Beat(beat) => Message::Beat(decode_beat(&beat)),
         Wire::Share(_)
         | Wire::KeptMean(_)

@@ -17,9 +17,9 @@ use swarmline_scheduler::averaging::Event as Averaged;
 use swarmline_scheduler::stage::{Completion, Done, Evaluation, Job};
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
 
-use super::executor::{Compute, Statistics};
+use super::executor::{Compute, Exported, Statistics};
 use crate::averaging::{self, Averager};
-use crate::config::Run;
+use crate::config::{Run, limits};
 use crate::error::Error;
 use crate::model::{Shard, ShardError, Upstream};
 use crate::optim::{Contribution, ParameterMut, StageOptimizer, StalenessHistogram};
@@ -398,8 +398,12 @@ impl<B: Backend> Compute for Engine<B> {
         self.average(job)
     }
 
-    fn export_state(&mut self) -> Result<Bytes, Error> {
-        Ok(self.export_state()?.into())
+    fn parts_min(&self) -> u32 {
+        self.index_sets().parts_min(limits::AVERAGING_PART_BYTES_MAX)
+    }
+
+    fn export_state(&mut self) -> Result<Exported, Error> {
+        Ok(Exported { version: self.optimizer.version(), bytes: self.export_state()?.into() })
     }
 
     fn import_state(&mut self, state: &[u8]) -> Result<(), Error> {

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use swarmline_scheduler::WeightVersion;
 use swarmline_scheduler::averaging::{APPLYING_MAX, Event as Averaged};
 use swarmline_scheduler::stage::{Completion, Job};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,8 +20,10 @@ pub(super) trait Compute {
     fn run(&mut self, job: Job<Bytes>) -> Option<Completion<Bytes>>;
     /// Does a job of an averaging round; `None` for jobs without an answer.
     fn average(&mut self, job: averaging::Job) -> Option<Averaged<Bytes>>;
+    /// Parts an index set must at least be cut into so that each fits a frame.
+    fn parts_min(&self) -> u32;
     /// A copy of the whole state, for a joiner.
-    fn export_state(&mut self) -> Result<Bytes, Error>;
+    fn export_state(&mut self) -> Result<Exported, Error>;
     /// Takes over a state from a donor, or changes nothing.
     fn import_state(&mut self, state: &[u8]) -> Result<(), Error>;
     /// Counters for reports.
@@ -40,11 +43,29 @@ pub(super) struct Statistics {
     pub staleness_max: u64,
 }
 
+/// A copy of a whole state.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Exported {
+    /// Updates in it.
+    pub(super) version: WeightVersion,
+    /// All of it.
+    pub(super) bytes: Bytes,
+}
+
+/// What comes back from the thread by itself.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// A job of a microbatch is done.
+    Completed(Completion<Bytes>),
+    /// A job of an averaging round is done.
+    Averaged(Averaged<Bytes>),
+}
+
 #[derive(Debug)]
 enum Task {
     Job(Job<Bytes>),
     Average(averaging::Job),
-    Export(oneshot::Sender<Result<Bytes, Error>>),
+    Export(oneshot::Sender<Result<Exported, Error>>),
     Import(Bytes, oneshot::Sender<Result<(), Error>>),
     Finish(Option<PathBuf>, oneshot::Sender<Result<(), Error>>),
 }
@@ -56,6 +77,7 @@ pub(super) struct Executor {
     completions: mpsc::Receiver<Completion<Bytes>>,
     averaged: mpsc::Receiver<Averaged<Bytes>>,
     statistics: watch::Receiver<Statistics>,
+    parts_min: u32,
 }
 
 /// Requests besides jobs that can lie in the channel: to copy a state, to take one, to finish.
@@ -78,7 +100,7 @@ impl Executor {
             .name("executor".to_owned())
             .spawn(move || match build() {
                 Ok(compute) => {
-                    let _ = built.send(Ok(()));
+                    let _ = built.send(Ok(compute.parts_min()));
                     let answers = Answers { completions: answers, averaged: averaging_answers };
                     work(compute, task_queue, &answers, &publish);
                 }
@@ -87,8 +109,8 @@ impl Executor {
                 }
             })
             .map_err(|error| Error::Thread { error })?;
-        ready.await.map_err(|_| Error::ExecutorGone)??;
-        Ok(Self { tasks, completions, averaged, statistics })
+        let parts_min = ready.await.map_err(|_| Error::ExecutorGone)??;
+        Ok(Self { tasks, completions, averaged, statistics, parts_min })
     }
 
     /// Hands over a job. The channel has room for every job the stage may have outstanding.
@@ -96,33 +118,34 @@ impl Executor {
         self.tasks.try_send(Task::Job(job)).map_err(|_| Error::ExecutorGone)
     }
 
-    /// The next answer.
-    pub(super) async fn completion(&mut self) -> Result<Completion<Bytes>, Error> {
-        self.completions.recv().await.ok_or(Error::ExecutorGone)
+    /// The next answer to a job of either kind.
+    pub(super) async fn answer(&mut self) -> Result<Answer, Error> {
+        tokio::select! {
+            Some(completion) = self.completions.recv() => Ok(Answer::Completed(completion)),
+            Some(event) = self.averaged.recv() => Ok(Answer::Averaged(event)),
+            else => Err(Error::ExecutorGone),
+        }
+    }
+
+    /// Parts an index set must at least be cut into so that each fits a frame.
+    pub(super) fn parts_min(&self) -> u32 {
+        self.parts_min
     }
 
     /// Hands over a job of an averaging round. The channel has room for every one that may be outstanding.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the server drives it when it averages"))]
     pub(super) fn average(&self, job: averaging::Job) -> Result<(), Error> {
         self.tasks.try_send(Task::Average(job)).map_err(|_| Error::ExecutorGone)
     }
 
-    /// The next answer to a job of an averaging round.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the server drives it when it averages"))]
-    pub(super) async fn averaged(&mut self) -> Result<Averaged<Bytes>, Error> {
-        self.averaged.recv().await.ok_or(Error::ExecutorGone)
-    }
-
     /// A copy of the whole state, between two jobs.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the server drives it when it averages"))]
-    pub(super) async fn export_state(&self) -> Result<Bytes, Error> {
-        self.request(Task::Export).await
+    pub(super) fn export_state(&self) -> impl Future<Output = Result<Exported, Error>> + use<> {
+        let tasks = self.tasks.clone();
+        async move { request(&tasks, Task::Export).await }
     }
 
     /// Takes over a state from a donor, between two jobs; if it is refused, nothing has changed.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the server drives it when it averages"))]
     pub(super) async fn import_state(&self, state: Bytes) -> Result<(), Error> {
-        self.request(|answer| Task::Import(state, answer)).await
+        request(&self.tasks, |answer| Task::Import(state, answer)).await
     }
 
     /// Counters after the last job done.
@@ -132,17 +155,17 @@ impl Executor {
 
     /// After all jobs handed over: writes the weights to `save`, if there is such a path.
     pub(super) async fn finish(&self, save: Option<PathBuf>) -> Result<(), Error> {
-        self.request(|answer| Task::Finish(save, answer)).await
+        request(&self.tasks, |answer| Task::Finish(save, answer)).await
     }
+}
 
-    async fn request<T>(
-        &self,
-        task: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Task,
-    ) -> Result<T, Error> {
-        let (answer, answered) = oneshot::channel();
-        self.tasks.send(task(answer)).await.map_err(|_| Error::ExecutorGone)?;
-        answered.await.map_err(|_| Error::ExecutorGone)?
-    }
+async fn request<T>(
+    tasks: &mpsc::Sender<Task>,
+    task: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Task,
+) -> Result<T, Error> {
+    let (answer, answered) = oneshot::channel();
+    tasks.send(task(answer)).await.map_err(|_| Error::ExecutorGone)?;
+    answered.await.map_err(|_| Error::ExecutorGone)?
 }
 
 /// Where the thread's answers go.
@@ -179,7 +202,9 @@ fn work(
                 let _ = answer.send(compute.export_state());
             }
             Task::Import(state, answer) => {
-                let _ = answer.send(compute.import_state(&state));
+                let imported = compute.import_state(&state);
+                statistics.send_replace(compute.statistics());
+                let _ = answer.send(imported);
             }
             Task::Finish(save, answer) => {
                 let _ = answer.send(compute.finish(save.as_deref()));

@@ -1,4 +1,4 @@
-//! A volunteer's way into a run: preflight, placement, shard, service, farewell.
+//! A volunteer's way into a run: preflight, placement, shard, the state of the others, service, farewell.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use swarmline_scheduler::stage::Config;
 use swarmline_scheduler::{Membership, Role, StageIndex};
 use tokio::sync::watch;
 
+use super::download::{self, Beginning, Newcomer};
 use super::engine::{Engine, Learning};
 use super::executor::Executor;
 use super::ledger::Ledger;
@@ -39,7 +40,7 @@ pub struct JoinOptions {
     pub threads: usize,
     /// Where to write the stage's weights at the end.
     pub save: Option<PathBuf>,
-    /// Where to take initial weights from, instead of the run's seed.
+    /// Where to take initial weights from, instead of the run's seed or another replica of the stage.
     pub resume: Option<PathBuf>,
     /// Where to record every parameter that was ever present in this process.
     pub parameter_log: Option<PathBuf>,
@@ -154,10 +155,10 @@ impl Entered {
         };
         tokio::select! {
             () = stop.as_mut() => Ok(()),
-            server = self.prepare(stage, options, reporter) => {
-                let server = server?;
-                server.serve(reporter, options.save.as_deref(), stop).await
-            }
+            server = self.prepare(stage, options, reporter) => match server? {
+                Some(server) => server.serve(reporter, options.save.as_deref(), stop).await,
+                None => Ok(()),
+            },
         }
     }
 
@@ -172,13 +173,14 @@ impl Entered {
         }
     }
 
-    /// Builds the shard and opens the data plane, then tells the coordinator.
+    /// Builds the shard, opens the data plane and takes over what others of the stage have learned, then tells the
+    /// coordinator; `None` if the run ends first.
     async fn prepare(
         &mut self,
         stage: StageIndex,
         options: &JoinOptions,
         reporter: &Reporter,
-    ) -> Result<Server, Error> {
+    ) -> Result<Option<Server>, Error> {
         let layers = self.run.layers_of(stage);
         reporter.tell(&Event::Placed {
             stage: stage.0,
@@ -205,10 +207,26 @@ impl Entered {
         };
         let socket = self.socket.take();
         let socket = socket.ok_or_else(|| Error::Defect("a replica is prepared once".to_owned()))?;
-        let (plane, arrivals, trust) = start_plane(&plan, socket, &self.table.borrow())?;
+        let (plane, mut arrivals, trust) = start_plane(&plan, socket, &self.table.borrow())?;
+        let clock = Clock::start();
+        if options.resume.is_none() {
+            let wiring = download::Wiring {
+                executor: &executor,
+                plane: &plane,
+                arrivals: &mut arrivals,
+                trust: &trust,
+                table: &mut self.table,
+                heart: &mut self.heart,
+                reporter,
+                clock,
+            };
+            if Newcomer::new(&self.run, me, stage, wiring).take_state().await? == Beginning::None {
+                return Ok(None);
+            }
+        }
         self.control.ready(stage).await?;
         reporter.tell(&Event::Serving { stage: stage.0 });
-        Ok(Server::new(
+        Ok(Some(Server::new(
             config,
             &self.run,
             Wiring {
@@ -221,8 +239,8 @@ impl Entered {
                 control: self.control.clone(),
                 ledger: options.ledger.as_deref().map(Ledger::open).transpose()?,
             },
-            Clock::start(),
-        ))
+            clock,
+        )))
     }
 
     async fn start_executor(

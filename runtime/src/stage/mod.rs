@@ -1,11 +1,16 @@
 //! One replica of a stage: the thread that computes and the loop around it.
 //!
 //! `engine` is what is done to a microbatch, `executor` the thread that does it, `server` the loop that asks the
-//! scheduler what to do, `join` the way in and out. `transit` is a stage's state on its way to a joining replica.
+//! scheduler what to do, `join` the way in, `leave` the way out. `average` drives the rounds of the replica. `transit`
+//! is a stage's state on its way to a joining replica, which `download`s what others `donate`.
 
+mod average;
+mod donate;
+mod download;
 mod engine;
 mod executor;
 mod join;
+mod leave;
 mod ledger;
 mod server;
 mod transit;

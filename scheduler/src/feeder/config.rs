@@ -38,7 +38,8 @@ pub struct Config {
     pub tell_every: Duration,
     /// Ids asked for at a time. Default 1,024.
     pub lease_count: u64,
-    /// When replicas carry their contributions on to others. Default never.
+    /// When replicas carry their contributions on to others: how averaging rounds are counted, and how many end a run.
+    /// Default never.
     pub carrying: Option<Carrying>,
     /// Which rule to break, to see whether the tests notice.
     #[cfg(test)]

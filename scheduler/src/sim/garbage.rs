@@ -1,5 +1,6 @@
 //! Messages nobody of sound mind would send.
 
+use crate::averaging::Round;
 use crate::{
     Attempt, Beat, Holding, Hop, Incarnation, Loss, Message, MicrobatchId, PeerId, Purpose, Refusal, Rng,
     Span, StageIndex, WeightVersion,
@@ -36,7 +37,8 @@ pub(super) fn message(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Messag
         7 => Message::Claim { stage: StageIndex(9), microbatches: vec![microbatch] },
         8 => Message::Ended {
             spans: vec![Span { first: 0, below: u64::MAX, beyond: vec![255; 3] }],
-            finished: rng.next_u64(),
+            round: Round(rng.next_u64()),
+            over: rng.chance(1, 2),
         },
         9 => Message::Beat(Beat { credit: u32::MAX, ..Beat::default() }),
         _ => Message::Refused { microbatch, by: hop(rng, peers), reason: Refusal::NonFinite },

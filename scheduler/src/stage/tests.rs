@@ -209,7 +209,7 @@ fn denied(ids: &[MicrobatchId]) -> Message<Payload> {
 
 /// Everything below 100 has its outcome.
 fn ended() -> Message<Payload> {
-    Message::Ended { spans: vec![Span { first: 0, below: 100, beyond: Vec::new() }], finished: 100 }
+    Message::Ended { spans: vec![Span { first: 0, below: 100, beyond: Vec::new() }], round: crate::averaging::Round(0), over: false }
 }
 
 fn refused(by: Hop, reason: Refusal) -> Action<Payload> {

@@ -120,7 +120,12 @@ fn words(microbatch: MicrobatchId, attempt: Attempt) -> Vec<Message<Bytes>> {
         Message::Held { microbatch, holder: hop(Some(2)) },
         Message::Claim { stage: StageIndex(3), microbatches: microbatches.clone() },
         Message::Granted { granted: microbatches, denied: Vec::new() },
-        Message::Ended { spans: vec![Span { first: 1, below: 5, beyond: vec![3, 0, 1] }], finished: 6 },
+        Message::Ended {
+            spans: vec![Span { first: 1, below: 5, beyond: vec![3, 0, 1] }],
+            round: Round(6),
+            over: true,
+        },
+        Message::Averaged { round: Round(7) },
         Message::Beat(beat),
         Message::Beat(Beat { service: None, ..beat }),
     ];

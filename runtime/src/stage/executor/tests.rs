@@ -21,9 +21,9 @@ async fn a_state_goes_from_one_thread_to_another() {
     let (donor, joiner) = (executor(1).await, executor(2).await);
     let state = donor.export_state().await.unwrap();
     assert_ne!(joiner.export_state().await.unwrap(), state);
-    joiner.import_state(state.clone()).await.unwrap();
+    joiner.import_state(state.bytes.clone()).await.unwrap();
     assert_eq!(joiner.export_state().await.unwrap(), state);
-    assert!(matches!(joiner.import_state(state.slice(1..)).await, Err(Error::State(_))));
+    assert!(matches!(joiner.import_state(state.bytes.slice(1..)).await, Err(Error::State(_))));
 }
 
 #[tokio::test]
@@ -31,14 +31,16 @@ async fn means_and_the_end_of_a_round_find_room() {
     let mut executor = executor(1).await;
     let round = Round(3);
     executor.average(averaging::Job::Snapshot { round, set: round.set(20), parts: 2 }).unwrap();
-    let Averaged::Snapshot { parts, .. } = executor.averaged().await.unwrap() else { panic!("no snapshot") };
+    let Answer::Averaged(Averaged::Snapshot { parts, .. }) = executor.answer().await.unwrap() else {
+        panic!("no snapshot")
+    };
     for _ in 0..APPLYING_MAX {
         let job = averaging::Job::Apply { round, part: PartIndex(1), mean: parts[1].clone() };
         executor.average(job).unwrap();
     }
     executor.average(averaging::Job::Finish { round, complete: true }).unwrap();
     for _ in 0..APPLYING_MAX {
-        let answer = executor.averaged().await.unwrap();
-        assert!(matches!(answer, Averaged::Applied { applied: true, .. }));
+        let answer = executor.answer().await.unwrap();
+        assert!(matches!(answer, Answer::Averaged(Averaged::Applied { applied: true, .. })));
     }
 }

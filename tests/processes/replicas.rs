@@ -1,0 +1,116 @@
+//! Replicas of one stage: they end with the same weights, and who joins takes over what the others have learned.
+
+use std::collections::BTreeSet;
+
+use swarmline::report::{Event, FeederReport};
+
+use crate::process::Process;
+use crate::recipe::Recipe;
+use crate::swarm::{Swarm, account, last_word, serving};
+
+/// Stopped by a person before the work was done.
+const INTERRUPTED: i32 = 130;
+
+#[test]
+fn replicas_of_a_stage_save_equal_weights() {
+    let mut swarm = Swarm::coordinate(&recipe(2, 120));
+    let mut replicas: Vec<Process> = (0..2).map(|index| start_saving(&swarm, index)).collect();
+    replicas.iter_mut().for_each(|replica| assert_eq!(serving(replica), 0));
+    let mut feeder = swarm.start_feeder(&[]);
+    assert_eq!(feeder.end(), 0);
+    assert_sound(&account(&mut feeder));
+    for replica in &mut replicas {
+        assert_eq!(replica.end(), 0, "{}", replica.errors());
+        let report = last_word(replica);
+        assert!(report.done > 0 && report.rounds > 0 && report.parts_applied > 0, "{report:?}");
+    }
+    assert_eq!(swarm.coordinator.end(), 0);
+    let weights: Vec<Vec<u8>> = (0..2).map(|index| tensors(&swarm, index)).collect();
+    assert!(weights[0] == weights[1], "the weights differ");
+}
+
+#[test]
+fn a_newcomer_takes_over_from_the_others_when_one_of_them_was_killed() {
+    let mut swarm = Swarm::coordinate(&recipe(3, 1_000_000));
+    let mut replicas: Vec<Process> = (0..3).map(|index| start(&swarm, index)).collect();
+    replicas.iter_mut().for_each(|replica| assert_eq!(serving(replica), 0));
+    let mut feeder = swarm.start_feeder(&[]);
+    wait_for(&mut feeder, 40);
+    replicas.remove(0).kill();
+    replicas.push(start(&swarm, 3));
+    let version = replicas[2].hear("whose state it took", |event| match event {
+        Event::StateTaken { version, .. } => Some(version),
+        _ => None,
+    });
+    assert!(version > 0, "the donor had learned");
+    replicas[2].hear("that it has learned", |event| match event {
+        Event::Replica(report) => (report.done > 0 && report.rounds > 0).then_some(()),
+        _ => None,
+    });
+    feeder.interrupt();
+    assert_eq!(feeder.end(), INTERRUPTED);
+    assert_sound(&account(&mut feeder));
+    for replica in &mut replicas {
+        replica.interrupt();
+        assert_eq!(replica.end(), 0, "{}", replica.errors());
+    }
+    swarm.coordinator.interrupt();
+    assert_eq!(swarm.coordinator.end(), INTERRUPTED);
+    assert_disjoint(&swarm, 4);
+}
+
+/// One stage with this many replicas, averaged a set after every few microbatches.
+fn recipe(replicas: usize, updates: u64) -> Recipe {
+    let more = "[averaging]\nevery = 4\nsets = 5\n".to_owned();
+    Recipe { stages: 1, replicas, updates, more, ..Recipe::asynchronous() }
+}
+
+fn start(swarm: &Swarm, index: usize) -> Process {
+    let ledger = swarm.folder.argument(ledger_of(index));
+    swarm.start_replica(&format!("replica {index}"), &["--ledger", &ledger])
+}
+
+fn ledger_of(index: usize) -> String {
+    format!("ledger-{index}.txt")
+}
+
+fn start_saving(swarm: &Swarm, index: usize) -> Process {
+    let weights = swarm.folder.argument(weights_of(index));
+    swarm.start_replica(&format!("replica {index}"), &["--save", &weights])
+}
+
+fn weights_of(index: usize) -> String {
+    format!("weights-{index}.safetensors")
+}
+
+/// The numbers of a file of weights. The metadata before them say how many updates there were, which differs.
+fn tensors(swarm: &Swarm, index: usize) -> Vec<u8> {
+    let bytes = std::fs::read(swarm.folder.file(weights_of(index))).unwrap();
+    let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
+    let header = usize::try_from(u64::from_le_bytes(*length)).unwrap();
+    rest[header..].to_vec()
+}
+
+/// Waits until this many microbatches are done.
+fn wait_for(feeder: &mut Process, done: u64) {
+    feeder.hear("progress", |event| match event {
+        Event::Progress(report) => (report.done >= done).then_some(()),
+        _ => None,
+    });
+}
+
+fn assert_sound(account: &FeederReport) {
+    assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0), "{account:?}");
+    assert_eq!(account.injected, account.finished, "{account:?}");
+}
+
+/// No microbatch was applied by two replicas, dead or alive.
+fn assert_disjoint(swarm: &Swarm, replicas: usize) {
+    let mut applied = BTreeSet::new();
+    for index in 0..replicas {
+        for line in std::fs::read_to_string(swarm.folder.file(ledger_of(index))).unwrap().lines() {
+            assert!(applied.insert(line.to_owned()), "{line} was applied twice");
+        }
+    }
+    assert!(!applied.is_empty());
+}
