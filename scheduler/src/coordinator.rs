@@ -146,8 +146,6 @@ pub struct Coordinator {
     version: u64,
     entries: BTreeMap<PeerId, Entry>,
     leases: LeaseBook,
-    /// Every stage was served at once before: weights have been trained, so nobody may start a stage over.
-    ran: bool,
     finished: bool,
     /// The members differ from the table published last.
     changed: bool,
@@ -163,7 +161,6 @@ impl Coordinator {
             version: 0,
             entries: BTreeMap::new(),
             leases: LeaseBook::default(),
-            ran: false,
             finished: false,
             changed: false,
             actions: VecDeque::new(),
@@ -378,7 +375,6 @@ impl Coordinator {
     }
 
     fn publish(&mut self) {
-        self.ran |= self.state() == RunState::Running;
         if std::mem::take(&mut self.changed) {
             self.version += 1;
             self.actions.push_back(Action::Membership(self.membership()));

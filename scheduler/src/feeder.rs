@@ -6,18 +6,18 @@
 //! home through stage 0 it is finished; when somebody refuses it, it is refused; there is no other end. A replica that
 //! is lost with it costs another sending. Evaluations wait until no training microbatch is in flight, so that the
 //! figure belongs to one set of weights. When everything has its outcome, replicas of a stage average once more, all
-//! they have (`closing`).
+//! they have (`rounds`).
 //!
 //! Everything that must survive this process goes into a journal first; [`Feeder::resume`] goes on from it.
 
 mod announcement;
-mod closing;
 mod config;
 mod contributions;
 mod evaluation;
 mod grants;
 mod journal;
 mod ranges;
+mod rounds;
 #[cfg(test)]
 mod tests;
 
@@ -25,28 +25,27 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 
 use crate::averaging::{MEMBERS_MAX, Participant, Round};
+use crate::mutation::Mutation;
 use crate::neighbours::Neighbours;
 use crate::router::{Choice, Router, Settled};
 use crate::sending::{Neighbour, Sendings};
-#[cfg(test)]
-use crate::sim::Mutation;
 use crate::{
     Admission, Attempt, Holding, Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId,
     PeerTable, Purpose, Refusal, StageIndex, Time, Verdict, WeightVersion, Window,
 };
 
-pub use closing::CLOSING_PATIENCE;
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
 pub use contributions::Carrying;
 pub use evaluation::Measured;
 pub use journal::Record;
+pub use rounds::ROUND_PATIENCE;
 
 use announcement::Announcement;
-use closing::Closing;
 use contributions::Contributions;
 use evaluation::Evaluation;
 use grants::{Grants, Ruling};
 use ranges::Ranges;
+use rounds::{Rounds, Training};
 
 /// What happens to a feeder.
 #[derive(Clone, Debug)]
@@ -173,7 +172,7 @@ pub enum Reason {
     NeighbourSilent,
     /// Replicas expect to hear which microbatches have their outcome.
     TellDue,
-    /// A replica has not ended one of the last averaging rounds.
+    /// A replica has not ended an averaging round.
     RoundExpires,
 }
 
@@ -250,11 +249,13 @@ pub struct Feeder<P> {
     grants: Grants,
     contributions: Contributions,
     announcement: Announcement,
-    closing: Closing,
+    rounds: Rounds,
     counts: Counts,
     admitted: u64,
     lease_asked: Option<Time>,
     paused_until: Option<Time>,
+    /// No answer is overdue before.
+    check_at: Option<Time>,
     tell_at: Time,
     now: Time,
     stopped: bool,
@@ -269,7 +270,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let (table, carrying) = (PeerTable::new(config.peer), config.carrying);
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
-        let closing = Closing::new(carrying.map_or(0, |carrying| carrying.sets));
         Self {
             config,
             table,
@@ -285,11 +285,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             grants: Grants::default(),
             contributions: Contributions::new(carrying),
             announcement: Announcement::default(),
-            closing,
+            rounds: Rounds::new(carrying),
             counts: Counts::default(),
             admitted: 0,
             lease_asked: None,
             paused_until: None,
+            check_at: None,
             tell_at: Time::default(),
             now: Time::default(),
             stopped: false,
@@ -336,7 +337,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             Record::Granted { microbatch, to } => {
                 self.grants.claim(microbatch, to);
-                self.contributions.grant(to, self.counts.finished);
+                self.contributions.grant(to, self.rounds.called());
             }
             Record::Ended { microbatch, outcome } => {
                 self.open.remove(&microbatch);
@@ -370,7 +371,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.admit();
             self.send_drawn(now);
         }
-        self.close(now);
+        self.call_round(now);
         self.tell_ended(now);
         self.notice_done();
     }
@@ -383,14 +384,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// When to call again with [`Event::Timeout`] at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        let asked = self.open.values().filter_map(|open| Some(open.asked()? + self.patience(open))).min();
-        let ask = asked.map(|at| (at, Reason::AnswerOverdue));
+        let ask = self.check_at.map(|at| (at, Reason::AnswerOverdue));
         let lease = self.lease_asked.map(|at| (at + LEASE_RETRY, Reason::LeaseRetry));
         let pause = self.paused_until.map(|until| (until, Reason::PauseEnds));
         let release = self.table.next_release(self.now).map(|until| (until, Reason::QuarantineEnds));
         let tell = Some((self.tell_at, Reason::TellDue));
         let silent = self.neighbours.next_change(self.now).map(|at| (at, Reason::NeighbourSilent));
-        let round = self.closing.deadline().map(|at| (at, Reason::RoundExpires));
+        let round = self.rounds.deadline().map(|at| (at, Reason::RoundExpires));
         [ask, lease, pause, release, tell, silent, round].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
@@ -471,8 +471,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return false;
         };
         let attempt = open.sendings.add(hop);
-        open.phase = Phase::Sent { asked: now };
-        self.router.on_sent(now, hop, microbatch);
+        self.sent(now, microbatch, hop);
         self.ask(microbatch, Neighbour { hop, attempt });
         true
     }
@@ -490,7 +489,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let Some(ids) = open.ids.clone() else { return true };
         let (purpose, again, anew) = (open.purpose, open.sendings.any(), open.lost);
         let attempt = open.sendings.add(to);
-        open.phase = Phase::Sent { asked: now };
         let message = Message::Forward {
             microbatch,
             attempt,
@@ -506,9 +504,19 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.actions.push_back(Action::Journal(Record::Sent { microbatch, to }));
             self.count_sent(microbatch, again, anew);
         }
-        self.router.on_sent(now, to, microbatch);
+        self.sent(now, microbatch, to);
         self.actions.push_back(Action::Send { to: to.peer, message });
         true
+    }
+
+    /// The answer of `to` is awaited.
+    fn sent(&mut self, now: Time, microbatch: MicrobatchId, to: Hop) {
+        self.router.on_sent(now, to, microbatch);
+        if let Some(open) = self.open.get_mut(&microbatch) {
+            open.phase = Phase::Sent { asked: now };
+            let at = now + self.config.patience(open.purpose);
+            self.check_at = Some(self.check_at.map_or(at, |known| known.min(at)));
+        }
     }
 
     fn count_sent(&mut self, microbatch: MicrobatchId, again: bool, anew: bool) {
@@ -541,8 +549,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return;
         }
         self.tell_at = now + self.config.tell_every;
-        let (spans, over) = (self.announcement.tell(), self.closing.opened() > 0);
-        let message = Message::Ended { spans, round: self.round(), over };
+        let spans = self.announcement.tell();
+        let message = Message::Ended { spans, round: self.rounds.now(), over: self.rounds.closes() };
         let replicas: Vec<PeerId> = (0..self.config.stages)
             .flat_map(|stage| self.table.hops(StageIndex(stage)))
             .map(|hop| hop.peer)
@@ -683,25 +691,17 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     fn may_claim(&self, claimant: &Hop) -> bool {
-        #[cfg(test)]
-        if self.config.mutation == Some(Mutation::IgnoreIncarnation) {
-            return true;
-        }
-        self.table.placed(claimant) && claimant.stage.is_some()
+        let placed = self.table.placed(claimant) || self.config.breaks(Mutation::IgnoreIncarnation);
+        placed && claimant.stage.is_some()
     }
 
     fn grant(&mut self, microbatch: MicrobatchId, claimant: Hop) -> bool {
-        #[cfg(test)]
-        if self.config.mutation == Some(Mutation::GrantTwice) {
-            self.grants.claim(microbatch, claimant);
-            return true;
-        }
         let ruling = self.grants.claim(microbatch, claimant);
         if ruling == Ruling::New {
-            self.contributions.grant(claimant, self.counts.finished);
+            self.contributions.grant(claimant, self.rounds.called());
             self.actions.push_back(Action::Journal(Record::Granted { microbatch, to: claimant }));
         }
-        ruling != Ruling::Denied
+        ruling != Ruling::Denied || self.config.breaks(Mutation::GrantTwice)
     }
 
     fn on_evaluated(
@@ -771,7 +771,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             let gone: Vec<Hop> =
                 self.contributions.hops().filter(|hop| !table.placed(hop)).copied().collect();
             for hop in gone {
-                self.counts.contributions_lost += self.contributions.lose(&hop, self.counts.finished);
+                self.counts.contributions_lost += self.contributions.lose(&hop);
             }
             self.lose(now, |hop| !table.placed(hop));
             self.table = table;
@@ -802,8 +802,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Asks replicas that owe an answer; sends evaluations again, which nobody can be asked for.
     fn ask_overdue(&mut self, now: Time) {
+        if self.check_at.is_none_or(|at| at > now) {
+            return;
+        }
         let overdue: Vec<_> = (self.open.iter())
-            .filter(|(_, open)| open.asked().is_some_and(|asked| asked + self.patience(open) <= now))
+            .filter(|(_, open)| self.due(open).is_some_and(|due| due <= now))
             .filter_map(|(&id, open)| Some((id, open.trains(), open.awaited()?)))
             .collect();
         for (id, trains, awaited) in overdue {
@@ -816,6 +819,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 *asked = now;
             }
         }
+        self.check_at = self.open.values().filter_map(|open| self.due(open)).min();
+    }
+
+    /// When an answer about `open` is overdue.
+    fn due(&self, open: &Open<P>) -> Option<Time> {
+        Some(open.asked()? + self.config.patience(open.purpose))
     }
 
     fn ask(&mut self, microbatch: MicrobatchId, whom: Neighbour) {
@@ -832,11 +841,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return self.settle(now, id, Outcome::Unanswered);
         }
         self.send_anew(now, id, Settled::Lost);
-    }
-
-    /// How long an answer about `open` is waited for.
-    fn patience(&self, open: &Open<P>) -> crate::Duration {
-        if open.trains() { self.config.ask_after } else { self.config.evaluation_patience }
     }
 
     // --- Evaluations and the end ----------------------------------------------------------------------------
@@ -922,16 +926,15 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// The averaging round the run is in.
-    fn round(&self) -> Round {
-        let every = self.config.carrying.map_or(0, |carrying| carrying.every);
-        let trained = Round::at(self.counts.finished, every);
-        Round(trained.map_or(0, |round| round.0) + self.closing.opened())
-    }
-
-    /// With every outcome known, lets replicas of a stage average all they have, one set after the other.
-    fn close(&mut self, now: Time) {
-        if self.settled() && !self.stopped && self.closing.proceed(now, &self.averaging()) {
+    /// Lets replicas of a stage average the next index set, if it is time.
+    fn call_round(&mut self, now: Time) {
+        let over = self.settled() && !self.stopped && !self.done;
+        let training = Training { finished: self.counts.finished, over };
+        if self.config.carrying.is_none() && !over {
+            return;
+        }
+        let members = self.averaging();
+        if self.rounds.proceed(now, training, &members) {
             self.tell_at = now;
         }
     }
@@ -940,9 +943,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if self.table.get(from.peer, from.incarnation).is_none() {
             return self.counts.foreign += 1;
         }
-        if round >= self.round() {
-            self.closing.ended(from);
-        }
+        self.rounds.ended(from, round);
     }
 
     /// The replicas that have somebody to average with.
@@ -963,7 +964,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     fn notice_done(&mut self) {
-        if !self.done && self.settled() && (self.stopped || self.closing.is_over()) {
+        if !self.done && self.settled() && (self.stopped || self.rounds.is_over()) {
             self.done = true;
             self.actions.push_back(Action::Done);
         }

@@ -53,6 +53,8 @@ pub enum Verdict {
 pub struct Health {
     watched: BTreeMap<(PeerId, Incarnation), Watched>,
     link: Link,
+    /// No verdict changes before, unless something is heard that resets this.
+    quiet_until: Time,
 }
 
 #[derive(Clone, Debug)]
@@ -77,6 +79,7 @@ impl Health {
     /// Begins to watch a start of a peer; nothing changes if it is watched already. It has [`FIRST_BEAT`] for its
     /// first heartbeat before its silence counts.
     pub fn watch(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
+        self.quiet_until = Time::default();
         if self.watched.is_empty() {
             self.link.sign(now, 0);
         }
@@ -86,11 +89,13 @@ impl Health {
 
     /// Stops watching.
     pub fn forget(&mut self, peer: PeerId, incarnation: Incarnation) {
+        self.quiet_until = Time::default();
         self.watched.remove(&(peer, incarnation));
     }
 
     /// A heartbeat arrived.
     pub fn heard(&mut self, now: Time, peer: PeerId, incarnation: Incarnation, beat: Beat) {
+        self.quiet_until = Time::default();
         self.link.sign(now, self.watched.len());
         let at = self.clock(now);
         if let Some(watched) = self.watched.get_mut(&(peer, incarnation)) {
@@ -102,9 +107,12 @@ impl Health {
 
     /// Another message arrived: a sign of life that says nothing about the rhythm.
     pub fn message(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
-        self.link.sign(now, self.watched.len());
+        self.reached(now);
         let at = self.clock(now);
         if let Some(watched) = self.watched.get_mut(&(peer, incarnation)) {
+            if watched.told != Verdict::Healthy {
+                self.quiet_until = Time::default();
+            }
             watched.sign(at);
         }
     }
@@ -112,6 +120,9 @@ impl Health {
     /// Something arrived from somebody who is not watched, such as the coordinator: the own link works. Without
     /// such witnesses the death of all who are watched is not told from that of the own link.
     pub fn reached(&mut self, now: Time) {
+        if self.link.is_down(now, self.watched.len()) {
+            self.quiet_until = Time::default();
+        }
         self.link.sign(now, self.watched.len());
     }
 
@@ -122,6 +133,7 @@ impl Health {
             return;
         }
         if let Some(watched) = self.watched.get_mut(&(peer, incarnation)) {
+            self.quiet_until = Time::default();
             watched.gone = true;
         }
     }
@@ -135,6 +147,9 @@ impl Health {
 
     /// Verdicts that are not what this said last, by peer id; a newly watched peer is taken to have been healthy.
     pub fn changes(&mut self, now: Time) -> Vec<(PeerId, Incarnation, Verdict)> {
+        if now < self.quiet_until {
+            return Vec::new();
+        }
         let at = self.clock(now);
         let mut changes = Vec::new();
         for (&(peer, incarnation), watched) in &mut self.watched {
@@ -143,6 +158,7 @@ impl Health {
                 changes.push((peer, incarnation, verdict));
             }
         }
+        self.quiet_until = self.next_change(now).unwrap_or(Time(u64::MAX));
         changes
     }
 

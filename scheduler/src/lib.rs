@@ -21,6 +21,7 @@ mod id;
 mod lease;
 mod ledger;
 mod message;
+mod mutation;
 mod neighbours;
 mod peer;
 pub mod placement;

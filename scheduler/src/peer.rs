@@ -95,10 +95,16 @@ impl PeerTable {
         })
     }
 
+    /// Whether somebody serves `stage`.
+    #[must_use]
+    pub fn serves(&self, stage: StageIndex) -> bool {
+        self.stages.contains_key(&stage)
+    }
+
     /// Whether every stage below `stages` has somebody who serves it.
     #[must_use]
     pub fn serves_all(&self, stages: u16) -> bool {
-        (0..stages).all(|stage| self.stages.contains_key(&StageIndex(stage)))
+        (0..stages).all(|stage| self.serves(StageIndex(stage)))
     }
 
     /// Replicas of `stage` a microbatch may be sent to now, by peer id; at most

@@ -4,6 +4,7 @@
 //! The machines are the very types production runs. What they do is watched by a [`judge::Judge`], a reference model
 //! that knows what must hold whatever happens.
 
+mod alarms;
 mod executor;
 mod fault;
 mod garbage;
@@ -23,29 +24,13 @@ use crate::{
     Standing, Time, coordinator, feeder, stage,
 };
 
+use alarms::{Alarms, Machine};
 use executor::time_between;
 use fault::Fault;
 use judge::Judge;
 use network::{Fate, Network};
 use node::{FeederNode, Liveness, ReplicaNode, address, coordinator_key, feeder_key};
 use scenario::Scenario;
-
-/// Rules to break on purpose: each must be noticed by the judge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mutation {
-    /// A replica throws its output away when it has handed it on.
-    ReleaseEarly,
-    /// A feeder grants whatever is claimed.
-    GrantTwice,
-    /// A slot is free again when the microbatch was handed on.
-    SlotEarly,
-    /// Another start of a peer is taken for the peer.
-    IgnoreIncarnation,
-    /// What is sent downstream carries the number of what came from upstream.
-    OneAttempt,
-    /// Nobody is asked before a microbatch is sent anew.
-    ForwardUnasked,
-}
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long a connection to a silent peer lives.
@@ -80,6 +65,7 @@ pub(crate) struct World {
     steps: u64,
     /// Ordered by time, then by when it was sent off: no ties.
     queue: BTreeMap<(Time, u64), Delivery>,
+    alarms: Alarms,
     coordinator: Coordinator,
     feeder: FeederNode,
     replicas: Vec<ReplicaNode>,
@@ -98,6 +84,7 @@ impl World {
             sequence: 0,
             steps: 0,
             queue: BTreeMap::new(),
+            alarms: Alarms::default(),
             coordinator: Coordinator::new(config),
             feeder: FeederNode::default(),
             replicas,
@@ -119,6 +106,9 @@ impl World {
 
     fn open(&mut self) {
         self.send_in(Duration::ZERO, Delivery::StartFeeder);
+        if let Some(at) = self.scenario.stop_at {
+            self.send_in(at, Delivery::Feeder(Incarnation(1), feeder::Event::Stop));
+        }
         for index in 0..self.replicas.len() {
             self.soon(Delivery::Join(index));
         }
@@ -152,27 +142,29 @@ impl World {
 
     /// Fires the first timeout that is due before the next delivery.
     fn wake(&mut self, due: Option<Time>) -> bool {
-        let before = |at: &Time| due.is_none_or(|due| *at <= due);
-        let feeder = self.feeder.machine.as_ref().and_then(|feeder| feeder.poll_timeout());
-        let feeder = feeder.map(|(at, _)| at).filter(before);
-        let coordinator = self.coordinator.poll_timeout().map(|(at, _)| at).filter(before);
-        let awake =
-            self.replicas.iter().enumerate().filter(|(_, replica)| replica.liveness == Liveness::Awake);
-        let stages =
-            awake.filter_map(|(index, replica)| Some((replica.stage.as_ref()?.poll_timeout()?.0, index)));
-        let replica = stages.filter(|(at, _)| before(at)).min();
-        let Some(at) = [feeder, coordinator, replica.map(|(at, _)| at)].into_iter().flatten().min() else {
-            return false;
-        };
+        let Some((at, machine)) = self.alarms.pop_until(due) else { return false };
         self.now = self.now.max(at);
-        if feeder == Some(at) {
-            self.at_feeder(feeder::Event::Timeout);
-        } else if coordinator == Some(at) {
-            self.at_coordinator(coordinator::Event::Timeout);
-        } else if let Some((_, index)) = replica {
-            self.at_replica(index, stage::Event::Timeout);
+        match machine {
+            Machine::Feeder => self.at_feeder(feeder::Event::Timeout),
+            Machine::Coordinator => self.at_coordinator(coordinator::Event::Timeout),
+            Machine::Replica(index) => {
+                if self.replicas[index].liveness == Liveness::Awake {
+                    self.at_replica(index, stage::Event::Timeout);
+                }
+            }
         }
         true
+    }
+
+    fn set_alarm(&mut self, machine: Machine) {
+        let at = match machine {
+            Machine::Feeder => self.feeder.machine.as_ref().and_then(Feeder::poll_timeout).map(|(at, _)| at),
+            Machine::Coordinator => self.coordinator.poll_timeout().map(|(at, _)| at),
+            Machine::Replica(index) => {
+                self.replicas[index].stage.as_ref().and_then(Stage::poll_timeout).map(|(at, _)| at)
+            }
+        };
+        self.alarms.set(machine, at);
     }
 
     fn deliver(&mut self, delivery: Delivery) {
@@ -229,7 +221,7 @@ impl World {
         while let Some(action) = self.coordinator.poll_action() {
             match action {
                 coordinator::Action::Answer { answer: coordinator::Answer::Leased(lease), .. } => {
-                    self.to_feeder(coordinator_key(), feeder::Event::Lease(lease));
+                    self.tell_feeder(coordinator_key(), feeder::Event::Lease(lease));
                 }
                 coordinator::Action::Answer { to, answer } => {
                     let standing = match answer {
@@ -245,8 +237,8 @@ impl World {
                     }
                 }
                 coordinator::Action::Membership(membership) => {
-                    self.to_feeder(coordinator_key(), feeder::Event::Membership(membership.clone()));
-                    self.to_feeder(coordinator_key(), feeder::Event::Reached);
+                    self.tell_feeder(coordinator_key(), feeder::Event::Membership(membership.clone()));
+                    self.tell_feeder(coordinator_key(), feeder::Event::Reached);
                     for index in 0..self.replicas.len() {
                         self.send_table(index, membership.clone());
                     }
@@ -254,6 +246,7 @@ impl World {
                 coordinator::Action::Finished => self.judge.finished(),
             }
         }
+        self.set_alarm(Machine::Coordinator);
     }
 
     fn send_table(&mut self, index: usize, membership: Membership) {
@@ -278,22 +271,24 @@ impl World {
                 feeder::Action::Send { to, message } => self.post(feeder_key(), incarnation, to, message),
                 feeder::Action::RequestLease { count } => {
                     let peer = feeder_key();
-                    self.to_coordinator(coordinator::Event::LeaseRequest { peer, incarnation, count });
+                    self.tell_coordinator(coordinator::Event::LeaseRequest { peer, incarnation, count });
                 }
                 feeder::Action::Done => {
-                    self.to_coordinator(coordinator::Event::FeederDone { peer: feeder_key(), incarnation });
+                    self.tell_coordinator(coordinator::Event::FeederDone { peer: feeder_key(), incarnation });
                 }
                 feeder::Action::Outcome { .. }
                 | feeder::Action::EvaluationDone(_)
                 | feeder::Action::EvaluationDeclined => {}
             }
         }
+        self.set_alarm(Machine::Feeder);
     }
 
     fn at_replica(&mut self, index: usize, event: stage::Event<u8>) {
         let now = self.now;
         let replica = &mut self.replicas[index];
         let Some(stage) = replica.stage.as_mut() else { return };
+        let received = matches!(event, stage::Event::Received { message: Message::Forward { .. }, .. });
         self.judge.replica_hears(index, &event, stage);
         stage.handle(now, event);
         let mut actions = Vec::new();
@@ -301,6 +296,8 @@ impl World {
             actions.push(action);
         }
         let (peer, incarnation) = (replica.peer, replica.incarnation);
+        let stashes = |action| matches!(action, &stage::Action::Execute(stage::Job::Forward { .. }));
+        let takes = received || actions.iter().any(stashes);
         for action in actions {
             if let Some(stage) = &self.replicas[index].stage {
                 self.judge.replica_acts(index, &action, stage);
@@ -317,9 +314,10 @@ impl World {
             }
         }
         let replica = &self.replicas[index];
-        if let Some(stage) = &replica.stage {
+        if let Some(stage) = replica.stage.as_ref().filter(|_| takes) {
             self.judge.slots(index, stage, &replica.executor.stashes);
         }
+        self.set_alarm(Machine::Replica(index));
     }
 
     fn execute(&mut self, index: usize, job: &stage::Job<u8>) {
@@ -349,6 +347,7 @@ impl World {
         if let (Some(Standing::Loading(stage)), None) = (me.map(|member| member.standing), &replica.stage) {
             let mut config = stage::Config::new(peer, incarnation, stage, self.scenario.stages);
             config.slots = replica.slots;
+            config.ask_after = self.scenario.ask_after;
             config.mutation = self.scenario.mutation;
             let router = self.scenario.router.build(self.rng.next_u64());
             replica.stage = Some(Stage::new(config, router));
@@ -366,7 +365,11 @@ impl World {
             return;
         }
         let replica = &mut self.replicas[index];
-        let incarnation = Incarnation(replica.incarnation.0 + 1);
+        let (peer, incarnation) = (replica.peer, Incarnation(replica.incarnation.0 + 1));
+        if incarnation > Incarnation(1) {
+            let known = self.coordinator.membership().members.iter().any(|member| member.peer == peer);
+            self.judge.path(if known { "restarted before it was missed" } else { "rejoined" });
+        }
         *replica =
             ReplicaNode { incarnation, liveness: Liveness::Awake, ..ReplicaNode::new(index, &self.scenario) };
         self.judge.started(index);
@@ -415,7 +418,7 @@ impl World {
         let (peer, incarnation) = (self.replicas[index].peer, self.replicas[index].incarnation);
         self.judge.path("left");
         self.replicas[index].liveness = Liveness::Dead;
-        self.to_coordinator(coordinator::Event::Leave { peer, incarnation });
+        self.tell_coordinator(coordinator::Event::Leave { peer, incarnation });
         self.break_connections(peer, incarnation, Duration::ZERO);
         self.send_in(Duration::from_secs(3), Delivery::Join(index));
     }
@@ -431,6 +434,7 @@ impl World {
             scenario.admission,
         );
         config.lease_count = scenario.lease_count;
+        config.ask_after = scenario.ask_after;
         config.mutation = scenario.mutation;
         let router = scenario.router.build(self.rng.next_u64());
         let journal = self.feeder.journal.clone();
@@ -440,7 +444,7 @@ impl World {
         self.feeder.incarnation = incarnation;
         self.feeder.machine = Some(Feeder::resume(config, router, journal));
         let (peer, role, address) = (feeder_key(), Role::Feeder, address());
-        self.to_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
+        self.tell_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
         self.soon(Delivery::FeederBeat(incarnation));
         self.at_feeder(feeder::Event::Timeout);
     }
@@ -448,12 +452,12 @@ impl World {
     fn beat_feeder(&mut self, incarnation: Incarnation) {
         if self.feeder.incarnation == incarnation && self.feeder.machine.is_some() {
             let (peer, progress) = (feeder_key(), Progress::default());
-            self.to_coordinator(coordinator::Event::Heartbeat { peer, incarnation, progress });
+            self.tell_coordinator(coordinator::Event::Heartbeat { peer, incarnation, progress });
             let (role, address) = (Role::Feeder, address());
-            self.to_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
+            self.tell_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
             let table = self.coordinator.membership();
-            self.to_feeder(coordinator_key(), feeder::Event::Membership(table));
-            self.to_feeder(coordinator_key(), feeder::Event::Reached);
+            self.tell_feeder(coordinator_key(), feeder::Event::Membership(table));
+            self.tell_feeder(coordinator_key(), feeder::Event::Reached);
             self.send_in(HEARTBEAT, Delivery::FeederBeat(incarnation));
         }
     }
@@ -502,11 +506,11 @@ impl World {
         }
     }
 
-    fn to_coordinator(&mut self, event: coordinator::Event) {
+    fn tell_coordinator(&mut self, event: coordinator::Event) {
         self.carry(feeder_key(), coordinator_key(), Delivery::Coordinator(event));
     }
 
-    fn to_feeder(&mut self, from: PeerId, event: feeder::Event<u8>) {
+    fn tell_feeder(&mut self, from: PeerId, event: feeder::Event<u8>) {
         let incarnation = self.feeder.incarnation;
         self.carry(from, feeder_key(), Delivery::Feeder(incarnation, event));
     }
@@ -597,7 +601,8 @@ impl World {
     }
 
     fn replica_of(&self, peer: PeerId) -> Option<usize> {
-        self.replicas.iter().position(|replica| replica.peer == peer)
+        let index = usize::from(peer.0[0]).checked_sub(1)?;
+        self.replicas.get(index).filter(|replica| replica.peer == peer).map(|_| index)
     }
 
     /// For the message of a failure.

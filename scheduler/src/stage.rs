@@ -3,9 +3,9 @@
 //! A forward arrives from upstream and waits for the executor. Computed, it goes to a replica of the next stage,
 //! and the executor keeps a stash. The gradient comes back from there and waits for the executor in turn; what that
 //! computes goes up to the peer the activation came from. Meanwhile the feeder has been asked for the grant, without
-//! which the gradients of the weights are not applied. The last stage does both passes in one visit. Everything
-//! computed is kept until the feeder announces the outcome, so that whoever loses it can be given it again; how, is
-//! told in [`recovery`]. An evaluation goes forward only, and the last stage tells the feeder its loss.
+//! which the gradients of the weights are not applied (`grants`). The last stage does both passes in one visit.
+//! Everything computed is kept until the feeder announces the outcome (`ending`), so that whoever loses it can be given
+//! it again (`recovery`). An evaluation goes forward only, and the last stage tells the feeder its loss.
 //!
 //! Nothing goes wrong silently: a microbatch that cannot be processed is refused, and the feeder counts that.
 
@@ -13,6 +13,8 @@ mod config;
 mod count;
 mod credit;
 mod early;
+mod ending;
+mod grants;
 mod job;
 mod outcomes;
 mod recovery;
@@ -25,11 +27,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
 use crate::ledger::Ledger;
+use crate::mutation::Mutation;
 use crate::neighbours::Neighbours;
 use crate::router::{Choice, Router, Settled};
 use crate::sending::Neighbour;
-#[cfg(test)]
-use crate::sim::Mutation;
 use crate::{
     Beat, Holding, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, MovingAverage, PeerId,
     PeerTable, Purpose, Refusal, Suspension, Time,
@@ -229,7 +230,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// When to call again with [`Event::Timeout`] at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        let empty = self.table.serving(self.config.next_stage()).next().is_none();
+        let empty = !self.table.serves(self.config.next_stage());
         let oldest = self.unrouted.front().and_then(|id| self.visits.get(id)?.unrouted_since());
         let expires = oldest.filter(|_| empty).map(|since| since + self.config.route_patience);
         let reasons = [
@@ -509,10 +510,16 @@ impl<P: Clone + Default + Debug> Stage<P> {
         while let Some(id) = self.early.pop_expired(now) {
             self.count(Note::Foreign(id));
         }
-        let empty = self.table.serving(self.config.next_stage()).next().is_none();
+        let empty = !self.table.serves(self.config.next_stage());
+        let mut taken = true;
         for id in std::mem::take(&mut self.unrouted) {
             let Some(since) = self.visits.get(&id).and_then(Visit::unrouted_since) else { continue };
-            if self.ask_holder(now, id) || self.route(now, id) {
+            if self.ask_holder(now, id) {
+                continue;
+            }
+            // Where one finds nobody, the next one does not either.
+            taken = taken && self.route(now, id);
+            if taken {
                 continue;
             }
             self.unrouted.push_back(id);
@@ -534,7 +541,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let Some(Output { version, code }) = visit.output.clone() else { return true };
         let anew = visit.lost;
         let attempt = if visit.trains() { visit.sendings.add(hop) } else { visit.upstream.attempt };
-        #[cfg(test)]
         let attempt = if self.config.breaks(Mutation::OneAttempt) { visit.upstream.attempt } else { attempt };
         let message = Message::Forward {
             microbatch: id,
@@ -565,14 +571,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.check_by(now + self.config.ask_after);
         if let Some(visit) = self.visits.get_mut(&id) {
             visit.phase = Phase::Passed { asked: now };
-            #[cfg(test)]
             if self.config.breaks(Mutation::ReleaseEarly) {
                 visit.output = None;
             }
-            #[cfg(test)]
-            if self.config.breaks(Mutation::SlotEarly) {
-                visit.slotted = false;
-            }
+            visit.slotted &= !self.config.breaks(Mutation::SlotEarly);
             let Neighbour { hop: upstream, attempt } = visit.upstream;
             self.send(upstream, Message::Passed { microbatch: id, attempt, next: hop });
         }
@@ -636,220 +638,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
             self.send(feeder, Message::Evaluated { microbatch: id, attempt: visit.upstream.attempt, loss });
             self.count(Note::Evaluated(id));
         }
-    }
-
-    // --- Who may apply it -----------------------------------------------------------------------------------
-
-    /// Asks the feeder for the grant as early as may be: when the gradient is on its way into the executor.
-    fn claim(&mut self, now: Time, id: MicrobatchId) {
-        let applied = self.ledger.contains(id);
-        if let Some(visit) = self.visits.get_mut(&id)
-            && matches!(visit.claim, Claim::None | Claim::Asked { .. })
-        {
-            if applied {
-                visit.claim = Claim::Denied;
-                return;
-            }
-            visit.claim = Claim::Asked { at: now };
-            self.claims.push(id);
-            self.check_by(now + self.config.ask_after);
-        }
-    }
-
-    /// One message a feeder for all claims of the event at hand.
-    fn send_claims(&mut self) {
-        let mut by_feeder: BTreeMap<Hop, Vec<MicrobatchId>> = BTreeMap::new();
-        for id in std::mem::take(&mut self.claims) {
-            if let Some(feeder) = self.visits.get(&id).and_then(Visit::arbiter) {
-                by_feeder.entry(feeder).or_default().push(id);
-            }
-        }
-        let stage = self.config.stage;
-        for (feeder, ids) in by_feeder {
-            for microbatches in ids.chunks(crate::message::CLAIM_MAX) {
-                self.send(feeder, Message::Claim { stage, microbatches: microbatches.to_vec() });
-            }
-        }
-    }
-
-    fn on_granted(&mut self, now: Time, from: PeerId, granted: &[MicrobatchId], denied: &[MicrobatchId]) {
-        let verdicts = granted.iter().map(|id| (id, Claim::Granted));
-        for (&id, verdict) in verdicts.chain(denied.iter().map(|id| (id, Claim::Denied))) {
-            let Some(visit) = self.visits.get_mut(&id) else { continue };
-            let asked = matches!(visit.claim, Claim::Asked { .. });
-            if asked && visit.arbiter().is_some_and(|feeder| feeder.peer == from) {
-                visit.claim = verdict;
-                self.settle_share(id);
-                self.release_if_over(now, id);
-            }
-        }
-    }
-
-    /// The gradients of the weights are applied under the grant, dropped without it.
-    fn settle_share(&mut self, id: MicrobatchId) {
-        let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.share == Share::Waiting) else {
-            return;
-        };
-        match visit.claim {
-            Claim::Granted => {
-                visit.share = Share::Applying;
-                self.running += 1;
-                self.actions.push_back(Action::Execute(Job::Apply { microbatch: id }));
-            }
-            Claim::Denied => {
-                visit.share = Share::Settled;
-                self.ungranted = None;
-                self.actions.push_back(Action::Execute(Job::Drop { microbatch: id }));
-                self.count(Note::Relayed(id));
-            }
-            Claim::None | Claim::Asked { .. } => {}
-        }
-    }
-
-    fn applied(&mut self, id: MicrobatchId) {
-        if let Some(visit) = self.visits.get_mut(&id) {
-            visit.share = Share::Settled;
-            self.ungranted = self.ungranted.filter(|&ungranted| ungranted != id);
-            self.ledger.insert(id);
-            self.count(Note::Applied(id));
-        }
-    }
-
-    // --- The end --------------------------------------------------------------------------------------------
-
-    fn release_ended(&mut self, now: Time) {
-        let ended = |id: &&MicrobatchId| self.outcomes.contain(**id);
-        let ids: Vec<_> = self.visits.keys().filter(ended).copied().collect();
-        for id in ids {
-            if let Some(visit) = self.visits.get_mut(&id) {
-                visit.ended = true;
-                self.release_if_over(now, id);
-            }
-        }
-    }
-
-    /// No feeder answers any more: what was not granted by now is not applied.
-    fn on_finished(&mut self, now: Time) {
-        (self.draining, self.finished) = (true, true);
-        let ids: Vec<_> = self.visits.keys().copied().collect();
-        for id in ids {
-            if let Some(visit) = self.visits.get_mut(&id) {
-                visit.ended = true;
-                if matches!(visit.claim, Claim::Asked { .. }) {
-                    visit.claim = Claim::Denied;
-                }
-                self.settle_share(id);
-                self.release_if_over(now, id);
-            }
-        }
-    }
-
-    /// Frees a microbatch that has its outcome, once nothing is owed for it here: neither an answer of the executor
-    /// nor gradients that were granted.
-    fn release_if_over(&mut self, now: Time, id: MicrobatchId) {
-        let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.ended) else { return };
-        let claimed = matches!(visit.claim, Claim::Asked { .. } | Claim::Granted);
-        let over = match visit.phase {
-            Phase::ForwardQueued { .. }
-            | Phase::Unrouted { .. }
-            | Phase::Passed { .. }
-            | Phase::BackwardQueued { .. } => !claimed,
-            Phase::Forwarding if !claimed && visit.claim == Claim::None => {
-                visit.phase = Phase::Cancelled;
-                false
-            }
-            Phase::Forwarding | Phase::Backwarding { .. } | Phase::Cancelled => false,
-            Phase::Answered(_) => visit.share == Share::Settled,
-            Phase::Refused { .. } => true,
-        };
-        if over {
-            self.remove(now, id, Settled::Returned);
-        }
-    }
-
-    /// Takes a microbatch out of every list, and its stash out of the executor.
-    fn remove(&mut self, now: Time, id: MicrobatchId, how: Settled) {
-        self.settle_sending(now, id, how);
-        if let Some(visit) = self.visits.remove(&id) {
-            let stashed = matches!(
-                visit.phase,
-                Phase::Unrouted { .. } | Phase::Passed { .. } | Phase::BackwardQueued { .. }
-            );
-            if stashed && visit.trains() {
-                self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
-            }
-            self.tasks.remove(id);
-            self.unrouted.retain(|&unrouted| unrouted != id);
-        }
-    }
-
-    /// The latest sending is not awaited any more.
-    fn settle_sending(&mut self, now: Time, id: MicrobatchId, how: Settled) {
-        if let Some(awaited) = self.visits.get(&id).and_then(Visit::awaited) {
-            self.router.on_settled(now, awaited.hop, id, how);
-        }
-    }
-
-    // --- What goes wrong here -------------------------------------------------------------------------------
-
-    /// The bad end of a microbatch: the feeder hears of it and announces it to everyone.
-    fn refuse(&mut self, now: Time, id: MicrobatchId, reason: Refusal) {
-        self.settle_sending(now, id, Settled::Refused);
-        let Some(visit) = self.visits.get_mut(&id) else { return };
-        let stashed = matches!(visit.phase, Phase::Unrouted { .. } | Phase::Passed { .. });
-        let trains = visit.trains();
-        let arbiter = visit.arbiter();
-        visit.slotted = false;
-        visit.share = Share::Settled;
-        visit.phase = Phase::Refused { reason: reason.clone(), told: now };
-        self.ungranted = self.ungranted.filter(|&ungranted| ungranted != id);
-        self.unrouted.retain(|&unrouted| unrouted != id);
-        if stashed && trains {
-            self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
-        }
-        self.check_by(now + self.config.ask_after);
-        self.tell_refused(arbiter, id, reason.clone());
-        self.count(Note::Refused(id, reason));
-        if !trains {
-            self.visits.remove(&id);
-        }
-    }
-
-    fn tell_refused(&mut self, arbiter: Option<Hop>, id: MicrobatchId, reason: Refusal) {
-        if let Some(feeder) = arbiter {
-            self.send(feeder, Message::Refused { microbatch: id, by: self.config.hop(), reason });
-        }
-    }
-
-    /// A forward that was never held and never will be.
-    fn decline(&mut self, id: MicrobatchId, arbiter: Option<Hop>) {
-        let feeder = arbiter.filter(|hop| self.table.placed(hop) && hop.stage.is_none());
-        let reason = Refusal::Malformed("the route does not lead here".to_owned());
-        self.tell_refused(feeder, id, reason);
-        self.count(Note::Malformed(id));
-    }
-
-    /// What the executor computed for a microbatch that ended in the meantime.
-    fn discard(&mut self, id: MicrobatchId, done: &Done<P>) {
-        self.visits.remove(&id);
-        if matches!(done, Done::Forwarded { .. }) {
-            self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
-        }
-    }
-
-    /// The executor answered another question than it was asked: a bug on this machine, survivable.
-    fn refuse_mismatch(&mut self, now: Time, id: MicrobatchId, phase: Phase<P>, done: &Done<P>) {
-        if matches!(done, Done::Forwarded { .. }) {
-            self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
-        }
-        self.count(Note::Unexpected(id));
-        if matches!(phase, Phase::Answered(_)) {
-            if let Some(visit) = self.visits.get_mut(&id) {
-                visit.phase = phase;
-            }
-            return self.applied(id);
-        }
-        self.refuse(now, id, Refusal::Device("the executor answered another job".to_owned()));
     }
 
     // --- Hands ----------------------------------------------------------------------------------------------

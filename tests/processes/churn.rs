@@ -16,9 +16,12 @@ const INTERRUPTED: i32 = 130;
 #[test]
 fn each_replica_is_killed_in_turn() {
     let mut flock = Flock::gather();
-    for index in 0..STAGES * REPLICAS {
-        flock.kill(&[index]);
-        flock.join();
+    for _ in 0..REPLICAS {
+        let of_each_stage: Vec<_> = (0..STAGES as u16).map(|stage| flock.of_stage(stage)).collect();
+        for replica in of_each_stage {
+            flock.kill(&[replica]);
+        }
+        flock.join(STAGES);
     }
     flock.end();
 }
@@ -28,8 +31,7 @@ fn two_neighbours_are_killed_at_the_same_time() {
     let mut flock = Flock::gather();
     let (before, after) = (flock.of_stage(1), flock.of_stage(2));
     flock.kill(&[before, after]);
-    flock.join();
-    flock.join();
+    flock.join(2);
     flock.end();
 }
 
@@ -120,11 +122,14 @@ impl Flock {
         self.progress();
     }
 
-    /// A fresh replica takes a place that is free.
-    fn join(&mut self) {
-        let mut replica = self.start_replica(self.replicas.len());
-        self.stages.push(Some(serving(&mut replica)));
-        self.replicas.push(replica);
+    /// Fresh replicas take the places that become free when the dead are missed.
+    fn join(&mut self, count: usize) {
+        let first = self.replicas.len();
+        for index in first..first + count {
+            let replica = self.start_replica(index);
+            self.replicas.push(replica);
+        }
+        self.stages.extend(self.replicas[first..].iter_mut().map(|replica| Some(serving(replica))));
         self.progress();
     }
 

@@ -152,7 +152,7 @@ fn a_late_heartbeat_is_a_sign_of_life() {
 }
 
 #[test]
-fn a_standby_starts_a_stage_that_never_ran_but_none_that_did() {
+fn a_standby_takes_a_place_that_becomes_free_before_the_run_and_in_it() {
     let mut story = Story::new(2);
     for index in [0, 1, 2] {
         story.join(key(index), 1, Role::Replica);
@@ -165,7 +165,7 @@ fn a_standby_starts_a_stage_that_never_ran_but_none_that_did() {
     story.join(key(2), 1, Role::Replica);
     let left = story.hear(Event::Leave { peer: key(1), incarnation: Incarnation(1) });
     assert_eq!(left, Some(Answer::Left));
-    assert_eq!(story.standing(key(2)), Some(Standing::Standby));
+    assert_eq!(story.standing(key(2)), Some(Standing::Loading(StageIndex(1))));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Settings of a feeder.
 
 use super::Carrying;
-use crate::{Admission, Duration, Hop, Incarnation, PeerId};
+use crate::mutation::Mutation;
+use crate::{Admission, Duration, Hop, Incarnation, PeerId, Purpose};
 
 /// How long an unanswered request for a lease is waited for before it is repeated.
 pub const LEASE_RETRY: Duration = Duration::from_secs(5);
@@ -42,7 +43,7 @@ pub struct Config {
     pub carrying: Option<Carrying>,
     /// Which rule to break, to see whether the tests notice.
     #[cfg(test)]
-    pub(crate) mutation: Option<crate::sim::Mutation>,
+    pub(crate) mutation: Option<Mutation>,
 }
 
 impl Config {
@@ -75,5 +76,21 @@ impl Config {
     #[must_use]
     pub fn hop(&self) -> Hop {
         Hop { stage: None, peer: self.peer, incarnation: self.incarnation }
+    }
+
+    /// How long an answer is waited for.
+    pub(super) fn patience(&self, purpose: Purpose) -> Duration {
+        if purpose == Purpose::Train { self.ask_after } else { self.evaluation_patience }
+    }
+
+    /// Whether this rule is broken on purpose.
+    #[cfg(test)]
+    pub(super) fn breaks(&self, rule: Mutation) -> bool {
+        self.mutation == Some(rule)
+    }
+
+    #[cfg(not(test))]
+    pub(super) const fn breaks(&self, _rule: Mutation) -> bool {
+        false
     }
 }

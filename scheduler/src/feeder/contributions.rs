@@ -29,32 +29,23 @@ impl Contributions {
         Self { carrying, by_hop: BTreeMap::new() }
     }
 
-    /// `hop` may apply one more, after `finished` microbatches of the run.
-    pub(super) fn grant(&mut self, hop: Hop, finished: u64) {
-        let (round, carried) = self.rounds(finished);
+    /// `hop` may apply one more, after `round` averaging rounds.
+    pub(super) fn grant(&mut self, hop: Hop, round: u64) {
+        let carried = round.saturating_sub(self.carrying.map_or(u64::MAX, |carrying| carrying.sets));
         let rounds = self.by_hop.entry(hop).or_default();
         *rounds = rounds.split_off(&carried);
         *rounds.entry(round).or_default() += 1;
     }
 
-    /// `hop` is dead: how many contributions died with it.
-    pub(super) fn lose(&mut self, hop: &Hop, finished: u64) -> u64 {
-        let (_, carried) = self.rounds(finished);
-        let rounds = self.by_hop.remove(hop).unwrap_or_default();
-        rounds.range(carried..).map(|(_, count)| count).sum()
+    /// `hop` is dead: how many contributions may have died with it. Nobody knows in which round it died; it was not
+    /// before its last claim.
+    pub(super) fn lose(&mut self, hop: &Hop) -> u64 {
+        self.by_hop.remove(hop).unwrap_or_default().values().sum()
     }
 
     /// Everyone with contributions on the account.
     pub(super) fn hops(&self) -> impl Iterator<Item = &Hop> {
         self.by_hop.keys()
-    }
-
-    /// The round now, and the first whose contributions are not carried on by all sets yet.
-    fn rounds(&self, finished: u64) -> (u64, u64) {
-        self.carrying.map_or((0, 0), |Carrying { every, sets }| {
-            let round = finished / every.max(1);
-            (round, round.saturating_sub(sets))
-        })
     }
 }
 
@@ -68,16 +59,16 @@ mod tests {
     #[test]
     fn only_what_no_full_cycle_has_carried_on_is_lost() {
         let mut contributions = Contributions::new(Some(Carrying { every: 10, sets: 3 }));
-        (0..100).for_each(|finished| contributions.grant(HOP, finished));
+        (0..100).for_each(|granted| contributions.grant(HOP, granted / 10));
         assert_eq!(contributions.by_hop[&HOP].len(), 4);
-        assert_eq!(contributions.lose(&HOP, 105), 30);
-        assert_eq!(contributions.lose(&HOP, 105), 0);
+        assert_eq!(contributions.lose(&HOP), 40);
+        assert_eq!(contributions.lose(&HOP), 0);
     }
 
     #[test]
     fn without_averaging_everything_is_lost() {
         let mut contributions = Contributions::new(None);
-        (0..100).for_each(|finished| contributions.grant(HOP, finished));
-        assert_eq!(contributions.lose(&HOP, 100), 100);
+        (0..100).for_each(|granted| contributions.grant(HOP, granted / 10));
+        assert_eq!(contributions.lose(&HOP), 100);
     }
 }

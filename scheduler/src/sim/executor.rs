@@ -48,7 +48,7 @@ impl Executor {
             }
             _ => {}
         }
-        self.free_at = self.free_at.max(now) + service;
+        self.free_at = self.free_at.max(now) + service * forwards(job) / FORWARD;
         let applies = matches!(job, Job::Apply { .. });
         if refuse && !applies {
             self.stashes.remove(&microbatch);
@@ -94,6 +94,22 @@ impl Executor {
             self.waiting = Some(microbatch);
         }
         granted.then_some(microbatch)
+    }
+}
+
+/// What a forward costs, in the unit of [`forwards`].
+const FORWARD: u32 = 8;
+
+/// What a training microbatch costs a replica in all, in the time of a forward.
+pub(super) const FORWARDS_PER_MICROBATCH: u32 = 3;
+
+/// A backward costs two forwards, and to add gradients up costs little.
+fn forwards(job: &Job<u8>) -> u32 {
+    match job {
+        Job::Forward { .. } | Job::Evaluate { .. } => FORWARD,
+        Job::Backward { .. } => 2 * FORWARD,
+        Job::LossAndBackward { .. } => FORWARDS_PER_MICROBATCH * FORWARD,
+        Job::Apply { .. } | Job::Drop { .. } | Job::Forget { .. } => 1,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::alarms::Machine;
 use super::node::{Liveness, coordinator_key, feeder_key};
 use super::{Delivery, IDLE, World};
 use crate::{Duration, Incarnation, PeerId, Time, stage};
@@ -51,10 +52,13 @@ impl Fault {
 
 impl World {
     pub(super) fn strike(&mut self, fault: Fault) {
+        if self.misses(&fault) {
+            return;
+        }
         self.judge.path(fault.name());
         match fault {
             Fault::Crash { replica, loud, back_after } => self.crash(replica, loud, back_after),
-            Fault::Leave { replica } => self.drain(replica),
+            Fault::Leave { replica } => self.at_replica(replica, stage::Event::Drain),
             Fault::Wedge { replica, lasts } => self.replicas[replica].executor.wedge(self.now + lasts),
             Fault::Suspend { replica, lasts } => self.suspend(replica, lasts),
             Fault::Loss { per_mille, lasts } => self.network.lose(per_mille, self.now + lasts),
@@ -69,20 +73,32 @@ impl World {
             }
             Fault::Partition { part, lasts } => self.partition(&part, self.now + lasts),
             Fault::FeederCrash { back_after } => {
-                if self.feeder.machine.take().is_some() {
-                    let incarnation = self.feeder.incarnation;
-                    self.break_connections(feeder_key(), incarnation, IDLE);
-                    self.send_in(back_after, Delivery::StartFeeder);
-                }
+                self.feeder.machine = None;
+                self.break_connections(feeder_key(), self.feeder.incarnation, IDLE);
+                self.send_in(back_after, Delivery::StartFeeder);
             }
+        }
+    }
+
+    /// Whether nobody is there whom it could hit.
+    fn misses(&self, fault: &Fault) -> bool {
+        let liveness = |replica: &usize| self.replicas[*replica].liveness;
+        match fault {
+            Fault::Crash { replica, .. } => liveness(replica) == Liveness::Dead,
+            Fault::Leave { replica } | Fault::Wedge { replica, .. } | Fault::Suspend { replica, .. } => {
+                liveness(replica) != Liveness::Awake
+            }
+            Fault::BrokenLink { a, b, .. } => a == b,
+            Fault::FeederCrash { .. } => self.feeder.machine.is_none(),
+            Fault::Loss { .. }
+            | Fault::Delay { .. }
+            | Fault::BrokenFeederLink { .. }
+            | Fault::Partition { .. } => false,
         }
     }
 
     fn crash(&mut self, index: usize, loud: bool, back_after: Option<Duration>) {
         let replica = &mut self.replicas[index];
-        if replica.liveness == Liveness::Dead {
-            return;
-        }
         replica.liveness = Liveness::Dead;
         let (peer, incarnation) = (replica.peer, replica.incarnation);
         self.break_connections(peer, incarnation, if loud { Duration::ZERO } else { IDLE });
@@ -91,17 +107,8 @@ impl World {
         }
     }
 
-    fn drain(&mut self, index: usize) {
-        if self.replicas[index].liveness == Liveness::Awake {
-            self.at_replica(index, stage::Event::Drain);
-        }
-    }
-
     fn suspend(&mut self, index: usize, lasts: Duration) {
         let replica = &mut self.replicas[index];
-        if replica.liveness != Liveness::Awake {
-            return;
-        }
         replica.liveness = Liveness::Suspended;
         let (peer, incarnation) = (replica.peer, replica.incarnation);
         if lasts > IDLE {
@@ -118,6 +125,7 @@ impl World {
             for delivery in std::mem::take(&mut replica.backlog) {
                 self.soon(delivery);
             }
+            self.set_alarm(Machine::Replica(index));
         }
     }
 

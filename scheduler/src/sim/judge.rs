@@ -19,17 +19,23 @@ pub(crate) struct Judge {
     /// Who applied what: one start of one replica for each microbatch and stage, ever.
     pub(crate) applied: BTreeMap<(MicrobatchId, StageIndex), (PeerId, Incarnation)>,
     granted: BTreeMap<(MicrobatchId, StageIndex), Hop>,
-    attempts: BTreeMap<(usize, MicrobatchId), Attempt>,
-    /// What a replica has sent or asked for already: later hints are of no use to it.
-    handed_on: BTreeSet<(usize, MicrobatchId)>,
-    /// Microbatches that took a slot.
-    slotted: BTreeMap<usize, BTreeSet<MicrobatchId>>,
-    /// Holders at the next stage a replica was told of and has not asked.
-    told: BTreeMap<(usize, MicrobatchId), Hop>,
+    /// What each replica has seen since it started.
+    seen: BTreeMap<usize, Seen>,
     pub(crate) in_flight_max: u64,
     pub(crate) finished: u32,
     /// How often each fault struck and each way to recover was gone.
     pub(crate) paths: BTreeMap<&'static str, u64>,
+}
+
+/// What one start of a replica has seen and done.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Number of the latest sending; whatever is in here was handed on, and later hints are of no use.
+    attempts: BTreeMap<MicrobatchId, Option<Attempt>>,
+    /// Microbatches that took a slot.
+    slotted: BTreeSet<MicrobatchId>,
+    /// Holders at the next stage it was told of and has not asked.
+    told: BTreeMap<MicrobatchId, Hop>,
 }
 
 impl Judge {
@@ -51,10 +57,7 @@ impl Judge {
 
     /// A replica starts from nothing.
     pub(super) fn started(&mut self, index: usize) {
-        self.attempts.retain(|(replica, _), _| *replica != index);
-        self.told.retain(|(replica, _), _| *replica != index);
-        self.handed_on.retain(|(replica, _)| *replica != index);
-        self.slotted.remove(&index);
+        self.seen.remove(&index);
     }
 
     pub(super) fn applied(
@@ -83,14 +86,16 @@ impl Judge {
                 assert_eq!(self.granted.insert(key, *to), None, "seed {seed}: {key:?} is granted twice");
             }
             feeder::Action::Send { to, message: Message::Granted { granted, denied } } => {
-                let claimant = feeder.table().members().find(|member| member.peer == *to);
-                assert!(claimant.is_some() || granted.is_empty(), "seed {seed}: a grant to nobody");
-                self.paths.entry("claim denied").and_modify(|n| *n += denied.len() as u64).or_insert(0);
-                for id in granted {
-                    let known = self.granted.iter().any(|((granted, _), hop)| {
-                        granted == id && hop.peer == *to && feeder.table().placed(hop)
-                    });
-                    assert!(known, "seed {seed}: {id} is granted to a start that is none");
+                if !denied.is_empty() {
+                    self.path("claim denied");
+                }
+                for &id in granted {
+                    let stages = (id, StageIndex(0))..=(id, StageIndex(u16::MAX));
+                    let of = |hop: &&Hop| hop.peer == *to;
+                    let grants: Vec<_> = self.granted.range(stages).map(|(_, hop)| hop).filter(of).collect();
+                    assert!(!grants.is_empty(), "seed {seed}: {id} is granted twice");
+                    let lives = grants.iter().any(|hop| feeder.table().placed(hop));
+                    assert!(lives, "seed {seed}: {id} is granted to a start that is gone");
                 }
             }
             feeder::Action::Send {
@@ -125,12 +130,13 @@ impl Judge {
 
     pub(super) fn replica_hears(&mut self, index: usize, event: &stage::Event<u8>, stage: &Stage<u8>) {
         let next = Some(StageIndex(stage.config().stage.0 + 1));
+        let seen = self.seen.entry(index).or_default();
         let stage::Event::Received { message, from, incarnation } = event else {
             if let stage::Event::Membership(membership) = event {
                 let gone = |hop: &Hop| {
                     !membership.members.iter().any(|m| (m.peer, m.incarnation) == (hop.peer, hop.incarnation))
                 };
-                self.told.retain(|(replica, _), holder| *replica != index || !gone(holder));
+                seen.told.retain(|_, holder| !gone(holder));
             }
             return;
         };
@@ -139,39 +145,35 @@ impl Judge {
                 if !stage.holds(*microbatch) =>
             {
                 if !*anew {
-                    self.slotted.entry(index).or_default().insert(*microbatch);
+                    seen.slotted.insert(*microbatch);
                 } else {
-                    self.slotted.entry(index).or_default().remove(microbatch);
+                    seen.slotted.remove(microbatch);
                 }
                 let known = stage.table().get(*from, *incarnation).is_some();
                 let placed = |holder: &Hop| holder.stage == next && stage.table().placed(holder);
                 if let Some(holder) = holder.filter(|holder| known && placed(holder)) {
-                    self.told.insert((index, *microbatch), holder);
+                    seen.told.insert(*microbatch, holder);
                 }
             }
             Message::Held { microbatch, holder } => {
-                let first_word = !self.handed_on.contains(&(index, *microbatch));
+                let first_word = !seen.attempts.contains_key(microbatch);
                 if holder.stage == next
                     && stage.holds(*microbatch)
                     && first_word
                     && stage.table().placed(holder)
                 {
-                    self.told.insert((index, *microbatch), *holder);
+                    seen.told.insert(*microbatch, *holder);
                 }
             }
             Message::Holds { microbatch, holding, .. } => {
-                if *holding == Holding::Missing {
-                    self.path("denied by a holder");
+                let answers = |holder: &Hop| (holder.peer, holder.incarnation) == (*from, *incarnation);
+                if seen.told.get(microbatch).is_some_and(answers) {
+                    seen.told.remove(microbatch);
                 }
-                if *holding == Holding::Busy {
-                    self.path("busy");
-                }
-                if self
-                    .told
-                    .get(&(index, *microbatch))
-                    .is_some_and(|h| (h.peer, h.incarnation) == (*from, *incarnation))
-                {
-                    self.told.remove(&(index, *microbatch));
+                match holding {
+                    Holding::Held => {}
+                    Holding::Missing => self.path("denied by a holder"),
+                    Holding::Busy => self.path("busy"),
                 }
             }
             _ => {}
@@ -180,23 +182,28 @@ impl Judge {
 
     pub(super) fn replica_acts(&mut self, index: usize, action: &stage::Action<u8>, stage: &Stage<u8>) {
         let seed = self.seed;
+        let seen = self.seen.entry(index).or_default();
         match action {
             // A verdict on a neighbour: whoever was told of may be the one.
             stage::Action::Counted(stage::Note::Lost { peer, .. }) => {
-                self.told.retain(|(replica, _), holder| *replica != index || holder.peer != *peer);
+                seen.told.retain(|_, holder| holder.peer != *peer);
             }
             stage::Action::Send {
                 message: Message::Forward { microbatch, attempt, purpose: Purpose::Train, .. },
                 ..
             } => {
-                let told = self.told.get(&(index, *microbatch));
+                let told = seen.told.get(microbatch);
                 assert!(told.is_none(), "seed {seed}: {microbatch} is sent anew, but {told:?} was not asked");
-                self.new_attempt(index, *microbatch, *attempt);
-                self.handed_on.insert((index, *microbatch));
+                // An answer to an earlier sending is no answer to a later one.
+                let before = seen.attempts.insert(*microbatch, Some(*attempt)).flatten();
+                assert!(
+                    before.is_none_or(|before| before < *attempt),
+                    "seed {seed}: {microbatch} is sent as {attempt:?} after {before:?}"
+                );
             }
             stage::Action::Send { message: Message::Ask { microbatch, .. }, .. } => {
-                self.told.remove(&(index, *microbatch));
-                self.handed_on.insert((index, *microbatch));
+                seen.told.remove(microbatch);
+                seen.attempts.entry(*microbatch).or_default();
             }
             stage::Action::Counted(note) => match note {
                 stage::Note::Rerouted(_) => self.path("sent again by a replica"),
@@ -213,28 +220,19 @@ impl Judge {
                 message: Message::Holds { microbatch, holding: Holding::Busy, .. },
                 ..
             } => {
-                self.told.remove(&(index, *microbatch));
+                seen.told.remove(microbatch);
             }
             stage::Action::Send { message: Message::Held { .. }, .. } => self.path("held told"),
             _ => {}
         }
     }
 
-    /// Numbers of one sender grow: an answer to an earlier sending is no answer to a later one.
-    fn new_attempt(&mut self, index: usize, microbatch: MicrobatchId, attempt: Attempt) {
-        let before = self.attempts.insert((index, microbatch), attempt);
-        assert!(
-            before.is_none_or(|before| before < attempt),
-            "seed {}: {attempt:?} after {before:?}",
-            self.seed
-        );
-    }
-
     /// No more stashes than slots, but for what was sent anew.
     pub(super) fn slots(&self, index: usize, stage: &Stage<u8>, stashes: &BTreeSet<MicrobatchId>) {
         let slots = stage.config().slots;
         assert!(stage.slots_used() <= slots, "seed {}: slots", self.seed);
-        let slotted = self.slotted.get(&index).map_or(0, |slotted| slotted.intersection(stashes).count());
+        let Some(Seen { slotted, .. }) = self.seen.get(&index) else { return };
+        let slotted = stashes.iter().filter(|&stash| slotted.contains(stash)).count();
         assert!(slotted <= slots, "seed {}: {slotted} stashes for {slots} slots", self.seed);
     }
 }

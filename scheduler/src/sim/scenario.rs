@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::Mutation;
 use super::executor::time_between;
 use super::fault::Fault;
-use crate::router::UniformConfig;
+use crate::mutation::Mutation;
+use crate::router::Policy;
 use crate::{Admission, Duration, Purpose, Rng};
 
 /// A run and what goes wrong in it. Everything else follows from `seed`.
@@ -32,7 +32,11 @@ pub(crate) struct Scenario {
     pub(crate) garbage_per_mille: u64,
     pub(crate) faults: Vec<(Duration, Fault)>,
     pub(crate) evaluations: Vec<Measure>,
-    pub(crate) router: UniformConfig,
+    pub(crate) router: Policy,
+    /// How long an answer is waited for before somebody asks.
+    pub(crate) ask_after: Duration,
+    /// When the feeder is told to stop, if it is.
+    pub(crate) stop_at: Option<Duration>,
     pub(crate) mutation: Option<Mutation>,
     /// Events after which a run that is not over is stuck.
     pub(crate) steps_max: u64,
@@ -63,7 +67,9 @@ impl Scenario {
             garbage_per_mille: 0,
             faults: Vec::new(),
             evaluations: Vec::new(),
-            router: UniformConfig,
+            router: Policy::Uniform,
+            ask_after: Duration::from_secs(3),
+            stop_at: None,
             mutation: None,
             steps_max: 400_000,
         }
@@ -85,6 +91,7 @@ impl Scenario {
         scenario.services = std::iter::repeat_with(service).take(5).collect();
         scenario.refused_per_mille = if rng.chance(1, 4) { 5 } else { 0 };
         scenario.lease_count = 8 + rng.below(40);
+        scenario.router = *rng.pick(&Policy::ALL).unwrap();
         let faults = 5 + rng.below(6);
         scenario.faults = (0..faults).map(|_| scenario.draw_fault(&mut rng)).collect();
         scenario

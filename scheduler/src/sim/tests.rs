@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 use super::scenario::{Measure, Scenario};
 use super::*;
 use crate::Admission;
+use crate::StageIndex;
 use crate::feeder::Outcome;
+use crate::mutation::Mutation;
 
 const SEEDS: u64 = 40;
 
 /// Plays a scenario and checks what holds in every run: one outcome each, nothing lost, nothing left behind.
 fn check(scenario: Scenario) -> World {
-    let (seed, total) = (scenario.seed, scenario.total);
+    let (seed, total, stops) = (scenario.seed, scenario.total, scenario.stop_at.is_some());
     let mut world = World::new(scenario);
     world.run();
     let judge = &world.judge;
+    let total = if stops { judge.injected.len() as u64 } else { total };
     assert_eq!(judge.outcomes.len() as u64, total, "seed {seed}: an outcome each");
     assert!(judge.injected.iter().all(|id| judge.outcomes.contains_key(id)), "seed {seed}: no outcome");
     assert_eq!((world.held(), world.stashes()), (0, 0), "seed {seed}: left behind");
@@ -121,8 +124,25 @@ fn nothing_is_lost_whatever_happens() {
     }
 }
 
-/// Ways to recover that random faults must reach, each in a hundredth of the seeds at least.
-const PATHS: [&str; 14] = [
+/// The last fault is over after 45 s at the latest; a run ends soon after.
+const OVER_BY: Duration = Duration::from_secs(300);
+
+/// Faults that must strike and ways to recover that must be gone, each in a hundredth of the seeds at least.
+const PATHS: [&str; 28] = [
+    "loud crash",
+    "silent crash",
+    "leave",
+    "loss",
+    "wedge",
+    "suspension",
+    "suspension noticed",
+    "delay",
+    "broken link",
+    "broken feeder link",
+    "partition",
+    "feeder crash",
+    "restarted before it was missed",
+    "rejoined",
     "sent again by the feeder",
     "sent again by a replica",
     "restored",
@@ -145,6 +165,7 @@ fn play_on_all_cores(seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, u64>
         let mut reached: BTreeMap<&str, u64> = BTreeMap::new();
         for seed in seeds.clone().filter(|seed| seed % threads == thread) {
             let world = check(Scenario::drawn(seed));
+            assert!(world.now() < Time(0) + OVER_BY, "seed {seed}: no progress until {:?}", world.now());
             for (name, count) in &world.judge.paths {
                 *reached.entry(name).or_default() += u64::from(*count > 0);
             }
@@ -168,6 +189,96 @@ fn play_on_all_cores(seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, u64>
         }
     });
     total
+}
+
+/// The first of the drawn seeds in which a broken rule is noticed, and how.
+fn notice(mutation: Mutation) -> Option<(u64, String)> {
+    (0..MUTATED_SEEDS).find_map(|seed| {
+        let scenario = Scenario { mutation: Some(mutation), ..Scenario::drawn(seed) };
+        let payload = std::panic::catch_unwind(|| check(scenario)).err()?;
+        let message =
+            payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref().copied());
+        let headline = message.and_then(|message| message.lines().next()).unwrap_or_default().to_owned();
+        Some((seed, headline))
+    })
+}
+
+const MUTATED_SEEDS: u64 = 300;
+
+/// Every broken rule is noticed, and by the invariant it is there for.
+#[test]
+fn broken_rules_are_noticed() {
+    let rules = [
+        (Mutation::ReleaseEarly, "not over"),
+        (Mutation::GrantTwice, "granted twice"),
+        (Mutation::SlotEarly, "slots"),
+        (Mutation::IgnoreIncarnation, "a start that is gone"),
+        (Mutation::OneAttempt, "is sent as"),
+        (Mutation::ForwardUnasked, "was not asked"),
+    ];
+    for (rule, symptom) in rules {
+        let (seed, message) = notice(rule).unwrap_or_else(|| panic!("{rule:?} goes unnoticed"));
+        println!("{rule:?} is noticed after {} seeds: {message}", seed + 1);
+        assert!(message.contains(symptom), "{rule:?}: {message}");
+    }
+}
+
+/// Forty minutes of 64 replicas of unequal speed, of which one dies every half minute and comes back minutes later.
+fn swarm(seed: u64) -> Scenario {
+    let minute = Duration::from_secs(60);
+    let mut rng = Rng::new(seed);
+    let mut scenario = Scenario::new(seed, 8, 8, 1_000_000, Admission::Asynchronous(200));
+    scenario.router = crate::router::Policy::Resident;
+    scenario.services = (0..64)
+        .map(|_| time_between(&mut rng, Duration::from_millis(100), Duration::from_millis(400)))
+        .collect();
+    scenario.faults = (1..80)
+        .map(|half_minutes| {
+            let replica = usize::try_from(rng.below(64)).unwrap();
+            let back_after = Some(time_between(&mut rng, minute, 5 * minute));
+            let crash = Fault::Crash { replica, loud: rng.chance(1, 2), back_after };
+            (half_minutes * minute / 2, crash)
+        })
+        .collect();
+    scenario.lease_count = 1_024;
+    scenario.ask_after = Duration::from_secs(30);
+    scenario.stop_at = Some(40 * minute);
+    scenario.steps_max = 50_000_000;
+    scenario
+}
+
+/// Microbatches a second the narrowest stage can do.
+fn capacity(world: &World) -> f64 {
+    let stages = (0..world.scenario.stages).map(|stage| {
+        let replicas = world.replicas.iter().filter(|replica| {
+            replica.stage.as_ref().is_some_and(|machine| machine.config().stage == StageIndex(stage))
+        });
+        let rate =
+            |replica: &ReplicaNode| 1.0 / (replica.service * executor::FORWARDS_PER_MICROBATCH).as_secs_f64();
+        replicas.map(rate).sum::<f64>()
+    });
+    stages.fold(f64::INFINITY, f64::min)
+}
+
+/// The wall time is printed and nothing follows from it.
+#[allow(clippy::disallowed_types, clippy::disallowed_methods)]
+#[test]
+fn a_swarm_of_64_loses_nothing_in_forty_minutes() {
+    let began = std::time::Instant::now();
+    let world = check(swarm(64));
+    let counts = world.feeder().counts();
+    let seconds = world.now().since(Time(0)).as_secs_f64();
+    #[allow(clippy::cast_precision_loss)]
+    let rate = counts.finished as f64 / seconds;
+    let bound = capacity(&world);
+    println!(
+        "{seconds:.0} s of 64 replicas in {:.1} s, {} steps",
+        began.elapsed().as_secs_f64(),
+        world.steps
+    );
+    println!("{rate:.1} microbatches a second, {:.2} of the bound {bound:.1}", rate / bound);
+    println!("{counts:?}\n{:#?}", world.judge.paths);
+    assert!(seconds >= 2_400.0 && rate > bound / 2.0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Limits of a replica.
 
+use crate::mutation::Mutation;
 use crate::{Duration, Hop, Incarnation, PeerId, StageIndex};
 
 /// Jobs given to the executor and not answered yet: one runs, one waits, so that the device never idles between
@@ -35,7 +36,7 @@ pub struct Config {
     pub route_patience: Duration,
     /// Which rule to break, to see whether the tests notice.
     #[cfg(test)]
-    pub(crate) mutation: Option<crate::sim::Mutation>,
+    pub(crate) mutation: Option<Mutation>,
 }
 
 impl Config {
@@ -75,9 +76,15 @@ impl Config {
         self.slots.saturating_mul(RESTORED_SLOTS)
     }
 
+    /// Whether this rule is broken on purpose.
     #[cfg(test)]
-    pub(super) fn breaks(&self, mutation: crate::sim::Mutation) -> bool {
-        self.mutation == Some(mutation)
+    pub(super) fn breaks(&self, rule: Mutation) -> bool {
+        self.mutation == Some(rule)
+    }
+
+    #[cfg(not(test))]
+    pub(super) const fn breaks(&self, _rule: Mutation) -> bool {
+        false
     }
 
     pub(super) fn is_last(&self) -> bool {

@@ -10,10 +10,9 @@ use std::fmt::Debug;
 
 use super::visit::{Claim, Phase, Visit};
 use super::{Note, Stage};
+use crate::mutation::Mutation;
 use crate::router::Settled;
 use crate::sending::Neighbour;
-#[cfg(test)]
-use crate::sim::Mutation;
 use crate::{Holding, Hop, Incarnation, Membership, Message, MicrobatchId, PeerId, Time, Verdict};
 
 impl<P: Clone + Default + Debug> Stage<P> {
@@ -61,10 +60,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     pub(super) fn on_membership(&mut self, now: Time, membership: Membership) {
         if self.table.update(membership) {
             let table = std::mem::take(&mut self.table);
-            #[cfg(test)]
             let ignores_starts = self.config.breaks(Mutation::IgnoreIncarnation);
-            #[cfg(not(test))]
-            let ignores_starts = false;
             let known =
                 |hop: &Hop| table.placed(hop) || (ignores_starts && table.address(hop.peer).is_some());
             let neighbours = table.hops(self.config.next_stage()).into_iter();
@@ -150,7 +146,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let Some(visit) = self.visits.get_mut(&id) else { return false };
         let Some(holder) = visit.beyond.filter(|holder| holder.stage == Some(next)) else { return false };
         visit.beyond = None;
-        #[cfg(test)]
         if self.config.breaks(Mutation::ForwardUnasked) {
             return false;
         }
