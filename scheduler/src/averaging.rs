@@ -1,8 +1,8 @@
 //! One replica's part in the averaging rounds of its stage.
 //!
 //! Replicas of a stage step on their own and drift apart. In a round they average one of the disjoint index sets of
-//! their weights and moments, `round mod sets`; the round number follows from the microbatches finished, so nobody
-//! has to call a round. The executor takes a snapshot of the set, cut into parts. Each part has an owner: members
+//! their weights and moments, `round mod sets`; the feeder calls a round when so many microbatches are finished and
+//! nobody is at the one before. The executor takes a snapshot of the set, cut into parts. Each part has an owner: members
 //! send it their shares, it leaves out who is silent, and the mean of the others goes to all. A silent or dead owner
 //! is followed by the next member within the round, for the senders still have their shares. How a mean becomes the
 //! same one for everybody who applies it is told in `averaging/share.rs`: a majority must hold it.
@@ -61,7 +61,7 @@ pub enum Event<P> {
     /// The live serving replicas of this stage, in any order, with or without this one. Who leaves this list while a
     /// round runs is gone for the rest of it.
     Members(Vec<Participant>),
-    /// The round of the run, from the feeder's heartbeat; see [`Round::at`]. Numbers below the known one are ignored.
+    /// The round of the run, as the feeder calls it. Numbers below the known one are ignored.
     Round(Round),
     /// The answer to [`Action::Snapshot`].
     Snapshot {

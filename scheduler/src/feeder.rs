@@ -6,18 +6,18 @@
 //! home through stage 0 it is finished; when somebody refuses it, it is refused; there is no other end. A replica that
 //! is lost with it costs another sending. Evaluations wait until no training microbatch is in flight, so that the
 //! figure belongs to one set of weights. When everything has its outcome, replicas of a stage average once more, all
-//! they have (`closing`).
+//! they have (`rounds`).
 //!
 //! Everything that must survive this process goes into a journal first; [`Feeder::resume`] goes on from it.
 
 mod announcement;
-mod closing;
 mod config;
 mod contributions;
 mod evaluation;
 mod grants;
 mod journal;
 mod ranges;
+mod rounds;
 #[cfg(test)]
 mod tests;
 
@@ -34,18 +34,18 @@ use crate::{
     PeerTable, Purpose, Refusal, StageIndex, Time, Verdict, WeightVersion, Window,
 };
 
-pub use closing::CLOSING_PATIENCE;
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
 pub use contributions::Carrying;
 pub use evaluation::Measured;
 pub use journal::Record;
+pub use rounds::ROUND_PATIENCE;
 
 use announcement::Announcement;
-use closing::Closing;
 use contributions::Contributions;
 use evaluation::Evaluation;
 use grants::{Grants, Ruling};
 use ranges::Ranges;
+use rounds::{Rounds, Training};
 
 /// What happens to a feeder.
 #[derive(Clone, Debug)]
@@ -172,7 +172,7 @@ pub enum Reason {
     NeighbourSilent,
     /// Replicas expect to hear which microbatches have their outcome.
     TellDue,
-    /// A replica has not ended one of the last averaging rounds.
+    /// A replica has not ended an averaging round.
     RoundExpires,
 }
 
@@ -249,7 +249,7 @@ pub struct Feeder<P> {
     grants: Grants,
     contributions: Contributions,
     announcement: Announcement,
-    closing: Closing,
+    rounds: Rounds,
     counts: Counts,
     admitted: u64,
     lease_asked: Option<Time>,
@@ -270,7 +270,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let (table, carrying) = (PeerTable::new(config.peer), config.carrying);
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
-        let closing = Closing::new(carrying.map_or(0, |carrying| carrying.sets));
         Self {
             config,
             table,
@@ -286,7 +285,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             grants: Grants::default(),
             contributions: Contributions::new(carrying),
             announcement: Announcement::default(),
-            closing,
+            rounds: Rounds::new(carrying),
             counts: Counts::default(),
             admitted: 0,
             lease_asked: None,
@@ -338,7 +337,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             Record::Granted { microbatch, to } => {
                 self.grants.claim(microbatch, to);
-                self.contributions.grant(to, self.counts.finished);
+                self.contributions.grant(to, self.rounds.called());
             }
             Record::Ended { microbatch, outcome } => {
                 self.open.remove(&microbatch);
@@ -372,7 +371,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.admit();
             self.send_drawn(now);
         }
-        self.close(now);
+        self.call_round(now);
         self.tell_ended(now);
         self.notice_done();
     }
@@ -391,7 +390,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let release = self.table.next_release(self.now).map(|until| (until, Reason::QuarantineEnds));
         let tell = Some((self.tell_at, Reason::TellDue));
         let silent = self.neighbours.next_change(self.now).map(|at| (at, Reason::NeighbourSilent));
-        let round = self.closing.deadline().map(|at| (at, Reason::RoundExpires));
+        let round = self.rounds.deadline().map(|at| (at, Reason::RoundExpires));
         [ask, lease, pause, release, tell, silent, round].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
@@ -550,8 +549,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return;
         }
         self.tell_at = now + self.config.tell_every;
-        let (spans, over) = (self.announcement.tell(), self.closing.opened() > 0);
-        let message = Message::Ended { spans, round: self.round(), over };
+        let spans = self.announcement.tell();
+        let message = Message::Ended { spans, round: self.rounds.now(), over: self.rounds.closes() };
         let replicas: Vec<PeerId> = (0..self.config.stages)
             .flat_map(|stage| self.table.hops(StageIndex(stage)))
             .map(|hop| hop.peer)
@@ -699,7 +698,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     fn grant(&mut self, microbatch: MicrobatchId, claimant: Hop) -> bool {
         let ruling = self.grants.claim(microbatch, claimant);
         if ruling == Ruling::New {
-            self.contributions.grant(claimant, self.counts.finished);
+            self.contributions.grant(claimant, self.rounds.called());
             self.actions.push_back(Action::Journal(Record::Granted { microbatch, to: claimant }));
         }
         ruling != Ruling::Denied || self.config.breaks(Mutation::GrantTwice)
@@ -927,16 +926,15 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// The averaging round the run is in.
-    fn round(&self) -> Round {
-        let every = self.config.carrying.map_or(0, |carrying| carrying.every);
-        let trained = Round::at(self.counts.finished, every);
-        Round(trained.map_or(0, |round| round.0) + self.closing.opened())
-    }
-
-    /// With every outcome known, lets replicas of a stage average all they have, one set after the other.
-    fn close(&mut self, now: Time) {
-        if self.settled() && !self.stopped && self.closing.proceed(now, &self.averaging()) {
+    /// Lets replicas of a stage average the next index set, if it is time.
+    fn call_round(&mut self, now: Time) {
+        let over = self.settled() && !self.stopped && !self.done;
+        let training = Training { finished: self.counts.finished, over };
+        if self.config.carrying.is_none() && !over {
+            return;
+        }
+        let members = self.averaging();
+        if self.rounds.proceed(now, training, &members) {
             self.tell_at = now;
         }
     }
@@ -945,9 +943,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if self.table.get(from.peer, from.incarnation).is_none() {
             return self.counts.foreign += 1;
         }
-        if round >= self.round() {
-            self.closing.ended(from);
-        }
+        self.rounds.ended(from, round);
     }
 
     /// The replicas that have somebody to average with.
@@ -968,7 +964,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     fn notice_done(&mut self) {
-        if !self.done && self.settled() && (self.stopped || self.closing.is_over()) {
+        if !self.done && self.settled() && (self.stopped || self.rounds.is_over()) {
             self.done = true;
             self.tell_at = Time::default();
             self.tell_ended(self.now);

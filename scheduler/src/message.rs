@@ -233,13 +233,12 @@ pub enum Message<P> {
     Ended {
         /// By first id, at most [`SPANS_MAX`].
         spans: Vec<Span>,
-        /// The averaging round the run is in; 0 before the first. See [`Round::at`].
+        /// The averaging round at hand; 0 before the first. Whoever has ended it says [`Message::Averaged`].
         round: Round,
-        /// Every microbatch has its outcome: this round is one of the last, among weights that change no more. Whoever
-        /// has ended it says [`Message::Averaged`].
+        /// Every microbatch has its outcome: this round is one of the last, among weights that change no more.
         over: bool,
     },
-    /// To a feeder at the end of its work: the sender has ended this averaging round and all before it.
+    /// To a feeder: the sender has ended this averaging round and all before it.
     Averaged {
         /// Which round.
         round: Round,

@@ -695,12 +695,11 @@ pub struct Ended {
     /// By first id; at most 16.
     #[prost(message, repeated, tag = "1")]
     pub spans: ::prost::alloc::vec::Vec<ended::Span>,
-    /// The averaging round the run is in; 0 before the first. There is one for so many finished microbatches as the run
-    /// says and, once every microbatch has its outcome, one for each index set.
+    /// The averaging round at hand; 0 before the first. A replica says Averaged when it has ended it, or has nobody to
+    /// average with; and again when it goes on hearing of a round it has ended.
     #[prost(uint64, tag = "2")]
     pub round: u64,
-    /// Every microbatch has its outcome. A replica begins this round when it holds nothing any more, and says Averaged
-    /// when it has ended it, or has nobody to average with; again whenever it hears of a round it has ended.
+    /// Every microbatch has its outcome: a replica begins this round when it holds nothing any more.
     #[prost(bool, tag = "3")]
     pub over: bool,
 }
@@ -720,7 +719,7 @@ pub mod ended {
         pub beyond: ::prost::alloc::vec::Vec<u8>,
     }
 }
-/// To a feeder at the end of its work.
+/// To a feeder, which calls the next round when nobody is at this one any more.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Averaged {
     /// The sender has ended this averaging round and all before it.

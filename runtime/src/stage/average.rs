@@ -3,6 +3,8 @@
 
 mod reductions;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use swarmline_scheduler::averaging::{Action, Config, Counts, Event, Note, Participant, Round, SetIndex};
 use swarmline_scheduler::{Averaging, Message, PeerId, PeerTable, StageIndex, Time};
@@ -12,6 +14,9 @@ use crate::averaging::Job;
 use crate::error::Error;
 use crate::report::{self, Repeated, Reporter};
 use reductions::{Reduction, Reductions};
+
+/// A feeder that goes on calling a round that has ended here is told so again after this long.
+const SAY_AGAIN: Duration = Duration::from_secs(1);
 
 /// A message, and to whom.
 pub(super) type Post = (PeerId, Message<Bytes>);
@@ -23,10 +28,14 @@ pub(super) struct Rounds {
     reductions: Reductions,
     /// The round the run is in, as last heard, and not begun here.
     called: Option<Round>,
-    /// The feeder that wants to know when its last rounds have ended.
-    closing: Option<PeerId>,
-    /// Every round up to this one has ended here.
-    ended: Round,
+    /// Nobody learns any more.
+    closing: bool,
+    /// The feeder that called last: it waits for the end of the round.
+    feeder: Option<PeerId>,
+    /// Every round up to this one has ended here; none before a feeder was heard.
+    ended: Option<Round>,
+    /// What was last said of that, to whom and when.
+    said: Option<(Post, Time)>,
     /// Sets that have been round since they were last asked for.
     went_round: Vec<(Round, SetIndex)>,
     refusals: Repeated,
@@ -38,27 +47,33 @@ impl Rounds {
             machine: Averaging::new(config),
             reductions: Reductions::default(),
             called: None,
-            closing: None,
-            ended: Round(0),
+            closing: false,
+            feeder: None,
+            ended: None,
+            said: None,
             went_round: Vec::new(),
             refusals: Repeated::default(),
         }
     }
 
-    /// A feeder told the time. When it has every outcome it wants to hear when the round has ended.
-    pub(super) fn hear_clock(&mut self, feeder: PeerId, round: Round, over: bool) -> Option<Post> {
-        self.closing = over.then_some(feeder);
-        if round > self.ended {
+    /// A feeder called a round. It may have missed that this one has ended. The first one heard of may be under way
+    /// among the others.
+    pub(super) fn hear_call(&mut self, now: Time, feeder: PeerId, round: Round, over: bool) -> Option<Post> {
+        (self.feeder, self.closing) = (Some(feeder), over);
+        let ended = *self.ended.get_or_insert(round);
+        if round > ended {
             self.called = self.called.max(Some(round));
             return None;
         }
-        self.account()
+        let again =
+            |(post, at): &(Post, Time)| *at + SAY_AGAIN <= now || self.account() != Some(post.clone());
+        self.said.as_ref().is_none_or(again).then(|| self.say(now)).flatten()
     }
 
     /// Begins the round called, if it is time: those that close a run begin when nothing is `held` that could still
     /// change the weights.
     pub(super) fn due(&mut self, held: usize) -> Option<Event<Bytes>> {
-        let unsettled = self.closing.is_some() && held > 0;
+        let unsettled = self.closing && held > 0;
         self.called.take_if(|_| !unsettled).map(Event::Round)
     }
 
@@ -86,14 +101,14 @@ impl Rounds {
                 Action::Finished { round, set, complete } => {
                     executor.average(Job::Finish { round, complete })?;
                     self.went_round.extend(complete.then_some((round, set)));
-                    posts.extend(self.end(round));
+                    posts.extend(self.end(now, round));
                 }
                 Action::Counted(note) => self.tell(&note, reporter),
             }
         }
         // A round that does not begin has nobody to average with.
         if let Some(round) = called.filter(|_| self.machine.round().is_none()) {
-            posts.extend(self.end(round));
+            posts.extend(self.end(now, round));
         }
         Ok(posts)
     }
@@ -123,13 +138,20 @@ impl Rounds {
         self.machine.round()
     }
 
-    fn end(&mut self, round: Round) -> Option<Post> {
-        self.ended = self.ended.max(round);
-        self.account()
+    fn end(&mut self, now: Time, round: Round) -> Option<Post> {
+        self.ended = self.ended.max(Some(round));
+        self.say(now)
     }
 
+    fn say(&mut self, now: Time) -> Option<Post> {
+        let post = self.account()?;
+        self.said = Some((post.clone(), now));
+        Some(post)
+    }
+
+    /// What the feeder is told.
     fn account(&self) -> Option<Post> {
-        self.closing.map(|feeder| (feeder, Message::Averaged { round: self.ended }))
+        Some((self.feeder?, Message::Averaged { round: self.ended? }))
     }
 
     /// A person hears of members whose numbers cannot be used.

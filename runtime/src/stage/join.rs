@@ -155,8 +155,8 @@ impl Entered {
         };
         tokio::select! {
             () = stop.as_mut() => Ok(()),
-            server = self.prepare(stage, options, reporter) => match server? {
-                Some(server) => server.serve(reporter, options.save.as_deref(), stop).await,
+            server = Box::pin(self.prepare(stage, options, reporter)) => match server? {
+                Some(server) => Box::pin(server.serve(reporter, options.save.as_deref(), stop)).await,
                 None => Ok(()),
             },
         }

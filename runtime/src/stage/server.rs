@@ -194,7 +194,7 @@ impl Server {
         }
     }
 
-    /// Replicas of a stage talk to each other about averaging and states, feeders tell the time; all else is about
+    /// Replicas of a stage talk to each other about averaging and states, feeders call rounds; all else is about
     /// microbatches.
     fn receive(
         &mut self,
@@ -212,22 +212,22 @@ impl Server {
                 self.tell_machines([Told::Donor(UploadEvent::Received { from: sender, message })], reporter);
             }
             message => {
-                let clock = match message {
+                let call = match message {
                     Message::Ended { round, over, .. } if self.stage.table().feeds(from, incarnation) => {
                         Some((round, over))
                     }
                     _ => None,
                 };
                 self.handle(Happened::Received { from, incarnation, message }, reporter);
-                if let Some((round, over)) = clock {
-                    self.hear_clock(from, round, over, reporter);
+                if let Some((round, over)) = call {
+                    self.hear_call(from, round, over, reporter);
                 }
             }
         }
     }
 
-    fn hear_clock(&mut self, feeder: PeerId, round: Round, over: bool, reporter: &Reporter) {
-        let post = self.rounds.hear_clock(feeder, round, over);
+    fn hear_call(&mut self, feeder: PeerId, round: Round, over: bool, reporter: &Reporter) {
+        let post = self.rounds.hear_call(self.clock.now(), feeder, round, over);
         let told: Vec<Told> = post.into_iter().flat_map(|post| self.post([post])).collect();
         self.tell_machines(told, reporter);
     }

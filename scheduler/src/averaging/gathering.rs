@@ -26,13 +26,6 @@ pub struct Participant {
 pub struct Round(pub u64);
 
 impl Round {
-    /// The round a run is in when `finished` microbatches are finished and there is a round for `every` of them;
-    /// `None` before the first, and where rounds are off (`every` is 0).
-    #[must_use]
-    pub fn at(finished: u64, every: u64) -> Option<Self> {
-        finished.checked_div(every).filter(|&round| round > 0).map(Self)
-    }
-
     /// The index set whose turn it is among `sets` (at least 1).
     #[must_use]
     pub fn set(self, sets: u32) -> SetIndex {
@@ -205,10 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_round_follows_the_finished_microbatches() {
-        assert_eq!(Round::at(15, 16), None);
-        assert_eq!(Round::at(16, 16), Some(Round(1)));
-        assert_eq!(Round::at(1_000, 0), None);
+    fn rounds_take_the_sets_in_turn() {
         assert_eq!(Round(45).set(20), SetIndex(5));
     }
 }

@@ -29,9 +29,9 @@ impl Contributions {
         Self { carrying, by_hop: BTreeMap::new() }
     }
 
-    /// `hop` may apply one more, after `finished` microbatches of the run.
-    pub(super) fn grant(&mut self, hop: Hop, finished: u64) {
-        let (round, carried) = self.rounds(finished);
+    /// `hop` may apply one more, after `round` averaging rounds.
+    pub(super) fn grant(&mut self, hop: Hop, round: u64) {
+        let carried = round.saturating_sub(self.carrying.map_or(u64::MAX, |carrying| carrying.sets));
         let rounds = self.by_hop.entry(hop).or_default();
         *rounds = rounds.split_off(&carried);
         *rounds.entry(round).or_default() += 1;
@@ -47,14 +47,6 @@ impl Contributions {
     pub(super) fn hops(&self) -> impl Iterator<Item = &Hop> {
         self.by_hop.keys()
     }
-
-    /// The round now, and the first whose contributions are not carried on by all sets yet.
-    fn rounds(&self, finished: u64) -> (u64, u64) {
-        self.carrying.map_or((0, 0), |Carrying { every, sets }| {
-            let round = finished / every.max(1);
-            (round, round.saturating_sub(sets))
-        })
-    }
 }
 
 #[cfg(test)]
@@ -67,7 +59,7 @@ mod tests {
     #[test]
     fn only_what_no_full_cycle_has_carried_on_is_lost() {
         let mut contributions = Contributions::new(Some(Carrying { every: 10, sets: 3 }));
-        (0..100).for_each(|finished| contributions.grant(HOP, finished));
+        (0..100).for_each(|granted| contributions.grant(HOP, granted / 10));
         assert_eq!(contributions.by_hop[&HOP].len(), 4);
         assert_eq!(contributions.lose(&HOP), 40);
         assert_eq!(contributions.lose(&HOP), 0);
@@ -76,7 +68,7 @@ mod tests {
     #[test]
     fn without_averaging_everything_is_lost() {
         let mut contributions = Contributions::new(None);
-        (0..100).for_each(|finished| contributions.grant(HOP, finished));
+        (0..100).for_each(|granted| contributions.grant(HOP, granted / 10));
         assert_eq!(contributions.lose(&HOP), 100);
     }
 }

@@ -353,14 +353,14 @@ fn replicas_hear_which_ids_have_their_outcome() {
     story.wait(SECOND);
     let told = |to: Hop| {
         let spans = |action: &Action<u8>| match action {
-            Action::Send { to: whom, message: Message::Ended { spans, over, .. } } if *whom == to.peer => {
-                Some((spans.clone(), *over))
+            Action::Send { to: whom, message: Message::Ended { spans, .. } } if *whom == to.peer => {
+                Some(spans.clone())
             }
             _ => None,
         };
         story.said.iter().rev().find_map(spans)
     };
-    let expected = (vec![Span { first: 0, below: 1, beyond: vec![0b10] }], false);
+    let expected = vec![Span { first: 0, below: 1, beyond: vec![0b10] }];
     assert_eq!([a(0), a(1)].map(told), [Some(expected.clone()), Some(expected)]);
 }
 

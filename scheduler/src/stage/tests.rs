@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::*;
 use crate::Attempt;
+use crate::averaging::Round;
 use crate::router::{RouterFactory, UniformConfig};
 use crate::{Duration, Member, Span, StageIndex, Standing, WeightVersion};
 
@@ -209,7 +210,11 @@ fn denied(ids: &[MicrobatchId]) -> Message<Payload> {
 
 /// Everything below 100 has its outcome.
 fn ended() -> Message<Payload> {
-    Message::Ended { spans: vec![Span { first: 0, below: 100, beyond: Vec::new() }], round: crate::averaging::Round(0), over: false }
+    Message::Ended {
+        spans: vec![Span { first: 0, below: 100, beyond: Vec::new() }],
+        round: Round(0),
+        over: false,
+    }
 }
 
 fn refused(by: Hop, reason: Refusal) -> Action<Payload> {
