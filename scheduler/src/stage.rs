@@ -409,8 +409,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// While gradients wait for their grant no others are computed.
+    /// While gradients wait for their grant no others are computed; in step, nothing at all.
     fn next_task(&mut self) -> Option<MicrobatchId> {
+        if self.config.in_step && self.ungranted.is_some() {
+            return None;
+        }
         let (visits, last, blocked) = (&self.visits, self.config.is_last(), self.ungranted.is_some());
         let startable = |id: MicrobatchId| {
             let needs_gradients = visits.get(&id).is_some_and(|visit| match visit.phase {

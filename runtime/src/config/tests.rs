@@ -425,7 +425,7 @@ fn the_digest_of_a_fixed_run_is_golden() {
     let digest = data_encoding::HEXLOWER.encode(&manifest.digest());
     assert_eq!(
         digest,
-        "4731b6e0c7dcfa2ab44f30d2d812fd7f7bafff81e75ce2b6a963043b849201ea",
+        "82506553fda5cd89fe5a5a6d1892ac3b384f3c7a8db542dc27b4bb30f9a79fc6",
         "{}",
         String::from_utf8(manifest.to_bytes()).unwrap()
     );

@@ -15,7 +15,7 @@ use super::executor::Executor;
 use super::ledger::Ledger;
 use super::server::{Server, Wiring};
 use crate::clock::{self, Clock};
-use crate::config::{Manifest, Run};
+use crate::config::{Manifest, Mode, Run};
 use crate::error::Error;
 use crate::member::{Heart, Plan, start_plane};
 use crate::net::control::{Applicant, Control, Directive, Placement};
@@ -195,6 +195,7 @@ impl Entered {
             // A feeder keeps at most the run's window in flight; the rest is room for a second one, or for what a
             // lost neighbour had.
             slots: 2 * self.run.pipeline.window.max(self.run.pipeline.microbatches_per_update),
+            in_step: self.run.pipeline.mode == Mode::Synchronous,
             ..Config::new(me, self.applicant.incarnation, stage, last + 1)
         };
         let executor = self.start_executor(stage, &config, options).await?;

@@ -27,6 +27,9 @@ pub struct Config {
     pub slots: usize,
     /// Evaluation microbatches held at once; they keep no stash. Default 64.
     pub evaluations_max: usize,
+    /// Nothing is computed while gradients wait for their grant: whoever comes after them sees what they change. For
+    /// runs that drain the pipeline between updates. Default false.
+    pub in_step: bool,
     /// How long an answer is waited for before the silent side is asked what became of it. Default 3 s.
     pub ask_after: Duration,
     /// How often neighbours hear a sign of life. Default 1 s.
@@ -50,6 +53,7 @@ impl Config {
             stages,
             slots: 64,
             evaluations_max: 64,
+            in_step: false,
             ask_after: Duration::from_secs(3),
             beat_every: Duration::from_secs(1),
             route_patience: Duration::from_secs(10),

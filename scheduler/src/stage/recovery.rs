@@ -63,6 +63,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let ignores_starts = self.config.breaks(Mutation::IgnoreIncarnation);
             let known =
                 |hop: &Hop| table.placed(hop) || (ignores_starts && table.address(hop.peer).is_some());
+            // Newcomers wait for their credit.
+            self.beat_at = now;
             let neighbours = table.hops(self.config.next_stage()).into_iter();
             let upstream = table.senders_to(self.config.stage).into_iter().filter(|hop| hop.stage.is_some());
             self.neighbours.watch(now, neighbours.chain(upstream));
