@@ -373,7 +373,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         self.call_round(now);
         self.tell_ended(now);
-        self.notice_done();
+        self.notice_done(now);
     }
 
     /// The next thing to do.
@@ -963,11 +963,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         enough && self.open.is_empty() && self.evaluations.is_empty()
     }
 
-    fn notice_done(&mut self) {
+    /// Whoever still holds something hears before this feeder is gone that it is of no use.
+    fn notice_done(&mut self, now: Time) {
         if !self.done && self.settled() && (self.stopped || self.rounds.is_over()) {
             self.done = true;
-            self.tell_at = Time::default();
-            self.tell_ended(self.now);
+            self.tell_at = now;
+            self.tell_ended(now);
             self.actions.push_back(Action::Done);
         }
     }
