@@ -380,8 +380,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     fn take(&mut self, now: Time, sender: Hop, arrival: Arrival<P>, slotted: bool) {
         let (id, trains) = (arrival.microbatch, arrival.purpose == Purpose::Train);
-        if slotted {
-            self.credits.used(sender);
+        if slotted && self.credits.used(sender) {
+            self.beat_at = now;
         }
         if trains && !slotted {
             self.count(Note::Restored(id));

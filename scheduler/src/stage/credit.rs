@@ -25,12 +25,15 @@ pub(super) struct Credits {
 struct Use {
     since: u64,
     average: u64,
+    seen: bool,
 }
 
 impl Credits {
-    /// A sender used a slot.
-    pub(super) fn used(&mut self, sender: Hop) {
-        self.used.entry(sender).or_default().since += 1;
+    /// A sender used a slot; whether it is its first, and it waits to hear how many it may use.
+    pub(super) fn used(&mut self, sender: Hop) -> bool {
+        let used = self.used.entry(sender).or_default();
+        used.since += 1;
+        !std::mem::replace(&mut used.seen, true)
     }
 
     /// Levels for `senders`, in proportion to recent use, none without one while slots suffice; their sum is at most
@@ -88,8 +91,8 @@ mod tests {
         let senders = [hop(1), hop(2), hop(3)];
         assert_eq!(levels(&credits.deal(63, &senders)), [21, 21, 21]);
         for _ in 0..20 {
-            (0..30).for_each(|_| credits.used(hop(1)));
-            (0..10).for_each(|_| credits.used(hop(2)));
+            (0..30).for_each(|_| drop(credits.used(hop(1))));
+            (0..10).for_each(|_| drop(credits.used(hop(2))));
             credits.deal(64, &senders);
         }
         let dealt = levels(&credits.deal(64, &senders));
