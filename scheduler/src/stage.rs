@@ -32,8 +32,8 @@ use crate::neighbours::Neighbours;
 use crate::router::{Choice, Router, Settled};
 use crate::sending::Neighbour;
 use crate::{
-    Beat, Holding, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, MovingAverage, PeerId,
-    PeerTable, Purpose, Refusal, Suspension, Time,
+    Beat, Duration, Holding, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, MovingAverage,
+    PeerId, PeerTable, Purpose, Refusal, Suspension, Time,
 };
 
 pub use config::{Config, EXECUTOR_DEPTH, RESTORED_SLOTS};
@@ -476,7 +476,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             (Phase::Cancelled, done) => self.discard(id, &done),
             (_, Done::Refused(reason)) => self.refuse(now, id, reason),
             (Phase::Forwarding, Done::Forwarded { version, code }) if trains && !last => {
-                self.service.add(took);
+                self.measure(now, took);
                 self.computed(now, id, Output { version, code });
             }
             (Phase::Forwarding, Done::Evaluated(Evaluation::Code { version, code })) if !trains => {
@@ -486,7 +486,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 self.evaluated(id, loss);
             }
             (Phase::Forwarding, Done::LossAndBackward { loss, gradient }) if trains && last => {
-                self.service.add(took);
+                self.measure(now, took);
                 self.answer(id, Answer { loss, path: Vec::new(), gradient });
             }
             (Phase::Backwarding { loss, path }, Done::Backwarded { gradient }) => {
@@ -495,6 +495,14 @@ impl<P: Clone + Default + Debug> Stage<P> {
             (phase, done) => self.refuse_mismatch(now, id, phase, &done),
         }
         self.release_if_over(now, id);
+    }
+
+    /// Neighbours wait for the first figure: of a replica that has none they try one microbatch only.
+    fn measure(&mut self, now: Time, took: Duration) {
+        if self.service.get().is_none() {
+            self.beat_at = now;
+        }
+        self.service.add(took);
     }
 
     // --- It goes on -----------------------------------------------------------------------------------------
