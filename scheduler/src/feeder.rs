@@ -15,23 +15,27 @@ mod config;
 mod contributions;
 mod evaluation;
 mod grants;
+mod injection;
 mod journal;
+mod measuring;
+mod open;
 mod ranges;
+mod recovery;
 mod rounds;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
 use crate::averaging::{MEMBERS_MAX, Participant, Round};
 use crate::mutation::Mutation;
 use crate::neighbours::Neighbours;
-use crate::router::{Choice, Router, Settled};
-use crate::sending::{Neighbour, Sendings};
+use crate::router::{Router, Settled};
+use crate::sending::Neighbour;
 use crate::{
-    Admission, Attempt, Holding, Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId,
-    PeerTable, Purpose, Refusal, StageIndex, Time, Verdict, WeightVersion, Window,
+    Admission, Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId, PeerTable, Purpose,
+    Refusal, StageIndex, Time, Window,
 };
 
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
@@ -44,6 +48,7 @@ use announcement::Announcement;
 use contributions::Contributions;
 use evaluation::Evaluation;
 use grants::{Grants, Ruling};
+use open::Open;
 use ranges::Ranges;
 use rounds::{Rounds, Training};
 
@@ -203,32 +208,6 @@ pub struct Counts {
     pub late: u64,
     /// Messages that nobody was asked for.
     pub foreign: u64,
-}
-
-/// A microbatch that was admitted and has no outcome.
-#[derive(Clone, Debug)]
-struct Open<P> {
-    purpose: Purpose,
-    phase: Phase,
-    ids: Option<P>,
-    sendings: Sendings,
-    /// A sending was lost with its receiver.
-    lost: bool,
-    /// Sent before a restart: who had it is asked before it is sent again.
-    recalled: bool,
-    /// Who is known to hold it beyond stage 0.
-    beyond: Option<Hop>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Phase {
-    /// The shell draws its tokens.
-    Drawing,
-    /// Waits for a replica of stage 0.
-    Drawn,
-    Sent {
-        asked: Time,
-    },
 }
 
 /// Injects microbatches, arbitrates between replicas and counts outcomes.
@@ -419,114 +398,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         &self.config
     }
 
-    // --- What goes out --------------------------------------------------------------------------------------
-
-    /// Whether every stage is served and nothing speaks against sending now.
-    fn may_inject(&mut self, now: Time) -> bool {
-        self.paused_until = self.paused_until.filter(|&until| until > now);
-        self.paused_until.is_none() && self.table.serves_all(self.config.stages)
-    }
-
-    /// Asks for the tokens of as many microbatches as have a place.
-    fn admit(&mut self) {
-        while let Some((microbatch, open)) = self.next_admitted() {
-            let purpose = open.purpose;
-            self.open.insert(microbatch, open);
-            self.actions.push_back(Action::Draw { microbatch, purpose });
-        }
-    }
-
-    /// The next microbatch there is a place for. A waiting evaluation lets training run dry first.
-    fn next_admitted(&mut self) -> Option<(MicrobatchId, Open<P>)> {
-        if let Some(evaluation) = self.evaluations.front_mut() {
-            let free =
-                self.window.in_flight() == 0 && evaluation.has_more() && self.evaluation_window.admit();
-            let id = if free { evaluation.take()? } else { return None };
-            let sendings = Sendings::from(evaluation.attempt);
-            return Some((id, Open { sendings, ..Open::new(evaluation.measured().purpose) }));
-        }
-        let wanted = !self.stopped && self.admitted < self.config.total && self.ranges.left() > 0;
-        if !wanted || !self.window.admit() {
-            return None;
-        }
-        self.admitted += 1;
-        self.ranges.take().map(|id| (id, Open::new(Purpose::Train)))
-    }
-
-    fn send_drawn(&mut self, now: Time) {
-        let drawn = |open: &Open<P>| matches!(open.phase, Phase::Drawn);
-        let ids: Vec<_> = self.open.iter().filter(|(_, open)| drawn(open)).map(|(&id, _)| id).collect();
-        for id in ids {
-            if !self.ask_before(now, id) && !self.inject(now, id) {
-                return;
-            }
-        }
-    }
-
-    /// Asks the replica that had a microbatch before this process was restarted; `false` if none is known to live.
-    fn ask_before(&mut self, now: Time, microbatch: MicrobatchId) -> bool {
-        let Some(open) = self.open.get_mut(&microbatch) else { return false };
-        let latest = open.sendings.latest().filter(|_| std::mem::take(&mut open.recalled));
-        let Some(Neighbour { hop, .. }) = latest.filter(|latest| self.table.placed(&latest.hop)) else {
-            return false;
-        };
-        let attempt = open.sendings.add(hop);
-        self.sent(now, microbatch, hop);
-        self.ask(microbatch, Neighbour { hop, attempt });
-        true
-    }
-
-    /// Sends one drawn microbatch; `false` if no replica takes one now.
-    fn inject(&mut self, now: Time, microbatch: MicrobatchId) -> bool {
-        let hops = self.table.eligible(now, StageIndex(0));
-        let candidates = self.neighbours.candidates(now, hops, self.router.as_ref());
-        let senders = self.table.senders(StageIndex(0));
-        let Some(to) = self.router.choose(now, &Choice { candidates: &candidates, senders }) else {
-            return false;
-        };
-        let me = self.config.hop();
-        let Some(open) = self.open.get_mut(&microbatch) else { return true };
-        let Some(ids) = open.ids.clone() else { return true };
-        let (purpose, again, anew) = (open.purpose, open.sendings.any(), open.lost);
-        let attempt = open.sendings.add(to);
-        let message = Message::Forward {
-            microbatch,
-            attempt,
-            purpose,
-            anew,
-            route: vec![me],
-            holder: open.beyond,
-            version: WeightVersion(0),
-            ids,
-            code: P::default(),
-        };
-        if purpose == Purpose::Train {
-            self.actions.push_back(Action::Journal(Record::Sent { microbatch, to }));
-            self.count_sent(microbatch, again, anew);
-        }
-        self.sent(now, microbatch, to);
-        self.actions.push_back(Action::Send { to: to.peer, message });
-        true
-    }
-
-    /// The answer of `to` is awaited.
-    fn sent(&mut self, now: Time, microbatch: MicrobatchId, to: Hop) {
-        self.router.on_sent(now, to, microbatch);
-        if let Some(open) = self.open.get_mut(&microbatch) {
-            open.phase = Phase::Sent { asked: now };
-            let at = now + self.config.patience(open.purpose);
-            self.check_at = Some(self.check_at.map_or(at, |known| known.min(at)));
-        }
-    }
-
-    fn count_sent(&mut self, microbatch: MicrobatchId, again: bool, anew: bool) {
-        self.counts.resent += u64::from(anew);
-        if !again {
-            self.grants.open(microbatch);
-            self.counts.injected += 1;
-            self.counts.in_flight += 1;
-        }
-    }
+    // --- What it asks for and tells -------------------------------------------------------------------------
 
     /// Asks for ids when half of a lease is used up, one request at a time.
     fn ask_for_lease(&mut self, now: Time) {
@@ -567,15 +439,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.ranges.add(lease);
         self.announcement.lease(lease);
         self.lease_asked = None;
-    }
-
-    fn on_drawn(&mut self, microbatch: MicrobatchId, ids: P) {
-        if let Some(open) = self.open.get_mut(&microbatch)
-            && matches!(open.phase, Phase::Drawing)
-        {
-            open.ids = Some(ids);
-            open.phase = Phase::Drawn;
-        }
     }
 
     fn on_message(&mut self, now: Time, from: PeerId, incarnation: Incarnation, message: Message<P>) {
@@ -645,39 +508,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.settle(now, id, outcome);
     }
 
-    fn on_holds(&mut self, now: Time, sender: Neighbour, id: MicrobatchId, holding: Holding) {
-        let placed = self.table.placed(&sender.hop);
-        let Some(open) = self.open.get_mut(&id).filter(|open| placed && open.awaited() == Some(sender))
-        else {
-            return self.counts.foreign += 1;
-        };
-        match holding {
-            Holding::Held => open.phase = Phase::Sent { asked: now },
-            Holding::Missing => self.send_anew(now, id, Settled::Lost),
-            Holding::Busy => {
-                self.neighbours.busy(sender.hop);
-                self.send_anew(now, id, Settled::Refused);
-            }
-        }
-    }
-
-    /// Somebody missed its upstream: whoever is sent the microbatch anew is told of it.
-    fn on_held(&mut self, from: PeerId, incarnation: Incarnation, id: MicrobatchId, holder: Hop) {
-        let known = self.table.get(from, incarnation).is_some() && self.table.placed(&holder);
-        let Some(open) = self.open.get_mut(&id).filter(|_| known && holder.stage.is_some()) else { return };
-        let awaited = open.awaited();
-        if awaited.is_some_and(|awaited| awaited.hop == holder) {
-            return;
-        }
-        if open.beyond.is_none_or(|beyond| beyond.stage >= holder.stage) {
-            open.beyond = Some(holder);
-        }
-        if let Some(awaited) = awaited.filter(|awaited| awaited.hop.stage < holder.stage) {
-            let message = Message::Held { microbatch: id, holder };
-            self.actions.push_back(Action::Send { to: awaited.hop.peer, message });
-        }
-    }
-
     /// The first claim of a stage is granted; the same replica gets the same answer again.
     fn on_claim(&mut self, claimant: Hop, microbatches: &[MicrobatchId]) {
         if !self.may_claim(&claimant) {
@@ -704,30 +534,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         ruling != Ruling::Denied || self.config.breaks(Mutation::GrantTwice)
     }
 
-    fn on_evaluated(
-        &mut self,
-        now: Time,
-        from: PeerId,
-        incarnation: Incarnation,
-        id: MicrobatchId,
-        attempt: Attempt,
-        loss: Loss,
-    ) {
-        let last =
-            Hop { stage: Some(StageIndex(self.config.stages.saturating_sub(1))), peer: from, incarnation };
-        let asked = |open: &&Open<P>| !open.trains() && open.sendings.any_with(attempt);
-        if !self.table.placed(&last) || self.open.get(&id).filter(asked).is_none() {
-            return self.counts.late += 1;
-        }
-        self.evaluation_heard = now;
-        let outcome = if loss.sum.is_finite() {
-            Outcome::Evaluated { loss }
-        } else {
-            Outcome::Refused { by: last, reason: Refusal::NonFinite }
-        };
-        self.settle(now, id, outcome);
-    }
-
     fn on_refused(
         &mut self,
         now: Time,
@@ -747,114 +553,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    // --- What is lost on the way ----------------------------------------------------------------------------
-
-    /// Acts on what has become of the replicas of stage 0.
-    fn judge_neighbours(&mut self, now: Time) {
-        for (peer, incarnation, verdict) in self.neighbours.judge(now) {
-            match verdict {
-                Verdict::Healthy => self.table.heard(peer, incarnation),
-                Verdict::Suspect => {}
-                Verdict::Wedged | Verdict::Dead => {
-                    self.table.quarantine(now, peer, incarnation);
-                    self.lose(now, |hop| hop.peer == peer && hop.incarnation == incarnation);
-                }
-            }
-        }
-    }
-
-    fn on_membership(&mut self, now: Time, membership: Membership) {
-        if self.table.update(membership) {
-            self.paused_until = None;
-            let table = std::mem::take(&mut self.table);
-            self.neighbours.watch(now, table.hops(StageIndex(0)));
-            let gone: Vec<Hop> =
-                self.contributions.hops().filter(|hop| !table.placed(hop)).copied().collect();
-            for hop in gone {
-                self.counts.contributions_lost += self.contributions.lose(&hop);
-            }
-            self.lose(now, |hop| !table.placed(hop));
-            self.table = table;
-        }
-    }
-
-    /// What lies with a replica that is `gone` is sent to another.
-    fn lose(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) {
-        let mut orphaned = BTreeSet::new();
-        for (&id, open) in &mut self.open {
-            open.beyond = open.beyond.filter(|holder| !gone(holder));
-            if open.awaited().is_some_and(|awaited| gone(&awaited.hop)) {
-                orphaned.insert(id);
-            }
-        }
-        for id in orphaned {
-            self.send_anew(now, id, Settled::Lost);
-        }
-    }
-
-    fn send_anew(&mut self, now: Time, id: MicrobatchId, how: Settled) {
-        self.settle_sending(now, id, how);
-        if let Some(open) = self.open.get_mut(&id) {
-            open.lost |= how == Settled::Lost;
-            open.phase = Phase::Drawn;
-        }
-    }
-
-    /// Asks replicas that owe an answer; sends evaluations again, which nobody can be asked for.
-    fn ask_overdue(&mut self, now: Time) {
-        if self.check_at.is_none_or(|at| at > now) {
-            return;
-        }
-        let overdue: Vec<_> = (self.open.iter())
-            .filter(|(_, open)| self.due(open).is_some_and(|due| due <= now))
-            .filter_map(|(&id, open)| Some((id, open.trains(), open.awaited()?)))
-            .collect();
-        for (id, trains, awaited) in overdue {
-            if trains {
-                self.ask(id, awaited);
-            } else {
-                self.evaluate_again(now, id);
-            }
-            if let Some(Open { phase: Phase::Sent { asked }, .. }) = self.open.get_mut(&id) {
-                *asked = now;
-            }
-        }
-        self.check_at = self.open.values().filter_map(|open| self.due(open)).min();
-    }
-
-    /// When an answer about `open` is overdue.
-    fn due(&self, open: &Open<P>) -> Option<Time> {
-        Some(open.asked()? + self.config.patience(open.purpose))
-    }
-
-    fn ask(&mut self, microbatch: MicrobatchId, whom: Neighbour) {
-        let message = Message::Ask { microbatch, attempt: whom.attempt, route: vec![self.config.hop()] };
-        self.actions.push_back(Action::Send { to: whom.hop.peer, message });
-    }
-
-    fn evaluate_again(&mut self, now: Time, id: MicrobatchId) {
-        if now.since(self.evaluation_heard) < self.config.evaluation_patience {
-            return;
-        }
-        let tries = self.open.get(&id).map_or(0, |open| open.sendings.count());
-        if tries >= EVALUATION_TRIES {
-            return self.settle(now, id, Outcome::Unanswered);
-        }
-        self.send_anew(now, id, Settled::Lost);
-    }
-
-    // --- Evaluations and the end ----------------------------------------------------------------------------
-
-    fn on_evaluate(&mut self, first: u64, count: u64, purpose: Purpose) {
-        if self.stopped || self.evaluations.len() >= EVALUATIONS_MAX {
-            return self.actions.push_back(Action::EvaluationDeclined);
-        }
-        let purpose = if purpose == Purpose::Train { Purpose::Evaluate } else { purpose };
-        let attempt = Attempt(self.evaluation_rounds);
-        self.evaluation_rounds = self.evaluation_rounds.wrapping_add(EVALUATION_TRIES);
-        self.evaluations.push_back(Evaluation::new(first, count, purpose, attempt));
-        self.notice_measured();
-    }
+    // --- The end --------------------------------------------------------------------------------------------
 
     /// Takes back what was not sent; the rest still gets its outcome.
     fn on_stop(&mut self) {
@@ -912,20 +611,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    fn settle_evaluation(&mut self, loss: Option<Loss>) {
-        self.evaluation_window.release();
-        if let Some(evaluation) = self.evaluations.front_mut() {
-            evaluation.settle(loss);
-        }
-        self.notice_measured();
-    }
-
-    fn notice_measured(&mut self) {
-        while let Some(evaluation) = self.evaluations.pop_front_if(|evaluation| evaluation.is_over()) {
-            self.actions.push_back(Action::EvaluationDone(evaluation.measured()));
-        }
-    }
-
     /// Lets replicas of a stage average the next index set, if it is time.
     fn call_round(&mut self, now: Time) {
         let over = self.settled() && !self.stopped && !self.done;
@@ -971,33 +656,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.tell_ended(now);
             self.actions.push_back(Action::Done);
         }
-    }
-}
-
-impl<P> Open<P> {
-    fn new(purpose: Purpose) -> Self {
-        Self {
-            purpose,
-            phase: Phase::Drawing,
-            ids: None,
-            sendings: Sendings::default(),
-            lost: false,
-            recalled: false,
-            beyond: None,
-        }
-    }
-
-    fn trains(&self) -> bool {
-        self.purpose == Purpose::Train
-    }
-
-    fn asked(&self) -> Option<Time> {
-        if let Phase::Sent { asked } = self.phase { Some(asked) } else { None }
-    }
-
-    /// The replica whose answer is awaited.
-    fn awaited(&self) -> Option<Neighbour> {
-        self.asked().and(self.sendings.latest())
     }
 }
 

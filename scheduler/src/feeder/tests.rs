@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::*;
 use crate::router::{RouterFactory, UniformConfig};
-use crate::{Beat, Duration, Member, Span, Standing};
+use crate::{Attempt, Beat, Duration, Holding, Member, Span, Standing, WeightVersion};
 
 const START: Incarnation = Incarnation(1);
 const LOSS: Loss = Loss { sum: 3.0, tokens: 2 };
