@@ -28,7 +28,11 @@ fn table(members: usize) -> PeerTable {
         Member { peer: PeerId(key), incarnation: Incarnation(1), standing: Standing::Serving(STAGE), address }
     };
     let mut table = PeerTable::new(PeerId([7; 32]));
-    table.update(Membership { version: 1, members: (0..members).map(|_| member()).collect() });
+    table.update(Membership {
+        version: 1,
+        members: (0..members).map(|_| member()).collect(),
+        ..Membership::default()
+    });
     table
 }
 

@@ -228,7 +228,7 @@ impl Coordinator {
     #[must_use]
     pub fn membership(&self) -> Membership {
         let members = self.entries.values().map(|entry| entry.member.clone()).collect();
-        Membership { version: self.version, members }
+        Membership { version: self.version, members, successions: self.leases.successions() }
     }
 
     /// What a member said of itself last.
@@ -283,10 +283,13 @@ impl Coordinator {
             }
             Some(_) | None => {}
         }
+        if role == Role::Successor {
+            self.succeed(peer, incarnation)?;
+        }
         self.entries.remove(&peer);
         let previous = known.and_then(|(_, standing)| stage_of(standing));
         let standing = match role {
-            Role::Feeder => Standing::Feeding,
+            Role::Feeder | Role::Successor => Standing::Feeding,
             Role::Replica => self.place(previous).map_or(Standing::Standby, Standing::Loading),
         };
         let member = Member { peer, incarnation, standing, address };
@@ -294,6 +297,18 @@ impl Coordinator {
         self.entries.insert(peer, Entry { member, heard: now, progress, done: false });
         self.changed = true;
         Ok(standing)
+    }
+
+    /// Everything the feeders that are gone have left goes to `peer`; a former start of its own is gone too.
+    fn succeed(&mut self, peer: PeerId, incarnation: Incarnation) -> Result<(), JoinRefusal> {
+        let Self { entries, leases, .. } = self;
+        let gone = |holder: PeerId| holder == peer || !entries.contains_key(&holder);
+        if leases.succeed(peer, incarnation, gone) {
+            return Ok(());
+        }
+        let alive = leases.held().iter().find(|held| !held.done).map(|held| held.holder);
+        let lease = self.config.lease;
+        Err(alive.map_or(JoinRefusal::NothingToSucceed, |feeder| JoinRefusal::FeederLives { feeder, lease }))
     }
 
     fn ready(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) -> Option<Standing> {
@@ -344,6 +359,7 @@ impl Coordinator {
         let standing = entry.member.standing;
         if standing == Standing::Feeding {
             entry.done = true;
+            self.leases.finish(peer);
             let mut feeders =
                 self.entries.values().filter(|entry| entry.member.standing == Standing::Feeding);
             if feeders.all(|feeder| feeder.done) && !self.finished {

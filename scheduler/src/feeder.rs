@@ -22,6 +22,7 @@ mod open;
 mod ranges;
 mod recovery;
 mod rounds;
+mod succession;
 #[cfg(test)]
 mod tests;
 
@@ -41,8 +42,9 @@ use crate::{
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
 pub use contributions::Carrying;
 pub use evaluation::Measured;
-pub use journal::Record;
+pub use journal::{Continued, Record, TakenOver};
 pub use rounds::ROUND_PATIENCE;
+pub use succession::ADOPTION_PATIENCE;
 
 use announcement::Announcement;
 use contributions::Contributions;
@@ -51,6 +53,7 @@ use grants::{Grants, Ruling};
 use open::Open;
 use ranges::Ranges;
 use rounds::{Rounds, Training};
+use succession::Succession;
 
 /// What happens to a feeder.
 #[derive(Clone, Debug)]
@@ -136,6 +139,11 @@ pub enum Action<P> {
     EvaluationDeclined,
     /// Every training microbatch, or every one injected before `Stop`, has an outcome. Said once.
     Done,
+    /// Another feeder has taken over the ids of this one, which does nothing any more. Said once.
+    Succeeded {
+        /// The other one.
+        by: PeerId,
+    },
 }
 
 /// What became of a microbatch.
@@ -179,9 +187,11 @@ pub enum Reason {
     TellDue,
     /// A replica has not ended an averaging round.
     RoundExpires,
+    /// Replicas owe an answer about a range that is taken over.
+    InventoryDue,
 }
 
-/// Totals of a feeder, those before a restart included. The first eight are about training microbatches only.
+/// Totals of a feeder, those before a restart included. All but evaluations are about training microbatches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Sent to stage 0.
@@ -190,6 +200,10 @@ pub struct Counts {
     pub finished: u64,
     /// Refused, whatever the reason.
     pub refused: u64,
+    /// Those of them that were abandoned when they were taken over.
+    pub abandoned: u64,
+    /// Had their outcome before they were taken over; in no other count.
+    pub inherited: u64,
     /// Injected, no outcome yet.
     pub in_flight: u64,
     /// Injected, but neither in flight nor with an outcome. A sound feeder has none.
@@ -229,6 +243,7 @@ pub struct Feeder<P> {
     contributions: Contributions,
     announcement: Announcement,
     rounds: Rounds,
+    succession: Succession,
     counts: Counts,
     admitted: u64,
     lease_asked: Option<Time>,
@@ -239,6 +254,7 @@ pub struct Feeder<P> {
     now: Time,
     stopped: bool,
     done: bool,
+    succeeded: bool,
     actions: VecDeque<Action<P>>,
 }
 
@@ -265,6 +281,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             contributions: Contributions::new(carrying),
             announcement: Announcement::default(),
             rounds: Rounds::new(carrying),
+            succession: Succession::default(),
             counts: Counts::default(),
             admitted: 0,
             lease_asked: None,
@@ -274,6 +291,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             now: Time::default(),
             stopped: false,
             done: false,
+            succeeded: false,
             actions: VecDeque::new(),
         }
     }
@@ -324,11 +342,15 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 self.announcement.end(microbatch);
                 self.count(microbatch, &outcome);
             }
+            Record::TakenOver(taken) => self.remember_taken_over(&taken),
         }
     }
 
     /// Takes one event; drain `poll_action` before the next.
     pub fn handle(&mut self, now: Time, event: Event<P>) {
+        if self.succeeded {
+            return;
+        }
         self.now = self.now.max(now);
         match event {
             Event::Membership(membership) => self.on_membership(now, membership),
@@ -343,6 +365,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             Event::Stop => self.on_stop(),
             Event::Timeout => {}
         }
+        self.take_over_ranges(now);
         self.judge_neighbours(now);
         self.ask_overdue(now);
         self.ask_for_lease(now);
@@ -370,7 +393,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let tell = Some((self.tell_at, Reason::TellDue));
         let silent = self.neighbours.next_change(self.now).map(|at| (at, Reason::NeighbourSilent));
         let round = self.rounds.deadline().map(|at| (at, Reason::RoundExpires));
-        [ask, lease, pause, release, tell, silent, round].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let inventory = self.succession.ask_at().map(|at| (at, Reason::InventoryDue));
+        [ask, lease, pause, release, tell, silent, round, inventory]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(at, _)| *at)
     }
 
     /// Totals since the run began for this feeder.
@@ -405,7 +432,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let left = self.ranges.left();
         let missing = self.config.total.saturating_sub(self.admitted).saturating_sub(left);
         let waiting = self.lease_asked.is_some_and(|at| now < at + LEASE_RETRY);
-        if self.stopped || missing == 0 {
+        // How much is left to do is known when everything is taken over.
+        if self.stopped || missing == 0 || !self.succession.is_over() {
             self.lease_asked = None;
         } else if !waiting && left <= self.config.lease_count / 2 {
             let count = self.config.lease_count.clamp(1, missing);
@@ -469,6 +497,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             Message::Refused { microbatch, by, reason } => {
                 self.on_refused(now, from, incarnation, microbatch, by, reason);
             }
+            Message::Inventory(inventory) => self.on_inventory(from, incarnation, inventory),
             Message::Averaged { round } => self.on_averaged(Participant { peer: from, incarnation }, round),
             Message::Beat(beat) => {
                 if self.table.placed(&first) {
@@ -479,6 +508,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             | Message::Ask { .. }
             | Message::Granted { .. }
             | Message::Ended { .. }
+            | Message::Adopt { .. }
             | Message::Averaging(_)
             | Message::Transfer(_) => {
                 self.counts.foreign += 1;
@@ -513,8 +543,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if !self.may_claim(&claimant) {
             return self.counts.foreign += 1;
         }
+        // Of what is being taken over nobody knows yet; who claims it asks again.
+        let decided: Vec<_> =
+            microbatches.iter().copied().filter(|&id| !self.succession.covers(id)).collect();
+        if decided.is_empty() {
+            return;
+        }
         let (granted, denied): (Vec<_>, Vec<_>) =
-            microbatches.iter().partition(|&&microbatch| self.grant(microbatch, claimant));
+            decided.into_iter().partition(|&microbatch| self.grant(microbatch, claimant));
         self.counts.denied += denied.len() as u64;
         let message = Message::Granted { granted, denied };
         self.actions.push_back(Action::Send { to: claimant.peer, message });
@@ -558,6 +594,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Takes back what was not sent; the rest still gets its outcome.
     fn on_stop(&mut self) {
         self.stopped = true;
+        self.succession.give_up();
         let unsent: Vec<_> =
             self.open.iter().filter(|(_, open)| !open.sendings.any()).map(|(&id, _)| id).collect();
         for id in unsent {
@@ -643,8 +680,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Whether every microbatch wanted has its outcome, and nothing waits.
     fn settled(&self) -> bool {
-        let settled = self.counts.finished + self.counts.refused;
-        let enough = self.stopped || settled >= self.config.total;
+        let settled = self.counts.finished + self.counts.refused + self.counts.inherited;
+        let enough = self.stopped || (settled >= self.config.total && self.succession.is_over());
         enough && self.open.is_empty() && self.evaluations.is_empty()
     }
 

@@ -1,6 +1,7 @@
 //! Which microbatches this start of a replica has applied: none twice, whoever says what.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 
 use crate::MicrobatchId;
 
@@ -17,6 +18,11 @@ pub(crate) struct Ledger {
 impl Ledger {
     pub(crate) fn contains(&self, microbatch: MicrobatchId) -> bool {
         self.ids.contains(&microbatch)
+    }
+
+    /// The ids in a range.
+    pub(crate) fn range(&self, ids: Range<MicrobatchId>) -> impl Iterator<Item = MicrobatchId> {
+        self.ids.range(ids).copied()
     }
 
     pub(crate) fn insert(&mut self, microbatch: MicrobatchId) {

@@ -18,6 +18,7 @@ pub mod coordinator;
 pub mod feeder;
 pub mod health;
 mod id;
+pub mod inventory;
 mod lease;
 mod ledger;
 mod message;
@@ -41,7 +42,10 @@ pub use coordinator::Coordinator;
 pub use feeder::Feeder;
 pub use health::{Health, Quarantine, Suspension, Verdict};
 pub use id::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
-pub use lease::{HeldLease, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseBook, LeaseRefusal};
+pub use inventory::Inventory;
+pub use lease::{
+    HeldLease, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseBook, LeaseRefusal, SUCCESSIONS_MAX, Succession,
+};
 pub use message::{
     Beat, CLAIM_MAX, Holding, Hop, Loss, Member, Membership, Message, Purpose, Refusal, Role, SPAN_BYTES_MAX,
     SPANS_MAX, Span, Standing,

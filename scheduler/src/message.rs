@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 
 use crate::averaging::{AveragingMessage, Round};
+use crate::inventory::Inventory;
+use crate::lease::Succession;
 use crate::transfer::TransferMessage;
 use crate::{Attempt, Duration, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
 
@@ -243,6 +245,17 @@ pub enum Message<P> {
         /// Which round.
         round: Round,
     },
+    /// From a feeder that takes over a range: what do you know of its ids?
+    Adopt {
+        /// The first id of the range.
+        range: MicrobatchId,
+        /// Which successor in a row asks.
+        epoch: u64,
+        /// Ids below were told before.
+        from: MicrobatchId,
+    },
+    /// To a feeder that takes over a range: the answer, a page of it.
+    Inventory(Inventory),
     /// To neighbours: a sign of life.
     Beat(Beat),
     /// Between replicas of a stage: an averaging round. For [`Averaging`](crate::Averaging), not for the machines of
@@ -284,6 +297,8 @@ impl<P> Message<P> {
             Self::Refused { microbatch, by, reason } => Message::Refused { microbatch, by, reason },
             Self::Ended { spans, round, over } => Message::Ended { spans, round, over },
             Self::Averaged { round } => Message::Averaged { round },
+            Self::Adopt { range, epoch, from } => Message::Adopt { range, epoch, from },
+            Self::Inventory(inventory) => Message::Inventory(inventory),
             Self::Beat(beat) => Message::Beat(beat),
             Self::Averaging(message) => Message::Averaging(message.with_payload(new_code)),
             Self::Transfer(message) => Message::Transfer(message.with_payload(new_code)),
@@ -296,6 +311,8 @@ impl<P> Message<P> {
 pub enum Role {
     /// Draws data and injects microbatches.
     Feeder,
+    /// A feeder that takes over the ids of those that are gone.
+    Successor,
     /// Serves, or waits to serve, a stage.
     Replica,
 }
@@ -333,4 +350,6 @@ pub struct Membership {
     pub version: u64,
     /// The members.
     pub members: Vec<Member>,
+    /// Ranges of ids that have gone to a successor, by first id.
+    pub successions: Vec<Succession>,
 }

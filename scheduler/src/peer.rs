@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::router::Sample;
-use crate::{Hop, Incarnation, Member, Membership, PeerId, Quarantine, StageIndex, Standing, Time};
+use crate::{
+    Hop, Incarnation, Member, Membership, MicrobatchId, PeerId, Quarantine, StageIndex, Standing, Succession,
+    Time,
+};
 
 /// The membership table with lookups, and who is quarantined here.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +17,7 @@ pub struct PeerTable {
     sample: Sample,
     stages: BTreeMap<StageIndex, Serving>,
     feeders: usize,
+    successions: Vec<Succession>,
     /// Only members are ever in here, so the table bounds it.
     quarantine: Quarantine,
 }
@@ -44,6 +48,7 @@ impl PeerTable {
         self.members = membership.members.into_iter().map(|member| (member.peer, member)).collect();
         self.stages = serving(&self.members, self.sample);
         self.feeders = self.feeders().count();
+        self.successions = membership.successions;
         let members = &self.members;
         let stays = |peer, start| members.get(&peer).is_some_and(|member| member.incarnation == start);
         self.quarantine.retain(stays);
@@ -155,6 +160,32 @@ impl PeerTable {
         self.get(peer, incarnation).is_some_and(|member| member.standing == Standing::Feeding)
     }
 
+    /// Every replica of every stage, loading ones included.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<Hop> {
+        let hop = |member: &Member| match member.standing {
+            Standing::Loading(stage) | Standing::Serving(stage) => {
+                Some(Hop { stage: Some(stage), peer: member.peer, incarnation: member.incarnation })
+            }
+            Standing::Standby | Standing::Feeding => None,
+        };
+        self.members.values().filter_map(hop).collect()
+    }
+
+    /// The ranges of ids that have gone to a successor.
+    #[must_use]
+    pub fn successions(&self) -> &[Succession] {
+        &self.successions
+    }
+
+    /// Who has taken over the range this microbatch is from, if anybody has.
+    #[must_use]
+    pub fn successor(&self, microbatch: MicrobatchId) -> Option<Hop> {
+        let succession = self.successions.iter().find(|succession| succession.lease.contains(microbatch))?;
+        let member = self.members.get(&succession.feeder)?;
+        Some(Hop { stage: None, peer: member.peer, incarnation: member.incarnation })
+    }
+
     fn sample(&self, stage: StageIndex) -> &[Hop] {
         self.stages.get(&stage).map_or(&[], |serving| &serving.sample)
     }
@@ -206,17 +237,17 @@ mod tests {
 
     fn table(version: u64, members: Vec<Member>) -> PeerTable {
         let mut table = PeerTable::new(OWNER);
-        assert!(table.update(Membership { version, members }));
+        assert!(table.update(Membership { version, members, ..Membership::default() }));
         table
     }
 
     #[test]
     fn older_tables_are_ignored() {
         let mut table = table(3, vec![member(A, 1, Standing::Serving(StageIndex(0)))]);
-        assert!(!table.update(Membership { version: 3, members: Vec::new() }));
-        assert!(!table.update(Membership { version: 2, members: Vec::new() }));
+        assert!(!table.update(Membership { version: 3, ..Membership::default() }));
+        assert!(!table.update(Membership { version: 2, ..Membership::default() }));
         assert!(table.serves_all(1));
-        assert!(table.update(Membership { version: 4, members: Vec::new() }));
+        assert!(table.update(Membership { version: 4, ..Membership::default() }));
         assert!(!table.serves_all(1));
     }
 
@@ -271,7 +302,7 @@ mod tests {
         table.heard(A, Incarnation(1));
         assert_eq!(table.eligible(now, stage).count(), 2);
         table.quarantine(now, A, Incarnation(1));
-        assert!(table.update(Membership { version: 2, members: start(2) }));
+        assert!(table.update(Membership { version: 2, members: start(2), ..Membership::default() }));
         assert_eq!(table.eligible(now, stage).count(), 2);
         assert_eq!(table.next_release(now), None);
     }

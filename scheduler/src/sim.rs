@@ -29,7 +29,7 @@ use executor::time_between;
 use fault::Fault;
 use judge::Judge;
 use network::{Fate, Network};
-use node::{FeederNode, Liveness, ReplicaNode, address, coordinator_key, feeder_key};
+use node::{FeederNode, Liveness, ReplicaNode, address, coordinator_key};
 use scenario::Scenario;
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -40,8 +40,8 @@ const IDLE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 enum Delivery {
     Coordinator(coordinator::Event),
-    /// To the feeder, if it is still that start of it.
-    Feeder(Incarnation, feeder::Event<u8>),
+    /// To a feeder, if it is still that start of it.
+    Feeder(usize, Incarnation, feeder::Event<u8>),
     /// To a replica, if it is still that start of it.
     Replica(usize, Incarnation, stage::Event<u8>),
     Table(usize, Incarnation, Membership),
@@ -49,8 +49,8 @@ enum Delivery {
     Standing(usize, Incarnation, Option<Standing>),
     Join(usize),
     Beat(usize, Incarnation),
-    StartFeeder,
-    FeederBeat(Incarnation),
+    StartFeeder(usize),
+    FeederBeat(usize, Incarnation),
     Fault(Fault),
     Resume(usize, Incarnation),
 }
@@ -67,7 +67,8 @@ pub(crate) struct World {
     queue: BTreeMap<(Time, u64), Delivery>,
     alarms: Alarms,
     coordinator: Coordinator,
-    feeder: FeederNode,
+    /// The first, and its successors in a row.
+    feeders: Vec<FeederNode>,
     replicas: Vec<ReplicaNode>,
     network: Network,
     judge: Judge,
@@ -86,7 +87,7 @@ impl World {
             queue: BTreeMap::new(),
             alarms: Alarms::default(),
             coordinator: Coordinator::new(config),
-            feeder: FeederNode::default(),
+            feeders: vec![FeederNode::new(0)],
             replicas,
             network: Network::default(),
             judge: Judge::new(scenario.seed),
@@ -105,16 +106,16 @@ impl World {
     }
 
     fn open(&mut self) {
-        self.send_in(Duration::ZERO, Delivery::StartFeeder);
+        self.send_in(Duration::ZERO, Delivery::StartFeeder(0));
         if let Some(at) = self.scenario.stop_at {
-            self.send_in(at, Delivery::Feeder(Incarnation(1), feeder::Event::Stop));
+            self.send_in(at, Delivery::Feeder(0, Incarnation(1), feeder::Event::Stop));
         }
         for index in 0..self.replicas.len() {
             self.soon(Delivery::Join(index));
         }
         for measure in self.scenario.evaluations.clone() {
             let event = feeder::Event::Evaluate { first: 0, count: measure.count, purpose: measure.purpose };
-            self.send_in(measure.at, Delivery::Feeder(Incarnation(1), event));
+            self.send_in(measure.at, Delivery::Feeder(0, Incarnation(1), event));
         }
         for (at, fault) in self.scenario.faults.clone() {
             self.send_in(at, Delivery::Fault(fault));
@@ -136,8 +137,8 @@ impl World {
             self.now = self.now.max(at);
             self.deliver(delivery);
         }
-        let in_flight = self.feeder.machine.as_ref().map(|feeder| feeder.counts().in_flight);
-        self.judge.in_flight(in_flight.unwrap_or(0));
+        let machines = self.feeders.iter().filter_map(|feeder| feeder.machine.as_ref());
+        self.judge.in_flight(machines.map(|feeder| feeder.counts().in_flight).max().unwrap_or(0));
     }
 
     /// Fires the first timeout that is due before the next delivery.
@@ -145,7 +146,7 @@ impl World {
         let Some((at, machine)) = self.alarms.pop_until(due) else { return false };
         self.now = self.now.max(at);
         match machine {
-            Machine::Feeder => self.at_feeder(feeder::Event::Timeout),
+            Machine::Feeder(index) => self.at_feeder(index, feeder::Event::Timeout),
             Machine::Coordinator => self.at_coordinator(coordinator::Event::Timeout),
             Machine::Replica(index) => {
                 if self.replicas[index].liveness == Liveness::Awake {
@@ -158,7 +159,9 @@ impl World {
 
     fn set_alarm(&mut self, machine: Machine) {
         let at = match machine {
-            Machine::Feeder => self.feeder.machine.as_ref().and_then(Feeder::poll_timeout).map(|(at, _)| at),
+            Machine::Feeder(index) => {
+                self.feeders[index].machine.as_ref().and_then(Feeder::poll_timeout).map(|(at, _)| at)
+            }
             Machine::Coordinator => self.coordinator.poll_timeout().map(|(at, _)| at),
             Machine::Replica(index) => {
                 self.replicas[index].stage.as_ref().and_then(Stage::poll_timeout).map(|(at, _)| at)
@@ -170,14 +173,14 @@ impl World {
     fn deliver(&mut self, delivery: Delivery) {
         match delivery {
             Delivery::Coordinator(event) => self.at_coordinator(event),
-            Delivery::Feeder(incarnation, event) => {
-                if self.feeder.incarnation == incarnation && self.feeder.machine.is_some() {
-                    self.at_feeder(event);
+            Delivery::Feeder(index, incarnation, event) => {
+                if self.feeders[index].incarnation == incarnation {
+                    self.at_feeder(index, event);
                 }
             }
             Delivery::Join(index) => self.join(index),
-            Delivery::StartFeeder => self.start_feeder(),
-            Delivery::FeederBeat(incarnation) => self.beat_feeder(incarnation),
+            Delivery::StartFeeder(index) => self.start_feeder(index),
+            Delivery::FeederBeat(index, incarnation) => self.beat_feeder(index, incarnation),
             Delivery::Fault(fault) => self.strike(fault),
             Delivery::Resume(index, incarnation) => self.resume(index, incarnation),
             Delivery::Replica(index, incarnation, _)
@@ -220,25 +223,17 @@ impl World {
         self.coordinator.handle(self.now, event);
         while let Some(action) = self.coordinator.poll_action() {
             match action {
-                coordinator::Action::Answer { answer: coordinator::Answer::Leased(lease), .. } => {
-                    self.tell_feeder(coordinator_key(), feeder::Event::Lease(lease));
-                }
                 coordinator::Action::Answer { to, answer } => {
-                    let standing = match answer {
-                        coordinator::Answer::Noted(standing) | coordinator::Answer::Joined(standing) => {
-                            Some(standing)
-                        }
-                        coordinator::Answer::NotAMember => None,
-                        _ => continue,
-                    };
-                    if let Some(index) = self.replica_of(to) {
-                        let incarnation = self.replicas[index].incarnation;
-                        self.carry(coordinator_key(), to, Delivery::Standing(index, incarnation, standing));
+                    if let Some(index) = self.feeder_of(to) {
+                        self.answer_feeder(index, &answer);
+                    } else if let Some(index) = self.replica_of(to) {
+                        self.answer_replica(index, &answer);
                     }
                 }
                 coordinator::Action::Membership(membership) => {
-                    self.tell_feeder(coordinator_key(), feeder::Event::Membership(membership.clone()));
-                    self.tell_feeder(coordinator_key(), feeder::Event::Reached);
+                    for index in 0..self.feeders.len() {
+                        self.tell_table(index, membership.clone());
+                    }
                     for index in 0..self.replicas.len() {
                         self.send_table(index, membership.clone());
                     }
@@ -249,39 +244,79 @@ impl World {
         self.set_alarm(Machine::Coordinator);
     }
 
+    fn answer_replica(&mut self, index: usize, answer: &coordinator::Answer) {
+        let standing = match answer {
+            coordinator::Answer::Noted(standing) | coordinator::Answer::Joined(standing) => Some(*standing),
+            coordinator::Answer::NotAMember => None,
+            _ => return,
+        };
+        let ReplicaNode { peer, incarnation, .. } = self.replicas[index];
+        self.carry(coordinator_key(), peer, Delivery::Standing(index, incarnation, standing));
+    }
+
+    fn answer_feeder(&mut self, index: usize, answer: &coordinator::Answer) {
+        match answer {
+            coordinator::Answer::Leased(lease) => {
+                self.tell_feeder(index, coordinator_key(), feeder::Event::Lease(*lease));
+            }
+            coordinator::Answer::Joined(_) => self.feeders[index].admitted = true,
+            // Whoever started it does as the refusal says.
+            coordinator::Answer::JoinRefused(coordinator::JoinRefusal::NothingToSucceed) => {
+                self.feeders[index].role = Role::Feeder;
+            }
+            coordinator::Answer::NotAMember if self.feeders[index].admitted => self.expel_feeder(index),
+            _ => {}
+        }
+    }
+
+    /// The process ends. It is started again, and finds in the table who has its ids.
+    fn expel_feeder(&mut self, index: usize) {
+        self.judge.path("feeder expelled");
+        self.feeders[index].machine = None;
+        if !self.coordinator.membership().successions.is_empty() {
+            self.send_in(Duration::from_secs(2), Delivery::StartFeeder(index));
+        }
+    }
+
     fn send_table(&mut self, index: usize, membership: Membership) {
         let (peer, incarnation) = (self.replicas[index].peer, self.replicas[index].incarnation);
         self.carry(coordinator_key(), peer, Delivery::Table(index, incarnation, membership));
     }
 
-    fn at_feeder(&mut self, event: feeder::Event<u8>) {
-        let Some(machine) = self.feeder.machine.as_mut() else { return };
+    fn at_feeder(&mut self, index: usize, event: feeder::Event<u8>) {
+        let Some(machine) = self.feeders[index].machine.as_mut() else { return };
         machine.handle(self.now, event);
-        let incarnation = self.feeder.incarnation;
-        while let Some(action) = self.feeder.machine.as_mut().and_then(Feeder::poll_action) {
-            if let Some(machine) = &self.feeder.machine {
-                self.judge.feeder_acts(&action, machine);
+        let (peer, incarnation) = (self.feeders[index].peer, self.feeders[index].incarnation);
+        while let Some(action) = self.feeders[index].machine.as_mut().and_then(Feeder::poll_action) {
+            if let Some(machine) = &self.feeders[index].machine {
+                self.judge.feeder_acts(index, &action, machine);
             }
             match action {
-                feeder::Action::Journal(record) => self.feeder.journal.push(record),
+                feeder::Action::Journal(record) => self.feeders[index].journal.push(record),
                 feeder::Action::Draw { microbatch, .. } => {
                     let event = feeder::Event::Drawn { microbatch, ids: 1 };
-                    self.soon(Delivery::Feeder(incarnation, event));
+                    self.soon(Delivery::Feeder(index, incarnation, event));
                 }
-                feeder::Action::Send { to, message } => self.post(feeder_key(), incarnation, to, message),
+                feeder::Action::Send { to, message } => self.post(peer, incarnation, to, message),
                 feeder::Action::RequestLease { count } => {
-                    let peer = feeder_key();
-                    self.tell_coordinator(coordinator::Event::LeaseRequest { peer, incarnation, count });
+                    self.tell_coordinator(
+                        peer,
+                        coordinator::Event::LeaseRequest { peer, incarnation, count },
+                    );
                 }
                 feeder::Action::Done => {
-                    self.tell_coordinator(coordinator::Event::FeederDone { peer: feeder_key(), incarnation });
+                    self.tell_coordinator(peer, coordinator::Event::FeederDone { peer, incarnation });
+                }
+                feeder::Action::Succeeded { .. } => {
+                    self.judge.path("yielded to a successor");
+                    self.feeders[index].machine = None;
                 }
                 feeder::Action::Outcome { .. }
                 | feeder::Action::EvaluationDone(_)
                 | feeder::Action::EvaluationDeclined => {}
             }
         }
-        self.set_alarm(Machine::Feeder);
+        self.set_alarm(Machine::Feeder(index));
     }
 
     fn at_replica(&mut self, index: usize, event: stage::Event<u8>) {
@@ -418,48 +453,55 @@ impl World {
         let (peer, incarnation) = (self.replicas[index].peer, self.replicas[index].incarnation);
         self.judge.path("left");
         self.replicas[index].liveness = Liveness::Dead;
-        self.tell_coordinator(coordinator::Event::Leave { peer, incarnation });
+        self.tell_coordinator(peer, coordinator::Event::Leave { peer, incarnation });
         self.break_connections(peer, incarnation, Duration::ZERO);
         self.send_in(Duration::from_secs(3), Delivery::Join(index));
     }
 
-    fn start_feeder(&mut self) {
-        let incarnation = Incarnation(self.feeder.incarnation.0 + 1);
+    fn start_feeder(&mut self, index: usize) {
+        let (peer, incarnation) =
+            (self.feeders[index].peer, Incarnation(self.feeders[index].incarnation.0 + 1));
         let scenario = &self.scenario;
-        let mut config = feeder::Config::new(
-            feeder_key(),
-            incarnation,
-            scenario.stages,
-            scenario.total,
-            scenario.admission,
-        );
+        let mut config =
+            feeder::Config::new(peer, incarnation, scenario.stages, scenario.total, scenario.admission);
         config.lease_count = scenario.lease_count;
         config.ask_after = scenario.ask_after;
         config.mutation = scenario.mutation;
         let router = scenario.router.build(self.rng.next_u64());
-        let journal = self.feeder.journal.clone();
+        let feeder = &mut self.feeders[index];
+        let journal = feeder.journal.clone();
         if !journal.is_empty() {
-            self.judge.path("feeder resumed");
+            // It knows what was its own; who succeeds it is in the table.
+            feeder.role = Role::Feeder;
+            self.judge.path(if index == 0 { "feeder resumed" } else { "resumed by a successor" });
         }
-        self.feeder.incarnation = incarnation;
-        self.feeder.machine = Some(Feeder::resume(config, router, journal));
-        let (peer, role, address) = (feeder_key(), Role::Feeder, address());
-        self.tell_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
-        self.soon(Delivery::FeederBeat(incarnation));
-        self.at_feeder(feeder::Event::Timeout);
+        (feeder.incarnation, feeder.admitted) = (incarnation, false);
+        feeder.machine = Some(Feeder::resume(config, router, journal));
+        self.knock_as_feeder(index);
+        self.soon(Delivery::FeederBeat(index, incarnation));
+        self.at_feeder(index, feeder::Event::Timeout);
     }
 
-    fn beat_feeder(&mut self, incarnation: Incarnation) {
-        if self.feeder.incarnation == incarnation && self.feeder.machine.is_some() {
-            let (peer, progress) = (feeder_key(), Progress::default());
-            self.tell_coordinator(coordinator::Event::Heartbeat { peer, incarnation, progress });
-            let (role, address) = (Role::Feeder, address());
-            self.tell_coordinator(coordinator::Event::Join { peer, incarnation, role, address });
-            let table = self.coordinator.membership();
-            self.tell_feeder(coordinator_key(), feeder::Event::Membership(table));
-            self.tell_feeder(coordinator_key(), feeder::Event::Reached);
-            self.send_in(HEARTBEAT, Delivery::FeederBeat(incarnation));
+    fn knock_as_feeder(&mut self, index: usize) {
+        let FeederNode { peer, incarnation, role, .. } = self.feeders[index];
+        let join = coordinator::Event::Join { peer, incarnation, role, address: address() };
+        self.tell_coordinator(peer, join);
+    }
+
+    fn beat_feeder(&mut self, index: usize, incarnation: Incarnation) {
+        let feeder = &self.feeders[index];
+        if feeder.incarnation != incarnation || feeder.machine.is_none() {
+            return;
         }
+        if feeder.admitted {
+            let (peer, progress) = (feeder.peer, Progress::default());
+            self.tell_coordinator(peer, coordinator::Event::Heartbeat { peer, incarnation, progress });
+        } else {
+            self.knock_as_feeder(index);
+        }
+        let table = self.coordinator.membership();
+        self.tell_table(index, table);
+        self.send_in(HEARTBEAT, Delivery::FeederBeat(index, incarnation));
     }
 
     // --- The network ----------------------------------------------------------------------------------------
@@ -469,10 +511,9 @@ impl World {
         if self.rng.chance(self.scenario.garbage_per_mille, 1_000) {
             self.post_garbage();
         }
-        if to == feeder_key() {
-            let known = self.feeder.incarnation;
+        if let Some(index) = self.feeder_of(to) {
             let event = feeder::Event::Received { from, incarnation, message };
-            return self.carry(from, to, Delivery::Feeder(known, event));
+            return self.tell_feeder(index, from, event);
         }
         let Some(index) = self.replica_of(to) else { return };
         let known = self.replicas[index].incarnation;
@@ -485,12 +526,12 @@ impl World {
 
     /// Nobody listens there: the sender notices after a while.
     fn unreachable(&mut self, from: PeerId, incarnation: Incarnation, peer: PeerId, lost: Incarnation) {
-        let (delay, incarnation_lost) = (Duration::from_millis(500), lost);
-        if from == feeder_key() {
-            let event = feeder::Event::PeerLost { peer, incarnation: incarnation_lost };
-            self.send_in(delay, Delivery::Feeder(incarnation, event));
+        let delay = Duration::from_millis(500);
+        if let Some(sender) = self.feeder_of(from) {
+            let event = feeder::Event::PeerLost { peer, incarnation: lost };
+            self.send_in(delay, Delivery::Feeder(sender, incarnation, event));
         } else if let Some(sender) = self.replica_of(from) {
-            let event = stage::Event::PeerLost { peer, incarnation: incarnation_lost };
+            let event = stage::Event::PeerLost { peer, incarnation: lost };
             self.send_in(delay, Delivery::Replica(sender, incarnation, event));
         }
     }
@@ -506,20 +547,31 @@ impl World {
         }
     }
 
-    fn tell_coordinator(&mut self, event: coordinator::Event) {
-        self.carry(feeder_key(), coordinator_key(), Delivery::Coordinator(event));
+    fn tell_coordinator(&mut self, from: PeerId, event: coordinator::Event) {
+        self.carry(from, coordinator_key(), Delivery::Coordinator(event));
     }
 
-    fn tell_feeder(&mut self, from: PeerId, event: feeder::Event<u8>) {
-        let incarnation = self.feeder.incarnation;
-        self.carry(from, feeder_key(), Delivery::Feeder(incarnation, event));
+    fn tell_feeder(&mut self, index: usize, from: PeerId, event: feeder::Event<u8>) {
+        let FeederNode { peer, incarnation, .. } = self.feeders[index];
+        self.carry(from, peer, Delivery::Feeder(index, incarnation, event));
+    }
+
+    /// Only members hear of the table.
+    fn tell_table(&mut self, index: usize, table: Membership) {
+        if !table.members.iter().any(|member| member.peer == self.feeders[index].peer) {
+            return;
+        }
+        self.tell_feeder(index, coordinator_key(), feeder::Event::Membership(table));
+        self.tell_feeder(index, coordinator_key(), feeder::Event::Reached);
     }
 
     /// Everyone who talks to this peer notices, after `silence`.
     fn break_connections(&mut self, peer: PeerId, incarnation: Incarnation, silence: Duration) {
-        let feeder = self.feeder.incarnation;
-        let event = feeder::Event::PeerLost { peer, incarnation };
-        self.send_in(silence, Delivery::Feeder(feeder, event));
+        for index in 0..self.feeders.len() {
+            let known = self.feeders[index].incarnation;
+            let event = feeder::Event::PeerLost { peer, incarnation };
+            self.send_in(silence, Delivery::Feeder(index, known, event));
+        }
         for other in 0..self.replicas.len() {
             let known = self.replicas[other].incarnation;
             let event = stage::Event::PeerLost { peer, incarnation };
@@ -536,9 +588,9 @@ impl World {
         let (from, incarnation) = (*self.rng.pick(&peers).unwrap(), Incarnation(self.rng.below(3)));
         let message = garbage::message(&mut self.rng, &peers, ids_below);
         if index == self.replicas.len() {
-            let known = self.feeder.incarnation;
+            let known = self.latest().incarnation;
             let event = feeder::Event::Received { from, incarnation, message };
-            return self.soon(Delivery::Feeder(known, event));
+            return self.soon(Delivery::Feeder(self.feeders.len() - 1, known, event));
         }
         let known = self.replicas[index].incarnation;
         self.soon(Delivery::Replica(index, known, stage::Event::Received { from, incarnation, message }));
@@ -561,7 +613,7 @@ impl World {
     // --- The end --------------------------------------------------------------------------------------------
 
     fn is_over(&self) -> bool {
-        let done = self.feeder.machine.as_ref().is_some_and(Feeder::is_done);
+        let done = self.latest().machine.as_ref().is_some_and(Feeder::is_done);
         done && self.held() == 0 && self.faults_left() == 0
     }
 
@@ -589,7 +641,12 @@ impl World {
     }
 
     pub(crate) fn feeder(&self) -> &Feeder<u8> {
-        self.feeder.machine.as_ref().unwrap()
+        self.latest().machine.as_ref().unwrap()
+    }
+
+    /// The one that decides now, or will.
+    fn latest(&self) -> &FeederNode {
+        self.feeders.last().unwrap()
     }
 
     pub(crate) fn coordinator(&self) -> &Coordinator {
@@ -605,9 +662,13 @@ impl World {
         self.replicas.get(index).filter(|replica| replica.peer == peer).map(|_| index)
     }
 
+    fn feeder_of(&self, peer: PeerId) -> Option<usize> {
+        self.feeders.iter().position(|feeder| feeder.peer == peer)
+    }
+
     /// For the message of a failure.
     fn describe(&self) -> String {
-        let feeder = self.feeder.machine.as_ref().map(Feeder::counts);
+        let feeder = self.latest().machine.as_ref().map(Feeder::counts);
         let stages: Vec<_> = self
             .replicas
             .iter()

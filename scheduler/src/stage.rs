@@ -18,6 +18,7 @@ mod grants;
 mod job;
 mod outcomes;
 mod recovery;
+mod succession;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ pub use job::{Completion, Done, Evaluation, Job};
 use credit::Credits;
 use early::Early;
 use outcomes::Outcomes;
+use succession::{Departures, submit};
 use tasks::Tasks;
 use visit::{Answer, Arrival, Claim, Output, Phase, Share, Visit};
 
@@ -138,6 +140,7 @@ pub struct Stage<P> {
     unrouted: VecDeque<MicrobatchId>,
     early: Early<P>,
     outcomes: Outcomes,
+    departures: Departures,
     ledger: Ledger,
     /// To be claimed from their feeders when the event at hand is dealt with.
     claims: Vec<MicrobatchId>,
@@ -176,6 +179,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             unrouted: VecDeque::new(),
             early: Early::new(),
             outcomes: Outcomes::default(),
+            departures: Departures::default(),
             ledger: Ledger::default(),
             claims: Vec::new(),
             check_at: None,
@@ -324,7 +328,14 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 self.on_passed(Neighbour { hop: downstream, attempt }, microbatch, next);
             }
             Message::Held { microbatch, holder } => self.on_held(from, incarnation, microbatch, holder),
-            Message::Granted { granted, denied } => self.on_granted(now, from, &granted, &denied),
+            Message::Granted { granted, denied } => {
+                if self.table.feeds(from, incarnation) {
+                    self.on_granted(now, from, &granted, &denied);
+                }
+            }
+            Message::Adopt { range, epoch, from: page } => {
+                self.on_adopt(from, incarnation, (range, epoch), page);
+            }
             Message::Ended { spans, .. } => {
                 if self.table.feeds(from, incarnation) {
                     self.outcomes.announce(from, spans);
@@ -346,12 +357,12 @@ impl<P: Clone + Default + Debug> Stage<P> {
             // For the machines beside this one.
             Message::Averaging(_) | Message::Transfer(_) => {}
             // For feeders.
-            Message::Averaged { .. } => self.count(Note::Foreign(MicrobatchId(0))),
+            Message::Averaged { .. } | Message::Inventory(_) => self.count(Note::Foreign(MicrobatchId(0))),
         }
     }
 
     /// A forward: take it, or say why not.
-    fn on_forward(&mut self, now: Time, sender: Hop, arrival: Arrival<P>) {
+    fn on_forward(&mut self, now: Time, sender: Hop, mut arrival: Arrival<P>) {
         let (id, attempt) = (arrival.microbatch, arrival.attempt);
         if !self.table.placed(&sender) {
             if let Some(displaced) = self.early.park(now, sender, arrival) {
@@ -361,6 +372,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
         if self.outcomes.contain(id) {
             return self.count(Note::Late(id));
+        }
+        if !submit(&self.table, sender, id, &mut arrival.route) {
+            return self.count(Note::Foreign(id));
         }
         let upstream = Neighbour { hop: sender, attempt };
         if !self.config.accepts_route(&arrival.route) || arrival.route.last() != Some(&sender) {

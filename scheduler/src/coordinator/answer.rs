@@ -1,6 +1,6 @@
 //! What the coordinator answers.
 
-use crate::{Incarnation, Lease, LeaseRefusal, Standing};
+use crate::{Duration, Incarnation, Lease, LeaseRefusal, PeerId, Standing};
 
 /// The answer to one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,17 @@ pub enum JoinRefusal {
     Full {
         /// Members at most.
         limit: usize,
+    },
+    /// There are no ids without a feeder.
+    #[error("no feeder has left anything to take over; feed the run without taking over")]
+    NothingToSucceed,
+    /// The feeder whose ids are to be taken over is a member.
+    #[error("feeder {feeder} is still a member; stop it, or wait until it has been silent for {lease:?}")]
+    FeederLives {
+        /// Which one.
+        feeder: PeerId,
+        /// How long a silent member stays one.
+        lease: Duration,
     },
     /// The run is over.
     #[error("the run is finished")]

@@ -10,6 +10,8 @@ use crate::{Lease, MicrobatchId, Span};
 struct Leased {
     first: u64,
     end: u64,
+    /// Nothing from `end` to here was ever injected as far as anybody knows, and nothing ever will be.
+    unused: u64,
     below: u64,
     beyond: BTreeSet<u64>,
 }
@@ -28,11 +30,38 @@ impl Announcement {
     pub(super) fn lease(&mut self, lease: &Lease) {
         let (first, end) = (lease.first.0, lease.first.0.saturating_add(lease.count));
         match self.leased.last_mut() {
-            Some(last) if first <= last.end && first >= last.first => last.end = last.end.max(end),
+            Some(last) if first <= last.end && first >= last.first => {
+                last.end = last.end.max(end);
+                last.unused = last.end;
+            }
             Some(_) | None => {
-                self.leased.push(Leased { first, end, below: first, beyond: BTreeSet::new() });
+                let beyond = BTreeSet::new();
+                self.leased.push(Leased { first, end, unused: end, below: first, beyond });
             }
         }
+    }
+
+    /// A range of another feeder is this one's: all below `end` has its outcome but for what is `open`.
+    pub(super) fn take_over(
+        &mut self,
+        lease: &Lease,
+        end: MicrobatchId,
+        open: impl Iterator<Item = MicrobatchId>,
+    ) {
+        let (first, unused) = (lease.first.0, lease.first.0.saturating_add(lease.count));
+        let open: BTreeSet<u64> = open.map(|id| id.0).collect();
+        let end = end.0.clamp(first, unused);
+        let below = open.first().copied().unwrap_or(end);
+        let beyond = (below..end).filter(|id| !open.contains(id)).collect();
+        let mut leased = Leased { first, end, unused, below, beyond };
+        leased.settle();
+        self.leased.push(leased);
+        self.news += 1;
+    }
+
+    /// Whether this id was leased here.
+    pub(super) fn covers(&self, microbatch: MicrobatchId) -> bool {
+        self.leased.iter().any(|leased| (leased.first..leased.unused).contains(&microbatch.0))
     }
 
     /// An id has its outcome.
@@ -43,9 +72,7 @@ impl Announcement {
             return;
         };
         leased.beyond.insert(id);
-        while leased.beyond.remove(&leased.below) {
-            leased.below += 1;
-        }
+        leased.settle();
         self.news += 1;
     }
 
@@ -63,6 +90,12 @@ impl Announcement {
 }
 
 impl Leased {
+    fn settle(&mut self) {
+        while self.beyond.remove(&self.below) {
+            self.below += 1;
+        }
+    }
+
     fn span(&self) -> Span {
         let offsets = self.beyond.iter().map(|id| id - self.below);
         let mut beyond = Vec::new();

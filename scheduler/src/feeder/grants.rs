@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::{Hop, MicrobatchId};
+use crate::{Hop, Incarnation, MicrobatchId, PeerId, StageIndex};
 
 /// Microbatches with an outcome whose grants are remembered for late claims; claims older than that are denied.
 pub(super) const REMEMBERED_MAX: usize = 8_192;
@@ -23,6 +23,11 @@ pub(super) enum Ruling {
     Again,
     /// Another has it, or nobody knows the microbatch any more.
     Denied,
+}
+
+/// Somebody who has left and may have the grant of this stage.
+pub(super) fn gone(stage: StageIndex) -> Hop {
+    Hop { stage: Some(stage), peer: PeerId([0; 32]), incarnation: Incarnation(0) }
 }
 
 impl Grants {
@@ -63,7 +68,6 @@ impl Grants {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Incarnation, PeerId, StageIndex};
 
     const ID: MicrobatchId = MicrobatchId(3);
 

@@ -12,7 +12,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Whether every stage is served and nothing speaks against sending now.
     pub(super) fn may_inject(&mut self, now: Time) -> bool {
         self.paused_until = self.paused_until.filter(|&until| until > now);
-        self.paused_until.is_none() && self.table.serves_all(self.config.stages)
+        self.paused_until.is_none() && self.succession.is_over() && self.table.serves_all(self.config.stages)
     }
 
     /// Asks for the tokens of as many microbatches as have a place.

@@ -1,7 +1,7 @@
 //! What a feeder must not forget when it dies.
 
 use super::Outcome;
-use crate::{Hop, Lease, MicrobatchId, StageIndex};
+use crate::{Hop, Lease, MicrobatchId};
 
 /// A line of the journal. The shell makes it durable before it does any action that follows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,12 +29,32 @@ pub enum Record {
         /// What became of it.
         outcome: Outcome,
     },
+    /// A range of a feeder that is gone was taken over.
+    TakenOver(TakenOver),
 }
 
-impl Record {
-    /// The stage a grant is for.
-    #[must_use]
-    pub fn stage(&self) -> Option<StageIndex> {
-        if let Self::Granted { to, .. } = self { to.stage } else { None }
-    }
+/// What a successor makes of a range.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TakenOver {
+    /// The range, with the epoch of this successor.
+    pub lease: Lease,
+    /// Ids that had their outcome.
+    pub ended: u64,
+    /// Behind the last id that was injected as far as anybody knows; nothing from there on ever will be.
+    pub end: MicrobatchId,
+    /// What goes on.
+    pub continued: Vec<Continued>,
+    /// What was injected and cannot go on.
+    pub abandoned: Vec<MicrobatchId>,
+}
+
+/// A microbatch that a successor goes on with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Continued {
+    /// Which one.
+    pub microbatch: MicrobatchId,
+    /// Who holds it at stage 0.
+    pub to: Hop,
+    /// Who has the grants given before. A key of zeros stands for somebody who has left.
+    pub grants: Vec<Hop>,
 }

@@ -39,6 +39,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             self.lose(now, |hop| !table.placed(hop));
             self.table = table;
+            self.follow_successions(now);
         }
     }
 

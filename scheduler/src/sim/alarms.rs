@@ -7,7 +7,7 @@ use crate::Time;
 /// A state machine of the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Machine {
-    Feeder,
+    Feeder(usize),
     Coordinator,
     Replica(usize),
 }

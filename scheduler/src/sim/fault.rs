@@ -3,9 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::alarms::Machine;
-use super::node::{Liveness, coordinator_key, feeder_key};
+use super::node::{FeederNode, Liveness, coordinator_key};
 use super::{Delivery, IDLE, World};
-use crate::{Duration, Incarnation, PeerId, Time, stage};
+use crate::{Duration, Feeder, Incarnation, PeerId, Time, stage};
+
+/// Long enough for the coordinator to take a feeder for dead.
+const CUT_OFF: Duration = Duration::from_secs(20);
+/// A former feeder hears of its successor so much later.
+const CUT_OFF_LONGER: Duration = Duration::from_secs(5);
 
 /// One thing that goes wrong. Replicas are meant by index.
 #[derive(Clone, Debug)]
@@ -30,6 +35,8 @@ pub(crate) enum Fault {
     Partition { part: BTreeSet<usize>, lasts: Duration },
     /// The feeder dies and is started again.
     FeederCrash { back_after: Duration },
+    /// The feeder is gone for good, or only cut off from the coordinator, and another one takes over.
+    Succession { dies: bool, after: Duration },
 }
 
 impl Fault {
@@ -46,6 +53,8 @@ impl Fault {
             Self::BrokenFeederLink { .. } => "broken feeder link",
             Self::Partition { .. } => "partition",
             Self::FeederCrash { .. } => "feeder crash",
+            Self::Succession { dies: true, .. } => "succession after a death",
+            Self::Succession { dies: false, .. } => "succession while the former feeder lives",
         }
     }
 }
@@ -69,14 +78,14 @@ impl World {
             }
             Fault::BrokenFeederLink { replica, lasts } => {
                 let peer = self.replicas[replica].peer;
-                self.break_link(peer, feeder_key(), self.now + lasts);
+                self.break_link(peer, self.latest().peer, self.now + lasts);
             }
             Fault::Partition { part, lasts } => self.partition(&part, self.now + lasts),
             Fault::FeederCrash { back_after } => {
-                self.feeder.machine = None;
-                self.break_connections(feeder_key(), self.feeder.incarnation, IDLE);
-                self.send_in(back_after, Delivery::StartFeeder);
+                self.kill_feeder();
+                self.send_in(back_after, Delivery::StartFeeder(self.feeders.len() - 1));
             }
+            Fault::Succession { dies, after } => self.succeed(dies, after),
         }
     }
 
@@ -89,12 +98,31 @@ impl World {
                 liveness(replica) != Liveness::Awake
             }
             Fault::BrokenLink { a, b, .. } => a == b,
-            Fault::FeederCrash { .. } => self.feeder.machine.is_none(),
+            Fault::FeederCrash { .. } => self.latest().machine.is_none(),
+            Fault::Succession { .. } => self.latest().machine.as_ref().is_none_or(Feeder::is_done),
             Fault::Loss { .. }
             | Fault::Delay { .. }
             | Fault::BrokenFeederLink { .. }
             | Fault::Partition { .. } => false,
         }
+    }
+
+    fn kill_feeder(&mut self) {
+        let index = self.feeders.len() - 1;
+        self.feeders[index].machine = None;
+        let FeederNode { peer, incarnation, .. } = self.feeders[index];
+        self.break_connections(peer, incarnation, IDLE);
+    }
+
+    fn succeed(&mut self, dies: bool, after: Duration) {
+        if dies {
+            self.kill_feeder();
+        } else {
+            let until = self.now + after.max(CUT_OFF) + CUT_OFF_LONGER;
+            self.network.break_link(self.latest().peer, coordinator_key(), until);
+        }
+        self.feeders.push(FeederNode::new(self.feeders.len()));
+        self.send_in(after, Delivery::StartFeeder(self.feeders.len() - 1));
     }
 
     fn crash(&mut self, index: usize, loud: bool, back_after: Option<Duration>) {
@@ -140,7 +168,7 @@ impl World {
         let inside: BTreeSet<PeerId> = part.iter().map(|&index| self.replicas[index].peer).collect();
         self.network.split(inside.clone(), until);
         let mut everyone: Vec<PeerId> = self.replicas.iter().map(|replica| replica.peer).collect();
-        everyone.push(feeder_key());
+        everyone.extend(self.feeders.iter().map(|feeder| feeder.peer));
         for &a in everyone.iter().filter(|peer| inside.contains(peer)) {
             for &b in everyone.iter().filter(|peer| !inside.contains(peer)) {
                 self.notice_cut(a, b);
@@ -152,14 +180,15 @@ impl World {
 
     /// `whom` loses its connection to `peer`.
     fn notice_cut(&mut self, whom: PeerId, peer: PeerId) {
-        let lost = match self.replica_of(peer) {
-            Some(index) => self.replicas[index].incarnation,
-            None => self.feeder.incarnation,
+        let lost = match (self.replica_of(peer), self.feeder_of(peer)) {
+            (Some(index), _) => self.replicas[index].incarnation,
+            (None, Some(index)) => self.feeders[index].incarnation,
+            (None, None) => return,
         };
-        if whom == feeder_key() {
+        if let Some(index) = self.feeder_of(whom) {
             let event = crate::feeder::Event::PeerLost { peer, incarnation: lost };
-            let known = self.feeder.incarnation;
-            self.send_in(IDLE, Delivery::Feeder(known, event));
+            let known = self.feeders[index].incarnation;
+            self.send_in(IDLE, Delivery::Feeder(index, known, event));
         } else if let Some(index) = self.replica_of(whom) {
             let event = stage::Event::PeerLost { peer, incarnation: lost };
             let known = self.replicas[index].incarnation;

@@ -2,23 +2,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::feeder::{self, Outcome, Record};
+use crate::feeder::{self, Continued, Outcome, Record, TakenOver};
 use crate::{
-    Attempt, Feeder, Holding, Hop, Incarnation, Message, MicrobatchId, PeerId, Purpose, Stage, StageIndex,
-    stage,
+    Attempt, Feeder, Holding, Hop, Incarnation, Message, MicrobatchId, PeerId, Purpose, Refusal, Stage,
+    StageIndex, stage,
 };
 
 /// Watches what goes in and comes out of every machine.
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
     seed: u64,
-    pub(crate) injected: BTreeSet<MicrobatchId>,
+    /// What was injected, and by which feeder.
+    pub(crate) injected: BTreeMap<MicrobatchId, usize>,
     pub(crate) outcomes: BTreeMap<MicrobatchId, Outcome>,
     pub(crate) evaluated: u64,
     pub(crate) measured: Vec<feeder::Measured>,
     /// Who applied what: one start of one replica for each microbatch and stage, ever.
     pub(crate) applied: BTreeMap<(MicrobatchId, StageIndex), (PeerId, Incarnation)>,
-    granted: BTreeMap<(MicrobatchId, StageIndex), Hop>,
+    /// What each feeder has granted.
+    granted: BTreeMap<(MicrobatchId, StageIndex), BTreeMap<usize, Hop>>,
+    /// Which feeders gave an outcome.
+    decided: BTreeSet<(MicrobatchId, usize)>,
+    /// Ids that a successor never heard of, half-open.
+    unknown: Vec<(MicrobatchId, MicrobatchId)>,
     /// What each replica has seen since it started.
     seen: BTreeMap<usize, Seen>,
     pub(crate) in_flight_max: u64,
@@ -69,22 +75,52 @@ impl Judge {
     ) {
         let before = self.applied.insert((microbatch, stage), (peer, incarnation));
         assert_eq!(before, None, "seed {}: {microbatch} is applied twice at {stage}", self.seed);
-        let granted = self.granted.get(&(microbatch, stage)).map(|hop| (hop.peer, hop.incarnation));
-        assert_eq!(
-            granted,
-            Some((peer, incarnation)),
+        let mut granted = self.granted.get(&(microbatch, stage)).into_iter().flat_map(BTreeMap::values);
+        assert!(
+            granted.any(|hop| (hop.peer, hop.incarnation) == (peer, incarnation)),
             "seed {}: {microbatch} ungranted at {stage}",
             self.seed
         );
     }
 
-    pub(super) fn feeder_acts(&mut self, action: &feeder::Action<u8>, feeder: &Feeder<u8>) {
+    /// Whether a successor could not know that this was injected.
+    pub(crate) fn unknown(&self, microbatch: MicrobatchId) -> bool {
+        self.unknown.iter().any(|(first, end)| (first..end).contains(&&microbatch))
+    }
+
+    fn grant(&mut self, feeder: usize, microbatch: MicrobatchId, to: Hop) {
+        let key = (microbatch, to.stage.unwrap());
+        let before = self.granted.entry(key).or_default().insert(feeder, to);
+        assert_eq!(before, None, "seed {}: {key:?} is granted twice", self.seed);
+    }
+
+    fn taken_over(&mut self, feeder: usize, taken: &TakenOver) {
+        self.path("taken over");
+        let end = taken.lease.first.0 + taken.lease.count;
+        self.unknown.push((taken.end, MicrobatchId(end)));
+        for Continued { microbatch, grants, .. } in &taken.continued {
+            self.path("continued by a successor");
+            grants.iter().for_each(|&hop| self.grant(feeder, *microbatch, hop));
+        }
+    }
+
+    fn decide(&mut self, feeder: usize, microbatch: MicrobatchId, outcome: &Outcome) {
+        let first = self.decided.insert((microbatch, feeder));
+        assert!(first, "seed {}: {microbatch} has two outcomes", self.seed);
+        // What a former feeder finished and could tell nobody may be decided again.
+        let finished = matches!(self.outcomes.get(&microbatch), Some(Outcome::Finished { .. }));
+        if !finished {
+            self.outcomes.insert(microbatch, outcome.clone());
+        }
+    }
+
+    pub(super) fn feeder_acts(&mut self, index: usize, action: &feeder::Action<u8>, feeder: &Feeder<u8>) {
         let seed = self.seed;
         match action {
             feeder::Action::Journal(Record::Granted { microbatch, to }) => {
-                let key = (*microbatch, to.stage.unwrap());
-                assert_eq!(self.granted.insert(key, *to), None, "seed {seed}: {key:?} is granted twice");
+                self.grant(index, *microbatch, *to);
             }
+            feeder::Action::Journal(Record::TakenOver(taken)) => self.taken_over(index, taken),
             feeder::Action::Send { to, message: Message::Granted { granted, denied } } => {
                 if !denied.is_empty() {
                     self.path("claim denied");
@@ -92,31 +128,36 @@ impl Judge {
                 for &id in granted {
                     let stages = (id, StageIndex(0))..=(id, StageIndex(u16::MAX));
                     let of = |hop: &&Hop| hop.peer == *to;
-                    let grants: Vec<_> = self.granted.range(stages).map(|(_, hop)| hop).filter(of).collect();
+                    let granted = self.granted.range(stages).flat_map(|(_, by)| by.get(&index));
+                    let grants: Vec<_> = granted.filter(of).collect();
                     assert!(!grants.is_empty(), "seed {seed}: {id} is granted twice");
                     let lives = grants.iter().any(|hop| feeder.table().placed(hop));
                     assert!(lives, "seed {seed}: {id} is granted to a start that is gone");
                 }
             }
             feeder::Action::Send {
-                message: Message::Forward { microbatch, purpose: Purpose::Train, attempt, .. },
+                message: Message::Forward { microbatch, purpose: Purpose::Train, attempt, anew, .. },
                 ..
             } => {
-                if !self.injected.insert(*microbatch) {
+                let by = *self.injected.entry(*microbatch).or_insert(index);
+                assert!(*anew || by == index, "seed {seed}: {microbatch} is injected twice");
+                if *anew {
                     self.path("sent again by the feeder");
                 }
-                assert!(*attempt == Attempt(0) || self.injected.contains(microbatch));
+                assert!(*attempt == Attempt(0) || self.injected.contains_key(microbatch));
             }
             feeder::Action::Send { message: Message::Ask { .. }, .. } => self.path("asked by the feeder"),
             feeder::Action::Outcome { microbatch, outcome } if microbatch.is_evaluation() => {
                 self.evaluated += u64::from(matches!(outcome, Outcome::Evaluated { .. }));
             }
             feeder::Action::Outcome { microbatch, outcome } => {
-                let before = self.outcomes.insert(*microbatch, outcome.clone());
-                assert_eq!(before, None, "seed {seed}: {microbatch} has two outcomes");
-                if matches!(outcome, Outcome::Finished { .. }) {
+                self.decide(index, *microbatch, outcome);
+                if matches!(outcome, Outcome::Refused { reason: Refusal::Abandoned, .. }) {
+                    self.path("abandoned by a successor");
+                } else if matches!(outcome, Outcome::Finished { .. }) {
                     for stage in (0..feeder.config().stages).map(StageIndex) {
-                        let granted = self.granted.contains_key(&(*microbatch, stage));
+                        let granted = self.granted.get(&(*microbatch, stage));
+                        let granted = granted.is_some_and(|by| by.contains_key(&index));
                         assert!(granted, "seed {seed}: {microbatch} finished, {stage} ungranted");
                     }
                 } else {
@@ -210,7 +251,7 @@ impl Judge {
                 stage::Note::Restored(_) => self.path("restored"),
                 stage::Note::Found(_) => self.path("found downstream"),
                 stage::Note::Relayed(_) => self.path("relayed"),
-                stage::Note::Refused(_, crate::Refusal::Undeliverable) => self.path("undeliverable"),
+                stage::Note::Refused(_, Refusal::Undeliverable) => self.path("undeliverable"),
                 stage::Note::Unexpected(id) => {
                     panic!("seed {seed}: {id} unexpected at {:?}", stage.config().hop())
                 }

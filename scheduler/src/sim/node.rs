@@ -6,7 +6,7 @@ use super::Delivery;
 use super::executor::Executor;
 use super::scenario::Scenario;
 use crate::feeder::Record;
-use crate::{Duration, Feeder, Incarnation, PeerId, Stage};
+use crate::{Duration, Feeder, Incarnation, PeerId, Role, Stage};
 
 /// Whether a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,17 +50,31 @@ impl ReplicaNode {
     }
 }
 
-/// The feeder and what it has on disk.
-#[derive(Debug, Default)]
+/// A feeder and what it has on disk.
+#[derive(Debug)]
 pub(super) struct FeederNode {
+    pub(super) peer: PeerId,
+    /// As what it joins.
+    pub(super) role: Role,
     pub(super) incarnation: Incarnation,
+    /// The coordinator has let this start in.
+    pub(super) admitted: bool,
     /// `None` while it is dead.
     pub(super) machine: Option<Feeder<u8>>,
     pub(super) journal: Vec<Record>,
 }
 
-pub(super) fn feeder_key() -> PeerId {
-    PeerId([0; 32])
+impl FeederNode {
+    pub(super) fn new(index: usize) -> Self {
+        Self {
+            peer: PeerId([200 + u8::try_from(index).unwrap(); 32]),
+            role: if index == 0 { Role::Feeder } else { Role::Successor },
+            incarnation: Incarnation(0),
+            admitted: false,
+            machine: None,
+            journal: Vec::new(),
+        }
+    }
 }
 
 pub(super) fn coordinator_key() -> PeerId {

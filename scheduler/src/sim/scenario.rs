@@ -104,7 +104,7 @@ impl Scenario {
         let other = usize::try_from(rng.below(members)).unwrap();
         let lasts = time_between(rng, Duration::from_millis(300), Duration::from_secs(20));
         let back = time_between(rng, Duration::from_millis(100), Duration::from_secs(20));
-        let fault = match rng.below(14) {
+        let fault = match rng.below(16) {
             0..=1 => Fault::Crash { replica, loud: true, back_after: Some(back) },
             2..=4 => Fault::Crash { replica, loud: false, back_after: Some(back) },
             5 => Fault::Leave { replica },
@@ -115,7 +115,9 @@ impl Scenario {
             10 => Fault::BrokenLink { a: replica, b: other, lasts },
             11 => Fault::BrokenFeederLink { replica, lasts },
             12 => Fault::Partition { part: BTreeSet::from([replica, other]), lasts },
-            _ => Fault::FeederCrash { back_after: back },
+            13 => Fault::FeederCrash { back_after: back },
+            14 => Fault::Succession { dies: true, after: back },
+            _ => Fault::Succession { dies: false, after: back },
         };
         (at, fault)
     }

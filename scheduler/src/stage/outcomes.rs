@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::message::{SPAN_BYTES_MAX, SPANS_MAX};
-use crate::{MicrobatchId, PeerId, Span};
+use crate::{Lease, MicrobatchId, PeerId, Span};
 
 /// Feeders whose announcements are remembered, at most; the one with the lowest key gives way.
 const FEEDERS_MAX: usize = 64;
@@ -35,6 +35,19 @@ impl Outcomes {
         while known.len() > SPANS_MAX {
             known.pop_first();
         }
+    }
+
+    /// The latest spans that tell of this range.
+    pub(super) fn within(&self, lease: &Lease) -> Vec<Span> {
+        let end = lease.first.0.saturating_add(lease.count);
+        let overlaps = |span: &&Span| {
+            let last = span.below.saturating_add(8 * span.beyond.len() as u64);
+            span.first < end && last > lease.first.0
+        };
+        let spans = self.by_feeder.values().flat_map(BTreeMap::values);
+        let mut spans: Vec<_> = spans.filter(overlaps).cloned().collect();
+        spans.sort_by_key(|span| span.below);
+        spans.split_off(spans.len().saturating_sub(SPANS_MAX))
     }
 
     pub(super) fn contain(&self, microbatch: MicrobatchId) -> bool {

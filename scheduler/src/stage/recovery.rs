@@ -9,7 +9,7 @@
 use std::fmt::Debug;
 
 use super::visit::{Claim, Phase, Visit};
-use super::{Note, Stage};
+use super::{Note, Stage, submit};
 use crate::mutation::Mutation;
 use crate::router::Settled;
 use crate::sending::Neighbour;
@@ -58,6 +58,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// A newer table: whoever is no longer where it was is lost.
     pub(super) fn on_membership(&mut self, now: Time, membership: Membership) {
+        let before = self.table.replicas();
         if self.table.update(membership) {
             let table = std::mem::take(&mut self.table);
             let ignores_starts = self.config.breaks(Mutation::IgnoreIncarnation);
@@ -68,8 +69,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let neighbours = table.hops(self.config.next_stage()).into_iter();
             let upstream = table.senders_to(self.config.stage).into_iter().filter(|hop| hop.stage.is_some());
             self.neighbours.watch(now, neighbours.chain(upstream));
+            self.departures.note(now, &before, &table);
             self.lose(now, |hop| !known(hop));
             self.table = table;
+            self.follow_successors(now);
             for (sender, arrival) in self.early.take_placed(|hop| self.table.placed(hop)) {
                 self.on_forward(now, sender, arrival);
             }
@@ -159,8 +162,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 
     /// Somebody wants to know whether a microbatch is here, and to be its upstream.
-    pub(super) fn on_ask(&mut self, now: Time, sender: Neighbour, id: MicrobatchId, route: Vec<Hop>) {
-        if !self.table.placed(&sender.hop) {
+    pub(super) fn on_ask(&mut self, now: Time, sender: Neighbour, id: MicrobatchId, mut route: Vec<Hop>) {
+        if !self.table.placed(&sender.hop) || !submit(&self.table, sender.hop, id, &mut route) {
             return self.count(Note::Foreign(id));
         }
         if self.visits.contains_key(&id) {

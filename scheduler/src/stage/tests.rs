@@ -84,7 +84,11 @@ impl Story {
     fn publish(&mut self, members: &[Hop]) -> Vec<Action<Payload>> {
         self.version += 1;
         let members = members.iter().copied().map(member).collect();
-        let mut said = self.hear(Event::Membership(Membership { version: self.version, members }));
+        let mut said = self.hear(Event::Membership(Membership {
+            version: self.version,
+            members,
+            ..Membership::default()
+        }));
         said.extend(self.everyone_beats());
         said
     }

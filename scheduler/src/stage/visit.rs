@@ -32,6 +32,10 @@ pub(super) struct Visit<P> {
     /// What the forward gave; none at the last stage.
     pub(super) output: Option<Output<P>>,
     pub(super) sendings: Sendings,
+    /// When it was taken.
+    pub(super) taken: Time,
+    /// It had been lost with another replica of this stage.
+    pub(super) anew: bool,
     /// A sending was lost with its receiver.
     pub(super) lost: bool,
     /// The nearest replica known to hold it further downstream than the next stage's or at it.
@@ -105,7 +109,7 @@ pub(super) enum Share {
 
 impl<P> Visit<P> {
     pub(super) fn new(arrival: Arrival<P>, sender: Hop, now: Time, slotted: bool) -> Self {
-        let Arrival { attempt, purpose, route, holder, ids, code, .. } = arrival;
+        let Arrival { attempt, purpose, anew, route, holder, ids, code, .. } = arrival;
         Self {
             purpose,
             upstream: Neighbour { hop: sender, attempt },
@@ -115,6 +119,8 @@ impl<P> Visit<P> {
             phase: Phase::ForwardQueued { since: now, code },
             output: None,
             sendings: Sendings::default(),
+            taken: now,
+            anew,
             lost: false,
             beyond: holder,
             claim: Claim::None,
