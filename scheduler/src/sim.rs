@@ -273,7 +273,8 @@ impl World {
     fn expel_feeder(&mut self, index: usize) {
         self.judge.path("feeder expelled");
         self.feeders[index].machine = None;
-        if !self.coordinator.membership().successions.is_empty() {
+        let succeeded = !self.coordinator.membership().successions.is_empty();
+        if succeeded && !self.feeders[index].journal.is_empty() {
             self.send_in(Duration::from_secs(2), Delivery::StartFeeder(index));
         }
     }

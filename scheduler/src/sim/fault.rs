@@ -99,7 +99,10 @@ impl World {
             }
             Fault::BrokenLink { a, b, .. } => a == b,
             Fault::FeederCrash { .. } => self.latest().machine.is_none(),
-            Fault::Succession { .. } => self.latest().machine.as_ref().is_none_or(Feeder::is_done),
+            Fault::Succession { .. } => {
+                let FeederNode { admitted, machine, .. } = self.latest();
+                !admitted || machine.as_ref().is_none_or(Feeder::is_done)
+            }
             Fault::Loss { .. }
             | Fault::Delay { .. }
             | Fault::BrokenFeederLink { .. }
