@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::averaging::Means;
 use crate::feeder::{self, Outcome, Record};
 use crate::{
     Attempt, Feeder, Holding, Hop, Incarnation, Message, MicrobatchId, PeerId, Purpose, Stage, StageIndex,
@@ -23,6 +24,7 @@ pub(crate) struct Judge {
     seen: BTreeMap<usize, Seen>,
     pub(crate) in_flight_max: u64,
     pub(crate) finished: u32,
+    pub(super) means: Means,
     /// How often each fault struck and each way to recover was gone.
     pub(crate) paths: BTreeMap<&'static str, u64>,
 }
@@ -40,7 +42,7 @@ struct Seen {
 
 impl Judge {
     pub(super) fn new(seed: u64) -> Self {
-        Self { seed, ..Self::default() }
+        Self { seed, means: Means::new(seed), ..Self::default() }
     }
 
     pub(super) fn path(&mut self, name: &'static str) {

@@ -6,7 +6,7 @@ use super::scenario::{Measure, Scenario};
 use super::*;
 use crate::Admission;
 use crate::StageIndex;
-use crate::feeder::Outcome;
+use crate::feeder::{Carrying, Outcome};
 use crate::mutation::Mutation;
 
 const SEEDS: u64 = 40;
@@ -128,7 +128,7 @@ fn nothing_is_lost_whatever_happens() {
 const OVER_BY: Duration = Duration::from_secs(300);
 
 /// Faults that must strike and ways to recover that must be gone, each in a hundredth of the seeds at least.
-const PATHS: [&str; 28] = [
+const PATHS: [&str; 32] = [
     "loud crash",
     "silent crash",
     "leave",
@@ -157,6 +157,10 @@ const PATHS: [&str; 28] = [
     "revoked",
     "left",
     "refused",
+    "averaging round",
+    "averaged",
+    "averaged without a dead member",
+    "died in a round",
 ];
 
 fn play_on_all_cores(seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, u64> {
@@ -299,4 +303,16 @@ fn a_calm_run_ends_the_run() {
         world.step();
     }
     assert!(world.judge.outcomes.values().all(|outcome| matches!(outcome, Outcome::Finished { .. })));
+}
+
+#[test]
+fn a_calm_run_ends_with_equal_replicas() {
+    for seed in 0..SEEDS {
+        let averaging = Some(Carrying { every: 5 + seed % 7, sets: 1 + seed % 3 });
+        let world = check(Scenario { averaging, ..scenario(seed) });
+        let agree = (0..world.scenario.stages).all(|stage| world.agree(StageIndex(stage)));
+        assert!(agree, "seed {seed}");
+        let rounds = world.judge.paths.get("averaged").copied().unwrap_or(0);
+        assert_eq!(rounds > 0, world.scenario.replicas > 1, "seed {seed}");
+    }
 }
