@@ -157,6 +157,9 @@ impl World {
 
     /// The stage machine has heard this.
     pub(super) fn tell_rounds(&mut self, index: usize, news: News) {
+        if self.replicas[index].liveness == Liveness::Dead {
+            return;
+        }
         match news {
             News::Call { feeder, incarnation, round, over } => {
                 self.hear_call(index, feeder, incarnation, round, over);

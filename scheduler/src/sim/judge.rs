@@ -159,7 +159,9 @@ impl Judge {
             }
             Message::Held { microbatch, holder } => {
                 let first_word = !seen.attempts.contains_key(microbatch);
-                if holder.stage == next
+                let known = stage.table().get(*from, *incarnation).is_some();
+                if known
+                    && holder.stage == next
                     && stage.holds(*microbatch)
                     && first_word
                     && stage.table().placed(holder)

@@ -80,7 +80,7 @@ impl Scenario {
     }
 
     /// Everything that can go wrong, drawn from the seed: 3 to 5 stages of 2 or 3 replicas with unequal slots and
-    /// speeds, at least 40 microbatches and 5 faults.
+    /// speeds, at least 40 microbatches and 5 faults; mostly with averaging rounds.
     pub(crate) fn drawn(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x5EED);
         let stages = u16::try_from(3 + rng.below(3)).unwrap();
