@@ -55,7 +55,7 @@ pub(super) struct Rounds {
 type Account = (PeerId, Round);
 
 /// What an event of the stage machine is to its rounds.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum News {
     Call { feeder: PeerId, incarnation: Incarnation, round: Round, over: bool },
     Lost(Participant),
