@@ -266,6 +266,14 @@ impl<P: Clone + Debug> Averaging<P> {
         self.current.as_ref().map(|current| current.gathering.id.round)
     }
 
+    /// The gathering under way, and its members in order.
+    #[cfg(test)]
+    pub(crate) fn gathering(&self) -> Option<(GatheringId, Vec<Participant>)> {
+        let gathering = &self.current.as_ref()?.gathering;
+        let members = (0..gathering.len()).filter_map(|member| gathering.participant(member));
+        Some((gathering.id, members.collect()))
+    }
+
     /// Totals so far.
     #[must_use]
     pub fn counts(&self) -> &Counts {

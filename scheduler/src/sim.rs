@@ -5,6 +5,7 @@
 //! that knows what must hold whatever happens.
 
 mod alarms;
+mod averaging;
 mod executor;
 mod fault;
 mod garbage;
@@ -25,6 +26,7 @@ use crate::{
 };
 
 use alarms::{Alarms, Machine};
+use averaging::{News, Rounds};
 use executor::time_between;
 use fault::Fault;
 use judge::Judge;
@@ -44,6 +46,8 @@ enum Delivery {
     Feeder(usize, Incarnation, feeder::Event<u8>),
     /// To a replica, if it is still that start of it.
     Replica(usize, Incarnation, stage::Event<u8>),
+    /// To the rounds of a replica, if it is still that start of it.
+    Rounds(usize, Incarnation, crate::averaging::Event<averaging::Numbers>),
     Table(usize, Incarnation, Membership),
     /// The coordinator's answer to a heartbeat.
     Standing(usize, Incarnation, Option<Standing>),
@@ -153,6 +157,11 @@ impl World {
                     self.at_replica(index, stage::Event::Timeout);
                 }
             }
+            Machine::Rounds(index) => {
+                if self.replicas[index].liveness == Liveness::Awake {
+                    self.at_rounds(index, crate::averaging::Event::Timeout);
+                }
+            }
         }
         true
     }
@@ -166,6 +175,7 @@ impl World {
             Machine::Replica(index) => {
                 self.replicas[index].stage.as_ref().and_then(Stage::poll_timeout).map(|(at, _)| at)
             }
+            Machine::Rounds(index) => self.replicas[index].rounds.as_ref().and_then(Rounds::deadline),
         };
         self.alarms.set(machine, at);
     }
@@ -184,6 +194,7 @@ impl World {
             Delivery::Fault(fault) => self.strike(fault),
             Delivery::Resume(index, incarnation) => self.resume(index, incarnation),
             Delivery::Replica(index, incarnation, _)
+            | Delivery::Rounds(index, incarnation, _)
             | Delivery::Table(index, incarnation, _)
             | Delivery::Standing(index, incarnation, _)
             | Delivery::Beat(index, incarnation) => {
@@ -203,6 +214,7 @@ impl World {
     fn deliver_to_replica(&mut self, index: usize, delivery: Delivery) {
         match delivery {
             Delivery::Replica(_, _, event) => self.at_replica(index, event),
+            Delivery::Rounds(_, _, event) => self.at_rounds(index, event),
             Delivery::Table(_, _, membership) => self.at_table(index, membership),
             Delivery::Standing(_, incarnation, Some(_)) => {
                 self.at_replica(index, stage::Event::Reached);
@@ -326,6 +338,7 @@ impl World {
         let Some(stage) = replica.stage.as_mut() else { return };
         let received = matches!(event, stage::Event::Received { message: Message::Forward { .. }, .. });
         self.judge.replica_hears(index, &event, stage);
+        let news = News::of(&event);
         stage.handle(now, event);
         let mut actions = Vec::new();
         while let Some(action) = stage.poll_action() {
@@ -354,6 +367,7 @@ impl World {
             self.judge.slots(index, stage, &replica.executor.stashes);
         }
         self.set_alarm(Machine::Replica(index));
+        self.tell_rounds(index, news);
     }
 
     fn execute(&mut self, index: usize, job: &stage::Job<u8>) {
@@ -366,6 +380,7 @@ impl World {
         let effect = replica.executor.run(self.now, job, last, refuse, service);
         if let Some(microbatch) = effect.applied {
             self.judge.applied(microbatch, at, replica.peer, incarnation);
+            self.contribute(index, microbatch);
         }
         if let Some((at, completion)) = effect.answer {
             self.send_at(at, Delivery::Replica(index, incarnation, stage::Event::Completed(completion)));
@@ -388,6 +403,7 @@ impl World {
             let router = self.scenario.router.build(self.rng.next_u64());
             replica.stage = Some(Stage::new(config, router));
             self.judge.started(index);
+            self.open_rounds(index, stage);
             // Stands for the download of the state.
             let delay = time_between(&mut self.rng, Duration::from_millis(50), Duration::from_secs(2));
             self.send_in(delay, Delivery::Coordinator(coordinator::Event::Ready { peer, incarnation }));
@@ -467,6 +483,7 @@ impl World {
             feeder::Config::new(peer, incarnation, scenario.stages, scenario.total, scenario.admission);
         config.lease_count = scenario.lease_count;
         config.ask_after = scenario.ask_after;
+        config.carrying = scenario.averaging;
         config.mutation = scenario.mutation;
         let router = scenario.router.build(self.rng.next_u64());
         let feeder = &mut self.feeders[index];

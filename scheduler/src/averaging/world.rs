@@ -218,7 +218,7 @@ impl World {
                 let replica = &mut self.replicas[index];
                 replica.applying += 1;
                 assert!(replica.applying <= APPLYING_MAX, "seed {}", self.scenario.seed);
-                let id = replica.averaging.current.as_ref().unwrap().gathering.id;
+                let id = replica.averaging.gathering().unwrap().0;
                 assert_eq!(id.round, round);
                 let before = replica.applied.insert((id, part), mean);
                 assert_eq!(before, None, "seed {}: {part:?} applied twice", self.scenario.seed);

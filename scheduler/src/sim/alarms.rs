@@ -10,6 +10,8 @@ pub(super) enum Machine {
     Feeder(usize),
     Coordinator,
     Replica(usize),
+    /// The averaging of a replica.
+    Rounds(usize),
 }
 
 /// One time a machine at most.

@@ -28,6 +28,12 @@ impl Executor {
         self.free_at = self.free_at.max(until);
     }
 
+    /// Does something between two jobs; when it is done.
+    pub(super) fn busy(&mut self, now: Time, service: Duration) -> Time {
+        self.free_at = self.free_at.max(now) + service;
+        self.free_at
+    }
+
     pub(super) fn run(
         &mut self,
         now: Time,

@@ -129,6 +129,7 @@ impl World {
     }
 
     fn crash(&mut self, index: usize, loud: bool, back_after: Option<Duration>) {
+        self.judge_death(index);
         let replica = &mut self.replicas[index];
         replica.liveness = Liveness::Dead;
         let (peer, incarnation) = (replica.peer, replica.incarnation);
@@ -157,6 +158,7 @@ impl World {
                 self.soon(delivery);
             }
             self.set_alarm(Machine::Replica(index));
+            self.set_alarm(Machine::Rounds(index));
         }
     }
 

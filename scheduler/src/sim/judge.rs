@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::averaging::Means;
 use crate::feeder::{self, Continued, Outcome, Record, TakenOver};
 use crate::{
     Attempt, Feeder, Holding, Hop, Incarnation, Message, MicrobatchId, PeerId, Purpose, Refusal, Stage,
@@ -29,6 +30,7 @@ pub(crate) struct Judge {
     seen: BTreeMap<usize, Seen>,
     pub(crate) in_flight_max: u64,
     pub(crate) finished: u32,
+    pub(super) means: Means,
     /// How often each fault struck and each way to recover was gone.
     pub(crate) paths: BTreeMap<&'static str, u64>,
 }
@@ -46,7 +48,7 @@ struct Seen {
 
 impl Judge {
     pub(super) fn new(seed: u64) -> Self {
-        Self { seed, ..Self::default() }
+        Self { seed, means: Means::new(seed), ..Self::default() }
     }
 
     pub(super) fn path(&mut self, name: &'static str) {
@@ -198,7 +200,9 @@ impl Judge {
             }
             Message::Held { microbatch, holder } => {
                 let first_word = !seen.attempts.contains_key(microbatch);
-                if holder.stage == next
+                let known = stage.table().get(*from, *incarnation).is_some();
+                if known
+                    && holder.stage == next
                     && stage.holds(*microbatch)
                     && first_word
                     && stage.table().placed(holder)

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::Delivery;
+use super::averaging::Rounds;
 use super::executor::Executor;
 use super::scenario::Scenario;
 use crate::feeder::Record;
@@ -27,6 +28,8 @@ pub(super) struct ReplicaNode {
     /// Waits for the coordinator's word after a suspension.
     pub(super) unsure: bool,
     pub(super) stage: Option<Stage<u8>>,
+    /// Only where there is averaging, and with a stage.
+    pub(super) rounds: Option<Rounds>,
     pub(super) executor: Executor,
     pub(super) slots: usize,
     pub(super) service: Duration,
@@ -42,6 +45,7 @@ impl ReplicaNode {
             admitted: false,
             unsure: false,
             stage: None,
+            rounds: None,
             executor: Executor::default(),
             slots: scenario.slots_of(index),
             service: scenario.service_of(index),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::executor::time_between;
 use super::fault::Fault;
+use crate::feeder::Carrying;
 use crate::mutation::Mutation;
 use crate::router::Policy;
 use crate::{Admission, Duration, Purpose, Rng};
@@ -32,6 +33,8 @@ pub(crate) struct Scenario {
     pub(crate) garbage_per_mille: u64,
     pub(crate) faults: Vec<(Duration, Fault)>,
     pub(crate) evaluations: Vec<Measure>,
+    /// When replicas average, if they do.
+    pub(crate) averaging: Option<Carrying>,
     pub(crate) router: Policy,
     /// How long an answer is waited for before somebody asks.
     pub(crate) ask_after: Duration,
@@ -67,6 +70,7 @@ impl Scenario {
             garbage_per_mille: 0,
             faults: Vec::new(),
             evaluations: Vec::new(),
+            averaging: None,
             router: Policy::Uniform,
             ask_after: Duration::from_secs(3),
             stop_at: None,
@@ -76,7 +80,7 @@ impl Scenario {
     }
 
     /// Everything that can go wrong, drawn from the seed: 3 to 5 stages of 2 or 3 replicas with unequal slots and
-    /// speeds, at least 40 microbatches and 5 faults.
+    /// speeds, at least 40 microbatches and 5 faults; mostly with averaging rounds.
     pub(crate) fn drawn(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x5EED);
         let stages = u16::try_from(3 + rng.below(3)).unwrap();
@@ -94,6 +98,8 @@ impl Scenario {
         scenario.router = *rng.pick(&Policy::ALL).unwrap();
         let faults = 5 + rng.below(6);
         scenario.faults = (0..faults).map(|_| scenario.draw_fault(&mut rng)).collect();
+        let carrying = Carrying { every: 5 + rng.below(16), sets: 1 + rng.below(3) };
+        scenario.averaging = rng.chance(4, 5).then_some(carrying);
         scenario
     }
 

@@ -6,7 +6,7 @@ use super::scenario::{Measure, Scenario};
 use super::*;
 use crate::Admission;
 use crate::StageIndex;
-use crate::feeder::Outcome;
+use crate::feeder::{Carrying, Outcome};
 use crate::mutation::Mutation;
 
 const SEEDS: u64 = 40;
@@ -137,7 +137,7 @@ fn nothing_is_lost_whatever_happens() {
 const OVER_BY: Duration = Duration::from_secs(300);
 
 /// Faults that must strike and ways to recover that must be gone, each in a hundredth of the seeds at least.
-const PATHS: [&str; 37] = [
+const PATHS: [&str; 41] = [
     "loud crash",
     "silent crash",
     "leave",
@@ -175,6 +175,10 @@ const PATHS: [&str; 37] = [
     "yielded to a successor",
     "feeder expelled",
     "resumed by a successor",
+    "averaging round",
+    "averaged",
+    "averaged without a dead member",
+    "died in a round",
 ];
 
 fn play_on_all_cores(seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, u64> {
@@ -209,10 +213,11 @@ fn play_on_all_cores(seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, u64>
     total
 }
 
-/// The first of the drawn seeds in which a broken rule is noticed, and how.
+/// The first of the drawn seeds in which a broken rule is noticed, and how. The rules are about microbatches, so
+/// there are no averaging rounds.
 fn notice(mutation: Mutation) -> Option<(u64, String)> {
     (0..MUTATED_SEEDS).find_map(|seed| {
-        let scenario = Scenario { mutation: Some(mutation), ..Scenario::drawn(seed) };
+        let scenario = Scenario { mutation: Some(mutation), averaging: None, ..Scenario::drawn(seed) };
         let payload = std::panic::catch_unwind(|| check(scenario)).err()?;
         let message =
             payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref().copied());
@@ -317,4 +322,18 @@ fn a_calm_run_ends_the_run() {
         world.step();
     }
     assert!(world.judge.outcomes.values().all(|outcome| matches!(outcome, Outcome::Finished { .. })));
+}
+
+#[test]
+fn a_calm_run_ends_with_equal_replicas() {
+    for seed in 0..SEEDS {
+        let averaging = Some(Carrying { every: 5 + seed % 7, sets: 1 + seed % 3 });
+        // Slow enough that everybody serves before it is over.
+        let services = vec![Duration::from_millis(100)];
+        let world = check(Scenario { averaging, services, ..scenario(seed) });
+        let agree = (0..world.scenario.stages).all(|stage| world.agree(StageIndex(stage)));
+        assert!(agree, "seed {seed}");
+        let rounds = world.judge.paths.get("averaged").copied().unwrap_or(0);
+        assert_eq!(rounds > 0, world.scenario.replicas > 1, "seed {seed}");
+    }
 }
