@@ -18,8 +18,8 @@ use crate::net::trust::Trust;
 use crate::packing::{Codec, TokenCodec};
 use crate::report::{Event, Reporter};
 
-/// Bytes of a frame header beside its route.
-const HEADER_BYTES: usize = 1024;
+/// Bytes of a frame header beside its route: room for the longest claim, announcement and inventory.
+const HEADER_BYTES: usize = 32 << 10;
 /// Bytes of one hop of a route.
 const HOP_BYTES: usize = 64;
 

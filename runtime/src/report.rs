@@ -179,6 +179,10 @@ pub struct FeederReport {
     pub finished: u64,
     /// Microbatches refused, and reported as such.
     pub refused: u64,
+    /// Those of them that a former feeder had injected and nobody could go on with.
+    pub abandoned: u64,
+    /// Microbatches that had their outcome under a former feeder; in no other figure here.
+    pub inherited: u64,
     /// Microbatches injected, neither finished nor reported.
     pub lost: u64,
     /// Stages of finished microbatches that nobody was granted.
@@ -355,7 +359,11 @@ impl std::fmt::Display for FeederReport {
             self.tokens,
             self.seconds,
             self.tokens_per_s
-        )
+        )?;
+        if self.inherited + self.abandoned > 0 {
+            write!(f, "; taken over: {} had ended, {} abandoned", self.inherited, self.abandoned)?;
+        }
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use crate::swarm::{STAGES, Swarm, account, last_word, serving};
 
 /// Of each stage.
 const REPLICAS: usize = 2;
+const WINDOW: usize = 16;
 /// Stopped by a person before the work was done.
 const INTERRUPTED: i32 = 130;
 
@@ -76,6 +77,18 @@ fn a_feeder_is_killed_and_started_again() {
     assert!(account.finished > 0);
 }
 
+#[test]
+fn a_feeder_is_killed_for_good_and_another_one_takes_over() {
+    let mut flock = Flock::gather();
+    flock.feeder.kill();
+    flock.hear_that_nobody_feeds();
+    flock.feeder = flock.swarm.start_feeder(&["--succeed"]);
+    flock.progress();
+    let (account, _) = flock.end();
+    assert!(account.inherited > 0 && account.finished > 0, "{account:?}");
+    assert!(account.abandoned <= WINDOW as u64, "{account:?}");
+}
+
 /// A swarm of two replicas a stage in the middle of its run.
 struct Flock {
     swarm: Swarm,
@@ -87,7 +100,7 @@ struct Flock {
 
 impl Flock {
     fn gather() -> Self {
-        let recipe = Recipe { replicas: REPLICAS, window: 16, ..Recipe::endless() };
+        let recipe = Recipe { replicas: REPLICAS, window: WINDOW, ..Recipe::endless() };
         let swarm = Swarm::coordinate(&recipe);
         let feeder = start_feeder(&swarm);
         let mut flock = Self { swarm, replicas: Vec::new(), stages: Vec::new(), feeder };
@@ -155,13 +168,22 @@ impl Flock {
         });
     }
 
+    fn hear_that_nobody_feeds(&mut self) {
+        let now = self.swarm.coordinator.moment();
+        self.swarm.coordinator.hear_since(now, "that the feeder is taken for gone", |event| match event {
+            Event::Members { feeders: 0, .. } => Some(()),
+            _ => None,
+        });
+    }
+
     /// Stops everybody and looks into the books: everything injected is finished, nothing is applied twice.
     fn end(mut self) -> (FeederReport, Vec<ReplicaReport>) {
         self.feeder.interrupt();
         assert_eq!(self.feeder.end(), INTERRUPTED);
         let account = account(&mut self.feeder);
-        assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0), "{account:?}");
-        assert_eq!(account.injected, account.finished, "{account:?}");
+        assert_eq!((account.lost, account.ungranted), (0, 0), "{account:?}");
+        assert_eq!(account.refused, account.abandoned, "{account:?}");
+        assert_eq!(account.injected, account.finished + account.abandoned, "{account:?}");
         let mut reports = Vec::new();
         for (replica, stage) in self.replicas.iter_mut().zip(&self.stages) {
             if stage.is_some() {

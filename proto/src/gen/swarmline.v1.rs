@@ -50,6 +50,25 @@ pub struct Membership {
     /// The members, strictly ascending by peer.
     #[prost(message, repeated, tag = "2")]
     pub members: ::prost::alloc::vec::Vec<Member>,
+    /// Ranges of ids that have gone to a successor and are not done; at most 64.
+    #[prost(message, repeated, tag = "3")]
+    pub successions: ::prost::alloc::vec::Vec<Succession>,
+}
+/// A range of microbatch ids whose feeder is gone, and who decides about them now.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Succession {
+    /// First id.
+    #[prost(uint64, tag = "1")]
+    pub first: u64,
+    /// How many.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+    /// Which successor in a row, from 1. The words of earlier ones count for nothing.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    /// The successor's key, 32 bytes.
+    #[prost(bytes = "vec", tag = "4")]
+    pub feeder: ::prost::alloc::vec::Vec<u8>,
 }
 /// A membership table as its coordinator vouches for it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -72,6 +91,8 @@ pub enum Role {
     Feeder = 1,
     /// Serves, or waits to serve, a stage.
     Replica = 2,
+    /// A feeder that takes over the ids of those that are gone.
+    Successor = 3,
 }
 impl Role {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -83,6 +104,7 @@ impl Role {
             Self::Unspecified => "ROLE_UNSPECIFIED",
             Self::Feeder => "ROLE_FEEDER",
             Self::Replica => "ROLE_REPLICA",
+            Self::Successor => "ROLE_SUCCESSOR",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -91,6 +113,7 @@ impl Role {
             "ROLE_UNSPECIFIED" => Some(Self::Unspecified),
             "ROLE_FEEDER" => Some(Self::Feeder),
             "ROLE_REPLICA" => Some(Self::Replica),
+            "ROLE_SUCCESSOR" => Some(Self::Successor),
             _ => None,
         }
     }
@@ -230,7 +253,7 @@ pub struct Rejected {
 pub struct Frame {
     #[prost(
         oneof = "frame::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 20, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 35"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 35"
     )]
     pub message: ::core::option::Option<frame::Message>,
 }
@@ -264,6 +287,10 @@ pub mod frame {
         Beat(super::Beat),
         #[prost(message, tag = "13")]
         Averaged(super::Averaged),
+        #[prost(message, tag = "14")]
+        Adopt(super::Adopt),
+        #[prost(message, tag = "15")]
+        Inventory(super::Inventory),
         /// Between replicas of a stage: an averaging round.
         #[prost(message, tag = "20")]
         Share(super::Share),
@@ -725,6 +752,114 @@ pub struct Averaged {
     /// The sender has ended this averaging round and all before it.
     #[prost(uint64, tag = "1")]
     pub round: u64,
+}
+/// From a feeder that takes over a range: what do you know of its ids? Repeated until it is answered. A replica answers
+/// only to the feeder that its membership table names, and takes no grants from former ones any more.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Adopt {
+    /// First id of the range.
+    #[prost(uint64, tag = "1")]
+    pub range: u64,
+    /// Which successor in a row asks.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Ids below were told before.
+    #[prost(uint64, tag = "3")]
+    pub from: u64,
+}
+/// The answer to Adopt: a page of what the sender knows.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Inventory {
+    /// First id of the range.
+    #[prost(uint64, tag = "1")]
+    pub range: u64,
+    /// Which successor in a row asked.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// The page tells of ids from here on.
+    #[prost(uint64, tag = "3")]
+    pub from: u64,
+    /// First id of the next page; absent if this is the last.
+    #[prost(uint64, optional, tag = "4")]
+    pub next: ::core::option::Option<u64>,
+    /// The sender's stage, 0 to 65535.
+    #[prost(uint32, tag = "5")]
+    pub stage: u32,
+    /// What the former feeder has announced; at most 16.
+    #[prost(message, repeated, tag = "6")]
+    pub ended: ::prost::alloc::vec::Vec<ended::Span>,
+    /// Ascending; at most 64.
+    #[prost(message, repeated, tag = "7")]
+    pub items: ::prost::alloc::vec::Vec<inventory::Item>,
+}
+/// Nested message and enum types in `Inventory`.
+pub mod inventory {
+    /// What the sender knows of one id without an outcome.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Item {
+        /// Which microbatch.
+        #[prost(uint64, tag = "1")]
+        pub microbatch: u64,
+        /// What the former feeder said to the sender's claim: yes, or that another one has the grant; absent if nothing.
+        #[prost(bool, optional, tag = "2")]
+        pub granted: ::core::option::Option<bool>,
+        /// How far it is.
+        #[prost(enumeration = "item::Stock", tag = "3")]
+        pub stock: i32,
+        /// Stages, 0 to 65535, of which a replica has left since the sender took it.
+        #[prost(uint32, repeated, tag = "4")]
+        pub doubted: ::prost::alloc::vec::Vec<u32>,
+    }
+    /// Nested message and enum types in `Item`.
+    pub mod item {
+        /// How far it is.
+        #[derive(
+            Clone,
+            Copy,
+            Debug,
+            PartialEq,
+            Eq,
+            Hash,
+            PartialOrd,
+            Ord,
+            ::prost::Enumeration
+        )]
+        #[repr(i32)]
+        pub enum Stock {
+            /// Never sent.
+            Unspecified = 0,
+            /// It is not here any more.
+            Gone = 1,
+            /// It is held; its gradient is not there yet.
+            Held = 2,
+            /// Its gradient is there.
+            Answered = 3,
+        }
+        impl Stock {
+            /// String value of the enum field names used in the ProtoBuf definition.
+            ///
+            /// The values are not transformed in any way and thus are considered stable
+            /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+            pub fn as_str_name(&self) -> &'static str {
+                match self {
+                    Self::Unspecified => "STOCK_UNSPECIFIED",
+                    Self::Gone => "STOCK_GONE",
+                    Self::Held => "STOCK_HELD",
+                    Self::Answered => "STOCK_ANSWERED",
+                }
+            }
+            /// Creates an enum from field names used in the ProtoBuf definition.
+            pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+                match value {
+                    "STOCK_UNSPECIFIED" => Some(Self::Unspecified),
+                    "STOCK_GONE" => Some(Self::Gone),
+                    "STOCK_HELD" => Some(Self::Held),
+                    "STOCK_ANSWERED" => Some(Self::Answered),
+                    _ => None,
+                }
+            }
+        }
+    }
 }
 /// Sign of life between neighbours, every second.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

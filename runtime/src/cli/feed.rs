@@ -29,6 +29,9 @@ pub(super) struct Arguments {
     /// Keep a journal in this file; started again with it and --identity, the feeder goes on where it died
     #[arg(long, value_name = "FILE", requires = "identity")]
     journal: Option<PathBuf>,
+    /// Take over the ids of a feeder that is gone for good, and finish its work
+    #[arg(long)]
+    succeed: bool,
     #[command(flatten)]
     leash: Leash,
     /// Print one JSON object a line
@@ -44,6 +47,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         data: arguments.data.clone(),
         evaluate_every: arguments.evaluate_every,
         journal: arguments.journal.clone(),
+        succeed: arguments.succeed,
     };
     let reporter = Arc::new(reporter(arguments.json));
     block_on(async {

@@ -54,7 +54,7 @@ impl Account {
         let elapsed = std::mem::replace(&mut self.progress_at, Instant::now()).elapsed();
         let since = std::mem::take(&mut self.since_progress);
         (since.tokens > 0).then(|| ProgressReport {
-            done: counts.finished + counts.refused,
+            done: counts.finished + counts.refused + counts.inherited,
             total: self.total,
             in_flight: counts.in_flight,
             loss: since.mean(),
@@ -68,6 +68,8 @@ impl Account {
             injected: counts.injected,
             finished: counts.finished,
             refused: counts.refused,
+            abandoned: counts.abandoned,
+            inherited: counts.inherited,
             lost: counts.lost,
             ungranted: counts.ungranted,
             resent: counts.resent,

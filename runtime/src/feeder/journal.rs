@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
-use swarmline_scheduler::feeder::{Outcome, Record};
+use swarmline_scheduler::feeder::{Continued, Outcome, Record, TakenOver};
 use swarmline_scheduler::{Hop, Incarnation, Lease, Loss, MicrobatchId, PeerId, Refusal, StageIndex};
 
 use crate::error::Error;
@@ -49,6 +49,23 @@ enum Line {
         by: Place,
         reason: String,
     },
+    TakenOver {
+        first: u64,
+        count: u64,
+        epoch: u64,
+        ended: u64,
+        end: u64,
+        continued: Vec<Open>,
+        abandoned: Vec<u64>,
+    },
+}
+
+/// A microbatch of a former feeder that goes on.
+#[derive(Debug, Serialize, Deserialize)]
+struct Open {
+    id: u64,
+    to: Place,
+    grants: Vec<Place>,
 }
 
 /// A hop.
@@ -124,6 +141,15 @@ impl Line {
             Record::Ended { microbatch, outcome: Outcome::Refused { by, reason } } => {
                 Self::Refused { id: microbatch.0, by: Place::of(by), reason: format!("{reason:?}") }
             }
+            Record::TakenOver(taken) => Self::TakenOver {
+                first: taken.lease.first.0,
+                count: taken.lease.count,
+                epoch: taken.lease.epoch,
+                ended: taken.ended,
+                end: taken.end.0,
+                continued: taken.continued.iter().map(Open::of).collect(),
+                abandoned: taken.abandoned.iter().map(|id| id.0).collect(),
+            },
             Record::Ended { microbatch, outcome } => {
                 let loss = if let Outcome::Finished { loss } = outcome { *loss } else { Loss::default() };
                 Self::Finished { id: microbatch.0, sum: loss.sum, tokens: loss.tokens }
@@ -148,7 +174,28 @@ impl Line {
                 let outcome = Outcome::Refused { by: by.hop()?, reason: Refusal::Malformed(reason) };
                 Record::Ended { microbatch: MicrobatchId(id), outcome }
             }
+            Self::TakenOver { first, count, epoch, ended, end, continued, abandoned } => {
+                Record::TakenOver(TakenOver {
+                    lease: Lease { first: MicrobatchId(first), count, epoch },
+                    ended,
+                    end: MicrobatchId(end),
+                    continued: continued.iter().map(Open::continued).collect::<Option<_>>()?,
+                    abandoned: abandoned.into_iter().map(MicrobatchId).collect(),
+                })
+            }
         })
+    }
+}
+
+impl Open {
+    fn of(continued: &Continued) -> Self {
+        let grants = continued.grants.iter().map(Place::of).collect();
+        Self { id: continued.microbatch.0, to: Place::of(&continued.to), grants }
+    }
+
+    fn continued(&self) -> Option<Continued> {
+        let grants = self.grants.iter().map(Place::hop).collect::<Option<_>>()?;
+        Some(Continued { microbatch: MicrobatchId(self.id), to: self.to.hop()?, grants })
     }
 }
 
@@ -185,6 +232,13 @@ mod tests {
             Record::Leased(Lease { first: MicrobatchId(0), count: 8, epoch: 0 }),
             Record::Sent { microbatch, to: hop(0) },
             Record::Granted { microbatch, to: hop(1) },
+            Record::TakenOver(TakenOver {
+                lease: Lease { first: MicrobatchId(64), count: 32, epoch: 1 },
+                ended: 5,
+                end: MicrobatchId(80),
+                continued: vec![Continued { microbatch: MicrobatchId(70), to: hop(0), grants: vec![hop(1)] }],
+                abandoned: vec![MicrobatchId(71)],
+            }),
             Record::Ended { microbatch, outcome: Outcome::Finished { loss: Loss { sum: 0.1, tokens: 3 } } },
         ]
     }
@@ -213,8 +267,8 @@ mod tests {
         for torn in 1..20 {
             std::fs::write(&path, &whole[..whole.len() - torn]).unwrap();
             let (mut journal, read) = Journal::open(Some(&path), &RUN).unwrap();
-            assert_eq!(read, records()[..3]);
-            journal.write(&records()[3]).unwrap();
+            assert_eq!(read, records()[..4]);
+            journal.write(&records()[4]).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), whole);
         }
     }

@@ -60,6 +60,8 @@ pub struct FeedOptions {
     /// Where to keep what must survive this process; a feeder that is started again with it and the same key goes on
     /// where this one died.
     pub journal: Option<PathBuf>,
+    /// Take over the ids of feeders that are gone for good.
+    pub succeed: bool,
 }
 
 impl FeedOptions {
@@ -73,7 +75,15 @@ impl FeedOptions {
             data: Vec::new(),
             evaluate_every: None,
             journal: None,
+            succeed: false,
         }
+    }
+
+    /// A successor that is started again finds in its journal what it has taken over.
+    fn role(&self) -> Role {
+        let resumes =
+            self.journal.as_deref().is_some_and(|path| path.metadata().is_ok_and(|file| file.len() > 0));
+        if self.succeed && !resumes { Role::Successor } else { Role::Feeder }
     }
 }
 
@@ -139,7 +149,8 @@ impl Desk {
     async fn open(options: &FeedOptions, reporter: &Reporter) -> Result<Self, Error> {
         let socket = bind_socket(options.listen)?;
         let data_address = socket.local_addr().map_err(|error| Error::Network(error.to_string()))?;
-        let applicant = Applicant { incarnation: clock::incarnation(), role: Role::Feeder, data_address };
+        let role = options.role();
+        let applicant = Applicant { incarnation: clock::incarnation(), role, data_address };
         let (control, entrance) = Control::enter(&options.invite, &options.identity, applicant).await?;
         let heart = Heart::start(control.clone());
         let run = run_with_text(options, &entrance)?;
@@ -291,6 +302,7 @@ impl Desk {
                     }
                     Action::EvaluationDone(measured) => self.measured(&measured, reporter),
                     Action::EvaluationDeclined => self.evaluations.declined(),
+                    Action::Succeeded { by } => return Err(Error::Refused(succeeded(by))),
                     Action::Done => {
                         self.done = true;
                         events.extend(self.evaluations.at_the_end());
@@ -363,7 +375,7 @@ impl Desk {
     fn measured(&mut self, measured: &Measured, reporter: &Reporter) {
         self.account.paused();
         let done = self.feeder.counts();
-        let done = done.finished + done.refused;
+        let done = done.finished + done.refused + done.inherited;
         match measured.mean() {
             Some(loss) => {
                 let upstream_cut = measured.purpose == Purpose::EvaluateCut;
@@ -410,6 +422,13 @@ impl Desk {
             message: format!("stages {unserved:?} have no replica; nothing is injected until somebody joins"),
         });
     }
+}
+
+fn succeeded(by: PeerId) -> String {
+    format!(
+        "feeder {by} has taken over the ids of this one; what it does with them is in its own account. To feed the \
+         run beside it, start without this journal"
+    )
 }
 
 /// Replicas carry their contributions on where a stage has several of them.

@@ -36,7 +36,7 @@ const HASH_BYTES: usize = size_of::<ChunkHash>();
 /// How long the parts of a frame may be, bytes. They follow from the run manifest, so all peers have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameLimits {
-    /// The header: a hop of a route takes about 50 bytes, the rest below 700.
+    /// The header: a hop of a route takes about 50 bytes, lists of ids and spans up to 28 KiB.
     pub header_bytes_max: usize,
     /// The token ids of one microbatch.
     pub ids_bytes_max: usize,

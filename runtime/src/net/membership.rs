@@ -72,7 +72,7 @@ fn signed_text(run: &ManifestDigest, membership: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use swarmline_scheduler::{Incarnation, Member, StageIndex, Standing};
+    use swarmline_scheduler::{Incarnation, Lease, Member, MicrobatchId, StageIndex, Standing, Succession};
 
     use super::*;
 
@@ -86,7 +86,13 @@ mod tests {
             standing,
             address: "[::1]:7000".parse().unwrap(),
         };
-        Membership { version: 4, members: order.into_iter().zip(standings).map(member).collect() }
+        let lease = Lease { first: MicrobatchId(64), count: 32, epoch: 1 };
+        let successions = vec![Succession { lease, feeder: PeerId([order[0]; 32]) }];
+        Membership {
+            version: 4,
+            members: order.into_iter().zip(standings).map(member).collect(),
+            successions,
+        }
     }
 
     #[test]

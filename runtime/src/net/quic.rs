@@ -185,6 +185,8 @@ fn brief(message: &Message<Bytes>) -> String {
         Message::Granted { granted, .. } => format!("grant of {}", granted.len()),
         Message::Ended { .. } => "ended".to_owned(),
         Message::Averaged { round } => format!("averaged {}", round.0),
+        Message::Adopt { range, from, .. } => format!("adopt {range} from {from}"),
+        Message::Inventory(inventory) => format!("inventory of {}", inventory.range),
         Message::Beat(_) => "beat".to_owned(),
         Message::Averaging(message) => {
             format!("averaging {}.{}.{}", message.gathering.round.0, message.part.0, message.attempt.0)

@@ -3,6 +3,7 @@
 //! Decoding checks everything the contract promises and answers with a [`WireError`] that names the field.
 
 mod averaging;
+mod succession;
 mod transfer;
 
 use std::net::SocketAddr;
@@ -122,6 +123,10 @@ fn encode_word(message: &Message<Bytes>) -> Option<v1::frame::Message> {
             Wire::Ended(v1::Ended { spans, round: round.0, over: *over })
         }
         Message::Averaged { round } => Wire::Averaged(v1::Averaged { round: round.0 }),
+        Message::Adopt { range, epoch, from } => {
+            Wire::Adopt(v1::Adopt { range: range.0, epoch: *epoch, from: from.0 })
+        }
+        Message::Inventory(inventory) => Wire::Inventory(succession::encode_inventory(inventory)),
         Message::Beat(beat) => Wire::Beat(encode_beat(beat)),
         Message::Forward { .. }
         | Message::Backward { .. }
@@ -196,6 +201,12 @@ pub(super) fn decode_frame(frame: v1::Frame) -> Result<Message<u64>, WireError> 
             Message::Ended { spans: decode_spans(ended.spans)?, round: Round(ended.round), over: ended.over }
         }
         Wire::Averaged(averaged) => Message::Averaged { round: Round(averaged.round) },
+        Wire::Adopt(adopt) => Message::Adopt {
+            range: MicrobatchId(adopt.range),
+            epoch: adopt.epoch,
+            from: MicrobatchId(adopt.from),
+        },
+        Wire::Inventory(inventory) => Message::Inventory(succession::decode_inventory(inventory)?),
         Wire::Beat(beat) => Message::Beat(decode_beat(&beat)),
         Wire::Share(_)
         | Wire::KeptMean(_)
@@ -218,13 +229,14 @@ pub fn encode_membership(membership: &Membership) -> v1::Membership {
     v1::Membership {
         version: membership.version,
         members: membership.members.iter().map(encode_member).collect(),
+        successions: membership.successions.iter().map(succession::encode_succession).collect(),
     }
 }
 
 /// The membership table in a message.
 ///
 /// # Errors
-/// If a member breaks the contract, or the members are not strictly ascending by peer.
+/// If a member or a succession breaks the contract, or the members are not strictly ascending by peer.
 pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, WireError> {
     let members: Vec<Member> = membership.members.iter().map(decode_member).collect::<Result<_, _>>()?;
     if let Some(pair) = members.windows(2).find(|pair| pair[0].peer >= pair[1].peer) {
@@ -234,7 +246,8 @@ pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, Wire
             allowed: "greater than the one before it",
         });
     }
-    Ok(Membership { version: membership.version, members })
+    let successions = succession::decode_successions(&membership.successions)?;
+    Ok(Membership { version: membership.version, members, successions })
 }
 
 /// A role as the number in a message.
@@ -242,6 +255,7 @@ pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, Wire
 pub fn encode_role(role: Role) -> i32 {
     match role {
         Role::Feeder => v1::Role::Feeder.into(),
+        Role::Successor => v1::Role::Successor.into(),
         Role::Replica => v1::Role::Replica.into(),
     }
 }
@@ -253,6 +267,7 @@ pub fn encode_role(role: Role) -> i32 {
 pub fn decode_role(role: i32) -> Result<Role, WireError> {
     match v1::Role::try_from(role) {
         Ok(v1::Role::Feeder) => Ok(Role::Feeder),
+        Ok(v1::Role::Successor) => Ok(Role::Successor),
         Ok(v1::Role::Replica) => Ok(Role::Replica),
         Ok(v1::Role::Unspecified) | Err(_) => Err(unknown("role", role, "a known role")),
     }
