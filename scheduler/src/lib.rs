@@ -12,6 +12,7 @@
 //! Beside a stage, replicas of it keep their weights together ([`Averaging`]) and give them to those who join
 //! ([`transfer`]).
 
+mod asking;
 mod average;
 pub mod averaging;
 pub mod coordinator;

@@ -26,6 +26,7 @@ mod visit;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
+use crate::asking::Asking;
 use crate::ledger::Ledger;
 use crate::mutation::Mutation;
 use crate::neighbours::Neighbours;
@@ -581,7 +582,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.router.on_sent(now, hop, id);
         self.check_by(now + self.config.ask_after);
         if let Some(visit) = self.visits.get_mut(&id) {
-            visit.phase = Phase::Passed { asked: now };
+            visit.phase = Phase::Passed { asking: Asking::sent(now) };
             if self.config.breaks(Mutation::ReleaseEarly) {
                 visit.output = None;
             }

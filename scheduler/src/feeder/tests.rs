@@ -372,13 +372,19 @@ fn a_silent_replica_is_asked_and_sent_what_it_misses() {
     story.finish(1);
     let route = vec![story.feeder.config().hop()];
     let ask = Message::Ask { microbatch: MicrobatchId(0), attempt: Attempt(0), route };
-    assert_eq!(story.wait(3 * SECOND), [send(a(0), ask.clone())]);
-    assert_eq!(story.receive(a(0), holds(0, 0, Holding::Held)), []);
-    assert_eq!(story.wait(3 * SECOND), [send(a(0), ask)]);
+    let patience = story.feeder.config().ask_after;
+    assert_eq!(story.wait(patience), [send(a(0), ask.clone())]);
+    for times in [2, 4, 8, 8] {
+        assert_eq!(story.receive(a(0), holds(0, 0, Holding::Held)), []);
+        assert_eq!(story.wait(times * patience - SECOND), []);
+        assert_eq!(story.wait(SECOND), [send(a(0), ask.clone())]);
+    }
+    assert_eq!(story.wait(patience), [send(a(0), ask)], "that it was not answered changes nothing");
     let said = story.receive(a(0), holds(0, 0, Holding::Missing));
     assert_eq!(forwards(&said), [(0, a(0).peer, 1, None)]);
     assert_eq!((story.counts().resent, story.counts().injected), (1, 2));
     assert_eq!(story.receive(a(0), holds(0, 0, Holding::Missing)), [], "of an earlier sending");
+    assert!(matches!(story.wait(patience)[..], [Action::Send { message: Message::Ask { .. }, .. }]));
 }
 
 #[test]

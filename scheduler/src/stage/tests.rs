@@ -756,11 +756,25 @@ fn what_is_not_here_is_missing() {
 #[test]
 fn whoever_is_silent_about_a_microbatch_is_asked_again_and_again() {
     let mut story = passed();
-    let question = || send(a(2), ask(FIRST, &[feeder(), a(0), a(1)]));
-    assert_eq!(story.wait(ASK_AFTER), [question()]);
-    assert_eq!(story.receive(a(2), holds(FIRST, Holding::Held)), []);
-    assert_eq!(story.wait(ASK_AFTER), [question()]);
+    let question = send(a(2), ask(FIRST, &[feeder(), a(0), a(1)]));
+    for _ in 0..9 {
+        assert_eq!(story.wait(ASK_AFTER), [question.clone()]);
+    }
     assert_eq!(story.stage.poll_timeout().map(|(_, reason)| reason), Some(Reason::BeatDue));
+}
+
+#[test]
+fn whoever_holds_a_microbatch_is_asked_less_and_less_often_until_it_is_sent_anew() {
+    let mut story = passed();
+    let question = |attempt| send(a(2), ask(attempt, &[feeder(), a(0), a(1)]));
+    assert_eq!(story.wait(ASK_AFTER), [question(FIRST)]);
+    for times in [2, 4, 8, 8] {
+        assert_eq!(story.receive(a(2), holds(FIRST, Holding::Held)), []);
+        assert_eq!(story.wait(ASK_AFTER * times - Duration::from_secs(1)), []);
+        assert_eq!(story.wait(Duration::from_secs(1)), [question(FIRST)]);
+    }
+    story.receive(a(2), holds(FIRST, Holding::Missing));
+    assert_eq!(story.wait(ASK_AFTER), [question(SECOND)]);
 }
 
 // --- Those who do not belong ------------------------------------------------------------------------------------------
