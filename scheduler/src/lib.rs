@@ -15,6 +15,8 @@
 mod asking;
 mod average;
 pub mod averaging;
+#[cfg(test)]
+mod cast;
 pub mod coordinator;
 pub mod feeder;
 pub mod health;

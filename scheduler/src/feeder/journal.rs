@@ -1,7 +1,7 @@
 //! What a feeder must not forget when it dies.
 
 use super::Outcome;
-use crate::{Hop, Lease, MicrobatchId, StageIndex};
+use crate::{Hop, Lease, MicrobatchId};
 
 /// A line of the journal. The shell makes it durable before it does any action that follows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,12 +29,4 @@ pub enum Record {
         /// What became of it.
         outcome: Outcome,
     },
-}
-
-impl Record {
-    /// The stage a grant is for.
-    #[must_use]
-    pub fn stage(&self) -> Option<StageIndex> {
-        if let Self::Granted { to, .. } = self { to.stage } else { None }
-    }
 }
