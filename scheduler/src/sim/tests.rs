@@ -210,7 +210,8 @@ const MUTATED_SEEDS: u64 = 300;
 fn broken_rules_are_noticed() {
     let rules = [
         (Mutation::ReleaseEarly, "not over"),
-        (Mutation::GrantTwice, "granted twice"),
+        // Twice; or to two starts of a peer, of which the judge knows only the former.
+        (Mutation::GrantTwice, "is granted"),
         (Mutation::SlotEarly, "slots"),
         (Mutation::IgnoreIncarnation, "a start that is gone"),
         (Mutation::OneAttempt, "is sent as"),
