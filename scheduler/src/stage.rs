@@ -338,16 +338,12 @@ impl<P: Clone + Default + Debug> Stage<P> {
                     self.neighbours.beat(now, sender, beat);
                 }
             }
-            Message::Claim { microbatches, .. } => {
-                self.count(Note::Foreign(microbatches.first().copied().unwrap_or(MicrobatchId(0))));
-            }
-            Message::Evaluated { microbatch, .. } | Message::Refused { microbatch, .. } => {
-                self.count(Note::Foreign(microbatch));
-            }
             // For the machines beside this one.
             Message::Averaging(_) | Message::Transfer(_) => {}
-            // For feeders.
-            Message::Averaged { .. } => self.count(Note::Foreign(MicrobatchId(0))),
+            Message::Claim { .. }
+            | Message::Evaluated { .. }
+            | Message::Refused { .. }
+            | Message::Averaged { .. } => self.count(Note::Misdirected(from)),
         }
     }
 

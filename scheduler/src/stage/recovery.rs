@@ -43,7 +43,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
                         gone(&visit.upstream.hop) || visit.awaited().is_some_and(|next| gone(&next.hop))
                     };
                     let with_it = self.visits.values().filter(lies_with).count();
-                    self.count(Note::Lost { peer, with_it });
+                    self.count(Note::Lost { peer, incarnation, with_it });
                     self.lose(now, gone);
                 }
             }
