@@ -723,7 +723,7 @@ fn whoever_is_silent_about_a_microbatch_is_asked_again_and_again() {
     let mut story = passed();
     let question = send(a(2), ask(FIRST, &[feeder(), a(0), a(1)]));
     for _ in 0..9 {
-        assert_eq!(story.wait(ASK_AFTER), [question.clone()]);
+        assert_eq!(story.wait(ASK_AFTER), std::slice::from_ref(&question));
     }
     assert_eq!(story.stage.poll_timeout().map(|(_, reason)| reason), Some(Reason::BeatDue));
 }
