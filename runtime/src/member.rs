@@ -1,6 +1,5 @@
 //! What feeders and replicas have in common: a heartbeat, frame sizes, and what network events mean to them.
 
-use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::Instant;
 
@@ -16,7 +15,6 @@ use crate::net::frame::FrameLimits;
 use crate::net::quic::{Congestion, DataPlane, HandshakeInfo, NetEvent, Settings};
 use crate::net::trust::Trust;
 use crate::packing::{Codec, TokenCodec};
-use crate::report::{Event, Reporter};
 
 /// Bytes of a frame header beside its route: room for the longest claim, announcement and inventory.
 const HEADER_BYTES: usize = 32 << 10;
@@ -120,38 +118,6 @@ impl Heart {
 fn warn_once(silent_since: &mut Option<Instant>, error: &ControlError) {
     if silent_since.replace(Instant::now()).is_none() {
         tracing::warn!(%error, "no sign from the coordinator; going on with the last membership table");
-    }
-}
-
-/// Tells a person of the network events that are incidents; that a peer cannot be reached, once until it can.
-#[derive(Debug, Default)]
-pub(crate) struct NetworkTeller {
-    /// Only peers that were members are in here.
-    unreachable: BTreeSet<PeerId>,
-}
-
-impl NetworkTeller {
-    pub(crate) fn tell(&mut self, event: &NetEvent, reporter: &Reporter) {
-        if let Some(message) = self.incident(event) {
-            reporter.tell(&Event::Incident { message });
-        }
-    }
-
-    fn incident(&mut self, event: &NetEvent) -> Option<String> {
-        match event {
-            NetEvent::Malformed { from, error } => Some(format!(
-                "peer {from:?} sent something that is no frame of this run ({error}); it was thrown away"
-            )),
-            NetEvent::Unreachable { peer, reason, undelivered } => {
-                let news = self.unreachable.insert(*peer);
-                news.then(|| format!("{reason}; {} messages were not delivered", undelivered.len()))
-            }
-            NetEvent::Connected { peer, .. } => {
-                self.unreachable.remove(peer);
-                None
-            }
-            NetEvent::Message { .. } | NetEvent::Disconnected { .. } => None,
-        }
     }
 }
 

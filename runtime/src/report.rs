@@ -253,21 +253,38 @@ impl std::fmt::Debug for Reporter {
 /// Pause between two lines about the same kind of incident.
 const REPEATED_EVERY: Duration = Duration::from_secs(5);
 
-/// An incident that may repeat for every microbatch: told at once the first time, then every 5 s at most.
-#[derive(Debug, Default)]
+/// An incident that may repeat for every microbatch: told at once the first time, then once in a while, by default every
+/// 5 s at most.
+#[derive(Debug)]
 pub(crate) struct Repeated {
+    every: Duration,
     told: Option<Instant>,
     untold: u64,
 }
 
+impl Default for Repeated {
+    fn default() -> Self {
+        Self::every(REPEATED_EVERY)
+    }
+}
+
 impl Repeated {
+    /// Told this often at most.
+    pub(crate) fn every(every: Duration) -> Self {
+        Self { every, told: None, untold: 0 }
+    }
+
     /// It happened. If it is time to tell: how often since it was told last.
     pub(crate) fn happened(&mut self) -> Option<u64> {
+        self.happened_at(Instant::now())
+    }
+
+    pub(crate) fn happened_at(&mut self, now: Instant) -> Option<u64> {
         self.untold += 1;
-        if self.told.is_some_and(|told| told.elapsed() < REPEATED_EVERY) {
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < self.every) {
             return None;
         }
-        self.told = Some(Instant::now());
+        self.told = Some(now);
         Some(std::mem::take(&mut self.untold))
     }
 }

@@ -43,7 +43,7 @@ pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED
 pub use contributions::Carrying;
 pub use evaluation::Measured;
 pub use journal::{Continued, Record, TakenOver};
-pub use rounds::ROUND_PATIENCE;
+pub use rounds::{ROUND_GRACE, ROUND_PATIENCE};
 pub use succession::ADOPTION_PATIENCE;
 
 use announcement::Announcement;
@@ -392,7 +392,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let release = self.table.next_release(self.now).map(|until| (until, Reason::QuarantineEnds));
         let tell = Some((self.tell_at, Reason::TellDue));
         let silent = self.neighbours.next_change(self.now).map(|at| (at, Reason::NeighbourSilent));
-        let round = self.rounds.deadline().map(|at| (at, Reason::RoundExpires));
+        let round = self.rounds.deadline(self.now).map(|at| (at, Reason::RoundExpires));
         let inventory = self.succession.ask_at().map(|at| (at, Reason::InventoryDue));
         [ask, lease, pause, release, tell, silent, round, inventory]
             .into_iter()
@@ -655,8 +655,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if self.config.carrying.is_none() && !over {
             return;
         }
-        let members = self.averaging();
-        if self.rounds.proceed(now, training, &members) {
+        let stages = self.averaging();
+        if self.rounds.proceed(now, training, &stages) {
             self.tell_at = now;
         }
     }
@@ -668,13 +668,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.rounds.ended(from, round);
     }
 
-    /// The replicas that have somebody to average with.
-    fn averaging(&self) -> Vec<Participant> {
+    /// The replicas that have somebody to average with, stage by stage.
+    fn averaging(&self) -> Vec<Vec<Participant>> {
         (0..self.config.stages)
             .map(|stage| self.table.hops(StageIndex(stage)))
             .filter(|hops| hops.len() > 1)
-            .flat_map(|hops| hops.into_iter().take(MEMBERS_MAX))
-            .map(|Hop { peer, incarnation, .. }| Participant { peer, incarnation })
+            .map(|hops| hops.into_iter().take(MEMBERS_MAX))
+            .map(|hops| hops.map(|Hop { peer, incarnation, .. }| Participant { peer, incarnation }).collect())
             .collect()
     }
 

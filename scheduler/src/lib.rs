@@ -12,8 +12,11 @@
 //! Beside a stage, replicas of it keep their weights together ([`Averaging`]) and give them to those who join
 //! ([`transfer`]).
 
+mod asking;
 mod average;
 pub mod averaging;
+#[cfg(test)]
+mod cast;
 pub mod coordinator;
 pub mod feeder;
 pub mod health;

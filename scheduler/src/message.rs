@@ -85,7 +85,7 @@ pub struct Beat {
     pub counter: u64,
     /// Tasks that wait for the executor.
     pub queued: u32,
-    /// Age of the oldest of them; zero if there are none.
+    /// Age of the oldest of them; zero if there are none, or if they wait for a feeder's word.
     pub oldest: Duration,
     /// Moving average of the time a forward takes to compute; none before the first.
     pub service: Option<Duration>,

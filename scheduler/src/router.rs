@@ -70,14 +70,26 @@ pub trait Router: Debug + Send {
     /// candidates change.
     fn choose(&mut self, now: Time, choice: &Choice<'_>) -> Option<Hop>;
 
+    /// What was handed over and is not settled.
+    fn residents(&self) -> &Residents;
+
+    /// The same, for the router itself to keep up.
+    fn residents_mut(&mut self) -> &mut Residents;
+
     /// A microbatch was handed to `to`.
-    fn on_sent(&mut self, now: Time, to: Hop, microbatch: MicrobatchId);
+    fn on_sent(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId) {
+        self.residents_mut().add(to);
+    }
 
     /// What was handed to `to` is settled; exactly once for every `on_sent`, whether or not `to` still lives.
-    fn on_settled(&mut self, now: Time, to: Hop, microbatch: MicrobatchId, how: Settled);
+    fn on_settled(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId, _how: Settled) {
+        self.residents_mut().remove(&to);
+    }
 
     /// Microbatches handed to `hop` and not settled.
-    fn resident(&self, hop: &Hop) -> u32;
+    fn resident(&self, hop: &Hop) -> u32 {
+        self.residents().of(hop)
+    }
 }
 
 /// Builds routers of one policy.

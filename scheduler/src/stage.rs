@@ -27,6 +27,7 @@ mod visit;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
+use crate::asking::Asking;
 use crate::ledger::Ledger;
 use crate::mutation::Mutation;
 use crate::neighbours::Neighbours;
@@ -257,7 +258,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
     #[must_use]
     pub fn progress(&self, now: Time) -> Progress {
         let front = self.tasks.front().and_then(|id| self.visits.get(&id));
-        let since = front.and_then(Visit::queued_since).unwrap_or(now);
+        // While gradients wait for a feeder's word, and that is all, nobody waits for the executor.
+        let waits_for_word = self.running == 0 && self.ungranted.is_some();
+        let since = front.and_then(Visit::queued_since).filter(|_| !waits_for_word).unwrap_or(now);
         Progress {
             done: self.counts.applied,
             refused: self.counts.refused,
@@ -348,16 +351,13 @@ impl<P: Clone + Default + Debug> Stage<P> {
                     self.neighbours.beat(now, sender, beat);
                 }
             }
-            Message::Claim { microbatches, .. } => {
-                self.count(Note::Foreign(microbatches.first().copied().unwrap_or(MicrobatchId(0))));
-            }
-            Message::Evaluated { microbatch, .. } | Message::Refused { microbatch, .. } => {
-                self.count(Note::Foreign(microbatch));
-            }
             // For the machines beside this one.
             Message::Averaging(_) | Message::Transfer(_) => {}
-            // For feeders.
-            Message::Averaged { .. } | Message::Inventory(_) => self.count(Note::Foreign(MicrobatchId(0))),
+            Message::Claim { .. }
+            | Message::Evaluated { .. }
+            | Message::Refused { .. }
+            | Message::Averaged { .. }
+            | Message::Inventory(_) => self.count(Note::Misdirected(from)),
         }
     }
 
@@ -595,7 +595,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.router.on_sent(now, hop, id);
         self.check_by(now + self.config.ask_after);
         if let Some(visit) = self.visits.get_mut(&id) {
-            visit.phase = Phase::Passed { asked: now };
+            visit.phase = Phase::Passed { asking: Asking::sent(now) };
             if self.config.breaks(Mutation::ReleaseEarly) {
                 visit.output = None;
             }

@@ -194,7 +194,8 @@ impl Flock {
         }
         let applied = self.applied();
         assert!(applied.values().all(|&times| times == 1), "applied twice: {applied:?}");
-        let missing = account.finished * STAGES as u64 - applied.len() as u64;
+        let ended = account.finished + account.inherited;
+        let missing = (ended * STAGES as u64).saturating_sub(applied.len() as u64);
         assert!(missing <= account.contributions_lost, "{missing} of {account:?}");
         (account, reports)
     }

@@ -870,7 +870,7 @@ pub struct Beat {
     /// Tasks that wait for the device.
     #[prost(uint32, tag = "2")]
     pub queued: u32,
-    /// Age of the oldest of them, microseconds; 0 if there are none.
+    /// Age of the oldest of them, microseconds; 0 if there are none, or if they wait for a feeder's word.
     #[prost(uint64, tag = "3")]
     pub oldest_us: u64,
     /// Moving average of the time a forward takes to compute, microseconds; absent before the first.

@@ -24,7 +24,8 @@ use crate::clock::{self, Clock};
 use crate::config::{Manifest, Mode, Run, Tokenizer};
 use crate::data::{Batches, Corpus};
 use crate::error::Error;
-use crate::member::{Heart, NetworkTeller, Plan, lost_peer, member, start_plane};
+use crate::incidents::Incidents;
+use crate::member::{Heart, Plan, lost_peer, member, start_plane};
 use crate::net::control::{
     Applicant, Control, ControlError, Directive, Entrance, FeederTotals, Placement, Vitals,
 };
@@ -142,7 +143,7 @@ struct Desk {
     /// When a person was last told that a stage is unserved; the first wait is ordinary.
     holding_told: Instant,
     refusals: Repeated,
-    network: NetworkTeller,
+    incidents: Incidents,
 }
 
 impl Desk {
@@ -198,7 +199,7 @@ impl Desk {
             done: false,
             holding_told: Instant::now(),
             refusals: Repeated::default(),
-            network: NetworkTeller::default(),
+            incidents: Incidents::default(),
         })
     }
 
@@ -263,7 +264,8 @@ impl Desk {
     }
 
     fn hear(&mut self, event: NetEvent, reporter: &Reporter) -> Result<(), Error> {
-        self.network.tell(&event, reporter);
+        self.incidents.heard(Instant::now(), &event, self.feeder.table());
+        self.incidents.tell(Instant::now(), reporter);
         match event {
             NetEvent::Message { from, incarnation, message } => {
                 self.handle(Happened::Received { from, incarnation, message }, reporter)
@@ -400,6 +402,7 @@ impl Desk {
         if let Some(report) = self.account.progress(&counts) {
             reporter.tell(&Event::Progress(report));
         }
+        self.incidents.tell(Instant::now(), reporter);
         self.tell_if_holding(reporter);
     }
 

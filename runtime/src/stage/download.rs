@@ -1,6 +1,7 @@
 //! A joining replica's download: what the others of its stage have learned, before it serves.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use bytes::Bytes;
 use swarmline_scheduler::averaging::Participant;
@@ -16,7 +17,8 @@ use super::transit::{StateInbox, arrived_chunk, download_limits};
 use crate::clock::Clock;
 use crate::config::Run;
 use crate::error::Error;
-use crate::member::{Heart, NetworkTeller, lost_peer, member};
+use crate::incidents::Incidents;
+use crate::member::{Heart, lost_peer, member};
 use crate::net::control::Directive;
 use crate::net::quic::{DataPlane, NetEvent};
 use crate::net::trust::Trust;
@@ -63,8 +65,8 @@ pub(super) struct Newcomer<'a> {
     inbox: StateInbox,
     /// Donors whose state was all there and none of this stage.
     useless: BTreeSet<Participant>,
-    network: NetworkTeller,
-    incidents: Repeated,
+    incidents: Incidents,
+    complaints: Repeated,
     arrived: Option<Arrived>,
 }
 
@@ -80,8 +82,8 @@ impl<'a> Newcomer<'a> {
             machine,
             inbox: StateInbox::default(),
             useless: BTreeSet::new(),
-            network: NetworkTeller::default(),
-            incidents: Repeated::default(),
+            incidents: Incidents::default(),
+            complaints: Repeated::default(),
             arrived: None,
         }
     }
@@ -110,6 +112,7 @@ impl<'a> Newcomer<'a> {
     }
 
     async fn step(&mut self) -> Result<Step, Error> {
+        self.incidents.tell(Instant::now(), self.wiring.reporter);
         let deadline = self.machine.poll_timeout().map(|(at, _)| at);
         tokio::select! {
             Some(event) = self.wiring.arrivals.recv() => self.hear(event)?,
@@ -124,7 +127,7 @@ impl<'a> Newcomer<'a> {
     }
 
     fn hear(&mut self, event: NetEvent) -> Result<(), Error> {
-        self.network.tell(&event, self.wiring.reporter);
+        self.incidents.heard(Instant::now(), &event, &self.table);
         match event {
             NetEvent::Message { from: peer, incarnation, message: Message::Transfer(message) } => {
                 let from = Participant { peer, incarnation };
@@ -249,7 +252,7 @@ impl<'a> Newcomer<'a> {
             Note::Declined(donor) => (donor, "serves others first".to_owned()),
             Note::NoDonor => return tracing::info!("no donor is left to ask; asking again"),
         };
-        if self.incidents.happened().is_some() {
+        if self.complaints.happened().is_some() {
             let message = format!(
                 "peer {:?}, asked for the state of stage {}, {what}; another one is asked, or the same again",
                 donor.peer, self.stage.0

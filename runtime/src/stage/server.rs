@@ -23,7 +23,8 @@ use super::ledger::Ledger;
 use crate::clock::Clock;
 use crate::config::Run;
 use crate::error::Error;
-use crate::member::{Heart, NetworkTeller, lost_peer, member};
+use crate::incidents::Incidents;
+use crate::member::{Heart, lost_peer, member};
 use crate::net::control::{Control, ControlError, Directive, HEARTBEAT_EVERY, Vitals};
 use crate::net::quic::{DataPlane, NetEvent};
 use crate::net::trust::Trust;
@@ -68,7 +69,7 @@ pub(super) struct Server {
     traffic: Traffic,
     tokens_per_microbatch: u64,
     refusals: Repeated,
-    network: NetworkTeller,
+    incidents: Incidents,
     /// The coordinator's answer to whether this start still is a member.
     confirmation: Option<oneshot::Receiver<Result<Directive, ControlError>>>,
     reported: Instant,
@@ -94,7 +95,7 @@ impl Server {
             traffic: Traffic::new(run),
             tokens_per_microbatch: run.tokens_per_microbatch() as u64,
             refusals: Repeated::default(),
-            network: NetworkTeller::default(),
+            incidents: Incidents::default(),
             confirmation: None,
             reported: Instant::now(),
             failure: None,
@@ -174,6 +175,7 @@ impl Server {
             Directive::Continue | Directive::Serve(_) => self.handle(Happened::Reached, reporter),
             Directive::Finished => {
                 self.farewell.run_over();
+                self.incidents.run_over();
                 self.handle(Happened::Finished, reporter);
             }
             Directive::Leave(_) => self.handle(Happened::Drain, reporter),
@@ -181,7 +183,8 @@ impl Server {
     }
 
     fn hear(&mut self, event: NetEvent, reporter: &Reporter) {
-        self.network.tell(&event, reporter);
+        self.incidents.heard(Instant::now(), &event, self.stage.table());
+        self.incidents.tell(Instant::now(), reporter);
         match event {
             NetEvent::Message { from, incarnation, message } => {
                 self.receive(from, incarnation, message, reporter);
@@ -332,13 +335,14 @@ impl Server {
                     self.failure = Some(error);
                 }
             }
-            Note::Lost { peer, with_it } if *with_it > 0 => reporter.tell(&Event::Incident {
-                message: format!(
-                    "neighbour {peer:?} is dead or stuck; {with_it} microbatches that lie with it find another way"
-                ),
-            }),
+            Note::Lost { peer, incarnation, with_it } => {
+                self.incidents.lost(Instant::now(), (*peer, *incarnation), *with_it, self.stage.table());
+            }
             Note::Foreign(id) => {
                 tracing::warn!(%id, "ignored a message from somebody who is not a neighbour");
+            }
+            Note::Misdirected(from) => {
+                tracing::warn!(?from, "ignored a message that is for feeders");
             }
             other => tracing::trace!(?other, "counted"),
         }
@@ -366,6 +370,7 @@ impl Server {
     }
 
     fn beat(&mut self, reporter: &Reporter) {
+        self.incidents.tell(Instant::now(), reporter);
         let statistics = self.wiring.executor.statistics();
         let progress = self.stage.progress(self.clock.now());
         self.wiring.heart.set_vitals(Vitals {

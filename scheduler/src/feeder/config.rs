@@ -30,7 +30,8 @@ pub struct Config {
     pub total: u64,
     /// How many may be in flight.
     pub admission: Admission,
-    /// How long an answer is waited for before the silent replica is asked what became of it. Default 3 s.
+    /// How long an answer is waited for before the silent replica is asked what became of it; doubled, up to 8 times as
+    /// long, each time it says that it holds it. Default 3 s.
     pub ask_after: Duration,
     /// How long the answer to an evaluation is waited for while none at all arrives; then it is sent again. Default 20 s.
     pub evaluation_patience: Duration,

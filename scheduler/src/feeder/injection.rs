@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use super::open::{Open, Phase};
 use super::{Action, Feeder, Record};
+use crate::asking::Asking;
 use crate::router::Choice;
 use crate::sending::Sendings;
 use crate::{Hop, Message, MicrobatchId, Purpose, StageIndex, Time, WeightVersion};
@@ -88,7 +89,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     pub(super) fn sent(&mut self, now: Time, microbatch: MicrobatchId, to: Hop) {
         self.router.on_sent(now, to, microbatch);
         if let Some(open) = self.open.get_mut(&microbatch) {
-            open.phase = Phase::Sent { asked: now };
+            open.phase = Phase::Sent { asking: Asking::sent(now) };
             let at = now + self.config.patience(open.purpose);
             self.check_at = Some(self.check_at.map_or(at, |known| known.min(at)));
         }

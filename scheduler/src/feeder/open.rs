@@ -1,7 +1,8 @@
 //! A microbatch that was admitted and has no outcome yet.
 
+use crate::asking::Asking;
 use crate::sending::{Neighbour, Sendings};
-use crate::{Hop, Purpose, Time};
+use crate::{Duration, Hop, Purpose, Time};
 
 /// A microbatch that was admitted and has no outcome.
 #[derive(Clone, Debug)]
@@ -27,8 +28,8 @@ pub(super) enum Phase {
     Drawn,
     /// An answer is awaited.
     Sent {
-        /// Sent, or asked for, last.
-        asked: Time,
+        /// When to ask for it.
+        asking: Asking,
     },
 }
 
@@ -49,12 +50,13 @@ impl<P> Open<P> {
         self.purpose == Purpose::Train
     }
 
-    pub(super) fn asked(&self) -> Option<Time> {
-        if let Phase::Sent { asked } = self.phase { Some(asked) } else { None }
+    /// When to ask who owes an answer, if `wait` is the usual wait.
+    pub(super) fn due(&self, wait: Duration) -> Option<Time> {
+        if let Phase::Sent { asking } = self.phase { Some(asking.due(wait)) } else { None }
     }
 
     /// The replica whose answer is awaited.
     pub(super) fn awaited(&self) -> Option<Neighbour> {
-        self.asked().and(self.sendings.latest())
+        if matches!(self.phase, Phase::Sent { .. }) { self.sendings.latest() } else { None }
     }
 }

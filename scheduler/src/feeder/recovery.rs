@@ -9,7 +9,7 @@ use super::{Action, Feeder};
 use crate::router::Settled;
 use crate::sending::Neighbour;
 use crate::{
-    Holding, Hop, Incarnation, Membership, Message, MicrobatchId, PeerId, StageIndex, Time, Verdict,
+    Holding, Hop, Incarnation, Membership, Message, MicrobatchId, PeerId, Purpose, StageIndex, Time, Verdict,
 };
 
 impl<P: Clone + Default + Debug> Feeder<P> {
@@ -72,7 +72,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return self.counts.foreign += 1;
         };
         match holding {
-            Holding::Held => open.phase = Phase::Sent { asked: now },
+            Holding::Held => {
+                if let (Phase::Sent { asking }, Purpose::Train) = (&mut open.phase, open.purpose) {
+                    asking.held(now);
+                }
+            }
             Holding::Missing => self.send_anew(now, id, Settled::Lost),
             Holding::Busy => {
                 self.neighbours.busy(sender.hop);
@@ -113,8 +117,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             } else {
                 self.evaluate_again(now, id);
             }
-            if let Some(Open { phase: Phase::Sent { asked }, .. }) = self.open.get_mut(&id) {
-                *asked = now;
+            if let Some(Open { phase: Phase::Sent { asking }, .. }) = self.open.get_mut(&id) {
+                asking.asked(now);
             }
         }
         self.check_at = self.open.values().filter_map(|open| self.due(open)).min();
@@ -122,7 +126,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// When an answer about `open` is overdue.
     pub(super) fn due(&self, open: &Open<P>) -> Option<Time> {
-        Some(open.asked()? + self.config.patience(open.purpose))
+        open.due(self.config.patience(open.purpose))
     }
 
     pub(super) fn ask(&mut self, microbatch: MicrobatchId, whom: Neighbour) {

@@ -2,10 +2,18 @@
 //!
 //! Replicas average only if they are in the same round at the same time, and a round takes as long as it takes. So the
 //! next one is not called before everybody has ended the one at hand, however many microbatches finish meanwhile: who
-//! is called on in the middle of a round would meet nobody, and leave sets out. When everything has its outcome and
-//! nobody learns any more, each index set goes round once, and replicas of a stage end equal.
+//! is called on in the middle of a round would meet nobody, and leave sets out.
+//!
+//! A replica that died is a member until its lease ends. So once most of each stage have ended a round the others are
+//! waited for only a little longer. That breaks nothing: who is left behind meets nobody in its round, ends it, and
+//! takes part in the round at hand. Without care a replica that lives but is always slower than the rest would always
+//! be left behind; so whoever reports after it was gone on without is known to live, and is waited for in full from
+//! then on.
+//!
+//! When everything has its outcome and nobody learns any more, each index set goes round once, and replicas of a stage
+//! end equal: in these rounds, and in the one before them, everybody is waited for in full.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::averaging::{Participant, Round};
 use crate::{Duration, Time};
@@ -15,6 +23,9 @@ use super::Carrying;
 /// How long a replica is waited for that has not ended a round. Those who take part give up on silent members far
 /// sooner; this is for those who do not answer at all, and stay in the table.
 pub const ROUND_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the others are waited for when more than half of each stage have ended a round.
+pub const ROUND_GRACE: Duration = Duration::from_secs(3);
 
 /// The clock of averaging rounds.
 #[derive(Clone, Debug)]
@@ -30,8 +41,14 @@ pub(super) struct Rounds {
     finished: u64,
     /// Until then those who have not ended it are waited for.
     open_until: Option<Time>,
+    /// The same where most have ended it; the earlier one counts.
+    grace_until: Option<Time>,
     /// Up to which round each member has ended. Only members are ever in here.
     ended: BTreeMap<Participant, u64>,
+    /// Members a round was called without, not heard of since.
+    behind: BTreeSet<Participant>,
+    /// Members that were behind, and live.
+    slow: BTreeSet<Participant>,
     over: bool,
 }
 
@@ -54,7 +71,10 @@ impl Rounds {
             closing: 0,
             finished: 0,
             open_until: None,
+            grace_until: None,
             ended: BTreeMap::new(),
+            behind: BTreeSet::new(),
+            slow: BTreeSet::new(),
             over: false,
         }
     }
@@ -79,23 +99,34 @@ impl Rounds {
         self.over
     }
 
-    /// When to go on without those who have not ended the round at hand.
-    pub(super) fn deadline(&self) -> Option<Time> {
-        self.open_until
+    /// When, after `now`, to go on without those who have not ended the round at hand.
+    pub(super) fn deadline(&self, now: Time) -> Option<Time> {
+        let open_until = self.open_until?;
+        Some(self.grace_until.filter(|&until| now < until).map_or(open_until, |until| until.min(open_until)))
     }
 
     /// A member has ended this round and all before it.
     pub(super) fn ended(&mut self, member: Participant, round: Round) {
         self.ended.insert(member, round.0);
+        if self.behind.remove(&member) {
+            self.slow.insert(member);
+        }
     }
 
-    /// Calls the next round, if it is time and `members` have ended the one at hand; whether it was called.
-    pub(super) fn proceed(&mut self, now: Time, training: Training, members: &[Participant]) -> bool {
+    /// Calls the next round, if it is time and the members of each stage have ended the one at hand; whether it was
+    /// called.
+    pub(super) fn proceed(&mut self, now: Time, training: Training, stages: &[Vec<Participant>]) -> bool {
+        let members: BTreeSet<Participant> = stages.iter().flatten().copied().collect();
         self.ended.retain(|member, _| members.contains(member));
-        let ended = members.iter().map(|member| self.ended.get(member).copied().unwrap_or(0)).min();
+        self.behind.retain(|member| members.contains(member));
+        self.slow.retain(|member| members.contains(member));
+        let ended = members.iter().map(|member| self.ended_by(member)).min();
         let all = ended.is_none_or(|ended| ended >= self.round);
         self.open_until = self.open_until.filter(|&until| now < until && !all);
-        if self.over || self.open_until.is_some() {
+        let hurries = self.open_until.is_some() && !training.over && self.most_have_ended(stages);
+        self.grace_until = self.grace_until.or(Some(now + ROUND_GRACE)).filter(|_| hurries);
+        let waits = self.open_until.is_some() && self.grace_until.is_none_or(|until| now < until);
+        if self.over || waits {
             return false;
         }
         if training.over {
@@ -105,13 +136,26 @@ impl Rounds {
         let due = !training.over && self.is_due(training.finished) && !members.is_empty();
         let calls = due || (training.over && !self.over);
         if calls {
+            self.behind = members.into_iter().filter(|member| self.ended_by(member) < self.round).collect();
             self.called += 1;
             // All members may have ended more rounds than this start of the feeder has called.
             self.round = self.round.max(ended.unwrap_or(0)).saturating_add(1);
             self.finished = training.finished;
             self.open_until = Some(now + ROUND_PATIENCE);
+            self.grace_until = None;
         }
         calls
+    }
+
+    /// Whether more than half of each stage have ended the round at hand, and all that are known to be slow.
+    fn most_have_ended(&self, stages: &[Vec<Participant>]) -> bool {
+        let ends = |member: &&Participant| self.ended_by(member) >= self.round;
+        self.slow.iter().all(|member| ends(&member))
+            && stages.iter().all(|members| members.iter().filter(ends).count() > members.len() / 2)
+    }
+
+    fn ended_by(&self, member: &Participant) -> u64 {
+        self.ended.get(member).copied().unwrap_or(0)
     }
 
     fn is_due(&self, finished: u64) -> bool {
@@ -128,6 +172,11 @@ mod tests {
         Participant { peer: PeerId([key; 32]), incarnation: Incarnation(1) }
     }
 
+    /// A run of one stage, with these members.
+    fn stage(keys: std::ops::RangeInclusive<u8>) -> Vec<Vec<Participant>> {
+        vec![keys.map(member).collect()]
+    }
+
     fn rounds() -> Rounds {
         Rounds::new(Some(Carrying { every: 10, sets: 2 }))
     }
@@ -138,7 +187,7 @@ mod tests {
 
     #[test]
     fn the_next_round_waits_for_microbatches_and_for_the_last_to_end_this_one() {
-        let (members, mut rounds) = ([member(1), member(2)], rounds());
+        let (members, mut rounds) = (stage(1..=2), rounds());
         assert!(!rounds.proceed(Time(0), at(9), &members));
         assert!(rounds.proceed(Time(0), at(10), &members));
         rounds.ended(member(1), Round(1));
@@ -147,23 +196,105 @@ mod tests {
         assert!(rounds.proceed(Time(2), at(99), &members));
         assert_eq!(rounds.now(), Round(2));
         rounds.ended(member(1), Round(2));
-        assert!(rounds.proceed(Time(3), at(109), &members[..1]), "the other one has left");
+        assert!(rounds.proceed(Time(3), at(109), &stage(1..=1)), "the other one has left");
     }
 
     #[test]
     fn nobody_is_waited_for_for_ever() {
-        let (members, mut rounds) = ([member(1), member(2)], rounds());
+        let (members, mut rounds) = (stage(1..=2), rounds());
         assert!(rounds.proceed(Time(0), at(10), &members));
-        assert_eq!(rounds.deadline(), Some(Time(0) + ROUND_PATIENCE));
+        assert_eq!(rounds.deadline(Time(0)), Some(Time(0) + ROUND_PATIENCE));
         assert!(!rounds.proceed(Time(0) + ROUND_PATIENCE / 2, at(20), &members));
         assert!(!rounds.proceed(Time(0) + ROUND_PATIENCE, at(19), &members));
-        assert_eq!(rounds.deadline(), None);
+        assert_eq!(rounds.deadline(Time(0) + ROUND_PATIENCE), None);
         assert!(rounds.proceed(Time(1) + ROUND_PATIENCE, at(20), &members));
+    }
+
+    /// Round 1 is called at 0; these members end it at 1.
+    fn under_way(stages: &[Vec<Participant>], ended: std::ops::RangeInclusive<u8>) -> Rounds {
+        let mut rounds = rounds();
+        assert!(rounds.proceed(Time(0), at(10), stages));
+        ended.for_each(|key| rounds.ended(member(key), Round(1)));
+        assert!(!rounds.proceed(Time(1), at(99), stages));
+        rounds
+    }
+
+    #[test]
+    fn when_most_of_each_stage_have_ended_the_others_have_a_grace() {
+        let members = stage(1..=4);
+        let (grace, almost) = (Time(1) + ROUND_GRACE, Time(0) + ROUND_GRACE);
+        let mut rounds = under_way(&members, 1..=3);
+        assert_eq!(rounds.deadline(Time(1)), Some(grace));
+        assert!(!rounds.proceed(almost, at(99), &members));
+        assert!(!rounds.proceed(grace, at(19), &members), "not due");
+        assert_eq!(rounds.deadline(grace), Some(Time(0) + ROUND_PATIENCE), "nothing happens before");
+        assert!(rounds.proceed(grace, at(20), &members));
+        assert_eq!(rounds.deadline(grace), Some(grace + ROUND_PATIENCE));
+
+        let mut half = under_way(&members, 1..=2);
+        assert_eq!(half.deadline(Time(1)), Some(Time(0) + ROUND_PATIENCE));
+        assert!(!half.proceed(grace, at(99), &members));
+
+        let two = [stage(1..=3).concat(), stage(4..=5).concat()];
+        let mut other_stage = under_way(&two, 1..=4);
+        assert_eq!(other_stage.deadline(Time(1)), Some(Time(0) + ROUND_PATIENCE), "one of two is not most");
+        other_stage.ended(member(5), Round(1));
+        assert!(other_stage.proceed(Time(2), at(99), &two));
+    }
+
+    #[test]
+    fn who_was_left_behind_and_lives_is_waited_for_in_full_from_then_on() {
+        let members = stage(1..=3);
+        let mut rounds = under_way(&members, 1..=2);
+        let second = Time(1) + ROUND_GRACE;
+        assert!(rounds.proceed(second, at(20), &members));
+        (1..=2).for_each(|key| rounds.ended(member(key), Round(2)));
+        rounds.ended(member(3), Round(1));
+        assert!(!rounds.proceed(second + ROUND_GRACE, at(99), &members));
+        assert!(!rounds.proceed(second + ROUND_GRACE * 2, at(99), &members));
+        assert_eq!(rounds.deadline(second), Some(second + ROUND_PATIENCE));
+        rounds.ended(member(3), Round(2));
+        let third = second + ROUND_GRACE * 3;
+        assert!(rounds.proceed(third, at(99), &members));
+        (1..=2).for_each(|key| rounds.ended(member(key), Round(3)));
+        assert!(!rounds.proceed(third, at(199), &members));
+        assert_eq!(rounds.deadline(third), Some(third + ROUND_PATIENCE));
+        assert!(rounds.proceed(third, at(199), &stage(1..=2)), "until it leaves");
+    }
+
+    #[test]
+    fn the_dead_cost_a_grace_each_round() {
+        let members = stage(1..=3);
+        let mut rounds = under_way(&members, 1..=2);
+        let mut now = Time(1);
+        for round in 2..9 {
+            assert!(rounds.proceed(now + ROUND_GRACE, at(round * 10), &members));
+            now = now + ROUND_GRACE;
+            (1..=2).for_each(|key| rounds.ended(member(key), Round(round)));
+            assert!(!rounds.proceed(now, at(999), &members));
+        }
+    }
+
+    #[test]
+    fn nobody_is_left_behind_at_the_end() {
+        let members = stage(1..=3);
+        let over = Training { finished: 99, over: true };
+        let mut rounds = under_way(&members, 1..=2);
+        let late = Time(0) + ROUND_PATIENCE / 2;
+        assert!(!rounds.proceed(late, at(19), &members), "its grace is over, the next round not due");
+        for round in 1..=3 {
+            assert!(!rounds.proceed(late, over, &members));
+            assert!(rounds.deadline(late) > Some(late));
+            (1..=3).for_each(|key| rounds.ended(member(key), Round(round)));
+            assert_eq!(rounds.proceed(late, over, &members), round < 3);
+            (1..=2).for_each(|key| rounds.ended(member(key), Round(round + 1)));
+        }
+        assert!(rounds.is_over());
     }
 
     #[test]
     fn at_the_end_each_set_goes_round_once_more() {
-        let (members, mut rounds) = ([member(1)], rounds());
+        let (members, mut rounds) = (stage(1..=1), rounds());
         let over = Training { finished: 15, over: true };
         for round in 1..=2 {
             assert!(rounds.proceed(Time(round), over, &members) && rounds.closes());
@@ -176,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_feeder_started_again_goes_on_behind_what_all_have_ended() {
-        let (members, mut rounds) = ([member(1), member(2)], rounds());
+        let (members, mut rounds) = (stage(1..=2), rounds());
         assert!(rounds.proceed(Time(0), at(10), &members));
         rounds.ended(member(1), Round(u64::MAX));
         rounds.ended(member(2), Round(40));
@@ -191,7 +322,7 @@ mod tests {
         assert!(!alone.proceed(Time(0), at(90), &[]));
         assert!(!alone.proceed(Time(0), over, &[]) && alone.is_over());
         let mut off = Rounds::new(None);
-        assert!(!off.proceed(Time(0), at(90), &[member(1)]));
-        assert!(!off.proceed(Time(0), over, &[member(1)]) && off.is_over());
+        assert!(!off.proceed(Time(0), at(90), &stage(1..=1)));
+        assert!(!off.proceed(Time(0), over, &stage(1..=1)) && off.is_over());
     }
 }

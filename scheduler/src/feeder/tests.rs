@@ -1,44 +1,13 @@
 //! Stories of a feeder, told by what goes in and what comes out. The way through replicas is in `sim`.
 
-use std::net::SocketAddr;
-
 use super::*;
+use crate::cast::{a, b, member, restarted};
 use crate::router::{RouterFactory, UniformConfig};
-use crate::{Attempt, Beat, Duration, Holding, Member, Span, Standing, WeightVersion};
+use crate::{Attempt, Beat, Duration, Holding, Span, WeightVersion};
 
 const START: Incarnation = Incarnation(1);
 const LOSS: Loss = Loss { sum: 3.0, tokens: 2 };
 const SECOND: Duration = Duration::from_secs(1);
-
-// --- Who takes part -------------------------------------------------------------------------------------------------
-
-/// One replica of a stage.
-fn a(stage: u16) -> Hop {
-    replica(stage, 1)
-}
-
-/// Another one.
-fn b(stage: u16) -> Hop {
-    replica(stage, 101)
-}
-
-fn replica(stage: u16, key: u16) -> Hop {
-    let peer = PeerId([u8::try_from(stage + key).unwrap(); 32]);
-    Hop { stage: Some(StageIndex(stage)), peer, incarnation: START }
-}
-
-fn restarted(hop: Hop) -> Hop {
-    Hop { incarnation: Incarnation(hop.incarnation.0 + 1), ..hop }
-}
-
-fn member(hop: Hop) -> Member {
-    Member {
-        peer: hop.peer,
-        incarnation: hop.incarnation,
-        standing: hop.stage.map_or(Standing::Feeding, Standing::Serving),
-        address: SocketAddr::from(([127, 0, 0, 1], 4_000)),
-    }
-}
 
 struct Story {
     feeder: Feeder<u8>,
@@ -328,8 +297,8 @@ fn whoever_computed_on_the_way_home_has_the_grant_unless_another_has() {
     story.finish(0);
     story.finish(1);
     let granted = |id, to| Record::Granted { microbatch: MicrobatchId(id), to };
-    let grants: Vec<_> =
-        story.journal().into_iter().filter(|record| matches!(record, Record::Granted { .. })).collect();
+    let is_grant = |record: &Record| matches!(record, Record::Granted { .. });
+    let grants: Vec<_> = story.journal().into_iter().filter(is_grant).collect();
     assert_eq!(grants, [granted(0, b(1)), granted(0, a(0)), granted(1, a(1)), granted(1, a(0))]);
     assert_eq!(story.counts().ungranted, 0);
 }
@@ -377,13 +346,19 @@ fn a_silent_replica_is_asked_and_sent_what_it_misses() {
     story.finish(1);
     let route = vec![story.feeder.config().hop()];
     let ask = Message::Ask { microbatch: MicrobatchId(0), attempt: Attempt(0), route };
-    assert_eq!(story.wait(3 * SECOND), [send(a(0), ask.clone())]);
-    assert_eq!(story.receive(a(0), holds(0, 0, Holding::Held)), []);
-    assert_eq!(story.wait(3 * SECOND), [send(a(0), ask)]);
+    let patience = story.feeder.config().ask_after;
+    assert_eq!(story.wait(patience), [send(a(0), ask.clone())]);
+    for times in [2, 4, 8, 8] {
+        assert_eq!(story.receive(a(0), holds(0, 0, Holding::Held)), []);
+        assert_eq!(story.wait(times * patience - SECOND), []);
+        assert_eq!(story.wait(SECOND), [send(a(0), ask.clone())]);
+    }
+    assert_eq!(story.wait(patience), [send(a(0), ask)], "that it was not answered changes nothing");
     let said = story.receive(a(0), holds(0, 0, Holding::Missing));
     assert_eq!(forwards(&said), [(0, a(0).peer, 1, None)]);
     assert_eq!((story.counts().resent, story.counts().injected), (1, 2));
     assert_eq!(story.receive(a(0), holds(0, 0, Holding::Missing)), [], "of an earlier sending");
+    assert!(matches!(story.wait(patience)[..], [Action::Send { message: Message::Ask { .. }, .. }]));
 }
 
 #[test]

@@ -16,7 +16,7 @@ const WEDGED_FORWARDS: u32 = 8;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Labour {
     latest: Option<(Time, Beat)>,
-    /// The last heartbeat that showed progress, or nothing to do.
+    /// The last heartbeat that showed progress, or nothing that waits for the executor.
     moved: Time,
 }
 
@@ -24,7 +24,7 @@ impl Labour {
     pub(super) fn beat(&mut self, at: Time, beat: Beat) {
         let before = self.latest.replace((at, beat));
         let stands = before.is_some_and(|(_, before)| before.counter == beat.counter);
-        if !stands || beat.queued == 0 {
+        if !stands || beat.queued == 0 || beat.oldest.is_zero() {
             self.moved = at;
         }
     }
@@ -73,6 +73,13 @@ mod tests {
         assert!(!wedged((0..5).map(|second| working(7, second))));
         assert!(wedged((0..6).map(|second| working(7, second))));
         assert!(!wedged((0..60).map(|second| working(second, 60))));
+    }
+
+    #[test]
+    fn who_waited_for_others_has_time_to_go_on() {
+        let waited = (0..60).map(|_| working(7, 0));
+        assert!(!wedged(waited.clone().chain([working(7, 60)])));
+        assert!(wedged(waited.chain((60..66).map(|second| working(7, second)))));
     }
 
     #[test]

@@ -97,6 +97,14 @@ impl Router for Iwrr {
         choice.candidates.iter().map(|candidate| candidate.hop).min_by_key(|hop| (turn(hop), hop.peer))
     }
 
+    fn residents(&self) -> &Residents {
+        &self.residents
+    }
+
+    fn residents_mut(&mut self) -> &mut Residents {
+        &mut self.residents
+    }
+
     fn on_sent(&mut self, now: Time, to: Hop, microbatch: MicrobatchId) {
         self.residents.add(to);
         self.sent.insert((to, microbatch), now);
@@ -113,10 +121,6 @@ impl Router for Iwrr {
         if let (Settled::Returned, Some(lane)) = (how, self.lanes.get_mut(&to)) {
             lane.response.add(now.since(since));
         }
-    }
-
-    fn resident(&self, hop: &Hop) -> u32 {
-        self.residents.of(hop)
     }
 }
 

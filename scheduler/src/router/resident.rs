@@ -1,8 +1,8 @@
 //! Weighs replicas by what they have not returned yet: the default.
 
 use crate::rng::Rng;
-use crate::router::{Candidate, Choice, Residents, Router, RouterFactory, Settled};
-use crate::{Duration, Hop, MicrobatchId, Time};
+use crate::router::{Candidate, Choice, Residents, Router, RouterFactory};
+use crate::{Duration, Hop, Time};
 
 /// Forward and backward together cost about three forwards.
 const FORWARDS_PER_MICROBATCH: u128 = 3;
@@ -88,16 +88,12 @@ impl Router for Resident {
         chosen
     }
 
-    fn on_sent(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId) {
-        self.residents.add(to);
+    fn residents(&self) -> &Residents {
+        &self.residents
     }
 
-    fn on_settled(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId, _how: Settled) {
-        self.residents.remove(&to);
-    }
-
-    fn resident(&self, hop: &Hop) -> u32 {
-        self.residents.of(hop)
+    fn residents_mut(&mut self) -> &mut Residents {
+        &mut self.residents
     }
 }
 
@@ -106,6 +102,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::MicrobatchId;
+    use crate::router::Settled;
     use crate::router::scene::{alone, candidate, hop};
 
     const NOW: Time = Time(0);

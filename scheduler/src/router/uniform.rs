@@ -1,8 +1,8 @@
 //! Every candidate is as likely as the others.
 
 use crate::rng::Rng;
-use crate::router::{Choice, Residents, Router, RouterFactory, Settled};
-use crate::{Hop, MicrobatchId, Time};
+use crate::router::{Choice, Residents, Router, RouterFactory};
+use crate::{Hop, Time};
 
 /// Settings of [`Uniform`]: there are none.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,16 +26,12 @@ impl Router for Uniform {
         self.rng.pick(choice.candidates).map(|candidate| candidate.hop)
     }
 
-    fn on_sent(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId) {
-        self.residents.add(to);
+    fn residents(&self) -> &Residents {
+        &self.residents
     }
 
-    fn on_settled(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId, _how: Settled) {
-        self.residents.remove(&to);
-    }
-
-    fn resident(&self, hop: &Hop) -> u32 {
-        self.residents.of(hop)
+    fn residents_mut(&mut self) -> &mut Residents {
+        &mut self.residents
     }
 }
 

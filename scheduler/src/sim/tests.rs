@@ -213,16 +213,16 @@ fn play_on_all_cores(seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, u64>
     total
 }
 
-/// The first of the drawn seeds in which a broken rule is noticed, and how. The rules are about microbatches, so
-/// there are no averaging rounds.
-fn notice(mutation: Mutation) -> Option<(u64, String)> {
+/// The first of the drawn seeds in which a broken rule has this symptom, and the whole of it. In others it may have
+/// another one first. The rules are about microbatches, so there are no averaging rounds.
+fn notice(mutation: Mutation, symptom: &str) -> Option<(u64, String)> {
     (0..MUTATED_SEEDS).find_map(|seed| {
         let scenario = Scenario { mutation: Some(mutation), averaging: None, ..Scenario::drawn(seed) };
         let payload = std::panic::catch_unwind(|| check(scenario)).err()?;
         let message =
             payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref().copied());
         let headline = message.and_then(|message| message.lines().next()).unwrap_or_default().to_owned();
-        Some((seed, headline))
+        headline.contains(symptom).then_some((seed, headline))
     })
 }
 
@@ -240,9 +240,8 @@ fn broken_rules_are_noticed() {
         (Mutation::ForwardUnasked, "was not asked"),
     ];
     for (rule, symptom) in rules {
-        let (seed, message) = notice(rule).unwrap_or_else(|| panic!("{rule:?} goes unnoticed"));
+        let (seed, message) = notice(rule, symptom).unwrap_or_else(|| panic!("{rule:?} goes unnoticed"));
         println!("{rule:?} is noticed after {} seeds: {message}", seed + 1);
-        assert!(message.contains(symptom), "{rule:?}: {message}");
     }
 }
 

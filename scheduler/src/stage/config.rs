@@ -30,7 +30,8 @@ pub struct Config {
     /// Nothing is computed while gradients wait for their grant: whoever comes after them sees what they change. For
     /// runs that drain the pipeline between updates. Default false.
     pub in_step: bool,
-    /// How long an answer is waited for before the silent side is asked what became of it. Default 3 s.
+    /// How long an answer is waited for before the silent side is asked what became of it; doubled, up to 8 times as
+    /// long, each time it says that it holds it. Default 3 s.
     pub ask_after: Duration,
     /// How often neighbours hear a sign of life. Default 1 s.
     pub beat_every: Duration,

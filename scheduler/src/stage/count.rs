@@ -1,6 +1,6 @@
 //! What a replica counts.
 
-use crate::{Duration, MicrobatchId, PeerId, Refusal};
+use crate::{Duration, Incarnation, MicrobatchId, PeerId, Refusal};
 
 /// A note for the metrics; the totals are in [`Counts`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum Note {
     Lost {
         /// Which.
         peer: PeerId,
+        /// Which start of it.
+        incarnation: Incarnation,
         /// Microbatches held here that lie with it, or are for it.
         with_it: usize,
     },
@@ -38,6 +40,8 @@ pub enum Note {
     Unknown(MicrobatchId),
     /// A message from somebody who is not the neighbour it claims to be; ignored.
     Foreign(MicrobatchId),
+    /// This peer sent what only feeders take; ignored.
+    Misdirected(PeerId),
     /// The executor answered something it was not asked.
     Unexpected(MicrobatchId),
 }
@@ -71,7 +75,7 @@ pub struct Counts {
     pub late: u64,
     /// Answers to microbatches not held.
     pub unknown: u64,
-    /// Messages from somebody else than the neighbour expected.
+    /// Messages from somebody else than the neighbour expected, or for somebody else.
     pub foreign: u64,
     /// Answers of the executor to nothing it was asked.
     pub unexpected: u64,
@@ -93,7 +97,7 @@ impl Counts {
             Note::Duplicate(_) => &mut self.duplicate,
             Note::Late(_) => &mut self.late,
             Note::Unknown(_) => &mut self.unknown,
-            Note::Foreign(_) => &mut self.foreign,
+            Note::Foreign(_) | Note::Misdirected(_) => &mut self.foreign,
             Note::Unexpected(_) => &mut self.unexpected,
         };
         *total += 1;

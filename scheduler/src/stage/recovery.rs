@@ -43,7 +43,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
                         gone(&visit.upstream.hop) || visit.awaited().is_some_and(|next| gone(&next.hop))
                     };
                     let with_it = self.visits.values().filter(lies_with).count();
-                    self.count(Note::Lost { peer, with_it });
+                    self.count(Note::Lost { peer, incarnation, with_it });
                     self.lose(now, gone);
                 }
             }
@@ -207,7 +207,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
             return self.count(Note::Duplicate(id));
         }
         match holding {
-            Holding::Held => visit.phase = Phase::Passed { asked: now },
+            Holding::Held => {
+                if let Phase::Passed { asking } = &mut visit.phase {
+                    asking.held(now);
+                }
+            }
             Holding::Missing => self.send_anew(now, id, Settled::Lost),
             Holding::Busy => {
                 self.neighbours.busy(sender.hop);
@@ -218,7 +222,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     // --- Waits that become long -----------------------------------------------------------------------------
 
-    /// Asks everybody who owes an answer for longer than [`super::Config::ask_after`].
+    /// Asks everybody who owes an answer for too long: [`super::Config::ask_after`] or, of a neighbour that said it holds
+    /// the microbatch, longer.
     pub(super) fn ask_overdue(&mut self, now: Time) {
         if self.check_at.is_none_or(|at| at > now) {
             return;
@@ -230,8 +235,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let claim_overdue = matches!(visit.claim, Claim::Asked { at } if at + after <= now);
             let awaited = visit.awaited();
             match &mut visit.phase {
-                Phase::Passed { asked } if *asked + after <= now => {
-                    *asked = now;
+                Phase::Passed { asking } if asking.due(after) <= now => {
+                    asking.asked(now);
                     if let Some(awaited) = awaited {
                         self.ask(id, awaited);
                     }
@@ -246,7 +251,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 self.claim(now, id);
             }
         }
-        self.check_at = self.visits.values().filter_map(Visit::waits_since).min().map(|since| since + after);
+        self.check_at = self.visits.values().filter_map(|visit| visit.due(after)).min();
     }
 
     fn ask(&mut self, id: MicrobatchId, whom: Neighbour) {

@@ -1,12 +1,11 @@
 //! Stories of single microbatches at one replica, told by what goes in and what comes out.
 
-use std::net::SocketAddr;
-
 use super::*;
 use crate::Attempt;
 use crate::averaging::Round;
+use crate::cast::{a, b, feeder, member, restarted};
 use crate::router::{RouterFactory, UniformConfig};
-use crate::{Duration, Member, Span, StageIndex, Standing, WeightVersion};
+use crate::{Duration, Span, StageIndex, WeightVersion};
 
 type Payload = &'static str;
 
@@ -17,43 +16,9 @@ const LOSS: Loss = Loss { sum: 3.5, tokens: 2 };
 const NOW: Time = Time(1_000);
 const ASK_AFTER: Duration = Duration::from_secs(3);
 
-// --- Who takes part -------------------------------------------------------------------------------------------------
-
-fn feeder() -> Hop {
-    Hop { stage: None, peer: PeerId([0; 32]), incarnation: Incarnation(1) }
-}
-
-/// One replica of a stage.
-fn a(stage: u16) -> Hop {
-    replica(stage, 1)
-}
-
-/// Another one.
-fn b(stage: u16) -> Hop {
-    replica(stage, 101)
-}
-
-fn replica(stage: u16, key: u16) -> Hop {
-    let peer = PeerId([u8::try_from(stage + key).unwrap(); 32]);
-    Hop { stage: Some(StageIndex(stage)), peer, incarnation: Incarnation(1) }
-}
-
-fn restarted(hop: Hop) -> Hop {
-    Hop { incarnation: Incarnation(hop.incarnation.0 + 1), ..hop }
-}
-
 /// The feeder and `a` of every stage below `stages`.
 fn line(stages: u16) -> Vec<Hop> {
     std::iter::once(feeder()).chain((0..stages).map(a)).collect()
-}
-
-fn member(hop: Hop) -> Member {
-    Member {
-        peer: hop.peer,
-        incarnation: hop.incarnation,
-        standing: hop.stage.map_or(Standing::Feeding, Standing::Serving),
-        address: SocketAddr::from(([127, 0, 0, 1], 4_000)),
-    }
 }
 
 /// One replica and everything it said.
@@ -760,11 +725,25 @@ fn what_is_not_here_is_missing() {
 #[test]
 fn whoever_is_silent_about_a_microbatch_is_asked_again_and_again() {
     let mut story = passed();
-    let question = || send(a(2), ask(FIRST, &[feeder(), a(0), a(1)]));
-    assert_eq!(story.wait(ASK_AFTER), [question()]);
-    assert_eq!(story.receive(a(2), holds(FIRST, Holding::Held)), []);
-    assert_eq!(story.wait(ASK_AFTER), [question()]);
+    let question = send(a(2), ask(FIRST, &[feeder(), a(0), a(1)]));
+    for _ in 0..9 {
+        assert_eq!(story.wait(ASK_AFTER), std::slice::from_ref(&question));
+    }
     assert_eq!(story.stage.poll_timeout().map(|(_, reason)| reason), Some(Reason::BeatDue));
+}
+
+#[test]
+fn whoever_holds_a_microbatch_is_asked_less_and_less_often_until_it_is_sent_anew() {
+    let mut story = passed();
+    let question = |attempt| send(a(2), ask(attempt, &[feeder(), a(0), a(1)]));
+    assert_eq!(story.wait(ASK_AFTER), [question(FIRST)]);
+    for times in [2, 4, 8, 8] {
+        assert_eq!(story.receive(a(2), holds(FIRST, Holding::Held)), []);
+        assert_eq!(story.wait(ASK_AFTER * times - Duration::from_secs(1)), []);
+        assert_eq!(story.wait(Duration::from_secs(1)), [question(FIRST)]);
+    }
+    story.receive(a(2), holds(FIRST, Holding::Missing));
+    assert_eq!(story.wait(ASK_AFTER), [question(SECOND)]);
 }
 
 // --- Those who do not belong ------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 //! One microbatch at one replica.
 
+use crate::asking::Asking;
 use crate::sending::{Neighbour, Sendings};
-use crate::{Attempt, Hop, Loss, MicrobatchId, Purpose, Refusal, Time, WeightVersion};
+use crate::{Attempt, Duration, Hop, Loss, MicrobatchId, Purpose, Refusal, Time, WeightVersion};
 
 /// A forward as it arrived.
 #[derive(Clone, Debug)]
@@ -63,7 +64,7 @@ pub(super) enum Phase<P> {
     /// Computed; waits for a replica of the next stage.
     Unrouted { since: Time },
     /// Handed on; the gradient is awaited.
-    Passed { asked: Time },
+    Passed { asking: Asking },
     /// The gradient came back and waits for the executor.
     BackwardQueued { since: Time, answer: Answer<P> },
     /// The executor computes backward.
@@ -157,14 +158,14 @@ impl<P> Visit<P> {
         if let Phase::Unrouted { since } = self.phase { Some(since) } else { None }
     }
 
-    /// Since when somebody owes an answer; the oldest debt.
-    pub(super) fn waits_since(&self) -> Option<Time> {
+    /// When to ask who owes an answer, if `wait` is the usual wait; the first debt of all.
+    pub(super) fn due(&self, wait: Duration) -> Option<Time> {
         let phase = match self.phase {
-            Phase::Passed { asked } => Some(asked),
-            Phase::Refused { told, .. } => Some(told),
+            Phase::Passed { asking } => Some(asking.due(wait)),
+            Phase::Refused { told, .. } => Some(told + wait),
             _ => None,
         };
-        let claim = if let Claim::Asked { at } = self.claim { Some(at) } else { None };
+        let claim = if let Claim::Asked { at } = self.claim { Some(at + wait) } else { None };
         [phase, claim].into_iter().flatten().min()
     }
 
