@@ -192,3 +192,32 @@ fn only_a_feeder_can_end_a_run() {
     story.hear(Event::FeederDone { peer: key(5), incarnation: Incarnation(1) });
     assert_eq!((story.finished, story.coordinator.state()), (0, RunState::Running));
 }
+
+#[test]
+fn a_successor_gets_what_the_dead_left_and_the_table_says_so() {
+    let mut story = Story::running();
+    let heir = key(8);
+    assert!(matches!(story.lease(FEEDER, 40), Answer::Leased(_)));
+    let lives = JoinRefusal::FeederLives { feeder: FEEDER, lease: story.coordinator.config().lease };
+    assert_eq!(story.join(heir, 1, Role::Successor), Answer::JoinRefused(lives));
+    story.hear(Event::Leave { peer: FEEDER, incarnation: Incarnation(1) });
+    assert_eq!(story.join(heir, 1, Role::Successor), Answer::Joined(Standing::Feeding));
+    let lease = Lease { first: MicrobatchId(0), count: 40, epoch: 1 };
+    let succession = crate::Succession { lease, feeder: heir };
+    assert_eq!(story.published.last().unwrap().successions, [succession]);
+    assert_eq!(
+        story.join(heir, 1, Role::Successor),
+        Answer::Joined(Standing::Feeding),
+        "the same start again"
+    );
+    assert_eq!(story.coordinator.membership().successions, [succession]);
+    story.hear(Event::FeederDone { peer: heir, incarnation: Incarnation(1) });
+    assert_eq!(story.coordinator.membership().successions, []);
+}
+
+#[test]
+fn there_must_be_something_to_take_over() {
+    let mut story = Story::running();
+    let refused = Answer::JoinRefused(JoinRefusal::NothingToSucceed);
+    assert_eq!(story.join(key(8), 1, Role::Successor), refused);
+}

@@ -344,3 +344,82 @@ impl Ended {
         self.runs.last().map_or(0, |&(_, to)| to)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cast::{a, b};
+
+    fn id(id: u64) -> MicrobatchId {
+        MicrobatchId(id)
+    }
+
+    fn takeover(replicas: &[Hop]) -> Takeover {
+        let lease = Lease { first: id(10), count: 100, epoch: 1 };
+        Takeover::new(Time(0), lease, replicas)
+    }
+
+    fn item(microbatch: u64, granted: Option<bool>, stock: Stock, doubted: &[u16]) -> Item {
+        let doubted = doubted.iter().copied().map(StageIndex).collect();
+        Item { microbatch: id(microbatch), granted, stock, doubted }
+    }
+
+    fn continued(microbatch: u64, grants: Vec<Hop>) -> Continued {
+        Continued { microbatch: id(microbatch), to: a(0), grants }
+    }
+
+    #[test]
+    fn what_stage_0_holds_goes_on_and_what_it_does_not_is_abandoned() {
+        let mut takeover = takeover(&[a(0), a(1)]);
+        takeover.ended = vec![Span { first: 10, below: 12, beyond: vec![0b100] }];
+        takeover.learn(a(0), item(12, None, Stock::Held, &[]));
+        takeover.learn(a(1), item(12, Some(true), Stock::Held, &[]));
+        takeover.learn(a(1), item(16, None, Stock::Held, &[]));
+        takeover.learn(a(0), item(17, None, Stock::Gone, &[]));
+        takeover.learn(a(1), item(900, Some(true), Stock::Held, &[]));
+        let taken = takeover.conclude();
+        assert_eq!((taken.ended, taken.end), (3, id(18)));
+        assert_eq!(taken.continued, [continued(12, vec![a(1)])]);
+        assert_eq!(
+            taken.abandoned,
+            [13, 15, 16, 17].map(id),
+            "13 and 15 were injected, and nobody knows them"
+        );
+    }
+
+    #[test]
+    fn nothing_is_granted_of_which_a_replica_that_left_may_have_the_grant() {
+        let mut takeover = takeover(&[a(0), a(1)]);
+        takeover.learn(a(0), item(10, None, Stock::Held, &[1]));
+        takeover.learn(a(0), item(11, None, Stock::Held, &[1]));
+        takeover.learn(a(1), item(11, Some(true), Stock::Held, &[]));
+        takeover.learn(a(0), item(12, None, Stock::Held, &[1]));
+        takeover.learn(a(1), item(12, Some(false), Stock::Held, &[]));
+        takeover.learn(a(0), item(13, Some(true), Stock::Answered, &[1]));
+        let taken = takeover.conclude();
+        assert_eq!(taken.abandoned, [id(10)]);
+        let one = gone(StageIndex(1));
+        let expected = [(11, vec![a(1)]), (12, vec![one]), (13, vec![a(0), one])];
+        assert_eq!(taken.continued, expected.map(|(id, grants)| continued(id, grants)));
+    }
+
+    #[test]
+    fn who_leaves_without_an_answer_is_doubted() {
+        let mut takeover = takeover(&[a(0), a(1)]);
+        takeover.learn(a(0), item(10, Some(true), Stock::Held, &[]));
+        takeover.doubt(|hop| *hop == a(1));
+        assert_eq!(takeover.owing.keys().copied().collect::<Vec<_>>(), [a(0)]);
+        assert_eq!(takeover.conclude().abandoned, [id(10)]);
+    }
+
+    #[test]
+    fn of_two_holders_the_one_with_less_doubt_is_asked() {
+        let mut takeover = takeover(&[a(0), b(0)]);
+        takeover.learn(b(0), item(10, None, Stock::Held, &[0, 1]));
+        takeover.learn(a(0), item(10, None, Stock::Held, &[]));
+        takeover.learn(b(0), item(11, None, Stock::Held, &[]));
+        takeover.learn(a(0), item(11, None, Stock::Answered, &[0, 1]));
+        let held_by: Vec<_> = takeover.conclude().continued.iter().map(|one| one.to).collect();
+        assert_eq!(held_by, [a(0), a(0)]);
+    }
+}

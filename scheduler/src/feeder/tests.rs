@@ -517,3 +517,72 @@ fn stopping_finishes_what_is_in_flight_and_no_more() {
     assert_eq!(story.finish(1), [finished(1), Action::Done]);
     assert_eq!((story.counts().injected, story.wait(SECOND)), (2, vec![]));
 }
+
+// --- Another feeder's ids -------------------------------------------------------------------------------------------
+
+fn succession(feeder: PeerId) -> Vec<crate::Succession> {
+    let lease = Lease { first: MicrobatchId(0), count: 50, epoch: 1 };
+    vec![crate::Succession { lease, feeder }]
+}
+
+fn inherits(story: &mut Story, members: &[Hop], feeder: PeerId) -> Vec<Action<u8>> {
+    story.version += 1;
+    let members = members.iter().copied().map(member).collect();
+    let successions = succession(feeder);
+    story.hear(Event::Membership(Membership { version: story.version, members, successions }))
+}
+
+fn page(of: Hop, items: Vec<crate::inventory::Item>) -> Message<u8> {
+    Message::Inventory(crate::Inventory {
+        range: MicrobatchId(0),
+        epoch: 1,
+        from: MicrobatchId(0),
+        next: None,
+        stage: of.stage.unwrap(),
+        ended: vec![Span { first: 0, below: 4, beyond: Vec::new() }],
+        items,
+    })
+}
+
+#[test]
+fn a_successor_asks_everybody_and_goes_on_with_what_is_held() {
+    use crate::inventory::{Item, Stock};
+    let mut story = Story::new(8);
+    let adopt = Message::Adopt { range: MicrobatchId(0), epoch: 1, from: MicrobatchId(0) };
+    let asked = [a(0), a(1)].map(|hop| Action::Send { to: hop.peer, message: adopt.clone() });
+    assert_eq!(inherits(&mut story, &[a(0), a(1)], PeerId([0; 32])), asked);
+    let item =
+        |id, granted| Item { microbatch: MicrobatchId(id), granted, stock: Stock::Held, doubted: Vec::new() };
+    story.receive(a(0), page(a(0), vec![item(4, None)]));
+    let claim = |id| Message::Claim { stage: StageIndex(1), microbatches: vec![MicrobatchId(id)] };
+    assert_eq!(story.receive(b(1), claim(4)), [], "not decided yet");
+    let said = story.receive(a(1), page(a(1), vec![item(4, Some(true)), item(5, None)]));
+    let refused = |id| Action::Outcome {
+        microbatch: MicrobatchId(id),
+        outcome: Outcome::Refused { by: story.feeder.config().hop(), reason: Refusal::Abandoned },
+    };
+    let draw = Action::Draw { microbatch: MicrobatchId(4), purpose: Purpose::Train };
+    assert!(said.starts_with(&[refused(5), draw]), "{said:?}");
+    let Counts { inherited, abandoned, in_flight, injected, .. } = story.counts();
+    assert_eq!((inherited, abandoned, in_flight, injected), (4, 1, 1, 2));
+
+    story.publish(&[a(0), a(1), b(1)]);
+    let said = story.draw(4);
+    assert!(matches!(said[..], [Action::Send { message: Message::Ask { .. }, .. }]), "{said:?}");
+    let denied = Message::Granted { granted: Vec::new(), denied: vec![MicrobatchId(4)] };
+    assert_eq!(story.receive(b(1), claim(4)), [Action::Send { to: b(1).peer, message: denied }]);
+
+    let restarted = story.restart();
+    assert_eq!(restarted.counts().inherited, 4);
+    assert_eq!(restarted.counts().in_flight, 1);
+}
+
+#[test]
+fn a_feeder_that_was_succeeded_does_nothing_any_more() {
+    let mut story = Story::under_way(8);
+    let by = PeerId([0xAA; 32]);
+    let said = inherits(&mut story, &[a(0), a(1)], by);
+    assert_eq!(said.first(), Some(&Action::Succeeded { by }));
+    assert_eq!(story.finish(0), []);
+    assert_eq!(story.wait(60 * SECOND), []);
+}

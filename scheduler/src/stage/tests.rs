@@ -923,3 +923,79 @@ fn after_a_suspension_nothing_is_said_before_the_coordinator_confirms() {
     assert_eq!(said, [send(a(0), passed_to(a(2))), send(a(2), onward)]);
     assert!(story.said.len() > beats_before + said.len(), "heartbeats were withheld too");
 }
+
+// --- Another feeder takes over --------------------------------------------------------------------------------------
+
+fn heir() -> Hop {
+    Hop { stage: None, peer: PeerId([0xAA; 32]), incarnation: Incarnation(4) }
+}
+
+/// `a(1)` of three stages holds `ID` and has claimed it; then the feeder is gone and there is a successor.
+fn inherited() -> (Story, Vec<Action<Payload>>) {
+    let mut story = Story::new(1, 3);
+    story.receive(a(0), forward().by(&line(1)));
+    story.complete(Done::Forwarded { version: WeightVersion(9), code: "out" });
+    story.receive(a(2), backward(FIRST, &[a(2)], "back"));
+    let lease = crate::Lease { first: MicrobatchId(0), count: 50, epoch: 1 };
+    let mut members: Vec<_> = [heir(), a(0), a(1), a(2)].map(member).to_vec();
+    members.sort_by_key(|member| member.peer);
+    let successions = vec![crate::Succession { lease, feeder: heir().peer }];
+    story.version += 1;
+    let table = Membership { version: story.version, members, successions };
+    let said = story.hear(Event::Membership(table));
+    (story, said)
+}
+
+fn adopt() -> Message<Payload> {
+    Message::Adopt { range: MicrobatchId(0), epoch: 1, from: MicrobatchId(0) }
+}
+
+fn inventory(said: Vec<Action<Payload>>) -> Option<crate::Inventory> {
+    said.into_iter().find_map(|action| match action {
+        Action::Send { to, message: Message::Inventory(inventory) } => {
+            assert_eq!(to, heir().peer);
+            Some(inventory)
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn a_successor_is_asked_for_the_grant_and_the_former_feeder_is_not_believed() {
+    let (mut story, said) = inherited();
+    let claim = Message::Claim { stage: StageIndex(1), microbatches: vec![ID] };
+    assert_eq!(said, [send(heir(), claim)]);
+    story.receive(feeder(), granted(&[ID]));
+    let item = |story: &mut Story| inventory(story.receive(heir(), adopt())).unwrap().items.remove(0);
+    assert_eq!(item(&mut story).granted, None);
+    story.receive(heir(), granted(&[ID]));
+    assert_eq!(item(&mut story).granted, Some(true));
+}
+
+#[test]
+fn an_inventory_tells_what_is_held_and_what_is_in_doubt() {
+    use crate::inventory::{Item, Stock};
+    let (mut story, _) = inherited();
+    let item = |doubted| Item { microbatch: ID, granted: None, stock: Stock::Held, doubted };
+    let told = inventory(story.receive(heir(), adopt())).unwrap();
+    assert_eq!(
+        (told.stage, told.next, told.ended, told.items),
+        (StageIndex(1), None, vec![], vec![item(vec![])])
+    );
+    let mut members: Vec<_> = [heir(), a(0), a(1)].map(member).to_vec();
+    members.sort_by_key(|member| member.peer);
+    let successions = story.stage.table().successions().to_vec();
+    story.version += 1;
+    story.hear(Event::Membership(Membership { version: story.version, members, successions }));
+    let told = inventory(story.receive(heir(), adopt())).unwrap();
+    assert_eq!(told.items, [item(vec![StageIndex(2)])]);
+}
+
+#[test]
+fn only_the_successor_in_the_table_hears_what_is_known() {
+    let (mut story, _) = inherited();
+    let later = Message::Adopt { range: MicrobatchId(0), epoch: 2, from: MicrobatchId(0) };
+    assert_eq!(inventory(story.receive(heir(), later)), None);
+    assert_eq!(inventory(story.receive(a(0), adopt())), None);
+    assert_eq!(inventory(story.receive(feeder(), adopt())), None);
+}
