@@ -14,6 +14,7 @@
 //! ignores the others. Of two lists that differ by one member only one can have a majority. Lists further apart can
 //! each settle means of their own; then each group averages among itself until the set has its turn again.
 
+mod attendance;
 mod desk;
 mod early;
 mod gathering;
@@ -31,6 +32,7 @@ use std::fmt::Debug;
 
 use crate::{Attempt, PeerId, Time};
 
+pub use attendance::{Attendance, Word};
 pub use early::EARLY_PER_MEMBER;
 pub use gathering::{ATTEMPTS_MAX, GatheringId, MEMBERS_MAX, PartIndex, Participant, Round, SetIndex};
 pub use message::{AveragingMessage, Content};

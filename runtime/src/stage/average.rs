@@ -3,10 +3,10 @@
 
 mod reductions;
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use swarmline_scheduler::averaging::{Action, Config, Counts, Event, Note, Participant, Round, SetIndex};
+use swarmline_scheduler::averaging::{
+    Action, Attendance, Config, Counts, Event, Note, Participant, Round, SetIndex, Word,
+};
 use swarmline_scheduler::{Averaging, Message, PeerId, PeerTable, StageIndex, Time};
 
 use super::executor::Executor;
@@ -14,9 +14,6 @@ use crate::averaging::Job;
 use crate::error::Error;
 use crate::report::{self, Repeated, Reporter};
 use reductions::{Reduction, Reductions};
-
-/// A feeder that goes on calling a round that has ended here is told so again after this long.
-const SAY_AGAIN: Duration = Duration::from_secs(1);
 
 /// A message, and to whom.
 pub(super) type Post = (PeerId, Message<Bytes>);
@@ -26,16 +23,7 @@ pub(super) type Post = (PeerId, Message<Bytes>);
 pub(super) struct Rounds {
     machine: Averaging<Bytes>,
     reductions: Reductions,
-    /// The round the run is in, as last heard, and not begun here.
-    called: Option<Round>,
-    /// Nobody learns any more.
-    closing: bool,
-    /// The feeder that called last: it waits for the end of the round.
-    feeder: Option<PeerId>,
-    /// Every round up to this one has ended here; none before a feeder was heard.
-    ended: Option<Round>,
-    /// What was last said of that, to whom and when.
-    said: Option<(Post, Time)>,
+    attendance: Attendance,
     /// Sets that have been round since they were last asked for.
     went_round: Vec<(Round, SetIndex)>,
     refusals: Repeated,
@@ -46,35 +34,20 @@ impl Rounds {
         Self {
             machine: Averaging::new(config),
             reductions: Reductions::default(),
-            called: None,
-            closing: false,
-            feeder: None,
-            ended: None,
-            said: None,
+            attendance: Attendance::default(),
             went_round: Vec::new(),
             refusals: Repeated::default(),
         }
     }
 
-    /// A feeder called a round. It may have missed that this one has ended. The first one heard of may be under way
-    /// among the others.
+    /// A feeder called a round.
     pub(super) fn hear_call(&mut self, now: Time, feeder: PeerId, round: Round, over: bool) -> Option<Post> {
-        (self.feeder, self.closing) = (Some(feeder), over);
-        let ended = *self.ended.get_or_insert(round);
-        if round > ended {
-            self.called = self.called.max(Some(round));
-            return None;
-        }
-        let again =
-            |(post, at): &(Post, Time)| *at + SAY_AGAIN <= now || self.account() != Some(post.clone());
-        self.said.as_ref().is_none_or(again).then(|| self.say(now)).flatten()
+        self.attendance.hear_call(now, feeder, round, over).map(post)
     }
 
-    /// Begins the round called, if it is time: those that close a run begin when nothing is `held` that could still
-    /// change the weights.
+    /// Begins the round called, if it is time.
     pub(super) fn due(&mut self, held: usize) -> Option<Event<Bytes>> {
-        let unsettled = self.closing && held > 0;
-        self.called.take_if(|_| !unsettled).map(Event::Round)
+        self.attendance.take_due(held).map(Event::Round)
     }
 
     /// Takes one event and does what follows; gives what is to be sent.
@@ -101,14 +74,14 @@ impl Rounds {
                 Action::Finished { round, set, complete } => {
                     executor.average(Job::Finish { round, complete })?;
                     self.went_round.extend(complete.then_some((round, set)));
-                    posts.extend(self.end(now, round));
+                    posts.extend(self.attendance.end(now, round).map(post));
                 }
                 Action::Counted(note) => self.tell(&note, reporter),
             }
         }
         // A round that does not begin has nobody to average with.
         if let Some(round) = called.filter(|_| self.machine.round().is_none()) {
-            posts.extend(self.end(now, round));
+            posts.extend(self.attendance.end(now, round).map(post));
         }
         Ok(posts)
     }
@@ -138,22 +111,6 @@ impl Rounds {
         self.machine.round()
     }
 
-    fn end(&mut self, now: Time, round: Round) -> Option<Post> {
-        self.ended = self.ended.max(Some(round));
-        self.say(now)
-    }
-
-    fn say(&mut self, now: Time) -> Option<Post> {
-        let post = self.account()?;
-        self.said = Some((post.clone(), now));
-        Some(post)
-    }
-
-    /// What the feeder is told.
-    fn account(&self) -> Option<Post> {
-        Some((self.feeder?, Message::Averaged { round: self.ended? }))
-    }
-
     /// A person hears of members whose numbers cannot be used.
     fn tell(&mut self, note: &Note, reporter: &Reporter) {
         match note {
@@ -170,6 +127,10 @@ impl Rounds {
             other => tracing::debug!(?other, "averaging"),
         }
     }
+}
+
+fn post(word: Word) -> Post {
+    (word.feeder, Message::Averaged { round: word.ended })
 }
 
 /// How many replicas of `stage` there are to average with; none where no feeder calls rounds.

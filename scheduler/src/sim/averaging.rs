@@ -9,7 +9,8 @@ use super::executor::time_between;
 use super::node::Liveness;
 use super::{Delivery, World};
 use crate::averaging::{
-    Action, AveragingMessage, Config, Event, GatheringId, PartIndex, Participant, Round, SetIndex,
+    Action, Attendance, AveragingMessage, Config, Event, GatheringId, PartIndex, Participant, Round,
+    SetIndex, Word,
 };
 use crate::{
     Averaging, Duration, Incarnation, Member, Message, MicrobatchId, PeerId, Stage, StageIndex, Standing,
@@ -19,8 +20,6 @@ use crate::{
 pub(super) use reference::Means;
 use weights::{Weights, mean};
 
-/// A feeder that goes on calling a round that has ended is told so again after this long.
-const SAY_AGAIN: Duration = Duration::from_secs(1);
 /// To average the shares of a part takes a time below this.
 const REDUCTION_MAX: Duration = Duration::from_millis(20);
 
@@ -39,20 +38,8 @@ pub(super) struct Numbers {
 pub(super) struct Rounds {
     machine: Averaging<Numbers>,
     pub(super) weights: Weights,
-    /// The round the run is in, not begun here.
-    called: Option<Round>,
-    /// Nobody learns any more.
-    closing: bool,
-    /// The feeder that called last.
-    feeder: Option<PeerId>,
-    /// Every round up to this one has ended here; none before a feeder was heard.
-    ended: Option<Round>,
-    /// What was last said of that, to whom and when.
-    said: Option<(Account, Time)>,
+    attendance: Attendance,
 }
-
-/// A feeder, and the round that has ended.
-type Account = (PeerId, Round);
 
 /// What an event of the stage machine is to its rounds.
 #[derive(Clone, Copy, Debug)]
@@ -81,48 +68,8 @@ impl Rounds {
         Self {
             machine: Averaging::new(Config { me, sets, parts_min: 1 }),
             weights,
-            called: None,
-            closing: false,
-            feeder: None,
-            ended: None,
-            said: None,
+            attendance: Attendance::default(),
         }
-    }
-
-    /// A feeder called a round. It may have missed that this one has ended. The first one heard of may be under way
-    /// among the others.
-    fn hear_call(&mut self, now: Time, feeder: PeerId, round: Round, over: bool) -> Option<Account> {
-        (self.feeder, self.closing) = (Some(feeder), over);
-        let ended = *self.ended.get_or_insert(round);
-        if round > ended {
-            self.called = self.called.max(Some(round));
-            return None;
-        }
-        let again =
-            |&(account, at): &(Account, Time)| at + SAY_AGAIN <= now || self.account() != Some(account);
-        self.said.as_ref().is_none_or(again).then(|| self.say(now)).flatten()
-    }
-
-    /// Takes the round called, if it is time: those that close a run begin when nothing is `held` that could still
-    /// change the weights.
-    fn due(&mut self, held: usize) -> Option<Round> {
-        let unsettled = self.closing && held > 0;
-        self.called.take_if(|_| !unsettled)
-    }
-
-    fn end(&mut self, now: Time, round: Round) -> Option<Account> {
-        self.ended = self.ended.max(Some(round));
-        self.say(now)
-    }
-
-    fn say(&mut self, now: Time) -> Option<Account> {
-        let account = self.account()?;
-        self.said = Some((account, now));
-        Some(account)
-    }
-
-    fn account(&self) -> Option<Account> {
-        Some((self.feeder?, self.ended?))
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
@@ -170,7 +117,8 @@ impl World {
         }
         let replica = &mut self.replicas[index];
         let held = replica.stage.as_ref().map_or(0, Stage::held);
-        if let Some(round) = replica.rounds.as_mut().and_then(|rounds| rounds.due(held)) {
+        if let Some(round) = replica.rounds.as_mut().and_then(|rounds| rounds.attendance.take_due(held)) {
+            self.judge.path("averaging round");
             self.at_rounds(index, Event::Round(round));
         }
     }
@@ -187,12 +135,8 @@ impl World {
         let (now, replica) = (self.now, &mut self.replicas[index]);
         let feeds = replica.stage.as_ref().is_some_and(|stage| stage.table().feeds(feeder, incarnation));
         let Some(rounds) = replica.rounds.as_mut().filter(|_| feeds && serves.contains(&me)) else { return };
-        let before = rounds.called;
-        let account = rounds.hear_call(now, feeder, round, over);
-        if rounds.called > before {
-            self.judge.path("averaging round");
-        }
-        self.account(index, account);
+        let word = rounds.attendance.hear_call(now, feeder, round, over);
+        self.say(index, word);
     }
 
     /// Hands an event to the machine and does what it asks.
@@ -210,8 +154,8 @@ impl World {
         // A round that does not begin has nobody to average with.
         let rounds = self.rounds(index);
         if let Some(round) = called.filter(|_| rounds.machine.round().is_none()) {
-            let account = rounds.end(now, round);
-            self.account(index, account);
+            let word = rounds.attendance.end(now, round);
+            self.say(index, word);
         }
         self.set_alarm(Machine::Rounds(index));
     }
@@ -265,15 +209,15 @@ impl World {
         let now = self.now;
         let rounds = self.rounds(index);
         rounds.weights.finish(round, complete);
-        let account = rounds.end(now, round);
-        self.account(index, account);
+        let word = rounds.attendance.end(now, round);
+        self.say(index, word);
     }
 
     /// Tells a feeder which round has ended.
-    fn account(&mut self, index: usize, account: Option<Account>) {
-        if let Some((to, round)) = account {
+    fn say(&mut self, index: usize, word: Option<Word>) {
+        if let Some(Word { feeder, ended }) = word {
             let Participant { peer, incarnation } = self.participant(index);
-            self.post(peer, incarnation, to, Message::Averaged { round });
+            self.post(peer, incarnation, feeder, Message::Averaged { round: ended });
         }
     }
 
