@@ -1,23 +1,28 @@
 //! Which events of the network a person should hear of, and when.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
+use std::mem::{Discriminant, discriminant};
 use std::time::{Duration, Instant};
 
 use swarmline_scheduler::{Incarnation, PeerId, PeerTable};
 
 use crate::member::member;
 use crate::net::control::HEARTBEAT_EVERY;
+use crate::net::frame::{FrameError, Part};
 use crate::net::quic::{LinkError, NetEvent};
 use crate::report::{Event, Repeated, Reporter};
 
 /// A peer that vanishes may be the first to hear that the run is over. Everybody hears it within a heartbeat; what is
 /// told of the vanished waits for so long.
 const HOLD: Duration = HEARTBEAT_EVERY.saturating_mul(2);
-/// Pause between two lines about the malformed frames of one peer.
+/// Pause between two lines about one kind of malformed frames of one peer.
 const MALFORMED_EVERY: Duration = Duration::from_secs(10);
 
 /// One start of a peer.
 type Start = (PeerId, Incarnation);
+
+/// What is wrong with a frame; nothing if the peer only said that it is malformed.
+type Kind = Option<(Discriminant<FrameError>, Option<Part>)>;
 
 /// The lines that are to be told. Each loss is told once for each start of a peer, and none when the run is over: then
 /// everybody goes.
@@ -27,7 +32,7 @@ pub(crate) struct Incidents {
     /// Whose loss was noticed. Only members are in here, as in the two that follow.
     lost: BTreeSet<Start>,
     unreachable: BTreeSet<Start>,
-    malformed: BTreeMap<PeerId, Repeated>,
+    malformed: HashMap<(PeerId, Kind), Repeated>,
     /// What is to be told, and not before when.
     lines: Vec<(Instant, String)>,
 }
@@ -40,10 +45,11 @@ impl Incidents {
                 let line = format!(
                     "peer {from:?} sent something that is no frame of this run ({error}); it was thrown away"
                 );
-                self.malformed(now, *from, line, table);
+                let kind = Some((discriminant(error), error.part()));
+                self.malformed(now, (*from, kind), line, table);
             }
             NetEvent::Unreachable { peer, reason: reason @ LinkError::FrameRefused { .. }, .. } => {
-                self.malformed(now, *peer, reason.to_string(), table);
+                self.malformed(now, (*peer, None), reason.to_string(), table);
             }
             NetEvent::Unreachable { peer, reason, undelivered } => {
                 let count = undelivered.len();
@@ -87,9 +93,9 @@ impl Incidents {
         }
     }
 
-    fn malformed(&mut self, now: Instant, peer: PeerId, line: String, table: &PeerTable) {
-        self.malformed.retain(|&known, _| known == peer || member(table, known).is_some());
-        let repeated = self.malformed.entry(peer).or_insert_with(|| Repeated::every(MALFORMED_EVERY));
+    fn malformed(&mut self, now: Instant, what: (PeerId, Kind), line: String, table: &PeerTable) {
+        self.malformed.retain(|&(known, _), _| known == what.0 || member(table, known).is_some());
+        let repeated = self.malformed.entry(what).or_insert_with(|| Repeated::every(MALFORMED_EVERY));
         match repeated.happened_at(now) {
             None => {}
             Some(1) => self.lines.push((now, line)),
@@ -113,7 +119,6 @@ mod tests {
     use swarmline_scheduler::{Member, Membership, StageIndex, Standing};
 
     use super::*;
-    use crate::net::frame::FrameError;
 
     const PEER: PeerId = PeerId([1; 32]);
     const SECOND: Duration = Duration::from_secs(1);

@@ -55,7 +55,7 @@ impl FrameLimits {
 }
 
 /// A part of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
     /// The first eight bytes.
     Preamble,
@@ -141,6 +141,19 @@ pub enum FrameError {
         /// Time waited, milliseconds.
         waited_ms: u64,
     },
+}
+
+impl FrameError {
+    /// Which part is wrong, where it is one.
+    #[must_use]
+    pub fn part(&self) -> Option<Part> {
+        match self {
+            Self::TooLong { part, .. } | Self::Truncated { part, .. } | Self::Late { part, .. } => {
+                Some(*part)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A message ready for the wire, in pieces so that payloads are not copied.
