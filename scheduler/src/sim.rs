@@ -283,10 +283,15 @@ impl World {
 
     /// The process ends. It is started again, and finds in the table who has its ids.
     fn expel_feeder(&mut self, index: usize) {
+        let FeederNode { peer, incarnation, .. } = self.feeders[index];
+        let table = self.coordinator.membership();
+        if table.members.iter().any(|member| (member.peer, member.incarnation) == (peer, incarnation)) {
+            // The answer is to a former start.
+            return;
+        }
         self.judge.path("feeder expelled");
         self.feeders[index].machine = None;
-        let succeeded = !self.coordinator.membership().successions.is_empty();
-        if succeeded && !self.feeders[index].journal.is_empty() {
+        if !table.successions.is_empty() && !self.feeders[index].journal.is_empty() {
             self.send_in(Duration::from_secs(2), Delivery::StartFeeder(index));
         }
     }
