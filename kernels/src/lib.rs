@@ -16,6 +16,7 @@ mod cpu;
 mod error;
 mod packing;
 pub mod random;
+pub mod roof;
 
 pub use backend::{AdamStep, AttentionShape, Backend, LinearShape, RopeShape, Write};
 pub use cpu::{Cpu, CpuIds, CpuTensor};

@@ -5,6 +5,7 @@
 //! [`report::Reporter`] it speaks to. Rules live in `swarmline_scheduler`, arithmetic in `swarmline_kernels`.
 
 pub mod averaging;
+pub mod bench;
 pub mod boundary;
 pub mod cli;
 mod clock;

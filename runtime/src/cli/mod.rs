@@ -1,5 +1,6 @@
 //! The commands of `swarmline`: arguments in, exit code out; the library does the work.
 
+mod bench;
 mod check;
 mod coordinator;
 mod demo;
@@ -40,6 +41,8 @@ enum Command {
     Train(train::Arguments),
     /// Print a run file with every default filled in, or say what is wrong with it
     Check(check::Arguments),
+    /// Measure what the product costs on this machine
+    Bench(bench::Arguments),
 }
 
 /// Runs the command line of this process.
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Feed(arguments) => feed::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,85 @@
+//! Floating-point operations by the book: what the mathematics needs, whatever a kernel does besides.
+//!
+//! A step of `N = B T` tokens is counted as
+//!
+//! ```text
+//! 6 P N  +  6 L N T d
+//! ```
+//!
+//! `P` are the weights that multiply: all matrices but the embedding, which is only looked up. Each meets every
+//! token in one multiply-add (2 operations) forward and two backward. Attention of a layer is two products of
+//! `T x T x d` a sequence, half of which the mask saves: `2 N T d` forward and twice that backward. The scores that
+//! backward computes once more, norms, activations and the optimizer are not counted.
+
+use swarmline_kernels::{AttentionShape, LinearShape};
+
+use super::size::Size;
+use crate::model::parameters;
+
+/// Of one product.
+#[must_use]
+pub fn linear(shape: LinearShape) -> f64 {
+    2.0 * shape.rows as f64 * shape.inputs as f64 * shape.outputs as f64
+}
+
+/// Of causal attention, forward: two products, half of each masked.
+#[must_use]
+pub fn attention(shape: AttentionShape) -> f64 {
+    let tokens = shape.tokens as f64;
+    2.0 * (shape.batch * shape.heads * shape.head_width) as f64 * tokens * tokens
+}
+
+/// Of causal attention, backward: five products, half of each masked, as the scores are made again.
+#[must_use]
+pub fn attention_backward(shape: AttentionShape) -> f64 {
+    attention(shape) * 2.5
+}
+
+/// Of a step: the formula above.
+#[must_use]
+pub fn step(size: Size) -> f64 {
+    let layers = size.model().layers as f64;
+    let rows = size.rows() as f64;
+    6.0 * weights_that_multiply(size) as f64 * rows + 3.0 * layers * attention(size.attention())
+}
+
+/// All parameters of the model.
+#[must_use]
+pub fn parameter_count(size: Size) -> usize {
+    specs(size).map(|spec| spec.len()).sum()
+}
+
+fn weights_that_multiply(size: Size) -> usize {
+    specs(size).filter(|spec| spec.shape.len() == 2 && spec.name != "embed").map(|spec| spec.len()).sum()
+}
+
+fn specs(size: Size) -> impl Iterator<Item = crate::model::ParameterSpec> {
+    parameters(&size.run(), 0..size.model().layers).into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_the_small_model_by_hand() {
+        let (d, f, layers, vocab, rows, tokens) = (256.0, 688.0, 6.0, 256.0, 2048.0, 128.0);
+        let weights = layers * (4.0 * d * d + 3.0 * d * f) + vocab * d;
+        let expected = 6.0 * weights * rows + 6.0 * layers * rows * tokens * d;
+        assert_eq!(step(Size::S), expected);
+    }
+
+    #[test]
+    fn fewer_key_value_heads_have_fewer_weights_and_the_same_attention() {
+        let (d, f, e) = (512, 1376, 64);
+        let a_layer = 2 * d * d + 2 * d * 4 * e + 3 * d * f;
+        assert_eq!(weights_that_multiply(Size::M), 8 * a_layer + 4096 * d);
+        assert_eq!(parameter_count(Size::M), 8 * (a_layer + 2 * d) + 2 * 4096 * d + d);
+        assert_eq!(attention(Size::M.attention()), 2.0 * 4096.0 * 256.0 * 512.0);
+    }
+
+    #[test]
+    fn a_product_counts_multiply_and_add() {
+        assert_eq!(linear(LinearShape { rows: 3, inputs: 5, outputs: 7 }), 210.0);
+    }
+}

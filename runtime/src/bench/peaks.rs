@@ -1,0 +1,109 @@
+//! The roofs of this machine: products in registers, streams through memory.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use swarmline_kernels::roof;
+
+use super::machine::cache_bytes;
+
+/// The most this machine does on so many threads, best of several.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Peaks {
+    /// Threads both were measured on.
+    pub threads: usize,
+    /// f32 fused multiply-adds with nothing but registers, GFLOP/s.
+    pub product_gflops: f64,
+    /// Triad `a = b + s c` over arrays much larger than the caches, GB/s. Counts two reads and one write a number,
+    /// not the read of a line before it is written.
+    pub stream_gb_s: f64,
+    /// Bytes of each of its three arrays.
+    pub stream_array_bytes: usize,
+}
+
+/// How long and how large.
+#[derive(Clone, Copy, Debug)]
+pub struct PeakPlan {
+    /// Measurements of each kind, at least 1.
+    pub repeats: usize,
+    /// Rounds of multiply-adds in one.
+    pub rounds: u64,
+    /// Bytes of each array of the triad.
+    pub array_bytes: usize,
+}
+
+/// Rounds that take some milliseconds.
+const ROUNDS: u64 = 1_000_000;
+const REPEATS: usize = 10;
+/// Arrays are this many times the largest cache, within limits that fit a laptop.
+const CACHES: usize = 4;
+const ARRAY_BYTES_MIN: usize = 64 << 20;
+const ARRAY_BYTES_MAX: usize = 192 << 20;
+
+impl PeakPlan {
+    /// For this machine; about a second.
+    #[must_use]
+    pub fn here() -> Self {
+        let array_bytes = (CACHES * cache_bytes()).clamp(ARRAY_BYTES_MIN, ARRAY_BYTES_MAX);
+        Self { repeats: REPEATS, rounds: ROUNDS, array_bytes }
+    }
+}
+
+impl Peaks {
+    /// Measures both.
+    #[must_use]
+    pub fn measure(threads: usize, plan: PeakPlan) -> Self {
+        Self {
+            threads,
+            product_gflops: product_gflops(threads, plan),
+            stream_gb_s: stream_gb_s(threads, plan),
+            stream_array_bytes: plan.array_bytes,
+        }
+    }
+}
+
+fn product_gflops(threads: usize, plan: PeakPlan) -> f64 {
+    let rate = || {
+        let started = Instant::now();
+        let flops: u64 = std::thread::scope(|scope| {
+            let others: Vec<_> =
+                (1..threads).map(|_| scope.spawn(|| roof::multiply_adds(plan.rounds))).collect();
+            let own = roof::multiply_adds(plan.rounds);
+            own + others.into_iter().map(|other| other.join().unwrap_or(0)).sum::<u64>()
+        });
+        per_second(flops as f64, started.elapsed())
+    };
+    best(plan.repeats, rate) / 1e9
+}
+
+fn stream_gb_s(threads: usize, plan: PeakPlan) -> f64 {
+    let numbers = (plan.array_bytes / size_of::<f32>()).max(threads);
+    let (mut a, b, c) = (vec![0.0_f32; numbers], vec![1.0_f32; numbers], vec![2.0_f32; numbers]);
+    let part = numbers.div_ceil(threads);
+    let rate = || {
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            let parts = a.chunks_mut(part).zip(b.chunks(part)).zip(c.chunks(part));
+            for ((a, b), c) in parts {
+                // The last part needs no thread of its own, but one thread needs none at all.
+                if threads == 1 {
+                    roof::triad(a, b, c, 3.0);
+                } else {
+                    scope.spawn(move || roof::triad(a, b, c, 3.0));
+                }
+            }
+        });
+        per_second((3 * size_of::<f32>() * numbers) as f64, started.elapsed())
+    };
+    best(plan.repeats, rate) / 1e9
+}
+
+/// The best of several, after one that warms up.
+fn best(repeats: usize, mut rate: impl FnMut() -> f64) -> f64 {
+    let _ = rate();
+    (0..repeats.max(1)).map(|_| rate()).fold(0.0, f64::max)
+}
+
+fn per_second(count: f64, elapsed: Duration) -> f64 {
+    count / elapsed.as_secs_f64().max(f64::EPSILON)
+}

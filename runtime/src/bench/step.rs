@@ -1,0 +1,142 @@
+//! The whole step of a whole model as one stage: forward, loss, backward, optimizer, as `train` does it.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use swarmline_kernels::{Cpu, random};
+use swarmline_scheduler::{MicrobatchId, StageIndex};
+
+use super::flops::parameter_count;
+use super::machine::peak_resident_mb;
+use super::size::{SEQUENCES, Size};
+use super::statistics::median;
+use crate::error::Error;
+use crate::packing::TokenCodec;
+use crate::stage::{Engine, EngineError, Grant, Learning};
+
+/// Different microbatches; they are used in turn.
+const MICROBATCHES: u64 = 4;
+/// A measurement aims at this many seconds of steps.
+const SECONDS: f64 = 3.0;
+/// Steps of a measurement, at most.
+const STEPS_MAX: usize = 25;
+/// Where a step takes longer than this, one is measured and one before it does not count.
+const LONG_STEP_S: f64 = 2.5;
+/// Steps that do not count, where they are short.
+const WARM_UP_STEPS: usize = 2;
+
+/// What a measurement of the step found, ours or PyTorch's: the same fields.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Tokens of a step by its median time.
+    pub tokens_per_s: f64,
+    /// Median seconds of a step.
+    pub step_s_median: f64,
+    /// Most memory the process had resident, MiB, the program itself included.
+    pub peak_rss_mb: Option<f64>,
+    /// Sequences of a microbatch.
+    pub batch: usize,
+    /// Parameters of the model.
+    pub params: usize,
+    /// Threads that computed.
+    pub threads: usize,
+    /// Loss of the first step, nats a token.
+    pub loss_first: f64,
+    /// Loss of the last step, nats a token.
+    pub loss_last: f64,
+}
+
+/// Measures the step in this process, which should have done nothing else if its memory matters.
+///
+/// # Errors
+/// If the device has no memory for the model.
+pub fn measure(cpu: Cpu, size: Size) -> Result<StepReport, Error> {
+    let threads = cpu.threads();
+    let mut step = Step::new(cpu, size)?;
+    let (loss_first, first_s) = step.take()?;
+    if first_s < LONG_STEP_S {
+        for _ in 1..WARM_UP_STEPS {
+            step.take()?;
+        }
+    }
+    let (mut loss_last, mut seconds) = (loss_first, Vec::new());
+    for _ in 0..steps_for(first_s) {
+        let (loss, elapsed_s) = step.take()?;
+        loss_last = loss;
+        seconds.push(elapsed_s);
+    }
+    let step_s_median = median(&seconds).unwrap_or(first_s);
+    Ok(StepReport {
+        tokens_per_s: size.rows() as f64 / step_s_median,
+        step_s_median,
+        peak_rss_mb: peak_resident_mb(),
+        batch: SEQUENCES,
+        params: parameter_count(size),
+        threads,
+        loss_first,
+        loss_last,
+    })
+}
+
+/// How many steps of so many seconds are measured: an odd number, so that the median is one of them.
+#[must_use]
+pub fn steps_for(step_s: f64) -> usize {
+    if step_s > LONG_STEP_S {
+        return 1;
+    }
+    // More than fits, or no number at all, ends at the limit.
+    let steps = (SECONDS / step_s.max(f64::EPSILON)) as usize;
+    steps.clamp(3, STEPS_MAX) | 1
+}
+
+struct Step {
+    engine: Engine<Cpu>,
+    microbatches: Vec<Vec<u8>>,
+    taken: u64,
+}
+
+impl Step {
+    fn new(cpu: Cpu, size: Size) -> Result<Self, Error> {
+        let run = size.run();
+        let codec = TokenCodec::new(&run);
+        let microbatch = |number| {
+            let id = |i| random::uniform_u64(1, number, i) % run.model.vocab as u64;
+            let ids: Vec<u32> = (0..codec.ids() as u64).map(|i| id(i) as u32).collect();
+            codec.encode(&ids).map_err(EngineError::from)
+        };
+        let microbatches = (0..MICROBATCHES).map(microbatch).collect::<Result<_, _>>()?;
+        let engine = Engine::new(cpu, &run, StageIndex(0), 1, Learning::Active)?;
+        Ok(Self { engine, microbatches, taken: 0 })
+    }
+
+    /// One step: its mean loss and its seconds.
+    fn take(&mut self) -> Result<(f64, f64), Error> {
+        let ids = &self.microbatches[(self.taken % MICROBATCHES) as usize];
+        let started = Instant::now();
+        let visit = self.engine.loss_and_backward(MicrobatchId(self.taken), ids, &[], Grant::Given)?;
+        let elapsed = started.elapsed();
+        self.taken += 1;
+        Ok((visit.loss.mean(), elapsed.as_secs_f64()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trial_model_takes_steps_and_learns_its_few_microbatches() {
+        let report = measure(Cpu::new(1).unwrap(), Size::T).unwrap();
+        assert!(report.tokens_per_s > 0.0 && report.loss_last < report.loss_first, "{report:?}");
+        assert!((report.loss_first - 256_f64.ln()).abs() < 0.1, "{report:?}");
+        assert_eq!((report.batch, report.threads), (16, 1));
+    }
+
+    #[test]
+    fn steps_are_an_odd_number_that_takes_some_seconds() {
+        assert_eq!(steps_for(0.0), STEPS_MAX);
+        assert_eq!(steps_for(0.4), 7);
+        assert_eq!(steps_for(1.4), 3);
+        assert_eq!(steps_for(5.0), 1);
+    }
+}

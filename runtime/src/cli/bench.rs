@@ -1,0 +1,33 @@
+//! `swarmline bench ...`: one command for each thing that is measured.
+
+mod kernels;
+mod results;
+mod step;
+
+use clap::Subcommand;
+
+use super::Failure;
+
+/// Arguments of `swarmline bench`.
+#[derive(Debug, clap::Args)]
+#[command(arg_required_else_help = true)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Every operation against the peaks of this machine, the whole step against PyTorch
+    Kernels(kernels::Arguments),
+    /// One measurement of the whole step, for `kernels`, which starts it as a process of its own
+    #[command(hide = true)]
+    Step(step::Arguments),
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    match &arguments.bench {
+        Bench::Kernels(arguments) => kernels::run(arguments),
+        Bench::Step(arguments) => step::run(arguments),
+    }
+}

@@ -1,0 +1,122 @@
+//! `swarmline bench kernels`.
+
+use std::io::Write as _;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use super::super::Failure;
+use super::results::ResultFile;
+use crate::bench::kernels::{self, Options};
+use crate::bench::{Peer, Profile, Size};
+
+/// More rounds would take hours.
+const ROUNDS_MAX: u64 = 100;
+
+/// Arguments of `swarmline bench kernels`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Models to measure, separated by commas
+    #[arg(long, value_name = "SIZES", value_enum, value_delimiter = ',', default_value = "s")]
+    config: Vec<Size>,
+    /// Measure PyTorch in turn with us; the path of torch_llama.py
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// Interpreter that has PyTorch
+    #[arg(long, value_name = "FILE", default_value = "python3")]
+    python: PathBuf,
+    /// Threads that compute, ours and theirs
+    #[arg(long, value_name = "N", default_value = "1")]
+    threads: NonZeroUsize,
+    /// Times the whole step is measured
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u64).range(1..=ROUNDS_MAX))]
+    rounds: u64,
+    /// Arithmetic to measure, separated by commas
+    #[arg(long, value_name = "PROFILES", value_enum, value_delimiter = ',', default_value = "repro")]
+    profile: Vec<Profile>,
+    /// Write everything into this file as one JSON object
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let options = options(arguments)?;
+    let file = arguments.json.as_deref().map(ResultFile::prepare).transpose()?;
+    let report = kernels::measure(&options, |what| {
+        let _ = writeln!(std::io::stderr(), "{what}");
+    })?;
+    let _ = write!(std::io::stdout(), "{report}");
+    file.map_or(Ok(()), |file| file.write(&report))
+}
+
+/// Everything that can be wrong is found here, before anything is measured.
+fn options(arguments: &Arguments) -> Result<Options, Failure> {
+    let find = |script: &PathBuf| Peer::find(&arguments.python, script);
+    let peer = arguments.against.as_ref().map(find).transpose();
+    Ok(Options {
+        sizes: once(&arguments.config),
+        profiles: once(&arguments.profile),
+        threads: arguments.threads.get(),
+        rounds: usize::try_from(arguments.rounds).unwrap_or(usize::MAX),
+        peer: peer.map_err(|error| Failure::usage(error.to_string()))?,
+        program: std::env::current_exe()
+            .map_err(|error| Failure::failed(format!("cannot find this program: {error}")))?,
+    })
+}
+
+/// Each of them once, in the order in which they were named.
+fn once<T: Copy + PartialEq>(named: &[T]) -> Vec<T> {
+    let mut once = Vec::new();
+    for name in named {
+        if !once.contains(name) {
+            once.push(*name);
+        }
+    }
+    once
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn parse(words: &[&str]) -> Result<Arguments, String> {
+        let line = Line::try_parse_from(std::iter::once("kernels").chain(words.iter().copied()));
+        line.map(|line| line.arguments).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_small_model_on_one_thread_is_measured_by_default() {
+        let options = options(&parse(&[]).unwrap()).unwrap();
+        assert_eq!((options.sizes, options.profiles), (vec![Size::S], vec![Profile::Repro]));
+        assert_eq!((options.threads, options.rounds, options.peer.is_none()), (1, 3, true));
+    }
+
+    #[test]
+    fn lists_are_separated_by_commas_and_name_each_once() {
+        let arguments = parse(&["--config", "m,s,m", "--profile", "fast,repro"]).unwrap();
+        let options = options(&arguments).unwrap();
+        assert_eq!(options.sizes, [Size::M, Size::S]);
+        assert_eq!(options.profiles, [Profile::Fast, Profile::Repro]);
+    }
+
+    #[test]
+    fn wrong_arguments_are_refused() {
+        for (words, part) in [
+            (["--config", "x"], "[possible values: t, s, m, l]"),
+            (["--profile", "slow"], "[possible values: repro, fast]"),
+            (["--threads", "0"], "--threads"),
+            (["--rounds", "0"], "--rounds"),
+            (["--rounds", "101"], "1..=100"),
+        ] {
+            let error = parse(&words).unwrap_err();
+            assert!(error.contains(part), "{error} says nothing of {part}");
+        }
+    }
+}
