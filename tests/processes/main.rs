@@ -4,6 +4,7 @@
 
 mod asynchronous;
 mod attack;
+mod bench;
 mod churn;
 mod hostile;
 mod interrupt;

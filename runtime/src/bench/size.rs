@@ -21,7 +21,7 @@ pub enum Size {
 }
 
 /// Sequences of a microbatch.
-pub const SEQUENCES: usize = 16;
+pub(super) const SEQUENCES: usize = 16;
 
 impl Size {
     /// As on the command line and in files.
