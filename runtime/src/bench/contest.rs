@@ -8,8 +8,10 @@ use super::statistics::Spread;
 use super::step::StepReport;
 use super::torch::{Mode, PeerError};
 
-/// No further round begins that would end later than this after the first began.
-const TIME_MAX: Duration = Duration::from_secs(300);
+/// Seconds a contest may take, besides steps.
+const TIME_MAX_S: f64 = 200.0;
+/// And so many of our steps.
+const STEPS_MAX: f64 = 20.0;
 /// After the first round, modes slower than this share of the fastest are not run again; the best in f32 always is.
 const CONTENDER_SHARE: f64 = 0.75;
 
@@ -71,7 +73,8 @@ impl Contest {
     }
 }
 
-/// Runs us and every mode in turn, ours first, `rounds` times. Gives what we did, and the contest.
+/// Runs us and every mode in turn, ours first, `rounds` times: fewer where time runs out, and a mode that has no time
+/// left in the first round is left out. `theirs` hears how long it may take. Gives what we did, and the contest.
 ///
 /// # Errors
 /// If ours fails. A mode of theirs that fails is left out.
@@ -79,28 +82,30 @@ pub fn run<E>(
     torch: &str,
     rounds: usize,
     mut ours: impl FnMut() -> Result<StepReport, E>,
-    mut theirs: impl FnMut(Mode, &StepReport) -> Result<StepReport, PeerError>,
+    mut theirs: impl FnMut(Mode, &StepReport, Duration) -> Result<StepReport, PeerError>,
 ) -> Result<(Vec<StepReport>, Contest), E> {
     let started = Instant::now();
     let (mut own, mut left_out) = (Vec::new(), Vec::new());
     let mut entries: Vec<Entry> = Mode::ALL.map(Entry::new).into();
     for round in 0..rounds.max(1) {
         let round_time: Duration = entries.iter().map(|entry| entry.time).sum();
-        if round > 0 && started.elapsed() + round_time > TIME_MAX {
+        if round > 0 && time_left(&own, started).is_none_or(|left| left < round_time) {
             break;
         }
         for entry in entries.iter_mut().filter(|entry| !entry.out) {
             let began = Instant::now();
             let our = ours()?;
-            match theirs(entry.mode, &our) {
-                Ok(their) => entry.runs.push((our.clone(), their)),
+            own.push(our.clone());
+            let left =
+                time_left(&own, started).ok_or_else(|| PeerError::Run("no time was left for it".into()));
+            match left.and_then(|left| theirs(entry.mode, &our, left)) {
+                Ok(their) => entry.runs.push((our, their)),
                 Err(error) => {
                     entry.out = true;
                     left_out.push(LeftOut { mode: entry.mode.name(), reason: error.to_string() });
                 }
             }
             entry.time = began.elapsed();
-            own.push(our);
         }
         if round == 0 {
             drop_the_slow(&mut entries);
@@ -108,6 +113,12 @@ pub fn run<E>(
     }
     let modes = entries.iter().filter_map(Entry::report).collect();
     Ok((own, Contest { torch: torch.to_owned(), modes, left_out }))
+}
+
+/// What is left of the time of a contest; nothing if it is over.
+fn time_left(own: &[StepReport], started: Instant) -> Option<Duration> {
+    let step_s = own.first().map_or(0.0, |step| step.step_s_median);
+    Duration::from_secs_f64(TIME_MAX_S + STEPS_MAX * step_s).checked_sub(started.elapsed())
 }
 
 /// A mode and its runs, each after one of ours.
@@ -183,7 +194,8 @@ mod tests {
             order.borrow_mut().push("ours");
             Ok::<_, ()>(at(300.0))
         };
-        let theirs = |mode: Mode, our: &StepReport| {
+        let theirs = |mode: Mode, our: &StepReport, left: Duration| {
+            assert!(left.as_secs() > 100);
             assert_eq!(our.tokens_per_s, 300.0);
             order.borrow_mut().push(mode.name());
             match mode.name() {
@@ -195,9 +207,9 @@ mod tests {
         };
         let (own, contest) = run("2.0", 2, ours, theirs).unwrap();
         let first =
-            ["ours", "eager f32", "ours", "compile f32", "ours", "eager bf16", "ours", "compile bf16"];
+            ["ours", "eager f32", "ours", "compile bf16", "ours", "compile f32", "ours", "eager bf16"];
         assert_eq!(order.borrow()[..8], first);
-        assert_eq!(order.borrow()[8..], ["ours", "compile f32", "ours", "compile bf16"]);
+        assert_eq!(order.borrow()[8..], ["ours", "compile bf16", "ours", "compile f32"]);
         assert_eq!(own.len(), 6);
         assert_eq!(contest.left_out, [LeftOut { mode: "eager bf16", reason: "no compiler".into() }]);
         let best = contest.best().unwrap();
@@ -208,14 +220,14 @@ mod tests {
 
     #[test]
     fn ours_must_not_fail() {
-        let outcome = run("2.0", 1, || Err("defect"), |_, _| Ok(at(1.0)));
+        let outcome = run("2.0", 1, || Err("defect"), |_, _, _| Ok(at(1.0)));
         assert_eq!(outcome.unwrap_err(), "defect");
     }
 
     #[test]
     fn without_a_mode_that_runs_there_is_no_best() {
         let (_, contest) =
-            run("2.0", 3, || Ok::<_, ()>(at(1.0)), |_, _| Err(PeerError::Run("no".into()))).unwrap();
+            run("2.0", 3, || Ok::<_, ()>(at(1.0)), |_, _, _| Err(PeerError::Run("no".into()))).unwrap();
         assert_eq!((contest.best(), contest.left_out.len()), (None, 4));
     }
 }

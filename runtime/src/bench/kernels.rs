@@ -167,10 +167,11 @@ fn measure_profile(
     let (steps, torch) = match &options.peer {
         None => ((0..options.rounds.max(1)).map(|_| ours()).collect::<Result<Vec<_>, _>>()?, None),
         Some(peer) => {
-            let (steps, contest) = contest::run(peer.version(), options.rounds, ours, |mode, our| {
-                say(&format!("configuration {letter}, {name}: beside PyTorch {}", mode.name()));
-                peer.measure(size, mode, options.threads, our)
-            })?;
+            let (steps, contest) =
+                contest::run(peer.version(), options.rounds, ours, |mode, our, time_max| {
+                    say(&format!("configuration {letter}, {name}: beside PyTorch {}", mode.name()));
+                    peer.measure(size, mode, options.threads, our, time_max)
+                })?;
             (steps, Some(contest))
         }
     };
@@ -275,7 +276,7 @@ pub(super) mod tests {
         let mut cpu = Cpu::new(1).unwrap();
         let operations = operations::measure(&mut cpu, Size::T, &peaks).unwrap();
         let ours = || step::measure(Cpu::new(1).unwrap(), Size::T);
-        let theirs = |mode: Mode, our: &StepReport| match mode {
+        let theirs = |mode: Mode, our: &StepReport, _: Duration| match mode {
             Mode { compiled: true, .. } => Err(PeerError::Run("no compiler".into())),
             Mode { bf16: true, .. } => Ok(StepReport { tokens_per_s: 2.0 * our.tokens_per_s, ..our.clone() }),
             Mode { .. } => Ok(our.clone()),

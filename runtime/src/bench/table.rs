@@ -71,13 +71,13 @@ fn operations(out: &mut fmt::Formatter<'_>, report: &ProfileReport) -> fmt::Resu
     for operation in &report.operations {
         let share = operation.seconds_per_step() / report.step_s;
         let in_step = if operation.calls_per_step > 0.0 {
-            format!("{:>7} {:>6.1} %", operation.calls_per_step.round(), 100.0 * share)
+            format!(" {:>7} {:>6.1} %", operation.calls_per_step.round(), 100.0 * share)
         } else {
             String::new()
         };
         writeln!(
             out,
-            "  {:<32} {:<24} {:>9} {:>7.1} {:<7} {:>7.2} {in_step}",
+            "  {:<32} {:<24} {:>9} {:>7.1} {:<7} {:>7.2}{in_step}",
             operation.name,
             operation.shape,
             time(operation.seconds),

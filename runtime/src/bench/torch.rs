@@ -29,12 +29,12 @@ pub struct Mode {
 }
 
 impl Mode {
-    /// All of them; the one that always runs is first.
+    /// All of them: first the one that runs everywhere, then the one that is mostly the best.
     pub const ALL: [Self; 4] = [
         Self { compiled: false, bf16: false },
+        Self { compiled: true, bf16: true },
         Self { compiled: true, bf16: false },
         Self { compiled: false, bf16: true },
-        Self { compiled: true, bf16: true },
     ];
 
     /// As in tables and files.
@@ -120,7 +120,8 @@ impl Peer {
         &self.version
     }
 
-    /// One measurement on so many threads, of as many steps as our own, which also bounds how long it may take.
+    /// One measurement on so many threads, of as many steps as our own, which also bounds how long it may take,
+    /// and `time_max` at most.
     ///
     /// # Errors
     /// If it fails, takes too long, or is not of the same model.
@@ -130,6 +131,7 @@ impl Peer {
         mode: Mode,
         threads: usize,
         our: &StepReport,
+        time_max: Duration,
     ) -> Result<StepReport, PeerError> {
         let steps = steps_for(our.step_s_median);
         let mut command = Command::new(&self.python);
@@ -140,7 +142,7 @@ impl Peer {
         if mode.compiled {
             command.arg("--compile");
         }
-        let printed = output(&mut command, limit(mode, steps, our.step_s_median))
+        let printed = output(&mut command, limit(mode, steps, our.step_s_median).min(time_max))
             .map_err(|error| PeerError::Run(error.to_string()))?;
         let line = printed.lines().rev().find(|line| line.starts_with('{')).unwrap_or_default();
         let report: StepReport = serde_json::from_str(line)
