@@ -59,12 +59,17 @@ pub struct OperationReport {
     pub shape: String,
     /// Median seconds of a call.
     pub seconds: f64,
+    /// Seconds of the fastest call.
+    pub seconds_best: f64,
     /// What a call must do.
     pub work: Work,
-    /// GFLOP/s or GB/s, as the work is.
+    /// GFLOP/s or GB/s of the median, as the work is.
     pub rate: f64,
-    /// Share of the product peak or of the stream bandwidth.
+    /// Share of the product peak or of the stream bandwidth, of the median.
     pub share_of_peak: f64,
+    /// The same of the fastest call. On a busy machine this says more about the operation: the peaks are the best of
+    /// several too.
+    pub share_of_peak_best: f64,
     /// Calls in a step; 0 for what a model in one stage does not need.
     pub calls_per_step: f64,
 }
@@ -109,15 +114,18 @@ impl Bench<'_> {
         calls_per_step: f64,
         mut call: impl FnMut(&mut Cpu) -> Result<()>,
     ) -> Result<()> {
-        let seconds = timing::time(BOUNDS, || call(self.cpu))?;
-        let rate = work.amount() / seconds;
+        let timing = timing::time(BOUNDS, || call(self.cpu))?;
+        let rate = |seconds: f64| work.amount() / seconds;
+        let share = |seconds: f64| rate(seconds) / work.peak(self.peaks);
         self.reports.push(OperationReport {
             name: name.into(),
             shape: shape.into(),
-            seconds,
+            seconds: timing.median_s,
+            seconds_best: timing.best_s,
             work,
-            rate: rate / 1e9,
-            share_of_peak: rate / work.peak(self.peaks),
+            rate: rate(timing.median_s) / 1e9,
+            share_of_peak: share(timing.median_s),
+            share_of_peak_best: share(timing.best_s),
             calls_per_step,
         });
         Ok(())

@@ -67,7 +67,7 @@ fn configuration(
 
 fn operations(out: &mut fmt::Formatter<'_>, report: &ProfileReport) -> fmt::Result {
     let (name, shape, one, rate) = ("operation", "shape", "a call", "rate");
-    writeln!(out, "  {name:<32} {shape:<24} {one:>9} {rate:>15} of peak   calls  of step")?;
+    writeln!(out, "  {name:<32} {shape:<24} {one:>9} {rate:>15} of peak    best   calls  of step")?;
     for operation in &report.operations {
         let share = operation.seconds_per_step() / report.step_s;
         let in_step = if operation.calls_per_step > 0.0 {
@@ -77,13 +77,14 @@ fn operations(out: &mut fmt::Formatter<'_>, report: &ProfileReport) -> fmt::Resu
         };
         writeln!(
             out,
-            "  {:<32} {:<24} {:>9} {:>7.1} {:<7} {:>7.2}{in_step}",
+            "  {:<32} {:<24} {:>9} {:>7.1} {:<7} {:>7.2} {:>7.2}{in_step}",
             operation.name,
             operation.shape,
             time(operation.seconds),
             operation.rate,
             operation.work.unit(),
-            operation.share_of_peak
+            operation.share_of_peak,
+            operation.share_of_peak_best
         )?;
     }
     let all: f64 = report.operations.iter().map(OperationReport::seconds_per_step).sum();
