@@ -18,6 +18,6 @@ mod packing;
 pub mod random;
 
 pub use backend::{AdamStep, AttentionShape, Backend, LinearShape, RopeShape, Write};
-pub use cpu::{Cpu, CpuIds, CpuTensor};
+pub use cpu::{Cpu, CpuIds, CpuTensor, Profile};
 pub use error::{Error, Result};
 pub use packing::{PackedFormat, PackingError, RoundingKey};
