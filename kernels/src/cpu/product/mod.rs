@@ -137,39 +137,20 @@ impl Products {
         [n, first, columns, depth]: [usize; 4],
         add: bool,
     ) {
-        let (kernel, m) = (self.kernel, c.len() / n);
-        let panels = Line::numbers(&self.panels);
-        team.chunks(c, kernel.rows * n, |index, c| {
-            let rows = c.len() / n;
-            // Always a full strip: fetching beyond the matrix does no harm.
-            let next = (rows == kernel.rows && (index + 1) * kernel.rows < m)
-                .then(|| a.part((index + 1) * kernel.rows, 0));
-            Strip::with(a.part(index * kernel.rows, 0), rows, depth, kernel.pairs, |strip| {
-                for (at, panel) in
-                    (0..columns).step_by(kernel.columns).zip(panels.chunks(DEPTH * kernel.columns))
-                {
+        let Kernel { rows: height, columns: width, pairs, .. } = *self.kernel;
+        let (m, parts) = (c.len() / n, columns.div_ceil(width));
+        let panels = Line::numbers(&self.panels).chunks(DEPTH * width).take(parts);
+        team.chunks(c, height * n, |index, c| {
+            let (row, rows) = (index * height, c.len() / n);
+            let next = (row + height < m).then(|| a.part(row + height, 0));
+            Strip::with(a.part(row, 0), rows, depth, pairs, |strip| {
+                for (part, panel) in panels.clone().enumerate() {
                     if let Some(next) = next {
-                        pack::fetch(
-                            next,
-                            kernel.rows,
-                            depth,
-                            at / kernel.columns,
-                            columns.div_ceil(kernel.columns),
-                        );
+                        pack::fetch(next, height, depth, part, parts);
                     }
-                    let width = kernel.columns.min(columns - at);
-                    let c = &mut c[first + at..];
-                    kernel.run(Tile {
-                        strip,
-                        panel,
-                        depth,
-                        c,
-                        stride: n,
-                        from: 0,
-                        rows,
-                        columns: width,
-                        add,
-                    });
+                    let at = part * width;
+                    let (c, columns) = (&mut c[first + at..], width.min(columns - at));
+                    self.kernel.run(Tile { strip, panel, depth, c, stride: n, from: 0, rows, columns, add });
                 }
             });
         });

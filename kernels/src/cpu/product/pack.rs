@@ -100,6 +100,7 @@ impl Strip {
 }
 
 /// Fetches part `part` of `parts` of what a strip will be packed from, so that packing does not wait for memory.
+/// Fetching beyond the last row does no harm.
 pub(super) fn fetch(a: Matrix<'_>, rows: usize, depth: usize, part: usize, parts: usize) {
     let by_term = a.row_stride == 1 && a.column_stride != 1;
     let lines = if by_term { depth } else { rows * depth.div_ceil(Line::LEN) };
