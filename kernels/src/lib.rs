@@ -19,6 +19,6 @@ pub mod random;
 pub mod roof;
 
 pub use backend::{AdamStep, AttentionShape, Backend, LinearShape, RopeShape, Write};
-pub use cpu::{Cpu, CpuIds, CpuTensor};
+pub use cpu::{Cpu, CpuIds, CpuTensor, Profile};
 pub use error::{Error, Result};
 pub use packing::{PackedFormat, PackingError, RoundingKey};

@@ -9,7 +9,7 @@ use super::{
     columns::{self, Columns},
     lanes,
     math::{exp, ln_f64},
-    matmul::Matrix,
+    matrix::Matrix,
     threads::Threads,
     tile::{self, Product},
 };

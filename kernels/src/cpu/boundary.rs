@@ -1,9 +1,6 @@
 //! What happens to the residual stream at a cut: anchors of tokens, coordinates in a subspace.
 
-use super::{
-    matmul::{Matrix, product},
-    threads::Threads,
-};
+use super::{matrix::Matrix, product::Products, threads::Threads};
 use crate::{
     Write,
     random::{Domain, LANES, key, philox_lanes},
@@ -57,6 +54,7 @@ fn bytes(word: u32) -> u32 {
 
 /// `z[N,k] (= | +=) x[N,d] basis[k,d]^T`
 pub(super) fn project(
+    products: &mut Products,
     threads: &Threads,
     z: &mut [f32],
     x: &[f32],
@@ -67,11 +65,12 @@ pub(super) fn project(
     write: Write,
 ) {
     let (x, basis) = (Matrix::rows(x, width), Matrix::rows(basis, width).transposed());
-    threads.product(|parallelism| product(z, x, basis, rows, code, width, write, parallelism));
+    products.run(threads, z, x, basis, [rows, code, width], write);
 }
 
 /// `x[N,d] = anchor[N,d] + z[N,k] basis[k,d]`
 pub(super) fn reconstruct(
+    products: &mut Products,
     threads: &Threads,
     x: &mut [f32],
     z: &[f32],
@@ -83,7 +82,7 @@ pub(super) fn reconstruct(
 ) {
     x[..rows * width].copy_from_slice(&anchor[..rows * width]);
     let (z, basis) = (Matrix::rows(z, code), Matrix::rows(basis, width));
-    threads.product(|parallelism| product(x, z, basis, rows, width, code, Write::Add, parallelism));
+    products.run(threads, x, z, basis, [rows, width, code], Write::Add);
 }
 
 #[cfg(test)]

@@ -14,7 +14,9 @@ mod embedding;
 mod lanes;
 mod math;
 mod matmul;
+mod matrix;
 mod packing;
+mod product;
 mod rmsnorm;
 mod rope;
 mod swiglu;
@@ -26,6 +28,8 @@ use crate::{
     AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, PackingError, Result, RopeShape,
     RoundingKey, Write,
 };
+pub use product::Profile;
+use product::{Isa, Products};
 use rope::Turn;
 use threads::Threads;
 
@@ -33,6 +37,7 @@ use threads::Threads;
 #[derive(Debug)]
 pub struct Cpu {
     threads: Threads,
+    products: Products,
     rope: Option<rope::Table>,
 }
 
@@ -40,11 +45,33 @@ impl Cpu {
     /// A CPU backend on `threads` threads; 0 counts as 1. With one thread everything runs on the caller,
     /// otherwise on an own pool. The count changes the speed, never the results.
     ///
+    /// The environment variable `SWARMLINE_ISA`, read once, keeps all operations to an instruction set:
+    /// `scalar`, `avx2` or `avx512`; unset, or beyond the processor, the best there is. It changes the speed,
+    /// never the results under [`Profile::Repro`], which is the profile here.
+    ///
     /// # Errors
     ///
-    /// [`Error::Device`] if the operating system refuses the threads.
+    /// [`Error::Device`] if the operating system refuses the threads or `SWARMLINE_ISA` is none of the above.
     pub fn new(threads: usize) -> Result<Self> {
-        Ok(Self { threads: Threads::new(threads)?, rope: None })
+        Self::with_profile(threads, Profile::default())
+    }
+
+    /// A CPU backend whose products are computed as `profile` says, if the processor can; see
+    /// [`Cpu::profile`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Cpu::new`].
+    pub fn with_profile(threads: usize, profile: Profile) -> Result<Self> {
+        let isa = Isa::allowed()?;
+        Ok(Self { threads: Threads::new(threads, isa)?, products: Products::new(isa, profile), rope: None })
+    }
+
+    /// How products really run: [`Profile::Repro`] also where [`Profile::Fast`] was asked for but the processor
+    /// does not multiply bf16 or `SWARMLINE_ISA` forbids it.
+    #[must_use]
+    pub fn profile(&self) -> Profile {
+        self.products.profile()
     }
 
     /// Number of threads operations are spread over.
@@ -155,7 +182,7 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        matmul::linear(&self.threads, &mut y.0, &x.0, &w.0, shape, write);
+        matmul::linear(&mut self.products, &self.threads, &mut y.0, &x.0, &w.0, shape, write);
         Ok(())
     }
 
@@ -167,7 +194,15 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        matmul::linear_backward_input(&self.threads, &mut dx.0, &dy.0, &w.0, shape, write);
+        matmul::linear_backward_input(
+            &mut self.products,
+            &self.threads,
+            &mut dx.0,
+            &dy.0,
+            &w.0,
+            shape,
+            write,
+        );
         Ok(())
     }
 
@@ -179,7 +214,15 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        matmul::linear_backward_weight(&self.threads, &mut dw.0, &dy.0, &x.0, shape, write);
+        matmul::linear_backward_weight(
+            &mut self.products,
+            &self.threads,
+            &mut dw.0,
+            &dy.0,
+            &x.0,
+            shape,
+            write,
+        );
         Ok(())
     }
 
@@ -353,7 +396,17 @@ impl Backend for Cpu {
         code: usize,
         write: Write,
     ) -> Result<()> {
-        boundary::project(&self.threads, &mut z.0, &x.0, &basis.0, rows, width, code, write);
+        boundary::project(
+            &mut self.products,
+            &self.threads,
+            &mut z.0,
+            &x.0,
+            &basis.0,
+            rows,
+            width,
+            code,
+            write,
+        );
         Ok(())
     }
 
@@ -367,7 +420,17 @@ impl Backend for Cpu {
         width: usize,
         code: usize,
     ) -> Result<()> {
-        boundary::reconstruct(&self.threads, &mut x.0, &z.0, &basis.0, &anchor.0, rows, width, code);
+        boundary::reconstruct(
+            &mut self.products,
+            &self.threads,
+            &mut x.0,
+            &z.0,
+            &basis.0,
+            &anchor.0,
+            rows,
+            width,
+            code,
+        );
         Ok(())
     }
 

@@ -1,9 +1,9 @@
 //! Where work runs: inline, or in blocks on an own pool.
 
-use gemm::Parallelism;
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::product::Isa;
 use crate::{Error, Result};
 
 /// The threads of a [`Cpu`](super::Cpu) and the instruction set its loops are compiled for at run time.
@@ -18,7 +18,7 @@ pub(super) struct Threads {
 
 impl Threads {
     /// With one thread everything runs on the caller and no pool exists.
-    pub(super) fn new(count: usize) -> Result<Self> {
+    pub(super) fn new(count: usize, isa: Isa) -> Result<Self> {
         let pool = (count > 1)
             .then(|| {
                 rayon::ThreadPoolBuilder::new()
@@ -28,7 +28,7 @@ impl Threads {
                     .map_err(|error| Error::Device(error.to_string()))
             })
             .transpose()?;
-        Ok(Self { pool, arch: Arch::new() })
+        Ok(Self { pool, arch: isa.arch() })
     }
 
     /// Number of threads work is spread over.
@@ -71,11 +71,33 @@ impl Threads {
         }
     }
 
-    /// Runs a product with the parallelism this pool offers.
-    pub(super) fn product(&self, work: impl FnOnce(Parallelism) + Send) {
-        match &self.pool {
-            None => work(Parallelism::None),
-            Some(pool) => pool.install(|| work(Parallelism::Rayon(self.count()))),
+    /// All threads, for work that needs no loops compiled by `each`.
+    pub(super) fn team(&self) -> Team<'_> {
+        Team(self.pool.as_ref())
+    }
+}
+
+/// Threads that share out the parts of one slice after the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Team<'a>(Option<&'a rayon::ThreadPool>);
+
+impl Team<'_> {
+    /// The caller, for work too small to wake anyone.
+    pub(super) const ALONE: Self = Self(None);
+
+    /// Runs `work` on one of the threads, which then calls the others without a wait in between.
+    pub(super) fn inside(self, work: impl FnOnce() + Send) {
+        match self.0 {
+            None => work(),
+            Some(pool) => pool.install(work),
+        }
+    }
+
+    /// Runs `work` on every `len` numbers of `x` and their index; called inside.
+    pub(super) fn chunks(self, x: &mut [f32], len: usize, work: impl Fn(usize, &mut [f32]) + Send + Sync) {
+        match self.0 {
+            None => x.chunks_mut(len).enumerate().for_each(|(index, x)| work(index, x)),
+            Some(_) => x.par_chunks_mut(len).enumerate().for_each(|(index, x)| work(index, x)),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Every number of the result is one chain of fused multiply-adds in the order of `k`: the same bits on every
 //! instruction set.
 
-use super::matmul::Matrix;
+use super::matrix::Matrix;
 use crate::Write;
 use pulp::{Arch, Simd, WithSimd};
 
@@ -113,7 +113,7 @@ mod tests {
         Write,
         cpu::{
             check::{close, numbers, wide},
-            matmul::Matrix,
+            matrix::Matrix,
         },
     };
     use pulp::Arch;

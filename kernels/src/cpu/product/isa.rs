@@ -1,0 +1,78 @@
+//! Which instructions this process uses.
+
+use crate::{Error, Result};
+use pulp::Arch;
+use std::{env, sync::OnceLock};
+
+/// Names the largest instruction set that may be used; read once.
+const VARIABLE: &str = "SWARMLINE_ISA";
+
+/// Instruction sets, each containing those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::cpu) enum Isa {
+    /// What every processor of the target has.
+    Scalar,
+    /// AVX2 with fused multiply-add: one without the other counts as scalar, as it would round differently.
+    Avx2,
+    /// AVX-512.
+    Avx512,
+}
+
+impl Isa {
+    /// The best of this processor.
+    pub(in crate::cpu) fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            let wide = is_x86_feature_detected!("avx512f");
+            return if wide { Self::Avx512 } else { Self::Avx2 };
+        }
+        Self::Scalar
+    }
+
+    /// The best of this processor that the environment allows.
+    pub(in crate::cpu) fn allowed() -> Result<Self> {
+        static LIMIT: OnceLock<Option<String>> = OnceLock::new();
+        let limit =
+            LIMIT.get_or_init(|| env::var_os(VARIABLE).map(|name| name.to_string_lossy().into_owned()));
+        match limit {
+            Some(name) => Self::named(name).map(|isa| isa.min(Self::best())),
+            None => Ok(Self::best()),
+        }
+    }
+
+    /// The same for loops that are compiled several times.
+    pub(in crate::cpu) fn arch(self) -> Arch {
+        if self == Self::best() {
+            return Arch::new();
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Avx2
+            && let Some(set) = pulp::x86::V3::try_new()
+        {
+            return Arch::V3(set);
+        }
+        Arch::Scalar
+    }
+
+    fn named(name: &str) -> Result<Self> {
+        match name {
+            "scalar" => Ok(Self::Scalar),
+            "avx2" => Ok(Self::Avx2),
+            "avx512" => Ok(Self::Avx512),
+            _ => Err(Error::Device(format!("{VARIABLE} is `{name}`, not `scalar`, `avx2` or `avx512`"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Isa;
+
+    #[test]
+    fn a_name_limits_and_an_unknown_one_is_refused() {
+        let names = ["scalar", "avx2", "avx512"];
+        let sets = names.map(|name| Isa::named(name).unwrap());
+        assert!(sets.is_sorted());
+        assert!(Isa::named("AVX9").unwrap_err().to_string().contains("SWARMLINE_ISA"));
+    }
+}

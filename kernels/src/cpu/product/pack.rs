@@ -1,0 +1,173 @@
+//! Operands copied into the order in which a micro-kernel reads them.
+
+use super::{DEPTH, bf16};
+use crate::cpu::matrix::Matrix;
+use bytemuck::{Pod, Zeroable};
+use std::cell::RefCell;
+
+/// Most rows of a strip.
+pub(super) const ROWS: usize = 16;
+/// Distance of the rows of a strip: one cache line more than a chunk, lest they all compete for a few sets.
+pub(super) const PITCH: usize = DEPTH + Line::LEN;
+/// Side of the squares that are turned at a time.
+const SQUARE: usize = 8;
+
+/// A cache line, for alignment.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Line([f32; 16]);
+
+// SAFETY: all bits zero are zeros.
+unsafe impl Zeroable for Line {}
+// SAFETY: 64 bytes of f32 aligned to 64 bytes leave no padding, and any bits are numbers.
+unsafe impl Pod for Line {}
+
+impl Line {
+    pub(super) const LEN: usize = 16;
+    pub(super) const ZERO: Self = Self([0.0; Self::LEN]);
+
+    pub(super) fn numbers(lines: &[Self]) -> &[f32] {
+        bytemuck::cast_slice(lines)
+    }
+
+    pub(super) fn numbers_mut(lines: &mut [Self]) -> &mut [f32] {
+        bytemuck::cast_slice_mut(lines)
+    }
+}
+
+/// A chunk of terms of some rows of the left factor, in the order that needs no turning.
+#[derive(Debug)]
+pub(super) struct Strip {
+    lines: [Line; ROWS * PITCH / Line::LEN],
+    /// Whether the numbers of one term lie side by side, [`ROWS`] apart from the next, or else those of one
+    /// row, [`PITCH`] apart from the next.
+    pub(super) by_term: bool,
+}
+
+thread_local! {
+    static STRIP: RefCell<Strip> =
+        const { RefCell::new(Strip { lines: [Line::ZERO; ROWS * PITCH / Line::LEN], by_term: false }) };
+}
+
+impl Strip {
+    /// Packs `a[rows, depth]` into this thread's strip and lends it to `work`.
+    pub(super) fn with(a: Matrix<'_>, rows: usize, depth: usize, pairs: bool, work: impl FnOnce(&Self)) {
+        STRIP.with_borrow_mut(|strip| {
+            strip.pack(a, rows, depth);
+            if pairs {
+                strip.pair(rows, depth);
+            }
+            work(strip);
+        });
+    }
+
+    pub(super) fn numbers(&self) -> &[f32] {
+        Line::numbers(&self.lines)
+    }
+
+    fn pack(&mut self, a: Matrix<'_>, rows: usize, depth: usize) {
+        self.by_term = a.row_stride == 1 && a.column_stride != 1;
+        let lines = Line::numbers_mut(&mut self.lines);
+        if self.by_term {
+            for (term, line) in lines.chunks_exact_mut(ROWS).take(depth).enumerate() {
+                let from = &a.data[term * a.column_stride..];
+                // A copy of known length is two moves; the numbers beyond `rows` are never read.
+                match from.first_chunk::<ROWS>() {
+                    Some(from) => line.copy_from_slice(from),
+                    None => line[..rows].copy_from_slice(&from[..rows]),
+                }
+            }
+            return;
+        }
+        for (row, line) in lines.chunks_exact_mut(PITCH).take(rows).enumerate() {
+            if a.column_stride == 1 {
+                line[..depth].copy_from_slice(&a.data[row * a.row_stride..][..depth]);
+            } else {
+                (0..depth).for_each(|term| line[term] = a.at(row, term));
+            }
+        }
+    }
+
+    fn pair(&mut self, rows: usize, depth: usize) {
+        let lines = Line::numbers_mut(&mut self.lines);
+        if self.by_term {
+            return bf16::pair_terms(lines, ROWS, depth);
+        }
+        for line in lines.chunks_exact_mut(PITCH).take(rows) {
+            bf16::pair_terms(line, 1, depth);
+        }
+    }
+}
+
+/// Fetches part `part` of `parts` of what a strip will be packed from, so that packing does not wait for memory.
+/// Fetching beyond the last row does no harm.
+pub(super) fn fetch(a: Matrix<'_>, rows: usize, depth: usize, part: usize, parts: usize) {
+    let by_term = a.row_stride == 1 && a.column_stride != 1;
+    let lines = if by_term { depth } else { rows * depth.div_ceil(Line::LEN) };
+    for line in (part..lines).step_by(parts) {
+        // The last row of a term, as the first has come with the strip before.
+        let (row, term) = if by_term { (rows - 1, line) } else { (line % rows, line / rows * Line::LEN) };
+        let at = a.data.as_ptr().wrapping_add(row * a.row_stride + term * a.column_stride);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: every x86-64 has it, and it may name any address.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
+    }
+}
+
+/// Packs `b[depth, columns]` as rows of `width`; missing columns are 0.
+pub(super) fn columns(panel: &mut [f32], b: Matrix<'_>, width: usize, columns: usize, depth: usize) {
+    if columns < width {
+        panel[..depth * width].fill(0.0);
+    }
+    match (b.column_stride, columns) {
+        // A copy of known length is a few moves rather than a call.
+        (1, 32) => copy::<32>(panel, b, depth),
+        (1, 16) if width == 16 => copy::<16>(panel, b, depth),
+        (1, _) => {
+            for (term, line) in panel.chunks_exact_mut(width).take(depth).enumerate() {
+                line[..columns].copy_from_slice(&b.data[term * b.row_stride..][..columns]);
+            }
+        }
+        _ => {
+            for column in (0..columns).step_by(SQUARE) {
+                for term in (0..depth).step_by(SQUARE) {
+                    let (part, to) = (b.part(term, column), &mut panel[term * width + column..]);
+                    turn(to, part, width, SQUARE.min(columns - column), SQUARE.min(depth - term));
+                }
+            }
+        }
+    }
+}
+
+fn copy<const WIDTH: usize>(panel: &mut [f32], b: Matrix<'_>, depth: usize) {
+    for (term, line) in panel.as_chunks_mut::<WIDTH>().0.iter_mut().take(depth).enumerate() {
+        line.copy_from_slice(&b.data[term * b.row_stride..][..WIDTH]);
+    }
+}
+
+/// Copies `b[terms, columns]`, whose columns are contiguous or nearly so, into rows of `width`.
+fn turn(to: &mut [f32], b: Matrix<'_>, width: usize, columns: usize, terms: usize) {
+    if columns == SQUARE && terms == SQUARE && b.row_stride == 1 {
+        let mut square = [[0.0; SQUARE]; SQUARE];
+        for column in 0..SQUARE {
+            let from = &b.data[column * b.column_stride..][..SQUARE];
+            for term in 0..SQUARE {
+                square[term][column] = from[term];
+            }
+        }
+        for term in 0..SQUARE {
+            to[term * width..][..SQUARE].copy_from_slice(&square[term]);
+        }
+        return;
+    }
+    for term in 0..terms {
+        for column in 0..columns {
+            to[term * width + column] = b.at(term, column);
+        }
+    }
+}
