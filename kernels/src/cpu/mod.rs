@@ -11,6 +11,7 @@ mod check;
 mod columns;
 mod cross_entropy;
 mod embedding;
+mod isa;
 mod lanes;
 mod math;
 mod matmul;
@@ -45,6 +46,12 @@ impl Cpu {
     /// [`Error::Device`] if the operating system refuses the threads.
     pub fn new(threads: usize) -> Result<Self> {
         Ok(Self { threads: Threads::new(threads)?, rope: None })
+    }
+
+    /// A backend on an instruction set of the caller's choice.
+    #[cfg(test)]
+    fn on(threads: usize, isa: isa::Isa) -> Result<Self> {
+        Ok(Self { threads: Threads::new(threads)?.with_isa(isa), ..Self::new(1)? })
     }
 
     /// Number of threads operations are spread over.

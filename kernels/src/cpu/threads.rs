@@ -4,6 +4,7 @@ use gemm::Parallelism;
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::isa;
 use crate::{Error, Result};
 
 /// The threads of a [`Cpu`](super::Cpu) and the instruction set its loops are compiled for at run time.
@@ -28,7 +29,13 @@ impl Threads {
                     .map_err(|error| Error::Device(error.to_string()))
             })
             .transpose()?;
-        Ok(Self { pool, arch: Arch::new() })
+        Ok(Self { pool, arch: isa::isa().arch() })
+    }
+
+    /// The same threads on another instruction set.
+    #[cfg(test)]
+    pub(super) fn with_isa(self, isa: isa::Isa) -> Self {
+        Self { arch: isa.arch(), ..self }
     }
 
     /// Number of threads work is spread over.
@@ -36,7 +43,7 @@ impl Threads {
         self.pool.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
     }
 
-    /// The instruction set of this machine.
+    /// The instruction set in use.
     pub(super) fn arch(&self) -> Arch {
         self.arch
     }
