@@ -11,6 +11,8 @@ mod check;
 mod columns;
 mod cross_entropy;
 mod embedding;
+#[cfg(test)]
+mod golden;
 mod isa;
 mod lanes;
 mod math;
