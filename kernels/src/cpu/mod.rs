@@ -20,6 +20,7 @@ mod matmul;
 mod packing;
 mod rmsnorm;
 mod rope;
+mod scratch;
 mod swiglu;
 mod threads;
 mod tile;
@@ -30,12 +31,14 @@ use crate::{
     RoundingKey, Write,
 };
 use rope::Turn;
+use scratch::Scratch;
 use threads::Threads;
 
 /// The CPU.
 #[derive(Debug)]
 pub struct Cpu {
     threads: Threads,
+    scratch: Scratch,
     rope: Option<rope::Table>,
 }
 
@@ -47,7 +50,7 @@ impl Cpu {
     ///
     /// [`Error::Device`] if the operating system refuses the threads.
     pub fn new(threads: usize) -> Result<Self> {
-        Ok(Self { threads: Threads::new(threads)?, rope: None })
+        Ok(Self { threads: Threads::new(threads)?, scratch: Scratch::default(), rope: None })
     }
 
     /// A backend on an instruction set of the caller's choice.
@@ -238,7 +241,7 @@ impl Backend for Cpu {
         let len = rows * width;
         let (dx, dgain) = (&mut dx.0[..len], &mut dgain.0[..width]);
         let (dy, x, gain, rstd) = (&dy.0[..len], &x.0[..len], &gain.0[..width], &rstd.0[..rows]);
-        rmsnorm::backward(&self.threads, dx, dgain, dy, x, gain, rstd, write);
+        rmsnorm::backward(&self.threads, &self.scratch, dx, dgain, dy, x, gain, rstd, write);
         Ok(())
     }
 
@@ -263,7 +266,8 @@ impl Backend for Cpu {
     ) -> Result<()> {
         let [queries, keys, sums] = attention_lens(shape);
         let (out, lse) = (&mut out.0[..queries], &mut lse.0[..sums]);
-        attention::forward(&self.threads, out, lse, &q.0[..queries], &k.0[..keys], &v.0[..keys], shape);
+        let (q, k, v) = (&q.0[..queries], &k.0[..keys], &v.0[..keys]);
+        attention::forward(&self.threads, &self.scratch, out, lse, q, k, v, shape);
         Ok(())
     }
 
@@ -284,7 +288,7 @@ impl Backend for Cpu {
         let (dq, dk, dv) = (&mut dq.0[..queries], &mut dk.0[..keys], &mut dv.0[..keys]);
         let (q, k, v) = (&q.0[..queries], &k.0[..keys], &v.0[..keys]);
         let (dout, out, lse) = (&dout.0[..queries], &out.0[..queries], &lse.0[..sums]);
-        attention::backward(&self.threads, dq, dk, dv, dout, q, k, v, out, lse, shape);
+        attention::backward(&self.threads, &self.scratch, dq, dk, dv, dout, q, k, v, out, lse, shape);
         Ok(())
     }
 
