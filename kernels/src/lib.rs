@@ -17,7 +17,7 @@ mod error;
 mod packing;
 pub mod random;
 
-pub use backend::{AdamStep, AttentionShape, Backend, LinearShape, RopeShape, Write};
+pub use backend::{AdamStep, AttentionShape, Backend, HeadGradients, LinearShape, RopeShape, Write};
 pub use cpu::{Cpu, CpuIds, CpuTensor};
 pub use error::{Error, Result};
 pub use packing::{PackedFormat, PackingError, RoundingKey};

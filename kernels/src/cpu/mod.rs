@@ -13,6 +13,7 @@ mod cross_entropy;
 mod embedding;
 #[cfg(test)]
 mod golden;
+mod head;
 mod isa;
 mod lanes;
 mod math;
@@ -27,8 +28,8 @@ mod tile;
 mod update;
 
 use crate::{
-    AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, PackingError, Result, RopeShape,
-    RoundingKey, Write,
+    AdamStep, AttentionShape, Backend, Error, HeadGradients, LinearShape, PackedFormat, PackingError, Result,
+    RopeShape, RoundingKey, Write,
 };
 use rope::Turn;
 use scratch::Scratch;
@@ -348,6 +349,31 @@ impl Backend for Cpu {
         let (losses, logits) = (&mut losses.0[..rows], &mut logits.0[..rows * vocab]);
         cross_entropy::forward_backward(&self.threads, losses, logits, &targets.0, vocab, scale);
         Ok(())
+    }
+
+    fn head(
+        &mut self,
+        losses: &mut CpuTensor,
+        gradients: Option<HeadGradients<'_, CpuTensor>>,
+        logits: &mut CpuTensor,
+        x: &CpuTensor,
+        w: &CpuTensor,
+        targets: &CpuIds,
+        shape: LinearShape,
+    ) -> Result<()> {
+        let losses = &mut losses.0[..shape.rows];
+        let gradients = gradients.map(|HeadGradients { dx, dw, scale }| head::Gradients {
+            dx: &mut dx.0,
+            dw: &mut dw.0,
+            scale,
+        });
+        let targets = &targets.0[..shape.rows];
+        head::forward_backward(&self.threads, losses, gradients, &mut logits.0, &x.0, &w.0, targets, shape);
+        Ok(())
+    }
+
+    fn head_logits(&self, shape: LinearShape) -> usize {
+        head::logits_len(shape)
     }
 
     fn anchor(&mut self, x: &mut CpuTensor, ids: &CpuIds, seed: u64, width: usize, scale: f32) -> Result<()> {
