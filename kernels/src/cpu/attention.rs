@@ -52,9 +52,8 @@ pub(super) fn forward(
                     let block = Block::new(first, place);
                     block.scores(scores, q_dense, k_turned);
                     for (r, row) in scores.chunks_exact_mut(place.keys).take(block.rows).enumerate() {
-                        let seen = first + r + 1;
-                        lse.row(first + r)[head] = softmax(&mut row[..seen], block.scale);
-                        row[seen..tile::align(block.seen())].fill(0.0);
+                        let row = &mut row[..tile::align(block.seen())];
+                        lse.row(first + r)[head] = softmax(row, first + r + 1, block.scale);
                     }
                     block.times_rows(result, scores, v_dense);
                     store(&mut out, result, block, head);
@@ -109,10 +108,8 @@ pub(super) fn backward(
                         let row = token * place.width..(token + 1) * place.width;
                         let delta = lanes::dot(&out_dense[row.clone()], &dout_dense[row]);
                         let lse = place.lse(lse, token, head);
-                        softmax_backward(&mut p[..=token], &mut dp[..=token], lse, delta, block.scale);
-                        let masked = token + 1..tile::align(block.seen());
-                        p[masked.clone()].fill(0.0);
-                        dp[masked].fill(0.0);
+                        let aligned = ..tile::align(block.seen());
+                        softmax_backward(&mut p[aligned], &mut dp[aligned], token + 1, lse, delta, block.scale);
                     }
                     block.add_transposed(dv_sum, p, dout_dense);
                     block.add_transposed(dk_sum, dp, q_dense);
@@ -279,28 +276,41 @@ fn store(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize) {
     }
 }
 
-/// Turns scores into probabilities in place; returns the log-sum-exp of the scaled scores.
+/// Turns scores into probabilities in place, those beyond the first `seen` into 0; returns the log-sum-exp of the
+/// scaled scores. The row has an aligned width, so that its loops leave no remainder.
 #[inline(always)]
-fn softmax(row: &mut [f32], scale: f32) -> f32 {
+fn softmax(row: &mut [f32], seen: usize, scale: f32) -> f32 {
+    row[seen..].fill(f32::NEG_INFINITY);
     let top = lanes::max(row);
-    for x in row.iter_mut() {
-        *x = exp((*x - top) * scale);
+    for chunk in row.as_chunks_mut::<{ tile::ALIGN }>().0 {
+        for x in chunk {
+            *x = exp((*x - top) * scale);
+        }
     }
+    // Zeros leave the partial sums alone.
+    row[seen..].fill(0.0);
     let sum = lanes::sum(row);
     let factor = 1.0 / sum;
-    for x in row.iter_mut() {
-        *x *= factor;
+    for chunk in row.as_chunks_mut::<{ tile::ALIGN }>().0 {
+        for x in chunk {
+            *x *= factor;
+        }
     }
     (ln_f64(f64::from(sum)) + f64::from(top * scale)) as f32
 }
 
-/// Scores become probabilities `p`; their gradients `dp` become `p (dp - delta) scale`.
+/// Scores become probabilities `p`; their gradients `dp` become `p (dp - delta) scale`; both 0 beyond `seen`.
 #[inline(always)]
-fn softmax_backward(p: &mut [f32], dp: &mut [f32], lse: f32, delta: f32, scale: f32) {
-    for (p, dp) in p.iter_mut().zip(dp) {
-        *p = exp(p.mul_add(scale, -lse));
-        *dp = *p * (*dp - delta) * scale;
+fn softmax_backward(p: &mut [f32], dp: &mut [f32], seen: usize, lse: f32, delta: f32, scale: f32) {
+    let chunks = p.as_chunks_mut::<{ tile::ALIGN }>().0.iter_mut();
+    for (p, dp) in chunks.zip(dp.as_chunks_mut::<{ tile::ALIGN }>().0) {
+        for (p, dp) in p.iter_mut().zip(dp) {
+            *p = exp(p.mul_add(scale, -lse));
+            *dp = *p * (*dp - delta) * scale;
+        }
     }
+    p[seen..].fill(0.0);
+    dp[seen..].fill(0.0);
 }
 
 #[cfg(test)]
