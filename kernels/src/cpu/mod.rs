@@ -41,6 +41,7 @@ pub struct Cpu {
     threads: Threads,
     scratch: Scratch,
     rope: Option<rope::Table>,
+    tensor_bytes: usize,
 }
 
 impl Cpu {
@@ -51,7 +52,14 @@ impl Cpu {
     ///
     /// [`Error::Device`] if the operating system refuses the threads.
     pub fn new(threads: usize) -> Result<Self> {
-        Ok(Self { threads: Threads::new(threads)?, scratch: Scratch::default(), rope: None })
+        Ok(Self { threads: Threads::new(threads)?, scratch: Scratch::default(), rope: None, tensor_bytes: 0 })
+    }
+
+    /// Bytes of all tensors this backend has made so far. Who makes its tensors once and keeps them, as a shard does,
+    /// reads its peak here; scratch of single operations is not counted.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> usize {
+        self.tensor_bytes
     }
 
     /// A backend on an instruction set of the caller's choice.
@@ -117,6 +125,7 @@ impl Backend for Cpu {
     type Ids = CpuIds;
 
     fn zeros(&mut self, len: usize) -> Result<CpuTensor> {
+        self.tensor_bytes += len * size_of::<f32>();
         Ok(CpuTensor(vec![0.0; len]))
     }
 
