@@ -73,6 +73,17 @@ pub struct AdamStep {
     pub momentum_rate: f32,
 }
 
+/// Where [`Backend::head`] writes the gradients of `scale * sum(losses)`.
+#[derive(Debug)]
+pub struct HeadGradients<'a, T> {
+    /// Of `x[N,d]`, `=`.
+    pub dx: &'a mut T,
+    /// Of `w[V,d]`, `+=`.
+    pub dw: &'a mut T,
+    /// Factor on every loss.
+    pub scale: f32,
+}
+
 /// A device that holds tensors and computes on them.
 ///
 /// Tensors are flat f32 buffers; the shape is an argument of the operation. A tensor may be longer than the
@@ -248,6 +259,34 @@ pub trait Backend: 'static {
         vocab: usize,
         scale: f32,
     ) -> Result<()>;
+
+    /// `losses[N] =` the cross-entropy, in nats, of `softmax(x[N,d] w[V,d]^T)`, and the gradients if asked for.
+    /// `shape` has `N` rows, `d` inputs and `V` outputs.
+    ///
+    /// `logits` is scratch of [`Backend::head_logits`] numbers. This default makes all logits at once; a device
+    /// does better in blocks of rows.
+    fn head(
+        &mut self,
+        losses: &mut Self::Tensor,
+        gradients: Option<HeadGradients<'_, Self::Tensor>>,
+        logits: &mut Self::Tensor,
+        x: &Self::Tensor,
+        w: &Self::Tensor,
+        targets: &Self::Ids,
+        shape: LinearShape,
+    ) -> Result<()> {
+        self.linear(logits, x, w, shape, Write::Set)?;
+        let scale = gradients.as_ref().map_or(1.0, |gradients| gradients.scale);
+        self.cross_entropy(losses, logits, targets, shape.outputs, scale)?;
+        let Some(HeadGradients { dx, dw, .. }) = gradients else { return Ok(()) };
+        self.linear_backward_input(dx, logits, w, shape, Write::Set)?;
+        self.linear_backward_weight(dw, logits, x, shape, Write::Add)
+    }
+
+    /// Numbers of scratch that [`Backend::head`] needs.
+    fn head_logits(&self, shape: LinearShape) -> usize {
+        shape.rows * shape.outputs
+    }
 
     // ---- boundary -------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ mod packing;
 pub mod random;
 pub mod roof;
 
-pub use backend::{AdamStep, AttentionShape, Backend, LinearShape, RopeShape, Write};
+pub use backend::{AdamStep, AttentionShape, Backend, HeadGradients, LinearShape, RopeShape, Write};
 pub use cpu::{Cpu, CpuIds, CpuTensor, Profile};
 pub use error::{Error, Result};
 pub use packing::{PackedFormat, PackingError, RoundingKey};

@@ -10,6 +10,7 @@ use super::{
     lanes,
     math::{exp, ln_f64},
     matrix::Matrix,
+    scratch::Scratch,
     threads::Threads,
     tile::{self, Product},
 };
@@ -22,6 +23,7 @@ const BLOCK_ROWS: usize = 16;
 /// `out[N, h*e] = softmax(q k^T / sqrt(e)) v`, `lse[N, h]`
 pub(super) fn forward(
     threads: &Threads,
+    scratch: &Scratch,
     out: &mut [f32],
     lse: &mut [f32],
     q: &[f32],
@@ -38,21 +40,23 @@ pub(super) fn forward(
         #[inline(always)]
         |(index, (mut out, mut lse))| {
             let place = Place::new(index, shape, threads.arch());
-            let (k, v) = (place.turned_key_value(k), place.key_value(v));
-            let mut scores = vec![0.0; BLOCK_ROWS * place.keys];
-            let mut result = vec![0.0; BLOCK_ROWS * place.width];
+            let [dense, turned, scores, result] = place.lens();
+            let mut memory = scratch.take(2 * dense + turned + scores + result);
+            let [k_turned, v_dense, q_dense, scores, result] =
+                memory.parts([turned, dense, dense, scores, result]);
+            place.turn_key_value(k_turned, k);
+            place.gather_key_value(v_dense, v);
             for head in 0..group {
-                let q = place.query(q, head);
+                place.gather_query(q_dense, q, head);
                 for first in (0..tokens).step_by(BLOCK_ROWS) {
                     let block = Block::new(first, place);
-                    block.scores(&mut scores, &q, &k);
+                    block.scores(scores, q_dense, k_turned);
                     for (r, row) in scores.chunks_exact_mut(place.keys).take(block.rows).enumerate() {
-                        let seen = first + r + 1;
-                        lse.row(first + r)[head] = softmax(&mut row[..seen], block.scale);
-                        row[seen..tile::align(block.seen())].fill(0.0);
+                        let row = &mut row[..tile::align(block.seen())];
+                        lse.row(first + r)[head] = softmax(row, first + r + 1, block.scale);
                     }
-                    block.times_rows(&mut result, &scores, &v);
-                    store(&mut out, &result, block, head);
+                    block.times_rows(result, scores, v_dense);
+                    store(&mut out, result, block, head);
                 }
             }
         },
@@ -62,6 +66,7 @@ pub(super) fn forward(
 /// `dq =`, `dk =`, `dv =`
 pub(super) fn backward(
     threads: &Threads,
+    scratch: &Scratch,
     dq: &mut [f32],
     dk: &mut [f32],
     dv: &mut [f32],
@@ -83,33 +88,33 @@ pub(super) fn backward(
         #[inline(always)]
         |(index, ((mut dq, mut dk), mut dv))| {
             let place = Place::new(index, shape, threads.arch());
-            let (k_turned, v_turned) = (place.turned_key_value(k), place.turned_key_value(v));
-            let k = place.key_value(k);
-            let (mut dk_sum, mut dv_sum) = (vec![0.0; k.len()], vec![0.0; k.len()]);
-            let mut scores = vec![0.0; BLOCK_ROWS * place.keys];
-            let mut dscores = vec![0.0; BLOCK_ROWS * place.keys];
-            let mut result = vec![0.0; BLOCK_ROWS * place.width];
+            let [dense, turned, scores, result] = place.lens();
+            let mut memory = scratch.take(6 * dense + 2 * turned + 2 * scores + result);
+            let [k_dense, q_dense, out_dense, dout_dense, dk_sum, dv_sum, k_turned, v_turned, p, dp, result] =
+                memory.parts([dense, dense, dense, dense, dense, dense, turned, turned, scores, scores, result]);
+            place.gather_key_value(k_dense, k);
+            place.turn_key_value(k_turned, k);
+            place.turn_key_value(v_turned, v);
             for head in 0..group {
-                let q = place.query(q, head);
-                let (out, dout) = (place.query(out, head), place.query(dout, head));
+                place.gather_query(q_dense, q, head);
+                place.gather_query(out_dense, out, head);
+                place.gather_query(dout_dense, dout, head);
                 for first in (0..tokens).step_by(BLOCK_ROWS) {
                     let block = Block::new(first, place);
-                    block.scores(&mut scores, &q, &k_turned);
-                    block.scores(&mut dscores, &dout, &v_turned);
-                    let rows = scores.chunks_exact_mut(place.keys).zip(dscores.chunks_exact_mut(place.keys));
+                    block.scores(p, q_dense, k_turned);
+                    block.scores(dp, dout_dense, v_turned);
+                    let rows = p.chunks_exact_mut(place.keys).zip(dp.chunks_exact_mut(place.keys));
                     for (token, (p, dp)) in (first..first + block.rows).zip(rows) {
                         let row = token * place.width..(token + 1) * place.width;
-                        let delta = lanes::dot(&out[row.clone()], &dout[row]);
+                        let delta = lanes::dot(&out_dense[row.clone()], &dout_dense[row]);
                         let lse = place.lse(lse, token, head);
-                        softmax_backward(&mut p[..=token], &mut dp[..=token], lse, delta, block.scale);
-                        let masked = token + 1..tile::align(block.seen());
-                        p[masked.clone()].fill(0.0);
-                        dp[masked].fill(0.0);
+                        let aligned = ..tile::align(block.seen());
+                        softmax_backward(&mut p[aligned], &mut dp[aligned], token + 1, lse, delta, block.scale);
                     }
-                    block.add_transposed(&mut dv_sum, &scores, &dout);
-                    block.add_transposed(&mut dk_sum, &dscores, &q);
-                    block.times_rows(&mut result, &dscores, &k);
-                    store(&mut dq, &result, block, head);
+                    block.add_transposed(dv_sum, p, dout_dense);
+                    block.add_transposed(dk_sum, dp, q_dense);
+                    block.times_rows(result, dp, k_dense);
+                    store(&mut dq, result, block, head);
                 }
             }
             for row in 0..tokens {
@@ -146,25 +151,29 @@ impl Place {
         }
     }
 
-    /// This head's columns of `x[N, g*e]`, dense.
-    fn key_value(self, x: &[f32]) -> Vec<f32> {
-        self.gather(x, self.shape.kv_heads, self.kv_head)
+    /// Lengths of scratch: dense queries, keys or values; turned keys or values; scores of a block; its result.
+    fn lens(self) -> [usize; 4] {
+        let AttentionShape { tokens, head_width, .. } = self.shape;
+        [tokens * self.width, head_width * self.keys, BLOCK_ROWS * self.keys, BLOCK_ROWS * self.width]
     }
 
-    /// This head's columns of `x[N, g*e]` as rows of scores: `[e, keys]`.
-    fn turned_key_value(self, x: &[f32]) -> Vec<f32> {
-        let mut turned = vec![0.0; self.shape.head_width * self.keys];
+    /// `dense =` this head's columns of `x[N, g*e]`
+    fn gather_key_value(self, dense: &mut [f32], x: &[f32]) {
+        self.gather(dense, x, self.shape.kv_heads, self.kv_head);
+    }
+
+    /// `turned[e, keys] =` this head's columns of `x[N, g*e]`, as rows of scores.
+    fn turn_key_value(self, turned: &mut [f32], x: &[f32]) {
         for (token, row) in self.rows(x, self.shape.kv_heads, self.kv_head).enumerate() {
             for (column, &x) in row.iter().enumerate() {
                 turned[column * self.keys + token] = x;
             }
         }
-        turned
     }
 
-    /// The columns of query head `head` of this group of `x[N, h*e]`, dense.
-    fn query(self, x: &[f32], head: usize) -> Vec<f32> {
-        self.gather(x, self.shape.heads, self.query_head(head))
+    /// `dense =` the columns of query head `head` of this group of `x[N, h*e]`
+    fn gather_query(self, dense: &mut [f32], x: &[f32], head: usize) {
+        self.gather(dense, x, self.shape.heads, self.query_head(head));
     }
 
     fn lse(self, lse: &[f32], token: usize, head: usize) -> f32 {
@@ -176,12 +185,10 @@ impl Place {
         self.kv_head * (self.shape.heads / self.shape.kv_heads) + head
     }
 
-    fn gather(self, x: &[f32], heads: usize, head: usize) -> Vec<f32> {
-        let mut dense = vec![0.0; self.shape.tokens * self.width];
+    fn gather(self, dense: &mut [f32], x: &[f32], heads: usize, head: usize) {
         for (dense, row) in dense.chunks_exact_mut(self.width).zip(self.rows(x, heads, head)) {
             dense[..row.len()].copy_from_slice(row);
         }
-        dense
     }
 
     fn rows(self, x: &[f32], heads: usize, head: usize) -> impl Iterator<Item = &[f32]> {
@@ -269,28 +276,41 @@ fn store(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize) {
     }
 }
 
-/// Turns scores into probabilities in place; returns the log-sum-exp of the scaled scores.
+/// Turns scores into probabilities in place, those beyond the first `seen` into 0; returns the log-sum-exp of the
+/// scaled scores. The row has an aligned width, so that its loops leave no remainder.
 #[inline(always)]
-fn softmax(row: &mut [f32], scale: f32) -> f32 {
+fn softmax(row: &mut [f32], seen: usize, scale: f32) -> f32 {
+    row[seen..].fill(f32::NEG_INFINITY);
     let top = lanes::max(row);
-    for x in row.iter_mut() {
-        *x = exp((*x - top) * scale);
+    for chunk in row.as_chunks_mut::<{ tile::ALIGN }>().0 {
+        for x in chunk {
+            *x = exp((*x - top) * scale);
+        }
     }
+    // Zeros leave the partial sums alone.
+    row[seen..].fill(0.0);
     let sum = lanes::sum(row);
     let factor = 1.0 / sum;
-    for x in row.iter_mut() {
-        *x *= factor;
+    for chunk in row.as_chunks_mut::<{ tile::ALIGN }>().0 {
+        for x in chunk {
+            *x *= factor;
+        }
     }
     (ln_f64(f64::from(sum)) + f64::from(top * scale)) as f32
 }
 
-/// Scores become probabilities `p`; their gradients `dp` become `p (dp - delta) scale`.
+/// Scores become probabilities `p`; their gradients `dp` become `p (dp - delta) scale`; both 0 beyond `seen`.
 #[inline(always)]
-fn softmax_backward(p: &mut [f32], dp: &mut [f32], lse: f32, delta: f32, scale: f32) {
-    for (p, dp) in p.iter_mut().zip(dp) {
-        *p = exp(p.mul_add(scale, -lse));
-        *dp = *p * (*dp - delta) * scale;
+fn softmax_backward(p: &mut [f32], dp: &mut [f32], seen: usize, lse: f32, delta: f32, scale: f32) {
+    let chunks = p.as_chunks_mut::<{ tile::ALIGN }>().0.iter_mut();
+    for (p, dp) in chunks.zip(dp.as_chunks_mut::<{ tile::ALIGN }>().0) {
+        for (p, dp) in p.iter_mut().zip(dp) {
+            *p = exp(p.mul_add(scale, -lse));
+            *dp = *p * (*dp - delta) * scale;
+        }
     }
+    p[seen..].fill(0.0);
+    dp[seen..].fill(0.0);
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! How the tests of the operations judge them: against f64 loops, central differences and other thread counts.
 
-use super::{Cpu, CpuTensor};
+use super::{Cpu, CpuTensor, Profile, isa::Isa};
 use crate::random::fill_normal;
 
 /// Near-normal numbers, different for every `stream`.
@@ -63,17 +63,22 @@ pub(super) fn gradients(
     all
 }
 
-/// Demands equal bits from one, two and three threads, and from a second call.
+/// Demands equal bits from one, two and three threads on every instruction set, and from a second call.
 #[track_caller]
 pub(super) fn same_on_any_threads(run: impl Fn(&mut Cpu) -> Vec<CpuTensor>) {
     let bits = |cpu: &mut Cpu| -> Vec<Vec<u32>> {
         run(cpu).iter().map(|x| x.as_slice().iter().map(|x| x.to_bits()).collect()).collect()
     };
     let expected = bits(&mut cpu());
-    for threads in [1, 2, 3] {
-        let mut cpu = Cpu::new(threads).unwrap();
+    for (threads, isa) in everywhere() {
+        let mut cpu = Cpu::on(threads, isa, Profile::Repro).unwrap();
         for call in 0..2 {
-            assert!(bits(&mut cpu) == expected, "call {call} on {threads} threads differs");
+            assert!(bits(&mut cpu) == expected, "call {call} on {threads} threads, {isa:?} differs");
         }
     }
+}
+
+/// The ways to run an operation that must not show: thread counts and instruction sets.
+pub(super) fn everywhere() -> impl Iterator<Item = (usize, Isa)> {
+    Isa::available().flat_map(|isa| [1, 2, 3].map(|threads| (threads, isa)))
 }

@@ -11,6 +11,10 @@ mod check;
 mod columns;
 mod cross_entropy;
 mod embedding;
+#[cfg(test)]
+mod golden;
+mod head;
+mod isa;
 mod lanes;
 mod math;
 mod matmul;
@@ -19,18 +23,21 @@ mod packing;
 mod product;
 mod rmsnorm;
 mod rope;
+mod scratch;
 mod swiglu;
 mod threads;
 mod tile;
 mod update;
 
 use crate::{
-    AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, PackingError, Result, RopeShape,
-    RoundingKey, Write,
+    AdamStep, AttentionShape, Backend, Error, HeadGradients, LinearShape, PackedFormat, PackingError, Result,
+    RopeShape, RoundingKey, Write,
 };
+use isa::Isa;
+use product::Products;
 pub use product::Profile;
-use product::{Isa, Products};
 use rope::Turn;
+use scratch::Scratch;
 use threads::Threads;
 
 /// The CPU.
@@ -38,7 +45,9 @@ use threads::Threads;
 pub struct Cpu {
     threads: Threads,
     products: Products,
+    scratch: Scratch,
     rope: Option<rope::Table>,
+    tensor_bytes: usize,
 }
 
 impl Cpu {
@@ -63,8 +72,18 @@ impl Cpu {
     ///
     /// As [`Cpu::new`].
     pub fn with_profile(threads: usize, profile: Profile) -> Result<Self> {
-        let isa = Isa::allowed()?;
-        Ok(Self { threads: Threads::new(threads, isa)?, products: Products::new(isa, profile), rope: None })
+        Self::on(threads, Isa::allowed()?, profile)
+    }
+
+    /// A backend on an instruction set of the caller's choice.
+    fn on(threads: usize, isa: Isa, profile: Profile) -> Result<Self> {
+        Ok(Self {
+            threads: Threads::new(threads, isa)?,
+            products: Products::new(isa, profile),
+            scratch: Scratch::default(),
+            rope: None,
+            tensor_bytes: 0,
+        })
     }
 
     /// How products really run: [`Profile::Repro`] also where [`Profile::Fast`] was asked for but the processor
@@ -72,6 +91,13 @@ impl Cpu {
     #[must_use]
     pub fn profile(&self) -> Profile {
         self.products.profile()
+    }
+
+    /// Bytes of all tensors this backend has made so far. Who makes its tensors once and keeps them, as a shard does,
+    /// reads its peak here; scratch of single operations is not counted.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> usize {
+        self.tensor_bytes
     }
 
     /// Number of threads operations are spread over.
@@ -131,6 +157,7 @@ impl Backend for Cpu {
     type Ids = CpuIds;
 
     fn zeros(&mut self, len: usize) -> Result<CpuTensor> {
+        self.tensor_bytes += len * size_of::<f32>();
         Ok(CpuTensor(vec![0.0; len]))
     }
 
@@ -272,7 +299,7 @@ impl Backend for Cpu {
         let len = rows * width;
         let (dx, dgain) = (&mut dx.0[..len], &mut dgain.0[..width]);
         let (dy, x, gain, rstd) = (&dy.0[..len], &x.0[..len], &gain.0[..width], &rstd.0[..rows]);
-        rmsnorm::backward(&self.threads, dx, dgain, dy, x, gain, rstd, write);
+        rmsnorm::backward(&self.threads, &self.scratch, dx, dgain, dy, x, gain, rstd, write);
         Ok(())
     }
 
@@ -297,7 +324,8 @@ impl Backend for Cpu {
     ) -> Result<()> {
         let [queries, keys, sums] = attention_lens(shape);
         let (out, lse) = (&mut out.0[..queries], &mut lse.0[..sums]);
-        attention::forward(&self.threads, out, lse, &q.0[..queries], &k.0[..keys], &v.0[..keys], shape);
+        let (q, k, v) = (&q.0[..queries], &k.0[..keys], &v.0[..keys]);
+        attention::forward(&self.threads, &self.scratch, out, lse, q, k, v, shape);
         Ok(())
     }
 
@@ -318,7 +346,7 @@ impl Backend for Cpu {
         let (dq, dk, dv) = (&mut dq.0[..queries], &mut dk.0[..keys], &mut dv.0[..keys]);
         let (q, k, v) = (&q.0[..queries], &k.0[..keys], &v.0[..keys]);
         let (dout, out, lse) = (&dout.0[..queries], &out.0[..queries], &lse.0[..sums]);
-        attention::backward(&self.threads, dq, dk, dv, dout, q, k, v, out, lse, shape);
+        attention::backward(&self.threads, &self.scratch, dq, dk, dv, dout, q, k, v, out, lse, shape);
         Ok(())
     }
 
@@ -378,6 +406,42 @@ impl Backend for Cpu {
         let (losses, logits) = (&mut losses.0[..rows], &mut logits.0[..rows * vocab]);
         cross_entropy::forward_backward(&self.threads, losses, logits, &targets.0, vocab, scale);
         Ok(())
+    }
+
+    fn head(
+        &mut self,
+        losses: &mut CpuTensor,
+        gradients: Option<HeadGradients<'_, CpuTensor>>,
+        logits: &mut CpuTensor,
+        x: &CpuTensor,
+        w: &CpuTensor,
+        targets: &CpuIds,
+        shape: LinearShape,
+    ) -> Result<()> {
+        let losses = &mut losses.0[..shape.rows];
+        let gradients = gradients.map(|HeadGradients { dx, dw, scale }| head::Gradients {
+            dx: &mut dx.0,
+            dw: &mut dw.0,
+            scale,
+        });
+        let targets = &targets.0[..shape.rows];
+        let (products, logits) = (&mut self.products, &mut logits.0);
+        head::forward_backward(
+            products,
+            &self.threads,
+            losses,
+            gradients,
+            logits,
+            &x.0,
+            &w.0,
+            targets,
+            shape,
+        );
+        Ok(())
+    }
+
+    fn head_logits(&self, shape: LinearShape) -> usize {
+        head::logits_len(shape)
     }
 
     fn anchor(&mut self, x: &mut CpuTensor, ids: &CpuIds, seed: u64, width: usize, scale: f32) -> Result<()> {

@@ -6,6 +6,7 @@ use crate::{
     random::{Domain, LANES, high, key as domain_key, low, philox_lanes, philox4x32},
 };
 use half::bf16;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Rows of one job.
 const BLOCK_ROWS: usize = 32;
@@ -63,29 +64,45 @@ pub(super) fn unpack(
 
 /// Refuses the first row with a number that is not finite.
 fn check_finite(threads: &Threads, x: &[f32], width: usize) -> Result<(), PackingError> {
-    let mut bad = vec![None; x.len().div_ceil(BLOCK_ROWS * width)];
+    let bad = FirstBad::default();
     threads.each(
-        bad.iter_mut().zip(x.chunks(BLOCK_ROWS * width)).enumerate(),
+        x.chunks(BLOCK_ROWS * width).enumerate(),
         #[inline(always)]
-        |(block, (bad, x))| {
+        |(block, x)| {
             for (row, x) in x.chunks_exact(width).enumerate() {
                 let mut finite = true;
                 for x in x {
                     finite &= x.is_finite();
                 }
-                if !finite && bad.is_none() {
-                    *bad = Some(block * BLOCK_ROWS + row);
+                if !finite {
+                    bad.add(block * BLOCK_ROWS + row);
                 }
             }
         },
     );
-    first_bad(&bad)
+    bad.check()
 }
 
-fn first_bad(bad: &[Option<usize>]) -> Result<(), PackingError> {
-    match bad.iter().flatten().next() {
-        Some(&row) => Err(PackingError::NonFinite { row }),
-        None => Ok(()),
+/// The first of the rows that jobs on any thread found bad.
+#[derive(Debug)]
+struct FirstBad(AtomicUsize);
+
+impl Default for FirstBad {
+    fn default() -> Self {
+        Self(AtomicUsize::new(usize::MAX))
+    }
+}
+
+impl FirstBad {
+    fn add(&self, row: usize) {
+        self.0.fetch_min(row, Ordering::Relaxed);
+    }
+
+    fn check(self) -> Result<(), PackingError> {
+        match self.0.into_inner() {
+            usize::MAX => Ok(()),
+            row => Err(PackingError::NonFinite { row }),
+        }
     }
 }
 
@@ -137,14 +154,18 @@ impl Quantiser {
     }
 
     fn pack(&self, threads: &Threads, bytes: &mut [u8], x: &[f32]) -> Result<(), PackingError> {
-        let mut bad = vec![None; x.len().div_ceil(BLOCK_ROWS * self.width)];
+        let bad = FirstBad::default();
         let blocks = bytes.chunks_mut(BLOCK_ROWS * self.row_bytes()).zip(x.chunks(BLOCK_ROWS * self.width));
         threads.each(
-            bad.iter_mut().zip(blocks).enumerate(),
+            blocks.enumerate(),
             #[inline(always)]
-            |(block, (bad, (bytes, x)))| *bad = self.pack_block(bytes, x, block * BLOCK_ROWS),
+            |(block, (bytes, x))| {
+                if let Some(row) = self.pack_block(bytes, x, block * BLOCK_ROWS) {
+                    bad.add(row);
+                }
+            },
         );
-        first_bad(&bad)
+        bad.check()
     }
 
     /// Packs the rows from `first` on; the first row that cannot be packed ends it.

@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation (Zhang, Sennrich: arXiv 1910.07467) with a gain per column.
 
-use super::{lanes, threads::Threads};
+use super::{lanes, scratch::Scratch, threads::Threads};
 use crate::Write;
 
 /// Rows of one job: fixed, so that the partial sums of `dgain` are the same for every thread count.
@@ -49,6 +49,7 @@ pub(super) fn apply(threads: &Threads, y: &mut [f32], x: &[f32], gain: &[f32], r
 /// With `u = dy * gain` and `s = sum(u x) rstd^3 / d`: `dx (= | +=) rstd u - s x`, `dgain += sum_rows dy x rstd`.
 pub(super) fn backward(
     threads: &Threads,
+    scratch: &Scratch,
     dx: &mut [f32],
     dgain: &mut [f32],
     dy: &[f32],
@@ -59,7 +60,7 @@ pub(super) fn backward(
 ) {
     let width = gain.len();
     let block = BLOCK_ROWS * width;
-    let mut partial = vec![0.0; rstd.len().div_ceil(BLOCK_ROWS) * width];
+    let mut partial = scratch.take(rstd.len().div_ceil(BLOCK_ROWS) * width);
     let outputs = dx.chunks_mut(block).zip(partial.chunks_mut(width));
     let jobs = outputs.zip(dy.chunks(block)).zip(x.chunks(block)).zip(rstd.chunks(BLOCK_ROWS));
     threads.each(

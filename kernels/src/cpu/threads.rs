@@ -3,7 +3,7 @@
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::product::Isa;
+use super::isa::Isa;
 use crate::{Error, Result};
 
 /// The threads of a [`Cpu`](super::Cpu) and the instruction set its loops are compiled for at run time.
@@ -36,7 +36,7 @@ impl Threads {
         self.pool.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
     }
 
-    /// The instruction set of this machine.
+    /// The instruction set in use.
     pub(super) fn arch(&self) -> Arch {
         self.arch
     }

@@ -5,6 +5,8 @@ use crate::AdamStep;
 
 /// Numbers of one job, and of one partial sum.
 const BLOCK: usize = 1 << 14;
+/// Partial sums held at a time; those of no block are 0.
+const SUMS: usize = 256;
 const LANES: usize = 16;
 
 /// `y += alpha x`
@@ -22,13 +24,19 @@ pub(super) fn add_scaled(threads: &Threads, y: &mut [f32], x: &[f32], alpha: f32
 
 /// Sum of squares in f64: interleaved within a block, blocks in order.
 pub(super) fn sum_squares(threads: &Threads, x: &[f32]) -> f64 {
-    let mut partial = vec![0.0; x.len().div_ceil(BLOCK)];
-    threads.each(
-        partial.iter_mut().zip(x.chunks(BLOCK)),
-        #[inline(always)]
-        |(sum, x)| *sum = block_sum_squares(x),
-    );
-    partial.iter().sum()
+    let mut sum = 0.0;
+    for x in x.chunks(SUMS * BLOCK) {
+        let mut partial = [0.0; SUMS];
+        threads.each(
+            partial.iter_mut().zip(x.chunks(BLOCK)),
+            #[inline(always)]
+            |(sum, x)| *sum = block_sum_squares(x),
+        );
+        for part in partial {
+            sum += part;
+        }
+    }
+    sum
 }
 
 #[inline(always)]

@@ -169,7 +169,7 @@ fn norm_backward<B: Backend>(
 }
 
 /// `dx (= | +=) dy w`, `dw += dy^T x`
-pub(super) fn linear_backward<B: Backend>(
+fn linear_backward<B: Backend>(
     backend: &mut B,
     dx: &mut B::Tensor,
     w: &mut Parameter<B>,

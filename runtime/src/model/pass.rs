@@ -34,16 +34,19 @@ pub(super) struct Scratch<B: Backend> {
     pub(super) hidden_gradient: B::Tensor,
     pub(super) gate_gradient: B::Tensor,
     pub(super) up_gradient: B::Tensor,
-    /// Of the head: `[N,V]`, `[N]`, `[N]`; empty without one.
+    /// Of the head; empty without one. Logits of some rows, as many as the device wants; `[N]`, `[N]`, `[N]`.
     pub(super) logits: B::Tensor,
     pub(super) losses: B::Tensor,
     pub(super) head_rstd: B::Tensor,
+    pub(super) host_losses: Vec<f32>,
 }
 
 impl<B: Backend> Scratch<B> {
     pub(super) fn new(backend: &mut B, layout: &Layout, sizes: &Sizes) -> Result<Self> {
         let d = sizes.width;
-        let (vocab, head) = if layout.head.is_some() { (sizes.vocab, 1) } else { (0, 0) };
+        let (logits, head) =
+            if layout.head.is_some() { (backend.head_logits(sizes.head()), 1) } else { (0, 0) };
+        let logits = backend.zeros(logits)?;
         let mut rows_of = |width: usize| backend.zeros(sizes.rows * width);
         Ok(Self {
             stream: rows_of(d)?,
@@ -61,9 +64,10 @@ impl<B: Backend> Scratch<B> {
             hidden_gradient: rows_of(sizes.ffn)?,
             gate_gradient: rows_of(sizes.ffn)?,
             up_gradient: rows_of(sizes.ffn)?,
-            logits: rows_of(vocab)?,
+            logits,
             losses: rows_of(head)?,
             head_rstd: rows_of(head)?,
+            host_losses: vec![0.0; head * sizes.rows],
         })
     }
 }

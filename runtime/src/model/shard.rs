@@ -8,12 +8,13 @@ use swarmline_scheduler::{Loss, MicrobatchId, StageIndex, WeightVersion};
 
 use crate::boundary::Subspace;
 use crate::config::Run;
+use crate::model::head::{self, Purpose};
 use crate::model::layout::{Head, Layout};
 use crate::model::params::{digest, value};
 use crate::model::pass::{Pass, Scratch};
 use crate::model::sizes::Sizes;
 use crate::model::stash::{Activations, Kept, Stash, Stashes};
-use crate::model::{ParameterLog, Params, Snapshot, SnapshotError, SnapshotTensor, embed, head};
+use crate::model::{ParameterLog, Params, Snapshot, SnapshotError, SnapshotTensor, embed};
 use crate::packing::{CodeError, Codec, Direction, Tokens};
 
 /// Why a shard cannot compute.
@@ -216,8 +217,7 @@ impl<B: Backend> Shard<B> {
     /// and returns the summed loss and the packed gradient for the shard before.
     ///
     /// # Errors
-    /// [`ShardError::Code`] if `code` is wrong or the gradient not finite, [`ShardError::NonFiniteLoss`]
-    /// (before any gradient is touched).
+    /// [`ShardError::Code`] if `code` is wrong or the gradient not finite, [`ShardError::NonFiniteLoss`].
     ///
     /// # Panics
     /// If the shard does not have the head.
@@ -229,7 +229,7 @@ impl<B: Backend> Shard<B> {
     ) -> Result<LossAndGradient, ShardError> {
         let ids = self.ids(tokens.inputs())?;
         self.receive(microbatch, &ids, code)?;
-        let (loss, head) = self.loss(&ids, tokens)?;
+        let (loss, head) = self.loss(&ids, tokens, Purpose::Train)?;
         let (mut pass, workspace, _) = self.split();
         head::backward(&mut pass, head)?;
         pass.backward(&ids, workspace)?;
@@ -299,7 +299,7 @@ impl<B: Backend> Shard<B> {
             let len = self.sizes.rows * self.input.width();
             self.backend.fill(&mut self.scratch.stream, 0.0, len)?;
         }
-        Ok(self.loss(&ids, tokens)?.0)
+        Ok(self.loss(&ids, tokens, Purpose::Evaluate)?.0)
     }
 
     // ---- weights --------------------------------------------------------------------------------------------
@@ -585,12 +585,12 @@ impl<B: Backend> Shard<B> {
         self.send_gradient(microbatch)
     }
 
-    fn loss(&mut self, ids: &B::Ids, tokens: &Tokens) -> Result<(Loss, Head), ShardError> {
+    fn loss(&mut self, ids: &B::Ids, tokens: &Tokens, purpose: Purpose) -> Result<(Loss, Head), ShardError> {
         let targets = self.ids(tokens.targets())?;
         let (mut pass, workspace, head) = self.split();
         let Some(head) = head else { panic!("only a shard with the head has a loss") };
         pass.forward(ids, workspace)?;
-        let sum = head::forward(&mut pass, head, &targets)?;
+        let sum = head::forward(&mut pass, head, &targets, purpose)?;
         if !sum.is_finite() {
             return Err(ShardError::NonFiniteLoss);
         }

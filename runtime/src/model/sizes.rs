@@ -49,6 +49,11 @@ impl Sizes {
         LinearShape { rows: self.rows, inputs, outputs }
     }
 
+    /// Of the logits.
+    pub(super) fn head(&self) -> LinearShape {
+        self.linear(self.width, self.vocab)
+    }
+
     pub(super) fn attention(&self) -> AttentionShape {
         AttentionShape {
             batch: self.batch,

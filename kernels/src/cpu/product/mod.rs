@@ -15,19 +15,18 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bf16;
-mod isa;
 mod pack;
 mod scalar;
 #[cfg(test)]
 mod tests;
 mod tile;
 
+use super::isa::Isa;
 use super::{
     matrix::Matrix,
     threads::{Team, Threads},
 };
 use crate::Write;
-pub(super) use isa::Isa;
 use pack::{Line, Strip};
 use tile::{Kernel, Tile};
 

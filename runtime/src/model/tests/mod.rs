@@ -1,6 +1,7 @@
 //! The shards against each other, against finite differences, and against hostile bytes.
 
 mod cut;
+mod golden;
 mod gradient;
 mod hostile;
 mod snapshot;

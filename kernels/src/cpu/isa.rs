@@ -9,7 +9,7 @@ const VARIABLE: &str = "SWARMLINE_ISA";
 
 /// Instruction sets, each containing those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::cpu) enum Isa {
+pub(super) enum Isa {
     /// What every processor of the target has.
     Scalar,
     /// AVX2 with fused multiply-add: one without the other counts as scalar, as it would round differently.
@@ -20,7 +20,7 @@ pub(in crate::cpu) enum Isa {
 
 impl Isa {
     /// The best of this processor.
-    pub(in crate::cpu) fn best() -> Self {
+    pub(super) fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             let wide = is_x86_feature_detected!("avx512f");
@@ -30,7 +30,7 @@ impl Isa {
     }
 
     /// The best of this processor that the environment allows.
-    pub(in crate::cpu) fn allowed() -> Result<Self> {
+    pub(super) fn allowed() -> Result<Self> {
         static LIMIT: OnceLock<Option<String>> = OnceLock::new();
         let limit =
             LIMIT.get_or_init(|| env::var_os(VARIABLE).map(|name| name.to_string_lossy().into_owned()));
@@ -41,7 +41,7 @@ impl Isa {
     }
 
     /// The same for loops that are compiled several times.
-    pub(in crate::cpu) fn arch(self) -> Arch {
+    pub(super) fn arch(self) -> Arch {
         if self == Self::best() {
             return Arch::new();
         }
@@ -52,6 +52,13 @@ impl Isa {
             return Arch::V3(set);
         }
         Arch::Scalar
+    }
+
+    /// Every set that this processor has and the environment allows.
+    #[cfg(test)]
+    pub(super) fn available() -> impl Iterator<Item = Self> {
+        let widest = Self::allowed().unwrap();
+        [Self::Scalar, Self::Avx2, Self::Avx512].into_iter().filter(move |&isa| isa <= widest)
     }
 
     fn named(name: &str) -> Result<Self> {
