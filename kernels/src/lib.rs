@@ -13,11 +13,16 @@
 
 mod backend;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod device;
 mod error;
 mod packing;
 pub mod random;
 
 pub use backend::{AdamStep, AttentionShape, Backend, LinearShape, RopeShape, Write};
 pub use cpu::{Cpu, CpuIds, CpuTensor};
+#[cfg(feature = "cuda")]
+pub use cuda::{Cuda, CudaIds, CudaTensor, Profile};
 pub use error::{Error, Result};
 pub use packing::{PackedFormat, PackingError, RoundingKey};

@@ -422,7 +422,7 @@ impl Backend for Cpu {
 }
 
 /// Lengths of the queries, of the keys and of the log-sum-exps.
-fn attention_lens(shape: AttentionShape) -> [usize; 3] {
+pub(crate) fn attention_lens(shape: AttentionShape) -> [usize; 3] {
     let AttentionShape { batch, tokens, heads, kv_heads, head_width } = shape;
     assert!(kv_heads > 0 && heads % kv_heads == 0, "{heads} heads cannot share {kv_heads} key-value heads");
     let rows = batch * tokens;
