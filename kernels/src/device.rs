@@ -41,11 +41,21 @@ impl DeviceChoice {
     /// Why a CUDA device that was asked for cannot be used.
     pub fn resolve(self) -> std::result::Result<Device, Unavailable> {
         match self {
-            Self::Auto => Ok(if cuda_report().usable(0).is_ok() { Device::Cuda(0) } else { Device::Cpu }),
             Self::Exactly(Device::Cpu) => Ok(Device::Cpu),
-            Self::Exactly(Device::Cuda(ordinal)) => {
-                cuda_report().usable(ordinal).map(|()| Device::Cuda(ordinal))
-            }
+            Self::Auto | Self::Exactly(Device::Cuda(_)) => self.resolve_with(&cuda_report()),
+        }
+    }
+
+    /// The device this means where CUDA is as reported.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeviceChoice::resolve`].
+    pub fn resolve_with(self, cuda: &CudaReport) -> std::result::Result<Device, Unavailable> {
+        match self {
+            Self::Auto => Ok(if cuda.usable(0).is_ok() { Device::Cuda(0) } else { Device::Cpu }),
+            Self::Exactly(Device::Cpu) => Ok(Device::Cpu),
+            Self::Exactly(Device::Cuda(ordinal)) => cuda.usable(ordinal).map(|()| Device::Cuda(ordinal)),
         }
     }
 }
@@ -195,6 +205,17 @@ impl fmt::Display for Version {
     }
 }
 
+/// What the processor can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuReport {
+    /// Threads that can run at once.
+    pub cores: usize,
+    /// Instruction sets it has of those that matter here.
+    pub instruction_sets: Vec<&'static str>,
+    /// What the loops run with.
+    pub loops: &'static str,
+}
+
 /// What of CUDA a machine has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaReport {
@@ -257,6 +278,12 @@ impl CudaReport {
         }
         Ok(())
     }
+}
+
+/// Looks at the processor.
+#[must_use]
+pub fn cpu_report() -> CpuReport {
+    crate::cpu::instructions::report()
 }
 
 /// Looks for driver, compiler, libraries and devices. Takes no memory on any device and never panics.

@@ -11,6 +11,7 @@ mod check;
 mod columns;
 mod cross_entropy;
 mod embedding;
+pub(crate) mod instructions;
 mod lanes;
 mod math;
 mod matmul;

@@ -13,6 +13,8 @@ mod launch;
 mod memory;
 mod probe;
 mod products;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
