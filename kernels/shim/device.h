@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
 struct uint3 {
@@ -30,7 +31,7 @@ enum class Wait { None, Warp, Block, Done };
 
 struct Fiber {
     Context context;
-    std::vector<char> stack = std::vector<char>(STACK_BYTES);
+    std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
     uint3 index = {};
     unsigned linear = 0;
     Wait wait = Wait::None;
@@ -43,7 +44,9 @@ struct Fiber {
 
 struct Block {
     Context scheduler;
+    // As many as the largest block had; this one has the first `threads`.
     std::vector<Fiber> fibers;
+    unsigned threads = 0;
     Fiber *current = nullptr;
     const std::function<void()> *body = nullptr;
     uint3 block_index = {}, block_dim = {}, grid_dim = {};
@@ -97,10 +100,10 @@ inline bool release(unsigned first, unsigned end, Wait kind) {
 
 inline void run_block(Order order) {
     std::vector<Fiber> &fibers = block.fibers;
-    unsigned count = fibers.size();
-    for (Fiber &fiber : fibers) {
-        fiber.wait = Wait::None;
-        fiber.context.prepare(fiber.stack.data(), fiber.stack.size(), entry);
+    unsigned count = block.threads;
+    for (unsigned i = 0; i < count; ++i) {
+        fibers[i].wait = Wait::None;
+        fibers[i].context.prepare(fibers[i].stack.get(), STACK_BYTES, entry);
     }
     for (;;) {
         for (unsigned i = 0; i < count; ++i) {
@@ -119,17 +122,17 @@ inline void run_block(Order order) {
             continue;
         }
         const Fiber *stuck = nullptr, *other = nullptr;
-        for (const Fiber &fiber : fibers) {
-            if (fiber.wait != Wait::Done && stuck == nullptr) {
-                stuck = &fiber;
+        for (unsigned i = 0; i < count; ++i) {
+            if (fibers[i].wait != Wait::Done && stuck == nullptr) {
+                stuck = &fibers[i];
             }
         }
         if (stuck == nullptr) {
             return;
         }
-        for (const Fiber &fiber : fibers) {
-            if (fiber.wait != stuck->wait || fiber.line != stuck->line) {
-                other = &fiber;
+        for (unsigned i = 0; i < count; ++i) {
+            if (fibers[i].wait != stuck->wait || fibers[i].line != stuck->line) {
+                other = &fibers[i];
             }
         }
         fail("a thread waits for one that never comes", *stuck, other == nullptr ? *stuck : *other);
@@ -144,8 +147,9 @@ inline void launch(const char *kernel, uint3 grid, uint3 threads, size_t dynamic
     block.body = &body;
     block.block_dim = threads;
     block.grid_dim = grid;
-    if (block.fibers.size() != count) {
-        block.fibers = std::vector<Fiber>(count);
+    block.threads = count;
+    while (block.fibers.size() < count) {
+        block.fibers.emplace_back();
     }
     for (unsigned i = 0; i < count; ++i) {
         block.fibers[i].linear = i;
@@ -177,7 +181,7 @@ template <typename T, typename F> T exchange(T value, const char *what, int line
     if (from / width != lane / width) {
         from = lane;
     }
-    if (warp + from >= block.fibers.size()) {
+    if (warp + from >= block.threads) {
         fail("an exchange with a lane that does not exist", me, me);
     }
     T result;
@@ -191,7 +195,7 @@ inline unsigned ballot(bool mine, const char *what, int line) {
     me.slots[slot] = mine;
     wait(Wait::Warp, what, line);
     unsigned warp = me.linear / WARP * WARP, bits = 0;
-    for (unsigned lane = 0; lane < WARP && warp + lane < block.fibers.size(); ++lane) {
+    for (unsigned lane = 0; lane < WARP && warp + lane < block.threads; ++lane) {
         bits |= static_cast<unsigned>(block.fibers[warp + lane].slots[slot]) << lane;
     }
     return bits;

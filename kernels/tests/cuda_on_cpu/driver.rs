@@ -117,7 +117,7 @@ impl Driver {
 
 fn encode(kernel: &str, launch: Launch, arguments: &[Arg<'_>]) -> Vec<u8> {
     let mut request = Vec::new();
-    let mut number = |request: &mut Vec<u8>, x: usize| {
+    let number = |request: &mut Vec<u8>, x: usize| {
         request.extend(u32::try_from(x).unwrap().to_le_bytes());
     };
     number(&mut request, kernel.len());
@@ -127,7 +127,7 @@ fn encode(kernel: &str, launch: Launch, arguments: &[Arg<'_>]) -> Vec<u8> {
     }
     number(&mut request, launch.shared_bytes);
     number(&mut request, arguments.len());
-    let mut buffer = |request: &mut Vec<u8>, bytes: &[u8]| {
+    let buffer = |request: &mut Vec<u8>, bytes: &[u8]| {
         request.push(0);
         number(request, bytes.len());
         request.extend(bytes);

@@ -40,11 +40,12 @@ __device__ inline float half_warp_max(float x) {
 __device__ inline void attention_accumulate(
     float *sum, const float *p, const float *x, int first, int count, int head_width
 ) {
-    for (int i = 0; i < SWL_ATTENTION_COLUMNS; ++i) {
-        int column = threadIdx.x % SWL_LANES + SWL_LANES * i;
-        if (column < head_width) {
-            for (int j = first; j < count; ++j) {
-                sum[i] = fmaf(p[j], x[j * (head_width + 1) + column], sum[i]);
+    const float *row = x + first * (head_width + 1) + threadIdx.x % SWL_LANES;
+    for (int j = first; j < count; ++j, row += head_width + 1) {
+        float factor = p[j];
+        for (int i = 0; i < SWL_ATTENTION_COLUMNS; ++i) {
+            if ((int)(threadIdx.x % SWL_LANES) + SWL_LANES * i < head_width) {
+                sum[i] = fmaf(factor, row[SWL_LANES * i], sum[i]);
             }
         }
     }
