@@ -177,6 +177,18 @@ pub enum Unavailable {
          the folder of its libnvrtc.so.12 to LD_LIBRARY_PATH, or use --device cpu"
     )]
     NoCompiler,
+    /// No compiler, and the driver is too old for the kernels that came with the program.
+    #[error(
+        "no NVRTC library found, and the kernels that came along need a driver of CUDA {needed}, this one speaks \
+         {found}; `pip install nvidia-cuda-nvrtc-cu12` and add the folder of its libnvrtc.so.12 to \
+         LD_LIBRARY_PATH, or install a newer driver, or use --device cpu"
+    )]
+    PrecompiledTooNew {
+        /// What the driver speaks.
+        found: Version,
+        /// What is needed.
+        needed: Version,
+    },
     /// Kernels were compiled, but the device does not take them.
     #[error("the kernels cannot be loaded ({compiled}; precompiled ones: {precompiled}); use --device cpu")]
     NoKernels {

@@ -10,8 +10,11 @@ use cudarc::nvrtc::{result, sys};
 use super::probe;
 use crate::device::Version;
 
-/// PTX of the same sources for compute capability 8.0, made by an old compiler that old drivers understand.
-pub(super) const PRECOMPILED: Option<&str> = None;
+/// PTX of the same sources for compute capability 8.0; the driver makes code of it for any later one.
+pub(super) const PRECOMPILED: Option<&str> = Some(include_str!("fallback.sm_80.ptx"));
+
+/// The CUDA version from which on drivers read [`PRECOMPILED`]: PTX 8.8.
+pub(super) const PRECOMPILED_DRIVER: Version = Version { major: 12, minor: 9 };
 
 /// The files of the one translation unit, in the order of `src/sources.txt`.
 const SOURCES: &[(&str, &str)] = &[

@@ -327,6 +327,21 @@ mod tests {
     }
 
     #[test]
+    fn the_precompiled_kernels_are_all_there_for_the_drivers_promised() {
+        let Some(ptx) = crate::cuda::compile::PRECOMPILED else { return };
+        for (name, parameters) in table() {
+            let entry = ptx.split_once(&format!(".visible .entry {name}(")).map(|(_, rest)| rest);
+            let entry = entry.unwrap_or_else(|| panic!("{name} was not precompiled"));
+            let declared = entry.split_once(')').unwrap().0.matches(".param").count();
+            assert_eq!(declared, parameters.len(), "{name}");
+        }
+        // PTX 8.8 is that of `PRECOMPILED_DRIVER`.
+        assert!(ptx.contains("\n.version 8.8\n"));
+        assert!(ptx.contains("\n.target sm_80\n"));
+        assert!(!ptx.contains('\0'));
+    }
+
+    #[test]
     fn signatures_are_read_as_c_reads_them() {
         let text = "// extern \"C\" __global__ void no(int x)\n\
             extern \"C\" __global__ void __launch_bounds__(64) yes(\n    float *x, const u16 *y, // why\n int n) {";

@@ -66,10 +66,7 @@ pub(crate) fn report() -> CudaReport {
     let driver = driver_version();
     let compiler = compiler_version();
     let devices = driver.clone().and_then(|_| devices());
-    let kernels = match compiler {
-        None if compile::PRECOMPILED.is_none() => Some(Unavailable::NoCompiler),
-        _ => None,
-    };
+    let kernels = driver.as_ref().ok().and_then(|&driver| lacks_kernels(driver, compiler));
     CudaReport {
         driver: match &driver {
             Ok(version) | Err(Unavailable::DriverTooOld { found: version, .. }) => Some(*version),
@@ -81,6 +78,17 @@ pub(crate) fn report() -> CudaReport {
         unavailable: devices.as_ref().err().cloned().or(kernels),
         devices: devices.unwrap_or_default(),
         cache: Cache::of_user().report(),
+    }
+}
+
+/// Why there will be no kernels for any device.
+fn lacks_kernels(driver: Version, compiler: Option<Version>) -> Option<Unavailable> {
+    let needed = compile::PRECOMPILED_DRIVER;
+    match compiler {
+        Some(_) => None,
+        None if compile::PRECOMPILED.is_none() => Some(Unavailable::NoCompiler),
+        None if driver < needed => Some(Unavailable::PrecompiledTooNew { found: driver, needed }),
+        None => None,
     }
 }
 
@@ -163,4 +171,28 @@ fn device(ordinal: i32) -> Result<CudaDevice, result::DriverError> {
     // SAFETY: as above.
     let memory_bytes = unsafe { result::device::total_mem(device) }?;
     Ok(CudaDevice { name: result::device::get_name(device)?, capability, memory_bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_that_came_along_do_for_drivers_that_read_them() {
+        let version = |major, minor| Version { major, minor };
+        assert_eq!(lacks_kernels(version(12, 0), Some(version(12, 9))), None);
+        assert_eq!(lacks_kernels(version(13, 0), None), None);
+        let reason = lacks_kernels(version(12, 2), None).unwrap().to_string();
+        for part in ["12.2", "12.9", "pip install nvidia-cuda-nvrtc-cu12"] {
+            assert!(reason.contains(part), "{reason} without {part}");
+        }
+    }
+
+    #[test]
+    fn what_the_driver_refuses_has_a_reason_of_its_own() {
+        let refusal = |code| refused(&result::DriverError(code));
+        assert_eq!(refusal(sys::CUresult::CUDA_ERROR_NO_DEVICE), Unavailable::NoDevice);
+        let stub = refusal(sys::CUresult::CUDA_ERROR_STUB_LIBRARY);
+        assert!(matches!(stub, Unavailable::Incomplete { .. }));
+    }
 }

@@ -168,7 +168,10 @@ impl<B: Backend> Bench<B> {
             broken[5 * width + 3] = f32::NAN;
             self.backend.upload(&mut back, &broken).unwrap();
             let refused = self.backend.pack(&mut bytes, &back, rows, width, format, key);
-            assert!(matches!(refused, Err(Error::Packing(PackingError::NonFinite { row: 5 }))), "{refused:?}");
+            assert!(
+                matches!(refused, Err(Error::Packing(PackingError::NonFinite { row: 5 }))),
+                "{refused:?}"
+            );
         }
     }
 }
