@@ -1,8 +1,8 @@
 //! The CUDA kernels, run on the CPU and compared with the CPU backend.
 //!
 //! The unchanged sources of the kernels are compiled by a C++ compiler with `kernels/shim`, which runs the threads of
-//! a block in turns, under the address sanitizer. Not executed here: the `mma.sync` instruction (its scalar twin is)
-//! and what only real concurrency shows.
+//! a block in turns, under the address sanitizer. Not executed here: the `mma.sync` instruction of `swl_product_bf16`
+//! and `swl_attention_bf16_*` (its scalar twin is), and what only real concurrency shows.
 
 mod conformance;
 mod driver;
@@ -12,7 +12,9 @@ use conformance::{BITS, KEY, Tolerance, Trial, compare, numbers};
 use driver::{Arg, Driver, Launch, input, int, out};
 use emulated::{Attention, Emulated, refuse, top_level};
 use half::bf16;
-use swarmline_kernels::{Backend, Cpu, LinearShape, PackedFormat, Write, random::orthonormal_rows};
+use swarmline_kernels::{
+    AttentionShape, Backend, Cpu, CpuTensor, LinearShape, PackedFormat, Write, random::orthonormal_rows,
+};
 
 /// Terms summed from zero before they are added to the result of a product.
 const DEPTH: usize = 256;
@@ -35,6 +37,7 @@ fn kernels_do_what_the_cpu_does() {
 
     products_have_the_fixed_order(&mut emulated);
     bf16_products_are_close(&mut emulated);
+    bf16_attention_is_close(&mut emulated.driver);
     fused_boundary_is_the_sequence_of_its_parts(&mut emulated);
     assert_eq!(emulated.driver.never_launched(), [""; 0], "kernels without a case");
 }
@@ -118,6 +121,38 @@ fn bf16_products_are_close(emulated: &mut Emulated) {
             driver.launch("swl_product_bf16", launch, arguments);
             // Sums of up to 100 products in f32.
             compare("product_bf16", &(m, n, k, add), &c, &want, 3e-6);
+        }
+    }
+}
+
+/// The scalar twin of attention on tensor cores against the CPU on the same rounded inputs.
+fn bf16_attention_is_close(driver: &mut Driver) {
+    let mut cpu = Cpu::new(1).unwrap();
+    let shapes = [(1, 1, 1, 1, 64), (2, 67, 2, 1, 64), (1, 130, 1, 1, 64), (1, 65, 2, 2, 128)];
+    for (batch, tokens, heads, kv_heads, head_width) in shapes {
+        let shape = AttentionShape { batch, tokens, heads, kv_heads, head_width };
+        let rows = batch * tokens;
+        let [q, k, v] = [(heads, 1), (kv_heads, 2), (kv_heads, 3)].map(|(heads, stream)| {
+            numbers(rows * heads * head_width, stream).iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()
+        });
+        let wide = |x: &[bf16]| CpuTensor::from(x.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+        let mut want = [rows * heads * head_width, rows * heads].map(|len| CpuTensor::from(vec![0.0; len]));
+        let [out_, lse_] = &mut want;
+        cpu.attention(out_, lse_, &wide(&q), &wide(&k), &wide(&v), shape).unwrap();
+        let mut got = [rows * heads * head_width, rows * heads].map(|len| vec![0.0_f32; len]);
+        let [out_, lse_] = &mut got;
+        let mut arguments = vec![out(out_), out(lse_), input(&q), input(&k), input(&v)];
+        arguments.extend([tokens, heads, kv_heads].map(int));
+        let (kernel, shared_bytes) = if head_width == 64 {
+            ("swl_attention_bf16_64", 18432)
+        } else {
+            ("swl_attention_bf16_128", 35840)
+        };
+        let launch = Launch::grid([tokens.div_ceil(64), heads, batch], 128).shared(shared_bytes);
+        driver.launch(kernel, launch, &mut arguments);
+        // Probabilities are rounded to bf16: 2^-9 of values of unit size; the scores are not.
+        for (got, (want, tolerance)) in got.iter().zip(want.iter().zip([4e-3, 2e-6])) {
+            compare("attention_bf16", &shape, got, want.as_slice(), tolerance);
         }
     }
 }

@@ -274,3 +274,159 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_key_val
         attention_store(dv + keys, dv_sum, 1.0f, key, kv_heads, kv_head, head_width);
     }
 }
+
+// Queries, and keys, of a tile on tensor cores; words of a staged row of 64 keys.
+#define SWL_ATTENTION_BF16_TILE 64
+#define SWL_ATTENTION_BF16_KEYS (SWL_ATTENTION_BF16_TILE / 2 + 4)
+
+// Rows `first..first + 64` of one head of x[T, heads*E], as words of two numbers; rows from T on are zeros.
+template <int E>
+__device__ inline void attention_stage_bf16(u32 *tile, const u16 *x, int first, int tokens, int heads, int head) {
+    for (int i = threadIdx.x; i < SWL_ATTENTION_BF16_TILE * E / 2; i += blockDim.x) {
+        int r = i / (E / 2), word = i % (E / 2);
+        u32 pair = 0;
+        if (first + r < tokens) {
+            pair = ((const u32 *)(x + ((u64)(first + r) * heads + head) * E))[word];
+        }
+        tile[r * (E / 2 + 4) + word] = pair;
+    }
+}
+
+// The same turned: a row per column of the head, words of two neighbouring keys.
+template <int E>
+__device__ inline void attention_stage_turned(u32 *tile, const u16 *x, int first, int tokens, int heads, int head) {
+    for (int i = threadIdx.x; i < SWL_ATTENTION_BF16_TILE / 2 * E; i += blockDim.x) {
+        int word = i / E, column = i % E, token = first + 2 * word;
+        u32 low = token < tokens ? x[((u64)token * heads + head) * E + column] : 0;
+        u32 high = token + 1 < tokens ? x[((u64)(token + 1) * heads + head) * E + column] : 0;
+        tile[column * SWL_ATTENTION_BF16_KEYS + word] = low | high << 16;
+    }
+}
+
+// The largest number, or the sum, over the four lanes that share a row of a fragment.
+__device__ inline float quad_max(float x) {
+    for (int other = 1; other < 4; other *= 2) {
+        float y = __shfl_xor_sync(SWL_ALL_LANES, x, other);
+        x = y > x ? y : x;
+    }
+    return x;
+}
+
+__device__ inline float quad_sum(float x) {
+    x += __shfl_xor_sync(SWL_ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(SWL_ALL_LANES, x, 2);
+}
+
+// A warp has 16 of the block's 64 queries; a lane has parts of the rows g and g + 8 of the fragments.
+template <int E>
+__device__ inline void attention_bf16(
+    float *shared, float *out, float *lse, const u16 *q, const u16 *k, const u16 *v,
+    int tokens, int heads, int kv_heads
+) {
+    const int stride = E / 2 + 4;
+    u32 *k_tile = (u32 *)shared, *v_tile = k_tile + SWL_ATTENTION_BF16_TILE * stride;
+    int head = blockIdx.y, kv_head = head / (heads / kv_heads);
+    u64 sequence = (u64)blockIdx.z * tokens;
+    k += sequence * kv_heads * E;
+    v += sequence * kv_heads * E;
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp_row = threadIdx.x / 32 * 16;
+    int first = blockIdx.x * SWL_ATTENTION_BF16_TILE;
+    int last = first + SWL_ATTENTION_BF16_TILE < tokens ? first + SWL_ATTENTION_BF16_TILE - 1 : tokens - 1;
+    float scale = 1.0f / sqrtf((float)E);
+    float infinity = __uint_as_float(0x7F800000u);
+    float top[2] = {-infinity, -infinity}, total[2] = {0.0f, 0.0f};
+    float sum[E / 8][4] = {};
+    u32 query[E / 16][4];
+    attention_stage_bf16<E>(k_tile, q + sequence * heads * E, first, tokens, heads, head);
+    __syncthreads();
+    for (int step = 0; step < E / 16; ++step) {
+        const u32 *tile = k_tile + (warp_row + g) * stride + 8 * step + t;
+        query[step][0] = tile[0];
+        query[step][1] = tile[8 * stride];
+        query[step][2] = tile[4];
+        query[step][3] = tile[8 * stride + 4];
+    }
+    for (int key = 0; key <= last; key += SWL_ATTENTION_BF16_TILE) {
+        __syncthreads();
+        attention_stage_bf16<E>(k_tile, k, key, tokens, kv_heads, kv_head);
+        attention_stage_turned<E>(v_tile, v, key, tokens, kv_heads, kv_head);
+        __syncthreads();
+        float score[8][4] = {};
+        for (int step = 0; step < E / 16; ++step) {
+            for (int j = 0; j < 8; ++j) {
+                const u32 *tile = k_tile + (8 * j + g) * stride + 8 * step + t;
+                u32 word[2] = {tile[0], tile[4]};
+                mma_bf16(score[j], query[step], word);
+            }
+        }
+        for (int half = 0; half < 2; ++half) {
+            int token = first + warp_row + g + 8 * half;
+            float new_top = top[half];
+            for (int j = 0; j < 8; ++j) {
+                for (int i = 0; i < 2; ++i) {
+                    float *x = &score[j][2 * half + i];
+                    *x = key + 8 * j + 2 * t + i <= token ? *x * scale : -infinity;
+                    new_top = *x > new_top ? *x : new_top;
+                }
+            }
+            new_top = quad_max(new_top);
+            float correction = exp_f32(top[half] - new_top), part = 0.0f;
+            top[half] = new_top;
+            for (int j = 0; j < 8; ++j) {
+                for (int i = 0; i < 2; ++i) {
+                    float *x = &score[j][2 * half + i];
+                    *x = *x == -infinity ? 0.0f : exp_f32(*x - new_top);
+                    part += *x;
+                }
+            }
+            total[half] = total[half] * correction + quad_sum(part);
+            for (int n = 0; n < E / 8; ++n) {
+                sum[n][2 * half] *= correction;
+                sum[n][2 * half + 1] *= correction;
+            }
+        }
+        for (int step = 0; step < 4; ++step) {
+            u32 p[4];
+            for (int i = 0; i < 4; ++i) {
+                const float *pair = &score[2 * step + i / 2][i % 2 * 2];
+                p[i] = f32_to_bf16(pair[0]) | (u32)f32_to_bf16(pair[1]) << 16;
+            }
+            for (int n = 0; n < E / 8; ++n) {
+                const u32 *tile = v_tile + (8 * n + g) * SWL_ATTENTION_BF16_KEYS + 8 * step + t;
+                u32 word[2] = {tile[0], tile[4]};
+                mma_bf16(sum[n], p, word);
+            }
+        }
+    }
+    for (int half = 0; half < 2; ++half) {
+        int token = first + warp_row + g + 8 * half;
+        if (token >= tokens) {
+            continue;
+        }
+        u64 row = (sequence + token) * heads + head;
+        for (int n = 0; n < E / 8; ++n) {
+            out[row * E + 8 * n + 2 * t] = sum[n][2 * half] / total[half];
+            out[row * E + 8 * n + 2 * t + 1] = sum[n][2 * half + 1] / total[half];
+        }
+        if (t == 0) {
+            lse[row] = (float)(ln_f64((double)total[half]) + (double)top[half]);
+        }
+    }
+}
+
+// The forward pass with q, k and v in bf16, on tensor cores, for heads of 64. Not bit-equal to the CPU.
+// Grid (ceil(T / 64), h, B), block 128, dynamic shared 18432 bytes.
+extern "C" __global__ void __launch_bounds__(128, 2) swl_attention_bf16_64(
+    float *out, float *lse, const u16 *q, const u16 *k, const u16 *v, int tokens, int heads, int kv_heads
+) {
+    SWL_DYNAMIC_SHARED(float, shared);
+    attention_bf16<64>(shared, out, lse, q, k, v, tokens, heads, kv_heads);
+}
+
+// The same for heads of 128. Grid (ceil(T / 64), h, B), block 128, dynamic shared 35840 bytes.
+extern "C" __global__ void __launch_bounds__(128, 2) swl_attention_bf16_128(
+    float *out, float *lse, const u16 *q, const u16 *k, const u16 *v, int tokens, int heads, int kv_heads
+) {
+    SWL_DYNAMIC_SHARED(float, shared);
+    attention_bf16<128>(shared, out, lse, q, k, v, tokens, heads, kv_heads);
+}
