@@ -11,8 +11,8 @@ use crate::{Error, Result};
 
 /// Blocks of a grid in y and z; in x there may be 2^31 - 1.
 const GRID_SIDE_MAX: usize = 65_535;
-/// Dynamic shared memory that needs no permission, in bytes.
-const SHARED_FREE: usize = 48 << 10;
+/// Dynamic shared memory that surely needs no permission, in bytes: 48 KiB less what a kernel declares itself.
+const SHARED_FREE: usize = 32 << 10;
 
 /// How a kernel is spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use cudarc::driver::sys::{CUdeviceptr, CUmemPool_attribute, CUresult};
 use cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, ValidAsZeroBits, sys::CUdeviceptr,
-    sys::CUresult,
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, ValidAsZeroBits, result,
 };
 
 use crate::{Error, Result};
@@ -116,6 +116,22 @@ impl<'a, T> Out<'a, T> {
     pub(super) fn read(self) -> In<'a, T> {
         In(self.0, PhantomData)
     }
+}
+
+/// Lets the driver keep freed memory for the next allocation. By default it gives all of it back whenever the host
+/// waits for the device, which is every microbatch.
+pub(super) fn keep_freed_memory(context: &CudaContext) -> Result<()> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let mut threshold = u64::MAX;
+    let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: device and pool are the driver's own; the attribute is one 64-bit number.
+    unsafe {
+        let pool = result::device::get_mem_pool(context.cu_device()).map_err(device_error)?;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+    }
+    .map_err(device_error)
 }
 
 /// What the driver said, as an error of the device.

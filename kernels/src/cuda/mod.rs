@@ -112,6 +112,7 @@ impl Cuda {
         let context = CudaContext::new(ordinal).map_err(|error| probe::refused(&error))?;
         // SAFETY: every buffer is used on one stream, but those of the boundary, which keeps its two in order itself.
         unsafe { context.disable_event_tracking() };
+        memory::keep_freed_memory(&context)?;
         let module = load(&context, report.devices[ordinal].capability, &Cache::of_user())?;
         let stream = context.new_stream().map_err(device_error)?;
         Ok(Self {

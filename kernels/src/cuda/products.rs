@@ -55,7 +55,7 @@ impl Factor<'_> {
 impl Products {
     pub(super) fn new(stream: &Arc<CudaStream>, profile: Profile) -> Result<Self> {
         let blas = match profile {
-            Profile::Fast if probe::has_blas() => Some(Blas::new(stream)?),
+            Profile::Fast if probe::has_blas() => Blas::new(stream)?,
             Profile::Fast | Profile::Reproducible => None,
         };
         let (left, right) = (Buffer::zeros(stream, 0)?, Buffer::zeros(stream, 0)?);
@@ -219,10 +219,12 @@ struct Blas {
 }
 
 impl Blas {
-    fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+    /// `None` if the library does not go with the driver: the own kernel needs none.
+    fn new(stream: &Arc<CudaStream>) -> Result<Option<Self>> {
         let workspace = Buffer::zeros(stream, WORKSPACE_BYTES)?;
-        let handle = result::create_handle().map_err(|error| blas_error(&error))?;
-        Ok(Self { handle, stream: Arc::clone(stream), workspace, algorithms: BTreeMap::new() })
+        let Ok(handle) = result::create_handle() else { return Ok(None) };
+        let (stream, algorithms) = (Arc::clone(stream), BTreeMap::new());
+        Ok(Some(Self { handle, stream, workspace, algorithms }))
     }
 
     /// Whether the library has multiplied: `c[m,n] (= | +=) a[m,k] b[n,k]^T`.
