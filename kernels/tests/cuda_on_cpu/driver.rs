@@ -115,6 +115,13 @@ impl Driver {
     }
 }
 
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 fn encode(kernel: &str, launch: Launch, arguments: &[Arg<'_>]) -> Vec<u8> {
     let mut request = Vec::new();
     let number = |request: &mut Vec<u8>, x: usize| {

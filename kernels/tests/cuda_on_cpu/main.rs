@@ -4,6 +4,8 @@
 //! a block in turns, under the address sanitizer. Not executed here: the `mma.sync` instruction of `swl_product_bf16`
 //! and `swl_attention_bf16_*` (its scalar twin is), and what only real concurrency shows.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 mod conformance;
 mod driver;
 mod emulated;
