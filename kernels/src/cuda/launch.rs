@@ -173,6 +173,14 @@ kernels! {
         out: Out<'_, f32>, lse: Out<'_, f32>, q: In<'_, f32>, k: In<'_, f32>, v: In<'_, f32>,
         tokens: i32, heads: i32, kv_heads: i32, head_width: i32,
     );
+    swl_attention_bf16_64(
+        out: Out<'_, f32>, lse: Out<'_, f32>, q: In<'_, u16>, k: In<'_, u16>, v: In<'_, u16>,
+        tokens: i32, heads: i32, kv_heads: i32,
+    );
+    swl_attention_bf16_128(
+        out: Out<'_, f32>, lse: Out<'_, f32>, q: In<'_, u16>, k: In<'_, u16>, v: In<'_, u16>,
+        tokens: i32, heads: i32, kv_heads: i32,
+    );
     swl_attention_delta(
         delta: Out<'_, f32>, out: In<'_, f32>, dout: In<'_, f32>, rows_heads: i32, head_width: i32,
     );

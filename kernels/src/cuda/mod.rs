@@ -31,7 +31,7 @@ use boundary::Boundary;
 use cache::Cache;
 use compile::Recipe;
 use launch::{Kernels, Launch, int};
-use memory::{Buffer, device_error};
+use memory::{Buffer, In, Out, device_error};
 use products::{Products, adds};
 
 pub(crate) use probe::report;
@@ -42,13 +42,15 @@ const SQUARES_BLOCK: usize = 16_384;
 const GAIN_ROWS: usize = 64;
 /// Queries or keys of one block of attention.
 const ATTENTION_TILE: usize = 16;
+/// Queries of one block of attention on tensor cores.
+const NARROW_TILE: usize = 64;
 /// The widest head the attention kernels hold.
 const HEAD_WIDTH_MAX: usize = 256;
 
 /// What a device trades.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Profile {
-    /// Products in bf16 with f32 sums, on tensor cores.
+    /// Products, and attention over heads of 64 and 128, in bf16 with f32 sums, on tensor cores.
     #[default]
     Fast,
     /// Everything in f32 in one fixed order: the bits of the CPU.
@@ -66,6 +68,7 @@ pub struct Cuda {
     partial_squares: Buffer<f64>,
     sum: Buffer<f64>,
     partial_rows: Buffer<f32>,
+    narrow: [Buffer<u16>; 3],
     stream: Arc<CudaStream>,
 }
 
@@ -124,8 +127,37 @@ impl Cuda {
             partial_squares: Buffer::zeros(&stream, 0)?,
             sum: Buffer::zeros(&stream, 1)?,
             partial_rows: Buffer::zeros(&stream, 0)?,
+            narrow: [Buffer::zeros(&stream, 0)?, Buffer::zeros(&stream, 0)?, Buffer::zeros(&stream, 0)?],
             stream,
         })
+    }
+
+    /// Attention on tensor cores, from factors rounded to bf16.
+    fn narrow_attention(
+        &mut self,
+        out: Out<'_, f32>,
+        lse: Out<'_, f32>,
+        factors: [In<'_, f32>; 3],
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let AttentionShape { batch, tokens, heads, kv_heads, head_width } = shape;
+        let rows = batch * tokens;
+        let widths = [heads, kv_heads, kv_heads].map(|heads| heads * head_width);
+        for ((narrow, factor), width) in self.narrow.iter_mut().zip(factors).zip(widths) {
+            narrow.grow(&self.stream, rows * width)?;
+            let (each, narrow) = (Launch::each(rows * width, 256), narrow.output(rows * width));
+            self.kernels.swl_to_bf16(each, narrow, factor, int(rows)?, int(width)?)?;
+        }
+        let [q, k, v] = [0, 1, 2].map(|index| self.narrow[index].input(rows * widths[index]));
+        let grid = Launch::grid([tokens.div_ceil(NARROW_TILE), heads, batch], 128);
+        let (tokens, heads, kv_heads) = (int(tokens)?, int(heads)?, int(kv_heads)?);
+        if head_width == 64 {
+            let grid = grid.shared(18_432);
+            self.kernels.swl_attention_bf16_64(grid, out, lse, q, k, v, tokens, heads, kv_heads)
+        } else {
+            let grid = grid.shared(35_840);
+            self.kernels.swl_attention_bf16_128(grid, out, lse, q, k, v, tokens, heads, kv_heads)
+        }
     }
 
     fn rotate(&mut self, x: &mut CudaTensor, shape: RopeShape, sign: f32) -> Result<()> {
@@ -343,6 +375,9 @@ impl Backend for Cuda {
         let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
         let launch = attention_launch(shape, shape.heads, 3);
         match self.profile {
+            Profile::Fast if matches!(shape.head_width, 64 | 128) => {
+                self.narrow_attention(out, lse, [q, k, v], shape)
+            }
             Profile::Fast => {
                 self.kernels.swl_attention(launch, out, lse, q, k, v, tokens, heads, kv_heads, head_width)
             }

