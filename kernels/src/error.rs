@@ -25,6 +25,9 @@ pub enum Error {
     /// A packed tensor cannot be read or written.
     #[error(transparent)]
     Packing(#[from] crate::PackingError),
+    /// The device that was asked for cannot be used.
+    #[error(transparent)]
+    Unavailable(#[from] crate::device::Unavailable),
     /// The driver or a kernel failed.
     #[error("device error: {0}")]
     Device(String),

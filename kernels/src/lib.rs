@@ -13,12 +13,19 @@
 
 mod backend;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod device;
 mod error;
 mod packing;
+mod profile;
 pub mod random;
 pub mod roof;
 
 pub use backend::{AdamStep, AttentionShape, Backend, HeadGradients, LinearShape, RopeShape, Write};
-pub use cpu::{Cpu, CpuIds, CpuTensor, Profile};
+pub use cpu::{Cpu, CpuIds, CpuTensor};
+#[cfg(feature = "cuda")]
+pub use cuda::{Cuda, CudaIds, CudaTensor};
 pub use error::{Error, Result};
 pub use packing::{PackedFormat, PackingError, RoundingKey};
+pub use profile::Profile;

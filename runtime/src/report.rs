@@ -35,6 +35,11 @@ pub enum Event {
         /// Feeders.
         feeders: usize,
     },
+    /// Something computes.
+    Computing {
+        /// On what: `cpu` or `cuda:N`.
+        device: String,
+    },
     /// A replica was placed and builds its shard.
     Placed {
         /// Its stage, 0-based.
@@ -305,6 +310,7 @@ impl std::fmt::Display for Event {
                     "members v{version}: serving per stage {serving:?}, {standby} standby, {feeders} feeding"
                 )
             }
+            Self::Computing { device } => write!(f, "computing on {device}"),
             Self::Placed { stage, stages, first_layer, end_layer, parameters } => write!(
                 f,
                 "placed on stage {stage} of {stages}: layers {first_layer}..{end_layer}, {parameters} parameters"

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use swarmline_kernels::Cpu;
+use swarmline_kernels::Backend;
+use swarmline_kernels::device::{Device, Work};
 use swarmline_scheduler::stage::Evaluation;
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal};
 
@@ -29,7 +30,9 @@ pub struct TrainOptions {
     pub run: Run,
     /// Folder that relative paths of the run start from.
     pub base: PathBuf,
-    /// Threads that compute.
+    /// What computes.
+    pub device: Device,
+    /// Threads that compute, if that is the CPU.
     pub threads: usize,
     /// Folder for the final weights, one file a stage.
     pub save: Option<PathBuf>,
@@ -64,31 +67,48 @@ pub enum End {
 pub fn train(options: &TrainOptions, reporter: &Reporter, stop: &AtomicBool) -> Result<End, Error> {
     let corpus = Arc::new(Corpus::open(&options.run, &options.base)?);
     reporter.tell(&Event::corpus(&corpus));
-    let mut training = Training::new(options, corpus)?;
-    training.evaluate(reporter)?;
-    while training.report.injected < options.run.microbatches() {
-        if stop.load(Ordering::Relaxed) {
-            return Ok(End::Stopped);
-        }
-        training.microbatch()?;
-        training.tell_progress(reporter);
-        if options.evaluate_every.is_some_and(|every| training.report.injected.is_multiple_of(every)) {
-            training.evaluate(reporter)?;
-        }
-    }
-    training.evaluate(reporter)?;
-    reporter.tell(&Event::Feeder(training.account()));
-    if let Some(folder) = &options.save {
-        training.save(folder, reporter)?;
-    }
-    Ok(End::Finished)
+    options.device.run(options.threads, Session { options, corpus, reporter, stop })
 }
 
-struct Training<'a> {
+/// One call of [`train`], on whichever device.
+struct Session<'a> {
+    options: &'a TrainOptions,
+    corpus: Arc<Corpus>,
+    reporter: &'a Reporter,
+    stop: &'a AtomicBool,
+}
+
+impl Work for Session<'_> {
+    type Output = Result<End, Error>;
+
+    fn on<B: Backend>(self, open: impl FnMut() -> swarmline_kernels::Result<B>) -> Self::Output {
+        let Session { options, corpus, reporter, stop } = self;
+        let mut training = Training::new(options, corpus, open)?;
+        training.evaluate(reporter)?;
+        while training.report.injected < options.run.microbatches() {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(End::Stopped);
+            }
+            training.microbatch()?;
+            training.tell_progress(reporter);
+            if options.evaluate_every.is_some_and(|every| training.report.injected.is_multiple_of(every)) {
+                training.evaluate(reporter)?;
+            }
+        }
+        training.evaluate(reporter)?;
+        reporter.tell(&Event::Feeder(training.account()));
+        if let Some(folder) = &options.save {
+            training.save(folder, reporter)?;
+        }
+        Ok(End::Finished)
+    }
+}
+
+struct Training<'a, B: Backend> {
     run: &'a Run,
     batches: Batches,
     tokens: TokenCodec,
-    stages: Vec<Engine<Cpu>>,
+    stages: Vec<Engine<B>>,
     report: FeederReport,
     computing: Duration,
     since_progress: SinceProgress,
@@ -100,8 +120,12 @@ struct SinceProgress {
     loss: Loss,
 }
 
-impl<'a> Training<'a> {
-    fn new(options: &'a TrainOptions, corpus: Arc<Corpus>) -> Result<Self, Error> {
+impl<'a, B: Backend> Training<'a, B> {
+    fn new(
+        options: &'a TrainOptions,
+        corpus: Arc<Corpus>,
+        mut open: impl FnMut() -> swarmline_kernels::Result<B>,
+    ) -> Result<Self, Error> {
         let run = &options.run;
         let engine = |stage| {
             let learning = match options.upstream {
@@ -109,7 +133,7 @@ impl<'a> Training<'a> {
                 Upstream::Frozen | Upstream::Learning => Learning::Active,
             };
             // One microbatch is on its way at a time.
-            Ok(Engine::new(Cpu::new(options.threads)?, run, stage, 1, learning)?)
+            Ok(Engine::new(open()?, run, stage, 1, learning)?)
         };
         Ok(Self {
             run,
@@ -213,7 +237,7 @@ impl<'a> Training<'a> {
 }
 
 /// Forward through the stages, loss, and back; every stage steps on the way back.
-fn through(stages: &mut [Engine<Cpu>], id: MicrobatchId, ids: &[u8]) -> Result<Loss, EngineError> {
+fn through<B: Backend>(stages: &mut [Engine<B>], id: MicrobatchId, ids: &[u8]) -> Result<Loss, EngineError> {
     let Some((last, upstream)) = stages.split_last_mut() else { return Ok(Loss::default()) };
     let mut code = Vec::new();
     for stage in upstream.iter_mut() {
@@ -227,8 +251,8 @@ fn through(stages: &mut [Engine<Cpu>], id: MicrobatchId, ids: &[u8]) -> Result<L
     Ok(visit.loss)
 }
 
-fn held_out(
-    stages: &mut [Engine<Cpu>],
+fn held_out<B: Backend>(
+    stages: &mut [Engine<B>],
     id: MicrobatchId,
     ids: &[u8],
     received: Received,

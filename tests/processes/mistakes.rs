@@ -57,6 +57,23 @@ fn text_that_is_none_is_refused() {
 }
 
 #[test]
+fn a_device_that_is_not_there_is_refused() {
+    let run_file = Recipe::exact().write().run_file();
+    let train = |device: &str, code, parts: &[&str]| {
+        expect_failure(&["train", "--run", &run_file, "--device", device], code, parts);
+    };
+    train("cuda:99", FAILED, &["cuda"]);
+    train("gpu", USAGE, &["gpu", "cuda:N"]);
+}
+
+#[test]
+fn the_doctor_looks_at_any_machine() {
+    let mut process = Process::start("doctor", ["doctor", "--json"]);
+    assert_eq!(process.end(), 0, "{}", process.errors());
+    assert!(process.lines()[0].contains("\"auto\":\"c"), "{:?}", process.lines());
+}
+
+#[test]
 fn a_taken_port_is_named() {
     let folder = Recipe::exact().write();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

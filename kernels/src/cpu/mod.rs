@@ -14,6 +14,7 @@ mod embedding;
 #[cfg(test)]
 mod golden;
 mod head;
+pub(crate) mod instructions;
 mod isa;
 mod lanes;
 mod math;
@@ -30,12 +31,11 @@ mod tile;
 mod update;
 
 use crate::{
-    AdamStep, AttentionShape, Backend, Error, HeadGradients, LinearShape, PackedFormat, PackingError, Result,
-    RopeShape, RoundingKey, Write,
+    AdamStep, AttentionShape, Backend, Error, HeadGradients, LinearShape, PackedFormat, PackingError,
+    Profile, Result, RopeShape, RoundingKey, Write,
 };
 use isa::Isa;
 use product::Products;
-pub use product::Profile;
 use rope::Turn;
 use scratch::Scratch;
 use threads::Threads;
@@ -549,7 +549,7 @@ impl Backend for Cpu {
 }
 
 /// Lengths of the queries, of the keys and of the log-sum-exps.
-fn attention_lens(shape: AttentionShape) -> [usize; 3] {
+pub(crate) fn attention_lens(shape: AttentionShape) -> [usize; 3] {
     let AttentionShape { batch, tokens, heads, kv_heads, head_width } = shape;
     assert!(kv_heads > 0 && heads % kv_heads == 0, "{heads} heads cannot share {kv_heads} key-value heads");
     let rows = batch * tokens;

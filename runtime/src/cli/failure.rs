@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use swarmline_kernels::device::Unavailable;
+
 use crate::config::ConfigError;
 use crate::error::Error;
 use crate::net::identity::IdentityError;
@@ -50,6 +52,12 @@ impl From<Error> for Failure {
             Error::Refused(_) => Self::refused(message),
             _ => Self::failed(message),
         }
+    }
+}
+
+impl From<Unavailable> for Failure {
+    fn from(reason: Unavailable) -> Self {
+        Self::failed(reason.to_string())
     }
 }
 

@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod coordinator;
 mod demo;
+mod doctor;
 mod failure;
 mod feed;
 mod join;
@@ -39,6 +40,8 @@ enum Command {
     Feed(feed::Arguments),
     /// Train the model of a run file in this one process: the reference
     Train(train::Arguments),
+    /// Look at this machine: processor, GPUs, driver, compiler of kernels, and what is missing
+    Doctor(doctor::Arguments),
     /// Print a run file with every default filled in, or say what is wrong with it
     Check(check::Arguments),
     /// Measure what the product costs on this machine
@@ -55,6 +58,10 @@ pub fn main() -> ExitCode {
         Command::Join(arguments) => join::run(&arguments),
         Command::Feed(arguments) => feed::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
+        Command::Doctor(arguments) => {
+            doctor::run(&arguments);
+            Ok(())
+        }
         Command::Check(arguments) => check::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };

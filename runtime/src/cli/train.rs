@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, atomic};
 
+use swarmline_kernels::device::DeviceChoice;
+
 use super::{Failure, Leash, all_cores, folder_of, reporter, stop_requested};
 use crate::config::Run;
+use crate::report::Event;
 use crate::train::{self, TrainOptions, Upstream};
 
 /// Arguments of `swarmline train`.
@@ -15,7 +18,10 @@ pub(super) struct Arguments {
     /// The run file; `swarmline check FILE` explains it
     #[arg(long, value_name = "FILE")]
     run: PathBuf,
-    /// Threads that compute [default: all cores]
+    /// What computes: auto (a GPU if there is one), cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceChoice,
+    /// Threads that compute, if that is the CPU [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// Write the weights of each stage into this folder at the end
@@ -33,9 +39,11 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let device = arguments.device.resolve()?;
     let options = TrainOptions {
         run: Run::load(&arguments.run)?,
         base: folder_of(&arguments.run),
+        device,
         threads: arguments.threads.map_or_else(all_cores, NonZeroUsize::get),
         save: arguments.save.clone(),
         upstream: if arguments.freeze_upstream { Upstream::Frozen } else { Upstream::Learning },
@@ -43,7 +51,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let stop = Arc::new(AtomicBool::new(false));
     raise_on_request(&stop)?;
-    match train::train(&options, &reporter(arguments.json), &stop)? {
+    let reporter = reporter(arguments.json);
+    reporter.tell(&Event::Computing { device: device.to_string() });
+    match train::train(&options, &reporter, &stop)? {
         train::End::Finished => Ok(()),
         train::End::Stopped => Err(Failure::interrupted("stopped before the last update")),
     }

@@ -87,9 +87,9 @@ const AVERAGING_JOBS_MAX: usize = APPLYING_MAX + 2;
 
 impl Executor {
     /// Starts the thread and waits until `build` has made what it runs. `jobs_max` bounds the channel both ways.
-    pub(super) async fn start<C: Compute>(
+    pub(super) async fn start(
         jobs_max: usize,
-        build: impl FnOnce() -> Result<C, Error> + Send + 'static,
+        build: impl FnOnce() -> Result<Box<dyn Compute>, Error> + Send + 'static,
     ) -> Result<Self, Error> {
         let (tasks, task_queue) = mpsc::channel(jobs_max + AVERAGING_JOBS_MAX + REQUESTS_MAX);
         let (answers, completions) = mpsc::channel(jobs_max);
@@ -175,7 +175,7 @@ struct Answers {
 }
 
 fn work(
-    mut compute: impl Compute,
+    mut compute: Box<dyn Compute>,
     mut tasks: mpsc::Receiver<Task>,
     answers: &Answers,
     statistics: &watch::Sender<Statistics>,

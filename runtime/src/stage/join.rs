@@ -4,14 +4,15 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 
-use swarmline_kernels::Cpu;
+use swarmline_kernels::Backend;
+use swarmline_kernels::device::{Device, Work};
 use swarmline_scheduler::stage::Config;
 use swarmline_scheduler::{Membership, Role, StageIndex};
 use tokio::sync::watch;
 
 use super::download::{self, Beginning, Newcomer};
 use super::engine::{Engine, Learning};
-use super::executor::Executor;
+use super::executor::{Compute, Executor};
 use super::ledger::Ledger;
 use super::server::{Server, Wiring};
 use crate::clock::{self, Clock};
@@ -36,7 +37,9 @@ pub struct JoinOptions {
     pub identity: Identity,
     /// Where the data plane listens.
     pub listen: SocketAddr,
-    /// Threads that compute.
+    /// What computes.
+    pub device: Device,
+    /// Threads that compute, if that is the CPU.
     pub threads: usize,
     /// Where to write the stage's weights at the end.
     pub save: Option<PathBuf>,
@@ -49,13 +52,14 @@ pub struct JoinOptions {
 }
 
 impl JoinOptions {
-    /// On loopback with any free port and one computing thread; starts from the run's seed and writes no file.
+    /// On loopback with any free port and one computing thread of the CPU; starts from the run's seed and writes no file.
     #[must_use]
     pub fn new(invite: Invite, identity: Identity) -> Self {
         Self {
             invite,
             identity,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            device: Device::Cpu,
             threads: 1,
             save: None,
             resume: None,
@@ -250,19 +254,38 @@ impl Entered {
         config: &Config,
         options: &JoinOptions,
     ) -> Result<Executor, Error> {
-        let (run, slots, threads) = (self.run.clone(), config.slots, options.threads);
-        let (resume, parameter_log) = (options.resume.clone(), options.parameter_log.clone());
-        let stashes = slots + config.restored_max();
-        Executor::start(config.jobs_max(), move || {
-            let mut engine = Engine::new(Cpu::new(threads)?, &run, stage, stashes, Learning::Active)?;
-            engine.record_parameters(parameter_log)?;
-            if let Some(path) = resume {
-                let resumed = engine.resume(&path);
-                engine.write_parameter_log()?;
-                resumed?;
-            }
-            Ok(engine)
-        })
-        .await
+        let begin = Begin {
+            run: self.run.clone(),
+            stage,
+            stashes: config.slots + config.restored_max(),
+            resume: options.resume.clone(),
+            parameter_log: options.parameter_log.clone(),
+        };
+        let (device, threads) = (options.device, options.threads);
+        Executor::start(config.jobs_max(), move || device.run(threads, begin)).await
+    }
+}
+
+/// What an engine begins with, on whichever device.
+struct Begin {
+    run: Run,
+    stage: StageIndex,
+    stashes: usize,
+    resume: Option<PathBuf>,
+    parameter_log: Option<PathBuf>,
+}
+
+impl Work for Begin {
+    type Output = Result<Box<dyn Compute>, Error>;
+
+    fn on<B: Backend>(self, mut open: impl FnMut() -> swarmline_kernels::Result<B>) -> Self::Output {
+        let mut engine = Engine::new(open()?, &self.run, self.stage, self.stashes, Learning::Active)?;
+        engine.record_parameters(self.parameter_log)?;
+        if let Some(path) = self.resume {
+            let resumed = engine.resume(&path);
+            engine.write_parameter_log()?;
+            resumed?;
+        }
+        Ok(Box::new(engine))
     }
 }

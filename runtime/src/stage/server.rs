@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use swarmline_scheduler::averaging::{Config as AveragingConfig, Event as Averaged, Participant, Round};
 use swarmline_scheduler::router::{Policy, RouterFactory as _};
-use swarmline_scheduler::stage::{Action, Config, Event as Happened, Note};
+use swarmline_scheduler::stage::{Action, Completion, Config, Done, Event as Happened, Note};
 use swarmline_scheduler::transfer::UploadEvent;
 use swarmline_scheduler::{Incarnation, Membership, Message, PeerId, Refusal, Stage, Time};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -118,7 +118,7 @@ impl Server {
             let deadline = self.deadline();
             tokio::select! {
                 answer = self.wiring.executor.answer() => match answer? {
-                    Answer::Completed(completion) => self.handle(Happened::Completed(completion), reporter),
+                    Answer::Completed(completion) => self.complete(completion, reporter),
                     Answer::Averaged(event) => self.tell_machines([Told::Rounds(event)], reporter),
                 },
                 event = self.rounds.reduced() => self.tell_machines([Told::Rounds(event)], reporter),
@@ -247,6 +247,16 @@ impl Server {
     /// Tells the machine of microbatches, then the others what follows from it.
     fn handle(&mut self, event: Happened<Bytes>, reporter: &Reporter) {
         self.tell_machines([Told::Stage(event)], reporter);
+    }
+
+    /// A replica whose device fails leaves at once: what its slots held is lost, and its neighbours go on with others
+    /// from what they keep, as after any sudden death. Refusing would lose the microbatch instead.
+    fn complete(&mut self, completion: Completion<Bytes>, reporter: &Reporter) {
+        if let Done::Refused(Refusal::Device(reason)) = completion.done {
+            self.failure = Some(Error::Device(swarmline_kernels::Error::Device(reason)));
+            return;
+        }
+        self.handle(Happened::Completed(completion), reporter);
     }
 
     /// Hands events to the machines and does what they ask, until nothing follows any more.

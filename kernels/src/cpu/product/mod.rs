@@ -26,7 +26,7 @@ use super::{
     matrix::Matrix,
     threads::{Team, Threads},
 };
-use crate::Write;
+use crate::{Profile, Write};
 use pack::{Line, Strip};
 use tile::{Kernel, Tile};
 
@@ -36,18 +36,6 @@ const DEPTH: usize = 256;
 const BLOCK_COLUMNS: usize = 512;
 /// Multiply-adds below which waking other threads costs more than they save.
 const ALONE: usize = 1 << 17;
-
-/// How exactly products are computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Profile {
-    /// In f32, in one fixed order: the same bits on every processor and for every number of threads.
-    #[default]
-    Repro,
-    /// Factors rounded to bf16 (to nearest, ties to even), sums in f32: about twice as fast where the processor
-    /// multiplies bf16 (AVX512-BF16). Elsewhere products run as under [`Profile::Repro`]. The number of threads
-    /// does not show; the kind of processor does.
-    Fast,
-}
 
 /// Computes products; keeps the memory they need.
 #[derive(Debug)]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use swarmline_kernels::device::Device;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
@@ -42,6 +43,8 @@ pub(super) enum Heard {
 #[derive(Debug)]
 pub(super) struct Swarm {
     processes: Vec<(Speaker, Process)>,
+    /// What replicas compute on.
+    device: Device,
     /// Where replicas keep their ledgers.
     folder: PathBuf,
     sender: mpsc::Sender<(Speaker, Heard)>,
@@ -55,9 +58,9 @@ struct Process {
 }
 
 impl Swarm {
-    pub(super) fn new(folder: &Path) -> Self {
+    pub(super) fn new(folder: &Path, device: Device) -> Self {
         let (sender, events) = mpsc::channel(EVENTS_QUEUED_MAX);
-        Self { processes: Vec::new(), folder: folder.to_owned(), sender, events }
+        Self { processes: Vec::new(), device, folder: folder.to_owned(), sender, events }
     }
 
     /// Starts the coordinator and returns the invite it prints.
@@ -80,7 +83,8 @@ impl Swarm {
     pub(super) fn start_replica(&mut self, index: usize, invite: &str) -> Result<(), Failure> {
         let ledger = self.folder.join(format!("{LEDGER}{index}"));
         let ledger = ledger.to_string_lossy();
-        let place = ["--threads", "1", "--listen", "127.0.0.1:0", "--ledger", &ledger];
+        let device = self.device.to_string();
+        let place = ["--device", &device, "--threads", "1", "--listen", "127.0.0.1:0", "--ledger", &ledger];
         self.start(Speaker::Replica(index), &[&["join", invite], &place[..]].concat())
     }
 

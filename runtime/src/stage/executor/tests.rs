@@ -12,7 +12,9 @@ use crate::stage::{Engine, Learning};
 async fn executor(seed: u64) -> Executor {
     let mut run = tiny(Kind::Subspace, Packing::F32);
     run.seed = seed;
-    let build = move || Ok(Engine::new(Cpu::new(1)?, &run, StageIndex(1), 1, Learning::Active)?);
+    let build = move || -> Result<Box<dyn Compute>, Error> {
+        Ok(Box::new(Engine::new(Cpu::new(1)?, &run, StageIndex(1), 1, Learning::Active)?))
+    };
     Executor::start(4, build).await.unwrap()
 }
 

@@ -1,0 +1,58 @@
+//! What the processor can do, for reports; the loops choose for themselves.
+
+use pulp::Arch;
+
+use crate::device::CpuReport;
+
+/// Cores and instruction sets of this machine, and which of them the loops are compiled for.
+pub(crate) fn report() -> CpuReport {
+    CpuReport {
+        cores: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+        instruction_sets: instruction_sets(),
+        loops: loops(),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn instruction_sets() -> Vec<&'static str> {
+    let asked = [
+        ("AVX2", is_x86_feature_detected!("avx2")),
+        ("FMA", is_x86_feature_detected!("fma")),
+        ("AVX-512F", is_x86_feature_detected!("avx512f")),
+        ("AVX512-BF16", is_x86_feature_detected!("avx512bf16")),
+    ];
+    asked.into_iter().filter_map(|(name, found)| found.then_some(name)).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instruction_sets() -> Vec<&'static str> {
+    Vec::new()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn loops() -> &'static str {
+    match Arch::new() {
+        Arch::V4(_) => "AVX-512",
+        Arch::V3(_) => "AVX2 and FMA",
+        _ => "baseline",
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn loops() -> &'static str {
+    let _ = Arch::new();
+    std::env::consts::ARCH
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_are_compiled_for_what_the_processor_has() {
+        let CpuReport { cores, instruction_sets, loops } = report();
+        assert!(cores > 0);
+        assert!(loops != "AVX-512" || instruction_sets.contains(&"AVX-512F"));
+        assert!(loops != "AVX2 and FMA" || instruction_sets.contains(&"FMA"));
+    }
+}

@@ -1,0 +1,220 @@
+//! Tensors on their way to and from the wire.
+//!
+//! Bytes travel through pinned memory on a stream of their own, so that what comes in is copied while the device still
+//! computes. In front of them travels what the kernels found to be wrong with the numbers.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice, result, sys::CUdeviceptr};
+
+use super::launch::{Kernels, Launch, int};
+use super::memory::{Buffer, device_error};
+use crate::{PackedFormat, PackingError, Result, RoundingKey};
+
+/// Bytes in front of the packed ones: two row numbers, and room to keep what follows aligned.
+const HEADER: usize = 16;
+/// The kernels write the lowest row with a fault over it.
+const NO_ROW: i32 = i32::MAX;
+
+/// Buffers and streams of the boundary.
+#[derive(Debug)]
+pub(super) struct Boundary {
+    compute: Arc<CudaStream>,
+    copies: Arc<CudaStream>,
+    device: Buffer<u8>,
+    pinned: PinnedHostSlice<u8>,
+    computed: CudaEvent,
+    copied: CudaEvent,
+}
+
+impl Boundary {
+    pub(super) fn new(compute: &Arc<CudaStream>) -> Result<Self> {
+        let context = compute.context();
+        Ok(Self {
+            compute: Arc::clone(compute),
+            copies: context.new_stream().map_err(device_error)?,
+            device: Buffer::zeros(compute, HEADER)?,
+            pinned: pinned(context, HEADER)?,
+            computed: context.new_event(None).map_err(device_error)?,
+            copied: context.new_event(None).map_err(device_error)?,
+        })
+    }
+
+    /// Packs `x[rows,width]` into `bytes`.
+    pub(super) fn pack(
+        &mut self,
+        kernels: &Kernels,
+        bytes: &mut Vec<u8>,
+        x: &Buffer<f32>,
+        [rows, width]: [usize; 2],
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        bytes.clear();
+        let x = x.input(rows * width);
+        // The numbers exist in memory and no format is longer than they are plus two bytes a row.
+        let len = format.packed_len(rows, width).unwrap_or_default();
+        if rows * width == 0 {
+            bytes.resize(len, 0);
+            return Ok(());
+        }
+        self.reserve(len)?;
+        self.write_header()?;
+        self.copy_in(HEADER, &self.compute)?;
+        let (columns, each) = (int(width)?, Launch::each(rows * width, 256));
+        match format {
+            PackedFormat::F32 => {
+                let (bad, _) = self.device.split::<i32, u8>(2, HEADER, 0);
+                kernels.swl_check_finite(Launch::row(rows, 128), bad, x, columns)?;
+            }
+            PackedFormat::Bf16 => {
+                let (bad, packed) = self.device.split::<i32, u16>(2, HEADER, rows * width);
+                kernels.swl_pack_bf16(each, packed, bad, x, int(rows)?, columns)?;
+            }
+            PackedFormat::Q8 | PackedFormat::Q4 => {
+                let (bad, packed) = self.device.split::<i32, u8>(2, HEADER, len);
+                let row = Launch::row(rows, 256).shared(4 * width);
+                kernels.swl_pack_levels(row, packed, bad, x, columns, top_of(format), key.run, key.tensor)?;
+            }
+        }
+        self.computed.record(&self.compute).map_err(device_error)?;
+        self.copies.wait(&self.computed).map_err(device_error)?;
+        if format == PackedFormat::F32 {
+            self.copy_out(self.device.input(HEADER).0, 0, HEADER)?;
+            self.copy_out(x.0, HEADER, len)?;
+        } else {
+            self.copy_out(self.device.input(HEADER + len).0, 0, HEADER + len)?;
+        }
+        self.copies.synchronize().map_err(device_error)?;
+        let packed = self.pinned.as_slice().map_err(device_error)?;
+        verdict(packed)?;
+        bytes.extend_from_slice(&packed[HEADER..HEADER + len]);
+        Ok(())
+    }
+
+    /// Unpacks `x[rows,width]` from `bytes`.
+    pub(super) fn unpack(
+        &mut self,
+        kernels: &Kernels,
+        x: &mut Buffer<f32>,
+        bytes: &[u8],
+        [rows, width]: [usize; 2],
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        let expected = format.packed_len(rows, width).unwrap_or(usize::MAX);
+        if bytes.len() != expected {
+            return Err(PackingError::Length { expected, found: bytes.len() }.into());
+        }
+        let numbers = rows * width;
+        if numbers == 0 {
+            return Ok(());
+        }
+        self.reserve(expected)?;
+        self.write_header()?;
+        let staged = self.pinned.as_mut_slice().map_err(device_error)?;
+        staged[HEADER..HEADER + expected].copy_from_slice(bytes);
+        // What was computed with the last bytes is done: its verdict was waited for.
+        self.copy_in(HEADER + expected, &self.copies)?;
+        self.copied.record(&self.copies).map_err(device_error)?;
+        self.compute.wait(&self.copied).map_err(device_error)?;
+        let (columns, each, to) = (int(width)?, Launch::each(numbers, 256), x.output(numbers));
+        match format {
+            PackedFormat::F32 => {
+                let (_, packed) = self.device.split::<i32, f32>(2, HEADER, numbers);
+                kernels.swl_copy(each, to, packed.read(), int(numbers)?)?;
+                let (bad, _) = self.device.split::<i32, u8>(2, HEADER, 0);
+                kernels.swl_check_finite(Launch::row(rows, 128), bad, x.input(numbers), columns)?;
+            }
+            PackedFormat::Bf16 => {
+                let (bad, packed) = self.device.split::<i32, u16>(2, HEADER, numbers);
+                kernels.swl_unpack_bf16(each, to, bad, packed.read(), int(rows)?, columns)?;
+            }
+            PackedFormat::Q8 | PackedFormat::Q4 => {
+                let (bad, packed) = self.device.split::<i32, u8>(2, HEADER, expected);
+                let (row, top) = (Launch::row(rows, 256).shared(4 * width), top_of(format));
+                kernels.swl_unpack_levels(row, to, bad, packed.read(), columns, top, key.run, key.tensor)?;
+            }
+        }
+        self.computed.record(&self.compute).map_err(device_error)?;
+        self.copies.wait(&self.computed).map_err(device_error)?;
+        self.copy_out(self.device.input(HEADER).0, 0, HEADER)?;
+        self.copies.synchronize().map_err(device_error)?;
+        verdict(self.pinned.as_slice().map_err(device_error)?)
+    }
+
+    /// Makes room for `len` packed bytes; once buffers have grown to the run's microbatch, nothing is allocated.
+    fn reserve(&mut self, len: usize) -> Result<()> {
+        let len = HEADER + len;
+        if self.device.len() < len {
+            self.device = Buffer::zeros(&self.compute, len)?;
+            self.pinned = pinned(self.compute.context(), len)?;
+            // The other stream must not get ahead of the allocation.
+            self.compute.synchronize().map_err(device_error)?;
+        }
+        Ok(())
+    }
+
+    fn write_header(&mut self) -> Result<()> {
+        let header = self.pinned.as_mut_slice().map_err(device_error)?;
+        for row in header[..HEADER].chunks_exact_mut(4) {
+            row.copy_from_slice(&NO_ROW.to_ne_bytes());
+        }
+        Ok(())
+    }
+
+    fn copy_in(&self, len: usize, stream: &CudaStream) -> Result<()> {
+        let to = self.device.input(len).0;
+        let staged = self.pinned.as_slice().map_err(device_error)?;
+        stream.context().bind_to_thread().map_err(device_error)?;
+        // SAFETY: both sides are `len` long; the host waits for the stream before it writes there again.
+        unsafe { result::memcpy_htod_async(to, &staged[..len], stream.cu_stream()) }.map_err(device_error)
+    }
+
+    fn copy_out(&mut self, from: CUdeviceptr, to: usize, len: usize) -> Result<()> {
+        self.copies.context().bind_to_thread().map_err(device_error)?;
+        let staged = self.pinned.as_mut_slice().map_err(device_error)?;
+        // SAFETY: the caller names `len` bytes on the device; the host waits for the stream before it reads.
+        unsafe { result::memcpy_dtoh_async(&mut staged[to..to + len], from, self.copies.cu_stream()) }
+            .map_err(device_error)
+    }
+}
+
+/// Page-locked memory that both sides read and write.
+fn pinned(context: &Arc<CudaContext>, len: usize) -> Result<PinnedHostSlice<u8>> {
+    // SAFETY: any byte is a valid u8, and all that are read were written before.
+    unsafe { context.alloc_pinned_with_flags(len, 0) }.map_err(device_error)
+}
+
+/// The largest level.
+fn top_of(format: PackedFormat) -> i32 {
+    if format == PackedFormat::Q4 { 7 } else { 127 }
+}
+
+/// What the kernels found: the first row with a number that is not finite, else the first that overflows the format.
+fn verdict(header: &[u8]) -> Result<()> {
+    let rows = header[..8].as_chunks::<4>().0.iter().map(|&row| i32::from_ne_bytes(row));
+    match rows.into_iter().find(|&row| row != NO_ROW) {
+        Some(row) => Err(PackingError::NonFinite { row: row.unsigned_abs() as usize }.into()),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    #[test]
+    fn a_number_that_is_not_finite_comes_before_one_that_overflows() {
+        let verdict_on = |rows: [i32; 2]| {
+            let header: Vec<u8> = rows.iter().flat_map(|row| row.to_ne_bytes()).chain([0; 8]).collect();
+            verdict(&header)
+        };
+        assert!(verdict_on([NO_ROW, NO_ROW]).is_ok());
+        for (rows, first) in [([3, NO_ROW], 3), ([NO_ROW, 2], 2), ([5, 1], 5)] {
+            let Err(Error::Packing(PackingError::NonFinite { row })) = verdict_on(rows) else { panic!() };
+            assert_eq!(row, first);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Compiled kernels on disk, so that only the first start on a machine waits for the compiler.
+//!
+//! An entry is named by what it was made from and begins with a digest of what it holds: one that is damaged counts
+//! as absent. Whatever fails here costs time, never the run.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use super::compile::Recipe;
+use crate::device::CacheReport;
+
+/// How names of entries end.
+const EXTENSION: &str = "cubin";
+/// Bytes of a digest.
+const DIGEST_LEN: usize = 32;
+/// No compiled file of kernels is nearly this long.
+const ENTRY_BYTES_MAX: u64 = 64 << 20;
+
+/// A folder of compiled kernels, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cache {
+    folder: Option<PathBuf>,
+}
+
+impl Cache {
+    /// In this folder, which is made when something is to be kept.
+    pub(super) fn at(folder: Option<PathBuf>) -> Self {
+        Self { folder }
+    }
+
+    /// In the user's folder for caches: `$XDG_CACHE_HOME` or `~/.cache`.
+    pub(super) fn of_user() -> Self {
+        let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let caches = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
+        Self::at(caches.map(|caches| caches.join("swarmline").join("kernels")))
+    }
+
+    /// What was kept for `recipe`, if it is whole.
+    pub(super) fn load(&self, recipe: &Recipe) -> Option<Vec<u8>> {
+        let path = self.path(recipe)?;
+        if fs::metadata(&path).ok()?.len() > ENTRY_BYTES_MAX {
+            return None;
+        }
+        let mut bytes = fs::read(path).ok()?;
+        let (digest, compiled) = bytes.split_at_checked(DIGEST_LEN)?;
+        if compiled.is_empty() || blake3::hash(compiled).as_bytes() != digest {
+            return None;
+        }
+        bytes.drain(..DIGEST_LEN);
+        Some(bytes)
+    }
+
+    /// Keeps `compiled`, if the folder lets it. Readers see all of it or nothing.
+    pub(super) fn store(&self, recipe: &Recipe, compiled: &[u8]) {
+        let _ = self.try_store(recipe, compiled);
+    }
+
+    /// Folder, number of entries, and whether one could be added.
+    pub(super) fn report(&self) -> CacheReport {
+        let Some(folder) = &self.folder else { return CacheReport::default() };
+        let named = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|end| end == EXTENSION);
+        let entries =
+            fs::read_dir(folder).map_or(0, |entries| entries.flatten().filter(|entry| named(entry)).count());
+        // A folder that does not exist yet is as writable as the nearest one above it that does.
+        let nearest = folder.ancestors().find(|folder| folder.is_dir());
+        let writable = nearest.is_some_and(|folder| Probe::new(folder.to_owned()).is_some());
+        CacheReport { folder: self.folder.clone(), entries, writable }
+    }
+
+    fn path(&self, recipe: &Recipe) -> Option<PathBuf> {
+        self.folder.as_ref().map(|folder| folder.join(format!("{}.{EXTENSION}", recipe.digest())))
+    }
+
+    fn try_store(&self, recipe: &Recipe, compiled: &[u8]) -> std::io::Result<()> {
+        let Some(path) = self.path(recipe) else { return Ok(()) };
+        let Some(folder) = &self.folder else { return Ok(()) };
+        fs::create_dir_all(folder)?;
+        // Processes that start together each write their own file; the last rename wins with equal bytes.
+        let draft = path.with_extension(format!("{}.draft", std::process::id()));
+        let write = || {
+            let mut file = fs::File::create(&draft)?;
+            file.write_all(blake3::hash(compiled).as_bytes())?;
+            file.write_all(compiled)?;
+            file.sync_all()?;
+            fs::rename(&draft, &path)
+        };
+        write().inspect_err(|_| {
+            let _ = fs::remove_file(&draft);
+        })
+    }
+}
+
+/// An empty file that is there for a moment, to see whether a folder can be written.
+struct Probe(PathBuf);
+
+impl Probe {
+    fn new(folder: PathBuf) -> Option<Self> {
+        let path = folder.join(format!(".swarmline-{}", std::process::id()));
+        fs::OpenOptions::new().write(true).create_new(true).open(&path).ok()?;
+        Some(Self(path))
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Version;
+
+    const COMPILED: &[u8] = b"\x7fELF and so on";
+
+    fn recipe() -> Recipe {
+        Recipe::new(Version { major: 8, minor: 0 }, Version { major: 12, minor: 9 })
+    }
+
+    fn cache() -> (tempfile::TempDir, Cache) {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(Some(folder.path().join("deep/kernels")));
+        (folder, cache)
+    }
+
+    #[test]
+    fn what_is_stored_is_found_again_and_nothing_else() {
+        let (_folder, cache) = cache();
+        assert_eq!(cache.load(&recipe()), None);
+        cache.store(&recipe(), COMPILED);
+        assert_eq!(cache.load(&recipe()).as_deref(), Some(COMPILED));
+        let others = [
+            Recipe::new(Version { major: 9, minor: 0 }, Version { major: 12, minor: 9 }),
+            Recipe::new(Version { major: 8, minor: 0 }, Version { major: 13, minor: 0 }),
+            Recipe { source: format!("{} ", recipe().source), ..recipe() },
+            Recipe { options: vec!["--fmad=true".to_owned()], ..recipe() },
+        ];
+        for other in others {
+            assert_eq!(cache.load(&other), None);
+        }
+        assert_eq!(cache.report().entries, 1);
+    }
+
+    #[test]
+    fn a_damaged_entry_counts_as_absent_and_is_replaced() {
+        let (_folder, cache) = cache();
+        cache.store(&recipe(), COMPILED);
+        let path = cache.path(&recipe()).unwrap();
+        let whole = fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[40] ^= 1;
+        for damaged in [&whole[..whole.len() - 1], &whole[..DIGEST_LEN], &whole[..3], &[], &flipped] {
+            fs::write(&path, damaged).unwrap();
+            assert_eq!(cache.load(&recipe()), None);
+            cache.store(&recipe(), COMPILED);
+            assert_eq!(cache.load(&recipe()).as_deref(), Some(COMPILED));
+        }
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_costs_only_the_cache() {
+        // A file where the folder should be stops even those whom permissions do not.
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "").unwrap();
+        for cache in [Cache::at(Some(folder.path().join("file/kernels"))), Cache::at(None)] {
+            cache.store(&recipe(), COMPILED);
+            assert_eq!(cache.load(&recipe()), None);
+        }
+    }
+
+    #[test]
+    fn a_draft_that_cannot_take_its_place_is_removed() {
+        let (_folder, cache) = cache();
+        let path = cache.path(&recipe()).unwrap();
+        fs::create_dir_all(path.join("occupied")).unwrap();
+        cache.store(&recipe(), COMPILED);
+        assert_eq!(cache.load(&recipe()), None);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn reporting_leaves_nothing_behind() {
+        let (folder, cache) = cache();
+        let report = cache.report();
+        assert!(report.writable && report.entries == 0);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,625 @@
+//! The CUDA backend.
+//!
+//! Computes what the CPU backend specifies, on one device, in the order of one stream. Kernels are compiled for the
+//! device when the backend is made and kept on disk; nothing of CUDA is needed to build this crate, and a machine
+//! without it gets a reason instead of a backend.
+//!
+//! Two profiles: the fast one multiplies in bf16 on tensor cores; the reproducible one repeats the bits of the CPU.
+
+mod boundary;
+mod cache;
+mod compile;
+mod launch;
+mod memory;
+mod probe;
+mod products;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError};
+use cudarc::nvrtc::Ptx;
+
+use crate::cpu::attention_lens;
+use crate::device::{Unavailable, Version};
+use crate::{
+    AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, Profile, Result, RopeShape,
+    RoundingKey, Write,
+};
+use boundary::Boundary;
+use cache::Cache;
+use compile::Recipe;
+use launch::{Kernels, Launch, int};
+use memory::{Buffer, In, Out, device_error};
+use products::{Products, adds};
+
+pub(crate) use probe::report;
+
+/// Numbers of one partial sum of squares: part of the specification.
+const SQUARES_BLOCK: usize = 16_384;
+/// Rows of one partial gradient of a gain: part of the specification.
+const GAIN_ROWS: usize = 64;
+/// Queries or keys of one block of attention.
+const ATTENTION_TILE: usize = 16;
+/// Queries of one block of attention on tensor cores.
+const NARROW_TILE: usize = 64;
+/// The widest head the attention kernels hold.
+const HEAD_WIDTH_MAX: usize = 256;
+
+/// A CUDA device.
+#[derive(Debug)]
+pub struct Cuda {
+    profile: Profile,
+    kernels: Kernels,
+    products: Products,
+    boundary: Boundary,
+    rope: Option<RopeTable>,
+    partial_squares: Buffer<f64>,
+    sum: Buffer<f64>,
+    partial_rows: Buffer<f32>,
+    narrow: [Buffer<u16>; 3],
+    stream: Arc<CudaStream>,
+}
+
+/// A flat buffer of f32 on a CUDA device.
+#[derive(Debug)]
+pub struct CudaTensor(Buffer<f32>);
+
+/// Token ids on a CUDA device that were checked against a vocabulary.
+#[derive(Debug)]
+pub struct CudaIds {
+    ids: Buffer<u32>,
+    /// All are below.
+    bound: usize,
+}
+
+/// Cosines and sines of the rotary embedding for one shape.
+#[derive(Debug)]
+struct RopeTable {
+    tokens: usize,
+    head_width: usize,
+    theta: f32,
+    cos: Buffer<f32>,
+    sin: Buffer<f32>,
+}
+
+impl Cuda {
+    /// The device with this ordinal, in the fast profile.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] if there is no such device or it cannot be used, another if it fails.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Self::with_profile(ordinal, Profile::Fast)
+    }
+
+    /// The device with this ordinal.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cuda::new`].
+    pub fn with_profile(ordinal: usize, profile: Profile) -> Result<Self> {
+        let report = report();
+        report.usable(ordinal)?;
+        let context = CudaContext::new(ordinal).map_err(|error| probe::refused(&error))?;
+        // SAFETY: every buffer is used on one stream, but those of the boundary, which keeps its two in order itself.
+        unsafe { context.disable_event_tracking() };
+        memory::keep_freed_memory(&context)?;
+        let module = load(&context, report.devices[ordinal].capability, &Cache::of_user())?;
+        let stream = context.new_stream().map_err(device_error)?;
+        Ok(Self {
+            profile,
+            kernels: Kernels::new(&module, Arc::clone(&stream)).map_err(device_error)?,
+            products: Products::new(&stream, profile)?,
+            boundary: Boundary::new(&stream)?,
+            rope: None,
+            partial_squares: Buffer::zeros(&stream, 0)?,
+            sum: Buffer::zeros(&stream, 1)?,
+            partial_rows: Buffer::zeros(&stream, 0)?,
+            narrow: [Buffer::zeros(&stream, 0)?, Buffer::zeros(&stream, 0)?, Buffer::zeros(&stream, 0)?],
+            stream,
+        })
+    }
+
+    /// Attention on tensor cores, from factors rounded to bf16.
+    fn narrow_attention(
+        &mut self,
+        out: Out<'_, f32>,
+        lse: Out<'_, f32>,
+        factors: [In<'_, f32>; 3],
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let AttentionShape { batch, tokens, heads, kv_heads, head_width } = shape;
+        let rows = batch * tokens;
+        let widths = [heads, kv_heads, kv_heads].map(|heads| heads * head_width);
+        for ((narrow, factor), width) in self.narrow.iter_mut().zip(factors).zip(widths) {
+            narrow.grow(&self.stream, rows * width)?;
+            let (each, narrow) = (Launch::each(rows * width, 256), narrow.output(rows * width));
+            self.kernels.swl_to_bf16(each, narrow, factor, int(rows)?, int(width)?)?;
+        }
+        let [q, k, v] = [0, 1, 2].map(|index| self.narrow[index].input(rows * widths[index]));
+        let grid = Launch::grid([tokens.div_ceil(NARROW_TILE), heads, batch], 128);
+        let (tokens, heads, kv_heads) = (int(tokens)?, int(heads)?, int(kv_heads)?);
+        if head_width == 64 {
+            let grid = grid.shared(18_432);
+            self.kernels.swl_attention_bf16_64(grid, out, lse, q, k, v, tokens, heads, kv_heads)
+        } else {
+            let grid = grid.shared(35_840);
+            self.kernels.swl_attention_bf16_128(grid, out, lse, q, k, v, tokens, heads, kv_heads)
+        }
+    }
+
+    fn rotate(&mut self, x: &mut CudaTensor, shape: RopeShape, sign: f32) -> Result<()> {
+        let RopeShape { batch, tokens, heads, head_width, .. } = shape;
+        let half = head_width / 2;
+        let table = match self.rope.take() {
+            Some(table) if table.fits(shape) => table,
+            _ => RopeTable::new(&self.stream, &self.kernels, shape)?,
+        };
+        let len = batch * tokens * heads * head_width;
+        let rotated = self.kernels.swl_rope(
+            Launch::each(len / 2, 256),
+            x.0.output(len),
+            table.cos.input(tokens * half),
+            table.sin.input(tokens * half),
+            int(batch)?,
+            int(tokens)?,
+            int(heads)?,
+            int(head_width)?,
+            sign,
+        );
+        self.rope = Some(table);
+        rotated
+    }
+}
+
+impl RopeTable {
+    fn new(stream: &Arc<CudaStream>, kernels: &Kernels, shape: RopeShape) -> Result<Self> {
+        let RopeShape { tokens, head_width, theta, .. } = shape;
+        let len = tokens * (head_width / 2);
+        let (mut cos, mut sin) = (Buffer::zeros(stream, len)?, Buffer::zeros(stream, len)?);
+        kernels.swl_rope_table(
+            Launch::each(len, 128),
+            cos.output(len),
+            sin.output(len),
+            int(tokens)?,
+            int(head_width)?,
+            theta,
+        )?;
+        Ok(Self { tokens, head_width, theta, cos, sin })
+    }
+
+    fn fits(&self, shape: RopeShape) -> bool {
+        let theta = self.theta.to_bits() == shape.theta.to_bits();
+        theta && (self.tokens, self.head_width) == (shape.tokens, shape.head_width)
+    }
+}
+
+impl Backend for Cuda {
+    type Tensor = CudaTensor;
+    type Ids = CudaIds;
+
+    fn zeros(&mut self, len: usize) -> Result<CudaTensor> {
+        Ok(CudaTensor(Buffer::zeros(&self.stream, len)?))
+    }
+
+    fn len(&self, tensor: &CudaTensor) -> usize {
+        tensor.0.len()
+    }
+
+    fn upload(&mut self, dst: &mut CudaTensor, src: &[f32]) -> Result<()> {
+        dst.0.upload(&self.stream, src)
+    }
+
+    fn download(&mut self, dst: &mut [f32], src: &CudaTensor) -> Result<()> {
+        src.0.download(&self.stream, dst)
+    }
+
+    fn ids(&mut self, ids: &[u32], vocab: usize) -> Result<CudaIds> {
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { id, vocab });
+        }
+        let mut buffer = Buffer::zeros(&self.stream, ids.len())?;
+        buffer.upload(&self.stream, ids)?;
+        let bound = ids.iter().max().map_or(0, |&id| id as usize + 1);
+        Ok(CudaIds { ids: buffer, bound })
+    }
+
+    fn fill(&mut self, x: &mut CudaTensor, value: f32, len: usize) -> Result<()> {
+        self.kernels.swl_fill(Launch::each(len, 256), x.0.output(len), value, int(len)?)
+    }
+
+    fn copy(&mut self, y: &mut CudaTensor, x: &CudaTensor, len: usize) -> Result<()> {
+        self.kernels.swl_copy(Launch::each(len, 256), y.0.output(len), x.0.input(len), int(len)?)
+    }
+
+    fn add_scaled(&mut self, y: &mut CudaTensor, x: &CudaTensor, alpha: f32, len: usize) -> Result<()> {
+        let (y, x) = (y.0.output(len), x.0.input(len));
+        self.kernels.swl_add_scaled(Launch::each(len, 256), y, x, alpha, int(len)?)
+    }
+
+    fn sum_squares(&mut self, x: &CudaTensor, len: usize) -> Result<f64> {
+        let partials = len.div_ceil(SQUARES_BLOCK);
+        self.partial_squares.grow(&self.stream, partials)?;
+        let partial = self.partial_squares.output(partials);
+        let halves = Launch::row(partials.div_ceil(16), 256);
+        self.kernels.swl_sum_squares_partial(halves, partial, x.0.input(len), int(len)?)?;
+        let partial = self.partial_squares.input(partials);
+        self.kernels.swl_sum_in_order(Launch::row(1, 1), self.sum.output(1), partial, int(partials)?)?;
+        let mut sum = [0.0];
+        self.sum.download(&self.stream, &mut sum)?;
+        Ok(sum[0])
+    }
+
+    fn linear(
+        &mut self,
+        y: &mut CudaTensor,
+        x: &CudaTensor,
+        w: &CudaTensor,
+        shape: LinearShape,
+        write: Write,
+    ) -> Result<()> {
+        self.products.linear(&self.kernels, &mut y.0, &x.0, &w.0, shape, write)
+    }
+
+    fn linear_backward_input(
+        &mut self,
+        dx: &mut CudaTensor,
+        dy: &CudaTensor,
+        w: &CudaTensor,
+        shape: LinearShape,
+        write: Write,
+    ) -> Result<()> {
+        self.products.backward_input(&self.kernels, &mut dx.0, &dy.0, &w.0, shape, write)
+    }
+
+    fn linear_backward_weight(
+        &mut self,
+        dw: &mut CudaTensor,
+        dy: &CudaTensor,
+        x: &CudaTensor,
+        shape: LinearShape,
+        write: Write,
+    ) -> Result<()> {
+        self.products.backward_weight(&self.kernels, &mut dw.0, &dy.0, &x.0, shape, write)
+    }
+
+    fn rmsnorm(
+        &mut self,
+        y: &mut CudaTensor,
+        rstd: &mut CudaTensor,
+        x: &CudaTensor,
+        gain: &CudaTensor,
+        rows: usize,
+        width: usize,
+        epsilon: f32,
+    ) -> Result<()> {
+        let len = rows * width;
+        let (y, rstd, x, gain) = (y.0.output(len), rstd.0.output(rows), x.0.input(len), gain.0.input(width));
+        let halves = Launch::row(rows.div_ceil(8), 128);
+        self.kernels.swl_rmsnorm(halves, y, rstd, x, gain, int(rows)?, int(width)?, epsilon)
+    }
+
+    fn rmsnorm_apply(
+        &mut self,
+        y: &mut CudaTensor,
+        x: &CudaTensor,
+        gain: &CudaTensor,
+        rstd: &CudaTensor,
+        rows: usize,
+        width: usize,
+    ) -> Result<()> {
+        let len = rows * width;
+        let (y, x, gain, rstd) = (y.0.output(len), x.0.input(len), gain.0.input(width), rstd.0.input(rows));
+        self.kernels.swl_rmsnorm_apply(Launch::each(len, 256), y, x, gain, rstd, int(rows)?, int(width)?)
+    }
+
+    fn rmsnorm_backward(
+        &mut self,
+        dx: &mut CudaTensor,
+        dgain: &mut CudaTensor,
+        dy: &CudaTensor,
+        x: &CudaTensor,
+        gain: &CudaTensor,
+        rstd: &CudaTensor,
+        rows: usize,
+        width: usize,
+        write: Write,
+    ) -> Result<()> {
+        let len = rows * width;
+        let (dx, dgain) = (dx.0.output(len), dgain.0.output(width));
+        let (dy, x, gain, rstd) = (dy.0.input(len), x.0.input(len), gain.0.input(width), rstd.0.input(rows));
+        let (row_count, columns) = (int(rows)?, int(width)?);
+        let halves = Launch::row(rows.div_ceil(8), 128);
+        self.kernels.swl_rmsnorm_backward(halves, dx, dy, x, gain, rstd, row_count, columns, adds(write))?;
+        let partials = rows.div_ceil(GAIN_ROWS);
+        self.partial_rows.grow(&self.stream, partials * width)?;
+        let partial = self.partial_rows.output(partials * width);
+        let grid = Launch::grid([width.div_ceil(128), partials, 1], 128);
+        self.kernels.swl_rmsnorm_gain_partial(grid, partial, dy, x, rstd, row_count, columns)?;
+        let partial = self.partial_rows.input(partials * width);
+        self.kernels.swl_rmsnorm_gain(Launch::each(width, 128), dgain, partial, int(partials)?, columns)
+    }
+
+    fn rope(&mut self, x: &mut CudaTensor, shape: RopeShape) -> Result<()> {
+        self.rotate(x, shape, 1.0)
+    }
+
+    fn rope_backward(&mut self, dx: &mut CudaTensor, shape: RopeShape) -> Result<()> {
+        self.rotate(dx, shape, -1.0)
+    }
+
+    fn attention(
+        &mut self,
+        out: &mut CudaTensor,
+        lse: &mut CudaTensor,
+        q: &CudaTensor,
+        k: &CudaTensor,
+        v: &CudaTensor,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let [queries, keys, sums] = attention_lens(shape);
+        let (out, lse) = (out.0.output(queries), lse.0.output(sums));
+        let (q, k, v) = (q.0.input(queries), k.0.input(keys), v.0.input(keys));
+        let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
+        let launch = attention_launch(shape, shape.heads, 3);
+        match self.profile {
+            Profile::Fast if matches!(shape.head_width, 64 | 128) => {
+                self.narrow_attention(out, lse, [q, k, v], shape)
+            }
+            Profile::Fast => {
+                self.kernels.swl_attention(launch, out, lse, q, k, v, tokens, heads, kv_heads, head_width)
+            }
+            Profile::Repro => self
+                .kernels
+                .swl_attention_exact(launch, out, lse, q, k, v, tokens, heads, kv_heads, head_width),
+        }
+    }
+
+    fn attention_backward(
+        &mut self,
+        dq: &mut CudaTensor,
+        dk: &mut CudaTensor,
+        dv: &mut CudaTensor,
+        dout: &CudaTensor,
+        q: &CudaTensor,
+        k: &CudaTensor,
+        v: &CudaTensor,
+        out: &CudaTensor,
+        lse: &CudaTensor,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let [queries, keys, sums] = attention_lens(shape);
+        let (dq, dk, dv) = (dq.0.output(queries), dk.0.output(keys), dv.0.output(keys));
+        let (q, k, v) = (q.0.input(queries), k.0.input(keys), v.0.input(keys));
+        let (dout, out, lse) = (dout.0.input(queries), out.0.input(queries), lse.0.input(sums));
+        let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
+        self.partial_rows.grow(&self.stream, sums)?;
+        let delta = self.partial_rows.output(sums);
+        let halves = Launch::row(sums.div_ceil(8), 128);
+        self.kernels.swl_attention_delta(halves, delta, out, dout, int(sums)?, head_width)?;
+        let delta = self.partial_rows.input(sums);
+        let by_query = attention_launch(shape, shape.heads, 4);
+        self.kernels.swl_attention_backward_query(
+            by_query, dq, dout, q, k, v, lse, delta, tokens, heads, kv_heads, head_width,
+        )?;
+        let by_key = attention_launch(shape, shape.kv_heads, 4);
+        self.kernels.swl_attention_backward_key_value(
+            by_key, dk, dv, dout, q, k, v, lse, delta, tokens, heads, kv_heads, head_width,
+        )
+    }
+
+    fn swiglu(&mut self, h: &mut CudaTensor, gate: &CudaTensor, up: &CudaTensor, len: usize) -> Result<()> {
+        let (h, gate, up) = (h.0.output(len), gate.0.input(len), up.0.input(len));
+        self.kernels.swl_swiglu(Launch::each(len, 256), h, gate, up, int(len)?)
+    }
+
+    fn swiglu_backward(
+        &mut self,
+        dgate: &mut CudaTensor,
+        dup: &mut CudaTensor,
+        dh: &CudaTensor,
+        gate: &CudaTensor,
+        up: &CudaTensor,
+        len: usize,
+    ) -> Result<()> {
+        let (dgate, dup) = (dgate.0.output(len), dup.0.output(len));
+        let (dh, gate, up) = (dh.0.input(len), gate.0.input(len), up.0.input(len));
+        self.kernels.swl_swiglu_backward(Launch::each(len, 256), dgate, dup, dh, gate, up, int(len)?)
+    }
+
+    fn embedding(
+        &mut self,
+        x: &mut CudaTensor,
+        ids: &CudaIds,
+        table: &CudaTensor,
+        width: usize,
+        write: Write,
+    ) -> Result<()> {
+        let rows = ids.ids.len();
+        let (x, table) = (x.0.output(rows * width), table.0.input(ids.bound * width));
+        let (launch, ids) = (Launch::each(rows * width, 256), ids.ids.input(rows));
+        self.kernels.swl_embedding(launch, x, ids, table, int(rows)?, int(width)?, adds(write))
+    }
+
+    fn embedding_backward(
+        &mut self,
+        dtable: &mut CudaTensor,
+        dx: &CudaTensor,
+        ids: &CudaIds,
+        width: usize,
+    ) -> Result<()> {
+        let rows = ids.ids.len();
+        let (dtable, dx) = (dtable.0.output(ids.bound * width), dx.0.input(rows * width));
+        let (launch, ids) = (Launch::row(ids.bound, 128), ids.ids.input(rows));
+        self.kernels.swl_embedding_backward(launch, dtable, dx, ids, int(rows)?, int(width)?)
+    }
+
+    fn cross_entropy(
+        &mut self,
+        losses: &mut CudaTensor,
+        logits: &mut CudaTensor,
+        targets: &CudaIds,
+        vocab: usize,
+        scale: f32,
+    ) -> Result<()> {
+        assert!(targets.bound <= vocab, "a target of a vocabulary of more than {vocab}");
+        let rows = targets.ids.len();
+        let (losses, logits) = (losses.0.output(rows), logits.0.output(rows * vocab));
+        let targets = targets.ids.input(rows);
+        self.kernels.swl_cross_entropy(Launch::row(rows, 256), losses, logits, targets, int(vocab)?, scale)
+    }
+
+    fn anchor(
+        &mut self,
+        x: &mut CudaTensor,
+        ids: &CudaIds,
+        seed: u64,
+        width: usize,
+        scale: f32,
+    ) -> Result<()> {
+        let rows = ids.ids.len();
+        let counters = width.div_ceil(32) * 16;
+        let launch = Launch::grid([rows, counters.div_ceil(128), 1], 128);
+        let (x, ids) = (x.0.output(rows * width), ids.ids.input(rows));
+        self.kernels.swl_anchor(launch, x, ids, seed, int(width)?, scale)
+    }
+
+    fn project(
+        &mut self,
+        z: &mut CudaTensor,
+        x: &CudaTensor,
+        basis: &CudaTensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+        write: Write,
+    ) -> Result<()> {
+        products::project(&self.kernels, &mut z.0, &x.0, &basis.0, [rows, width, code], write)
+    }
+
+    fn reconstruct(
+        &mut self,
+        x: &mut CudaTensor,
+        z: &CudaTensor,
+        basis: &CudaTensor,
+        anchor: &CudaTensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+    ) -> Result<()> {
+        self.copy(x, anchor, rows * width)?;
+        products::expand(&self.kernels, &mut x.0, &z.0, &basis.0, [rows, width, code])
+    }
+
+    fn pack(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        x: &CudaTensor,
+        rows: usize,
+        width: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        self.boundary.pack(&self.kernels, bytes, &x.0, [rows, width], format, key)
+    }
+
+    fn unpack(
+        &mut self,
+        x: &mut CudaTensor,
+        bytes: &[u8],
+        rows: usize,
+        width: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        self.boundary.unpack(&self.kernels, &mut x.0, bytes, [rows, width], format, key)
+    }
+
+    fn adam_update(
+        &mut self,
+        w: &mut CudaTensor,
+        m: &mut CudaTensor,
+        v: &mut CudaTensor,
+        g: &CudaTensor,
+        len: usize,
+        step: AdamStep,
+    ) -> Result<()> {
+        let (w, m, v, g) = (w.0.output(len), m.0.output(len), v.0.output(len), g.0.input(len));
+        self.kernels.swl_adam_update(
+            Launch::each(len, 256),
+            w,
+            m,
+            v,
+            g,
+            int(len)?,
+            step.beta1,
+            step.beta2,
+            step.bias_correction2,
+            step.epsilon,
+            step.gradient_scale,
+            step.decay,
+            step.gradient_rate,
+            step.momentum_rate,
+        )
+    }
+}
+
+/// The kernels on a device: from the cache, else compiled here, else those that came with the program.
+fn load(
+    context: &Arc<CudaContext>,
+    capability: Version,
+    cache: &Cache,
+) -> std::result::Result<Arc<CudaModule>, Unavailable> {
+    let Some(compiler) = probe::compiler_version() else {
+        let Some(precompiled) = compile::PRECOMPILED else { return Err(Unavailable::NoCompiler) };
+        return context.load_module(Ptx::from_src(precompiled)).map_err(|error| Unavailable::NoKernels {
+            compiled: "no NVRTC library found".to_owned(),
+            precompiled: error.to_string(),
+        });
+    };
+    let recipe = Recipe::new(capability, compiler);
+    compiled(context, &recipe, cache).or_else(|compiled| {
+        let precompiled = match compile::PRECOMPILED.map(|ptx| context.load_module(Ptx::from_src(ptx))) {
+            Some(Ok(module)) => return Ok(module),
+            Some(Err(error)) => error.to_string(),
+            None => "there are none".to_owned(),
+        };
+        Err(Unavailable::NoKernels { compiled, precompiled })
+    })
+}
+
+fn compiled(
+    context: &Arc<CudaContext>,
+    recipe: &Recipe,
+    cache: &Cache,
+) -> std::result::Result<Arc<CudaModule>, String> {
+    let load =
+        |code| context.load_module(Ptx::from_binary(code)).map_err(|error: DriverError| error.to_string());
+    // What the driver does not take, whatever the digest says, is made anew.
+    if let Some(Ok(module)) = cache.load(recipe).map(load) {
+        return Ok(module);
+    }
+    let code = recipe.compile()?;
+    cache.store(recipe, &code);
+    load(code)
+}
+
+/// `[T, h, g, e]` as the attention kernels take them.
+fn attention_sizes(shape: AttentionShape) -> Result<[i32; 4]> {
+    let AttentionShape { tokens, heads, kv_heads, head_width, .. } = shape;
+    if head_width > HEAD_WIDTH_MAX {
+        return Err(Error::Device(format!(
+            "heads of width {head_width}; the attention kernels hold {HEAD_WIDTH_MAX} at most"
+        )));
+    }
+    Ok([int(tokens)?, int(heads)?, int(kv_heads)?, int(head_width)?])
+}
+
+/// A block for every 16 rows of each of `heads`, with `tiles` of 16 rows in shared memory.
+fn attention_launch(shape: AttentionShape, heads: usize, tiles: usize) -> Launch {
+    let row_bytes = size_of::<f32>() * (shape.head_width + 1);
+    Launch::grid([shape.tokens.div_ceil(ATTENTION_TILE), heads, shape.batch], 256)
+        .shared(tiles * ATTENTION_TILE * row_bytes)
+}

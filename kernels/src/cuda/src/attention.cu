@@ -1,0 +1,432 @@
+// Causal grouped-query attention over B sequences of T tokens: q, out [B*T, h*e], k, v [B*T, g*e], lse, delta
+// [B*T, h]; query head i reads key-value head i / (h/g). No T x T memory: a block has 16 queries (or keys) and goes
+// through the others in tiles of 16 (Dao et al.: arXiv 2205.14135). e is at most 256; where the dynamic shared
+// memory passes 48 KiB the host must raise the kernel's limit.
+
+#define SWL_ATTENTION_TILE 16
+#define SWL_ATTENTION_COLUMNS 16 // columns of a head per thread: e <= 16 * 16
+
+// Copies rows `first..first + 16` of one head of x[T, heads*e] into tile[16, e + 1]; rows from T on are zeros.
+__device__ inline void attention_stage(
+    float *tile, const float *x, int first, int tokens, int heads, int head, int head_width
+) {
+    for (int i = threadIdx.x; i < SWL_ATTENTION_TILE * head_width; i += blockDim.x) {
+        int r = i / head_width, column = i % head_width;
+        float value = 0.0f;
+        if (first + r < tokens) {
+            value = x[((u64)(first + r) * heads + head) * head_width + column];
+        }
+        tile[r * (head_width + 1) + column] = value;
+    }
+}
+
+__device__ inline float attention_dot(const float *x, const float *y, int head_width) {
+    float sum = 0.0f;
+    for (int i = 0; i < head_width; ++i) {
+        sum = fmaf(x[i], y[i], sum);
+    }
+    return sum;
+}
+
+__device__ inline float half_warp_max(float x) {
+    for (int half = SWL_LANES / 2; half > 0; half /= 2) {
+        float other = __shfl_xor_sync(SWL_ALL_LANES, x, half);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+// sum[columns of this thread] += p[16] x[16, e], keys (or queries) from the first to the last of `count`.
+__device__ inline void attention_accumulate(
+    float *sum, const float *p, const float *x, int first, int count, int head_width
+) {
+    const float *row = x + first * (head_width + 1) + threadIdx.x % SWL_LANES;
+    for (int j = first; j < count; ++j, row += head_width + 1) {
+        float factor = p[j];
+        for (int i = 0; i < SWL_ATTENTION_COLUMNS; ++i) {
+            if ((int)(threadIdx.x % SWL_LANES) + SWL_LANES * i < head_width) {
+                sum[i] = fmaf(factor, row[SWL_LANES * i], sum[i]);
+            }
+        }
+    }
+}
+
+__device__ inline void attention_store(
+    float *x, const float *sum, float factor, int token, int heads, int head, int head_width
+) {
+    for (int i = 0; i < SWL_ATTENTION_COLUMNS; ++i) {
+        int column = threadIdx.x % SWL_LANES + SWL_LANES * i;
+        if (column < head_width) {
+            x[((u64)token * heads + head) * head_width + column] = sum[i] * factor;
+        }
+    }
+}
+
+// out = softmax(q k^T / sqrt(e)) v, lse = log-sum-exp of the scores, by online softmax: one pass over the keys.
+// Grid (ceil(T / 16), h, B), block 256, dynamic shared 192 (e + 1) bytes.
+extern "C" __global__ void __launch_bounds__(256) swl_attention(
+    float *out, float *lse, const float *q, const float *k, const float *v,
+    int tokens, int heads, int kv_heads, int head_width
+) {
+    SWL_DYNAMIC_SHARED(float, shared);
+    __shared__ float p_tile[SWL_ATTENTION_TILE][SWL_ATTENTION_TILE + 1];
+    int stride = head_width + 1;
+    float *q_tile = shared, *k_tile = q_tile + 16 * stride, *v_tile = k_tile + 16 * stride;
+    int head = blockIdx.y, kv_head = head / (heads / kv_heads);
+    u64 sequence = (u64)blockIdx.z * tokens;
+    k += sequence * kv_heads * head_width;
+    v += sequence * kv_heads * head_width;
+    int r = threadIdx.x / 16, c = threadIdx.x % 16;
+    int first = blockIdx.x * SWL_ATTENTION_TILE, token = first + r;
+    int last = first + 15 < tokens ? first + 15 : tokens - 1;
+    float scale = 1.0f / sqrtf((float)head_width);
+    float top = -__uint_as_float(0x7F800000u), total = 0.0f;
+    float sum[SWL_ATTENTION_COLUMNS] = {};
+    attention_stage(q_tile, q + sequence * heads * head_width, first, tokens, heads, head, head_width);
+    for (int key = 0; key <= last; key += SWL_ATTENTION_TILE) {
+        attention_stage(k_tile, k, key, tokens, kv_heads, kv_head, head_width);
+        attention_stage(v_tile, v, key, tokens, kv_heads, kv_head, head_width);
+        __syncthreads();
+        float score = attention_dot(q_tile + r * stride, k_tile + c * stride, head_width) * scale;
+        bool seen = key + c <= token;
+        float new_top = half_warp_max(seen ? score : top);
+        new_top = new_top > top ? new_top : top;
+        float correction = exp_f32(top - new_top);
+        float p = seen ? exp_f32(score - new_top) : 0.0f;
+        total = total * correction + lanes_sum(p);
+        top = new_top;
+        p_tile[r][c] = p;
+        __syncwarp();
+        for (int i = 0; i < SWL_ATTENTION_COLUMNS; ++i) {
+            sum[i] *= correction;
+        }
+        int count = token - key + 1 < 16 ? token - key + 1 : 16;
+        attention_accumulate(sum, p_tile[r], v_tile, 0, count, head_width);
+        __syncthreads();
+    }
+    if (token < tokens) {
+        attention_store(out + sequence * heads * head_width, sum, 1.0f / total, token, heads, head, head_width);
+        if (c == 0) {
+            lse[(sequence + token) * heads + head] = (float)(ln_f64((double)total) + (double)top);
+        }
+    }
+}
+
+// The same with the bits of the CPU, in three passes over the keys: the largest score, the sum, the result.
+// Grid (ceil(T / 16), h, B), block 256, dynamic shared 192 (e + 1) bytes.
+extern "C" __global__ void __launch_bounds__(256) swl_attention_exact(
+    float *out, float *lse, const float *q, const float *k, const float *v,
+    int tokens, int heads, int kv_heads, int head_width
+) {
+    SWL_DYNAMIC_SHARED(float, shared);
+    __shared__ float p_tile[SWL_ATTENTION_TILE][SWL_ATTENTION_TILE + 1];
+    int stride = head_width + 1;
+    float *q_tile = shared, *k_tile = q_tile + 16 * stride, *v_tile = k_tile + 16 * stride;
+    int head = blockIdx.y, kv_head = head / (heads / kv_heads);
+    u64 sequence = (u64)blockIdx.z * tokens;
+    k += sequence * kv_heads * head_width;
+    v += sequence * kv_heads * head_width;
+    int r = threadIdx.x / 16, c = threadIdx.x % 16;
+    int first = blockIdx.x * SWL_ATTENTION_TILE, token = first + r;
+    int last = first + 15 < tokens ? first + 15 : tokens - 1;
+    float scale = 1.0f / sqrtf((float)head_width);
+    float top = -__uint_as_float(0x7F800000u), total = 0.0f, part = 0.0f, factor = 0.0f;
+    float sum[SWL_ATTENTION_COLUMNS] = {};
+    attention_stage(q_tile, q + sequence * heads * head_width, first, tokens, heads, head, head_width);
+    for (int pass = 0; pass < 3; ++pass) {
+        for (int key = 0; key <= last; key += SWL_ATTENTION_TILE) {
+            attention_stage(k_tile, k, key, tokens, kv_heads, kv_head, head_width);
+            if (pass == 2) {
+                attention_stage(v_tile, v, key, tokens, kv_heads, kv_head, head_width);
+            }
+            __syncthreads();
+            float score = attention_dot(q_tile + r * stride, k_tile + c * stride, head_width);
+            bool seen = key + c <= token;
+            if (pass == 0) {
+                top = seen && score > top ? score : top;
+            } else if (pass == 1) {
+                // Key `key + c` belongs to part c.
+                part = seen ? part + exp_f32((score - top) * scale) : part;
+            } else {
+                p_tile[r][c] = exp_f32((score - top) * scale) * factor;
+                __syncwarp();
+                int count = token - key + 1 < 16 ? token - key + 1 : 16;
+                attention_accumulate(sum, p_tile[r], v_tile, 0, count, head_width);
+            }
+            __syncthreads();
+        }
+        if (pass == 0) {
+            top = half_warp_max(top);
+        } else if (pass == 1) {
+            total = lanes_sum(part);
+            factor = 1.0f / total;
+        }
+    }
+    if (token < tokens) {
+        attention_store(out + sequence * heads * head_width, sum, 1.0f, token, heads, head, head_width);
+        if (c == 0) {
+            lse[(sequence + token) * heads + head] = (float)(ln_f64((double)total) + (double)(top * scale));
+        }
+    }
+}
+
+// delta[B*T, h] = out . dout per head. `rows_heads` = B*T*h. Grid ceil(B*T*h / 8), block 128. Bits of the CPU.
+extern "C" __global__ void swl_attention_delta(
+    float *delta, const float *out, const float *dout, int rows_heads, int head_width
+) {
+    int lane = threadIdx.x % SWL_LANES;
+    int row = blockIdx.x * (blockDim.x / SWL_LANES) + threadIdx.x / SWL_LANES;
+    u64 first = at(row < rows_heads ? row : 0, 0, head_width);
+    float part = 0.0f;
+    for (int c = lane; c < head_width; c += SWL_LANES) {
+        part = fmaf(out[first + c], dout[first + c], part);
+    }
+    float sum = lanes_sum(part);
+    if (lane == 0 && row < rows_heads) {
+        delta[row] = sum;
+    }
+}
+
+// dq = from dout and what the forward pass read and wrote. Bits of the CPU.
+// Grid (ceil(T / 16), h, B), block 256, dynamic shared 256 (e + 1) bytes.
+extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_query(
+    float *dq, const float *dout, const float *q, const float *k, const float *v,
+    const float *lse, const float *delta, int tokens, int heads, int kv_heads, int head_width
+) {
+    SWL_DYNAMIC_SHARED(float, shared);
+    __shared__ float ds_tile[SWL_ATTENTION_TILE][SWL_ATTENTION_TILE + 1];
+    int stride = head_width + 1;
+    float *q_tile = shared, *dout_tile = q_tile + 16 * stride;
+    float *k_tile = dout_tile + 16 * stride, *v_tile = k_tile + 16 * stride;
+    int head = blockIdx.y, kv_head = head / (heads / kv_heads);
+    u64 sequence = (u64)blockIdx.z * tokens;
+    u64 queries = sequence * heads * head_width, keys = sequence * kv_heads * head_width;
+    int r = threadIdx.x / 16, c = threadIdx.x % 16;
+    int first = blockIdx.x * SWL_ATTENTION_TILE, token = first + r;
+    int last = first + 15 < tokens ? first + 15 : tokens - 1;
+    u64 row = (sequence + (token < tokens ? token : last)) * heads + head;
+    float scale = 1.0f / sqrtf((float)head_width);
+    float row_lse = lse[row], row_delta = delta[row];
+    float sum[SWL_ATTENTION_COLUMNS] = {};
+    attention_stage(q_tile, q + queries, first, tokens, heads, head, head_width);
+    attention_stage(dout_tile, dout + queries, first, tokens, heads, head, head_width);
+    for (int key = 0; key <= last; key += SWL_ATTENTION_TILE) {
+        attention_stage(k_tile, k + keys, key, tokens, kv_heads, kv_head, head_width);
+        attention_stage(v_tile, v + keys, key, tokens, kv_heads, kv_head, head_width);
+        __syncthreads();
+        float score = attention_dot(q_tile + r * stride, k_tile + c * stride, head_width);
+        float dp = attention_dot(dout_tile + r * stride, v_tile + c * stride, head_width);
+        float p = exp_f32(fmaf(score, scale, -row_lse));
+        ds_tile[r][c] = p * (dp - row_delta) * scale;
+        __syncwarp();
+        int count = token - key + 1 < 16 ? token - key + 1 : 16;
+        attention_accumulate(sum, ds_tile[r], k_tile, 0, count, head_width);
+        __syncthreads();
+    }
+    if (token < tokens) {
+        attention_store(dq + queries, sum, 1.0f, token, heads, head, head_width);
+    }
+}
+
+// dk =, dv =; the query heads of a group and their queries are added from the first to the last. Bits of the CPU.
+// Grid (ceil(T / 16), g, B), block 256, dynamic shared 256 (e + 1) bytes.
+extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_key_value(
+    float *dk, float *dv, const float *dout, const float *q, const float *k, const float *v,
+    const float *lse, const float *delta, int tokens, int heads, int kv_heads, int head_width
+) {
+    SWL_DYNAMIC_SHARED(float, shared);
+    __shared__ float p_tile[SWL_ATTENTION_TILE][SWL_ATTENTION_TILE + 1];
+    __shared__ float ds_tile[SWL_ATTENTION_TILE][SWL_ATTENTION_TILE + 1];
+    int stride = head_width + 1;
+    float *q_tile = shared, *dout_tile = q_tile + 16 * stride;
+    float *k_tile = dout_tile + 16 * stride, *v_tile = k_tile + 16 * stride;
+    int kv_head = blockIdx.y, group = heads / kv_heads;
+    u64 sequence = (u64)blockIdx.z * tokens;
+    u64 queries = sequence * heads * head_width, keys = sequence * kv_heads * head_width;
+    // Here a row is a key, a column a query.
+    int r = threadIdx.x / 16, c = threadIdx.x % 16;
+    int first = blockIdx.x * SWL_ATTENTION_TILE, key = first + r;
+    float scale = 1.0f / sqrtf((float)head_width);
+    float dk_sum[SWL_ATTENTION_COLUMNS] = {}, dv_sum[SWL_ATTENTION_COLUMNS] = {};
+    attention_stage(k_tile, k + keys, first, tokens, kv_heads, kv_head, head_width);
+    attention_stage(v_tile, v + keys, first, tokens, kv_heads, kv_head, head_width);
+    for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+        for (int from = first; from < tokens; from += SWL_ATTENTION_TILE) {
+            attention_stage(q_tile, q + queries, from, tokens, heads, head, head_width);
+            attention_stage(dout_tile, dout + queries, from, tokens, heads, head, head_width);
+            __syncthreads();
+            int count = tokens - from < 16 ? tokens - from : 16;
+            u64 row = (sequence + from + (c < count ? c : 0)) * heads + head;
+            float score = attention_dot(q_tile + c * stride, k_tile + r * stride, head_width);
+            float dp = attention_dot(dout_tile + c * stride, v_tile + r * stride, head_width);
+            float p = exp_f32(fmaf(score, scale, -lse[row]));
+            p_tile[r][c] = p;
+            ds_tile[r][c] = p * (dp - delta[row]) * scale;
+            __syncwarp();
+            int begin = key > from ? key - from : 0;
+            attention_accumulate(dv_sum, p_tile[r], dout_tile, begin, count, head_width);
+            attention_accumulate(dk_sum, ds_tile[r], q_tile, begin, count, head_width);
+            __syncthreads();
+        }
+    }
+    if (key < tokens) {
+        attention_store(dk + keys, dk_sum, 1.0f, key, kv_heads, kv_head, head_width);
+        attention_store(dv + keys, dv_sum, 1.0f, key, kv_heads, kv_head, head_width);
+    }
+}
+
+// Queries, and keys, of a tile on tensor cores; words of a staged row of 64 keys.
+#define SWL_ATTENTION_BF16_TILE 64
+#define SWL_ATTENTION_BF16_KEYS (SWL_ATTENTION_BF16_TILE / 2 + 4)
+
+// Rows `first..first + 64` of one head of x[T, heads*E], as words of two numbers; rows from T on are zeros.
+template <int E>
+__device__ inline void attention_stage_bf16(u32 *tile, const u16 *x, int first, int tokens, int heads, int head) {
+    for (int i = threadIdx.x; i < SWL_ATTENTION_BF16_TILE * E / 2; i += blockDim.x) {
+        int r = i / (E / 2), word = i % (E / 2);
+        u32 pair = 0;
+        if (first + r < tokens) {
+            pair = ((const u32 *)(x + ((u64)(first + r) * heads + head) * E))[word];
+        }
+        tile[r * (E / 2 + 4) + word] = pair;
+    }
+}
+
+// The same turned: a row per column of the head, words of two neighbouring keys.
+template <int E>
+__device__ inline void attention_stage_turned(u32 *tile, const u16 *x, int first, int tokens, int heads, int head) {
+    for (int i = threadIdx.x; i < SWL_ATTENTION_BF16_TILE / 2 * E; i += blockDim.x) {
+        int word = i / E, column = i % E, token = first + 2 * word;
+        u32 low = token < tokens ? x[((u64)token * heads + head) * E + column] : 0;
+        u32 high = token + 1 < tokens ? x[((u64)(token + 1) * heads + head) * E + column] : 0;
+        tile[column * SWL_ATTENTION_BF16_KEYS + word] = low | high << 16;
+    }
+}
+
+// The largest number, or the sum, over the four lanes that share a row of a fragment.
+__device__ inline float quad_max(float x) {
+    for (int other = 1; other < 4; other *= 2) {
+        float y = __shfl_xor_sync(SWL_ALL_LANES, x, other);
+        x = y > x ? y : x;
+    }
+    return x;
+}
+
+__device__ inline float quad_sum(float x) {
+    x += __shfl_xor_sync(SWL_ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(SWL_ALL_LANES, x, 2);
+}
+
+// A warp has 16 of the block's 64 queries; a lane has parts of the rows g and g + 8 of the fragments.
+template <int E>
+__device__ inline void attention_bf16(
+    float *shared, float *out, float *lse, const u16 *q, const u16 *k, const u16 *v,
+    int tokens, int heads, int kv_heads
+) {
+    const int stride = E / 2 + 4;
+    u32 *k_tile = (u32 *)shared, *v_tile = k_tile + SWL_ATTENTION_BF16_TILE * stride;
+    int head = blockIdx.y, kv_head = head / (heads / kv_heads);
+    u64 sequence = (u64)blockIdx.z * tokens;
+    k += sequence * kv_heads * E;
+    v += sequence * kv_heads * E;
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp_row = threadIdx.x / 32 * 16;
+    int first = blockIdx.x * SWL_ATTENTION_BF16_TILE;
+    int last = first + SWL_ATTENTION_BF16_TILE < tokens ? first + SWL_ATTENTION_BF16_TILE - 1 : tokens - 1;
+    float scale = 1.0f / sqrtf((float)E);
+    float infinity = __uint_as_float(0x7F800000u);
+    float top[2] = {-infinity, -infinity}, total[2] = {0.0f, 0.0f};
+    float sum[E / 8][4] = {};
+    u32 query[E / 16][4];
+    attention_stage_bf16<E>(k_tile, q + sequence * heads * E, first, tokens, heads, head);
+    __syncthreads();
+    for (int step = 0; step < E / 16; ++step) {
+        const u32 *tile = k_tile + (warp_row + g) * stride + 8 * step + t;
+        query[step][0] = tile[0];
+        query[step][1] = tile[8 * stride];
+        query[step][2] = tile[4];
+        query[step][3] = tile[8 * stride + 4];
+    }
+    for (int key = 0; key <= last; key += SWL_ATTENTION_BF16_TILE) {
+        __syncthreads();
+        attention_stage_bf16<E>(k_tile, k, key, tokens, kv_heads, kv_head);
+        attention_stage_turned<E>(v_tile, v, key, tokens, kv_heads, kv_head);
+        __syncthreads();
+        float score[8][4] = {};
+        for (int step = 0; step < E / 16; ++step) {
+            for (int j = 0; j < 8; ++j) {
+                const u32 *tile = k_tile + (8 * j + g) * stride + 8 * step + t;
+                u32 word[2] = {tile[0], tile[4]};
+                mma_bf16(score[j], query[step], word);
+            }
+        }
+        for (int half = 0; half < 2; ++half) {
+            int token = first + warp_row + g + 8 * half;
+            float new_top = top[half];
+            for (int j = 0; j < 8; ++j) {
+                for (int i = 0; i < 2; ++i) {
+                    float *x = &score[j][2 * half + i];
+                    *x = key + 8 * j + 2 * t + i <= token ? *x * scale : -infinity;
+                    new_top = *x > new_top ? *x : new_top;
+                }
+            }
+            new_top = quad_max(new_top);
+            float correction = exp_f32(top[half] - new_top), part = 0.0f;
+            top[half] = new_top;
+            for (int j = 0; j < 8; ++j) {
+                for (int i = 0; i < 2; ++i) {
+                    float *x = &score[j][2 * half + i];
+                    *x = *x == -infinity ? 0.0f : exp_f32(*x - new_top);
+                    part += *x;
+                }
+            }
+            total[half] = total[half] * correction + quad_sum(part);
+            for (int n = 0; n < E / 8; ++n) {
+                sum[n][2 * half] *= correction;
+                sum[n][2 * half + 1] *= correction;
+            }
+        }
+        for (int step = 0; step < 4; ++step) {
+            u32 p[4];
+            for (int i = 0; i < 4; ++i) {
+                const float *pair = &score[2 * step + i / 2][i % 2 * 2];
+                p[i] = f32_to_bf16(pair[0]) | (u32)f32_to_bf16(pair[1]) << 16;
+            }
+            for (int n = 0; n < E / 8; ++n) {
+                const u32 *tile = v_tile + (8 * n + g) * SWL_ATTENTION_BF16_KEYS + 8 * step + t;
+                u32 word[2] = {tile[0], tile[4]};
+                mma_bf16(sum[n], p, word);
+            }
+        }
+    }
+    for (int half = 0; half < 2; ++half) {
+        int token = first + warp_row + g + 8 * half;
+        if (token >= tokens) {
+            continue;
+        }
+        u64 row = (sequence + token) * heads + head;
+        for (int n = 0; n < E / 8; ++n) {
+            out[row * E + 8 * n + 2 * t] = sum[n][2 * half] / total[half];
+            out[row * E + 8 * n + 2 * t + 1] = sum[n][2 * half + 1] / total[half];
+        }
+        if (t == 0) {
+            lse[row] = (float)(ln_f64((double)total[half]) + (double)top[half]);
+        }
+    }
+}
+
+// The forward pass with q, k and v in bf16, on tensor cores, for heads of 64. Not bit-equal to the CPU.
+// Grid (ceil(T / 64), h, B), block 128, dynamic shared 18432 bytes.
+extern "C" __global__ void __launch_bounds__(128, 2) swl_attention_bf16_64(
+    float *out, float *lse, const u16 *q, const u16 *k, const u16 *v, int tokens, int heads, int kv_heads
+) {
+    SWL_DYNAMIC_SHARED(float, shared);
+    attention_bf16<64>(shared, out, lse, q, k, v, tokens, heads, kv_heads);
+}
+
+// The same for heads of 128. Grid (ceil(T / 64), h, B), block 128, dynamic shared 35840 bytes.
+extern "C" __global__ void __launch_bounds__(128, 2) swl_attention_bf16_128(
+    float *out, float *lse, const u16 *q, const u16 *k, const u16 *v, int tokens, int heads, int kv_heads
+) {
+    SWL_DYNAMIC_SHARED(float, shared);
+    attention_bf16<128>(shared, out, lse, q, k, v, tokens, heads, kv_heads);
+}

@@ -1,0 +1,379 @@
+//! Which device computes, what a machine has, and why something cannot be had.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::{Backend, Cpu, Result};
+
+/// What somebody asks for: `auto`, `cpu`, `cuda` or `cuda:N`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU if one can be used, else the CPU.
+    #[default]
+    Auto,
+    /// Exactly this.
+    Exactly(Device),
+}
+
+/// A device that computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// The CUDA device with this ordinal.
+    Cuda(usize),
+}
+
+/// Work that is the same on every device.
+pub trait Work {
+    /// What comes out of it.
+    type Output;
+    /// Does it on backends that `open` makes.
+    fn on<B: Backend>(self, open: impl FnMut() -> Result<B>) -> Self::Output;
+}
+
+impl DeviceChoice {
+    /// The device this means on this machine.
+    ///
+    /// # Errors
+    ///
+    /// Why a CUDA device that was asked for cannot be used.
+    pub fn resolve(self) -> std::result::Result<Device, Unavailable> {
+        match self {
+            Self::Exactly(Device::Cpu) => Ok(Device::Cpu),
+            Self::Auto | Self::Exactly(Device::Cuda(_)) => self.resolve_with(&cuda_report()),
+        }
+    }
+
+    /// The device this means where CUDA is as reported.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeviceChoice::resolve`].
+    pub fn resolve_with(self, cuda: &CudaReport) -> std::result::Result<Device, Unavailable> {
+        match self {
+            Self::Auto => Ok(if cuda.usable(0).is_ok() { Device::Cuda(0) } else { Device::Cpu }),
+            Self::Exactly(Device::Cpu) => Ok(Device::Cpu),
+            Self::Exactly(Device::Cuda(ordinal)) => cuda.usable(ordinal).map(|()| Device::Cuda(ordinal)),
+        }
+    }
+}
+
+impl Device {
+    /// Does `work` here. `threads` is how many a CPU backend computes with.
+    pub fn run<W: Work>(self, threads: usize, work: W) -> W::Output {
+        match self {
+            Self::Cpu => work.on(|| Cpu::new(threads)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(ordinal) => work.on(|| crate::Cuda::new(ordinal)),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(_) => work.on(|| Err::<Cpu, _>(Unavailable::NotBuilt.into())),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => write!(f, "cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => write!(f, "auto"),
+            Self::Exactly(device) => device.fmt(f),
+        }
+    }
+}
+
+/// A text that names no device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no device; say auto, cpu, cuda or cuda:N")]
+pub struct NoSuchChoice(String);
+
+impl FromStr for DeviceChoice {
+    type Err = NoSuchChoice;
+
+    fn from_str(text: &str) -> std::result::Result<Self, NoSuchChoice> {
+        let none = || NoSuchChoice(text.to_owned());
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "cpu" => Ok(Self::Exactly(Device::Cpu)),
+            None if text == "cuda" => Ok(Self::Exactly(Device::Cuda(0))),
+            Some(("cuda", ordinal)) if ordinal.bytes().all(|byte| byte.is_ascii_digit()) => {
+                ordinal.parse().map(|ordinal| Self::Exactly(Device::Cuda(ordinal))).map_err(|_| none())
+            }
+            _ => Err(none()),
+        }
+    }
+}
+
+/// Why no CUDA device, or not the one asked for, can be used. The message names cause and remedy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// This program was built without CUDA.
+    #[error("this program was built without CUDA; build it with the feature `cuda`, or use --device cpu")]
+    NotBuilt,
+    /// No NVIDIA driver on this machine.
+    #[error(
+        "no NVIDIA driver: libcuda cannot be loaded; install the driver of the GPU (in a container: start it \
+         with its GPUs), or use --device cpu"
+    )]
+    NoDriver,
+    /// The driver is older than what the program calls.
+    #[error(
+        "the NVIDIA driver speaks CUDA {found}, {needed} is needed; install a newer driver, or use --device cpu"
+    )]
+    DriverTooOld {
+        /// What it speaks.
+        found: Version,
+        /// What is needed.
+        needed: Version,
+    },
+    /// A library lacks a function that the program calls.
+    #[error(
+        "{library} has no `{symbol}`: it is a stub or damaged; reinstall the NVIDIA driver, or use --device cpu"
+    )]
+    Incomplete {
+        /// Which library.
+        library: &'static str,
+        /// The first function that is missing.
+        symbol: &'static str,
+    },
+    /// The driver is there but drives nothing.
+    #[error(
+        "the NVIDIA driver finds no device; see whether nvidia-smi lists one and CUDA_VISIBLE_DEVICES hides \
+         none, or use --device cpu"
+    )]
+    NoDevice,
+    /// Fewer devices than the ordinal asks for.
+    #[error("there is no cuda:{ordinal}: this machine has {count} CUDA device(s), counted from 0")]
+    NoSuchDevice {
+        /// Which was asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The device lacks instructions that the kernels need.
+    #[error(
+        "{name} has compute capability {found}, the kernels need {needed} (Ampere or later); use --device cpu"
+    )]
+    DeviceTooOld {
+        /// Its name.
+        name: String,
+        /// Its compute capability.
+        found: Version,
+        /// The lowest that works.
+        needed: Version,
+    },
+    /// Neither a compiler for the kernels nor kernels that were compiled before.
+    #[error(
+        "the kernels cannot be compiled: no NVRTC library found; `pip install nvidia-cuda-nvrtc-cu12` and add \
+         the folder of its libnvrtc.so.12 to LD_LIBRARY_PATH, or use --device cpu"
+    )]
+    NoCompiler,
+    /// No compiler, and the driver is too old for the kernels that came with the program.
+    #[error(
+        "no NVRTC library found, and the kernels that came along need a driver of CUDA {needed}, this one speaks \
+         {found}; `pip install nvidia-cuda-nvrtc-cu12` and add the folder of its libnvrtc.so.12 to \
+         LD_LIBRARY_PATH, or install a newer driver, or use --device cpu"
+    )]
+    PrecompiledTooNew {
+        /// What the driver speaks.
+        found: Version,
+        /// What is needed.
+        needed: Version,
+    },
+    /// Kernels were compiled, but the device does not take them.
+    #[error("the kernels cannot be loaded ({compiled}; precompiled ones: {precompiled}); use --device cpu")]
+    NoKernels {
+        /// What came of compiling them here.
+        compiled: String,
+        /// What the driver said to those that came with the program.
+        precompiled: String,
+    },
+    /// The driver refuses for another reason.
+    #[error("the NVIDIA driver refuses: {0}; see what nvidia-smi says, or use --device cpu")]
+    Driver(String),
+}
+
+/// Two numbers with a point: a CUDA version or a compute capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// In front of the point.
+    pub major: u32,
+    /// Behind the point.
+    pub minor: u32,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// What the processor can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuReport {
+    /// Threads that can run at once.
+    pub cores: usize,
+    /// Instruction sets it has of those that matter here.
+    pub instruction_sets: Vec<&'static str>,
+    /// What the loops run with.
+    pub loops: &'static str,
+}
+
+/// What of CUDA a machine has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaReport {
+    /// The CUDA version the driver speaks, if there is a driver.
+    pub driver: Option<Version>,
+    /// The version of the run-time compiler, if there is one.
+    pub compiler: Option<Version>,
+    /// Whether the vendor's library for large products is there; own kernels stand in for it.
+    pub blas: bool,
+    /// Whether kernels for devices of compute capability 8.0 and later came with this program.
+    pub precompiled: bool,
+    /// The devices, by ordinal.
+    pub devices: Vec<CudaDevice>,
+    /// Why no device can be used.
+    pub unavailable: Option<Unavailable>,
+    /// Where compiled kernels are kept.
+    pub cache: CacheReport,
+}
+
+/// A CUDA device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaDevice {
+    /// As its maker calls it.
+    pub name: String,
+    /// What it can do.
+    pub capability: Version,
+    /// Memory in bytes.
+    pub memory_bytes: usize,
+}
+
+/// Where compiled kernels are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheReport {
+    /// The folder, if this user has one for caches.
+    pub folder: Option<PathBuf>,
+    /// Kernels in it.
+    pub entries: usize,
+    /// Whether more can be written; if not, kernels are compiled at every start.
+    pub writable: bool,
+}
+
+/// The lowest compute capability the kernels run on: asynchronous copies and bf16 on tensor cores.
+pub const CAPABILITY_MIN: Version = Version { major: 8, minor: 0 };
+
+impl CudaReport {
+    /// Whether the device with this ordinal can be used.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub fn usable(&self, ordinal: usize) -> std::result::Result<(), Unavailable> {
+        if let Some(reason) = &self.unavailable {
+            return Err(reason.clone());
+        }
+        let count = self.devices.len();
+        let device = self.devices.get(ordinal).ok_or(Unavailable::NoSuchDevice { ordinal, count })?;
+        if device.capability < CAPABILITY_MIN {
+            let (name, found) = (device.name.clone(), device.capability);
+            return Err(Unavailable::DeviceTooOld { name, found, needed: CAPABILITY_MIN });
+        }
+        Ok(())
+    }
+}
+
+/// Looks at the processor.
+#[must_use]
+pub fn cpu_report() -> CpuReport {
+    crate::cpu::instructions::report()
+}
+
+/// Looks for driver, compiler, libraries and devices. Takes no memory on any device and never panics.
+#[must_use]
+pub fn cuda_report() -> CudaReport {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::report();
+    #[cfg(not(feature = "cuda"))]
+    CudaReport {
+        driver: None,
+        compiler: None,
+        blas: false,
+        precompiled: false,
+        devices: Vec::new(),
+        unavailable: Some(Unavailable::NotBuilt),
+        cache: CacheReport::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(capabilities: &[u32]) -> CudaReport {
+        let device = |&major| CudaDevice {
+            name: format!("device of {major}"),
+            capability: Version { major, minor: 0 },
+            memory_bytes: 1 << 30,
+        };
+        CudaReport {
+            driver: Some(Version { major: 12, minor: 4 }),
+            compiler: Some(Version { major: 12, minor: 9 }),
+            blas: true,
+            precompiled: true,
+            devices: capabilities.iter().map(device).collect(),
+            unavailable: None,
+            cache: CacheReport::default(),
+        }
+    }
+
+    #[test]
+    fn choices_are_read_as_they_are_written() {
+        for text in ["auto", "cpu", "cuda:0", "cuda:7"] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Exactly(Device::Cuda(0))));
+        for text in
+            ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cpu:0", "CPU", "cuda:99999999999999999999"]
+        {
+            assert!(text.parse::<DeviceChoice>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_missing_or_too_old_is_refused_with_the_remedy() {
+        assert_eq!(machine(&[8, 9]).usable(1), Ok(()));
+        let missing = machine(&[8]).usable(1).unwrap_err().to_string();
+        assert!(missing.contains("no cuda:1") && missing.contains("1 CUDA device"), "{missing}");
+        let old = machine(&[7]).usable(0).unwrap_err().to_string();
+        assert!(old.contains("device of 7") && old.contains("8.0"), "{old}");
+    }
+
+    #[test]
+    fn the_processor_is_always_there() {
+        assert_eq!("cpu".parse::<DeviceChoice>().unwrap().resolve(), Ok(Device::Cpu));
+        assert!(DeviceChoice::Auto.resolve().is_ok());
+    }
+
+    #[test]
+    fn a_machine_without_a_driver_says_so() {
+        let report = cuda_report();
+        if report.driver.is_some() {
+            return;
+        }
+        let reason = report.usable(0).unwrap_err();
+        let expected = if cfg!(feature = "cuda") { Unavailable::NoDriver } else { Unavailable::NotBuilt };
+        assert_eq!(reason, expected);
+        assert!(reason.to_string().contains("--device cpu"));
+        assert_eq!(DeviceChoice::Auto.resolve(), Ok(Device::Cpu));
+    }
+}

@@ -1,0 +1,197 @@
+//! The CUDA kernels, run on the CPU and compared with the CPU backend.
+//!
+//! The unchanged sources of the kernels are compiled by a C++ compiler with `kernels/shim`, which runs the threads of
+//! a block in turns, under the address sanitizer. Not executed here: the `mma.sync` instruction of `swl_product_bf16`
+//! and `swl_attention_bf16_*` (its scalar twin is), and what only real concurrency shows.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+mod conformance;
+mod driver;
+mod emulated;
+
+use conformance::{BITS, KEY, Tolerance, Trial, compare, numbers};
+use driver::{Arg, Driver, Launch, input, int, out};
+use emulated::{Attention, Emulated, refuse, top_level};
+use half::bf16;
+use swarmline_kernels::{
+    AttentionShape, Backend, Cpu, CpuTensor, LinearShape, PackedFormat, Write, random::orthonormal_rows,
+};
+
+/// Terms summed from zero before they are added to the result of a product.
+const DEPTH: usize = 256;
+
+#[test]
+fn kernels_do_what_the_cpu_does() {
+    let Some(driver) = Driver::start() else { return };
+    let mut emulated = Emulated { driver, attention: Attention::Exact };
+    // The order of the sums is the CPU's, up to special cases of its library for products.
+    let exact = Tolerance { product: 2e-6, attention: BITS };
+    let mut trial = Trial::new(&mut emulated);
+    trial.run(exact);
+    report("exact attention", &trial.worst);
+
+    emulated.attention = Attention::Online;
+    let mut trial = Trial::new(&mut emulated);
+    // Sums over 43 keys in another order, exponentials of 2 ulp.
+    trial.run(Tolerance { attention: 1e-6, ..exact });
+    report("online attention", &trial.worst);
+
+    products_have_the_fixed_order(&mut emulated);
+    bf16_products_are_close(&mut emulated);
+    bf16_attention_is_close(&mut emulated.driver);
+    fused_boundary_is_the_sequence_of_its_parts(&mut emulated);
+    assert_eq!(emulated.driver.never_launched(), [""; 0], "kernels without a case");
+}
+
+#[expect(clippy::print_stdout, reason = "shown on request: how close the kernels come")]
+fn report(title: &str, worst: &std::collections::BTreeMap<&str, f64>) {
+    for (operation, error) in worst {
+        let error = if *error == 0.0 { "equal bits".to_owned() } else { format!("{error:.1e}") };
+        println!("{title}: {operation}: {error}");
+    }
+}
+
+/// The order every repeatable product has, spelled out.
+fn fixed_product(start: Option<f32>, terms: impl ExactSizeIterator<Item = (f32, f32)>) -> f32 {
+    let mut total = start;
+    let (mut sum, mut count, len) = (0.0_f32, 0, terms.len());
+    for (x, y) in terms {
+        sum = x.mul_add(y, sum);
+        count += 1;
+        if count % DEPTH == 0 || count == len {
+            total = Some(total.map_or(sum, |total| total + sum));
+            sum = 0.0;
+        }
+    }
+    total.unwrap_or_default()
+}
+
+fn products_have_the_fixed_order(emulated: &mut Emulated) {
+    for (rows, inputs, outputs) in [(1, 1, 1), (1, 600, 1), (70, 257, 65), (5, 256, 3), (2, 513, 66)] {
+        let (x, w) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+        for write in [Write::Set, Write::Add] {
+            let mut y = numbers(rows * outputs, 3);
+            let want: Vec<f32> = (0..rows * outputs)
+                .map(|i| {
+                    let (x, w) = (&x[i / outputs * inputs..][..inputs], &w[i % outputs * inputs..][..inputs]);
+                    let start = (write == Write::Add).then_some(y[i]);
+                    fixed_product(start, x.iter().copied().zip(w.iter().copied()))
+                })
+                .collect();
+            let shape = LinearShape { rows, inputs, outputs };
+            emulated.linear(&mut y, &x, &w, shape, write).unwrap();
+            compare("linear", &(shape, write), &y, &want, BITS);
+        }
+    }
+}
+
+fn to_bf16(driver: &mut Driver, x: &[f32], rows: usize, columns: usize) -> Vec<u16> {
+    let mut packed = vec![0_u16; x.len()];
+    let arguments = &mut [out(&mut packed), input(x), int(rows), int(columns)];
+    driver.launch("swl_to_bf16", Launch::threads(x.len(), 256), arguments);
+    let want: Vec<u16> = x.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
+    assert_eq!(packed, want);
+    let mut turned = vec![0_u16; x.len()];
+    let launch = Launch::grid([columns.div_ceil(32), rows.div_ceil(32), 1], 32);
+    let arguments = &mut [out(&mut turned), input(x), int(rows), int(columns)];
+    driver.launch("swl_to_bf16_transposed", Launch { block: [32, 8, 1], ..launch }, arguments);
+    for (i, &x) in want.iter().enumerate() {
+        assert_eq!(turned[i % columns * rows + i / columns], x, "{rows}x{columns}, number {i}");
+    }
+    packed
+}
+
+/// The scalar twin of the tensor-core product: exact products, sums of f32.
+fn bf16_products_are_close(emulated: &mut Emulated) {
+    let driver = &mut emulated.driver;
+    for (m, n, k) in [(1, 1, 1), (17, 9, 33), (65, 70, 64), (64, 64, 31), (3, 130, 100)] {
+        let a = to_bf16(driver, &numbers(m * k, 1), m, k);
+        let b = to_bf16(driver, &numbers(n * k, 2), n, k);
+        let wide = |x: u16| bf16::from_bits(x).to_f32();
+        for add in [0, 1] {
+            let mut c = numbers(m * n, 3);
+            let want: Vec<f32> = (0..m * n)
+                .map(|i| {
+                    let (a, b) = (&a[i / n * k..][..k], &b[i % n * k..][..k]);
+                    let sum: f64 = a.iter().zip(b).map(|(&x, &y)| f64::from(wide(x) * wide(y))).sum();
+                    (sum + f64::from(c[i]) * f64::from(add)) as f32
+                })
+                .collect();
+            let launch = Launch::grid([n.div_ceil(64), m.div_ceil(64), 1], 128);
+            let arguments = &mut [out(&mut c), input(&a), input(&b), int(m), int(n), int(k), Arg::Int(add)];
+            driver.launch("swl_product_bf16", launch, arguments);
+            // Sums of up to 100 products in f32.
+            compare("product_bf16", &(m, n, k, add), &c, &want, 3e-6);
+        }
+    }
+}
+
+/// The scalar twin of attention on tensor cores against the CPU on the same rounded inputs.
+fn bf16_attention_is_close(driver: &mut Driver) {
+    let mut cpu = Cpu::new(1).unwrap();
+    let shapes = [(1, 1, 1, 1, 64), (2, 67, 2, 1, 64), (1, 130, 1, 1, 64), (1, 65, 2, 2, 128)];
+    for (batch, tokens, heads, kv_heads, head_width) in shapes {
+        let shape = AttentionShape { batch, tokens, heads, kv_heads, head_width };
+        let rows = batch * tokens;
+        let [q, k, v] = [(heads, 1), (kv_heads, 2), (kv_heads, 3)].map(|(heads, stream)| {
+            numbers(rows * heads * head_width, stream).iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()
+        });
+        let wide = |x: &[bf16]| CpuTensor::from(x.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+        let mut want = [rows * heads * head_width, rows * heads].map(|len| CpuTensor::from(vec![0.0; len]));
+        let [out_, lse_] = &mut want;
+        cpu.attention(out_, lse_, &wide(&q), &wide(&k), &wide(&v), shape).unwrap();
+        let mut got = [rows * heads * head_width, rows * heads].map(|len| vec![0.0_f32; len]);
+        let [out_, lse_] = &mut got;
+        let mut arguments = vec![out(out_), out(lse_), input(&q), input(&k), input(&v)];
+        arguments.extend([tokens, heads, kv_heads].map(int));
+        let (kernel, shared_bytes) = if head_width == 64 {
+            ("swl_attention_bf16_64", 18432)
+        } else {
+            ("swl_attention_bf16_128", 35840)
+        };
+        let launch = Launch::grid([tokens.div_ceil(64), heads, batch], 128).shared(shared_bytes);
+        driver.launch(kernel, launch, &mut arguments);
+        // Probabilities are rounded to bf16: 2^-9 of values of unit size; the scores are not.
+        for (got, (want, tolerance)) in got.iter().zip(want.iter().zip([4e-3, 2e-6])) {
+            compare("attention_bf16", &shape, got, want.as_slice(), tolerance);
+        }
+    }
+}
+
+fn fused_boundary_is_the_sequence_of_its_parts(emulated: &mut Emulated) {
+    let mut cpu = Cpu::new(1).unwrap();
+    for (rows, width, code) in [(1, 1, 1), (3, 24, 5), (5, 300, 96), (2, 520, 260)] {
+        let basis = orthonormal_rows(1, code, width);
+        let (x, anchor) = (numbers(rows * width, 1), numbers(rows * width, 2));
+        let mut z = vec![0.0; rows * code];
+        emulated.project(&mut z, &x, &basis, rows, width, code, Write::Set).unwrap();
+        for format in [PackedFormat::Q8, PackedFormat::Q4] {
+            let mut want = Vec::new();
+            cpu.pack(&mut want, &z.clone().into(), rows, code, format, KEY).unwrap();
+            let (mut bytes, mut bad) = (vec![0_u8; want.len()], [i32::MAX; 2]);
+            let format_and_key = || [int(top_level(format)), Arg::Long(KEY.run), Arg::Long(KEY.tensor)];
+            let mut arguments = vec![out(&mut bytes), out(&mut bad), input(&x), input(&basis)];
+            arguments.extend([int(width), int(code)]);
+            arguments.extend(format_and_key());
+            let launch = Launch::blocks(rows, 256);
+            emulated.driver.launch("swl_project_pack", launch.shared(4 * (width + code)), &mut arguments);
+            refuse(bad).unwrap();
+            assert_eq!(bytes, want, "{rows}x{width} to {code}, {format:?}");
+
+            emulated.unpack(&mut z, &bytes, rows, code, format, KEY).unwrap();
+            let mut whole = vec![0.0; rows * width];
+            emulated.reconstruct(&mut whole, &z, &basis, &anchor, rows, width, code).unwrap();
+            let mut fused = vec![0.0_f32; rows * width];
+            let mut arguments =
+                vec![out(&mut fused), out(&mut bad), input(&bytes), input(&basis), input(&anchor)];
+            arguments.extend([int(width), int(code)]);
+            arguments.extend(format_and_key());
+            emulated.driver.launch("swl_unpack_reconstruct", launch.shared(4 * code), &mut arguments);
+            refuse(bad).unwrap();
+            compare("unpack_reconstruct", &(rows, width, code, format), &fused, &whole, BITS);
+            // The next format starts from the same coordinates.
+            emulated.project(&mut z, &x, &basis, rows, width, code, Write::Set).unwrap();
+        }
+    }
+}
