@@ -28,10 +28,12 @@ impl Profile {
     /// # Errors
     /// If the system refuses the threads.
     pub fn cpu(self, threads: usize) -> Result<Option<Cpu>> {
-        match self {
-            Self::Repro => Cpu::new(threads).map(Some),
-            Self::Fast => Ok(None),
-        }
+        let wanted = match self {
+            Self::Repro => swarmline_kernels::Profile::Repro,
+            Self::Fast => swarmline_kernels::Profile::Fast,
+        };
+        let cpu = Cpu::with_profile(threads, wanted)?;
+        Ok((cpu.profile() == wanted).then_some(cpu))
     }
 
     /// Why [`Profile::cpu`] has nothing.
