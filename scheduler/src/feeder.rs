@@ -552,6 +552,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let (granted, denied): (Vec<_>, Vec<_>) =
             decided.into_iter().partition(|&microbatch| self.grant(microbatch, claimant));
         self.counts.denied += denied.len() as u64;
+        self.count_unheard(claimant, &denied);
         let message = Message::Granted { granted, denied };
         self.actions.push_back(Action::Send { to: claimant.peer, message });
     }

@@ -30,8 +30,10 @@ const KNOWN_MAX: usize = 1 << 17;
 pub(super) struct Succession {
     /// By first id.
     under_way: BTreeMap<MicrobatchId, Takeover>,
-    /// Epochs of the ranges that were taken over, by first id.
-    done: BTreeMap<MicrobatchId, u64>,
+    /// The ranges that were taken over, by first id.
+    done: BTreeMap<MicrobatchId, Lease>,
+    /// Claims that came too late for the former feeder's answer.
+    unheard: BTreeSet<(MicrobatchId, Hop)>,
     ask_at: Option<Time>,
 }
 
@@ -79,6 +81,11 @@ impl Succession {
         self.under_way.values().any(|takeover| takeover.lease.contains(microbatch))
     }
 
+    fn took_over(&self, microbatch: MicrobatchId) -> bool {
+        let before = self.done.range(..=microbatch).next_back();
+        before.is_some_and(|(_, lease)| lease.contains(microbatch))
+    }
+
     pub(super) fn give_up(&mut self) {
         self.under_way.clear();
         self.ask_at = None;
@@ -98,7 +105,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 continue;
             }
             let known = self.succession.under_way.get(&lease.first).map(|takeover| takeover.lease.epoch);
-            let newest = known.max(self.succession.done.get(&lease.first).copied());
+            let newest = known.max(self.succession.done.get(&lease.first).map(|done| done.epoch));
             if !self.stopped && newest < Some(lease.epoch) {
                 self.succession.under_way.insert(lease.first, Takeover::new(now, lease, &replicas));
                 self.succession.ask_at = Some(now);
@@ -169,6 +176,20 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
+    /// Whether a claim to what had its outcome already was granted, the former feeder took to its grave. It is denied, so
+    /// the contribution may be lost.
+    pub(super) fn count_unheard(&mut self, claimant: Hop, denied: &[MicrobatchId]) {
+        for &id in denied {
+            let unknown = self.succession.took_over(id) && self.grants.of(id).is_empty();
+            if unknown
+                && self.succession.unheard.len() < KNOWN_MAX
+                && self.succession.unheard.insert((id, claimant))
+            {
+                self.counts.contributions_lost += 1;
+            }
+        }
+    }
+
     fn conclude(&mut self, taken: TakenOver) {
         self.actions.push_back(Action::Journal(Record::TakenOver(taken.clone())));
         self.remember_taken_over(&taken);
@@ -187,7 +208,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     pub(super) fn remember_taken_over(&mut self, taken: &TakenOver) {
         let TakenOver { lease, ended, end, continued, abandoned } = taken;
         let (open, refused) = (continued.len() as u64, abandoned.len() as u64);
-        self.succession.done.insert(lease.first, lease.epoch);
+        self.succession.done.insert(lease.first, *lease);
         self.announcement.take_over(lease, *end, continued.iter().map(|one| one.microbatch));
         self.admitted += ended + open + refused;
         self.counts.inherited += ended;

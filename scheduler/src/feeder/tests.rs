@@ -571,6 +571,9 @@ fn a_successor_asks_everybody_and_goes_on_with_what_is_held() {
     assert!(matches!(said[..], [Action::Send { message: Message::Ask { .. }, .. }]), "{said:?}");
     let denied = Message::Granted { granted: Vec::new(), denied: vec![MicrobatchId(4)] };
     assert_eq!(story.receive(b(1), claim(4)), [Action::Send { to: b(1).peer, message: denied }]);
+    assert_eq!(story.counts().contributions_lost, 0, "somebody else has it");
+    (0..2).for_each(|_| drop(story.receive(b(1), claim(3))));
+    assert_eq!(story.counts().contributions_lost, 1, "nobody knows what the former feeder said");
 
     let restarted = story.restart();
     assert_eq!(restarted.counts().inherited, 4);
