@@ -543,9 +543,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if !self.may_claim(&claimant) {
             return self.counts.foreign += 1;
         }
-        // Of what is being taken over nobody knows yet; who claims it asks again.
+        // Of what is being taken over nobody knows yet.
         let decided: Vec<_> =
-            microbatches.iter().copied().filter(|&id| !self.succession.covers(id)).collect();
+            microbatches.iter().copied().filter(|&id| !self.succession.defers(claimant, id)).collect();
         if decided.is_empty() {
             return;
         }

@@ -13,6 +13,7 @@ use super::journal::{Continued, TakenOver};
 use super::open::Open;
 use super::{Action, Feeder, Outcome, Record};
 use crate::inventory::{INVENTORY_MAX, Inventory, Item, Stock};
+use crate::message::CLAIM_MAX;
 use crate::{
     Duration, Hop, Incarnation, Lease, Message, MicrobatchId, PeerId, Purpose, Refusal, Span, StageIndex,
     Time,
@@ -32,6 +33,8 @@ pub(super) struct Succession {
     under_way: BTreeMap<MicrobatchId, Takeover>,
     /// The ranges that were taken over, by first id.
     done: BTreeMap<MicrobatchId, Lease>,
+    /// Claims that came before it was known what to say; answered at the end.
+    early: BTreeMap<Hop, BTreeSet<MicrobatchId>>,
     /// Claims that came too late for the former feeder's answer.
     unheard: BTreeSet<(MicrobatchId, Hop)>,
     ask_at: Option<Time>,
@@ -76,9 +79,16 @@ impl Succession {
         self.ask_at
     }
 
-    /// Whether nobody can say yet what became of this id.
-    pub(super) fn covers(&self, microbatch: MicrobatchId) -> bool {
-        self.under_way.values().any(|takeover| takeover.lease.contains(microbatch))
+    /// Keeps a claim of which nobody can say yet what became of its microbatch; `false` if it can be answered.
+    pub(super) fn defers(&mut self, claimant: Hop, microbatch: MicrobatchId) -> bool {
+        let undecided = self.under_way.values().any(|takeover| takeover.lease.contains(microbatch));
+        if undecided {
+            let early = self.early.entry(claimant).or_default();
+            if early.len() < CLAIM_MAX {
+                early.insert(microbatch);
+            }
+        }
+        undecided
     }
 
     fn took_over(&self, microbatch: MicrobatchId) -> bool {
@@ -135,6 +145,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         if self.succession.is_over() {
             self.succession.ask_at = None;
+            for (claimant, early) in std::mem::take(&mut self.succession.early) {
+                self.on_claim(claimant, &early.into_iter().collect::<Vec<_>>());
+            }
         }
     }
 
