@@ -11,13 +11,14 @@
 //! is as it was before it. With one member there is nothing to do.
 //!
 //! Members may see different lists of members. Each takes part in one gathering a round, the one of its own list, and
-//! ignores the others. Of two lists that differ by one member only one can have a majority. Lists further apart can
+//! tells those of the others that it is absent there, so that nobody waits for it. Of two lists that differ by one member only one can have a majority. Lists further apart can
 //! each settle means of their own; then each group averages among itself until the set has its turn again.
 
 mod attendance;
 mod desk;
 mod early;
 mod gathering;
+mod lost;
 mod message;
 mod note;
 mod share;
@@ -42,6 +43,7 @@ pub use spread::{PATIENCE_FIRST, PATIENCE_MAX, PATIENCE_MIN};
 
 use early::Early;
 use gathering::Gathering;
+use lost::Lost;
 use share::{Context, Share};
 use spread::Spread;
 
@@ -65,6 +67,8 @@ pub enum Event<P> {
     Members(Vec<Participant>),
     /// The round of the run, as the feeder calls it. Numbers below the known one are ignored.
     Round(Round),
+    /// Rounds up to this one are over for this replica, or left to the others: it takes part in none of them.
+    Past(Round),
     /// The answer to [`Action::Snapshot`].
     Snapshot {
         /// Which round.
@@ -202,6 +206,7 @@ pub struct Averaging<P> {
     /// The last round begun here.
     begun: Option<Round>,
     current: Option<Current<P>>,
+    lost: Lost,
     early: Early<P>,
     spread: Spread,
     counts: Counts,
@@ -218,6 +223,7 @@ impl<P: Clone + Debug> Averaging<P> {
             newest: None,
             begun: None,
             current: None,
+            lost: Lost::default(),
             early: Early::default(),
             spread: Spread::default(),
             counts: Counts::default(),
@@ -230,6 +236,7 @@ impl<P: Clone + Debug> Averaging<P> {
         match event {
             Event::Members(members) => self.on_members(now, members),
             Event::Round(round) => self.newest = self.newest.max(Some(round)),
+            Event::Past(round) => self.pass(round),
             Event::Snapshot { round, weight, parts } => self.on_snapshot(now, round, weight, parts),
             Event::Received { from, message } => self.on_message(now, from, message),
             Event::Reduced { round, part, attempt, outcome } => {
@@ -238,7 +245,7 @@ impl<P: Clone + Debug> Averaging<P> {
             Event::Applied { round, part, applied } => {
                 self.at(now, round, part, |share, x| share.applied(x, applied));
             }
-            Event::PeerLost(peer) => self.lose(now, |member| *member == peer),
+            Event::PeerLost(peer) => self.on_lost(now, peer),
             Event::Timeout => self.on_timeout(now),
         }
         self.proceed(now);
@@ -296,6 +303,7 @@ impl<P: Clone + Debug> Averaging<P> {
         });
         members.truncate(MEMBERS_MAX);
         self.early.retain(|from| members.binary_search(from).is_ok());
+        self.lost.retain(|lost| members.binary_search(lost).is_ok());
         self.lose(now, |member| members.binary_search(member).is_err());
         self.members = members;
     }
@@ -314,7 +322,10 @@ impl<P: Clone + Debug> Averaging<P> {
         current.weight = weight.min(WEIGHT_MAX);
         current.shares = parts.into_iter().map(Share::new).collect();
         let id = current.gathering.id;
-        for (from, message) in self.early.take(id) {
+        if !current.gathering.can_settle() {
+            return self.each(now, Share::give_up);
+        }
+        for (from, message) in self.early.take(|of| of == id) {
             self.deliver(now, from, message);
         }
     }
@@ -323,15 +334,34 @@ impl<P: Clone + Debug> Averaging<P> {
         if from == self.config.me || self.members.binary_search(&from).is_err() {
             return self.count(Note::Stranger(from));
         }
+        self.lost.speaks(from);
         let round = message.gathering.round;
         let under_way =
             self.current.as_ref().map(|current| (current.gathering.id, current.shares.is_empty()));
         match under_way {
+            Some((id, _)) if id == message.gathering && matches!(message.content, Content::Absent) => {
+                self.lose(now, |member| *member == from);
+            }
             Some((id, true)) if id == message.gathering => self.keep_early(from, message),
             Some((id, false)) if id == message.gathering => self.deliver(now, from, message),
-            Some((id, _)) if id.round == round => self.count(Note::OtherMembers(from)),
+            Some((id, _)) if id.round == round => {
+                self.count(Note::OtherMembers(from));
+                self.decline(from, &message);
+            }
             Some(_) | None if self.begun < Some(round) => self.keep_early(from, message),
-            Some(_) | None => self.count(Note::Late(from)),
+            Some(_) | None => {
+                self.count(Note::Late(from));
+                self.decline(from, &message);
+            }
+        }
+    }
+
+    /// Nobody waits for the answer of a replica that takes no part in a gathering.
+    fn decline(&mut self, from: Participant, message: &AveragingMessage<P>) {
+        if message.content.awaits_answer() {
+            let &AveragingMessage { gathering, part, attempt, .. } = message;
+            let message = AveragingMessage { gathering, part, attempt, content: Content::Absent };
+            self.actions.push_back(Action::Send { to: from.peer, message });
         }
     }
 
@@ -350,6 +380,11 @@ impl<P: Clone + Debug> Averaging<P> {
             }
             Some(_) | None => self.count(Note::Malformed(from)),
         }
+    }
+
+    fn on_lost(&mut self, now: Time, peer: Participant) {
+        self.lost.insert(now, peer);
+        self.lose(now, |member| *member == peer);
     }
 
     /// Members that are gone are not waited for.
@@ -416,13 +451,31 @@ impl<P: Clone + Debug> Averaging<P> {
         if self.members.len() < 2 {
             return;
         }
-        let gathering = Gathering::new(round, self.members.clone(), me, self.config.parts_min);
+        let mut gathering = Gathering::new(round, self.members.clone(), me, self.config.parts_min);
+        gathering.mark_absent(|member| self.lost.contains(now, *member));
+        if !gathering.can_settle() {
+            return self.pass(round);
+        }
+        self.begun = Some(round);
+        self.decline_early(|id| id.round <= round && id != gathering.id);
         let (set, parts) = (round.set(self.config.sets), gathering.parts());
         let deadline = now + self.spread.patience() * SNAPSHOT_PATIENCES;
-        self.early.forget_before(gathering.id);
         self.current = Some(Current { gathering, set, deadline, weight: 0, shares: Vec::new() });
-        self.begun = Some(round);
         self.actions.push_back(Action::Snapshot { round, set, parts });
+    }
+
+    /// Takes part in no round up to this one that has not begun here.
+    fn pass(&mut self, round: Round) {
+        if self.begun < Some(round) {
+            self.begun = Some(round);
+            self.decline_early(|id| id.round <= round);
+        }
+    }
+
+    fn decline_early(&mut self, is_declined: impl Fn(GatheringId) -> bool) {
+        for (from, message) in self.early.take(is_declined) {
+            self.decline(from, &message);
+        }
     }
 
     fn finish(&mut self) {

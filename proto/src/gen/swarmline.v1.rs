@@ -253,7 +253,7 @@ pub struct Rejected {
 pub struct Frame {
     #[prost(
         oneof = "frame::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 35"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25, 26, 30, 31, 32, 33, 34, 35"
     )]
     pub message: ::core::option::Option<frame::Message>,
 }
@@ -304,6 +304,8 @@ pub mod frame {
         MeanSettled(super::MeanSettled),
         #[prost(message, tag = "25")]
         NothingToAverage(super::NothingToAverage),
+        #[prost(message, tag = "26")]
+        AbsentFromRound(super::AbsentFromRound),
         /// Between a joining replica and one that serves: the state of their stage.
         #[prost(message, tag = "30")]
         StateRequest(super::StateRequest),
@@ -540,6 +542,14 @@ pub struct MeanSettled {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NothingToAverage {
     /// Which part.
+    #[prost(message, optional, tag = "1")]
+    pub at: ::core::option::Option<PartOfRound>,
+}
+/// To a member that waits for an answer: I take no part in this round, or not any more, or not among these members.
+/// No payload.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AbsentFromRound {
+    /// What is not going to be answered.
     #[prost(message, optional, tag = "1")]
     pub at: ::core::option::Option<PartOfRound>,
 }

@@ -213,7 +213,8 @@ pub(super) fn decode_frame(frame: v1::Frame) -> Result<Message<u64>, WireError> 
         | Wire::Mean(_)
         | Wire::MeanHeld(_)
         | Wire::MeanSettled(_)
-        | Wire::NothingToAverage(_) => Message::Averaging(averaging::decode(&message)?),
+        | Wire::NothingToAverage(_)
+        | Wire::AbsentFromRound(_) => Message::Averaging(averaging::decode(&message)?),
         Wire::StateRequest(_)
         | Wire::StateOffer(_)
         | Wire::ChunkRequest(_)

@@ -40,9 +40,17 @@ impl Rounds {
         }
     }
 
-    /// A feeder called a round.
-    pub(super) fn hear_call(&mut self, now: Time, feeder: PeerId, round: Round, over: bool) -> Option<Post> {
-        self.attendance.hear_call(now, feeder, round, over).map(post)
+    /// A feeder called a round. If that one is over here, or left to the others, both the machine and the feeder hear
+    /// so.
+    pub(super) fn hear_call(
+        &mut self,
+        now: Time,
+        feeder: PeerId,
+        round: Round,
+        over: bool,
+    ) -> Option<(Event<Bytes>, Post)> {
+        let word = self.attendance.hear_call(now, feeder, round, over)?;
+        Some((Event::Past(word.ended), post(word)))
     }
 
     /// Begins the round called, if it is time.

@@ -230,9 +230,10 @@ impl Server {
     }
 
     fn hear_call(&mut self, feeder: PeerId, round: Round, over: bool, reporter: &Reporter) {
-        let post = self.rounds.hear_call(self.clock.now(), feeder, round, over);
-        let told: Vec<Told> = post.into_iter().flat_map(|post| self.post([post])).collect();
-        self.tell_machines(told, reporter);
+        if let Some((past, post)) = self.rounds.hear_call(self.clock.now(), feeder, round, over) {
+            let undelivered = self.post([post]);
+            self.tell_machines(std::iter::once(Told::Rounds(past)).chain(undelivered), reporter);
+        }
     }
 
     fn adopt(&mut self, table: Membership, reporter: &Reporter) {

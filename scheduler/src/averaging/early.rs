@@ -32,22 +32,17 @@ impl<P> Early<P> {
         room
     }
 
-    /// Takes out what is about this gathering.
-    pub(super) fn take(&mut self, id: GatheringId) -> Vec<(Participant, AveragingMessage<P>)> {
+    /// Takes out what is about the gatherings that `is_wanted` picks.
+    pub(super) fn take(
+        &mut self,
+        is_wanted: impl Fn(GatheringId) -> bool,
+    ) -> Vec<(Participant, AveragingMessage<P>)> {
         let mut taken = Vec::new();
         for (&from, kept) in &mut self.messages {
-            taken.extend(
-                kept.extract_if(.., |message| message.gathering == id).map(|message| (from, message)),
-            );
+            let wanted = kept.extract_if(.., |message| is_wanted(message.gathering));
+            taken.extend(wanted.map(|message| (from, message)));
         }
         taken
-    }
-
-    /// Drops what is about rounds before this gathering's, and about other gatherings of it.
-    pub(super) fn forget_before(&mut self, id: GatheringId) {
-        for kept in self.messages.values_mut() {
-            kept.retain(|message| message.gathering == id || message.gathering.round > id.round);
-        }
     }
 
     /// Drops what came from others than `is_member` picks.

@@ -30,6 +30,7 @@ impl<P> AveragingMessage<P> {
             Content::Held => Content::Held,
             Content::Settled => Content::Settled,
             Content::Nothing => Content::Nothing,
+            Content::Absent => Content::Absent,
         };
         AveragingMessage { gathering, part, attempt, content }
     }
@@ -63,6 +64,8 @@ pub enum Content<P> {
     Settled,
     /// From the owner to all: nobody has anything to contribute to this part.
     Nothing,
+    /// To whoever waits for an answer: I take no part in this gathering, or not any more. Never taken back.
+    Absent,
 }
 
 impl<P> Content<P> {
@@ -73,7 +76,12 @@ impl<P> Content<P> {
             Self::Share { share: payload, .. }
             | Self::Kept { mean: payload, .. }
             | Self::Mean { mean: payload } => Some(payload),
-            Self::Held | Self::Settled | Self::Nothing => None,
+            Self::Held | Self::Settled | Self::Nothing | Self::Absent => None,
         }
+    }
+
+    /// Whether who says this waits for an answer.
+    pub(super) fn awaits_answer(&self) -> bool {
+        matches!(self, Self::Share { .. } | Self::Kept { .. } | Self::Mean { .. })
     }
 }

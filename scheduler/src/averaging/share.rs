@@ -225,6 +225,8 @@ impl<P: Clone> Share<P> {
             Content::Held => self.on_held(x, from, attempt),
             Content::Settled => self.on_settled(x, from, attempt),
             Content::Nothing => self.on_nothing(x, from, attempt),
+            // It is about the gathering, not about this part.
+            Content::Absent => {}
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::lost::LOST_FOR;
 use super::world::{Numbers, Scenario, World, participant};
 use super::*;
 use crate::Duration;
@@ -264,8 +265,13 @@ fn the_dead_strangers_and_other_lists_are_not_heard() {
 
     let mut other = share(&member);
     other.gathering.members ^= 1;
+    let answer = absent(&other);
     let other = Event::Received { from: participant(1), message: other };
-    assert_eq!(tell(&mut member, 1, other), [Action::Counted(Note::OtherMembers(participant(1)))]);
+    let noted = Action::Counted(Note::OtherMembers(participant(1)));
+    assert_eq!(
+        tell(&mut member, 1, other),
+        [noted, Action::Send { to: participant(1).peer, message: answer }]
+    );
 
     let odd = [
         (0, 1, Content::Held),
@@ -317,12 +323,70 @@ fn early_messages_are_kept_but_not_without_end() {
         let actions = tell(&mut member, 1, Event::Received { from: participant(1), message: early.clone() });
         assert_eq!(actions.is_empty(), kept < EARLY_PER_MEMBER);
     }
-    tell(&mut member, 1, Event::PeerLost(participant(1)));
+    tell(&mut member, 1, Event::Members(vec![participant(0), participant(2)]));
+    tell(&mut member, 1, Event::Members(vec![participant(0), participant(1)]));
+    assert_eq!(tell(&mut member, 1, Event::Received { from: participant(1), message: early }), []);
     let begun = tell(&mut member, 2, Event::Round(Round(2)));
-    assert!(matches!(begun[..], [Action::Snapshot { round: Round(2), .. }]));
+    assert!(matches!(begun[..], [Action::Snapshot { round: Round(2), .. }]), "{begun:?}");
     let (round, parts) = (Round(2), vec![1, 2]);
     let actions = tell(&mut member, 2, Event::Snapshot { round, weight: 1, parts });
     assert!(actions.iter().any(|action| matches!(action, Action::Reduce { .. })), "{actions:?}");
+}
+
+/// The answer of somebody who takes no part.
+fn absent(message: &AveragingMessage<u32>) -> AveragingMessage<u32> {
+    AveragingMessage { content: Content::Absent, ..message.clone() }
+}
+
+#[test]
+fn who_is_not_in_a_round_says_so_and_nobody_waits_for_it() {
+    // Member 1 has left this round to the others: it joined when they were in it.
+    let mut newcomer = machine(1);
+    tell(&mut newcomer, 0, Event::Members((0..3).map(participant).collect()));
+    let (mut member, begun) = in_round(0, 3);
+    let share = begun.into_iter().find_map(|action| match action {
+        Action::Send { to, message } if to == participant(1).peer => Some(message),
+        _ => None,
+    });
+    let share = share.unwrap();
+    let received = Event::Received { from: participant(0), message: share.clone() };
+    assert_eq!(tell(&mut newcomer, 1, received), [], "the round may be called here too");
+    let declined = tell(&mut newcomer, 1, Event::Past(Round(1)));
+    assert_eq!(declined, [Action::Send { to: participant(0).peer, message: absent(&share) }]);
+
+    let Action::Send { message: answer, .. } = declined[0].clone() else { panic!("{declined:?}") };
+    let answered = tell(&mut member, 1, Event::Received { from: participant(1), message: answer.clone() });
+    let next = Action::Counted(Note::Reassigned(Round(1), PartIndex(1)));
+    assert_eq!(answered.last(), Some(&next), "its part has another owner at once: {answered:?}");
+    let last = tell(&mut member, 1, Event::Received { from: participant(2), message: answer });
+    let finished = Action::Finished { round: Round(1), set: SetIndex(1), complete: false };
+    assert_eq!(last.last(), Some(&finished), "one of three settles nothing");
+}
+
+#[test]
+fn a_lost_member_is_left_out_from_the_beginning_until_it_speaks() {
+    let (mut member, _) = in_round(0, 2);
+    tell(&mut member, 1, Event::PeerLost(participant(1)));
+    assert_eq!(tell(&mut member, 2, Event::Round(Round(2))), [], "nobody to average with");
+    let share = AveragingMessage {
+        gathering: GatheringId { round: Round(2), members: 1 },
+        part: PartIndex(0),
+        attempt: Attempt(0),
+        content: Content::Share { weight: 1, share: 1 },
+    };
+    let heard = tell(&mut member, 3, Event::Received { from: participant(1), message: share.clone() });
+    let answer = Action::Send { to: participant(1).peer, message: absent(&share) };
+    assert_eq!(heard, [Action::Counted(Note::Late(participant(1))), answer]);
+    let begun = tell(&mut member, 3, Event::Round(Round(3)));
+    assert!(matches!(begun[..], [Action::Snapshot { round: Round(3), .. }]), "{begun:?}");
+
+    tell(&mut member, 4, Event::PeerLost(participant(1)));
+    tell(&mut member, 4, Event::Snapshot { round: Round(3), weight: 1, parts: vec![1, 2] });
+    assert_eq!(member.round(), None, "the round is over before it is copied");
+    assert_eq!(tell(&mut member, 4, Event::Round(Round(4))), []);
+    let later = 4 + LOST_FOR.as_secs();
+    let begun = tell(&mut member, later, Event::Round(Round(5)));
+    assert!(matches!(begun[..], [Action::Snapshot { round: Round(5), .. }]), "it may live: {begun:?}");
 }
 
 #[test]

@@ -136,6 +136,9 @@ impl World {
         let feeds = replica.stage.as_ref().is_some_and(|stage| stage.table().feeds(feeder, incarnation));
         let Some(rounds) = replica.rounds.as_mut().filter(|_| feeds && serves.contains(&me)) else { return };
         let word = rounds.attendance.hear_call(now, feeder, round, over);
+        if let Some(Word { ended, .. }) = word {
+            self.at_rounds(index, Event::Past(ended));
+        }
         self.say(index, word);
     }
 

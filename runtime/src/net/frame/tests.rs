@@ -89,6 +89,7 @@ fn between_replicas() -> Vec<Message<Bytes>> {
         Content::Held,
         Content::Settled,
         Content::Nothing,
+        Content::Absent,
     ];
     let transfers = [
         TransferMessage::Ask,

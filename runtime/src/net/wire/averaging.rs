@@ -29,6 +29,7 @@ pub(super) fn encode(message: &AveragingMessage<Bytes>) -> Wire {
         Content::Held => Wire::MeanHeld(v1::MeanHeld { at }),
         Content::Settled => Wire::MeanSettled(v1::MeanSettled { at }),
         Content::Nothing => Wire::NothingToAverage(v1::NothingToAverage { at }),
+        Content::Absent => Wire::AbsentFromRound(v1::AbsentFromRound { at }),
     }
 }
 
@@ -53,6 +54,7 @@ pub(super) fn decode(message: &Wire) -> Result<AveragingMessage<u64>, WireError>
         Wire::MeanHeld(v1::MeanHeld { at }) => (at, Content::Held),
         Wire::MeanSettled(v1::MeanSettled { at }) => (at, Content::Settled),
         Wire::NothingToAverage(v1::NothingToAverage { at }) => (at, Content::Nothing),
+        Wire::AbsentFromRound(v1::AbsentFromRound { at }) => (at, Content::Absent),
         _ => return Err(WireError::Missing { field: "the message of an averaging round" }),
     };
     let at = at.ok_or(WireError::Missing { field: "the part of the round" })?;

@@ -111,7 +111,11 @@ impl Means {
                     .holders
                     .insert(me);
             }
-            Content::Share { .. } | Content::Kept { .. } | Content::Settled | Content::Nothing => {}
+            Content::Share { .. }
+            | Content::Kept { .. }
+            | Content::Settled
+            | Content::Nothing
+            | Content::Absent => {}
         }
     }
 
