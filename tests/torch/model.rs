@@ -198,7 +198,7 @@ fn run(config: &serde_json::Value) -> Run {
         },
         model,
         batch: Batch { sequences: count("sequences") },
-        optimizer: adamw(),
+        optimizer: Optimizer::plain(OptimizerKind::AdamW, 1e-3, 10),
         averaging: Averaging { every: 0, sets: 20 },
         data: Data {
             paths: Vec::new(),
@@ -220,24 +220,5 @@ fn pipeline(layers: usize) -> Pipeline {
         window: 1,
         microbatches_per_update: 1,
         stash: Stash::Activations,
-    }
-}
-
-/// AdamW at a constant rate, without clipping.
-fn adamw() -> Optimizer {
-    Optimizer {
-        kind: OptimizerKind::AdamW,
-        learning_rate: 1e-3,
-        warmup_updates: 0,
-        updates: 10,
-        final_share: 1.0,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.1,
-        momentum_decay: 0.004,
-        clip_microbatch: 0.0,
-        clip_stage: 0.0,
-        staleness_power: 0.0,
     }
 }

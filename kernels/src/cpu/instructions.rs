@@ -1,7 +1,6 @@
 //! What the processor can do, for reports; the loops choose for themselves.
 
-use pulp::Arch;
-
+use super::isa::Isa;
 use crate::device::CpuReport;
 
 /// Cores and instruction sets of this machine, and which of them the loops are compiled for.
@@ -29,19 +28,13 @@ fn instruction_sets() -> Vec<&'static str> {
     Vec::new()
 }
 
-#[cfg(target_arch = "x86_64")]
+/// Where the environment names no instruction set that exists, nothing computes; who asks hears the best here.
 fn loops() -> &'static str {
-    match Arch::new() {
-        Arch::V4(_) => "AVX-512",
-        Arch::V3(_) => "AVX2 and FMA",
-        _ => "baseline",
+    match Isa::allowed().unwrap_or(Isa::best()) {
+        Isa::Avx512 => "AVX-512",
+        Isa::Avx2 => "AVX2 and FMA",
+        Isa::Scalar => "baseline",
     }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn loops() -> &'static str {
-    let _ = Arch::new();
-    std::env::consts::ARCH
 }
 
 #[cfg(test)]

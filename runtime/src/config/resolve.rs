@@ -203,29 +203,21 @@ fn read_optimizer(document: &Document<'_>, mode: Mode) -> Result<Optimizer, Conf
     let number = |name| document.number("optimizer", name);
     let kinds = [("nadamw", OptimizerKind::NAdamW), ("adamw", OptimizerKind::AdamW)];
     let kind = document.word("optimizer", "kind", &kinds)?.unwrap_or(OptimizerKind::NAdamW);
-    let (beta1, beta2) = match kind {
-        OptimizerKind::NAdamW => (0.99, 0.999),
-        OptimizerKind::AdamW => (0.9, 0.95),
-    };
-    let staleness_power = match mode {
-        Mode::Asynchronous => 1.0,
-        Mode::Synchronous => 0.0,
-    };
-    let updates = number("updates")?.unwrap_or(DEFAULT_UPDATES);
+    let unsaid = Optimizer::of(kind, mode, number("updates")?.unwrap_or(DEFAULT_UPDATES));
     Ok(Optimizer {
         kind,
-        learning_rate: real("learning_rate")?.unwrap_or(1e-3),
-        warmup_updates: number("warmup_updates")?.unwrap_or_else(|| (updates / 10).min(100)),
-        updates,
-        final_share: real("final_share")?.unwrap_or(0.1),
-        beta1: real("beta1")?.unwrap_or(beta1),
-        beta2: real("beta2")?.unwrap_or(beta2),
-        epsilon: real("epsilon")?.unwrap_or(1e-8),
-        weight_decay: real("weight_decay")?.unwrap_or(0.1),
-        momentum_decay: real("momentum_decay")?.unwrap_or(0.004),
-        clip_microbatch: real("clip_microbatch")?.unwrap_or(2.0),
-        clip_stage: real("clip_stage")?.unwrap_or(1.0),
-        staleness_power: real("staleness_power")?.unwrap_or(staleness_power),
+        learning_rate: real("learning_rate")?.unwrap_or(unsaid.learning_rate),
+        warmup_updates: number("warmup_updates")?.unwrap_or(unsaid.warmup_updates),
+        updates: unsaid.updates,
+        final_share: real("final_share")?.unwrap_or(unsaid.final_share),
+        beta1: real("beta1")?.unwrap_or(unsaid.beta1),
+        beta2: real("beta2")?.unwrap_or(unsaid.beta2),
+        epsilon: real("epsilon")?.unwrap_or(unsaid.epsilon),
+        weight_decay: real("weight_decay")?.unwrap_or(unsaid.weight_decay),
+        momentum_decay: real("momentum_decay")?.unwrap_or(unsaid.momentum_decay),
+        clip_microbatch: real("clip_microbatch")?.unwrap_or(unsaid.clip_microbatch),
+        clip_stage: real("clip_stage")?.unwrap_or(unsaid.clip_stage),
+        staleness_power: real("staleness_power")?.unwrap_or(unsaid.staleness_power),
     })
 }
 

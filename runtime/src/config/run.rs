@@ -178,6 +178,49 @@ pub struct Optimizer {
     pub staleness_power: f32,
 }
 
+impl Optimizer {
+    /// What a run has that says no more than this.
+    #[must_use]
+    pub fn of(kind: OptimizerKind, mode: Mode, updates: u64) -> Self {
+        let (beta1, beta2) = match kind {
+            OptimizerKind::NAdamW => (0.99, 0.999),
+            OptimizerKind::AdamW => (0.9, 0.95),
+        };
+        let staleness_power = match mode {
+            Mode::Asynchronous => 1.0,
+            Mode::Synchronous => 0.0,
+        };
+        Self {
+            kind,
+            learning_rate: 1e-3,
+            warmup_updates: (updates / 10).min(100),
+            updates,
+            final_share: 0.1,
+            beta1,
+            beta2,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            momentum_decay: 0.004,
+            clip_microbatch: 2.0,
+            clip_stage: 1.0,
+            staleness_power,
+        }
+    }
+
+    /// The update rule alone, for comparisons: a constant rate, and nothing that changes gradients.
+    #[must_use]
+    pub fn plain(kind: OptimizerKind, learning_rate: f32, updates: u64) -> Self {
+        Self {
+            learning_rate,
+            warmup_updates: 0,
+            final_share: 1.0,
+            clip_microbatch: 0.0,
+            clip_stage: 0.0,
+            ..Self::of(kind, Mode::Synchronous, updates)
+        }
+    }
+}
+
 /// Update rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -11,21 +11,7 @@ use crate::config::{Optimizer, OptimizerKind};
 
 /// AdamW at a constant rate of 0.01 without anything that changes gradients.
 fn plain() -> Optimizer {
-    Optimizer {
-        kind: OptimizerKind::AdamW,
-        learning_rate: 0.01,
-        warmup_updates: 0,
-        updates: 100,
-        final_share: 1.0,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.1,
-        momentum_decay: 0.004,
-        clip_microbatch: 0.0,
-        clip_stage: 0.0,
-        staleness_power: 0.0,
-    }
+    Optimizer::plain(OptimizerKind::AdamW, 0.01, 100)
 }
 
 #[track_caller]
