@@ -171,24 +171,6 @@ pub enum Unavailable {
         /// The lowest that works.
         needed: Version,
     },
-    /// Neither a compiler for the kernels nor kernels that were compiled before.
-    #[error(
-        "the kernels cannot be compiled: no NVRTC library found; `pip install nvidia-cuda-nvrtc-cu12` and add \
-         the folder of its libnvrtc.so.12 to LD_LIBRARY_PATH, or use --device cpu"
-    )]
-    NoCompiler,
-    /// No compiler, and the driver is too old for the kernels that came with the program.
-    #[error(
-        "no NVRTC library found, and the kernels that came along need a driver of CUDA {needed}, this one speaks \
-         {found}; `pip install nvidia-cuda-nvrtc-cu12` and add the folder of its libnvrtc.so.12 to \
-         LD_LIBRARY_PATH, or install a newer driver, or use --device cpu"
-    )]
-    PrecompiledTooNew {
-        /// What the driver speaks.
-        found: Version,
-        /// What is needed.
-        needed: Version,
-    },
     /// Kernels were compiled, but the device does not take them.
     #[error("the kernels cannot be loaded ({compiled}; precompiled ones: {precompiled}); use --device cpu")]
     NoKernels {
@@ -237,8 +219,6 @@ pub struct CudaReport {
     pub compiler: Option<Version>,
     /// Whether the vendor's library for large products is there; own kernels stand in for it.
     pub blas: bool,
-    /// Whether kernels for devices of compute capability 8.0 and later came with this program.
-    pub precompiled: bool,
     /// The devices, by ordinal.
     pub devices: Vec<CudaDevice>,
     /// Why no device can be used.
@@ -273,6 +253,19 @@ pub struct CacheReport {
 pub const CAPABILITY_MIN: Version = Version { major: 8, minor: 0 };
 
 impl CudaReport {
+    /// A machine where nothing of CUDA was found.
+    #[must_use]
+    pub fn nothing(reason: Unavailable) -> Self {
+        Self {
+            driver: None,
+            compiler: None,
+            blas: false,
+            devices: Vec::new(),
+            unavailable: Some(reason),
+            cache: CacheReport::default(),
+        }
+    }
+
     /// Whether the device with this ordinal can be used.
     ///
     /// # Errors
@@ -304,15 +297,7 @@ pub fn cuda_report() -> CudaReport {
     #[cfg(feature = "cuda")]
     return crate::cuda::report();
     #[cfg(not(feature = "cuda"))]
-    CudaReport {
-        driver: None,
-        compiler: None,
-        blas: false,
-        precompiled: false,
-        devices: Vec::new(),
-        unavailable: Some(Unavailable::NotBuilt),
-        cache: CacheReport::default(),
-    }
+    CudaReport::nothing(Unavailable::NotBuilt)
 }
 
 #[cfg(test)]
@@ -329,7 +314,6 @@ mod tests {
             driver: Some(Version { major: 12, minor: 4 }),
             compiler: Some(Version { major: 12, minor: 9 }),
             blas: true,
-            precompiled: true,
             devices: capabilities.iter().map(device).collect(),
             unavailable: None,
             cache: CacheReport::default(),

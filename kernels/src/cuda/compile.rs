@@ -10,11 +10,9 @@ use cudarc::nvrtc::{result, sys};
 use super::probe;
 use crate::device::Version;
 
-/// PTX of the same sources for compute capability 8.0; the driver makes code of it for any later one.
-pub(super) const PRECOMPILED: Option<&str> = Some(include_str!("fallback.sm_80.ptx"));
-
-/// The CUDA version from which on drivers read [`PRECOMPILED`]: PTX 8.8.
-pub(super) const PRECOMPILED_DRIVER: Version = Version { major: 12, minor: 9 };
+/// PTX of the same sources for compute capability 8.0; the driver makes code of it for any later one. It is of a version
+/// that every driver of at least [`DRIVER_MIN`](probe::DRIVER_MIN) reads.
+pub(super) const PRECOMPILED: &str = include_str!("fallback.sm_80.ptx");
 
 /// The files of the one translation unit, in the order of `src/sources.txt`.
 const SOURCES: &[(&str, &str)] = &[

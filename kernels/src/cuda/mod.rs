@@ -572,21 +572,13 @@ fn load(
     capability: Version,
     cache: &Cache,
 ) -> std::result::Result<Arc<CudaModule>, Unavailable> {
-    let Some(compiler) = probe::compiler_version() else {
-        let Some(precompiled) = compile::PRECOMPILED else { return Err(Unavailable::NoCompiler) };
-        return context.load_module(Ptx::from_src(precompiled)).map_err(|error| Unavailable::NoKernels {
-            compiled: "no NVRTC library found".to_owned(),
-            precompiled: error.to_string(),
-        });
+    let compiled = match probe::compiler_version() {
+        Some(compiler) => compiled(context, &Recipe::new(capability, compiler), cache),
+        None => Err("no NVRTC library found".to_owned()),
     };
-    let recipe = Recipe::new(capability, compiler);
-    compiled(context, &recipe, cache).or_else(|compiled| {
-        let precompiled = match compile::PRECOMPILED.map(|ptx| context.load_module(Ptx::from_src(ptx))) {
-            Some(Ok(module)) => return Ok(module),
-            Some(Err(error)) => error.to_string(),
-            None => "there are none".to_owned(),
-        };
-        Err(Unavailable::NoKernels { compiled, precompiled })
+    compiled.or_else(|compiled| {
+        let precompiled = context.load_module(Ptx::from_src(compile::PRECOMPILED));
+        precompiled.map_err(|error| Unavailable::NoKernels { compiled, precompiled: error.to_string() })
     })
 }
 

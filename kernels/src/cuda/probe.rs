@@ -7,11 +7,12 @@
 use cudarc::driver::{result, sys};
 use cudarc::{cublaslt, nvrtc};
 
-use super::{cache::Cache, compile};
+use super::cache::Cache;
 use crate::device::{CudaDevice, CudaReport, Unavailable, Version};
 
-/// From here on a driver has every function that is called: stream-ordered memory and all of its kin.
-const DRIVER_MIN: Version = Version { major: 12, minor: 0 };
+/// From here on a driver has every function that is called, stream-ordered memory and all of its kin, and reads the
+/// kernels that come with the program.
+pub(super) const DRIVER_MIN: Version = Version { major: 12, minor: 0 };
 
 /// Functions called before or for the version check, and the newest of those called later.
 const DRIVER_SYMBOLS: &[&str] = &[
@@ -64,31 +65,17 @@ macro_rules! has_symbol {
 /// What of CUDA this machine has.
 pub(crate) fn report() -> CudaReport {
     let driver = driver_version();
-    let compiler = compiler_version();
     let devices = driver.clone().and_then(|_| devices());
-    let kernels = driver.as_ref().ok().and_then(|&driver| lacks_kernels(driver, compiler));
     CudaReport {
         driver: match &driver {
             Ok(version) | Err(Unavailable::DriverTooOld { found: version, .. }) => Some(*version),
             Err(_) => None,
         },
-        compiler,
+        compiler: compiler_version(),
         blas: has_blas(),
-        precompiled: compile::PRECOMPILED.is_some(),
-        unavailable: devices.as_ref().err().cloned().or(kernels),
+        unavailable: devices.as_ref().err().cloned(),
         devices: devices.unwrap_or_default(),
         cache: Cache::of_user().report(),
-    }
-}
-
-/// Why there will be no kernels for any device.
-fn lacks_kernels(driver: Version, compiler: Option<Version>) -> Option<Unavailable> {
-    let needed = compile::PRECOMPILED_DRIVER;
-    match compiler {
-        Some(_) => None,
-        None if compile::PRECOMPILED.is_none() => Some(Unavailable::NoCompiler),
-        None if driver < needed => Some(Unavailable::PrecompiledTooNew { found: driver, needed }),
-        None => None,
     }
 }
 
@@ -176,17 +163,6 @@ fn device(ordinal: i32) -> Result<CudaDevice, result::DriverError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn kernels_that_came_along_do_for_drivers_that_read_them() {
-        let version = |major, minor| Version { major, minor };
-        assert_eq!(lacks_kernels(version(12, 0), Some(version(12, 9))), None);
-        assert_eq!(lacks_kernels(version(13, 0), None), None);
-        let reason = lacks_kernels(version(12, 2), None).unwrap().to_string();
-        for part in ["12.2", "12.9", "pip install nvidia-cuda-nvrtc-cu12"] {
-            assert!(reason.contains(part), "{reason} without {part}");
-        }
-    }
 
     #[test]
     fn what_the_driver_refuses_has_a_reason_of_its_own() {

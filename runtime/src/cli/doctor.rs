@@ -38,7 +38,6 @@ struct Findings {
     /// Version of NVRTC.
     compiler: Option<String>,
     blas: bool,
-    precompiled_kernels: bool,
     devices: Vec<Gpu>,
     /// Why `--device cuda` would be refused.
     cuda_unavailable: Option<String>,
@@ -77,7 +76,6 @@ impl Findings {
             driver: cuda.driver.map(text),
             compiler: cuda.compiler.map(text),
             blas: cuda.blas,
-            precompiled_kernels: cuda.precompiled,
             devices: cuda.devices.iter().enumerate().map(gpu).collect(),
             cuda_unavailable: cuda.usable(0).err().map(|reason| reason.to_string()),
             auto: choice
@@ -119,9 +117,11 @@ impl Findings {
     fn compiler_row(&self) -> String {
         match &self.compiler {
             Some(version) => format!("NVRTC {version}"),
-            None => "no NVRTC; for a GPU: `pip install nvidia-cuda-nvrtc-cu12` and add the folder of its \
-                     libnvrtc.so.12 to LD_LIBRARY_PATH"
-                .to_owned(),
+            None => {
+                "no NVRTC; a GPU runs the kernels that came along. For kernels made for it: `pip install \
+                     nvidia-cuda-nvrtc-cu12` and add the folder of its libnvrtc.so.12 to LD_LIBRARY_PATH"
+                    .to_owned()
+            }
         }
     }
 
@@ -137,7 +137,7 @@ impl Findings {
 
 #[cfg(test)]
 mod tests {
-    use swarmline_kernels::device::{CacheReport, CudaDevice, Unavailable};
+    use swarmline_kernels::device::{CudaDevice, Unavailable};
 
     use super::*;
 
@@ -149,21 +149,9 @@ mod tests {
         (text, serde_json::to_value(&findings).unwrap())
     }
 
-    fn nothing() -> CudaReport {
-        CudaReport {
-            driver: None,
-            compiler: None,
-            blas: false,
-            precompiled: false,
-            devices: Vec::new(),
-            unavailable: Some(Unavailable::NoDriver),
-            cache: CacheReport::default(),
-        }
-    }
-
     #[test]
     fn a_machine_without_a_gpu_hears_cause_and_remedy() {
-        let (text, json) = findings(&nothing());
+        let (text, json) = findings(&CudaReport::nothing(Unavailable::NoDriver));
         for part in
             ["driver: none", "pip install nvidia-cuda-nvrtc-cu12", "gpu: no NVIDIA driver", "auto means cpu"]
         {
@@ -186,7 +174,7 @@ mod tests {
             compiler: version(12, 9),
             devices: vec![device(9), device(7)],
             unavailable: None,
-            ..nothing()
+            ..CudaReport::nothing(Unavailable::NoDriver)
         };
         let (text, json) = findings(&cuda);
         assert!(text.contains("cuda:0, model 9, capability 9.0, 16.0 GB\n"), "{text}");
