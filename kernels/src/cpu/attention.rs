@@ -1,24 +1,44 @@
 //! Causal grouped-query attention, in blocks of query rows.
 //!
 //! One job is one (sequence, key-value head): it copies the keys and values it reads again and again into dense
-//! scratch, and makes scores for [`BLOCK_ROWS`] queries at a time over the keys those queries may see; the
-//! masked half is not computed. Backward makes the probabilities again from the stored log-sum-exp (as in Dao
-//! et al., arXiv 2205.14135).
+//! scratch, and makes scores for [`BLOCK_ROWS`] queries at a time over the keys those queries may see; most of the
+//! masked half is not computed. Scores lie turned, a row per key and a column per query, so that a softmax goes
+//! down whole vectors and adds up nothing across them. Backward makes the probabilities again from the stored
+//! log-sum-exp (as in Dao et al., arXiv 2205.14135).
 
 use super::{
     columns::{self, Columns},
-    lanes,
-    math::{exp, ln_f64},
+    lanes::{self, LANES},
+    math::{exp_f32s, ln_f64},
     matrix::Matrix,
     scratch::Scratch,
     threads::Threads,
     tile::{self, Product},
 };
 use crate::{AttentionShape, Write};
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
+use std::ops::Range;
 
-/// Query rows whose scores exist at a time.
-const BLOCK_ROWS: usize = 16;
+/// Query rows whose scores exist at a time: two vectors of the widest instruction set.
+const BLOCK_ROWS: usize = 2 * HALF_ROWS;
+/// Rows of a block that see keys the rows before them do not: products leave out what no row of a half sees.
+const HALF_ROWS: usize = tile::ALIGN;
+/// Side of the squares in which queries are turned.
+const SQUARE: usize = 8;
+
+/// A number for every query of a block.
+type Row = [f32; BLOCK_ROWS];
+
+/// The index of every query of a block.
+const ROWS: Row = {
+    let mut rows = [0.0; BLOCK_ROWS];
+    let mut r = 0;
+    while r < BLOCK_ROWS {
+        rows[r] = r as f32;
+        r += 1;
+    }
+    rows
+};
 
 /// `out[N, h*e] = softmax(q k^T / sqrt(e)) v`, `lse[N, h]`
 pub(super) fn forward(
@@ -40,20 +60,21 @@ pub(super) fn forward(
         #[inline(always)]
         |(index, (mut out, mut lse))| {
             let place = Place::new(index, shape, threads.arch());
-            let [dense, turned, scores, result] = place.lens();
-            let mut memory = scratch.take(2 * dense + turned + scores + result);
-            let [k_turned, v_dense, q_dense, scores, result] =
-                memory.parts([turned, dense, dense, scores, result]);
-            place.turn_key_value(k_turned, k);
-            place.gather_key_value(v_dense, v);
+            let [dense, scores, rows] = place.lens();
+            let mut memory = scratch.take(2 * dense + scores + 3 * rows);
+            let [k_dense, v_dense, scores, q_rows, q_turned, result] =
+                memory.parts([dense, dense, scores, rows, rows, rows]);
+            place.gather(k_dense, place.key_value_rows(k));
+            place.gather(v_dense, place.key_value_rows(v));
             for head in 0..group {
-                place.gather_query(q_dense, q, head);
                 for first in (0..tokens).step_by(BLOCK_ROWS) {
                     let block = Block::new(first, place);
-                    block.scores(scores, q_dense, k_turned);
-                    for (r, row) in scores.chunks_exact_mut(place.keys).take(block.rows).enumerate() {
-                        let row = &mut row[..tile::align(block.seen())];
-                        lse.row(first + r)[head] = softmax(row, first + r + 1, block.scale);
+                    place.gather(q_rows, block.query_rows(q, head));
+                    place.turn(q_turned, q_rows);
+                    block.scores(scores, q_turned, k_dense);
+                    let sums = place.arch.dispatch(Softmax { keys: scores, block });
+                    for r in 0..block.rows {
+                        lse.row(first + r)[head] = sums[r];
                     }
                     block.times_rows(result, scores, v_dense);
                     store(&mut out, result, block, head);
@@ -88,31 +109,29 @@ pub(super) fn backward(
         #[inline(always)]
         |(index, ((mut dq, mut dk), mut dv))| {
             let place = Place::new(index, shape, threads.arch());
-            let [dense, turned, scores, result] = place.lens();
-            let mut memory = scratch.take(6 * dense + 2 * turned + 2 * scores + result);
-            let [k_dense, q_dense, out_dense, dout_dense, dk_sum, dv_sum, k_turned, v_turned, p, dp, result] =
-                memory.parts([dense, dense, dense, dense, dense, dense, turned, turned, scores, scores, result]);
-            place.gather_key_value(k_dense, k);
-            place.turn_key_value(k_turned, k);
-            place.turn_key_value(v_turned, v);
+            let [dense, scores, rows] = place.lens();
+            let mut memory = scratch.take(4 * dense + 2 * scores + 5 * rows);
+            let [k_dense, v_dense, dk_sum, dv_sum, p, dp, q_rows, q_turned, dout_rows, dout_turned, result] =
+                memory.parts([dense, dense, dense, dense, scores, scores, rows, rows, rows, rows, rows]);
+            place.gather(k_dense, place.key_value_rows(k));
+            place.gather(v_dense, place.key_value_rows(v));
             for head in 0..group {
-                place.gather_query(q_dense, q, head);
-                place.gather_query(out_dense, out, head);
-                place.gather_query(dout_dense, dout, head);
                 for first in (0..tokens).step_by(BLOCK_ROWS) {
                     let block = Block::new(first, place);
-                    block.scores(p, q_dense, k_turned);
-                    block.scores(dp, dout_dense, v_turned);
-                    let rows = p.chunks_exact_mut(place.keys).zip(dp.chunks_exact_mut(place.keys));
-                    for (token, (p, dp)) in (first..first + block.rows).zip(rows) {
-                        let row = token * place.width..(token + 1) * place.width;
-                        let delta = lanes::dot(&out_dense[row.clone()], &dout_dense[row]);
-                        let lse = place.lse(lse, token, head);
-                        let aligned = ..tile::align(block.seen());
-                        softmax_backward(&mut p[aligned], &mut dp[aligned], token + 1, lse, delta, block.scale);
+                    place.gather(q_rows, block.query_rows(q, head));
+                    place.turn(q_turned, q_rows);
+                    place.gather(dout_rows, block.query_rows(dout, head));
+                    place.turn(dout_turned, dout_rows);
+                    block.scores(p, q_turned, k_dense);
+                    block.scores(dp, dout_turned, v_dense);
+                    let (mut lses, mut deltas) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
+                    for (r, out) in block.query_rows(out, head).enumerate() {
+                        lses[r] = place.lse(lse, first + r, head);
+                        deltas[r] = lanes::dot(out, &dout_rows[r * place.width..][..head_width]);
                     }
-                    block.add_transposed(dv_sum, p, dout_dense);
-                    block.add_transposed(dk_sum, dp, q_dense);
+                    place.arch.dispatch(SoftmaxBackward { p, dp, lses, deltas, block });
+                    block.add_rows(dv_sum, p, dout_rows);
+                    block.add_rows(dk_sum, dp, q_rows);
                     block.times_rows(result, dp, k_dense);
                     store(&mut dq, result, block, head);
                 }
@@ -134,9 +153,6 @@ struct Place {
     arch: Arch,
     /// Width of a scratch row of queries, keys or values: the head width, aligned; the rest is 0.
     width: usize,
-    /// Width of a scratch row of scores: the tokens, aligned, and some more, lest the rows of turned keys of
-    /// long sequences compete for the same cache lines.
-    keys: usize,
 }
 
 impl Place {
@@ -147,33 +163,19 @@ impl Place {
             shape,
             arch,
             width: tile::align(shape.head_width),
-            keys: tile::align(shape.tokens) + tile::ALIGN,
         }
     }
 
-    /// Lengths of scratch: dense queries, keys or values; turned keys or values; scores of a block; its result.
-    fn lens(self) -> [usize; 4] {
-        let AttentionShape { tokens, head_width, .. } = self.shape;
-        [tokens * self.width, head_width * self.keys, BLOCK_ROWS * self.keys, BLOCK_ROWS * self.width]
+    /// Lengths of scratch: all keys or values; scores of a block; queries of a block.
+    fn lens(self) -> [usize; 3] {
+        let tokens = self.shape.tokens;
+        [tokens * self.width, tokens * BLOCK_ROWS, BLOCK_ROWS * self.width]
     }
 
-    /// `dense =` this head's columns of `x[N, g*e]`
-    fn gather_key_value(self, dense: &mut [f32], x: &[f32]) {
-        self.gather(dense, x, self.shape.kv_heads, self.kv_head);
-    }
-
-    /// `turned[e, keys] =` this head's columns of `x[N, g*e]`, as rows of scores.
-    fn turn_key_value(self, turned: &mut [f32], x: &[f32]) {
-        for (token, row) in self.rows(x, self.shape.kv_heads, self.kv_head).enumerate() {
-            for (column, &x) in row.iter().enumerate() {
-                turned[column * self.keys + token] = x;
-            }
-        }
-    }
-
-    /// `dense =` the columns of query head `head` of this group of `x[N, h*e]`
-    fn gather_query(self, dense: &mut [f32], x: &[f32], head: usize) {
-        self.gather(dense, x, self.shape.heads, self.query_head(head));
+    /// This head's columns of `x[N, g*e]`
+    #[inline(always)]
+    fn key_value_rows(self, x: &[f32]) -> impl Iterator<Item = &[f32]> {
+        self.rows(x, self.shape.kv_heads, self.kv_head, 0..self.shape.tokens)
     }
 
     fn lse(self, lse: &[f32], token: usize, head: usize) -> f32 {
@@ -185,16 +187,49 @@ impl Place {
         self.kv_head * (self.shape.heads / self.shape.kv_heads) + head
     }
 
-    fn gather(self, dense: &mut [f32], x: &[f32], heads: usize, head: usize) {
-        for (dense, row) in dense.chunks_exact_mut(self.width).zip(self.rows(x, heads, head)) {
+    #[inline(always)]
+    fn rows(
+        self,
+        x: &[f32],
+        heads: usize,
+        head: usize,
+        tokens: Range<usize>,
+    ) -> impl Iterator<Item = &[f32]> {
+        let AttentionShape { tokens: sequence, head_width, .. } = self.shape;
+        let [start, end] = [tokens.start, tokens.end].map(|token| self.sequence * sequence + token);
+        let rows = x[start * heads * head_width..end * heads * head_width].chunks_exact(heads * head_width);
+        rows.map(
+            #[inline(always)]
+            move |row| &row[head * head_width..][..head_width],
+        )
+    }
+
+    /// `dense =` the rows; what is behind them in their line stays 0.
+    #[inline(always)]
+    fn gather<'a>(self, dense: &mut [f32], rows: impl Iterator<Item = &'a [f32]>) {
+        for (dense, row) in dense.chunks_exact_mut(self.width).zip(rows) {
             dense[..row.len()].copy_from_slice(row);
         }
     }
 
-    fn rows(self, x: &[f32], heads: usize, head: usize) -> impl Iterator<Item = &[f32]> {
-        let AttentionShape { tokens, head_width, .. } = self.shape;
-        let rows = x.chunks_exact(heads * head_width).skip(self.sequence * tokens).take(tokens);
-        rows.map(move |row| &row[head * head_width..][..head_width])
+    /// `turned[e, rows] = dense[rows, e]`, of a block.
+    #[inline(always)]
+    fn turn(self, turned: &mut [f32], dense: &[f32]) {
+        let turned = turned.as_chunks_mut::<BLOCK_ROWS>().0;
+        for (row, dense) in dense.chunks_exact(SQUARE * self.width).enumerate() {
+            for (column, turned) in turned.as_chunks_mut::<SQUARE>().0.iter_mut().enumerate() {
+                let mut square = [[0.0; SQUARE]; SQUARE];
+                for r in 0..SQUARE {
+                    let from = &dense[r * self.width + column * SQUARE..][..SQUARE];
+                    for c in 0..SQUARE {
+                        square[c][r] = from[c];
+                    }
+                }
+                for c in 0..SQUARE {
+                    turned[c][row * SQUARE..][..SQUARE].copy_from_slice(&square[c]);
+                }
+            }
+        }
     }
 }
 
@@ -213,62 +248,90 @@ impl Block {
         Self { first, rows, place, scale: 1.0 / (place.shape.head_width as f32).sqrt() }
     }
 
+    /// Keys that some row sees.
     fn seen(self) -> usize {
         self.first + self.rows
     }
 
-    /// `scores[rows, keys] = q[rows, e] k[e, keys]`, unscaled
+    /// Keys that some row of the half of `row` sees; what is beyond them is not computed.
+    fn seen_by(self, row: usize) -> usize {
+        if row < HALF_ROWS { self.first + self.rows.min(HALF_ROWS) } else { self.seen() }
+    }
+
+    /// The columns of query head `head` of the block's rows of `x[N, h*e]`
+    #[inline(always)]
+    fn query_rows(self, x: &[f32], head: usize) -> impl Iterator<Item = &[f32]> {
+        let place = self.place;
+        place.rows(x, place.shape.heads, place.query_head(head), self.first..self.seen())
+    }
+
+    /// `scores[keys, rows] = k[keys, e] q[e, rows]`, unscaled; what the first half does not see is left as it is.
     fn scores(self, scores: &mut [f32], q: &[f32], k: &[f32]) {
-        let Place { width, keys, shape, arch, .. } = self.place;
-        Product {
-            c: scores,
-            c_stride: keys,
-            a: Matrix::rows(&q[self.first * width..], width),
-            b: k,
-            b_stride: keys,
-            m: self.rows,
-            n: tile::align(self.seen()),
-            k: shape.head_width,
-            write: Write::Set,
+        let Place { width, shape, arch, .. } = self.place;
+        let half = self.seen_by(0);
+        for (key, end, column) in [(0, half, 0), (half, self.seen(), HALF_ROWS)] {
+            if key == end {
+                continue;
+            }
+            Product {
+                c: &mut scores[key * BLOCK_ROWS + column..],
+                c_stride: BLOCK_ROWS,
+                a: Matrix::rows(&k[key * width..], width),
+                b: &q[column..],
+                b_stride: BLOCK_ROWS,
+                m: end - key,
+                n: BLOCK_ROWS - column,
+                k: shape.head_width,
+                write: Write::Set,
+            }
+            .run(arch);
         }
-        .run(arch);
     }
 
-    /// `result[rows, e] = p[rows, keys] x[keys, e]`
+    /// `result[rows, e] = p[keys, rows]^T x[keys, e]`
     fn times_rows(self, result: &mut [f32], p: &[f32], x: &[f32]) {
-        let Place { width, keys, arch, .. } = self.place;
-        Product {
-            c: result,
-            c_stride: width,
-            a: Matrix::rows(p, keys),
-            b: x,
-            b_stride: width,
-            m: self.rows,
-            n: width,
-            k: self.seen(),
-            write: Write::Set,
+        let Place { width, arch, .. } = self.place;
+        for row in (0..self.rows).step_by(HALF_ROWS) {
+            Product {
+                c: &mut result[row * width..],
+                c_stride: width,
+                a: Matrix::rows(&p[row..], BLOCK_ROWS).transposed(),
+                b: x,
+                b_stride: width,
+                m: HALF_ROWS.min(self.rows - row),
+                n: width,
+                k: self.seen_by(row),
+                write: Write::Set,
+            }
+            .run(arch);
         }
-        .run(arch);
     }
 
-    /// `sum[keys, e] += p[rows, keys]^T x[rows, e]`
-    fn add_transposed(self, sum: &mut [f32], p: &[f32], x: &[f32]) {
-        let Place { width, keys, arch, .. } = self.place;
-        Product {
-            c: sum,
-            c_stride: width,
-            a: Matrix::rows(p, keys).transposed(),
-            b: &x[self.first * width..],
-            b_stride: width,
-            m: self.seen(),
-            n: width,
-            k: self.rows,
-            write: Write::Add,
+    /// `sum[keys, e] += p[keys, rows] x[rows, e]`
+    fn add_rows(self, sum: &mut [f32], p: &[f32], x: &[f32]) {
+        let Place { width, arch, .. } = self.place;
+        let half = self.seen_by(0);
+        for (key, end, row) in [(0, half, 0), (half, self.seen(), HALF_ROWS)] {
+            if key == end {
+                continue;
+            }
+            Product {
+                c: &mut sum[key * width..],
+                c_stride: width,
+                a: Matrix::rows(&p[key * BLOCK_ROWS + row..], BLOCK_ROWS),
+                b: &x[row * width..],
+                b_stride: width,
+                m: end - key,
+                n: width,
+                k: self.rows - row,
+                write: Write::Add,
+            }
+            .run(arch);
         }
-        .run(arch);
     }
 }
 
+#[inline(always)]
 fn store(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize) {
     let width = block.place.shape.head_width;
     for (r, row) in result.chunks_exact(block.place.width).take(block.rows).enumerate() {
@@ -276,41 +339,121 @@ fn store(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize) {
     }
 }
 
-/// Turns scores into probabilities in place, those beyond the first `seen` into 0; returns the log-sum-exp of the
-/// scaled scores. The row has an aligned width, so that its loops leave no remainder.
-#[inline(always)]
-fn softmax(row: &mut [f32], seen: usize, scale: f32) -> f32 {
-    row[seen..].fill(f32::NEG_INFINITY);
-    let top = lanes::max(row);
-    for chunk in row.as_chunks_mut::<{ tile::ALIGN }>().0 {
-        for x in chunk {
-            *x = exp((*x - top) * scale);
-        }
-    }
-    // Zeros leave the partial sums alone.
-    row[seen..].fill(0.0);
-    let sum = lanes::sum(row);
-    let factor = 1.0 / sum;
-    for chunk in row.as_chunks_mut::<{ tile::ALIGN }>().0 {
-        for x in chunk {
-            *x *= factor;
-        }
-    }
-    (ln_f64(f64::from(sum)) + f64::from(top * scale)) as f32
+/// Turns the scores of a block's rows into probabilities in place, what a row does not see into 0, and finds the
+/// log-sum-exp of the scaled scores.
+#[derive(Debug)]
+struct Softmax<'a> {
+    keys: &'a mut [f32],
+    block: Block,
 }
 
-/// Scores become probabilities `p`; their gradients `dp` become `p (dp - delta) scale`; both 0 beyond `seen`.
-#[inline(always)]
-fn softmax_backward(p: &mut [f32], dp: &mut [f32], seen: usize, lse: f32, delta: f32, scale: f32) {
-    let chunks = p.as_chunks_mut::<{ tile::ALIGN }>().0.iter_mut();
-    for (p, dp) in chunks.zip(dp.as_chunks_mut::<{ tile::ALIGN }>().0) {
-        for (p, dp) in p.iter_mut().zip(dp) {
-            *p = exp(p.mul_add(scale, -lse));
-            *dp = *p * (*dp - delta) * scale;
+impl WithSimd for Softmax<'_> {
+    type Output = Row;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Row {
+        let Self { keys, block } = self;
+        let vectors = BLOCK_ROWS / S::F32_LANES;
+        let keys = S::as_mut_simd_f32s(keys).0;
+        let (mut tops, mut sums) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
+        let top_of = S::as_mut_simd_f32s(&mut tops).0;
+        let sum_of = S::as_mut_simd_f32s(&mut sums).0;
+        let [zero, scale] = [0.0, block.scale].map(
+            #[inline(always)]
+            |x| simd.splat_f32s(x),
+        );
+        for v in 0..vectors {
+            let row = S::as_simd_f32s(&ROWS).0[v];
+            let seen = block.seen_by(v * S::F32_LANES);
+            let (all, some) = keys[..seen * vectors].split_at_mut(block.first * vectors);
+            let mut top = simd.splat_f32s(f32::NEG_INFINITY);
+            for key in all.chunks_exact(vectors) {
+                top = simd.select_f32s(simd.less_than_f32s(top, key[v]), key[v], top);
+            }
+            for (key, x) in some.chunks_exact_mut(vectors).enumerate() {
+                let hidden = simd.less_than_f32s(row, simd.splat_f32s(key as f32));
+                x[v] = simd.select_f32s(hidden, simd.splat_f32s(f32::NEG_INFINITY), x[v]);
+                top = simd.select_f32s(simd.less_than_f32s(top, x[v]), x[v], top);
+            }
+            // In the order of `lanes::sum`; zeros leave it alone.
+            let mut parts = [zero; LANES];
+            for keys in all.chunks_mut(LANES * vectors) {
+                for (part, key) in parts.iter_mut().zip(keys.chunks_exact_mut(vectors)) {
+                    key[v] = exp_f32s(simd, simd.mul_f32s(simd.sub_f32s(key[v], top), scale));
+                    *part = simd.add_f32s(*part, key[v]);
+                }
+            }
+            for (index, x) in some.chunks_exact_mut(vectors).enumerate() {
+                let hidden = simd.less_than_f32s(row, simd.splat_f32s(index as f32));
+                let power = exp_f32s(simd, simd.mul_f32s(simd.sub_f32s(x[v], top), scale));
+                x[v] = simd.select_f32s(hidden, zero, power);
+                parts[index % LANES] = simd.add_f32s(parts[index % LANES], x[v]);
+            }
+            let mut half = LANES / 2;
+            while half > 0 {
+                for i in 0..half {
+                    parts[i] = simd.add_f32s(parts[i], parts[i + half]);
+                }
+                half /= 2;
+            }
+            (top_of[v], sum_of[v]) = (top, parts[0]);
+            let factor = simd.div_f32s(simd.splat_f32s(1.0), parts[0]);
+            for key in keys[..seen * vectors].chunks_exact_mut(vectors) {
+                key[v] = simd.mul_f32s(key[v], factor);
+            }
+        }
+        let mut lses = [0.0; BLOCK_ROWS];
+        for r in 0..BLOCK_ROWS {
+            lses[r] = (ln_f64(f64::from(sums[r])) + f64::from(tops[r] * block.scale)) as f32;
+        }
+        lses
+    }
+}
+
+/// Scores become probabilities `p`; their gradients `dp` become `p (dp - delta) scale`; both 0 for what a row does
+/// not see.
+#[derive(Debug)]
+struct SoftmaxBackward<'a> {
+    p: &'a mut [f32],
+    dp: &'a mut [f32],
+    lses: Row,
+    deltas: Row,
+    block: Block,
+}
+
+impl WithSimd for SoftmaxBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { p, dp, lses, deltas, block } = self;
+        let vectors = BLOCK_ROWS / S::F32_LANES;
+        let [p, dp] = [p, dp].map(
+            #[inline(always)]
+            |x| S::as_mut_simd_f32s(x).0,
+        );
+        let [lses, deltas] = [&lses, &deltas].map(
+            #[inline(always)]
+            |x| S::as_simd_f32s(x).0,
+        );
+        let [zero, scale] = [0.0, block.scale].map(
+            #[inline(always)]
+            |x| simd.splat_f32s(x),
+        );
+        for v in 0..vectors {
+            let row = S::as_simd_f32s(&ROWS).0[v];
+            let (lse, delta) = (simd.neg_f32s(lses[v]), deltas[v]);
+            let seen = block.seen_by(v * S::F32_LANES);
+            let keys = p.chunks_exact_mut(vectors).zip(dp.chunks_exact_mut(vectors)).take(seen).enumerate();
+            for (key, (p, dp)) in keys {
+                let power = exp_f32s(simd, simd.mul_add_f32s(p[v], scale, lse));
+                let slope = simd.mul_f32s(simd.mul_f32s(power, simd.sub_f32s(dp[v], delta)), scale);
+                let hidden = simd.less_than_f32s(row, simd.splat_f32s(key as f32 - block.first as f32));
+                p[v] = simd.select_f32s(hidden, zero, power);
+                dp[v] = simd.select_f32s(hidden, zero, slope);
+            }
         }
     }
-    p[seen..].fill(0.0);
-    dp[seen..].fill(0.0);
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! The f32 functions are branch-free, so loops over them vectorise; `mul_add` is exact by IEEE 754, so every
 //! instruction set gives the same bits. The f64 ones serve tables and rare scalars.
 
+use pulp::Simd;
 use std::f64::consts::{FRAC_PI_2, LN_2, LOG2_E, SQRT_2};
 
 /// Adding this to a small f32 rounds it to an integer, which then sits in the low mantissa bits.
@@ -10,6 +11,9 @@ const ROUND_F32: f32 = 12_582_912.0; // 1.5 * 2^23
 
 /// `ln 2` cut off after nine bits: its product with a small whole number is exact.
 const LN_2_HIGH: f32 = 355.0 / 512.0;
+
+/// Coefficients of `(e^x - 1 - x) / x^2`, the highest first.
+const EXP_SERIES: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5];
 
 /// `e^x` within 2 ulp; below -87.3 it stays at the smallest normal number, above 88.3 at the largest power.
 /// NaN stays NaN.
@@ -22,15 +26,33 @@ pub(super) fn exp(x: f32) -> f32 {
     let whole = shifted - ROUND_F32;
     let rest = whole.mul_add(-LN_2_HIGH, x);
     let rest = whole.mul_add(2.121_944_4e-4, rest);
-    let mut p = 1.987_569_1e-4_f32;
-    p = p.mul_add(rest, 1.398_2e-3);
-    p = p.mul_add(rest, 8.333_452e-3);
-    p = p.mul_add(rest, 4.166_579_6e-2);
-    p = p.mul_add(rest, 1.666_666_6e-1);
-    p = p.mul_add(rest, 0.5);
+    let mut p = EXP_SERIES[0];
+    for term in &EXP_SERIES[1..] {
+        p = p.mul_add(rest, *term);
+    }
     let value = p.mul_add(rest * rest, rest) + 1.0;
     let power = (shifted.to_bits() << 23).wrapping_add(0x3F80_0000);
     value * f32::from_bits(power)
+}
+
+/// [`exp`] of every lane, with the same bits: for loops that the compiler does not vectorise by itself.
+#[inline(always)]
+pub(super) fn exp_f32s<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let x = simd.select_f32s(simd.less_than_f32s(x, simd.splat_f32s(-87.3)), simd.splat_f32s(-87.3), x);
+    let x = simd.select_f32s(simd.less_than_f32s(simd.splat_f32s(88.3), x), simd.splat_f32s(88.3), x);
+    let shifted = simd.mul_add_f32s(x, simd.splat_f32s(std::f32::consts::LOG2_E), simd.splat_f32s(ROUND_F32));
+    let whole = simd.sub_f32s(shifted, simd.splat_f32s(ROUND_F32));
+    let rest = simd.mul_add_f32s(whole, simd.splat_f32s(-LN_2_HIGH), x);
+    let rest = simd.mul_add_f32s(whole, simd.splat_f32s(2.121_944_4e-4), rest);
+    let mut p = simd.splat_f32s(EXP_SERIES[0]);
+    for term in &EXP_SERIES[1..] {
+        p = simd.mul_add_f32s(p, rest, simd.splat_f32s(*term));
+    }
+    let value = simd.mul_add_f32s(p, simd.mul_f32s(rest, rest), rest);
+    let value = simd.add_f32s(value, simd.splat_f32s(1.0));
+    let power = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
+    let power = simd.add_u32s(power, simd.splat_u32s(0x3F80_0000));
+    simd.mul_f32s(value, simd.transmute_f32s_u32s(power))
 }
 
 /// `1 / (1 + e^-x)`
@@ -88,6 +110,8 @@ pub(super) fn sin_cos_f64(x: f64) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::isa::Isa;
+    use pulp::WithSimd;
 
     #[test]
     fn exp_is_close_everywhere() {
@@ -96,6 +120,29 @@ mod tests {
             let exact = f64::from(x).exp();
             let relative = (f64::from(exp(x)) - exact).abs() / exact;
             assert!(relative < 2.5e-7, "exp({x}) is off by {relative}");
+        }
+    }
+
+    #[test]
+    fn exp_of_lanes_has_the_bits_of_exp() {
+        struct Lanes<'a>(&'a mut [f32]);
+        impl WithSimd for Lanes<'_> {
+            type Output = ();
+
+            fn with_simd<S: Simd>(self, simd: S) {
+                for x in S::as_mut_simd_f32s(self.0).0 {
+                    *x = exp_f32s(simd, *x);
+                }
+            }
+        }
+        let ends = [0.0, -0.0, -1e30, 1e30, f32::INFINITY, f32::NEG_INFINITY, 1e-40];
+        let inputs: Vec<f32> = (-90_000..90_000).map(|i| i as f32 * 1e-3).chain(ends).collect();
+        for isa in Isa::available() {
+            let mut found = [&inputs[..], &[0.0; 32]].concat();
+            isa.arch().dispatch(Lanes(&mut found));
+            for (x, found) in inputs.iter().zip(found) {
+                assert_eq!(found.to_bits(), exp(*x).to_bits(), "exp({x}) on {isa:?}");
+            }
         }
     }
 

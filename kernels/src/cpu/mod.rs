@@ -17,6 +17,7 @@ mod head;
 pub(crate) mod instructions;
 mod isa;
 mod lanes;
+mod line;
 mod math;
 mod matmul;
 mod matrix;

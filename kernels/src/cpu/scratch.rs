@@ -1,5 +1,6 @@
 //! Memory that jobs borrow and give back, so that no step after the first allocates.
 
+use super::line::Line;
 use std::{
     ops::{Deref, DerefMut},
     sync::{Mutex, PoisonError},
@@ -8,30 +9,31 @@ use std::{
 /// Buffers that nobody uses at the moment: as many as jobs ever ran at a time, each as long as the longest.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    free: Mutex<Vec<Vec<f32>>>,
+    free: Mutex<Vec<Vec<Line>>>,
 }
 
 impl Scratch {
-    /// `len` zeros, until the loan is dropped.
+    /// `len` zeros that begin with a cache line, until the loan is dropped.
     pub(super) fn take(&self, len: usize) -> Loan<'_> {
-        let mut numbers = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        numbers.clear();
-        numbers.resize(len, 0.0);
-        Loan { numbers, owner: self }
+        let mut lines = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        lines.clear();
+        lines.resize(len.div_ceil(Line::LEN), Line::ZERO);
+        Loan { lines, len, owner: self }
     }
 }
 
 /// A buffer that goes back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Loan<'a> {
-    numbers: Vec<f32>,
+    lines: Vec<Line>,
+    len: usize,
     owner: &'a Scratch,
 }
 
 impl Loan<'_> {
     /// Cuts the buffer into consecutive parts of the given lengths.
     pub(super) fn parts<const N: usize>(&mut self, lens: [usize; N]) -> [&mut [f32]; N] {
-        let mut rest = &mut self.numbers[..];
+        let mut rest = &mut self[..];
         lens.map(|len| {
             let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
             rest = behind;
@@ -44,20 +46,20 @@ impl Deref for Loan<'_> {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.numbers
+        &Line::numbers(&self.lines)[..self.len]
     }
 }
 
 impl DerefMut for Loan<'_> {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.numbers
+        &mut Line::numbers_mut(&mut self.lines)[..self.len]
     }
 }
 
 impl Drop for Loan<'_> {
     fn drop(&mut self) {
-        let numbers = std::mem::take(&mut self.numbers);
-        self.owner.free.lock().unwrap_or_else(PoisonError::into_inner).push(numbers);
+        let lines = std::mem::take(&mut self.lines);
+        self.owner.free.lock().unwrap_or_else(PoisonError::into_inner).push(lines);
     }
 }
 

@@ -9,8 +9,8 @@ use pulp::{Arch, Simd, WithSimd};
 
 /// Widths and strides of the right factor and of the result are multiples of this.
 pub(super) const ALIGN: usize = 16;
-/// Rows of a register tile: with two vectors a row, eight independent chains hide the latency of an add.
-const TILE_ROWS: usize = 4;
+/// Vectors of a row of a register tile.
+const TILE_VECTORS: usize = 2;
 
 /// `x` rounded up to a multiple of [`ALIGN`].
 pub(super) fn align(x: usize) -> usize {
@@ -35,56 +35,87 @@ pub(super) struct Product<'a> {
 impl Product<'_> {
     /// Computes it with the instructions of `arch`.
     pub(super) fn run(self, arch: Arch) {
-        assert!(self.n.is_multiple_of(ALIGN) && self.n <= self.b_stride && self.n <= self.c_stride);
-        self.a.check(self.m, self.k);
+        let Self { c_stride, b_stride, m, n, k, .. } = self;
+        assert!(n.is_multiple_of(ALIGN) && n <= b_stride && n <= c_stride);
+        self.a.check(m, k);
+        Matrix::rows(self.b, b_stride).check(k, n);
+        Matrix::rows(self.c, c_stride).check(m, n);
         arch.dispatch(self);
     }
 
     /// Rows `row..row + R`, columns `column..column + V` vectors.
+    ///
+    /// # Safety
+    ///
+    /// They lie within `m` and `n`, and [`Product::run`] has checked the operands.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, row: usize, column: usize) {
-        let width = V * S::F32_LANES;
+    unsafe fn tile<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, row: usize, column: usize) {
+        let c = self.c.as_mut_ptr().wrapping_add(row * self.c_stride + column);
+        let c = |r: usize, v: usize| c.wrapping_add(r * self.c_stride + v * S::F32_LANES).cast::<S::f32s>();
+        let mut a = self.a.data.as_ptr().wrapping_add(row * self.a.row_stride);
+        let mut b = self.b.as_ptr().wrapping_add(column);
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
-        if self.write == Write::Add {
-            for r in 0..R {
-                let at = (row + r) * self.c_stride + column;
-                let kept = S::as_simd_f32s(&self.c[at..at + width]).0;
-                for v in 0..V {
-                    sums[r][v] = kept[v];
+        // SAFETY: passed on to the caller: every vector of `b` and `c` and every number of `a` lies inside.
+        unsafe {
+            if self.write == Write::Add {
+                for r in 0..R {
+                    for v in 0..V {
+                        sums[r][v] = c(r, v).read_unaligned();
+                    }
                 }
             }
-        }
-        for k in 0..self.k {
-            let at = k * self.b_stride + column;
-            let b = S::as_simd_f32s(&self.b[at..at + width]).0;
-            for r in 0..R {
-                let at = (row + r) * self.a.row_stride + k * self.a.column_stride;
-                // SAFETY: `run` checked that rows up to `m` and columns up to `k` lie inside `a`, and
-                // `with_simd` keeps `row + R` within `m`.
-                let factor = simd.splat_f32s(unsafe { *self.a.data.get_unchecked(at) });
+            for _ in 0..self.k {
+                let mut columns = [simd.splat_f32s(0.0); V];
                 for v in 0..V {
-                    sums[r][v] = simd.mul_add_f32s(factor, b[v], sums[r][v]);
+                    columns[v] = b.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned();
                 }
+                for r in 0..R {
+                    let factor = simd.splat_f32s(*a.add(r * self.a.row_stride));
+                    for v in 0..V {
+                        sums[r][v] = simd.mul_add_f32s(factor, columns[v], sums[r][v]);
+                    }
+                }
+                a = a.wrapping_add(self.a.column_stride);
+                b = b.wrapping_add(self.b_stride);
             }
-        }
-        for r in 0..R {
-            let at = (row + r) * self.c_stride + column;
-            let out = S::as_mut_simd_f32s(&mut self.c[at..at + width]).0;
-            for v in 0..V {
-                out[v] = sums[r][v];
+            for r in 0..R {
+                for v in 0..V {
+                    c(r, v).write_unaligned(sums[r][v]);
+                }
             }
         }
     }
 
+    /// `V` vectors of columns from `column` on.
+    ///
+    /// # Safety
+    ///
+    /// They lie within `n`, and [`Product::run`] has checked the operands.
     #[inline(always)]
-    fn band<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {
-        let mut column = 0;
-        while column + 2 * S::F32_LANES <= self.n {
-            self.tile::<S, R, 2>(simd, row, column);
-            column += 2 * S::F32_LANES;
-        }
-        if column < self.n {
-            self.tile::<S, R, 1>(simd, row, column);
+    unsafe fn columns<S: Simd, const V: usize>(&mut self, simd: S, column: usize) {
+        let mut row = 0;
+        // SAFETY: the conditions of the loops; the rest is passed on to the caller.
+        unsafe {
+            // Sums, a row of `b` and a factor share the registers.
+            if S::REGISTER_COUNT >= 32 {
+                while row + 8 <= self.m {
+                    self.tile::<S, 8, V>(simd, row, column);
+                    row += 8;
+                }
+            } else {
+                while row + 6 <= self.m {
+                    self.tile::<S, 6, V>(simd, row, column);
+                    row += 6;
+                }
+            }
+            while row + 4 <= self.m {
+                self.tile::<S, 4, V>(simd, row, column);
+                row += 4;
+            }
+            while row < self.m {
+                self.tile::<S, 1, V>(simd, row, column);
+                row += 1;
+            }
         }
     }
 }
@@ -94,14 +125,17 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let mut row = 0;
-        while row + TILE_ROWS <= self.m {
-            self.band::<S, TILE_ROWS>(simd, row);
-            row += TILE_ROWS;
-        }
-        while row < self.m {
-            self.band::<S, 1>(simd, row);
-            row += 1;
+        const { assert!(ALIGN.is_multiple_of(S::F32_LANES)) }
+        let mut column = 0;
+        // SAFETY: `run`, the only caller of `dispatch`, has checked the operands; `n` is a multiple of the vector.
+        unsafe {
+            while column + TILE_VECTORS * S::F32_LANES <= self.n {
+                self.columns::<S, TILE_VECTORS>(simd, column);
+                column += TILE_VECTORS * S::F32_LANES;
+            }
+            if column < self.n {
+                self.columns::<S, 1>(simd, column);
+            }
         }
     }
 }

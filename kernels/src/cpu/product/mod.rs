@@ -23,11 +23,12 @@ mod tile;
 
 use super::isa::Isa;
 use super::{
+    line::Line,
     matrix::Matrix,
     threads::{Team, Threads},
 };
 use crate::{Profile, Write};
-use pack::{Line, Strip};
+use pack::Strip;
 use tile::{Kernel, Tile};
 
 /// Terms of a chunk of a sum; part of the specification of every product.

@@ -1,8 +1,7 @@
 //! Operands copied into the order in which a micro-kernel reads them.
 
 use super::{DEPTH, bf16};
-use crate::cpu::matrix::Matrix;
-use bytemuck::{Pod, Zeroable};
+use crate::cpu::{line::Line, matrix::Matrix};
 use std::cell::RefCell;
 
 /// Most rows of a strip.
@@ -11,29 +10,6 @@ pub(super) const ROWS: usize = 16;
 pub(super) const PITCH: usize = DEPTH + Line::LEN;
 /// Side of the squares that are turned at a time.
 const SQUARE: usize = 8;
-
-/// A cache line, for alignment.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub(super) struct Line([f32; 16]);
-
-// SAFETY: all bits zero are zeros.
-unsafe impl Zeroable for Line {}
-// SAFETY: 64 bytes of f32 aligned to 64 bytes leave no padding, and any bits are numbers.
-unsafe impl Pod for Line {}
-
-impl Line {
-    pub(super) const LEN: usize = 16;
-    pub(super) const ZERO: Self = Self([0.0; Self::LEN]);
-
-    pub(super) fn numbers(lines: &[Self]) -> &[f32] {
-        bytemuck::cast_slice(lines)
-    }
-
-    pub(super) fn numbers_mut(lines: &mut [Self]) -> &mut [f32] {
-        bytemuck::cast_slice_mut(lines)
-    }
-}
 
 /// A chunk of terms of some rows of the left factor, in the order that needs no turning.
 #[derive(Debug)]
