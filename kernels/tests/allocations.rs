@@ -75,8 +75,10 @@ fn operations_allocate_once() {
         cpu.embedding_backward(&mut a, &x, &ids, WIDTH).unwrap();
         cpu.cross_entropy(&mut small, &mut e, &ids, VOCAB, 0.1).unwrap();
         cpu.anchor(&mut a, &ids, 1, WIDTH, 1.0).unwrap();
-        cpu.pack(&mut bytes, &x, ROWS, WIDTH, PackedFormat::Bf16, key).unwrap();
-        cpu.unpack(&mut a, &bytes, ROWS, WIDTH, PackedFormat::Bf16, key).unwrap();
+        for format in [PackedFormat::F32, PackedFormat::Bf16, PackedFormat::Q8, PackedFormat::Q4] {
+            cpu.pack(&mut bytes, &x, ROWS, WIDTH, format, key).unwrap();
+            cpu.unpack(&mut a, &bytes, ROWS, WIDTH, format, key).unwrap();
+        }
         cpu.adam_update(&mut a, &mut b, &mut c, &x, ROWS * WIDTH, step).unwrap();
         cpu.sum_squares(&x, ROWS * WIDTH).unwrap();
     };
