@@ -529,6 +529,46 @@ impl Backend for Cpu {
         Ok(packer.check()?)
     }
 
+    fn project_pack(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        x: &CpuTensor,
+        basis: &CpuTensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        let Self { threads, products, scratch, .. } = self;
+        resize_packed(bytes, rows, code, format);
+        let packer = Packer::new(threads, scratch, code, format, key);
+        boundary::project_pack(products, threads, scratch, &packer, bytes, &x.0, &basis.0, rows, width, code);
+        Ok(packer.check()?)
+    }
+
+    fn unpack_reconstruct(
+        &mut self,
+        x: &mut CpuTensor,
+        bytes: &[u8],
+        basis: &CpuTensor,
+        anchor: &CpuTensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        check_packed(bytes, rows, code, format)?;
+        let Self { threads, products, scratch, .. } = self;
+        let packer = Packer::new(threads, scratch, code, format, key);
+        let (x, anchor) = (&mut x.0[..rows * width], &anchor.0[..rows * width]);
+        boundary::unpack_reconstruct(
+            products, threads, scratch, &packer, x, bytes, &basis.0, anchor, rows, width, code,
+        );
+        Ok(packer.check()?)
+    }
+
     fn adam_update(
         &mut self,
         w: &mut CpuTensor,
