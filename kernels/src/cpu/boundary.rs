@@ -14,9 +14,11 @@ use crate::{
 
 /// Rows of one job.
 const BLOCK_ROWS: usize = 32;
-/// Coordinates that are projected and packed, or unpacked and lifted, before the next ones: 128 KiB, which stay in
+/// Coordinates that are projected and packed, or unpacked and lifted, before the next ones: 256 KiB, which stay in
 /// the second cache.
-const CACHED: usize = 1 << 15;
+const CACHED: usize = 1 << 16;
+/// Rows of them at least: the product lays the basis out anew for every block.
+const CACHED_ROWS_MIN: usize = 1024;
 /// Deviation of a sum of eight uniform bytes: sqrt(8 (256^2 - 1) / 12).
 const DEVIATION: f64 = 209.022_327_2;
 
@@ -145,7 +147,7 @@ pub(super) fn unpack_reconstruct(
 
 /// Rows of coordinates of width `code` that are cached together: whole jobs of the packing.
 fn block_rows(code: usize) -> usize {
-    (CACHED / code.max(1)).max(1).next_multiple_of(packing::BLOCK_ROWS)
+    (CACHED / code.max(1)).max(CACHED_ROWS_MIN).next_multiple_of(packing::BLOCK_ROWS)
 }
 
 #[cfg(test)]
