@@ -12,6 +12,7 @@ use crate::{
     random::{Domain, LANES, high, key as domain_key, low, philox4x32},
 };
 use half::bf16;
+use pulp::Arch;
 use std::{
     hint::black_box,
     sync::atomic::{AtomicUsize, Ordering},
@@ -46,10 +47,11 @@ impl<'a> Packer<'a> {
         format: PackedFormat,
         key: RoundingKey,
     ) -> Self {
+        let fused = !matches!(threads.arch(), Arch::Scalar);
         let quantiser = match format {
-            PackedFormat::F32 | PackedFormat::Bf16 => Quantiser::new(scratch, 0, 0, key),
-            PackedFormat::Q8 => Quantiser::new(scratch, width, 127, key),
-            PackedFormat::Q4 => Quantiser::new(scratch, width, 7, key),
+            PackedFormat::F32 | PackedFormat::Bf16 => Quantiser::new(scratch, 0, 0, fused, key),
+            PackedFormat::Q8 => Quantiser::new(scratch, width, 127, fused, key),
+            PackedFormat::Q4 => Quantiser::new(scratch, width, 7, fused, key),
         };
         let (not_finite, overflowing) = (FirstRow::default(), FirstRow::default());
         Self { threads, scratch, format, width, quantiser, not_finite, overflowing }
@@ -245,6 +247,8 @@ struct Quantiser<'a> {
     top: i8,
     /// Width of a Hadamard block.
     block: usize,
+    /// Whether multiply-adds are instructions.
+    fused: bool,
     /// Magnitude from which adding up a block, here or in unpacking, could overflow.
     limit: f32,
     /// `+-1/sqrt(block)` per column.
@@ -254,7 +258,7 @@ struct Quantiser<'a> {
 }
 
 impl<'a> Quantiser<'a> {
-    fn new(scratch: &'a Scratch, width: usize, top: i8, key: RoundingKey) -> Self {
+    fn new(scratch: &'a Scratch, width: usize, top: i8, fused: bool, key: RoundingKey) -> Self {
         let block = if width == 0 { 1 } else { 1 << width.trailing_zeros() };
         let root = (block as f32).sqrt();
         let mut signs = scratch.take(width);
@@ -262,6 +266,7 @@ impl<'a> Quantiser<'a> {
         Self {
             top,
             block,
+            fused,
             limit: f32::MAX / (2.0 * root * root * root),
             signs,
             rounding: domain_key(key.run, Domain::Rounding),
@@ -275,7 +280,7 @@ impl<'a> Quantiser<'a> {
         for ((turned, x), sign) in turned.iter_mut().zip(x).zip(&self.signs[..]) {
             *turned = x * sign;
         }
-        hadamard(turned, self.block);
+        hadamard(turned, self.block, self.fused);
         let scale = self.scale(turned);
         let (head, body) = bytes.split_at_mut(2);
         head.copy_from_slice(&scale.to_le_bytes());
@@ -358,7 +363,7 @@ impl<'a> Quantiser<'a> {
                 *x = f32::from(byte as i8) * scale;
             }
         }
-        hadamard(x, self.block);
+        hadamard(x, self.block, self.fused);
         for (x, sign) in x.iter_mut().zip(&self.signs[..]) {
             *x *= sign;
         }
@@ -393,15 +398,19 @@ fn draw_signs(signs: &mut [f32], magnitude: f32, key: RoundingKey) {
 }
 
 /// Walsh-Hadamard transform of every `block` numbers of `x`, in natural order, not normalised; `block` is a power
-/// of two that divides the length.
+/// of two that divides the length. `fused` where multiply-adds are instructions: faster there, the same bits everywhere.
 #[inline(always)]
-fn hadamard(x: &mut [f32], block: usize) {
+fn hadamard(x: &mut [f32], block: usize, fused: bool) {
     let mut half = 1;
     if block >= LANES {
         // Not known to the compiler, or it makes sums and differences of them and no vectors of those.
         let signs = black_box(&SIGNS);
         for chunk in x.as_chunks_mut::<LANES>().0 {
-            *chunk = chunk_stages(*chunk, signs);
+            *chunk = if fused {
+                chunk_stages::<true>(*chunk, signs)
+            } else {
+                chunk_stages::<false>(*chunk, signs)
+            };
             // Chunk by chunk: the loop over several chunks at a time gathers single numbers.
             black_box(());
         }
@@ -435,17 +444,18 @@ const SIGNS: [[f32; LANES]; 4] = {
 
 /// All butterflies within one chunk.
 #[inline(always)]
-fn chunk_stages(x: [f32; LANES], signs: &[[f32; LANES]; 4]) -> [f32; LANES] {
-    let x = chunk_stage::<2>(chunk_stage::<1>(x, &signs[0]), &signs[1]);
-    chunk_stage::<8>(chunk_stage::<4>(x, &signs[2]), &signs[3])
+fn chunk_stages<const FUSED: bool>(x: [f32; LANES], signs: &[[f32; LANES]; 4]) -> [f32; LANES] {
+    let x = chunk_stage::<2, FUSED>(chunk_stage::<1, FUSED>(x, &signs[0]), &signs[1]);
+    chunk_stage::<8, FUSED>(chunk_stage::<4, FUSED>(x, &signs[2]), &signs[3])
 }
 
 /// One stage as a shuffle and `a + b` or `a - b`, which a multiplication by a sign makes alike.
 #[inline(always)]
-fn chunk_stage<const HALF: usize>(x: [f32; LANES], signs: &[f32; LANES]) -> [f32; LANES] {
+fn chunk_stage<const HALF: usize, const FUSED: bool>(x: [f32; LANES], signs: &[f32; LANES]) -> [f32; LANES] {
     let mut out = [0.0; LANES];
     for i in 0..LANES {
-        out[i] = x[i] * signs[i] + x[i ^ HALF];
+        // A product with a sign is exact, so fusing it rounds nothing away.
+        out[i] = if FUSED { x[i].mul_add(signs[i], x[i ^ HALF]) } else { x[i] * signs[i] + x[i ^ HALF] };
     }
     out
 }
