@@ -343,6 +343,33 @@ pub trait Backend: 'static {
         format: PackedFormat,
         key: RoundingKey,
     ) -> Result<()>;
+    /// [`Backend::project`] and [`Backend::pack`] in one pass: `bytes` (cleared first) are the packed coordinates
+    /// `x[N,d] basis[k,d]^T`, which are never in memory all together. The bytes and errors of the two.
+    fn project_pack(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        x: &Self::Tensor,
+        basis: &Self::Tensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()>;
+    /// [`Backend::unpack`] and [`Backend::reconstruct`] in one pass: `x[N,d] = anchor[N,d] + z[N,k] basis[k,d]`,
+    /// where `bytes` are the packed `z`. The bits and errors of the two; after an error `x` is undefined.
+    fn unpack_reconstruct(
+        &mut self,
+        x: &mut Self::Tensor,
+        bytes: &[u8],
+        basis: &Self::Tensor,
+        anchor: &Self::Tensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()>;
 
     // ---- optimizer ------------------------------------------------------------------------------------------
 

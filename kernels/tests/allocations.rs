@@ -37,6 +37,7 @@ const TOKENS: usize = 64;
 const ROWS: usize = 4 * TOKENS;
 const WIDTH: usize = 64;
 const VOCAB: usize = 100;
+const CODE: usize = 16;
 
 fn tensor(len: usize) -> CpuTensor {
     let mut x = vec![0.0; len];
@@ -75,8 +76,12 @@ fn operations_allocate_once() {
         cpu.embedding_backward(&mut a, &x, &ids, WIDTH).unwrap();
         cpu.cross_entropy(&mut small, &mut e, &ids, VOCAB, 0.1).unwrap();
         cpu.anchor(&mut a, &ids, 1, WIDTH, 1.0).unwrap();
-        cpu.pack(&mut bytes, &x, ROWS, WIDTH, PackedFormat::Bf16, key).unwrap();
-        cpu.unpack(&mut a, &bytes, ROWS, WIDTH, PackedFormat::Bf16, key).unwrap();
+        for format in [PackedFormat::F32, PackedFormat::Bf16, PackedFormat::Q8, PackedFormat::Q4] {
+            cpu.pack(&mut bytes, &x, ROWS, WIDTH, format, key).unwrap();
+            cpu.unpack(&mut a, &bytes, ROWS, WIDTH, format, key).unwrap();
+            cpu.project_pack(&mut bytes, &x, &x, ROWS, WIDTH, CODE, format, key).unwrap();
+            cpu.unpack_reconstruct(&mut a, &bytes, &x, &x, ROWS, WIDTH, CODE, format, key).unwrap();
+        }
         cpu.adam_update(&mut a, &mut b, &mut c, &x, ROWS * WIDTH, step).unwrap();
         cpu.sum_squares(&x, ROWS * WIDTH).unwrap();
     };

@@ -6,7 +6,7 @@
 use swarmline_kernels::{Backend, PackedFormat, PackingError, RoundingKey};
 use swarmline_scheduler::MicrobatchId;
 
-use crate::boundary;
+use crate::boundary::{self, Subspace};
 use crate::config::{Packing, Run};
 
 /// Which way a tensor crosses a cut.
@@ -136,6 +136,39 @@ impl Codec {
             backend.unpack(x, bytes, self.rows, self.width, self.format, key)?;
         }
         Ok(())
+    }
+
+    /// Packs the coordinates of the dense gradient `dx[N,d]`, which flows back through [`Codec::decode_lifted`].
+    ///
+    /// # Errors
+    /// As [`Codec::encode`], for the coordinates.
+    pub(crate) fn encode_projected<B: Backend>(
+        &self,
+        backend: &mut B,
+        space: &Subspace<B>,
+        dx: &B::Tensor,
+        microbatch: MicrobatchId,
+    ) -> Result<Vec<u8>, CodeError> {
+        let (mut bytes, key) = (Vec::new(), self.rounding_key(microbatch, Direction::Backward));
+        space.lift_packed_backward(backend, &mut bytes, dx, self.format, key)?;
+        Ok(bytes)
+    }
+
+    /// `x[N,d] = anchor[N,d] + z[N,k] U^T`, where `bytes` hold the coordinates `z`.
+    ///
+    /// # Errors
+    /// As [`Codec::decode`].
+    pub(crate) fn decode_lifted<B: Backend>(
+        &self,
+        backend: &mut B,
+        space: &Subspace<B>,
+        x: &mut B::Tensor,
+        anchor: &B::Tensor,
+        bytes: &[u8],
+        microbatch: MicrobatchId,
+    ) -> Result<(), CodeError> {
+        let key = self.rounding_key(microbatch, Direction::Forward);
+        Ok(space.lift_packed(backend, x, bytes, anchor, self.format, key)?)
     }
 
     /// The attempt is left out on purpose: a re-sent tensor is the same tensor.

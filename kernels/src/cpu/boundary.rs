@@ -1,6 +1,12 @@
 //! What happens to the residual stream at a cut: anchors of tokens, coordinates in a subspace.
 
-use super::{matrix::Matrix, product::Products, threads::Threads};
+use super::{
+    matrix::Matrix,
+    packing::{self, Packer},
+    product::Products,
+    scratch::Scratch,
+    threads::Threads,
+};
 use crate::{
     Write,
     random::{Domain, LANES, key, philox_lanes},
@@ -8,6 +14,11 @@ use crate::{
 
 /// Rows of one job.
 const BLOCK_ROWS: usize = 32;
+/// Coordinates that are projected and packed, or unpacked and lifted, before the next ones: 256 KiB, which stay in
+/// the second cache.
+const CACHED: usize = 1 << 16;
+/// Rows of them at least: the product lays the basis out anew for every block.
+const CACHED_ROWS_MIN: usize = 1024;
 /// Deviation of a sum of eight uniform bytes: sqrt(8 (256^2 - 1) / 12).
 const DEVIATION: f64 = 209.022_327_2;
 
@@ -85,10 +96,65 @@ pub(super) fn reconstruct(
     products.run(threads, x, z, basis, [rows, width, code], Write::Add);
 }
 
+/// `bytes =` packed `x[N,d] basis[k,d]^T`, in blocks of rows: all coordinates are never in memory. `packer` is that
+/// of the coordinates.
+pub(super) fn project_pack(
+    products: &mut Products,
+    threads: &Threads,
+    scratch: &Scratch,
+    packer: &Packer<'_>,
+    bytes: &mut [u8],
+    x: &[f32],
+    basis: &[f32],
+    rows: usize,
+    width: usize,
+    code: usize,
+) {
+    let block = block_rows(code);
+    let mut z = scratch.take(block.min(rows) * code);
+    for first in (0..rows).step_by(block) {
+        let rows = block.min(rows - first);
+        let z = &mut z[..rows * code];
+        project(products, threads, z, &x[first * width..], basis, rows, width, code, Write::Set);
+        packer.pack(&mut bytes[first * packer.row_bytes()..][..rows * packer.row_bytes()], z, first);
+    }
+}
+
+/// `x[N,d] = anchor[N,d] + z[N,k] basis[k,d]` with the packed coordinates `bytes`, as [`project_pack`].
+pub(super) fn unpack_reconstruct(
+    products: &mut Products,
+    threads: &Threads,
+    scratch: &Scratch,
+    packer: &Packer<'_>,
+    x: &mut [f32],
+    bytes: &[u8],
+    basis: &[f32],
+    anchor: &[f32],
+    rows: usize,
+    width: usize,
+    code: usize,
+) {
+    let block = block_rows(code);
+    let mut z = scratch.take(block.min(rows) * code);
+    for first in (0..rows).step_by(block) {
+        let rows = block.min(rows - first);
+        let z = &mut z[..rows * code];
+        packer.unpack(z, &bytes[first * packer.row_bytes()..][..rows * packer.row_bytes()], first);
+        let (x, anchor) = (&mut x[first * width..], &anchor[first * width..]);
+        reconstruct(products, threads, x, z, basis, anchor, rows, width, code);
+    }
+}
+
+/// Rows of coordinates of width `code` that are cached together: whole jobs of the packing.
+fn block_rows(code: usize) -> usize {
+    (CACHED / code.max(1)).max(CACHED_ROWS_MIN).next_multiple_of(packing::BLOCK_ROWS)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::block_rows;
     use crate::{
-        Backend, Write,
+        Backend, PackedFormat, RoundingKey, Write,
         cpu::check::{close, cpu, gradients, same_on_any_threads, tensor, wide},
         random::orthonormal_rows,
     };
@@ -166,6 +232,66 @@ mod tests {
             let mut dz = tensor(rows * code, 6);
             cpu().project(&mut dz, &dx, &basis, rows, width, code, Write::Set).unwrap();
             close(dz.as_slice(), &slopes[0], 2e-6);
+        }
+    }
+
+    /// In one pass or in two: the same bytes, the same numbers, the same refusals.
+    #[test]
+    fn one_pass_is_the_sequence_of_two() {
+        let key = RoundingKey { run: 3, tensor: 1 << 40 };
+        // More than one block of rows; the last one is short.
+        let long = (2 * block_rows(96) + 17, 40, 96);
+        for (rows, width, code) in [(0, 3, 2), (1, 1, 1), (9, 24, 5), (70, 300, 64), long, (3, 4, 0)] {
+            let (x, basis, anchor) =
+                (tensor(rows * width, 1), tensor(code * width, 2), tensor(rows * width, 3));
+            for format in [PackedFormat::F32, PackedFormat::Bf16, PackedFormat::Q8, PackedFormat::Q4] {
+                let (mut z, mut want, mut got) = (tensor(rows * code, 4), Vec::new(), vec![7; 3]);
+                cpu().project(&mut z, &x, &basis, rows, width, code, Write::Set).unwrap();
+                cpu().pack(&mut want, &z, rows, code, format, key).unwrap();
+                cpu().project_pack(&mut got, &x, &basis, rows, width, code, format, key).unwrap();
+                assert_eq!(got, want, "{rows}x{width} to {code}, {format:?}");
+
+                let [mut want, mut back] = [5, 6].map(|stream| tensor(rows * width, stream));
+                cpu().unpack(&mut z, &got, rows, code, format, key).unwrap();
+                cpu().reconstruct(&mut want, &z, &basis, &anchor, rows, width, code).unwrap();
+                cpu()
+                    .unpack_reconstruct(&mut back, &got, &basis, &anchor, rows, width, code, format, key)
+                    .unwrap();
+                assert_eq!(back, want, "{rows}x{width} from {code}, {format:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_pass_refuses_what_two_refuse() {
+        let (key, code) = (RoundingKey { run: 3, tensor: 5 }, 1024);
+        let (rows, width) = (3 * block_rows(code), 2);
+        let basis = tensor(code * width, 2);
+        let cases: [&[(usize, f32)]; 4] = [
+            &[(70, f32::NAN)],
+            &[(5, f32::MAX)],
+            &[(5, f32::MAX), (90, f32::INFINITY)],
+            &[(90, f32::NAN), (40, f32::NAN)],
+        ];
+        for format in [PackedFormat::F32, PackedFormat::Bf16, PackedFormat::Q8, PackedFormat::Q4] {
+            for case in cases {
+                let mut x = tensor(rows * width, 1);
+                case.iter().for_each(|&(row, bad)| x.as_mut_slice()[row * width] = bad);
+                let (mut z, mut bytes) = (tensor(rows * code, 3), Vec::new());
+                cpu().project(&mut z, &x, &basis, rows, width, code, Write::Set).unwrap();
+                let want = cpu().pack(&mut bytes, &z, rows, code, format, key);
+                let got = cpu().project_pack(&mut bytes, &x, &basis, rows, width, code, format, key);
+                assert_eq!(format!("{got:?}"), format!("{want:?}"), "{case:?}, {format:?}");
+            }
+            let len = format.packed_len(rows, code).unwrap();
+            for bytes in [vec![0xFF; len], vec![0; len - 1]] {
+                let (mut z, mut x, anchor) =
+                    (tensor(rows * code, 3), tensor(rows * width, 4), tensor(rows * width, 5));
+                let want = cpu().unpack(&mut z, &bytes, rows, code, format, key);
+                let got =
+                    cpu().unpack_reconstruct(&mut x, &bytes, &basis, &anchor, rows, width, code, format, key);
+                assert_eq!(format!("{got:?}"), format!("{want:?}"), "{format:?}");
+            }
         }
     }
 

@@ -57,6 +57,10 @@ const PRODUCTS: &[(&str, Run)] = &[
     ("project", |cpu| project(cpu, Write::Set)),
     ("project/add", |cpu| project(cpu, Write::Add)),
     ("reconstruct", reconstruct),
+    ("project_pack/f32", |cpu| project_pack(cpu, PackedFormat::F32)),
+    ("project_pack/bf16", |cpu| project_pack(cpu, PackedFormat::Bf16)),
+    ("project_pack/q8", |cpu| project_pack(cpu, PackedFormat::Q8)),
+    ("project_pack/q4", |cpu| project_pack(cpu, PackedFormat::Q4)),
     ("attention", attention),
 ];
 
@@ -246,6 +250,18 @@ fn project(cpu: &mut Cpu, write: Write) -> Vec<CpuTensor> {
 fn reconstruct(cpu: &mut Cpu) -> Vec<CpuTensor> {
     let (z, basis, anchor) = (tensor(ROWS * CODE, 1), tensor(CODE * WIDTH, 2), tensor(ROWS * WIDTH, 3));
     with(tensor(ROWS * WIDTH, 4), |x| cpu.reconstruct(x, &z, &basis, &anchor, ROWS, WIDTH, CODE))
+}
+
+/// The bytes, and what they are lifted to.
+fn project_pack(cpu: &mut Cpu, format: PackedFormat) -> Vec<CpuTensor> {
+    let (x, basis, anchor) = (tensor(ROWS * WIDTH, 1), tensor(CODE * WIDTH, 2), tensor(ROWS * WIDTH, 3));
+    let (key, mut bytes) = (RoundingKey { run: 7, tensor: 1 << 33 }, Vec::new());
+    cpu.project_pack(&mut bytes, &x, &basis, ROWS, WIDTH, CODE, format, key).unwrap();
+    let mut back = with(tensor(ROWS * WIDTH, 4), |x| {
+        cpu.unpack_reconstruct(x, &bytes, &basis, &anchor, ROWS, WIDTH, CODE, format, key)
+    });
+    back.push(bytes.into_iter().map(f32::from).collect::<Vec<_>>().into());
+    back
 }
 
 /// Forward and backward.

@@ -92,19 +92,3 @@ pub(super) fn sum(x: &[f32]) -> f32 {
         |sum, x, _| sum + x,
     )
 }
-
-/// The largest magnitude of `x`, 0 if there is none; the numbers are not NaN.
-#[inline(always)]
-pub(super) fn max_abs(x: &[f32]) -> f32 {
-    let mut tops = [0.0; LANES];
-    let (body, tail) = x.as_chunks::<LANES>();
-    for x in body {
-        for i in 0..LANES {
-            tops[i] = if x[i].abs() > tops[i] { x[i].abs() } else { tops[i] };
-        }
-    }
-    for i in 0..tail.len() {
-        tops[i] = if tail[i].abs() > tops[i] { tail[i].abs() } else { tops[i] };
-    }
-    max(&tops)
-}

@@ -36,6 +36,7 @@ use crate::{
     Profile, Result, RopeShape, RoundingKey, Write,
 };
 use isa::Isa;
+use packing::Packer;
 use product::Products;
 use rope::Turn;
 use scratch::Scratch;
@@ -508,13 +509,10 @@ impl Backend for Cpu {
         format: PackedFormat,
         key: RoundingKey,
     ) -> Result<()> {
-        bytes.clear();
-        let x = &x.0[..rows * width];
-        // The numbers exist in memory and no format is longer than they are plus two bytes a row.
-        let len = format.packed_len(rows, width).unwrap_or_default();
-        bytes.resize(len, 0);
-        packing::pack(&self.threads, bytes, x, width, format, key)?;
-        Ok(())
+        resize_packed(bytes, rows, width, format);
+        let packer = Packer::new(&self.threads, &self.scratch, width, format, key);
+        packer.pack(bytes, &x.0[..rows * width], 0);
+        Ok(packer.check()?)
     }
 
     fn unpack(
@@ -526,12 +524,50 @@ impl Backend for Cpu {
         format: PackedFormat,
         key: RoundingKey,
     ) -> Result<()> {
-        let expected = format.packed_len(rows, width).unwrap_or(usize::MAX);
-        if bytes.len() != expected {
-            return Err(PackingError::Length { expected, found: bytes.len() }.into());
-        }
-        packing::unpack(&self.threads, &mut x.0[..rows * width], bytes, width, format, key)?;
-        Ok(())
+        check_packed(bytes, rows, width, format)?;
+        let packer = Packer::new(&self.threads, &self.scratch, width, format, key);
+        packer.unpack(&mut x.0[..rows * width], bytes, 0);
+        Ok(packer.check()?)
+    }
+
+    fn project_pack(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        x: &CpuTensor,
+        basis: &CpuTensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        let Self { threads, products, scratch, .. } = self;
+        resize_packed(bytes, rows, code, format);
+        let packer = Packer::new(threads, scratch, code, format, key);
+        boundary::project_pack(products, threads, scratch, &packer, bytes, &x.0, &basis.0, rows, width, code);
+        Ok(packer.check()?)
+    }
+
+    fn unpack_reconstruct(
+        &mut self,
+        x: &mut CpuTensor,
+        bytes: &[u8],
+        basis: &CpuTensor,
+        anchor: &CpuTensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        check_packed(bytes, rows, code, format)?;
+        let Self { threads, products, scratch, .. } = self;
+        let packer = Packer::new(threads, scratch, code, format, key);
+        let (x, anchor) = (&mut x.0[..rows * width], &anchor.0[..rows * width]);
+        boundary::unpack_reconstruct(
+            products, threads, scratch, &packer, x, bytes, &basis.0, anchor, rows, width, code,
+        );
+        Ok(packer.check()?)
     }
 
     fn adam_update(
@@ -547,6 +583,20 @@ impl Backend for Cpu {
         update::adam(&self.threads, w, m, v, &g.0[..len], step);
         Ok(())
     }
+}
+
+/// Gives `bytes` the length of a packed tensor; all of them are written then.
+fn resize_packed(bytes: &mut Vec<u8>, rows: usize, width: usize, format: PackedFormat) {
+    // The numbers exist in memory and no format is longer than they are plus two bytes a row.
+    bytes.resize(format.packed_len(rows, width).unwrap_or_default(), 0);
+}
+
+fn check_packed(bytes: &[u8], rows: usize, width: usize, format: PackedFormat) -> Result<()> {
+    let expected = format.packed_len(rows, width).unwrap_or(usize::MAX);
+    if bytes.len() == expected {
+        return Ok(());
+    }
+    Err(PackingError::Length { expected, found: bytes.len() }.into())
 }
 
 /// Lengths of the queries, of the keys and of the log-sum-exps.

@@ -1,200 +1,318 @@
 //! Numbers to bytes and back; [`PackedFormat`] has the layout.
+//!
+//! A row is taken in passes, each a plain loop over the whole row that fills vector registers; between two passes
+//! the row stays in the first cache.
 
-use super::{lanes, threads::Threads};
+use super::{
+    scratch::{Loan, Scratch},
+    threads::Threads,
+};
 use crate::{
     PackedFormat, PackingError, RoundingKey,
-    random::{Domain, LANES, high, key as domain_key, low, philox_lanes, philox4x32},
+    random::{Domain, LANES, high, key as domain_key, low, philox4x32},
 };
 use half::bf16;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use pulp::Arch;
+use std::{
+    hint::black_box,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 /// Rows of one job.
-const BLOCK_ROWS: usize = 32;
+pub(super) const BLOCK_ROWS: usize = 32;
 /// Numbers rounded by one group of sixteen Philox calls: eight 16-bit halves each.
 const GROUP: usize = 8 * LANES;
+/// Added to a small integer, it leaves that integer in the low bits of the sum: 1.5 * 2^23.
+const INTEGER: f32 = 12_582_912.0;
+/// The bits of infinity: what is not below, without its sign, is not finite.
+const INFINITE: i32 = 0x7F80_0000;
 
-/// Packs `x[rows,width]` into `bytes`, which has the packed length.
-pub(super) fn pack(
-    threads: &Threads,
-    bytes: &mut [u8],
-    x: &[f32],
-    width: usize,
+/// Packs or unpacks the rows of one tensor, in one piece or block by block, and gathers what is wrong with them.
+#[derive(Debug)]
+pub(super) struct Packer<'a> {
+    threads: &'a Threads,
+    scratch: &'a Scratch,
     format: PackedFormat,
-    key: RoundingKey,
-) -> Result<(), PackingError> {
-    if width == 0 {
-        return Ok(());
+    width: usize,
+    quantiser: Quantiser<'a>,
+    not_finite: FirstRow,
+    overflowing: FirstRow,
+}
+
+impl<'a> Packer<'a> {
+    pub(super) fn new(
+        threads: &'a Threads,
+        scratch: &'a Scratch,
+        width: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Self {
+        let fused = !matches!(threads.arch(), Arch::Scalar);
+        let quantiser = match format {
+            PackedFormat::F32 | PackedFormat::Bf16 => Quantiser::new(scratch, 0, 0, fused, key),
+            PackedFormat::Q8 => Quantiser::new(scratch, width, 127, fused, key),
+            PackedFormat::Q4 => Quantiser::new(scratch, width, 7, fused, key),
+        };
+        let (not_finite, overflowing) = (FirstRow::default(), FirstRow::default());
+        Self { threads, scratch, format, width, quantiser, not_finite, overflowing }
     }
-    check_finite(threads, x, width)?;
-    match format {
-        PackedFormat::F32 => pack_each(bytes, x, |x| x.to_le_bytes()),
-        PackedFormat::Bf16 => {
-            pack_each(bytes, x, |x| bf16::from_f32(x).to_le_bytes());
-            // Rounding can carry the largest numbers over to infinity.
-            if let Some(at) = bytes.as_chunks().0.iter().position(|&b| !bf16::from_le_bytes(b).is_finite()) {
-                return Err(PackingError::NonFinite { row: at / width });
+
+    /// Packs the rows `x[_,width]`, which are those from `first` on, into `bytes`, which has their packed length.
+    pub(super) fn pack(&self, bytes: &mut [u8], x: &[f32], first: usize) {
+        if self.width == 0 {
+            bytes.fill(0);
+            return;
+        }
+        let blocks = bytes.chunks_mut(BLOCK_ROWS * self.row_bytes()).zip(x.chunks(BLOCK_ROWS * self.width));
+        self.threads.each(
+            (first..).step_by(BLOCK_ROWS).zip(blocks),
+            #[inline(always)]
+            |(first, (bytes, x))| match self.format {
+                PackedFormat::F32 => self.pack_each(bytes, x, first, f32_bytes),
+                PackedFormat::Bf16 => self.pack_each(bytes, x, first, bf16_bytes),
+                PackedFormat::Q8 | PackedFormat::Q4 => self.pack_levels(bytes, x, first),
+            },
+        );
+    }
+
+    /// Reads the rows `x[_,width]`, which are those from `first` on, from `bytes`, which has their packed length.
+    pub(super) fn unpack(&self, x: &mut [f32], bytes: &[u8], first: usize) {
+        if self.width == 0 {
+            return;
+        }
+        let blocks = x.chunks_mut(BLOCK_ROWS * self.width).zip(bytes.chunks(BLOCK_ROWS * self.row_bytes()));
+        self.threads.each(
+            (first..).step_by(BLOCK_ROWS).zip(blocks),
+            #[inline(always)]
+            |(first, (x, bytes))| match self.format {
+                PackedFormat::F32 => self.unpack_each(x, bytes, first, u32::from_le_bytes),
+                PackedFormat::Bf16 => self.unpack_each(x, bytes, first, bf16_bits),
+                PackedFormat::Q8 | PackedFormat::Q4 => self.unpack_levels(x, bytes, first),
+            },
+        );
+    }
+
+    /// Refuses the first row with a number that is not finite, else the first one that overflows the format.
+    pub(super) fn check(self) -> Result<(), PackingError> {
+        match self.not_finite.found().or_else(|| self.overflowing.found()) {
+            Some(row) => Err(PackingError::NonFinite { row }),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes of a packed row.
+    pub(super) fn row_bytes(&self) -> usize {
+        // The width is that of numbers in memory.
+        self.format.packed_len(1, self.width).unwrap_or_default()
+    }
+
+    /// Packs every number by itself; `encode` also gives the bits of what will be read.
+    #[inline(always)]
+    fn pack_each<const N: usize>(
+        &self,
+        bytes: &mut [u8],
+        x: &[f32],
+        first: usize,
+        encode: impl Fn(u32) -> ([u8; N], u32),
+    ) {
+        let rows = bytes.chunks_exact_mut(N * self.width).zip(x.chunks_exact(self.width));
+        for (row, (bytes, x)) in (first..).zip(rows) {
+            let (mut largest, mut packed) = (0, 0);
+            for (bytes, x) in bytes.as_chunks_mut::<N>().0.iter_mut().zip(x) {
+                let bits = x.to_bits();
+                let (encoded, read) = encode(bits);
+                *bytes = encoded;
+                largest = largest.max(magnitude(bits));
+                packed = packed.max(magnitude(read));
+            }
+            if largest >= INFINITE {
+                self.not_finite.add(row);
+            } else if packed >= INFINITE {
+                self.overflowing.add(row);
             }
         }
-        PackedFormat::Q8 => return Quantiser::new(width, 127, key).pack(threads, bytes, x),
-        PackedFormat::Q4 => return Quantiser::new(width, 7, key).pack(threads, bytes, x),
     }
-    Ok(())
-}
 
-/// Reads `x[rows,width]` from `bytes`, which has the packed length.
-pub(super) fn unpack(
-    threads: &Threads,
-    x: &mut [f32],
-    bytes: &[u8],
-    width: usize,
-    format: PackedFormat,
-    key: RoundingKey,
-) -> Result<(), PackingError> {
-    if width == 0 {
-        return Ok(());
-    }
-    match format {
-        PackedFormat::F32 => unpack_each(x, bytes, f32::from_le_bytes),
-        PackedFormat::Bf16 => unpack_each(x, bytes, |b| bf16::from_le_bytes(b).to_f32()),
-        PackedFormat::Q8 => Quantiser::new(width, 127, key).unpack(threads, x, bytes),
-        PackedFormat::Q4 => Quantiser::new(width, 7, key).unpack(threads, x, bytes),
-    }
-    check_finite(threads, x, width)
-}
-
-/// Refuses the first row with a number that is not finite.
-fn check_finite(threads: &Threads, x: &[f32], width: usize) -> Result<(), PackingError> {
-    let bad = FirstBad::default();
-    threads.each(
-        x.chunks(BLOCK_ROWS * width).enumerate(),
-        #[inline(always)]
-        |(block, x)| {
-            for (row, x) in x.chunks_exact(width).enumerate() {
-                let mut finite = true;
-                for x in x {
-                    finite &= x.is_finite();
-                }
-                if !finite {
-                    bad.add(block * BLOCK_ROWS + row);
-                }
+    #[inline(always)]
+    fn unpack_each<const N: usize>(
+        &self,
+        x: &mut [f32],
+        bytes: &[u8],
+        first: usize,
+        decode: impl Fn([u8; N]) -> u32,
+    ) {
+        let rows = x.chunks_exact_mut(self.width).zip(bytes.chunks_exact(N * self.width));
+        for (row, (x, bytes)) in (first..).zip(rows) {
+            let mut largest = 0;
+            for (x, bytes) in x.iter_mut().zip(bytes.as_chunks::<N>().0) {
+                let bits = decode(*bytes);
+                *x = f32::from_bits(bits);
+                largest = largest.max(magnitude(bits));
             }
-        },
-    );
-    bad.check()
+            if largest >= INFINITE {
+                self.not_finite.add(row);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pack_levels(&self, bytes: &mut [u8], x: &[f32], first: usize) {
+        let (quantiser, width) = (&self.quantiser, self.width);
+        let groups = width.div_ceil(GROUP);
+        let mut loan = self.scratch.take(width + groups * GROUP);
+        let [turned, uniforms] = loan.parts([width, groups * GROUP]);
+        let rows = bytes.chunks_exact_mut(self.row_bytes()).zip(x.chunks_exact(width));
+        for (row, (bytes, x)) in (first..).zip(rows) {
+            let largest = largest_bits(x);
+            if largest >= INFINITE {
+                self.not_finite.add(row);
+            } else if f32::from_bits(largest as u32) >= quantiser.limit {
+                self.overflowing.add(row);
+            } else {
+                quantiser.pack_row(bytes, x, row, turned, uniforms);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn unpack_levels(&self, x: &mut [f32], bytes: &[u8], first: usize) {
+        let rows = x.chunks_exact_mut(self.width).zip(bytes.chunks_exact(self.row_bytes()));
+        for (row, (x, bytes)) in (first..).zip(rows) {
+            self.quantiser.unpack_row(x, bytes);
+            if largest_bits(x) >= INFINITE {
+                self.not_finite.add(row);
+            }
+        }
+    }
 }
 
-/// The first of the rows that jobs on any thread found bad.
+/// The first of the rows that jobs on any thread found.
 #[derive(Debug)]
-struct FirstBad(AtomicUsize);
+struct FirstRow(AtomicUsize);
 
-impl Default for FirstBad {
+impl Default for FirstRow {
     fn default() -> Self {
         Self(AtomicUsize::new(usize::MAX))
     }
 }
 
-impl FirstBad {
+impl FirstRow {
     fn add(&self, row: usize) {
         self.0.fetch_min(row, Ordering::Relaxed);
     }
 
-    fn check(self) -> Result<(), PackingError> {
-        match self.0.into_inner() {
-            usize::MAX => Ok(()),
-            row => Err(PackingError::NonFinite { row }),
-        }
+    fn found(self) -> Option<usize> {
+        let row = self.0.into_inner();
+        (row < usize::MAX).then_some(row)
     }
 }
 
-fn pack_each<const N: usize>(bytes: &mut [u8], x: &[f32], encode: impl Fn(f32) -> [u8; N]) {
-    for (bytes, &x) in bytes.as_chunks_mut().0.iter_mut().zip(x) {
-        *bytes = encode(x);
-    }
+/// The bits of `|x|`, in the order of the numbers, with NaN on top; signed, as every instruction set compares those.
+#[inline(always)]
+fn magnitude(bits: u32) -> i32 {
+    (bits & 0x7FFF_FFFF) as i32
 }
 
-fn unpack_each<const N: usize>(x: &mut [f32], bytes: &[u8], decode: impl Fn([u8; N]) -> f32) {
-    for (x, &bytes) in x.iter_mut().zip(bytes.as_chunks().0) {
-        *x = decode(bytes);
+/// The bits of the largest magnitude of `x`, 0 if there is none.
+#[inline(always)]
+fn largest_bits(x: &[f32]) -> i32 {
+    let mut largest = 0;
+    for x in x {
+        largest = largest.max(magnitude(x.to_bits()));
     }
+    largest
+}
+
+#[inline(always)]
+fn f32_bytes(bits: u32) -> ([u8; 4], u32) {
+    (bits.to_le_bytes(), bits)
+}
+
+/// Rounds to nearest even, which can carry the largest numbers over to infinity; not for NaN.
+#[inline(always)]
+fn bf16_bytes(bits: u32) -> ([u8; 2], u32) {
+    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
+    (((rounded >> 16) as u16).to_le_bytes(), rounded & 0xFFFF_0000)
+}
+
+#[inline(always)]
+fn bf16_bits(bytes: [u8; 2]) -> u32 {
+    u32::from(u16::from_le_bytes(bytes)) << 16
 }
 
 /// The rotation and rounding of one tensor in `Q8` or `Q4`.
 #[derive(Debug)]
-struct Quantiser {
-    width: usize,
+struct Quantiser<'a> {
     /// Largest level.
     top: i8,
     /// Width of a Hadamard block.
     block: usize,
+    /// Whether multiply-adds are instructions.
+    fused: bool,
     /// Magnitude from which adding up a block, here or in unpacking, could overflow.
     limit: f32,
     /// `+-1/sqrt(block)` per column.
-    signs: Vec<f32>,
+    signs: Loan<'a>,
     rounding: [u32; 2],
     tensor: u64,
 }
 
-impl Quantiser {
-    fn new(width: usize, top: i8, key: RoundingKey) -> Self {
-        let block = 1 << width.trailing_zeros();
+impl<'a> Quantiser<'a> {
+    fn new(scratch: &'a Scratch, width: usize, top: i8, fused: bool, key: RoundingKey) -> Self {
+        let block = if width == 0 { 1 } else { 1 << width.trailing_zeros() };
         let root = (block as f32).sqrt();
+        let mut signs = scratch.take(width);
+        draw_signs(&mut signs, 1.0 / root, key);
         Self {
-            limit: f32::MAX / (2.0 * root * root * root),
-            width,
             top,
             block,
-            signs: signs(width, 1.0 / root, key),
+            fused,
+            limit: f32::MAX / (2.0 * root * root * root),
+            signs,
             rounding: domain_key(key.run, Domain::Rounding),
             tensor: key.tensor,
         }
     }
 
-    fn row_bytes(&self) -> usize {
-        2 + if self.top == 7 { self.width.div_ceil(2) } else { self.width }
-    }
-
-    fn pack(&self, threads: &Threads, bytes: &mut [u8], x: &[f32]) -> Result<(), PackingError> {
-        let bad = FirstBad::default();
-        let blocks = bytes.chunks_mut(BLOCK_ROWS * self.row_bytes()).zip(x.chunks(BLOCK_ROWS * self.width));
-        threads.each(
-            blocks.enumerate(),
-            #[inline(always)]
-            |(block, (bytes, x))| {
-                if let Some(row) = self.pack_block(bytes, x, block * BLOCK_ROWS) {
-                    bad.add(row);
-                }
-            },
-        );
-        bad.check()
-    }
-
-    /// Packs the rows from `first` on; the first row that cannot be packed ends it.
+    /// Packs row `row` of the tensor; the last two are scratch.
     #[inline(always)]
-    fn pack_block(&self, bytes: &mut [u8], x: &[f32], first: usize) -> Option<usize> {
-        let mut turned = vec![0.0; self.width];
-        let mut levels = vec![0; self.width];
-        let rows = bytes.chunks_exact_mut(self.row_bytes()).zip(x.chunks_exact(self.width));
-        for (row, (bytes, x)) in (first..).zip(rows) {
-            if lanes::max_abs(x) >= self.limit {
-                return Some(row);
-            }
-            for ((turned, x), sign) in turned.iter_mut().zip(x).zip(&self.signs) {
-                *turned = x * sign;
-            }
-            for block in turned.chunks_exact_mut(self.block) {
-                hadamard(block);
-            }
-            let scale = self.scale(&turned);
-            self.round(&mut levels, &turned, scale.to_f32(), row);
-            self.write_row(bytes, scale, &levels);
+    fn pack_row(&self, bytes: &mut [u8], x: &[f32], row: usize, turned: &mut [f32], uniforms: &mut [f32]) {
+        for ((turned, x), sign) in turned.iter_mut().zip(x).zip(&self.signs[..]) {
+            *turned = x * sign;
         }
-        None
+        hadamard(turned, self.block, self.fused);
+        let scale = self.scale(turned);
+        let (head, body) = bytes.split_at_mut(2);
+        head.copy_from_slice(&scale.to_le_bytes());
+        if scale == bf16::ZERO {
+            body.fill(0);
+            return;
+        }
+        self.draw_uniforms(uniforms, row);
+        let (inverse, top) = (1.0 / scale.to_f32(), f32::from(self.top));
+        if self.top == 7 {
+            let ((pairs, odd), (drawn, _)) = (turned.as_chunks::<2>(), uniforms.as_chunks::<2>());
+            for ((byte, x), uniform) in body.iter_mut().zip(pairs).zip(drawn) {
+                let [lower, upper] = [0, 1].map(
+                    #[inline(always)]
+                    |i| level(x[i], inverse, uniform[i], top),
+                );
+                *byte = lower & 0xF | upper << 4;
+            }
+            if let (&[x], Some(byte)) = (odd, body.last_mut()) {
+                *byte = level(x, inverse, uniforms[2 * pairs.len()], top) & 0xF;
+            }
+        } else {
+            for ((byte, x), uniform) in body.iter_mut().zip(&*turned).zip(&*uniforms) {
+                *byte = level(*x, inverse, *uniform, top);
+            }
+        }
     }
 
     /// The step between levels: absmax / top, rounded up to bf16.
     #[inline(always)]
     fn scale(&self, turned: &[f32]) -> bf16 {
-        let step = lanes::max_abs(turned) / f32::from(self.top);
+        let step = f32::from_bits(largest_bits(turned) as u32) / f32::from(self.top);
         // Below the normal numbers 1/step would overflow; such a row is zero for every purpose.
         if step < f32::MIN_POSITIVE {
             return bf16::ZERO;
@@ -203,54 +321,29 @@ impl Quantiser {
         bf16::from_bits(((bits >> 16) + u32::from(bits & 0xFFFF != 0)) as u16)
     }
 
-    /// `levels = floor(turned / scale + u)`, `u` uniform in (0, 1).
-    ///
-    /// Column `c` of row `r` draws the low (`c / 16` even) or high half of word `c / 32 % 4` of Philox at counter
-    /// `(16 (c / 128) + c % 16, r, tensor low, tensor high)` in the rounding domain of the run.
+    /// What rounds the columns of row `row`: column `c` draws the low (`c / 16` even) or high half of word
+    /// `c / 32 % 4` of Philox at counter `(16 (c / 128) + c % 16, r, tensor low, tensor high)` in the rounding
+    /// domain of the run.
     #[inline(always)]
-    fn round(&self, levels: &mut [i8], turned: &[f32], scale: f32, row: usize) {
-        if scale == 0.0 {
-            levels.fill(0);
-            return;
-        }
-        let inverse = 1.0 / scale;
-        let top = f32::from(self.top);
-        for (group, (levels, turned)) in (0u32..).zip(levels.chunks_mut(GROUP).zip(turned.chunks(GROUP))) {
-            let counter = [row as u32, low(self.tensor), high(self.tensor)];
-            let uniform = uniforms(philox_lanes(group * LANES as u32, counter, self.rounding));
-            for ((level, x), uniform) in levels.iter_mut().zip(turned).zip(&uniform) {
-                let value = x.mul_add(inverse, *uniform).floor();
-                let value = if value > top { top } else { value };
-                let value = if value < -top { -top } else { value };
-                *level = value as i32 as i8;
+    fn draw_uniforms(&self, uniforms: &mut [f32], row: usize) {
+        for (group, uniforms) in (0u32..).zip(uniforms.as_chunks_mut::<GROUP>().0) {
+            let mut columns = [[0.0; LANES]; GROUP / LANES];
+            for lane in 0..LANES {
+                let counter =
+                    [group * LANES as u32 + lane as u32, row as u32, low(self.tensor), high(self.tensor)];
+                // One statement a row: a loop over the words keeps the loop over the lanes from its registers.
+                let [a, b, c, d] = philox4x32(counter, self.rounding);
+                columns[0][lane] = uniform(a & 0xFFFF);
+                columns[1][lane] = uniform(a >> 16);
+                columns[2][lane] = uniform(b & 0xFFFF);
+                columns[3][lane] = uniform(b >> 16);
+                columns[4][lane] = uniform(c & 0xFFFF);
+                columns[5][lane] = uniform(c >> 16);
+                columns[6][lane] = uniform(d & 0xFFFF);
+                columns[7][lane] = uniform(d >> 16);
             }
+            uniforms.copy_from_slice(columns.as_flattened());
         }
-    }
-
-    #[inline(always)]
-    fn write_row(&self, bytes: &mut [u8], scale: bf16, levels: &[i8]) {
-        let (head, body) = bytes.split_at_mut(2);
-        head.copy_from_slice(&scale.to_le_bytes());
-        if self.top == 7 {
-            for (byte, pair) in body.iter_mut().zip(levels.chunks(2)) {
-                let upper = pair.get(1).copied().unwrap_or(0);
-                *byte = (pair[0] as u8 & 0xF) | (upper as u8) << 4;
-            }
-        } else {
-            body.iter_mut().zip(levels).for_each(|(byte, &level)| *byte = level as u8);
-        }
-    }
-
-    fn unpack(&self, threads: &Threads, x: &mut [f32], bytes: &[u8]) {
-        threads.each(
-            x.chunks_mut(BLOCK_ROWS * self.width).zip(bytes.chunks(BLOCK_ROWS * self.row_bytes())),
-            #[inline(always)]
-            |(x, bytes)| {
-                for (x, bytes) in x.chunks_exact_mut(self.width).zip(bytes.chunks_exact(self.row_bytes())) {
-                    self.unpack_row(x, bytes);
-                }
-            },
-        );
     }
 
     #[inline(always)]
@@ -258,98 +351,137 @@ impl Quantiser {
         let (head, body) = bytes.split_at(2);
         let scale = bf16::from_le_bytes([head[0], head[1]]).to_f32();
         if self.top == 7 {
-            for (pair, &byte) in x.chunks_mut(2).zip(body) {
-                let levels = [(byte << 4) as i8 >> 4, byte as i8 >> 4];
-                for (x, level) in pair.iter_mut().zip(levels) {
-                    *x = f32::from(level) * scale;
-                }
+            let (pairs, odd) = x.as_chunks_mut::<2>();
+            for (pair, &byte) in pairs.iter_mut().zip(body) {
+                *pair = [f32::from((byte << 4) as i8 >> 4) * scale, f32::from(byte as i8 >> 4) * scale];
+            }
+            if let ([x], Some(&byte)) = (odd, body.last()) {
+                *x = f32::from((byte << 4) as i8 >> 4) * scale;
             }
         } else {
             for (x, &byte) in x.iter_mut().zip(body) {
                 *x = f32::from(byte as i8) * scale;
             }
         }
-        for block in x.chunks_exact_mut(self.block) {
-            hadamard(block);
-        }
-        for (x, sign) in x.iter_mut().zip(&self.signs) {
+        hadamard(x, self.block, self.fused);
+        for (x, sign) in x.iter_mut().zip(&self.signs[..]) {
             *x *= sign;
         }
     }
 }
 
-/// The halves of the words as numbers centred in their 65536th of (0, 1), so that rounding is unbiased.
+/// `floor(x / scale + uniform)` within `-top..=top`, as the low bits of a byte.
 #[inline(always)]
-fn uniforms(words: [[u32; LANES]; 4]) -> [f32; GROUP] {
-    let mut uniforms = [0.0; GROUP];
-    for (word, out) in words.iter().zip(uniforms.as_chunks_mut::<{ 2 * LANES }>().0) {
-        for lane in 0..LANES {
-            out[lane] = ((word[lane] & 0xFFFF) as i32 as f32 + 0.5) / 65536.0;
-            out[LANES + lane] = ((word[lane] >> 16) as i32 as f32 + 0.5) / 65536.0;
-        }
-    }
-    uniforms
+fn level(x: f32, inverse: f32, uniform: f32, top: f32) -> u8 {
+    let value = x.mul_add(inverse, uniform).floor();
+    let value = if value > top { top } else { value };
+    let value = if value < -top { -top } else { value };
+    (value + INTEGER).to_bits() as u8
+}
+
+/// A half as a number centred in its 65536th of (0, 1), so that rounding is unbiased.
+#[inline(always)]
+fn uniform(half: u32) -> f32 {
+    (half as i32 as f32 + 0.5) / 65536.0
 }
 
 /// `+-magnitude` per column: bit `c % 32` of word `c / 32 % 4` of Philox at counter
 /// `(c / 128, 0, tensor low, tensor high)` in the signs domain of the run; a set bit is minus.
-fn signs(width: usize, magnitude: f32, key: RoundingKey) -> Vec<f32> {
+fn draw_signs(signs: &mut [f32], magnitude: f32, key: RoundingKey) {
     let philox = domain_key(key.run, Domain::Signs);
-    let mut signs = vec![magnitude; width];
     for (group, signs) in (0u32..).zip(signs.chunks_mut(128)) {
         let words = philox4x32([group, 0, low(key.tensor), high(key.tensor)], philox);
         for (c, sign) in signs.iter_mut().enumerate() {
-            if words[c / 32] >> (c % 32) & 1 == 1 {
-                *sign = -magnitude;
-            }
+            *sign = if words[c / 32] >> (c % 32) & 1 == 1 { -magnitude } else { magnitude };
         }
+    }
+}
+
+/// Walsh-Hadamard transform of every `block` numbers of `x`, in natural order, not normalised; `block` is a power
+/// of two that divides the length. `fused` where multiply-adds are instructions: faster there, the same bits everywhere.
+#[inline(always)]
+fn hadamard(x: &mut [f32], block: usize, fused: bool) {
+    let mut half = 1;
+    if block >= LANES {
+        // Not known to the compiler, or it makes sums and differences of them and no vectors of those.
+        let signs = black_box(&SIGNS);
+        for chunk in x.as_chunks_mut::<LANES>().0 {
+            *chunk = if fused {
+                chunk_stages::<true>(*chunk, signs)
+            } else {
+                chunk_stages::<false>(*chunk, signs)
+            };
+            // Chunk by chunk: the loop over several chunks at a time gathers single numbers.
+            black_box(());
+        }
+        half = LANES;
+    }
+    while 2 * half < block {
+        two_stages(x, half);
+        half *= 4;
+    }
+    if half < block {
+        one_stage(x, half);
+    }
+}
+
+/// The signs of the first number in each butterfly of [`chunk_stages`].
+const SIGNS: [[f32; LANES]; 4] = {
+    let mut signs = [[1.0; LANES]; 4];
+    let mut stage = 0;
+    while stage < signs.len() {
+        let mut lane = 0;
+        while lane < LANES {
+            if lane >> stage & 1 == 1 {
+                signs[stage][lane] = -1.0;
+            }
+            lane += 1;
+        }
+        stage += 1;
     }
     signs
+};
+
+/// All butterflies within one chunk.
+#[inline(always)]
+fn chunk_stages<const FUSED: bool>(x: [f32; LANES], signs: &[[f32; LANES]; 4]) -> [f32; LANES] {
+    let x = chunk_stage::<2, FUSED>(chunk_stage::<1, FUSED>(x, &signs[0]), &signs[1]);
+    chunk_stage::<8, FUSED>(chunk_stage::<4, FUSED>(x, &signs[2]), &signs[3])
 }
 
-/// Walsh-Hadamard transform in natural order, not normalised; the length is a power of two.
+/// One stage as a shuffle and `a + b` or `a - b`, which a multiplication by a sign makes alike.
 #[inline(always)]
-fn hadamard(x: &mut [f32]) {
-    let (chunks, short) = x.as_chunks_mut::<LANES>();
-    if chunks.is_empty() {
-        stages(short, 1);
-        return;
-    }
-    for chunk in chunks {
-        chunk_stages(chunk);
-    }
-    stages(x, LANES);
-}
-
-/// The butterflies whose halves are `half` and more apart.
-#[inline(always)]
-fn stages(x: &mut [f32], mut half: usize) {
-    while half < x.len() {
-        for pair in x.chunks_exact_mut(2 * half) {
-            let (a, b) = pair.split_at_mut(half);
-            for (a, b) in a.iter_mut().zip(b) {
-                (*a, *b) = (*a + *b, *a - *b);
-            }
-        }
-        half *= 2;
-    }
-}
-
-/// All butterflies within one chunk, of a length known to the compiler.
-#[inline(always)]
-fn chunk_stages(x: &mut [f32; LANES]) {
-    *x = chunk_stage::<8>(chunk_stage::<4>(chunk_stage::<2>(chunk_stage::<1>(*x))));
-}
-
-/// One stage as a shuffle and a fused `a + b` or `a - b`, which one multiplication by a sign makes alike.
-#[inline(always)]
-fn chunk_stage<const HALF: usize>(x: [f32; LANES]) -> [f32; LANES] {
+fn chunk_stage<const HALF: usize, const FUSED: bool>(x: [f32; LANES], signs: &[f32; LANES]) -> [f32; LANES] {
     let mut out = [0.0; LANES];
     for i in 0..LANES {
-        let sign = if i & HALF == 0 { 1.0 } else { -1.0 };
-        out[i] = x[i].mul_add(sign, x[i ^ HALF]);
+        // A product with a sign is exact, so fusing it rounds nothing away.
+        out[i] = if FUSED { x[i].mul_add(signs[i], x[i ^ HALF]) } else { x[i] * signs[i] + x[i ^ HALF] };
     }
     out
+}
+
+/// The butterflies whose halves are `half` apart, then those whose halves are `2 half` apart, in one pass.
+#[inline(always)]
+fn two_stages(x: &mut [f32], half: usize) {
+    for x in x.chunks_exact_mut(4 * half) {
+        let (lower, upper) = x.split_at_mut(2 * half);
+        let ((a, b), (c, d)) = (lower.split_at_mut(half), upper.split_at_mut(half));
+        for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+            let (p, q, r, s) = (*a + *b, *a - *b, *c + *d, *c - *d);
+            (*a, *b, *c, *d) = (p + r, q + s, p - r, q - s);
+        }
+    }
+}
+
+/// The butterflies whose halves are `half` apart.
+#[inline(always)]
+fn one_stage(x: &mut [f32], half: usize) {
+    for x in x.chunks_exact_mut(2 * half) {
+        let (a, b) = x.split_at_mut(half);
+        for (a, b) in a.iter_mut().zip(b) {
+            (*a, *b) = (*a + *b, *a - *b);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice, result
 
 use super::launch::{Kernels, Launch, int};
 use super::memory::{Buffer, device_error};
-use crate::{PackedFormat, PackingError, Result, RoundingKey};
+use super::products;
+use crate::{PackedFormat, PackingError, Result, RoundingKey, Write};
 
 /// Bytes in front of the packed ones: two row numbers, and room to keep what follows aligned.
 const HEADER: usize = 16;
@@ -22,6 +23,8 @@ pub(super) struct Boundary {
     compute: Arc<CudaStream>,
     copies: Arc<CudaStream>,
     device: Buffer<u8>,
+    /// Of the formats that no kernel projects into or lifts from.
+    coordinates: Option<Buffer<f32>>,
     pinned: PinnedHostSlice<u8>,
     computed: CudaEvent,
     copied: CudaEvent,
@@ -34,6 +37,7 @@ impl Boundary {
             compute: Arc::clone(compute),
             copies: context.new_stream().map_err(device_error)?,
             device: Buffer::zeros(compute, HEADER)?,
+            coordinates: None,
             pinned: pinned(context, HEADER)?,
             computed: context.new_event(None).map_err(device_error)?,
             copied: context.new_event(None).map_err(device_error)?,
@@ -58,9 +62,7 @@ impl Boundary {
             bytes.resize(len, 0);
             return Ok(());
         }
-        self.reserve(len)?;
-        self.write_header()?;
-        self.copy_in(HEADER, &self.compute)?;
+        self.begin_packing(len)?;
         let (columns, each) = (int(width)?, Launch::each(rows * width, 256));
         match format {
             PackedFormat::F32 => {
@@ -77,19 +79,46 @@ impl Boundary {
                 kernels.swl_pack_levels(row, packed, bad, x, columns, top_of(format), key.run, key.tensor)?;
             }
         }
-        self.computed.record(&self.compute).map_err(device_error)?;
-        self.copies.wait(&self.computed).map_err(device_error)?;
+        self.wait_for_compute()?;
         if format == PackedFormat::F32 {
             self.copy_out(self.device.input(HEADER).0, 0, HEADER)?;
             self.copy_out(x.0, HEADER, len)?;
         } else {
             self.copy_out(self.device.input(HEADER + len).0, 0, HEADER + len)?;
         }
-        self.copies.synchronize().map_err(device_error)?;
-        let packed = self.pinned.as_slice().map_err(device_error)?;
-        verdict(packed)?;
-        bytes.extend_from_slice(&packed[HEADER..HEADER + len]);
-        Ok(())
+        self.finish_packing(bytes, len)
+    }
+
+    /// Packs `x[rows,width] basis[code,width]^T` into `bytes`.
+    pub(super) fn project_pack(
+        &mut self,
+        kernels: &Kernels,
+        bytes: &mut Vec<u8>,
+        x: &Buffer<f32>,
+        basis: &Buffer<f32>,
+        [rows, width, code]: [usize; 3],
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        if rows * code == 0 || matches!(format, PackedFormat::F32 | PackedFormat::Bf16) {
+            let mut z = self.take_coordinates(rows * code)?;
+            products::project(kernels, &mut z, x, basis, [rows, width, code], Write::Set)?;
+            let packed = self.pack(kernels, bytes, &z, [rows, code], format, key);
+            self.coordinates = Some(z);
+            return packed;
+        }
+        bytes.clear();
+        let (x, basis) = (x.input(rows * width), basis.input(code * width));
+        // No more than two bytes a row longer than coordinates of an addressable size.
+        let len = format.packed_len(rows, code).unwrap_or_default();
+        self.begin_packing(len)?;
+        let (bad, packed) = self.device.split::<i32, u8>(2, HEADER, len);
+        let row = Launch::row(rows, 256).shared(size_of::<f32>() * (width + code));
+        let (width, code, top) = (int(width)?, int(code)?, top_of(format));
+        kernels.swl_project_pack(row, packed, bad, x, basis, width, code, top, key.run, key.tensor)?;
+        self.wait_for_compute()?;
+        self.copy_out(self.device.input(HEADER + len).0, 0, HEADER + len)?;
+        self.finish_packing(bytes, len)
     }
 
     /// Unpacks `x[rows,width]` from `bytes`.
@@ -102,22 +131,12 @@ impl Boundary {
         format: PackedFormat,
         key: RoundingKey,
     ) -> Result<()> {
-        let expected = format.packed_len(rows, width).unwrap_or(usize::MAX);
-        if bytes.len() != expected {
-            return Err(PackingError::Length { expected, found: bytes.len() }.into());
-        }
+        let expected = check_len(bytes, rows, width, format)?;
         let numbers = rows * width;
         if numbers == 0 {
             return Ok(());
         }
-        self.reserve(expected)?;
-        self.write_header()?;
-        let staged = self.pinned.as_mut_slice().map_err(device_error)?;
-        staged[HEADER..HEADER + expected].copy_from_slice(bytes);
-        // What was computed with the last bytes is done: its verdict was waited for.
-        self.copy_in(HEADER + expected, &self.copies)?;
-        self.copied.record(&self.copies).map_err(device_error)?;
-        self.compute.wait(&self.copied).map_err(device_error)?;
+        self.begin_unpacking(bytes)?;
         let (columns, each, to) = (int(width)?, Launch::each(numbers, 256), x.output(numbers));
         match format {
             PackedFormat::F32 => {
@@ -136,11 +155,94 @@ impl Boundary {
                 kernels.swl_unpack_levels(row, to, bad, packed.read(), columns, top, key.run, key.tensor)?;
             }
         }
-        self.computed.record(&self.compute).map_err(device_error)?;
-        self.copies.wait(&self.computed).map_err(device_error)?;
+        self.finish_unpacking()
+    }
+
+    /// `x[rows,width] = anchor[rows,width] + z[rows,code] basis[code,width]` with `z` from `bytes`.
+    pub(super) fn unpack_reconstruct(
+        &mut self,
+        kernels: &Kernels,
+        x: &mut Buffer<f32>,
+        bytes: &[u8],
+        basis: &Buffer<f32>,
+        anchor: &Buffer<f32>,
+        [rows, width, code]: [usize; 3],
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        let numbers = rows * width;
+        if numbers * code == 0 || matches!(format, PackedFormat::F32 | PackedFormat::Bf16) {
+            let mut z = self.take_coordinates(rows * code)?;
+            let unpacked = self.unpack(kernels, &mut z, bytes, [rows, code], format, key);
+            let lifted = unpacked.and_then(|()| {
+                let (from, to) = (anchor.input(numbers), x.output(numbers));
+                kernels.swl_copy(Launch::each(numbers, 256), to, from, int(numbers)?)?;
+                products::expand(kernels, x, &z, basis, [rows, width, code])
+            });
+            self.coordinates = Some(z);
+            return lifted;
+        }
+        check_len(bytes, rows, code, format)?;
+        self.begin_unpacking(bytes)?;
+        let (bad, packed) = self.device.split::<i32, u8>(2, HEADER, bytes.len());
+        let (x, anchor, basis) = (x.output(numbers), anchor.input(numbers), basis.input(code * width));
+        let row = Launch::row(rows, 256).shared(size_of::<f32>() * code);
+        let (width, code, top) = (int(width)?, int(code)?, top_of(format));
+        let packed = packed.read();
+        kernels.swl_unpack_reconstruct(
+            row, x, bad, packed, basis, anchor, width, code, top, key.run, key.tensor,
+        )?;
+        self.finish_unpacking()
+    }
+
+    /// Room for `len` coordinates, lent until the caller puts it back.
+    fn take_coordinates(&mut self, len: usize) -> Result<Buffer<f32>> {
+        match self.coordinates.take() {
+            Some(mut z) => z.grow(&self.compute, len).map(|()| z),
+            None => Buffer::zeros(&self.compute, len),
+        }
+    }
+
+    /// Makes room for `len` packed bytes, with no fault found yet.
+    fn begin_packing(&mut self, len: usize) -> Result<()> {
+        self.reserve(len)?;
+        self.write_header()?;
+        self.copy_in(HEADER, &self.compute)
+    }
+
+    /// Takes the verdict and `len` packed bytes that were copied out.
+    fn finish_packing(&mut self, bytes: &mut Vec<u8>, len: usize) -> Result<()> {
+        self.copies.synchronize().map_err(device_error)?;
+        let packed = self.pinned.as_slice().map_err(device_error)?;
+        verdict(packed)?;
+        bytes.extend_from_slice(&packed[HEADER..HEADER + len]);
+        Ok(())
+    }
+
+    /// Brings packed bytes to the device, with no fault found yet.
+    fn begin_unpacking(&mut self, bytes: &[u8]) -> Result<()> {
+        self.reserve(bytes.len())?;
+        self.write_header()?;
+        let staged = self.pinned.as_mut_slice().map_err(device_error)?;
+        staged[HEADER..HEADER + bytes.len()].copy_from_slice(bytes);
+        // What was computed with the last bytes is done: its verdict was waited for.
+        self.copy_in(HEADER + bytes.len(), &self.copies)?;
+        self.copied.record(&self.copies).map_err(device_error)?;
+        self.compute.wait(&self.copied).map_err(device_error)
+    }
+
+    /// Waits for the verdict on what was unpacked.
+    fn finish_unpacking(&mut self) -> Result<()> {
+        self.wait_for_compute()?;
         self.copy_out(self.device.input(HEADER).0, 0, HEADER)?;
         self.copies.synchronize().map_err(device_error)?;
         verdict(self.pinned.as_slice().map_err(device_error)?)
+    }
+
+    /// What is copied from here on waits for what is computed up to here.
+    fn wait_for_compute(&self) -> Result<()> {
+        self.computed.record(&self.compute).map_err(device_error)?;
+        self.copies.wait(&self.computed).map_err(device_error)
     }
 
     /// Makes room for `len` packed bytes; once buffers have grown to the run's microbatch, nothing is allocated.
@@ -184,6 +286,15 @@ impl Boundary {
 fn pinned(context: &Arc<CudaContext>, len: usize) -> Result<PinnedHostSlice<u8>> {
     // SAFETY: any byte is a valid u8, and all that are read were written before.
     unsafe { context.alloc_pinned_with_flags(len, 0) }.map_err(device_error)
+}
+
+/// The length of the packed tensor, which is that of `bytes`.
+fn check_len(bytes: &[u8], rows: usize, width: usize, format: PackedFormat) -> Result<usize> {
+    let expected = format.packed_len(rows, width).unwrap_or(usize::MAX);
+    if bytes.len() == expected {
+        return Ok(expected);
+    }
+    Err(PackingError::Length { expected, found: bytes.len() }.into())
 }
 
 /// The largest level.

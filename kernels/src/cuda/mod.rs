@@ -537,6 +537,37 @@ impl Backend for Cuda {
         self.boundary.unpack(&self.kernels, &mut x.0, bytes, [rows, width], format, key)
     }
 
+    fn project_pack(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        x: &CudaTensor,
+        basis: &CudaTensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        let sizes = [rows, width, code];
+        self.boundary.project_pack(&self.kernels, bytes, &x.0, &basis.0, sizes, format, key)
+    }
+
+    fn unpack_reconstruct(
+        &mut self,
+        x: &mut CudaTensor,
+        bytes: &[u8],
+        basis: &CudaTensor,
+        anchor: &CudaTensor,
+        rows: usize,
+        width: usize,
+        code: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        let (x, basis, anchor, sizes) = (&mut x.0, &basis.0, &anchor.0, [rows, width, code]);
+        self.boundary.unpack_reconstruct(&self.kernels, x, bytes, basis, anchor, sizes, format, key)
+    }
+
     fn adam_update(
         &mut self,
         w: &mut CudaTensor,

@@ -167,6 +167,13 @@ impl<B: Backend> Bench<B> {
             self.outcome.push(("pack", bytes.iter().map(|&byte| f32::from(byte)).collect()));
             self.backend.unpack(&mut back, &bytes, rows, width, format, key).unwrap();
             self.saw("unpack", &back);
+            self.backend.project_pack(&mut bytes, &x, &basis, rows, width, code, format, key).unwrap();
+            self.outcome.push(("project_pack", bytes.iter().map(|&byte| f32::from(byte)).collect()));
+            self.backend
+                .unpack_reconstruct(&mut back, &bytes, &basis, &x, rows, width, code, format, key)
+                .unwrap();
+            self.saw("unpack_reconstruct", &back);
+            self.backend.pack(&mut bytes, &x, rows, width, format, key).unwrap();
             let short = self.backend.unpack(&mut back, &bytes[1..], rows, width, format, key);
             assert!(matches!(short, Err(Error::Packing(PackingError::Length { .. }))));
             let mut broken = numbers(31, rows * width);

@@ -82,6 +82,7 @@ impl<'b, B: Backend> Trial<'b, B> {
         self.anchor();
         self.boundary(tolerance.product);
         self.packing();
+        self.projected_packing();
         self.refusals();
         self.adam();
     }
@@ -367,10 +368,39 @@ impl<'b, B: Backend> Trial<'b, B> {
         self.worst.insert("pack", 0.0);
     }
 
+    /// Against the two operations one after the other.
+    fn projected_packing(&mut self) {
+        for (rows, width, code) in [(1, 1, 1), (3, 24, 5), (5, 300, 96), (2, 520, 260)] {
+            let basis = self.pair("basis", orthonormal_rows(1, code, width));
+            let (x, anchor) = (self.random("x", rows * width, 1), self.random("anchor", rows * width, 2));
+            for format in FORMATS {
+                let case = (rows, width, code, format);
+                let (mut z, mut want, mut got) =
+                    (CpuTensor::from(vec![0.0; rows * code]), Vec::new(), vec![7; 3]);
+                self.cpu.project(&mut z, &x.cpu, &basis.cpu, rows, width, code, Write::Set).unwrap();
+                self.cpu.pack(&mut want, &z, rows, code, format, KEY).unwrap();
+                self.backend
+                    .project_pack(&mut got, &x.other, &basis.other, rows, width, code, format, KEY)
+                    .unwrap();
+                assert_eq!(got, want, "project_pack {case:?}");
+                let mut back = self.random("x", rows * width, 3);
+                self.cpu.unpack(&mut z, &want, rows, code, format, KEY).unwrap();
+                self.cpu.reconstruct(&mut back.cpu, &z, &basis.cpu, &anchor.cpu, rows, width, code).unwrap();
+                let (back_, basis, anchor) = (&mut back.other, &basis.other, &anchor.other);
+                self.backend
+                    .unpack_reconstruct(back_, &want, basis, anchor, rows, width, code, format, KEY)
+                    .unwrap();
+                self.check("unpack_reconstruct", &case, &[&back], BITS);
+            }
+        }
+        self.worst.insert("project_pack", 0.0);
+    }
+
     /// What cannot be packed or unpacked is refused for the same reason, with the same row.
     fn refusals(&mut self) {
         let (rows, width) = (4, 10);
         let bads = [(29, f32::NAN), (0, f32::INFINITY), (15, f32::MAX)];
+        let basis = self.pair("basis", orthonormal_rows(1, 4, width));
         for chosen in [&bads[..1], &bads[..2], &bads[2..], &bads[..]] {
             let mut start = numbers(rows * width, 1);
             chosen.iter().for_each(|&(i, bad)| start[i] = bad);
@@ -380,6 +410,11 @@ impl<'b, B: Backend> Trial<'b, B> {
                 let wanted = self.cpu.pack(&mut want, &x.cpu, rows, width, format, KEY);
                 let refused = self.backend.pack(&mut got, &x.other, rows, width, format, KEY);
                 assert_eq!(format!("{wanted:?}"), format!("{refused:?}"), "{chosen:?} {format:?}");
+                let wanted =
+                    self.cpu.project_pack(&mut want, &x.cpu, &basis.cpu, rows, width, 4, format, KEY);
+                let refused =
+                    self.backend.project_pack(&mut got, &x.other, &basis.other, rows, width, 4, format, KEY);
+                assert_eq!(format!("{wanted:?}"), format!("{refused:?}"), "{chosen:?} {format:?}");
             }
         }
         for format in FORMATS {
@@ -388,6 +423,18 @@ impl<'b, B: Backend> Trial<'b, B> {
                 let mut x = self.random("x", rows * width, 1);
                 let wanted = self.cpu.unpack(&mut x.cpu, &bytes[..len], rows, width, format, KEY);
                 let refused = self.backend.unpack(&mut x.other, &bytes[..len], rows, width, format, KEY);
+                assert_eq!(format!("{wanted:?}"), format!("{refused:?}"), "{format:?} {len}");
+            }
+            let bytes = vec![0xFF; format.packed_len(rows, 4).unwrap()];
+            for len in [bytes.len(), bytes.len() - 1] {
+                let (bytes, mut x) = (&bytes[..len], self.random("x", rows * width, 1));
+                let anchor = self.random("anchor", rows * width, 2);
+                let (x_, basis_, anchor_) = (&mut x.cpu, &basis.cpu, &anchor.cpu);
+                let wanted =
+                    self.cpu.unpack_reconstruct(x_, bytes, basis_, anchor_, rows, width, 4, format, KEY);
+                let (x_, basis_, anchor_) = (&mut x.other, &basis.other, &anchor.other);
+                let refused =
+                    self.backend.unpack_reconstruct(x_, bytes, basis_, anchor_, rows, width, 4, format, KEY);
                 assert_eq!(format!("{wanted:?}"), format!("{refused:?}"), "{format:?} {len}");
             }
         }

@@ -78,14 +78,14 @@ fn add(write: Write) -> Arg<'static> {
 }
 
 /// What `bad[2]` of the packing kernels says.
-pub(crate) fn refuse(bad: [i32; 2]) -> Result<()> {
+fn refuse(bad: [i32; 2]) -> Result<()> {
     match bad.iter().find(|&&row| row != i32::MAX) {
         Some(&row) => Err(Error::Packing(PackingError::NonFinite { row: row as usize })),
         None => Ok(()),
     }
 }
 
-pub(crate) fn top_level(format: PackedFormat) -> usize {
+fn top_level(format: PackedFormat) -> usize {
     if format == PackedFormat::Q4 { 7 } else { 127 }
 }
 
@@ -557,6 +557,80 @@ impl Backend for Emulated {
                 );
             }
         }
+        refuse(bad)
+    }
+
+    fn project_pack(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        x: &Vec<f32>,
+        basis: &Vec<f32>,
+        rows: usize,
+        width: usize,
+        code: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        if matches!(format, PackedFormat::F32 | PackedFormat::Bf16) {
+            let mut z = vec![0.0; rows * code];
+            self.project(&mut z, x, basis, rows, width, code, Write::Set)?;
+            return self.pack(bytes, &z, rows, code, format, key);
+        }
+        bytes.clear();
+        bytes.resize(format.packed_len(rows, code).unwrap(), 0);
+        let mut bad = [i32::MAX; 2];
+        let arguments = &mut [
+            out(bytes),
+            out(&mut bad),
+            input(&x[..rows * width]),
+            input(&basis[..code * width]),
+            int(width),
+            int(code),
+            int(top_level(format)),
+            Arg::Long(key.run),
+            Arg::Long(key.tensor),
+        ];
+        let launch = Launch::blocks(rows, 256).shared(4 * (width + code));
+        self.driver.launch("swl_project_pack", launch, arguments);
+        refuse(bad)
+    }
+
+    fn unpack_reconstruct(
+        &mut self,
+        x: &mut Vec<f32>,
+        bytes: &[u8],
+        basis: &Vec<f32>,
+        anchor: &Vec<f32>,
+        rows: usize,
+        width: usize,
+        code: usize,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> Result<()> {
+        if matches!(format, PackedFormat::F32 | PackedFormat::Bf16) {
+            let mut z = vec![0.0; rows * code];
+            self.unpack(&mut z, bytes, rows, code, format, key)?;
+            return self.reconstruct(x, &z, basis, anchor, rows, width, code);
+        }
+        let expected = format.packed_len(rows, code).unwrap();
+        if bytes.len() != expected {
+            return Err(PackingError::Length { expected, found: bytes.len() }.into());
+        }
+        let mut bad = [i32::MAX; 2];
+        let arguments = &mut [
+            out(&mut x[..rows * width]),
+            out(&mut bad),
+            input(bytes),
+            input(&basis[..code * width]),
+            input(&anchor[..rows * width]),
+            int(width),
+            int(code),
+            int(top_level(format)),
+            Arg::Long(key.run),
+            Arg::Long(key.tensor),
+        ];
+        let launch = Launch::blocks(rows, 256).shared(4 * code);
+        self.driver.launch("swl_unpack_reconstruct", launch, arguments);
         refuse(bad)
     }
 

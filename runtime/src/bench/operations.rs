@@ -312,6 +312,12 @@ impl Bench<'_> {
             self.time(format!("unpack {name}"), &sizes, moved(rows * width), 0.0, |cpu| {
                 cpu.unpack(&mut back, &bytes, rows, width, format, key)
             })?;
+            self.time(format!("project_pack {name}"), &product, work, 0.0, |cpu| {
+                cpu.project_pack(&mut bytes, &anchor, &basis, rows, width, code, format, key)
+            })?;
+            self.time(format!("unpack_reconstruct {name}"), &product, work, 0.0, |cpu| {
+                cpu.unpack_reconstruct(&mut back, &bytes, &basis, &anchor, rows, width, code, format, key)
+            })?;
         }
         Ok(())
     }

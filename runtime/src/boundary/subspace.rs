@@ -3,7 +3,7 @@
 //! Source: "Protocol Models / Subspace Networks" (arXiv 2506.01260), in the form without projections: the
 //! trained parameters are the coordinates `A` of `W = U A`, and the stream is kept as coordinates `Z`.
 
-use swarmline_kernels::{Backend, Write, random};
+use swarmline_kernels::{Backend, PackedFormat, RoundingKey, Write, random};
 
 use crate::boundary::Stream;
 use crate::config::Run;
@@ -82,6 +82,32 @@ impl<B: Backend> Subspace<B> {
         write: Write,
     ) -> swarmline_kernels::Result<()> {
         backend.project(dz, dx, &self.basis, self.rows, self.width, self.code, write)
+    }
+
+    /// [`Subspace::lift`] of the packed `z` in `bytes`, which is never in memory as a whole.
+    pub(crate) fn lift_packed(
+        &self,
+        backend: &mut B,
+        x: &mut B::Tensor,
+        bytes: &[u8],
+        anchor: &B::Tensor,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> swarmline_kernels::Result<()> {
+        let (rows, width, code) = (self.rows, self.width, self.code);
+        backend.unpack_reconstruct(x, bytes, &self.basis, anchor, rows, width, code, format, key)
+    }
+
+    /// [`Subspace::lift_backward`] into the packed `dz`: the backward pass of [`Subspace::lift_packed`].
+    pub(crate) fn lift_packed_backward(
+        &self,
+        backend: &mut B,
+        bytes: &mut Vec<u8>,
+        dx: &B::Tensor,
+        format: PackedFormat,
+        key: RoundingKey,
+    ) -> swarmline_kernels::Result<()> {
+        backend.project_pack(bytes, dx, &self.basis, self.rows, self.width, self.code, format, key)
     }
 
     /// The dense form of a stream, for the norms: the stream itself, or its coordinates lifted into `buffer`.

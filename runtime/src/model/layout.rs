@@ -67,6 +67,9 @@ pub fn parameters(run: &Run, layers: Range<usize>) -> Vec<ParameterSpec> {
 pub(super) struct Layout {
     pub(super) specs: Vec<ParameterSpec>,
     pub(super) embed: Option<Embed>,
+    /// Whether the code that comes in holds coordinates for a dense stream. They are lifted while they are unpacked, so
+    /// the first layer just continues.
+    pub(super) lifts_code: bool,
     pub(super) layers: Vec<Layer>,
     pub(super) head: Option<Head>,
 }
@@ -109,13 +112,21 @@ impl Layout {
     pub(super) fn new(run: &Run, layers: Range<usize>) -> Self {
         let mut builder = Builder { run, specs: Vec::new() };
         let embed = (layers.start == 0).then(|| builder.embed());
-        let blocks = layers.clone().map(|layer| builder.layer(layer)).collect();
+        let mut blocks: Vec<_> = layers.clone().map(|layer| builder.layer(layer)).collect();
+        let lifting = blocks.first_mut().filter(|first| first.entry == Entry::Lift);
+        let lifts_code = lifting.is_some();
+        lifting.into_iter().for_each(|first| first.entry = Entry::Continue);
         let head = (layers.end == run.model.layers).then(|| builder.head());
-        Self { specs: builder.specs, embed, layers: blocks, head }
+        Self { specs: builder.specs, embed, lifts_code, layers: blocks, head }
+    }
+
+    /// Whether coordinates are kept or turned into a dense stream anywhere.
+    pub(super) fn needs_subspace(&self) -> bool {
+        self.lifts_code || self.layers_need_anchor()
     }
 
     /// Whether any layer keeps coordinates or turns them into a dense stream.
-    pub(super) fn needs_subspace(&self) -> bool {
+    pub(super) fn layers_need_anchor(&self) -> bool {
         self.layers.iter().any(|layer| layer.stream == Stream::Coordinates || layer.entry == Entry::Lift)
     }
 }

@@ -118,8 +118,10 @@ impl<B: Backend> Pass<'_, B> {
 
     fn anchor(&mut self, ids: &B::Ids) -> Result<()> {
         match self.space {
-            Some(space) => space.anchor(self.backend, &mut self.scratch.anchor, ids),
-            None => Ok(()),
+            Some(space) if self.layout.layers_need_anchor() => {
+                space.anchor(self.backend, &mut self.scratch.anchor, ids)
+            }
+            Some(_) | None => Ok(()),
         }
     }
 

@@ -295,9 +295,8 @@ impl<B: Backend> Shard<B> {
     ) -> Result<Loss, ShardError> {
         let ids = self.ids(tokens.inputs())?;
         self.receive(microbatch, &ids, code)?;
-        if upstream == Upstream::Cut && self.layout.embed.is_none() {
-            let len = self.sizes.rows * self.input.width();
-            self.backend.fill(&mut self.scratch.stream, 0.0, len)?;
+        if upstream == Upstream::Cut {
+            self.cut_upstream()?;
         }
         Ok(self.loss(&ids, tokens, Purpose::Evaluate)?.0)
     }
@@ -511,11 +510,33 @@ impl<B: Backend> Shard<B> {
         Ok(self.backend.ids(ids, self.sizes.vocab)?)
     }
 
-    /// `scratch.stream =` the code, or the embedding.
+    /// `scratch.stream =` the code, in its dense form where the first layer wants that, or the embedding.
     fn receive(&mut self, microbatch: MicrobatchId, ids: &B::Ids, code: &[u8]) -> Result<(), ShardError> {
-        let stream = &mut self.scratch.stream;
+        let Scratch { stream, anchor, .. } = &mut self.scratch;
+        if let Some(space) = self.space.as_ref().filter(|_| self.layout.lifts_code) {
+            space.anchor(&mut self.backend, anchor, ids)?;
+            return Ok(self.input.decode_lifted(
+                &mut self.backend,
+                space,
+                stream,
+                anchor,
+                code,
+                microbatch,
+            )?);
+        }
         self.input.decode(&mut self.backend, stream, code, microbatch, Direction::Forward)?;
         Ok(embed::forward(&mut self.split().0, ids)?)
+    }
+
+    /// `scratch.stream =` what [`Shard::receive`] makes of zeros; an embedding stays.
+    fn cut_upstream(&mut self) -> Result<(), ShardError> {
+        let (stream, rows) = (&mut self.scratch.stream, self.sizes.rows);
+        if self.layout.lifts_code {
+            self.backend.copy(stream, &self.scratch.anchor, rows * self.sizes.width)?;
+        } else if self.layout.embed.is_none() {
+            self.backend.fill(stream, 0.0, rows * self.input.width())?;
+        }
+        Ok(())
     }
 
     /// `scratch.gradient =` the gradient of the code that went out.
@@ -531,6 +552,9 @@ impl<B: Backend> Shard<B> {
 
     fn send_gradient(&mut self, microbatch: MicrobatchId) -> Result<Vec<u8>, ShardError> {
         let gradient = &self.scratch.gradient;
+        if let Some(space) = self.space.as_ref().filter(|_| self.layout.lifts_code) {
+            return Ok(self.input.encode_projected(&mut self.backend, space, gradient, microbatch)?);
+        }
         Ok(self.input.encode(&mut self.backend, gradient, microbatch, Direction::Backward)?)
     }
 
