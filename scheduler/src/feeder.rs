@@ -47,6 +47,7 @@ pub use rounds::{ROUND_GRACE, ROUND_PATIENCE};
 pub use succession::ADOPTION_PATIENCE;
 
 use announcement::Announcement;
+use config::ANSWERS_WITHIN;
 use contributions::Contributions;
 use evaluation::Evaluation;
 use grants::{Grants, Ruling};
@@ -248,6 +249,8 @@ pub struct Feeder<P> {
     admitted: u64,
     lease_asked: Option<Time>,
     paused_until: Option<Time>,
+    /// When everything has its outcome: until then claims are answered.
+    answers_until: Option<Time>,
     /// No answer is overdue before.
     check_at: Option<Time>,
     tell_at: Time,
@@ -286,6 +289,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             admitted: 0,
             lease_asked: None,
             paused_until: None,
+            answers_until: None,
             check_at: None,
             tell_at: Time::default(),
             now: Time::default(),
@@ -525,7 +529,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return self.counts.foreign += 1;
         }
         for &hop in path {
-            self.grant(id, hop);
+            let ruling = self.grants.claim_by_path(id, hop);
+            self.note_grant(id, hop, ruling);
         }
         let granted = self.grants.of(id).len() as u64;
         self.counts.ungranted += u64::from(self.config.stages).saturating_sub(granted);
@@ -564,11 +569,16 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     fn grant(&mut self, microbatch: MicrobatchId, claimant: Hop) -> bool {
         let ruling = self.grants.claim(microbatch, claimant);
-        if ruling == Ruling::New {
-            self.contributions.grant(claimant, self.rounds.called());
-            self.actions.push_back(Action::Journal(Record::Granted { microbatch, to: claimant }));
-        }
+        self.note_grant(microbatch, claimant, ruling);
+        self.grants.answer(microbatch, claimant);
         ruling != Ruling::Denied || self.config.breaks(Mutation::GrantTwice)
+    }
+
+    fn note_grant(&mut self, microbatch: MicrobatchId, to: Hop, ruling: Ruling) {
+        if ruling == Ruling::New {
+            self.contributions.grant(to, self.rounds.called());
+            self.actions.push_back(Action::Journal(Record::Granted { microbatch, to }));
+        }
     }
 
     fn on_refused(
@@ -686,9 +696,16 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         enough && self.open.is_empty() && self.evaluations.is_empty()
     }
 
-    /// Whoever still holds something hears before this feeder is gone that it is of no use.
+    /// Whoever still holds something hears before this feeder is gone that it is of no use, and whoever has a grant
+    /// hears of that.
     fn notice_done(&mut self, now: Time) {
         if !self.done && self.settled() && (self.stopped || self.rounds.is_over()) {
+            let owed = self.grants.owed(|hop| self.table.placed(hop));
+            let until = *self.answers_until.get_or_insert(now + ANSWERS_WITHIN);
+            if owed > 0 && now < until {
+                return;
+            }
+            self.counts.contributions_lost += owed;
             self.done = true;
             self.tell_at = now;
             self.tell_ended(now);

@@ -11,6 +11,9 @@ pub const LEASE_RETRY: Duration = Duration::from_secs(5);
 /// yet that a stage is empty or leaves, and ids must not be burnt meanwhile.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
+/// When everything has its outcome a feeder stays this long at most for claims that are on their way.
+pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+
 /// How often an evaluation without an answer is sent; then the figure does without it.
 pub const EVALUATION_TRIES: u32 = 8;
 

@@ -1,6 +1,6 @@
 //! Who may apply what: for each microbatch and stage one replica, ever.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{Hop, Incarnation, MicrobatchId, PeerId, StageIndex};
 
@@ -12,6 +12,8 @@ pub(super) const REMEMBERED_MAX: usize = 8_192;
 pub(super) struct Grants {
     by_id: BTreeMap<MicrobatchId, Vec<Hop>>,
     ended: VecDeque<MicrobatchId>,
+    /// Those who have a grant by the path of a gradient and have not heard so: their claim is on its way.
+    owed: BTreeSet<(MicrobatchId, Hop)>,
 }
 
 /// What a claim gets.
@@ -42,7 +44,9 @@ impl Grants {
         if self.ended.len() > REMEMBERED_MAX
             && let Some(oldest) = self.ended.pop_front()
         {
-            self.by_id.remove(&oldest);
+            for hop in self.by_id.remove(&oldest).into_iter().flatten() {
+                self.owed.remove(&(oldest, hop));
+            }
         }
     }
 
@@ -57,6 +61,25 @@ impl Grants {
                 Ruling::New
             }
         }
+    }
+
+    /// As [`Grants::claim`], for somebody whose claim has not come yet.
+    pub(super) fn claim_by_path(&mut self, microbatch: MicrobatchId, hop: Hop) -> Ruling {
+        let ruling = self.claim(microbatch, hop);
+        if ruling == Ruling::New {
+            self.owed.insert((microbatch, hop));
+        }
+        ruling
+    }
+
+    /// The claim of `claimant` gets its answer.
+    pub(super) fn answer(&mut self, microbatch: MicrobatchId, claimant: Hop) {
+        self.owed.remove(&(microbatch, claimant));
+    }
+
+    /// How many answers are owed to those who are still `placed`.
+    pub(super) fn owed(&self, placed: impl Fn(&Hop) -> bool) -> u64 {
+        self.owed.iter().filter(|(_, hop)| placed(hop)).count() as u64
     }
 
     /// Stages of `microbatch` that are granted.
@@ -88,6 +111,18 @@ mod tests {
         assert_eq!(grants.claim(ID, hop(1, 2, 1)), Ruling::Again);
         assert_eq!(grants.claim(ID, hop(1, 3, 1)), Ruling::Denied);
         assert_eq!(grants.of(ID).len(), 2);
+    }
+
+    #[test]
+    fn who_is_granted_by_a_path_is_owed_the_answer_to_its_claim() {
+        let mut grants = Grants::default();
+        grants.open(ID);
+        grants.claim(ID, hop(1, 2, 1));
+        grants.claim_by_path(ID, hop(1, 2, 1));
+        grants.claim_by_path(ID, hop(0, 1, 1));
+        assert_eq!((grants.owed(|_| true), grants.owed(|_| false)), (1, 0));
+        grants.answer(ID, hop(0, 1, 1));
+        assert_eq!(grants.owed(|_| true), 0);
     }
 
     #[test]

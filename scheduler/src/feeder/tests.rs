@@ -192,9 +192,12 @@ fn waits_for_every_stage_then_draws_sends_and_counts() {
     assert_eq!(story.finish(0), [finished(0), draw(2)]);
     story.draw(2);
     assert_eq!(story.finish(2), [finished(2)]);
-    assert_eq!(story.finish(1), [finished(1), Action::Done]);
-    let Counts { finished, in_flight, lost, ungranted, .. } = story.counts();
-    assert_eq!((finished, in_flight, lost, ungranted), (3, 0, 0, 0));
+    assert_eq!(story.finish(1), [finished(1)]);
+    story.receive(a(0), claim(0, &[0, 1, 2]));
+    assert_eq!(story.receive(a(1), claim(1, &[0, 1])).len(), 1, "one claim more is on its way");
+    assert_eq!(story.receive(a(1), claim(1, &[2])).last(), Some(&Action::Done));
+    let Counts { finished, in_flight, lost, ungranted, contributions_lost, .. } = story.counts();
+    assert_eq!((finished, in_flight, lost, ungranted, contributions_lost), (3, 0, 0, 0, 0));
 }
 
 #[test]
@@ -514,8 +517,11 @@ fn stopping_finishes_what_is_in_flight_and_no_more() {
     assert_eq!(story.draw(2), []);
     let evaluate = Event::Evaluate { first: 0, count: 1, purpose: Purpose::Evaluate };
     assert_eq!(story.hear(evaluate), [Action::EvaluationDeclined]);
-    assert_eq!(story.finish(1), [finished(1), Action::Done]);
-    assert_eq!((story.counts().injected, story.wait(SECOND)), (2, vec![]));
+    assert_eq!(story.finish(1), [finished(1)]);
+    story.receive(a(0), claim(0, &[0, 1]));
+    assert_eq!(story.wait(ANSWERS_WITHIN), [Action::Done], "nobody is waited for without end");
+    assert_eq!((story.counts().injected, story.counts().contributions_lost), (2, 2));
+    assert_eq!(story.wait(SECOND), []);
 }
 
 // --- Another feeder's ids -------------------------------------------------------------------------------------------
