@@ -7,8 +7,8 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::{hint::black_box, time::Duration};
 use swarmline_kernels::{
-    AdamStep, AttentionShape, Backend, Cpu, CpuIds, CpuTensor, LinearShape, PackedFormat, RopeShape,
-    RoundingKey, Write, random,
+    AdamStep, AttentionShape, Backend, Cpu, CpuIds, CpuTensor, LinearShape, PackedFormat, RoundingKey, Write,
+    random,
 };
 
 const BATCH: usize = 16;
@@ -74,7 +74,14 @@ fn products(c: &mut Criterion) {
 
 fn attention(c: &mut Criterion) {
     let head_width = WIDTH / HEADS;
-    let shape = AttentionShape { batch: BATCH, tokens: TOKENS, heads: HEADS, kv_heads: HEADS, head_width };
+    let shape = AttentionShape {
+        batch: BATCH,
+        tokens: TOKENS,
+        heads: HEADS,
+        kv_heads: HEADS,
+        head_width,
+        theta: 10_000.0,
+    };
     // Half of two products of T x T x e a head, as the other half is masked.
     let flops = (2 * BATCH * HEADS * TOKENS * TOKENS * head_width) as u64;
     let [q, k, v, dout] = [1, 2, 3, 4].map(|stream| numbers(ROWS * WIDTH, stream));
@@ -105,11 +112,6 @@ fn layers(c: &mut Criterion) {
         let write = Write::Add;
         let done = cpu.rmsnorm_backward(&mut y, &mut dgain, &dy, &x, &gain, &rstd, ROWS, WIDTH, write);
         let _ = black_box(done);
-    });
-    let rope =
-        RopeShape { batch: BATCH, tokens: TOKENS, heads: HEADS, head_width: WIDTH / HEADS, theta: 10_000.0 };
-    time(c, "rope", moved(2 * len), || {
-        let _ = black_box(cpu.rope(&mut y, rope));
     });
     let len = ROWS * HIDDEN;
     let [gate, up, dh] = [1, 2, 3].map(|stream| numbers(len, stream));

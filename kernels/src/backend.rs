@@ -23,7 +23,7 @@ pub struct LinearShape {
 }
 
 /// Sizes of causal grouped-query attention over `batch` independent sequences.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
     /// Sequences `B`; there are `N = B * T` rows.
     pub batch: usize,
@@ -33,22 +33,9 @@ pub struct AttentionShape {
     pub heads: usize,
     /// Key-value heads `g`; divides `heads`.
     pub kv_heads: usize,
-    /// Width `e` of a head.
+    /// Width `e` of a head, even.
     pub head_width: usize,
-}
-
-/// Sizes of a rotary embedding applied to `x[batch * tokens, heads * head_width]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeShape {
-    /// Sequences.
-    pub batch: usize,
-    /// Tokens of a sequence; the position of a row is its index within its sequence.
-    pub tokens: usize,
-    /// Heads per row.
-    pub heads: usize,
-    /// Width of a head, even.
-    pub head_width: usize,
-    /// Base of the frequencies.
+    /// Base of the rotary embedding.
     pub theta: f32,
 }
 
@@ -185,13 +172,11 @@ pub trait Backend: 'static {
         width: usize,
         write: Write,
     ) -> Result<()>;
-    /// Rotates `x[N, heads*e]` in place by its positions: half-split pairs `(i, i + e/2)`, angle
-    /// `position * theta^(-2i/e)` (RoPE, arXiv 2104.09864).
-    fn rope(&mut self, x: &mut Self::Tensor, shape: RopeShape) -> Result<()>;
-    /// The inverse rotation of [`Backend::rope`], in place: its backward pass.
-    fn rope_backward(&mut self, dx: &mut Self::Tensor, shape: RopeShape) -> Result<()>;
-    /// `out[N, h*e] = softmax(q k^T / sqrt(e)) v` per head, causal; `lse[N, h]` = log-sum-exp of the scores.
+    /// `out[N, h*e] = softmax(r(q) r(k)^T / sqrt(e)) v` per head, causal; `lse[N, h]` = log-sum-exp of the scores.
     /// `q[N, h*e]`, `k[N, g*e]`, `v[N, g*e]`; query head `i` reads key-value head `i / (h/g)`.
+    ///
+    /// `r` rotates a head by the index of its row in its sequence, the position: half-split pairs `(i, i + e/2)`, angle
+    /// `position * theta^(-2i/e)` (RoPE, arXiv 2104.09864).
     fn attention(
         &mut self,
         out: &mut Self::Tensor,
@@ -201,7 +186,8 @@ pub trait Backend: 'static {
         v: &Self::Tensor,
         shape: AttentionShape,
     ) -> Result<()>;
-    /// `dq =`, `dk =`, `dv =`, from `dout` and what the forward pass read and wrote.
+    /// `dq =`, `dk =`, `dv =`, from `dout` and what the forward pass read and wrote; `dq` and `dk` are by `q` and `k`
+    /// as they came, before their rotation.
     fn attention_backward(
         &mut self,
         dq: &mut Self::Tensor,

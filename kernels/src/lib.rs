@@ -22,7 +22,7 @@ mod profile;
 pub mod random;
 pub mod roof;
 
-pub use backend::{AdamStep, AttentionShape, Backend, HeadGradients, LinearShape, RopeShape, Write};
+pub use backend::{AdamStep, AttentionShape, Backend, HeadGradients, LinearShape, Write};
 pub use cpu::{Cpu, CpuIds, CpuTensor};
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaIds, CudaTensor};

@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use swarmline_kernels::{
-    AdamStep, AttentionShape, Backend, Cpu, CpuTensor, PackedFormat, RopeShape, RoundingKey, Write, random,
+    AdamStep, AttentionShape, Backend, Cpu, CpuTensor, PackedFormat, RoundingKey, Write, random,
 };
 
 #[global_allocator]
@@ -50,8 +50,8 @@ fn operations_allocate_once() {
     let mut cpu = Cpu::new(1).unwrap();
     let ids: Vec<u32> = (0..ROWS as u32).map(|i| i % VOCAB as u32).collect();
     let ids = cpu.ids(&ids, VOCAB).unwrap();
-    let shape = AttentionShape { batch: 4, tokens: TOKENS, heads: 4, kv_heads: 2, head_width: 16 };
-    let rope = RopeShape { batch: 4, tokens: TOKENS, heads: 4, head_width: 16, theta: 10_000.0 };
+    let shape =
+        AttentionShape { batch: 4, tokens: TOKENS, heads: 4, kv_heads: 2, head_width: 16, theta: 1e4 };
     let key = RoundingKey { run: 1, tensor: 2 };
     let step = AdamStep {
         beta1: 0.9,
@@ -68,7 +68,6 @@ fn operations_allocate_once() {
     let mut run = || {
         cpu.attention(&mut a, &mut small, &x, &x, &x, shape).unwrap();
         cpu.attention_backward(&mut b, &mut c, &mut d, &x, &x, &x, &x, &a, &small, shape).unwrap();
-        cpu.rope(&mut b, rope).unwrap();
         cpu.rmsnorm(&mut a, &mut small, &x, &x, ROWS, WIDTH, 1e-5).unwrap();
         cpu.rmsnorm_backward(&mut a, &mut b, &x, &x, &x, &small, ROWS, WIDTH, Write::Set).unwrap();
         cpu.swiglu_backward(&mut a, &mut b, &x, &x, &x, ROWS * WIDTH).unwrap();

@@ -2,15 +2,17 @@
 //!
 //! One job is one (sequence, key-value head): it copies the keys and values it reads again and again into dense
 //! scratch, and makes scores for [`BLOCK_ROWS`] queries at a time over the keys those queries may see; most of the
-//! masked half is not computed. Scores lie turned, a row per key and a column per query, so that a softmax goes
-//! down whole vectors and adds up nothing across them. Backward makes the probabilities again from the stored
-//! log-sum-exp (as in Dao et al., arXiv 2205.14135).
+//! masked half is not computed. Queries and keys are rotated by their positions where they are copied to scratch,
+//! their gradients back where they are copied out of it. Scores lie turned, a row per key and a column per query, so
+//! that a softmax goes down whole vectors and adds up nothing across them. Backward makes the probabilities again
+//! from the stored log-sum-exp (as in Dao et al., arXiv 2205.14135).
 
 use super::{
     columns::{self, Columns},
     lanes::{self, LANES},
     math::{exp_f32s, ln_f64},
     matrix::Matrix,
+    rope,
     scratch::Scratch,
     threads::Threads,
     tile::{self, Product},
@@ -40,7 +42,7 @@ const ROWS: Row = {
     rows
 };
 
-/// `out[N, h*e] = softmax(q k^T / sqrt(e)) v`, `lse[N, h]`
+/// `out[N, h*e] = softmax(r(q) r(k)^T / sqrt(e)) v`, `lse[N, h]`; `r` rotates by the angles of `table`.
 pub(super) fn forward(
     threads: &Threads,
     scratch: &Scratch,
@@ -49,6 +51,7 @@ pub(super) fn forward(
     q: &[f32],
     k: &[f32],
     v: &[f32],
+    table: &rope::Table,
     shape: AttentionShape,
 ) {
     let AttentionShape { tokens, heads, kv_heads, head_width, .. } = shape;
@@ -64,12 +67,12 @@ pub(super) fn forward(
             let mut memory = scratch.take(2 * dense + scores + 3 * rows);
             let [k_dense, v_dense, scores, q_rows, q_turned, result] =
                 memory.parts([dense, dense, scores, rows, rows, rows]);
-            place.gather(k_dense, place.key_value_rows(k));
+            place.gather_rotated(k_dense, place.key_value_rows(k), 0, table);
             place.gather(v_dense, place.key_value_rows(v));
             for head in 0..group {
                 for first in (0..tokens).step_by(BLOCK_ROWS) {
                     let block = Block::new(first, place);
-                    place.gather(q_rows, block.query_rows(q, head));
+                    place.gather_rotated(q_rows, block.query_rows(q, head), first, table);
                     place.turn(q_turned, q_rows);
                     block.scores(scores, q_turned, k_dense);
                     let sums = place.arch.dispatch(Softmax { keys: scores, block });
@@ -97,6 +100,7 @@ pub(super) fn backward(
     v: &[f32],
     out: &[f32],
     lse: &[f32],
+    table: &rope::Table,
     shape: AttentionShape,
 ) {
     let AttentionShape { tokens, heads, kv_heads, head_width, .. } = shape;
@@ -113,12 +117,12 @@ pub(super) fn backward(
             let mut memory = scratch.take(4 * dense + 2 * scores + 5 * rows);
             let [k_dense, v_dense, dk_sum, dv_sum, p, dp, q_rows, q_turned, dout_rows, dout_turned, result] =
                 memory.parts([dense, dense, dense, dense, scores, scores, rows, rows, rows, rows, rows]);
-            place.gather(k_dense, place.key_value_rows(k));
+            place.gather_rotated(k_dense, place.key_value_rows(k), 0, table);
             place.gather(v_dense, place.key_value_rows(v));
             for head in 0..group {
                 for first in (0..tokens).step_by(BLOCK_ROWS) {
                     let block = Block::new(first, place);
-                    place.gather(q_rows, block.query_rows(q, head));
+                    place.gather_rotated(q_rows, block.query_rows(q, head), first, table);
                     place.turn(q_turned, q_rows);
                     place.gather(dout_rows, block.query_rows(dout, head));
                     place.turn(dout_turned, dout_rows);
@@ -133,11 +137,11 @@ pub(super) fn backward(
                     block.add_rows(dv_sum, p, dout_rows);
                     block.add_rows(dk_sum, dp, q_rows);
                     block.times_rows(result, dp, k_dense);
-                    store(&mut dq, result, block, head);
+                    store_back(&mut dq, result, block, head, table);
                 }
             }
             for row in 0..tokens {
-                dk.row(row).copy_from_slice(&dk_sum[row * place.width..][..head_width]);
+                table.at(row).rotate_back(dk.row(row), &dk_sum[row * place.width..][..head_width]);
                 dv.row(row).copy_from_slice(&dv_sum[row * place.width..][..head_width]);
             }
         },
@@ -209,6 +213,20 @@ impl Place {
     fn gather<'a>(self, dense: &mut [f32], rows: impl Iterator<Item = &'a [f32]>) {
         for (dense, row) in dense.chunks_exact_mut(self.width).zip(rows) {
             dense[..row.len()].copy_from_slice(row);
+        }
+    }
+
+    /// `dense =` the rows, each rotated by its position; the first is that of token `first`.
+    #[inline(always)]
+    fn gather_rotated<'a>(
+        self,
+        dense: &mut [f32],
+        rows: impl Iterator<Item = &'a [f32]>,
+        first: usize,
+        table: &rope::Table,
+    ) {
+        for (token, (dense, row)) in (first..).zip(dense.chunks_exact_mut(self.width).zip(rows)) {
+            table.at(token).rotate(&mut dense[..row.len()], row);
         }
     }
 
@@ -339,6 +357,16 @@ fn store(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize) {
     }
 }
 
+/// [`store`] of gradients by rotated queries, rotated back.
+#[inline(always)]
+fn store_back(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize, table: &rope::Table) {
+    let width = block.place.shape.head_width;
+    for (r, row) in result.chunks_exact(block.place.width).take(block.rows).enumerate() {
+        let token = block.first + r;
+        table.at(token).rotate_back(&mut out.row(token)[head * width..][..width], &row[..width]);
+    }
+}
+
 /// Turns the scores of a block's rows into probabilities in place, what a row does not see into 0, and finds the
 /// log-sum-exp of the scaled scores.
 #[derive(Debug)]
@@ -461,7 +489,7 @@ mod tests {
     use super::BLOCK_ROWS;
     use crate::{
         AttentionShape, Backend,
-        cpu::check::{close, cpu, gradients, same_on_any_threads, tensor, wide},
+        cpu::check::{close, cpu, gradients, rotated, same_on_any_threads, tensor, wide},
     };
 
     const fn shape(
@@ -471,7 +499,7 @@ mod tests {
         kv_heads: usize,
         head_width: usize,
     ) -> AttentionShape {
-        AttentionShape { batch, tokens, heads, kv_heads, head_width }
+        AttentionShape { batch, tokens, heads, kv_heads, head_width, theta: 1e4 }
     }
 
     fn lens(shape: AttentionShape) -> [usize; 3] {
@@ -482,7 +510,8 @@ mod tests {
 
     /// `inputs` are `q`, `k` and `v`; gives `out` and `lse`.
     fn naive(inputs: &[Vec<f64>], shape: AttentionShape) -> [Vec<f64>; 2] {
-        let AttentionShape { batch, tokens, heads, kv_heads, head_width: e } = shape;
+        let AttentionShape { batch, tokens, heads, kv_heads, head_width: e, .. } = shape;
+        let (q, k) = (rotated(&inputs[0], heads, shape), rotated(&inputs[1], kv_heads, shape));
         let (mut out, mut lse) = (vec![0.0; lens(shape)[0]], vec![0.0; lens(shape)[2]]);
         for (b, t, h) in
             (0..batch * tokens * heads).map(|i| (i / heads / tokens, i / heads % tokens, i % heads))
@@ -490,7 +519,7 @@ mod tests {
             let query = ((b * tokens + t) * heads + h) * e;
             let key = |s: usize| ((b * tokens + s) * kv_heads + h / (heads / kv_heads)) * e;
             let score = |s: usize| -> f64 {
-                let product: f64 = (0..e).map(|i| inputs[0][query + i] * inputs[1][key(s) + i]).sum();
+                let product: f64 = (0..e).map(|i| q[query + i] * k[key(s) + i]).sum();
                 product / (e as f64).sqrt()
             };
             let sum: f64 = (0..=t).map(|s| score(s).exp()).sum();
@@ -507,10 +536,10 @@ mod tests {
     fn forward_agrees_with_plain_loops() {
         let block = BLOCK_ROWS;
         let cases = [
-            shape(1, 1, 1, 1, 1),
-            shape(2, 7, 4, 2, 3),
+            shape(1, 1, 1, 1, 2),
+            shape(2, 7, 4, 2, 6),
             shape(1, block, 2, 2, 16),
-            shape(2, block + 1, 3, 1, 5),
+            shape(2, block + 1, 3, 1, 10),
             shape(1, 3 * block - 5, 4, 2, 32),
         ];
         for shape in cases {
@@ -526,7 +555,7 @@ mod tests {
 
     #[test]
     fn backward_agrees_with_central_differences() {
-        for shape in [shape(1, 1, 1, 1, 2), shape(2, 5, 4, 2, 3), shape(1, BLOCK_ROWS + 3, 2, 1, 4)] {
+        for shape in [shape(1, 1, 1, 1, 2), shape(2, 5, 4, 2, 6), shape(1, BLOCK_ROWS + 3, 2, 1, 4)] {
             let [queries, keys, sums] = lens(shape);
             let (q, k, v, dout) = (tensor(queries, 1), tensor(keys, 2), tensor(keys, 3), tensor(queries, 4));
             let (mut out, mut lse) = (tensor(queries, 5), tensor(sums, 6));

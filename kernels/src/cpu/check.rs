@@ -1,7 +1,7 @@
 //! How the tests of the operations judge them: against f64 loops, central differences and other thread counts.
 
 use super::{Cpu, CpuTensor, Profile, isa::Isa};
-use crate::random::fill_normal;
+use crate::{AttentionShape, random::fill_normal};
 
 /// Near-normal numbers, different for every `stream`.
 pub(super) fn numbers(len: usize, stream: u64) -> Vec<f32> {
@@ -22,6 +22,18 @@ pub(super) fn cpu() -> Cpu {
 
 pub(super) fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// `x[N, heads*e]`, every head rotated by its position.
+pub(super) fn rotated(x: &[f64], heads: usize, shape: AttentionShape) -> Vec<f64> {
+    let AttentionShape { tokens, head_width: e, theta, .. } = shape;
+    let rotated = |i: usize| {
+        let (position, column) = ((i / (heads * e) % tokens) as f64, i % e);
+        let angle = position * f64::from(theta).powf(-2.0 * (column % (e / 2)) as f64 / e as f64);
+        let partner = if column < e / 2 { -x[i + e / 2] } else { x[i - e / 2] };
+        x[i] * angle.cos() + partner * angle.sin()
+    };
+    (0..x.len()).map(rotated).collect()
 }
 
 /// Every number of `got` within `tolerance * (1 + |want|)`.

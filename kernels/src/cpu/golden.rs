@@ -8,9 +8,7 @@ use super::{
     Cpu, CpuIds, CpuTensor, Profile,
     check::{everywhere, numbers, tensor},
 };
-use crate::{
-    AdamStep, AttentionShape, Backend, LinearShape, PackedFormat, RopeShape, RoundingKey, Write, random,
-};
+use crate::{AdamStep, AttentionShape, Backend, LinearShape, PackedFormat, RoundingKey, Write, random};
 use std::{env, fmt::Write as _, fs, path::Path, process::Command};
 
 /// Set, it makes the tests write the tables instead of comparing with them.
@@ -34,8 +32,6 @@ const OPERATIONS: &[(&str, Run)] = &[
     ("rmsnorm", rmsnorm),
     ("rmsnorm_backward", |cpu| rmsnorm_backward(cpu, Write::Set)),
     ("rmsnorm_backward/add", |cpu| rmsnorm_backward(cpu, Write::Add)),
-    ("rope", |cpu| with(tensor(rope_len(), 1), |x| cpu.rope(x, ROPE))),
-    ("rope_backward", |cpu| with(tensor(rope_len(), 1), |x| cpu.rope_backward(x, ROPE))),
     ("swiglu", |cpu| with(tensor(LEN, 1), |h| cpu.swiglu(h, &wide_gate(), &tensor(LEN, 3), LEN))),
     ("swiglu_backward", swiglu_backward),
     ("embedding", |cpu| embedding(cpu, Write::Set)),
@@ -123,12 +119,6 @@ fn digest(tensors: &[CpuTensor]) -> u64 {
 fn with(mut x: CpuTensor, write: impl FnOnce(&mut CpuTensor) -> crate::Result<()>) -> Vec<CpuTensor> {
     write(&mut x).unwrap();
     vec![x]
-}
-
-const ROPE: RopeShape = RopeShape { batch: 3, tokens: 37, heads: 2, head_width: 22, theta: 10_000.0 };
-
-fn rope_len() -> usize {
-    ROPE.batch * ROPE.tokens * ROPE.heads * ROPE.head_width
 }
 
 /// Gates from where the sigmoid is 0 to where it is 1.
@@ -268,7 +258,7 @@ fn project_pack(cpu: &mut Cpu, format: PackedFormat) -> Vec<CpuTensor> {
 fn attention(cpu: &mut Cpu) -> Vec<CpuTensor> {
     let mut all = Vec::new();
     for (tokens, heads, kv_heads, head_width) in [(37, 4, 2, 10), (128, 2, 2, 32)] {
-        let shape = AttentionShape { batch: 2, tokens, heads, kv_heads, head_width };
+        let shape = AttentionShape { batch: 2, tokens, heads, kv_heads, head_width, theta: 1e4 };
         let rows = 2 * tokens;
         let [q, dout, mut out, mut dq] = [1, 2, 3, 4].map(|s| tensor(rows * heads * head_width, s));
         let [k, v, mut dk, mut dv] = [5, 6, 7, 8].map(|s| tensor(rows * kv_heads * head_width, s));

@@ -33,12 +33,11 @@ mod update;
 
 use crate::{
     AdamStep, AttentionShape, Backend, Error, HeadGradients, LinearShape, PackedFormat, PackingError,
-    Profile, Result, RopeShape, RoundingKey, Write,
+    Profile, Result, RoundingKey, Write,
 };
 use isa::Isa;
 use packing::Packer;
 use product::Products;
-use rope::Turn;
 use scratch::Scratch;
 use threads::Threads;
 
@@ -106,16 +105,6 @@ impl Cpu {
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads.count()
-    }
-
-    fn rotate(&mut self, x: &mut CpuTensor, shape: RopeShape, turn: Turn) {
-        let table = match self.rope.take() {
-            Some(table) if table.fits(shape) => table,
-            _ => rope::Table::new(shape),
-        };
-        let len = shape.batch * shape.tokens * shape.heads * shape.head_width;
-        rope::rotate(&self.threads, &mut x.0[..len], &table, shape, turn);
-        self.rope = Some(table);
     }
 }
 
@@ -305,16 +294,6 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn rope(&mut self, x: &mut CpuTensor, shape: RopeShape) -> Result<()> {
-        self.rotate(x, shape, Turn::Forward);
-        Ok(())
-    }
-
-    fn rope_backward(&mut self, dx: &mut CpuTensor, shape: RopeShape) -> Result<()> {
-        self.rotate(dx, shape, Turn::Back);
-        Ok(())
-    }
-
     fn attention(
         &mut self,
         out: &mut CpuTensor,
@@ -327,7 +306,8 @@ impl Backend for Cpu {
         let [queries, keys, sums] = attention_lens(shape);
         let (out, lse) = (&mut out.0[..queries], &mut lse.0[..sums]);
         let (q, k, v) = (&q.0[..queries], &k.0[..keys], &v.0[..keys]);
-        attention::forward(&self.threads, &self.scratch, out, lse, q, k, v, shape);
+        let table = rope::Table::of(&mut self.rope, shape);
+        attention::forward(&self.threads, &self.scratch, out, lse, q, k, v, table, shape);
         Ok(())
     }
 
@@ -348,7 +328,8 @@ impl Backend for Cpu {
         let (dq, dk, dv) = (&mut dq.0[..queries], &mut dk.0[..keys], &mut dv.0[..keys]);
         let (q, k, v) = (&q.0[..queries], &k.0[..keys], &v.0[..keys]);
         let (dout, out, lse) = (&dout.0[..queries], &out.0[..queries], &lse.0[..sums]);
-        attention::backward(&self.threads, &self.scratch, dq, dk, dv, dout, q, k, v, out, lse, shape);
+        let table = rope::Table::of(&mut self.rope, shape);
+        attention::backward(&self.threads, &self.scratch, dq, dk, dv, dout, q, k, v, out, lse, table, shape);
         Ok(())
     }
 
@@ -601,7 +582,8 @@ fn check_packed(bytes: &[u8], rows: usize, width: usize, format: PackedFormat) -
 
 /// Lengths of the queries, of the keys and of the log-sum-exps.
 pub(crate) fn attention_lens(shape: AttentionShape) -> [usize; 3] {
-    let AttentionShape { batch, tokens, heads, kv_heads, head_width } = shape;
+    let AttentionShape { batch, tokens, heads, kv_heads, head_width, .. } = shape;
+    assert!(head_width.is_multiple_of(2), "rotation turns pairs: heads cannot be {head_width} wide");
     assert!(kv_heads > 0 && heads % kv_heads == 0, "{heads} heads cannot share {kv_heads} key-value heads");
     let rows = batch * tokens;
     [rows * heads * head_width, rows * kv_heads * head_width, rows * heads]

@@ -1,10 +1,7 @@
 //! Rotary position embedding (Su et al.: arXiv 2104.09864), half-split pairs as in LLaMA's published weights.
 
-use super::{
-    math::{exp_f64, ln_f64, sin_cos_f64},
-    threads::Threads,
-};
-use crate::RopeShape;
+use super::math::{exp_f64, ln_f64, sin_cos_f64};
+use crate::AttentionShape;
 
 /// Cosines and sines of every (position, pair): made once per shape, in f64, rounded.
 #[derive(Debug)]
@@ -17,10 +14,15 @@ pub(super) struct Table {
 }
 
 impl Table {
+    /// The table for `shape`: the one kept, or one to keep from now on.
+    pub(super) fn of(kept: &mut Option<Self>, shape: AttentionShape) -> &Self {
+        let fitting = kept.take().filter(|table| table.fits(shape));
+        kept.insert(fitting.unwrap_or_else(|| Self::new(shape)))
+    }
+
     /// Angles `position * theta^(-2i/e)` for `position < T`, `i < e/2`.
-    pub(super) fn new(shape: RopeShape) -> Self {
-        let RopeShape { tokens, head_width, theta, .. } = shape;
-        assert!(head_width.is_multiple_of(2), "rope needs an even head width, not {head_width}");
+    fn new(shape: AttentionShape) -> Self {
+        let AttentionShape { tokens, head_width, theta, .. } = shape;
         let half = head_width / 2;
         let log_theta = ln_f64(f64::from(theta));
         let frequencies: Vec<f64> =
@@ -30,109 +32,119 @@ impl Table {
         Self { tokens, head_width, theta: theta.to_bits(), cos, sin }
     }
 
-    /// Whether the table answers for `shape`.
-    pub(super) fn fits(&self, shape: RopeShape) -> bool {
+    fn fits(&self, shape: AttentionShape) -> bool {
         (self.tokens, self.head_width, self.theta) == (shape.tokens, shape.head_width, shape.theta.to_bits())
+    }
+
+    /// The angles of one position.
+    #[inline(always)]
+    pub(super) fn at(&self, position: usize) -> Angles<'_> {
+        let half = self.head_width / 2;
+        Angles { cos: &self.cos[position * half..][..half], sin: &self.sin[position * half..][..half] }
     }
 }
 
-/// The direction of a rotation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
-    Forward,
-    Back,
+/// How far the pairs of a head turn at one position.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Angles<'a> {
+    cos: &'a [f32],
+    sin: &'a [f32],
 }
 
-/// Rotates `x[N, heads*e]` in place.
-pub(super) fn rotate(threads: &Threads, x: &mut [f32], table: &Table, shape: RopeShape, turn: Turn) {
-    let half = shape.head_width / 2;
-    let row = shape.heads * shape.head_width;
-    threads.each(
-        x.chunks_mut((shape.tokens * row).max(1)),
-        #[inline(always)]
-        |sequence| {
-            let angles = table.cos.chunks_exact(half).zip(table.sin.chunks_exact(half));
-            for (row, (cos, sin)) in sequence.chunks_exact_mut(row).zip(angles) {
-                for head in row.chunks_exact_mut(2 * half) {
-                    let (a, b) = head.split_at_mut(half);
-                    rotate_head(a, b, cos, sin, turn);
-                }
-            }
-        },
-    );
-}
+impl Angles<'_> {
+    /// `y[e] =` the head `x[e]`, rotated.
+    #[inline(always)]
+    pub(super) fn rotate(self, y: &mut [f32], x: &[f32]) {
+        self.turn(y, x, 1.0);
+    }
 
-#[inline(always)]
-fn rotate_head(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32], turn: Turn) {
-    let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
-    for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-        let sin = sign * sin;
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    /// `y[e] =` the head `x[e]`, rotated back: the backward pass of [`Angles::rotate`].
+    #[inline(always)]
+    pub(super) fn rotate_back(self, y: &mut [f32], x: &[f32]) {
+        self.turn(y, x, -1.0);
+    }
+
+    #[inline(always)]
+    fn turn(self, y: &mut [f32], x: &[f32], sign: f32) {
+        let (low, high) = y.split_at_mut(self.cos.len());
+        let (a, b) = x.split_at(self.cos.len());
+        let pairs = low.iter_mut().zip(high).zip(a.iter().zip(b)).zip(self.cos.iter().zip(self.sin));
+        for (((low, high), (a, b)), (cos, sin)) in pairs {
+            let sin = sign * sin;
+            (*low, *high) = (a * cos - b * sin, b * cos + a * sin);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::{Angles, Table};
     use crate::{
-        Backend, RopeShape,
-        cpu::check::{close, cpu, gradients, same_on_any_threads, tensor, wide},
+        AttentionShape,
+        cpu::check::{close, gradients, numbers, rotated, wide},
     };
 
-    const SHAPES: [RopeShape; 3] = [
-        RopeShape { batch: 1, tokens: 1, heads: 1, head_width: 2, theta: 10_000.0 },
-        RopeShape { batch: 2, tokens: 5, heads: 3, head_width: 6, theta: 10_000.0 },
-        RopeShape { batch: 3, tokens: 7, heads: 2, head_width: 32, theta: 500_000.0 },
-    ];
+    const fn shape(
+        batch: usize,
+        tokens: usize,
+        heads: usize,
+        head_width: usize,
+        theta: f32,
+    ) -> AttentionShape {
+        AttentionShape { batch, tokens, heads, kv_heads: heads, head_width, theta }
+    }
 
-    fn naive(x: &[f64], shape: RopeShape) -> Vec<f64> {
-        let (half, row) = (shape.head_width / 2, shape.heads * shape.head_width);
-        let mut y = x.to_vec();
-        for (i, y) in y.iter_mut().enumerate() {
-            let (position, column) = ((i / row % shape.tokens) as f64, i % shape.head_width);
-            let pair = (column % half) as f64;
-            let angle = position * f64::from(shape.theta).powf(-2.0 * pair / shape.head_width as f64);
-            *y = if column < half {
-                x[i] * angle.cos() - x[i + half] * angle.sin()
-            } else {
-                x[i] * angle.cos() + x[i - half] * angle.sin()
-            };
+    const SHAPES: [AttentionShape; 3] =
+        [shape(1, 1, 1, 2, 1e4), shape(2, 5, 3, 6, 1e4), shape(3, 7, 2, 32, 5e5)];
+
+    fn len(shape: AttentionShape) -> usize {
+        shape.batch * shape.tokens * shape.heads * shape.head_width
+    }
+
+    /// Every head of `x[N, h*e]` by the angles of its position.
+    fn each(x: &[f32], shape: AttentionShape, rotate: impl Fn(Angles<'_>, &mut [f32], &[f32])) -> Vec<f32> {
+        let AttentionShape { tokens, heads, head_width, .. } = shape;
+        let (table, mut y) = (Table::new(shape), vec![0.0; x.len()]);
+        for (i, (y, x)) in y.chunks_mut(head_width).zip(x.chunks(head_width)).enumerate() {
+            rotate(table.at(i / heads % tokens), y, x);
         }
         y
     }
 
-    fn len(shape: RopeShape) -> usize {
-        shape.batch * shape.tokens * shape.heads * shape.head_width
-    }
-
     #[test]
     fn forward_and_backward_agree_with_f64() {
-        let mut cpu = cpu();
         for shape in SHAPES {
-            let (mut x, mut dx) = (tensor(len(shape), 1), tensor(len(shape), 2));
-            let expected = naive(&wide(x.as_slice()), shape);
-            let slopes = gradients(|x| naive(&x[0], shape), &[x.as_slice()], dx.as_slice());
-            cpu.rope(&mut x, shape).unwrap();
-            close(x.as_slice(), &expected, 1e-6);
-            cpu.rope_backward(&mut dx, shape).unwrap();
-            close(dx.as_slice(), &slopes[0], 1e-6);
+            let (x, dy) = (numbers(len(shape), 1), numbers(len(shape), 2));
+            let y = each(&x, shape, |angles, y, x| angles.rotate(y, x));
+            close(&y, &rotated(&wide(&x), shape.heads, shape), 1e-6);
+            let dx = each(&dy, shape, |angles, dx, dy| angles.rotate_back(dx, dy));
+            let slopes = gradients(|x| rotated(&x[0], shape.heads, shape), &[&x], &dy);
+            close(&dx, &slopes[0], 1e-6);
         }
     }
 
     #[test]
     fn long_sequences_keep_their_angles() {
-        let shape = RopeShape { batch: 1, tokens: 9000, heads: 1, head_width: 4, theta: 10_000.0 };
-        let mut x = tensor(len(shape), 1);
-        let expected = naive(&wide(x.as_slice()), shape);
-        cpu().rope(&mut x, shape).unwrap();
-        close(x.as_slice(), &expected, 1e-6);
+        let shape = shape(1, 9000, 1, 4, 1e4);
+        let x = numbers(len(shape), 1);
+        let y = each(&x, shape, |angles, y, x| angles.rotate(y, x));
+        close(&y, &rotated(&wide(&x), 1, shape), 1e-6);
     }
 
     #[test]
-    fn threads_do_not_show() {
-        same_on_any_threads(|cpu| {
-            let mut x = tensor(len(SHAPES[2]), 1);
-            cpu.rope(&mut x, SHAPES[2]).unwrap();
-            vec![x]
-        });
+    fn a_table_is_kept_while_it_fits() {
+        let (mut kept, shape) = (None, SHAPES[1]);
+        let first = Table::of(&mut kept, shape).cos.as_ptr();
+        // Sizes that do not touch an angle.
+        let alike = AttentionShape { batch: 9, heads: 6, ..shape };
+        assert_eq!(Table::of(&mut kept, alike).cos.as_ptr(), first);
+        for other in [
+            AttentionShape { tokens: 6, ..shape },
+            AttentionShape { head_width: 4, ..shape },
+            AttentionShape { theta: 5e5, ..shape },
+        ] {
+            let (found, made) = (Table::of(&mut kept, other), Table::new(other));
+            assert_eq!((&found.cos, &found.sin), (&made.cos, &made.sin));
+        }
     }
 }

@@ -167,11 +167,11 @@ kernels! {
     );
     swl_attention(
         out: Out<'_, f32>, lse: Out<'_, f32>, q: In<'_, f32>, k: In<'_, f32>, v: In<'_, f32>,
-        tokens: i32, heads: i32, kv_heads: i32, head_width: i32,
+        cos_table: In<'_, f32>, sin_table: In<'_, f32>, tokens: i32, heads: i32, kv_heads: i32, head_width: i32,
     );
     swl_attention_exact(
         out: Out<'_, f32>, lse: Out<'_, f32>, q: In<'_, f32>, k: In<'_, f32>, v: In<'_, f32>,
-        tokens: i32, heads: i32, kv_heads: i32, head_width: i32,
+        cos_table: In<'_, f32>, sin_table: In<'_, f32>, tokens: i32, heads: i32, kv_heads: i32, head_width: i32,
     );
     swl_attention_bf16_64(
         out: Out<'_, f32>, lse: Out<'_, f32>, q: In<'_, u16>, k: In<'_, u16>, v: In<'_, u16>,
@@ -186,11 +186,13 @@ kernels! {
     );
     swl_attention_backward_query(
         dq: Out<'_, f32>, dout: In<'_, f32>, q: In<'_, f32>, k: In<'_, f32>, v: In<'_, f32>,
-        lse: In<'_, f32>, delta: In<'_, f32>, tokens: i32, heads: i32, kv_heads: i32, head_width: i32,
+        lse: In<'_, f32>, delta: In<'_, f32>, cos_table: In<'_, f32>, sin_table: In<'_, f32>,
+        tokens: i32, heads: i32, kv_heads: i32, head_width: i32,
     );
     swl_attention_backward_key_value(
         dk: Out<'_, f32>, dv: Out<'_, f32>, dout: In<'_, f32>, q: In<'_, f32>, k: In<'_, f32>, v: In<'_, f32>,
-        lse: In<'_, f32>, delta: In<'_, f32>, tokens: i32, heads: i32, kv_heads: i32, head_width: i32,
+        lse: In<'_, f32>, delta: In<'_, f32>, cos_table: In<'_, f32>, sin_table: In<'_, f32>,
+        tokens: i32, heads: i32, kv_heads: i32, head_width: i32,
     );
     swl_anchor(x: Out<'_, f32>, ids: In<'_, u32>, seed: u64, width: i32, scale: f32);
     swl_check_finite(bad: Out<'_, i32>, x: In<'_, f32>, width: i32);
@@ -240,9 +242,9 @@ kernels! {
     );
     swl_rmsnorm_gain(dgain: Out<'_, f32>, partial: In<'_, f32>, partials: i32, width: i32);
     swl_rope_table(cos_out: Out<'_, f32>, sin_out: Out<'_, f32>, tokens: i32, head_width: i32, theta: f32);
-    swl_rope(
-        x: Out<'_, f32>, cos_table: In<'_, f32>, sin_table: In<'_, f32>,
-        batch: i32, tokens: i32, heads: i32, head_width: i32, sign: f32,
+    swl_rope_to_bf16(
+        y: Out<'_, u16>, x: In<'_, f32>, cos_table: In<'_, f32>, sin_table: In<'_, f32>,
+        batch: i32, tokens: i32, heads: i32, head_width: i32,
     );
     swl_swiglu(h: Out<'_, f32>, gate: In<'_, f32>, up: In<'_, f32>, len: i32);
     swl_swiglu_backward(

@@ -24,8 +24,7 @@ use cudarc::nvrtc::Ptx;
 use crate::cpu::attention_lens;
 use crate::device::{Unavailable, Version};
 use crate::{
-    AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, Profile, Result, RopeShape,
-    RoundingKey, Write,
+    AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, Profile, Result, RoundingKey, Write,
 };
 use boundary::Boundary;
 use cache::Cache;
@@ -122,7 +121,7 @@ impl Cuda {
         })
     }
 
-    /// Attention on tensor cores, from factors rounded to bf16.
+    /// Attention on tensor cores, from factors rounded to bf16, queries and keys once they are rotated.
     fn narrow_attention(
         &mut self,
         out: Out<'_, f32>,
@@ -130,15 +129,19 @@ impl Cuda {
         factors: [In<'_, f32>; 3],
         shape: AttentionShape,
     ) -> Result<()> {
-        let AttentionShape { batch, tokens, heads, kv_heads, head_width } = shape;
-        let rows = batch * tokens;
-        let widths = [heads, kv_heads, kv_heads].map(|heads| heads * head_width);
-        for ((narrow, factor), width) in self.narrow.iter_mut().zip(factors).zip(widths) {
-            narrow.grow(&self.stream, rows * width)?;
-            let (each, narrow) = (Launch::each(rows * width, 256), narrow.output(rows * width));
-            self.kernels.swl_to_bf16(each, narrow, factor, int(rows)?, int(width)?)?;
+        let [queries, keys, _] = attention_lens(shape);
+        let lens = [queries, keys, keys];
+        for (narrow, len) in self.narrow.iter_mut().zip(lens) {
+            narrow.grow(&self.stream, len)?;
         }
-        let [q, k, v] = [0, 1, 2].map(|index| self.narrow[index].input(rows * widths[index]));
+        let [q, k, v] = factors;
+        self.narrow_rotated(0, q, shape.heads, shape)?;
+        self.narrow_rotated(1, k, shape.kv_heads, shape)?;
+        let (rows, width) = (shape.batch * shape.tokens, shape.kv_heads * shape.head_width);
+        let narrow = self.narrow[2].output(keys);
+        self.kernels.swl_to_bf16(Launch::each(keys, 256), narrow, v, int(rows)?, int(width)?)?;
+        let [q, k, v] = [0, 1, 2].map(|index| self.narrow[index].input(lens[index]));
+        let AttentionShape { batch, tokens, heads, kv_heads, head_width, .. } = shape;
         let grid = Launch::grid([tokens.div_ceil(NARROW_TILE), heads, batch], 128);
         let (tokens, heads, kv_heads) = (int(tokens)?, int(heads)?, int(kv_heads)?);
         if head_width == 64 {
@@ -150,33 +153,40 @@ impl Cuda {
         }
     }
 
-    fn rotate(&mut self, x: &mut CudaTensor, shape: RopeShape, sign: f32) -> Result<()> {
-        let RopeShape { batch, tokens, heads, head_width, .. } = shape;
-        let half = head_width / 2;
-        let table = match self.rope.take() {
-            Some(table) if table.fits(shape) => table,
-            _ => RopeTable::new(&self.stream, &self.kernels, shape)?,
-        };
+    /// `narrow[index] = bf16(x[N, heads*e])`, `x` rotated.
+    fn narrow_rotated(
+        &mut self,
+        index: usize,
+        x: In<'_, f32>,
+        heads: usize,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let AttentionShape { batch, tokens, head_width, .. } = shape;
+        let [cos, sin] = RopeTable::of(&mut self.rope, &self.stream, &self.kernels, shape)?.inputs();
         let len = batch * tokens * heads * head_width;
-        let rotated = self.kernels.swl_rope(
-            Launch::each(len / 2, 256),
-            x.0.output(len),
-            table.cos.input(tokens * half),
-            table.sin.input(tokens * half),
-            int(batch)?,
-            int(tokens)?,
-            int(heads)?,
-            int(head_width)?,
-            sign,
-        );
-        self.rope = Some(table);
-        rotated
+        let (pairs, y) = (Launch::each(len / 2, 256), self.narrow[index].output(len));
+        let [batch, tokens, heads, head_width] = [int(batch)?, int(tokens)?, int(heads)?, int(head_width)?];
+        self.kernels.swl_rope_to_bf16(pairs, y, x, cos, sin, batch, tokens, heads, head_width)
     }
 }
 
 impl RopeTable {
-    fn new(stream: &Arc<CudaStream>, kernels: &Kernels, shape: RopeShape) -> Result<Self> {
-        let RopeShape { tokens, head_width, theta, .. } = shape;
+    /// The table for `shape`: the one kept, or one to keep from now on.
+    fn of<'kept>(
+        kept: &'kept mut Option<Self>,
+        stream: &Arc<CudaStream>,
+        kernels: &Kernels,
+        shape: AttentionShape,
+    ) -> Result<&'kept Self> {
+        let table = match kept.take() {
+            Some(table) if table.fits(shape) => table,
+            _ => Self::new(stream, kernels, shape)?,
+        };
+        Ok(kept.insert(table))
+    }
+
+    fn new(stream: &Arc<CudaStream>, kernels: &Kernels, shape: AttentionShape) -> Result<Self> {
+        let AttentionShape { tokens, head_width, theta, .. } = shape;
         let len = tokens * (head_width / 2);
         let (mut cos, mut sin) = (Buffer::zeros(stream, len)?, Buffer::zeros(stream, len)?);
         kernels.swl_rope_table(
@@ -190,9 +200,15 @@ impl RopeTable {
         Ok(Self { tokens, head_width, theta, cos, sin })
     }
 
-    fn fits(&self, shape: RopeShape) -> bool {
+    fn fits(&self, shape: AttentionShape) -> bool {
         let theta = self.theta.to_bits() == shape.theta.to_bits();
         theta && (self.tokens, self.head_width) == (shape.tokens, shape.head_width)
+    }
+
+    /// Cosines and sines as kernels take them.
+    fn inputs(&self) -> [In<'_, f32>; 2] {
+        let len = self.tokens * (self.head_width / 2);
+        [self.cos.input(len), self.sin.input(len)]
     }
 }
 
@@ -342,14 +358,6 @@ impl Backend for Cuda {
         self.kernels.swl_rmsnorm_gain(Launch::each(width, 128), dgain, partial, int(partials)?, columns)
     }
 
-    fn rope(&mut self, x: &mut CudaTensor, shape: RopeShape) -> Result<()> {
-        self.rotate(x, shape, 1.0)
-    }
-
-    fn rope_backward(&mut self, dx: &mut CudaTensor, shape: RopeShape) -> Result<()> {
-        self.rotate(dx, shape, -1.0)
-    }
-
     fn attention(
         &mut self,
         out: &mut CudaTensor,
@@ -363,17 +371,18 @@ impl Backend for Cuda {
         let (out, lse) = (out.0.output(queries), lse.0.output(sums));
         let (q, k, v) = (q.0.input(queries), k.0.input(keys), v.0.input(keys));
         let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
+        if self.profile == Profile::Fast && matches!(shape.head_width, 64 | 128) {
+            return self.narrow_attention(out, lse, [q, k, v], shape);
+        }
         let launch = attention_launch(shape, shape.heads, 3);
+        let [cos, sin] = RopeTable::of(&mut self.rope, &self.stream, &self.kernels, shape)?.inputs();
         match self.profile {
-            Profile::Fast if matches!(shape.head_width, 64 | 128) => {
-                self.narrow_attention(out, lse, [q, k, v], shape)
-            }
-            Profile::Fast => {
-                self.kernels.swl_attention(launch, out, lse, q, k, v, tokens, heads, kv_heads, head_width)
-            }
-            Profile::Repro => self
+            Profile::Fast => self
                 .kernels
-                .swl_attention_exact(launch, out, lse, q, k, v, tokens, heads, kv_heads, head_width),
+                .swl_attention(launch, out, lse, q, k, v, cos, sin, tokens, heads, kv_heads, head_width),
+            Profile::Repro => self.kernels.swl_attention_exact(
+                launch, out, lse, q, k, v, cos, sin, tokens, heads, kv_heads, head_width,
+            ),
         }
     }
 
@@ -400,13 +409,14 @@ impl Backend for Cuda {
         let halves = Launch::row(sums.div_ceil(8), 128);
         self.kernels.swl_attention_delta(halves, delta, out, dout, int(sums)?, head_width)?;
         let delta = self.partial_rows.input(sums);
+        let [cos, sin] = RopeTable::of(&mut self.rope, &self.stream, &self.kernels, shape)?.inputs();
         let by_query = attention_launch(shape, shape.heads, 4);
         self.kernels.swl_attention_backward_query(
-            by_query, dq, dout, q, k, v, lse, delta, tokens, heads, kv_heads, head_width,
+            by_query, dq, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads, head_width,
         )?;
         let by_key = attention_launch(shape, shape.kv_heads, 4);
         self.kernels.swl_attention_backward_key_value(
-            by_key, dk, dv, dout, q, k, v, lse, delta, tokens, heads, kv_heads, head_width,
+            by_key, dk, dv, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads, head_width,
         )
     }
 

@@ -102,16 +102,12 @@ impl<B: Backend> Bench<B> {
         self.backend.swiglu_backward(&mut dx, &mut dup, &dy, &x, &y, len).unwrap();
         self.saw("swiglu dgate", &dx);
         self.saw("swiglu dup", &dup);
-        let shape = RopeShape { batch: 2, tokens: 35, heads: 3, head_width: 16, theta: 10_000.0 };
-        self.backend.rope(&mut y, shape).unwrap();
-        self.saw("rope", &y);
-        self.backend.rope_backward(&mut y, shape).unwrap();
-        self.saw("rope_backward", &y);
     }
 
     fn attention(&mut self) {
-        for head_width in [24, 64, 128] {
-            self.attention_over(AttentionShape { batch: 2, tokens: 37, heads: 4, kv_heads: 2, head_width });
+        for (head_width, theta) in [(24, 1e4), (24, 5e5), (64, 1e4), (128, 1e4)] {
+            let shape = AttentionShape { batch: 2, tokens: 37, heads: 4, kv_heads: 2, head_width, theta };
+            self.attention_over(shape);
         }
     }
 

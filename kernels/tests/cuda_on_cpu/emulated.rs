@@ -2,8 +2,8 @@
 
 use crate::driver::{Arg, Driver, Launch, input, int, out};
 use swarmline_kernels::{
-    AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, PackingError, Result, RopeShape,
-    RoundingKey, Write,
+    AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, PackingError, Result, RoundingKey,
+    Write,
 };
 
 /// Which kernel does the forward pass of attention.
@@ -45,30 +45,14 @@ impl Emulated {
         self.driver.launch("swl_product", launch, arguments);
     }
 
-    fn rotate(&mut self, x: &mut [f32], shape: RopeShape, sign: f32) {
-        let RopeShape { batch, tokens, heads, head_width, theta } = shape;
-        let half = head_width / 2;
-        let (mut cos, mut sin) = (vec![0.0_f32; tokens * half], vec![0.0_f32; tokens * half]);
-        self.driver.launch(
-            "swl_rope_table",
-            Launch::threads(tokens * half, 128),
-            &mut [out(&mut cos), out(&mut sin), int(tokens), int(head_width), Arg::Float(theta)],
-        );
-        let pairs = batch * tokens * heads * half;
-        self.driver.launch(
-            "swl_rope",
-            Launch::threads(pairs, 256),
-            &mut [
-                out(&mut x[..2 * pairs]),
-                input(&cos),
-                input(&sin),
-                int(batch),
-                int(tokens),
-                int(heads),
-                int(head_width),
-                Arg::Float(sign),
-            ],
-        );
+    /// Cosines and sines.
+    pub(crate) fn rope_table(&mut self, shape: AttentionShape) -> [Vec<f32>; 2] {
+        let AttentionShape { tokens, head_width, theta, .. } = shape;
+        let len = tokens * (head_width / 2);
+        let (mut cos, mut sin) = (vec![0.0_f32; len], vec![0.0_f32; len]);
+        let arguments = &mut [out(&mut cos), out(&mut sin), int(tokens), int(head_width), Arg::Float(theta)];
+        self.driver.launch("swl_rope_table", Launch::threads(len, 128), arguments);
+        [cos, sin]
     }
 }
 
@@ -266,16 +250,6 @@ impl Backend for Emulated {
         Ok(())
     }
 
-    fn rope(&mut self, x: &mut Vec<f32>, shape: RopeShape) -> Result<()> {
-        self.rotate(x, shape, 1.0);
-        Ok(())
-    }
-
-    fn rope_backward(&mut self, dx: &mut Vec<f32>, shape: RopeShape) -> Result<()> {
-        self.rotate(dx, shape, -1.0);
-        Ok(())
-    }
-
     fn attention(
         &mut self,
         out_: &mut Vec<f32>,
@@ -285,7 +259,8 @@ impl Backend for Emulated {
         v: &Vec<f32>,
         shape: AttentionShape,
     ) -> Result<()> {
-        let AttentionShape { batch, tokens, heads, kv_heads, head_width } = shape;
+        let AttentionShape { batch, tokens, heads, kv_heads, head_width, .. } = shape;
+        let [cos, sin] = self.rope_table(shape);
         let [queries, keys, sums] = lens(shape);
         let kernel = match self.attention {
             Attention::Online => "swl_attention",
@@ -298,6 +273,8 @@ impl Backend for Emulated {
             input(&q[..queries]),
             input(&k[..keys]),
             input(&v[..keys]),
+            input(&cos),
+            input(&sin),
             int(tokens),
             int(heads),
             int(kv_heads),
@@ -320,7 +297,8 @@ impl Backend for Emulated {
         lse: &Vec<f32>,
         shape: AttentionShape,
     ) -> Result<()> {
-        let AttentionShape { batch, tokens, heads, kv_heads, head_width } = shape;
+        let AttentionShape { batch, tokens, heads, kv_heads, head_width, .. } = shape;
+        let [cos, sin] = self.rope_table(shape);
         let [queries, keys, sums] = lens(shape);
         let mut delta = vec![0.0_f32; sums];
         let arguments = &mut [
@@ -334,7 +312,7 @@ impl Backend for Emulated {
         let launch = Launch::grid([tokens.div_ceil(16), heads, batch], 256).shared(256 * (head_width + 1));
         let mut inputs =
             vec![input(&dout[..queries]), input(&q[..queries]), input(&k[..keys]), input(&v[..keys])];
-        inputs.extend([input(&lse[..sums]), input(&delta)]);
+        inputs.extend([input(&lse[..sums]), input(&delta), input(&cos), input(&sin)]);
         inputs.extend([tokens, heads, kv_heads, head_width].map(int));
         inputs.insert(0, out(&mut dq[..queries]));
         self.driver.launch("swl_attention_backward_query", launch, &mut inputs);

@@ -37,7 +37,7 @@ fn kernels_do_what_the_cpu_does() {
 
     products_have_the_fixed_order(&mut emulated);
     bf16_products_are_close(&mut emulated);
-    bf16_attention_is_close(&mut emulated.driver);
+    bf16_attention_is_close(&mut emulated);
     assert_eq!(emulated.driver.never_launched(), [""; 0], "kernels without a case");
 }
 
@@ -124,20 +124,55 @@ fn bf16_products_are_close(emulated: &mut Emulated) {
     }
 }
 
-/// The scalar twin of attention on tensor cores against the CPU on the same rounded inputs.
-fn bf16_attention_is_close(driver: &mut Driver) {
+/// `x[N, heads*e]`, every head rotated by its position, or back by it with a sign of -1.
+fn rotated(x: &[f32], heads: usize, shape: AttentionShape, table: &[Vec<f32>; 2], sign: f32) -> Vec<f32> {
+    let AttentionShape { tokens, head_width, .. } = shape;
+    let half = head_width / 2;
+    let number = |i: usize| {
+        let (position, column) = (i / (heads * head_width) % tokens, i % head_width);
+        let [cos, sin] = [0, 1].map(|which| table[which][position * half + column % half]);
+        let sin = sign * sin;
+        if column < half { x[i] * cos - x[i + half] * sin } else { x[i] * cos + x[i - half] * sin }
+    };
+    (0..x.len()).map(number).collect()
+}
+
+fn rope_to_bf16(
+    driver: &mut Driver,
+    x: &[f32],
+    heads: usize,
+    shape: AttentionShape,
+    table: &[Vec<f32>; 2],
+) -> Vec<u16> {
+    let mut packed = vec![0_u16; x.len()];
+    let mut arguments = vec![out(&mut packed), input(x), input(&table[0]), input(&table[1])];
+    arguments.extend([shape.batch, shape.tokens, heads, shape.head_width].map(int));
+    driver.launch("swl_rope_to_bf16", Launch::threads(x.len() / 2, 256), &mut arguments);
+    let want = rotated(x, heads, shape, table, 1.0).into_iter().map(|x| bf16::from_f32(x).to_bits());
+    assert_eq!(packed, want.collect::<Vec<_>>(), "{shape:?}");
+    packed
+}
+
+/// The scalar twin of attention on tensor cores against the CPU on the same rounded inputs, which it gets rotated back
+/// where it rotates them itself.
+fn bf16_attention_is_close(emulated: &mut Emulated) {
     let mut cpu = Cpu::new(1).unwrap();
     let shapes = [(1, 1, 1, 1, 64), (2, 67, 2, 1, 64), (1, 130, 1, 1, 64), (1, 65, 2, 2, 128)];
     for (batch, tokens, heads, kv_heads, head_width) in shapes {
-        let shape = AttentionShape { batch, tokens, heads, kv_heads, head_width };
+        let shape = AttentionShape { batch, tokens, heads, kv_heads, head_width, theta: 1e4 };
+        let table = emulated.rope_table(shape);
+        let driver = &mut emulated.driver;
         let rows = batch * tokens;
-        let [q, k, v] = [(heads, 1), (kv_heads, 2), (kv_heads, 3)].map(|(heads, stream)| {
-            numbers(rows * heads * head_width, stream).iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()
+        let [q, k] = [(heads, 1), (kv_heads, 2)].map(|(heads, stream)| {
+            rope_to_bf16(driver, &numbers(rows * heads * head_width, stream), heads, shape, &table)
         });
-        let wide = |x: &[bf16]| CpuTensor::from(x.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+        let v = to_bf16(driver, &numbers(rows * kv_heads * head_width, 3), rows, kv_heads * head_width);
+        let wide = |x: &[u16]| x.iter().map(|&x| bf16::from_bits(x).to_f32()).collect::<Vec<_>>();
+        let back = |x: &[u16], heads| CpuTensor::from(rotated(&wide(x), heads, shape, &table, -1.0));
         let mut want = [rows * heads * head_width, rows * heads].map(|len| CpuTensor::from(vec![0.0; len]));
         let [out_, lse_] = &mut want;
-        cpu.attention(out_, lse_, &wide(&q), &wide(&k), &wide(&v), shape).unwrap();
+        let (q_back, k_back) = (back(&q, heads), back(&k, kv_heads));
+        cpu.attention(out_, lse_, &q_back, &k_back, &wide(&v).into(), shape).unwrap();
         let mut got = [rows * heads * head_width, rows * heads].map(|len| vec![0.0_f32; len]);
         let [out_, lse_] = &mut got;
         let mut arguments = vec![out(out_), out(lse_), input(&q), input(&k), input(&v)];

@@ -189,17 +189,7 @@ impl Bench<'_> {
         let work = Work::Flops(flops::attention_backward(shape));
         self.time("attention_backward", &sizes, work, layers, |cpu| {
             cpu.attention_backward(&mut dq, &mut dk, &mut dv, &dout, &q, &k, &v, &out, &lse, shape)
-        })?;
-        for (role, heads) in [("q", shape.heads), ("k", shape.kv_heads)] {
-            let rope = self.size.rope(heads);
-            let len = self.size.rows() * heads * shape.head_width;
-            let (sizes, mut x) = (len.to_string(), numbers(len, 5));
-            let call = |cpu: &mut Cpu| cpu.rope(&mut x, rope);
-            self.time(format!("rope {role}"), &sizes, moved(2 * len), layers, call)?;
-            let call = |cpu: &mut Cpu| cpu.rope_backward(&mut x, rope);
-            self.time(format!("rope_backward {role}"), &sizes, moved(2 * len), layers, call)?;
-        }
-        Ok(())
+        })
     }
 
     fn norms(&mut self) -> Result<()> {

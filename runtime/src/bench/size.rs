@@ -1,6 +1,6 @@
 //! The models that are measured; `torch_llama.py`, the peer, has the same table.
 
-use swarmline_kernels::{AttentionShape, LinearShape, RopeShape};
+use swarmline_kernels::{AttentionShape, LinearShape};
 
 use crate::config::{
     Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
@@ -107,16 +107,6 @@ impl Size {
             tokens: model.context,
             heads: model.heads,
             kv_heads: model.kv_heads,
-            head_width: model.width / model.heads,
-        }
-    }
-
-    pub(super) fn rope(self, heads: usize) -> RopeShape {
-        let model = self.model();
-        RopeShape {
-            batch: SEQUENCES,
-            tokens: model.context,
-            heads,
             head_width: model.width / model.heads,
             theta: model.rope_theta,
         }

@@ -45,8 +45,6 @@ fn attention<B: Backend>(
     backend.linear(&mut kept.q, &scratch.normed, &params[layer.wq].weight, sizes.linear(d, d), Write::Set)?;
     backend.linear(&mut kept.k, &scratch.normed, &params[layer.wk].weight, sizes.linear(d, g), Write::Set)?;
     backend.linear(&mut kept.v, &scratch.normed, &params[layer.wv].weight, sizes.linear(d, g), Write::Set)?;
-    backend.rope(&mut kept.q, sizes.rope(sizes.heads))?;
-    backend.rope(&mut kept.k, sizes.rope(sizes.kv_heads))?;
     backend.attention(&mut kept.attended, &mut kept.lse, &kept.q, &kept.k, &kept.v, sizes.attention())?;
     let writer = sizes.linear(d, layer.stream_width);
     backend.linear(&mut scratch.stream, &kept.attended, &params[layer.wo].weight, writer, Write::Add)
@@ -104,8 +102,6 @@ fn attention_backward<B: Backend>(
     let (dq, dk, dv) = (&mut scratch.q_gradient, &mut scratch.k_gradient, &mut scratch.v_gradient);
     let (q, k, v, out, lse) = (&kept.q, &kept.k, &kept.v, &kept.attended, &kept.lse);
     backend.attention_backward(dq, dk, dv, dattended, q, k, v, out, lse, sizes.attention())?;
-    backend.rope_backward(dq, sizes.rope(sizes.heads))?;
-    backend.rope_backward(dk, sizes.rope(sizes.kv_heads))?;
     let (dnormed, normed) = (&mut scratch.normed_gradient, &scratch.normed);
     let (wide, narrow) = (sizes.linear(d, d), sizes.linear(d, g));
     linear_backward(backend, dnormed, &mut params[layer.wq], dq, normed, wide, Write::Set)?;

@@ -1,6 +1,6 @@
 //! The sizes of a shard's operations, in one place.
 
-use swarmline_kernels::{AttentionShape, LinearShape, RopeShape};
+use swarmline_kernels::{AttentionShape, LinearShape};
 
 use crate::config::Run;
 
@@ -60,15 +60,6 @@ impl Sizes {
             tokens: self.tokens,
             heads: self.heads,
             kv_heads: self.kv_heads,
-            head_width: self.head_width,
-        }
-    }
-
-    pub(super) fn rope(&self, heads: usize) -> RopeShape {
-        RopeShape {
-            batch: self.batch,
-            tokens: self.tokens,
-            heads,
             head_width: self.head_width,
             theta: self.theta,
         }

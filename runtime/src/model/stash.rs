@@ -19,9 +19,9 @@ pub(super) struct LayerActivations<B: Backend> {
     /// `[N]` each
     pub(super) attention_rstd: B::Tensor,
     pub(super) ffn_rstd: B::Tensor,
-    /// Rotated, `[N,d]`.
+    /// Not rotated yet, `[N,d]`.
     pub(super) q: B::Tensor,
-    /// Rotated, `[N, g*e]`.
+    /// Not rotated yet, `[N, g*e]`.
     pub(super) k: B::Tensor,
     /// `[N, g*e]`
     pub(super) v: B::Tensor,

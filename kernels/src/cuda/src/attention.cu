@@ -1,7 +1,10 @@
 // Causal grouped-query attention over B sequences of T tokens: q, out [B*T, h*e], k, v [B*T, g*e], lse, delta
 // [B*T, h]; query head i reads key-value head i / (h/g). No T x T memory: a block has 16 queries (or keys) and goes
-// through the others in tiles of 16 (Dao et al.: arXiv 2205.14135). e is at most 256; where the dynamic shared
-// memory passes 48 KiB the host must raise the kernel's limit.
+// through the others in tiles of 16 (Dao et al.: arXiv 2205.14135). e is even and at most 256; where the dynamic
+// shared memory passes 48 KiB the host must raise the kernel's limit.
+//
+// q and k come as they are before their rotary embedding, dq and dk are by them: tiles are rotated as they are loaded,
+// gradients back as they are stored. cos, sin [T, e/2] are those of swl_rope_table.
 
 #define SWL_ATTENTION_TILE 16
 #define SWL_ATTENTION_COLUMNS 16 // columns of a head per thread: e <= 16 * 16
@@ -17,6 +20,25 @@ __device__ inline void attention_stage(
             value = x[((u64)(first + r) * heads + head) * head_width + column];
         }
         tile[r * (head_width + 1) + column] = value;
+    }
+}
+
+// The same, every row rotated by its position.
+__device__ inline void attention_stage_rotated(
+    float *tile, const float *x, const float *cos_table, const float *sin_table,
+    int first, int tokens, int heads, int head, int head_width
+) {
+    int half = head_width / 2;
+    for (int i = threadIdx.x; i < SWL_ATTENTION_TILE * half; i += blockDim.x) {
+        int r = i / half, pair = i % half;
+        float *low = tile + r * (head_width + 1) + pair;
+        if (first + r < tokens) {
+            const float *row = x + ((u64)(first + r) * heads + head) * head_width + pair;
+            u64 angle = (u64)first * half + i;
+            rope_turn(low, low + half, row[0], row[half], cos_table[angle], sin_table[angle]);
+        } else {
+            low[0] = low[half] = 0.0f;
+        }
     }
 }
 
@@ -62,11 +84,36 @@ __device__ inline void attention_store(
     }
 }
 
+// Stores the sums of row `first + threadIdx.x / 16` rotated back; all threads must call. The partner of a column is
+// with another thread of the row: they meet in `tile`, which no one reads any more. A row's threads are of one warp.
+__device__ inline void attention_store_back(
+    float *tile, float *x, const float *sum, const float *cos_table, const float *sin_table,
+    int first, int tokens, int heads, int head, int head_width
+) {
+    int r = threadIdx.x / SWL_LANES, c = threadIdx.x % SWL_LANES, half = head_width / 2;
+    float *row = tile + r * (head_width + 1);
+    for (int i = 0; i < SWL_ATTENTION_COLUMNS; ++i) {
+        if (c + SWL_LANES * i < head_width) {
+            row[c + SWL_LANES * i] = sum[i];
+        }
+    }
+    __syncwarp();
+    if (first + r >= tokens) {
+        return;
+    }
+    float *to = x + ((u64)(first + r) * heads + head) * head_width;
+    u64 angle = (u64)(first + r) * half;
+    for (int pair = c; pair < half; pair += SWL_LANES) {
+        float *low = to + pair;
+        rope_turn(low, low + half, row[pair], row[pair + half], cos_table[angle + pair], -sin_table[angle + pair]);
+    }
+}
+
 // out = softmax(q k^T / sqrt(e)) v, lse = log-sum-exp of the scores, by online softmax: one pass over the keys.
 // Grid (ceil(T / 16), h, B), block 256, dynamic shared 192 (e + 1) bytes.
 extern "C" __global__ void __launch_bounds__(256) swl_attention(
     float *out, float *lse, const float *q, const float *k, const float *v,
-    int tokens, int heads, int kv_heads, int head_width
+    const float *cos_table, const float *sin_table, int tokens, int heads, int kv_heads, int head_width
 ) {
     SWL_DYNAMIC_SHARED(float, shared);
     __shared__ float p_tile[SWL_ATTENTION_TILE][SWL_ATTENTION_TILE + 1];
@@ -82,9 +129,10 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention(
     float scale = 1.0f / sqrtf((float)head_width);
     float top = -__uint_as_float(0x7F800000u), total = 0.0f;
     float sum[SWL_ATTENTION_COLUMNS] = {};
-    attention_stage(q_tile, q + sequence * heads * head_width, first, tokens, heads, head, head_width);
+    q += sequence * heads * head_width;
+    attention_stage_rotated(q_tile, q, cos_table, sin_table, first, tokens, heads, head, head_width);
     for (int key = 0; key <= last; key += SWL_ATTENTION_TILE) {
-        attention_stage(k_tile, k, key, tokens, kv_heads, kv_head, head_width);
+        attention_stage_rotated(k_tile, k, cos_table, sin_table, key, tokens, kv_heads, kv_head, head_width);
         attention_stage(v_tile, v, key, tokens, kv_heads, kv_head, head_width);
         __syncthreads();
         float score = attention_dot(q_tile + r * stride, k_tile + c * stride, head_width) * scale;
@@ -116,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention(
 // Grid (ceil(T / 16), h, B), block 256, dynamic shared 192 (e + 1) bytes.
 extern "C" __global__ void __launch_bounds__(256) swl_attention_exact(
     float *out, float *lse, const float *q, const float *k, const float *v,
-    int tokens, int heads, int kv_heads, int head_width
+    const float *cos_table, const float *sin_table, int tokens, int heads, int kv_heads, int head_width
 ) {
     SWL_DYNAMIC_SHARED(float, shared);
     __shared__ float p_tile[SWL_ATTENTION_TILE][SWL_ATTENTION_TILE + 1];
@@ -132,10 +180,11 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention_exact(
     float scale = 1.0f / sqrtf((float)head_width);
     float top = -__uint_as_float(0x7F800000u), total = 0.0f, part = 0.0f, factor = 0.0f;
     float sum[SWL_ATTENTION_COLUMNS] = {};
-    attention_stage(q_tile, q + sequence * heads * head_width, first, tokens, heads, head, head_width);
+    q += sequence * heads * head_width;
+    attention_stage_rotated(q_tile, q, cos_table, sin_table, first, tokens, heads, head, head_width);
     for (int pass = 0; pass < 3; ++pass) {
         for (int key = 0; key <= last; key += SWL_ATTENTION_TILE) {
-            attention_stage(k_tile, k, key, tokens, kv_heads, kv_head, head_width);
+            attention_stage_rotated(k_tile, k, cos_table, sin_table, key, tokens, kv_heads, kv_head, head_width);
             if (pass == 2) {
                 attention_stage(v_tile, v, key, tokens, kv_heads, kv_head, head_width);
             }
@@ -191,7 +240,8 @@ extern "C" __global__ void swl_attention_delta(
 // Grid (ceil(T / 16), h, B), block 256, dynamic shared 256 (e + 1) bytes.
 extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_query(
     float *dq, const float *dout, const float *q, const float *k, const float *v,
-    const float *lse, const float *delta, int tokens, int heads, int kv_heads, int head_width
+    const float *lse, const float *delta, const float *cos_table, const float *sin_table,
+    int tokens, int heads, int kv_heads, int head_width
 ) {
     SWL_DYNAMIC_SHARED(float, shared);
     __shared__ float ds_tile[SWL_ATTENTION_TILE][SWL_ATTENTION_TILE + 1];
@@ -208,10 +258,10 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_query(
     float scale = 1.0f / sqrtf((float)head_width);
     float row_lse = lse[row], row_delta = delta[row];
     float sum[SWL_ATTENTION_COLUMNS] = {};
-    attention_stage(q_tile, q + queries, first, tokens, heads, head, head_width);
+    attention_stage_rotated(q_tile, q + queries, cos_table, sin_table, first, tokens, heads, head, head_width);
     attention_stage(dout_tile, dout + queries, first, tokens, heads, head, head_width);
     for (int key = 0; key <= last; key += SWL_ATTENTION_TILE) {
-        attention_stage(k_tile, k + keys, key, tokens, kv_heads, kv_head, head_width);
+        attention_stage_rotated(k_tile, k + keys, cos_table, sin_table, key, tokens, kv_heads, kv_head, head_width);
         attention_stage(v_tile, v + keys, key, tokens, kv_heads, kv_head, head_width);
         __syncthreads();
         float score = attention_dot(q_tile + r * stride, k_tile + c * stride, head_width);
@@ -223,16 +273,15 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_query(
         attention_accumulate(sum, ds_tile[r], k_tile, 0, count, head_width);
         __syncthreads();
     }
-    if (token < tokens) {
-        attention_store(dq + queries, sum, 1.0f, token, heads, head, head_width);
-    }
+    attention_store_back(q_tile, dq + queries, sum, cos_table, sin_table, first, tokens, heads, head, head_width);
 }
 
 // dk =, dv =; the query heads of a group and their queries are added from the first to the last. Bits of the CPU.
 // Grid (ceil(T / 16), g, B), block 256, dynamic shared 256 (e + 1) bytes.
 extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_key_value(
     float *dk, float *dv, const float *dout, const float *q, const float *k, const float *v,
-    const float *lse, const float *delta, int tokens, int heads, int kv_heads, int head_width
+    const float *lse, const float *delta, const float *cos_table, const float *sin_table,
+    int tokens, int heads, int kv_heads, int head_width
 ) {
     SWL_DYNAMIC_SHARED(float, shared);
     __shared__ float p_tile[SWL_ATTENTION_TILE][SWL_ATTENTION_TILE + 1];
@@ -248,11 +297,11 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_key_val
     int first = blockIdx.x * SWL_ATTENTION_TILE, key = first + r;
     float scale = 1.0f / sqrtf((float)head_width);
     float dk_sum[SWL_ATTENTION_COLUMNS] = {}, dv_sum[SWL_ATTENTION_COLUMNS] = {};
-    attention_stage(k_tile, k + keys, first, tokens, kv_heads, kv_head, head_width);
+    attention_stage_rotated(k_tile, k + keys, cos_table, sin_table, first, tokens, kv_heads, kv_head, head_width);
     attention_stage(v_tile, v + keys, first, tokens, kv_heads, kv_head, head_width);
     for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
         for (int from = first; from < tokens; from += SWL_ATTENTION_TILE) {
-            attention_stage(q_tile, q + queries, from, tokens, heads, head, head_width);
+            attention_stage_rotated(q_tile, q + queries, cos_table, sin_table, from, tokens, heads, head, head_width);
             attention_stage(dout_tile, dout + queries, from, tokens, heads, head, head_width);
             __syncthreads();
             int count = tokens - from < 16 ? tokens - from : 16;
@@ -269,8 +318,10 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_key_val
             __syncthreads();
         }
     }
+    attention_store_back(
+        q_tile, dk + keys, dk_sum, cos_table, sin_table, first, tokens, kv_heads, kv_head, head_width
+    );
     if (key < tokens) {
-        attention_store(dk + keys, dk_sum, 1.0f, key, kv_heads, kv_head, head_width);
         attention_store(dv + keys, dv_sum, 1.0f, key, kv_heads, kv_head, head_width);
     }
 }
@@ -414,7 +465,7 @@ __device__ inline void attention_bf16(
     }
 }
 
-// The forward pass with q, k and v in bf16, on tensor cores, for heads of 64. Not bit-equal to the CPU.
+// The forward pass with q and k, rotated, and v in bf16, on tensor cores, for heads of 64. Not bit-equal to the CPU.
 // Grid (ceil(T / 64), h, B), block 128, dynamic shared 18432 bytes.
 extern "C" __global__ void __launch_bounds__(128, 2) swl_attention_bf16_64(
     float *out, float *lse, const u16 *q, const u16 *k, const u16 *v, int tokens, int heads, int kv_heads

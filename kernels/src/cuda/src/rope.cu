@@ -1,5 +1,11 @@
 // Rotary position embedding (Su et al.: arXiv 2104.09864), half-split pairs. Bits of the CPU.
 
+// Turns the pair (a, b) of a head by an angle with this cosine and sine; back with -s.
+__device__ inline void rope_turn(float *low, float *high, float a, float b, float c, float s) {
+    *low = a * c - b * s;
+    *high = b * c + a * s;
+}
+
 // cos[T, e/2] =, sin[T, e/2] = of position * theta^(-2i/e), made in f64. Made once per (T, e, theta).
 // Grid ceil(T * e/2 / 128), block 128.
 extern "C" __global__ void swl_rope_table(float *cos_out, float *sin_out, int tokens, int head_width, float theta) {
@@ -17,10 +23,11 @@ extern "C" __global__ void swl_rope_table(float *cos_out, float *sin_out, int to
     sin_out[index] = (float)sine;
 }
 
-// Rotates x[B*T, heads*e] in place; `sign` is 1 forward, -1 back. Grid ceil(B*T*heads*e/2 / 256), block 256.
-extern "C" __global__ void swl_rope(
-    float *x, const float *cos_table, const float *sin_table,
-    int batch, int tokens, int heads, int head_width, float sign
+// y = bf16(x[B*T, heads*e], every head rotated by its position).
+// Grid ceil(B*T*heads*e/2 / 256), block 256.
+extern "C" __global__ void swl_rope_to_bf16(
+    u16 *y, const float *x, const float *cos_table, const float *sin_table,
+    int batch, int tokens, int heads, int head_width
 ) {
     int half = head_width / 2;
     u64 index = (u64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -30,11 +37,9 @@ extern "C" __global__ void swl_rope(
     u64 head = index / half;
     int pair = (int)(index % half);
     u64 angle = head / heads % tokens * half + pair;
-    float c = cos_table[angle];
-    float s = sign * sin_table[angle];
-    float *low = x + head * head_width + pair;
-    float *high = low + half;
-    float a = *low, b = *high;
-    *low = a * c - b * s;
-    *high = b * c + a * s;
+    u64 at_low = head * head_width + pair, at_high = at_low + half;
+    float low, high;
+    rope_turn(&low, &high, x[at_low], x[at_high], cos_table[angle], sin_table[angle]);
+    y[at_low] = f32_to_bf16(low);
+    y[at_high] = f32_to_bf16(high);
 }
