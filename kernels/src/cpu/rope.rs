@@ -3,6 +3,9 @@
 use super::math::{exp_f64, ln_f64, sin_cos_f64};
 use crate::AttentionShape;
 
+/// Pairs that turn at a time.
+const VECTOR: usize = 8;
+
 /// Cosines and sines of every (position, pair): made once per shape, in f64, rounded.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -66,14 +69,38 @@ impl Angles<'_> {
 
     #[inline(always)]
     fn turn(self, y: &mut [f32], x: &[f32], sign: f32) {
-        let (low, high) = y.split_at_mut(self.cos.len());
-        let (a, b) = x.split_at(self.cos.len());
-        let pairs = low.iter_mut().zip(high).zip(a.iter().zip(b)).zip(self.cos.iter().zip(self.sin));
-        for (((low, high), (a, b)), (cos, sin)) in pairs {
-            let sin = sign * sin;
-            (*low, *high) = (a * cos - b * sin, b * cos + a * sin);
+        let half = self.cos.len();
+        let whole = half - half % VECTOR;
+        for first in (0..whole).step_by(VECTOR) {
+            self.turn_pairs::<VECTOR>(y, x, first, sign);
+        }
+        for first in whole..half {
+            self.turn_pairs::<1>(y, x, first, sign);
         }
     }
+
+    /// Turns `N` pairs from the pair `first` on. Heads are too short for the loops a compiler makes of vectors.
+    #[inline(always)]
+    fn turn_pairs<const N: usize>(self, y: &mut [f32], x: &[f32], first: usize, sign: f32) {
+        let second = first + self.cos.len();
+        let (a, b) = (block::<N>(x, first), block::<N>(x, second));
+        let (cos, sin) = (block::<N>(self.cos, first), block::<N>(self.sin, first));
+        let (mut low, mut high) = ([0.0; N], [0.0; N]);
+        for i in 0..N {
+            let sin = sign * sin[i];
+            (low[i], high[i]) = (a[i] * cos[i] - b[i] * sin, b[i] * cos[i] + a[i] * sin);
+        }
+        y[first..][..N].copy_from_slice(&low);
+        y[second..][..N].copy_from_slice(&high);
+    }
+}
+
+/// `N` numbers of `x` from `first` on.
+#[inline(always)]
+fn block<const N: usize>(x: &[f32], first: usize) -> [f32; N] {
+    let mut numbers = [0.0; N];
+    numbers.copy_from_slice(&x[first..][..N]);
+    numbers
 }
 
 #[cfg(test)]
