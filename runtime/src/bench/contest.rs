@@ -207,9 +207,9 @@ mod tests {
         };
         let (own, contest) = run("2.0", 2, ours, theirs).unwrap();
         let first =
-            ["ours", "eager f32", "ours", "compile bf16", "ours", "compile f32", "ours", "eager bf16"];
+            ["ours", "eager f32", "ours", "compile f32", "ours", "compile bf16", "ours", "eager bf16"];
         assert_eq!(order.borrow()[..8], first);
-        assert_eq!(order.borrow()[8..], ["ours", "compile bf16", "ours", "compile f32"]);
+        assert_eq!(order.borrow()[8..], ["ours", "compile f32", "ours", "compile bf16"]);
         assert_eq!(own.len(), 6);
         assert_eq!(contest.left_out, [LeftOut { mode: "eager bf16", reason: "no compiler".into() }]);
         let best = contest.best().unwrap();

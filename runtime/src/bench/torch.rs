@@ -29,11 +29,12 @@ pub struct Mode {
 }
 
 impl Mode {
-    /// All of them: first the one that runs everywhere, then the one that is mostly the best.
+    /// All of them: first those that run well everywhere. Without instructions for it bf16 may take so long that
+    /// nothing has time after it.
     pub const ALL: [Self; 4] = [
         Self { compiled: false, bf16: false },
-        Self { compiled: true, bf16: true },
         Self { compiled: true, bf16: false },
+        Self { compiled: true, bf16: true },
         Self { compiled: false, bf16: true },
     ];
 
