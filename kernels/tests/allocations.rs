@@ -2,36 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use allocation_counter::measure;
 use swarmline_kernels::{
     AdamStep, AttentionShape, Backend, Cpu, CpuTensor, PackedFormat, RoundingKey, Write, random,
 };
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-struct Counting;
-
-thread_local! {
-    /// Bytes this thread has asked for so far.
-    static ASKED: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator as it came; what is not overridden ends in `alloc`.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ASKED.set(ASKED.get() + layout.size());
-        // SAFETY: the caller's promises are those `System` asks for; likewise below.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 const TOKENS: usize = 64;
 const ROWS: usize = 4 * TOKENS;
@@ -85,7 +59,5 @@ fn operations_allocate_once() {
         cpu.sum_squares(&x, ROWS * WIDTH).unwrap();
     };
     run();
-    ASKED.set(0);
-    run();
-    assert_eq!(ASKED.get(), 0, "bytes asked for by operations that have run before");
+    assert_eq!(measure(run).bytes_total, 0, "bytes asked for by operations that have run before");
 }
