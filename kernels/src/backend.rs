@@ -1,6 +1,6 @@
 //! The operations a device must offer.
 
-use crate::{PackedFormat, Result, RoundingKey};
+use crate::{Error, PackedFormat, Result, RoundingKey};
 
 /// Whether an operation overwrites its output or adds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,33 @@ pub struct AttentionShape {
     pub head_width: usize,
     /// Base of the rotary embedding.
     pub theta: f32,
+}
+
+impl AttentionShape {
+    /// Lengths of the queries, of the keys and of the log-sum-exps.
+    ///
+    /// # Panics
+    ///
+    /// If the heads cannot be cut so.
+    #[must_use]
+    pub fn lens(self) -> [usize; 3] {
+        let Self { batch, tokens, heads, kv_heads, head_width, .. } = self;
+        assert!(head_width.is_multiple_of(2), "rotation turns pairs: heads cannot be {head_width} wide");
+        assert!(
+            kv_heads > 0 && heads % kv_heads == 0,
+            "{heads} heads cannot share {kv_heads} key-value heads"
+        );
+        let rows = batch * tokens;
+        [rows * heads * head_width, rows * kv_heads * head_width, rows * heads]
+    }
+}
+
+/// What [`Backend::ids`] refuses.
+pub(crate) fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= vocab) {
+        Some(&id) => Err(Error::TokenOutOfRange { id, vocab }),
+        None => Ok(()),
+    }
 }
 
 /// Scalars of one Adam-family update; [`Backend::adam_update`] tells what they do.

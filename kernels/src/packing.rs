@@ -40,6 +40,27 @@ impl PackedFormat {
         };
         rows.checked_mul(row)
     }
+
+    /// The largest level; 0 where numbers are not quantised.
+    #[must_use]
+    pub fn top_level(self) -> i8 {
+        match self {
+            Self::F32 | Self::Bf16 => 0,
+            Self::Q8 => 127,
+            Self::Q4 => 7,
+        }
+    }
+
+    /// The length of a packed tensor of `rows x width` numbers, which `bytes` must have.
+    ///
+    /// # Errors
+    ///
+    /// [`PackingError::Length`] if they have another.
+    pub fn check_len(self, bytes: &[u8], rows: usize, width: usize) -> Result<usize, PackingError> {
+        let expected = self.packed_len(rows, width).unwrap_or(usize::MAX);
+        let found = bytes.len();
+        if found == expected { Ok(expected) } else { Err(PackingError::Length { expected, found }) }
+    }
 }
 
 /// Key of the random signs and of the stochastic rounding of one tensor.

@@ -11,8 +11,9 @@
 //! is as it was before it. With one member there is nothing to do.
 //!
 //! Members may see different lists of members. Each takes part in one gathering a round, the one of its own list, and
-//! tells those of the others that it is absent there, so that nobody waits for it. Of two lists that differ by one member only one can have a majority. Lists further apart can
-//! each settle means of their own; then each group averages among itself until the set has its turn again.
+//! tells those of the others that it is absent there, so that nobody waits for it. Of two lists that differ by one
+//! member only one can have a majority. Lists further apart can each settle means of their own; then each group averages
+//! among itself until the set has its turn again.
 
 mod attendance;
 mod desk;

@@ -502,17 +502,11 @@ mod tests {
         AttentionShape { batch, tokens, heads, kv_heads, head_width, theta: 1e4 }
     }
 
-    fn lens(shape: AttentionShape) -> [usize; 3] {
-        let rows = shape.batch * shape.tokens;
-        let [queries, keys] = [shape.heads, shape.kv_heads].map(|heads| rows * heads * shape.head_width);
-        [queries, keys, rows * shape.heads]
-    }
-
     /// `inputs` are `q`, `k` and `v`; gives `out` and `lse`.
     fn naive(inputs: &[Vec<f64>], shape: AttentionShape) -> [Vec<f64>; 2] {
         let AttentionShape { batch, tokens, heads, kv_heads, head_width: e, .. } = shape;
         let (q, k) = (rotated(&inputs[0], heads, shape), rotated(&inputs[1], kv_heads, shape));
-        let (mut out, mut lse) = (vec![0.0; lens(shape)[0]], vec![0.0; lens(shape)[2]]);
+        let (mut out, mut lse) = (vec![0.0; shape.lens()[0]], vec![0.0; shape.lens()[2]]);
         for (b, t, h) in
             (0..batch * tokens * heads).map(|i| (i / heads / tokens, i / heads % tokens, i % heads))
         {
@@ -543,7 +537,7 @@ mod tests {
             shape(1, 3 * block - 5, 4, 2, 32),
         ];
         for shape in cases {
-            let [queries, keys, sums] = lens(shape);
+            let [queries, keys, sums] = shape.lens();
             let (q, k, v) = (tensor(queries, 1), tensor(keys, 2), tensor(keys, 3));
             let (mut out, mut lse) = (tensor(queries, 4), tensor(sums, 5));
             cpu().attention(&mut out, &mut lse, &q, &k, &v, shape).unwrap();
@@ -556,7 +550,7 @@ mod tests {
     #[test]
     fn backward_agrees_with_central_differences() {
         for shape in [shape(1, 1, 1, 1, 2), shape(2, 5, 4, 2, 6), shape(1, BLOCK_ROWS + 3, 2, 1, 4)] {
-            let [queries, keys, sums] = lens(shape);
+            let [queries, keys, sums] = shape.lens();
             let (q, k, v, dout) = (tensor(queries, 1), tensor(keys, 2), tensor(keys, 3), tensor(queries, 4));
             let (mut out, mut lse) = (tensor(queries, 5), tensor(sums, 6));
             cpu().attention(&mut out, &mut lse, &q, &k, &v, shape).unwrap();
@@ -575,7 +569,7 @@ mod tests {
     #[test]
     fn large_scores_do_not_overflow() {
         let shape = shape(1, 40, 1, 1, 4);
-        let [queries, keys, sums] = lens(shape);
+        let [queries, keys, sums] = shape.lens();
         let [mut q, mut k] = [tensor(queries, 1), tensor(keys, 2)];
         q.as_mut_slice().iter_mut().chain(k.as_mut_slice()).for_each(|x| *x *= 100.0);
         let (mut out, mut lse) = (tensor(queries, 4), tensor(sums, 5));
@@ -586,7 +580,7 @@ mod tests {
     #[test]
     fn threads_do_not_show() {
         let shape = shape(3, 2 * BLOCK_ROWS + 9, 4, 2, 16);
-        let [queries, keys, sums] = lens(shape);
+        let [queries, keys, sums] = shape.lens();
         let (q, k, v, dout) = (tensor(queries, 1), tensor(keys, 2), tensor(keys, 3), tensor(queries, 4));
         same_on_any_threads(|cpu| {
             let (mut out, mut lse) = (tensor(queries, 5), tensor(sums, 6));

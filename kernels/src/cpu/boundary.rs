@@ -11,6 +11,7 @@ use crate::{
     Write,
     random::{Domain, LANES, key, philox_lanes},
 };
+use std::ops::Range;
 
 /// Rows of one job.
 const BLOCK_ROWS: usize = 32;
@@ -110,14 +111,11 @@ pub(super) fn project_pack(
     width: usize,
     code: usize,
 ) {
-    let block = block_rows(code);
-    let mut z = scratch.take(block.min(rows) * code);
-    for first in (0..rows).step_by(block) {
-        let rows = block.min(rows - first);
-        let z = &mut z[..rows * code];
-        project(products, threads, z, &x[first * width..], basis, rows, width, code, Write::Set);
-        packer.pack(&mut bytes[first * packer.row_bytes()..][..rows * packer.row_bytes()], z, first);
-    }
+    each_block(scratch, rows, code, |block, z| {
+        let x = &x[block.start * width..];
+        project(products, threads, z, x, basis, block.len(), width, code, Write::Set);
+        packer.pack(&mut bytes[packer.bytes_of(&block)], z, block.start);
+    });
 }
 
 /// `x[N,d] = anchor[N,d] + z[N,k] basis[k,d]` with the packed coordinates `bytes`, as [`project_pack`].
@@ -134,14 +132,21 @@ pub(super) fn unpack_reconstruct(
     width: usize,
     code: usize,
 ) {
-    let block = block_rows(code);
-    let mut z = scratch.take(block.min(rows) * code);
-    for first in (0..rows).step_by(block) {
-        let rows = block.min(rows - first);
-        let z = &mut z[..rows * code];
-        packer.unpack(z, &bytes[first * packer.row_bytes()..][..rows * packer.row_bytes()], first);
-        let (x, anchor) = (&mut x[first * width..], &anchor[first * width..]);
-        reconstruct(products, threads, x, z, basis, anchor, rows, width, code);
+    each_block(scratch, rows, code, |block, z| {
+        packer.unpack(z, &bytes[packer.bytes_of(&block)], block.start);
+        let (x, anchor) = (&mut x[block.start * width..], &anchor[block.start * width..]);
+        reconstruct(products, threads, x, z, basis, anchor, block.len(), width, code);
+    });
+}
+
+/// Calls `work` with block after block of the rows and room for their coordinates.
+fn each_block(scratch: &Scratch, rows: usize, code: usize, mut work: impl FnMut(Range<usize>, &mut [f32])) {
+    let len = block_rows(code);
+    let mut z = scratch.take(len.min(rows) * code);
+    for first in (0..rows).step_by(len) {
+        let block = first..rows.min(first + len);
+        let z = &mut z[..block.len() * code];
+        work(block, z);
     }
 }
 

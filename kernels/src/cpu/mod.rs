@@ -32,8 +32,8 @@ mod tile;
 mod update;
 
 use crate::{
-    AdamStep, AttentionShape, Backend, Error, HeadGradients, LinearShape, PackedFormat, PackingError,
-    Profile, Result, RoundingKey, Write,
+    AdamStep, AttentionShape, Backend, HeadGradients, LinearShape, PackedFormat, Profile, Result,
+    RoundingKey, Write, backend::check_ids,
 };
 use isa::Isa;
 use packing::Packer;
@@ -167,10 +167,8 @@ impl Backend for Cpu {
     }
 
     fn ids(&mut self, ids: &[u32], vocab: usize) -> Result<CpuIds> {
-        match ids.iter().find(|&&id| id as usize >= vocab) {
-            Some(&id) => Err(Error::TokenOutOfRange { id, vocab }),
-            None => Ok(CpuIds(ids.to_vec())),
-        }
+        check_ids(ids, vocab)?;
+        Ok(CpuIds(ids.to_vec()))
     }
 
     fn fill(&mut self, x: &mut CpuTensor, value: f32, len: usize) -> Result<()> {
@@ -303,7 +301,7 @@ impl Backend for Cpu {
         v: &CpuTensor,
         shape: AttentionShape,
     ) -> Result<()> {
-        let [queries, keys, sums] = attention_lens(shape);
+        let [queries, keys, sums] = shape.lens();
         let (out, lse) = (&mut out.0[..queries], &mut lse.0[..sums]);
         let (q, k, v) = (&q.0[..queries], &k.0[..keys], &v.0[..keys]);
         let table = rope::Table::of(&mut self.rope, shape);
@@ -324,7 +322,7 @@ impl Backend for Cpu {
         lse: &CpuTensor,
         shape: AttentionShape,
     ) -> Result<()> {
-        let [queries, keys, sums] = attention_lens(shape);
+        let [queries, keys, sums] = shape.lens();
         let (dq, dk, dv) = (&mut dq.0[..queries], &mut dk.0[..keys], &mut dv.0[..keys]);
         let (q, k, v) = (&q.0[..queries], &k.0[..keys], &v.0[..keys]);
         let (dout, out, lse) = (&dout.0[..queries], &out.0[..queries], &lse.0[..sums]);
@@ -505,7 +503,7 @@ impl Backend for Cpu {
         format: PackedFormat,
         key: RoundingKey,
     ) -> Result<()> {
-        check_packed(bytes, rows, width, format)?;
+        format.check_len(bytes, rows, width)?;
         let packer = Packer::new(&self.threads, &self.scratch, width, format, key);
         packer.unpack(&mut x.0[..rows * width], bytes, 0);
         Ok(packer.check()?)
@@ -541,7 +539,7 @@ impl Backend for Cpu {
         format: PackedFormat,
         key: RoundingKey,
     ) -> Result<()> {
-        check_packed(bytes, rows, code, format)?;
+        format.check_len(bytes, rows, code)?;
         let Self { threads, products, scratch, .. } = self;
         let packer = Packer::new(threads, scratch, code, format, key);
         let (x, anchor) = (&mut x.0[..rows * width], &anchor.0[..rows * width]);
@@ -570,21 +568,4 @@ impl Backend for Cpu {
 fn resize_packed(bytes: &mut Vec<u8>, rows: usize, width: usize, format: PackedFormat) {
     // The numbers exist in memory and no format is longer than they are plus two bytes a row.
     bytes.resize(format.packed_len(rows, width).unwrap_or_default(), 0);
-}
-
-fn check_packed(bytes: &[u8], rows: usize, width: usize, format: PackedFormat) -> Result<()> {
-    let expected = format.packed_len(rows, width).unwrap_or(usize::MAX);
-    if bytes.len() == expected {
-        return Ok(());
-    }
-    Err(PackingError::Length { expected, found: bytes.len() }.into())
-}
-
-/// Lengths of the queries, of the keys and of the log-sum-exps.
-pub(crate) fn attention_lens(shape: AttentionShape) -> [usize; 3] {
-    let AttentionShape { batch, tokens, heads, kv_heads, head_width, .. } = shape;
-    assert!(head_width.is_multiple_of(2), "rotation turns pairs: heads cannot be {head_width} wide");
-    assert!(kv_heads > 0 && heads % kv_heads == 0, "{heads} heads cannot share {kv_heads} key-value heads");
-    let rows = batch * tokens;
-    [rows * heads * head_width, rows * kv_heads * head_width, rows * heads]
 }

@@ -15,6 +15,7 @@ use half::bf16;
 use pulp::Arch;
 use std::{
     hint::black_box,
+    ops::Range,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -48,11 +49,8 @@ impl<'a> Packer<'a> {
         key: RoundingKey,
     ) -> Self {
         let fused = !matches!(threads.arch(), Arch::Scalar);
-        let quantiser = match format {
-            PackedFormat::F32 | PackedFormat::Bf16 => Quantiser::new(scratch, 0, 0, fused, key),
-            PackedFormat::Q8 => Quantiser::new(scratch, width, 127, fused, key),
-            PackedFormat::Q4 => Quantiser::new(scratch, width, 7, fused, key),
-        };
+        let top = format.top_level();
+        let quantiser = Quantiser::new(scratch, if top > 0 { width } else { 0 }, top, fused, key);
         let (not_finite, overflowing) = (FirstRow::default(), FirstRow::default());
         Self { threads, scratch, format, width, quantiser, not_finite, overflowing }
     }
@@ -100,8 +98,13 @@ impl<'a> Packer<'a> {
         }
     }
 
+    /// Where the packed `rows` lie.
+    pub(super) fn bytes_of(&self, rows: &Range<usize>) -> Range<usize> {
+        rows.start * self.row_bytes()..rows.end * self.row_bytes()
+    }
+
     /// Bytes of a packed row.
-    pub(super) fn row_bytes(&self) -> usize {
+    fn row_bytes(&self) -> usize {
         // The width is that of numbers in memory.
         self.format.packed_len(1, self.width).unwrap_or_default()
     }

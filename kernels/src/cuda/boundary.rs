@@ -76,17 +76,19 @@ impl Boundary {
             PackedFormat::Q8 | PackedFormat::Q4 => {
                 let (bad, packed) = self.device.split::<i32, u8>(2, HEADER, len);
                 let row = Launch::row(rows, 256).shared(4 * width);
-                kernels.swl_pack_levels(row, packed, bad, x, columns, top_of(format), key.run, key.tensor)?;
+                kernels.swl_pack_levels(
+                    row,
+                    packed,
+                    bad,
+                    x,
+                    columns,
+                    format.top_level().into(),
+                    key.run,
+                    key.tensor,
+                )?;
             }
         }
-        self.wait_for_compute()?;
-        if format == PackedFormat::F32 {
-            self.copy_out(self.device.input(HEADER).0, 0, HEADER)?;
-            self.copy_out(x.0, HEADER, len)?;
-        } else {
-            self.copy_out(self.device.input(HEADER + len).0, 0, HEADER + len)?;
-        }
-        self.finish_packing(bytes, len)
+        self.finish_packing(bytes, len, (format == PackedFormat::F32).then_some(x.0))
     }
 
     /// Packs `x[rows,width] basis[code,width]^T` into `bytes`.
@@ -114,11 +116,9 @@ impl Boundary {
         self.begin_packing(len)?;
         let (bad, packed) = self.device.split::<i32, u8>(2, HEADER, len);
         let row = Launch::row(rows, 256).shared(size_of::<f32>() * (width + code));
-        let (width, code, top) = (int(width)?, int(code)?, top_of(format));
+        let (width, code, top) = (int(width)?, int(code)?, format.top_level().into());
         kernels.swl_project_pack(row, packed, bad, x, basis, width, code, top, key.run, key.tensor)?;
-        self.wait_for_compute()?;
-        self.copy_out(self.device.input(HEADER + len).0, 0, HEADER + len)?;
-        self.finish_packing(bytes, len)
+        self.finish_packing(bytes, len, None)
     }
 
     /// Unpacks `x[rows,width]` from `bytes`.
@@ -131,7 +131,7 @@ impl Boundary {
         format: PackedFormat,
         key: RoundingKey,
     ) -> Result<()> {
-        let expected = check_len(bytes, rows, width, format)?;
+        let expected = format.check_len(bytes, rows, width)?;
         let numbers = rows * width;
         if numbers == 0 {
             return Ok(());
@@ -151,7 +151,7 @@ impl Boundary {
             }
             PackedFormat::Q8 | PackedFormat::Q4 => {
                 let (bad, packed) = self.device.split::<i32, u8>(2, HEADER, expected);
-                let (row, top) = (Launch::row(rows, 256).shared(4 * width), top_of(format));
+                let (row, top) = (Launch::row(rows, 256).shared(4 * width), format.top_level().into());
                 kernels.swl_unpack_levels(row, to, bad, packed.read(), columns, top, key.run, key.tensor)?;
             }
         }
@@ -182,12 +182,12 @@ impl Boundary {
             self.coordinates = Some(z);
             return lifted;
         }
-        check_len(bytes, rows, code, format)?;
+        format.check_len(bytes, rows, code)?;
         self.begin_unpacking(bytes)?;
         let (bad, packed) = self.device.split::<i32, u8>(2, HEADER, bytes.len());
         let (x, anchor, basis) = (x.output(numbers), anchor.input(numbers), basis.input(code * width));
         let row = Launch::row(rows, 256).shared(size_of::<f32>() * code);
-        let (width, code, top) = (int(width)?, int(code)?, top_of(format));
+        let (width, code, top) = (int(width)?, int(code)?, format.top_level().into());
         let packed = packed.read();
         kernels.swl_unpack_reconstruct(
             row, x, bad, packed, basis, anchor, width, code, top, key.run, key.tensor,
@@ -210,8 +210,19 @@ impl Boundary {
         self.copy_in(HEADER, &self.compute)
     }
 
-    /// Takes the verdict and `len` packed bytes that were copied out.
-    fn finish_packing(&mut self, bytes: &mut Vec<u8>, len: usize) -> Result<()> {
+    /// Waits for the verdict and takes `len` packed bytes, from behind it if they are not `elsewhere`.
+    fn finish_packing(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        len: usize,
+        elsewhere: Option<CUdeviceptr>,
+    ) -> Result<()> {
+        self.wait_for_compute()?;
+        let behind = if elsewhere.is_some() { 0 } else { len };
+        self.copy_out(self.device.input(HEADER + behind).0, 0, HEADER + behind)?;
+        if let Some(packed) = elsewhere {
+            self.copy_out(packed, HEADER, len)?;
+        }
         self.copies.synchronize().map_err(device_error)?;
         let packed = self.pinned.as_slice().map_err(device_error)?;
         verdict(packed)?;
@@ -286,20 +297,6 @@ impl Boundary {
 fn pinned(context: &Arc<CudaContext>, len: usize) -> Result<PinnedHostSlice<u8>> {
     // SAFETY: any byte is a valid u8, and all that are read were written before.
     unsafe { context.alloc_pinned_with_flags(len, 0) }.map_err(device_error)
-}
-
-/// The length of the packed tensor, which is that of `bytes`.
-fn check_len(bytes: &[u8], rows: usize, width: usize, format: PackedFormat) -> Result<usize> {
-    let expected = format.packed_len(rows, width).unwrap_or(usize::MAX);
-    if bytes.len() == expected {
-        return Ok(expected);
-    }
-    Err(PackingError::Length { expected, found: bytes.len() }.into())
-}
-
-/// The largest level.
-fn top_of(format: PackedFormat) -> i32 {
-    if format == PackedFormat::Q4 { 7 } else { 127 }
 }
 
 /// What the kernels found: the first row with a number that is not finite, else the first that overflows the format.

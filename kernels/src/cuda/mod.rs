@@ -21,10 +21,10 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError};
 use cudarc::nvrtc::Ptx;
 
-use crate::cpu::attention_lens;
 use crate::device::{Unavailable, Version};
 use crate::{
     AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, Profile, Result, RoundingKey, Write,
+    backend::check_ids,
 };
 use boundary::Boundary;
 use cache::Cache;
@@ -129,7 +129,7 @@ impl Cuda {
         factors: [In<'_, f32>; 3],
         shape: AttentionShape,
     ) -> Result<()> {
-        let [queries, keys, _] = attention_lens(shape);
+        let [queries, keys, _] = shape.lens();
         let lens = [queries, keys, keys];
         for (narrow, len) in self.narrow.iter_mut().zip(lens) {
             narrow.grow(&self.stream, len)?;
@@ -233,9 +233,7 @@ impl Backend for Cuda {
     }
 
     fn ids(&mut self, ids: &[u32], vocab: usize) -> Result<CudaIds> {
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::TokenOutOfRange { id, vocab });
-        }
+        check_ids(ids, vocab)?;
         let mut buffer = Buffer::zeros(&self.stream, ids.len())?;
         buffer.upload(&self.stream, ids)?;
         let bound = ids.iter().max().map_or(0, |&id| id as usize + 1);
@@ -367,7 +365,7 @@ impl Backend for Cuda {
         v: &CudaTensor,
         shape: AttentionShape,
     ) -> Result<()> {
-        let [queries, keys, sums] = attention_lens(shape);
+        let [queries, keys, sums] = shape.lens();
         let (out, lse) = (out.0.output(queries), lse.0.output(sums));
         let (q, k, v) = (q.0.input(queries), k.0.input(keys), v.0.input(keys));
         let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
@@ -399,7 +397,7 @@ impl Backend for Cuda {
         lse: &CudaTensor,
         shape: AttentionShape,
     ) -> Result<()> {
-        let [queries, keys, sums] = attention_lens(shape);
+        let [queries, keys, sums] = shape.lens();
         let (dq, dk, dv) = (dq.0.output(queries), dk.0.output(keys), dv.0.output(keys));
         let (q, k, v) = (q.0.input(queries), k.0.input(keys), v.0.input(keys));
         let (dout, out, lse) = (dout.0.input(queries), out.0.input(queries), lse.0.input(sums));

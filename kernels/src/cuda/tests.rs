@@ -112,7 +112,7 @@ impl<B: Backend> Bench<B> {
     }
 
     fn attention_over(&mut self, shape: AttentionShape) {
-        let [queries, keys, sums] = attention_lens(shape);
+        let [queries, keys, sums] = shape.lens();
         let (q, k, v) = (self.tensor(18, queries), self.tensor(19, keys), self.tensor(20, keys));
         let (mut out, mut lse) = (self.tensor(21, queries), self.tensor(21, sums));
         self.backend.attention(&mut out, &mut lse, &q, &k, &v, shape).unwrap();

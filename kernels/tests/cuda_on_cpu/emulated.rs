@@ -2,8 +2,8 @@
 
 use crate::driver::{Arg, Driver, Launch, input, int, out};
 use swarmline_kernels::{
-    AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, PackingError, Result, RoundingKey,
-    Write,
+    AdamStep, AttentionShape, Backend, Cpu, Error, LinearShape, PackedFormat, PackingError, Result,
+    RoundingKey, Write,
 };
 
 /// Which kernel does the forward pass of attention.
@@ -69,8 +69,8 @@ fn refuse(bad: [i32; 2]) -> Result<()> {
     }
 }
 
-fn top_level(format: PackedFormat) -> usize {
-    if format == PackedFormat::Q4 { 7 } else { 127 }
+fn top_level(format: PackedFormat) -> Arg<'static> {
+    Arg::Int(format.top_level().into())
 }
 
 impl Backend for Emulated {
@@ -96,10 +96,7 @@ impl Backend for Emulated {
     }
 
     fn ids(&mut self, ids: &[u32], vocab: usize) -> Result<Vec<u32>> {
-        match ids.iter().find(|&&id| id as usize >= vocab) {
-            Some(&id) => Err(Error::TokenOutOfRange { id, vocab }),
-            None => Ok(ids.to_vec()),
-        }
+        Ok(Cpu::new(1)?.ids(ids, vocab)?.as_slice().to_vec())
     }
 
     fn fill(&mut self, x: &mut Vec<f32>, value: f32, len: usize) -> Result<()> {
@@ -261,7 +258,7 @@ impl Backend for Emulated {
     ) -> Result<()> {
         let AttentionShape { batch, tokens, heads, kv_heads, head_width, .. } = shape;
         let [cos, sin] = self.rope_table(shape);
-        let [queries, keys, sums] = lens(shape);
+        let [queries, keys, sums] = shape.lens();
         let kernel = match self.attention {
             Attention::Online => "swl_attention",
             Attention::Exact => "swl_attention_exact",
@@ -299,7 +296,7 @@ impl Backend for Emulated {
     ) -> Result<()> {
         let AttentionShape { batch, tokens, heads, kv_heads, head_width, .. } = shape;
         let [cos, sin] = self.rope_table(shape);
-        let [queries, keys, sums] = lens(shape);
+        let [queries, keys, sums] = shape.lens();
         let mut delta = vec![0.0_f32; sums];
         let arguments = &mut [
             out(&mut delta),
@@ -483,7 +480,7 @@ impl Backend for Emulated {
                     out(&mut bad),
                     input(x),
                     int(width),
-                    int(top_level(format)),
+                    top_level(format),
                     Arg::Long(key.run),
                     Arg::Long(key.tensor),
                 ];
@@ -502,10 +499,7 @@ impl Backend for Emulated {
         format: PackedFormat,
         key: RoundingKey,
     ) -> Result<()> {
-        let expected = format.packed_len(rows, width).unwrap();
-        if bytes.len() != expected {
-            return Err(PackingError::Length { expected, found: bytes.len() }.into());
-        }
+        format.check_len(bytes, rows, width)?;
         let x = &mut x[..rows * width];
         let mut bad = [i32::MAX; 2];
         match format {
@@ -524,7 +518,7 @@ impl Backend for Emulated {
                     out(&mut bad),
                     input(bytes),
                     int(width),
-                    int(top_level(format)),
+                    top_level(format),
                     Arg::Long(key.run),
                     Arg::Long(key.tensor),
                 ];
@@ -564,7 +558,7 @@ impl Backend for Emulated {
             input(&basis[..code * width]),
             int(width),
             int(code),
-            int(top_level(format)),
+            top_level(format),
             Arg::Long(key.run),
             Arg::Long(key.tensor),
         ];
@@ -590,10 +584,7 @@ impl Backend for Emulated {
             self.unpack(&mut z, bytes, rows, code, format, key)?;
             return self.reconstruct(x, &z, basis, anchor, rows, width, code);
         }
-        let expected = format.packed_len(rows, code).unwrap();
-        if bytes.len() != expected {
-            return Err(PackingError::Length { expected, found: bytes.len() }.into());
-        }
+        format.check_len(bytes, rows, code)?;
         let mut bad = [i32::MAX; 2];
         let arguments = &mut [
             out(&mut x[..rows * width]),
@@ -603,7 +594,7 @@ impl Backend for Emulated {
             input(&anchor[..rows * width]),
             int(width),
             int(code),
-            int(top_level(format)),
+            top_level(format),
             Arg::Long(key.run),
             Arg::Long(key.tensor),
         ];
@@ -640,10 +631,4 @@ impl Backend for Emulated {
         self.driver.launch("swl_adam_update", Launch::threads(len, 256), &mut arguments);
         Ok(())
     }
-}
-
-/// Lengths of the queries, of the keys and of the log-sum-exps.
-fn lens(shape: AttentionShape) -> [usize; 3] {
-    let rows = shape.batch * shape.tokens;
-    [rows * shape.heads * shape.head_width, rows * shape.kv_heads * shape.head_width, rows * shape.heads]
 }

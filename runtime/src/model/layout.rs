@@ -113,9 +113,10 @@ impl Layout {
         let mut builder = Builder { run, specs: Vec::new() };
         let embed = (layers.start == 0).then(|| builder.embed());
         let mut blocks: Vec<_> = layers.clone().map(|layer| builder.layer(layer)).collect();
-        let lifting = blocks.first_mut().filter(|first| first.entry == Entry::Lift);
-        let lifts_code = lifting.is_some();
-        lifting.into_iter().for_each(|first| first.entry = Entry::Continue);
+        let mut lifts_code = false;
+        if let Some(first) = blocks.first_mut().filter(|first| first.entry == Entry::Lift) {
+            (lifts_code, first.entry) = (true, Entry::Continue);
+        }
         let head = (layers.end == run.model.layers).then(|| builder.head());
         Self { specs: builder.specs, embed, lifts_code, layers: blocks, head }
     }

@@ -109,6 +109,23 @@ __device__ inline void attention_store_back(
     }
 }
 
+// Where a block of 16 queries stands: this thread has column `c` of the row of `token`, which is row `r` of the block;
+// the block's tokens are `first..=last` of the sequence that begins at row `sequence`.
+struct AttentionQueries {
+    int head, kv_head, r, c, first, token, last;
+    u64 sequence;
+    float scale;
+};
+
+__device__ inline AttentionQueries attention_queries(int tokens, int heads, int kv_heads, int head_width) {
+    int head = blockIdx.y, r = threadIdx.x / 16, first = blockIdx.x * SWL_ATTENTION_TILE;
+    int last = first + 15 < tokens ? first + 15 : tokens - 1;
+    return {
+        head, head / (heads / kv_heads), r, (int)(threadIdx.x % 16), first, first + r, last,
+        (u64)blockIdx.z * tokens, 1.0f / sqrtf((float)head_width)
+    };
+}
+
 // out = softmax(q k^T / sqrt(e)) v, lse = log-sum-exp of the scores, by online softmax: one pass over the keys.
 // Grid (ceil(T / 16), h, B), block 256, dynamic shared 192 (e + 1) bytes.
 extern "C" __global__ void __launch_bounds__(256) swl_attention(
@@ -119,14 +136,10 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention(
     __shared__ float p_tile[SWL_ATTENTION_TILE][SWL_ATTENTION_TILE + 1];
     int stride = head_width + 1;
     float *q_tile = shared, *k_tile = q_tile + 16 * stride, *v_tile = k_tile + 16 * stride;
-    int head = blockIdx.y, kv_head = head / (heads / kv_heads);
-    u64 sequence = (u64)blockIdx.z * tokens;
+    auto [head, kv_head, r, c, first, token, last, sequence, scale] =
+        attention_queries(tokens, heads, kv_heads, head_width);
     k += sequence * kv_heads * head_width;
     v += sequence * kv_heads * head_width;
-    int r = threadIdx.x / 16, c = threadIdx.x % 16;
-    int first = blockIdx.x * SWL_ATTENTION_TILE, token = first + r;
-    int last = first + 15 < tokens ? first + 15 : tokens - 1;
-    float scale = 1.0f / sqrtf((float)head_width);
     float top = -__uint_as_float(0x7F800000u), total = 0.0f;
     float sum[SWL_ATTENTION_COLUMNS] = {};
     q += sequence * heads * head_width;
@@ -170,14 +183,10 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention_exact(
     __shared__ float p_tile[SWL_ATTENTION_TILE][SWL_ATTENTION_TILE + 1];
     int stride = head_width + 1;
     float *q_tile = shared, *k_tile = q_tile + 16 * stride, *v_tile = k_tile + 16 * stride;
-    int head = blockIdx.y, kv_head = head / (heads / kv_heads);
-    u64 sequence = (u64)blockIdx.z * tokens;
+    auto [head, kv_head, r, c, first, token, last, sequence, scale] =
+        attention_queries(tokens, heads, kv_heads, head_width);
     k += sequence * kv_heads * head_width;
     v += sequence * kv_heads * head_width;
-    int r = threadIdx.x / 16, c = threadIdx.x % 16;
-    int first = blockIdx.x * SWL_ATTENTION_TILE, token = first + r;
-    int last = first + 15 < tokens ? first + 15 : tokens - 1;
-    float scale = 1.0f / sqrtf((float)head_width);
     float top = -__uint_as_float(0x7F800000u), total = 0.0f, part = 0.0f, factor = 0.0f;
     float sum[SWL_ATTENTION_COLUMNS] = {};
     q += sequence * heads * head_width;
@@ -248,14 +257,10 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_query(
     int stride = head_width + 1;
     float *q_tile = shared, *dout_tile = q_tile + 16 * stride;
     float *k_tile = dout_tile + 16 * stride, *v_tile = k_tile + 16 * stride;
-    int head = blockIdx.y, kv_head = head / (heads / kv_heads);
-    u64 sequence = (u64)blockIdx.z * tokens;
+    auto [head, kv_head, r, c, first, token, last, sequence, scale] =
+        attention_queries(tokens, heads, kv_heads, head_width);
     u64 queries = sequence * heads * head_width, keys = sequence * kv_heads * head_width;
-    int r = threadIdx.x / 16, c = threadIdx.x % 16;
-    int first = blockIdx.x * SWL_ATTENTION_TILE, token = first + r;
-    int last = first + 15 < tokens ? first + 15 : tokens - 1;
     u64 row = (sequence + (token < tokens ? token : last)) * heads + head;
-    float scale = 1.0f / sqrtf((float)head_width);
     float row_lse = lse[row], row_delta = delta[row];
     float sum[SWL_ATTENTION_COLUMNS] = {};
     attention_stage_rotated(q_tile, q + queries, cos_table, sin_table, first, tokens, heads, head, head_width);
