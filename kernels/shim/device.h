@@ -60,7 +60,7 @@ inline Block block;
     auto place = [](const Fiber &f) { return f.wait == Wait::Done ? "the end" : f.what; };
     std::fprintf(stderr, "%s: %s: thread %u at %s (line %d), thread %u at %s (line %d)\n", block.kernel, why,
                  a.linear, place(a), a.line, b.linear, place(b), b.line);
-    std::exit(3);
+    std::abort();
 }
 
 inline void wait(Wait wait, const char *what, int line) {
@@ -204,7 +204,7 @@ inline unsigned ballot(bool mine, const char *what, int line) {
 inline unsigned whole_warp(unsigned mask, int line) {
     if (mask != 0xFFFFFFFFu) {
         std::fprintf(stderr, "%s: line %d: only exchanges of whole warps are known\n", block.kernel, line);
-        std::exit(3);
+        std::abort();
     }
     return mask;
 }

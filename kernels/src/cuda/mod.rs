@@ -13,8 +13,6 @@ mod launch;
 mod memory;
 mod probe;
 mod products;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 

@@ -1,0 +1,226 @@
+//! Builds a `libcuda.so` whose one device is the CPU, for tests of the CUDA backend on machines without a GPU.
+//!
+//! The library has the driver's interface and the kernels of `kernels/src/cuda/src`, compiled by the system's C++
+//! compiler. A process that finds it by [`Library::environment`] runs the whole of the CUDA backend: looking for
+//! devices, loading modules, allocating, copying, launching, waiting.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Bytes the device has, where not the default of 1 GiB.
+pub const MEMORY: &str = "CUDA_ON_CPU_MEMORY";
+/// The CUDA version the driver speaks, as 1000 major + 10 minor; 12.0 unless this says otherwise.
+pub const DRIVER: &str = "CUDA_ON_CPU_DRIVER";
+/// Seed of the chance by which streams work at once or as late as they may; 1 unless this says otherwise.
+pub const SEED: &str = "CUDA_ON_CPU_SEED";
+/// A file; the device fails as soon as it exists.
+pub const BREAKS_WITH: &str = "CUDA_ON_CPU_BREAKS_WITH";
+/// A file that gets the name of every kernel when it is first launched.
+pub const LAUNCHED: &str = "CUDA_ON_CPU_LAUNCHED";
+/// Set to 1 to run every kernel in two orders of its threads, whose results must not differ.
+pub const BOTH_ORDERS: &str = "CUDA_ON_CPU_BOTH_ORDERS";
+
+/// Why there is no library.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no C++ compiler.
+    #[error(
+        "cannot run the C++ compiler {compiler:?} ({cause}): install g++ (Debian: apt-get install g++) or set CXX"
+    )]
+    NoCompiler {
+        /// What was tried.
+        compiler: OsString,
+        /// What the system says.
+        cause: io::Error,
+    },
+    /// The compiler refuses.
+    #[error("the C++ compiler refuses the kernels:\n{0}")]
+    Refused(String),
+    /// A file cannot be read or written.
+    #[error("{}: {cause}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        cause: io::Error,
+    },
+}
+
+/// Whether the address sanitizer watches the library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// As fast as a CPU is.
+    No,
+    /// The sanitizer ends the process at the first access outside an allocation.
+    Addresses,
+}
+
+/// A built library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Library {
+    folder: PathBuf,
+    watch: Watch,
+}
+
+impl Library {
+    /// The library in a folder of its own under `folder`, built unless it is there.
+    ///
+    /// # Errors
+    ///
+    /// If there is no compiler, if it refuses the sources, or if files cannot be read or written.
+    pub fn build(folder: &Path, watch: Watch) -> Result<Self, Error> {
+        let inputs = Inputs::read()?;
+        let library = Self { folder: folder.join(inputs.digest(watch)), watch };
+        if !library.file().exists() {
+            fs::create_dir_all(&library.folder).map_err(|cause| failed(&library.folder, cause))?;
+            inputs.generate(&library.folder)?;
+            library.compile()?;
+        }
+        Ok(library)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.join("libcuda.so")
+    }
+
+    /// What a process needs in its environment to find the library, before all it would find otherwise.
+    ///
+    /// # Errors
+    ///
+    /// If the compiler does not say where its sanitizer is.
+    pub fn environment(&self) -> Result<Vec<(&'static str, OsString)>, Error> {
+        let mut folders = self.folder.clone().into_os_string();
+        if let Some(others) = std::env::var_os("LD_LIBRARY_PATH") {
+            folders.push(":");
+            folders.push(others);
+        }
+        let mut variables = vec![("LD_LIBRARY_PATH", folders)];
+        if self.watch == Watch::Addresses {
+            let said = run(Command::new(compiler()).arg("-print-file-name=libasan.so"))?;
+            variables.push(("LD_PRELOAD", said.trim().into()));
+            // Fibers change stacks behind the sanitizer's back; a program that ends may leave memory behind.
+            variables.push(("ASAN_OPTIONS", "detect_stack_use_after_return=0:detect_leaks=0".into()));
+        }
+        Ok(variables)
+    }
+
+    fn compile(&self) -> Result<(), Error> {
+        // Several processes may build at once: each writes a file of its own, and the last to rename it wins.
+        let fresh = self.folder.join(format!("libcuda.{}.so", std::process::id()));
+        let mut command = Command::new(compiler());
+        command
+            // No contraction: an operation is fused where `fmaf` is written, as in the build for the device.
+            .args(["-std=c++17", "-ffp-contract=off", "-fPIC", "-shared"])
+            .args(["-Wall", "-Wextra", "-Werror", "-Wno-sign-compare"])
+            .args(match self.watch {
+                Watch::No => ["-O2", "-g0"].as_slice(),
+                Watch::Addresses => &["-O1", "-g1", "-fsanitize=address"],
+            })
+            .arg(format!("-I{}", self.folder.display()))
+            .arg(shim().join("driver.cpp"))
+            .arg("-o")
+            .arg(&fresh);
+        run(&mut command)?;
+        fs::rename(&fresh, self.file()).map_err(|cause| failed(&fresh, cause))
+    }
+}
+
+/// Names of all kernels of the sources.
+///
+/// # Errors
+///
+/// If the sources cannot be read.
+pub fn kernels() -> Result<BTreeSet<String>, Error> {
+    Ok(Inputs::read()?.kernels)
+}
+
+/// Everything the library is made from.
+struct Inputs {
+    sources: Vec<PathBuf>,
+    kernels: BTreeSet<String>,
+    texts: Vec<String>,
+}
+
+impl Inputs {
+    fn read() -> Result<Self, Error> {
+        let folder = shim().join("../src/cuda/src");
+        let list = read(&folder.join("sources.txt"))?;
+        let sources: Vec<_> = list.lines().map(|name| folder.join(name)).collect();
+        let own = ["fiber.h", "device.h", "heap.h", "stream.h", "settings.h", "kernels.h", "driver.cpp"];
+        let files = sources.iter().cloned().chain(own.map(|name| shim().join(name)));
+        let texts = files.map(|path| read(&path)).collect::<Result<Vec<_>, _>>()?;
+        let kernels = texts[..sources.len()].iter().flat_map(|text| kernel_names(text)).collect();
+        Ok(Self { sources, kernels, texts })
+    }
+
+    fn digest(&self, watch: Watch) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{watch:?} {:?}", compiler()).as_bytes());
+        for text in &self.texts {
+            hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+        }
+        hasher.finalize().to_hex()[..16].to_owned()
+    }
+
+    /// The files that tell the C++ side which sources and kernels there are.
+    fn generate(&self, folder: &Path) -> Result<(), Error> {
+        let includes = self.sources.iter().map(|source| format!("#include \"{}\"\n", source.display()));
+        let names = self.kernels.iter().map(|name| format!("KERNEL({name})\n"));
+        for (name, text) in [("kernels.inc", includes.collect()), ("names.inc", names.collect::<String>())] {
+            let path = folder.join(name);
+            fs::write(&path, text).map_err(|cause| failed(&path, cause))?;
+        }
+        Ok(())
+    }
+}
+
+/// Names of the kernels that a source defines.
+fn kernel_names(text: &str) -> impl Iterator<Item = String> {
+    text.split("extern \"C\" __global__ void").skip(1).filter_map(|rest| {
+        let rest = &rest[rest.find("swl_")?..];
+        Some(rest[..rest.find('(')?].to_owned())
+    })
+}
+
+/// The folder of the C++ files.
+fn shim() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn compiler() -> OsString {
+    std::env::var_os("CXX").unwrap_or_else(|| "c++".into())
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|cause| failed(path, cause))
+}
+
+fn failed(path: &Path, cause: io::Error) -> Error {
+    Error::File { path: path.to_owned(), cause }
+}
+
+/// What the compiler printed.
+fn run(command: &mut Command) -> Result<String, Error> {
+    match command.output() {
+        Ok(run) if run.status.success() => Ok(String::from_utf8_lossy(&run.stdout).into_owned()),
+        Ok(run) => Err(Error::Refused(String::from_utf8_lossy(&run.stderr).into_owned())),
+        Err(cause) => Err(Error::NoCompiler { compiler: compiler(), cause }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_found_with_and_without_bounds() {
+        let text = "extern \"C\" __global__ void swl_a(int x) {}\n\
+            extern \"C\" __global__ void __launch_bounds__(64) swl_b(\n    int x\n) {}\n__device__ void swl_c() {}";
+        assert_eq!(kernel_names(text).collect::<Vec<_>>(), ["swl_a", "swl_b"]);
+    }
+}
