@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::{Backend, Cpu, Result};
+use crate::{Backend, Cpu, Profile, Result};
 
 /// What somebody asks for: `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,17 @@ pub enum Device {
     Cpu,
     /// The CUDA device with this ordinal.
     Cuda(usize),
+}
+
+/// A device and how it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// What computes.
+    pub device: Device,
+    /// How exactly.
+    pub profile: Profile,
+    /// Threads that compute, if that is the CPU.
+    pub threads: usize,
 }
 
 /// Work that is the same on every device.
@@ -61,14 +72,41 @@ impl DeviceChoice {
 }
 
 impl Device {
-    /// Does `work` here. `threads` is how many a CPU backend computes with.
-    pub fn run<W: Work>(self, threads: usize, work: W) -> W::Output {
+    /// What this device is best used with: the same bits everywhere on a CPU, tensor cores on a GPU.
+    #[must_use]
+    pub fn usual_profile(self) -> Profile {
         match self {
-            Self::Cpu => work.on(|| Cpu::new(threads)),
+            Self::Cpu => Profile::Repro,
+            Self::Cuda(_) => Profile::Fast,
+        }
+    }
+}
+
+impl Setup {
+    /// The CPU with so many threads, reproducibly.
+    #[must_use]
+    pub fn cpu(threads: usize) -> Self {
+        Self { device: Device::Cpu, profile: Profile::Repro, threads }
+    }
+
+    /// Does `work` with it.
+    pub fn run<W: Work>(self, work: W) -> W::Output {
+        let Self { device, profile, threads } = self;
+        match device {
+            Device::Cpu => work.on(|| Cpu::with_profile(threads, profile)),
             #[cfg(feature = "cuda")]
-            Self::Cuda(ordinal) => work.on(|| crate::Cuda::new(ordinal)),
+            Device::Cuda(ordinal) => work.on(|| crate::Cuda::with_profile(ordinal, profile)),
             #[cfg(not(feature = "cuda"))]
-            Self::Cuda(_) => work.on(|| Err::<Cpu, _>(Unavailable::NotBuilt.into())),
+            Device::Cuda(_) => work.on(|| Err::<Cpu, _>(Unavailable::NotBuilt.into())),
+        }
+    }
+
+    /// The profile that really runs: a CPU that does not multiply bf16 computes reproducibly.
+    #[must_use]
+    pub fn effective_profile(self) -> Profile {
+        match self.device {
+            Device::Cpu if !cpu_report().fast => Profile::Repro,
+            Device::Cpu | Device::Cuda(_) => self.profile,
         }
     }
 }
@@ -208,6 +246,8 @@ pub struct CpuReport {
     pub instruction_sets: Vec<&'static str>,
     /// What the loops run with.
     pub loops: &'static str,
+    /// Whether it multiplies bf16, as [`Profile::Fast`] needs.
+    pub fast: bool,
 }
 
 /// What of CUDA a machine has.

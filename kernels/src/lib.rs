@@ -28,4 +28,4 @@ pub use cpu::{Cpu, CpuIds, CpuTensor};
 pub use cuda::{Cuda, CudaIds, CudaTensor};
 pub use error::{Error, Result};
 pub use packing::{PackedFormat, PackingError, RoundingKey};
-pub use profile::Profile;
+pub use profile::{NoSuchProfile, Profile};

@@ -1,5 +1,8 @@
+use std::fmt;
+use std::str::FromStr;
+
 /// How exactly a backend computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Profile {
     /// In f32, in one fixed order: the same bits on every processor, for every number of threads, and for products on a
     /// GPU.
@@ -9,4 +12,48 @@ pub enum Profile {
     /// multiplies bf16 (AVX512-BF16, tensor cores). A CPU without runs as under [`Profile::Repro`]. The number of threads
     /// does not show; the kind of device does.
     Fast,
+}
+
+impl Profile {
+    /// As people write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Repro => "repro",
+            Self::Fast => "fast",
+        }
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A text that names no profile.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no profile; say repro or fast")]
+pub struct NoSuchProfile(String);
+
+impl FromStr for Profile {
+    type Err = NoSuchProfile;
+
+    fn from_str(text: &str) -> Result<Self, NoSuchProfile> {
+        let profiles = [Self::Repro, Self::Fast];
+        profiles.into_iter().find(|profile| profile.name() == text).ok_or(NoSuchProfile(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn profiles_are_read_as_they_are_written() {
+        for profile in [Profile::Repro, Profile::Fast] {
+            assert_eq!(profile.to_string().parse(), Ok(profile));
+        }
+        assert!("Repro".parse::<Profile>().unwrap_err().to_string().contains("say repro or fast"));
+    }
 }

@@ -39,6 +39,8 @@ pub enum Event {
     Computing {
         /// On what: `cpu` or `cuda:N`.
         device: String,
+        /// How exactly: `repro` or `fast`.
+        profile: String,
     },
     /// A replica was placed and builds its shard.
     Placed {
@@ -310,7 +312,7 @@ impl std::fmt::Display for Event {
                     "members v{version}: serving per stage {serving:?}, {standby} standby, {feeders} feeding"
                 )
             }
-            Self::Computing { device } => write!(f, "computing on {device}"),
+            Self::Computing { device, profile } => write!(f, "computing on {device}, profile {profile}"),
             Self::Placed { stage, stages, first_layer, end_layer, parameters } => write!(
                 f,
                 "placed on stage {stage} of {stages}: layers {first_layer}..{end_layer}, {parameters} parameters"

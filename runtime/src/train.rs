@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use swarmline_kernels::Backend;
-use swarmline_kernels::device::{Device, Work};
+use swarmline_kernels::device::{Setup, Work};
 use swarmline_scheduler::stage::Evaluation;
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal};
 
@@ -31,9 +31,7 @@ pub struct TrainOptions {
     /// Folder that relative paths of the run start from.
     pub base: PathBuf,
     /// What computes.
-    pub device: Device,
-    /// Threads that compute, if that is the CPU.
-    pub threads: usize,
+    pub setup: Setup,
     /// Folder for the final weights, one file a stage.
     pub save: Option<PathBuf>,
     /// Whether stages before the last learn.
@@ -67,7 +65,7 @@ pub enum End {
 pub fn train(options: &TrainOptions, reporter: &Reporter, stop: &AtomicBool) -> Result<End, Error> {
     let corpus = Arc::new(Corpus::open(&options.run, &options.base)?);
     reporter.tell(&Event::corpus(&corpus));
-    options.device.run(options.threads, Session { options, corpus, reporter, stop })
+    options.setup.run(Session { options, corpus, reporter, stop })
 }
 
 /// One call of [`train`], on whichever device.

@@ -1,7 +1,7 @@
 //! What the processor can do, for reports; the loops choose for themselves.
 
-use super::isa::Isa;
-use crate::device::CpuReport;
+use super::{isa::Isa, product::Products};
+use crate::{Profile, device::CpuReport};
 
 /// Cores and instruction sets of this machine, and which of them the loops are compiled for.
 pub(crate) fn report() -> CpuReport {
@@ -9,6 +9,7 @@ pub(crate) fn report() -> CpuReport {
         cores: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
         instruction_sets: instruction_sets(),
         loops: loops(),
+        fast: Products::new(isa(), Profile::Fast).profile() == Profile::Fast,
     }
 }
 
@@ -29,8 +30,12 @@ fn instruction_sets() -> Vec<&'static str> {
 }
 
 /// Where the environment names no instruction set that exists, nothing computes; who asks hears the best here.
+fn isa() -> Isa {
+    Isa::allowed().unwrap_or(Isa::best())
+}
+
 fn loops() -> &'static str {
-    match Isa::allowed().unwrap_or(Isa::best()) {
+    match isa() {
         Isa::Avx512 => "AVX-512",
         Isa::Avx2 => "AVX2 and FMA",
         Isa::Scalar => "baseline",
@@ -43,9 +48,10 @@ mod tests {
 
     #[test]
     fn loops_are_compiled_for_what_the_processor_has() {
-        let CpuReport { cores, instruction_sets, loops } = report();
+        let CpuReport { cores, instruction_sets, loops, fast } = report();
         assert!(cores > 0);
         assert!(loops != "AVX-512" || instruction_sets.contains(&"AVX-512F"));
+        assert!(!fast || instruction_sets.contains(&"AVX512-BF16"));
         assert!(loops != "AVX2 and FMA" || instruction_sets.contains(&"FMA"));
     }
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde::Serialize;
+use swarmline_kernels::Profile;
 
 use super::contest::{self, Contest, ModeReport};
 use super::machine::{self, Machine};
@@ -15,7 +16,7 @@ use super::process::output;
 use super::size::{SEQUENCES, Size};
 use super::statistics::Spread;
 use super::step::StepReport;
-use super::{Peer, Profile, flops};
+use super::{NO_FAST, Peer, cpu, flops};
 use crate::error::Error;
 
 /// One measurement of our step in a process of its own takes seconds; only a machine that hangs takes this long.
@@ -66,7 +67,7 @@ pub struct SizeReport {
     /// Most memory the process of the step had resident, MiB, of [`SizeReport::profile`].
     pub peak_mb: Option<f64>,
     /// The profile that really ran, the first one if there were several.
-    pub profile: Option<Profile>,
+    pub profile: Option<&'static str>,
     /// Parameters of the model.
     pub parameters: usize,
     /// Sequences of a step.
@@ -138,10 +139,10 @@ pub fn measure(options: &Options, mut say: impl FnMut(&str)) -> Result<Report, E
     };
     let mut profiles = Vec::new();
     for &profile in &options.profiles {
-        if profile.cpu(1)?.is_some() {
+        if cpu(profile, 1)?.is_some() {
             profiles.push(profile);
         } else {
-            report.notes.push(profile.absence().to_owned());
+            report.notes.push(NO_FAST.to_owned());
         }
     }
     for &size in &options.sizes {
@@ -176,7 +177,7 @@ fn measure_profile(
         }
     };
     say(&format!("configuration {letter}, {name}: operations"));
-    let Some(mut cpu) = profile.cpu(options.threads)? else { return Err(gone(profile)) };
+    let Some(mut cpu) = cpu(profile, options.threads)? else { return Err(gone(profile)) };
     let operations = operations::measure(&mut cpu, size, peaks)?;
     ProfileReport::new(size, peaks, &steps, torch, operations).ok_or_else(|| gone(profile))
 }
@@ -246,7 +247,7 @@ impl SizeReport {
             ratio_to_torch_f32: first.and_then(ProfileReport::best_torch_f32).map(|mode| mode.ratio.median),
             share_of_peak: first.map(|first| first.share_of_peak),
             peak_mb: first.and_then(|first| first.peak_mb),
-            profile,
+            profile: profile.map(Profile::name),
             parameters: flops::parameter_count(size),
             sequences: SEQUENCES,
             tokens_per_step: size.rows(),
@@ -287,7 +288,7 @@ pub(super) mod tests {
             machine: Machine::here(),
             commit: None,
             peaks,
-            notes: vec![Profile::Fast.absence().to_owned()],
+            notes: vec![NO_FAST.to_owned()],
             sizes: BTreeMap::from([("t", SizeReport::new(Size::T, vec![(Profile::Repro, profile)]))]),
         }
     }

@@ -12,7 +12,6 @@ mod machine;
 mod operations;
 mod peaks;
 mod process;
-mod profile;
 mod size;
 pub mod statistics;
 pub mod step;
@@ -23,6 +22,19 @@ mod torch;
 pub use machine::Machine;
 pub use operations::{OperationReport, Work};
 pub use peaks::Peaks;
-pub use profile::Profile;
 pub use size::Size;
 pub use torch::{Mode, Peer, PeerError};
+
+use swarmline_kernels::{Cpu, Profile, Result};
+
+/// Why [`cpu`] has nothing.
+pub const NO_FAST: &str = "fast runs where the CPU has AVX512-BF16";
+
+/// The CPU in this profile on so many threads; nothing where the profile does not run.
+///
+/// # Errors
+/// If the system refuses the threads.
+pub fn cpu(profile: Profile, threads: usize) -> Result<Option<Cpu>> {
+    let cpu = Cpu::with_profile(threads, profile)?;
+    Ok((cpu.profile() == profile).then_some(cpu))
+}

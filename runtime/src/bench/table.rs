@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use swarmline_kernels::Profile;
+
 use super::contest::Contest;
 use super::kernels::{ProfileReport, Report, SizeReport};
 use super::operations::OperationReport;
-use super::profile::Profile;
 use super::statistics::Spread;
 
 impl fmt::Display for Report {

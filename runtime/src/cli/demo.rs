@@ -9,12 +9,11 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use swarmline_kernels::device::DeviceChoice;
-
 use screen::Screen;
 use swarm::{Heard, Speaker, Swarm};
 use table::Summary;
 
+use super::computing::Computing;
 use super::{Failure, Leash, block_on, stop_requested};
 use crate::config::{Data, Run};
 use crate::data::sources;
@@ -26,9 +25,8 @@ pub(super) struct Arguments {
     /// Learn from these files or directories instead of the Rust sources found on this machine
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
-    /// What computes: auto (a GPU if there is one), cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value_t)]
-    device: DeviceChoice,
+    #[command(flatten)]
+    computing: Computing,
     /// Optimizer steps of each replica
     #[arg(long, value_name = "N", default_value_t = UPDATES, value_parser = clap::value_parser!(u64).range(1..))]
     updates: u64,
@@ -52,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 async fn demonstrate(arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
-    let device = arguments.device.resolve()?;
+    let setup = arguments.computing.setup(1)?;
     let mut screen = Screen::new();
     let folder = tempfile::tempdir().map_err(|error| {
         Failure::failed(format!("cannot make a temporary folder for the run file: {error}"))
@@ -60,7 +58,7 @@ async fn demonstrate(arguments: &Arguments) -> Result<(), Failure> {
     let run_file = folder.path().join("run.toml");
     let run = write_run_file(arguments, &run_file, &mut screen)?;
 
-    let mut swarm = Swarm::new(folder.path(), device);
+    let mut swarm = Swarm::new(folder.path(), setup);
     let mut summary = Summary::new(run.pipeline.mode);
     let outcome = tokio::select! {
         outcome = train(&run, &run_file, &mut swarm, &mut screen, &mut summary) => outcome,

@@ -33,6 +33,8 @@ struct Findings {
     instruction_sets: Vec<&'static str>,
     /// What the loops on the CPU run with.
     cpu_loops: &'static str,
+    /// Whether the CPU can do the profile `fast`.
+    cpu_fast: bool,
     /// CUDA version of the driver.
     driver: Option<String>,
     /// Version of NVRTC.
@@ -73,6 +75,7 @@ impl Findings {
             cores: cpu.cores,
             instruction_sets: cpu.instruction_sets.clone(),
             cpu_loops: cpu.loops,
+            cpu_fast: cpu.fast,
             driver: cuda.driver.map(text),
             compiler: cuda.compiler.map(text),
             blas: cuda.blas,
@@ -111,7 +114,17 @@ impl Findings {
         }
         rows.push(("cache", self.cache_row()));
         rows.push(("auto", format!("--device auto means {}", self.auto)));
+        rows.push(("profiles", self.profiles_row()));
         rows
+    }
+
+    fn profiles_row(&self) -> String {
+        let fast = if self.cpu_fast {
+            "this CPU has it"
+        } else {
+            "this CPU has no AVX512-BF16 and runs repro instead"
+        };
+        format!("repro on a CPU, fast on a GPU unless --profile says otherwise; fast: {fast}")
     }
 
     fn compiler_row(&self) -> String {
@@ -141,7 +154,8 @@ mod tests {
 
     use super::*;
 
-    const CPU: CpuReport = CpuReport { cores: 4, instruction_sets: Vec::new(), loops: "baseline" };
+    const CPU: CpuReport =
+        CpuReport { cores: 4, instruction_sets: Vec::new(), loops: "baseline", fast: false };
 
     fn findings(cuda: &CudaReport) -> (String, serde_json::Value) {
         let findings = Findings::new(&CPU, cuda, DeviceChoice::Auto);
@@ -152,9 +166,13 @@ mod tests {
     #[test]
     fn a_machine_without_a_gpu_hears_cause_and_remedy() {
         let (text, json) = findings(&CudaReport::nothing(Unavailable::NoDriver));
-        for part in
-            ["driver: none", "pip install nvidia-cuda-nvrtc-cu12", "gpu: no NVIDIA driver", "auto means cpu"]
-        {
+        for part in [
+            "driver: none",
+            "pip install nvidia-cuda-nvrtc-cu12",
+            "gpu: no NVIDIA driver",
+            "auto means cpu",
+            "runs repro",
+        ] {
             assert!(text.contains(part), "{text} without {part:?}");
         }
         assert_eq!(json["auto"], "cpu");

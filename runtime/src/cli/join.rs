@@ -5,11 +5,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use swarmline_kernels::device::DeviceChoice;
-
+use super::computing::{Computing, announcement};
 use super::{Failure, Leash, all_cores, block_on, reporter, stop_requested};
 use crate::net::{Identity, Invite};
-use crate::report::Event;
 use crate::stage::{self, JoinOptions};
 
 /// Arguments of `swarmline join`.
@@ -21,9 +19,8 @@ pub(super) struct Arguments {
     /// Where other peers reach this one; port 0 takes any free port
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// What computes: auto (a GPU if there is one), cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value_t)]
-    device: DeviceChoice,
+    #[command(flatten)]
+    computing: Computing,
     /// Threads that compute, if that is the CPU [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -50,19 +47,19 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let device = arguments.device.resolve()?;
+    let threads = arguments.threads.map_or_else(all_cores, NonZeroUsize::get);
+    let setup = arguments.computing.setup(threads)?;
     let options = JoinOptions {
         invite: arguments.invite.clone(),
         identity: Identity::load_or_ephemeral(arguments.identity.as_deref())?,
         listen: arguments.listen,
-        device,
-        threads: arguments.threads.map_or_else(all_cores, NonZeroUsize::get),
+        setup,
         save: arguments.save.clone(),
         resume: arguments.resume.clone(),
         parameter_log: arguments.parameter_log.clone(),
         ledger: arguments.ledger.clone(),
     };
     let reporter = Arc::new(reporter(arguments.json));
-    reporter.tell(&Event::Computing { device: device.to_string() });
+    reporter.tell(&announcement(setup));
     block_on(async { Ok(stage::join(options, &reporter, stop_requested(arguments.leash)).await?) })
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod computing;
 mod coordinator;
 mod demo;
 mod doctor;

@@ -5,11 +5,9 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, atomic};
 
-use swarmline_kernels::device::DeviceChoice;
-
+use super::computing::{Computing, announcement};
 use super::{Failure, Leash, all_cores, folder_of, reporter, stop_requested};
 use crate::config::Run;
-use crate::report::Event;
 use crate::train::{self, TrainOptions, Upstream};
 
 /// Arguments of `swarmline train`.
@@ -18,9 +16,8 @@ pub(super) struct Arguments {
     /// The run file; `swarmline check FILE` explains it
     #[arg(long, value_name = "FILE")]
     run: PathBuf,
-    /// What computes: auto (a GPU if there is one), cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value_t)]
-    device: DeviceChoice,
+    #[command(flatten)]
+    computing: Computing,
     /// Threads that compute, if that is the CPU [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -39,12 +36,12 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let device = arguments.device.resolve()?;
+    let threads = arguments.threads.map_or_else(all_cores, NonZeroUsize::get);
+    let setup = arguments.computing.setup(threads)?;
     let options = TrainOptions {
         run: Run::load(&arguments.run)?,
         base: folder_of(&arguments.run),
-        device,
-        threads: arguments.threads.map_or_else(all_cores, NonZeroUsize::get),
+        setup,
         save: arguments.save.clone(),
         upstream: if arguments.freeze_upstream { Upstream::Frozen } else { Upstream::Learning },
         evaluate_every: arguments.evaluate_every,
@@ -52,7 +49,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     raise_on_request(&stop)?;
     let reporter = reporter(arguments.json);
-    reporter.tell(&Event::Computing { device: device.to_string() });
+    reporter.tell(&announcement(setup));
     match train::train(&options, &reporter, &stop)? {
         train::End::Finished => Ok(()),
         train::End::Stopped => Err(Failure::interrupted("stopped before the last update")),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::pin::{Pin, pin};
 
 use swarmline_kernels::Backend;
-use swarmline_kernels::device::{Device, Work};
+use swarmline_kernels::device::{Setup, Work};
 use swarmline_scheduler::stage::Config;
 use swarmline_scheduler::{Membership, Role, StageIndex};
 use tokio::sync::watch;
@@ -38,9 +38,7 @@ pub struct JoinOptions {
     /// Where the data plane listens.
     pub listen: SocketAddr,
     /// What computes.
-    pub device: Device,
-    /// Threads that compute, if that is the CPU.
-    pub threads: usize,
+    pub setup: Setup,
     /// Where to write the stage's weights at the end.
     pub save: Option<PathBuf>,
     /// Where to take initial weights from, instead of the run's seed or another replica of the stage.
@@ -59,8 +57,7 @@ impl JoinOptions {
             invite,
             identity,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            device: Device::Cpu,
-            threads: 1,
+            setup: Setup::cpu(1),
             save: None,
             resume: None,
             parameter_log: None,
@@ -261,8 +258,8 @@ impl Entered {
             resume: options.resume.clone(),
             parameter_log: options.parameter_log.clone(),
         };
-        let (device, threads) = (options.device, options.threads);
-        Executor::start(config.jobs_max(), move || device.run(threads, begin)).await
+        let setup = options.setup;
+        Executor::start(config.jobs_max(), move || setup.run(begin)).await
     }
 }
 

@@ -3,8 +3,10 @@
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 
+use swarmline_kernels::Profile;
+
 use super::super::Failure;
-use crate::bench::{Profile, Size, step};
+use crate::bench::{self, NO_FAST, Size, step};
 use crate::error::Error;
 
 /// Arguments of `swarmline bench step`.
@@ -14,13 +16,13 @@ pub(super) struct Arguments {
     config: Size,
     #[arg(long, default_value = "1")]
     threads: NonZeroUsize,
-    #[arg(long, value_enum, default_value = "repro")]
+    #[arg(long, default_value_t)]
     profile: Profile,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let cpu = arguments.profile.cpu(arguments.threads.get()).map_err(Error::from)?;
-    let cpu = cpu.ok_or_else(|| Failure::failed(arguments.profile.absence()))?;
+    let cpu = bench::cpu(arguments.profile, arguments.threads.get()).map_err(Error::from)?;
+    let cpu = cpu.ok_or_else(|| Failure::failed(NO_FAST))?;
     let report = step::measure(cpu, arguments.config)?;
     let line = serde_json::to_string(&report).map_err(|error| Failure::failed(error.to_string()))?;
     let _ = writeln!(std::io::stdout(), "{line}");

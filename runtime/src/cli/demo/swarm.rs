@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use swarmline_kernels::device::Device;
+use swarmline_kernels::device::Setup;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
@@ -44,7 +44,7 @@ pub(super) enum Heard {
 pub(super) struct Swarm {
     processes: Vec<(Speaker, Process)>,
     /// What replicas compute on.
-    device: Device,
+    setup: Setup,
     /// Where replicas keep their ledgers.
     folder: PathBuf,
     sender: mpsc::Sender<(Speaker, Heard)>,
@@ -58,9 +58,9 @@ struct Process {
 }
 
 impl Swarm {
-    pub(super) fn new(folder: &Path, device: Device) -> Self {
+    pub(super) fn new(folder: &Path, setup: Setup) -> Self {
         let (sender, events) = mpsc::channel(EVENTS_QUEUED_MAX);
-        Self { processes: Vec::new(), device, folder: folder.to_owned(), sender, events }
+        Self { processes: Vec::new(), setup, folder: folder.to_owned(), sender, events }
     }
 
     /// Starts the coordinator and returns the invite it prints.
@@ -83,9 +83,11 @@ impl Swarm {
     pub(super) fn start_replica(&mut self, index: usize, invite: &str) -> Result<(), Failure> {
         let ledger = self.folder.join(format!("{LEDGER}{index}"));
         let ledger = ledger.to_string_lossy();
-        let device = self.device.to_string();
-        let place = ["--device", &device, "--threads", "1", "--listen", "127.0.0.1:0", "--ledger", &ledger];
-        self.start(Speaker::Replica(index), &[&["join", invite], &place[..]].concat())
+        let Setup { device, profile, threads } = self.setup;
+        let (device, profile, threads) = (device.to_string(), profile.to_string(), threads.to_string());
+        let computing = ["--device", &device, "--profile", &profile, "--threads", &threads];
+        let place = ["--listen", "127.0.0.1:0", "--ledger", &ledger];
+        self.start(Speaker::Replica(index), &[&["join", invite], &computing[..], &place[..]].concat())
     }
 
     /// Ends a replica with SIGKILL: it can say no goodbye.
