@@ -166,7 +166,7 @@ impl<'a, B: Backend> Training<'a, B> {
 
     /// Numbers that are not finite cost the microbatch; anything else is a defect or a failing device.
     fn refuse(&mut self, id: MicrobatchId, error: EngineError) -> Result<(), Error> {
-        match Refusal::from(error) {
+        match error.refusal()? {
             Refusal::NonFinite => {
                 self.stages.iter_mut().for_each(|stage| stage.forget(id));
                 self.report.refused += 1;

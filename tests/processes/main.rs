@@ -6,6 +6,8 @@ mod asynchronous;
 mod attack;
 mod bench;
 mod churn;
+mod cuda;
+mod gpu;
 mod hostile;
 mod interrupt;
 mod leak;

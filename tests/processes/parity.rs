@@ -1,5 +1,6 @@
 //! A synchronous swarm computes what one process computes, bit for bit.
 
+use crate::gpu::Gpu;
 use crate::process::Process;
 use crate::recipe::{Recipe, RunFolder};
 use crate::swarm::{STAGES, Swarm, account};
@@ -20,9 +21,14 @@ fn a_swarm_that_accumulates_is_one_process() {
 }
 
 fn check(recipe: &Recipe) {
+    check_on(recipe, |_| None);
+}
+
+/// The same for a swarm whose stages compute where `gpu` says.
+pub(crate) fn check_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gpu>) {
     let every = recipe.microbatches_per_update.to_string();
     let every = ["--evaluate-every", every.as_str()];
-    let mut swarm = Swarm::serve(recipe);
+    let mut swarm = Swarm::serve_on(recipe, gpu);
     let mut feeder = swarm.start_feeder(&every);
     assert_eq!(feeder.end(), 0);
     let replicas = swarm.end();

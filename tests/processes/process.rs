@@ -1,5 +1,6 @@
 //! One process of the binary under test: what it says, how it ends.
 
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -31,8 +32,18 @@ enum Line {
 impl Process {
     /// Starts `swarmline` with `arguments`.
     pub(crate) fn start<'a>(name: &str, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::start_in(&[], name, arguments)
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn start_in<'a>(
+        environment: &[(&str, OsString)],
+        name: &str,
+        arguments: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_swarmline"))
             .args(arguments)
+            .envs(environment.iter().cloned())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -9,7 +9,7 @@ use crate::recipe::Recipe;
 use crate::swarm::{Swarm, account, last_word, serving};
 
 /// Stopped by a person before the work was done.
-const INTERRUPTED: i32 = 130;
+pub(crate) const INTERRUPTED: i32 = 130;
 
 #[test]
 fn replicas_of_a_stage_save_equal_weights() {
@@ -60,17 +60,17 @@ fn a_newcomer_takes_over_from_the_others_when_one_of_them_was_killed() {
 }
 
 /// One stage with this many replicas, averaged a set after every few microbatches.
-fn recipe(replicas: usize, updates: u64) -> Recipe {
+pub(crate) fn recipe(replicas: usize, updates: u64) -> Recipe {
     let more = "[averaging]\nevery = 4\nsets = 5\n".to_owned();
     Recipe { stages: 1, replicas, updates, more, ..Recipe::asynchronous() }
 }
 
-fn start(swarm: &Swarm, index: usize) -> Process {
+pub(crate) fn start(swarm: &Swarm, index: usize) -> Process {
     let ledger = swarm.folder.argument(ledger_of(index));
     swarm.start_replica(&format!("replica {index}"), &["--ledger", &ledger])
 }
 
-fn ledger_of(index: usize) -> String {
+pub(crate) fn ledger_of(index: usize) -> String {
     format!("ledger-{index}.txt")
 }
 
@@ -79,12 +79,12 @@ fn start_saving(swarm: &Swarm, index: usize) -> Process {
     swarm.start_replica(&format!("replica {index}"), &["--save", &weights])
 }
 
-fn weights_of(index: usize) -> String {
+pub(crate) fn weights_of(index: usize) -> String {
     format!("weights-{index}.safetensors")
 }
 
 /// The numbers of a file of weights. The metadata before them say how many updates there were, which differs.
-fn tensors(swarm: &Swarm, index: usize) -> Vec<u8> {
+pub(crate) fn tensors(swarm: &Swarm, index: usize) -> Vec<u8> {
     let bytes = std::fs::read(swarm.folder.file(weights_of(index))).unwrap();
     let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
     let header = usize::try_from(u64::from_le_bytes(*length)).unwrap();
@@ -92,20 +92,20 @@ fn tensors(swarm: &Swarm, index: usize) -> Vec<u8> {
 }
 
 /// Waits until this many microbatches are done.
-fn wait_for(feeder: &mut Process, done: u64) {
+pub(crate) fn wait_for(feeder: &mut Process, done: u64) {
     feeder.hear("progress", |event| match event {
         Event::Progress(report) => (report.done >= done).then_some(()),
         _ => None,
     });
 }
 
-fn assert_sound(account: &FeederReport) {
+pub(crate) fn assert_sound(account: &FeederReport) {
     assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0), "{account:?}");
     assert_eq!(account.injected, account.finished, "{account:?}");
 }
 
 /// No microbatch was applied by two replicas, dead or alive.
-fn assert_disjoint(swarm: &Swarm, replicas: usize) {
+pub(crate) fn assert_disjoint(swarm: &Swarm, replicas: usize) {
     let mut applied = BTreeSet::new();
     for index in 0..replicas {
         for line in std::fs::read_to_string(swarm.folder.file(ledger_of(index))).unwrap().lines() {

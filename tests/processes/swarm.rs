@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use swarmline::report::{Event, FeederReport, ReplicaReport};
 
+use crate::gpu::Gpu;
 use crate::process::Process;
 use crate::recipe::{Recipe, RunFolder};
 
@@ -34,18 +35,35 @@ impl Swarm {
 
     /// Starts a coordinator and a replica of each stage that saves its weights in `stage-N.safetensors`.
     pub(crate) fn serve(recipe: &Recipe) -> Self {
+        Self::serve_on(recipe, |_| None)
+    }
+
+    /// The same, each stage on the GPU it is given, if any.
+    pub(crate) fn serve_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gpu>) -> Self {
         let mut swarm = Self::coordinate(recipe);
         for stage in 0..STAGES {
             let save = swarm.folder.argument(format!("stage-{stage}.safetensors"));
-            swarm.join(&["--save", &save]);
+            let save = ["--save", &save];
+            let name = format!("replica {stage}");
+            swarm.expect_next(match gpu(stage) {
+                Some(gpu) => {
+                    swarm.start_replica_on(gpu, &name, &[&save[..], &["--profile", "repro"]].concat())
+                }
+                None => swarm.start_replica(&name, &save),
+            });
         }
         swarm
     }
 
     /// Starts a replica of the next stage and waits until it serves.
     pub(crate) fn join(&mut self, more: &[&str]) {
+        let name = format!("replica {}", self.replicas.len());
+        self.expect_next(self.start_replica(&name, more));
+    }
+
+    /// Waits until a replica serves the next stage.
+    fn expect_next(&mut self, mut replica: Process) {
         let expected = self.replicas.len();
-        let mut replica = self.start_replica(&format!("replica {expected}"), more);
         let stage = serving(&mut replica);
         assert_eq!(usize::from(stage), expected, "stages are given in order");
         self.replicas.push(replica);
@@ -55,6 +73,12 @@ impl Swarm {
     pub(crate) fn start_replica(&self, name: &str, more: &[&str]) -> Process {
         let fixed = ["join", &self.invite, "--json", "--leash", "--threads", "1"];
         Process::start(name, fixed.iter().chain(more).copied())
+    }
+
+    /// The same on a GPU.
+    pub(crate) fn start_replica_on(&self, gpu: &Gpu, name: &str, more: &[&str]) -> Process {
+        let fixed = ["join", &self.invite, "--json", "--leash", "--device", "cuda"];
+        gpu.start(name, fixed.iter().chain(more).copied())
     }
 
     /// Starts a feeder and waits for nothing.

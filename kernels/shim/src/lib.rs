@@ -84,6 +84,27 @@ impl Library {
         Ok(library)
     }
 
+    /// The same for a test: nothing, with the reason on standard error, where there is no compiler and
+    /// `SWARMLINE_REQUIRE_CXX` is not 1.
+    ///
+    /// # Panics
+    ///
+    /// If the library cannot be built for another reason, or has to be.
+    #[must_use]
+    #[expect(clippy::print_stderr, reason = "who runs the tests should know what they did not check")]
+    pub fn for_test(folder: &Path, watch: Watch) -> Option<Self> {
+        match Self::build(folder, watch) {
+            Ok(library) => Some(library),
+            Err(missing @ Error::NoCompiler { .. }) => {
+                let required = std::env::var_os("SWARMLINE_REQUIRE_CXX").is_some_and(|value| value == "1");
+                assert!(!required, "{missing}");
+                eprintln!("skipped: {missing}");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     fn file(&self) -> PathBuf {
         self.folder.join("libcuda.so")
     }

@@ -13,9 +13,7 @@ mod conformance;
 use std::{collections::BTreeMap, env, ffi::OsStr, fs, path::Path, process::Command};
 
 use conformance::{Tolerance, Trial};
-use swarmline_cuda_on_cpu::{
-    BOTH_ORDERS, BREAKS_WITH, DRIVER, Error as ShimError, LAUNCHED, Library, MEMORY, Watch,
-};
+use swarmline_cuda_on_cpu::{BOTH_ORDERS, BREAKS_WITH, DRIVER, LAUNCHED, Library, MEMORY, Watch};
 use swarmline_kernels::{Backend, Cuda, Error, Profile, device};
 
 /// The whole list in both profiles.
@@ -123,15 +121,8 @@ fn on_the_cpu(test: &str, settings: &[(&str, &OsStr)], body: impl FnOnce()) -> b
         body();
         return false;
     }
-    let library = match Library::build(Path::new(env!("CARGO_TARGET_TMPDIR")), Watch::Addresses) {
-        Ok(library) => library,
-        Err(missing @ ShimError::NoCompiler { .. }) => {
-            assert!(env::var_os("SWARMLINE_REQUIRE_CXX").is_none_or(|value| value != "1"), "{missing}");
-            skipped(&missing.to_string());
-            return false;
-        }
-        Err(error) => panic!("{error}"),
-    };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let Some(library) = Library::for_test(folder, Watch::Addresses) else { return false };
     let run = Command::new(env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .env(INSIDE, "1")

@@ -343,6 +343,7 @@ impl<B: Backend> Engine<B> {
         Err(error)
     }
 
+    /// `None` for jobs without an answer.
     fn answer(&mut self, job: Job<Bytes>) -> Option<Result<Done<Bytes>, EngineError>> {
         Some(match job {
             Job::Forward { microbatch, ids, code } => {
@@ -368,10 +369,7 @@ impl<B: Backend> Engine<B> {
             }
             Job::Apply { microbatch } => self.apply(microbatch).map(|()| Done::Applied),
             Job::Drop { microbatch } => {
-                if let Err(error) = self.drop_gradients(microbatch) {
-                    tracing::error!(%error, "gradients that nobody granted could not be cleared");
-                }
-                return None;
+                return self.drop_gradients(microbatch).err().map(Err);
             }
             Job::Forget { microbatch } => {
                 self.forget(microbatch);
@@ -388,14 +386,18 @@ impl From<bool> for Grant {
 }
 
 impl<B: Backend> Compute for Engine<B> {
-    fn run(&mut self, job: Job<Bytes>) -> Option<Completion<Bytes>> {
+    fn run(&mut self, job: Job<Bytes>) -> Result<Option<Completion<Bytes>>, Error> {
         let microbatch = job.microbatch();
-        let done = self.answer(job)?.unwrap_or_else(|error| Done::Refused(error.into()));
-        Some(Completion { microbatch, done })
+        let done = match self.answer(job) {
+            Some(Ok(done)) => done,
+            Some(Err(error)) => Done::Refused(error.refusal()?),
+            None => return Ok(None),
+        };
+        Ok(Some(Completion { microbatch, done }))
     }
 
-    fn average(&mut self, job: averaging::Job) -> Option<Averaged<Bytes>> {
-        self.average(job)
+    fn average(&mut self, job: averaging::Job) -> Result<Option<Averaged<Bytes>>, Error> {
+        Ok(self.average(job)?)
     }
 
     fn parts_min(&self) -> u32 {
@@ -426,20 +428,25 @@ impl<B: Backend> Compute for Engine<B> {
     }
 }
 
-impl From<EngineError> for Refusal {
-    fn from(error: EngineError) -> Self {
-        match error {
-            EngineError::NonFiniteGradient
-            | EngineError::Shard(ShardError::NonFiniteLoss | ShardError::Code(CodeError::NonFinite { .. })) => {
-                Self::NonFinite
+impl EngineError {
+    /// What others hear of it. They hear nothing of a failing device: its replica leaves at once, as after a sudden
+    /// death, and they go on with others from what they keep; a refusal would lose the microbatch instead.
+    ///
+    /// # Errors
+    /// The failure of the device.
+    pub(crate) fn refusal(self) -> Result<Refusal, swarmline_kernels::Error> {
+        Ok(match self {
+            Self::NonFiniteGradient
+            | Self::Shard(ShardError::NonFiniteLoss | ShardError::Code(CodeError::NonFinite { .. })) => {
+                Refusal::NonFinite
             }
-            EngineError::Shard(ShardError::NotHeld(_)) | EngineError::NothingWaits(_) => Self::Unknown,
-            EngineError::GradientsWait(_) => Self::Busy,
-            EngineError::Shard(ShardError::Full { .. }) => Self::Busy,
-            EngineError::Shard(ShardError::Device(error)) => Self::Device(error.to_string()),
-            error @ (EngineError::Tokens(_) | EngineError::Shard(ShardError::Code(_))) => {
-                Self::Malformed(error.to_string())
+            Self::Shard(ShardError::NotHeld(_)) | Self::NothingWaits(_) => Refusal::Unknown,
+            Self::GradientsWait(_) => Refusal::Busy,
+            Self::Shard(ShardError::Full { .. }) => Refusal::Busy,
+            Self::Shard(ShardError::Device(error)) => return Err(error),
+            error @ (Self::Tokens(_) | Self::Shard(ShardError::Code(_))) => {
+                Refusal::Malformed(error.to_string())
             }
-        }
+        })
     }
 }

@@ -1,9 +1,11 @@
 //! The thread that owns weights, optimizer state and device.
 //!
 //! Others send it jobs over a bounded channel; there is no lock around weights. What it runs is built on the
-//! thread itself, so that nothing outside is generic over the device.
+//! thread itself, so that nothing outside is generic over the device. With its device it ends: whatever is asked of it
+//! then is answered with the failure.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use swarmline_scheduler::WeightVersion;
@@ -16,10 +18,10 @@ use crate::error::Error;
 
 /// What the executor's thread runs.
 pub(super) trait Compute {
-    /// Does a job; `None` for jobs without an answer.
-    fn run(&mut self, job: Job<Bytes>) -> Option<Completion<Bytes>>;
-    /// Does a job of an averaging round; `None` for jobs without an answer.
-    fn average(&mut self, job: averaging::Job) -> Option<Averaged<Bytes>>;
+    /// Does a job; `None` for jobs without an answer. An error is the end: the device failed.
+    fn run(&mut self, job: Job<Bytes>) -> Result<Option<Completion<Bytes>>, Error>;
+    /// Does a job of an averaging round; `None` for jobs without an answer. An error is the end: the device failed.
+    fn average(&mut self, job: averaging::Job) -> Result<Option<Averaged<Bytes>>, Error>;
     /// Parts an index set must at least be cut into so that each fits a frame.
     fn parts_min(&self) -> u32;
     /// A copy of the whole state, for a joiner.
@@ -77,7 +79,23 @@ pub(super) struct Executor {
     completions: mpsc::Receiver<Completion<Bytes>>,
     averaged: mpsc::Receiver<Averaged<Bytes>>,
     statistics: watch::Receiver<Statistics>,
+    fault: Fault,
     parts_min: u32,
+}
+
+/// Why the thread ended before it was told to.
+#[derive(Clone, Debug, Default)]
+struct Fault(Arc<Mutex<Option<Error>>>);
+
+impl Fault {
+    fn note(&self, error: Error) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    /// The reason, for the first who asks.
+    fn take(&self) -> Error {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(Error::ExecutorGone)
+    }
 }
 
 /// Requests besides jobs that can lie in the channel: to copy a state, to take one, to finish.
@@ -96,13 +114,17 @@ impl Executor {
         let (averaging_answers, averaged) = mpsc::channel(AVERAGING_JOBS_MAX);
         let (publish, statistics) = watch::channel(Statistics::default());
         let (built, ready) = oneshot::channel();
+        let fault = Fault::default();
+        let last_words = fault.clone();
         std::thread::Builder::new()
             .name("executor".to_owned())
             .spawn(move || match build() {
                 Ok(compute) => {
                     let _ = built.send(Ok(compute.parts_min()));
                     let answers = Answers { completions: answers, averaged: averaging_answers };
-                    work(compute, task_queue, &answers, &publish);
+                    // Noted before the channels close.
+                    let _ =
+                        work(compute, task_queue, &answers, &publish).map_err(|error| last_words.note(error));
                 }
                 Err(error) => {
                     let _ = built.send(Err(error));
@@ -110,12 +132,12 @@ impl Executor {
             })
             .map_err(|error| Error::Thread { error })?;
         let parts_min = ready.await.map_err(|_| Error::ExecutorGone)??;
-        Ok(Self { tasks, completions, averaged, statistics, parts_min })
+        Ok(Self { tasks, completions, averaged, statistics, fault, parts_min })
     }
 
     /// Hands over a job. The channel has room for every job the stage may have outstanding.
     pub(super) fn submit(&self, job: Job<Bytes>) -> Result<(), Error> {
-        self.tasks.try_send(Task::Job(job)).map_err(|_| Error::ExecutorGone)
+        self.tasks.try_send(Task::Job(job)).map_err(|_| self.fault.take())
     }
 
     /// The next answer to a job of either kind.
@@ -123,7 +145,7 @@ impl Executor {
         tokio::select! {
             Some(completion) = self.completions.recv() => Ok(Answer::Completed(completion)),
             Some(event) = self.averaged.recv() => Ok(Answer::Averaged(event)),
-            else => Err(Error::ExecutorGone),
+            else => Err(self.fault.take()),
         }
     }
 
@@ -134,7 +156,7 @@ impl Executor {
 
     /// Hands over a job of an averaging round. The channel has room for every one that may be outstanding.
     pub(super) fn average(&self, job: averaging::Job) -> Result<(), Error> {
-        self.tasks.try_send(Task::Average(job)).map_err(|_| Error::ExecutorGone)
+        self.tasks.try_send(Task::Average(job)).map_err(|_| self.fault.take())
     }
 
     /// A copy of the whole state, between two jobs.
@@ -174,32 +196,34 @@ struct Answers {
     averaged: mpsc::Sender<Averaged<Bytes>>,
 }
 
+/// Until nobody asks any more, or the device fails.
 fn work(
     mut compute: Box<dyn Compute>,
     mut tasks: mpsc::Receiver<Task>,
     answers: &Answers,
     statistics: &watch::Sender<Statistics>,
-) {
+) -> Result<(), Error> {
     while let Some(task) = tasks.blocking_recv() {
         match task {
             Task::Job(job) => {
-                let completion = compute.run(job);
+                let completion = compute.run(job)?;
                 statistics.send_replace(compute.statistics());
                 if let Some(completion) = completion
                     && answers.completions.blocking_send(completion).is_err()
                 {
-                    return;
+                    return Ok(());
                 }
             }
             Task::Average(job) => {
-                if let Some(event) = compute.average(job)
+                if let Some(event) = compute.average(job)?
                     && answers.averaged.blocking_send(event).is_err()
                 {
-                    return;
+                    return Ok(());
                 }
             }
+            // A copy fails for no other reason.
             Task::Export(answer) => {
-                let _ = answer.send(compute.export_state());
+                let _ = answer.send(Ok(compute.export_state()?));
             }
             Task::Import(state, answer) => {
                 let imported = compute.import_state(&state);
@@ -211,6 +235,7 @@ fn work(
             }
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use swarmline_scheduler::averaging::{Config as AveragingConfig, Event as Averaged, Participant, Round};
 use swarmline_scheduler::router::{Policy, RouterFactory as _};
-use swarmline_scheduler::stage::{Action, Completion, Config, Done, Event as Happened, Note};
+use swarmline_scheduler::stage::{Action, Config, Event as Happened, Note};
 use swarmline_scheduler::transfer::UploadEvent;
 use swarmline_scheduler::{Incarnation, Membership, Message, PeerId, Refusal, Stage, Time};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -102,11 +102,30 @@ impl Server {
         }
     }
 
-    /// Serves until the run is over or `stop` resolves, then drains, saves and says goodbye.
+    /// Serves until the run is over or `stop` resolves, then drains, saves and says goodbye. Who cannot go on leaves at
+    /// once; to its neighbours it has died.
     pub(super) async fn serve(
         mut self,
         reporter: &Reporter,
         save: Option<&Path>,
+        stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), Error> {
+        let served = self.work(reporter, stop).await;
+        if served.is_ok() {
+            self.wiring.executor.finish(save.map(Path::to_owned)).await?;
+            if let Some(path) = save {
+                reporter.tell(&Event::Saved { path: path.display().to_string() });
+            }
+        }
+        self.wiring.plane.close().await;
+        served?;
+        reporter.tell(&Event::Replica(self.report(true)));
+        Ok(())
+    }
+
+    async fn work(
+        &mut self,
+        reporter: &Reporter,
         mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), Error> {
         let table = self.wiring.table.borrow_and_update().clone();
@@ -118,7 +137,7 @@ impl Server {
             let deadline = self.deadline();
             tokio::select! {
                 answer = self.wiring.executor.answer() => match answer? {
-                    Answer::Completed(completion) => self.complete(completion, reporter),
+                    Answer::Completed(completion) => self.handle(Happened::Completed(completion), reporter),
                     Answer::Averaged(event) => self.tell_machines([Told::Rounds(event)], reporter),
                 },
                 event = self.rounds.reduced() => self.tell_machines([Told::Rounds(event)], reporter),
@@ -142,7 +161,7 @@ impl Server {
         if let Some(message) = self.farewell.left_behind(self.stage.held(), self.company()) {
             reporter.tell(&Event::Incident { message });
         }
-        self.say_goodbye(reporter, save).await
+        self.failure.take().map_or(Ok(()), Err)
     }
 
     fn may_go(&self) -> bool {
@@ -248,16 +267,6 @@ impl Server {
     /// Tells the machine of microbatches, then the others what follows from it.
     fn handle(&mut self, event: Happened<Bytes>, reporter: &Reporter) {
         self.tell_machines([Told::Stage(event)], reporter);
-    }
-
-    /// A replica whose device fails leaves at once: what its slots held is lost, and its neighbours go on with others
-    /// from what they keep, as after any sudden death. Refusing would lose the microbatch instead.
-    fn complete(&mut self, completion: Completion<Bytes>, reporter: &Reporter) {
-        if let Done::Refused(Refusal::Device(reason)) = completion.done {
-            self.failure = Some(Error::Device(swarmline_kernels::Error::Device(reason)));
-            return;
-        }
-        self.handle(Happened::Completed(completion), reporter);
     }
 
     /// Hands events to the machines and does what they ask, until nothing follows any more.
@@ -419,19 +428,6 @@ impl Server {
             boundary_bytes_bf16: bytes.uncompressed,
             last,
         }
-    }
-
-    async fn say_goodbye(mut self, reporter: &Reporter, save: Option<&Path>) -> Result<(), Error> {
-        if let Some(error) = self.failure.take() {
-            return Err(error);
-        }
-        self.wiring.executor.finish(save.map(Path::to_owned)).await?;
-        if let Some(path) = save {
-            reporter.tell(&Event::Saved { path: path.display().to_string() });
-        }
-        self.wiring.plane.close().await;
-        reporter.tell(&Event::Replica(self.report(true)));
-        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the engine does for averaging rounds, between two microbatches.
 
 use bytes::Bytes;
-use swarmline_kernels::Backend;
+use swarmline_kernels::{Backend, Result};
 use swarmline_scheduler::averaging::Event;
 
 use super::Engine;
@@ -23,32 +23,36 @@ impl<B: Backend> Engine<B> {
         self.averager.sets()
     }
 
-    /// Does a job of an averaging round; `Finish` has no answer. What cannot be done is answered so that the round
-    /// goes on without it, and logged.
-    pub fn average(&mut self, job: Job) -> Option<Event<Bytes>> {
+    /// Does a job of an averaging round; `Finish` has no answer. A mean that cannot be used is logged, and answered so
+    /// that the round goes on without it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn average(&mut self, job: Job) -> Result<Option<Event<Bytes>>> {
         let Opened { backend, mut learned, log, averager } = self.opened();
-        match job {
+        Ok(match job {
             Job::Snapshot { round, set, parts } => {
-                let copied = averager.snapshot(backend, &learned, round, set, parts);
-                let SetSnapshot { weight, parts } = copied.unwrap_or_else(|error| {
-                    tracing::warn!(%error, "no copy for an averaging round");
-                    SetSnapshot { weight: 0, parts: Vec::new() }
-                });
+                let SetSnapshot { weight, parts } =
+                    averager.snapshot(backend, &learned, round, set, parts)?;
                 Some(Event::Snapshot { round, weight, parts })
             }
             Job::Apply { round, part, mean } => {
                 let record = |name: &str, weights: &[f32]| log.record(name, digest(weights));
-                let outcome = averager.apply(backend, &mut learned, round, part, &mean, record);
-                let applied = outcome.inspect_err(|error: &ApplyError| {
-                    tracing::warn!(%error, round = round.0, part = part.0, "a mean was not applied");
-                });
-                Some(Event::Applied { round, part, applied: applied.is_ok() })
+                let applied = match averager.apply(backend, &mut learned, round, part, &mean, record) {
+                    Ok(()) => true,
+                    Err(ApplyError::Device(error)) => return Err(error),
+                    Err(error @ (ApplyError::NotOpen | ApplyError::Unusable(_))) => {
+                        tracing::warn!(%error, round = round.0, part = part.0, "a mean was not applied");
+                        false
+                    }
+                };
+                Some(Event::Applied { round, part, applied })
             }
             Job::Finish { round, complete } => {
                 averager.finish(round, complete);
                 None
             }
-        }
+        })
     }
 
     pub(super) fn opened(&mut self) -> Opened<'_, B> {

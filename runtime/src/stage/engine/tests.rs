@@ -47,7 +47,7 @@ fn learn(engine: &mut Engine<Cpu>, microbatches: std::ops::Range<u64>) {
 fn snapshot(engine: &mut Engine<Cpu>, round: Round) -> (u64, Vec<Bytes>) {
     let job = AveragingJob::Snapshot { round, set: round.set(SETS), parts: 2 };
     match engine.average(job) {
-        Some(Event::Snapshot { weight, parts, .. }) => (weight, parts),
+        Ok(Some(Event::Snapshot { weight, parts, .. })) => (weight, parts),
         other => panic!("no snapshot but {other:?}"),
     }
 }
@@ -60,11 +60,11 @@ fn average(engines: &mut [Engine<Cpu>], round: Round) {
         let mean = reduce(&inputs[0].1, &inputs).unwrap();
         for engine in engines.iter_mut() {
             let job = AveragingJob::Apply { round, part: PartIndex(part), mean: mean.clone() };
-            assert!(matches!(engine.average(job), Some(Event::Applied { applied: true, .. })));
+            assert!(matches!(engine.average(job), Ok(Some(Event::Applied { applied: true, .. }))));
         }
     }
     for engine in engines {
-        assert!(engine.average(AveragingJob::Finish { round, complete: true }).is_none());
+        assert!(engine.average(AveragingJob::Finish { round, complete: true }).unwrap().is_none());
     }
 }
 

@@ -1,8 +1,8 @@
 //! The thread and what it is asked besides microbatches.
 
 use swarmline_kernels::Cpu;
-use swarmline_scheduler::StageIndex;
 use swarmline_scheduler::averaging::{PartIndex, Round};
+use swarmline_scheduler::{MicrobatchId, StageIndex};
 
 use super::*;
 use crate::config::{Kind, Packing};
@@ -26,6 +26,56 @@ async fn a_state_goes_from_one_thread_to_another() {
     joiner.import_state(state.bytes.clone()).await.unwrap();
     assert_eq!(joiner.export_state().await.unwrap(), state);
     assert!(matches!(joiner.import_state(state.bytes.slice(1..)).await, Err(Error::State(_))));
+}
+
+/// A device that fails at the first job of any kind.
+struct Failing;
+
+impl Compute for Failing {
+    fn run(&mut self, _: Job<Bytes>) -> Result<Option<Completion<Bytes>>, Error> {
+        Err(swarmline_kernels::Error::Device("run".to_owned()).into())
+    }
+
+    fn average(&mut self, _: averaging::Job) -> Result<Option<Averaged<Bytes>>, Error> {
+        Err(swarmline_kernels::Error::Device("average".to_owned()).into())
+    }
+
+    fn parts_min(&self) -> u32 {
+        1
+    }
+
+    fn export_state(&mut self) -> Result<Exported, Error> {
+        Err(swarmline_kernels::Error::Device("export".to_owned()).into())
+    }
+
+    fn import_state(&mut self, _: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn statistics(&self) -> Statistics {
+        Statistics::default()
+    }
+
+    fn finish(&mut self, _: Option<&Path>) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_failing_device_is_heard_of_whatever_was_asked_of_it() {
+    for which in ["run", "average", "export"] {
+        let mut executor = Executor::start(4, || Ok(Box::new(Failing))).await.unwrap();
+        match which {
+            "run" => executor.submit(Job::Apply { microbatch: MicrobatchId(1) }).unwrap(),
+            "average" => {
+                let job = averaging::Job::Finish { round: Round(1), complete: true };
+                executor.average(job).unwrap();
+            }
+            _ => assert!(matches!(executor.export_state().await, Err(Error::ExecutorGone))),
+        }
+        let fault = executor.answer().await.unwrap_err();
+        assert!(matches!(&fault, Error::Device(_)) && fault.to_string().contains(which), "{fault}");
+    }
 }
 
 #[tokio::test]
