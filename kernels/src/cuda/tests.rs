@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::random::{Domain, key as domain_key, philox4x32};
-use crate::{Cpu, PackingError, device};
+use crate::{Cpu, Error, PackingError, device};
 
 /// Numbers an operation wrote, under its name.
 type Outcome = Vec<(&'static str, Vec<f32>)>;

@@ -1,8 +1,9 @@
 //! The CUDA kernels, run on the CPU and compared with the CPU backend.
 //!
 //! The unchanged sources of the kernels are compiled by a C++ compiler with `kernels/shim`, which runs the threads of
-//! a block in turns, under the address sanitizer. Not executed here: the `mma.sync` instruction of `swl_product_bf16`
-//! and `swl_attention_bf16_*` (its scalar twin is), and what only real concurrency shows.
+//! a block in turns, under the address sanitizer. Not executed here: the `mma.sync` instruction of `swl_product_bf16`,
+//! `swl_attention_bf16_*` and `swl_attention_backward_*_bf16_*`, the `ldmatrix` of the latter (their scalar twins are),
+//! and what only real concurrency shows.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
@@ -38,6 +39,7 @@ fn kernels_do_what_the_cpu_does() {
     products_have_the_fixed_order(&mut emulated);
     bf16_products_are_close(&mut emulated);
     bf16_attention_is_close(&mut emulated);
+    bf16_attention_backward_is_close(&mut emulated);
     assert_eq!(emulated.driver.never_launched(), [""; 0], "kernels without a case");
 }
 
@@ -187,6 +189,65 @@ fn bf16_attention_is_close(emulated: &mut Emulated) {
         // Probabilities are rounded to bf16: 2^-9 of values of unit size; the scores are not.
         for (got, (want, tolerance)) in got.iter().zip(want.iter().zip([4e-3, 2e-6])) {
             compare("attention_bf16", &shape, got, want.as_slice(), tolerance);
+        }
+    }
+}
+
+/// The same of the backward pass, from the CPU's own forward pass.
+fn bf16_attention_backward_is_close(emulated: &mut Emulated) {
+    let mut cpu = Cpu::new(1).unwrap();
+    let shapes = [
+        (1, 1, 1, 1, 64),
+        (2, 67, 4, 2, 64),
+        (1, 130, 1, 1, 64),
+        (1, 1, 1, 1, 128),
+        (1, 67, 2, 1, 128),
+        (1, 130, 1, 1, 128),
+    ];
+    for (batch, tokens, heads, kv_heads, head_width) in shapes {
+        let shape = AttentionShape { batch, tokens, heads, kv_heads, head_width, theta: 1e4 };
+        let table = emulated.rope_table(shape);
+        let driver = &mut emulated.driver;
+        let (rows, [queries, keys, sums]) = (batch * tokens, shape.lens());
+        let q = rope_to_bf16(driver, &numbers(queries, 1), heads, shape, &table);
+        let k = rope_to_bf16(driver, &numbers(keys, 2), kv_heads, shape, &table);
+        let v = to_bf16(driver, &numbers(keys, 3), rows, kv_heads * head_width);
+        let dout = to_bf16(driver, &numbers(queries, 4), rows, heads * head_width);
+        let wide = |x: &[u16]| x.iter().map(|&x| bf16::from_bits(x).to_f32()).collect::<Vec<_>>();
+        let back = |x: &[u16], heads| CpuTensor::from(rotated(&wide(x), heads, shape, &table, -1.0));
+        let (q_back, k_back) = (back(&q, heads), back(&k, kv_heads));
+        let [v_wide, dout_wide] = [&v, &dout].map(|x| CpuTensor::from(wide(x)));
+        let [mut out_, mut lse] = [queries, sums].map(|len| CpuTensor::from(vec![0.0; len]));
+        cpu.attention(&mut out_, &mut lse, &q_back, &k_back, &v_wide, shape).unwrap();
+        let [mut dq, mut dk, mut dv] = [queries, keys, keys].map(|len| CpuTensor::from(vec![0.0; len]));
+        cpu.attention_backward(
+            &mut dq, &mut dk, &mut dv, &dout_wide, &q_back, &k_back, &v_wide, &out_, &lse, shape,
+        )
+        .unwrap();
+        let mut delta = vec![0.0_f32; sums];
+        let arguments = &mut [
+            out(&mut delta),
+            input(out_.as_slice()),
+            input(dout_wide.as_slice()),
+            int(sums),
+            int(head_width),
+        ];
+        driver.launch("swl_attention_delta", Launch::blocks(sums.div_ceil(8), 128), arguments);
+        let [mut dq_got, mut dk_got, mut dv_got] = [queries, keys, keys].map(|len| vec![f32::NAN; len]);
+        let mut arguments = vec![out(&mut dq_got), input(&dout), input(&q), input(&k), input(&v)];
+        arguments.extend([input(lse.as_slice()), input(&delta), input(&table[0]), input(&table[1])]);
+        arguments.extend([tokens, heads, kv_heads].map(int));
+        let tiles = 4 * 64 * (2 * head_width + 16);
+        let launch = Launch::grid([tokens.div_ceil(64), heads, batch], 128).shared(tiles);
+        driver.launch(&format!("swl_attention_backward_query_bf16_{head_width}"), launch, &mut arguments);
+        arguments[0] = out(&mut dk_got);
+        arguments.insert(1, out(&mut dv_got));
+        let launch = Launch::grid([tokens.div_ceil(64), kv_heads, batch], 128).shared(tiles + 512);
+        driver.launch(&format!("swl_attention_backward_key_value_bf16_{head_width}"), launch, &mut arguments);
+        // Probabilities and gradients of scores are rounded to bf16, each off by up to 2^-9 of itself; a sum has several
+        // of unit size.
+        for (name, got, want) in [("dq", dq_got, dq), ("dk", dk_got, dk), ("dv", dv_got, dv)] {
+            compare(name, &shape, &got, want.as_slice(), 8e-3);
         }
     }
 }
