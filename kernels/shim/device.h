@@ -2,8 +2,8 @@
 //
 // A block runs as fibers, one per thread, each until it waits for others. Every wait has a place in the source;
 // threads that should meet but wait at different places, or ended before, are reported: on a GPU that is undefined.
-// Blocks and threads run first to last or last to first, as the caller says: a kernel that gives other bits in the
-// other order misses a barrier. Dynamic shared memory is filled with NaN before each block.
+// A warp runs as far ahead of the others as barriers let it. Blocks, warps and threads run first to last or last to
+// first, as the caller says: a kernel that gives other bits in the other order misses a barrier. Dynamic shared memory is filled with NaN before each block.
 //
 // Not here: tensor cores, asynchronous copies, real concurrency.
 #pragma once
@@ -98,6 +98,20 @@ inline bool release(unsigned first, unsigned end, Wait kind) {
     return true;
 }
 
+// As far as it gets: until its threads wait for the block, or for each other in vain.
+inline void run_warp(unsigned warp, Order order) {
+    unsigned first = warp * WARP, end = first + WARP < block.threads ? first + WARP : block.threads;
+    do {
+        for (unsigned i = first; i < end; ++i) {
+            Fiber &fiber = block.fibers[order == Order::FirstToLast ? i : first + end - 1 - i];
+            if (fiber.wait == Wait::None) {
+                block.current = &fiber;
+                switch_to(block.scheduler, fiber.context);
+            }
+        }
+    } while (release(first, end, Wait::Warp));
+}
+
 inline void run_block(Order order) {
     std::vector<Fiber> &fibers = block.fibers;
     unsigned count = block.threads;
@@ -105,20 +119,12 @@ inline void run_block(Order order) {
         fibers[i].wait = Wait::None;
         fibers[i].context.prepare(fibers[i].stack.get(), STACK_BYTES, entry);
     }
+    unsigned warps = (count + WARP - 1) / WARP;
     for (;;) {
-        for (unsigned i = 0; i < count; ++i) {
-            Fiber &fiber = fibers[order == Order::FirstToLast ? i : count - 1 - i];
-            if (fiber.wait == Wait::None) {
-                block.current = &fiber;
-                switch_to(block.scheduler, fiber.context);
-            }
+        for (unsigned i = 0; i < warps; ++i) {
+            run_warp(order == Order::FirstToLast ? i : warps - 1 - i, order);
         }
-        bool released = release(0, count, Wait::Block);
-        for (unsigned first = 0; first < count; first += WARP) {
-            unsigned end = first + WARP < count ? first + WARP : count;
-            released = release(first, end, Wait::Warp) || released;
-        }
-        if (released) {
+        if (release(0, count, Wait::Block)) {
             continue;
         }
         const Fiber *stuck = nullptr, *other = nullptr;

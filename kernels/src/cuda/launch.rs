@@ -194,6 +194,26 @@ kernels! {
         lse: In<'_, f32>, delta: In<'_, f32>, cos_table: In<'_, f32>, sin_table: In<'_, f32>,
         tokens: i32, heads: i32, kv_heads: i32, head_width: i32,
     );
+    swl_attention_backward_query_bf16_64(
+        dq: Out<'_, f32>, dout: In<'_, u16>, q: In<'_, u16>, k: In<'_, u16>, v: In<'_, u16>,
+        lse: In<'_, f32>, delta: In<'_, f32>, cos_table: In<'_, f32>, sin_table: In<'_, f32>,
+        tokens: i32, heads: i32, kv_heads: i32,
+    );
+    swl_attention_backward_query_bf16_128(
+        dq: Out<'_, f32>, dout: In<'_, u16>, q: In<'_, u16>, k: In<'_, u16>, v: In<'_, u16>,
+        lse: In<'_, f32>, delta: In<'_, f32>, cos_table: In<'_, f32>, sin_table: In<'_, f32>,
+        tokens: i32, heads: i32, kv_heads: i32,
+    );
+    swl_attention_backward_key_value_bf16_64(
+        dk: Out<'_, f32>, dv: Out<'_, f32>, dout: In<'_, u16>, q: In<'_, u16>, k: In<'_, u16>, v: In<'_, u16>,
+        lse: In<'_, f32>, delta: In<'_, f32>, cos_table: In<'_, f32>, sin_table: In<'_, f32>,
+        tokens: i32, heads: i32, kv_heads: i32,
+    );
+    swl_attention_backward_key_value_bf16_128(
+        dk: Out<'_, f32>, dv: Out<'_, f32>, dout: In<'_, u16>, q: In<'_, u16>, k: In<'_, u16>, v: In<'_, u16>,
+        lse: In<'_, f32>, delta: In<'_, f32>, cos_table: In<'_, f32>, sin_table: In<'_, f32>,
+        tokens: i32, heads: i32, kv_heads: i32,
+    );
     swl_anchor(x: Out<'_, f32>, ids: In<'_, u32>, seed: u64, width: i32, scale: f32);
     swl_check_finite(bad: Out<'_, i32>, x: In<'_, f32>, width: i32);
     swl_pack_bf16(bytes: Out<'_, u16>, bad: Out<'_, i32>, x: In<'_, f32>, rows: i32, width: i32);

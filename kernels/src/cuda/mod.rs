@@ -6,6 +6,7 @@
 //!
 //! Two profiles: the fast one multiplies in bf16 on tensor cores; the reproducible one repeats the bits of the CPU.
 
+mod attention;
 mod boundary;
 mod cache;
 mod compile;
@@ -21,14 +22,15 @@ use cudarc::nvrtc::Ptx;
 
 use crate::device::{Unavailable, Version};
 use crate::{
-    AdamStep, AttentionShape, Backend, Error, LinearShape, PackedFormat, Profile, Result, RoundingKey, Write,
+    AdamStep, AttentionShape, Backend, LinearShape, PackedFormat, Profile, Result, RoundingKey, Write,
     backend::check_ids,
 };
+use attention::{RopeTable, attention_launch, attention_sizes};
 use boundary::Boundary;
 use cache::Cache;
 use compile::Recipe;
 use launch::{Kernels, Launch, int};
-use memory::{Buffer, In, Out, device_error};
+use memory::{Buffer, device_error};
 use products::{Products, adds};
 
 pub(crate) use probe::report;
@@ -37,12 +39,6 @@ pub(crate) use probe::report;
 const SQUARES_BLOCK: usize = 16_384;
 /// Rows of one partial gradient of a gain: part of the specification.
 const GAIN_ROWS: usize = 64;
-/// Queries or keys of one block of attention.
-const ATTENTION_TILE: usize = 16;
-/// Queries of one block of attention on tensor cores.
-const NARROW_TILE: usize = 64;
-/// The widest head the attention kernels hold.
-const HEAD_WIDTH_MAX: usize = 256;
 
 /// A CUDA device.
 #[derive(Debug)]
@@ -55,7 +51,7 @@ pub struct Cuda {
     partial_squares: Buffer<f64>,
     sum: Buffer<f64>,
     partial_rows: Buffer<f32>,
-    narrow: [Buffer<u16>; 3],
+    narrow: [Buffer<u16>; 4],
     stream: Arc<CudaStream>,
 }
 
@@ -69,16 +65,6 @@ pub struct CudaIds {
     ids: Buffer<u32>,
     /// All are below.
     bound: usize,
-}
-
-/// Cosines and sines of the rotary embedding for one shape.
-#[derive(Debug)]
-struct RopeTable {
-    tokens: usize,
-    head_width: usize,
-    theta: f32,
-    cos: Buffer<f32>,
-    sin: Buffer<f32>,
 }
 
 impl Cuda {
@@ -114,99 +100,14 @@ impl Cuda {
             partial_squares: Buffer::zeros(&stream, 0)?,
             sum: Buffer::zeros(&stream, 1)?,
             partial_rows: Buffer::zeros(&stream, 0)?,
-            narrow: [Buffer::zeros(&stream, 0)?, Buffer::zeros(&stream, 0)?, Buffer::zeros(&stream, 0)?],
+            narrow: [
+                Buffer::zeros(&stream, 0)?,
+                Buffer::zeros(&stream, 0)?,
+                Buffer::zeros(&stream, 0)?,
+                Buffer::zeros(&stream, 0)?,
+            ],
             stream,
         })
-    }
-
-    /// Attention on tensor cores, from factors rounded to bf16, queries and keys once they are rotated.
-    fn narrow_attention(
-        &mut self,
-        out: Out<'_, f32>,
-        lse: Out<'_, f32>,
-        factors: [In<'_, f32>; 3],
-        shape: AttentionShape,
-    ) -> Result<()> {
-        let [queries, keys, _] = shape.lens();
-        let lens = [queries, keys, keys];
-        for (narrow, len) in self.narrow.iter_mut().zip(lens) {
-            narrow.grow(&self.stream, len)?;
-        }
-        let [q, k, v] = factors;
-        self.narrow_rotated(0, q, shape.heads, shape)?;
-        self.narrow_rotated(1, k, shape.kv_heads, shape)?;
-        let (rows, width) = (shape.batch * shape.tokens, shape.kv_heads * shape.head_width);
-        let narrow = self.narrow[2].output(keys);
-        self.kernels.swl_to_bf16(Launch::each(keys, 256), narrow, v, int(rows)?, int(width)?)?;
-        let [q, k, v] = [0, 1, 2].map(|index| self.narrow[index].input(lens[index]));
-        let AttentionShape { batch, tokens, heads, kv_heads, head_width, .. } = shape;
-        let grid = Launch::grid([tokens.div_ceil(NARROW_TILE), heads, batch], 128);
-        let (tokens, heads, kv_heads) = (int(tokens)?, int(heads)?, int(kv_heads)?);
-        if head_width == 64 {
-            let grid = grid.shared(18_432);
-            self.kernels.swl_attention_bf16_64(grid, out, lse, q, k, v, tokens, heads, kv_heads)
-        } else {
-            let grid = grid.shared(35_840);
-            self.kernels.swl_attention_bf16_128(grid, out, lse, q, k, v, tokens, heads, kv_heads)
-        }
-    }
-
-    /// `narrow[index] = bf16(x[N, heads*e])`, `x` rotated.
-    fn narrow_rotated(
-        &mut self,
-        index: usize,
-        x: In<'_, f32>,
-        heads: usize,
-        shape: AttentionShape,
-    ) -> Result<()> {
-        let AttentionShape { batch, tokens, head_width, .. } = shape;
-        let [cos, sin] = RopeTable::of(&mut self.rope, &self.stream, &self.kernels, shape)?.inputs();
-        let len = batch * tokens * heads * head_width;
-        let (pairs, y) = (Launch::each(len / 2, 256), self.narrow[index].output(len));
-        let [batch, tokens, heads, head_width] = [int(batch)?, int(tokens)?, int(heads)?, int(head_width)?];
-        self.kernels.swl_rope_to_bf16(pairs, y, x, cos, sin, batch, tokens, heads, head_width)
-    }
-}
-
-impl RopeTable {
-    /// The table for `shape`: the one kept, or one to keep from now on.
-    fn of<'kept>(
-        kept: &'kept mut Option<Self>,
-        stream: &Arc<CudaStream>,
-        kernels: &Kernels,
-        shape: AttentionShape,
-    ) -> Result<&'kept Self> {
-        let table = match kept.take() {
-            Some(table) if table.fits(shape) => table,
-            _ => Self::new(stream, kernels, shape)?,
-        };
-        Ok(kept.insert(table))
-    }
-
-    fn new(stream: &Arc<CudaStream>, kernels: &Kernels, shape: AttentionShape) -> Result<Self> {
-        let AttentionShape { tokens, head_width, theta, .. } = shape;
-        let len = tokens * (head_width / 2);
-        let (mut cos, mut sin) = (Buffer::zeros(stream, len)?, Buffer::zeros(stream, len)?);
-        kernels.swl_rope_table(
-            Launch::each(len, 128),
-            cos.output(len),
-            sin.output(len),
-            int(tokens)?,
-            int(head_width)?,
-            theta,
-        )?;
-        Ok(Self { tokens, head_width, theta, cos, sin })
-    }
-
-    fn fits(&self, shape: AttentionShape) -> bool {
-        let theta = self.theta.to_bits() == shape.theta.to_bits();
-        theta && (self.tokens, self.head_width) == (shape.tokens, shape.head_width)
-    }
-
-    /// Cosines and sines as kernels take them.
-    fn inputs(&self) -> [In<'_, f32>; 2] {
-        let len = self.tokens * (self.head_width / 2);
-        [self.cos.input(len), self.sin.input(len)]
     }
 }
 
@@ -367,7 +268,7 @@ impl Backend for Cuda {
         let (out, lse) = (out.0.output(queries), lse.0.output(sums));
         let (q, k, v) = (q.0.input(queries), k.0.input(keys), v.0.input(keys));
         let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
-        if self.profile == Profile::Fast && matches!(shape.head_width, 64 | 128) {
+        if self.is_narrow(shape) {
             return self.narrow_attention(out, lse, [q, k, v], shape);
         }
         let launch = attention_launch(shape, shape.heads, 3);
@@ -400,10 +301,10 @@ impl Backend for Cuda {
         let (q, k, v) = (q.0.input(queries), k.0.input(keys), v.0.input(keys));
         let (dout, out, lse) = (dout.0.input(queries), out.0.input(queries), lse.0.input(sums));
         let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
-        self.partial_rows.grow(&self.stream, sums)?;
-        let delta = self.partial_rows.output(sums);
-        let halves = Launch::row(sums.div_ceil(8), 128);
-        self.kernels.swl_attention_delta(halves, delta, out, dout, int(sums)?, head_width)?;
+        self.attention_delta(out, dout, shape)?;
+        if self.is_narrow(shape) {
+            return self.narrow_attention_backward([dq, dk, dv], [q, k, v], dout, lse, shape);
+        }
         let delta = self.partial_rows.input(sums);
         let [cos, sin] = RopeTable::of(&mut self.rope, &self.stream, &self.kernels, shape)?.inputs();
         let by_query = attention_launch(shape, shape.heads, 4);
@@ -633,22 +534,4 @@ fn compiled(
     let code = recipe.compile()?;
     cache.store(recipe, &code);
     load(code)
-}
-
-/// `[T, h, g, e]` as the attention kernels take them.
-fn attention_sizes(shape: AttentionShape) -> Result<[i32; 4]> {
-    let AttentionShape { tokens, heads, kv_heads, head_width, .. } = shape;
-    if head_width > HEAD_WIDTH_MAX {
-        return Err(Error::Device(format!(
-            "heads of width {head_width}; the attention kernels hold {HEAD_WIDTH_MAX} at most"
-        )));
-    }
-    Ok([int(tokens)?, int(heads)?, int(kv_heads)?, int(head_width)?])
-}
-
-/// A block for every 16 rows of each of `heads`, with `tiles` of 16 rows in shared memory.
-fn attention_launch(shape: AttentionShape, heads: usize, tiles: usize) -> Launch {
-    let row_bytes = size_of::<f32>() * (shape.head_width + 1);
-    Launch::grid([shape.tokens.div_ceil(ATTENTION_TILE), heads, shape.batch], 256)
-        .shared(tiles * ATTENTION_TILE * row_bytes)
 }

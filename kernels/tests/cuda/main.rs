@@ -31,8 +31,9 @@ fn conformance() {
         product: 2e-5,
         // Sums over 43 keys in another order, exponentials of 2 ulp.
         attention: 1e-6,
-        // Rotated queries and keys, values, probabilities and gradients of scores of 2^-9 accuracy.
-        narrow_attention: 2e-2,
+        // Rotated queries and keys, values, probabilities and gradients of scores of 2^-9 accuracy, in sums of
+        // terms above unit size.
+        narrow_attention: 3e-2,
     });
     report("fast", &trial.worst);
 }

@@ -331,20 +331,25 @@ extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_key_val
     }
 }
 
-// Queries, and keys, of a tile on tensor cores; words of a staged row of 64 keys.
+// Queries, and keys, of a tile on tensor cores, and threads of a block; words of a staged row of 64 keys.
 #define SWL_ATTENTION_BF16_TILE 64
+#define SWL_ATTENTION_BF16_THREADS 128
 #define SWL_ATTENTION_BF16_KEYS (SWL_ATTENTION_BF16_TILE / 2 + 4)
 
-// Rows `first..first + 64` of one head of x[T, heads*E], as words of two numbers; rows from T on are zeros.
+// Rows `first..first + 64` of one head of x[T, heads*E], as words of two numbers, 16 bytes at a time; rows from T on
+// are zeros.
 template <int E>
 __device__ inline void attention_stage_bf16(u32 *tile, const u16 *x, int first, int tokens, int heads, int head) {
-    for (int i = threadIdx.x; i < SWL_ATTENTION_BF16_TILE * E / 2; i += blockDim.x) {
-        int r = i / (E / 2), word = i % (E / 2);
-        u32 pair = 0;
-        if (first + r < tokens) {
-            pair = ((const u32 *)(x + ((u64)(first + r) * heads + head) * E))[word];
+    const int parts = E / 8;
+    for (int i = threadIdx.x; i < SWL_ATTENTION_BF16_TILE * parts; i += SWL_ATTENTION_BF16_THREADS) {
+        int r = i / parts, part = i % parts;
+        // Rows from T on read the first instead: loads without conditions are under way together.
+        int token = first + r < tokens ? first + r : first;
+        MatrixRow numbers = ((const MatrixRow *)(x + ((u64)token * heads + head) * E))[part];
+        for (int word = 0; word < 4; ++word) {
+            numbers.words[word] = first + r < tokens ? numbers.words[word] : 0;
         }
-        tile[r * (E / 2 + 4) + word] = pair;
+        *(MatrixRow *)(tile + r * (E / 2 + 4) + 4 * part) = numbers;
     }
 }
 
@@ -373,14 +378,22 @@ __device__ inline float quad_sum(float x) {
     return x + __shfl_xor_sync(SWL_ALL_LANES, x, 2);
 }
 
+// a[16,16] = bf16(c), two results of products as the left factor of the next.
+__device__ inline void attention_factor(u32 *a, const float (*c)[4]) {
+    for (int i = 0; i < 4; ++i) {
+        const float *pair = &c[i / 2][i % 2 * 2];
+        a[i] = f32_to_bf16(pair[0]) | (u32)f32_to_bf16(pair[1]) << 16;
+    }
+}
+
 // A warp has 16 of the block's 64 queries; a lane has parts of the rows g and g + 8 of the fragments.
 template <int E>
 __device__ inline void attention_bf16(
-    float *shared, float *out, float *lse, const u16 *q, const u16 *k, const u16 *v,
+    u32 *shared, float *out, float *lse, const u16 *q, const u16 *k, const u16 *v,
     int tokens, int heads, int kv_heads
 ) {
     const int stride = E / 2 + 4;
-    u32 *k_tile = (u32 *)shared, *v_tile = k_tile + SWL_ATTENTION_BF16_TILE * stride;
+    u32 *k_tile = shared, *v_tile = k_tile + SWL_ATTENTION_BF16_TILE * stride;
     int head = blockIdx.y, kv_head = head / (heads / kv_heads);
     u64 sequence = (u64)blockIdx.z * tokens;
     k += sequence * kv_heads * E;
@@ -443,10 +456,7 @@ __device__ inline void attention_bf16(
         }
         for (int step = 0; step < 4; ++step) {
             u32 p[4];
-            for (int i = 0; i < 4; ++i) {
-                const float *pair = &score[2 * step + i / 2][i % 2 * 2];
-                p[i] = f32_to_bf16(pair[0]) | (u32)f32_to_bf16(pair[1]) << 16;
-            }
+            attention_factor(p, score + 2 * step);
             for (int n = 0; n < E / 8; ++n) {
                 const u32 *tile = v_tile + (8 * n + g) * SWL_ATTENTION_BF16_KEYS + 8 * step + t;
                 u32 word[2] = {tile[0], tile[4]};
@@ -472,17 +482,257 @@ __device__ inline void attention_bf16(
 
 // The forward pass with q and k, rotated, and v in bf16, on tensor cores, for heads of 64. Not bit-equal to the CPU.
 // Grid (ceil(T / 64), h, B), block 128, dynamic shared 18432 bytes.
-extern "C" __global__ void __launch_bounds__(128, 2) swl_attention_bf16_64(
+extern "C" __global__ void __launch_bounds__(128, 4) swl_attention_bf16_64(
     float *out, float *lse, const u16 *q, const u16 *k, const u16 *v, int tokens, int heads, int kv_heads
 ) {
-    SWL_DYNAMIC_SHARED(float, shared);
-    attention_bf16<64>(shared, out, lse, q, k, v, tokens, heads, kv_heads);
+    SWL_DYNAMIC_SHARED(MatrixRow, shared_rows);
+    attention_bf16<64>((u32 *)shared_rows, out, lse, q, k, v, tokens, heads, kv_heads);
 }
 
 // The same for heads of 128. Grid (ceil(T / 64), h, B), block 128, dynamic shared 35840 bytes.
 extern "C" __global__ void __launch_bounds__(128, 2) swl_attention_bf16_128(
     float *out, float *lse, const u16 *q, const u16 *k, const u16 *v, int tokens, int heads, int kv_heads
 ) {
-    SWL_DYNAMIC_SHARED(float, shared);
-    attention_bf16<128>(shared, out, lse, q, k, v, tokens, heads, kv_heads);
+    SWL_DYNAMIC_SHARED(MatrixRow, shared_rows);
+    attention_bf16<128>((u32 *)shared_rows, out, lse, q, k, v, tokens, heads, kv_heads);
+}
+
+// The backward pass on tensor cores (Dao: arXiv 2307.08691) keeps every tile in shared memory as it lies: what a
+// product needs turned is turned on its way to the registers. Rows are E / 2 + 4 words: 4 apart modulo 32 banks, so
+// that the eight rows of a matrix never share a bank. Scores are made for half a tile at a time, or registers run out.
+#define SWL_ATTENTION_BF16_PART (SWL_ATTENTION_BF16_TILE / 2)
+
+// sum[16,32] += a[16,E] b[32,E]^T of staged rows.
+template <int E>
+__device__ inline void attention_scores(float (*sum)[4], const u32 *a, const u32 *b) {
+    const int stride = E / 2 + 4;
+    int lane = threadIdx.x % 32;
+    a += lane % 16 * stride + lane / 16 * 4;
+    b += (lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 4;
+    for (int step = 0; step < E / 16; ++step) {
+        u32 x[4];
+        load_matrices<false>(x, a + 8 * step);
+        for (int j = 0; j < SWL_ATTENTION_BF16_PART / 8; j += 2) {
+            u32 y[4];
+            load_matrices<false>(y, b + 8 * j * stride + 8 * step);
+            mma_bf16(sum[j], x, y);
+            mma_bf16(sum[j + 1], x, y + 2);
+        }
+    }
+}
+
+// sum[16,E] += bf16(p[16,32]) x[32,E], x of staged rows.
+template <int E>
+__device__ inline void attention_accumulate_bf16(float (*sum)[4], const float (*p)[4], const u32 *x) {
+    const int stride = E / 2 + 4;
+    int lane = threadIdx.x % 32;
+    x += lane % 16 * stride + lane / 16 * 4;
+    for (int step = 0; step < SWL_ATTENTION_BF16_PART / 16; ++step) {
+        u32 factor[4];
+        attention_factor(factor, p + 2 * step);
+        for (int n = 0; n < E / 8; n += 2) {
+            u32 y[4];
+            load_matrices<true>(y, x + 16 * step * stride + 4 * n);
+            mma_bf16(sum[n], factor, y);
+            mma_bf16(sum[n + 1], factor, y + 2);
+        }
+    }
+}
+
+// Makes a score its probability, and the gradient of that the gradient of q . k.
+__device__ inline void attention_differentiate(
+    float *score, float *gradient, bool seen, float scale, float lse, float delta
+) {
+    float p = seen ? exp_f32(fmaf(*score, scale, -lse)) : 0.0f;
+    *gradient = seen ? p * (*gradient - delta) * scale : 0.0f;
+    *score = p;
+}
+
+// Stores the 16 rows of a warp, the first of them of token `first`.
+template <int E>
+__device__ inline void attention_store_bf16(
+    float *x, const float (*sum)[4], int first, int tokens, int heads, int head
+) {
+    int lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; ++i) {
+        int token = first + lane / 4 + 8 * (i / 2);
+        if (token < tokens) {
+            float *row = x + ((u64)token * heads + head) * E + 2 * (lane % 4) + i % 2;
+            for (int n = 0; n < E / 8; ++n) {
+                row[8 * n] = sum[n][i];
+            }
+        }
+    }
+}
+
+// The same rotated back. A lane has both columns of a pair: they are E / 2 apart, fragments are 8 wide.
+template <int E>
+__device__ inline void attention_store_back_bf16(
+    float *x, const float (*sum)[4], const float *cos_table, const float *sin_table,
+    int first, int tokens, int heads, int head
+) {
+    int lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; ++i) {
+        int token = first + lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+        if (token < tokens) {
+            float *low = x + ((u64)token * heads + head) * E + column;
+            u64 angle = (u64)token * (E / 2) + column;
+            for (int n = 0; n < E / 16; ++n, low += 8, angle += 8) {
+                float c = cos_table[angle], s = sin_table[angle];
+                rope_turn(low, low + E / 2, sum[n][i], sum[n + E / 16][i], c, -s);
+            }
+        }
+    }
+}
+
+// A warp has 16 of the block's 64 queries.
+template <int E>
+__device__ inline void attention_backward_query_bf16(
+    u32 *shared, float *dq, const u16 *dout, const u16 *q, const u16 *k, const u16 *v,
+    const float *lse, const float *delta, const float *cos_table, const float *sin_table,
+    int tokens, int heads, int kv_heads
+) {
+    const int stride = E / 2 + 4, tile = SWL_ATTENTION_BF16_TILE * stride;
+    u32 *q_tile = shared, *dout_tile = q_tile + tile, *k_tile = dout_tile + tile, *v_tile = k_tile + tile;
+    int head = blockIdx.y, kv_head = head / (heads / kv_heads);
+    u64 sequence = (u64)blockIdx.z * tokens;
+    u64 queries = sequence * heads * E, keys = sequence * kv_heads * E;
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp_row = threadIdx.x / 32 * 16;
+    int first = blockIdx.x * SWL_ATTENTION_BF16_TILE;
+    int last = first + SWL_ATTENTION_BF16_TILE < tokens ? first + SWL_ATTENTION_BF16_TILE - 1 : tokens - 1;
+    float scale = 1.0f / sqrtf((float)E);
+    float row_lse[2], row_delta[2];
+    for (int half = 0; half < 2; ++half) {
+        int token = first + warp_row + g + 8 * half;
+        u64 row = (sequence + (token < tokens ? token : last)) * heads + head;
+        row_lse[half] = lse[row];
+        row_delta[half] = delta[row];
+    }
+    float sum[E / 8][4] = {};
+    attention_stage_bf16<E>(q_tile, q + queries, first, tokens, heads, head);
+    attention_stage_bf16<E>(dout_tile, dout + queries, first, tokens, heads, head);
+    for (int from = 0; from <= last; from += SWL_ATTENTION_BF16_TILE) {
+        __syncthreads();
+        attention_stage_bf16<E>(k_tile, k + keys, from, tokens, kv_heads, kv_head);
+        attention_stage_bf16<E>(v_tile, v + keys, from, tokens, kv_heads, kv_head);
+        __syncthreads();
+        for (int part = 0; part < SWL_ATTENTION_BF16_TILE; part += SWL_ATTENTION_BF16_PART) {
+            float p[SWL_ATTENTION_BF16_PART / 8][4] = {}, ds[SWL_ATTENTION_BF16_PART / 8][4] = {};
+            attention_scores<E>(p, q_tile + warp_row * stride, k_tile + part * stride);
+            attention_scores<E>(ds, dout_tile + warp_row * stride, v_tile + part * stride);
+            for (int j = 0; j < SWL_ATTENTION_BF16_PART / 8; ++j) {
+                for (int i = 0; i < 4; ++i) {
+                    int token = first + warp_row + g + 8 * (i / 2), key = from + part + 8 * j + 2 * t + i % 2;
+                    bool seen = key <= token && token < tokens;
+                    attention_differentiate(&p[j][i], &ds[j][i], seen, scale, row_lse[i / 2], row_delta[i / 2]);
+                }
+            }
+            attention_accumulate_bf16<E>(sum, ds, k_tile + part * stride);
+        }
+    }
+    attention_store_back_bf16<E>(
+        dq + queries, sum, cos_table, sin_table, first + warp_row, tokens, heads, head
+    );
+}
+
+// A warp has 16 of the block's 64 keys: its scores are those of a row of queries turned.
+template <int E>
+__device__ inline void attention_backward_key_value_bf16(
+    u32 *shared, float *dk, float *dv, const u16 *dout, const u16 *q, const u16 *k, const u16 *v,
+    const float *lse, const float *delta, const float *cos_table, const float *sin_table,
+    int tokens, int heads, int kv_heads
+) {
+    const int stride = E / 2 + 4, tile = SWL_ATTENTION_BF16_TILE * stride;
+    u32 *q_tile = shared, *dout_tile = q_tile + tile, *k_tile = dout_tile + tile, *v_tile = k_tile + tile;
+    float *lse_tile = (float *)(v_tile + tile), *delta_tile = lse_tile + SWL_ATTENTION_BF16_TILE;
+    int kv_head = blockIdx.y, group = heads / kv_heads;
+    u64 sequence = (u64)blockIdx.z * tokens;
+    u64 queries = sequence * heads * E, keys = sequence * kv_heads * E;
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp_row = threadIdx.x / 32 * 16;
+    int first = blockIdx.x * SWL_ATTENTION_BF16_TILE;
+    float scale = 1.0f / sqrtf((float)E);
+    float dk_sum[E / 8][4] = {}, dv_sum[E / 8][4] = {};
+    attention_stage_bf16<E>(k_tile, k + keys, first, tokens, kv_heads, kv_head);
+    attention_stage_bf16<E>(v_tile, v + keys, first, tokens, kv_heads, kv_head);
+    for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+        for (int from = first; from < tokens; from += SWL_ATTENTION_BF16_TILE) {
+            __syncthreads();
+            attention_stage_bf16<E>(q_tile, q + queries, from, tokens, heads, head);
+            attention_stage_bf16<E>(dout_tile, dout + queries, from, tokens, heads, head);
+            for (int i = threadIdx.x; i < SWL_ATTENTION_BF16_TILE; i += SWL_ATTENTION_BF16_THREADS) {
+                u64 row = (sequence + (from + i < tokens ? from + i : from)) * heads + head;
+                lse_tile[i] = lse[row];
+                delta_tile[i] = delta[row];
+            }
+            __syncthreads();
+            for (int part = 0; part < SWL_ATTENTION_BF16_TILE; part += SWL_ATTENTION_BF16_PART) {
+                float p[SWL_ATTENTION_BF16_PART / 8][4] = {}, ds[SWL_ATTENTION_BF16_PART / 8][4] = {};
+                attention_scores<E>(p, k_tile + warp_row * stride, q_tile + part * stride);
+                attention_scores<E>(ds, v_tile + warp_row * stride, dout_tile + part * stride);
+                for (int j = 0; j < SWL_ATTENTION_BF16_PART / 8; ++j) {
+                    for (int i = 0; i < 4; ++i) {
+                        int key = first + warp_row + g + 8 * (i / 2), c = part + 8 * j + 2 * t + i % 2;
+                        bool seen = key <= from + c && from + c < tokens;
+                        attention_differentiate(&p[j][i], &ds[j][i], seen, scale, lse_tile[c], delta_tile[c]);
+                    }
+                }
+                attention_accumulate_bf16<E>(dv_sum, p, dout_tile + part * stride);
+                attention_accumulate_bf16<E>(dk_sum, ds, q_tile + part * stride);
+            }
+        }
+    }
+    attention_store_back_bf16<E>(
+        dk + keys, dk_sum, cos_table, sin_table, first + warp_row, tokens, kv_heads, kv_head
+    );
+    attention_store_bf16<E>(dv + keys, dv_sum, first + warp_row, tokens, kv_heads, kv_head);
+}
+
+// dq = with q and k, rotated, v and dout in bf16, on tensor cores, for heads of 64. Not bit-equal to the CPU.
+// Grid (ceil(T / 64), h, B), block 128, dynamic shared 36864 bytes.
+extern "C" __global__ void __launch_bounds__(128, 3) swl_attention_backward_query_bf16_64(
+    float *dq, const u16 *dout, const u16 *q, const u16 *k, const u16 *v,
+    const float *lse, const float *delta, const float *cos_table, const float *sin_table,
+    int tokens, int heads, int kv_heads
+) {
+    SWL_DYNAMIC_SHARED(MatrixRow, shared_rows);
+    attention_backward_query_bf16<64>(
+        (u32 *)shared_rows, dq, dout, q, k, v, lse, delta, cos_table, sin_table, tokens, heads, kv_heads
+    );
+}
+
+// The same for heads of 128. Grid (ceil(T / 64), h, B), block 128, dynamic shared 69632 bytes.
+extern "C" __global__ void __launch_bounds__(128, 2) swl_attention_backward_query_bf16_128(
+    float *dq, const u16 *dout, const u16 *q, const u16 *k, const u16 *v,
+    const float *lse, const float *delta, const float *cos_table, const float *sin_table,
+    int tokens, int heads, int kv_heads
+) {
+    SWL_DYNAMIC_SHARED(MatrixRow, shared_rows);
+    attention_backward_query_bf16<128>(
+        (u32 *)shared_rows, dq, dout, q, k, v, lse, delta, cos_table, sin_table, tokens, heads, kv_heads
+    );
+}
+
+// dk =, dv = in the same way, for heads of 64; query heads and queries are added from the first to the last.
+// Grid (ceil(T / 64), g, B), block 128, dynamic shared 37376 bytes.
+extern "C" __global__ void __launch_bounds__(128, 3) swl_attention_backward_key_value_bf16_64(
+    float *dk, float *dv, const u16 *dout, const u16 *q, const u16 *k, const u16 *v,
+    const float *lse, const float *delta, const float *cos_table, const float *sin_table,
+    int tokens, int heads, int kv_heads
+) {
+    SWL_DYNAMIC_SHARED(MatrixRow, shared_rows);
+    attention_backward_key_value_bf16<64>(
+        (u32 *)shared_rows, dk, dv, dout, q, k, v, lse, delta, cos_table, sin_table, tokens, heads, kv_heads
+    );
+}
+
+// The same for heads of 128. Grid (ceil(T / 64), g, B), block 128, dynamic shared 70144 bytes.
+extern "C" __global__ void __launch_bounds__(128, 2) swl_attention_backward_key_value_bf16_128(
+    float *dk, float *dv, const u16 *dout, const u16 *q, const u16 *k, const u16 *v,
+    const float *lse, const float *delta, const float *cos_table, const float *sin_table,
+    int tokens, int heads, int kv_heads
+) {
+    SWL_DYNAMIC_SHARED(MatrixRow, shared_rows);
+    attention_backward_key_value_bf16<128>(
+        (u32 *)shared_rows, dk, dv, dout, q, k, v, lse, delta, cos_table, sin_table, tokens, heads, kv_heads
+    );
 }

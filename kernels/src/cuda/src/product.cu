@@ -106,15 +106,51 @@ __device__ inline void mma_bf16(float *c, const u32 *a, const u32 *b) {
 #else
     // The scalar twin gathers the fragments of the other lanes.
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    for (int p = 0; p < 16; ++p) {
-        int word = p / 8, owner = p % 8 / 2, high = p % 2 * 16;
+    for (int pair = 0; pair < 8; ++pair) {
+        int word = pair / 4, owner = pair % 4;
         u32 upper = __shfl_sync(SWL_ALL_LANES, a[2 * word], 4 * g + owner);
         u32 lower = __shfl_sync(SWL_ALL_LANES, a[2 * word + 1], 4 * g + owner);
         for (int j = 0; j < 2; ++j) {
             u32 other = __shfl_sync(SWL_ALL_LANES, b[word], 4 * (2 * t + j) + owner);
-            float y = bf16_to_f32((u16)(other >> high));
-            c[j] = fmaf(bf16_to_f32((u16)(upper >> high)), y, c[j]);
-            c[2 + j] = fmaf(bf16_to_f32((u16)(lower >> high)), y, c[2 + j]);
+            for (int high = 0; high < 32; high += 16) {
+                float y = bf16_to_f32((u16)(other >> high));
+                c[j] = fmaf(bf16_to_f32((u16)(upper >> high)), y, c[j]);
+                c[2 + j] = fmaf(bf16_to_f32((u16)(lower >> high)), y, c[2 + j]);
+            }
+        }
+    }
+#endif
+}
+
+// What a lane brings to `load_matrices`: shared memory of this type is aligned as the instruction needs it.
+struct alignas(16) MatrixRow {
+    u32 words[4];
+};
+
+// Four matrices of 8 x 8 bf16 numbers in shared memory as parts of the fragments above: x[i] = M_i[g][2t..], or
+// M_i^T[g][2t..] if TURNED. Lane l brings the address of row l % 8 of matrix l / 8; the whole warp must call.
+template <bool TURNED>
+__device__ inline void load_matrices(u32 *x, const u32 *row) {
+#if defined(__CUDA_ARCH__)
+    u32 address = (u32)__cvta_generic_to_shared(row);
+    // Clobbering memory keeps the load between its barriers.
+    if (TURNED) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
+    }
+#else
+    // The scalar twin gathers the addresses of the other lanes.
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+        if (TURNED) {
+            const u16 *upper = (const u16 *)__shfl_sync(SWL_ALL_LANES, (u64)row, 8 * i + 2 * t);
+            const u16 *lower = (const u16 *)__shfl_sync(SWL_ALL_LANES, (u64)row, 8 * i + 2 * t + 1);
+            x[i] = upper[g] | (u32)lower[g] << 16;
+        } else {
+            x[i] = ((const u32 *)__shfl_sync(SWL_ALL_LANES, (u64)row, 8 * i + g))[t];
         }
     }
 #endif
