@@ -35,6 +35,9 @@ use tile::{Kernel, Tile};
 const DEPTH: usize = 256;
 /// Columns of `b` packed at a time: with [`DEPTH`] terms 0.5 MiB, half of the second cache of a large core.
 const BLOCK_COLUMNS: usize = 512;
+/// Panels packed side by side: enough to read memory in stretches, few enough that their lines, which compete for the
+/// same few places of the first cache, all stay there.
+const PANELS_TOGETHER: usize = 4;
 /// Multiply-adds below which waking other threads costs more than they save.
 const ALONE: usize = 1 << 17;
 
@@ -107,11 +110,12 @@ impl Products {
             self.panels.resize(len, Line::ZERO);
         }
         let (panels, kernel) = (Line::numbers_mut(&mut self.panels[..len]), self.kernel);
-        team.chunks(panels, DEPTH * width, |index, panel| {
-            let first = index * width;
-            pack::columns(panel, b.part(0, first), width, width.min(columns - first), depth);
+        team.chunks(panels, PANELS_TOGETHER * DEPTH * width, |index, panels| {
+            let first = index * PANELS_TOGETHER * width;
+            let columns = columns - first;
+            pack::columns(panels, b.part(0, first), width, columns.min(PANELS_TOGETHER * width), depth);
             if kernel.pairs {
-                bf16::pair_terms(panel, width, depth);
+                panels.chunks_mut(DEPTH * width).for_each(|panel| bf16::pair_terms(panel, width, depth));
             }
         });
     }

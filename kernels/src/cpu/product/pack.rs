@@ -10,6 +10,8 @@ pub(super) const ROWS: usize = 16;
 pub(super) const PITCH: usize = DEPTH + Line::LEN;
 /// Side of the squares that are turned at a time.
 const SQUARE: usize = 8;
+/// Rows that are fetched ahead of the one copied: about what memory delivers at once to a core.
+const TERMS_AHEAD: usize = 8;
 
 /// A chunk of terms of some rows of the left factor, in the order that needs no turning.
 #[derive(Debug)]
@@ -45,11 +47,11 @@ impl Strip {
         self.by_term = a.row_stride == 1 && a.column_stride != 1;
         let lines = Line::numbers_mut(&mut self.lines);
         if self.by_term {
-            for (term, line) in lines.chunks_exact_mut(ROWS).take(depth).enumerate() {
+            for (term, line) in lines.as_chunks_mut::<ROWS>().0.iter_mut().take(depth).enumerate() {
                 let from = &a.data[term * a.column_stride..];
-                // A copy of known length is two moves; the numbers beyond `rows` are never read.
-                match from.first_chunk::<ROWS>() {
-                    Some(from) => line.copy_from_slice(from),
+                // A copy of known length is a few moves; the numbers beyond `rows` are never read.
+                match from.first_chunk() {
+                    Some(from) => *line = *from,
                     None => line[..rows].copy_from_slice(&from[..rows]),
                 }
             }
@@ -78,51 +80,69 @@ impl Strip {
 /// Fetches part `part` of `parts` of what a strip will be packed from, so that packing does not wait for memory.
 /// Fetching beyond the last row does no harm.
 pub(super) fn fetch(a: Matrix<'_>, rows: usize, depth: usize, part: usize, parts: usize) {
-    let by_term = a.row_stride == 1 && a.column_stride != 1;
-    let lines = if by_term { depth } else { rows * depth.div_ceil(Line::LEN) };
-    for line in (part..lines).step_by(parts) {
+    if a.row_stride == 1 && a.column_stride != 1 {
         // The last row of a term, as the first has come with the strip before.
-        let (row, term) = if by_term { (rows - 1, line) } else { (line % rows, line / rows * Line::LEN) };
-        let at = a.data.as_ptr().wrapping_add(row * a.row_stride + term * a.column_stride);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: every x86-64 has it, and it may name any address.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(at.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = at;
+        return (part..depth).step_by(parts).for_each(|term| fetch_line(a, rows - 1, term));
+    }
+    for term in (part * Line::LEN..depth).step_by(parts * Line::LEN) {
+        (0..rows).for_each(|row| fetch_line(a, row, term));
     }
 }
 
-/// Packs `b[depth, columns]` as rows of `width`; missing columns are 0.
-pub(super) fn columns(panel: &mut [f32], b: Matrix<'_>, width: usize, columns: usize, depth: usize) {
-    if columns < width {
-        panel[..depth * width].fill(0.0);
+/// Fetches the line with this number into the second cache. It may lie outside the matrix.
+fn fetch_line(a: Matrix<'_>, row: usize, column: usize) {
+    let at = a.data.as_ptr().wrapping_add(row * a.row_stride + column * a.column_stride);
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has it, and it may name any address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
     }
-    match (b.column_stride, columns) {
-        // A copy of known length is a few moves rather than a call.
-        (1, 32) => copy::<32>(panel, b, depth),
-        (1, 16) if width == 16 => copy::<16>(panel, b, depth),
-        (1, _) => {
-            for (term, line) in panel.chunks_exact_mut(width).take(depth).enumerate() {
-                line[..columns].copy_from_slice(&b.data[term * b.row_stride..][..columns]);
-            }
-        }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Packs `b[depth, columns]` into panels of [`DEPTH`] rows of `width`; missing columns are 0.
+pub(super) fn columns(panels: &mut [f32], b: Matrix<'_>, width: usize, columns: usize, depth: usize) {
+    if !columns.is_multiple_of(width) {
+        panels[columns / width * DEPTH * width..][..depth * width].fill(0.0);
+    }
+    match (b.column_stride, width) {
+        // Copies of known length are a few moves rather than a call.
+        (1, 32) => copy::<32>(panels, b, columns, depth),
+        (1, 16) => copy::<16>(panels, b, columns, depth),
+        (1, _) => unreachable!("no micro-kernel is {width} columns wide"),
         _ => {
-            for column in (0..columns).step_by(SQUARE) {
-                for term in (0..depth).step_by(SQUARE) {
-                    let (part, to) = (b.part(term, column), &mut panel[term * width + column..]);
-                    turn(to, part, width, SQUARE.min(columns - column), SQUARE.min(depth - term));
-                }
+            for (panel, first) in panels.chunks_mut(DEPTH * width).zip((0..columns).step_by(width)) {
+                turn_all(panel, b.part(0, first), width, width.min(columns - first), depth);
             }
         }
     }
 }
 
-fn copy<const WIDTH: usize>(panel: &mut [f32], b: Matrix<'_>, depth: usize) {
-    for (term, line) in panel.as_chunks_mut::<WIDTH>().0.iter_mut().take(depth).enumerate() {
-        line.copy_from_slice(&b.data[term * b.row_stride..][..WIDTH]);
+/// Row by row over all panels, so that memory is read as it lies.
+fn copy<const WIDTH: usize>(panels: &mut [f32], b: Matrix<'_>, columns: usize, depth: usize) {
+    for term in 0..depth {
+        // A few lines from each of many rows: no processor guesses which are next.
+        (0..columns).step_by(Line::LEN).for_each(|column| fetch_line(b, term + TERMS_AHEAD, column));
+        let row = &b.data[term * b.row_stride..][..columns];
+        for (panel, part) in panels.chunks_exact_mut(DEPTH * WIDTH).zip(row.chunks(WIDTH)) {
+            let line = &mut panel.as_chunks_mut::<WIDTH>().0[term];
+            match part.first_chunk() {
+                Some(part) => *line = *part,
+                None => line[..part.len()].copy_from_slice(part),
+            }
+        }
+    }
+}
+
+/// Copies `b[depth, columns]`, whose rows are not contiguous, into rows of `width`.
+fn turn_all(panel: &mut [f32], b: Matrix<'_>, width: usize, columns: usize, depth: usize) {
+    for column in (0..columns).step_by(SQUARE) {
+        for term in (0..depth).step_by(SQUARE) {
+            let (part, to) = (b.part(term, column), &mut panel[term * width + column..]);
+            turn(to, part, width, SQUARE.min(columns - column), SQUARE.min(depth - term));
+        }
     }
 }
 
