@@ -182,6 +182,7 @@ mod tests {
             batch: 16,
             params: 1,
             threads: 1,
+            share_of_peak: None,
             loss_first: 5.0,
             loss_last: 4.0,
         }

@@ -14,7 +14,7 @@ use super::operations::{self, OperationReport};
 use super::peaks::{PeakPlan, Peaks};
 use super::process::output;
 use super::size::{SEQUENCES, Size};
-use super::statistics::Spread;
+use super::statistics::{Spread, median};
 use super::step::StepReport;
 use super::{NO_FAST, Peer, cpu, flops};
 use crate::error::Error;
@@ -89,7 +89,7 @@ pub struct ProfileReport {
     pub step_s: f64,
     /// Its rate in GFLOP/s.
     pub gflops: f64,
-    /// And as a share of the f32 product peak.
+    /// Share of the f32 product peak, measured before and after each step.
     pub share_of_peak: f64,
     /// Most memory its process had resident, MiB.
     pub peak_mb: Option<f64>,
@@ -179,7 +179,7 @@ fn measure_profile(
     say(&format!("configuration {letter}, {name}: operations"));
     let Some(mut cpu) = cpu(profile, options.threads)? else { return Err(gone(profile)) };
     let operations = operations::measure(&mut cpu, size, peaks)?;
-    ProfileReport::new(size, peaks, &steps, torch, operations).ok_or_else(|| gone(profile))
+    ProfileReport::new(size, &steps, torch, operations).ok_or_else(|| gone(profile))
 }
 
 /// One measurement of our step, in a process that does nothing else.
@@ -199,7 +199,6 @@ fn gone(profile: Profile) -> Error {
 impl ProfileReport {
     fn new(
         size: Size,
-        peaks: &Peaks,
         steps: &[StepReport],
         torch: Option<Contest>,
         operations: Vec<OperationReport>,
@@ -207,12 +206,12 @@ impl ProfileReport {
         let speeds: Vec<f64> = steps.iter().map(|step| step.tokens_per_s).collect();
         let (tokens_per_s, last) = (Spread::of(&speeds)?, steps.last()?);
         let step_s = size.rows() as f64 / tokens_per_s.median;
-        let gflops = flops::step(size) / step_s / 1e9;
+        let shares: Vec<f64> = steps.iter().filter_map(|step| step.share_of_peak).collect();
         Some(Self {
             tokens_per_s,
             step_s,
-            gflops,
-            share_of_peak: gflops / peaks.product_gflops,
+            gflops: flops::step(size) / step_s / 1e9,
+            share_of_peak: median(&shares)?,
             peak_mb: steps.iter().filter_map(|step| step.peak_rss_mb).reduce(f64::max),
             loss_first: last.loss_first,
             loss_last: last.loss_last,
@@ -283,7 +282,7 @@ pub(super) mod tests {
             Mode { .. } => Ok(our.clone()),
         };
         let (steps, contest) = contest::run("2.0", 2, ours, theirs).unwrap();
-        let profile = ProfileReport::new(Size::T, &peaks, &steps, Some(contest), operations).unwrap();
+        let profile = ProfileReport::new(Size::T, &steps, Some(contest), operations).unwrap();
         Report {
             machine: Machine::here(),
             commit: None,

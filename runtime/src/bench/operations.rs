@@ -8,7 +8,7 @@ use swarmline_kernels::{
 };
 
 use super::flops;
-use super::peaks::Peaks;
+use super::peaks::{Peaks, product_gflops_now};
 use super::size::Size;
 use super::timing::{self, Bounds};
 
@@ -28,10 +28,10 @@ pub enum Work {
 }
 
 impl Work {
-    /// What the machine does of it at most, a second.
+    /// What the machine does of it at most, a second: of products at this moment, of streams by `peaks`.
     fn peak(self, peaks: &Peaks) -> f64 {
         match self {
-            Self::Flops(_) => 1e9 * peaks.product_gflops,
+            Self::Flops(_) => 1e9 * product_gflops_now(peaks.threads),
             Self::Bytes(_) => 1e9 * peaks.stream_gb_s,
         }
     }
@@ -65,7 +65,7 @@ pub struct OperationReport {
     pub work: Work,
     /// GFLOP/s or GB/s of the median, as the work is.
     pub rate: f64,
-    /// Share of the product peak or of the stream bandwidth, of the median.
+    /// Share of the product peak before and after, or of the stream bandwidth, of the median.
     pub share_of_peak: f64,
     /// The same of the fastest call. On a busy machine this says more about the operation: the peaks are the best of
     /// several too.
@@ -114,9 +114,11 @@ impl Bench<'_> {
         calls_per_step: f64,
         mut call: impl FnMut(&mut Cpu) -> Result<()>,
     ) -> Result<()> {
+        let before = work.peak(self.peaks);
         let timing = timing::time(BOUNDS, || call(self.cpu))?;
+        let peak = f64::midpoint(before, work.peak(self.peaks));
         let rate = |seconds: f64| work.amount() / seconds;
-        let share = |seconds: f64| rate(seconds) / work.peak(self.peaks);
+        let share = |seconds: f64| rate(seconds) / peak;
         self.reports.push(OperationReport {
             name: name.into(),
             shape: shape.into(),

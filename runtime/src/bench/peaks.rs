@@ -35,6 +35,9 @@ pub struct PeakPlan {
 /// Rounds that take some milliseconds.
 const ROUNDS: u64 = 1_000_000;
 const REPEATS: usize = 10;
+/// The same at one moment.
+const ROUNDS_NOW: u64 = 300_000;
+const REPEATS_NOW: usize = 3;
 /// Arrays are this many times the largest cache, within limits that fit a laptop.
 const CACHES: usize = 4;
 const ARRAY_BYTES_MIN: usize = 64 << 20;
@@ -60,6 +63,12 @@ impl Peaks {
             stream_array_bytes: plan.array_bytes,
         }
     }
+}
+
+/// The product peak at this moment, GFLOP/s, in a few milliseconds. Who shares the machine changes from one second to
+/// the next: what is measured between two such moments is held against them.
+pub(super) fn product_gflops_now(threads: usize) -> f64 {
+    product_gflops(threads, PeakPlan { repeats: REPEATS_NOW, rounds: ROUNDS_NOW, array_bytes: 0 })
 }
 
 fn product_gflops(threads: usize, plan: PeakPlan) -> f64 {

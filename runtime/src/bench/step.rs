@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use swarmline_kernels::{Cpu, random};
 use swarmline_scheduler::{MicrobatchId, StageIndex};
 
-use super::flops::parameter_count;
+use super::flops::{self, parameter_count};
 use super::machine::peak_resident_mb;
+use super::peaks::product_gflops_now;
 use super::size::{SEQUENCES, Size};
 use super::statistics::median;
 use crate::error::Error;
@@ -40,6 +41,9 @@ pub struct StepReport {
     pub params: usize,
     /// Threads that computed.
     pub threads: usize,
+    /// Share of the f32 product peak, measured before and after each step; the median of the steps. Not PyTorch's.
+    #[serde(default)]
+    pub share_of_peak: Option<f64>,
     /// Loss of the first step, nats a token.
     pub loss_first: f64,
     /// Loss of the last step, nats a token.
@@ -59,11 +63,15 @@ pub fn measure(cpu: Cpu, size: Size) -> Result<StepReport, Error> {
             step.take()?;
         }
     }
-    let (mut loss_last, mut seconds) = (loss_first, Vec::new());
+    let (mut loss_last, mut seconds, mut shares) = (loss_first, Vec::new(), Vec::new());
+    let mut peak_before = product_gflops_now(threads);
     for _ in 0..steps_for(first_s) {
         let (loss, elapsed_s) = step.take()?;
+        let peak_after = product_gflops_now(threads);
         loss_last = loss;
         seconds.push(elapsed_s);
+        shares.push(flops::step(size) / elapsed_s / (1e9 * f64::midpoint(peak_before, peak_after)));
+        peak_before = peak_after;
     }
     let step_s_median = median(&seconds).unwrap_or(first_s);
     Ok(StepReport {
@@ -73,6 +81,7 @@ pub fn measure(cpu: Cpu, size: Size) -> Result<StepReport, Error> {
         batch: SEQUENCES,
         params: parameter_count(size),
         threads,
+        share_of_peak: median(&shares),
         loss_first,
         loss_last,
     })
