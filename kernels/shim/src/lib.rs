@@ -10,6 +10,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 /// Bytes the device has, where not the default of 1 GiB.
@@ -24,6 +25,8 @@ pub const BREAKS_WITH: &str = "CUDA_ON_CPU_BREAKS_WITH";
 pub const LAUNCHED: &str = "CUDA_ON_CPU_LAUNCHED";
 /// Set to 1 to run every kernel in two orders of its threads, whose results must not differ.
 pub const BOTH_ORDERS: &str = "CUDA_ON_CPU_BOTH_ORDERS";
+
+static BUILDING: Mutex<()> = Mutex::new(());
 
 /// Why there is no library.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +77,8 @@ impl Library {
     ///
     /// If there is no compiler, if it refuses the sources, or if files cannot be read or written.
     pub fn build(folder: &Path, watch: Watch) -> Result<Self, Error> {
+        // Tests of one process run at once; one of them builds, the others find what it built.
+        let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         let inputs = Inputs::read()?;
         let library = Self { folder: folder.join(inputs.digest(watch)), watch };
         if !library.file().exists() {
@@ -84,8 +89,8 @@ impl Library {
         Ok(library)
     }
 
-    /// The same for a test: nothing, with the reason on standard error, where there is no compiler and
-    /// `SWARMLINE_REQUIRE_CXX` is not 1.
+    /// The same for a test: nothing, with the reason on standard error, on systems that load libraries in another way
+    /// than Linux, and where there is no compiler and `SWARMLINE_REQUIRE_CXX` is not 1.
     ///
     /// # Panics
     ///
@@ -93,6 +98,10 @@ impl Library {
     #[must_use]
     #[expect(clippy::print_stderr, reason = "who runs the tests should know what they did not check")]
     pub fn for_test(folder: &Path, watch: Watch) -> Option<Self> {
+        if !cfg!(target_os = "linux") {
+            eprintln!("skipped: a driver for CUDA on the CPU is made for Linux alone");
+            return None;
+        }
         match Self::build(folder, watch) {
             Ok(library) => Some(library),
             Err(missing @ Error::NoCompiler { .. }) => {
