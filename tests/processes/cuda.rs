@@ -8,9 +8,10 @@ use crate::parity;
 use crate::process::Process;
 use crate::recipe::Recipe;
 use crate::replicas::{
-    INTERRUPTED, assert_disjoint, assert_sound, ledger_of, recipe, start, tensors, wait_for, weights_of,
+    INTERRUPTED, assert_disjoint, assert_sound, feed_to_equal_weights, ledger_of, recipe, start, wait_for,
+    weights_of,
 };
-use crate::swarm::{Swarm, account, last_word, serving};
+use crate::swarm::{Swarm, account, serving};
 
 /// Done, but not what was asked for.
 const FAILED: i32 = 1;
@@ -36,16 +37,7 @@ fn replicas_on_both_devices_learn_one_stage() {
     let said = |process: &Process| process.lines().join("\n");
     assert!(said(&replicas[0]).contains(r#""device":"cpu","profile":"repro""#), "{}", said(&replicas[0]));
     assert!(said(&replicas[1]).contains(r#""device":"cuda:0","profile":"fast""#), "{}", said(&replicas[1]));
-    let mut feeder = swarm.start_feeder(&[]);
-    assert_eq!(feeder.end(), 0);
-    assert_sound(&account(&mut feeder));
-    for replica in &mut replicas {
-        assert_eq!(replica.end(), 0, "{}", replica.errors());
-        let report = last_word(replica);
-        assert!(report.done > 0 && report.rounds > 0 && report.parts_applied > 0, "{report:?}");
-    }
-    assert_eq!(swarm.coordinator.end(), 0);
-    assert!(tensors(&swarm, 0) == tensors(&swarm, 1), "the weights differ");
+    let feeder = feed_to_equal_weights(&mut swarm, &mut replicas);
     let (first, last) = heldout(&feeder);
     assert!(last < first - 0.5, "{first} to {last}: nothing was learned");
 }

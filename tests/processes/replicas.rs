@@ -16,17 +16,7 @@ fn replicas_of_a_stage_save_equal_weights() {
     let mut swarm = Swarm::coordinate(&recipe(2, 120));
     let mut replicas: Vec<Process> = (0..2).map(|index| start_saving(&swarm, index)).collect();
     replicas.iter_mut().for_each(|replica| assert_eq!(serving(replica), 0));
-    let mut feeder = swarm.start_feeder(&[]);
-    assert_eq!(feeder.end(), 0);
-    assert_sound(&account(&mut feeder));
-    for replica in &mut replicas {
-        assert_eq!(replica.end(), 0, "{}", replica.errors());
-        let report = last_word(replica);
-        assert!(report.done > 0 && report.rounds > 0 && report.parts_applied > 0, "{report:?}");
-    }
-    assert_eq!(swarm.coordinator.end(), 0);
-    let weights: Vec<Vec<u8>> = (0..2).map(|index| tensors(&swarm, index)).collect();
-    assert!(weights[0] == weights[1], "the weights differ");
+    feed_to_equal_weights(&mut swarm, &mut replicas);
 }
 
 #[test]
@@ -59,6 +49,21 @@ fn a_newcomer_takes_over_from_the_others_when_one_of_them_was_killed() {
     assert_disjoint(&swarm, 4);
 }
 
+/// Feeds two replicas to the end; both take part, and what they save is equal. Gives the feeder, which has ended.
+pub(crate) fn feed_to_equal_weights(swarm: &mut Swarm, replicas: &mut [Process]) -> Process {
+    let mut feeder = swarm.start_feeder(&[]);
+    assert_eq!(feeder.end(), 0);
+    assert_sound(&account(&mut feeder));
+    for replica in replicas {
+        assert_eq!(replica.end(), 0, "{}", replica.errors());
+        let report = last_word(replica);
+        assert!(report.done > 0 && report.rounds > 0 && report.parts_applied > 0, "{report:?}");
+    }
+    assert_eq!(swarm.coordinator.end(), 0);
+    assert!(tensors(swarm, 0) == tensors(swarm, 1), "the weights differ");
+    feeder
+}
+
 /// One stage with this many replicas, averaged a set after every few microbatches.
 pub(crate) fn recipe(replicas: usize, updates: u64) -> Recipe {
     let more = "[averaging]\nevery = 4\nsets = 5\n".to_owned();
@@ -84,7 +89,7 @@ pub(crate) fn weights_of(index: usize) -> String {
 }
 
 /// The numbers of a file of weights. The metadata before them say how many updates there were, which differs.
-pub(crate) fn tensors(swarm: &Swarm, index: usize) -> Vec<u8> {
+fn tensors(swarm: &Swarm, index: usize) -> Vec<u8> {
     let bytes = std::fs::read(swarm.folder.file(weights_of(index))).unwrap();
     let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
     let header = usize::try_from(u64::from_le_bytes(*length)).unwrap();
