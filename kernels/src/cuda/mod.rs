@@ -72,7 +72,7 @@ impl Cuda {
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] if there is no such device or it cannot be used, another if it fails.
+    /// [`Error::Unavailable`](crate::Error::Unavailable) if there is no such device or it cannot be used, another if it fails.
     pub fn new(ordinal: usize) -> Result<Self> {
         Self::with_profile(ordinal, Profile::Fast)
     }
