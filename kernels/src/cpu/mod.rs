@@ -61,7 +61,8 @@ impl Cpu {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`](crate::Error::Device) if the operating system refuses the threads or `SWARMLINE_ISA` is none of the above.
+    /// [`Error::Device`](crate::Error::Device) if the operating system refuses the threads or `SWARMLINE_ISA` is none of
+    /// the above.
     pub fn new(threads: usize) -> Result<Self> {
         Self::with_profile(threads, Profile::default())
     }

@@ -67,7 +67,9 @@ macro_rules! micro_kernel {
             tile: &mut $crate::cpu::product::tile::Tile<'_>,
         ) {
             let mut sums = [[_mm512_setzero_ps(); V]; R];
-            for r in 0..R {
+            // Numbers that are only written wait for nobody.
+            let rows = if tile.add { R } else { 0 };
+            for r in 0..rows {
                 for v in 0..V {
                     let c = tile.c.as_ptr().wrapping_add(r * tile.stride + v * LANES);
                     _mm_prefetch::<_MM_HINT_T0>(c.cast());

@@ -47,15 +47,7 @@ impl Strip {
         self.by_term = a.row_stride == 1 && a.column_stride != 1;
         let lines = Line::numbers_mut(&mut self.lines);
         if self.by_term {
-            for (term, line) in lines.as_chunks_mut::<ROWS>().0.iter_mut().take(depth).enumerate() {
-                let from = &a.data[term * a.column_stride..];
-                // A copy of known length is a few moves; the numbers beyond `rows` are never read.
-                match from.first_chunk() {
-                    Some(from) => *line = *from,
-                    None => line[..rows].copy_from_slice(&from[..rows]),
-                }
-            }
-            return;
+            return copy_terms(lines.as_chunks_mut().0, a, rows, depth);
         }
         for (row, line) in lines.chunks_exact_mut(PITCH).take(rows).enumerate() {
             if a.column_stride == 1 {
@@ -74,6 +66,19 @@ impl Strip {
         for line in lines.chunks_exact_mut(PITCH).take(rows) {
             bf16::pair_terms(line, 1, depth);
         }
+    }
+}
+
+/// Copies the first `rows` numbers of each term, and more behind them that are never read: a copy of known length is a
+/// few moves rather than a call. The last terms may have no more behind them.
+fn copy_terms(lines: &mut [[f32; ROWS]], a: Matrix<'_>, rows: usize, depth: usize) {
+    let whole = a.data.len().checked_sub(ROWS).map_or(0, |last| last / a.column_stride + 1).min(depth);
+    let (whole_lines, lines) = lines[..depth].split_at_mut(whole);
+    for (term, line) in whole_lines.iter_mut().enumerate() {
+        line.copy_from_slice(&a.data[term * a.column_stride..][..ROWS]);
+    }
+    for (term, line) in (whole..).zip(lines) {
+        line[..rows].copy_from_slice(&a.data[term * a.column_stride..][..rows]);
     }
 }
 
@@ -126,12 +131,13 @@ fn copy<const WIDTH: usize>(panels: &mut [f32], b: Matrix<'_>, columns: usize, d
         // A few lines from each of many rows: no processor guesses which are next.
         (0..columns).step_by(Line::LEN).for_each(|column| fetch_line(b, term + TERMS_AHEAD, column));
         let row = &b.data[term * b.row_stride..][..columns];
-        for (panel, part) in panels.chunks_exact_mut(DEPTH * WIDTH).zip(row.chunks(WIDTH)) {
-            let line = &mut panel.as_chunks_mut::<WIDTH>().0[term];
-            match part.first_chunk() {
-                Some(part) => *line = *part,
-                None => line[..part.len()].copy_from_slice(part),
-            }
+        let (whole, cut) = row.as_chunks::<WIDTH>();
+        let mut panels = panels.chunks_exact_mut(DEPTH * WIDTH);
+        for (part, panel) in whole.iter().zip(panels.by_ref()) {
+            panel[term * WIDTH..][..WIDTH].copy_from_slice(part);
+        }
+        if let Some(panel) = panels.next() {
+            panel[term * WIDTH..][..cut.len()].copy_from_slice(cut);
         }
     }
 }
