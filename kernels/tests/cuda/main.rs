@@ -2,8 +2,8 @@
 //! the CPU (`kernels/shim`).
 //!
 //! The latter runs all of the backend and its kernels from the unchanged sources, under the address sanitizer. Not
-//! executed there: the `mma.sync` instruction of the kernels with `bf16` in their names (its scalar twin is), cuBLASLt,
-//! and what only real concurrency shows.
+//! executed there: the instructions `mma.sync` and `ldmatrix` of the kernels with `bf16` in their names (their scalar
+//! twins are), cuBLASLt, and what only real concurrency shows.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
