@@ -23,6 +23,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("product.cu", include_str!("src/product.cu")),
     ("rope.cu", include_str!("src/rope.cu")),
     ("attention.cu", include_str!("src/attention.cu")),
+    ("attention_bf16.cu", include_str!("src/attention_bf16.cu")),
     ("boundary.cu", include_str!("src/boundary.cu")),
     ("cross_entropy.cu", include_str!("src/cross_entropy.cu")),
     ("elementwise.cu", include_str!("src/elementwise.cu")),
