@@ -44,15 +44,14 @@ impl Cuda {
         let [queries, keys, _] = shape.lens();
         let [q, k, v] =
             [(0, queries), (1, keys), (2, keys)].map(|(index, len)| self.narrow[index].input(len));
-        let launch = narrow_launch(shape, shape.heads);
+        let launch = narrow_launch(shape, shape.heads)
+            .shared(staged(NARROW_TILE, shape.head_width) + staged(shape.head_width, NARROW_TILE));
         let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
-        if head_width == 64 {
-            let launch = launch.shared(18_432);
-            self.kernels.swl_attention_bf16_64(launch, out, lse, q, k, v, tokens, heads, kv_heads)
-        } else {
-            let launch = launch.shared(35_840);
-            self.kernels.swl_attention_bf16_128(launch, out, lse, q, k, v, tokens, heads, kv_heads)
-        }
+        let kernel = match head_width {
+            64 => Kernels::swl_attention_bf16_64,
+            _ => Kernels::swl_attention_bf16_128,
+        };
+        kernel(&self.kernels, launch, out, lse, q, k, v, tokens, heads, kv_heads)
     }
 
     /// `partial_rows = out . dout` of every head.
@@ -85,25 +84,22 @@ impl Cuda {
         let [q, k, v, dout] = [(0, queries), (1, keys), (2, keys), (3, queries)]
             .map(|(index, len)| self.narrow[index].input(len));
         let ([dq, dk, dv], delta) = (gradients, self.partial_rows.input(sums));
-        let (by_query, by_key) = (narrow_launch(shape, shape.heads), narrow_launch(shape, shape.kv_heads));
+        let tiles = 4 * staged(NARROW_TILE, shape.head_width);
+        let by_query = narrow_launch(shape, shape.heads).shared(tiles);
+        // Two numbers for each query of a tile besides.
+        let by_key = narrow_launch(shape, shape.kv_heads).shared(tiles + 2 * size_of::<f32>() * NARROW_TILE);
         let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
-        if head_width == 64 {
-            let (by_query, by_key) = (by_query.shared(36_864), by_key.shared(37_376));
-            self.kernels.swl_attention_backward_query_bf16_64(
-                by_query, dq, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads,
-            )?;
-            self.kernels.swl_attention_backward_key_value_bf16_64(
-                by_key, dk, dv, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads,
-            )
-        } else {
-            let (by_query, by_key) = (by_query.shared(69_632), by_key.shared(70_144));
-            self.kernels.swl_attention_backward_query_bf16_128(
-                by_query, dq, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads,
-            )?;
-            self.kernels.swl_attention_backward_key_value_bf16_128(
-                by_key, dk, dv, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads,
-            )
-        }
+        let query = match head_width {
+            64 => Kernels::swl_attention_backward_query_bf16_64,
+            _ => Kernels::swl_attention_backward_query_bf16_128,
+        };
+        let key_value = match head_width {
+            64 => Kernels::swl_attention_backward_key_value_bf16_64,
+            _ => Kernels::swl_attention_backward_key_value_bf16_128,
+        };
+        let kernels = &self.kernels;
+        query(kernels, by_query, dq, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads)?;
+        key_value(kernels, by_key, dk, dv, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads)
     }
 
     /// `narrow[..3] = bf16` of queries and keys, rotated, and of values.
@@ -209,4 +205,9 @@ pub(super) fn attention_launch(shape: AttentionShape, heads: usize, tiles: usize
 /// A block for every 64 rows of each of `heads`, on tensor cores.
 fn narrow_launch(shape: AttentionShape, heads: usize) -> Launch {
     Launch::grid([shape.tokens.div_ceil(NARROW_TILE), heads, shape.batch], 128)
+}
+
+/// Bytes of a tile of `rows` with `width` numbers in bf16, as the kernels stage it: 16 bytes more a row.
+fn staged(rows: usize, width: usize) -> usize {
+    rows * (size_of::<u16>() * width + 16)
 }
