@@ -44,7 +44,7 @@ impl Strip {
     }
 
     fn pack(&mut self, a: Matrix<'_>, rows: usize, depth: usize) {
-        self.by_term = a.row_stride == 1 && a.column_stride != 1;
+        self.by_term = by_term(a);
         let lines = Line::numbers_mut(&mut self.lines);
         if self.by_term {
             return copy_terms(lines.as_chunks_mut().0, a, rows, depth);
@@ -69,6 +69,11 @@ impl Strip {
     }
 }
 
+/// Whether the numbers of a term lie side by side rather than those of a row.
+fn by_term(a: Matrix<'_>) -> bool {
+    a.row_stride == 1 && a.column_stride != 1
+}
+
 /// Copies the first `rows` numbers of each term, and more behind them that are never read: a copy of known length is a
 /// few moves rather than a call. The last terms may have no more behind them.
 fn copy_terms(lines: &mut [[f32; ROWS]], a: Matrix<'_>, rows: usize, depth: usize) {
@@ -85,7 +90,7 @@ fn copy_terms(lines: &mut [[f32; ROWS]], a: Matrix<'_>, rows: usize, depth: usiz
 /// Fetches part `part` of `parts` of what a strip will be packed from, so that packing does not wait for memory.
 /// Fetching beyond the last row does no harm.
 pub(super) fn fetch(a: Matrix<'_>, rows: usize, depth: usize, part: usize, parts: usize) {
-    if a.row_stride == 1 && a.column_stride != 1 {
+    if by_term(a) {
         // The last row of a term, as the first has come with the strip before.
         return (part..depth).step_by(parts).for_each(|term| fetch_line(a, rows - 1, term));
     }
