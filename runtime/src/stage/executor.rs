@@ -1,8 +1,8 @@
 //! The thread that owns weights, optimizer state and device.
 //!
 //! Others send it jobs over a bounded channel; there is no lock around weights. What it runs is built on the
-//! thread itself, so that nothing outside is generic over the device. With its device it ends: whatever is asked of it
-//! then is answered with the failure.
+//! thread itself, so that nothing outside is generic over the device. If its device fails, the thread ends, and who
+//! hands it jobs or waits for answers hears why.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -109,7 +109,7 @@ impl Executor {
         jobs_max: usize,
         build: impl FnOnce() -> Result<Box<dyn Compute>, Error> + Send + 'static,
     ) -> Result<Self, Error> {
-        let (tasks, task_queue) = mpsc::channel(jobs_max + AVERAGING_JOBS_MAX + REQUESTS_MAX);
+        let (tasks, mut task_queue) = mpsc::channel(jobs_max + AVERAGING_JOBS_MAX + REQUESTS_MAX);
         let (answers, completions) = mpsc::channel(jobs_max);
         let (averaging_answers, averaged) = mpsc::channel(AVERAGING_JOBS_MAX);
         let (publish, statistics) = watch::channel(Statistics::default());
@@ -123,8 +123,8 @@ impl Executor {
                     let _ = built.send(Ok(compute.parts_min()));
                     let answers = Answers { completions: answers, averaged: averaging_answers };
                     // Noted before the channels close.
-                    let _ =
-                        work(compute, task_queue, &answers, &publish).map_err(|error| last_words.note(error));
+                    let _ = work(compute, &mut task_queue, &answers, &publish)
+                        .map_err(|error| last_words.note(error));
                 }
                 Err(error) => {
                     let _ = built.send(Err(error));
@@ -199,7 +199,7 @@ struct Answers {
 /// Until nobody asks any more, or the device fails.
 fn work(
     mut compute: Box<dyn Compute>,
-    mut tasks: mpsc::Receiver<Task>,
+    tasks: &mut mpsc::Receiver<Task>,
     answers: &Answers,
     statistics: &watch::Sender<Statistics>,
 ) -> Result<(), Error> {
