@@ -15,17 +15,17 @@
 //! member only one can have a majority. Lists further apart can each settle means of their own; then each group averages
 //! among itself until the set has its turn again.
 
-mod attendance;
-mod desk;
-mod early;
-mod gathering;
-mod lost;
+mod adaptive_timeout;
+mod counts;
+mod deferred;
+mod group;
 mod message;
-mod note;
-mod share;
-mod spread;
+mod part;
+mod reducer;
+mod round_tracker;
 #[cfg(test)]
 mod tests;
+mod unreachable;
 #[cfg(test)]
 mod world;
 
@@ -34,19 +34,19 @@ use std::fmt::Debug;
 
 use crate::{Attempt, PeerId, Time};
 
-pub use attendance::{Attendance, Word};
-pub use early::EARLY_PER_MEMBER;
-pub use gathering::{ATTEMPTS_MAX, GatheringId, MEMBERS_MAX, PartIndex, Participant, Round, SetIndex};
+pub use adaptive_timeout::{PATIENCE_FIRST, PATIENCE_MAX, PATIENCE_MIN};
+pub use counts::{Counts, Fault, Note};
+pub use deferred::EARLY_PER_MEMBER;
+pub use group::{ATTEMPTS_MAX, GatheringId, MEMBERS_MAX, PartIndex, Participant, Round, SetIndex};
 pub use message::{AveragingMessage, Content};
-pub use note::{Counts, Fault, Note};
-pub use share::WEIGHT_MAX;
-pub use spread::{PATIENCE_FIRST, PATIENCE_MAX, PATIENCE_MIN};
+pub use part::WEIGHT_MAX;
+pub use round_tracker::{Attendance, Word};
 
-use early::Early;
-use gathering::Gathering;
-use lost::Lost;
-use share::{Context, Share};
-use spread::Spread;
+use adaptive_timeout::Spread;
+use deferred::Early;
+use group::Gathering;
+use part::{Context, Share};
+use unreachable::Lost;
 
 /// Who a replica is and how its numbers are divided.
 #[derive(Clone, Copy, Debug)]

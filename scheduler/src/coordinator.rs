@@ -5,13 +5,14 @@
 
 mod answer;
 mod config;
+pub mod placement;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
-use crate::placement::Occupancy;
+use crate::coordinator::placement::Occupancy;
 use crate::stage::Progress;
 use crate::{
     HeldLease, Incarnation, LeaseBook, LeaseRefusal, Member, Membership, PeerId, Role, StageIndex, Standing,

@@ -25,18 +25,19 @@ mod rounds;
 mod succession;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
 use crate::averaging::{MEMBERS_MAX, Participant, Round};
+use crate::handoff::attempts::Neighbour;
+use crate::handoff::neighbours::Neighbours;
 use crate::mutation::Mutation;
-use crate::neighbours::Neighbours;
 use crate::router::{Router, Settled};
-use crate::sending::Neighbour;
 use crate::{
-    Admission, Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId, PeerTable, Purpose,
-    Refusal, StageIndex, Time, Window,
+    Hop, Incarnation, Lease, Loss, Membership, Message, MicrobatchId, PeerId, PeerTable, Purpose, Refusal,
+    StageIndex, Time,
 };
 
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
@@ -45,6 +46,7 @@ pub use evaluation::Measured;
 pub use journal::{Continued, Record, TakenOver};
 pub use rounds::{ROUND_GRACE, ROUND_PATIENCE};
 pub use succession::ADOPTION_PATIENCE;
+pub use window::{Admission, Window};
 
 use announcement::Announcement;
 use config::ANSWERS_WITHIN;

@@ -7,10 +7,10 @@
 //! A verdict is an opinion about a link as much as about a peer: whoever is heard again is healthy again. Whether its
 //! contributions still count is for the membership to say.
 
-mod labour;
 mod link;
+mod phi_accrual;
+mod progress_monitor;
 mod quarantine;
-mod rhythm;
 mod suspension;
 #[cfg(test)]
 mod tests;
@@ -19,15 +19,15 @@ use std::collections::BTreeMap;
 
 use crate::{Beat, Duration, Incarnation, PeerId, Time};
 
-pub use labour::WEDGED_MIN;
 pub use link::LINK_DOWN_AFTER;
+pub use phi_accrual::{FIRST_BEAT, HEARTBEAT, SIGMA_MIN};
+pub use progress_monitor::WEDGED_MIN;
 pub use quarantine::{QUARANTINE_MAX, QUARANTINE_MIN, Quarantine};
-pub use rhythm::{FIRST_BEAT, HEARTBEAT, SIGMA_MIN};
 pub use suspension::{SUSPENDED_AFTER, Suspension, TICK};
 
-use labour::Labour;
 use link::Link;
-use rhythm::Rhythm;
+use phi_accrual::Rhythm;
+use progress_monitor::Labour;
 
 /// What is thought of a neighbour, from good to bad.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -12,40 +12,34 @@
 //! Beside a stage, replicas of it keep their weights together ([`Averaging`]) and give them to those who join
 //! ([`transfer`]).
 
-mod asking;
-mod average;
 pub mod averaging;
-#[cfg(test)]
-mod cast;
 pub mod coordinator;
 pub mod feeder;
+#[cfg(test)]
+mod fixtures;
+mod handoff;
 pub mod health;
 mod id;
-pub mod inventory;
 mod lease;
-mod ledger;
 mod message;
+mod moving_average;
 mod mutation;
-mod neighbours;
-mod peer;
-pub mod placement;
+mod peer_table;
+pub mod recovery_report;
 mod rng;
 pub mod router;
-mod sending;
 #[cfg(test)]
 mod sim;
 pub mod stage;
 mod time;
 pub mod transfer;
-mod window;
 
-pub use average::MovingAverage;
 pub use averaging::Averaging;
 pub use coordinator::Coordinator;
 pub use feeder::Feeder;
+pub use feeder::{Admission, Window};
 pub use health::{Health, Quarantine, Suspension, Verdict};
 pub use id::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
-pub use inventory::Inventory;
 pub use lease::{
     HeldLease, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseBook, LeaseRefusal, SUCCESSIONS_MAX, Succession,
 };
@@ -53,8 +47,9 @@ pub use message::{
     Beat, CLAIM_MAX, Holding, Hop, Loss, Member, Membership, Message, Purpose, Refusal, Role, SPAN_BYTES_MAX,
     SPANS_MAX, Span, Standing,
 };
-pub use peer::PeerTable;
+pub use moving_average::MovingAverage;
+pub use peer_table::PeerTable;
+pub use recovery_report::Inventory;
 pub use rng::Rng;
 pub use stage::Stage;
 pub use time::{Duration, Time};
-pub use window::{Admission, Window};

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use crate::averaging::{AveragingMessage, Round};
-use crate::inventory::Inventory;
 use crate::lease::Succession;
+use crate::recovery_report::Inventory;
 use crate::transfer::TransferMessage;
 use crate::{Attempt, Duration, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
 

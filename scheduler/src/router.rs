@@ -3,13 +3,13 @@
 //! A policy is a [`Router`]; its settings are a type of their own that is a [`RouterFactory`]. A sender owns one
 //! router, asks it with the candidates of the next stage and tells it what became of what it sent.
 
-mod iwrr;
-mod policy;
-mod resident;
-mod residents;
-mod sample;
 #[cfg(test)]
-mod scene;
+mod fixtures;
+mod iwrr;
+mod least_outstanding;
+mod outstanding;
+mod policy;
+mod sample;
 #[cfg(test)]
 mod tests;
 mod uniform;
@@ -19,9 +19,9 @@ use std::fmt::Debug;
 use crate::{Duration, Hop, MicrobatchId, Time};
 
 pub use iwrr::{Iwrr, IwrrConfig};
+pub use least_outstanding::{Resident, ResidentConfig};
+pub use outstanding::Residents;
 pub use policy::{Policy, UnknownPolicy};
-pub use resident::{Resident, ResidentConfig};
-pub use residents::Residents;
 pub use sample::{CANDIDATES_MAX, Sample};
 pub use uniform::{Uniform, UniformConfig};
 

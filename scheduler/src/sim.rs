@@ -1,18 +1,19 @@
 //! A seeded world around the production state machines: a coordinator, a feeder with its journal, replicas with
 //! executors, a network that delays, loses, breaks and splits. One seed gives one run; every run has a step bound.
 //!
-//! The machines are the very types production runs. What they do is watched by a [`judge::Judge`], a reference model
+//! The machines are the very types production runs. What they do is watched by a [`reference_model::Judge`], a reference model
 //! that knows what must hold whatever happens.
 
-mod alarms;
 mod averaging;
 mod executor;
 mod fault;
-mod garbage;
-mod judge;
 mod network;
-mod node;
+mod noise;
+mod process;
+mod queue;
+mod reference_model;
 mod scenario;
+mod state;
 mod tests;
 
 use std::collections::BTreeMap;
@@ -25,13 +26,13 @@ use crate::{
     Standing, Time, coordinator, feeder, stage,
 };
 
-use alarms::{Alarms, Machine};
 use averaging::{News, Rounds};
 use executor::time_between;
 use fault::Fault;
-use judge::Judge;
 use network::{Fate, Network};
-use node::{FeederNode, Liveness, ReplicaNode, address, coordinator_key};
+use process::{FeederNode, Liveness, ReplicaNode, address, coordinator_key};
+use queue::{Alarms, Machine};
+use reference_model::Judge;
 use scenario::Scenario;
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -609,7 +610,7 @@ impl World {
         let ids_below = self.scenario.total * 2;
         let index = usize::try_from(self.rng.below(self.replicas.len() as u64 + 1)).unwrap();
         let (from, incarnation) = (*self.rng.pick(&peers).unwrap(), Incarnation(self.rng.below(3)));
-        let message = garbage::message(&mut self.rng, &peers, ids_below);
+        let message = noise::message(&mut self.rng, &peers, ids_below);
         if index == self.replicas.len() {
             let known = self.latest().incarnation;
             let event = feeder::Event::Received { from, incarnation, message };

@@ -9,46 +9,47 @@
 //!
 //! Nothing goes wrong silently: a microbatch that cannot be processed is refused, and the feeder counts that.
 
+mod applied_set;
 mod config;
-mod count;
+mod counts;
 mod credit;
-mod early;
 mod ending;
 mod grants;
 mod job;
+mod microbatch;
 mod outcomes;
+mod parked;
 mod recovery;
 mod succession;
 mod tasks;
 #[cfg(test)]
 mod tests;
-mod visit;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
-use crate::asking::Asking;
-use crate::ledger::Ledger;
+use crate::handoff::attempts::Neighbour;
+use crate::handoff::neighbours::Neighbours;
+use crate::handoff::status_timer::Asking;
 use crate::mutation::Mutation;
-use crate::neighbours::Neighbours;
 use crate::router::{Choice, Router, Settled};
-use crate::sending::Neighbour;
+use crate::stage::applied_set::Ledger;
 use crate::{
     Beat, Duration, Holding, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, MovingAverage,
     PeerId, PeerTable, Purpose, Refusal, Suspension, Time,
 };
 
 pub use config::{Config, EXECUTOR_DEPTH, RESTORED_SLOTS};
-pub use count::{Counts, Note, Progress};
-pub use early::{EARLY_MAX, EARLY_PATIENCE};
+pub use counts::{Counts, Note, Progress};
 pub use job::{Completion, Done, Evaluation, Job};
+pub use parked::{EARLY_MAX, EARLY_PATIENCE};
 
 use credit::Credits;
-use early::Early;
+use microbatch::{Answer, Arrival, Claim, Output, Phase, Share, Visit};
 use outcomes::Outcomes;
+use parked::Early;
 use succession::{Departures, submit};
 use tasks::Tasks;
-use visit::{Answer, Arrival, Claim, Output, Phase, Share, Visit};
 
 /// What happens to a replica.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use crate::Attempt;
 
-use super::gathering::{GatheringId, PartIndex};
+use super::group::{GatheringId, PartIndex};
 
 /// A message between two members. `P` is an opaque payload: numbers as bytes in production, something small in
 /// simulation.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::lost::LOST_FOR;
+use super::unreachable::LOST_FOR;
 use super::world::{Numbers, Scenario, World, participant};
 use super::*;
 use crate::Duration;

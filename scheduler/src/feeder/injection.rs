@@ -4,9 +4,9 @@ use std::fmt::Debug;
 
 use super::open::{Open, Phase};
 use super::{Action, Feeder, Record};
-use crate::asking::Asking;
+use crate::handoff::attempts::Sendings;
+use crate::handoff::status_timer::Asking;
 use crate::router::Choice;
-use crate::sending::Sendings;
 use crate::{Hop, Message, MicrobatchId, Purpose, StageIndex, Time, WeightVersion};
 
 impl<P: Clone + Default + Debug> Feeder<P> {

@@ -1,7 +1,7 @@
 //! A microbatch that was admitted and has no outcome yet.
 
-use crate::asking::Asking;
-use crate::sending::{Neighbour, Sendings};
+use crate::handoff::attempts::{Neighbour, Sendings};
+use crate::handoff::status_timer::Asking;
 use crate::{Duration, Hop, Purpose, Time};
 
 /// A microbatch that was admitted and has no outcome.

@@ -6,8 +6,8 @@ use std::fmt::Debug;
 
 use super::open::{Open, Phase};
 use super::{Action, Feeder};
+use crate::handoff::attempts::Neighbour;
 use crate::router::Settled;
-use crate::sending::Neighbour;
 use crate::{
     Holding, Hop, Incarnation, Membership, Message, MicrobatchId, PeerId, Purpose, StageIndex, Time, Verdict,
 };

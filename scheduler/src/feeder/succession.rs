@@ -12,8 +12,8 @@ use super::grants::gone;
 use super::journal::{Continued, TakenOver};
 use super::open::Open;
 use super::{Action, Feeder, Outcome, Record};
-use crate::inventory::{INVENTORY_MAX, Inventory, Item, Stock};
 use crate::message::CLAIM_MAX;
+use crate::recovery_report::{INVENTORY_MAX, Inventory, Item, Stock};
 use crate::{
     Duration, Hop, Incarnation, Lease, Message, MicrobatchId, PeerId, Purpose, Refusal, Span, StageIndex,
     Time,
@@ -382,7 +382,7 @@ impl Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cast::{a, b};
+    use crate::fixtures::{a, b};
 
     fn id(id: u64) -> MicrobatchId {
         MicrobatchId(id)

@@ -1,7 +1,7 @@
 //! Stories of a feeder, told by what goes in and what comes out. The way through replicas is in `sim`.
 
 use super::*;
-use crate::cast::{a, b, member, restarted};
+use crate::fixtures::{a, b, member, restarted};
 use crate::router::{RouterFactory, UniformConfig};
 use crate::{Attempt, Beat, Duration, Holding, Span, WeightVersion};
 
@@ -538,7 +538,7 @@ fn inherits(story: &mut Story, members: &[Hop], feeder: PeerId) -> Vec<Action<u8
     story.hear(Event::Membership(Membership { version: story.version, members, successions }))
 }
 
-fn page(of: Hop, items: Vec<crate::inventory::Item>) -> Message<u8> {
+fn page(of: Hop, items: Vec<crate::recovery_report::Item>) -> Message<u8> {
     Message::Inventory(crate::Inventory {
         range: MicrobatchId(0),
         epoch: 1,
@@ -552,7 +552,7 @@ fn page(of: Hop, items: Vec<crate::inventory::Item>) -> Message<u8> {
 
 #[test]
 fn a_successor_asks_everybody_and_goes_on_with_what_is_held() {
-    use crate::inventory::{Item, Stock};
+    use crate::recovery_report::{Item, Stock};
     let mut story = Story::new(8);
     let adopt = Message::Adopt { range: MicrobatchId(0), epoch: 1, from: MicrobatchId(0) };
     let asked = [a(0), a(1)].map(|hop| Action::Send { to: hop.peer, message: adopt.clone() });

@@ -132,7 +132,7 @@ fn nanos(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::router::Candidate;
-    use crate::router::scene::{alone, hop};
+    use crate::router::fixtures::{alone, hop};
 
     /// Sends `count` microbatches one after another; replica `index` answers after `index` hundred milliseconds.
     /// Returns how many each of four replicas got.

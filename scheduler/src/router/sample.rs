@@ -45,7 +45,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::router::scene::hop;
+    use crate::router::fixtures::hop;
 
     fn selected(sender: u16, replicas: std::ops::Range<u16>) -> BTreeSet<Hop> {
         let sample = Sample::new(hop(sender).peer).select(replicas.map(hop).collect());

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Rng;
-use crate::router::scene::{candidate, hop};
+use crate::router::fixtures::{candidate, hop};
 
 // --- Every policy -----------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ impl Router for Uniform {
 mod tests {
     use super::*;
     use crate::router::Candidate;
-    use crate::router::scene::{alone, candidate};
+    use crate::router::fixtures::{alone, candidate};
 
     #[test]
     fn spreads_evenly_and_repeats_by_seed() {

@@ -1,12 +1,9 @@
 //! Averaging rounds in the world. Replicas drive their machine as production does: a feeder's word calls a round, the
 //! executor copies and moves numbers between two jobs, and the feeder hears when the round has ended.
 
-mod reference;
-mod weights;
-
-use super::alarms::Machine;
 use super::executor::time_between;
-use super::node::Liveness;
+use super::process::Liveness;
+use super::queue::Machine;
 use super::{Delivery, World};
 use crate::averaging::{
     Action, Attendance, AveragingMessage, Config, Event, GatheringId, PartIndex, Participant, Round,
@@ -17,8 +14,8 @@ use crate::{
     Time, stage,
 };
 
-pub(super) use reference::Means;
-use weights::{Weights, mean};
+pub(super) use super::reference_model::averaging::Means;
+use super::state::{Weights, mean};
 
 /// To average the shares of a part takes a time below this.
 const REDUCTION_MAX: Duration = Duration::from_millis(20);
@@ -26,11 +23,11 @@ const REDUCTION_MAX: Duration = Duration::from_millis(20);
 /// Numbers of a part on their way: a share, or a mean.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Numbers {
-    gathering: GatheringId,
-    part: PartIndex,
+    pub(super) gathering: GatheringId,
+    pub(super) part: PartIndex,
     /// Whose shares are in it, in order.
-    of: Vec<Participant>,
-    numbers: Vec<f64>,
+    pub(super) of: Vec<Participant>,
+    pub(super) numbers: Vec<f64>,
 }
 
 /// A replica's rounds: the machine, and what is kept beside it.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::alarms::Machine;
-use super::node::{FeederNode, Liveness, coordinator_key};
+use super::process::{FeederNode, Liveness, coordinator_key};
+use super::queue::Machine;
 use super::{Delivery, IDLE, World};
 use crate::{Duration, Feeder, Incarnation, PeerId, Time, stage};
 

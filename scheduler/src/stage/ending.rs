@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use super::visit::{Claim, Phase, Share, Visit};
+use super::microbatch::{Claim, Phase, Share, Visit};
 use super::{Action, Done, Job, Note, Stage};
 use crate::router::Settled;
 use crate::{Hop, Message, MicrobatchId, Refusal, Time};

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use super::visit::{Claim, Share, Visit};
+use super::microbatch::{Claim, Share, Visit};
 use super::{Action, Job, Note, Stage};
 use crate::{Hop, Message, MicrobatchId, PeerId, Time};
 

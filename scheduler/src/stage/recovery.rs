@@ -8,11 +8,11 @@
 
 use std::fmt::Debug;
 
-use super::visit::{Claim, Phase, Visit};
+use super::microbatch::{Claim, Phase, Visit};
 use super::{Note, Stage, submit};
+use crate::handoff::attempts::Neighbour;
 use crate::mutation::Mutation;
 use crate::router::Settled;
-use crate::sending::Neighbour;
 use crate::{Holding, Hop, Incarnation, Membership, Message, MicrobatchId, PeerId, Time, Verdict};
 
 impl<P: Clone + Default + Debug> Stage<P> {

@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
-use super::visit::{Claim, Phase, Visit};
+use super::microbatch::{Claim, Phase, Visit};
 use super::{Note, Stage};
-use crate::inventory::{INVENTORY_MAX, Inventory, Item, Stock};
+use crate::recovery_report::{INVENTORY_MAX, Inventory, Item, Stock};
 use crate::{Duration, Hop, Incarnation, Lease, Message, MicrobatchId, PeerId, PeerTable, StageIndex, Time};
 
 /// A replica may have left before this one heard of it: tables take their time.

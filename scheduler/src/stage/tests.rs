@@ -3,7 +3,7 @@
 use super::*;
 use crate::Attempt;
 use crate::averaging::Round;
-use crate::cast::{a, b, feeder, member, restarted};
+use crate::fixtures::{a, b, feeder, member, restarted};
 use crate::router::{RouterFactory, UniformConfig};
 use crate::{Duration, Span, StageIndex, WeightVersion};
 
@@ -974,7 +974,7 @@ fn a_successor_is_asked_for_the_grant_and_the_former_feeder_is_not_believed() {
 
 #[test]
 fn an_inventory_tells_what_is_held_and_what_is_in_doubt() {
-    use crate::inventory::{Item, Stock};
+    use crate::recovery_report::{Item, Stock};
     let (mut story, _) = inherited();
     let item = |doubted| Item { microbatch: ID, granted: None, stock: Stock::Held, doubted };
     let told = inventory(story.receive(heir(), adopt())).unwrap();

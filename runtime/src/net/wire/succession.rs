@@ -2,7 +2,7 @@
 
 use swarmline_proto::v1;
 use swarmline_proto::v1::inventory::item;
-use swarmline_scheduler::inventory::{INVENTORY_MAX, Inventory, Item, Stock};
+use swarmline_scheduler::recovery_report::{INVENTORY_MAX, Inventory, Item, Stock};
 use swarmline_scheduler::{Lease, MicrobatchId, SUCCESSIONS_MAX, StageIndex, Succession};
 
 use super::{WireError, decode_peer, decode_spans, decode_stage, encode_span, unknown};

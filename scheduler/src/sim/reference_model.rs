@@ -1,5 +1,7 @@
 //! The reference model: what must hold, whatever happens.
 
+pub(super) mod averaging;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::averaging::Means;

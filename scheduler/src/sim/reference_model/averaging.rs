@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Numbers;
-use super::weights::mean;
+use super::super::averaging::Numbers;
+use super::super::state::mean;
 use crate::Attempt;
 use crate::averaging::{APPLYING_MAX, AveragingMessage, Content, GatheringId, PartIndex, Participant, Round};
 
@@ -57,7 +57,7 @@ impl Means {
     }
 
     /// `me` has copied its numbers for a round.
-    pub(super) fn begin(
+    pub(in crate::sim) fn begin(
         &mut self,
         me: Participant,
         gathering: GatheringId,
@@ -79,7 +79,7 @@ impl Means {
     }
 
     /// `me` owns a part and computes its mean.
-    pub(super) fn reduce(&self, me: Participant, part: PartIndex, inputs: &[(u64, Numbers)]) {
+    pub(in crate::sim) fn reduce(&self, me: Participant, part: PartIndex, inputs: &[(u64, Numbers)]) {
         let (seed, gathering) = (self.seed, self.open(me).gathering);
         let shares = &self.shares[&(gathering, part)];
         let mut heard = BTreeSet::new();
@@ -96,7 +96,7 @@ impl Means {
     }
 
     /// `me` says something to another member.
-    pub(super) fn say(&mut self, me: Participant, message: &AveragingMessage<Numbers>) {
+    pub(in crate::sim) fn say(&mut self, me: Participant, message: &AveragingMessage<Numbers>) {
         let (seed, key) = (self.seed, (message.gathering, message.part, message.attempt));
         match &message.content {
             Content::Mean { mean } => {
@@ -120,7 +120,7 @@ impl Means {
     }
 
     /// `me` takes a mean into its numbers; whether those who have are a majority, just now.
-    pub(super) fn apply(&mut self, me: Participant, part: PartIndex, mean: &Numbers) -> bool {
+    pub(in crate::sim) fn apply(&mut self, me: Participant, part: PartIndex, mean: &Numbers) -> bool {
         let seed = self.seed;
         let open = self.open_mut(me);
         let (gathering, majority) = (open.gathering, open.size / 2 + 1);
@@ -138,19 +138,19 @@ impl Means {
     }
 
     /// The executor of `me` is done with a mean.
-    pub(super) fn answered(&mut self, me: Participant) {
+    pub(in crate::sim) fn answered(&mut self, me: Participant) {
         self.open_mut(me).applying -= 1;
     }
 
     /// `me` is done with a round.
-    pub(super) fn finish(&mut self, me: Participant, round: Round) {
+    pub(in crate::sim) fn finish(&mut self, me: Participant, round: Round) {
         let open = self.members.get_mut(&me).and_then(|member| member.open.take());
         let open = open.map(|open| open.gathering.round);
         assert_eq!(open, Some(round), "seed {}: {me:?} ends another round than its own", self.seed);
     }
 
     /// Whether `me` is inside a round.
-    pub(super) fn is_open(&self, me: Participant) -> bool {
+    pub(in crate::sim) fn is_open(&self, me: Participant) -> bool {
         self.members.get(&me).is_some_and(|member| member.open.is_some())
     }
 

@@ -45,7 +45,7 @@ impl Residents {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::router::scene::hop;
+    use crate::router::fixtures::hop;
 
     #[test]
     fn counts_up_and_down_and_keeps_nothing() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{Duration, Time};
 
-use super::gathering::Participant;
+use super::group::Participant;
 
 /// A member is left out this long after it was lost: until then the coordinator has noticed too, or it lives.
 pub(super) const LOST_FOR: Duration = Duration::from_secs(15);

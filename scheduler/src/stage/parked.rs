@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::visit::Arrival;
+use super::microbatch::Arrival;
 use crate::{Duration, Hop, MicrobatchId, Time};
 
 /// Forwards from senders the table does not place yet, at most; the oldest gives way.

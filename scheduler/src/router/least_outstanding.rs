@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::MicrobatchId;
     use crate::router::Settled;
-    use crate::router::scene::{alone, candidate, hop};
+    use crate::router::fixtures::{alone, candidate, hop};
 
     const NOW: Time = Time(0);
 

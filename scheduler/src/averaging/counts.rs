@@ -1,6 +1,6 @@
 //! What averaging counts.
 
-use super::gathering::{PartIndex, Participant, Round};
+use super::group::{PartIndex, Participant, Round};
 
 /// What was wrong with a share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -30,20 +30,20 @@ struct Open {
 
 impl Weights {
     /// The initial ones: every contribution counts.
-    pub(super) fn fresh(sets: u32) -> Self {
+    pub(in crate::sim) fn fresh(sets: u32) -> Self {
         let sets = sets as usize;
         let (by_set, counted) = (vec![[0.0; NUMBERS]; sets], vec![Some(0); sets]);
         Self { by_set, contributions: 0, counted, open: None }
     }
 
     /// Those of another replica: what is in them is counted there.
-    pub(super) fn joined(&self) -> Self {
+    pub(in crate::sim) fn joined(&self) -> Self {
         let counted = vec![None; self.by_set.len()];
         Self { by_set: self.by_set.clone(), contributions: 0, counted, open: None }
     }
 
     /// Adds the gradients of a microbatch, which moves every number by something else.
-    pub(super) fn contribute(&mut self, microbatch: MicrobatchId) {
+    pub(in crate::sim) fn contribute(&mut self, microbatch: MicrobatchId) {
         let mut rng = Rng::new(microbatch.0);
         for number in self.by_set.iter_mut().flatten() {
             *number += f64::from(u32::try_from(rng.below(1 << 20)).unwrap());
@@ -52,7 +52,12 @@ impl Weights {
     }
 
     /// Copies a set in parts, each with the contributions since its last round.
-    pub(super) fn snapshot(&mut self, round: Round, set: SetIndex, parts: u32) -> (u64, Vec<Vec<f64>>) {
+    pub(in crate::sim) fn snapshot(
+        &mut self,
+        round: Round,
+        set: SetIndex,
+        parts: u32,
+    ) -> (u64, Vec<Vec<f64>>) {
         let set = set.0 as usize;
         let (numbers, contributions) = (self.by_set[set], self.contributions);
         self.open = Some(Open { round, set, parts, numbers, contributions });
@@ -61,7 +66,7 @@ impl Weights {
     }
 
     /// Moves the numbers of a part by what the mean differs from the copy.
-    pub(super) fn apply(&mut self, round: Round, part: PartIndex, mean: &[f64]) {
+    pub(in crate::sim) fn apply(&mut self, round: Round, part: PartIndex, mean: &[f64]) {
         let open = self.open.as_ref().filter(|open| open.round == round).expect("its round is open");
         let range = range_of(open.parts, part);
         assert_eq!(mean.len(), range.len(), "a mean of another part");
@@ -72,7 +77,7 @@ impl Weights {
         }
     }
 
-    pub(super) fn finish(&mut self, round: Round, complete: bool) {
+    pub(in crate::sim) fn finish(&mut self, round: Round, complete: bool) {
         let open = self.open.take().filter(|open| open.round == round).expect("its round is open");
         if complete {
             self.counted[open.set] = Some(open.contributions);
@@ -91,7 +96,7 @@ fn range_of(parts: u32, part: PartIndex) -> Range<usize> {
 }
 
 /// The mean of shares by weight, number by number.
-pub(super) fn mean<'a>(shares: impl IntoIterator<Item = (u64, &'a [f64])>) -> Vec<f64> {
+pub(in crate::sim) fn mean<'a>(shares: impl IntoIterator<Item = (u64, &'a [f64])>) -> Vec<f64> {
     let (mut sums, mut weights) = (Vec::new(), 0.0);
     for (weight, share) in shares {
         let weight = f64::from(u32::try_from(weight).expect("a run has few microbatches"));

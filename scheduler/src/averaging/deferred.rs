@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::gathering::{GatheringId, Participant};
+use super::group::{GatheringId, Participant};
 use super::message::AveragingMessage;
 
 /// Messages kept for each member: a share for the part owned here, the mean of the part it owns, that this one is

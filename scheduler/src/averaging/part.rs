@@ -10,11 +10,11 @@ use std::collections::VecDeque;
 
 use crate::{Attempt, Duration, Time};
 
-use super::desk::{Desk, Given, Verdict};
-use super::gathering::{Gathering, PartIndex};
+use super::adaptive_timeout::Spread;
+use super::counts::{Fault, Note};
+use super::group::{Gathering, PartIndex};
 use super::message::{AveragingMessage, Content};
-use super::note::{Fault, Note};
-use super::spread::Spread;
+use super::reducer::{Desk, Given, Verdict};
 use super::{Action, Reason};
 
 /// Contributions a share may claim: more than any run has, and few enough that sums of them are exact.

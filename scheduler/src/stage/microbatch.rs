@@ -1,7 +1,7 @@
 //! One microbatch at one replica.
 
-use crate::asking::Asking;
-use crate::sending::{Neighbour, Sendings};
+use crate::handoff::attempts::{Neighbour, Sendings};
+use crate::handoff::status_timer::Asking;
 use crate::{Attempt, Duration, Hop, Loss, MicrobatchId, Purpose, Refusal, Time, WeightVersion};
 
 /// A forward as it arrived.
