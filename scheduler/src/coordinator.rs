@@ -1,127 +1,37 @@
-//! The life of a run: who takes part, who serves which stage, who feeds which ids, and when it is over.
+//! The life of a run: its members, the stage each replica serves, the ids each feeder injects, and the end.
 //!
-//! A run waits until every stage is served, runs while it is, and is finished when its feeders say so. Every
-//! change of the members makes a new table, one version up. A member that is silent for the lease is removed.
+//! A run waits until every stage is served, runs while it is, and is finished when its feeders say so. Every change of the
+//! members makes a new table, one version up. A member that is silent for the lease is removed.
 
-mod answer;
 mod config;
-pub mod placement;
+mod event;
+mod lease_book;
+mod placement;
+mod reply;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
-use crate::coordinator::placement::Occupancy;
 use crate::stage::Progress;
 use crate::{
-    HeldLease, Incarnation, LeaseBook, LeaseRefusal, Member, Membership, PeerId, Role, StageIndex, Standing,
-    Time,
+    HeldLease, Instance, LeaseRefusal, Member, MemberState, Membership, PeerId, Role, StageIndex, Time,
 };
 
-pub use answer::{Answer, JoinRefusal};
 pub use config::{Config, MEMBERS_MAX, Policy};
+pub use event::{Action, Event, Reason};
+pub use lease_book::{LEASES_MAX, LeaseBook};
+pub use reply::{JoinRefusal, Reply};
 
-/// What happens to a coordinator. The shell has authenticated every `peer`.
-#[derive(Clone, Copy, Debug)]
-pub enum Event {
-    /// Somebody wants to take part.
-    Join {
-        /// Its identity.
-        peer: PeerId,
-        /// Which start of it. A newer start replaces an older one.
-        incarnation: Incarnation,
-        /// What for.
-        role: Role,
-        /// Where its data plane listens.
-        address: SocketAddr,
-    },
-    /// A loading replica has its shard and serves from now on.
-    Ready {
-        /// Its identity.
-        peer: PeerId,
-        /// Which start of it.
-        incarnation: Incarnation,
-    },
-    /// A sign of life.
-    Heartbeat {
-        /// Its identity.
-        peer: PeerId,
-        /// Which start of it.
-        incarnation: Incarnation,
-        /// How far it is; zeros from a feeder or a standby.
-        progress: Progress,
-    },
-    /// A member goes, drained.
-    Leave {
-        /// Its identity.
-        peer: PeerId,
-        /// Which start of it.
-        incarnation: Incarnation,
-    },
-    /// A feeder wants ids.
-    LeaseRequest {
-        /// Its identity.
-        peer: PeerId,
-        /// Which start of it.
-        incarnation: Incarnation,
-        /// How many; it may get fewer.
-        count: u64,
-    },
-    /// A feeder has an outcome for all it wanted to inject.
-    FeederDone {
-        /// Its identity.
-        peer: PeerId,
-        /// Which start of it.
-        incarnation: Incarnation,
-    },
-    /// The time `poll_timeout` named has come.
-    Timeout,
-}
-
-impl Event {
-    fn sender(&self) -> Option<PeerId> {
-        match *self {
-            Self::Join { peer, .. }
-            | Self::Ready { peer, .. }
-            | Self::Heartbeat { peer, .. }
-            | Self::Leave { peer, .. }
-            | Self::LeaseRequest { peer, .. }
-            | Self::FeederDone { peer, .. } => Some(peer),
-            Self::Timeout => None,
-        }
-    }
-}
-
-/// What a coordinator wants done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Answer the request just handled. Every request has exactly one answer.
-    Answer {
-        /// Who asked.
-        to: PeerId,
-        /// The answer.
-        answer: Answer,
-    },
-    /// Publish this table to all members.
-    Membership(Membership),
-    /// The run is over. Said once.
-    Finished,
-}
-
-/// Why a coordinator wants to be woken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// A member is silent.
-    MemberExpires,
-}
+use placement::Occupancy;
 
 /// How far a run is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunState {
-    /// Some stages have nobody who serves them.
+    /// Some stages have no replica.
     Waiting {
-        /// Which.
+        /// Those stages.
         unserved: Vec<StageIndex>,
     },
     /// Every stage is served.
@@ -130,7 +40,7 @@ pub enum RunState {
     Finished,
 }
 
-/// A member and what only the coordinator knows of it.
+/// A member, and what only the coordinator knows of it.
 #[derive(Clone, Debug)]
 struct Entry {
     member: Member,
@@ -140,21 +50,26 @@ struct Entry {
     done: bool,
 }
 
-/// Decides who does what in a run.
+/// Decides about the members of a run.
 #[derive(Clone, Debug)]
 pub struct Coordinator {
     config: Config,
     version: u64,
     entries: BTreeMap<PeerId, Entry>,
     leases: LeaseBook,
+    /// Stages whose weights have been updated, ascending.
+    trained: Vec<StageIndex>,
     finished: bool,
+    /// Until then members of a finished run may leave.
+    farewell_until: Option<Time>,
+    ended: bool,
     /// The members differ from the table published last.
     changed: bool,
     actions: VecDeque<Action>,
 }
 
 impl Coordinator {
-    /// A run nobody takes part in yet.
+    /// A run without members.
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self {
@@ -162,7 +77,10 @@ impl Coordinator {
             version: 0,
             entries: BTreeMap::new(),
             leases: LeaseBook::default(),
+            trained: Vec::new(),
             finished: false,
+            farewell_until: None,
+            ended: false,
             changed: false,
             actions: VecDeque::new(),
         }
@@ -172,34 +90,35 @@ impl Coordinator {
     pub fn handle(&mut self, now: Time, event: Event) {
         self.remove_silent(now, event.sender());
         match event {
-            Event::Join { peer, incarnation, role, address } => {
-                let answer = self.join(now, peer, incarnation, role, address);
-                self.answer(peer, answer.map_or_else(Answer::JoinRefused, Answer::Joined));
+            Event::Join { from, role, address } => {
+                let joined = self.join(now, from, role, address);
+                self.reply(from, joined.map_or_else(Reply::JoinRefused, Reply::Joined));
             }
-            Event::Ready { peer, incarnation } => {
-                let standing = self.ready(now, peer, incarnation);
-                self.answer(peer, standing.map_or(Answer::NotAMember, Answer::Noted));
+            Event::Ready { from } => {
+                let state = self.ready(now, from);
+                self.reply_noted(from, state);
             }
-            Event::Heartbeat { peer, incarnation, progress } => {
-                let standing = self.heartbeat(now, peer, incarnation, progress);
-                self.answer(peer, standing.map_or(Answer::NotAMember, Answer::Noted));
+            Event::Heartbeat { from, progress } => {
+                let state = self.heartbeat(now, from, progress);
+                self.reply_noted(from, state);
             }
-            Event::Leave { peer, incarnation } => {
-                let left = self.leave(peer, incarnation);
-                self.answer(peer, if left { Answer::Left } else { Answer::NotAMember });
+            Event::Leave { from } => {
+                let left = self.leave(from);
+                self.reply(from, if left { Reply::Left } else { Reply::NotAMember });
             }
-            Event::LeaseRequest { peer, incarnation, count } => {
-                let answer = self.lease(now, peer, incarnation, count);
-                self.answer(peer, answer);
+            Event::LeaseRequest { from, count } => {
+                let reply = self.lease(now, from, count);
+                self.reply(from, reply);
             }
-            Event::FeederDone { peer, incarnation } => {
-                let standing = self.feeder_done(now, peer, incarnation);
-                self.answer(peer, standing.map_or(Answer::NotAMember, Answer::Noted));
+            Event::FeederDone { from } => {
+                let state = self.feeder_done(now, from);
+                self.reply_noted(from, state);
             }
             Event::Timeout => {}
         }
         self.promote_standbys();
         self.publish();
+        self.notice_end(now);
     }
 
     /// The next thing to do.
@@ -210,8 +129,10 @@ impl Coordinator {
     /// When to call again with [`Event::Timeout`] at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        let oldest = self.entries.values().map(|entry| entry.heard).min()?;
-        Some((oldest + self.config.lease, Reason::MemberExpires))
+        let oldest = self.entries.values().map(|entry| entry.heard).min();
+        let expires = oldest.map(|heard| (heard + self.config.lease, Reason::MemberExpires));
+        let farewell = self.farewell_until.filter(|_| !self.ended).map(|at| (at, Reason::FarewellEnds));
+        [expires, farewell].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// How far the run is.
@@ -229,10 +150,11 @@ impl Coordinator {
     #[must_use]
     pub fn membership(&self) -> Membership {
         let members = self.entries.values().map(|entry| entry.member.clone()).collect();
-        Membership { version: self.version, members, successions: self.leases.successions() }
+        let (successions, trained) = (self.leases.successions(), self.trained.clone());
+        Membership { version: self.version, members, successions, trained }
     }
 
-    /// What a member said of itself last.
+    /// The latest progress of a member.
     #[must_use]
     pub fn progress(&self, peer: PeerId) -> Option<Progress> {
         self.entries.get(&peer).map(|entry| entry.progress)
@@ -261,23 +183,24 @@ impl Coordinator {
     fn join(
         &mut self,
         now: Time,
-        peer: PeerId,
-        incarnation: Incarnation,
+        from: Instance,
         role: Role,
         address: SocketAddr,
-    ) -> Result<Standing, JoinRefusal> {
+    ) -> Result<MemberState, JoinRefusal> {
         if self.finished {
             return Err(JoinRefusal::Finished);
         }
-        if !self.config.policy.admits(peer) {
+        if !self.config.policy.admits(from.peer) {
             return Err(JoinRefusal::NotListed);
         }
-        let known = self.entries.get(&peer).map(|entry| (entry.member.incarnation, entry.member.standing));
+        let known = self.entries.get(&from.peer).map(|entry| (entry.member.instance, entry.member.state));
         match known {
-            Some((known, _)) if known > incarnation => return Err(JoinRefusal::Superseded { known }),
-            Some((known, standing)) if known == incarnation => {
-                self.touch(now, peer, incarnation);
-                return Ok(standing);
+            Some((known, _)) if known > from => {
+                return Err(JoinRefusal::Superseded { known: known.incarnation });
+            }
+            Some((known, state)) if known == from => {
+                self.touch(now, from);
+                return Ok(state);
             }
             None if self.entries.len() >= self.config.members_max => {
                 return Err(JoinRefusal::Full { limit: self.config.members_max });
@@ -285,108 +208,117 @@ impl Coordinator {
             Some(_) | None => {}
         }
         if role == Role::Successor {
-            self.succeed(peer, incarnation)?;
+            self.succeed(from)?;
         }
-        self.entries.remove(&peer);
-        let previous = known.and_then(|(_, standing)| stage_of(standing));
-        let standing = match role {
-            Role::Feeder | Role::Successor => Standing::Feeding,
-            Role::Replica => self.place(previous).map_or(Standing::Standby, Standing::Loading),
+        self.entries.remove(&from.peer);
+        let previous = known.and_then(|(_, state)| state.stage());
+        let state = match role {
+            Role::Feeder | Role::Successor => MemberState::Feeding,
+            Role::Replica => self.place(previous).map_or(MemberState::Standby, MemberState::Loading),
         };
-        let member = Member { peer, incarnation, standing, address };
+        let member = Member { instance: from, state, address };
         let progress = Progress::default();
-        self.entries.insert(peer, Entry { member, heard: now, progress, done: false });
+        self.entries.insert(from.peer, Entry { member, heard: now, progress, done: false });
         self.changed = true;
-        Ok(standing)
+        Ok(state)
     }
 
-    /// Everything the feeders that are gone have left goes to `peer`; a former start of its own is gone too.
-    fn succeed(&mut self, peer: PeerId, incarnation: Incarnation) -> Result<(), JoinRefusal> {
+    /// Every range of a feeder that has gone goes to `successor`; a former start of its own has gone too.
+    fn succeed(&mut self, successor: Instance) -> Result<(), JoinRefusal> {
         let Self { entries, leases, .. } = self;
-        let gone = |holder: PeerId| holder == peer || !entries.contains_key(&holder);
-        if leases.succeed(peer, incarnation, gone) {
+        let gone = |holder: PeerId| holder == successor.peer || !entries.contains_key(&holder);
+        if leases.succeed(successor, gone) {
             return Ok(());
         }
-        let alive = leases.held().iter().find(|held| !held.done).map(|held| held.holder);
+        let alive = leases.held().iter().find(|held| !held.done).map(|held| held.holder.peer);
         let lease = self.config.lease;
         Err(alive.map_or(JoinRefusal::NothingToSucceed, |feeder| JoinRefusal::FeederLives { feeder, lease }))
     }
 
-    fn ready(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) -> Option<Standing> {
-        let entry = self.touch(now, peer, incarnation)?;
-        if let Standing::Loading(stage) = entry.member.standing {
-            entry.member.standing = Standing::Serving(stage);
+    fn ready(&mut self, now: Time, from: Instance) -> Option<MemberState> {
+        let entry = self.touch(now, from)?;
+        if let MemberState::Loading(stage) = entry.member.state {
+            entry.member.state = MemberState::Serving(stage);
             self.changed = true;
-            return Some(Standing::Serving(stage));
+            return Some(MemberState::Serving(stage));
         }
-        Some(entry.member.standing)
+        Some(entry.member.state)
     }
 
-    fn heartbeat(
-        &mut self,
-        now: Time,
-        peer: PeerId,
-        incarnation: Incarnation,
-        progress: Progress,
-    ) -> Option<Standing> {
-        let entry = self.touch(now, peer, incarnation)?;
+    fn heartbeat(&mut self, now: Time, from: Instance, progress: Progress) -> Option<MemberState> {
+        let entry = self.touch(now, from)?;
         entry.progress = progress;
-        Some(entry.member.standing)
+        let state = entry.member.state;
+        if let MemberState::Serving(stage) = state
+            && progress.done > 0
+        {
+            self.note_trained(stage);
+        }
+        Some(state)
     }
 
-    fn leave(&mut self, peer: PeerId, incarnation: Incarnation) -> bool {
-        let member = self.entries.get(&peer).is_some_and(|entry| entry.member.incarnation == incarnation);
+    /// From now on a replica that begins `stage` with initial weights loses something.
+    fn note_trained(&mut self, stage: StageIndex) {
+        if let Err(place) = self.trained.binary_search(&stage) {
+            self.trained.insert(place, stage);
+            self.changed = true;
+        }
+    }
+
+    fn leave(&mut self, from: Instance) -> bool {
+        let member = self.entries.get(&from.peer).is_some_and(|entry| entry.member.instance == from);
         if member {
-            self.entries.remove(&peer);
+            self.entries.remove(&from.peer);
             self.changed = true;
         }
         member
     }
 
-    fn lease(&mut self, now: Time, peer: PeerId, incarnation: Incarnation, count: u64) -> Answer {
-        let standing = self.touch(now, peer, incarnation).map(|entry| entry.member.standing);
-        if standing != Some(Standing::Feeding) {
-            return Answer::LeaseRefused(LeaseRefusal::NotAFeeder);
+    fn lease(&mut self, now: Time, from: Instance, count: u64) -> Reply {
+        let state = self.touch(now, from).map(|entry| entry.member.state);
+        if state != Some(MemberState::Feeding) {
+            return Reply::LeaseRefused(LeaseRefusal::NotAFeeder);
         }
         if self.finished {
-            return Answer::LeaseRefused(LeaseRefusal::Finished);
+            return Reply::LeaseRefused(LeaseRefusal::Finished);
         }
-        self.leases.grant(peer, incarnation, count).map_or_else(Answer::LeaseRefused, Answer::Leased)
+        self.leases.grant(from, count).map_or_else(Reply::LeaseRefused, Reply::Leased)
     }
 
     /// The run is over when no feeder has work left.
-    fn feeder_done(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) -> Option<Standing> {
-        let entry = self.touch(now, peer, incarnation)?;
-        let standing = entry.member.standing;
-        if standing == Standing::Feeding {
+    fn feeder_done(&mut self, now: Time, from: Instance) -> Option<MemberState> {
+        let entry = self.touch(now, from)?;
+        let state = entry.member.state;
+        if state == MemberState::Feeding {
             entry.done = true;
-            self.leases.finish(peer);
+            self.leases.finish(from.peer);
             let mut feeders =
-                self.entries.values().filter(|entry| entry.member.standing == Standing::Feeding);
+                self.entries.values().filter(|entry| entry.member.state == MemberState::Feeding);
             if feeders.all(|feeder| feeder.done) && !self.finished {
                 self.finished = true;
+                self.farewell_until = Some(now + self.config.farewell);
                 self.actions.push_back(Action::Finished);
             }
         }
-        Some(standing)
+        Some(state)
     }
 
     // --- What follows ---------------------------------------------------------------------------------------
 
-    /// The sender of the event at hand is not silent, however late.
+    /// The sender of the current event is not silent, however late.
     fn remove_silent(&mut self, now: Time, sender: Option<PeerId>) {
         let (before, lease) = (self.entries.len(), self.config.lease);
         self.entries.retain(|&peer, entry| entry.heard + lease > now || Some(peer) == sender);
         self.changed |= self.entries.len() != before;
     }
 
-    /// A place that became free goes to the standby that has waited; it takes the state from a replica that lives.
+    /// A place that became free goes to a standby; it takes the state from a replica that lives.
     fn promote_standbys(&mut self) {
         while !self.finished {
-            let standby = |entry: &&mut Entry| entry.member.standing == Standing::Standby;
+            let standby = |entry: &&mut Entry| entry.member.state == MemberState::Standby;
             let Some(stage) = self.place(None) else { return };
             let Some(entry) = self.entries.values_mut().find(standby) else { return };
-            entry.member.standing = Standing::Loading(stage);
+            entry.member.state = MemberState::Loading(stage);
             self.changed = true;
         }
     }
@@ -398,32 +330,38 @@ impl Coordinator {
         }
     }
 
+    /// A finished run ends when its members have left, or have had the time to.
+    fn notice_end(&mut self, now: Time) {
+        let late = self.farewell_until.is_some_and(|until| until <= now);
+        if self.finished && !self.ended && (late || self.entries.is_empty()) {
+            self.ended = true;
+            self.actions.push_back(Action::End);
+        }
+    }
+
     // --- Hands ----------------------------------------------------------------------------------------------
 
-    /// The member, noted as heard; `None` if this start of it is no member.
-    fn touch(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) -> Option<&mut Entry> {
-        let entry = self.entries.get_mut(&peer).filter(|entry| entry.member.incarnation == incarnation)?;
+    /// The member, noted as heard; `None` if the instance is no member.
+    fn touch(&mut self, now: Time, from: Instance) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(&from.peer).filter(|entry| entry.member.instance == from)?;
         entry.heard = entry.heard.max(now);
         Some(entry)
     }
 
     fn place(&self, previous: Option<StageIndex>) -> Option<StageIndex> {
-        let standings = self.entries.values().map(|entry| entry.member.standing);
-        Occupancy::new(self.config.stages, standings).place(self.config.replicas_per_stage, previous)
+        let states = self.entries.values().map(|entry| entry.member.state);
+        Occupancy::new(self.config.stages, states).place(self.config.replicas_per_stage, previous)
     }
 
     fn serves(&self, stage: StageIndex) -> bool {
-        self.entries.values().any(|entry| entry.member.standing == Standing::Serving(stage))
+        self.entries.values().any(|entry| entry.member.state == MemberState::Serving(stage))
     }
 
-    fn answer(&mut self, to: PeerId, answer: Answer) {
-        self.actions.push_back(Action::Answer { to, answer });
+    fn reply_noted(&mut self, to: Instance, state: Option<MemberState>) {
+        self.reply(to, state.map_or(Reply::NotAMember, Reply::Noted));
     }
-}
 
-fn stage_of(standing: Standing) -> Option<StageIndex> {
-    match standing {
-        Standing::Loading(stage) | Standing::Serving(stage) => Some(stage),
-        Standing::Standby | Standing::Feeding => None,
+    fn reply(&mut self, to: Instance, reply: Reply) {
+        self.actions.push_back(Action::Reply { to: to.peer, reply });
     }
 }

@@ -1,12 +1,12 @@
-//! Who takes part in the stories of single machines.
+//! The peers that tests of single machines have in common.
 
 use std::net::SocketAddr;
 
-use crate::{Hop, Incarnation, Member, PeerId, StageIndex, Standing};
+use crate::{Hop, Incarnation, Instance, Member, MemberState, PeerId, StageIndex};
 
 /// The feeder.
 pub(crate) fn feeder() -> Hop {
-    Hop { stage: None, peer: PeerId([0; 32]), incarnation: Incarnation(1) }
+    Hop::feeder(Instance::new(PeerId([0; 32]), Incarnation(1)))
 }
 
 /// One replica of a stage.
@@ -21,20 +21,20 @@ pub(crate) fn b(stage: u16) -> Hop {
 
 fn replica(stage: u16, key: u16) -> Hop {
     let peer = PeerId([u8::try_from(stage + key).unwrap(); 32]);
-    Hop { stage: Some(StageIndex(stage)), peer, incarnation: Incarnation(1) }
+    Hop::replica(StageIndex(stage), Instance::new(peer, Incarnation(1)))
 }
 
 /// The next start of the same peer.
 pub(crate) fn restarted(hop: Hop) -> Hop {
-    Hop { incarnation: Incarnation(hop.incarnation.0 + 1), ..hop }
+    let Instance { peer, incarnation } = hop.instance;
+    Hop { instance: Instance::new(peer, Incarnation(incarnation.0 + 1)), ..hop }
 }
 
-/// How the coordinator's table lists it.
+/// The line of the coordinator's table about it.
 pub(crate) fn member(hop: Hop) -> Member {
     Member {
-        peer: hop.peer,
-        incarnation: hop.incarnation,
-        standing: hop.stage.map_or(Standing::Feeding, Standing::Serving),
+        instance: hop.instance,
+        state: hop.stage.map_or(MemberState::Feeding, MemberState::Serving),
         address: SocketAddr::from(([127, 0, 0, 1], 4_000)),
     }
 }

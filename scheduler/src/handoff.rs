@@ -1,5 +1,273 @@
-//! What was handed on to the next stage.
+//! The microbatches that this peer handed on to the next stage and has not got back.
+//!
+//! A replica hands its activations to the next stage, a feeder its token ids to stage 0. Both choose a replica by the
+//! router among the neighbours that live, number their attempts, ask when a reply is overdue, and hand the microbatch to
+//! another replica when the first one is lost. All of that is here; what the owner does with a microbatch that is lost or
+//! comes back is the owner's business.
 
-pub(crate) mod attempts;
-pub(crate) mod neighbours;
-pub(crate) mod status_timer;
+mod attempts;
+mod neighbours;
+mod status_timer;
+
+use std::collections::BTreeMap;
+
+use crate::router::{Choice, Completion, Router};
+use crate::{Attempt, Duration, Hop, Instance, MicrobatchId, PeerTable, StageIndex, Status, Time, Verdict};
+
+pub(crate) use attempts::Leg;
+pub(crate) use neighbours::Neighbours;
+
+use attempts::Attempts;
+use status_timer::StatusTimer;
+
+/// What was handed on, by microbatch, and the neighbours it can be handed to.
+#[derive(Debug)]
+pub(crate) struct Handoff {
+    /// The stage that takes what is handed on.
+    next: StageIndex,
+    router: Box<dyn Router>,
+    pub(crate) neighbours: Neighbours,
+    entries: BTreeMap<MicrobatchId, Entry>,
+    /// No reply is overdue before.
+    check_at: Option<Time>,
+}
+
+/// What is known of one microbatch further down the pipeline.
+#[derive(Clone, Debug, Default)]
+struct Entry {
+    attempts: Attempts,
+    /// Running while the reply of the latest attempt is awaited.
+    timer: Option<(StatusTimer, Duration)>,
+    /// An attempt was lost with its receiver.
+    had_failed: bool,
+    /// The nearest replica that is known to hold it, at the next stage or further downstream.
+    holder: Option<Hop>,
+}
+
+impl Entry {
+    fn awaited(&self) -> Option<Leg> {
+        self.timer.and(self.attempts.latest())
+    }
+
+    fn due(&self) -> Option<Time> {
+        self.timer.map(|(timer, timeout)| timer.due(timeout))
+    }
+}
+
+impl Handoff {
+    /// Nothing is handed on to `next`, and no neighbour is known.
+    pub(crate) fn new(next: StageIndex, router: Box<dyn Router>) -> Self {
+        Self {
+            next,
+            router,
+            neighbours: Neighbours::default(),
+            entries: BTreeMap::new(),
+            check_at: None,
+        }
+    }
+
+    // --- Handing on -----------------------------------------------------------------------------------------
+
+    /// The replica that should get the next microbatch; `None` if no replica takes one now.
+    pub(crate) fn choose(&mut self, now: Time, table: &PeerTable) -> Option<Hop> {
+        let hops = table.eligible(now, self.next);
+        let candidates = self.neighbours.candidates(now, hops, self.router.as_ref());
+        self.router.choose(now, &Choice { candidates: &candidates, senders: table.senders(self.next) })
+    }
+
+    /// A microbatch is handed to `to`, which owes a reply. After `timeout` without one its status is requested. Returns
+    /// the number of the attempt.
+    pub(crate) fn sent(&mut self, now: Time, id: MicrobatchId, to: Hop, timeout: Duration) -> Attempt {
+        self.router.on_sent(now, to, id);
+        let entry = self.entries.entry(id).or_default();
+        entry.timer = Some((StatusTimer::sent(now), timeout));
+        let at = now + timeout;
+        self.check_at = Some(self.check_at.map_or(at, |known| known.min(at)));
+        entry.attempts.add(to)
+    }
+
+    /// Numbers the attempts of a microbatch from `first` on.
+    pub(crate) fn number_from(&mut self, id: MicrobatchId, first: Attempt) {
+        self.entries.entry(id).or_default().attempts = Attempts::from(first);
+    }
+
+    /// Notes an attempt that was made before this process started. Its reply is not awaited.
+    pub(crate) fn remember(&mut self, id: MicrobatchId, to: Hop) {
+        self.entries.entry(id).or_default().attempts.add(to);
+    }
+
+    /// `holder` is known to have the microbatch further downstream.
+    pub(crate) fn hint(&mut self, id: MicrobatchId, holder: Hop) {
+        self.entries.entry(id).or_default().holder = Some(holder);
+    }
+
+    /// The microbatch counts as lost: its next attempt is a retry.
+    pub(crate) fn mark_failed(&mut self, id: MicrobatchId) {
+        self.entries.entry(id).or_default().had_failed = true;
+    }
+
+    // --- What became of it ----------------------------------------------------------------------------------
+
+    /// The latest attempt is over; its reply is no longer awaited.
+    pub(crate) fn complete(&mut self, now: Time, id: MicrobatchId, how: Completion) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if let Some(awaited) = entry.awaited() {
+            entry.timer = None;
+            self.router.on_completed(now, awaited.hop, id, how);
+        }
+    }
+
+    /// The latest attempt came to nothing; the microbatch needs another one.
+    pub(crate) fn fail(&mut self, now: Time, id: MicrobatchId, how: Completion) {
+        self.complete(now, id, how);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.had_failed |= how == Completion::Lost;
+        }
+    }
+
+    /// Nothing more is to be known of this microbatch.
+    pub(crate) fn forget(&mut self, now: Time, id: MicrobatchId, how: Completion) {
+        self.complete(now, id, how);
+        self.entries.remove(&id);
+    }
+
+    /// Everything that lies with an instance that is `gone` has failed: returns those microbatches. Its hints are void.
+    pub(crate) fn lose(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) -> Vec<MicrobatchId> {
+        let mut failed = Vec::new();
+        for (&id, entry) in &mut self.entries {
+            entry.holder = entry.holder.filter(|holder| !gone(holder));
+            if entry.awaited().is_some_and(|awaited| gone(&awaited.hop)) {
+                failed.push(id);
+            }
+        }
+        failed.iter().for_each(|&id| self.fail(now, id, Completion::Lost));
+        failed
+    }
+
+    /// A neighbour replied about the awaited attempt: whether the microbatch needs another one.
+    pub(crate) fn on_status(&mut self, now: Time, leg: Leg, id: MicrobatchId, status: Status) -> bool {
+        match status {
+            Status::Held => {
+                if let Some((timer, _)) = self.entries.get_mut(&id).and_then(|entry| entry.timer.as_mut()) {
+                    timer.held(now);
+                }
+                return false;
+            }
+            Status::Missing => self.fail(now, id, Completion::Lost),
+            Status::Busy => {
+                self.neighbours.busy(leg.hop);
+                self.fail(now, id, Completion::Refused);
+            }
+        }
+        true
+    }
+
+    /// The neighbour that has it handed it on to `next`: should that neighbour be lost, `next` is asked.
+    pub(crate) fn on_forwarded(&mut self, leg: Leg, id: MicrobatchId, next: Hop) {
+        if let Some(entry) = self.entries.get_mut(&id)
+            && entry.awaited() == Some(leg)
+            && next.stage > Some(self.next)
+        {
+            entry.holder = Some(next);
+        }
+    }
+
+    /// A replica downstream has lost its upstream. Remembered for the next attempt; returns the replica that was handed
+    /// the microbatch meanwhile and should hear of it.
+    pub(crate) fn on_orphan(&mut self, id: MicrobatchId, holder: Hop) -> Option<Hop> {
+        let entry = self.entries.entry(id).or_default();
+        if entry.attempts.latest().map(|latest| latest.hop) == Some(holder) {
+            return None;
+        }
+        if entry.holder.is_none_or(|known| known.stage >= holder.stage) {
+            entry.holder = Some(holder);
+        }
+        entry.awaited().map(|awaited| awaited.hop).filter(|hop| hop.stage < holder.stage)
+    }
+
+    /// Takes the hint that a replica of the next stage itself has the microbatch.
+    pub(crate) fn take_next_holder(&mut self, id: MicrobatchId) -> Option<Hop> {
+        let next = Some(self.next);
+        self.entries.get_mut(&id)?.holder.take_if(|holder| holder.stage == next)
+    }
+
+    // --- Waits ----------------------------------------------------------------------------------------------
+
+    /// The attempts whose reply is overdue. Each counts as requested now.
+    pub(crate) fn take_overdue(&mut self, now: Time) -> Vec<(MicrobatchId, Leg)> {
+        if self.check_at.is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        let mut overdue = Vec::new();
+        for (&id, entry) in &mut self.entries {
+            if entry.due().is_some_and(|due| due <= now) {
+                overdue.extend(entry.awaited().map(|leg| (id, leg)));
+                if let Some((timer, _)) = &mut entry.timer {
+                    timer.requested(now);
+                }
+            }
+        }
+        self.check_at = self.entries.values().filter_map(Entry::due).min();
+        overdue
+    }
+
+    /// When the next reply is overdue.
+    pub(crate) fn next_check(&self) -> Option<Time> {
+        self.check_at
+    }
+
+    /// Acts on the verdicts that have changed: a healthy peer may be chosen again, a dead or stalled one is left alone.
+    /// Returns the latter.
+    pub(crate) fn judge(&mut self, now: Time, table: &mut PeerTable) -> Vec<Instance> {
+        let mut lost = Vec::new();
+        for (instance, verdict) in self.neighbours.judge(now) {
+            match verdict {
+                Verdict::Healthy => table.heard(instance),
+                Verdict::Suspect => {}
+                Verdict::Stalled | Verdict::Dead => {
+                    table.quarantine(now, instance);
+                    lost.push(instance);
+                }
+            }
+        }
+        lost
+    }
+
+    // --- Looks ----------------------------------------------------------------------------------------------
+
+    /// The attempt whose reply is awaited.
+    pub(crate) fn awaited(&self, id: MicrobatchId) -> Option<Leg> {
+        self.entries.get(&id).and_then(Entry::awaited)
+    }
+
+    /// The latest attempt, whether or not its reply is awaited.
+    pub(crate) fn latest(&self, id: MicrobatchId) -> Option<Leg> {
+        self.entries.get(&id)?.attempts.latest()
+    }
+
+    /// Whether the microbatch was handed to this neighbour under this number.
+    pub(crate) fn contains(&self, id: MicrobatchId, leg: Leg) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.attempts.contain(leg))
+    }
+
+    /// Whether the microbatch was handed on under this number.
+    pub(crate) fn contains_number(&self, id: MicrobatchId, attempt: Attempt) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.attempts.contain_number(attempt))
+    }
+
+    /// Attempts so far, at most as many as are remembered.
+    pub(crate) fn attempts(&self, id: MicrobatchId) -> u32 {
+        self.entries.get(&id).map_or(0, |entry| entry.attempts.count())
+    }
+
+    /// Whether an attempt was lost with its receiver.
+    pub(crate) fn had_failed(&self, id: MicrobatchId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.had_failed)
+    }
+
+    /// The replica that is known to hold it beyond the next stage.
+    pub(crate) fn holder_beyond(&self, id: MicrobatchId) -> Option<Hop> {
+        let holder = self.entries.get(&id)?.holder;
+        holder.filter(|holder| holder.stage > Some(self.next))
+    }
+}

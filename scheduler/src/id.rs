@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Identity of a microbatch. Together with the run seed it decides which tokens the microbatch holds.
+/// Identity of a microbatch. The run seed and this number decide which tokens it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MicrobatchId(pub u64);
 
@@ -14,11 +14,30 @@ pub struct StageIndex(pub u16);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub [u8; 32]);
 
-/// One start of a peer's process; a restart under the same key is a new incarnation.
+/// Number of a start of a peer's process; a restart under the same key has a higher one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(pub u64);
 
-/// Which sending of a microbatch this is, counted from 0.
+/// One start of one peer. A restarted peer is another instance, and what belonged to the former one is lost.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instance {
+    /// The key of the peer.
+    pub peer: PeerId,
+    /// Which start of its process.
+    pub incarnation: Incarnation,
+}
+
+/// A place on the route of a microbatch: an instance and the stage it serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hop {
+    /// Position in the pipeline; `None` is the feeder, which comes before every stage.
+    pub stage: Option<StageIndex>,
+    /// The replica or feeder.
+    pub instance: Instance,
+}
+
+/// Number of a sending of a microbatch to the next stage, counted from 0 by the sender. A reply carries the number of
+/// what it answers, so a late reply to an abandoned attempt is not mistaken for a reply to the retry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attempt(pub u32);
 
@@ -41,6 +60,41 @@ impl MicrobatchId {
     #[must_use]
     pub fn is_evaluation(self) -> bool {
         self.0 & Self::EVALUATION_BIT != 0
+    }
+}
+
+impl Instance {
+    /// The start `incarnation` of `peer`.
+    #[must_use]
+    pub const fn new(peer: PeerId, incarnation: Incarnation) -> Self {
+        Self { peer, incarnation }
+    }
+}
+
+impl Hop {
+    /// `instance` as the feeder of a route.
+    #[must_use]
+    pub const fn feeder(instance: Instance) -> Self {
+        Self { stage: None, instance }
+    }
+
+    /// `instance` as a replica of `stage`.
+    #[must_use]
+    pub const fn replica(stage: StageIndex, instance: Instance) -> Self {
+        Self { stage: Some(stage), instance }
+    }
+
+    /// The key of the instance.
+    #[must_use]
+    pub const fn peer(&self) -> PeerId {
+        self.instance.peer
+    }
+}
+
+/// The short form of the key, and the start: `01020304#7`.
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}#{}", self.peer, self.incarnation.0)
     }
 }
 

@@ -1,55 +1,60 @@
 //! The part of swarmline that decides.
 //!
-//! Pure and sans-IO: no socket, no clock, no entropy, no tensor. Time and seeds come in as arguments, so a
-//! seed gives a run again, bit for bit. State machines have four verbs and nothing else: `handle(now, event)`,
-//! `poll_action()`, `poll_timeout()` and getters. After every `handle`, drain the actions before the next.
+//! Pure and sans-IO: no socket, no clock, no entropy, no tensor. Time and seeds come in as arguments, so a seed gives a
+//! run again, bit for bit. State machines have four verbs and nothing else: `handle(now, event)`, `poll_action()`,
+//! `poll_timeout()` and getters. After every `handle`, drain the actions before the next.
 //!
-//! Three machines: [`Stage`] is one replica, [`Feeder`] injects microbatches and counts outcomes, [`Coordinator`]
-//! says who takes part and who serves what. Replicas and feeders talk in [`Message`]s and know each other from the
-//! [`Membership`] the coordinator publishes. Start reading at [`stage`]. Which replica comes next is a policy of
-//! [`router`]; who lives and who does not is an opinion of [`health`].
+//! Each process of a run is one machine. A [`Replica`] serves a stage, a [`Feeder`] injects microbatches and counts
+//! outcomes, the [`Coordinator`] decides about the members and their places. Replicas and feeders exchange [`Message`]s
+//! and know each other from the [`Membership`] that the coordinator publishes. Start reading at [`stage`], the life of a
+//! microbatch, and go on with [`replica`], the life of a process.
 //!
-//! Beside a stage, replicas of it keep their weights together ([`Averaging`]) and give them to those who join
-//! ([`transfer`]).
+//! The rest are their parts. A policy of [`router`] chooses the next replica, [`health`] judges which neighbours live,
+//! [`averaging`] keeps the replicas of a stage together, [`transfer`] gives their state to a joiner.
+//! [`topology`] computes what a swarm can do at best.
 
+mod ack_range;
 pub mod averaging;
 pub mod coordinator;
+mod directive;
 pub mod feeder;
 #[cfg(test)]
 mod fixtures;
 mod handoff;
 pub mod health;
 mod id;
+mod id_set;
 mod lease;
+mod membership;
 mod message;
 mod moving_average;
 mod mutation;
 mod peer_table;
 pub mod recovery_report;
+pub mod replica;
 mod rng;
 pub mod router;
-#[cfg(test)]
-mod sim;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod stage;
 mod time;
+pub mod topology;
 pub mod transfer;
 
+pub use ack_range::{ACK_BITMAP_BYTES_MAX, ACK_RANGES_MAX, AckRange};
 pub use averaging::Averaging;
 pub use coordinator::Coordinator;
-pub use feeder::Feeder;
-pub use feeder::{Admission, Window};
+pub use directive::Directive;
+pub use feeder::{Admission, Feeder};
 pub use health::{Health, Quarantine, Suspension, Verdict};
-pub use id::{Attempt, Incarnation, MicrobatchId, PeerId, StageIndex, WeightVersion};
-pub use lease::{
-    HeldLease, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseBook, LeaseRefusal, SUCCESSIONS_MAX, Succession,
-};
-pub use message::{
-    Beat, CLAIM_MAX, Holding, Hop, Loss, Member, Membership, Message, Purpose, Refusal, Role, SPAN_BYTES_MAX,
-    SPANS_MAX, Span, Standing,
-};
+pub use id::{Attempt, Hop, Incarnation, Instance, MicrobatchId, PeerId, StageIndex, WeightVersion};
+pub use id_set::IdSet;
+pub use lease::{HeldLease, LEASE_COUNT_MAX, Lease, LeaseRefusal, SUCCESSIONS_MAX, Succession};
+pub use membership::{Member, MemberState, Membership, Role};
+pub use message::{CLAIM_MAX, Envelope, Heartbeat, Loss, Message, Purpose, Refusal, Status};
 pub use moving_average::MovingAverage;
 pub use peer_table::PeerTable;
-pub use recovery_report::Inventory;
+pub use replica::Replica;
 pub use rng::Rng;
 pub use stage::Stage;
 pub use time::{Duration, Time};

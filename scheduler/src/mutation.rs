@@ -5,14 +5,18 @@
 pub(crate) enum Mutation {
     /// A replica throws its output away when it has handed it on.
     ReleaseEarly,
-    /// A feeder grants whatever is claimed.
+    /// A feeder grants every claim.
     GrantTwice,
     /// A slot is free again when the microbatch was handed on.
     SlotEarly,
     /// Another start of a peer is taken for the peer.
     IgnoreIncarnation,
-    /// What is sent downstream carries the number of what came from upstream.
+    /// A forward carries the number of the one that came from upstream.
     OneAttempt,
-    /// Nobody is asked before a microbatch is sent anew.
+    /// A known holder is not asked before a retry.
     ForwardUnasked,
+    /// A replica leaves when it is drained, with contributions that no other replica has.
+    LeaveUnaveraged,
+    /// A joiner stores whatever chunk it is sent.
+    TrustChunks,
 }

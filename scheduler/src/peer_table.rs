@@ -1,15 +1,15 @@
-//! Who takes part, as this peer knows it: the coordinator's table and this peer's own verdicts.
+//! The members of the run as this peer knows them: the coordinator's table and this peer's own verdicts.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::router::Sample;
 use crate::{
-    Hop, Incarnation, Member, Membership, MicrobatchId, PeerId, Quarantine, StageIndex, Standing, Succession,
+    Hop, Instance, Member, MemberState, Membership, MicrobatchId, PeerId, Quarantine, StageIndex, Succession,
     Time,
 };
 
-/// The membership table with lookups, and who is quarantined here.
+/// The membership table with lookups, and the quarantine of this peer.
 #[derive(Clone, Debug, Default)]
 pub struct PeerTable {
     version: u64,
@@ -18,22 +18,23 @@ pub struct PeerTable {
     stages: BTreeMap<StageIndex, Serving>,
     feeders: usize,
     successions: Vec<Succession>,
+    trained: Vec<StageIndex>,
     /// Only members are ever in here, so the table bounds it.
     quarantine: Quarantine,
 }
 
-/// Who serves a stage. Drawn up once for every table, so that a decision does not look at all members.
+/// The replicas that serve a stage. Drawn up once for every table, so that a decision does not look at all members.
 #[derive(Clone, Debug, Default)]
 struct Serving {
-    /// Those this peer looks at, by peer id.
+    /// Those this peer chooses among, by peer id.
     sample: Vec<Hop>,
     /// How many there are.
     count: usize,
 }
 
 impl PeerTable {
-    /// Nobody, version 0. Whose table it is decides which replicas of a stage with more than
-    /// [`CANDIDATES_MAX`](crate::router::CANDIDATES_MAX) are eligible: for every owner others.
+    /// The empty table, version 0. Of a stage with more than [`CANDIDATES_MAX`](crate::router::CANDIDATES_MAX) replicas
+    /// only some are eligible: other ones for every owner.
     #[must_use]
     pub fn new(owner: PeerId) -> Self {
         Self { sample: Sample::new(owner), ..Self::default() }
@@ -45,13 +46,13 @@ impl PeerTable {
             return false;
         }
         self.version = membership.version;
-        self.members = membership.members.into_iter().map(|member| (member.peer, member)).collect();
+        self.members = membership.members.into_iter().map(|member| (member.instance.peer, member)).collect();
         self.stages = serving(&self.members, self.sample);
         self.feeders = self.feeders().count();
         self.successions = membership.successions;
+        self.trained = membership.trained;
         let members = &self.members;
-        let stays = |peer, start| members.get(&peer).is_some_and(|member| member.incarnation == start);
-        self.quarantine.retain(stays);
+        self.quarantine.retain(|instance| is_member(members, instance));
         true
     }
 
@@ -68,11 +69,17 @@ impl PeerTable {
 
     /// The member with this key, if it is this start of it.
     #[must_use]
-    pub fn get(&self, peer: PeerId, incarnation: Incarnation) -> Option<&Member> {
-        self.members.get(&peer).filter(|member| member.incarnation == incarnation)
+    pub fn get(&self, instance: Instance) -> Option<&Member> {
+        self.members.get(&instance.peer).filter(|member| member.instance == instance)
     }
 
-    /// Where the data plane of a member listens.
+    /// The start of `peer` that is a member.
+    #[must_use]
+    pub fn instance(&self, peer: PeerId) -> Option<Instance> {
+        self.members.get(&peer).map(|member| member.instance)
+    }
+
+    /// Address of a member's data plane.
     #[must_use]
     pub fn address(&self, peer: PeerId) -> Option<SocketAddr> {
         self.members.get(&peer).map(|member| member.address)
@@ -80,12 +87,12 @@ impl PeerTable {
 
     /// Replicas that serve `stage`, by peer id.
     pub fn serving(&self, stage: StageIndex) -> impl Iterator<Item = &Member> {
-        self.members.values().filter(move |member| member.standing == Standing::Serving(stage))
+        self.members.values().filter(move |member| member.state == MemberState::Serving(stage))
     }
 
     /// Feeders, by peer id.
     pub fn feeders(&self) -> impl Iterator<Item = &Member> {
-        self.members.values().filter(|member| member.standing == Standing::Feeding)
+        self.members.values().filter(|member| member.state == MemberState::Feeding)
     }
 
     /// Whether the coordinator put this start of this peer where `hop` says.
@@ -93,20 +100,16 @@ impl PeerTable {
     /// A replica still listed as loading counts: its neighbour may hear of it before the table does.
     #[must_use]
     pub fn placed(&self, hop: &Hop) -> bool {
-        self.get(hop.peer, hop.incarnation).is_some_and(|member| match (member.standing, hop.stage) {
-            (Standing::Feeding, None) => true,
-            (Standing::Loading(at) | Standing::Serving(at), Some(stage)) => at == stage,
-            (Standing::Feeding | Standing::Standby | Standing::Loading(_) | Standing::Serving(_), _) => false,
-        })
+        self.get(hop.instance).and_then(Member::hop) == Some(*hop)
     }
 
-    /// Whether somebody serves `stage`.
+    /// Whether a replica serves `stage`.
     #[must_use]
     pub fn serves(&self, stage: StageIndex) -> bool {
         self.stages.contains_key(&stage)
     }
 
-    /// Whether every stage below `stages` has somebody who serves it.
+    /// Whether every stage below `stages` is served.
     #[must_use]
     pub fn serves_all(&self, stages: u16) -> bool {
         (0..stages).all(|stage| self.serves(StageIndex(stage)))
@@ -136,40 +139,40 @@ impl PeerTable {
     /// All replicas of `stage` as hops, by peer id.
     #[must_use]
     pub fn hops(&self, stage: StageIndex) -> Vec<Hop> {
-        let hop =
-            |member: &Member| Hop { stage: Some(stage), peer: member.peer, incarnation: member.incarnation };
-        self.serving(stage).map(hop).collect()
+        self.serving(stage).map(|member| Hop::replica(stage, member.instance)).collect()
     }
 
-    /// Who sends microbatches to replicas of `stage`: the replicas before it, or the feeders.
+    /// The senders of microbatches to replicas of `stage`: the replicas before it, or the feeders.
     #[must_use]
     pub fn senders_to(&self, stage: StageIndex) -> Vec<Hop> {
         match stage.0.checked_sub(1) {
             Some(before) => self.hops(StageIndex(before)),
-            None => {
-                let hop =
-                    |member: &Member| Hop { stage: None, peer: member.peer, incarnation: member.incarnation };
-                self.feeders().map(hop).collect()
-            }
+            None => self.feeders().map(|member| Hop::feeder(member.instance)).collect(),
         }
     }
 
-    /// Whether this start of this peer is a feeder.
+    /// Whether this instance is a feeder.
     #[must_use]
-    pub fn feeds(&self, peer: PeerId, incarnation: Incarnation) -> bool {
-        self.get(peer, incarnation).is_some_and(|member| member.standing == Standing::Feeding)
+    pub fn feeds(&self, instance: Instance) -> bool {
+        self.get(instance).is_some_and(|member| member.state == MemberState::Feeding)
     }
 
     /// Every replica of every stage, loading ones included.
     #[must_use]
     pub fn replicas(&self) -> Vec<Hop> {
-        let hop = |member: &Member| match member.standing {
-            Standing::Loading(stage) | Standing::Serving(stage) => {
-                Some(Hop { stage: Some(stage), peer: member.peer, incarnation: member.incarnation })
-            }
-            Standing::Standby | Standing::Feeding => None,
-        };
-        self.members.values().filter_map(hop).collect()
+        self.members.values().filter_map(Member::hop).filter(|hop| hop.stage.is_some()).collect()
+    }
+
+    /// Every replica that the coordinator put on `stage`, loading ones included, by peer id.
+    pub fn placed_on(&self, stage: StageIndex) -> impl Iterator<Item = Instance> {
+        let placed = move |member: &&Member| member.state.stage() == Some(stage);
+        self.members.values().filter(placed).map(|member| member.instance)
+    }
+
+    /// Whether weights of `stage` have been updated since the run began.
+    #[must_use]
+    pub fn is_trained(&self, stage: StageIndex) -> bool {
+        self.trained.contains(&stage)
     }
 
     /// The ranges of ids that have gone to a successor.
@@ -178,28 +181,27 @@ impl PeerTable {
         &self.successions
     }
 
-    /// Who has taken over the range this microbatch is from, if anybody has.
+    /// The feeder that has taken over the range of this microbatch.
     #[must_use]
     pub fn successor(&self, microbatch: MicrobatchId) -> Option<Hop> {
         let succession = self.successions.iter().find(|succession| succession.lease.contains(microbatch))?;
-        let member = self.members.get(&succession.feeder)?;
-        Some(Hop { stage: None, peer: member.peer, incarnation: member.incarnation })
+        self.members.get(&succession.feeder).map(|member| Hop::feeder(member.instance))
     }
 
     fn sample(&self, stage: StageIndex) -> &[Hop] {
         self.stages.get(&stage).map_or(&[], |serving| &serving.sample)
     }
 
-    /// Stops choosing a member for a while: it could not be reached. Others than members are ignored.
-    pub fn quarantine(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
-        if self.get(peer, incarnation).is_some() {
-            self.quarantine.failed(now, peer, incarnation);
+    /// Stops choosing a member for a while: it failed. An instance that is no member is ignored.
+    pub fn quarantine(&mut self, now: Time, instance: Instance) {
+        if is_member(&self.members, instance) {
+            self.quarantine.failed(now, instance);
         }
     }
 
     /// Ends a quarantine: the peer was heard.
-    pub fn heard(&mut self, peer: PeerId, incarnation: Incarnation) {
-        self.quarantine.succeeded(peer, incarnation);
+    pub fn heard(&mut self, instance: Instance) {
+        self.quarantine.succeeded(instance);
     }
 
     /// When the next quarantine ends that has not ended at `now`.
@@ -209,11 +211,15 @@ impl PeerTable {
     }
 }
 
+fn is_member(members: &BTreeMap<PeerId, Member>, instance: Instance) -> bool {
+    members.get(&instance.peer).is_some_and(|member| member.instance == instance)
+}
+
 fn serving(members: &BTreeMap<PeerId, Member>, sample: Sample) -> BTreeMap<StageIndex, Serving> {
     let mut hops = BTreeMap::<StageIndex, Vec<Hop>>::new();
-    for &Member { peer, incarnation, standing, .. } in members.values() {
-        if let Standing::Serving(stage) = standing {
-            hops.entry(stage).or_default().push(Hop { stage: Some(stage), peer, incarnation });
+    for &Member { instance, state, .. } in members.values() {
+        if let MemberState::Serving(stage) = state {
+            hops.entry(stage).or_default().push(Hop::replica(stage, instance));
         }
     }
     let serving = |hops: Vec<Hop>| Serving { count: hops.len(), sample: sample.select(hops) };
@@ -223,6 +229,7 @@ fn serving(members: &BTreeMap<PeerId, Member>, sample: Sample) -> BTreeMap<Stage
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Incarnation;
     use crate::health::QUARANTINE_MIN;
     use crate::router::CANDIDATES_MAX;
 
@@ -230,9 +237,13 @@ mod tests {
     const A: PeerId = PeerId([1; 32]);
     const B: PeerId = PeerId([2; 32]);
 
-    fn member(peer: PeerId, incarnation: u64, standing: Standing) -> Member {
+    const fn start(peer: PeerId, incarnation: u64) -> Instance {
+        Instance::new(peer, Incarnation(incarnation))
+    }
+
+    fn member(peer: PeerId, incarnation: u64, state: MemberState) -> Member {
         let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
-        Member { peer, incarnation: Incarnation(incarnation), standing, address }
+        Member { instance: start(peer, incarnation), state, address }
     }
 
     fn table(version: u64, members: Vec<Member>) -> PeerTable {
@@ -243,7 +254,7 @@ mod tests {
 
     #[test]
     fn older_tables_are_ignored() {
-        let mut table = table(3, vec![member(A, 1, Standing::Serving(StageIndex(0)))]);
+        let mut table = table(3, vec![member(A, 1, MemberState::Serving(StageIndex(0)))]);
         assert!(!table.update(Membership { version: 3, ..Membership::default() }));
         assert!(!table.update(Membership { version: 2, ..Membership::default() }));
         assert!(table.serves_all(1));
@@ -254,11 +265,10 @@ mod tests {
     #[test]
     fn lookups_ask_for_the_start_too() {
         let table =
-            table(1, vec![member(A, 2, Standing::Loading(StageIndex(1))), member(B, 1, Standing::Feeding)]);
+            table(1, vec![member(A, 2, MemberState::Loading(StageIndex(1))), member(B, 1, MemberState::Feeding)]);
         let hop = |peer, incarnation, stage: Option<u16>| Hop {
             stage: stage.map(StageIndex),
-            peer,
-            incarnation: Incarnation(incarnation),
+            instance: start(peer, incarnation),
         };
         assert!(table.placed(&hop(A, 2, Some(1))));
         assert!(!table.placed(&hop(A, 1, Some(1))));
@@ -266,7 +276,7 @@ mod tests {
         assert!(!table.placed(&hop(A, 2, None)));
         assert!(table.placed(&hop(B, 1, None)));
         assert_eq!(table.feeders().count(), 1);
-        assert!(table.get(B, Incarnation(9)).is_none());
+        assert!(table.get(start(B, 9)).is_none());
     }
 
     #[test]
@@ -275,11 +285,11 @@ mod tests {
             move |index: u8| {
                 let mut key = [index; 32];
                 key[0] = stage.to_le_bytes()[0];
-                member(PeerId(key), 1, Standing::Serving(StageIndex(stage)))
+                member(PeerId(key), 1, MemberState::Serving(StageIndex(stage)))
             }
         };
         let members = (0..10).map(replica(0)).chain((0..128).map(replica(1))).chain((0..8).map(replica(2)));
-        let feeder = member(OWNER, 1, Standing::Feeding);
+        let feeder = member(OWNER, 1, MemberState::Feeding);
         let table = table(1, members.chain([feeder]).collect());
         let seen = |stage| table.eligible(Time(0), StageIndex(stage)).count();
         assert_eq!([0, 1, 2, 3].map(seen), [10, CANDIDATES_MAX, 8, 0]);
@@ -290,19 +300,19 @@ mod tests {
     #[test]
     fn a_quarantine_ends_by_time_by_a_message_or_by_a_restart() {
         let stage = StageIndex(0);
-        let start = |incarnation| {
-            vec![member(A, incarnation, Standing::Serving(stage)), member(B, 1, Standing::Serving(stage))]
+        let members = |incarnation| {
+            vec![member(A, incarnation, MemberState::Serving(stage)), member(B, 1, MemberState::Serving(stage))]
         };
-        let mut table = table(1, start(1));
+        let mut table = table(1, members(1));
         let now = Time(100);
-        table.quarantine(now, A, Incarnation(1));
-        assert_eq!(table.eligible(now, stage).map(|hop| hop.peer).collect::<Vec<_>>(), [B]);
+        table.quarantine(now, start(A, 1));
+        assert_eq!(table.eligible(now, stage).map(|hop| hop.peer()).collect::<Vec<_>>(), [B]);
         assert_eq!(table.next_release(now), Some(now + QUARANTINE_MIN));
         assert_eq!(table.eligible(now + QUARANTINE_MIN, stage).count(), 2);
-        table.heard(A, Incarnation(1));
+        table.heard(start(A, 1));
         assert_eq!(table.eligible(now, stage).count(), 2);
-        table.quarantine(now, A, Incarnation(1));
-        assert!(table.update(Membership { version: 2, members: start(2), ..Membership::default() }));
+        table.quarantine(now, start(A, 1));
+        assert!(table.update(Membership { version: 2, members: members(2), ..Membership::default() }));
         assert_eq!(table.eligible(now, stage).count(), 2);
         assert_eq!(table.next_release(now), None);
     }

@@ -1,51 +1,51 @@
-//! What a replica knows of a range of ids whose feeder is gone.
+//! What a replica knows of a range of ids whose feeder has gone.
 
-use crate::{MicrobatchId, Span, StageIndex};
+use crate::{AckRange, MicrobatchId, StageIndex};
 
 /// Items of one page at most.
-pub const INVENTORY_MAX: usize = 64;
+pub const RECOVERY_ITEMS_MAX: usize = 64;
 
-/// A page of what a replica knows. The grants of the former feeder are final in it: the replica takes none from there
-/// any more.
+/// A page of what a replica knows. The grants in it are final: the replica takes no more from the former feeder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inventory {
+pub struct RecoveryReport {
     /// The first id of the range.
-    pub range: MicrobatchId,
-    /// Which successor in a row this is for.
+    pub first: MicrobatchId,
+    /// Number of the successor that asked.
     pub epoch: u64,
-    /// The page tells of ids from here on.
+    /// The page covers ids from here on.
     pub from: MicrobatchId,
-    /// The first id of the next page, if there is one.
+    /// The first id of the next page; `None` if this is the last.
     pub next: Option<MicrobatchId>,
-    /// The sender's stage.
+    /// The stage of the sender.
     pub stage: StageIndex,
-    /// What the former feeder has announced.
-    pub ended: Vec<Span>,
-    /// Ids without an outcome that the sender holds or has applied, at most [`INVENTORY_MAX`].
+    /// The outcomes that the former feeder has announced.
+    pub ended: Vec<AckRange>,
+    /// Ids without an outcome that the sender holds or has applied, at most [`RECOVERY_ITEMS_MAX`].
     pub items: Vec<Item>,
 }
 
 /// What a replica knows of one id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// Which one.
+    /// The id.
     pub microbatch: MicrobatchId,
-    /// What the former feeder said to the sender's claim: yes, or that another one has the grant.
+    /// What the former feeder answered to the sender's claim: granted, or denied because another replica has the
+    /// grant. `None` if it answered nothing.
     pub granted: Option<bool>,
     /// How far the sender has it.
-    pub stock: Stock,
-    /// Stages of which a replica has left since the sender took it: it may have had the grant, and nobody is left who
-    /// knows.
-    pub doubted: Vec<StageIndex>,
+    pub possession: Possession,
+    /// Stages that a replica has left since the sender took it: that replica may have had the grant, and no other
+    /// process knows.
+    pub may_have_been_granted: Vec<StageIndex>,
 }
 
 /// How far a replica has a microbatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stock {
-    /// It is not here any more.
+pub enum Possession {
+    /// It is no longer here.
     Gone,
-    /// It is held; its gradient is not there yet.
+    /// It is held; its gradient has not returned.
     Held,
-    /// Its gradient is there, and who computed it is known.
-    Answered,
+    /// Its gradient is here, with the path that tells which replicas computed it.
+    Returned,
 }

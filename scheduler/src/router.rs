@@ -1,7 +1,7 @@
 //! Which replica a microbatch visits next.
 //!
-//! A policy is a [`Router`]; its settings are a type of their own that is a [`RouterFactory`]. A sender owns one
-//! router, asks it with the candidates of the next stage and tells it what became of what it sent.
+//! A policy is a [`Router`]; its settings are a type of their own that is a [`RouterFactory`]. A sender owns one router,
+//! offers it the candidates of the next stage and tells it what became of each microbatch it sent.
 
 #[cfg(test)]
 mod fixtures;
@@ -19,18 +19,18 @@ use std::fmt::Debug;
 use crate::{Duration, Hop, MicrobatchId, Time};
 
 pub use iwrr::{Iwrr, IwrrConfig};
-pub use least_outstanding::{Resident, ResidentConfig};
-pub use outstanding::Residents;
+pub use least_outstanding::{LeastOutstanding, LeastOutstandingConfig};
+pub use outstanding::Outstanding;
 pub use policy::{Policy, UnknownPolicy};
 pub use sample::{CANDIDATES_MAX, Sample};
 pub use uniform::{Uniform, UniformConfig};
 
 /// What became of a microbatch handed to a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settled {
+pub enum Completion {
     /// Its gradient or its evaluation came back.
     Returned,
-    /// It was refused, by whomever.
+    /// A replica refused it.
     Refused,
     /// The replica was lost.
     Lost,
@@ -39,16 +39,16 @@ pub enum Settled {
 /// A replica of the next stage that a microbatch may be handed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Which one.
+    /// The replica.
     pub hop: Hop,
     /// Its moving average of the time one forward takes to compute, as it reports it; `None` if unknown.
     pub service: Option<Duration>,
-    /// Round trip to it; zero if unknown.
+    /// Smoothed round trip to it as the transport measures it; zero if unknown.
     pub rtt: Duration,
 }
 
 impl Candidate {
-    /// A replica of which nothing is known yet.
+    /// A replica that has reported nothing yet.
     #[must_use]
     pub fn unknown(hop: Hop) -> Self {
         Self { hop, service: None, rtt: Duration::ZERO }
@@ -66,29 +66,29 @@ pub struct Choice<'a> {
 
 /// A policy that chooses among the candidates of a stage.
 pub trait Router: Debug + Send {
-    /// One of the candidates, or `None` to hold the microbatch for now: ask again when something is settled or the
+    /// One of the candidates, or `None` to hold the microbatch for now: ask again when a microbatch is completed or the
     /// candidates change.
     fn choose(&mut self, now: Time, choice: &Choice<'_>) -> Option<Hop>;
 
-    /// What was handed over and is not settled.
-    fn residents(&self) -> &Residents;
+    /// The microbatches that were handed over and are not completed.
+    fn outstanding(&self) -> &Outstanding;
 
     /// The same, for the router itself to keep up.
-    fn residents_mut(&mut self) -> &mut Residents;
+    fn outstanding_mut(&mut self) -> &mut Outstanding;
 
     /// A microbatch was handed to `to`.
     fn on_sent(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId) {
-        self.residents_mut().add(to);
+        self.outstanding_mut().add(to);
     }
 
-    /// What was handed to `to` is settled; exactly once for every `on_sent`, whether or not `to` still lives.
-    fn on_settled(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId, _how: Settled) {
-        self.residents_mut().remove(&to);
+    /// A microbatch handed to `to` is completed; exactly once for every `on_sent`, whether or not `to` still lives.
+    fn on_completed(&mut self, _now: Time, to: Hop, _microbatch: MicrobatchId, _how: Completion) {
+        self.outstanding_mut().remove(&to);
     }
 
-    /// Microbatches handed to `hop` and not settled.
-    fn resident(&self, hop: &Hop) -> u32 {
-        self.residents().of(hop)
+    /// Microbatches handed to `hop` and not completed.
+    fn outstanding_at(&self, hop: &Hop) -> u32 {
+        self.outstanding().of(hop)
     }
 }
 

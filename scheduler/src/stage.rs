@@ -1,11 +1,12 @@
 //! The life of a microbatch on one replica.
 //!
-//! A forward arrives from upstream and waits for the executor. Computed, it goes to a replica of the next stage,
-//! and the executor keeps a stash. The gradient comes back from there and waits for the executor in turn; what that
-//! computes goes up to the peer the activation came from. Meanwhile the feeder has been asked for the grant, without
-//! which the gradients of the weights are not applied (`grants`). The last stage does both passes in one visit.
-//! Everything computed is kept until the feeder announces the outcome (`ending`), so that whoever loses it can be given
-//! it again (`recovery`). An evaluation goes forward only, and the last stage tells the feeder its loss.
+//! A forward arrives from upstream and waits for the executor. The activation computed from it goes to a replica of the
+//! next stage, and the executor keeps a stash. The gradient comes back from there and waits for the executor in turn; the
+//! gradient computed from it goes up to the peer that the activation came from. Meanwhile the replica has claimed the
+//! microbatch from its feeder: without the grant the gradients of the weights are not applied (`grants`). The last stage
+//! does both passes at once. The output and the gradient are kept until the feeder announces the outcome (`ending`), so
+//! that a neighbour that loses them can be given them again (`recovery`). An evaluation goes forward only, and the last
+//! stage tells the feeder its loss.
 //!
 //! Nothing goes wrong silently: a microbatch that cannot be processed is refused, and the feeder counts that.
 
@@ -14,6 +15,8 @@ mod config;
 mod counts;
 mod credit;
 mod ending;
+mod event;
+mod executor_queue;
 mod grants;
 mod job;
 mod microbatch;
@@ -21,210 +24,115 @@ mod outcomes;
 mod parked;
 mod recovery;
 mod succession;
-mod tasks;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
-use crate::handoff::attempts::Neighbour;
-use crate::handoff::neighbours::Neighbours;
-use crate::handoff::status_timer::Asking;
+use crate::handoff::{Handoff, Leg};
 use crate::mutation::Mutation;
-use crate::router::{Choice, Router, Settled};
-use crate::stage::applied_set::Ledger;
+use crate::router::{Completion, Router};
 use crate::{
-    Beat, Duration, Holding, Hop, Incarnation, Loss, Membership, Message, MicrobatchId, MovingAverage,
-    PeerId, PeerTable, Purpose, Refusal, Suspension, Time,
+    Attempt, Duration, Envelope, Heartbeat, Hop, Instance, Loss, Message, MicrobatchId, PeerTable, Purpose,
+    Refusal, Status, Time,
 };
 
-pub use config::{Config, EXECUTOR_DEPTH, RESTORED_SLOTS};
+pub use config::{Config, EXECUTOR_DEPTH, RETRIES_PER_SLOT};
 pub use counts::{Counts, Note, Progress};
-pub use job::{Completion, Done, Evaluation, Job};
-pub use parked::{EARLY_MAX, EARLY_PATIENCE};
+pub use event::{Action, Event, Reason};
+pub use job::{Evaluation, Job, JobOutcome, JobReply};
+pub use parked::{PARKED_MAX, PARKED_TIMEOUT};
 
+use applied_set::AppliedSet;
 use credit::Credits;
-use microbatch::{Answer, Arrival, Claim, Output, Phase, Share, Visit};
+use executor_queue::ExecutorQueue;
+use microbatch::{Arrival, GradientReply, Microbatch, Output, Phase, UpdateState};
 use outcomes::Outcomes;
-use parked::Early;
-use succession::{Departures, submit};
-use tasks::Tasks;
-
-/// What happens to a replica.
-#[derive(Clone, Debug)]
-pub enum Event<P> {
-    /// The coordinator published a table. Older ones than known are ignored.
-    Membership(Membership),
-    /// A message arrived from an authenticated peer.
-    Received {
-        /// Who sent it.
-        from: PeerId,
-        /// Which start of the sender.
-        incarnation: Incarnation,
-        /// What it says.
-        message: Message<P>,
-    },
-    /// The executor answered a job.
-    Completed(Completion<P>),
-    /// The connection to a peer is gone, or a message to it could not be delivered.
-    PeerLost {
-        /// Which peer.
-        peer: PeerId,
-        /// Which start of it.
-        incarnation: Incarnation,
-    },
-    /// The coordinator answered: the own link works.
-    Reached,
-    /// The coordinator answered after [`Action::Confirm`]: this start still is a member.
-    Confirmed,
-    /// Take no more microbatches, finish those held.
-    Drain,
-    /// The run is over: every microbatch has its outcome, and nothing held is of use to anybody.
-    Finished,
-    /// The time `poll_timeout` named has come.
-    Timeout,
-}
-
-/// What a replica wants done.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action<P> {
-    /// Give this to the executor, in order. At most [`Config::jobs_max`] are unfinished at once.
-    Execute(Job<P>),
-    /// Send this to a peer.
-    Send {
-        /// To whom.
-        to: PeerId,
-        /// What.
-        message: Message<P>,
-    },
-    /// This process stood still for a while. Ask the coordinator whether it still is a member; if so, say
-    /// [`Event::Confirmed`], if not, what it holds is void. Nothing is sent before.
-    Confirm,
-    /// A note for the metrics.
-    Counted(Note),
-    /// Draining is over: nothing is held any more. Said once.
-    Drained,
-}
-
-/// Why a replica wants to be woken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// Somebody owes an answer and is to be asked.
-    AnswerOverdue,
-    /// A computed activation has found no replica of the next stage.
-    RouteExpires,
-    /// A forward came from somebody the table does not place.
-    EarlyExpires,
-    /// Neighbours expect a sign of life.
-    BeatDue,
-    /// A neighbour is silent.
-    NeighbourSilent,
-}
+use parked::Parked;
+use succession::{DepartureLog, replace_feeder};
 
 /// One replica of one stage.
 #[derive(Debug)]
 pub struct Stage<P> {
     config: Config,
     table: PeerTable,
-    router: Box<dyn Router>,
-    neighbours: Neighbours,
+    /// Bounded by the slots, `retries_max` and `evaluations_max`.
+    microbatches: BTreeMap<MicrobatchId, Microbatch<P>>,
+    /// What of them was handed on to the next stage.
+    handoff: Handoff,
     credits: Credits,
-    /// Slots, `restored_max` and `evaluations_max` bound it.
-    visits: BTreeMap<MicrobatchId, Visit<P>>,
-    /// Holds exactly the visits in a queued phase.
-    tasks: Tasks,
-    /// Jobs the executor has not answered.
-    running: usize,
-    /// Whose gradients the executor keeps, or is computing, without a grant. One at a time.
-    ungranted: Option<MicrobatchId>,
-    /// Computed, but no replica of the next stage takes it; oldest first. Holds exactly the visits in phase `Unrouted`.
+    queue: ExecutorQueue,
+    /// Computed, but no replica of the next stage takes it; oldest first. Holds exactly the microbatches in phase
+    /// `Unrouted`.
     unrouted: VecDeque<MicrobatchId>,
-    early: Early<P>,
+    parked: Parked<P>,
     outcomes: Outcomes,
-    departures: Departures,
-    ledger: Ledger,
-    /// To be claimed from their feeders when the event at hand is dealt with.
+    departures: DepartureLog,
+    applied: AppliedSet,
+    /// To be claimed from their feeders when the current event is dealt with.
     claims: Vec<MicrobatchId>,
-    /// No answer is overdue before.
-    check_at: Option<Time>,
-    beat_at: Time,
-    service: MovingAverage,
-    computing_since: Time,
-    answered: u64,
+    /// No feeder is overdue before.
+    feeder_check_at: Option<Time>,
+    heartbeat_at: Time,
     counts: Counts,
     draining: bool,
     drained: bool,
     finished: bool,
-    suspension: Suspension,
     now: Time,
     actions: VecDeque<Action<P>>,
-    /// What would have been sent, had this process not stood still.
-    withheld: Vec<Action<P>>,
 }
 
 impl<P: Clone + Default + Debug> Stage<P> {
-    /// A replica that holds nothing and knows nobody.
+    /// A replica that holds nothing and knows no peer.
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
-        let table = PeerTable::new(config.peer);
+        let table = PeerTable::new(config.me.peer);
+        let handoff = Handoff::new(config.next_stage(), router);
         Self {
             config,
             table,
-            router,
-            neighbours: Neighbours::default(),
+            microbatches: BTreeMap::new(),
+            handoff,
             credits: Credits::default(),
-            visits: BTreeMap::new(),
-            tasks: Tasks::default(),
-            running: 0,
-            ungranted: None,
+            queue: ExecutorQueue::default(),
             unrouted: VecDeque::new(),
-            early: Early::new(),
+            parked: Parked::new(),
             outcomes: Outcomes::default(),
-            departures: Departures::default(),
-            ledger: Ledger::default(),
+            departures: DepartureLog::default(),
+            applied: AppliedSet::default(),
             claims: Vec::new(),
-            check_at: None,
-            beat_at: Time::default(),
-            service: MovingAverage::default(),
-            computing_since: Time::default(),
-            answered: 0,
+            feeder_check_at: None,
+            heartbeat_at: Time::default(),
             counts: Counts::default(),
             draining: false,
             drained: false,
             finished: false,
-            suspension: Suspension::new(),
             now: Time::default(),
             actions: VecDeque::new(),
-            withheld: Vec::new(),
         }
     }
 
     /// Takes one event; drain `poll_action` before the next.
     pub fn handle(&mut self, now: Time, event: Event<P>) {
         self.now = now;
-        if self.suspension.called(now) {
-            self.actions.push_back(Action::Confirm);
-        }
         match event {
             Event::Membership(membership) => self.on_membership(now, membership),
-            Event::Received { from, incarnation, message } => {
-                self.on_message(now, from, incarnation, message);
-            }
-            Event::Completed(completion) => self.on_completion(now, completion),
-            Event::PeerLost { peer, incarnation } => self.on_peer_lost(now, peer, incarnation),
-            Event::Reached => self.neighbours.reached(now),
-            Event::Confirmed => self.on_confirmed(),
+            Event::Received { from, envelope } => self.on_message(now, from, envelope),
+            Event::Completed(reply) => self.on_completed(now, reply),
+            Event::PeerLost(instance) => self.on_peer_lost(now, instance),
+            Event::RoundTrip(instance, time) => self.handoff.neighbours.measured(instance, time),
+            Event::Reached => self.handoff.neighbours.reached(now),
             Event::Drain => self.draining = true,
             Event::Finished => self.on_finished(now),
             Event::Timeout => {}
         }
         self.judge_neighbours(now);
-        self.ask_overdue(now);
+        self.request_overdue(now);
         self.route_waiting(now);
         self.feed_executor(now);
         self.send_claims();
-        self.beat(now);
+        self.send_heartbeats(now);
         self.notice_drained();
     }
 
@@ -237,14 +145,15 @@ impl<P: Clone + Default + Debug> Stage<P> {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         let empty = !self.table.serves(self.config.next_stage());
-        let oldest = self.unrouted.front().and_then(|id| self.visits.get(id)?.unrouted_since());
-        let expires = oldest.filter(|_| empty).map(|since| since + self.config.route_patience);
+        let oldest = self.unrouted.front().and_then(|id| self.microbatches.get(id)?.unrouted_since());
+        let expires = oldest.filter(|_| empty).map(|since| since + self.config.route_timeout);
         let reasons = [
-            (self.check_at, Reason::AnswerOverdue),
+            (self.handoff.next_check(), Reason::ReplyOverdue),
+            (self.feeder_check_at, Reason::FeederOverdue),
             (expires, Reason::RouteExpires),
-            (self.early.next_expiry(), Reason::EarlyExpires),
-            (Some(self.beat_at), Reason::BeatDue),
-            (self.neighbours.next_change(self.now), Reason::NeighbourSilent),
+            (self.parked.next_expiry(), Reason::ParkedExpires),
+            (Some(self.heartbeat_at), Reason::HeartbeatDue),
+            (self.handoff.neighbours.next_change(self.now), Reason::NeighbourSilent),
         ];
         reasons.into_iter().filter_map(|(at, reason)| Some((at?, reason))).min_by_key(|(at, _)| *at)
     }
@@ -255,17 +164,16 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.counts
     }
 
-    /// What the next heartbeat says.
+    /// What the next heartbeat to the coordinator says.
     #[must_use]
     pub fn progress(&self, now: Time) -> Progress {
-        let front = self.tasks.front().and_then(|id| self.visits.get(&id));
-        // While gradients wait for a feeder's word, and that is all, nobody waits for the executor.
-        let waits_for_word = self.running == 0 && self.ungranted.is_some();
-        let since = front.and_then(Visit::queued_since).filter(|_| !waits_for_word).unwrap_or(now);
+        let front = self.queue.front().and_then(|id| self.microbatches.get(&id));
+        let since = front.and_then(Microbatch::queued_since);
+        let since = since.filter(|_| !self.queue.waits_for_grant()).unwrap_or(now);
         Progress {
             done: self.counts.applied,
             refused: self.counts.refused,
-            queued: u32::try_from(self.tasks.len()).unwrap_or(u32::MAX),
+            queued: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
             oldest: now.since(since),
         }
     }
@@ -273,26 +181,19 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// Slots taken.
     #[must_use]
     pub fn slots_used(&self) -> usize {
-        self.visits.values().filter(|visit| visit.slotted).count()
+        self.microbatches.values().filter(|microbatch| microbatch.takes_slot).count()
     }
 
     /// Microbatches held, for whatever purpose.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.visits.len()
+        self.microbatches.len()
     }
 
     /// Whether anything of this microbatch is here.
     #[must_use]
     pub fn holds(&self, microbatch: MicrobatchId) -> bool {
-        self.visits.contains_key(&microbatch)
-    }
-
-    /// What is held, for the message of a failure.
-    #[cfg(test)]
-    pub(crate) fn describe(&self) -> String {
-        let Self { visits, tasks, running, ungranted, unrouted, .. } = self;
-        format!("{visits:?} {tasks:?} {running} {ungranted:?} {unrouted:?}")
+        self.microbatches.contains_key(&microbatch)
     }
 
     /// The peers as known here.
@@ -309,64 +210,69 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     // --- A forward arrives ----------------------------------------------------------------------------------
 
-    fn on_message(&mut self, now: Time, from: PeerId, incarnation: Incarnation, message: Message<P>) {
-        let upstream = self.config.upstream(from, incarnation);
-        let downstream = self.config.downstream(from, incarnation);
-        self.neighbours.message(now, from, incarnation);
+    fn on_message(&mut self, now: Time, from: Instance, envelope: Envelope<P>) {
+        let Envelope { message, ids, payload } = envelope;
+        let upstream = self.config.upstream(from);
+        let downstream = self.config.downstream(from);
+        self.handoff.neighbours.message(now, from);
         match message {
-            Message::Forward { microbatch, attempt, purpose, anew, route, holder, version: _, ids, code } => {
-                let arrival = Arrival { microbatch, attempt, purpose, anew, route, holder, ids, code };
+            Message::Forward {
+                microbatch: id, attempt, purpose, is_retry, route, downstream_holder, ..
+            } => {
+                let activation = payload;
+                let arrival =
+                    Arrival { id, attempt, purpose, is_retry, route, downstream_holder, ids, activation };
                 self.on_forward(now, upstream, arrival);
             }
-            Message::Ask { microbatch, attempt, route } => {
-                self.on_ask(now, Neighbour { hop: upstream, attempt }, microbatch, route);
+            Message::StatusRequest { microbatch, attempt, route } => {
+                self.on_status_request(now, Leg { hop: upstream, attempt }, microbatch, route);
             }
-            Message::Backward { microbatch, attempt, loss, path, gradient } => {
-                let answer = Answer { loss, path, gradient };
-                self.on_gradient(now, Neighbour { hop: downstream, attempt }, microbatch, answer);
+            Message::Backward { microbatch, attempt, loss, path } => {
+                let reply = GradientReply { loss, path, gradient: payload };
+                self.on_gradient(now, Leg { hop: downstream, attempt }, microbatch, reply);
             }
-            Message::Holds { microbatch, attempt, holding } => {
-                self.on_holds(now, Neighbour { hop: downstream, attempt }, microbatch, holding);
+            Message::StatusReply { microbatch, attempt, status } => {
+                self.on_status_reply(now, Leg { hop: downstream, attempt }, microbatch, status);
             }
-            Message::Passed { microbatch, attempt, next } => {
-                self.on_passed(Neighbour { hop: downstream, attempt }, microbatch, next);
+            Message::Forwarded { microbatch, attempt, next } => {
+                self.on_forwarded(Leg { hop: downstream, attempt }, microbatch, next);
             }
-            Message::Held { microbatch, holder } => self.on_held(from, incarnation, microbatch, holder),
-            Message::Granted { granted, denied } => {
-                if self.table.feeds(from, incarnation) {
-                    self.on_granted(now, from, &granted, &denied);
+            Message::OrphanNotice { microbatch, holder } => self.on_orphan(from, microbatch, holder),
+            Message::ClaimReply { granted, denied } => {
+                if self.table.feeds(from) {
+                    self.on_claim_reply(now, from, &granted, &denied);
                 }
             }
-            Message::Adopt { range, epoch, from: page } => {
-                self.on_adopt(from, incarnation, (range, epoch), page);
+            Message::RecoverRange { first, epoch, from: page } => {
+                self.on_recover_range(from, (first, epoch), page);
             }
-            Message::Ended { spans, .. } => {
-                if self.table.feeds(from, incarnation) {
-                    self.outcomes.announce(from, spans);
+            Message::Outcomes { ranges } => {
+                if self.table.feeds(from) {
+                    self.outcomes.announce(from.peer, &ranges);
                     self.release_ended(now);
                 }
             }
-            Message::Beat(beat) => {
+            Message::Heartbeat(heartbeat) => {
                 let known = [upstream, downstream].into_iter().find(|hop| self.table.placed(hop));
                 if let Some(sender) = known {
-                    self.neighbours.beat(now, sender, beat);
+                    self.handoff.neighbours.heartbeat(now, sender, heartbeat);
                 }
             }
             // For the machines beside this one.
-            Message::Averaging(_) | Message::Transfer(_) => {}
+            Message::Averaging(_) | Message::Transfer(_) | Message::RoundCall { .. } => {}
             Message::Claim { .. }
             | Message::Evaluated { .. }
             | Message::Refused { .. }
-            | Message::Averaged { .. }
-            | Message::Inventory(_) => self.count(Note::Misdirected(from)),
+            | Message::RoundReport { .. }
+            | Message::RecoveryReport(_) => self.count(Note::Misdirected(from)),
         }
     }
 
     /// A forward: take it, or say why not.
     fn on_forward(&mut self, now: Time, sender: Hop, mut arrival: Arrival<P>) {
-        let (id, attempt) = (arrival.microbatch, arrival.attempt);
+        let (id, attempt) = (arrival.id, arrival.attempt);
         if !self.table.placed(&sender) {
-            if let Some(displaced) = self.early.park(now, sender, arrival) {
+            if let Some(displaced) = self.parked.park(now, sender, arrival) {
                 self.count(Note::Foreign(displaced));
             }
             return;
@@ -374,35 +280,39 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if self.outcomes.contain(id) {
             return self.count(Note::Late(id));
         }
-        if !submit(&self.table, sender, id, &mut arrival.route) {
+        if !replace_feeder(&self.table, sender, id, &mut arrival.route) {
             return self.count(Note::Foreign(id));
         }
-        let upstream = Neighbour { hop: sender, attempt };
+        let upstream = Leg { hop: sender, attempt };
         if !self.config.accepts_route(&arrival.route) || arrival.route.last() != Some(&sender) {
             return self.decline(id, arrival.route.first().copied());
         }
-        if self.visits.contains_key(&id) {
+        if self.microbatches.contains_key(&id) {
             self.count(Note::Duplicate(id));
-            return self.adopt(now, upstream, id, arrival.route);
+            return self.change_upstream(now, upstream, id, arrival.route);
         }
-        let slotted = arrival.purpose == Purpose::Train && !arrival.anew;
-        if self.draining || !self.has_room(arrival.purpose, slotted) {
+        let takes_slot = arrival.purpose == Purpose::Train && !arrival.is_retry;
+        if self.draining || !self.has_room(arrival.purpose, takes_slot) {
             self.count(Note::Busy(id));
-            return self.send(sender, Message::Holds { microbatch: id, attempt, holding: Holding::Busy });
+            return self.send(sender, Message::StatusReply { microbatch: id, attempt, status: Status::Busy });
         }
-        self.take(now, sender, arrival, slotted);
+        self.take(now, sender, arrival, takes_slot);
     }
 
-    fn take(&mut self, now: Time, sender: Hop, arrival: Arrival<P>, slotted: bool) {
-        let (id, trains) = (arrival.microbatch, arrival.purpose == Purpose::Train);
-        if slotted && self.credits.used(sender) {
-            self.beat_at = now;
+    fn take(&mut self, now: Time, sender: Hop, arrival: Arrival<P>, takes_slot: bool) {
+        let (id, trains) = (arrival.id, arrival.purpose == Purpose::Train);
+        let recovers = trains && !takes_slot;
+        if takes_slot && self.credits.used(sender) {
+            self.heartbeat_at = now;
         }
-        if trains && !slotted {
-            self.count(Note::Restored(id));
+        if recovers {
+            self.count(Note::Recovered(id));
         }
-        self.visits.insert(id, Visit::new(arrival, sender, now, slotted));
-        self.tasks.push(id, trains && !slotted);
+        if let Some(holder) = arrival.downstream_holder {
+            self.handoff.hint(id, holder);
+        }
+        self.microbatches.insert(id, Microbatch::new(arrival, sender, now, takes_slot));
+        self.queue.push(id, recovers);
         if trains && self.config.is_last() {
             self.claim(now, id);
         }
@@ -412,144 +322,141 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// Keeps [`EXECUTOR_DEPTH`] jobs with the executor while there are tasks.
     fn feed_executor(&mut self, now: Time) {
-        while self.running < EXECUTOR_DEPTH {
+        while self.queue.has_room() {
             let Some(id) = self.next_task() else { return };
-            if let Some(job) = self.start(id) {
-                if self.running == 0 {
-                    self.computing_since = now;
-                }
-                self.running += 1;
+            if let Some(job) = self.job_of(id) {
+                self.queue.started(now);
                 self.actions.push_back(Action::Execute(job));
             }
         }
     }
 
-    /// While gradients wait for their grant no others are computed; in step, nothing at all.
+    /// While gradients wait for their grant no others are computed; in a synchronous run, nothing at all.
     fn next_task(&mut self) -> Option<MicrobatchId> {
-        if self.config.in_step && self.ungranted.is_some() {
+        let blocked = self.queue.is_blocked();
+        if self.config.synchronous && blocked {
             return None;
         }
-        let (visits, last, blocked) = (&self.visits, self.config.is_last(), self.ungranted.is_some());
+        let (microbatches, last) = (&self.microbatches, self.config.is_last());
         let startable = |id: MicrobatchId| {
-            let needs_gradients = visits.get(&id).is_some_and(|visit| match visit.phase {
-                Phase::ForwardQueued { .. } => last && visit.trains(),
+            let needs_gradients = microbatches.get(&id).is_some_and(|microbatch| match microbatch.phase {
+                Phase::ForwardQueued { .. } => last && microbatch.trains(),
                 _ => true,
             });
             !(blocked && needs_gradients)
         };
-        self.tasks.pop(startable)
+        self.queue.pop(startable)
     }
 
     /// The job a queued microbatch waits for.
-    fn start(&mut self, id: MicrobatchId) -> Option<Job<P>> {
+    fn job_of(&mut self, id: MicrobatchId) -> Option<Job<P>> {
         let (last, first) = (self.config.is_last(), self.config.stage.0 == 0);
-        let visit = self.visits.get_mut(&id)?;
-        let granted = visit.claim == Claim::Granted;
-        let ids = visit.ids.clone();
-        let job = match std::mem::replace(&mut visit.phase, Phase::Forwarding) {
-            Phase::ForwardQueued { code, .. } => match visit.purpose {
-                Purpose::Train if last => Job::LossAndBackward { microbatch: id, ids, code, granted },
-                Purpose::Train => return Some(Job::Forward { microbatch: id, ids, code }),
-                Purpose::Evaluate => return Some(Job::Evaluate { microbatch: id, ids, code, cut: false }),
+        let held = self.microbatches.get_mut(&id)?;
+        let granted = held.is_granted();
+        let (microbatch, ids) = (id, held.ids.clone());
+        let job = match std::mem::replace(&mut held.phase, Phase::Forwarding) {
+            Phase::ForwardQueued { activation, .. } => match held.purpose {
+                Purpose::Train if last => Job::LossAndBackward { microbatch, ids, activation, granted },
+                Purpose::Train => return Some(Job::Forward { microbatch, ids, activation }),
+                Purpose::Evaluate => return Some(Job::Evaluate { microbatch, ids, activation, cut: false }),
                 Purpose::EvaluateCut => {
-                    return Some(Job::Evaluate { microbatch: id, ids, code, cut: last && !first });
+                    return Some(Job::Evaluate { microbatch, ids, activation, cut: last && !first });
                 }
             },
-            Phase::BackwardQueued { answer, .. } => {
-                visit.phase = Phase::Backwarding { loss: answer.loss, path: answer.path };
-                Job::Backward { microbatch: id, gradient: answer.gradient, granted }
+            Phase::BackwardQueued { reply, .. } => {
+                held.phase = Phase::Backwarding { loss: reply.loss, path: reply.path };
+                Job::Backward { microbatch, gradient: reply.gradient, granted }
             }
             other => {
-                visit.phase = other;
+                held.phase = other;
                 return None;
             }
         };
         if granted {
-            visit.share = Share::Applying;
+            held.update = UpdateState::Applying;
         } else {
-            self.ungranted = Some(id);
+            self.queue.block(id);
         }
         Some(job)
     }
 
-    /// The executor answered: what it computed goes where it is needed.
-    fn on_completion(&mut self, now: Time, completion: Completion<P>) {
-        let Completion { microbatch: id, done } = completion;
-        let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.running()) else {
+    /// The executor replied: the result goes where it is needed.
+    fn on_completed(&mut self, now: Time, reply: JobReply<P>) {
+        let JobReply { microbatch: id, outcome } = reply;
+        let Some(held) = self.microbatches.get_mut(&id).filter(|held| held.is_running()) else {
             return self.count(Note::Unexpected(id));
         };
-        self.running = self.running.saturating_sub(1);
-        self.answered += 1;
-        let took = now.since(self.computing_since);
-        self.computing_since = now;
-        let (trains, last) = (visit.trains(), self.config.is_last());
-        match (std::mem::replace(&mut visit.phase, Phase::Cancelled), done) {
-            (Phase::Answered(answer), Done::Applied) => {
-                visit.phase = Phase::Answered(answer);
+        let took = self.queue.replied(now);
+        let (trains, last) = (held.trains(), self.config.is_last());
+        match (std::mem::replace(&mut held.phase, Phase::Cancelled), outcome) {
+            (Phase::Returned(reply), JobOutcome::Applied) => {
+                held.phase = Phase::Returned(reply);
                 self.applied(id);
             }
-            (Phase::Cancelled, done) => self.discard(id, &done),
-            (_, Done::Refused(reason)) => self.refuse(now, id, reason),
-            (Phase::Forwarding, Done::Forwarded { version, code }) if trains && !last => {
+            (Phase::Cancelled, outcome) => self.discard(now, id, &outcome),
+            (_, JobOutcome::Refused(reason)) => self.refuse(now, id, reason),
+            (Phase::Forwarding, JobOutcome::Forwarded { version, activation }) if trains && !last => {
                 self.measure(now, took);
-                self.computed(now, id, Output { version, code });
+                self.computed(now, id, Output { version, activation });
             }
-            (Phase::Forwarding, Done::Evaluated(Evaluation::Code { version, code })) if !trains => {
-                self.computed(now, id, Output { version, code });
+            (Phase::Forwarding, JobOutcome::Evaluated(Evaluation::Activation { version, activation }))
+                if !trains =>
+            {
+                self.computed(now, id, Output { version, activation });
             }
-            (Phase::Forwarding, Done::Evaluated(Evaluation::Loss(loss))) if !trains => {
-                self.evaluated(id, loss);
+            (Phase::Forwarding, JobOutcome::Evaluated(Evaluation::Loss(loss))) if !trains => {
+                self.evaluated(now, id, loss);
             }
-            (Phase::Forwarding, Done::LossAndBackward { loss, gradient }) if trains && last => {
+            (Phase::Forwarding, JobOutcome::LossAndBackward { loss, gradient }) if trains && last => {
                 self.measure(now, took);
-                self.answer(id, Answer { loss, path: Vec::new(), gradient });
+                self.return_gradient(id, GradientReply { loss, path: Vec::new(), gradient });
             }
-            (Phase::Backwarding { loss, path }, Done::Backwarded { gradient }) => {
-                self.answer(id, Answer { loss, path, gradient });
+            (Phase::Backwarding { loss, path }, JobOutcome::Backwarded { gradient }) => {
+                self.return_gradient(id, GradientReply { loss, path, gradient });
             }
-            (phase, done) => self.refuse_mismatch(now, id, phase, &done),
+            (phase, outcome) => self.refuse_mismatch(now, id, phase, &outcome),
         }
         self.release_if_over(now, id);
     }
 
-    /// Neighbours wait for the first figure: of a replica that has none they try one microbatch only.
+    /// Neighbours wait for the first figure: a replica that has none is tried with one microbatch only.
     fn measure(&mut self, now: Time, took: Duration) {
-        if self.service.get().is_none() {
-            self.beat_at = now;
+        if self.queue.service.get().is_none() {
+            self.heartbeat_at = now;
         }
-        self.service.add(took);
+        self.queue.service.add(took);
     }
 
     // --- It goes on -----------------------------------------------------------------------------------------
 
     /// An activation is computed: it waits for nothing but a replica of the next stage.
     fn computed(&mut self, now: Time, id: MicrobatchId, output: Output<P>) {
-        if let Some(visit) = self.visits.get_mut(&id) {
-            visit.output = Some(output);
-            visit.phase = Phase::Unrouted { since: now };
+        if let Some(held) = self.microbatches.get_mut(&id) {
+            held.output = Some(output);
+            held.phase = Phase::Unrouted { since: now };
             self.unrouted.push_back(id);
         }
     }
 
-    /// Hands on what is computed. What nobody could take for too long is refused.
+    /// Hands on what is computed. An activation that no replica could take for too long is refused.
     fn route_waiting(&mut self, now: Time) {
-        while let Some(id) = self.early.pop_expired(now) {
+        while let Some(id) = self.parked.pop_expired(now) {
             self.count(Note::Foreign(id));
         }
         let empty = !self.table.serves(self.config.next_stage());
         let mut taken = true;
         for id in std::mem::take(&mut self.unrouted) {
-            let Some(since) = self.visits.get(&id).and_then(Visit::unrouted_since) else { continue };
-            if self.ask_holder(now, id) {
+            let Some(since) = self.microbatches.get(&id).and_then(Microbatch::unrouted_since) else { continue };
+            if self.ask_next_holder(now, id) {
                 continue;
             }
-            // Where one finds nobody, the next one does not either.
+            // Where one finds no replica, the next one does not either.
             taken = taken && self.route(now, id);
             if taken {
                 continue;
             }
             self.unrouted.push_back(id);
-            if empty && since + self.config.route_patience <= now {
+            if empty && since + self.config.route_timeout <= now {
                 self.refuse(now, id, Refusal::Undeliverable);
             }
         }
@@ -557,166 +464,165 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// Sends an activation to a replica of the next stage; `false` if none takes it now.
     fn route(&mut self, now: Time, id: MicrobatchId) -> bool {
-        let next = self.config.next_stage();
-        let hops = self.table.eligible(now, next);
-        let candidates = self.neighbours.candidates(now, hops, self.router.as_ref());
-        let choice = Choice { candidates: &candidates, senders: self.table.senders(next) };
-        let Some(hop) = self.router.choose(now, &choice) else { return false };
-        let me = self.config.hop();
-        let Some(visit) = self.visits.get_mut(&id) else { return true };
-        let Some(Output { version, code }) = visit.output.clone() else { return true };
-        let anew = visit.lost;
-        let attempt = if visit.trains() { visit.sendings.add(hop) } else { visit.upstream.attempt };
-        let attempt = if self.config.breaks(Mutation::OneAttempt) { visit.upstream.attempt } else { attempt };
+        let Some(hop) = self.handoff.choose(now, &self.table) else { return false };
+        let Some(held) = self.microbatches.get(&id) else { return true };
+        let Some(Output { version, activation }) = held.output.clone() else { return true };
+        let (ids, purpose) = (held.ids.clone(), held.purpose);
+        let (received, trains) = (held.upstream.attempt, held.trains());
+        let route = held.route.iter().copied().chain([self.config.hop()]).collect();
+        let is_retry = self.handoff.had_failed(id);
+        let downstream_holder = self.handoff.holder_beyond(id);
+        let attempt = if trains {
+            self.hand_on(now, id, hop)
+        } else {
+            self.remove(now, id, Completion::Returned);
+            received
+        };
+        if trains && is_retry {
+            self.count(Note::Retried(id));
+        }
+        let attempt = if self.config.breaks(Mutation::OneAttempt) { received } else { attempt };
         let message = Message::Forward {
             microbatch: id,
             attempt,
-            purpose: visit.purpose,
-            anew,
-            route: visit.route.iter().copied().chain([me]).collect(),
-            holder: visit.beyond.filter(|holder| holder.stage > Some(next)),
+            purpose,
+            is_retry,
+            route,
+            downstream_holder,
             version,
-            ids: visit.ids.clone(),
-            code,
         };
-        if visit.trains() {
-            self.passed(now, id, hop);
-            if anew {
-                self.count(Note::Rerouted(id));
-            }
-        } else {
-            self.remove(now, id, Settled::Returned);
-        }
-        self.send(hop, message);
+        self.send(hop, Envelope { message, ids, payload: activation });
         true
     }
 
-    /// A training microbatch is with `hop` now: the gradient is awaited, and upstream gets a receipt.
-    fn passed(&mut self, now: Time, id: MicrobatchId, hop: Hop) {
-        self.router.on_sent(now, hop, id);
-        self.check_by(now + self.config.ask_after);
-        if let Some(visit) = self.visits.get_mut(&id) {
-            visit.phase = Phase::Passed { asking: Asking::sent(now) };
+    /// A training microbatch is with `hop` from now on: the gradient is awaited, and upstream gets a receipt.
+    fn hand_on(&mut self, now: Time, id: MicrobatchId, hop: Hop) -> Attempt {
+        let number = self.handoff.sent(now, id, hop, self.config.status_after);
+        if let Some(held) = self.microbatches.get_mut(&id) {
+            held.phase = Phase::HandedOn;
             if self.config.breaks(Mutation::ReleaseEarly) {
-                visit.output = None;
+                held.output = None;
             }
-            visit.slotted &= !self.config.breaks(Mutation::SlotEarly);
-            let Neighbour { hop: upstream, attempt } = visit.upstream;
-            self.send(upstream, Message::Passed { microbatch: id, attempt, next: hop });
+            held.takes_slot &= !self.config.breaks(Mutation::SlotEarly);
+            let Leg { hop: upstream, attempt } = held.upstream;
+            self.send(upstream, Message::Forwarded { microbatch: id, attempt, next: hop });
         }
+        number
     }
 
     // --- The gradient comes back ----------------------------------------------------------------------------
 
     /// The first gradient wins, whichever of the replicas it was handed to it comes from.
-    fn on_gradient(&mut self, now: Time, sender: Neighbour, id: MicrobatchId, answer: Answer<P>) {
-        if !self.table.placed(&sender.hop) || !self.config.accepts_path(&answer.path, sender.hop) {
+    fn on_gradient(&mut self, now: Time, sender: Leg, id: MicrobatchId, reply: GradientReply<P>) {
+        if !self.table.placed(&sender.hop) || !self.config.accepts_path(&reply.path, sender.hop) {
             return self.count(Note::Foreign(id));
         }
-        let Some(visit) = self.visits.get_mut(&id) else {
+        let Some(held) = self.microbatches.get(&id) else {
             return self.count(if self.outcomes.contain(id) { Note::Late(id) } else { Note::Unknown(id) });
         };
-        if !visit.sendings.contain(sender) {
+        if !self.handoff.contains(id, sender) {
             return self.count(Note::Foreign(id));
         }
-        if !visit.awaits_gradient() {
+        if !held.awaits_gradient() {
             return self.count(Note::Duplicate(id));
         }
-        self.settle_sending(now, id, Settled::Returned);
-        if let Some(visit) = self.visits.get_mut(&id) {
-            let recovers = !visit.slotted;
-            visit.phase = Phase::BackwardQueued { since: now, answer };
+        self.handoff.complete(now, id, Completion::Returned);
+        if let Some(held) = self.microbatches.get_mut(&id) {
+            let recovers = !held.takes_slot;
+            held.phase = Phase::BackwardQueued { since: now, reply };
             self.unrouted.retain(|&unrouted| unrouted != id);
-            self.tasks.push(id, recovers);
+            self.queue.push(id, recovers);
             self.claim(now, id);
         }
     }
 
     /// The gradient of what was received is computed: it goes up at once and is kept.
-    fn answer(&mut self, id: MicrobatchId, mut answer: Answer<P>) {
-        let Some(visit) = self.visits.get_mut(&id) else { return };
-        answer.path.push(self.config.hop());
-        // A feeder only hears that the microbatch came home.
+    fn return_gradient(&mut self, id: MicrobatchId, mut reply: GradientReply<P>) {
+        let Some(held) = self.microbatches.get_mut(&id) else { return };
+        reply.path.push(self.config.hop());
+        // A feeder only hears that the microbatch is back.
         if self.config.stage.0 == 0 {
-            answer.gradient = P::default();
+            reply.gradient = P::default();
         }
-        visit.slotted = false;
-        visit.phase = Phase::Answered(answer);
-        let applied = visit.share == Share::Applying;
+        held.takes_slot = false;
+        held.phase = Phase::Returned(reply);
+        let applied = held.update == UpdateState::Applying;
         if !applied {
-            visit.share = Share::Waiting;
+            held.update = UpdateState::AwaitingGrant;
         }
-        self.send_answer(id);
-        if applied { self.applied(id) } else { self.settle_share(id) }
+        self.send_gradient(id);
+        if applied { self.applied(id) } else { self.settle_update(id) }
     }
 
-    fn send_answer(&mut self, id: MicrobatchId) {
-        let Some(visit) = self.visits.get(&id) else { return };
-        let Phase::Answered(Answer { loss, path, gradient }) = visit.phase.clone() else { return };
-        let Neighbour { hop, attempt } = visit.upstream;
-        self.send(hop, Message::Backward { microbatch: id, attempt, loss, path, gradient });
+    fn send_gradient(&mut self, id: MicrobatchId) {
+        let Some(held) = self.microbatches.get(&id) else { return };
+        let Phase::Returned(GradientReply { loss, path, gradient }) = held.phase.clone() else { return };
+        let Leg { hop, attempt } = held.upstream;
+        let message = Message::Backward { microbatch: id, attempt, loss, path };
+        self.send(hop, Envelope::with_payload(message, gradient));
     }
 
-    fn evaluated(&mut self, id: MicrobatchId, loss: Loss) {
-        if let Some(visit) = self.visits.remove(&id)
-            && let Some(feeder) = visit.arbiter()
-        {
-            self.send(feeder, Message::Evaluated { microbatch: id, attempt: visit.upstream.attempt, loss });
+    fn evaluated(&mut self, now: Time, id: MicrobatchId, loss: Loss) {
+        let told = self.microbatches.get(&id).map(|held| (held.feeder(), held.upstream.attempt));
+        self.remove(now, id, Completion::Returned);
+        if let Some((Some(feeder), attempt)) = told {
+            self.send(feeder, Message::Evaluated { microbatch: id, attempt, loss });
             self.count(Note::Evaluated(id));
         }
     }
 
     // --- Hands ----------------------------------------------------------------------------------------------
 
-    fn has_room(&self, purpose: Purpose, slotted: bool) -> bool {
-        let count =
-            |which: &dyn Fn(&Visit<P>) -> bool| self.visits.values().filter(|visit| which(visit)).count();
+    fn has_room(&self, purpose: Purpose, takes_slot: bool) -> bool {
+        let count = |which: &dyn Fn(&Microbatch<P>) -> bool| {
+            self.microbatches.values().filter(|held| which(held)).count()
+        };
         match purpose {
-            Purpose::Train if slotted => self.slots_used() < self.config.slots,
-            Purpose::Train => count(&|visit| visit.trains() && !visit.slotted) < self.config.restored_max(),
+            Purpose::Train if takes_slot => self.slots_used() < self.config.slots,
+            Purpose::Train => count(&|held| held.trains() && !held.takes_slot) < self.config.retries_max(),
             Purpose::Evaluate | Purpose::EvaluateCut => {
-                count(&|visit| !visit.trains()) < self.config.evaluations_max
+                count(&|held| !held.trains()) < self.config.evaluations_max
             }
         }
     }
 
     /// Tells both neighbouring stages, and at stage 0 the feeders, that this replica lives, and deals out credits.
-    fn beat(&mut self, now: Time) {
-        if now < self.beat_at {
+    fn send_heartbeats(&mut self, now: Time) {
+        if now < self.heartbeat_at {
             return;
         }
-        self.beat_at = now + self.config.beat_every;
+        self.heartbeat_at = now + self.config.heartbeat_interval;
         let senders = self.table.senders_to(self.config.stage);
         let slots = if self.draining { 0 } else { self.config.slots };
-        let Progress { queued, oldest, .. } = self.progress(now);
-        let beat = Beat { counter: self.answered, queued, oldest, service: self.service.get(), credit: 0 };
+        let heartbeat = self.heartbeat(now);
         for (sender, credit) in self.credits.deal(slots, &senders) {
-            self.send(sender, Message::Beat(Beat { credit, ..beat }));
+            self.send(sender, Message::Heartbeat(Heartbeat { credit, ..heartbeat }));
         }
         for next in self.table.hops(self.config.next_stage()) {
-            self.send(next, Message::Beat(beat));
+            self.send(next, Message::Heartbeat(heartbeat));
         }
+    }
+
+    fn heartbeat(&self, now: Time) -> Heartbeat {
+        let Progress { queued, oldest, .. } = self.progress(now);
+        let (counter, service) = (self.queue.replies(), self.queue.service.get());
+        Heartbeat { counter, queued, oldest, service, credit: 0 }
     }
 
     fn notice_drained(&mut self) {
         // What is kept for others is of use only while its feeder is there to need it.
-        let kept = |visit: &Visit<P>| {
-            visit.is_settled()
-                && visit.arbiter().is_some_and(|feeder| self.table.address(feeder.peer).is_none())
+        let kept = |held: &Microbatch<P>| {
+            let feeder = held.feeder().map(|feeder| feeder.peer());
+            held.is_settled() && feeder.is_some_and(|feeder| self.table.address(feeder).is_none())
         };
-        if self.draining && !self.drained && self.visits.values().all(kept) {
+        if self.draining && !self.drained && self.microbatches.values().all(kept) {
             self.drained = true;
             self.actions.push_back(Action::Drained);
         }
     }
 
-    fn check_by(&mut self, at: Time) {
-        self.check_at = Some(self.check_at.map_or(at, |known| known.min(at)));
-    }
-
-    fn send(&mut self, to: Hop, message: Message<P>) {
-        let action = Action::Send { to: to.peer, message };
-        if self.suspension.is_unsure() { self.withheld.push(action) } else { self.actions.push_back(action) }
+    fn send(&mut self, to: Hop, envelope: impl Into<Envelope<P>>) {
+        self.actions.push_back(Action::Send { to: to.peer(), envelope: envelope.into() });
     }
 
     fn count(&mut self, note: Note) {

@@ -1,11 +1,11 @@
-//! How a joining replica becomes like one that serves: a donor's state, in chunks that are checked one by one.
+//! How a joining replica gets the state of one that serves: from a donor, in chunks that are checked one by one.
 //!
-//! The joiner's side is [`Download`]: it asks one donor for a [`Manifest`], then for the chunks, a few at a time. A
-//! chunk that is not what the manifest says is the donor's fault; it, a donor that is silent and one that is gone
-//! are followed by the next one, from a fresh manifest, for replicas of a stage are never quite alike. The donor's
-//! side is [`Upload`]: it copies its state once, between two jobs, for everybody who asks meanwhile.
+//! The joiner's side is [`Download`]: it asks one donor for a [`Manifest`], then for the chunks, a few at a time. A chunk
+//! that is not what the manifest says is the donor's fault. A donor that lies, is silent or is lost is followed by the next
+//! one, from a fresh manifest, for replicas of a stage are never quite alike. The donor's side is [`Upload`]: it copies its
+//! state once, between two jobs, for all joiners that ask meanwhile.
 //!
-//! Bytes and digests are the runtime's: a chunk comes in with the digest of what it holds, and goes out by number.
+//! Bytes are the runtime's: a chunk comes in with the digest of its bytes, and goes out by number.
 
 mod download;
 mod manifest;
@@ -23,62 +23,41 @@ pub use upload::{
     SESSION_SILENCE_MAX, SESSIONS_MAX, STATE_AGE_MAX, Upload,
 };
 
-/// Which copy of its state a donor speaks of; it counts them.
+/// Number of a copy that a donor made of its state; the donor counts them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StateId(pub u64);
 
-/// What joiners and donors say to each other. `P` is an opaque payload.
+/// What joiners and donors say to each other.
 #[derive(Clone, Debug, PartialEq)]
-pub enum TransferMessage<P> {
+pub enum TransferMessage {
     /// To a donor: what is your state?
-    Ask,
-    /// To a joiner: this.
+    Request,
+    /// To a joiner: a copy is ready.
     Offer {
-        /// Which copy.
+        /// The copy.
         state: StateId,
-        /// What is in it.
+        /// Its length and the digests of its chunks.
         manifest: Manifest,
     },
-    /// To a donor: send me this chunk.
-    Want {
-        /// Of which copy.
+    /// To a donor: send this chunk.
+    ChunkRequest {
+        /// The copy.
         state: StateId,
-        /// Which, from 0.
+        /// Number of the chunk, from 0.
         chunk: u32,
     },
-    /// To a joiner: the chunk.
+    /// To a joiner, with the bytes: a chunk.
     Chunk {
-        /// Of which copy.
+        /// The copy.
         state: StateId,
-        /// Which, from 0.
+        /// Number of the chunk, from 0.
         chunk: u32,
-        /// Its bytes.
-        payload: P,
     },
-    /// To a joiner: not from me, or not from that copy any more.
+    /// To a joiner: not from this donor, or no longer from that copy.
     Declined,
-    /// To a donor: I have all I wanted of this copy.
+    /// To a donor: the sender has all it wanted of this copy.
     Done {
-        /// Which copy.
+        /// The copy.
         state: StateId,
     },
-}
-
-impl<P> TransferMessage<P> {
-    /// The payload of a chunk.
-    pub fn payload(&self) -> Option<&P> {
-        if let Self::Chunk { payload, .. } = self { Some(payload) } else { None }
-    }
-
-    /// The same message with another payload; one without takes none.
-    pub fn with_payload<Q>(self, payload: Q) -> TransferMessage<Q> {
-        match self {
-            Self::Ask => TransferMessage::Ask,
-            Self::Offer { state, manifest } => TransferMessage::Offer { state, manifest },
-            Self::Want { state, chunk } => TransferMessage::Want { state, chunk },
-            Self::Chunk { state, chunk, .. } => TransferMessage::Chunk { state, chunk, payload },
-            Self::Declined => TransferMessage::Declined,
-            Self::Done { state } => TransferMessage::Done { state },
-        }
-    }
 }

@@ -1,43 +1,47 @@
 //! What averaging counts.
 
-use super::group::{PartIndex, Participant, Round};
+use super::group::{PartIndex, Round};
+use crate::Instance;
 
-/// What was wrong with a share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What was wrong with a contribution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// A NaN or an infinity, or another number that no replica can have.
+    #[error("a number in it is not finite")]
     NonFinite,
     /// Not as many numbers as the part has.
+    #[error("it has another length than the part")]
     Malformed,
 }
 
-/// A note for the metrics and for people; the totals are in [`Counts`].
+/// A note for metrics and people; the totals are in [`Counts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
     /// A part was applied here.
     Applied(Round, PartIndex),
     /// A part was given to another owner, because the one before it is silent or gone.
     Reassigned(Round, PartIndex),
-    /// A member's share did not arrive in time; the mean is made without it.
-    LeftOut(Round, PartIndex, Participant),
-    /// A member's share cannot be used; the mean is made without it.
-    Refused(Participant, Fault),
-    /// Nobody had contributed to a part.
-    Nothing(Round, PartIndex),
-    /// A part did not come to an end in this round; it waits for the set's next one.
+    /// The contribution of a member did not arrive in time; the mean is made without it.
+    LeftOut(Round, PartIndex, Instance),
+    /// The contribution of a member cannot be used; the mean is made without it.
+    Refused(Instance, Fault),
+    /// No member had contributed to a part.
+    Empty(Round, PartIndex),
+    /// A part did not come to an end in this round; it waits for the next one of its fragment.
     GivenUp(Round, PartIndex),
-    /// A message from somebody who is no live replica of this stage; ignored.
-    Stranger(Participant),
+    /// A message from an instance that is no live replica of this stage; ignored.
+    Stranger(Instance),
     /// A message from a member that sees other members in this round; ignored.
-    OtherMembers(Participant),
+    OtherMembers(Instance),
     /// A message that does not fit the round it is about; ignored.
-    Malformed(Participant),
+    Malformed(Instance),
     /// A message that came too late to matter; ignored.
-    Late(Participant),
+    Late(Instance),
 }
 
 /// Totals since this replica started, by [`Note`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Counts {
     /// Rounds ended here.
     pub rounds: u64,
@@ -47,12 +51,12 @@ pub struct Counts {
     pub applied: u64,
     /// Parts given to another owner.
     pub reassigned: u64,
-    /// Shares that came too late for their mean, at parts owned here.
+    /// Contributions that came too late for their mean, at parts owned here.
     pub left_out: u64,
-    /// Shares that could not be used, at parts owned here.
+    /// Contributions that could not be used, at parts owned here.
     pub refused: u64,
-    /// Parts nobody had contributed to.
-    pub nothing: u64,
+    /// Parts that no member had contributed to.
+    pub empty: u64,
     /// Parts that came to no end.
     pub given_up: u64,
     /// Messages from no live replica of this stage.
@@ -72,7 +76,7 @@ impl Counts {
             Note::Reassigned(..) => &mut self.reassigned,
             Note::LeftOut(..) => &mut self.left_out,
             Note::Refused(..) => &mut self.refused,
-            Note::Nothing(..) => &mut self.nothing,
+            Note::Empty(..) => &mut self.empty,
             Note::GivenUp(..) => &mut self.given_up,
             Note::Stranger(_) => &mut self.strangers,
             Note::OtherMembers(_) => &mut self.other_members,

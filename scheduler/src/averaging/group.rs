@@ -1,74 +1,64 @@
-//! Who takes part in a round, and whose turn it is with which part.
+//! The members of a round, and the owner of each part.
 
 use std::collections::BTreeSet;
 
-use crate::{Attempt, Incarnation, PeerId};
+use crate::{Attempt, Instance};
 
-/// Members of a gathering; who comes after them by peer id averages with nobody. Bounds what one round can hold and
-/// send, and is far above the replicas a stage has use for.
+/// Members of a group; replicas after them by peer id average with no one. Bounds what one round can hold and send.
 pub const MEMBERS_MAX: usize = 64;
 
-/// Owners a part may have within one round, one after the other. More than that many silent members in a row are a
-/// broken network, and the next round is never far.
+/// Owners a part may have within one round, one after the other. More silent members in a row than that are a broken
+/// network, and the next round is never far.
 pub const ATTEMPTS_MAX: u32 = 3;
-
-/// One start of a replica, as averaging knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Participant {
-    /// Its identity.
-    pub peer: PeerId,
-    /// Which start of it.
-    pub incarnation: Incarnation,
-}
 
 /// Number of an averaging round, counted from 0 over the whole run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Round(pub u64);
 
 impl Round {
-    /// The index set whose turn it is among `sets` (at least 1).
+    /// The fragment that it averages, of `fragments` (at least 1).
     #[must_use]
-    pub fn set(self, sets: u32) -> SetIndex {
-        SetIndex(u32::try_from(self.0 % u64::from(sets.max(1))).unwrap_or(0))
+    pub fn fragment(self, fragments: u32) -> FragmentIndex {
+        FragmentIndex(u32::try_from(self.0 % u64::from(fragments.max(1))).unwrap_or(0))
     }
 }
 
-/// One of the disjoint sets that all numbers of a stage are divided into.
+/// One of the disjoint fragments that all numbers of a stage are divided into (Streaming DiLoCo, arXiv 2501.18512).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SetIndex(pub u32);
+pub struct FragmentIndex(pub u32);
 
-/// A stretch of a set: what one member reduces at a time.
+/// A stretch of a fragment: what one member reduces at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartIndex(pub u32);
 
-/// Which gathering a message is about: one round, held by one list of members. Replicas whose lists differ hold
-/// different gatherings, and what is said in one is nothing to the other.
+/// Identity of a group: one round, held by one list of members. Replicas whose lists differ are in different groups, and
+/// a message of one means nothing in the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GatheringId {
-    /// Which round.
+pub struct GroupId {
+    /// The round.
     pub round: Round,
     /// Digest of the members and of the number of parts.
     pub members: u64,
 }
 
-/// The members of a round, as this replica saw them when it began. The list stays as it is until the round ends;
-/// who is found to be gone meanwhile is marked.
+/// The members of a round, as this replica saw them when it began. The list stays as it is until the round ends; a
+/// member that is lost meanwhile is marked.
 #[derive(Clone, Debug)]
-pub(super) struct Gathering {
-    pub(super) id: GatheringId,
-    members: Vec<Participant>,
+pub(super) struct Group {
+    pub(super) id: GroupId,
+    members: Vec<Instance>,
     me: usize,
     parts: u32,
     absent: BTreeSet<usize>,
 }
 
-impl Gathering {
-    /// `members` are in order and `me` is one of them; the set is cut into at least `parts_min` parts, as many for
+impl Group {
+    /// `members` are in order and `me` is one of them; the fragment is cut into at least `parts_min` parts, as many for
     /// each member.
-    pub(super) fn new(round: Round, members: Vec<Participant>, me: usize, parts_min: u32) -> Self {
+    pub(super) fn new(round: Round, members: Vec<Instance>, me: usize, parts_min: u32) -> Self {
         let each = u32::try_from(members.len()).unwrap_or(u32::MAX).max(1);
         let parts = parts_min.max(1).div_ceil(each).saturating_mul(each);
-        let id = GatheringId { round, members: digest(&members, parts) };
+        let id = GroupId { round, members: digest(&members, parts) };
         Self { id, members, me, parts, absent: BTreeSet::new() }
     }
 
@@ -84,15 +74,15 @@ impl Gathering {
         self.members.len()
     }
 
-    pub(super) fn participant(&self, member: usize) -> Option<Participant> {
+    pub(super) fn instance(&self, member: usize) -> Option<Instance> {
         self.members.get(member).copied()
     }
 
-    pub(super) fn position(&self, participant: Participant) -> Option<usize> {
-        self.members.binary_search(&participant).ok()
+    pub(super) fn position(&self, instance: Instance) -> Option<usize> {
+        self.members.binary_search(&instance).ok()
     }
 
-    /// Who owns `part` after `attempt` owners before it.
+    /// The owner of `part` after `attempt` others.
     pub(super) fn owner(&self, part: PartIndex, attempt: Attempt) -> usize {
         (part.0 as usize).saturating_add(attempt.0 as usize) % self.members.len().max(1)
     }
@@ -108,13 +98,13 @@ impl Gathering {
         u32::try_from(self.members.len()).unwrap_or(u32::MAX).min(ATTEMPTS_MAX)
     }
 
-    /// Any two majorities share a member: what one has settled, every later one knows.
+    /// Any two majorities share a member: what one has chosen, every later one knows.
     pub(super) fn majority(&self) -> usize {
         self.members.len() / 2 + 1
     }
 
-    /// Whether enough members are left to settle anything.
-    pub(super) fn can_settle(&self) -> bool {
+    /// Whether enough members are left to choose anything.
+    pub(super) fn can_choose(&self) -> bool {
         self.members.len() - self.absent.len() >= self.majority()
     }
 
@@ -127,8 +117,8 @@ impl Gathering {
         (0..self.members.len()).filter(|&member| member != self.me && self.is_present(member))
     }
 
-    /// Marks members that `is_gone` picks; whether there were new ones among them.
-    pub(super) fn mark_absent(&mut self, is_gone: impl Fn(&Participant) -> bool) -> bool {
+    /// Marks members that `is_gone` picks. Returns whether there were new ones among them.
+    pub(super) fn mark_absent(&mut self, is_gone: impl Fn(&Instance) -> bool) -> bool {
         let before = self.absent.len();
         let gone = self.members.iter().enumerate().filter(|(_, member)| is_gone(member));
         self.absent.extend(gone.map(|(index, _)| index).filter(|&index| index != self.me));
@@ -137,7 +127,7 @@ impl Gathering {
 }
 
 /// FNV-1a, 64 bit: tells lists of honest members apart, which is all it is for.
-fn digest(members: &[Participant], parts: u32) -> u64 {
+fn digest(members: &[Instance], parts: u32) -> u64 {
     let bytes = members.iter().flat_map(|member| {
         member.peer.0.iter().copied().chain(member.incarnation.0.to_be_bytes()).collect::<Vec<u8>>()
     });
@@ -149,56 +139,57 @@ fn digest(members: &[Participant], parts: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Incarnation, PeerId};
 
-    fn members(count: u8) -> Vec<Participant> {
-        let member = |index| Participant { peer: PeerId([index; 32]), incarnation: Incarnation(1) };
+    fn members(count: u8) -> Vec<Instance> {
+        let member = |index| Instance::new(PeerId([index; 32]), Incarnation(1));
         (0..count).map(member).collect()
     }
 
     #[test]
     fn every_member_owns_as_many_parts_and_none_is_too_large() {
         for (count, parts_min, parts) in [(2, 1, 2), (3, 4, 6), (3, 6, 6), (5, 0, 5)] {
-            let gathering = Gathering::new(Round(1), members(count), 0, parts_min);
-            assert_eq!(gathering.parts(), parts);
+            let group = Group::new(Round(1), members(count), 0, parts_min);
+            assert_eq!(group.parts(), parts);
         }
     }
 
     #[test]
-    fn a_part_goes_to_the_next_member_who_is_there() {
-        let mut gathering = Gathering::new(Round(1), members(4), 0, 1);
+    fn a_part_goes_to_the_next_member_that_is_there() {
+        let mut group = Group::new(Round(1), members(4), 0, 1);
         let part = PartIndex(3);
-        assert_eq!(gathering.owner(part, Attempt(0)), 3);
-        assert_eq!(gathering.owner(part, Attempt(1)), 0);
-        assert!(gathering.mark_absent(|member| member.peer == PeerId([3; 32])));
-        assert_eq!(gathering.attempt_from(part, Attempt(0)), Some(Attempt(1)));
-        assert_eq!(gathering.attempt_from(part, Attempt(2)), Some(Attempt(2)));
-        assert_eq!(gathering.attempt_from(part, Attempt(3)), None);
-        assert!(!gathering.mark_absent(|member| member.peer == PeerId([3; 32])));
+        assert_eq!(group.owner(part, Attempt(0)), 3);
+        assert_eq!(group.owner(part, Attempt(1)), 0);
+        assert!(group.mark_absent(|member| member.peer == PeerId([3; 32])));
+        assert_eq!(group.attempt_from(part, Attempt(0)), Some(Attempt(1)));
+        assert_eq!(group.attempt_from(part, Attempt(2)), Some(Attempt(2)));
+        assert_eq!(group.attempt_from(part, Attempt(3)), None);
+        assert!(!group.mark_absent(|member| member.peer == PeerId([3; 32])));
     }
 
     #[test]
     fn two_of_two_and_two_of_three_are_a_majority() {
-        let mut pair = Gathering::new(Round(1), members(2), 0, 1);
-        assert!(pair.can_settle());
+        let mut pair = Group::new(Round(1), members(2), 0, 1);
+        assert!(pair.can_choose());
         pair.mark_absent(|member| member.peer == PeerId([1; 32]));
-        assert!(!pair.can_settle());
-        let mut three = Gathering::new(Round(1), members(3), 0, 1);
+        assert!(!pair.can_choose());
+        let mut three = Group::new(Round(1), members(3), 0, 1);
         three.mark_absent(|member| member.peer == PeerId([1; 32]));
-        assert!(three.can_settle());
+        assert!(three.can_choose());
     }
 
     #[test]
     fn the_digest_tells_starts_and_cuts_apart() {
         let mut later = members(3);
         later[1].incarnation = Incarnation(2);
-        let id = |members, parts_min| Gathering::new(Round(1), members, 0, parts_min).id;
+        let id = |members, parts_min| Group::new(Round(1), members, 0, parts_min).id;
         assert_eq!(id(members(3), 1), id(members(3), 3));
         assert_ne!(id(members(3), 1), id(members(3), 4));
         assert_ne!(id(members(3), 1), id(later, 1));
     }
 
     #[test]
-    fn rounds_take_the_sets_in_turn() {
-        assert_eq!(Round(45).set(20), SetIndex(5));
+    fn rounds_take_the_fragments_in_turn() {
+        assert_eq!(Round(45).fragment(20), FragmentIndex(5));
     }
 }

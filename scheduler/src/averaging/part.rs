@@ -1,50 +1,51 @@
-//! One part of a round, as one member sees it: from its share to the mean it applies.
+//! One part of a round, as one member sees it: from its contribution to the mean it applies.
 //!
-//! What is applied must be the same everywhere, although owners die between telling one member and the next. So an
-//! owner proposes, and a mean is settled once a majority holds it. A member that turns to the next owner promises to
-//! take nothing from those before, and hands over the mean it holds, if any; the next owner hears a majority before
-//! it proposes, so it hears of every mean that may be settled, and proposes that one again. (Single-decree Paxos,
+//! Every member must apply the same mean, although owners die between telling one member and the next. So an owner
+//! proposes, and a mean is chosen once a majority has accepted it. A member that turns to the next owner promises to
+//! accept nothing from those before, and hands over the mean it has accepted, if any; the next owner hears a majority
+//! before it proposes, so it hears of every mean that may be chosen, and proposes that one again. (Single-decree Paxos,
 //! Lamport 1998, "The part-time parliament", with one ballot for each owner, in a fixed order.)
 
 use std::collections::VecDeque;
 
 use crate::{Attempt, Duration, Time};
 
-use super::adaptive_timeout::Spread;
+use super::adaptive_timeout::AdaptiveTimeout;
 use super::counts::{Fault, Note};
-use super::group::{Gathering, PartIndex};
+use super::event::{Action, Reason};
+use super::group::{Group, PartIndex};
+use super::job::Job;
 use super::message::{AveragingMessage, Content};
-use super::reducer::{Desk, Given, Verdict};
-use super::{Action, Reason};
+use super::reducer::{Decision, Given, Reducer};
 
-/// Contributions a share may claim: more than any run has, and few enough that sums of them are exact.
+/// Largest weight of a contribution: more than any run has, and small enough that sums of weights are exact.
 pub const WEIGHT_MAX: u64 = 1 << 40;
 
-/// What a part needs to know of its round, and where its wishes go.
+/// What a part needs to know of its round, and where its actions go.
 #[derive(Debug)]
 pub(super) struct Context<'a, P> {
     pub(super) now: Time,
-    pub(super) gathering: &'a Gathering,
+    pub(super) group: &'a Group,
     pub(super) part: PartIndex,
-    /// This replica's contributions since the set's last round.
+    /// This replica's contributions since the fragment was last averaged.
     pub(super) weight: u64,
     /// A newer round waits: no owner is given a second chance.
     pub(super) superseded: bool,
-    pub(super) spread: &'a mut Spread,
+    pub(super) timeout: &'a mut AdaptiveTimeout,
     pub(super) actions: &'a mut VecDeque<Action<P>>,
     pub(super) notes: &'a mut Vec<Note>,
 }
 
-impl<P: Clone> Context<'_, P> {
-    fn send(&mut self, member: usize, attempt: Attempt, content: Content<P>) {
-        let Some(to) = self.gathering.participant(member) else { return };
-        let message = AveragingMessage { gathering: self.gathering.id, part: self.part, attempt, content };
-        self.actions.push_back(Action::Send { to: to.peer, message });
+impl<P: Clone + Default> Context<'_, P> {
+    fn send(&mut self, member: usize, attempt: Attempt, content: Content, payload: P) {
+        let Some(to) = self.group.instance(member) else { return };
+        let message = AveragingMessage { group: self.group.id, part: self.part, attempt, content };
+        self.actions.push_back(Action::Send { to: to.peer, message, payload });
     }
 
-    fn broadcast(&mut self, attempt: Attempt, content: &Content<P>) {
-        for member in self.gathering.others().collect::<Vec<_>>() {
-            self.send(member, attempt, content.clone());
+    fn broadcast(&mut self, attempt: Attempt, content: &Content, payload: &P) {
+        for member in self.group.others().collect::<Vec<_>>() {
+            self.send(member, attempt, content.clone(), payload.clone());
         }
     }
 
@@ -53,23 +54,19 @@ impl<P: Clone> Context<'_, P> {
     }
 
     fn malformed(&mut self, from: usize) {
-        self.notes.extend(self.gathering.participant(from).map(Note::Malformed));
+        self.notes.extend(self.group.instance(from).map(Note::Malformed));
     }
 
     fn late(&mut self, from: usize) {
-        self.notes.extend(self.gathering.participant(from).map(Note::Late));
-    }
-
-    fn patience(&self) -> Duration {
-        self.spread.patience()
+        self.notes.extend(self.group.instance(from).map(Note::Late));
     }
 
     fn deadline(&self) -> Time {
-        self.now + self.spread.patience_with_owner()
+        self.now + self.timeout.with_owner()
     }
 
     fn is_owner(&self, member: usize, attempt: Attempt) -> bool {
-        attempt.0 < self.gathering.attempts() && self.gathering.owner(self.part, attempt) == member
+        attempt.0 < self.group.attempts() && self.group.owner(self.part, attempt) == member
     }
 }
 
@@ -80,8 +77,8 @@ enum Phase {
     Waiting,
     /// With an owner, until the deadline.
     Open(Time),
-    /// A majority holds the mean kept; the executor has not heard of it.
-    Settled,
+    /// A majority has accepted the mean kept; the executor has not heard of it.
+    Chosen,
     /// The executor applies it.
     Applying,
     Over(Ending),
@@ -91,30 +88,37 @@ enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     Applied,
-    /// Nobody had contributed to it.
-    Nothing,
+    /// No member had contributed to it.
+    Empty,
     /// It is as it was before the round.
     GivenUp,
 }
 
 /// One part of a round.
 #[derive(Clone, Debug)]
-pub(super) struct Share<P> {
+pub(super) struct PartState<P> {
     mine: P,
     phase: Phase,
-    /// The owner this replica has turned to: it takes no mean from earlier ones, unless that is settled.
+    /// The owner that this replica has turned to: it accepts no mean from earlier ones, unless that is chosen.
     attempt: Attempt,
-    /// The mean taken last, and from which owner.
-    kept: Option<(Attempt, P)>,
-    /// This owner's mean is settled, but has not arrived.
-    settled: Option<Attempt>,
+    /// The mean accepted last, and the attempt it belongs to.
+    accepted: Option<(Attempt, P)>,
+    /// The mean of this attempt is chosen, but has not arrived.
+    chosen: Option<Attempt>,
     /// While this replica is the owner.
-    desk: Option<Desk<P>>,
+    reducer: Option<Reducer<P>>,
 }
 
-impl<P: Clone> Share<P> {
+impl<P: Clone + Default> PartState<P> {
     pub(super) fn new(mine: P) -> Self {
-        Self { mine, phase: Phase::Waiting, attempt: Attempt(0), kept: None, settled: None, desk: None }
+        Self {
+            mine,
+            phase: Phase::Waiting,
+            attempt: Attempt(0),
+            accepted: None,
+            chosen: None,
+            reducer: None,
+        }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -125,28 +129,30 @@ impl<P: Clone> Share<P> {
         self.phase == Phase::Applying
     }
 
-    /// Whether the part has been round: applied, or there was nothing to apply.
+    /// Whether the part was averaged: applied, or there was nothing to apply.
     pub(super) fn is_done(&self) -> bool {
-        matches!(self.phase, Phase::Over(Ending::Applied | Ending::Nothing))
+        matches!(self.phase, Phase::Over(Ending::Applied | Ending::Empty))
     }
 
-    /// Gives the share to its first owner.
+    /// Gives the contribution to its first owner.
     pub(super) fn open(&mut self, x: &mut Context<'_, P>) {
         if self.phase == Phase::Waiting {
             self.turn_to(x, Attempt(0));
         }
     }
 
-    /// When to call [`Share::expire`], and why.
-    pub(super) fn deadline(&self, gathering: &Gathering, patience: Duration) -> Option<(Time, Reason)> {
+    /// When to call [`PartState::expire`], and why.
+    pub(super) fn deadline(&self, group: &Group, timeout: Duration) -> Option<(Time, Reason)> {
         let Phase::Open(deadline) = self.phase else { return None };
-        let gathers =
-            self.desk.as_ref().filter(|desk| desk.is_gathering() && self.may_conclude(gathering, desk));
-        let concludes = gathers.map(|desk| (desk.since() + patience, Reason::SharesExpire));
+        let collects = self
+            .reducer
+            .as_ref()
+            .filter(|reducer| reducer.is_collecting() && self.may_conclude(group, reducer));
+        let concludes = collects.map(|reducer| (reducer.since() + timeout, Reason::ContributionsExpire));
         concludes.into_iter().chain([(deadline, Reason::OwnerExpires)]).min_by_key(|(at, _)| *at)
     }
 
-    /// What is overdue is done without those who are late.
+    /// What is overdue is done without the members that are late.
     pub(super) fn expire(&mut self, x: &mut Context<'_, P>) {
         self.conclude(x);
         if let Phase::Open(deadline) = self.phase
@@ -160,12 +166,12 @@ impl<P: Clone> Share<P> {
         }
     }
 
-    /// The gathering has lost members: an owner among them has successors, and nobody waits for their shares.
+    /// The group has lost members: an owner among them has successors, and their contributions are not waited for.
     pub(super) fn notice_absence(&mut self, x: &mut Context<'_, P>) {
         if !matches!(self.phase, Phase::Open(_)) {
             return;
         }
-        if x.gathering.is_present(x.gathering.owner(x.part, self.attempt)) {
+        if x.group.is_present(x.group.owner(x.part, self.attempt)) {
             self.conclude(x);
         } else {
             self.turn_to(x, Attempt(self.attempt.0.saturating_add(1)));
@@ -175,18 +181,18 @@ impl<P: Clone> Share<P> {
     /// Ends the part without a mean, if it has not ended.
     pub(super) fn give_up(&mut self, x: &mut Context<'_, P>) {
         if matches!(self.phase, Phase::Waiting | Phase::Open(_)) {
-            x.note(Note::GivenUp(x.gathering.id.round, x.part));
+            x.note(Note::GivenUp(x.group.id.round, x.part));
             self.end(Ending::GivenUp);
         }
     }
 
-    /// Gives the executor the mean, if it is settled; whether it was.
+    /// Gives the executor the mean, if it is chosen. Returns whether it was.
     pub(super) fn apply(&mut self, x: &mut Context<'_, P>) -> bool {
-        let Some((_, mean)) = self.kept.as_ref().filter(|_| self.phase == Phase::Settled) else {
+        let Some((_, mean)) = self.accepted.as_ref().filter(|_| self.phase == Phase::Chosen) else {
             return false;
         };
-        let (round, part) = (x.gathering.id.round, x.part);
-        x.actions.push_back(Action::Apply { round, part, mean: mean.clone() });
+        let (round, part) = (x.group.id.round, x.part);
+        x.actions.push_back(Action::Execute(Job::Apply { round, part, mean: mean.clone() }));
         self.phase = Phase::Applying;
         true
     }
@@ -194,7 +200,7 @@ impl<P: Clone> Share<P> {
     /// The executor has applied the mean, or refused it.
     pub(super) fn applied(&mut self, x: &mut Context<'_, P>, applied: bool) {
         if self.phase == Phase::Applying {
-            let (round, part) = (x.gathering.id.round, x.part);
+            let (round, part) = (x.group.id.round, x.part);
             x.note(if applied { Note::Applied(round, part) } else { Note::GivenUp(round, part) });
             self.phase = Phase::Over(if applied { Ending::Applied } else { Ending::GivenUp });
         }
@@ -207,96 +213,101 @@ impl<P: Clone> Share<P> {
         x: &mut Context<'_, P>,
         from: usize,
         attempt: Attempt,
-        content: Content<P>,
+        (content, payload): (Content, P),
     ) {
-        let to_owner = matches!(content, Content::Share { .. } | Content::Kept { .. } | Content::Held);
-        let owner = if to_owner { x.gathering.me() } else { from };
-        if from == x.gathering.me() || !x.is_owner(owner, attempt) {
+        let to_owner =
+            matches!(content, Content::Contribution { .. } | Content::Promise { .. } | Content::Accepted);
+        let owner = if to_owner { x.group.me() } else { from };
+        if from == x.group.me() || !x.is_owner(owner, attempt) {
             return x.malformed(from);
         }
         match content {
-            Content::Share { weight, .. } if weight > WEIGHT_MAX => x.malformed(from),
-            Content::Share { weight, share } => {
-                self.on_given(x, from, attempt, Given::Share { weight, share });
+            Content::Contribution { weight } if weight > WEIGHT_MAX => x.malformed(from),
+            Content::Contribution { weight } => {
+                self.on_given(x, from, attempt, Given::Contribution { weight, numbers: payload });
             }
-            Content::Kept { of, .. } if of >= attempt => x.malformed(from),
-            Content::Kept { of, mean } => self.on_given(x, from, attempt, Given::Kept { of, mean }),
-            Content::Mean { mean } => self.on_mean(x, from, attempt, mean),
-            Content::Held => self.on_held(x, from, attempt),
-            Content::Settled => self.on_settled(x, from, attempt),
-            Content::Nothing => self.on_nothing(x, from, attempt),
-            // It is about the gathering, not about this part.
-            Content::Absent => {}
+            Content::Promise { of } if of >= attempt => x.malformed(from),
+            Content::Promise { of } => {
+                self.on_given(x, from, attempt, Given::Promise { of, mean: payload });
+            }
+            Content::Accept => self.on_accept(x, from, attempt, payload),
+            Content::Accepted => self.on_accepted(x, from, attempt),
+            Content::Chosen => self.on_chosen(x, from, attempt),
+            Content::Empty => self.on_empty(x, from, attempt),
+            // It is about the group, not about this part.
+            Content::NotAMember => {}
         }
     }
 
-    /// Somebody takes this replica for the owner: it is, if nobody has gone further.
+    /// A member takes this replica for the owner: it is, unless a later owner was turned to.
     fn on_given(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, given: Given<P>) {
         match self.phase {
-            Phase::Settled | Phase::Applying | Phase::Over(Ending::Applied) => {
+            Phase::Chosen | Phase::Applying | Phase::Over(Ending::Applied) => {
                 return self.help(x, from, attempt);
             }
-            Phase::Over(Ending::Nothing | Ending::GivenUp) => return x.late(from),
+            Phase::Over(Ending::Empty | Ending::GivenUp) => return x.late(from),
             Phase::Waiting => self.join(x, attempt),
             Phase::Open(_) if attempt > self.attempt => self.join(x, attempt),
             Phase::Open(_) => {}
         }
-        let Some(desk) = self.desk.as_mut().filter(|_| attempt == self.attempt) else { return x.late(from) };
-        x.spread.saw(x.now.since(desk.since()));
-        if desk.take(from, given) { self.conclude(x) } else { x.late(from) }
+        let Some(reducer) = self.reducer.as_mut().filter(|_| attempt == self.attempt) else {
+            return x.late(from);
+        };
+        x.timeout.saw(x.now.since(reducer.since()));
+        if reducer.take(from, given) { self.conclude(x) } else { x.late(from) }
     }
 
-    /// Somebody has missed that this part is settled. As a later owner this replica would propose the same mean.
+    /// A member has missed that this part is chosen. As a later owner this replica would propose the same mean.
     fn help(&self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
-        if let Some((_, mean)) = &self.kept {
-            x.send(from, attempt, Content::Mean { mean: mean.clone() });
-            x.send(from, attempt, Content::Settled);
+        if let Some((_, mean)) = &self.accepted {
+            x.send(from, attempt, Content::Accept, mean.clone());
+            x.send(from, attempt, Content::Chosen, P::default());
         }
     }
 
-    fn on_mean(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, mean: P) {
-        let (settled, overtaken) = (self.settled == Some(attempt), attempt < self.attempt);
+    fn on_accept(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, mean: P) {
+        let (chosen, overtaken) = (self.chosen == Some(attempt), attempt < self.attempt);
         match self.phase {
-            Phase::Settled | Phase::Applying | Phase::Over(_) => x.late(from),
-            Phase::Waiting | Phase::Open(_) if settled => {
-                self.kept = Some((attempt, mean));
-                self.settle();
+            Phase::Chosen | Phase::Applying | Phase::Over(_) => x.late(from),
+            Phase::Waiting | Phase::Open(_) if chosen => {
+                self.accepted = Some((attempt, mean));
+                self.choose();
             }
             Phase::Open(_) if overtaken => x.late(from),
             // A frame may come twice.
-            Phase::Open(_) if self.kept_of(attempt) => {}
+            Phase::Open(_) if self.has_accepted(attempt) => {}
             Phase::Waiting | Phase::Open(_) => {
                 self.attempt = attempt;
-                self.desk = None;
-                self.kept = Some((attempt, mean));
+                self.reducer = None;
+                self.accepted = Some((attempt, mean));
                 self.phase = Phase::Open(x.deadline());
-                x.send(from, attempt, Content::Held);
+                x.send(from, attempt, Content::Accepted, P::default());
             }
         }
     }
 
-    fn on_held(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
-        let desk = self.desk.as_mut().filter(|_| attempt == self.attempt);
-        let holders = desk.map_or(0, |desk| desk.held_by(from));
-        if holders >= x.gathering.majority() && matches!(self.phase, Phase::Open(_)) {
-            x.broadcast(attempt, &Content::Settled);
-            self.settle();
+    fn on_accepted(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
+        let reducer = self.reducer.as_mut().filter(|_| attempt == self.attempt);
+        let acceptors = reducer.map_or(0, |reducer| reducer.accepted_by(from));
+        if acceptors >= x.group.majority() && matches!(self.phase, Phase::Open(_)) {
+            x.broadcast(attempt, &Content::Chosen, &P::default());
+            self.choose();
         }
     }
 
     /// It may have overtaken the mean it is about.
-    fn on_settled(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
+    fn on_chosen(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
         match self.phase {
-            Phase::Settled | Phase::Applying | Phase::Over(_) => x.late(from),
-            Phase::Waiting | Phase::Open(_) if self.kept_of(attempt) => self.settle(),
-            Phase::Waiting | Phase::Open(_) => self.settled = Some(attempt),
+            Phase::Chosen | Phase::Applying | Phase::Over(_) => x.late(from),
+            Phase::Waiting | Phase::Open(_) if self.has_accepted(attempt) => self.choose(),
+            Phase::Waiting | Phase::Open(_) => self.chosen = Some(attempt),
         }
     }
 
-    fn on_nothing(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
+    fn on_empty(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
         match self.phase {
-            Phase::Waiting | Phase::Open(_) if attempt >= self.attempt => self.end_with_nothing(x),
-            Phase::Waiting | Phase::Open(_) | Phase::Settled | Phase::Applying | Phase::Over(_) => {
+            Phase::Waiting | Phase::Open(_) if attempt >= self.attempt => self.end_empty(x),
+            Phase::Waiting | Phase::Open(_) | Phase::Chosen | Phase::Applying | Phase::Over(_) => {
                 x.late(from);
             }
         }
@@ -304,9 +315,9 @@ impl<P: Clone> Share<P> {
 
     // --- What follows ---------------------------------------------------------------------------------------
 
-    /// On to the next owner who is not known to be gone.
+    /// On to the next owner that is not known to be gone.
     fn turn_to(&mut self, x: &mut Context<'_, P>, attempt: Attempt) {
-        match x.gathering.attempt_from(x.part, attempt) {
+        match x.group.attempt_from(x.part, attempt) {
             Some(attempt) => self.join(x, attempt),
             None => self.give_up(x),
         }
@@ -314,81 +325,79 @@ impl<P: Clone> Share<P> {
 
     fn join(&mut self, x: &mut Context<'_, P>, attempt: Attempt) {
         if attempt.0 > 0 {
-            x.note(Note::Reassigned(x.gathering.id.round, x.part));
+            x.note(Note::Reassigned(x.group.id.round, x.part));
         }
         self.attempt = attempt;
         self.phase = Phase::Open(x.deadline());
-        self.desk = None;
-        let owner = x.gathering.owner(x.part, attempt);
-        if owner == x.gathering.me() {
-            self.desk = Some(Desk::new(x.now, owner, self.given(x.weight)));
+        self.reducer = None;
+        let owner = x.group.owner(x.part, attempt);
+        if owner == x.group.me() {
+            self.reducer = Some(Reducer::new(x.now, owner, self.given(x.weight)));
             self.conclude(x);
         } else {
-            let content = match self.given(x.weight) {
-                Given::Share { weight, share } => Content::Share { weight, share },
-                Given::Kept { of, mean } => Content::Kept { of, mean },
+            let (content, payload) = match self.given(x.weight) {
+                Given::Contribution { weight, numbers } => (Content::Contribution { weight }, numbers),
+                Given::Promise { of, mean } => (Content::Promise { of }, mean),
             };
-            x.send(owner, attempt, content);
+            x.send(owner, attempt, content, payload);
         }
     }
 
     fn given(&self, weight: u64) -> Given<P> {
-        match &self.kept {
-            Some((of, mean)) => Given::Kept { of: *of, mean: mean.clone() },
-            None => Given::Share { weight, share: self.mine.clone() },
+        match &self.accepted {
+            Some((of, mean)) => Given::Promise { of: *of, mean: mean.clone() },
+            None => Given::Contribution { weight, numbers: self.mine.clone() },
         }
     }
 
-    /// The first owner need not hear a majority: nobody can have settled anything before it.
-    fn may_conclude(&self, gathering: &Gathering, desk: &Desk<P>) -> bool {
-        self.attempt == Attempt(0) || desk.len() >= gathering.majority()
+    /// The first owner need not hear a majority: no mean can have been chosen before it.
+    fn may_conclude(&self, group: &Group, reducer: &Reducer<P>) -> bool {
+        self.attempt == Attempt(0) || reducer.len() >= group.majority()
     }
 
-    /// Stops gathering if everybody who is there has given, or the rest is late.
+    /// Stops collecting if every member that is there has given, or the rest is late.
     fn conclude(&mut self, x: &mut Context<'_, P>) {
-        let Some(desk) = self.desk.as_ref().filter(|desk| desk.is_gathering()) else { return };
-        let missing: Vec<usize> = x.gathering.others().filter(|&member| !desk.has(member)).collect();
-        let over = missing.is_empty() || desk.since() + x.patience() <= x.now;
-        if !over || !self.may_conclude(x.gathering, desk) {
+        let Some(reducer) = self.reducer.as_ref().filter(|reducer| reducer.is_collecting()) else { return };
+        let missing: Vec<usize> = x.group.others().filter(|&member| !reducer.has(member)).collect();
+        let over = missing.is_empty() || reducer.since() + x.timeout.current() <= x.now;
+        if !over || !self.may_conclude(x.group, reducer) {
             return;
         }
-        for member in missing.into_iter().filter_map(|member| x.gathering.participant(member)) {
-            x.note(Note::LeftOut(x.gathering.id.round, x.part, member));
+        for member in missing.into_iter().filter_map(|member| x.group.instance(member)) {
+            x.note(Note::LeftOut(x.group.id.round, x.part, member));
         }
         self.decide(x);
     }
 
     fn decide(&mut self, x: &mut Context<'_, P>) {
-        match self.desk.as_mut().map(Desk::conclude) {
-            Some(Verdict::Adopt(mean)) => self.propose(x, mean),
-            Some(Verdict::Reduce(inputs)) => {
+        match self.reducer.as_mut().map(Reducer::conclude) {
+            Some(Decision::Adopt(mean)) => self.propose(x, mean),
+            Some(Decision::Reduce(inputs)) => {
                 let (round, part, attempt, own) =
-                    (x.gathering.id.round, x.part, self.attempt, self.mine.clone());
-                x.actions.push_back(Action::Reduce { round, part, attempt, own, inputs });
+                    (x.group.id.round, x.part, self.attempt, self.mine.clone());
+                x.actions.push_back(Action::Execute(Job::Reduce { round, part, attempt, own, inputs }));
             }
-            Some(Verdict::Nothing) => {
-                x.broadcast(self.attempt, &Content::Nothing);
-                self.end_with_nothing(x);
+            Some(Decision::Empty) => {
+                x.broadcast(self.attempt, &Content::Empty, &P::default());
+                self.end_empty(x);
             }
             None => {}
         }
     }
 
-    /// The mean is computed, or the share at place `input` was unusable and the rest is tried again.
+    /// The mean is computed, or the contribution at place `input` was unusable and the rest is tried again.
     pub(super) fn reduced(
         &mut self,
         x: &mut Context<'_, P>,
         attempt: Attempt,
         outcome: Result<P, (usize, Fault)>,
     ) {
-        let Some(desk) = self.desk.as_mut().filter(|desk| attempt == self.attempt && desk.is_reducing())
-        else {
-            return;
-        };
+        let current = |reducer: &&mut Reducer<P>| attempt == self.attempt && reducer.is_reducing();
+        let Some(reducer) = self.reducer.as_mut().filter(current) else { return };
         match outcome {
             Ok(mean) => self.propose(x, mean),
             Err((input, fault)) => {
-                match desk.refuse(input).and_then(|member| x.gathering.participant(member)) {
+                match reducer.refuse(input).and_then(|member| x.group.instance(member)) {
                     Some(member) => {
                         x.note(Note::Refused(member, fault));
                         self.decide(x);
@@ -400,31 +409,31 @@ impl<P: Clone> Share<P> {
     }
 
     fn propose(&mut self, x: &mut Context<'_, P>, mean: P) {
-        if let Some(desk) = &mut self.desk {
-            desk.propose(x.gathering.me());
+        if let Some(reducer) = &mut self.reducer {
+            reducer.propose(x.group.me());
         }
-        self.kept = Some((self.attempt, mean.clone()));
+        self.accepted = Some((self.attempt, mean.clone()));
         self.phase = Phase::Open(x.deadline());
-        x.broadcast(self.attempt, &Content::Mean { mean });
+        x.broadcast(self.attempt, &Content::Accept, &mean);
     }
 
-    fn kept_of(&self, attempt: Attempt) -> bool {
-        self.kept.as_ref().is_some_and(|(of, _)| *of == attempt)
+    fn has_accepted(&self, attempt: Attempt) -> bool {
+        self.accepted.as_ref().is_some_and(|(of, _)| *of == attempt)
     }
 
-    fn settle(&mut self) {
-        self.phase = Phase::Settled;
-        self.desk = None;
+    fn choose(&mut self) {
+        self.phase = Phase::Chosen;
+        self.reducer = None;
     }
 
-    fn end_with_nothing(&mut self, x: &mut Context<'_, P>) {
-        x.note(Note::Nothing(x.gathering.id.round, x.part));
-        self.end(Ending::Nothing);
+    fn end_empty(&mut self, x: &mut Context<'_, P>) {
+        x.note(Note::Empty(x.group.id.round, x.part));
+        self.end(Ending::Empty);
     }
 
     fn end(&mut self, ending: Ending) {
         self.phase = Phase::Over(ending);
-        self.desk = None;
-        self.kept = None;
+        self.reducer = None;
+        self.accepted = None;
     }
 }

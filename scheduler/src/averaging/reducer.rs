@@ -1,4 +1,4 @@
-//! The owner's side of a part: shares are gathered, a mean is proposed, and takers are counted.
+//! The owner's side of a part: contributions are collected, a mean is proposed, and acceptances are counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,57 +8,57 @@ use crate::{Attempt, Time};
 #[derive(Clone, Debug)]
 pub(super) enum Given<P> {
     /// Its own numbers.
-    Share { weight: u64, share: P },
-    /// A mean it took from an earlier owner.
-    Kept { of: Attempt, mean: P },
+    Contribution { weight: u64, numbers: P },
+    /// A mean that it accepted from an earlier owner.
+    Promise { of: Attempt, mean: P },
 }
 
 /// What an owner does with what it was given.
 #[derive(Clone, Debug)]
-pub(super) enum Verdict<P> {
-    /// Propose this mean: an earlier owner may have settled it.
+pub(super) enum Decision<P> {
+    /// Propose this mean: it may be chosen already.
     Adopt(P),
-    /// Reduce these shares, each with its weight.
+    /// Reduce these contributions, each with its weight.
     Reduce(Vec<(u64, P)>),
     /// There is nothing to reduce.
-    Nothing,
+    Empty,
 }
 
 #[derive(Clone, Debug)]
 enum Phase {
-    Gathering,
-    /// The members whose shares are being reduced, in the order they were handed over.
+    Collecting,
+    /// The members whose contributions are being reduced, in the order they were handed over.
     Reducing(Vec<usize>),
-    /// The members that hold the mean proposed, the owner included.
+    /// The members that have accepted the mean, the owner included.
     Proposed(BTreeSet<usize>),
 }
 
 /// The place where one attempt at a part is reduced.
 #[derive(Clone, Debug)]
-pub(super) struct Desk<P> {
+pub(super) struct Reducer<P> {
     since: Time,
     given: BTreeMap<usize, Given<P>>,
     phase: Phase,
 }
 
-impl<P: Clone> Desk<P> {
-    /// A desk with the owner's own share on it.
+impl<P: Clone> Reducer<P> {
+    /// Has the owner's own contribution.
     pub(super) fn new(now: Time, owner: usize, own: Given<P>) -> Self {
-        Self { since: now, given: BTreeMap::from([(owner, own)]), phase: Phase::Gathering }
+        Self { since: now, given: BTreeMap::from([(owner, own)]), phase: Phase::Collecting }
     }
 
-    /// When the first share was there.
+    /// When the first contribution was there.
     pub(super) fn since(&self) -> Time {
         self.since
     }
 
-    pub(super) fn is_gathering(&self) -> bool {
-        matches!(self.phase, Phase::Gathering)
+    pub(super) fn is_collecting(&self) -> bool {
+        matches!(self.phase, Phase::Collecting)
     }
 
-    /// Puts a share on the desk; `false` if it is too late, or a second one.
+    /// Takes a contribution; `false` if it is too late, or a second one.
     pub(super) fn take(&mut self, from: usize, given: Given<P>) -> bool {
-        let fits = self.is_gathering() && !self.given.contains_key(&from);
+        let fits = self.is_collecting() && !self.given.contains_key(&from);
         if fits {
             self.given.insert(from, given);
         }
@@ -73,31 +73,31 @@ impl<P: Clone> Desk<P> {
         self.given.len()
     }
 
-    /// Ends the gathering. The mean of the latest earlier owner goes before all shares; shares without weight add
+    /// Ends the collection. The mean of the latest earlier owner goes before all contributions; those without weight add
     /// nothing.
-    pub(super) fn conclude(&mut self) -> Verdict<P> {
-        if let Some(mean) = self.latest_kept() {
-            return Verdict::Adopt(mean);
+    pub(super) fn conclude(&mut self) -> Decision<P> {
+        if let Some(mean) = self.latest_promised() {
+            return Decision::Adopt(mean);
         }
         let mut members = Vec::new();
-        let mut shares = Vec::new();
+        let mut contributions = Vec::new();
         for (&member, given) in &self.given {
-            if let Given::Share { weight, share } = given
+            if let Given::Contribution { weight, numbers } = given
                 && *weight > 0
             {
                 members.push(member);
-                shares.push((*weight, share.clone()));
+                contributions.push((*weight, numbers.clone()));
             }
         }
-        if shares.is_empty() {
-            return Verdict::Nothing;
+        if contributions.is_empty() {
+            return Decision::Empty;
         }
         self.phase = Phase::Reducing(members);
-        Verdict::Reduce(shares)
+        Decision::Reduce(contributions)
     }
 
-    /// Takes the share at place `input` of the last [`Verdict::Reduce`] off the desk and gathers no more; returns
-    /// whose it was. `None` if nothing is being reduced, or there is no such place.
+    /// Drops the contribution at place `input` of the last [`Decision::Reduce`] and collects no more. Returns its member;
+    /// `None` if nothing is being reduced, or there is no such place.
     pub(super) fn refuse(&mut self, input: usize) -> Option<usize> {
         let Phase::Reducing(members) = &self.phase else { return None };
         let &member = members.get(input)?;
@@ -109,28 +109,28 @@ impl<P: Clone> Desk<P> {
         matches!(self.phase, Phase::Reducing(_))
     }
 
-    /// The mean is proposed; `owner` holds it first. The shares are not needed any more.
+    /// The mean is proposed; `owner` accepts it first. The contributions are no longer needed.
     pub(super) fn propose(&mut self, owner: usize) {
         self.given.clear();
         self.phase = Phase::Proposed(BTreeSet::from([owner]));
     }
 
-    /// Another member holds the mean; returns how many do now, the owner included.
-    pub(super) fn held_by(&mut self, member: usize) -> usize {
+    /// Another member has accepted the mean. Returns how many have now, the owner included.
+    pub(super) fn accepted_by(&mut self, member: usize) -> usize {
         match &mut self.phase {
-            Phase::Proposed(holders) => {
-                holders.insert(member);
-                holders.len()
+            Phase::Proposed(acceptors) => {
+                acceptors.insert(member);
+                acceptors.len()
             }
-            Phase::Gathering | Phase::Reducing(_) => 0,
+            Phase::Collecting | Phase::Reducing(_) => 0,
         }
     }
 
-    fn latest_kept(&self) -> Option<P> {
-        let kept = self.given.values().filter_map(|given| match given {
-            Given::Kept { of, mean } => Some((*of, mean)),
-            Given::Share { .. } => None,
+    fn latest_promised(&self) -> Option<P> {
+        let promised = self.given.values().filter_map(|given| match given {
+            Given::Promise { of, mean } => Some((*of, mean)),
+            Given::Contribution { .. } => None,
         });
-        kept.max_by_key(|(of, _)| *of).map(|(_, mean)| mean.clone())
+        promised.max_by_key(|(of, _)| *of).map(|(_, mean)| mean.clone())
     }
 }

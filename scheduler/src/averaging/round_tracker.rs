@@ -1,71 +1,73 @@
-//! Which round a feeder calls, and what it is told when the round has ended here.
+//! The averaging rounds that a feeder calls, and what it is told when one has ended here.
 
 use crate::{Duration, PeerId, Time};
 
 use super::Round;
 
 /// A feeder that goes on calling a round that has ended here is told so again after this long.
-const SAY_AGAIN: Duration = Duration::from_secs(1);
+const REPORT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// One replica's account of the rounds of its run, beside [`Averaging`](super::Averaging), which goes through one.
 #[derive(Clone, Debug, Default)]
-pub struct Attendance {
-    /// The round the run is in, as last heard, and not begun here.
+pub struct RoundTracker {
+    /// The current round of the run, as last heard, if it has not begun here.
     called: Option<Round>,
-    /// Nobody learns any more.
+    /// Weights no longer change.
     closing: bool,
     /// The feeder that called last: it waits for the end of the round.
     feeder: Option<PeerId>,
-    /// Every round up to this one has ended here; none before a feeder was heard.
+    /// Every round up to this one has ended here; `None` before a feeder was heard.
     ended: Option<Round>,
-    /// What was last said of that, and when.
-    said: Option<(Word, Time)>,
+    /// The last report, and its time.
+    reported: Option<(RoundReport, Time)>,
 }
 
-/// Tell this feeder that every round up to this one has ended here.
+/// To be told to the feeder: every round up to this one has ended here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Word {
-    /// Whom to tell.
+pub struct RoundReport {
+    /// The feeder that called the round.
     pub feeder: PeerId,
-    /// Which round.
+    /// The round.
     pub ended: Round,
 }
 
-impl Attendance {
-    /// A feeder called a round. It may have missed that this one has ended. The first one heard of may be under way
-    /// among the others.
-    pub fn hear_call(&mut self, now: Time, feeder: PeerId, round: Round, over: bool) -> Option<Word> {
-        (self.feeder, self.closing) = (Some(feeder), over);
+impl RoundTracker {
+    /// A feeder called a round. If that one has ended here, the feeder may have missed it. The first round heard of may
+    /// be under way at the other members, so it is left to them.
+    pub fn on_call(&mut self, now: Time, feeder: PeerId, round: Round, is_closing: bool) -> Option<RoundReport> {
+        (self.feeder, self.closing) = (Some(feeder), is_closing);
         let ended = *self.ended.get_or_insert(round);
         if round > ended {
             self.called = self.called.max(Some(round));
             return None;
         }
-        let again = |&(word, at): &(Word, Time)| at + SAY_AGAIN <= now || self.word() != Some(word);
-        self.said.as_ref().is_none_or(again).then(|| self.say(now)).flatten()
+        let again = |&(report, at): &(RoundReport, Time)| {
+            at + REPORT_AGAIN_AFTER <= now || self.report() != Some(report)
+        };
+        self.reported.as_ref().is_none_or(again).then(|| self.report_at(now)).flatten()
     }
 
-    /// Takes the round called, if it is time: those that close a run begin when nothing is `held` that could still
-    /// change the weights.
-    pub fn take_due(&mut self, held: usize) -> Option<Round> {
+    /// Takes the round that should begin now: a closing one waits until no microbatch is `held` that could still change
+    /// the weights.
+    pub fn next_round(&mut self, held: usize) -> Option<Round> {
         let unsettled = self.closing && held > 0;
         self.called.take_if(|_| !unsettled)
     }
 
-    /// A round has ended here, or there was nobody to average with.
-    pub fn end(&mut self, now: Time, round: Round) -> Option<Word> {
+    /// A round has ended here, or had no other member.
+    pub fn end(&mut self, now: Time, round: Round) -> Option<RoundReport> {
         self.ended = self.ended.max(Some(round));
-        self.say(now)
+        self.report_at(now)
     }
 
-    fn say(&mut self, now: Time) -> Option<Word> {
-        let word = self.word()?;
-        self.said = Some((word, now));
-        Some(word)
+    fn report_at(&mut self, now: Time) -> Option<RoundReport> {
+        let report = self.report()?;
+        self.reported = Some((report, now));
+        Some(report)
     }
 
-    fn word(&self) -> Option<Word> {
-        Some(Word { feeder: self.feeder?, ended: self.ended? })
+    fn report(&self) -> Option<RoundReport> {
+        Some(RoundReport { feeder: self.feeder?, ended: self.ended? })
     }
 }
 
@@ -76,36 +78,36 @@ mod tests {
     const FEEDER: PeerId = PeerId([7; 32]);
     const NOW: Time = Time(0);
 
-    fn word(ended: u64) -> Option<Word> {
-        Some(Word { feeder: FEEDER, ended: Round(ended) })
+    fn report(ended: u64) -> Option<RoundReport> {
+        Some(RoundReport { feeder: FEEDER, ended: Round(ended) })
     }
 
     #[test]
     fn the_first_round_heard_of_is_left_to_the_others() {
-        let mut attendance = Attendance::default();
-        assert_eq!(attendance.hear_call(NOW, FEEDER, Round(4), false), word(4));
-        assert_eq!(attendance.take_due(0), None);
-        assert_eq!(attendance.hear_call(NOW, FEEDER, Round(5), false), None);
-        assert_eq!((attendance.take_due(3), attendance.take_due(3)), (Some(Round(5)), None));
-        assert_eq!(attendance.end(NOW, Round(5)), word(5));
+        let mut tracker = RoundTracker::default();
+        assert_eq!(tracker.on_call(NOW, FEEDER, Round(4), false), report(4));
+        assert_eq!(tracker.next_round(0), None);
+        assert_eq!(tracker.on_call(NOW, FEEDER, Round(5), false), None);
+        assert_eq!((tracker.next_round(3), tracker.next_round(3)), (Some(Round(5)), None));
+        assert_eq!(tracker.end(NOW, Round(5)), report(5));
     }
 
     #[test]
     fn a_feeder_that_missed_the_end_hears_it_again_in_time() {
-        let mut attendance = Attendance::default();
-        attendance.hear_call(NOW, FEEDER, Round(4), false);
-        assert_eq!(attendance.hear_call(NOW + SAY_AGAIN / 2, FEEDER, Round(4), false), None);
-        assert_eq!(attendance.hear_call(NOW + SAY_AGAIN, FEEDER, Round(3), false), word(4));
+        let mut tracker = RoundTracker::default();
+        tracker.on_call(NOW, FEEDER, Round(4), false);
+        assert_eq!(tracker.on_call(NOW + REPORT_AGAIN_AFTER / 2, FEEDER, Round(4), false), None);
+        assert_eq!(tracker.on_call(NOW + REPORT_AGAIN_AFTER, FEEDER, Round(3), false), report(4));
         let other = PeerId([8; 32]);
-        let told = attendance.hear_call(NOW + SAY_AGAIN, other, Round(4), false);
-        assert_eq!(told, Some(Word { feeder: other, ended: Round(4) }));
+        let told = tracker.on_call(NOW + REPORT_AGAIN_AFTER, other, Round(4), false);
+        assert_eq!(told, Some(RoundReport { feeder: other, ended: Round(4) }));
     }
 
     #[test]
     fn the_last_rounds_wait_until_nothing_is_held() {
-        let mut attendance = Attendance::default();
-        attendance.hear_call(NOW, FEEDER, Round(0), false);
-        attendance.hear_call(NOW, FEEDER, Round(1), true);
-        assert_eq!((attendance.take_due(1), attendance.take_due(0)), (None, Some(Round(1))));
+        let mut tracker = RoundTracker::default();
+        tracker.on_call(NOW, FEEDER, Round(0), false);
+        tracker.on_call(NOW, FEEDER, Round(1), true);
+        assert_eq!((tracker.next_round(1), tracker.next_round(0)), (None, Some(Round(1))));
     }
 }

@@ -2,34 +2,32 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Duration, Time};
+use crate::{Duration, Instance, Time};
 
-use super::group::Participant;
+/// A member is left out this long after it was lost: by then the coordinator has noticed too, or the member lives.
+pub(super) const LEFT_OUT_FOR: Duration = Duration::from_secs(15);
 
-/// A member is left out this long after it was lost: until then the coordinator has noticed too, or it lives.
-pub(super) const LOST_FOR: Duration = Duration::from_secs(15);
-
-/// Whom no round waits for from its beginning.
+/// The members that no round waits for from its beginning.
 #[derive(Debug, Default)]
-pub(super) struct Lost {
-    until: BTreeMap<Participant, Time>,
+pub(super) struct Unreachable {
+    until: BTreeMap<Instance, Time>,
 }
 
-impl Lost {
-    pub(super) fn insert(&mut self, now: Time, peer: Participant) {
-        self.until.insert(peer, now + LOST_FOR);
+impl Unreachable {
+    pub(super) fn insert(&mut self, now: Time, instance: Instance) {
+        self.until.insert(instance, now + LEFT_OUT_FOR);
     }
 
-    /// It has said something.
-    pub(super) fn speaks(&mut self, peer: Participant) {
-        self.until.remove(&peer);
+    /// It was heard.
+    pub(super) fn heard(&mut self, instance: Instance) {
+        self.until.remove(&instance);
     }
 
-    pub(super) fn contains(&self, now: Time, peer: Participant) -> bool {
-        self.until.get(&peer).is_some_and(|&until| now < until)
+    pub(super) fn contains(&self, now: Time, instance: Instance) -> bool {
+        self.until.get(&instance).is_some_and(|&until| now < until)
     }
 
-    pub(super) fn retain(&mut self, is_member: impl Fn(&Participant) -> bool) {
-        self.until.retain(|peer, _| is_member(peer));
+    pub(super) fn retain(&mut self, is_member: impl Fn(&Instance) -> bool) {
+        self.until.retain(|instance, _| is_member(instance));
     }
 }

@@ -7,10 +7,10 @@ use crate::{Duration, PeerId};
 /// Members of a run at most, standbys included.
 pub const MEMBERS_MAX: usize = 16_384;
 
-/// Who may join.
+/// The peers that may join.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Whoever asks.
+    /// Every peer that asks.
     Anyone,
     /// These keys only.
     Keys(BTreeSet<PeerId>),
@@ -25,20 +25,23 @@ impl Policy {
     }
 }
 
-/// What a coordinator goes by.
+/// Settings of a coordinator.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Config {
     /// Number of stages of the run.
     pub stages: u16,
     /// Replicas of a stage at most; further joiners stand by. Default 1.
     pub replicas_per_stage: u32,
-    /// Who may join. Default anyone.
+    /// The peers that may join. Default anyone.
     pub policy: Policy,
     /// A member silent for this long is removed. Heartbeats come every second; a loaded machine may swallow several,
     /// and neighbours notice a death by their connections long before. Default 15 s.
     pub lease: Duration,
     /// Members at most. Default [`MEMBERS_MAX`].
     pub members_max: usize,
+    /// How long members have to drain and leave when the run is over. Default 20 s.
+    pub farewell: Duration,
 }
 
 impl Config {
@@ -51,6 +54,7 @@ impl Config {
             policy: Policy::Anyone,
             lease: Duration::from_secs(15),
             members_max: MEMBERS_MAX,
+            farewell: Duration::from_secs(20),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::{Duration, Lease, MicrobatchId};
+use crate::{Duration, Incarnation, Lease, MicrobatchId};
 
 const FEEDER: PeerId = PeerId([9; 32]);
 
@@ -11,213 +11,264 @@ fn key(index: u8) -> PeerId {
     PeerId([index; 32])
 }
 
-struct Story {
+/// The first start of a peer.
+fn start(peer: PeerId) -> Instance {
+    Instance::new(peer, Incarnation(1))
+}
+
+struct Harness {
     coordinator: Coordinator,
     now: Time,
     published: Vec<Membership>,
     finished: u32,
+    ended: u32,
 }
 
-impl Story {
+impl Harness {
     fn new(stages: u16) -> Self {
         Self::with(Config::new(stages))
     }
 
     fn with(config: Config) -> Self {
-        Self { coordinator: Coordinator::new(config), now: Time(0), published: Vec::new(), finished: 0 }
+        Self {
+            coordinator: Coordinator::new(config),
+            now: Time(0),
+            published: Vec::new(),
+            finished: 0,
+            ended: 0,
+        }
     }
 
-    fn hear(&mut self, event: Event) -> Option<Answer> {
+    fn hear(&mut self, event: Event) -> Option<Reply> {
         self.coordinator.handle(self.now, event);
-        let mut answers = Vec::new();
+        let mut replies = Vec::new();
         while let Some(action) = self.coordinator.poll_action() {
             match action {
-                Action::Answer { to, answer } => {
+                Action::Reply { to, reply } => {
                     assert_eq!(Some(to), event.sender());
-                    answers.push(answer);
+                    replies.push(reply);
                 }
                 Action::Membership(membership) => self.published.push(membership),
                 Action::Finished => self.finished += 1,
+                Action::End => self.ended += 1,
             }
         }
-        assert!(answers.len() <= 1);
-        answers.pop()
+        assert!(replies.len() <= 1);
+        replies.pop()
     }
 
-    fn join(&mut self, peer: PeerId, incarnation: u64, role: Role) -> Answer {
+    fn join(&mut self, peer: PeerId, incarnation: u64, role: Role) -> Reply {
         let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
-        self.hear(Event::Join { peer, incarnation: Incarnation(incarnation), role, address }).unwrap()
+        let from = Instance::new(peer, Incarnation(incarnation));
+        self.hear(Event::Join { from, role, address }).unwrap()
     }
 
-    fn ready(&mut self, peer: PeerId) -> Answer {
-        self.hear(Event::Ready { peer, incarnation: Incarnation(1) }).unwrap()
+    fn ready(&mut self, peer: PeerId) -> Reply {
+        self.hear(Event::Ready { from: start(peer) }).unwrap()
     }
 
-    fn beat(&mut self, peer: PeerId) -> Answer {
+    fn beat(&mut self, peer: PeerId) -> Reply {
         let progress = Progress { done: 3, ..Progress::default() };
-        self.hear(Event::Heartbeat { peer, incarnation: Incarnation(1), progress }).unwrap()
+        self.hear(Event::Heartbeat { from: start(peer), progress }).unwrap()
     }
 
-    fn lease(&mut self, peer: PeerId, count: u64) -> Answer {
-        self.hear(Event::LeaseRequest { peer, incarnation: Incarnation(1), count }).unwrap()
+    fn lease(&mut self, peer: PeerId, count: u64) -> Reply {
+        self.hear(Event::LeaseRequest { from: start(peer), count }).unwrap()
     }
 
     /// Two stages that serve and a feeder.
     fn running() -> Self {
-        let mut story = Self::new(2);
+        let mut harness = Self::new(2);
         for index in [0, 1] {
-            assert_eq!(story.join(key(index), 1, Role::Replica), loading(index));
-            assert_eq!(story.ready(key(index)), Answer::Noted(Standing::Serving(StageIndex(index.into()))));
+            assert_eq!(harness.join(key(index), 1, Role::Replica), loading(index));
+            assert_eq!(harness.ready(key(index)), Reply::Noted(MemberState::Serving(StageIndex(index.into()))));
         }
-        story.join(FEEDER, 1, Role::Feeder);
-        assert_eq!(story.coordinator.state(), RunState::Running);
-        story
+        harness.join(FEEDER, 1, Role::Feeder);
+        assert_eq!(harness.coordinator.state(), RunState::Running);
+        harness
     }
 
-    fn standing(&self, peer: PeerId) -> Option<Standing> {
+    fn state(&self, peer: PeerId) -> Option<MemberState> {
         let membership = self.coordinator.membership();
-        membership.members.iter().find(|member| member.peer == peer).map(|member| member.standing)
+        membership.members.iter().find(|member| member.instance.peer == peer).map(|member| member.state)
     }
 }
 
-fn loading(stage: u8) -> Answer {
-    Answer::Joined(Standing::Loading(StageIndex(stage.into())))
+fn loading(stage: u8) -> Reply {
+    Reply::Joined(MemberState::Loading(StageIndex(stage.into())))
 }
 
 #[test]
 fn a_run_waits_runs_and_finishes() {
-    let mut story = Story::running();
-    let versions: Vec<_> = story.published.iter().map(|membership| membership.version).collect();
+    let mut harness = Harness::running();
+    let versions: Vec<_> = harness.published.iter().map(|membership| membership.version).collect();
     assert_eq!(versions, [1, 2, 3, 4, 5]);
-    assert_eq!(story.published.last(), Some(&story.coordinator.membership()));
-    assert_eq!(story.join(key(2), 1, Role::Replica), Answer::Joined(Standing::Standby));
-    let done = Event::FeederDone { peer: FEEDER, incarnation: Incarnation(1) };
-    assert_eq!(story.hear(done), Some(Answer::Noted(Standing::Feeding)));
-    story.hear(done);
-    assert_eq!((story.finished, story.coordinator.state()), (1, RunState::Finished));
-    assert_eq!(story.join(key(3), 1, Role::Replica), Answer::JoinRefused(JoinRefusal::Finished));
-    assert_eq!(story.lease(FEEDER, 1), Answer::LeaseRefused(LeaseRefusal::Finished));
+    assert_eq!(harness.published.last(), Some(&harness.coordinator.membership()));
+    assert_eq!(harness.join(key(2), 1, Role::Replica), Reply::Joined(MemberState::Standby));
+    let done = Event::FeederDone { from: start(FEEDER) };
+    assert_eq!(harness.hear(done), Some(Reply::Noted(MemberState::Feeding)));
+    harness.hear(done);
+    assert_eq!((harness.finished, harness.coordinator.state()), (1, RunState::Finished));
+    assert_eq!(harness.join(key(3), 1, Role::Replica), Reply::JoinRefused(JoinRefusal::Finished));
+    assert_eq!(harness.lease(FEEDER, 1), Reply::LeaseRefused(LeaseRefusal::Finished));
 }
 
 #[test]
 fn a_newer_start_replaces_an_older_one_on_its_stage() {
-    let mut story = Story::running();
-    assert_eq!(story.join(key(1), 1, Role::Replica), Answer::Joined(Standing::Serving(StageIndex(1))));
-    assert_eq!(story.join(key(1), 3, Role::Replica), loading(1));
+    let mut harness = Harness::running();
+    assert_eq!(harness.join(key(1), 1, Role::Replica), Reply::Joined(MemberState::Serving(StageIndex(1))));
+    assert_eq!(harness.join(key(1), 3, Role::Replica), loading(1));
     let known = Incarnation(3);
-    assert_eq!(story.join(key(1), 2, Role::Replica), Answer::JoinRefused(JoinRefusal::Superseded { known }));
-    assert_eq!(story.ready(key(1)), Answer::NotAMember);
-    assert_eq!(story.coordinator.state(), RunState::Waiting { unserved: vec![StageIndex(1)] });
+    assert_eq!(harness.join(key(1), 2, Role::Replica), Reply::JoinRefused(JoinRefusal::Superseded { known }));
+    assert_eq!(harness.ready(key(1)), Reply::NotAMember);
+    assert_eq!(harness.coordinator.state(), RunState::Waiting { unserved: vec![StageIndex(1)] });
 }
 
 #[test]
-fn the_policy_decides_who_joins() {
+fn the_policy_decides_which_peers_join() {
     let policy = Policy::Keys(BTreeSet::from([key(1)]));
-    let mut story = Story::with(Config { policy, members_max: 1, ..Config::new(1) });
-    let refused = story.join(key(2), 1, Role::Replica);
-    assert_eq!(refused, Answer::JoinRefused(JoinRefusal::NotListed));
+    let mut harness = Harness::with(Config { policy, members_max: 1, ..Config::new(1) });
+    let refused = harness.join(key(2), 1, Role::Replica);
+    assert_eq!(refused, Reply::JoinRefused(JoinRefusal::NotListed));
     assert!(JoinRefusal::NotListed.to_string().contains("listed keys only"));
-    assert_eq!(story.join(key(1), 1, Role::Replica), loading(0));
-    let mut story = Story::with(Config { members_max: 0, ..Config::new(1) });
-    assert_eq!(story.join(key(1), 1, Role::Replica), Answer::JoinRefused(JoinRefusal::Full { limit: 0 }));
+    assert_eq!(harness.join(key(1), 1, Role::Replica), loading(0));
+    let mut harness = Harness::with(Config { members_max: 0, ..Config::new(1) });
+    assert_eq!(harness.join(key(1), 1, Role::Replica), Reply::JoinRefused(JoinRefusal::Full { limit: 0 }));
 }
 
 #[test]
 fn silence_removes_a_member_and_heartbeats_keep_it() {
-    let mut story = Story::running();
-    story.now = Time(0) + Duration::from_secs(3);
+    let mut harness = Harness::running();
+    harness.now = Time(0) + Duration::from_secs(3);
     for peer in [key(0), FEEDER] {
-        story.beat(peer);
+        harness.beat(peer);
     }
-    assert_eq!(story.coordinator.progress(key(0)).unwrap().done, 3);
+    assert_eq!(harness.coordinator.progress(key(0)).unwrap().done, 3);
     assert_eq!(
-        story.coordinator.poll_timeout().unwrap(),
+        harness.coordinator.poll_timeout().unwrap(),
         (Time(0) + Duration::from_secs(15), Reason::MemberExpires)
     );
-    let version = story.coordinator.membership().version;
-    story.now = Time(0) + Duration::from_secs(15);
-    assert_eq!(story.hear(Event::Timeout), None);
-    assert_eq!(story.coordinator.membership().version, version + 1);
-    assert_eq!(story.coordinator.state(), RunState::Waiting { unserved: vec![StageIndex(1)] });
-    assert_eq!(story.beat(key(1)), Answer::NotAMember);
-    assert_eq!(story.join(key(1), 2, Role::Replica), loading(1));
+    let version = harness.coordinator.membership().version;
+    harness.now = Time(0) + Duration::from_secs(15);
+    assert_eq!(harness.hear(Event::Timeout), None);
+    assert_eq!(harness.coordinator.membership().version, version + 1);
+    assert_eq!(harness.coordinator.state(), RunState::Waiting { unserved: vec![StageIndex(1)] });
+    assert_eq!(harness.beat(key(1)), Reply::NotAMember);
+    assert_eq!(harness.join(key(1), 2, Role::Replica), loading(1));
 }
 
 #[test]
 fn a_late_heartbeat_is_a_sign_of_life() {
-    let mut story = Story::running();
-    story.now = Time(0) + Duration::from_secs(60);
-    assert_eq!(story.beat(key(0)), Answer::Noted(Standing::Serving(StageIndex(0))));
-    assert_eq!(story.standing(key(1)), None);
+    let mut harness = Harness::running();
+    harness.now = Time(0) + Duration::from_secs(60);
+    assert_eq!(harness.beat(key(0)), Reply::Noted(MemberState::Serving(StageIndex(0))));
+    assert_eq!(harness.state(key(1)), None);
 }
 
 #[test]
 fn a_standby_takes_a_place_that_becomes_free_before_the_run_and_in_it() {
-    let mut story = Story::new(2);
+    let mut harness = Harness::new(2);
     for index in [0, 1, 2] {
-        story.join(key(index), 1, Role::Replica);
+        harness.join(key(index), 1, Role::Replica);
     }
-    story.ready(key(0));
-    story.hear(Event::Leave { peer: key(1), incarnation: Incarnation(1) });
-    assert_eq!(story.beat(key(2)), Answer::Noted(Standing::Loading(StageIndex(1))));
+    harness.ready(key(0));
+    harness.hear(Event::Leave { from: start(key(1)) });
+    assert_eq!(harness.beat(key(2)), Reply::Noted(MemberState::Loading(StageIndex(1))));
 
-    let mut story = Story::running();
-    story.join(key(2), 1, Role::Replica);
-    let left = story.hear(Event::Leave { peer: key(1), incarnation: Incarnation(1) });
-    assert_eq!(left, Some(Answer::Left));
-    assert_eq!(story.standing(key(2)), Some(Standing::Loading(StageIndex(1))));
+    let mut harness = Harness::running();
+    harness.join(key(2), 1, Role::Replica);
+    let left = harness.hear(Event::Leave { from: start(key(1)) });
+    assert_eq!(left, Some(Reply::Left));
+    assert_eq!(harness.state(key(2)), Some(MemberState::Loading(StageIndex(1))));
 }
 
 #[test]
 fn feeders_get_ranges_that_never_overlap() {
-    let mut story = Story::running();
-    story.join(key(8), 1, Role::Feeder);
-    let leased = |first, count| Answer::Leased(Lease { first: MicrobatchId(first), count, epoch: 0 });
-    assert_eq!(story.lease(FEEDER, 10), leased(0, 10));
-    assert_eq!(story.lease(key(8), 5), leased(10, 5));
-    assert_eq!(story.lease(FEEDER, 1), leased(15, 1));
-    assert_eq!(story.lease(key(0), 1), Answer::LeaseRefused(LeaseRefusal::NotAFeeder));
-    assert_eq!(story.lease(key(7), 1), Answer::LeaseRefused(LeaseRefusal::NotAFeeder));
-    assert_eq!(story.coordinator.leases().len(), 3);
-    story.hear(Event::FeederDone { peer: FEEDER, incarnation: Incarnation(1) });
-    assert_eq!(story.coordinator.state(), RunState::Running);
-    story.hear(Event::FeederDone { peer: key(8), incarnation: Incarnation(1) });
-    assert_eq!(story.coordinator.state(), RunState::Finished);
+    let mut harness = Harness::running();
+    harness.join(key(8), 1, Role::Feeder);
+    let leased = |first, count| Reply::Leased(Lease { first: MicrobatchId(first), count, epoch: 0 });
+    assert_eq!(harness.lease(FEEDER, 10), leased(0, 10));
+    assert_eq!(harness.lease(key(8), 5), leased(10, 5));
+    assert_eq!(harness.lease(FEEDER, 1), leased(15, 1));
+    assert_eq!(harness.lease(key(0), 1), Reply::LeaseRefused(LeaseRefusal::NotAFeeder));
+    assert_eq!(harness.lease(key(7), 1), Reply::LeaseRefused(LeaseRefusal::NotAFeeder));
+    assert_eq!(harness.coordinator.leases().len(), 3);
+    harness.hear(Event::FeederDone { from: start(FEEDER) });
+    assert_eq!(harness.coordinator.state(), RunState::Running);
+    harness.hear(Event::FeederDone { from: start(key(8)) });
+    assert_eq!(harness.coordinator.state(), RunState::Finished);
 }
 
 #[test]
 fn only_a_feeder_can_end_a_run() {
-    let mut story = Story::running();
-    story.hear(Event::FeederDone { peer: key(0), incarnation: Incarnation(1) });
-    story.hear(Event::FeederDone { peer: key(5), incarnation: Incarnation(1) });
-    assert_eq!((story.finished, story.coordinator.state()), (0, RunState::Running));
+    let mut harness = Harness::running();
+    harness.hear(Event::FeederDone { from: start(key(0)) });
+    harness.hear(Event::FeederDone { from: start(key(5)) });
+    assert_eq!((harness.finished, harness.coordinator.state()), (0, RunState::Running));
 }
 
 #[test]
 fn a_successor_gets_what_the_dead_left_and_the_table_says_so() {
-    let mut story = Story::running();
+    let mut harness = Harness::running();
     let heir = key(8);
-    assert!(matches!(story.lease(FEEDER, 40), Answer::Leased(_)));
-    let lives = JoinRefusal::FeederLives { feeder: FEEDER, lease: story.coordinator.config().lease };
-    assert_eq!(story.join(heir, 1, Role::Successor), Answer::JoinRefused(lives));
-    story.hear(Event::Leave { peer: FEEDER, incarnation: Incarnation(1) });
-    assert_eq!(story.join(heir, 1, Role::Successor), Answer::Joined(Standing::Feeding));
+    assert!(matches!(harness.lease(FEEDER, 40), Reply::Leased(_)));
+    let lives = JoinRefusal::FeederLives { feeder: FEEDER, lease: harness.coordinator.config().lease };
+    assert_eq!(harness.join(heir, 1, Role::Successor), Reply::JoinRefused(lives));
+    harness.hear(Event::Leave { from: start(FEEDER) });
+    assert_eq!(harness.join(heir, 1, Role::Successor), Reply::Joined(MemberState::Feeding));
     let lease = Lease { first: MicrobatchId(0), count: 40, epoch: 1 };
     let succession = crate::Succession { lease, feeder: heir };
-    assert_eq!(story.published.last().unwrap().successions, [succession]);
+    assert_eq!(harness.published.last().unwrap().successions, [succession]);
     assert_eq!(
-        story.join(heir, 1, Role::Successor),
-        Answer::Joined(Standing::Feeding),
+        harness.join(heir, 1, Role::Successor),
+        Reply::Joined(MemberState::Feeding),
         "the same start again"
     );
-    assert_eq!(story.coordinator.membership().successions, [succession]);
-    story.hear(Event::FeederDone { peer: heir, incarnation: Incarnation(1) });
-    assert_eq!(story.coordinator.membership().successions, []);
+    assert_eq!(harness.coordinator.membership().successions, [succession]);
+    harness.hear(Event::FeederDone { from: start(heir) });
+    assert_eq!(harness.coordinator.membership().successions, []);
 }
 
 #[test]
 fn there_must_be_something_to_take_over() {
-    let mut story = Story::running();
-    let refused = Answer::JoinRefused(JoinRefusal::NothingToSucceed);
-    assert_eq!(story.join(key(8), 1, Role::Successor), refused);
+    let mut harness = Harness::running();
+    let refused = Reply::JoinRefused(JoinRefusal::NothingToSucceed);
+    assert_eq!(harness.join(key(8), 1, Role::Successor), refused);
+}
+
+#[test]
+fn the_table_tells_which_stages_have_learned() {
+    let mut harness = Harness::running();
+    assert_eq!(harness.coordinator.membership().trained, []);
+    harness.beat(key(1));
+    assert_eq!(harness.published.last().unwrap().trained, [StageIndex(1)]);
+    let version = harness.coordinator.membership().version;
+    harness.beat(key(1));
+    harness.beat(FEEDER);
+    assert_eq!(harness.coordinator.membership().version, version, "said once, and of stages only");
+    harness.hear(Event::Leave { from: start(key(1)) });
+    assert_eq!(harness.published.last().unwrap().trained, [StageIndex(1)], "what was lost is not forgotten");
+}
+
+#[test]
+fn a_finished_run_ends_when_its_members_have_left_or_had_their_time() {
+    let mut harness = Harness::running();
+    harness.hear(Event::FeederDone { from: start(FEEDER) });
+    for peer in [key(0), key(1)] {
+        harness.hear(Event::Leave { from: start(peer) });
+    }
+    assert_eq!(harness.ended, 0);
+    harness.hear(Event::Leave { from: start(FEEDER) });
+    assert_eq!(harness.ended, 1);
+
+    let mut harness = Harness::running();
+    harness.hear(Event::FeederDone { from: start(FEEDER) });
+    let farewell = harness.coordinator.config().farewell;
+    while harness.ended == 0 {
+        assert!(harness.now < Time(0) + farewell, "members that stay are not waited for without end");
+        harness.now = harness.coordinator.poll_timeout().unwrap().0.min(harness.now + Duration::from_secs(1));
+        [key(0), key(1), FEEDER].map(|peer| harness.beat(peer));
+        harness.hear(Event::Timeout);
+    }
+    assert_eq!(harness.now, Time(0) + farewell);
 }

@@ -1,26 +1,23 @@
-//! Which ids have their outcome, in the form replicas hear of it.
+//! The ids that have their outcome, in the form replicas hear of it.
 
-use std::collections::BTreeSet;
+use crate::{ACK_RANGES_MAX, AckRange, IdSet, Lease, MicrobatchId};
 
-use crate::message::{SPAN_BYTES_MAX, SPANS_MAX};
-use crate::{Lease, MicrobatchId, Span};
-
-/// One run of leased ids that follow each other.
+/// Consecutive leased ids.
 #[derive(Clone, Debug)]
 struct Leased {
     first: u64,
+    /// The end of the ids that may be injected.
     end: u64,
-    /// Nothing from `end` to here was ever injected as far as anybody knows, and nothing ever will be.
+    /// No id from `end` to here was ever injected as far as anyone knows, and none ever will be.
     unused: u64,
-    below: u64,
-    beyond: BTreeSet<u64>,
 }
 
-/// The outcomes of everything leased.
+/// The outcomes of every lease.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Announcement {
-    /// By first id; ranges that touch are one.
+    /// In the order leased; ranges that touch are one.
     leased: Vec<Leased>,
+    ended: IdSet,
     /// Outcomes since the last announcement.
     news: u64,
 }
@@ -28,34 +25,33 @@ pub(super) struct Announcement {
 impl Announcement {
     /// Ids are this feeder's; those it had before change nothing.
     pub(super) fn lease(&mut self, lease: &Lease) {
-        let (first, end) = (lease.first.0, lease.first.0.saturating_add(lease.count));
+        let ids = lease.ids();
         match self.leased.last_mut() {
-            Some(last) if first <= last.end && first >= last.first => {
-                last.end = last.end.max(end);
+            Some(last) if ids.start <= last.end && ids.start >= last.first => {
+                last.end = last.end.max(ids.end);
                 last.unused = last.end;
             }
             Some(_) | None => {
-                let beyond = BTreeSet::new();
-                self.leased.push(Leased { first, end, unused: end, below: first, beyond });
+                self.leased.push(Leased { first: ids.start, end: ids.end, unused: ids.end });
             }
         }
     }
 
-    /// A range of another feeder is this one's: all below `end` has its outcome but for what is `open`.
+    /// A range of another feeder is this one's: every id below `end` has its outcome, except those that are `open`.
     pub(super) fn take_over(
         &mut self,
         lease: &Lease,
         end: MicrobatchId,
         open: impl Iterator<Item = MicrobatchId>,
     ) {
-        let (first, unused) = (lease.first.0, lease.first.0.saturating_add(lease.count));
-        let open: BTreeSet<u64> = open.map(|id| id.0).collect();
-        let end = end.0.clamp(first, unused);
-        let below = open.first().copied().unwrap_or(end);
-        let beyond = (below..end).filter(|id| !open.contains(id)).collect();
-        let mut leased = Leased { first, end, unused, below, beyond };
-        leased.settle();
-        self.leased.push(leased);
+        let ids = lease.ids();
+        let end = end.0.clamp(ids.start, ids.end);
+        self.leased.push(Leased { first: ids.start, end, unused: ids.end });
+        let mut open_ids = IdSet::default();
+        open.for_each(|id| open_ids.insert(id));
+        for run in open_ids.gaps(ids.start..end) {
+            self.ended.insert_run(run);
+        }
         self.news += 1;
     }
 
@@ -66,48 +62,23 @@ impl Announcement {
 
     /// An id has its outcome.
     pub(super) fn end(&mut self, microbatch: MicrobatchId) {
-        let id = microbatch.0;
-        let Some(leased) = self.leased.iter_mut().find(|leased| (leased.first..leased.end).contains(&id))
-        else {
-            return;
-        };
-        leased.beyond.insert(id);
-        leased.settle();
-        self.news += 1;
+        if self.leased.iter().any(|leased| (leased.first..leased.end).contains(&microbatch.0)) {
+            self.ended.insert(microbatch);
+            self.news += 1;
+        }
     }
 
-    /// Outcomes nobody was told yet.
+    /// Outcomes that are not announced yet.
     pub(super) fn news(&self) -> u64 {
         self.news
     }
 
-    /// The latest spans, to be told to everyone.
-    pub(super) fn tell(&mut self) -> Vec<Span> {
+    /// The latest ranges, to be told to every replica.
+    pub(super) fn announce(&mut self) -> Vec<AckRange> {
         self.news = 0;
-        let skipped = self.leased.len().saturating_sub(SPANS_MAX);
-        self.leased[skipped..].iter().map(Leased::span).collect()
-    }
-}
-
-impl Leased {
-    fn settle(&mut self) {
-        while self.beyond.remove(&self.below) {
-            self.below += 1;
-        }
-    }
-
-    fn span(&self) -> Span {
-        let offsets = self.beyond.iter().map(|id| id - self.below);
-        let mut beyond = Vec::new();
-        for offset in offsets {
-            let Ok(byte) = usize::try_from(offset / 8) else { break };
-            if byte >= SPAN_BYTES_MAX {
-                break;
-            }
-            beyond.resize(byte + 1, 0_u8);
-            beyond[byte] |= 1 << (offset % 8);
-        }
-        Span { first: self.first, below: self.below, beyond }
+        let skipped = self.leased.len().saturating_sub(ACK_RANGES_MAX);
+        let ranges = self.leased[skipped..].iter();
+        ranges.map(|leased| AckRange::of(leased.first..leased.end, &self.ended)).collect()
     }
 }
 
@@ -119,8 +90,13 @@ mod tests {
         Lease { first: MicrobatchId(first), count, epoch: 0 }
     }
 
+    fn announced(announcement: &mut Announcement) -> Vec<u64> {
+        let ranges = announcement.announce();
+        (0..600).filter(|&id| ranges.iter().any(|range| range.contains(MicrobatchId(id)))).collect()
+    }
+
     #[test]
-    fn tells_exactly_what_has_ended() {
+    fn announces_exactly_what_has_ended() {
         let mut announcement = Announcement::default();
         announcement.lease(&lease(10, 20));
         announcement.lease(&lease(30, 10));
@@ -130,11 +106,17 @@ mod tests {
             announcement.end(MicrobatchId(id));
         }
         assert_eq!(announcement.news(), ended.len() as u64);
-        let spans = announcement.tell();
-        assert_eq!(spans.len(), 2);
-        let told: Vec<u64> =
-            (0..600).filter(|&id| spans.iter().any(|span| span.contains(MicrobatchId(id)))).collect();
-        assert_eq!(told, ended);
-        assert_eq!((spans[0].below, announcement.news()), (12, 0));
+        assert_eq!(announcement.announce().iter().map(|range| range.watermark).collect::<Vec<_>>(), [12, 91]);
+        assert_eq!((announced(&mut announcement), announcement.news()), (ended.to_vec(), 0));
+    }
+
+    #[test]
+    fn of_a_range_taken_over_every_id_has_ended_except_the_open_ones() {
+        let mut announcement = Announcement::default();
+        announcement.take_over(&lease(10, 20), MicrobatchId(16), [12, 14].map(MicrobatchId).into_iter());
+        announcement.end(MicrobatchId(12));
+        announcement.end(MicrobatchId(20));
+        assert_eq!(announced(&mut announcement), [10, 11, 12, 13, 15], "20 was never injected");
+        assert!(announcement.covers(MicrobatchId(29)) && !announcement.covers(MicrobatchId(30)));
     }
 }

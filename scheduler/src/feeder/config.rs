@@ -1,51 +1,53 @@
 //! Settings of a feeder.
 
-use super::Carrying;
+use super::{AveragingSchedule, EvaluationSchedule};
 use crate::mutation::Mutation;
-use crate::{Admission, Duration, Hop, Incarnation, PeerId, Purpose};
+use crate::{Admission, Duration, Hop, Instance, Purpose};
 
-/// How long an unanswered request for a lease is waited for before it is repeated.
+/// How long a reply to a request for a lease is awaited before the request is repeated.
 pub const LEASE_RETRY: Duration = Duration::from_secs(5);
 
 /// How long nothing is injected after a microbatch came back undeliverable or found no room: the table does not know
 /// yet that a stage is empty or leaves, and ids must not be burnt meanwhile.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
-/// When everything has its outcome a feeder stays this long at most for claims that are on their way.
-pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+/// When every microbatch has its outcome a feeder stays this long at most for claims that are on their way.
+pub(super) const CLAIMS_WITHIN: Duration = Duration::from_secs(3);
 
-/// How often an evaluation without an answer is sent; then the figure does without it.
+/// Times an evaluation without an answer is sent; then the figure does without it.
 pub const EVALUATION_TRIES: u32 = 8;
 
 /// Evaluations that can wait behind each other; further commands are declined.
 pub const EVALUATIONS_MAX: usize = 16;
 
-/// Who a feeder is and how it feeds.
+/// Identity and settings of a feeder.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Config {
-    /// Identity of this peer.
-    pub peer: PeerId,
-    /// Which start of it.
-    pub incarnation: Incarnation,
+    /// This start of this peer.
+    pub me: Instance,
     /// Number of stages of the run.
     pub stages: u16,
     /// Training microbatches to see an outcome of.
     pub total: u64,
     /// How many may be in flight.
     pub admission: Admission,
-    /// How long an answer is waited for before the silent replica is asked what became of it; doubled, up to 8 times as
-    /// long, each time it says that it holds it. Default 3 s.
-    pub ask_after: Duration,
-    /// How long the answer to an evaluation is waited for while none at all arrives; then it is sent again. Default 20 s.
-    pub evaluation_patience: Duration,
-    /// How often replicas hear which microbatches have their outcome. Default 250 ms.
-    pub tell_every: Duration,
+    /// How long a reply is awaited before its status is requested; doubled, up to 8 times as long, each time the replica
+    /// replies that it holds the microbatch. Default 3 s.
+    pub status_after: Duration,
+    /// How long the result of an evaluation is awaited while none at all arrives; then it is sent again. Default 20 s.
+    pub evaluation_timeout: Duration,
+    /// Time between two announcements of outcomes. Default 250 ms.
+    pub announce_interval: Duration,
     /// Ids asked for at a time. Default 1,024.
     pub lease_count: u64,
-    /// When replicas carry their contributions on to others: how averaging rounds are counted, and how many end a run.
-    /// Default never.
-    pub carrying: Option<Carrying>,
-    /// Which rule to break, to see whether the tests notice.
+    /// When replicas of a stage average. Default never.
+    pub averaging: Option<AveragingSchedule>,
+    /// When the loss on held-out text is measured, besides by command. Default never.
+    pub evaluation: Option<EvaluationSchedule>,
+    /// How long a feeder that was asked to stop waits for what is in flight. Default 10 s.
+    pub stop_within: Duration,
+    /// The rule to break, to see whether the tests notice.
     #[cfg(test)]
     pub(crate) mutation: Option<Mutation>,
 }
@@ -54,37 +56,37 @@ impl Config {
     /// The defaults for a run of `stages` stages and `total` training microbatches.
     #[must_use]
     pub fn new(
-        peer: PeerId,
-        incarnation: Incarnation,
+        me: Instance,
         stages: u16,
         total: u64,
         admission: Admission,
     ) -> Self {
         Self {
-            peer,
-            incarnation,
+            me,
             stages,
             total,
             admission,
-            ask_after: Duration::from_secs(3),
-            evaluation_patience: Duration::from_secs(20),
-            tell_every: Duration::from_millis(250),
+            status_after: Duration::from_secs(3),
+            evaluation_timeout: Duration::from_secs(20),
+            announce_interval: Duration::from_millis(250),
             lease_count: 1_024,
-            carrying: None,
+            averaging: None,
+            evaluation: None,
+            stop_within: Duration::from_secs(10),
             #[cfg(test)]
             mutation: None,
         }
     }
 
-    /// This feeder as the first visit of a route.
+    /// This feeder as the first hop of a route.
     #[must_use]
     pub fn hop(&self) -> Hop {
-        Hop { stage: None, peer: self.peer, incarnation: self.incarnation }
+        Hop::feeder(self.me)
     }
 
-    /// How long an answer is waited for.
-    pub(super) fn patience(&self, purpose: Purpose) -> Duration {
-        if purpose == Purpose::Train { self.ask_after } else { self.evaluation_patience }
+    /// How long a reply is awaited.
+    pub(super) fn timeout(&self, purpose: Purpose) -> Duration {
+        if purpose == Purpose::Train { self.status_after } else { self.evaluation_timeout }
     }
 
     /// Whether this rule is broken on purpose.

@@ -2,10 +2,10 @@
 
 use crate::{Attempt, Loss, MicrobatchId, Purpose};
 
-/// A measurement under way.
+/// A measurement in progress.
 #[derive(Clone, Debug)]
 pub(super) struct Evaluation {
-    /// The same text is measured again and again; a new attempt tells replicas that this is no duplicate.
+    /// The same text is measured again and again; a new attempt tells replicas that it is no duplicate.
     pub(super) attempt: Attempt,
     next: u64,
     left: u64,
@@ -13,10 +13,10 @@ pub(super) struct Evaluation {
     measured: Measured,
 }
 
-/// What a measurement gave.
+/// The result of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
-    /// What the command asked for.
+    /// With the upstream, or with it cut.
     pub purpose: Purpose,
     /// Sum of cross-entropies over the microbatches answered, nats.
     pub sum: f64,
@@ -24,7 +24,7 @@ pub struct Measured {
     pub tokens: u64,
     /// Microbatches answered.
     pub answered: u64,
-    /// Microbatches refused or lost; the figure is over fewer texts than asked if this is not 0.
+    /// Microbatches refused or lost; if this is not 0, the figure covers fewer texts than asked for.
     pub unanswered: u64,
 }
 
@@ -47,7 +47,7 @@ impl Evaluation {
         Some(id)
     }
 
-    /// One of the ids taken has its outcome; `None` if that is no loss.
+    /// One of the ids taken has its outcome; `None` if that is not a loss.
     pub(super) fn settle(&mut self, loss: Option<Loss>) {
         self.open = self.open.saturating_sub(1);
         match loss {
@@ -75,7 +75,7 @@ impl Evaluation {
 }
 
 impl Measured {
-    /// Mean cross-entropy per token, nats; `None` if nothing was answered.
+    /// Mean cross-entropy per token, nats; `None` if no microbatch was answered.
     #[must_use]
     pub fn mean(&self) -> Option<f64> {
         // Exact up to 2^53 tokens.

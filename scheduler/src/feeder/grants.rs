@@ -1,8 +1,8 @@
-//! Who may apply what: for each microbatch and stage one replica, ever.
+//! Which replica may apply which gradients: for each microbatch and stage exactly one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::{Hop, Incarnation, MicrobatchId, PeerId, StageIndex};
+use crate::{Hop, Incarnation, Instance, MicrobatchId, PeerId, StageIndex};
 
 /// Microbatches with an outcome whose grants are remembered for late claims; claims older than that are denied.
 pub(super) const REMEMBERED_MAX: usize = 8_192;
@@ -12,24 +12,24 @@ pub(super) const REMEMBERED_MAX: usize = 8_192;
 pub(super) struct Grants {
     by_id: BTreeMap<MicrobatchId, Vec<Hop>>,
     ended: VecDeque<MicrobatchId>,
-    /// Those who have a grant by the path of a gradient and have not heard so: their claim is on its way.
+    /// Replicas that have a grant by the path of a gradient and have not heard so: their claim is on its way.
     owed: BTreeSet<(MicrobatchId, Hop)>,
 }
 
-/// What a claim gets.
+/// The answer to a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ruling {
     /// The claimant has it from now on.
     New,
     /// The claimant had it already.
     Again,
-    /// Another has it, or nobody knows the microbatch any more.
+    /// Another replica has it, or the microbatch is forgotten.
     Denied,
 }
 
-/// Somebody who has left and may have the grant of this stage.
+/// A replica that has left and may have the grant of this stage.
 pub(super) fn gone(stage: StageIndex) -> Hop {
-    Hop { stage: Some(stage), peer: PeerId([0; 32]), incarnation: Incarnation(0) }
+    Hop::replica(stage, Instance::new(PeerId([0; 32]), Incarnation(0)))
 }
 
 impl Grants {
@@ -63,7 +63,7 @@ impl Grants {
         }
     }
 
-    /// As [`Grants::claim`], for somebody whose claim has not come yet.
+    /// As [`Grants::claim`], for a replica whose claim has not come yet.
     pub(super) fn claim_by_path(&mut self, microbatch: MicrobatchId, hop: Hop) -> Ruling {
         let ruling = self.claim(microbatch, hop);
         if ruling == Ruling::New {
@@ -77,7 +77,7 @@ impl Grants {
         self.owed.remove(&(microbatch, claimant));
     }
 
-    /// How many answers are owed to those who are still `placed`.
+    /// How many answers are owed to replicas that are still `placed`.
     pub(super) fn owed(&self, placed: impl Fn(&Hop) -> bool) -> u64 {
         self.owed.iter().filter(|(_, hop)| placed(hop)).count() as u64
     }
@@ -95,7 +95,7 @@ mod tests {
     const ID: MicrobatchId = MicrobatchId(3);
 
     fn hop(stage: u16, key: u8, incarnation: u64) -> Hop {
-        Hop { stage: Some(StageIndex(stage)), peer: PeerId([key; 32]), incarnation: Incarnation(incarnation) }
+        Hop::replica(StageIndex(stage), Instance::new(PeerId([key; 32]), Incarnation(incarnation)))
     }
 
     #[test]
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_granted_by_a_path_is_owed_the_answer_to_its_claim() {
+    fn a_replica_granted_by_a_path_is_owed_the_answer_to_its_claim() {
         let mut grants = Grants::default();
         grants.open(ID);
         grants.claim(ID, hop(1, 2, 1));

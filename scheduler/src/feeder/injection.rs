@@ -1,13 +1,10 @@
-//! What goes out: as many microbatches as have a place, each drawn by the shell and sent to a replica of stage 0.
+//! Injecting: as many microbatches as have a place, each drawn by the shell and sent to a replica of stage 0.
 
 use std::fmt::Debug;
 
 use super::open::{Open, Phase};
 use super::{Action, Feeder, Record};
-use crate::handoff::attempts::Sendings;
-use crate::handoff::status_timer::Asking;
-use crate::router::Choice;
-use crate::{Hop, Message, MicrobatchId, Purpose, StageIndex, Time, WeightVersion};
+use crate::{Attempt, Envelope, Hop, Message, MicrobatchId, Purpose, Time, WeightVersion};
 
 impl<P: Clone + Default + Debug> Feeder<P> {
     /// Whether every stage is served and nothing speaks against sending now.
@@ -26,13 +23,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     /// The next microbatch there is a place for. A waiting evaluation lets training run dry first.
-    pub(super) fn next_admitted(&mut self) -> Option<(MicrobatchId, Open<P>)> {
+    fn next_admitted(&mut self) -> Option<(MicrobatchId, Open<P>)> {
         if let Some(evaluation) = self.evaluations.front_mut() {
             let free =
                 self.window.in_flight() == 0 && evaluation.has_more() && self.evaluation_window.admit();
             let id = if free { evaluation.take()? } else { return None };
-            let sendings = Sendings::from(evaluation.attempt);
-            return Some((id, Open { sendings, ..Open::new(evaluation.measured().purpose) }));
+            self.handoff.number_from(id, evaluation.attempt);
+            return Some((id, Open::new(evaluation.measured().purpose)));
         }
         let wanted = !self.stopped && self.admitted < self.config.total && self.ranges.left() > 0;
         if !wanted || !self.window.admit() {
@@ -43,60 +40,47 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     pub(super) fn send_drawn(&mut self, now: Time) {
-        let drawn = |open: &Open<P>| matches!(open.phase, Phase::Drawn);
+        let drawn = |open: &Open<P>| open.phase == Phase::Drawn;
         let ids: Vec<_> = self.open.iter().filter(|(_, open)| drawn(open)).map(|(&id, _)| id).collect();
         for id in ids {
-            if !self.ask_before(now, id) && !self.inject(now, id) {
+            if !self.ask_former_holder(now, id) && !self.inject(now, id) {
                 return;
             }
         }
     }
 
     /// Sends one drawn microbatch; `false` if no replica takes one now.
-    pub(super) fn inject(&mut self, now: Time, microbatch: MicrobatchId) -> bool {
-        let hops = self.table.eligible(now, StageIndex(0));
-        let candidates = self.neighbours.candidates(now, hops, self.router.as_ref());
-        let senders = self.table.senders(StageIndex(0));
-        let Some(to) = self.router.choose(now, &Choice { candidates: &candidates, senders }) else {
-            return false;
-        };
-        let me = self.config.hop();
-        let Some(open) = self.open.get_mut(&microbatch) else { return true };
-        let Some(ids) = open.ids.clone() else { return true };
-        let (purpose, again, anew) = (open.purpose, open.sendings.any(), open.lost);
-        let attempt = open.sendings.add(to);
-        let message = Message::Forward {
-            microbatch,
-            attempt,
-            purpose,
-            anew,
-            route: vec![me],
-            holder: open.beyond,
-            version: WeightVersion(0),
-            ids,
-            code: P::default(),
-        };
+    fn inject(&mut self, now: Time, microbatch: MicrobatchId) -> bool {
+        let Some(to) = self.handoff.choose(now, &self.table) else { return false };
+        let Some(open) = self.open.get(&microbatch) else { return true };
+        let (purpose, Some(ids)) = (open.purpose, open.ids.clone()) else { return true };
+        let again = self.handoff.attempts(microbatch) > 0;
+        let is_retry = self.handoff.had_failed(microbatch);
+        let downstream_holder = self.handoff.holder_beyond(microbatch);
         if purpose == Purpose::Train {
             self.actions.push_back(Action::Journal(Record::Sent { microbatch, to }));
-            self.count_sent(microbatch, again, anew);
+            self.count_sent(microbatch, again, is_retry);
         }
-        self.sent(now, microbatch, to);
-        self.actions.push_back(Action::Send { to: to.peer, message });
+        let attempt = self.hand_on(now, microbatch, to);
+        let (route, version) = (vec![self.config.hop()], WeightVersion(0));
+        let message =
+            Message::Forward { microbatch, attempt, purpose, is_retry, route, downstream_holder, version };
+        let envelope = Envelope { message, ids, payload: P::default() };
+        self.actions.push_back(Action::Send { to: to.peer(), envelope });
         true
     }
 
-    /// The answer of `to` is awaited.
-    pub(super) fn sent(&mut self, now: Time, microbatch: MicrobatchId, to: Hop) {
-        self.router.on_sent(now, to, microbatch);
+    /// The reply of `to` is awaited from now on.
+    pub(super) fn hand_on(&mut self, now: Time, microbatch: MicrobatchId, to: Hop) -> Attempt {
+        let purpose = self.open.get(&microbatch).map_or(Purpose::Train, |open| open.purpose);
         if let Some(open) = self.open.get_mut(&microbatch) {
-            open.phase = Phase::Sent { asking: Asking::sent(now) };
-            let at = now + self.config.patience(open.purpose);
-            self.check_at = Some(self.check_at.map_or(at, |known| known.min(at)));
+            open.phase = Phase::Sent;
         }
+        self.handoff.sent(now, microbatch, to, self.config.timeout(purpose))
     }
 
-    pub(super) fn count_sent(&mut self, microbatch: MicrobatchId, again: bool, anew: bool) {
-        self.counts.resent += u64::from(anew);
+    fn count_sent(&mut self, microbatch: MicrobatchId, again: bool, is_retry: bool) {
+        self.counts.retried += u64::from(is_retry);
         if !again {
             self.grants.open(microbatch);
             self.counts.injected += 1;
@@ -106,7 +90,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     pub(super) fn on_drawn(&mut self, microbatch: MicrobatchId, ids: P) {
         if let Some(open) = self.open.get_mut(&microbatch)
-            && matches!(open.phase, Phase::Drawing)
+            && open.phase == Phase::Drawing
         {
             open.ids = Some(ids);
             open.phase = Phase::Drawn;

@@ -10,26 +10,26 @@ pub enum Record {
     Leased(Lease),
     /// A training microbatch goes to this replica of stage 0.
     Sent {
-        /// Which one.
+        /// The id.
         microbatch: MicrobatchId,
-        /// To whom.
+        /// The replica.
         to: Hop,
     },
-    /// This replica, and no other ever, may apply its gradients of this microbatch at this stage.
+    /// This replica, and no other ever, may apply its gradients of this microbatch at its stage.
     Granted {
-        /// Which one.
+        /// The id.
         microbatch: MicrobatchId,
-        /// At which stage, and who.
+        /// The replica and its stage.
         to: Hop,
     },
     /// A training microbatch has its outcome.
     Ended {
-        /// Which one.
+        /// The id.
         microbatch: MicrobatchId,
         /// What became of it.
         outcome: Outcome,
     },
-    /// A range of a feeder that is gone was taken over.
+    /// A range of a feeder that has gone was taken over.
     TakenOver(TakenOver),
 }
 
@@ -40,21 +40,21 @@ pub struct TakenOver {
     pub lease: Lease,
     /// Ids that had their outcome.
     pub ended: u64,
-    /// Behind the last id that was injected as far as anybody knows; nothing from there on ever will be.
+    /// The id after the last one that was injected, as far as anyone knows; none from there on ever will be.
     pub end: MicrobatchId,
-    /// What goes on.
+    /// Microbatches that go on.
     pub continued: Vec<Continued>,
-    /// What was injected and cannot go on.
+    /// Microbatches that were injected and cannot go on.
     pub abandoned: Vec<MicrobatchId>,
 }
 
 /// A microbatch that a successor goes on with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Continued {
-    /// Which one.
+    /// The id.
     pub microbatch: MicrobatchId,
-    /// Who holds it at stage 0.
+    /// The replica of stage 0 that holds it.
     pub to: Hop,
-    /// Who has the grants given before. A key of zeros stands for somebody who has left.
+    /// The grants given before. A key of zeros stands for a replica that has left.
     pub grants: Vec<Hop>,
 }

@@ -3,10 +3,10 @@
 use std::fmt::Debug;
 
 use super::evaluation::Evaluation;
-use super::open::Open;
+use super::open::{Open, Phase};
 use super::{Action, EVALUATION_TRIES, EVALUATIONS_MAX, Feeder, Outcome};
-use crate::router::Settled;
-use crate::{Attempt, Hop, Incarnation, Loss, MicrobatchId, PeerId, Purpose, Refusal, StageIndex, Time};
+use crate::router::Completion;
+use crate::{Attempt, Hop, Instance, Loss, MicrobatchId, Purpose, Refusal, StageIndex, Time};
 
 impl<P: Clone + Default + Debug> Feeder<P> {
     pub(super) fn on_evaluate(&mut self, first: u64, count: u64, purpose: Purpose) {
@@ -20,19 +20,35 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.notice_measured();
     }
 
+    /// Begins the measurement that the schedule wants now. One that finds too many waiting is left out.
+    pub(super) fn evaluate_by_schedule(&mut self) {
+        let Some(schedule) = self.config.evaluation.filter(|_| !self.stopped) else { return };
+        let (injected, total) = (self.counts.injected, self.config.total);
+        if let Some(purpose) = self.schedule.take_due(schedule, injected, total) {
+            self.on_evaluate(0, schedule.microbatches, purpose);
+        }
+    }
+
+    /// Begins the last measurements of the schedule, once.
+    pub(super) fn evaluate_at_the_end(&mut self) {
+        let Some(schedule) = self.config.evaluation.filter(|_| !self.stopped) else { return };
+        for &purpose in self.schedule.take_last(self.config.stages) {
+            self.on_evaluate(0, schedule.microbatches, purpose);
+        }
+    }
+
     pub(super) fn on_evaluated(
         &mut self,
         now: Time,
-        from: PeerId,
-        incarnation: Incarnation,
+        from: Instance,
         id: MicrobatchId,
         attempt: Attempt,
         loss: Loss,
     ) {
-        let last =
-            Hop { stage: Some(StageIndex(self.config.stages.saturating_sub(1))), peer: from, incarnation };
-        let asked = |open: &&Open<P>| !open.trains() && open.sendings.any_with(attempt);
-        if !self.table.placed(&last) || self.open.get(&id).filter(asked).is_none() {
+        let last = Hop::replica(StageIndex(self.config.stages.saturating_sub(1)), from);
+        let asked = self.open.get(&id).is_some_and(|open| !open.trains())
+            && self.handoff.contains_number(id, attempt);
+        if !self.table.placed(&last) || !asked {
             return self.counts.late += 1;
         }
         self.evaluation_heard = now;
@@ -45,14 +61,16 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     pub(super) fn evaluate_again(&mut self, now: Time, id: MicrobatchId) {
-        if now.since(self.evaluation_heard) < self.config.evaluation_patience {
+        if now.since(self.evaluation_heard) < self.config.evaluation_timeout {
             return;
         }
-        let tries = self.open.get(&id).map_or(0, |open| open.sendings.count());
-        if tries >= EVALUATION_TRIES {
+        if self.handoff.attempts(id) >= EVALUATION_TRIES {
             return self.settle(now, id, Outcome::Unanswered);
         }
-        self.send_anew(now, id, Settled::Lost);
+        self.handoff.fail(now, id, Completion::Lost);
+        if let Some(Open { phase, .. }) = self.open.get_mut(&id) {
+            *phase = Phase::Drawn;
+        }
     }
 
     pub(super) fn settle_evaluation(&mut self, loss: Option<Loss>) {
@@ -65,7 +83,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     pub(super) fn notice_measured(&mut self) {
         while let Some(evaluation) = self.evaluations.pop_front_if(|evaluation| evaluation.is_over()) {
-            self.actions.push_back(Action::EvaluationDone(evaluation.measured()));
+            self.actions.push_back(Action::Evaluated(evaluation.measured()));
         }
     }
 }

@@ -1,51 +1,35 @@
 //! The ids a feeder may still inject.
 
-use std::collections::VecDeque;
+use crate::{IdSet, Lease, MicrobatchId};
 
-use crate::{Lease, MicrobatchId};
-
-/// Leased ids that are not drawn yet, in the order leased.
+/// Leased ids that are not drawn yet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ranges {
-    /// Half-open.
-    open: VecDeque<(u64, u64)>,
-    /// Everything below was leased before: an answer that arrives twice gives nothing twice.
+    open: IdSet,
+    /// Every id below was leased before: a reply that arrives twice gives nothing twice.
     seen: u64,
 }
 
 impl Ranges {
-    /// Adds what of `lease` is new and training text.
+    /// Adds the new ids of `lease`, as far as they are of training text.
     pub(super) fn add(&mut self, lease: &Lease) {
-        let end = lease.first.0.saturating_add(lease.count).min(MicrobatchId::EVALUATION_BIT);
+        let end = lease.ids().end.min(MicrobatchId::EVALUATION_BIT);
         let first = lease.first.0.max(self.seen);
-        if first < end {
-            self.open.push_back((first, end));
-            self.seen = end;
-        }
+        self.open.insert_run(first..end);
+        self.seen = self.seen.max(end);
     }
 
     pub(super) fn take(&mut self) -> Option<MicrobatchId> {
-        let (first, end) = self.open.front_mut()?;
-        let id = MicrobatchId(*first);
-        *first += 1;
-        if first == end {
-            self.open.pop_front();
-        }
-        Some(id)
+        self.open.pop_first()
     }
 
     /// Takes out one id that was injected before.
     pub(super) fn remove(&mut self, id: MicrobatchId) {
-        let Some(index) = self.open.iter().position(|&(first, end)| (first..end).contains(&id.0)) else {
-            return;
-        };
-        let Some((first, end)) = self.open.remove(index) else { return };
-        let rest = [(first, id.0), (id.0 + 1, end)].into_iter().filter(|(first, end)| first < end);
-        rest.rev().for_each(|part| self.open.insert(index, part));
+        self.open.remove(id);
     }
 
     pub(super) fn left(&self) -> u64 {
-        self.open.iter().map(|(first, end)| end - first).sum()
+        self.open.len()
     }
 }
 
@@ -72,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_injected_is_not_given_again() {
+    fn an_id_that_was_injected_is_not_given_again() {
         let mut ranges = Ranges::default();
         ranges.add(&lease(0, 6));
         for id in [0, 3, 5, 3, 99] {

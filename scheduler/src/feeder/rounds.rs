@@ -1,28 +1,28 @@
 //! When the averaging rounds of the run begin.
 //!
 //! Replicas average only if they are in the same round at the same time, and a round takes as long as it takes. So the
-//! next one is not called before everybody has ended the one at hand, however many microbatches finish meanwhile: who
-//! is called on in the middle of a round would meet nobody, and leave sets out.
+//! next one is not called before the current one has ended everywhere, however many microbatches finish meanwhile: a
+//! replica that is called in the middle of a round would find no partner, and leave fragments out.
 //!
-//! A replica that died is a member until its lease ends. So once most of each stage have ended a round the others are
-//! waited for only a little longer. That breaks nothing: who is left behind meets nobody in its round, ends it, and
-//! takes part in the round at hand. Without care a replica that lives but is always slower than the rest would always
-//! be left behind; so whoever reports after it was gone on without is known to live, and is waited for in full from
-//! then on.
+//! A replica that died is a member until its lease ends. So once most of each stage have ended a round, the others are
+//! waited for only a little longer. That breaks nothing: a replica left behind finds no partner in its round, ends it, and
+//! takes part in the current one. Without care a replica that lives but is always slower than the rest would always be
+//! left behind; so one that reports after the next round was called without it is known to live, and is waited for in
+//! full from then on.
 //!
-//! When everything has its outcome and nobody learns any more, each index set goes round once, and replicas of a stage
-//! end equal: in these rounds, and in the one before them, everybody is waited for in full.
+//! When every microbatch has its outcome and weights no longer change, each fragment is averaged once more, and replicas
+//! of a stage end equal: in these rounds, and in the one before them, every member is waited for in full.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::averaging::{Participant, Round};
-use crate::{Duration, Time};
+use crate::averaging::Round;
+use crate::{Duration, Instance, Time};
 
-use super::Carrying;
+use super::AveragingSchedule;
 
-/// How long a replica is waited for that has not ended a round. Those who take part give up on silent members far
-/// sooner; this is for those who do not answer at all, and stay in the table.
-pub const ROUND_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a replica that has not ended a round is waited for. Members give up on silent ones far sooner; this is for
+/// replicas that do not answer at all, and stay in the table.
+pub const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the others are waited for when more than half of each stage have ended a round.
 pub const ROUND_GRACE: Duration = Duration::from_secs(3);
@@ -30,25 +30,25 @@ pub const ROUND_GRACE: Duration = Duration::from_secs(3);
 /// The clock of averaging rounds.
 #[derive(Clone, Debug)]
 pub(super) struct Rounds {
-    carrying: Carrying,
-    /// The round at hand; 0 before the first.
+    schedule: AveragingSchedule,
+    /// The current round; 0 before the first.
     round: u64,
     /// Rounds called by this start of the feeder; a former one may have called others.
     called: u64,
-    /// Those of them that were called when everything had its outcome.
+    /// Those of them that were called when every microbatch had its outcome.
     closing: u64,
-    /// Microbatches finished when the round at hand was called.
+    /// Microbatches finished when the current round was called.
     finished: u64,
-    /// Until then those who have not ended it are waited for.
+    /// Until then the members that have not ended it are waited for.
     open_until: Option<Time>,
     /// The same where most have ended it; the earlier one counts.
     grace_until: Option<Time>,
-    /// Up to which round each member has ended. Only members are ever in here.
-    ended: BTreeMap<Participant, u64>,
-    /// Members a round was called without, not heard of since.
-    behind: BTreeSet<Participant>,
+    /// The last round that each member has ended. Only members are ever in here.
+    ended: BTreeMap<Instance, u64>,
+    /// Members that the current round was called without, not heard of since.
+    behind: BTreeSet<Instance>,
     /// Members that were behind, and live.
-    slow: BTreeSet<Participant>,
+    slow: BTreeSet<Instance>,
     over: bool,
 }
 
@@ -57,15 +57,15 @@ pub(super) struct Rounds {
 pub(super) struct Training {
     /// Microbatches finished.
     pub(super) finished: u64,
-    /// Everything has its outcome.
+    /// Every microbatch has its outcome.
     pub(super) over: bool,
 }
 
 impl Rounds {
-    /// Without `carrying` there are none.
-    pub(super) fn new(carrying: Option<Carrying>) -> Self {
+    /// Without a `schedule` there are none.
+    pub(super) fn new(schedule: Option<AveragingSchedule>) -> Self {
         Self {
-            carrying: carrying.unwrap_or(Carrying { every: 0, sets: 0 }),
+            schedule: schedule.unwrap_or(AveragingSchedule { interval: 0, fragments: 0 }),
             round: 0,
             called: 0,
             closing: 0,
@@ -79,8 +79,8 @@ impl Rounds {
         }
     }
 
-    /// The round at hand.
-    pub(super) fn now(&self) -> Round {
+    /// The current round.
+    pub(super) fn current(&self) -> Round {
         Round(self.round)
     }
 
@@ -89,7 +89,7 @@ impl Rounds {
         self.called
     }
 
-    /// Whether the round at hand is one of the last.
+    /// Whether the current round is one of the last.
     pub(super) fn closes(&self) -> bool {
         self.closing > 0
     }
@@ -99,24 +99,24 @@ impl Rounds {
         self.over
     }
 
-    /// When, after `now`, to go on without those who have not ended the round at hand.
+    /// When, after `now`, to go on without the members that have not ended the current round.
     pub(super) fn deadline(&self, now: Time) -> Option<Time> {
         let open_until = self.open_until?;
         Some(self.grace_until.filter(|&until| now < until).map_or(open_until, |until| until.min(open_until)))
     }
 
     /// A member has ended this round and all before it.
-    pub(super) fn ended(&mut self, member: Participant, round: Round) {
+    pub(super) fn ended(&mut self, member: Instance, round: Round) {
         self.ended.insert(member, round.0);
         if self.behind.remove(&member) {
             self.slow.insert(member);
         }
     }
 
-    /// Calls the next round, if it is time and the members of each stage have ended the one at hand; whether it was
-    /// called.
-    pub(super) fn proceed(&mut self, now: Time, training: Training, stages: &[Vec<Participant>]) -> bool {
-        let members: BTreeSet<Participant> = stages.iter().flatten().copied().collect();
+    /// Calls the next round, if it is time and the members of each stage have ended the current one. Returns whether it
+    /// was called.
+    pub(super) fn proceed(&mut self, now: Time, training: Training, stages: &[Vec<Instance>]) -> bool {
+        let members: BTreeSet<Instance> = stages.iter().flatten().copied().collect();
         self.ended.retain(|member, _| members.contains(member));
         self.behind.retain(|member| members.contains(member));
         self.slow.retain(|member| members.contains(member));
@@ -130,7 +130,7 @@ impl Rounds {
             return false;
         }
         if training.over {
-            self.over = members.is_empty() || self.closing >= self.carrying.sets;
+            self.over = members.is_empty() || self.closing >= self.schedule.fragments;
             self.closing += u64::from(!self.over);
         }
         let due = !training.over && self.is_due(training.finished) && !members.is_empty();
@@ -141,25 +141,25 @@ impl Rounds {
             // All members may have ended more rounds than this start of the feeder has called.
             self.round = self.round.max(ended.unwrap_or(0)).saturating_add(1);
             self.finished = training.finished;
-            self.open_until = Some(now + ROUND_PATIENCE);
+            self.open_until = Some(now + ROUND_TIMEOUT);
             self.grace_until = None;
         }
         calls
     }
 
-    /// Whether more than half of each stage have ended the round at hand, and all that are known to be slow.
-    fn most_have_ended(&self, stages: &[Vec<Participant>]) -> bool {
-        let ends = |member: &&Participant| self.ended_by(member) >= self.round;
+    /// Whether more than half of each stage have ended the current round, and all that are known to be slow.
+    fn most_have_ended(&self, stages: &[Vec<Instance>]) -> bool {
+        let ends = |member: &&Instance| self.ended_by(member) >= self.round;
         self.slow.iter().all(|member| ends(&member))
             && stages.iter().all(|members| members.iter().filter(ends).count() > members.len() / 2)
     }
 
-    fn ended_by(&self, member: &Participant) -> u64 {
+    fn ended_by(&self, member: &Instance) -> u64 {
         self.ended.get(member).copied().unwrap_or(0)
     }
 
     fn is_due(&self, finished: u64) -> bool {
-        self.carrying.every > 0 && finished.saturating_sub(self.finished) >= self.carrying.every
+        self.schedule.interval > 0 && finished.saturating_sub(self.finished) >= self.schedule.interval
     }
 }
 
@@ -168,17 +168,17 @@ mod tests {
     use super::*;
     use crate::{Incarnation, PeerId};
 
-    fn member(key: u8) -> Participant {
-        Participant { peer: PeerId([key; 32]), incarnation: Incarnation(1) }
+    fn member(key: u8) -> Instance {
+        Instance::new(PeerId([key; 32]), Incarnation(1))
     }
 
     /// A run of one stage, with these members.
-    fn stage(keys: std::ops::RangeInclusive<u8>) -> Vec<Vec<Participant>> {
+    fn stage(keys: std::ops::RangeInclusive<u8>) -> Vec<Vec<Instance>> {
         vec![keys.map(member).collect()]
     }
 
     fn rounds() -> Rounds {
-        Rounds::new(Some(Carrying { every: 10, sets: 2 }))
+        Rounds::new(Some(AveragingSchedule { interval: 10, fragments: 2 }))
     }
 
     fn at(finished: u64) -> Training {
@@ -194,24 +194,24 @@ mod tests {
         assert!(!rounds.proceed(Time(1), at(99), &members));
         rounds.ended(member(2), Round(1));
         assert!(rounds.proceed(Time(2), at(99), &members));
-        assert_eq!(rounds.now(), Round(2));
+        assert_eq!(rounds.current(), Round(2));
         rounds.ended(member(1), Round(2));
         assert!(rounds.proceed(Time(3), at(109), &stage(1..=1)), "the other one has left");
     }
 
     #[test]
-    fn nobody_is_waited_for_for_ever() {
+    fn no_member_is_waited_for_for_ever() {
         let (members, mut rounds) = (stage(1..=2), rounds());
         assert!(rounds.proceed(Time(0), at(10), &members));
-        assert_eq!(rounds.deadline(Time(0)), Some(Time(0) + ROUND_PATIENCE));
-        assert!(!rounds.proceed(Time(0) + ROUND_PATIENCE / 2, at(20), &members));
-        assert!(!rounds.proceed(Time(0) + ROUND_PATIENCE, at(19), &members));
-        assert_eq!(rounds.deadline(Time(0) + ROUND_PATIENCE), None);
-        assert!(rounds.proceed(Time(1) + ROUND_PATIENCE, at(20), &members));
+        assert_eq!(rounds.deadline(Time(0)), Some(Time(0) + ROUND_TIMEOUT));
+        assert!(!rounds.proceed(Time(0) + ROUND_TIMEOUT / 2, at(20), &members));
+        assert!(!rounds.proceed(Time(0) + ROUND_TIMEOUT, at(19), &members));
+        assert_eq!(rounds.deadline(Time(0) + ROUND_TIMEOUT), None);
+        assert!(rounds.proceed(Time(1) + ROUND_TIMEOUT, at(20), &members));
     }
 
     /// Round 1 is called at 0; these members end it at 1.
-    fn under_way(stages: &[Vec<Participant>], ended: std::ops::RangeInclusive<u8>) -> Rounds {
+    fn under_way(stages: &[Vec<Instance>], ended: std::ops::RangeInclusive<u8>) -> Rounds {
         let mut rounds = rounds();
         assert!(rounds.proceed(Time(0), at(10), stages));
         ended.for_each(|key| rounds.ended(member(key), Round(1)));
@@ -227,23 +227,23 @@ mod tests {
         assert_eq!(rounds.deadline(Time(1)), Some(grace));
         assert!(!rounds.proceed(almost, at(99), &members));
         assert!(!rounds.proceed(grace, at(19), &members), "not due");
-        assert_eq!(rounds.deadline(grace), Some(Time(0) + ROUND_PATIENCE), "nothing happens before");
+        assert_eq!(rounds.deadline(grace), Some(Time(0) + ROUND_TIMEOUT), "nothing happens before");
         assert!(rounds.proceed(grace, at(20), &members));
-        assert_eq!(rounds.deadline(grace), Some(grace + ROUND_PATIENCE));
+        assert_eq!(rounds.deadline(grace), Some(grace + ROUND_TIMEOUT));
 
         let mut half = under_way(&members, 1..=2);
-        assert_eq!(half.deadline(Time(1)), Some(Time(0) + ROUND_PATIENCE));
+        assert_eq!(half.deadline(Time(1)), Some(Time(0) + ROUND_TIMEOUT));
         assert!(!half.proceed(grace, at(99), &members));
 
         let two = [stage(1..=3).concat(), stage(4..=5).concat()];
         let mut other_stage = under_way(&two, 1..=4);
-        assert_eq!(other_stage.deadline(Time(1)), Some(Time(0) + ROUND_PATIENCE), "one of two is not most");
+        assert_eq!(other_stage.deadline(Time(1)), Some(Time(0) + ROUND_TIMEOUT), "one of two is not most");
         other_stage.ended(member(5), Round(1));
         assert!(other_stage.proceed(Time(2), at(99), &two));
     }
 
     #[test]
-    fn who_was_left_behind_and_lives_is_waited_for_in_full_from_then_on() {
+    fn a_member_that_was_left_behind_and_lives_is_waited_for_in_full_from_then_on() {
         let members = stage(1..=3);
         let mut rounds = under_way(&members, 1..=2);
         let second = Time(1) + ROUND_GRACE;
@@ -252,13 +252,13 @@ mod tests {
         rounds.ended(member(3), Round(1));
         assert!(!rounds.proceed(second + ROUND_GRACE, at(99), &members));
         assert!(!rounds.proceed(second + ROUND_GRACE * 2, at(99), &members));
-        assert_eq!(rounds.deadline(second), Some(second + ROUND_PATIENCE));
+        assert_eq!(rounds.deadline(second), Some(second + ROUND_TIMEOUT));
         rounds.ended(member(3), Round(2));
         let third = second + ROUND_GRACE * 3;
         assert!(rounds.proceed(third, at(99), &members));
         (1..=2).for_each(|key| rounds.ended(member(key), Round(3)));
         assert!(!rounds.proceed(third, at(199), &members));
-        assert_eq!(rounds.deadline(third), Some(third + ROUND_PATIENCE));
+        assert_eq!(rounds.deadline(third), Some(third + ROUND_TIMEOUT));
         assert!(rounds.proceed(third, at(199), &stage(1..=2)), "until it leaves");
     }
 
@@ -276,11 +276,11 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_left_behind_at_the_end() {
+    fn no_member_is_left_behind_at_the_end() {
         let members = stage(1..=3);
         let over = Training { finished: 99, over: true };
         let mut rounds = under_way(&members, 1..=2);
-        let late = Time(0) + ROUND_PATIENCE / 2;
+        let late = Time(0) + ROUND_TIMEOUT / 2;
         assert!(!rounds.proceed(late, at(19), &members), "its grace is over, the next round not due");
         for round in 1..=3 {
             assert!(!rounds.proceed(late, over, &members));
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_end_each_set_goes_round_once_more() {
+    fn at_the_end_each_fragment_is_averaged_once_more() {
         let (members, mut rounds) = (stage(1..=1), rounds());
         let over = Training { finished: 15, over: true };
         for round in 1..=2 {
@@ -312,11 +312,11 @@ mod tests {
         rounds.ended(member(1), Round(u64::MAX));
         rounds.ended(member(2), Round(40));
         assert!(rounds.proceed(Time(1), at(20), &members));
-        assert_eq!((rounds.now(), rounds.called()), (Round(41), 2));
+        assert_eq!((rounds.current(), rounds.called()), (Round(41), 2));
     }
 
     #[test]
-    fn with_nobody_to_average_it_is_over_at_once() {
+    fn without_members_it_is_over_at_once() {
         let over = Training { finished: 100, over: true };
         let mut alone = rounds();
         assert!(!alone.proceed(Time(0), at(90), &[]));

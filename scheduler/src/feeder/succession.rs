@@ -1,9 +1,9 @@
-//! Taking over the ids of a feeder that is gone.
+//! Taking over the ids of a feeder that has gone.
 //!
-//! The coordinator's table names the range and its successor. The successor knows nothing of it, so it asks every
-//! replica for its inventory; each of them takes no more grants from the former feeder, whatever it may still say. What
-//! is then known to be held at stage 0 goes on there. What was injected and cannot safely go on is abandoned, and
-//! counted so: nothing is injected twice, and nothing is granted of which somebody who left may have had the grant.
+//! The coordinator's table names the range and its successor. The successor knows nothing of it, so it asks every replica
+//! for a recovery report; from then on a replica takes no grant from the former feeder, should it still live. A microbatch
+//! that is then known to be held at stage 0 goes on there. One that was injected and cannot safely go on is abandoned, and
+//! counted so: no id is injected twice, and no claim is granted that a replica which has left may have been granted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -11,19 +11,19 @@ use std::fmt::Debug;
 use super::grants::gone;
 use super::journal::{Continued, TakenOver};
 use super::open::Open;
-use super::{Action, Feeder, Outcome, Record};
+use super::{Action, End, Feeder, Outcome, Record};
 use crate::message::CLAIM_MAX;
-use crate::recovery_report::{INVENTORY_MAX, Inventory, Item, Stock};
+use crate::recovery_report::{Item, Possession, RECOVERY_ITEMS_MAX, RecoveryReport};
 use crate::{
-    Duration, Hop, Incarnation, Lease, Message, MicrobatchId, PeerId, Purpose, Refusal, Span, StageIndex,
+    AckRange, Duration, Hop, IdSet, Instance, Lease, Message, MicrobatchId, Purpose, Refusal, StageIndex,
     Time,
 };
 
-/// Replicas that have not answered are asked again this often.
+/// Time between two requests to a replica that has not answered.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// A replica that stays in the table and does not answer for so long is doubted like one that has left.
-pub const ADOPTION_PATIENCE: Duration = Duration::from_secs(60);
-/// Ids without an outcome that are listened to in one range; windows are smaller.
+/// A replica that stays in the table and does not answer for so long counts like one that has left.
+pub const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Ids without an outcome that are remembered of one range; windows are smaller.
 const KNOWN_MAX: usize = 1 << 17;
 
 /// The ranges to take over.
@@ -33,23 +33,24 @@ pub(super) struct Succession {
     under_way: BTreeMap<MicrobatchId, Takeover>,
     /// The ranges that were taken over, by first id.
     done: BTreeMap<MicrobatchId, Lease>,
-    /// Claims that came before it was known what to say; answered at the end.
-    early: BTreeMap<Hop, BTreeSet<MicrobatchId>>,
-    /// Claims that came too late for the former feeder's answer.
+    /// Claims that came before their answer was known; answered at the end.
+    deferred: BTreeMap<Hop, BTreeSet<MicrobatchId>>,
+    /// Claims that came after the end, and whose answer only the former feeder knew.
     unheard: BTreeSet<(MicrobatchId, Hop)>,
     ask_at: Option<Time>,
 }
 
-/// One range and what is known of it so far.
+/// One range, and what is known of it so far.
 #[derive(Clone, Debug)]
 struct Takeover {
     lease: Lease,
     began: Time,
-    /// Who owes which page.
+    /// The replicas that owe a page, and which one.
     owing: BTreeMap<Hop, MicrobatchId>,
-    /// Stages of which a replica has not answered and never will.
+    /// Stages with a replica that has not answered and never will.
     silent: BTreeSet<StageIndex>,
-    ended: Vec<Span>,
+    /// The outcomes that the former feeder announced.
+    ended: IdSet,
     known: BTreeMap<MicrobatchId, Known>,
 }
 
@@ -57,17 +58,18 @@ struct Takeover {
 #[derive(Clone, Debug, Default)]
 struct Known {
     grants: Vec<Hop>,
-    /// Stages where somebody else than the answering replica has the grant.
+    /// Stages where another replica than the reporting one has the grant.
     denied: BTreeSet<StageIndex>,
-    /// Who holds it at stage 0.
+    /// The replica that holds it at stage 0.
     held: Option<Held>,
 }
 
 #[derive(Clone, Debug)]
 struct Held {
     by: Hop,
-    stock: Stock,
-    doubted: BTreeSet<StageIndex>,
+    possession: Possession,
+    /// Stages whose grant may be with a replica that has left.
+    doubtful: BTreeSet<StageIndex>,
 }
 
 impl Succession {
@@ -79,13 +81,13 @@ impl Succession {
         self.ask_at
     }
 
-    /// Keeps a claim of which nobody can say yet what became of its microbatch; `false` if it can be answered.
+    /// Keeps a claim whose answer is not known yet; `false` if it can be answered.
     pub(super) fn defers(&mut self, claimant: Hop, microbatch: MicrobatchId) -> bool {
         let undecided = self.under_way.values().any(|takeover| takeover.lease.contains(microbatch));
         if undecided {
-            let early = self.early.entry(claimant).or_default();
-            if early.len() < CLAIM_MAX {
-                early.insert(microbatch);
+            let deferred = self.deferred.entry(claimant).or_default();
+            if deferred.len() < CLAIM_MAX {
+                deferred.insert(microbatch);
             }
         }
         undecided
@@ -103,14 +105,15 @@ impl Succession {
 }
 
 impl<P: Clone + Default + Debug> Feeder<P> {
-    /// A newer table: perhaps there is something to take over, or somebody has taken over what was here.
+    /// A newer table: perhaps there is a range to take over, or another feeder has taken over a range from here.
     pub(super) fn follow_successions(&mut self, now: Time) {
-        let (me, replicas) = (self.config.peer, self.table.replicas());
+        let (me, replicas) = (self.config.me.peer, self.table.replicas());
         for succession in self.table.successions().to_vec() {
             let lease = succession.lease;
             if succession.feeder != me {
                 if self.announcement.covers(lease.first) {
-                    return self.yield_to(succession.feeder);
+                    // From now on the other feeder decides about these ids.
+                    return self.finish(End::Succeeded { by: succession.feeder });
                 }
                 continue;
             }
@@ -122,19 +125,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
         }
         for takeover in self.succession.under_way.values_mut() {
-            takeover.doubt(|hop| !replicas.contains(hop));
+            takeover.give_up_on(|hop| !replicas.contains(hop));
         }
     }
 
-    /// Another feeder decides about these ids now: whatever is said here counts for nothing any more.
-    fn yield_to(&mut self, by: PeerId) {
-        self.succeeded = true;
-        self.actions.push_back(Action::Succeeded { by });
-    }
-
-    /// Asks those who owe an answer, and takes over what nobody owes one about.
+    /// Asks the replicas that owe a report, and takes over the ranges that are fully reported.
     pub(super) fn take_over_ranges(&mut self, now: Time) {
-        self.ask_for_inventories(now);
+        self.request_reports(now);
         let complete = |takeover: &Takeover| takeover.owing.is_empty();
         while let Some(first) =
             self.succession.under_way.iter().find(|(_, takeover)| complete(takeover)).map(|(&first, _)| first)
@@ -145,43 +142,43 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         if self.succession.is_over() {
             self.succession.ask_at = None;
-            for (claimant, early) in std::mem::take(&mut self.succession.early) {
-                self.on_claim(claimant, &early.into_iter().collect::<Vec<_>>());
+            for (claimant, deferred) in std::mem::take(&mut self.succession.deferred) {
+                self.on_claim(claimant, &deferred.into_iter().collect::<Vec<_>>());
             }
         }
     }
 
-    fn ask_for_inventories(&mut self, now: Time) {
+    fn request_reports(&mut self, now: Time) {
         if self.succession.ask_at.is_none_or(|at| at > now) {
             return;
         }
         self.succession.ask_at = Some(now + ASK_EVERY);
         for takeover in self.succession.under_way.values_mut() {
-            if takeover.began + ADOPTION_PATIENCE <= now {
-                takeover.doubt(|_| true);
+            if takeover.began + RECOVERY_TIMEOUT <= now {
+                takeover.give_up_on(|_| true);
             }
-            let asks = takeover.owing.iter().map(|(hop, &page)| takeover.ask(hop, page));
-            self.actions.extend(asks);
+            let requests = takeover.owing.iter().map(|(hop, &page)| takeover.request(hop, page));
+            self.actions.extend(requests);
         }
     }
 
     /// A page of what a replica knows; the next one is asked for at once.
-    pub(super) fn on_inventory(&mut self, from: PeerId, incarnation: Incarnation, inventory: Inventory) {
-        let hop = Hop { stage: Some(inventory.stage), peer: from, incarnation };
-        let takeover = self.succession.under_way.get_mut(&inventory.range);
-        let Some(takeover) = takeover.filter(|takeover| takeover.expects(&hop, &inventory)) else {
+    pub(super) fn on_recovery_report(&mut self, from: Instance, report: RecoveryReport) {
+        let hop = Hop::replica(report.stage, from);
+        let takeover = self.succession.under_way.get_mut(&report.first);
+        let Some(takeover) = takeover.filter(|takeover| takeover.expects(&hop, &report)) else {
             return self.counts.foreign += 1;
         };
-        let Inventory { from: page, next, ended, items, .. } = inventory;
-        takeover.ended.extend(ended);
-        for item in items.into_iter().take(INVENTORY_MAX) {
+        let RecoveryReport { from: page, next, ended, items, .. } = report;
+        takeover.note_ended(&ended);
+        for item in items.into_iter().take(RECOVERY_ITEMS_MAX) {
             takeover.learn(hop, item);
         }
         match next.filter(|&next| next > page && takeover.known.len() < KNOWN_MAX) {
             Some(next) => {
                 takeover.owing.insert(hop, next);
-                let ask = takeover.ask(&hop, next);
-                self.actions.push_back(ask);
+                let request = takeover.request(&hop, next);
+                self.actions.push_back(request);
             }
             None => {
                 takeover.owing.remove(&hop);
@@ -189,8 +186,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// Whether a claim to what had its outcome already was granted, the former feeder took to its grave. It is denied, so
-    /// the contribution may be lost.
+    /// Only the former feeder knew whether it had granted a claim to a microbatch that has its outcome. The claim is
+    /// denied, so the contribution may be lost.
     pub(super) fn count_unheard(&mut self, claimant: Hop, denied: &[MicrobatchId]) {
         for &id in denied {
             let unknown = self.succession.took_over(id) && self.grants.of(id).is_empty();
@@ -217,7 +214,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// What is continued is open as after a restart: who had it is asked for it.
+    /// A continued microbatch is open as after a restart: the replica that had it is asked for it.
     pub(super) fn remember_taken_over(&mut self, taken: &TakenOver) {
         let TakenOver { lease, ended, end, continued, abandoned } = taken;
         let (open, refused) = (continued.len() as u64, abandoned.len() as u64);
@@ -235,10 +232,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 self.grants.claim(*microbatch, hop);
                 self.contributions.grant(hop, self.rounds.called());
             }
-            let mut open = Open::new(Purpose::Train);
-            open.sendings.add(*to);
-            (open.recalled, open.lost) = (true, true);
-            self.open.insert(*microbatch, open);
+            self.handoff.remember(*microbatch, *to);
+            self.handoff.mark_failed(*microbatch);
+            self.open.insert(*microbatch, Open { recalled: true, ..Open::new(Purpose::Train) });
         }
     }
 }
@@ -250,22 +246,29 @@ impl Takeover {
             began: now,
             owing: replicas.iter().map(|&hop| (hop, lease.first)).collect(),
             silent: BTreeSet::new(),
-            ended: Vec::new(),
+            ended: IdSet::default(),
             known: BTreeMap::new(),
         }
     }
 
-    fn ask<P>(&self, hop: &Hop, from: MicrobatchId) -> Action<P> {
-        let message = Message::Adopt { range: self.lease.first, epoch: self.lease.epoch, from };
-        Action::Send { to: hop.peer, message }
+    fn request<P: Default>(&self, hop: &Hop, from: MicrobatchId) -> Action<P> {
+        let Lease { first, epoch, .. } = self.lease;
+        Action::Send { to: hop.peer(), envelope: Message::RecoverRange { first, epoch, from }.into() }
     }
 
-    fn expects(&self, hop: &Hop, inventory: &Inventory) -> bool {
-        inventory.epoch == self.lease.epoch && self.owing.get(hop) == Some(&inventory.from)
+    fn expects(&self, hop: &Hop, report: &RecoveryReport) -> bool {
+        report.epoch == self.lease.epoch && self.owing.get(hop) == Some(&report.from)
     }
 
-    /// Nothing more is heard of those who are `gone`.
-    fn doubt(&mut self, gone: impl Fn(&Hop) -> bool) {
+    fn note_ended(&mut self, ended: &[AckRange]) {
+        let ids = self.lease.ids();
+        for run in ended.iter().flat_map(AckRange::runs) {
+            self.ended.insert_run(run.start.max(ids.start)..run.end.min(ids.end));
+        }
+    }
+
+    /// Replicas that are `gone` will not report.
+    fn give_up_on(&mut self, gone: impl Fn(&Hop) -> bool) {
         for (hop, _) in self.owing.extract_if(.., |hop, _| gone(hop)) {
             self.silent.extend(hop.stage);
         }
@@ -282,34 +285,35 @@ impl Takeover {
             Some(false) => known.denied.extend(stages()),
             None => {}
         }
-        if by.stage == Some(StageIndex(0)) && item.stock != Stock::Gone {
-            let held = Held { by, stock: item.stock, doubted: item.doubted.into_iter().collect() };
+        if by.stage == Some(StageIndex(0)) && item.possession != Possession::Gone {
+            let doubtful = item.may_have_been_granted.into_iter().collect();
+            let held = Held { by, possession: item.possession, doubtful };
             known.held = Some(held.or_better(known.held.take()));
         }
     }
 
     fn conclude(self) -> TakenOver {
-        let ended = Ended::of(&self.lease, &self.ended);
         let last = self.known.last_key_value().map_or(self.lease.first.0, |(id, _)| id.0 + 1);
-        let end = MicrobatchId(last.max(ended.end()));
+        let end = MicrobatchId(last.max(self.ended.end()));
         let (mut continued, mut abandoned) = (Vec::new(), Vec::new());
-        let Self { lease, silent, mut known, .. } = self;
-        // Ids are injected in order, so those before the last known one were, even if nobody knows of them.
-        for microbatch in ended.missing(lease.first, end).take(KNOWN_MAX) {
+        let Self { lease, silent, ended, mut known, .. } = self;
+        // Ids are injected in order, so those before the last known one were, even if no replica knows of them.
+        let open = ended.gaps(lease.first.0..end.0).flatten().take(KNOWN_MAX);
+        for microbatch in open.map(MicrobatchId) {
             let known = known.remove(&microbatch).unwrap_or_default();
             match known.go_on(microbatch, &silent) {
                 Some(one) => continued.push(one),
                 None => abandoned.push(microbatch),
             }
         }
-        TakenOver { lease, ended: ended.count(), end, continued, abandoned }
+        TakenOver { lease, ended: ended.len(), end, continued, abandoned }
     }
 }
 
 impl Held {
-    /// The one from whom it can go on with less doubt.
+    /// The one from which it can go on with less doubt.
     fn or_better(self, other: Option<Self>) -> Self {
-        let doubt = |held: &Self| (held.stock != Stock::Answered, held.doubted.len());
+        let doubt = |held: &Self| (held.possession != Possession::Returned, held.doubtful.len());
         match other {
             Some(other) if doubt(&other) < doubt(&self) => other,
             Some(_) | None => self,
@@ -318,64 +322,20 @@ impl Held {
 }
 
 impl Known {
-    /// How it goes on, if it can: it is held at stage 0, and of each stage it is known who has the grant, or that nobody
-    /// can have it. Where the gradient is there already, its path tells the rest.
+    /// How it goes on, if it can: it is held at stage 0, and for each stage it is known which replica has the grant, or
+    /// that none can have it. Where the gradient is there already, its path tells the rest.
     fn go_on(self, microbatch: MicrobatchId, silent: &BTreeSet<StageIndex>) -> Option<Continued> {
-        let Held { by, stock, doubted } = self.held?;
+        let Held { by, possession, doubtful } = self.held?;
         let granted: BTreeSet<_> = self.grants.iter().filter_map(|hop| hop.stage).collect();
         let open: BTreeSet<_> =
-            doubted.union(silent).filter(|stage| !granted.contains(stage)).copied().collect();
-        if stock != Stock::Answered && !open.is_subset(&self.denied) {
+            doubtful.union(silent).filter(|stage| !granted.contains(stage)).copied().collect();
+        if possession != Possession::Returned && !open.is_subset(&self.denied) {
             return None;
         }
         let closed =
             open.union(&self.denied).filter(|stage| !granted.contains(stage)).map(|&stage| gone(stage));
         let grants = self.grants.iter().copied().chain(closed).collect();
         Some(Continued { microbatch, to: by, grants })
-    }
-}
-
-/// The ids of a range that have their outcome, as the former feeder announced them.
-struct Ended {
-    /// Disjoint, ascending, half-open.
-    runs: Vec<(u64, u64)>,
-}
-
-impl Ended {
-    fn of(lease: &Lease, spans: &[Span]) -> Self {
-        let (first, end) = (lease.first.0, lease.first.0.saturating_add(lease.count));
-        let bits = |span: &Span| {
-            let (below, span) = (span.below, span.clone());
-            let ids = below..below.saturating_add(8 * span.beyond.len() as u64);
-            ids.filter(move |&id| span.contains(MicrobatchId(id))).map(|id| (id, id + 1))
-        };
-        let told = spans.iter().flat_map(|span| std::iter::once((span.first, span.below)).chain(bits(span)));
-        let mut told: Vec<_> =
-            told.map(|(from, to)| (from.max(first), to.min(end))).filter(|(from, to)| from < to).collect();
-        told.sort_unstable();
-        let mut runs: Vec<(u64, u64)> = Vec::new();
-        for (from, to) in told {
-            match runs.last_mut() {
-                Some(last) if from <= last.1 => last.1 = last.1.max(to),
-                Some(_) | None => runs.push((from, to)),
-            }
-        }
-        Self { runs }
-    }
-
-    /// The ids of a range that are not among them.
-    fn missing(&self, first: MicrobatchId, end: MicrobatchId) -> impl Iterator<Item = MicrobatchId> {
-        let begins = std::iter::once(first.0).chain(self.runs.iter().map(|run| run.1));
-        let ends = self.runs.iter().map(|run| run.0).chain([end.0]);
-        begins.zip(ends).flat_map(|(from, to)| from..to).map(MicrobatchId)
-    }
-
-    fn count(&self) -> u64 {
-        self.runs.iter().map(|(from, to)| to - from).sum()
-    }
-
-    fn end(&self) -> u64 {
-        self.runs.last().map_or(0, |&(_, to)| to)
     }
 }
 
@@ -393,9 +353,9 @@ mod tests {
         Takeover::new(Time(0), lease, replicas)
     }
 
-    fn item(microbatch: u64, granted: Option<bool>, stock: Stock, doubted: &[u16]) -> Item {
-        let doubted = doubted.iter().copied().map(StageIndex).collect();
-        Item { microbatch: id(microbatch), granted, stock, doubted }
+    fn item(microbatch: u64, granted: Option<bool>, possession: Possession, doubtful: &[u16]) -> Item {
+        let may_have_been_granted = doubtful.iter().copied().map(StageIndex).collect();
+        Item { microbatch: id(microbatch), granted, possession, may_have_been_granted }
     }
 
     fn continued(microbatch: u64, grants: Vec<Hop>) -> Continued {
@@ -403,33 +363,33 @@ mod tests {
     }
 
     #[test]
-    fn what_stage_0_holds_goes_on_and_what_it_does_not_is_abandoned() {
+    fn a_microbatch_held_at_stage_0_goes_on_and_others_are_abandoned() {
         let mut takeover = takeover(&[a(0), a(1)]);
-        takeover.ended = vec![Span { first: 10, below: 12, beyond: vec![0b100] }];
-        takeover.learn(a(0), item(12, None, Stock::Held, &[]));
-        takeover.learn(a(1), item(12, Some(true), Stock::Held, &[]));
-        takeover.learn(a(1), item(16, None, Stock::Held, &[]));
-        takeover.learn(a(0), item(17, None, Stock::Gone, &[]));
-        takeover.learn(a(1), item(900, Some(true), Stock::Held, &[]));
+        takeover.note_ended(&[AckRange { first: 10, watermark: 12, bitmap: vec![0b100] }]);
+        takeover.learn(a(0), item(12, None, Possession::Held, &[]));
+        takeover.learn(a(1), item(12, Some(true), Possession::Held, &[]));
+        takeover.learn(a(1), item(16, None, Possession::Held, &[]));
+        takeover.learn(a(0), item(17, None, Possession::Gone, &[]));
+        takeover.learn(a(1), item(900, Some(true), Possession::Held, &[]));
         let taken = takeover.conclude();
         assert_eq!((taken.ended, taken.end), (3, id(18)));
         assert_eq!(taken.continued, [continued(12, vec![a(1)])]);
         assert_eq!(
             taken.abandoned,
             [13, 15, 16, 17].map(id),
-            "13 and 15 were injected, and nobody knows them"
+            "13 and 15 were injected, and no replica knows them"
         );
     }
 
     #[test]
-    fn nothing_is_granted_of_which_a_replica_that_left_may_have_the_grant() {
+    fn no_claim_is_granted_that_a_replica_which_left_may_have_been_granted() {
         let mut takeover = takeover(&[a(0), a(1)]);
-        takeover.learn(a(0), item(10, None, Stock::Held, &[1]));
-        takeover.learn(a(0), item(11, None, Stock::Held, &[1]));
-        takeover.learn(a(1), item(11, Some(true), Stock::Held, &[]));
-        takeover.learn(a(0), item(12, None, Stock::Held, &[1]));
-        takeover.learn(a(1), item(12, Some(false), Stock::Held, &[]));
-        takeover.learn(a(0), item(13, Some(true), Stock::Answered, &[1]));
+        takeover.learn(a(0), item(10, None, Possession::Held, &[1]));
+        takeover.learn(a(0), item(11, None, Possession::Held, &[1]));
+        takeover.learn(a(1), item(11, Some(true), Possession::Held, &[]));
+        takeover.learn(a(0), item(12, None, Possession::Held, &[1]));
+        takeover.learn(a(1), item(12, Some(false), Possession::Held, &[]));
+        takeover.learn(a(0), item(13, Some(true), Possession::Returned, &[1]));
         let taken = takeover.conclude();
         assert_eq!(taken.abandoned, [id(10)]);
         let one = gone(StageIndex(1));
@@ -438,10 +398,10 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_without_an_answer_is_doubted() {
+    fn a_replica_that_leaves_without_a_report_casts_doubt() {
         let mut takeover = takeover(&[a(0), a(1)]);
-        takeover.learn(a(0), item(10, Some(true), Stock::Held, &[]));
-        takeover.doubt(|hop| *hop == a(1));
+        takeover.learn(a(0), item(10, Some(true), Possession::Held, &[]));
+        takeover.give_up_on(|hop| *hop == a(1));
         assert_eq!(takeover.owing.keys().copied().collect::<Vec<_>>(), [a(0)]);
         assert_eq!(takeover.conclude().abandoned, [id(10)]);
     }
@@ -449,10 +409,10 @@ mod tests {
     #[test]
     fn of_two_holders_the_one_with_less_doubt_is_asked() {
         let mut takeover = takeover(&[a(0), b(0)]);
-        takeover.learn(b(0), item(10, None, Stock::Held, &[0, 1]));
-        takeover.learn(a(0), item(10, None, Stock::Held, &[]));
-        takeover.learn(b(0), item(11, None, Stock::Held, &[]));
-        takeover.learn(a(0), item(11, None, Stock::Answered, &[0, 1]));
+        takeover.learn(b(0), item(10, None, Possession::Held, &[0, 1]));
+        takeover.learn(a(0), item(10, None, Possession::Held, &[]));
+        takeover.learn(b(0), item(11, None, Possession::Held, &[]));
+        takeover.learn(a(0), item(11, None, Possession::Returned, &[0, 1]));
         let held_by: Vec<_> = takeover.conclude().continued.iter().map(|one| one.to).collect();
         assert_eq!(held_by, [a(0), a(0)]);
     }

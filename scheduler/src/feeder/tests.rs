@@ -3,20 +3,23 @@
 use super::*;
 use crate::fixtures::{a, b, member, restarted};
 use crate::router::{RouterFactory, UniformConfig};
-use crate::{Attempt, Beat, Duration, Holding, Span, WeightVersion};
+use crate::{
+    AckRange, Attempt, Duration, Heartbeat, Incarnation, Membership, PeerId, Status, WeightVersion,
+};
+use crate::recovery_report::{Item, Possession, RecoveryReport};
 
 const START: Incarnation = Incarnation(1);
 const LOSS: Loss = Loss { sum: 3.0, tokens: 2 };
 const SECOND: Duration = Duration::from_secs(1);
 
-struct Story {
+struct Harness {
     feeder: Feeder<u8>,
     now: Time,
     version: u64,
     said: Vec<Action<u8>>,
 }
 
-impl Story {
+impl Harness {
     /// Two stages, `total` microbatches, two in flight.
     fn new(total: u64) -> Self {
         Self::of(Feeder::new(config(total, START), UniformConfig.build(1)))
@@ -28,20 +31,20 @@ impl Story {
 
     /// Both stages serve, ids are leased, the first two microbatches are on their way.
     fn under_way(total: u64) -> Self {
-        let mut story = Self::new(total);
-        story.publish(&[a(0), a(1)]);
-        story.hear(lease(0, total));
-        story.draw(0);
-        story.draw(1);
-        story
+        let mut harness = Self::new(total);
+        harness.publish(&[a(0), a(1)]);
+        harness.hear(lease(0, total));
+        harness.draw(0);
+        harness.draw(1);
+        harness
     }
 
     /// What a feeder does that goes on from the journal of this one.
     fn restart(&self) -> Self {
         let config = config(self.feeder.config().total, Incarnation(2));
-        let mut story = Self::of(Feeder::resume(config, UniformConfig.build(1), self.journal()));
-        story.said = std::iter::from_fn(|| story.feeder.poll_action()).collect();
-        story
+        let mut harness = Self::of(Feeder::resume(config, UniformConfig.build(1), self.journal()));
+        harness.said = std::iter::from_fn(|| harness.feeder.poll_action()).collect();
+        harness
     }
 
     /// The coordinator publishes a table; stage 0 is heard.
@@ -63,13 +66,14 @@ impl Story {
         let all: Vec<_> = std::iter::from_fn(|| self.feeder.poll_action()).collect();
         self.said.extend(all.iter().cloned());
         let aside = |action: &Action<u8>| {
-            matches!(action, Action::Journal(_) | Action::Send { message: Message::Ended { .. }, .. })
+            matches!(action, Action::Journal(_))
+                || matches!(said(action), Some(Message::Outcomes { .. } | Message::RoundCall { .. }))
         };
         all.into_iter().filter(|action| !aside(action)).collect()
     }
 
-    fn receive(&mut self, from: Hop, message: Message<u8>) -> Vec<Action<u8>> {
-        self.hear(Event::Received { from: from.peer, incarnation: from.incarnation, message })
+    fn receive(&mut self, from: Hop, message: Message) -> Vec<Action<u8>> {
+        self.hear(Event::Received { from: from.instance, envelope: message.into() })
     }
 
     fn draw(&mut self, id: u64) -> Vec<Action<u8>> {
@@ -77,11 +81,11 @@ impl Story {
     }
 
     fn finish(&mut self, id: u64) -> Vec<Action<u8>> {
-        self.receive(a(0), home(id, 0, &[a(1), a(0)]))
+        self.receive(a(0), returned(id, 0, &[a(1), a(0)]))
     }
 
     fn lose(&mut self, hop: Hop) -> Vec<Action<u8>> {
-        self.hear(Event::PeerLost { peer: hop.peer, incarnation: hop.incarnation })
+        self.hear(Event::PeerLost(hop.instance))
     }
 
     /// Time passes, second by second, while stage 0 beats.
@@ -97,7 +101,7 @@ impl Story {
     }
 
     fn stage_0_beats(&mut self) -> Vec<Action<u8>> {
-        let beat = Message::Beat(Beat { credit: 8, ..Beat::default() });
+        let beat = Message::Heartbeat(Heartbeat { credit: 8, ..Heartbeat::default() });
         let replicas = self.feeder.table().hops(StageIndex(0));
         replicas.into_iter().flat_map(|hop| self.receive(hop, beat.clone())).collect()
     }
@@ -116,9 +120,14 @@ impl Story {
 }
 
 fn config(total: u64, incarnation: Incarnation) -> Config {
-    let mut config = Config::new(PeerId([0; 32]), incarnation, 2, total, Admission::Asynchronous(2));
-    config.evaluation_patience = 2 * SECOND;
+    let mut config = Config::new(Instance::new(PeerId([0; 32]), incarnation), 2, total, Admission::Asynchronous(2));
+    config.evaluation_timeout = 2 * SECOND;
     config
+}
+
+/// The message of a sending.
+fn said(action: &Action<u8>) -> Option<&Message> {
+    if let Action::Send { envelope, .. } = action { Some(&envelope.message) } else { None }
 }
 
 // --- What they say --------------------------------------------------------------------------------------------------
@@ -127,30 +136,34 @@ fn lease(first: u64, count: u64) -> Event<u8> {
     Event::Lease(Lease { first: MicrobatchId(first), count, epoch: 0 })
 }
 
-fn home(id: u64, attempt: u32, path: &[Hop]) -> Message<u8> {
+fn returned(id: u64, attempt: u32, path: &[Hop]) -> Message {
     let (microbatch, attempt) = (MicrobatchId(id), Attempt(attempt));
-    Message::Backward { microbatch, attempt, loss: LOSS, path: path.to_vec(), gradient: 0 }
+    Message::Backward { microbatch, attempt, loss: LOSS, path: path.to_vec() }
 }
 
-fn holds(id: u64, attempt: u32, holding: Holding) -> Message<u8> {
-    Message::Holds { microbatch: MicrobatchId(id), attempt: Attempt(attempt), holding }
+fn status(id: u64, attempt: u32, status: Status) -> Message {
+    Message::StatusReply { microbatch: MicrobatchId(id), attempt: Attempt(attempt), status }
 }
 
-fn claim(stage: u16, ids: &[u64]) -> Message<u8> {
+fn status_request(id: u64, attempt: u32, route: Vec<Hop>) -> Message {
+    Message::StatusRequest { microbatch: MicrobatchId(id), attempt: Attempt(attempt), route }
+}
+
+fn claim(stage: u16, ids: &[u64]) -> Message {
     Message::Claim { stage: StageIndex(stage), microbatches: ids.iter().copied().map(MicrobatchId).collect() }
 }
 
-fn answer(granted: &[u64], denied: &[u64]) -> Message<u8> {
+fn answer(granted: &[u64], denied: &[u64]) -> Message {
     let ids = |ids: &[u64]| ids.iter().copied().map(MicrobatchId).collect();
-    Message::Granted { granted: ids(granted), denied: ids(denied) }
+    Message::ClaimReply { granted: ids(granted), denied: ids(denied) }
 }
 
-fn refusal(id: u64, by: Hop, reason: Refusal) -> Message<u8> {
+fn refusal(id: u64, by: Hop, reason: Refusal) -> Message {
     Message::Refused { microbatch: MicrobatchId(id), by, reason }
 }
 
-fn send(to: Hop, message: Message<u8>) -> Action<u8> {
-    Action::Send { to: to.peer, message }
+fn send(to: Hop, message: Message) -> Action<u8> {
+    Action::Send { to: to.peer(), envelope: message.into() }
 }
 
 fn draw(id: u64) -> Action<u8> {
@@ -167,10 +180,11 @@ fn finished(id: u64) -> Action<u8> {
 
 /// Forwards among these actions: which microbatch, to whom, under which number, and who is said to hold it.
 fn forwards(said: &[Action<u8>]) -> Vec<(u64, PeerId, u32, Option<Hop>)> {
-    let forward = |action: &Action<u8>| match action {
-        Action::Send { to, message: Message::Forward { microbatch, attempt, holder, .. } } => {
-            Some((microbatch.0, *to, attempt.0, *holder))
-        }
+    let forward = |action: &Action<u8>| match (action, self::said(action)) {
+        (
+            Action::Send { to, .. },
+            Some(Message::Forward { microbatch, attempt, downstream_holder, .. }),
+        ) => Some((microbatch.0, *to, attempt.0, *downstream_holder)),
         _ => None,
     };
     said.iter().filter_map(forward).collect()
@@ -180,141 +194,140 @@ fn forwards(said: &[Action<u8>]) -> Vec<(u64, PeerId, u32, Option<Hop>)> {
 
 #[test]
 fn waits_for_every_stage_then_draws_sends_and_counts() {
-    let mut story = Story::new(3);
-    assert_eq!(story.publish(&[a(0)]), [Action::RequestLease { count: 3 }]);
-    assert_eq!(story.hear(lease(0, 3)), []);
-    assert_eq!(story.publish(&[a(0), a(1)]), [draw(0), draw(1)]);
-    let sent = story.draw(1);
-    assert!(matches!(&sent[..], [Action::Send { message: Message::Forward { route, version, .. }, .. }]
-        if *route == [story.feeder.config().hop()] && *version == WeightVersion(0)));
-    assert_eq!(forwards(&sent), [(1, a(0).peer, 0, None)]);
-    story.draw(0);
-    assert_eq!(story.finish(0), [finished(0), draw(2)]);
-    story.draw(2);
-    assert_eq!(story.finish(2), [finished(2)]);
-    assert_eq!(story.finish(1), [finished(1)]);
-    story.receive(a(0), claim(0, &[0, 1, 2]));
-    assert_eq!(story.receive(a(1), claim(1, &[0, 1])).len(), 1, "one claim more is on its way");
-    assert_eq!(story.receive(a(1), claim(1, &[2])).last(), Some(&Action::Done));
-    let Counts { finished, in_flight, lost, ungranted, contributions_lost, .. } = story.counts();
+    let mut harness = Harness::new(3);
+    assert_eq!(harness.publish(&[a(0)]), [Action::RequestLease { count: 3 }]);
+    assert_eq!(harness.hear(lease(0, 3)), []);
+    assert_eq!(harness.publish(&[a(0), a(1)]), [draw(0), draw(1)]);
+    let sent = harness.draw(1);
+    assert!(matches!(said(&sent[0]), Some(Message::Forward { route, version, .. })
+        if *route == [harness.feeder.config().hop()] && *version == WeightVersion(0)));
+    assert_eq!(forwards(&sent), [(1, a(0).peer(), 0, None)]);
+    harness.draw(0);
+    assert_eq!(harness.finish(0), [finished(0), draw(2)]);
+    harness.draw(2);
+    assert_eq!(harness.finish(2), [finished(2)]);
+    assert_eq!(harness.finish(1), [finished(1)]);
+    harness.receive(a(0), claim(0, &[0, 1, 2]));
+    assert_eq!(harness.receive(a(1), claim(1, &[0, 1])).len(), 1, "one claim more is on its way");
+    assert_eq!(harness.receive(a(1), claim(1, &[2])).last(), Some(&Action::End(End::Finished)));
+    let Counts { finished, in_flight, lost, ungranted, contributions_lost, .. } = harness.counts();
     assert_eq!((finished, in_flight, lost, ungranted, contributions_lost), (3, 0, 0, 0, 0));
 }
 
 #[test]
 fn an_unanswered_request_for_ids_is_repeated() {
-    let mut story = Story::new(5);
-    assert_eq!(story.hear(Event::Timeout), [Action::RequestLease { count: 5 }]);
-    assert_eq!(story.wait(LEASE_RETRY - SECOND), []);
-    assert_eq!(story.wait(SECOND), [Action::RequestLease { count: 5 }]);
+    let mut harness = Harness::new(5);
+    assert_eq!(harness.hear(Event::Timeout), [Action::RequestLease { count: 5 }]);
+    assert_eq!(harness.wait(LEASE_RETRY - SECOND), []);
+    assert_eq!(harness.wait(SECOND), [Action::RequestLease { count: 5 }]);
 }
 
 #[test]
 fn a_second_outcome_is_counted_and_changes_nothing() {
-    let mut story = Story::under_way(2);
-    story.finish(0);
-    assert_eq!(story.finish(0), []);
-    assert_eq!(story.finish(77), []);
-    assert_eq!(story.receive(a(1), refusal(0, a(1), Refusal::NonFinite)), []);
-    assert_eq!((story.counts().late, story.counts().finished, story.counts().refused), (3, 1, 0));
+    let mut harness = Harness::under_way(2);
+    harness.finish(0);
+    assert_eq!(harness.finish(0), []);
+    assert_eq!(harness.finish(77), []);
+    assert_eq!(harness.receive(a(1), refusal(0, a(1), Refusal::NonFinite)), []);
+    assert_eq!((harness.counts().late, harness.counts().finished, harness.counts().refused), (3, 1, 0));
 }
 
 #[test]
-fn only_the_replica_it_was_sent_to_may_bring_it_home() {
-    let mut story = Story::under_way(2);
+fn only_the_replica_it_was_sent_to_may_return_it() {
+    let mut harness = Harness::under_way(2);
     for from in [a(1), b(0), restarted(a(0))] {
-        assert_eq!(story.receive(from, home(0, 0, &[a(1), from])), []);
+        assert_eq!(harness.receive(from, returned(0, 0, &[a(1), from])), []);
     }
     for path in [vec![], vec![a(0)], vec![a(0), a(1)], vec![a(1), a(1), a(0)], vec![a(1), b(0)]] {
-        assert_eq!(story.receive(a(0), home(0, 0, &path)), []);
+        assert_eq!(harness.receive(a(0), returned(0, 0, &path)), []);
     }
-    assert_eq!(story.receive(a(0), home(0, 1, &[a(1), a(0)])), [], "of another sending");
-    assert_eq!((story.counts().foreign, story.counts().in_flight), (9, 2));
+    assert_eq!(harness.receive(a(0), returned(0, 1, &[a(1), a(0)])), [], "of another sending");
+    assert_eq!((harness.counts().foreign, harness.counts().in_flight), (9, 2));
 }
 
 #[test]
 fn a_loss_that_is_no_number_is_refused() {
-    let mut story = Story::under_way(2);
+    let mut harness = Harness::under_way(2);
     let (loss, path) = (Loss { sum: f64::NAN, tokens: 1 }, vec![a(1), a(0)]);
-    let message =
-        Message::Backward { microbatch: MicrobatchId(0), attempt: Attempt(0), loss, path, gradient: 0 };
+    let message = Message::Backward { microbatch: MicrobatchId(0), attempt: Attempt(0), loss, path };
     let refused = Outcome::Refused { by: a(0), reason: Refusal::NonFinite };
-    assert_eq!(story.receive(a(0), message), [outcome(0, refused)]);
-    assert_eq!((story.counts().refused, story.counts().finished), (1, 0));
+    assert_eq!(harness.receive(a(0), message), [outcome(0, refused)]);
+    assert_eq!((harness.counts().refused, harness.counts().finished), (1, 0));
 }
 
 #[test]
 fn a_refusal_counts_if_it_is_the_refusers_own() {
-    let mut story = Story::under_way(2);
+    let mut harness = Harness::under_way(2);
     for by in [a(0), restarted(a(1)), b(1)] {
-        assert_eq!(story.receive(a(1), refusal(0, by, Refusal::NonFinite)), []);
+        assert_eq!(harness.receive(a(1), refusal(0, by, Refusal::NonFinite)), []);
     }
-    assert_eq!(story.counts().foreign, 3);
+    assert_eq!(harness.counts().foreign, 3);
     let refused = Outcome::Refused { by: a(1), reason: Refusal::NonFinite };
-    assert_eq!(story.receive(a(1), refusal(0, a(1), Refusal::NonFinite)), [outcome(0, refused)]);
-    assert_eq!((story.counts().refused, story.counts().in_flight), (1, 1));
+    assert_eq!(harness.receive(a(1), refusal(0, a(1), Refusal::NonFinite)), [outcome(0, refused)]);
+    assert_eq!((harness.counts().refused, harness.counts().in_flight), (1, 1));
 }
 
 #[test]
 fn ids_are_not_burnt_while_a_stage_is_empty() {
-    let mut story = Story::under_way(9);
+    let mut harness = Harness::under_way(9);
     let refused = Outcome::Refused { by: a(0), reason: Refusal::Undeliverable };
-    let said = story.receive(a(0), refusal(0, a(0), Refusal::Undeliverable));
+    let said = harness.receive(a(0), refusal(0, a(0), Refusal::Undeliverable));
     assert_eq!(said, [outcome(0, refused)]);
-    assert_eq!(story.wait(REFUSED_PAUSE / 2), []);
-    assert_eq!(story.wait(REFUSED_PAUSE / 2), [draw(2)]);
+    assert_eq!(harness.wait(REFUSED_PAUSE / 2), []);
+    assert_eq!(harness.wait(REFUSED_PAUSE / 2), [draw(2)]);
 }
 
-// --- Who may apply what -----------------------------------------------------------------------------------------------
+// --- Grants -----------------------------------------------------------------------------------------------
 
 #[test]
 fn the_first_claim_of_a_stage_is_granted_and_the_same_answer_given_again() {
-    let mut story = Story::under_way(4);
-    story.publish(&[a(0), a(1), b(1)]);
-    assert_eq!(story.receive(a(1), claim(1, &[0, 1])), [send(a(1), answer(&[0, 1], &[]))]);
-    assert_eq!(story.receive(b(1), claim(1, &[0])), [send(b(1), answer(&[], &[0]))]);
-    assert_eq!(story.receive(a(1), claim(1, &[0])), [send(a(1), answer(&[0], &[]))]);
-    assert_eq!(story.receive(a(0), claim(0, &[0])), [send(a(0), answer(&[0], &[]))]);
-    assert_eq!(story.receive(a(1), claim(1, &[2])), [send(a(1), answer(&[], &[2]))], "not injected");
-    assert_eq!(story.counts().denied, 2);
-    story.finish(0);
-    assert_eq!(story.receive(a(1), claim(1, &[0])), [send(a(1), answer(&[0], &[]))], "after the end");
-    assert_eq!(story.receive(b(1), claim(1, &[0])), [send(b(1), answer(&[], &[0]))]);
+    let mut harness = Harness::under_way(4);
+    harness.publish(&[a(0), a(1), b(1)]);
+    assert_eq!(harness.receive(a(1), claim(1, &[0, 1])), [send(a(1), answer(&[0, 1], &[]))]);
+    assert_eq!(harness.receive(b(1), claim(1, &[0])), [send(b(1), answer(&[], &[0]))]);
+    assert_eq!(harness.receive(a(1), claim(1, &[0])), [send(a(1), answer(&[0], &[]))]);
+    assert_eq!(harness.receive(a(0), claim(0, &[0])), [send(a(0), answer(&[0], &[]))]);
+    assert_eq!(harness.receive(a(1), claim(1, &[2])), [send(a(1), answer(&[], &[2]))], "not injected");
+    assert_eq!(harness.counts().denied, 2);
+    harness.finish(0);
+    assert_eq!(harness.receive(a(1), claim(1, &[0])), [send(a(1), answer(&[0], &[]))], "after the end");
+    assert_eq!(harness.receive(b(1), claim(1, &[0])), [send(b(1), answer(&[], &[0]))]);
 }
 
 #[test]
 fn a_grant_belongs_to_one_start_of_a_replica_for_ever() {
-    let mut story = Story::under_way(2);
-    story.receive(a(1), claim(1, &[0]));
-    assert_eq!(story.receive(restarted(a(1)), claim(1, &[1])), [], "not in the table");
-    assert_eq!(story.receive(a(1), claim(0, &[1])), [], "not its stage");
-    assert_eq!(story.counts().foreign, 2);
-    story.publish(&[a(0), restarted(a(1))]);
-    assert_eq!(story.receive(restarted(a(1)), claim(1, &[0])), [send(a(1), answer(&[], &[0]))]);
+    let mut harness = Harness::under_way(2);
+    harness.receive(a(1), claim(1, &[0]));
+    assert_eq!(harness.receive(restarted(a(1)), claim(1, &[1])), [], "not in the table");
+    assert_eq!(harness.receive(a(1), claim(0, &[1])), [], "not its stage");
+    assert_eq!(harness.counts().foreign, 2);
+    harness.publish(&[a(0), restarted(a(1))]);
+    assert_eq!(harness.receive(restarted(a(1)), claim(1, &[0])), [send(a(1), answer(&[], &[0]))]);
 }
 
 #[test]
-fn whoever_computed_on_the_way_home_has_the_grant_unless_another_has() {
-    let mut story = Story::under_way(2);
-    story.publish(&[a(0), a(1), b(1)]);
-    story.receive(b(1), claim(1, &[0]));
-    story.finish(0);
-    story.finish(1);
+fn a_replica_on_the_path_has_the_grant_unless_another_has() {
+    let mut harness = Harness::under_way(2);
+    harness.publish(&[a(0), a(1), b(1)]);
+    harness.receive(b(1), claim(1, &[0]));
+    harness.finish(0);
+    harness.finish(1);
     let granted = |id, to| Record::Granted { microbatch: MicrobatchId(id), to };
     let is_grant = |record: &Record| matches!(record, Record::Granted { .. });
-    let grants: Vec<_> = story.journal().into_iter().filter(is_grant).collect();
+    let grants: Vec<_> = harness.journal().into_iter().filter(is_grant).collect();
     assert_eq!(grants, [granted(0, b(1)), granted(0, a(0)), granted(1, a(1)), granted(1, a(0))]);
-    assert_eq!(story.counts().ungranted, 0);
+    assert_eq!(harness.counts().ungranted, 0);
 }
 
 #[test]
 fn everything_is_in_the_journal_before_it_is_said() {
-    let mut story = Story::under_way(2);
-    story.receive(a(1), claim(1, &[0]));
-    story.finish(0);
+    let mut harness = Harness::under_way(2);
+    harness.receive(a(1), claim(1, &[0]));
+    harness.finish(0);
     let id = MicrobatchId(0);
-    let place = |action: &Action<u8>| story.said.iter().position(|said| said == action).unwrap();
+    let place = |action: &Action<u8>| harness.said.iter().position(|said| said == action).unwrap();
     let written = |record| place(&Action::Journal(record));
-    let sent = story.said.iter().position(|said| !forwards(std::slice::from_ref(said)).is_empty());
+    let sent = harness.said.iter().position(|said| !forwards(std::slice::from_ref(said)).is_empty());
     assert!(written(Record::Sent { microbatch: id, to: a(0) }) < sent.unwrap());
     assert!(written(Record::Granted { microbatch: id, to: a(1) }) < place(&send(a(1), answer(&[0], &[]))));
     let outcome = Outcome::Finished { loss: LOSS };
@@ -323,21 +336,23 @@ fn everything_is_in_the_journal_before_it_is_said() {
 
 #[test]
 fn replicas_hear_which_ids_have_their_outcome() {
-    let mut story = Story::under_way(4);
-    story.finish(0);
-    story.draw(2);
-    story.finish(2);
-    story.wait(SECOND);
+    let mut harness = Harness::under_way(4);
+    harness.finish(0);
+    harness.draw(2);
+    harness.finish(2);
+    harness.wait(SECOND);
     let told = |to: Hop| {
-        let spans = |action: &Action<u8>| match action {
-            Action::Send { to: whom, message: Message::Ended { spans, .. } } if *whom == to.peer => {
-                Some(spans.clone())
+        let ranges = |action: &Action<u8>| match (action, said(action)) {
+            (Action::Send { to: receiver, .. }, Some(Message::Outcomes { ranges }))
+                if *receiver == to.peer() =>
+            {
+                Some(ranges.clone())
             }
             _ => None,
         };
-        story.said.iter().rev().find_map(spans)
+        harness.said.iter().rev().find_map(ranges)
     };
-    let expected = vec![Span { first: 0, below: 1, beyond: vec![0b10] }];
+    let expected = vec![AckRange { first: 0, watermark: 1, bitmap: vec![0b10] }];
     assert_eq!([a(0), a(1)].map(told), [Some(expected.clone()), Some(expected)]);
 }
 
@@ -345,115 +360,115 @@ fn replicas_hear_which_ids_have_their_outcome() {
 
 #[test]
 fn a_silent_replica_is_asked_and_sent_what_it_misses() {
-    let mut story = Story::under_way(2);
-    story.finish(1);
-    let route = vec![story.feeder.config().hop()];
-    let ask = Message::Ask { microbatch: MicrobatchId(0), attempt: Attempt(0), route };
-    let patience = story.feeder.config().ask_after;
-    assert_eq!(story.wait(patience), [send(a(0), ask.clone())]);
+    let mut harness = Harness::under_way(2);
+    harness.finish(1);
+    let route = vec![harness.feeder.config().hop()];
+    let ask = status_request(0, 0, route);
+    let patience = harness.feeder.config().status_after;
+    assert_eq!(harness.wait(patience), [send(a(0), ask.clone())]);
     for times in [2, 4, 8, 8] {
-        assert_eq!(story.receive(a(0), holds(0, 0, Holding::Held)), []);
-        assert_eq!(story.wait(times * patience - SECOND), []);
-        assert_eq!(story.wait(SECOND), [send(a(0), ask.clone())]);
+        assert_eq!(harness.receive(a(0), status(0, 0, Status::Held)), []);
+        assert_eq!(harness.wait(times * patience - SECOND), []);
+        assert_eq!(harness.wait(SECOND), [send(a(0), ask.clone())]);
     }
-    assert_eq!(story.wait(patience), [send(a(0), ask)], "that it was not answered changes nothing");
-    let said = story.receive(a(0), holds(0, 0, Holding::Missing));
-    assert_eq!(forwards(&said), [(0, a(0).peer, 1, None)]);
-    assert_eq!((story.counts().resent, story.counts().injected), (1, 2));
-    assert_eq!(story.receive(a(0), holds(0, 0, Holding::Missing)), [], "of an earlier sending");
-    assert!(matches!(story.wait(patience)[..], [Action::Send { message: Message::Ask { .. }, .. }]));
+    assert_eq!(harness.wait(patience), [send(a(0), ask)], "that it was not answered changes nothing");
+    let said = harness.receive(a(0), status(0, 0, Status::Missing));
+    assert_eq!(forwards(&said), [(0, a(0).peer(), 1, None)]);
+    assert_eq!((harness.counts().retried, harness.counts().injected), (1, 2));
+    assert_eq!(harness.receive(a(0), status(0, 0, Status::Missing)), [], "of an earlier sending");
+    assert!(matches!(said(&harness.wait(patience)[0]), Some(Message::StatusRequest { .. })));
 }
 
 #[test]
-fn a_busy_replica_is_left_alone_until_it_beats() {
-    let mut story = Story::under_way(2);
-    assert_eq!(story.receive(a(0), holds(0, 0, Holding::Busy)), []);
-    let said = story.receive(a(0), Message::Beat(Beat { credit: 2, ..Beat::default() }));
-    assert_eq!(forwards(&said), [(0, a(0).peer, 1, None)]);
+fn a_busy_replica_is_left_alone_until_its_heartbeat() {
+    let mut harness = Harness::under_way(2);
+    assert_eq!(harness.receive(a(0), status(0, 0, Status::Busy)), []);
+    let said = harness.receive(a(0), Message::Heartbeat(Heartbeat { credit: 2, ..Heartbeat::default() }));
+    assert_eq!(forwards(&said), [(0, a(0).peer(), 1, None)]);
 }
 
 #[test]
-fn what_a_lost_replica_had_goes_to_another_with_word_of_who_holds_it() {
-    let mut story = Story::under_way(2);
-    story.publish(&[a(0), b(0), a(1)]);
-    let receipt = Message::Passed { microbatch: MicrobatchId(1), attempt: Attempt(0), next: a(1) };
-    assert_eq!(story.receive(a(0), receipt), []);
-    let said = story.lose(a(0));
-    assert_eq!(forwards(&said), [(0, b(0).peer, 1, None), (1, b(0).peer, 1, Some(a(1)))]);
-    let held = Message::Held { microbatch: MicrobatchId(0), holder: a(1) };
-    assert_eq!(story.receive(a(1), held.clone()), [send(b(0), held)], "passed on");
-    assert_eq!(story.receive(a(0), home(0, 0, &[a(1), a(0)])), [finished(0)], "the first answer wins");
+fn what_a_lost_replica_had_goes_to_another_with_the_known_holder() {
+    let mut harness = Harness::under_way(2);
+    harness.publish(&[a(0), b(0), a(1)]);
+    let receipt = Message::Forwarded { microbatch: MicrobatchId(1), attempt: Attempt(0), next: a(1) };
+    assert_eq!(harness.receive(a(0), receipt), []);
+    let said = harness.lose(a(0));
+    assert_eq!(forwards(&said), [(0, b(0).peer(), 1, None), (1, b(0).peer(), 1, Some(a(1)))]);
+    let orphan = Message::OrphanNotice { microbatch: MicrobatchId(0), holder: a(1) };
+    assert_eq!(harness.receive(a(1), orphan.clone()), [send(b(0), orphan)], "passed on");
+    assert_eq!(harness.receive(a(0), returned(0, 0, &[a(1), a(0)])), [finished(0)], "the first answer wins");
 }
 
 #[test]
-fn with_nobody_else_at_stage_0_everything_waits() {
-    let mut story = Story::under_way(2);
-    assert_eq!(story.lose(a(0)), []);
-    let said = story.publish(&[restarted(a(0)), a(1)]);
-    assert_eq!(forwards(&said), [(0, a(0).peer, 1, None), (1, a(0).peer, 1, None)]);
-    assert_eq!((story.counts().injected, story.counts().lost), (2, 0));
+fn without_another_replica_of_stage_0_everything_waits() {
+    let mut harness = Harness::under_way(2);
+    assert_eq!(harness.lose(a(0)), []);
+    let said = harness.publish(&[restarted(a(0)), a(1)]);
+    assert_eq!(forwards(&said), [(0, a(0).peer(), 1, None), (1, a(0).peer(), 1, None)]);
+    assert_eq!((harness.counts().injected, harness.counts().lost), (2, 0));
 }
 
 // --- After a restart --------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_restarted_feeder_asks_for_what_was_in_flight_and_injects_nothing_twice() {
-    let mut before = Story::under_way(5);
+    let mut before = Harness::under_way(5);
     before.receive(a(1), claim(1, &[1]));
     before.finish(0);
-    let mut story = before.restart();
-    assert_eq!(story.said, [draw(1)]);
-    assert_eq!(story.counts(), before.counts());
+    let mut harness = before.restart();
+    assert_eq!(harness.said, [draw(1)]);
+    assert_eq!(harness.counts(), before.counts());
 
-    let said = story.publish(&[a(0), a(1), b(1)]);
+    let said = harness.publish(&[a(0), a(1), b(1)]);
     assert_eq!(said, [draw(2)], "no second lease, no id again");
-    let route = vec![story.feeder.config().hop()];
-    let ask = Message::Ask { microbatch: MicrobatchId(1), attempt: Attempt(1), route };
-    assert_eq!(story.draw(1), [send(a(0), ask)]);
-    assert_eq!(story.receive(b(1), claim(1, &[1])), [send(b(1), answer(&[], &[1]))], "grants count on");
-    let said = story.receive(a(0), home(1, 1, &[a(1), a(0)]));
+    let route = vec![harness.feeder.config().hop()];
+    let ask = status_request(1, 1, route);
+    assert_eq!(harness.draw(1), [send(a(0), ask)]);
+    assert_eq!(harness.receive(b(1), claim(1, &[1])), [send(b(1), answer(&[], &[1]))], "grants count on");
+    let said = harness.receive(a(0), returned(1, 1, &[a(1), a(0)]));
     assert_eq!(said, [finished(1), draw(3)]);
-    let Counts { injected, finished, in_flight, lost, .. } = story.counts();
+    let Counts { injected, finished, in_flight, lost, .. } = harness.counts();
     assert_eq!((injected, finished, in_flight, lost), (2, 2, 0, 0));
 }
 
 #[test]
-fn what_was_in_flight_is_sent_anew_only_if_nobody_has_it() {
-    let under_way = Story::under_way(2);
+fn a_microbatch_in_flight_is_sent_again_only_if_no_replica_has_it() {
+    let under_way = Harness::under_way(2);
     let mut denied = under_way.restart();
     denied.publish(&[a(0), a(1)]);
     denied.draw(0);
-    let said = denied.receive(a(0), holds(0, 1, Holding::Missing));
-    assert_eq!(forwards(&said), [(0, a(0).peer, 2, None)]);
+    let said = denied.receive(a(0), status(0, 1, Status::Missing));
+    assert_eq!(forwards(&said), [(0, a(0).peer(), 2, None)]);
 
     let mut gone = under_way.restart();
     gone.publish(&[b(0), a(1)]);
-    assert_eq!(forwards(&gone.draw(0)), [(0, b(0).peer, 1, None)]);
-    assert_eq!((gone.counts().injected, gone.counts().resent), (2, 1));
+    assert_eq!(forwards(&gone.draw(0)), [(0, b(0).peer(), 1, None)]);
+    assert_eq!((gone.counts().injected, gone.counts().retried), (2, 1));
 }
 
 #[test]
 fn a_feeder_that_was_done_is_done_again() {
-    let mut before = Story::under_way(2);
+    let mut before = Harness::under_way(2);
     before.finish(0);
     before.finish(1);
-    let mut story = before.restart();
-    assert_eq!((story.hear(Event::Timeout), story.counts().finished), (vec![Action::Done], 2));
+    let mut harness = before.restart();
+    assert_eq!((harness.hear(Event::Timeout), harness.counts().finished), (vec![Action::End(End::Finished)], 2));
 }
 
 // --- Evaluations and the end ------------------------------------------------------------------------------------------
 
 /// Training is over but for id 2; an evaluation of one text is on its way.
-fn measuring() -> Story {
-    let mut story = Story::under_way(3);
-    story.hear(Event::Evaluate { first: 5, count: 1, purpose: Purpose::Evaluate });
-    story.finish(0);
-    story.finish(1);
-    story.hear(Event::Drawn { microbatch: MicrobatchId::evaluation(5), ids: 1 });
-    story
+fn measuring() -> Harness {
+    let mut harness = Harness::under_way(3);
+    harness.hear(Event::Evaluate { first: 5, count: 1, purpose: Purpose::Evaluate });
+    harness.finish(0);
+    harness.finish(1);
+    harness.hear(Event::Drawn { microbatch: MicrobatchId::evaluation(5), ids: 1 });
+    harness
 }
 
-fn evaluated(attempt: u32) -> Message<u8> {
+fn evaluated(attempt: u32) -> Message {
     Message::Evaluated { microbatch: MicrobatchId::evaluation(5), attempt: Attempt(attempt), loss: LOSS }
 }
 
@@ -464,64 +479,64 @@ fn measured(answered: u64) -> Measured {
 
 #[test]
 fn an_evaluation_waits_for_training_and_training_for_the_evaluation() {
-    let mut story = Story::under_way(3);
-    assert_eq!(story.hear(Event::Evaluate { first: 5, count: 1, purpose: Purpose::Evaluate }), []);
-    assert_eq!(story.finish(0), [finished(0)]);
+    let mut harness = Harness::under_way(3);
+    assert_eq!(harness.hear(Event::Evaluate { first: 5, count: 1, purpose: Purpose::Evaluate }), []);
+    assert_eq!(harness.finish(0), [finished(0)]);
     let id = MicrobatchId::evaluation(5);
-    assert_eq!(story.finish(1), [finished(1), Action::Draw { microbatch: id, purpose: Purpose::Evaluate }]);
-    story.hear(Event::Drawn { microbatch: id, ids: 1 });
-    assert_eq!(story.receive(a(0), evaluated(0)), [], "not the last stage");
-    let said = story.receive(a(1), evaluated(0));
+    assert_eq!(harness.finish(1), [finished(1), Action::Draw { microbatch: id, purpose: Purpose::Evaluate }]);
+    harness.hear(Event::Drawn { microbatch: id, ids: 1 });
+    assert_eq!(harness.receive(a(0), evaluated(0)), [], "not the last stage");
+    let said = harness.receive(a(1), evaluated(0));
     let outcome = Action::Outcome { microbatch: id, outcome: Outcome::Evaluated { loss: LOSS } };
-    assert_eq!(said, [outcome, Action::EvaluationDone(measured(1)), draw(2)]);
+    assert_eq!(said, [outcome, Action::Evaluated(measured(1)), draw(2)]);
 }
 
 #[test]
 fn an_evaluation_without_an_answer_is_sent_again_and_given_up_at_last() {
-    let mut story = measuring();
-    let patience = story.feeder.config().evaluation_patience;
+    let mut harness = measuring();
+    let patience = harness.feeder.config().evaluation_timeout;
     for attempt in 1..EVALUATION_TRIES {
-        let said = story.wait(patience);
-        assert_eq!(forwards(&said), [(MicrobatchId::evaluation(5).0, a(0).peer, attempt, None)]);
+        let said = harness.wait(patience);
+        assert_eq!(forwards(&said), [(MicrobatchId::evaluation(5).0, a(0).peer(), attempt, None)]);
     }
     let unanswered =
         Action::Outcome { microbatch: MicrobatchId::evaluation(5), outcome: Outcome::Unanswered };
-    assert_eq!(story.wait(patience), [unanswered, Action::EvaluationDone(measured(0)), draw(2)]);
+    assert_eq!(harness.wait(patience), [unanswered, Action::Evaluated(measured(0)), draw(2)]);
 
-    let mut story = measuring();
-    story.wait(patience);
+    let mut harness = measuring();
+    harness.wait(patience);
     assert!(
-        story.receive(a(1), evaluated(0)).contains(&Action::EvaluationDone(measured(1))),
+        harness.receive(a(1), evaluated(0)).contains(&Action::Evaluated(measured(1))),
         "any try counts"
     );
-    assert_eq!(story.receive(a(1), evaluated(1)), []);
+    assert_eq!(harness.receive(a(1), evaluated(1)), []);
 }
 
 #[test]
 fn evaluations_are_bounded_and_an_empty_one_is_over_at_once() {
-    let mut story = Story::under_way(3);
+    let mut harness = Harness::under_way(3);
     let evaluate = |count| Event::Evaluate { first: 0, count, purpose: Purpose::Evaluate };
-    let said = story.hear(evaluate(0));
-    assert!(matches!(said[..], [Action::EvaluationDone(Measured { answered: 0, .. })]));
+    let said = harness.hear(evaluate(0));
+    assert!(matches!(said[..], [Action::Evaluated(Measured { answered: 0, .. })]));
     for _ in 0..EVALUATIONS_MAX {
-        assert_eq!(story.hear(evaluate(1)), []);
+        assert_eq!(harness.hear(evaluate(1)), []);
     }
-    assert_eq!(story.hear(evaluate(1)), [Action::EvaluationDeclined]);
+    assert_eq!(harness.hear(evaluate(1)), [Action::EvaluationDeclined]);
 }
 
 #[test]
 fn stopping_finishes_what_is_in_flight_and_no_more() {
-    let mut story = Story::under_way(9);
-    assert_eq!(story.finish(0), [finished(0), draw(2)]);
-    assert_eq!(story.hear(Event::Stop), []);
-    assert_eq!(story.draw(2), []);
+    let mut harness = Harness::under_way(9);
+    assert_eq!(harness.finish(0), [finished(0), draw(2)]);
+    assert_eq!(harness.hear(Event::Stop), []);
+    assert_eq!(harness.draw(2), []);
     let evaluate = Event::Evaluate { first: 0, count: 1, purpose: Purpose::Evaluate };
-    assert_eq!(story.hear(evaluate), [Action::EvaluationDeclined]);
-    assert_eq!(story.finish(1), [finished(1)]);
-    story.receive(a(0), claim(0, &[0, 1]));
-    assert_eq!(story.wait(ANSWERS_WITHIN), [Action::Done], "nobody is waited for without end");
-    assert_eq!((story.counts().injected, story.counts().contributions_lost), (2, 2));
-    assert_eq!(story.wait(SECOND), []);
+    assert_eq!(harness.hear(evaluate), [Action::EvaluationDeclined]);
+    assert_eq!(harness.finish(1), [finished(1)]);
+    harness.receive(a(0), claim(0, &[0, 1]));
+    assert_eq!(harness.wait(CLAIMS_WITHIN), [Action::End(End::Stopped)], "no claim is waited for without end");
+    assert_eq!((harness.counts().injected, harness.counts().contributions_lost), (2, 2));
+    assert_eq!(harness.wait(SECOND), []);
 }
 
 // --- Another feeder's ids -------------------------------------------------------------------------------------------
@@ -531,67 +546,121 @@ fn succession(feeder: PeerId) -> Vec<crate::Succession> {
     vec![crate::Succession { lease, feeder }]
 }
 
-fn inherits(story: &mut Story, members: &[Hop], feeder: PeerId) -> Vec<Action<u8>> {
-    story.version += 1;
+fn inherits(harness: &mut Harness, members: &[Hop], feeder: PeerId) -> Vec<Action<u8>> {
+    harness.version += 1;
     let members = members.iter().copied().map(member).collect();
     let successions = succession(feeder);
-    story.hear(Event::Membership(Membership { version: story.version, members, successions }))
+    harness.hear(Event::Membership(Membership {
+        version: harness.version,
+        members,
+        successions,
+        ..Membership::default()
+    }))
 }
 
-fn page(of: Hop, items: Vec<crate::recovery_report::Item>) -> Message<u8> {
-    Message::Inventory(crate::Inventory {
-        range: MicrobatchId(0),
+fn page(of: Hop, items: Vec<Item>) -> Message {
+    Message::RecoveryReport(RecoveryReport {
+        first: MicrobatchId(0),
         epoch: 1,
         from: MicrobatchId(0),
         next: None,
         stage: of.stage.unwrap(),
-        ended: vec![Span { first: 0, below: 4, beyond: Vec::new() }],
+        ended: vec![AckRange { first: 0, watermark: 4, bitmap: Vec::new() }],
         items,
     })
 }
 
 #[test]
-fn a_successor_asks_everybody_and_goes_on_with_what_is_held() {
-    use crate::recovery_report::{Item, Stock};
-    let mut story = Story::new(8);
-    let adopt = Message::Adopt { range: MicrobatchId(0), epoch: 1, from: MicrobatchId(0) };
-    let asked = [a(0), a(1)].map(|hop| Action::Send { to: hop.peer, message: adopt.clone() });
-    assert_eq!(inherits(&mut story, &[a(0), a(1)], PeerId([0; 32])), asked);
-    let item =
-        |id, granted| Item { microbatch: MicrobatchId(id), granted, stock: Stock::Held, doubted: Vec::new() };
-    story.receive(a(0), page(a(0), vec![item(4, None)]));
+fn a_successor_asks_every_replica_and_goes_on_with_what_is_held() {
+    let mut harness = Harness::new(8);
+    let recover = Message::RecoverRange { first: MicrobatchId(0), epoch: 1, from: MicrobatchId(0) };
+    let asked = [a(0), a(1)].map(|hop| send(hop, recover.clone()));
+    assert_eq!(inherits(&mut harness, &[a(0), a(1)], PeerId([0; 32])), asked);
+    let item = |id, granted| Item {
+        microbatch: MicrobatchId(id),
+        granted,
+        possession: Possession::Held,
+        may_have_been_granted: Vec::new(),
+    };
+    harness.receive(a(0), page(a(0), vec![item(4, None)]));
     let claim = |id| Message::Claim { stage: StageIndex(1), microbatches: vec![MicrobatchId(id)] };
-    assert_eq!(story.receive(b(1), claim(4)), [], "not decided yet");
-    let said = story.receive(a(1), page(a(1), vec![item(4, Some(true)), item(5, None)]));
+    assert_eq!(harness.receive(b(1), claim(4)), [], "not decided yet");
+    let said = harness.receive(a(1), page(a(1), vec![item(4, Some(true)), item(5, None)]));
     let refused = |id| Action::Outcome {
         microbatch: MicrobatchId(id),
-        outcome: Outcome::Refused { by: story.feeder.config().hop(), reason: Refusal::Abandoned },
+        outcome: Outcome::Refused { by: harness.feeder.config().hop(), reason: Refusal::Abandoned },
     };
     let draw = Action::Draw { microbatch: MicrobatchId(4), purpose: Purpose::Train };
     assert!(said.starts_with(&[refused(5), draw]), "{said:?}");
-    let Counts { inherited, abandoned, in_flight, injected, .. } = story.counts();
+    let Counts { inherited, abandoned, in_flight, injected, .. } = harness.counts();
     assert_eq!((inherited, abandoned, in_flight, injected), (4, 1, 1, 2));
 
-    story.publish(&[a(0), a(1), b(1)]);
-    let said = story.draw(4);
-    assert!(matches!(said[..], [Action::Send { message: Message::Ask { .. }, .. }]), "{said:?}");
-    let denied = Message::Granted { granted: Vec::new(), denied: vec![MicrobatchId(4)] };
-    assert_eq!(story.receive(b(1), claim(4)), [Action::Send { to: b(1).peer, message: denied }]);
-    assert_eq!(story.counts().contributions_lost, 0, "somebody else has it");
-    (0..2).for_each(|_| drop(story.receive(b(1), claim(3))));
-    assert_eq!(story.counts().contributions_lost, 1, "nobody knows what the former feeder said");
+    harness.publish(&[a(0), a(1), b(1)]);
+    let asked = harness.draw(4);
+    assert!(matches!(said(&asked[0]), Some(Message::StatusRequest { .. })), "{asked:?}");
+    assert_eq!(harness.receive(b(1), claim(4)), [send(b(1), answer(&[], &[4]))]);
+    assert_eq!(harness.counts().contributions_lost, 0, "another replica has it");
+    (0..2).for_each(|_| drop(harness.receive(b(1), claim(3))));
+    assert_eq!(harness.counts().contributions_lost, 1, "only the former feeder knew its answer");
 
-    let restarted = story.restart();
+    let restarted = harness.restart();
     assert_eq!(restarted.counts().inherited, 4);
     assert_eq!(restarted.counts().in_flight, 1);
 }
 
 #[test]
 fn a_feeder_that_was_succeeded_does_nothing_any_more() {
-    let mut story = Story::under_way(8);
+    let mut harness = Harness::under_way(8);
     let by = PeerId([0xAA; 32]);
-    let said = inherits(&mut story, &[a(0), a(1)], by);
-    assert_eq!(said.first(), Some(&Action::Succeeded { by }));
-    assert_eq!(story.finish(0), []);
-    assert_eq!(story.wait(60 * SECOND), []);
+    let said = inherits(&mut harness, &[a(0), a(1)], by);
+    assert_eq!(said.first(), Some(&Action::End(End::Succeeded { by })));
+    assert_eq!(harness.finish(0), []);
+    assert_eq!(harness.wait(60 * SECOND), []);
+}
+
+// --- By itself ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn measures_by_its_schedule_before_training_and_after_it() {
+    let mut config = config(1, START);
+    config.evaluation = Some(EvaluationSchedule { microbatches: 1, interval: None });
+    let mut harness = Harness::of(Feeder::new(config, UniformConfig.build(1)));
+    harness.hear(lease(0, 1));
+    let id = MicrobatchId::evaluation(0);
+    let draw_held_out = |purpose| Action::Draw { microbatch: id, purpose };
+    let measure = |harness: &mut Harness, attempt| {
+        harness.hear(Event::Drawn { microbatch: id, ids: 1 });
+        let result = Message::Evaluated { microbatch: id, attempt: Attempt(attempt), loss: LOSS };
+        harness.receive(a(1), result)
+    };
+    assert_eq!(harness.publish(&[a(0), a(1)]), [draw_held_out(Purpose::Evaluate)]);
+    assert!(measure(&mut harness, 0).contains(&draw(0)));
+    harness.draw(0);
+    harness.finish(0);
+    [a(0), a(1)].map(|hop| harness.receive(hop, claim(hop.stage.unwrap().0, &[0])));
+    assert!(harness.feeder.is_trained());
+    assert_eq!(harness.said.last(), Some(&draw_held_out(Purpose::Evaluate)));
+    assert!(measure(&mut harness, EVALUATION_TRIES).contains(&draw_held_out(Purpose::EvaluateCut)));
+    let last = measure(&mut harness, 2 * EVALUATION_TRIES);
+    assert_eq!(last.last(), Some(&Action::End(End::Finished)));
+}
+
+#[test]
+fn a_stop_waits_for_what_is_in_flight_and_not_without_end() {
+    let mut harness = Harness::under_way(9);
+    harness.hear(Event::Stop);
+    let within = harness.feeder.config().stop_within;
+    assert!(!harness.wait(within - SECOND).contains(&Action::End(End::Stopped)));
+    assert!(harness.wait(SECOND).contains(&Action::End(End::Stopped)));
+}
+
+#[test]
+fn a_feeder_ends_when_the_coordinator_says_so() {
+    let mut over = Harness::under_way(9);
+    assert_eq!(over.hear(Event::Directive(Directive::Finished)), [Action::End(End::RunFinished)]);
+    assert_eq!(over.finish(0), []);
+    let mut dismissed = Harness::under_way(9);
+    let leave = Directive::Leave("maintenance".to_owned());
+    let end = End::Dismissed("maintenance".to_owned());
+    assert_eq!(dismissed.hear(Event::Directive(leave)), [Action::End(end)]);
 }

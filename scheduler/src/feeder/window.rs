@@ -49,7 +49,7 @@ impl Window {
         admitted
     }
 
-    /// Takes a place for what was in flight before a restart, whatever the limit says.
+    /// Takes a place for a microbatch that was in flight before a restart, whatever the limit says.
     pub fn readmit(&mut self) {
         self.in_flight = self.in_flight.saturating_add(1);
     }

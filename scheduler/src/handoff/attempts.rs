@@ -1,60 +1,56 @@
-//! Who a microbatch was handed to, sending by sending.
+//! The replicas that a microbatch was handed to, attempt by attempt.
 
 use crate::{Attempt, Hop};
 
-/// Sendings of one microbatch whose answer is still accepted, at most; older ones are forgotten.
-const SENDINGS_MAX: usize = 8;
+/// Attempts of one microbatch whose reply is still accepted, at most; older ones are forgotten.
+const ATTEMPTS_MAX: usize = 8;
 
-/// Who a microbatch is exchanged with, and under which attempt number. Upstream and downstream numbers are apart:
-/// a sending anew changes one of them only.
+/// One side of an exchange about a microbatch: the neighbour, and the number of the attempt. Upstream and downstream
+/// count apart: a retry changes one of the numbers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Neighbour {
+pub(crate) struct Leg {
     pub(crate) hop: Hop,
     pub(crate) attempt: Attempt,
 }
 
-/// Where a microbatch was sent on to, the latest last.
+/// The attempts to hand one microbatch on, the latest last.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Sendings {
+pub(crate) struct Attempts {
     next: Attempt,
-    to: Vec<Neighbour>,
+    legs: Vec<Leg>,
 }
 
-impl Sendings {
-    /// Notes a sending to `hop`; its attempt number.
+impl Attempts {
+    /// None yet; the first will have this number.
+    pub(crate) fn from(first: Attempt) -> Self {
+        Self { next: first, legs: Vec::new() }
+    }
+
+    /// Notes an attempt with `hop` and returns its number.
     pub(crate) fn add(&mut self, hop: Hop) -> Attempt {
         let attempt = self.next;
         self.next = Attempt(attempt.0.saturating_add(1));
-        if self.to.len() >= SENDINGS_MAX {
-            self.to.remove(0);
+        if self.legs.len() >= ATTEMPTS_MAX {
+            self.legs.remove(0);
         }
-        self.to.push(Neighbour { hop, attempt });
+        self.legs.push(Leg { hop, attempt });
         attempt
     }
 
-    pub(crate) fn latest(&self) -> Option<Neighbour> {
-        self.to.last().copied()
+    pub(crate) fn latest(&self) -> Option<Leg> {
+        self.legs.last().copied()
     }
 
-    pub(crate) fn contain(&self, sending: Neighbour) -> bool {
-        self.to.contains(&sending)
+    pub(crate) fn contain(&self, leg: Leg) -> bool {
+        self.legs.contains(&leg)
     }
 
-    /// None yet; the first will have this number.
-    pub(crate) fn from(first: Attempt) -> Self {
-        Self { next: first, to: Vec::new() }
+    pub(crate) fn contain_number(&self, attempt: Attempt) -> bool {
+        self.legs.iter().any(|leg| leg.attempt == attempt)
     }
 
-    pub(crate) fn any_with(&self, attempt: Attempt) -> bool {
-        self.to.iter().any(|sending| sending.attempt == attempt)
-    }
-
-    /// Sendings so far, at most as many as are remembered.
+    /// Attempts so far, at most as many as are remembered.
     pub(crate) fn count(&self) -> u32 {
-        u32::try_from(self.to.len()).unwrap_or(u32::MAX)
-    }
-
-    pub(crate) fn any(&self) -> bool {
-        !self.to.is_empty()
+        u32::try_from(self.legs.len()).unwrap_or(u32::MAX)
     }
 }

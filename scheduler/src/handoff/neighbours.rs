@@ -1,17 +1,20 @@
-//! The peers this one works with: what they last said of themselves, who of them lives, and who may be handed a
+//! The peers this one works with: what they last said of themselves, which of them live, and which may be handed a
 //! microbatch.
 
 use std::collections::BTreeMap;
 
 use crate::router::{Candidate, Router};
-use crate::{Beat, Duration, Health, Hop, Incarnation, PeerId, Time, Verdict};
+use crate::{Duration, Health, Heartbeat, Hop, Instance, Time, Verdict};
 
 /// Neighbours on both sides.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Neighbours {
     health: Health,
-    /// Everyone watched, and how many microbatches it lets this peer have unanswered; none before it said so.
+    /// The neighbours watched, and how many unanswered microbatches each lets this peer have; `None` before its first
+    /// heartbeat.
     credits: BTreeMap<Hop, Option<u32>>,
+    /// Smoothed round trips as the transport measured them last.
+    round_trips: BTreeMap<Instance, Duration>,
 }
 
 impl Neighbours {
@@ -19,50 +22,57 @@ impl Neighbours {
     pub(crate) fn watch(&mut self, now: Time, hops: impl IntoIterator<Item = Hop>) {
         let before = std::mem::take(&mut self.credits);
         for hop in hops {
-            self.health.watch(now, hop.peer, hop.incarnation);
+            self.health.watch(now, hop.instance);
             self.credits.insert(hop, before.get(&hop).copied().flatten());
         }
         for gone in before.keys().filter(|hop| !self.credits.contains_key(hop)) {
-            self.health.forget(gone.peer, gone.incarnation);
+            self.health.forget(gone.instance);
+            self.round_trips.remove(&gone.instance);
         }
     }
 
-    pub(crate) fn watches(&self, peer: PeerId, incarnation: Incarnation) -> bool {
-        self.credits.keys().any(|hop| (hop.peer, hop.incarnation) == (peer, incarnation))
+    pub(crate) fn watches(&self, instance: Instance) -> bool {
+        self.credits.keys().any(|hop| hop.instance == instance)
     }
 
-    /// A neighbour says how it is.
-    pub(crate) fn beat(&mut self, now: Time, sender: Hop, beat: Beat) {
-        self.health.heard(now, sender.peer, sender.incarnation, beat);
+    pub(crate) fn heartbeat(&mut self, now: Time, sender: Hop, heartbeat: Heartbeat) {
+        self.health.heard(now, sender.instance, heartbeat);
         if let Some(credit) = self.credits.get_mut(&sender) {
-            *credit = Some(beat.credit);
+            *credit = Some(heartbeat.credit);
         }
     }
 
-    /// A neighbour says anything else.
-    pub(crate) fn message(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
-        self.health.message(now, peer, incarnation);
+    /// Another message of a neighbour arrived.
+    pub(crate) fn message(&mut self, now: Time, from: Instance) {
+        self.health.message(now, from);
     }
 
-    /// Somebody who is no neighbour was heard: the own link works.
+    /// The transport has measured the round trip to an instance. Only neighbours are remembered.
+    pub(crate) fn measured(&mut self, instance: Instance, round_trip: Duration) {
+        if self.watches(instance) {
+            self.round_trips.insert(instance, round_trip);
+        }
+    }
+
+    /// A peer that is no neighbour was heard: the own link works.
     pub(crate) fn reached(&mut self, now: Time) {
         self.health.reached(now);
     }
 
     /// The connection to a neighbour is gone.
-    pub(crate) fn lost(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
-        self.health.lost(now, peer, incarnation);
+    pub(crate) fn lost(&mut self, now: Time, instance: Instance) {
+        self.health.lost(now, instance);
     }
 
-    /// It said that no slot is free: nothing more until its next beat.
+    /// A neighbour said that it has no free slot: it is sent nothing more until its next heartbeat.
     pub(crate) fn busy(&mut self, hop: Hop) {
         if let Some(credit) = self.credits.get_mut(&hop) {
             *credit = Some(0);
         }
     }
 
-    /// Who is thought of differently than when this was asked last.
-    pub(crate) fn judge(&mut self, now: Time) -> Vec<(PeerId, Incarnation, Verdict)> {
+    /// The verdicts that have changed since the last call.
+    pub(crate) fn judge(&mut self, now: Time) -> Vec<(Instance, Verdict)> {
         self.health.changes(now)
     }
 
@@ -71,8 +81,8 @@ impl Neighbours {
         self.health.next_change(now)
     }
 
-    /// Those of `hops` that are healthy and have a credit left. Of one that has not said how much it takes, one
-    /// microbatch is tried.
+    /// Those of `hops` that are healthy and have a credit left. One that has not said how much it takes is tried with
+    /// one microbatch.
     pub(crate) fn candidates(
         &self,
         now: Time,
@@ -81,14 +91,15 @@ impl Neighbours {
     ) -> Vec<Candidate> {
         let takes = |hop: &Hop| {
             let credit = self.credits.get(hop).copied().flatten().unwrap_or(1);
-            let healthy = self.health.verdict(now, hop.peer, hop.incarnation) == Verdict::Healthy;
-            healthy && router.resident(hop) < credit
+            let healthy = self.health.verdict(now, hop.instance) == Verdict::Healthy;
+            healthy && router.outstanding_at(hop) < credit
         };
         hops.filter(takes).map(|hop| self.candidate(hop)).collect()
     }
 
     fn candidate(&self, hop: Hop) -> Candidate {
-        let service = self.health.service(hop.peer, hop.incarnation);
-        Candidate { hop, service, rtt: Duration::ZERO }
+        let service = self.health.service(hop.instance);
+        let rtt = self.round_trips.get(&hop.instance).copied().unwrap_or_default();
+        Candidate { hop, service, rtt }
     }
 }

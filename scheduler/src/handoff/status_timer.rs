@@ -1,47 +1,47 @@
-//! When to ask, and ask again, who owes an answer.
+//! When to send a status request, and when to repeat it.
 
 use crate::{Duration, Time};
 
-/// A neighbour that says again and again that it holds a microbatch is left alone for up to this many times the wait.
-const REST_MAX: u32 = 8;
+/// A neighbour that replies again and again that it holds a microbatch is left alone for up to this many timeouts.
+const BACKOFF_MAX: u32 = 8;
 
-/// A debt of a neighbour: it was sent something, and owes what it makes of it.
+/// The timer of one microbatch that a neighbour owes a reply for.
 ///
-/// A question that is not answered is put again after the same wait each time, for it or its answer was lost. Where
-/// the answer is that the microbatch is held, the neighbour is busy with others, and the wait before the next question
-/// doubles: a wide window would keep everybody asking otherwise.
+/// A request without a reply is repeated after the same timeout each time, for the request or its reply was lost. After
+/// a reply that the microbatch is held, the neighbour is busy with others, and the wait before the next request doubles:
+/// with a wide window every replica would keep asking otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Asking {
-    /// Sent, asked or answered last.
+pub(crate) struct StatusTimer {
+    /// Last sign of the exchange: the microbatch was sent, a request was sent, or a reply came.
     since: Time,
-    /// Times the usual wait that passes before the next question.
-    rest: u32,
-    /// A question is on its way; until it is answered the usual wait counts.
+    /// Timeouts that pass before the next request.
+    backoff: u32,
+    /// A request has no reply yet; until then one timeout counts.
     open: bool,
 }
 
-impl Asking {
-    /// Something was sent.
+impl StatusTimer {
+    /// The microbatch was sent.
     pub(crate) fn sent(now: Time) -> Self {
-        Self { since: now, rest: 1, open: true }
+        Self { since: now, backoff: 1, open: true }
     }
 
-    /// The neighbour is asked.
-    pub(crate) fn asked(&mut self, now: Time) {
+    /// A status request was sent.
+    pub(crate) fn requested(&mut self, now: Time) {
         (self.since, self.open) = (now, true);
     }
 
-    /// The neighbour said that it holds what it was sent. Said unasked it changes nothing.
+    /// The neighbour replied that it holds the microbatch. Without a request the reply changes nothing.
     pub(crate) fn held(&mut self, now: Time) {
         if self.open {
             (self.since, self.open) = (now, false);
-            self.rest = (self.rest * 2).min(REST_MAX);
+            self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
         }
     }
 
-    /// When the next question is due, if the usual wait is `wait`.
-    pub(crate) fn due(&self, wait: Duration) -> Time {
-        self.since + if self.open { wait } else { wait * self.rest }
+    /// When the next request is due.
+    pub(crate) fn due(&self, timeout: Duration) -> Time {
+        self.since + if self.open { timeout } else { timeout * self.backoff }
     }
 }
 
@@ -49,33 +49,33 @@ impl Asking {
 mod tests {
     use super::*;
 
-    const WAIT: Duration = Duration::from_secs(3);
+    const TIMEOUT: Duration = Duration::from_secs(3);
 
     #[test]
-    fn each_answer_that_it_is_held_doubles_the_wait_up_to_a_bound() {
-        let (mut now, mut asking) = (Time(0), Asking::sent(Time(0)));
+    fn each_reply_that_it_is_held_doubles_the_wait_up_to_a_bound() {
+        let (mut now, mut timer) = (Time(0), StatusTimer::sent(Time(0)));
         for times in [1, 2, 4, 8, 8, 8] {
-            assert_eq!(asking.due(WAIT), now + WAIT * times);
-            now = asking.due(WAIT);
-            asking.asked(now);
-            assert_eq!(asking.due(WAIT), now + WAIT, "while the question is open");
-            asking.held(now);
+            assert_eq!(timer.due(TIMEOUT), now + TIMEOUT * times);
+            now = timer.due(TIMEOUT);
+            timer.requested(now);
+            assert_eq!(timer.due(TIMEOUT), now + TIMEOUT, "while the request is open");
+            timer.held(now);
         }
     }
 
     #[test]
-    fn questions_without_an_answer_keep_their_pace_and_answers_without_a_question_change_nothing() {
-        let mut asking = Asking::sent(Time(0));
-        asking.held(Time(0));
-        let due = asking.due(WAIT);
-        asking.held(Time(9));
-        assert_eq!((due, asking.due(WAIT)), (Time(0) + WAIT * 2, due));
+    fn requests_without_a_reply_keep_their_pace_and_replies_without_a_request_change_nothing() {
+        let mut timer = StatusTimer::sent(Time(0));
+        timer.held(Time(0));
+        let due = timer.due(TIMEOUT);
+        timer.held(Time(9));
+        assert_eq!((due, timer.due(TIMEOUT)), (Time(0) + TIMEOUT * 2, due));
         for _ in 0..20 {
-            let now = asking.due(WAIT);
-            asking.asked(now);
-            assert_eq!(asking.due(WAIT), now + WAIT);
+            let now = timer.due(TIMEOUT);
+            timer.requested(now);
+            assert_eq!(timer.due(TIMEOUT), now + TIMEOUT);
         }
-        asking.held(Time(0));
-        assert_eq!(asking.due(WAIT), Time(0) + WAIT * 4);
+        timer.held(Time(0));
+        assert_eq!(timer.due(TIMEOUT), Time(0) + TIMEOUT * 4);
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::{Duration, Time};
 
-/// Nobody at all heard for so long, while at least two are watched: the own link is down. Below the shortest silence
-/// that makes a peer suspect.
+/// No peer heard for so long, while at least two are watched: the own link is down. Below the shortest silence that
+/// makes a peer suspect.
 pub const LINK_DOWN_AFTER: Duration = Duration::from_secs(2);
 
 /// Silence of fewer says nothing about the link: one peer may well have died.
@@ -12,7 +12,7 @@ const WATCHED_MIN: usize = 2;
 /// The own link, as what arrives over it shows.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Link {
-    /// The last sign of anybody.
+    /// The last sign of any peer.
     latest: Time,
     /// How long it was down in all.
     down: Duration,
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn one_who_is_silent_says_nothing_about_the_link() {
+    fn the_silence_of_one_peer_says_nothing_about_the_link() {
         let link = Link::default();
         assert!(!link.is_down(second(100), 1));
         assert!(link.is_down(second(2), 2));

@@ -20,8 +20,8 @@ use std::collections::VecDeque;
 
 use crate::{Duration, Time};
 
-/// How often a peer sends a heartbeat. A faster rhythm counts as this one, so that nobody is suspect before it shows
-/// that the own link is down.
+/// How often a peer sends a heartbeat. A faster rhythm counts as this one, so that no peer is suspect before a
+/// broken own link shows.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// The least deviation of a rhythm, however regular it was: a scheduler's hiccup is no death.
@@ -45,7 +45,7 @@ const DEAD_Z: u32 = 7_034;
 
 /// The recent intervals between the heartbeats of a peer.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rhythm {
+pub(super) struct PhiAccrual {
     latest: Option<Time>,
     intervals: VecDeque<Duration>,
     limits: Limits,
@@ -71,7 +71,7 @@ impl Limits {
     }
 }
 
-impl Rhythm {
+impl PhiAccrual {
     pub(super) fn beat(&mut self, at: Time) {
         if let Some(latest) = self.latest.replace(at) {
             if self.intervals.len() == INTERVALS_MAX {
@@ -104,7 +104,7 @@ mod tests {
 
     /// Limits, in milliseconds, after heartbeats with these intervals.
     fn limits_ms(intervals: impl IntoIterator<Item = u64>) -> (u128, u128) {
-        let mut rhythm = Rhythm::default();
+        let mut rhythm = PhiAccrual::default();
         let mut at = Time(0);
         rhythm.beat(at);
         for interval in intervals {
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_first_beat_has_longer() {
-        let suspect = Rhythm::default().limits().suspect;
+        let suspect = PhiAccrual::default().limits().suspect;
         assert_eq!(suspect, FIRST_BEAT + Duration::from_micros(1_683_600));
     }
 }

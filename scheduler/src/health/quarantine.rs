@@ -1,8 +1,8 @@
-//! Leaves peers alone that failed, the longer the more often they did.
+//! Leaves peers alone that failed, the longer the more often they failed.
 
 use std::collections::BTreeMap;
 
-use crate::{Duration, Hop, Incarnation, PeerId, Time};
+use crate::{Duration, Hop, Instance, Time};
 
 /// How long a peer is left alone after its first failure. Doubles with every further one.
 pub const QUARANTINE_MIN: Duration = Duration::from_secs(5);
@@ -10,13 +10,13 @@ pub const QUARANTINE_MIN: Duration = Duration::from_secs(5);
 /// The longest a peer is left alone at a time.
 pub const QUARANTINE_MAX: Duration = Duration::from_secs(600);
 
-/// Who failed, how often, and until when each is left alone.
+/// The instances that failed, and until when each is left alone.
 ///
-/// One success clears. The owner sees to it that only members get in and [`retain`](Self::retain)s those that stay:
-/// that bounds the memory.
+/// One success clears. The owner adds members only and [`retain`](Self::retain)s those that stay: that bounds the
+/// memory.
 #[derive(Clone, Debug, Default)]
 pub struct Quarantine {
-    spells: BTreeMap<(PeerId, Incarnation), Spell>,
+    spells: BTreeMap<Instance, Spell>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,38 +26,38 @@ struct Spell {
 }
 
 impl Quarantine {
-    /// Leaves nobody alone.
+    /// Leaves no instance alone.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A peer failed. Failures while it is left alone count as the one that began it: a broken connection fails
+    /// An instance failed. Failures while it is left alone count as the one that began it: a broken connection fails
     /// everything under way at once.
-    pub fn failed(&mut self, now: Time, peer: PeerId, incarnation: Incarnation) {
-        let before = self.spells.get(&(peer, incarnation));
+    pub fn failed(&mut self, now: Time, instance: Instance) {
+        let before = self.spells.get(&instance);
         if before.is_some_and(|spell| spell.until > now) {
             return;
         }
         let length = before.map_or(QUARANTINE_MIN, |spell| (spell.length * 2).min(QUARANTINE_MAX));
-        self.spells.insert((peer, incarnation), Spell { length, until: now + length });
+        self.spells.insert(instance, Spell { length, until: now + length });
     }
 
-    /// A peer was heard, or did what it was asked.
-    pub fn succeeded(&mut self, peer: PeerId, incarnation: Incarnation) {
-        self.spells.remove(&(peer, incarnation));
+    /// An instance was heard.
+    pub fn succeeded(&mut self, instance: Instance) {
+        self.spells.remove(&instance);
     }
 
-    /// Whether a peer is left alone now.
+    /// Whether an instance is left alone now.
     #[must_use]
-    pub fn holds(&self, now: Time, peer: PeerId, incarnation: Incarnation) -> bool {
-        self.spells.get(&(peer, incarnation)).is_some_and(|spell| spell.until > now)
+    pub fn holds(&self, now: Time, instance: Instance) -> bool {
+        self.spells.get(&instance).is_some_and(|spell| spell.until > now)
     }
 
-    /// Those of a stage's replicas that may be tried; all of them if none is left otherwise, since trying somebody
-    /// doubtful beats holding the stage up.
+    /// The replicas of a stage that may be tried. If that leaves none, all of them: trying a doubtful replica beats
+    /// holding the stage up.
     pub fn admit(&self, now: Time, replicas: &[Hop]) -> impl Iterator<Item = Hop> {
-        let held = move |hop: &Hop| self.holds(now, hop.peer, hop.incarnation);
+        let held = move |hop: &Hop| self.holds(now, hop.instance);
         let ignored = replicas.iter().all(held);
         replicas.iter().copied().filter(move |hop| ignored || !held(hop))
     }
@@ -68,21 +68,25 @@ impl Quarantine {
         self.spells.values().map(|spell| spell.until).filter(|&until| until > now).min()
     }
 
-    /// Forgets everybody for whom `stays` is false.
-    pub fn retain(&mut self, mut stays: impl FnMut(PeerId, Incarnation) -> bool) {
-        self.spells.retain(|&(peer, incarnation), _| stays(peer, incarnation));
+    /// Forgets every instance for which `stays` is false.
+    pub fn retain(&mut self, mut stays: impl FnMut(Instance) -> bool) {
+        self.spells.retain(|&instance, _| stays(instance));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Incarnation, PeerId};
 
-    const A: PeerId = PeerId([1; 32]);
-    const START: Incarnation = Incarnation(1);
+    const A: Instance = start(1, 1);
+
+    const fn start(key: u8, incarnation: u64) -> Instance {
+        Instance::new(PeerId([key; 32]), Incarnation(incarnation))
+    }
 
     fn hop(key: u8) -> Hop {
-        Hop { stage: None, peer: PeerId([key; 32]), incarnation: START }
+        Hop::feeder(start(key, 1))
     }
 
     #[test]
@@ -90,34 +94,34 @@ mod tests {
         let mut quarantine = Quarantine::new();
         let mut now = Time(0);
         for seconds in [5, 10, 20, 40, 80, 160, 320, 600, 600] {
-            quarantine.failed(now, A, START);
+            quarantine.failed(now, A);
             let end = now + Duration::from_secs(seconds);
             assert_eq!(quarantine.next_release(now), Some(end));
-            assert!(quarantine.holds(now, A, START) && !quarantine.holds(end, A, START));
+            assert!(quarantine.holds(now, A) && !quarantine.holds(end, A));
             now = end;
         }
-        quarantine.succeeded(A, START);
-        quarantine.failed(now, A, START);
+        quarantine.succeeded(A);
+        quarantine.failed(now, A);
         assert_eq!(quarantine.next_release(now), Some(now + QUARANTINE_MIN));
     }
 
     #[test]
     fn what_fails_together_fails_once() {
         let mut quarantine = Quarantine::new();
-        (0..9).for_each(|nanos| quarantine.failed(Time(nanos), A, START));
+        (0..9).for_each(|nanos| quarantine.failed(Time(nanos), A));
         assert_eq!(quarantine.next_release(Time(9)), Some(Time(0) + QUARANTINE_MIN));
     }
 
     #[test]
-    fn ignored_when_it_would_leave_nobody() {
+    fn ignored_when_it_would_leave_no_replica() {
         let mut quarantine = Quarantine::new();
         let replicas = [hop(1), hop(2)];
         let admitted = |quarantine: &Quarantine| quarantine.admit(Time(0), &replicas).collect::<Vec<_>>();
-        quarantine.failed(Time(0), A, START);
+        quarantine.failed(Time(0), A);
         assert_eq!(admitted(&quarantine), [hop(2)]);
-        quarantine.failed(Time(0), hop(2).peer, START);
+        quarantine.failed(Time(0), hop(2).instance);
         assert_eq!(admitted(&quarantine), replicas);
-        quarantine.retain(|peer, _| peer != A);
+        quarantine.retain(|instance| instance != A);
         assert_eq!(admitted(&quarantine), [hop(1)]);
         assert_eq!(quarantine.admit(Time(0), &[]).count(), 0);
     }
@@ -125,7 +129,7 @@ mod tests {
     #[test]
     fn another_start_is_another_peer() {
         let mut quarantine = Quarantine::new();
-        quarantine.failed(Time(0), A, START);
-        assert!(!quarantine.holds(Time(0), A, Incarnation(2)));
+        quarantine.failed(Time(0), A);
+        assert!(!quarantine.holds(Time(0), start(1, 2)));
     }
 }

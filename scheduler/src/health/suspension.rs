@@ -5,13 +5,13 @@ use crate::{Duration, Time};
 /// How often the own loop is called at the least; see [`Suspension::next_call`].
 pub const TICK: Duration = Duration::from_secs(1);
 
-/// A longer gap between two calls is a suspension: the others may have declared this peer dead.
+/// A longer gap between two calls is a suspension: the coordinator may have expelled this peer.
 pub const SUSPENDED_AFTER: Duration = Duration::from_secs(2);
 
 /// Notices that the own process was suspended, a laptop's lid closed or a container frozen.
 ///
-/// From then on until the membership table was asked for and came, nothing may be sent: who was revoked meanwhile
-/// goes on only with the state of somebody else.
+/// From then on nothing may be sent until the coordinator confirms the membership: a peer that was expelled meanwhile
+/// goes on only with the state of another replica.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Suspension {
     latest: Option<Time>,
@@ -25,7 +25,7 @@ impl Suspension {
         Self::default()
     }
 
-    /// The own loop runs. `true` if it was suspended before this call: ask for the table.
+    /// The own loop runs. `true` if it was suspended before this call: ask the coordinator.
     pub fn called(&mut self, now: Time) -> bool {
         let suspended = self.latest.is_some_and(|latest| now.since(latest) > SUSPENDED_AFTER);
         self.latest = Some(self.latest.map_or(now, |latest| latest.max(now)));
@@ -39,7 +39,7 @@ impl Suspension {
         self.unsure
     }
 
-    /// The table that was asked for came, not one that lay in a buffer all the while, and this peer is still in it.
+    /// The coordinator answered a question put after the suspension: this instance still is a member.
     pub fn confirmed(&mut self) {
         self.unsure = false;
     }

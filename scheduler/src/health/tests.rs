@@ -3,18 +3,22 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{Incarnation, PeerId};
 
-const START: Incarnation = Incarnation(1);
-const A: PeerId = PeerId([1; 32]);
-const B: PeerId = PeerId([2; 32]);
-const C: PeerId = PeerId([3; 32]);
+const A: Instance = peer(1);
+const B: Instance = peer(2);
+const C: Instance = peer(3);
+
+const fn peer(key: u8) -> Instance {
+    Instance::new(PeerId([key; 32]), Incarnation(1))
+}
 
 fn at(millis: u64) -> Time {
     Time(0) + Duration::from_millis(millis)
 }
 
-fn beat(counter: u64) -> Beat {
-    Beat {
+fn beat(counter: u64) -> Heartbeat {
+    Heartbeat {
         counter,
         queued: 1,
         oldest: Duration::from_secs(60),
@@ -23,153 +27,154 @@ fn beat(counter: u64) -> Beat {
     }
 }
 
-struct Story {
+struct Harness {
     health: Health,
 }
 
-impl Story {
-    fn watching(peers: &[PeerId]) -> Self {
+impl Harness {
+    fn watching(peers: &[Instance]) -> Self {
         let mut health = Health::new();
-        peers.iter().for_each(|&peer| health.watch(at(0), peer, START));
+        peers.iter().for_each(|&peer| health.watch(at(0), peer));
         Self { health }
     }
 
     /// These send a heartbeat each second, from `seconds.start` on, and get on with their work.
-    fn beats(&mut self, peers: &[PeerId], seconds: std::ops::Range<u64>) {
+    fn beats(&mut self, peers: &[Instance], seconds: std::ops::Range<u64>) {
         for second in seconds {
-            peers.iter().for_each(|&peer| self.health.heard(at(1_000 * second), peer, START, beat(second)));
+            peers.iter().for_each(|&peer| self.health.heard(at(1_000 * second), peer, beat(second)));
         }
     }
 
-    fn verdict(&self, millis: u64, peer: PeerId) -> Verdict {
-        self.health.verdict(at(millis), peer, START)
+    fn verdict(&self, millis: u64, peer: Instance) -> Verdict {
+        self.health.verdict(at(millis), peer)
     }
 }
 
 #[test]
 fn silence_makes_suspect_then_dead_then_a_word_makes_healthy() {
-    let mut story = Story::watching(&[A, B]);
-    story.beats(&[A, B], 0..20);
-    story.beats(&[B], 20..30);
-    assert_eq!(story.verdict(19_000 + 2_683, A), Verdict::Healthy);
-    assert_eq!(story.verdict(19_000 + 2_684, A), Verdict::Suspect);
-    assert_eq!(story.verdict(19_000 + 3_110, A), Verdict::Suspect);
-    assert_eq!(story.verdict(19_000 + 3_111, A), Verdict::Dead);
-    assert_eq!(story.verdict(30_000, B), Verdict::Healthy);
-    story.health.message(at(30_000), A, START);
-    assert_eq!(story.verdict(30_000, A), Verdict::Healthy);
+    let mut harness = Harness::watching(&[A, B]);
+    harness.beats(&[A, B], 0..20);
+    harness.beats(&[B], 20..30);
+    assert_eq!(harness.verdict(19_000 + 2_683, A), Verdict::Healthy);
+    assert_eq!(harness.verdict(19_000 + 2_684, A), Verdict::Suspect);
+    assert_eq!(harness.verdict(19_000 + 3_110, A), Verdict::Suspect);
+    assert_eq!(harness.verdict(19_000 + 3_111, A), Verdict::Dead);
+    assert_eq!(harness.verdict(30_000, B), Verdict::Healthy);
+    harness.health.message(at(30_000), A);
+    assert_eq!(harness.verdict(30_000, A), Verdict::Healthy);
 }
 
 #[test]
 fn any_message_is_a_sign_of_life_but_not_of_the_rhythm() {
-    let mut story = Story::watching(&[A, B]);
+    let mut harness = Harness::watching(&[A, B]);
     for millis in (0..20_000).step_by(100) {
-        story.health.message(at(millis), A, START);
+        harness.health.message(at(millis), A);
         if millis % 1_000 == 0 {
-            story.health.heard(at(millis), A, START, beat(millis));
-            story.health.heard(at(millis), B, START, beat(millis));
+            harness.health.heard(at(millis), A, beat(millis));
+            harness.health.heard(at(millis), B, beat(millis));
         }
     }
-    assert_eq!(story.verdict(22_000, A), Verdict::Healthy);
-    story.health.reached(at(21_000));
-    assert_eq!(story.verdict(22_583, A), Verdict::Healthy);
-    assert_eq!(story.verdict(22_584, A), Verdict::Suspect);
+    assert_eq!(harness.verdict(22_000, A), Verdict::Healthy);
+    harness.health.reached(at(21_000));
+    assert_eq!(harness.verdict(22_583, A), Verdict::Healthy);
+    assert_eq!(harness.verdict(22_584, A), Verdict::Suspect);
 }
 
 #[test]
 fn a_lost_connection_is_death_at_once_until_it_speaks_again() {
-    let mut story = Story::watching(&[A, B]);
-    story.beats(&[A, B], 0..5);
-    story.health.lost(at(4_100), A, START);
-    assert_eq!((story.verdict(4_100, A), story.verdict(4_100, B)), (Verdict::Dead, Verdict::Healthy));
-    story.health.heard(at(4_200), A, START, beat(9));
-    assert_eq!(story.verdict(4_200, A), Verdict::Healthy);
+    let mut harness = Harness::watching(&[A, B]);
+    harness.beats(&[A, B], 0..5);
+    harness.health.lost(at(4_100), A);
+    assert_eq!((harness.verdict(4_100, A), harness.verdict(4_100, B)), (Verdict::Dead, Verdict::Healthy));
+    harness.health.heard(at(4_200), A, beat(9));
+    assert_eq!(harness.verdict(4_200, A), Verdict::Healthy);
 }
 
 #[test]
-fn work_without_progress_is_wedged() {
-    let mut story = Story::watching(&[A, B]);
+fn work_without_progress_is_stalled() {
+    let mut harness = Harness::watching(&[A, B]);
     for second in 0..=10 {
-        story.health.heard(at(1_000 * second), A, START, beat(3));
-        story.health.heard(at(1_000 * second), B, START, beat(second));
-        let expected = if second < 5 { Verdict::Healthy } else { Verdict::Wedged };
-        assert_eq!(story.verdict(1_000 * second, A), expected);
-        assert_eq!(story.verdict(1_000 * second, B), Verdict::Healthy);
+        harness.health.heard(at(1_000 * second), A, beat(3));
+        harness.health.heard(at(1_000 * second), B, beat(second));
+        let expected = if second < 5 { Verdict::Healthy } else { Verdict::Stalled };
+        assert_eq!(harness.verdict(1_000 * second, A), expected);
+        assert_eq!(harness.verdict(1_000 * second, B), Verdict::Healthy);
     }
-    story.health.heard(at(11_000), A, START, beat(4));
-    assert_eq!(story.verdict(11_000, A), Verdict::Healthy);
+    harness.health.heard(at(11_000), A, beat(4));
+    assert_eq!(harness.verdict(11_000, A), Verdict::Healthy);
 }
 
 #[test]
-fn nobody_is_judged_while_the_own_link_is_down() {
-    let mut story = Story::watching(&[A, B, C]);
-    story.beats(&[A, B, C], 0..10);
-    story.beats(&[A, B], 10..20);
-    let silent = |story: &Story, millis| {
+fn no_verdict_changes_while_the_own_link_is_down() {
+    let mut harness = Harness::watching(&[A, B, C]);
+    harness.beats(&[A, B, C], 0..10);
+    harness.beats(&[A, B], 10..20);
+    let silent = |harness: &Harness, millis| {
         assert_eq!(
-            [A, B, C].map(|peer| story.verdict(millis, peer)),
+            [A, B, C].map(|peer| harness.verdict(millis, peer)),
             [Verdict::Healthy, Verdict::Healthy, Verdict::Dead]
         );
     };
-    silent(&story, 21_500);
-    silent(&story, 60_000);
-    story.health.lost(at(25_000), A, START);
-    silent(&story, 25_000);
-    // The link is back: what nobody could hear is nobody's silence.
-    story.beats(&[B], 60..62);
-    silent(&story, 60_500);
-    assert_eq!(story.verdict(60_000 + 2_683, A), Verdict::Healthy);
-    assert_eq!(story.verdict(60_000 + 2_684, A), Verdict::Suspect);
+    silent(&harness, 21_500);
+    silent(&harness, 60_000);
+    harness.health.lost(at(25_000), A);
+    silent(&harness, 25_000);
+    // The link is back: the time it was down counts as silence of no peer.
+    harness.beats(&[B], 60..62);
+    silent(&harness, 60_500);
+    assert_eq!(harness.verdict(60_000 + 2_683, A), Verdict::Healthy);
+    assert_eq!(harness.verdict(60_000 + 2_684, A), Verdict::Suspect);
 }
 
 #[test]
-fn one_alone_is_judged_and_so_are_all_with_a_witness() {
-    let mut story = Story::watching(&[A]);
-    story.beats(&[A], 0..5);
-    assert_eq!(story.verdict(7_200, A), Verdict::Dead);
-    let mut story = Story::watching(&[A, B]);
-    story.beats(&[A, B], 0..5);
-    (5..8).for_each(|second| story.health.reached(at(1_000 * second)));
-    assert_eq!([A, B].map(|peer| story.verdict(7_200, peer)), [Verdict::Dead; 2]);
+fn a_single_peer_is_judged_and_so_are_all_with_other_evidence() {
+    let mut harness = Harness::watching(&[A]);
+    harness.beats(&[A], 0..5);
+    assert_eq!(harness.verdict(7_200, A), Verdict::Dead);
+    let mut harness = Harness::watching(&[A, B]);
+    harness.beats(&[A, B], 0..5);
+    (5..8).for_each(|second| harness.health.reached(at(1_000 * second)));
+    assert_eq!([A, B].map(|peer| harness.verdict(7_200, peer)), [Verdict::Dead; 2]);
 }
 
 #[test]
 fn a_newcomer_has_time_for_its_first_beat() {
-    let mut story = Story::watching(&[A, B]);
-    story.beats(&[B], 0..9);
-    assert_eq!(story.verdict(6_600, A), Verdict::Healthy);
-    assert_eq!(story.verdict(6_700, A), Verdict::Suspect);
-    assert_eq!(story.verdict(7_200, A), Verdict::Dead);
+    let mut harness = Harness::watching(&[A, B]);
+    harness.beats(&[B], 0..9);
+    assert_eq!(harness.verdict(6_600, A), Verdict::Healthy);
+    assert_eq!(harness.verdict(6_700, A), Verdict::Suspect);
+    assert_eq!(harness.verdict(7_200, A), Verdict::Dead);
 }
 
 #[test]
 fn starts_are_told_apart_and_strangers_are_not_kept() {
-    let mut story = Story::watching(&[A, B]);
-    story.beats(&[B], 0..9);
-    story.health.heard(at(8_000), A, Incarnation(2), beat(1));
-    assert_eq!(story.verdict(8_000, A), Verdict::Dead);
-    assert_eq!(story.health.verdict(at(8_000), A, Incarnation(2)), Verdict::Healthy);
-    assert_eq!(story.health.service(A, Incarnation(2)), None);
-    assert_eq!(story.health.service(B, START), Some(Duration::from_millis(100)));
-    story.health.forget(A, START);
-    assert_eq!(story.health.watched.len(), 1);
+    let mut harness = Harness::watching(&[A, B]);
+    harness.beats(&[B], 0..9);
+    let restarted = Instance::new(A.peer, Incarnation(2));
+    harness.health.heard(at(8_000), restarted, beat(1));
+    assert_eq!(harness.verdict(8_000, A), Verdict::Dead);
+    assert_eq!(harness.health.verdict(at(8_000), restarted), Verdict::Healthy);
+    assert_eq!(harness.health.service(restarted), None);
+    assert_eq!(harness.health.service(B), Some(Duration::from_millis(100)));
+    harness.health.forget(A);
+    assert_eq!(harness.health.watched.len(), 1);
 }
 
 #[test]
 fn changes_are_told_once() {
-    let mut story = Story::watching(&[A, B]);
-    story.beats(&[A, B], 0..5);
-    assert_eq!(story.health.changes(at(4_000)), []);
-    story.health.lost(at(4_100), A, START);
-    assert_eq!(story.health.changes(at(4_100)), [(A, START, Verdict::Dead)]);
-    assert_eq!(story.health.changes(at(4_200)), []);
-    story.health.message(at(4_300), A, START);
-    assert_eq!(story.health.changes(at(4_300)), [(A, START, Verdict::Healthy)]);
+    let mut harness = Harness::watching(&[A, B]);
+    harness.beats(&[A, B], 0..5);
+    assert_eq!(harness.health.changes(at(4_000)), []);
+    harness.health.lost(at(4_100), A);
+    assert_eq!(harness.health.changes(at(4_100)), [(A, Verdict::Dead)]);
+    assert_eq!(harness.health.changes(at(4_200)), []);
+    harness.health.message(at(4_300), A);
+    assert_eq!(harness.health.changes(at(4_300)), [(A, Verdict::Healthy)]);
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Heard {
-    Beat(u64),
+    Heartbeat(u64),
     Message,
     Lost,
     Reached,
@@ -177,9 +182,9 @@ enum Heard {
     Forget,
 }
 
-fn heard() -> impl Strategy<Value = (u64, PeerId, Heard)> {
+fn heard() -> impl Strategy<Value = (u64, Instance, Heard)> {
     let what = prop_oneof![
-        8 => (0_u64..2).prop_map(Heard::Beat),
+        8 => (0_u64..2).prop_map(Heard::Heartbeat),
         2 => Just(Heard::Message),
         1 => Just(Heard::Lost),
         1 => Just(Heard::Reached),
@@ -191,26 +196,26 @@ fn heard() -> impl Strategy<Value = (u64, PeerId, Heard)> {
 }
 
 proptest! {
-    /// Whatever happened: until `next_change` no verdict changes, and there is one as long as somebody may yet fall
+    /// Whatever happened: until `next_change` no verdict changes, and there is one as long as a peer may yet fall
     /// silent.
     #[test]
     fn nothing_changes_before_it_was_foretold(history in prop::collection::vec(heard(), 1..80)) {
-        let mut story = Story::watching(&[A, B]);
+        let mut harness = Harness::watching(&[A, B]);
         let mut millis = 0;
         for (pause, peer, what) in history {
             millis += pause;
             let now = at(millis);
             match what {
-                Heard::Beat(counter) => story.health.heard(now, peer, START, beat(counter)),
-                Heard::Message => story.health.message(now, peer, START),
-                Heard::Lost => story.health.lost(now, peer, START),
-                Heard::Reached => story.health.reached(now),
-                Heard::Watch => story.health.watch(now, peer, START),
-                Heard::Forget => story.health.forget(peer, START),
+                Heard::Heartbeat(counter) => harness.health.heard(now, peer, beat(counter)),
+                Heard::Message => harness.health.message(now, peer),
+                Heard::Lost => harness.health.lost(now, peer),
+                Heard::Reached => harness.health.reached(now),
+                Heard::Watch => harness.health.watch(now, peer),
+                Heard::Forget => harness.health.forget(peer),
             }
-            let judge = |now| [A, B, C].map(|peer| story.health.verdict(now, peer, START));
+            let judge = |now| [A, B, C].map(|peer| harness.health.verdict(now, peer));
             let before = judge(now);
-            let change = story.health.next_change(now);
+            let change = harness.health.next_change(now);
             prop_assert!(change.is_none_or(|change| change > now));
             let end = change.unwrap_or_else(|| now + Duration::from_secs(100));
             let last = Time(end.0 - 1);

@@ -1,13 +1,13 @@
 //! What the tests of routers share.
 
 use crate::router::{Candidate, Choice};
-use crate::{Duration, Hop, Incarnation, PeerId, StageIndex};
+use crate::{Duration, Hop, Incarnation, Instance, PeerId, StageIndex};
 
 /// Replica number `index` of stage 1; a higher index is a higher peer id.
 pub(super) fn hop(index: u16) -> Hop {
     let mut key = [0; 32];
     key[..2].copy_from_slice(&index.to_be_bytes());
-    Hop { stage: Some(StageIndex(1)), peer: PeerId(key), incarnation: Incarnation(1) }
+    Hop::replica(StageIndex(1), Instance::new(PeerId(key), Incarnation(1)))
 }
 
 /// A replica next door that computes a forward in `service_ms`.

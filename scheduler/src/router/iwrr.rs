@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::rng::Rng;
-use crate::router::{CANDIDATES_MAX, Choice, Residents, Router, RouterFactory, Settled};
+use crate::router::{CANDIDATES_MAX, Choice, Outstanding, Router, RouterFactory, Completion};
 use crate::{Duration, Hop, MicrobatchId, MovingAverage, Time};
 
-/// Replicas remembered; beyond that those that are no candidates are forgotten.
+/// Replicas remembered; of more, those that are no candidates are forgotten.
 const LANES_MAX: usize = 2 * CANDIDATES_MAX;
 
 /// What a response is taken to last before any was seen. Small: it only sets the order of the first round.
@@ -24,7 +24,7 @@ impl RouterFactory for IwrrConfig {
             turn: 0,
             expected: RESPONSE_GUESS,
             sent: BTreeMap::new(),
-            residents: Residents::default(),
+            outstanding: Outstanding::default(),
         })
     }
 }
@@ -35,9 +35,9 @@ impl RouterFactory for IwrrConfig {
 /// moving average of its response time and a turn; the earliest turn is chosen and moves on by that average. Here a
 /// response lasts from handing over to the return of the gradient, whatever lies between.
 ///
-/// Two things differ. A newcomer, or whoever was no candidate for a while, starts at the turn of the others instead
-/// of at zero, and counts as fast as their mean until it has answered: at zero it would get everything until it had
-/// caught up. And a newcomer's first turn is drawn, so that senders do not begin with the same replica.
+/// Two things differ. A replica that is new, or was no candidate for a while, starts at the turn of the others instead of
+/// at zero, and counts as fast as their mean until it has answered: at zero it would get every microbatch until it had
+/// caught up. And the first turn of a new replica is drawn, so that senders do not begin with the same one.
 ///
 /// A replica that never answers keeps its share: only its quarantine stops that.
 #[derive(Clone, Debug)]
@@ -48,9 +48,9 @@ pub struct Iwrr {
     turn: u64,
     /// Mean response time of the candidates looked at last.
     expected: Duration,
-    /// What waits for its response; microbatches in flight bound it.
+    /// Microbatches that wait for their response; those in flight bound it.
     sent: BTreeMap<(Hop, MicrobatchId), Time>,
-    residents: Residents,
+    outstanding: Outstanding,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +80,7 @@ impl Iwrr {
         }
     }
 
-    /// Room for at least all candidates, so that none is forgotten and enrolled anew for ever.
+    /// Room for at least all candidates, so that none is forgotten and enrolled again for ever.
     fn forget_strangers(&mut self, choice: &Choice<'_>) {
         if self.lanes.len() > LANES_MAX.max(choice.candidates.len()) {
             self.lanes.retain(|hop, _| choice.candidates.iter().any(|candidate| candidate.hop == *hop));
@@ -94,19 +94,19 @@ impl Router for Iwrr {
         self.enrol(choice);
         self.forget_strangers(choice);
         let turn = |hop: &Hop| self.lanes.get(hop).map_or(u64::MAX, |lane| lane.turn);
-        choice.candidates.iter().map(|candidate| candidate.hop).min_by_key(|hop| (turn(hop), hop.peer))
+        choice.candidates.iter().map(|candidate| candidate.hop).min_by_key(|hop| (turn(hop), hop.peer()))
     }
 
-    fn residents(&self) -> &Residents {
-        &self.residents
+    fn outstanding(&self) -> &Outstanding {
+        &self.outstanding
     }
 
-    fn residents_mut(&mut self) -> &mut Residents {
-        &mut self.residents
+    fn outstanding_mut(&mut self) -> &mut Outstanding {
+        &mut self.outstanding
     }
 
     fn on_sent(&mut self, now: Time, to: Hop, microbatch: MicrobatchId) {
-        self.residents.add(to);
+        self.outstanding.add(to);
         self.sent.insert((to, microbatch), now);
         if let Some(lane) = self.lanes.get_mut(&to) {
             self.turn = self.turn.max(lane.turn);
@@ -115,10 +115,10 @@ impl Router for Iwrr {
         }
     }
 
-    fn on_settled(&mut self, now: Time, to: Hop, microbatch: MicrobatchId, how: Settled) {
-        self.residents.remove(&to);
+    fn on_completed(&mut self, now: Time, to: Hop, microbatch: MicrobatchId, how: Completion) {
+        self.outstanding.remove(&to);
         let Some(since) = self.sent.remove(&(to, microbatch)) else { return };
-        if let (Settled::Returned, Some(lane)) = (how, self.lanes.get_mut(&to)) {
+        if let (Completion::Returned, Some(lane)) = (how, self.lanes.get_mut(&to)) {
             lane.response.add(now.since(since));
         }
     }
@@ -144,7 +144,7 @@ mod tests {
             got[usize::from(index) - 1] += 1;
             router.on_sent(Time(0), to, MicrobatchId(id));
             let answered = Time(0) + Duration::from_millis(100) * u32::from(index);
-            router.on_settled(answered, to, MicrobatchId(id), Settled::Returned);
+            router.on_completed(answered, to, MicrobatchId(id), Completion::Returned);
         }
         got
     }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_late_or_again_gets_no_more_than_its_share() {
+    fn a_replica_that_comes_late_or_again_gets_no_more_than_its_share() {
         let mut router = IwrrConfig.build(3);
         send(&mut *router, &candidates(&[1, 2]), 3_000);
         let got = send(&mut *router, &candidates(&[1, 2, 4]), 70);
@@ -174,21 +174,21 @@ mod tests {
     }
 
     #[test]
-    fn those_who_left_are_forgotten() {
+    fn replicas_that_left_are_forgotten() {
         let mut router = Iwrr {
             rng: Rng::new(1),
             lanes: BTreeMap::new(),
             turn: 0,
             expected: RESPONSE_GUESS,
             sent: BTreeMap::new(),
-            residents: Residents::default(),
+            outstanding: Outstanding::default(),
         };
         for index in 0..1_000 {
             let to = router.choose(Time(0), &alone(&candidates(&[index]))).unwrap();
             router.on_sent(Time(0), to, MicrobatchId(1));
-            router.on_settled(Time(9), to, MicrobatchId(1), Settled::Lost);
+            router.on_completed(Time(9), to, MicrobatchId(1), Completion::Lost);
             assert!(router.lanes.len() <= LANES_MAX + 1);
         }
-        assert!(router.sent.is_empty() && router.residents.is_empty());
+        assert!(router.sent.is_empty() && router.outstanding.is_empty());
     }
 }

@@ -1,34 +1,34 @@
-//! Weighs replicas by what they have not returned yet: the default.
+//! Weighs replicas by the microbatches they have not returned: the default.
 
 use crate::rng::Rng;
-use crate::router::{Candidate, Choice, Residents, Router, RouterFactory};
+use crate::router::{Candidate, Choice, Outstanding, Router, RouterFactory};
 use crate::{Duration, Hop, Time};
 
 /// Forward and backward together cost about three forwards.
 const FORWARDS_PER_MICROBATCH: u128 = 3;
 
-/// Nobody computes faster. A replica that says so would cost nothing, whatever lies with it.
+/// No replica computes faster. One that says so would cost nothing, however many microbatches it has.
 const SERVICE_MIN: Duration = Duration::from_micros(1);
 
-/// Settings of [`Resident`].
+/// Settings of [`LeastOutstanding`].
 #[derive(Clone, Copy, Debug)]
-pub struct ResidentConfig {
+pub struct LeastOutstandingConfig {
     /// Candidates whose score is at most this many percent above the best are as good as the best. Default 10.
     pub tolerance_percent: u32,
 }
 
-impl Default for ResidentConfig {
+impl Default for LeastOutstandingConfig {
     fn default() -> Self {
         Self { tolerance_percent: 10 }
     }
 }
 
-impl RouterFactory for ResidentConfig {
+impl RouterFactory for LeastOutstandingConfig {
     fn build(&self, seed: u64) -> Box<dyn Router> {
-        Box::new(Resident {
+        Box::new(LeastOutstanding {
             config: *self,
             rng: Rng::new(seed),
-            residents: Residents::default(),
+            outstanding: Outstanding::default(),
             scores: Vec::new(),
         })
     }
@@ -37,38 +37,38 @@ impl RouterFactory for ResidentConfig {
 /// Draws among the replicas that would return a microbatch soonest.
 ///
 /// ```text
-/// score(q) = (senders * resident(q) + 1) * 3 * service(q) + rtt(q) / 2
+/// score(q) = (senders * outstanding(q) + 1) * 3 * service(q) + rtt(q) / 2
 /// ```
 ///
-/// `resident(q)` are the microbatches this sender handed to `q` and has not got back; the other senders are taken to
-/// have handed it as many. What counts is that a gradient came back, not that a forward was accepted or answered
-/// fast, so a replica that takes work and returns none soon has a score nobody chooses.
+/// `outstanding(q)` are the microbatches this sender handed to `q` and has not got back; the other senders are taken to
+/// have handed it as many. Only a returned gradient counts, not an accepted or quickly answered forward, so a replica
+/// that takes work and returns none soon has the worst score.
 ///
 /// A replica of unknown service time is taken to be as fast as the fastest known one, and has at most one microbatch
 /// of this sender: enough to learn the time, and no herd.
 #[derive(Clone, Debug)]
-pub struct Resident {
-    config: ResidentConfig,
+pub struct LeastOutstanding {
+    config: LeastOutstandingConfig,
     rng: Rng,
-    residents: Residents,
-    /// Of the decision at hand; kept for its memory.
+    outstanding: Outstanding,
+    /// Scratch of a decision, kept for its allocation.
     scores: Vec<(u128, Hop)>,
 }
 
-impl Resident {
+impl LeastOutstanding {
     fn score(&self, candidate: &Candidate, senders: u32, fastest: Duration) -> Option<u128> {
-        let resident = self.residents.of(&candidate.hop);
-        if candidate.service.is_none() && resident > 0 {
+        let outstanding = self.outstanding.of(&candidate.hop);
+        if candidate.service.is_none() && outstanding > 0 {
             return None;
         }
         let service = candidate.service.unwrap_or(fastest).max(SERVICE_MIN).as_nanos();
-        let queue = u128::from(senders.max(1)) * u128::from(resident) + 1;
+        let queue = u128::from(senders.max(1)) * u128::from(outstanding) + 1;
         let wait = queue.saturating_mul(FORWARDS_PER_MICROBATCH).saturating_mul(service);
         Some(wait.saturating_add(candidate.rtt.as_nanos() / 2))
     }
 }
 
-impl Router for Resident {
+impl Router for LeastOutstanding {
     fn choose(&mut self, _now: Time, choice: &Choice<'_>) -> Option<Hop> {
         let fastest = choice.candidates.iter().filter_map(|candidate| candidate.service).min();
         let fastest = fastest.unwrap_or(SERVICE_MIN);
@@ -88,12 +88,12 @@ impl Router for Resident {
         chosen
     }
 
-    fn residents(&self) -> &Residents {
-        &self.residents
+    fn outstanding(&self) -> &Outstanding {
+        &self.outstanding
     }
 
-    fn residents_mut(&mut self) -> &mut Residents {
-        &mut self.residents
+    fn outstanding_mut(&mut self) -> &mut Outstanding {
+        &mut self.outstanding
     }
 }
 
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
     use crate::MicrobatchId;
-    use crate::router::Settled;
+    use crate::router::Completion;
     use crate::router::fixtures::{alone, candidate, hop};
 
     const NOW: Time = Time(0);
@@ -115,27 +115,27 @@ mod tests {
     #[test]
     fn draws_among_those_within_a_tenth_of_the_best() {
         let candidates = [candidate(1, 100), candidate(2, 110), candidate(3, 111)];
-        let mut router = ResidentConfig::default().build(1);
+        let mut router = LeastOutstandingConfig::default().build(1);
         assert_eq!(drawn(&mut *router, &alone(&candidates)), [hop(1), hop(2)].into());
         assert_eq!(router.choose(NOW, &alone(&[])), None);
     }
 
     #[test]
-    fn what_was_not_returned_weighs_as_much_as_there_are_senders() {
+    fn a_microbatch_not_returned_weighs_as_much_as_there_are_senders() {
         let candidates = [candidate(1, 100), candidate(2, 250)];
-        let mut router = ResidentConfig::default().build(1);
+        let mut router = LeastOutstandingConfig::default().build(1);
         router.on_sent(NOW, hop(1), MicrobatchId(0));
         assert_eq!(drawn(&mut *router, &alone(&candidates)), [hop(1)].into());
         let among_two = Choice { candidates: &candidates, senders: 2 };
         assert_eq!(drawn(&mut *router, &among_two), [hop(2)].into());
-        router.on_settled(NOW, hop(1), MicrobatchId(0), Settled::Returned);
+        router.on_completed(NOW, hop(1), MicrobatchId(0), Completion::Returned);
         assert_eq!(drawn(&mut *router, &among_two), [hop(1)].into());
     }
 
     #[test]
     fn half_a_round_trip_counts() {
         let far = Candidate { rtt: Duration::from_millis(200), ..candidate(1, 100) };
-        let mut router = ResidentConfig::default().build(1);
+        let mut router = LeastOutstandingConfig::default().build(1);
         assert_eq!(drawn(&mut *router, &alone(&[far, candidate(2, 120)])), [hop(2)].into());
         assert_eq!(drawn(&mut *router, &alone(&[far, candidate(2, 160)])), [hop(1)].into());
     }
@@ -143,20 +143,20 @@ mod tests {
     #[test]
     fn the_unknown_get_one_each() {
         let newcomer = Candidate::unknown(hop(1));
-        let mut router = ResidentConfig::default().build(1);
+        let mut router = LeastOutstandingConfig::default().build(1);
         let both = [newcomer, candidate(2, 100)];
         assert_eq!(drawn(&mut *router, &alone(&both)), [hop(1), hop(2)].into());
         router.on_sent(NOW, hop(1), MicrobatchId(0));
         assert_eq!(drawn(&mut *router, &alone(&both)), [hop(2)].into());
         assert_eq!(router.choose(NOW, &alone(&[newcomer])), None);
-        router.on_settled(NOW, hop(1), MicrobatchId(0), Settled::Lost);
+        router.on_completed(NOW, hop(1), MicrobatchId(0), Completion::Lost);
         assert_eq!(router.choose(NOW, &alone(&[newcomer])), Some(hop(1)));
     }
 
     #[test]
     fn absurd_figures_do_not_overflow() {
         let absurd = Candidate { hop: hop(1), service: Some(Duration::MAX), rtt: Duration::MAX };
-        let mut router = ResidentConfig { tolerance_percent: u32::MAX }.build(1);
+        let mut router = LeastOutstandingConfig { tolerance_percent: u32::MAX }.build(1);
         (0..9).for_each(|id| router.on_sent(NOW, hop(1), MicrobatchId(id)));
         let choice = Choice { candidates: &[absurd], senders: u32::MAX };
         assert_eq!(router.choose(NOW, &choice), Some(hop(1)));

@@ -3,34 +3,34 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::router::{IwrrConfig, ResidentConfig, Router, RouterFactory, UniformConfig};
+use crate::router::{IwrrConfig, LeastOutstandingConfig, Router, RouterFactory, UniformConfig};
 
 /// A routing policy with its default settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
-    /// By what was not returned yet: [`Resident`](crate::router::Resident).
+    /// To the replica that returns a microbatch soonest: [`LeastOutstanding`](crate::router::LeastOutstanding).
     #[default]
-    Resident,
+    LeastOutstanding,
     /// In turn, by response time: [`Iwrr`](crate::router::Iwrr).
     Iwrr,
-    /// By nothing but chance: [`Uniform`](crate::router::Uniform).
+    /// By chance alone: [`Uniform`](crate::router::Uniform).
     Uniform,
 }
 
-/// A name no policy has.
+/// A name that no policy has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no routing policy `{0}`; choose resident, iwrr or uniform")]
+#[error("there is no routing policy `{0}`; choose least-outstanding, iwrr or uniform")]
 pub struct UnknownPolicy(pub String);
 
 impl Policy {
     /// All of them, the default first.
-    pub const ALL: [Self; 3] = [Self::Resident, Self::Iwrr, Self::Uniform];
+    pub const ALL: [Self; 3] = [Self::LeastOutstanding, Self::Iwrr, Self::Uniform];
 
     /// Its name in a run file and on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Resident => "resident",
+            Self::LeastOutstanding => "least-outstanding",
             Self::Iwrr => "iwrr",
             Self::Uniform => "uniform",
         }
@@ -40,7 +40,7 @@ impl Policy {
 impl RouterFactory for Policy {
     fn build(&self, seed: u64) -> Box<dyn Router> {
         match self {
-            Self::Resident => ResidentConfig::default().build(seed),
+            Self::LeastOutstanding => LeastOutstandingConfig::default().build(seed),
             Self::Iwrr => IwrrConfig.build(seed),
             Self::Uniform => UniformConfig.build(seed),
         }

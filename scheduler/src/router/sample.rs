@@ -7,9 +7,9 @@ pub const CANDIDATES_MAX: usize = 64;
 
 /// A sender's own selection of the replicas of a stage.
 ///
-/// Every replica has a rank, a hash of its key and the sender's; the lowest [`CANDIDATES_MAX`] are in. Somebody who
-/// comes or goes therefore changes the selection by at most one, and senders select differently, so that every
-/// replica of a large stage is in somebody's. (Rendezvous hashing: Thaler and Ravishankar, 1998.)
+/// Every replica has a rank, a hash of its key and the sender's; the lowest [`CANDIDATES_MAX`] are in. A replica
+/// that comes or goes therefore changes the selection by at most one, and senders select differently, so that every
+/// replica of a large stage is in the selection of some sender. (Rendezvous hashing: Thaler and Ravishankar, 1998.)
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sample {
     seed: u64,
@@ -26,15 +26,15 @@ impl Sample {
     #[must_use]
     pub fn select(&self, mut replicas: Vec<Hop>) -> Vec<Hop> {
         if replicas.len() > CANDIDATES_MAX {
-            replicas.sort_by_cached_key(|hop| (hash(self.seed, hop.peer), hop.peer));
+            replicas.sort_by_cached_key(|hop| (hash(self.seed, hop.peer()), hop.peer()));
             replicas.truncate(CANDIDATES_MAX);
         }
-        replicas.sort_by_key(|hop| hop.peer);
+        replicas.sort_by_key(Hop::peer);
         replicas
     }
 }
 
-/// Spreads keys evenly; whoever chooses its key can choose its rank, which wins nothing but attention.
+/// Spreads keys evenly. A peer that chooses its key can choose its rank, which wins it nothing but attention.
 fn hash(seed: u64, peer: PeerId) -> u64 {
     let (words, _) = peer.0.as_chunks::<8>();
     words.iter().fold(seed, |state, word| Rng::new(state ^ u64::from_le_bytes(*word)).next_u64())
@@ -48,8 +48,8 @@ mod tests {
     use crate::router::fixtures::hop;
 
     fn selected(sender: u16, replicas: std::ops::Range<u16>) -> BTreeSet<Hop> {
-        let sample = Sample::new(hop(sender).peer).select(replicas.map(hop).collect());
-        assert!(sample.is_sorted_by_key(|hop| hop.peer));
+        let sample = Sample::new(hop(sender).peer()).select(replicas.map(hop).collect());
+        assert!(sample.is_sorted_by_key(Hop::peer));
         sample.into_iter().collect()
     }
 
@@ -61,19 +61,19 @@ mod tests {
     }
 
     #[test]
-    fn one_who_leaves_changes_one_place() {
+    fn a_replica_that_leaves_changes_one_place() {
         let before = selected(7, 0..500);
         let after = selected(7, 0..499);
         assert!(before.difference(&after).count() <= 1);
         let gone = *before.first().unwrap();
         let rest: Vec<_> = (0..500).map(hop).filter(|hop| *hop != gone).collect();
-        let rest: BTreeSet<_> = Sample::new(hop(7).peer).select(rest).into_iter().collect();
+        let rest: BTreeSet<_> = Sample::new(hop(7).peer()).select(rest).into_iter().collect();
         assert_eq!(before.difference(&rest).collect::<Vec<_>>(), [&gone]);
         assert_eq!(rest.len(), CANDIDATES_MAX);
     }
 
     #[test]
-    fn senders_select_differently_and_leave_nobody_out() {
+    fn senders_select_differently_and_leave_no_replica_out() {
         let all: BTreeSet<_> = (1_000..1_050).flat_map(|sender| selected(sender, 0..300)).collect();
         assert_eq!(all.len(), 300);
         assert_ne!(selected(1_000, 0..300), selected(1_001, 0..300));

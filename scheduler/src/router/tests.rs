@@ -17,11 +17,11 @@ enum Step {
     /// Send to one of the candidates, which are those whose bit is set.
     Send { candidates: u8, known: u8, senders: u32 },
     /// Settle the outstanding microbatch at this place, counted round and round.
-    Settle { place: usize, how: Settled },
+    Settle { place: usize, how: Completion },
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let how = prop_oneof![Just(Settled::Returned), Just(Settled::Refused), Just(Settled::Lost)];
+    let how = prop_oneof![Just(Completion::Returned), Just(Completion::Refused), Just(Completion::Lost)];
     prop_oneof![
         (any::<u8>(), any::<u8>(), 0_u32..4).prop_map(|(candidates, known, senders)| Step::Send {
             candidates,
@@ -60,13 +60,13 @@ fn follow(policy: Policy, seed: u64, steps: &[Step]) -> Vec<Option<Hop>> {
             }
             Step::Settle { how, place } if !outstanding.is_empty() => {
                 let (to, id) = outstanding.swap_remove(place % outstanding.len());
-                router.on_settled(now, to, id, *how);
+                router.on_completed(now, to, id, *how);
             }
             Step::Settle { .. } => {}
         }
         for hop in (0..REPLICAS).map(hop) {
             let expected = outstanding.iter().filter(|(to, _)| *to == hop).count();
-            assert_eq!(router.resident(&hop) as usize, expected, "{policy} lost count");
+            assert_eq!(router.outstanding_at(&hop) as usize, expected, "{policy} lost count");
         }
     }
     choices
@@ -74,14 +74,14 @@ fn follow(policy: Policy, seed: u64, steps: &[Step]) -> Vec<Option<Hop>> {
 
 proptest! {
     #[test]
-    fn chooses_candidates_counts_residents_and_repeats_by_seed(
+    fn chooses_candidates_counts_outstanding_and_repeats_by_seed(
         seed in any::<u64>(),
         steps in prop::collection::vec(step(), 0..120),
     ) {
         for policy in Policy::ALL {
             let choices = follow(policy, seed, &steps);
             prop_assert_eq!(&choices, &follow(policy, seed, &steps));
-            if policy != Policy::Resident {
+            if policy != Policy::LeastOutstanding {
                 let asked = steps.iter().filter(|step| matches!(step, Step::Send { .. }));
                 let empty = asked.filter(|step| matches!(step, Step::Send { candidates, .. } if candidates & 63 == 0));
                 prop_assert_eq!(choices.iter().filter(|choice| choice.is_none()).count(), empty.count());
@@ -158,7 +158,7 @@ impl Loop {
     /// Most microbatches a sender has at a server.
     fn resident_max(&self, server: usize) -> u32 {
         let hop = self.servers[server].candidate.hop;
-        self.routers.iter().map(|router| router.resident(&hop)).max().unwrap()
+        self.routers.iter().map(|router| router.outstanding_at(&hop)).max().unwrap()
     }
 
     /// Senders take turns, so that none fills its window before the others.
@@ -207,7 +207,7 @@ impl Loop {
         server.candidate.service = server.reports.then_some(server.service).or(server.candidate.service);
         let hop = server.candidate.hop;
         let more = !server.queue.is_empty();
-        self.routers[sender].on_settled(self.now, hop, id, Settled::Returned);
+        self.routers[sender].on_completed(self.now, hop, id, Completion::Returned);
         self.in_flight[sender] -= 1;
         if more {
             self.begin(index);
@@ -220,7 +220,7 @@ impl Loop {
 #[test]
 fn resident_shares_by_speed() {
     let servers = vec![Server::new(0, 100), Server::new(1, 200), Server::new(2, 400)];
-    let mut world = Loop::new(Policy::Resident, 2, 12, servers);
+    let mut world = Loop::new(Policy::LeastOutstanding, 2, 12, servers);
     world.serve(1_400);
     for (server, expected) in world.servers.iter().zip([800.0, 400.0, 200.0]) {
         let ratio = f64::from(server.served) / expected;
@@ -239,7 +239,7 @@ fn resident_gives_little_to_who_returns_nothing() {
         servers[2].silent = true;
         servers
     };
-    let mut world = Loop::new(Policy::Resident, 2, 16, servers());
+    let mut world = Loop::new(Policy::LeastOutstanding, 2, 16, servers());
     world.serve(2_000);
     assert_eq!(world.returned(), 2_000);
     assert!(world.resident_max(2) <= 16 / 4 + 1, "{}", world.resident_max(2));
@@ -253,7 +253,7 @@ fn resident_gives_little_to_who_returns_nothing() {
 fn resident_sends_no_herd_to_a_newcomer() {
     for (reports, most) in [(false, 1), (true, 12 / 4 + 1)] {
         let mut world =
-            Loop::new(Policy::Resident, 2, 12, (0..3).map(|index| Server::new(index, 100)).collect());
+            Loop::new(Policy::LeastOutstanding, 2, 12, (0..3).map(|index| Server::new(index, 100)).collect());
         world.serve(100);
         world.servers.push(Server { reports, ..Server::newcomer(9, 100) });
         for _ in 0..400 {
@@ -268,7 +268,7 @@ fn resident_sends_no_herd_to_a_newcomer() {
 #[test]
 fn resident_starts_from_nothing() {
     let servers: Vec<_> = (0..3).map(|index| Server::newcomer(index, 100)).collect();
-    let mut world = Loop::new(Policy::Resident, 2, 12, servers);
+    let mut world = Loop::new(Policy::LeastOutstanding, 2, 12, servers);
     world.fill();
     assert!((0..3).all(|server| world.resident_max(server) == 1));
     world.serve(300);

@@ -1,7 +1,7 @@
 //! Every candidate is as likely as the others.
 
 use crate::rng::Rng;
-use crate::router::{Choice, Residents, Router, RouterFactory};
+use crate::router::{Choice, Outstanding, Router, RouterFactory};
 use crate::{Hop, Time};
 
 /// Settings of [`Uniform`]: there are none.
@@ -10,7 +10,7 @@ pub struct UniformConfig;
 
 impl RouterFactory for UniformConfig {
     fn build(&self, seed: u64) -> Box<dyn Router> {
-        Box::new(Uniform { rng: Rng::new(seed), residents: Residents::default() })
+        Box::new(Uniform { rng: Rng::new(seed), outstanding: Outstanding::default() })
     }
 }
 
@@ -18,7 +18,7 @@ impl RouterFactory for UniformConfig {
 #[derive(Clone, Debug)]
 pub struct Uniform {
     rng: Rng,
-    residents: Residents,
+    outstanding: Outstanding,
 }
 
 impl Router for Uniform {
@@ -26,12 +26,12 @@ impl Router for Uniform {
         self.rng.pick(choice.candidates).map(|candidate| candidate.hop)
     }
 
-    fn residents(&self) -> &Residents {
-        &self.residents
+    fn outstanding(&self) -> &Outstanding {
+        &self.outstanding
     }
 
-    fn residents_mut(&mut self) -> &mut Residents {
-        &mut self.residents
+    fn outstanding_mut(&mut self) -> &mut Outstanding {
+        &mut self.outstanding
     }
 }
 

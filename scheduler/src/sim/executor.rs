@@ -1,106 +1,239 @@
-//! An executor without tensors: keeps the books on stashes and gradients and takes a random time.
+//! An executor without tensors: keeps the books on stashes, gradients and weights, and takes its time.
 
 use std::collections::BTreeSet;
 
-use crate::stage::{Completion, Done, Evaluation, Job};
-use crate::{Duration, Loss, MicrobatchId, Refusal, Rng, Time, WeightVersion};
+use crate::averaging::{self, GroupId, PartIndex, Reply};
+use crate::stage::{Evaluation, Job, JobOutcome, JobReply};
+use crate::transfer::{Manifest, StateId};
+use crate::{Duration, Instance, Loss, MicrobatchId, Refusal, Rng, Time, WeightVersion};
 
-#[derive(Debug, Default)]
+use super::payload::{Numbers, Payload};
+use super::state::{self, Weights};
+
+#[derive(Debug)]
 pub(super) struct Executor {
     pub(super) stashes: BTreeSet<MicrobatchId>,
-    /// Whose gradients wait for a word of the feeder.
+    pub(super) weights: Weights,
+    /// The microbatch whose gradients wait for the feeder's answer.
     waiting: Option<MicrobatchId>,
     free_at: Time,
+    /// A copy of the state for joiners.
+    copy: Option<(StateId, Vec<u64>)>,
+    /// A state that arrives.
+    inbox: Vec<u64>,
 }
 
 /// What a job does. Jobs run in order, so effects can be noted at once.
 #[derive(Debug, Default)]
 pub(super) struct Effect {
-    /// The answer, and when it is there.
-    pub(super) answer: Option<(Time, Completion<u8>)>,
+    /// The reply, and when it is there.
+    pub(super) reply: Option<(Time, JobReply<Payload>)>,
     /// Its gradients are in the weights now.
     pub(super) applied: Option<MicrobatchId>,
 }
 
+/// A job that contradicts an earlier one.
+pub(super) type Misuse = String;
+
 impl Executor {
-    /// Answers nothing until then.
-    pub(super) fn wedge(&mut self, until: Time) {
+    pub(super) fn new(fragments: u32) -> Self {
+        Self {
+            stashes: BTreeSet::new(),
+            weights: Weights::initial(fragments),
+            waiting: None,
+            free_at: Time::default(),
+            copy: None,
+            inbox: Vec::new(),
+        }
+    }
+
+    /// Replies to nothing until then.
+    pub(super) fn stall(&mut self, until: Time) {
         self.free_at = self.free_at.max(until);
     }
 
-    /// Does something between two jobs; when it is done.
+    /// Does something between two jobs. Returns when it is done.
     pub(super) fn busy(&mut self, now: Time, service: Duration) -> Time {
         self.free_at = self.free_at.max(now) + service;
         self.free_at
     }
 
+    // --- Microbatches ---------------------------------------------------------------------------------------
+
     pub(super) fn run(
         &mut self,
         now: Time,
-        job: &Job<u8>,
+        job: &Job<Payload>,
         last: bool,
         refuse: bool,
         service: Duration,
-    ) -> Effect {
+    ) -> Result<Effect, Misuse> {
         let microbatch = job.microbatch();
         match job {
             Job::Forget { .. } => {
-                assert!(self.stashes.remove(&microbatch), "forget of {microbatch} without a stash");
-                return Effect::default();
+                expect(self.stashes.remove(&microbatch), microbatch, "is forgotten without a stash")?;
+                return Ok(Effect::default());
             }
             Job::Drop { .. } => {
-                assert_eq!(self.waiting.take(), Some(microbatch), "drop of what does not wait");
-                return Effect::default();
+                expect(self.waiting.take() == Some(microbatch), microbatch, "is dropped, but does not wait")?;
+                return Ok(Effect::default());
             }
             _ => {}
         }
         self.free_at = self.free_at.max(now) + service * forwards(job) / FORWARD;
+        let at = self.free_at;
+        let reply = |outcome| Some((at, JobReply { microbatch, outcome }));
         let applies = matches!(job, Job::Apply { .. });
         if refuse && !applies {
             self.stashes.remove(&microbatch);
-            let done = Done::Refused(Refusal::NonFinite);
-            return Effect { answer: Some((self.free_at, Completion { microbatch, done })), applied: None };
+            let outcome = JobOutcome::Refused(Refusal::NonFinite);
+            return Ok(Effect { reply: reply(outcome), applied: None });
         }
-        let (done, applied) = self.compute(job, last);
-        Effect { answer: Some((self.free_at, Completion { microbatch, done })), applied }
+        let (outcome, applied) = self.compute(job, last)?;
+        if let Some(applied) = applied {
+            self.weights.contribute(applied);
+        }
+        Ok(Effect { reply: reply(outcome), applied })
     }
 
-    fn compute(&mut self, job: &Job<u8>, last: bool) -> (Done<u8>, Option<MicrobatchId>) {
+    fn compute(
+        &mut self,
+        job: &Job<Payload>,
+        last: bool,
+    ) -> Result<(JobOutcome<Payload>, Option<MicrobatchId>), Misuse> {
         let loss = Loss { sum: 2.0, tokens: 1 };
         let version = WeightVersion(1);
-        match *job {
+        let (activation, gradient) = (Payload::Activation, Payload::Gradient);
+        Ok(match *job {
             Job::Forward { microbatch, .. } => {
-                assert!(self.stashes.insert(microbatch), "{microbatch} is stashed twice");
-                (Done::Forwarded { version, code: 1 }, None)
+                expect(self.stashes.insert(microbatch), microbatch, "is stashed twice")?;
+                (JobOutcome::Forwarded { version, activation }, None)
             }
             Job::LossAndBackward { microbatch, granted, .. } => {
-                (Done::LossAndBackward { loss, gradient: 1 }, self.gradients(microbatch, granted))
+                let applied = self.gradients(microbatch, granted)?;
+                (JobOutcome::LossAndBackward { loss, gradient }, applied)
             }
             Job::Backward { microbatch, granted, .. } => {
-                assert!(self.stashes.remove(&microbatch), "backward of {microbatch} without a stash");
-                (Done::Backwarded { gradient: 1 }, self.gradients(microbatch, granted))
+                expect(self.stashes.remove(&microbatch), microbatch, "goes backward without a stash")?;
+                let applied = self.gradients(microbatch, granted)?;
+                (JobOutcome::Backwarded { gradient }, applied)
             }
             Job::Apply { microbatch } => {
-                assert_eq!(self.waiting.take(), Some(microbatch), "apply of what does not wait");
-                (Done::Applied, Some(microbatch))
+                expect(self.waiting.take() == Some(microbatch), microbatch, "is applied, but does not wait")?;
+                (JobOutcome::Applied, Some(microbatch))
             }
-            Job::Evaluate { cut, .. } => {
-                assert!(last || !cut, "only the last stage cuts");
-                let evaluation =
-                    if last { Evaluation::Loss(loss) } else { Evaluation::Code { version, code: 1 } };
-                (Done::Evaluated(evaluation), None)
+            Job::Evaluate { microbatch, cut, .. } => {
+                expect(last || !cut, microbatch, "is cut before the last stage")?;
+                let evaluation = if last {
+                    Evaluation::Loss(loss)
+                } else {
+                    Evaluation::Activation { version, activation }
+                };
+                (JobOutcome::Evaluated(evaluation), None)
             }
-            Job::Forget { .. } | Job::Drop { .. } => (Done::Refused(Refusal::Unknown), None),
-        }
+            Job::Forget { .. } | Job::Drop { .. } => (JobOutcome::Refused(Refusal::Unknown), None),
+        })
     }
 
-    fn gradients(&mut self, microbatch: MicrobatchId, granted: bool) -> Option<MicrobatchId> {
-        assert_eq!(self.waiting, None, "other gradients wait");
+    fn gradients(&mut self, microbatch: MicrobatchId, granted: bool) -> Result<Option<MicrobatchId>, Misuse> {
+        expect(self.waiting.is_none(), microbatch, "has gradients while others wait")?;
         if !granted {
             self.waiting = Some(microbatch);
         }
-        granted.then_some(microbatch)
+        Ok(granted.then_some(microbatch))
     }
+
+    // --- Averaging ------------------------------------------------------------------------------------------
+
+    /// Does a job of an averaging round in `group`; `None` for jobs without a reply.
+    pub(super) fn average(
+        &mut self,
+        job: &averaging::Job<Payload>,
+        me: Instance,
+        group: Option<GroupId>,
+    ) -> Result<Option<Reply<Payload>>, Misuse> {
+        let closed = || format!("{me:?}: a job of a round that is not open");
+        Ok(match *job {
+            averaging::Job::Snapshot { round, fragment, parts } => {
+                let group = group.ok_or_else(closed)?;
+                let (weight, parts) = self.weights.snapshot(round, fragment, parts);
+                let numbers = |(part, values)| {
+                    Payload::Numbers(Numbers { group, part: PartIndex(part), of: vec![me], values })
+                };
+                let parts = (0..).zip(parts).map(numbers).collect();
+                Some(Reply::Snapshot { round, weight, parts })
+            }
+            averaging::Job::Reduce { round, part, attempt, ref inputs, .. } => {
+                Some(Reply::Reduced { round, part, attempt, outcome: Ok(reduce(part, inputs)) })
+            }
+            averaging::Job::Apply { round, part, ref mean } => {
+                let Payload::Numbers(numbers) = mean else { return Err(closed()) };
+                self.weights.apply(round, part, &numbers.values).ok_or_else(closed)?;
+                Some(Reply::Applied { round, part, applied: true })
+            }
+            averaging::Job::Finish { round, complete, .. } => {
+                self.weights.finish(round, complete).ok_or_else(closed)?;
+                None
+            }
+        })
+    }
+
+    // --- States ---------------------------------------------------------------------------------------------
+
+    /// Copies the state.
+    pub(super) fn export(&mut self, state: StateId) -> (Manifest, Vec<u64>) {
+        let words = self.weights.words();
+        self.copy = Some((state, words.clone()));
+        (state::manifest(&words, WeightVersion(1)), words)
+    }
+
+    pub(super) fn chunk(&self, state: StateId, offset: u64, bytes: u32) -> Option<Vec<u64>> {
+        let (_, words) = self.copy.as_ref().filter(|(copy, _)| *copy == state)?;
+        Some(state::words_at(words, offset, bytes))
+    }
+
+    pub(super) fn release(&mut self, state: StateId) {
+        self.copy.take_if(|(copy, _)| *copy == state);
+    }
+
+    pub(super) fn begin_state(&mut self) {
+        self.inbox.clear();
+    }
+
+    pub(super) fn store(&mut self, offset: u64, words: &[u64]) {
+        let first = usize::try_from(offset / super::payload::WORD_BYTES).unwrap_or(usize::MAX);
+        let end = first.saturating_add(words.len());
+        self.inbox.resize(self.inbox.len().max(end), 0);
+        self.inbox[first..end].copy_from_slice(words);
+    }
+
+    /// Takes over the state that arrived. Returns its words.
+    pub(super) fn import(&mut self) -> Vec<u64> {
+        let words = std::mem::take(&mut self.inbox);
+        self.weights.import(&words);
+        words
+    }
+}
+
+fn reduce(part: PartIndex, inputs: &[(u64, Payload)]) -> Payload {
+    let numbers: Vec<(u64, &Numbers)> = inputs
+        .iter()
+        .filter_map(|(weight, payload)| match payload {
+            Payload::Numbers(numbers) => Some((*weight, numbers)),
+            _ => None,
+        })
+        .collect();
+    let Some(&(_, first)) = numbers.first() else { return Payload::Empty };
+    Payload::Numbers(Numbers {
+        group: first.group,
+        part,
+        of: numbers.iter().flat_map(|(_, numbers)| numbers.of.clone()).collect(),
+        values: state::mean(numbers.iter().map(|(weight, numbers)| (*weight, &*numbers.values))),
+    })
+}
+
+fn expect(holds: bool, microbatch: MicrobatchId, otherwise: &str) -> Result<(), Misuse> {
+    if holds { Ok(()) } else { Err(format!("{microbatch} {otherwise}")) }
 }
 
 /// What a forward costs, in the unit of [`forwards`].
@@ -110,7 +243,7 @@ const FORWARD: u32 = 8;
 pub(super) const FORWARDS_PER_MICROBATCH: u32 = 3;
 
 /// A backward costs two forwards, and to add gradients up costs little.
-fn forwards(job: &Job<u8>) -> u32 {
+fn forwards(job: &Job<Payload>) -> u32 {
     match job {
         Job::Forward { .. } | Job::Evaluate { .. } => FORWARD,
         Job::Backward { .. } => 2 * FORWARD,

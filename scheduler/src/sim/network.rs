@@ -1,8 +1,53 @@
 //! Links between peers: some lose, some are broken, some lead into another part of the world.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Duration, PeerId, Rng, Time};
+
+use super::executor::time_between;
+
+/// No message takes less.
+const DELAY_MIN: Duration = Duration::from_micros(100);
+
+/// How long messages take.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Links {
+    /// A message takes a random time below this, so messages overtake each other. Default 40 ms.
+    pub delay_max: Duration,
+    /// A chunk of a state takes up to this much longer. Default 300 ms.
+    pub chunk_delay_max: Duration,
+    /// One way of some pairs of replicas, by index, on top of that. Default none.
+    pub distances: BTreeMap<(usize, usize), Duration>,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self {
+            delay_max: Duration::from_millis(40),
+            chunk_delay_max: Duration::from_millis(300),
+            distances: BTreeMap::new(),
+        }
+    }
+}
+
+impl Links {
+    /// Messages between all pairs take a random time below `delay_max`.
+    #[must_use]
+    pub fn with_delay(delay_max: Duration) -> Self {
+        Self { delay_max, ..Self::default() }
+    }
+
+    /// How much longer a message between two replicas takes, one way.
+    #[must_use]
+    pub fn distance(&self, a: usize, b: usize) -> Duration {
+        self.distances.get(&(a.min(b), a.max(b))).copied().unwrap_or_default()
+    }
+
+    pub(super) fn delay(&self, rng: &mut Rng) -> Duration {
+        time_between(rng, DELAY_MIN, self.delay_max)
+    }
+}
 
 /// What becomes of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +86,7 @@ impl Network {
         self.slow = Some((extra, until));
     }
 
-    pub(super) fn cut(&self, now: Time, from: PeerId, to: PeerId) -> bool {
+    fn cut(&self, now: Time, from: PeerId, to: PeerId) -> bool {
         let link =
             |&(a, b, until): &(PeerId, PeerId, Time)| until > now && [(a, b), (b, a)].contains(&(from, to));
         let apart = |(part, until): &(BTreeSet<PeerId>, Time)| {

@@ -1,55 +1,62 @@
-//! Messages nobody of sound mind would send.
+//! Messages that no sound peer sends.
 
 use crate::averaging::Round;
 use crate::{
-    Attempt, Beat, Holding, Hop, Incarnation, Loss, Message, MicrobatchId, PeerId, Purpose, Refusal, Rng,
-    Span, StageIndex, WeightVersion,
+    AckRange, Attempt, Envelope, Heartbeat, Hop, Incarnation, Instance, Loss, Message, MicrobatchId, PeerId,
+    Purpose, Refusal, Rng, StageIndex, Status, WeightVersion,
 };
 
+use super::payload::Payload;
+
 /// Draws every field from a range that reaches just beyond what is valid.
-pub(super) fn message(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Message<u8> {
+pub(super) fn envelope(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Envelope<Payload> {
     let microbatch = match rng.below(10) {
         0 => MicrobatchId(rng.next_u64()),
         1 => MicrobatchId::evaluation(rng.below(ids_below)),
         _ => MicrobatchId(rng.below(ids_below)),
     };
-    let attempt = Attempt(if rng.chance(4, 5) { 0 } else { u32::try_from(rng.below(4)).unwrap() });
+    let attempt = Attempt(if rng.chance(4, 5) { 0 } else { small(rng, 4) });
     let loss = Loss { sum: if rng.chance(1, 5) { f64::NAN } else { 1.0 }, tokens: 1 };
     let route = |rng: &mut Rng| (0..rng.below(6)).map(|_| hop(rng, peers)).collect();
-    match rng.below(11) {
+    let message = match rng.below(12) {
         0 => Message::Forward {
             microbatch,
             attempt,
             purpose: purpose(rng),
-            anew: rng.chance(1, 2),
+            is_retry: rng.chance(1, 2),
             route: route(rng),
-            holder: Some(hop(rng, peers)),
+            downstream_holder: Some(hop(rng, peers)),
             version: WeightVersion(rng.next_u64()),
-            ids: 0,
-            code: 0,
         },
-        1 => Message::Backward { microbatch, attempt, loss, path: route(rng), gradient: 0 },
+        1 => Message::Backward { microbatch, attempt, loss, path: route(rng) },
         2 => Message::Evaluated { microbatch, attempt, loss },
-        3 => Message::Ask { microbatch, attempt, route: route(rng) },
-        4 => Message::Holds { microbatch, attempt, holding: Holding::Missing },
-        5 => Message::Passed { microbatch, attempt, next: hop(rng, peers) },
-        6 => Message::Held { microbatch, holder: hop(rng, peers) },
+        3 => Message::StatusRequest { microbatch, attempt, route: route(rng) },
+        4 => Message::StatusReply { microbatch, attempt, status: Status::Missing },
+        5 => Message::Forwarded { microbatch, attempt, next: hop(rng, peers) },
+        6 => Message::OrphanNotice { microbatch, holder: hop(rng, peers) },
         7 => Message::Claim { stage: StageIndex(9), microbatches: vec![microbatch] },
-        8 => Message::Ended {
-            spans: vec![Span { first: 0, below: u64::MAX, beyond: vec![255; 3] }],
-            round: Round(rng.next_u64()),
-            over: rng.chance(1, 2),
-        },
-        9 => Message::Beat(Beat { credit: u32::MAX, ..Beat::default() }),
+        8 => {
+            let range = AckRange { first: 0, watermark: u64::MAX, bitmap: vec![255; 3] };
+            Message::Outcomes { ranges: vec![range] }
+        }
+        9 => Message::Heartbeat(Heartbeat { credit: u32::MAX, ..Heartbeat::default() }),
+        10 => Message::RoundCall { round: Round(rng.next_u64()), is_closing: rng.chance(1, 2) },
         _ => Message::Refused { microbatch, by: hop(rng, peers), reason: Refusal::NonFinite },
-    }
+    };
+    Envelope { message, ids: Payload::Tokens, payload: Payload::Activation }
 }
 
 fn purpose(rng: &mut Rng) -> Purpose {
-    *rng.pick(&[Purpose::Train, Purpose::Evaluate, Purpose::EvaluateCut]).unwrap()
+    let purposes = [Purpose::Train, Purpose::Evaluate, Purpose::EvaluateCut];
+    rng.pick(&purposes).copied().unwrap_or(Purpose::Train)
 }
 
 fn hop(rng: &mut Rng, peers: &[PeerId]) -> Hop {
-    let stage = rng.chance(3, 4).then(|| StageIndex(u16::try_from(rng.below(6)).unwrap()));
-    Hop { stage, peer: *rng.pick(peers).unwrap(), incarnation: Incarnation(rng.below(3)) }
+    let stage = rng.chance(3, 4).then(|| StageIndex(u16::try_from(small(rng, 6)).unwrap_or(0)));
+    let peer = rng.pick(peers).copied().unwrap_or(PeerId([0; 32]));
+    Hop { stage, instance: Instance::new(peer, Incarnation(rng.below(3))) }
+}
+
+fn small(rng: &mut Rng, bound: u64) -> u32 {
+    u32::try_from(rng.below(bound)).unwrap_or(0)
 }

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use super::Delivery;
-use super::averaging::Rounds;
-use super::executor::Executor;
-use super::scenario::Scenario;
 use crate::feeder::Record;
-use crate::{Duration, Feeder, Incarnation, PeerId, Role, Stage};
+use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Replica, Role, Time};
+
+use super::executor::Executor;
+use super::payload::Payload;
+use super::scenario::Scenario;
+use super::world::Delivery;
 
 /// Whether a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,71 +19,97 @@ pub(super) enum Liveness {
     Suspended,
 }
 
+/// A volunteer's process.
 #[derive(Debug)]
-pub(super) struct ReplicaNode {
-    pub(super) peer: PeerId,
-    pub(super) incarnation: Incarnation,
+pub(super) struct ReplicaProcess {
+    pub(super) instance: Instance,
     pub(super) liveness: Liveness,
     /// The coordinator has let this start in.
     pub(super) admitted: bool,
-    /// Waits for the coordinator's word after a suspension.
-    pub(super) unsure: bool,
-    pub(super) stage: Option<Stage<u8>>,
-    /// Only where there is averaging, and with a stage.
-    pub(super) rounds: Option<Rounds>,
+    /// The shard of a stage is being built.
+    pub(super) is_building: bool,
+    /// The machine, since the coordinator has placed this start.
+    pub(super) replica: Option<Replica<Payload>>,
     pub(super) executor: Executor,
     pub(super) slots: usize,
     pub(super) service: Duration,
+    /// Until then it sends wrong chunks.
+    pub(super) lies_until: Time,
     pub(super) backlog: Vec<Delivery>,
 }
 
-impl ReplicaNode {
-    pub(super) fn new(index: usize, scenario: &Scenario) -> Self {
+impl ReplicaProcess {
+    pub(super) fn new(index: usize, incarnation: Incarnation, scenario: &Scenario) -> Self {
         Self {
-            peer: PeerId([u8::try_from(index + 1).unwrap(); 32]),
-            incarnation: Incarnation(0),
+            instance: Instance::new(replica_key(index), incarnation),
             liveness: Liveness::Dead,
             admitted: false,
-            unsure: false,
-            stage: None,
-            rounds: None,
-            executor: Executor::default(),
+            is_building: false,
+            replica: None,
+            executor: Executor::new(scenario.fragments()),
             slots: scenario.slots_of(index),
             service: scenario.service_of(index),
+            lies_until: Time::default(),
             backlog: Vec::new(),
         }
     }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.liveness != Liveness::Dead
+    }
 }
 
-/// A feeder and what it has on disk.
+/// A feeder, and what it has on disk.
 #[derive(Debug)]
-pub(super) struct FeederNode {
-    pub(super) peer: PeerId,
-    /// As what it joins.
+pub(super) struct FeederProcess {
+    pub(super) instance: Instance,
+    /// The role it joins in.
     pub(super) role: Role,
-    pub(super) incarnation: Incarnation,
     /// The coordinator has let this start in.
     pub(super) admitted: bool,
     /// `None` while it is dead.
-    pub(super) machine: Option<Feeder<u8>>,
+    pub(super) machine: Option<Feeder<Payload>>,
+    /// The machine said that it has nothing left to do.
+    pub(super) ended: bool,
     pub(super) journal: Vec<Record>,
 }
 
-impl FeederNode {
+impl FeederProcess {
     pub(super) fn new(index: usize) -> Self {
         Self {
-            peer: PeerId([200 + u8::try_from(index).unwrap(); 32]),
+            instance: Instance::new(feeder_key(index), Incarnation(0)),
             role: if index == 0 { Role::Feeder } else { Role::Successor },
-            incarnation: Incarnation(0),
             admitted: false,
             machine: None,
+            ended: false,
             journal: Vec::new(),
         }
     }
 }
 
+/// Keys of the first kind have the number of a replica, counted from 1, in their first bytes.
+fn key(number: u32) -> PeerId {
+    let mut key = [0; 32];
+    key.chunks_exact_mut(4).for_each(|chunk| chunk.copy_from_slice(&number.to_le_bytes()));
+    PeerId(key)
+}
+
+fn replica_key(index: usize) -> PeerId {
+    key(u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1))
+}
+
+fn feeder_key(index: usize) -> PeerId {
+    key(0xFFFF_0000 + u32::try_from(index).unwrap_or(0))
+}
+
 pub(super) fn coordinator_key() -> PeerId {
-    PeerId([255; 32])
+    key(u32::MAX)
+}
+
+/// The replica with this key, if the key is one.
+pub(super) fn replica_index(peer: PeerId) -> Option<usize> {
+    let number = u32::from_le_bytes(*peer.0.first_chunk()?);
+    usize::try_from(number.checked_sub(1)?).ok()
 }
 
 pub(super) fn address() -> SocketAddr {

@@ -1,48 +1,122 @@
-//! When each machine wants to be woken, in order.
+//! Virtual time, and everything that is to happen in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::Time;
+use crate::{Duration, Time};
 
-/// A state machine of the world.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Machine {
-    Feeder(usize),
-    Coordinator,
-    Replica(usize),
-    /// The averaging of a replica.
-    Rounds(usize),
+/// What happens next.
+#[derive(Debug)]
+pub(crate) enum Next<E, M> {
+    /// This was scheduled.
+    Event(E),
+    /// This machine wanted to be woken.
+    Alarm(M),
 }
 
-/// One time a machine at most.
-#[derive(Debug, Default)]
-pub(super) struct Alarms {
-    by_machine: BTreeMap<Machine, Time>,
-    by_time: BTreeSet<(Time, Machine)>,
+/// Events in the order of their time, and one alarm a machine. Events of the same time come in the order in which they
+/// were scheduled, so there are no ties; an alarm goes before an event of its time.
+#[derive(Debug)]
+pub(crate) struct EventQueue<E, M> {
+    now: Time,
+    steps: u64,
+    sequence: u64,
+    events: BTreeMap<(Time, u64), E>,
+    alarm_of: BTreeMap<M, Time>,
+    alarms: BTreeSet<(Time, M)>,
 }
 
-impl Alarms {
-    /// What the machine says after every event.
-    pub(super) fn set(&mut self, machine: Machine, at: Option<Time>) {
+impl<E, M: Copy + Ord> EventQueue<E, M> {
+    pub(crate) fn new() -> Self {
+        Self {
+            now: Time(0),
+            steps: 0,
+            sequence: 0,
+            events: BTreeMap::new(),
+            alarm_of: BTreeMap::new(),
+            alarms: BTreeSet::new(),
+        }
+    }
+
+    /// The time of the latest event.
+    pub(crate) fn now(&self) -> Time {
+        self.now
+    }
+
+    /// Events and alarms so far.
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    pub(crate) fn schedule_in(&mut self, delay: Duration, event: E) {
+        self.schedule(self.now + delay, event);
+    }
+
+    pub(crate) fn schedule(&mut self, at: Time, event: E) {
+        self.sequence += 1;
+        self.events.insert((at, self.sequence), event);
+    }
+
+    /// What a machine says after every event: when it wants to be woken.
+    pub(crate) fn set_alarm(&mut self, machine: M, at: Option<Time>) {
         let before = match at {
-            Some(at) => self.by_machine.insert(machine, at),
-            None => self.by_machine.remove(&machine),
+            Some(at) => self.alarm_of.insert(machine, at),
+            None => self.alarm_of.remove(&machine),
         };
         if before == at {
             return;
         }
         if let Some(before) = before {
-            self.by_time.remove(&(before, machine));
+            self.alarms.remove(&(before, machine));
         }
         if let Some(at) = at {
-            self.by_time.insert((at, machine));
+            self.alarms.insert((at, machine));
         }
     }
 
-    /// Takes out the first that is not after `due`.
-    pub(super) fn pop_until(&mut self, due: Option<Time>) -> Option<(Time, Machine)> {
-        let &(at, machine) = self.by_time.first().filter(|(at, _)| due.is_none_or(|due| *at <= due))?;
-        self.set(machine, None);
-        Some((at, machine))
+    /// Takes what happens next and goes forward to its time; `None` if nothing is to happen.
+    pub(crate) fn pop(&mut self) -> Option<Next<E, M>> {
+        let due = self.events.first_key_value().map(|(&(at, _), _)| at);
+        let alarm = self.alarms.first().copied().filter(|(at, _)| due.is_none_or(|due| *at <= due));
+        let (at, next) = match alarm {
+            Some((at, machine)) => {
+                self.set_alarm(machine, None);
+                (at, Next::Alarm(machine))
+            }
+            None => self.events.pop_first().map(|((at, _), event)| (at, Next::Event(event)))?,
+        };
+        self.now = self.now.max(at);
+        self.steps += 1;
+        Some(next)
+    }
+
+    /// The events that are to happen, in order.
+    pub(crate) fn events(&self) -> impl Iterator<Item = &E> {
+        self.events.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_and_alarms_come_in_order_without_ties() {
+        let mut queue = EventQueue::new();
+        queue.schedule(Time(5), "second");
+        queue.schedule(Time(5), "third");
+        queue.schedule(Time(9), "fourth");
+        queue.set_alarm('a', Some(Time(8)));
+        queue.set_alarm('a', Some(Time(5)));
+        queue.set_alarm('b', Some(Time(1)));
+        queue.set_alarm('b', None);
+        let mut order = Vec::new();
+        while let Some(next) = queue.pop() {
+            order.push(match next {
+                Next::Event(event) => (queue.now().0, event),
+                Next::Alarm(_) => (queue.now().0, "alarm"),
+            });
+        }
+        assert_eq!(order, [(5, "alarm"), (5, "second"), (5, "third"), (9, "fourth")]);
+        assert_eq!(queue.steps(), 4);
     }
 }

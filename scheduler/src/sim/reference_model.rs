@@ -4,57 +4,67 @@ pub(super) mod averaging;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::averaging::Means;
 use crate::feeder::{self, Continued, Outcome, Record, TakenOver};
+use crate::replica::{self, InitialState, Note};
+use crate::stage::Note as StageNote;
+use crate::transfer::{DownloadNote, StateId};
 use crate::{
-    Attempt, Feeder, Holding, Hop, Incarnation, Message, MicrobatchId, PeerId, Purpose, Refusal, Stage,
-    StageIndex, stage,
+    Attempt, Envelope, Feeder, Hop, Instance, Message, MicrobatchId, PeerId, Purpose, Refusal, Replica,
+    StageIndex, Status,
 };
+
+use super::payload::Payload;
+use averaging::Means;
 
 /// Watches what goes in and comes out of every machine.
 #[derive(Debug, Default)]
-pub(crate) struct Judge {
-    seed: u64,
+pub(super) struct ReferenceModel {
+    /// The first rule that was broken.
+    pub(super) broken: Option<String>,
     /// What was injected, and by which feeder.
-    pub(crate) injected: BTreeMap<MicrobatchId, usize>,
-    pub(crate) outcomes: BTreeMap<MicrobatchId, Outcome>,
-    pub(crate) evaluated: u64,
-    pub(crate) measured: Vec<feeder::Measured>,
-    /// Who applied what: one start of one replica for each microbatch and stage, ever.
-    pub(crate) applied: BTreeMap<(MicrobatchId, StageIndex), (PeerId, Incarnation)>,
+    pub(super) injected: BTreeMap<MicrobatchId, usize>,
+    pub(super) outcomes: BTreeMap<MicrobatchId, Outcome>,
+    pub(super) evaluated: u64,
+    pub(super) measured: Vec<feeder::Measured>,
+    /// The replica that applied what: one instance for each microbatch and stage, ever.
+    pub(super) applied: BTreeMap<(MicrobatchId, StageIndex), Instance>,
     /// What each feeder has granted.
     granted: BTreeMap<(MicrobatchId, StageIndex), BTreeMap<usize, Hop>>,
-    /// Which feeders gave an outcome.
+    /// The feeders that gave an outcome.
     decided: BTreeSet<(MicrobatchId, usize)>,
     /// Ids that a successor never heard of, half-open.
     unknown: Vec<(MicrobatchId, MicrobatchId)>,
     /// What each replica has seen since it started.
     seen: BTreeMap<usize, Seen>,
-    pub(crate) in_flight_max: u64,
-    pub(crate) finished: u32,
+    /// The copies that replicas made of their state.
+    exported: BTreeMap<Instance, BTreeMap<StateId, Vec<u64>>>,
+    pub(super) in_flight_max: u64,
+    pub(super) finished: u32,
     pub(super) means: Means,
-    /// How often each fault struck and each way to recover was gone.
-    pub(crate) paths: BTreeMap<&'static str, u64>,
+    /// How often each fault struck and each way to recover was taken.
+    pub(super) paths: BTreeMap<&'static str, u64>,
 }
 
 /// What one start of a replica has seen and done.
 #[derive(Debug, Default)]
 struct Seen {
-    /// Number of the latest sending; whatever is in here was handed on, and later hints are of no use.
+    /// Number of the latest attempt; a microbatch in here was handed on, and later hints are of no use.
     attempts: BTreeMap<MicrobatchId, Option<Attempt>>,
     /// Microbatches that took a slot.
     slotted: BTreeSet<MicrobatchId>,
-    /// Holders at the next stage it was told of and has not asked.
+    /// Holders at the next stage that it was told of and has not asked.
     told: BTreeMap<MicrobatchId, Hop>,
 }
 
-impl Judge {
-    pub(super) fn new(seed: u64) -> Self {
-        Self { seed, means: Means::new(seed), ..Self::default() }
-    }
-
+impl ReferenceModel {
     pub(super) fn path(&mut self, name: &'static str) {
         *self.paths.entry(name).or_default() += 1;
+    }
+
+    pub(super) fn require(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
+        if !holds && self.broken.is_none() {
+            self.broken = Some(otherwise());
+        }
     }
 
     pub(super) fn finished(&mut self) {
@@ -70,38 +80,30 @@ impl Judge {
         self.seen.remove(&index);
     }
 
-    pub(super) fn applied(
-        &mut self,
-        microbatch: MicrobatchId,
-        stage: StageIndex,
-        peer: PeerId,
-        incarnation: Incarnation,
-    ) {
-        let before = self.applied.insert((microbatch, stage), (peer, incarnation));
-        assert_eq!(before, None, "seed {}: {microbatch} is applied twice at {stage}", self.seed);
+    pub(super) fn applied(&mut self, microbatch: MicrobatchId, stage: StageIndex, by: Instance) {
+        let before = self.applied.insert((microbatch, stage), by);
+        self.require(before.is_none(), || format!("{microbatch} is applied twice at {stage}"));
         let mut granted = self.granted.get(&(microbatch, stage)).into_iter().flat_map(BTreeMap::values);
-        assert!(
-            granted.any(|hop| (hop.peer, hop.incarnation) == (peer, incarnation)),
-            "seed {}: {microbatch} ungranted at {stage}",
-            self.seed
-        );
+        let granted = granted.any(|hop| hop.instance == by);
+        self.require(granted, || format!("{microbatch} is applied ungranted at {stage}"));
     }
 
     /// Whether a successor could not know that this was injected.
-    pub(crate) fn unknown(&self, microbatch: MicrobatchId) -> bool {
+    pub(super) fn unknown(&self, microbatch: MicrobatchId) -> bool {
         self.unknown.iter().any(|(first, end)| (first..end).contains(&&microbatch))
     }
 
+    // --- Feeders --------------------------------------------------------------------------------------------
+
     fn grant(&mut self, feeder: usize, microbatch: MicrobatchId, to: Hop) {
-        let key = (microbatch, to.stage.unwrap());
-        let before = self.granted.entry(key).or_default().insert(feeder, to);
-        assert_eq!(before, None, "seed {}: {key:?} is granted twice", self.seed);
+        let Some(stage) = to.stage else { return };
+        let before = self.granted.entry((microbatch, stage)).or_default().insert(feeder, to);
+        self.require(before.is_none(), || format!("{microbatch} is granted twice at {stage}"));
     }
 
     fn taken_over(&mut self, feeder: usize, taken: &TakenOver) {
         self.path("taken over");
-        let end = taken.lease.first.0 + taken.lease.count;
-        self.unknown.push((taken.end, MicrobatchId(end)));
+        self.unknown.push((taken.end, MicrobatchId(taken.lease.ids().end)));
         for Continued { microbatch, grants, .. } in &taken.continued {
             self.path("continued by a successor");
             grants.iter().for_each(|&hop| self.grant(feeder, *microbatch, hop));
@@ -110,176 +112,261 @@ impl Judge {
 
     fn decide(&mut self, feeder: usize, microbatch: MicrobatchId, outcome: &Outcome) {
         let first = self.decided.insert((microbatch, feeder));
-        assert!(first, "seed {}: {microbatch} has two outcomes", self.seed);
-        // What a former feeder finished and could tell nobody may be decided again.
+        self.require(first, || format!("{microbatch} has two outcomes"));
+        // A microbatch that a former feeder finished without telling anyone may be decided again.
         let finished = matches!(self.outcomes.get(&microbatch), Some(Outcome::Finished { .. }));
         if !finished {
             self.outcomes.insert(microbatch, outcome.clone());
         }
     }
 
-    pub(super) fn feeder_acts(&mut self, index: usize, action: &feeder::Action<u8>, feeder: &Feeder<u8>) {
-        let seed = self.seed;
+    pub(super) fn feeder_acts(
+        &mut self,
+        index: usize,
+        action: &feeder::Action<Payload>,
+        feeder: &Feeder<Payload>,
+    ) {
         match action {
             feeder::Action::Journal(Record::Granted { microbatch, to }) => {
                 self.grant(index, *microbatch, *to);
             }
             feeder::Action::Journal(Record::TakenOver(taken)) => self.taken_over(index, taken),
-            feeder::Action::Send { to, message: Message::Granted { granted, denied } } => {
+            feeder::Action::Send { to, envelope } => {
+                self.feeder_sends(index, *to, &envelope.message, feeder);
+            }
+            feeder::Action::Outcome { microbatch, outcome } if microbatch.is_evaluation() => {
+                self.evaluated += u64::from(matches!(outcome, Outcome::Evaluated { .. }));
+            }
+            feeder::Action::Outcome { microbatch, outcome } => {
+                self.feeder_decides(index, *microbatch, outcome, feeder);
+            }
+            feeder::Action::Evaluated(measured) => self.measured.push(*measured),
+            _ => {}
+        }
+    }
+
+    fn feeder_sends(&mut self, index: usize, to: PeerId, message: &Message, feeder: &Feeder<Payload>) {
+        match message {
+            Message::ClaimReply { granted, denied } => {
                 if !denied.is_empty() {
                     self.path("claim denied");
                 }
                 for &id in granted {
                     let stages = (id, StageIndex(0))..=(id, StageIndex(u16::MAX));
-                    let of = |hop: &&Hop| hop.peer == *to;
                     let granted = self.granted.range(stages).flat_map(|(_, by)| by.get(&index));
-                    let grants: Vec<_> = granted.filter(of).collect();
-                    assert!(!grants.is_empty(), "seed {seed}: {id} is granted twice");
+                    let grants: Vec<Hop> = granted.filter(|hop| hop.peer() == to).copied().collect();
+                    self.require(!grants.is_empty(), || format!("{id} is granted twice"));
                     let lives = grants.iter().any(|hop| feeder.table().placed(hop));
-                    assert!(lives, "seed {seed}: {id} is granted to a start that is gone");
+                    self.require(lives, || format!("{id} is granted to a start that is gone"));
                 }
             }
-            feeder::Action::Send {
-                message: Message::Forward { microbatch, purpose: Purpose::Train, attempt, anew, .. },
-                ..
-            } => {
+            Message::Forward { microbatch, purpose: Purpose::Train, is_retry, .. } => {
                 let by = *self.injected.entry(*microbatch).or_insert(index);
-                assert!(*anew || by == index, "seed {seed}: {microbatch} is injected twice");
-                if *anew {
-                    self.path("sent again by the feeder");
-                }
-                assert!(*attempt == Attempt(0) || self.injected.contains_key(microbatch));
-            }
-            feeder::Action::Send { message: Message::Ask { .. }, .. } => self.path("asked by the feeder"),
-            feeder::Action::Outcome { microbatch, outcome } if microbatch.is_evaluation() => {
-                self.evaluated += u64::from(matches!(outcome, Outcome::Evaluated { .. }));
-            }
-            feeder::Action::Outcome { microbatch, outcome } => {
-                self.decide(index, *microbatch, outcome);
-                if matches!(outcome, Outcome::Refused { reason: Refusal::Abandoned, .. }) {
-                    self.path("abandoned by a successor");
-                } else if matches!(outcome, Outcome::Finished { .. }) {
-                    for stage in (0..feeder.config().stages).map(StageIndex) {
-                        let granted = self.granted.get(&(*microbatch, stage));
-                        let granted = granted.is_some_and(|by| by.contains_key(&index));
-                        assert!(granted, "seed {seed}: {microbatch} finished, {stage} ungranted");
-                    }
-                } else {
-                    self.path("refused");
+                self.require(*is_retry || by == index, || format!("{microbatch} is injected twice"));
+                if *is_retry {
+                    self.path("retried by the feeder");
                 }
             }
-            feeder::Action::EvaluationDone(measured) => self.measured.push(*measured),
+            Message::StatusRequest { .. } => self.path("status requested by the feeder"),
             _ => {}
         }
     }
 
-    pub(super) fn replica_hears(&mut self, index: usize, event: &stage::Event<u8>, stage: &Stage<u8>) {
-        let next = Some(StageIndex(stage.config().stage.0 + 1));
-        let seen = self.seen.entry(index).or_default();
-        let stage::Event::Received { message, from, incarnation } = event else {
-            if let stage::Event::Membership(membership) = event {
-                let gone = |hop: &Hop| {
-                    !membership.members.iter().any(|m| (m.peer, m.incarnation) == (hop.peer, hop.incarnation))
-                };
-                seen.told.retain(|_, holder| !gone(holder));
+    fn feeder_decides(
+        &mut self,
+        index: usize,
+        microbatch: MicrobatchId,
+        outcome: &Outcome,
+        feeder: &Feeder<Payload>,
+    ) {
+        self.decide(index, microbatch, outcome);
+        if matches!(outcome, Outcome::Refused { reason: Refusal::Abandoned, .. }) {
+            self.path("abandoned by a successor");
+        } else if matches!(outcome, Outcome::Finished { .. }) {
+            for stage in (0..feeder.config().stages).map(StageIndex) {
+                let granted = self.granted.get(&(microbatch, stage));
+                let granted = granted.is_some_and(|by| by.contains_key(&index));
+                self.require(granted, || format!("{microbatch} is finished, but ungranted at {stage}"));
             }
-            return;
-        };
+        } else {
+            self.path("refused");
+        }
+    }
+
+    // --- Replicas -------------------------------------------------------------------------------------------
+
+    pub(super) fn replica_hears(
+        &mut self,
+        index: usize,
+        event: &replica::Event<Payload>,
+        replica: &Replica<Payload>,
+    ) {
+        match event {
+            replica::Event::Membership(membership) => {
+                let gone = |hop: &Hop| membership.get(hop.instance).is_none();
+                self.seen.entry(index).or_default().told.retain(|_, holder| !gone(holder));
+            }
+            replica::Event::Received { from, envelope } if replica.is_serving() => {
+                self.replica_receives(index, *from, &envelope.message, replica);
+            }
+            replica::Event::Confirmed(replica::Confirmation::Unreachable) => self.path("unreachable"),
+            _ => {}
+        }
+    }
+
+    fn replica_receives(
+        &mut self,
+        index: usize,
+        from: Instance,
+        message: &Message,
+        replica: &Replica<Payload>,
+    ) {
+        let (stage, table) = (replica.stage(), replica.table());
+        let next = Some(StageIndex(stage.config().stage.0 + 1));
+        let known = table.get(from).is_some();
+        let seen = self.seen.entry(index).or_default();
         match message {
-            Message::Forward { microbatch, anew, holder, purpose: Purpose::Train, .. }
-                if !stage.holds(*microbatch) =>
-            {
-                if !*anew {
-                    seen.slotted.insert(*microbatch);
-                } else {
+            Message::Forward {
+                microbatch, is_retry, downstream_holder, purpose: Purpose::Train, ..
+            } if !stage.holds(*microbatch) => {
+                if *is_retry {
                     seen.slotted.remove(microbatch);
+                } else {
+                    seen.slotted.insert(*microbatch);
                 }
-                let known = stage.table().get(*from, *incarnation).is_some();
-                let placed = |holder: &Hop| holder.stage == next && stage.table().placed(holder);
-                if let Some(holder) = holder.filter(|holder| known && placed(holder)) {
+                let placed = |holder: &Hop| holder.stage == next && table.placed(holder);
+                if let Some(holder) = downstream_holder.filter(|holder| known && placed(holder)) {
                     seen.told.insert(*microbatch, holder);
                 }
             }
-            Message::Held { microbatch, holder } => {
+            Message::OrphanNotice { microbatch, holder } => {
                 let first_word = !seen.attempts.contains_key(microbatch);
-                let known = stage.table().get(*from, *incarnation).is_some();
-                if known
-                    && holder.stage == next
-                    && stage.holds(*microbatch)
-                    && first_word
-                    && stage.table().placed(holder)
-                {
+                let useful = holder.stage == next && stage.holds(*microbatch) && first_word;
+                if known && useful && table.placed(holder) {
                     seen.told.insert(*microbatch, *holder);
                 }
             }
-            Message::Holds { microbatch, holding, .. } => {
-                let answers = |holder: &Hop| (holder.peer, holder.incarnation) == (*from, *incarnation);
-                if seen.told.get(microbatch).is_some_and(answers) {
+            Message::StatusReply { microbatch, status, .. } => {
+                if seen.told.get(microbatch).is_some_and(|holder| holder.instance == from) {
                     seen.told.remove(microbatch);
                 }
-                match holding {
-                    Holding::Held => {}
-                    Holding::Missing => self.path("denied by a holder"),
-                    Holding::Busy => self.path("busy"),
+                match status {
+                    Status::Held => {}
+                    Status::Missing => self.path("denied by a holder"),
+                    Status::Busy => self.path("busy"),
                 }
             }
             _ => {}
         }
     }
 
-    pub(super) fn replica_acts(&mut self, index: usize, action: &stage::Action<u8>, stage: &Stage<u8>) {
-        let seed = self.seed;
-        let seen = self.seen.entry(index).or_default();
+    pub(super) fn replica_acts(
+        &mut self,
+        index: usize,
+        action: &replica::Action<Payload>,
+        replica: &Replica<Payload>,
+    ) {
         match action {
-            // A verdict on a neighbour: whoever was told of may be the one.
-            stage::Action::Counted(stage::Note::Lost { peer, .. }) => {
-                seen.told.retain(|_, holder| holder.peer != *peer);
-            }
-            stage::Action::Send {
-                message: Message::Forward { microbatch, attempt, purpose: Purpose::Train, .. },
-                ..
-            } => {
-                let told = seen.told.get(microbatch);
-                assert!(told.is_none(), "seed {seed}: {microbatch} is sent anew, but {told:?} was not asked");
-                // An answer to an earlier sending is no answer to a later one.
+            replica::Action::Send { envelope, .. } => self.replica_sends(index, envelope),
+            replica::Action::Counted(Note::Stage(note)) => self.replica_counts(index, note, replica),
+            replica::Action::Counted(Note::Download(note)) => match note {
+                DownloadNote::Wrong(_) => self.path("a donor lied"),
+                DownloadNote::Lost(_) => self.path("a donor was lost"),
+                DownloadNote::Silent(_) => self.path("a donor was silent"),
+                DownloadNote::Unfit(_) | DownloadNote::Unusable(..) => {
+                    self.require(false, || format!("{note:?}"));
+                }
+                DownloadNote::Declined(_) | DownloadNote::NoDonor => {}
+            },
+            replica::Action::Counted(Note::Began(initial)) => match initial {
+                InitialState::Downloaded { .. } => self.path("began with a downloaded state"),
+                InitialState::Initial { was_trained: true } => self.path("a stage lost what it had learned"),
+                InitialState::Initial { was_trained: false } | InitialState::Given => {}
+            },
+            replica::Action::Confirm => self.path("suspension noticed"),
+            replica::Action::Ready => self.path("ready"),
+            _ => {}
+        }
+    }
+
+    fn replica_sends(&mut self, index: usize, envelope: &Envelope<Payload>) {
+        let seen = self.seen.entry(index).or_default();
+        match &envelope.message {
+            Message::Forward { microbatch, attempt, purpose: Purpose::Train, .. } => {
+                let told = seen.told.get(microbatch).copied();
+                // A reply to an earlier attempt is no reply to a later one.
                 let before = seen.attempts.insert(*microbatch, Some(*attempt)).flatten();
-                assert!(
-                    before.is_none_or(|before| before < *attempt),
-                    "seed {seed}: {microbatch} is sent as {attempt:?} after {before:?}"
-                );
+                self.require(told.is_none(), || {
+                    format!("{microbatch} is retried, but its holder {told:?} was not asked")
+                });
+                self.require(before.is_none_or(|before| before < *attempt), || {
+                    format!("{microbatch} is sent as {attempt:?} after {before:?}")
+                });
             }
-            stage::Action::Send { message: Message::Ask { microbatch, .. }, .. } => {
+            Message::StatusRequest { microbatch, .. } => {
                 seen.told.remove(microbatch);
                 seen.attempts.entry(*microbatch).or_default();
             }
-            stage::Action::Counted(note) => match note {
-                stage::Note::Rerouted(_) => self.path("sent again by a replica"),
-                stage::Note::Restored(_) => self.path("restored"),
-                stage::Note::Found(_) => self.path("found downstream"),
-                stage::Note::Relayed(_) => self.path("relayed"),
-                stage::Note::Refused(_, Refusal::Undeliverable) => self.path("undeliverable"),
-                stage::Note::Unexpected(id) => {
-                    panic!("seed {seed}: {id} unexpected at {:?}", stage.config().hop())
-                }
-                _ => {}
-            },
-            stage::Action::Send {
-                message: Message::Holds { microbatch, holding: Holding::Busy, .. },
-                ..
-            } => {
+            Message::StatusReply { microbatch, status: Status::Busy, .. } => {
                 seen.told.remove(microbatch);
             }
-            stage::Action::Send { message: Message::Held { .. }, .. } => self.path("held told"),
+            Message::OrphanNotice { .. } => self.path("orphan notice"),
             _ => {}
         }
     }
 
-    /// No more stashes than slots, but for what was sent anew.
-    pub(super) fn slots(&self, index: usize, stage: &Stage<u8>, stashes: &BTreeSet<MicrobatchId>) {
-        let slots = stage.config().slots;
-        assert!(stage.slots_used() <= slots, "seed {}: slots", self.seed);
+    fn replica_counts(&mut self, index: usize, note: &StageNote, replica: &Replica<Payload>) {
+        match note {
+            // A verdict on a neighbour: it may be the holder that was told of.
+            StageNote::Lost { neighbour, .. } => {
+                let seen = self.seen.entry(index).or_default();
+                seen.told.retain(|_, holder| holder.peer() != neighbour.peer);
+            }
+            StageNote::Retried(_) => self.path("retried by a replica"),
+            StageNote::Recovered(_) => self.path("recovered"),
+            StageNote::Found(_) => self.path("found downstream"),
+            StageNote::Relayed(_) => self.path("relayed"),
+            StageNote::Refused(_, Refusal::Undeliverable) => self.path("undeliverable"),
+            StageNote::Unexpected(id) => {
+                let at = replica.stage().config().hop();
+                self.require(false, || format!("{id} unexpected at {at:?}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// No more stashes than slots, apart from those of retries.
+    pub(super) fn slots(
+        &mut self,
+        index: usize,
+        replica: &Replica<Payload>,
+        stashes: &BTreeSet<MicrobatchId>,
+    ) {
+        let (stage, slots) = (replica.stage(), replica.stage().config().slots);
+        let used = stage.slots_used();
+        self.require(used <= slots, || format!("{used} slots of {slots} are used"));
         let Some(Seen { slotted, .. }) = self.seen.get(&index) else { return };
-        let slotted = stashes.iter().filter(|&stash| slotted.contains(stash)).count();
-        assert!(slotted <= slots, "seed {}: {slotted} stashes for {slots} slots", self.seed);
+        let stashed = stashes.iter().filter(|&stash| slotted.contains(stash)).count();
+        self.require(stashed <= slots, || format!("{stashed} stashes for {slots} slots"));
+    }
+
+    // --- States ---------------------------------------------------------------------------------------------
+
+    pub(super) fn exports(&mut self, donor: Instance, state: StateId, words: Vec<u64>) {
+        self.exported.entry(donor).or_default().insert(state, words);
+    }
+
+    /// A joiner takes over a state: that of one copy of its donor, and no mixture.
+    pub(super) fn imports(&mut self, joiner: Instance, donor: Instance, words: &Vec<u64>) {
+        let copies = self.exported.get(&donor);
+        let known = copies.is_some_and(|copies| copies.values().any(|copy| copy == words));
+        self.require(known, || format!("{joiner:?} takes a state that {donor:?} never had"));
+    }
+
+    /// A replica left and says that it left nothing behind: `unaveraged` contributions are in its weights only.
+    pub(super) fn leaves(&mut self, instance: Instance, unaveraged: u64) {
+        self.require(unaveraged == 0, || {
+            format!("{instance:?} leaves with {unaveraged} contributions that no other replica has")
+        });
     }
 }

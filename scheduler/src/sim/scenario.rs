@@ -1,60 +1,91 @@
-//! What a simulated run looks like.
+//! A simulated run: its size, its speed, and what goes wrong in it.
 
 use std::collections::BTreeSet;
 
-use super::executor::time_between;
-use super::fault::Fault;
-use crate::feeder::Carrying;
+use crate::feeder::AveragingSchedule;
 use crate::mutation::Mutation;
 use crate::router::Policy;
 use crate::{Admission, Duration, Purpose, Rng};
 
+use super::executor::time_between;
+use super::fault::Fault;
+use super::network::Links;
+
 /// A run and what goes wrong in it. Everything else follows from `seed`.
+///
+/// ```
+/// use swarmline_scheduler::sim::{Fault, Scenario, World};
+/// use swarmline_scheduler::{Admission, Duration};
+///
+/// let crash = Fault::Crash { replica: 3, loud: false, back_after: Some(Duration::from_secs(20)) };
+/// let scenario = Scenario::new(7, 4, 2, 200, Admission::Asynchronous(16))
+///     .with_service_times(vec![Duration::from_millis(20), Duration::from_millis(40)])
+///     .with_averaging(20, 4)
+///     .with_fault(Duration::from_secs(5), crash);
+/// let report = World::new(scenario).run().expect("no rule is broken");
+/// assert_eq!((report.counts.finished, report.counts.lost), (200, 0));
+/// println!("{report}");
+/// ```
 #[derive(Clone, Debug)]
-pub(crate) struct Scenario {
-    pub(crate) seed: u64,
-    pub(crate) stages: u16,
-    /// Of each stage.
-    pub(crate) replicas: u16,
-    /// Replicas that join after every place is taken.
-    pub(crate) spares: u16,
-    pub(crate) total: u64,
-    pub(crate) admission: Admission,
-    pub(crate) lease_count: u64,
-    /// Slots by replica; the list is gone through in turn.
-    pub(crate) slots: Vec<usize>,
-    /// Mean time of a job by replica; the list is gone through in turn.
-    pub(crate) services: Vec<Duration>,
-    /// Every message takes a time below this, so messages overtake each other.
-    pub(crate) delay_max: Duration,
-    /// Jobs in a thousand that the executor refuses.
-    pub(crate) refused_per_mille: u64,
-    /// Made-up messages per real one, in thousandths.
-    pub(crate) garbage_per_mille: u64,
-    pub(crate) faults: Vec<(Duration, Fault)>,
-    pub(crate) evaluations: Vec<Measure>,
-    /// When replicas average, if they do.
-    pub(crate) averaging: Option<Carrying>,
-    pub(crate) router: Policy,
-    /// How long an answer is waited for before somebody asks.
-    pub(crate) ask_after: Duration,
+#[non_exhaustive]
+pub struct Scenario {
+    /// Equal seeds give equal runs.
+    pub seed: u64,
+    /// Stages of the pipeline.
+    pub stages: u16,
+    /// Replicas of each stage.
+    pub replicas: u16,
+    /// Replicas that join after every place is taken. Default 0.
+    pub spares: u16,
+    /// Training microbatches of the run.
+    pub total: u64,
+    /// How many may be in flight.
+    pub admission: Admission,
+    /// Ids that the feeder leases at a time. Default 32.
+    pub lease_count: u64,
+    /// Slots by replica; the list is gone through in turn. Default 64.
+    pub slots: Vec<usize>,
+    /// Mean time of a forward by replica; the list is gone through in turn. Default 5 ms.
+    pub service_times: Vec<Duration>,
+    /// How long messages take.
+    pub links: Links,
+    /// Jobs in a thousand that the executor refuses. Default 0.
+    pub refused_per_mille: u64,
+    /// Made-up messages in a thousand real ones. Default 0.
+    pub noise_per_mille: u64,
+    /// When each fault strikes.
+    pub faults: Vec<(Duration, Fault)>,
+    /// Evaluations by command.
+    pub evaluations: Vec<Measure>,
+    /// When replicas average. Default never.
+    pub averaging: Option<AveragingSchedule>,
+    /// How replicas are chosen. Default uniform.
+    pub router: Policy,
+    /// How long a reply is awaited before its status is requested. Default 3 s.
+    pub status_after: Duration,
     /// When the feeder is told to stop, if it is.
-    pub(crate) stop_at: Option<Duration>,
+    pub duration: Option<Duration>,
+    /// The rule to break.
     pub(crate) mutation: Option<Mutation>,
-    /// Events after which a run that is not over is stuck.
-    pub(crate) steps_max: u64,
+    /// Events after which a run that is not over counts as stuck. Default 400,000.
+    pub steps_max: u64,
 }
 
+/// An evaluation by command.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Measure {
-    pub(crate) at: Duration,
-    pub(crate) count: u64,
-    pub(crate) purpose: Purpose,
+pub struct Measure {
+    /// When.
+    pub at: Duration,
+    /// Held-out microbatches.
+    pub count: u64,
+    /// With the upstream, or with it cut.
+    pub purpose: Purpose,
 }
 
 impl Scenario {
-    /// Nothing goes wrong.
-    pub(crate) fn new(seed: u64, stages: u16, replicas: u16, total: u64, admission: Admission) -> Self {
+    /// A run of `stages` stages with `replicas` replicas each in which nothing goes wrong.
+    #[must_use]
+    pub fn new(seed: u64, stages: u16, replicas: u16, total: u64, admission: Admission) -> Self {
         Self {
             seed,
             stages,
@@ -64,79 +95,130 @@ impl Scenario {
             admission,
             lease_count: 32,
             slots: vec![64],
-            services: vec![Duration::from_millis(5)],
-            delay_max: Duration::from_millis(40),
+            service_times: vec![Duration::from_millis(5)],
+            links: Links::default(),
             refused_per_mille: 0,
-            garbage_per_mille: 0,
+            noise_per_mille: 0,
             faults: Vec::new(),
             evaluations: Vec::new(),
             averaging: None,
             router: Policy::Uniform,
-            ask_after: Duration::from_secs(3),
-            stop_at: None,
+            status_after: Duration::from_secs(3),
+            duration: None,
             mutation: None,
             steps_max: 400_000,
         }
     }
 
-    /// Everything that can go wrong, drawn from the seed: 3 to 5 stages of 2 or 3 replicas with unequal slots and
-    /// speeds, at least 40 microbatches and 5 faults; mostly with averaging rounds.
-    pub(crate) fn drawn(seed: u64) -> Self {
+    /// Mean time of a forward by replica; the list is gone through in turn.
+    #[must_use]
+    pub fn with_service_times(self, service_times: Vec<Duration>) -> Self {
+        Self { service_times, ..self }
+    }
+
+    /// How long messages take.
+    #[must_use]
+    pub fn with_links(self, links: Links) -> Self {
+        Self { links, ..self }
+    }
+
+    /// Replicas average one of `fragments` fragments every `interval` microbatches.
+    #[must_use]
+    pub fn with_averaging(self, interval: u64, fragments: u64) -> Self {
+        Self { averaging: Some(AveragingSchedule { interval, fragments }), ..self }
+    }
+
+    /// How replicas are chosen.
+    #[must_use]
+    pub fn with_router(self, router: Policy) -> Self {
+        Self { router, ..self }
+    }
+
+    /// Strikes `at` this time, counted from the beginning.
+    #[must_use]
+    pub fn with_fault(mut self, at: Duration, fault: Fault) -> Self {
+        self.faults.push((at, fault));
+        self
+    }
+
+    /// Stops the feeder after this time.
+    #[must_use]
+    pub fn with_duration(self, duration: Duration) -> Self {
+        Self { duration: Some(duration), ..self }
+    }
+
+    /// Everything that can go wrong, drawn from the seed: 3 to 5 stages of 2 or 3 replicas with unequal slots and speeds,
+    /// at least 40 microbatches and 5 faults; mostly with averaging rounds.
+    #[must_use]
+    pub fn drawn(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x5EED);
-        let stages = u16::try_from(3 + rng.below(3)).unwrap();
-        let replicas = u16::try_from(2 + rng.below(2)).unwrap();
-        let window = u32::try_from(3 + rng.below(14)).unwrap();
+        let stages = draw_u16(&mut rng, 3, 3);
+        let replicas = draw_u16(&mut rng, 2, 2);
+        let window = u32::from(draw_u16(&mut rng, 3, 14));
         let admission =
             if rng.chance(1, 5) { Admission::Synchronous(window) } else { Admission::Asynchronous(window) };
         let mut scenario = Self::new(seed, stages, replicas, 40 + rng.below(40), admission);
-        scenario.spares = u16::try_from(rng.below(3)).unwrap();
-        scenario.slots = (0..7).map(|_| usize::try_from(1 + rng.below(8)).unwrap()).collect();
+        scenario.spares = draw_u16(&mut rng, 0, 3);
+        scenario.slots = (0..7).map(|_| usize::from(draw_u16(&mut rng, 1, 8))).collect();
         let service = || time_between(&mut rng, Duration::from_millis(20), Duration::from_millis(400));
-        scenario.services = std::iter::repeat_with(service).take(5).collect();
+        scenario.service_times = std::iter::repeat_with(service).take(5).collect();
         scenario.refused_per_mille = if rng.chance(1, 4) { 5 } else { 0 };
         scenario.lease_count = 8 + rng.below(40);
-        scenario.router = *rng.pick(&Policy::ALL).unwrap();
+        scenario.router = rng.pick(&Policy::ALL).copied().unwrap_or_default();
         let faults = 5 + rng.below(6);
         scenario.faults = (0..faults).map(|_| scenario.draw_fault(&mut rng)).collect();
-        let carrying = Carrying { every: 5 + rng.below(16), sets: 1 + rng.below(3) };
-        scenario.averaging = rng.chance(4, 5).then_some(carrying);
+        let averaging = AveragingSchedule { interval: 5 + rng.below(16), fragments: 1 + rng.below(3) };
+        scenario.averaging = rng.chance(4, 5).then_some(averaging);
         scenario
     }
 
     fn draw_fault(&self, rng: &mut Rng) -> (Duration, Fault) {
         let at = time_between(rng, Duration::from_millis(500), Duration::from_secs(25));
         let members = self.members() as u64;
-        let replica = usize::try_from(rng.below(members)).unwrap();
-        let other = usize::try_from(rng.below(members)).unwrap();
+        let replica = usize::try_from(rng.below(members)).unwrap_or(0);
+        let other = usize::try_from(rng.below(members)).unwrap_or(0);
         let lasts = time_between(rng, Duration::from_millis(300), Duration::from_secs(20));
         let back = time_between(rng, Duration::from_millis(100), Duration::from_secs(20));
-        let fault = match rng.below(16) {
+        let fault = match rng.below(18) {
             0..=1 => Fault::Crash { replica, loud: true, back_after: Some(back) },
             2..=4 => Fault::Crash { replica, loud: false, back_after: Some(back) },
-            5 => Fault::Leave { replica },
-            6 => Fault::Wedge { replica, lasts },
-            7 => Fault::Suspend { replica, lasts },
-            8 => Fault::Loss { per_mille: 20 + rng.below(200), lasts },
-            9 => Fault::Delay { extra: lasts / 10, lasts },
-            10 => Fault::BrokenLink { a: replica, b: other, lasts },
-            11 => Fault::BrokenFeederLink { replica, lasts },
-            12 => Fault::Partition { part: BTreeSet::from([replica, other]), lasts },
-            13 => Fault::FeederCrash { back_after: back },
-            14 => Fault::Succession { dies: true, after: back },
-            _ => Fault::Succession { dies: false, after: back },
+            5..=6 => Fault::Leave { replica },
+            7 => Fault::Stall { replica, lasts },
+            8 => Fault::Suspend { replica, lasts },
+            9 => Fault::Loss { per_mille: 20 + rng.below(200), lasts },
+            10 => Fault::Delay { extra: lasts / 10, lasts },
+            11 => Fault::BrokenLink { a: replica, b: other, lasts },
+            12 => Fault::BrokenFeederLink { replica, lasts },
+            13 => Fault::Partition { part: BTreeSet::from([replica, other]), lasts },
+            14 => Fault::FeederCrash { back_after: back },
+            15 => Fault::Succession { dies: true, after: back },
+            16 => Fault::Succession { dies: false, after: back },
+            _ => Fault::Lie { replica, lasts },
         };
         (at, fault)
     }
 
-    pub(crate) fn members(&self) -> usize {
+    /// Replica processes of the world.
+    #[must_use]
+    pub fn members(&self) -> usize {
         usize::from(self.stages * self.replicas + self.spares)
     }
 
-    pub(crate) fn slots_of(&self, index: usize) -> usize {
+    pub(super) fn slots_of(&self, index: usize) -> usize {
         self.slots[index % self.slots.len()]
     }
 
-    pub(crate) fn service_of(&self, index: usize) -> Duration {
-        self.services[index % self.services.len()]
+    pub(super) fn service_of(&self, index: usize) -> Duration {
+        self.service_times[index % self.service_times.len()]
     }
+
+    /// Fragments that the numbers of a stage are divided into; 0 without averaging.
+    pub(super) fn fragments(&self) -> u32 {
+        self.averaging.map_or(0, |schedule| u32::try_from(schedule.fragments).unwrap_or(u32::MAX))
+    }
+}
+
+/// A number in `first..first + count`.
+fn draw_u16(rng: &mut Rng, first: u16, count: u64) -> u16 {
+    first + u16::try_from(rng.below(count)).unwrap_or(0)
 }

@@ -1,20 +1,26 @@
-//! What a replica has learned, in place of tensors: a few numbers for each index set.
+//! What a replica has learned, in place of tensors: a few numbers for each fragment.
 
 use std::ops::Range;
 
-use crate::averaging::{PartIndex, Round, SetIndex};
-use crate::{MicrobatchId, Rng};
+use crate::averaging::{FragmentIndex, PartIndex, Round};
+use crate::transfer::Manifest;
+use crate::{MicrobatchId, Rng, WeightVersion};
 
-/// Numbers of a set: enough for every member of a large stage to own some.
+use super::payload::{WORD_BYTES, hash};
+
+/// Numbers of a fragment: enough for every member of a large stage to own some.
 const NUMBERS: usize = 8;
+
+/// Words of a chunk of a state: few, so that a state has many chunks.
+const CHUNK_WORDS: usize = 1;
 
 /// The numbers of one replica, and how much it has contributed to them.
 #[derive(Clone, Debug)]
 pub(crate) struct Weights {
-    by_set: Vec<[f64; NUMBERS]>,
+    by_fragment: Vec<[f64; NUMBERS]>,
     contributions: u64,
-    /// Contributions when each set was last round; `None` before the first round of a joiner.
-    counted: Vec<Option<u64>>,
+    /// Contributions when each fragment was last averaged; `None` before the first time of a joiner.
+    averaged: Vec<Option<u64>>,
     open: Option<Open>,
 }
 
@@ -22,7 +28,7 @@ pub(crate) struct Weights {
 #[derive(Clone, Debug)]
 struct Open {
     round: Round,
-    set: usize,
+    fragment: usize,
     parts: u32,
     numbers: [f64; NUMBERS],
     contributions: u64,
@@ -30,64 +36,106 @@ struct Open {
 
 impl Weights {
     /// The initial ones: every contribution counts.
-    pub(in crate::sim) fn fresh(sets: u32) -> Self {
-        let sets = sets as usize;
-        let (by_set, counted) = (vec![[0.0; NUMBERS]; sets], vec![Some(0); sets]);
-        Self { by_set, contributions: 0, counted, open: None }
-    }
-
-    /// Those of another replica: what is in them is counted there.
-    pub(in crate::sim) fn joined(&self) -> Self {
-        let counted = vec![None; self.by_set.len()];
-        Self { by_set: self.by_set.clone(), contributions: 0, counted, open: None }
+    pub(super) fn initial(fragments: u32) -> Self {
+        let fragments = fragments.max(1) as usize;
+        let (by_fragment, averaged) = (vec![[0.0; NUMBERS]; fragments], vec![Some(0); fragments]);
+        Self { by_fragment, contributions: 0, averaged, open: None }
     }
 
     /// Adds the gradients of a microbatch, which moves every number by something else.
-    pub(in crate::sim) fn contribute(&mut self, microbatch: MicrobatchId) {
+    pub(super) fn contribute(&mut self, microbatch: MicrobatchId) {
         let mut rng = Rng::new(microbatch.0);
-        for number in self.by_set.iter_mut().flatten() {
-            *number += f64::from(u32::try_from(rng.below(1 << 20)).unwrap());
+        for number in self.by_fragment.iter_mut().flatten() {
+            *number += f64::from(u32::try_from(rng.below(1 << 20)).unwrap_or(0));
         }
         self.contributions += 1;
     }
 
-    /// Copies a set in parts, each with the contributions since its last round.
-    pub(in crate::sim) fn snapshot(
+    /// Contributions to a fragment that no round has averaged.
+    pub(super) fn unaveraged(&self) -> u64 {
+        let since = |averaged: &Option<u64>| self.contributions - averaged.unwrap_or(0);
+        self.averaged.iter().map(since).max().unwrap_or(0)
+    }
+
+    // --- Averaging ------------------------------------------------------------------------------------------
+
+    /// Copies a fragment in parts, with the contributions since it was last averaged.
+    pub(super) fn snapshot(
         &mut self,
         round: Round,
-        set: SetIndex,
+        fragment: FragmentIndex,
         parts: u32,
     ) -> (u64, Vec<Vec<f64>>) {
-        let set = set.0 as usize;
-        let (numbers, contributions) = (self.by_set[set], self.contributions);
-        self.open = Some(Open { round, set, parts, numbers, contributions });
-        let weight = self.counted[set].map_or(0, |counted| contributions - counted);
+        let fragment = fragment.0 as usize;
+        let (numbers, contributions) = (self.by_fragment[fragment], self.contributions);
+        self.open = Some(Open { round, fragment, parts, numbers, contributions });
+        let weight = self.averaged[fragment].map_or(0, |averaged| contributions - averaged);
         (weight, (0..parts).map(|part| numbers[range_of(parts, PartIndex(part))].to_vec()).collect())
     }
 
-    /// Moves the numbers of a part by what the mean differs from the copy.
-    pub(in crate::sim) fn apply(&mut self, round: Round, part: PartIndex, mean: &[f64]) {
-        let open = self.open.as_ref().filter(|open| open.round == round).expect("its round is open");
+    /// Moves the numbers of a part by what the mean differs from the copy. `None` if no such round is open.
+    pub(super) fn apply(&mut self, round: Round, part: PartIndex, mean: &[f64]) -> Option<()> {
+        let open = self.open.as_ref().filter(|open| open.round == round)?;
         let range = range_of(open.parts, part);
-        assert_eq!(mean.len(), range.len(), "a mean of another part");
         for (place, mean) in range.zip(mean) {
-            let (now, before) = (&mut self.by_set[open.set][place], open.numbers[place]);
+            let (now, before) = (&mut self.by_fragment[open.fragment][place], open.numbers[place]);
             let rests = now.to_bits() == before.to_bits();
             *now = if rests { *mean } else { *now + (mean - before) };
         }
+        Some(())
     }
 
-    pub(in crate::sim) fn finish(&mut self, round: Round, complete: bool) {
-        let open = self.open.take().filter(|open| open.round == round).expect("its round is open");
+    /// `None` if no such round is open.
+    pub(super) fn finish(&mut self, round: Round, complete: bool) -> Option<()> {
+        let open = self.open.take().filter(|open| open.round == round)?;
         if complete {
-            self.counted[open.set] = Some(open.contributions);
+            self.averaged[open.fragment] = Some(open.contributions);
         }
+        Some(())
     }
+
+    // --- As a state that joiners take -----------------------------------------------------------------------
 
     /// Every number, bit for bit.
-    pub(crate) fn bits(&self) -> Vec<u64> {
-        self.by_set.iter().flatten().map(|number| number.to_bits()).collect()
+    pub(super) fn words(&self) -> Vec<u64> {
+        self.by_fragment.iter().flatten().map(|number| number.to_bits()).collect()
     }
+
+    /// Takes over the numbers of another replica: their contributions are counted there.
+    pub(super) fn import(&mut self, words: &[u64]) {
+        for (number, word) in self.by_fragment.iter_mut().flatten().zip(words) {
+            *number = f64::from_bits(*word);
+        }
+        self.contributions = 0;
+        self.averaged.fill(None);
+    }
+
+    /// Length of a state, bytes.
+    pub(super) fn bytes(fragments: u32) -> u64 {
+        u64::from(fragments.max(1)) * NUMBERS as u64 * WORD_BYTES
+    }
+}
+
+/// Length of a chunk, bytes.
+pub(super) fn chunk_bytes() -> u32 {
+    u32::try_from(CHUNK_WORDS as u64 * WORD_BYTES).unwrap_or(u32::MAX)
+}
+
+/// The manifest of a state.
+pub(super) fn manifest(words: &[u64], version: WeightVersion) -> Manifest {
+    Manifest {
+        version,
+        bytes: words.len() as u64 * WORD_BYTES,
+        chunk_bytes: chunk_bytes(),
+        hashes: words.chunks(CHUNK_WORDS).map(hash).collect(),
+    }
+}
+
+/// The words at a place of a state.
+pub(super) fn words_at(words: &[u64], offset: u64, bytes: u32) -> Vec<u64> {
+    let first = usize::try_from(offset / WORD_BYTES).unwrap_or(usize::MAX);
+    let count = usize::try_from(u64::from(bytes) / WORD_BYTES).unwrap_or(usize::MAX);
+    words.iter().skip(first).take(count).copied().collect()
 }
 
 fn range_of(parts: u32, part: PartIndex) -> Range<usize> {
@@ -95,13 +143,14 @@ fn range_of(parts: u32, part: PartIndex) -> Range<usize> {
     NUMBERS * part / parts..NUMBERS * (part + 1) / parts
 }
 
-/// The mean of shares by weight, number by number.
-pub(in crate::sim) fn mean<'a>(shares: impl IntoIterator<Item = (u64, &'a [f64])>) -> Vec<f64> {
+/// The mean of contributions by weight, number by number.
+pub(super) fn mean<'a>(contributions: impl IntoIterator<Item = (u64, &'a [f64])>) -> Vec<f64> {
     let (mut sums, mut weights) = (Vec::new(), 0.0);
-    for (weight, share) in shares {
-        let weight = f64::from(u32::try_from(weight).expect("a run has few microbatches"));
-        sums.resize(share.len(), 0.0);
-        sums.iter_mut().zip(share).for_each(|(sum, number)| *sum += weight * number);
+    for (weight, numbers) in contributions {
+        // A run has few microbatches.
+        let weight = f64::from(u32::try_from(weight).unwrap_or(u32::MAX));
+        sums.resize(numbers.len(), 0.0);
+        sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += weight * number);
         weights += weight;
     }
     sums.into_iter().map(|sum| sum / weights).collect()

@@ -1,44 +1,43 @@
 //! Limits of a replica.
 
 use crate::mutation::Mutation;
-use crate::{Duration, Hop, Incarnation, PeerId, StageIndex};
+use crate::{Duration, Hop, Instance, StageIndex};
 
-/// Jobs given to the executor and not answered yet: one runs, one waits, so that the device never idles between
-/// two, and what ends meanwhile rarely ends too late.
+/// Jobs given to the executor without a reply yet: one runs, one waits. So the device never idles between two, and a
+/// microbatch that ends meanwhile rarely ends too late.
 pub const EXECUTOR_DEPTH: usize = 2;
 
-/// Microbatches sent anew that a replica holds at most, as a multiple of its slots. They take no slot, or a swarm
-/// whose slots are all taken could not recover.
-pub const RESTORED_SLOTS: usize = 4;
+/// Retried microbatches that a replica holds at most, as a multiple of its slots. They take no slot, or a swarm whose
+/// slots are all taken could not recover.
+pub const RETRIES_PER_SLOT: usize = 4;
 
-/// Who a replica is and what it may hold.
+/// Identity and limits of a replica.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Config {
-    /// Identity of this peer.
-    pub peer: PeerId,
-    /// Which start of it.
-    pub incarnation: Incarnation,
+    /// This start of this peer.
+    pub me: Instance,
     /// The stage it serves.
     pub stage: StageIndex,
     /// Number of stages of the run.
     pub stages: u16,
-    /// Training microbatches between forward and backward at once, each worth one stash of memory; those sent anew
-    /// come on top, see [`RESTORED_SLOTS`]. Default 64.
+    /// Training microbatches between forward and backward at once, each worth one stash of memory; retried ones come on
+    /// top, see [`RETRIES_PER_SLOT`]. Default 64.
     pub slots: usize,
     /// Evaluation microbatches held at once; they keep no stash. Default 64.
     pub evaluations_max: usize,
-    /// Nothing is computed while gradients wait for their grant: whoever comes after them sees what they change. For
-    /// runs that drain the pipeline between updates. Default false.
-    pub in_step: bool,
-    /// How long an answer is waited for before the silent side is asked what became of it; doubled, up to 8 times as
-    /// long, each time it says that it holds it. Default 3 s.
-    pub ask_after: Duration,
-    /// How often neighbours hear a sign of life. Default 1 s.
-    pub beat_every: Duration,
-    /// How long a computed activation waits while nobody at all serves the next stage before it is refused as
-    /// undeliverable: somebody may join. Default 10 s.
-    pub route_patience: Duration,
-    /// Which rule to break, to see whether the tests notice.
+    /// Compute nothing while gradients wait for their grant, so that the next microbatch sees the update. For runs that
+    /// drain the pipeline between updates. Default false.
+    pub synchronous: bool,
+    /// How long a reply is awaited before its status is requested; doubled, up to 8 times as long, each time the
+    /// neighbour replies that it holds the microbatch. Default 3 s.
+    pub status_after: Duration,
+    /// Time between two heartbeats to neighbours. Default 1 s.
+    pub heartbeat_interval: Duration,
+    /// How long a computed activation waits while the next stage has no replica at all, before it is refused as
+    /// undeliverable: a replica may join. Default 10 s.
+    pub route_timeout: Duration,
+    /// The rule to break, to see whether the tests notice.
     #[cfg(test)]
     pub(crate) mutation: Option<Mutation>,
 }
@@ -46,49 +45,48 @@ pub struct Config {
 impl Config {
     /// The defaults for a replica of `stage` in a run of `stages` stages.
     #[must_use]
-    pub fn new(peer: PeerId, incarnation: Incarnation, stage: StageIndex, stages: u16) -> Self {
+    pub fn new(me: Instance, stage: StageIndex, stages: u16) -> Self {
         Self {
-            peer,
-            incarnation,
+            me,
             stage,
             stages,
             slots: 64,
             evaluations_max: 64,
-            in_step: false,
-            ask_after: Duration::from_secs(3),
-            beat_every: Duration::from_secs(1),
-            route_patience: Duration::from_secs(10),
+            synchronous: false,
+            status_after: Duration::from_secs(3),
+            heartbeat_interval: Duration::from_secs(1),
+            route_timeout: Duration::from_secs(10),
             #[cfg(test)]
             mutation: None,
         }
     }
 
-    /// This replica as a visit on a route.
+    /// This replica as a hop of a route.
     #[must_use]
     pub fn hop(&self) -> Hop {
-        self.neighbour(Some(self.stage), self.peer, self.incarnation)
+        Hop::replica(self.stage, self.me)
     }
 
     /// Jobs, forgets included, that can lie unfinished with the executor: the capacity its channel needs.
     #[must_use]
     pub fn jobs_max(&self) -> usize {
-        self.slots.saturating_mul(1 + RESTORED_SLOTS).saturating_add(2 * EXECUTOR_DEPTH)
+        self.slots.saturating_mul(1 + RETRIES_PER_SLOT).saturating_add(2 * EXECUTOR_DEPTH)
     }
 
-    /// Microbatches held at once that were sent anew.
+    /// Retried microbatches held at once.
     #[must_use]
-    pub fn restored_max(&self) -> usize {
-        self.slots.saturating_mul(RESTORED_SLOTS)
+    pub fn retries_max(&self) -> usize {
+        self.slots.saturating_mul(RETRIES_PER_SLOT)
     }
 
     /// Whether this rule is broken on purpose.
     #[cfg(test)]
-    pub(super) fn breaks(&self, rule: Mutation) -> bool {
+    pub(crate) fn breaks(&self, rule: Mutation) -> bool {
         self.mutation == Some(rule)
     }
 
     #[cfg(not(test))]
-    pub(super) const fn breaks(&self, _rule: Mutation) -> bool {
+    pub(crate) const fn breaks(&self, _rule: Mutation) -> bool {
         false
     }
 
@@ -97,13 +95,13 @@ impl Config {
     }
 
     /// The hop of a sender if it is upstream of here.
-    pub(super) fn upstream(&self, peer: PeerId, incarnation: Incarnation) -> Hop {
-        self.neighbour(self.stage.0.checked_sub(1).map(StageIndex), peer, incarnation)
+    pub(super) fn upstream(&self, from: Instance) -> Hop {
+        Hop { stage: self.stage.0.checked_sub(1).map(StageIndex), instance: from }
     }
 
     /// The hop of a sender if it is downstream of here.
-    pub(super) fn downstream(&self, peer: PeerId, incarnation: Incarnation) -> Hop {
-        self.neighbour(Some(self.next_stage()), peer, incarnation)
+    pub(super) fn downstream(&self, from: Instance) -> Hop {
+        Hop::replica(self.next_stage(), from)
     }
 
     pub(super) fn next_stage(&self) -> StageIndex {
@@ -120,9 +118,5 @@ impl Config {
     pub(super) fn accepts_path(&self, path: &[Hop], sender: Hop) -> bool {
         let stages = (self.stage.0.saturating_add(1)..self.stages).rev().map(|stage| Some(StageIndex(stage)));
         path.last() == Some(&sender) && path.iter().map(|hop| hop.stage).eq(stages)
-    }
-
-    fn neighbour(&self, stage: Option<StageIndex>, peer: PeerId, incarnation: Incarnation) -> Hop {
-        Hop { stage, peer, incarnation }
     }
 }

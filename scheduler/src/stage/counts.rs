@@ -1,53 +1,52 @@
 //! What a replica counts.
 
-use crate::{Duration, Incarnation, MicrobatchId, PeerId, Refusal};
+use crate::{Duration, Instance, MicrobatchId, Refusal};
 
-/// A note for the metrics; the totals are in [`Counts`].
+/// A note for metrics and people; the totals are in [`Counts`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     /// The gradients of a microbatch are applied here.
     Applied(MicrobatchId),
-    /// A gradient was computed here for others only: somebody else had applied his.
+    /// A gradient was computed here for others only: another replica has the grant.
     Relayed(MicrobatchId),
     /// An evaluation was answered.
     Evaluated(MicrobatchId),
     /// A microbatch was refused here.
     Refused(MicrobatchId, Refusal),
-    /// A neighbour is dead or wedged as seen from here.
+    /// A neighbour is dead or stalled as seen from here.
     Lost {
-        /// Which.
-        peer: PeerId,
-        /// Which start of it.
-        incarnation: Incarnation,
-        /// Microbatches held here that lie with it, or are for it.
-        with_it: usize,
+        /// The neighbour.
+        neighbour: Instance,
+        /// Microbatches held here that were handed to it, or came from it.
+        affected: usize,
     },
-    /// Handed on anew: the replica that had it is lost.
-    Rerouted(MicrobatchId),
+    /// Handed on again: the replica that had it is lost.
+    Retried(MicrobatchId),
     /// Taken over for a replica that is lost.
-    Restored(MicrobatchId),
+    Recovered(MicrobatchId),
     /// A replica further downstream was found to hold it, so that nothing is computed twice there.
     Found(MicrobatchId),
     /// A forward found no room, or came while draining; it was never held.
     Busy(MicrobatchId),
     /// A forward from a neighbour does not fit this stage; it was never held.
     Malformed(MicrobatchId),
-    /// The same forward or answer came again; nothing is done twice.
+    /// The same forward or reply came again; nothing is done twice.
     Duplicate(MicrobatchId),
     /// A message about a microbatch that has its outcome; ignored.
     Late(MicrobatchId),
-    /// An answer to a microbatch not held here; ignored.
+    /// A reply about a microbatch that is not held here; ignored.
     Unknown(MicrobatchId),
-    /// A message from somebody who is not the neighbour it claims to be; ignored.
+    /// A message about a microbatch from a peer that is not the neighbour it must come from; ignored.
     Foreign(MicrobatchId),
-    /// This peer sent what only feeders take; ignored.
-    Misdirected(PeerId),
-    /// The executor answered something it was not asked.
+    /// The peer sent what only feeders take; ignored.
+    Misdirected(Instance),
+    /// The executor replied to another job than it was given.
     Unexpected(MicrobatchId),
 }
 
 /// Totals since this replica started, by [`Note`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Counts {
     /// Microbatches whose gradients were applied here.
     pub applied: u64,
@@ -57,27 +56,27 @@ pub struct Counts {
     pub evaluated: u64,
     /// Microbatches refused here.
     pub refused: u64,
-    /// Neighbours found dead or wedged.
+    /// Neighbours found dead or stalled.
     pub lost: u64,
-    /// Microbatches handed on anew.
-    pub rerouted: u64,
+    /// Microbatches handed on again.
+    pub retried: u64,
     /// Microbatches taken over for a lost replica.
-    pub restored: u64,
+    pub recovered: u64,
     /// Microbatches found further downstream.
     pub found: u64,
     /// Forwards that found no room.
     pub busy: u64,
     /// Forwards that do not fit this stage.
     pub malformed: u64,
-    /// Forwards and answers that came again.
+    /// Forwards and replies that came again.
     pub duplicate: u64,
     /// Messages after the outcome.
     pub late: u64,
-    /// Answers to microbatches not held.
+    /// Replies about microbatches not held.
     pub unknown: u64,
-    /// Messages from somebody else than the neighbour expected, or for somebody else.
+    /// Messages from another peer than the neighbour expected, or for another peer.
     pub foreign: u64,
-    /// Answers of the executor to nothing it was asked.
+    /// Replies of the executor to another job than it was given.
     pub unexpected: u64,
 }
 
@@ -89,8 +88,8 @@ impl Counts {
             Note::Evaluated(_) => &mut self.evaluated,
             Note::Refused(..) => &mut self.refused,
             Note::Lost { .. } => &mut self.lost,
-            Note::Rerouted(_) => &mut self.rerouted,
-            Note::Restored(_) => &mut self.restored,
+            Note::Retried(_) => &mut self.retried,
+            Note::Recovered(_) => &mut self.recovered,
             Note::Found(_) => &mut self.found,
             Note::Busy(_) => &mut self.busy,
             Note::Malformed(_) => &mut self.malformed,
@@ -104,7 +103,7 @@ impl Counts {
     }
 }
 
-/// What a heartbeat says about a replica.
+/// What a member tells the coordinator of its work; zeros from a feeder or a standby.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Microbatches whose gradients were applied since the replica started.

@@ -17,7 +17,7 @@ const SCALE: u64 = 1_024;
 pub(super) struct Credits {
     /// Microbatches since the last dealing and their moving average, by sender.
     used: BTreeMap<Hop, Use>,
-    /// How often was dealt: whose turn it is where senders outnumber slots.
+    /// Times credits were dealt: decides whose turn it is where senders outnumber slots.
     rounds: u64,
 }
 
@@ -75,10 +75,10 @@ impl Credits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Incarnation, PeerId, StageIndex};
+    use crate::{Incarnation, Instance, PeerId, StageIndex};
 
     fn hop(key: u8) -> Hop {
-        Hop { stage: Some(StageIndex(0)), peer: PeerId([key; 32]), incarnation: Incarnation(1) }
+        Hop::replica(StageIndex(0), Instance::new(PeerId([key; 32]), Incarnation(1)))
     }
 
     fn levels(dealt: &[(Hop, u32)]) -> Vec<u32> {

@@ -2,146 +2,161 @@
 
 use std::fmt::Debug;
 
-use super::microbatch::{Claim, Phase, Share, Visit};
-use super::{Action, Done, Job, Note, Stage};
-use crate::router::Settled;
+use super::microbatch::{ClaimState, Microbatch, Phase, UpdateState};
+use super::{Action, Job, JobOutcome, Note, Stage};
+use crate::router::Completion;
 use crate::{Hop, Message, MicrobatchId, Refusal, Time};
 
 impl<P: Clone + Default + Debug> Stage<P> {
-    // --- Its outcome is known elsewhere ----------------------------------------------------------------------
+    // --- Its outcome is known elsewhere ---------------------------------------------------------------------
 
     pub(super) fn release_ended(&mut self, now: Time) {
         let ended = |id: &&MicrobatchId| self.outcomes.contain(**id);
-        let ids: Vec<_> = self.visits.keys().filter(ended).copied().collect();
+        let ids: Vec<_> = self.microbatches.keys().filter(ended).copied().collect();
         for id in ids {
-            if let Some(visit) = self.visits.get_mut(&id) {
-                visit.ended = true;
+            if let Some(held) = self.microbatches.get_mut(&id) {
+                held.ended = true;
                 self.release_if_over(now, id);
             }
         }
     }
 
-    /// No feeder answers any more: what was not granted by now is not applied.
+    /// No feeder answers any more: what is not granted by now is not applied.
     pub(super) fn on_finished(&mut self, now: Time) {
         (self.draining, self.finished) = (true, true);
-        let ids: Vec<_> = self.visits.keys().copied().collect();
+        let ids: Vec<_> = self.microbatches.keys().copied().collect();
         for id in ids {
-            if let Some(visit) = self.visits.get_mut(&id) {
-                visit.ended = true;
-                if matches!(visit.claim, Claim::Asked { .. }) {
-                    visit.claim = Claim::Denied;
+            if let Some(held) = self.microbatches.get_mut(&id) {
+                held.ended = true;
+                if matches!(held.claim, ClaimState::Claimed { .. }) {
+                    held.claim = ClaimState::Denied;
                 }
-                self.settle_share(id);
+                self.settle_update(id);
                 self.release_if_over(now, id);
             }
         }
     }
 
-    /// Frees a microbatch that has its outcome, once nothing is owed for it here: neither an answer of the executor
-    /// nor gradients that were granted.
+    /// Frees a microbatch that has its outcome, once nothing is owed for it here: neither a reply of the executor nor
+    /// gradients that were granted.
     pub(super) fn release_if_over(&mut self, now: Time, id: MicrobatchId) {
-        let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.ended) else { return };
-        let claimed = matches!(visit.claim, Claim::Asked { .. } | Claim::Granted);
-        let over = match visit.phase {
+        let Some(held) = self.microbatches.get_mut(&id).filter(|held| held.ended) else { return };
+        let claimed = matches!(held.claim, ClaimState::Claimed { .. } | ClaimState::Granted);
+        let over = match held.phase {
             Phase::ForwardQueued { .. }
             | Phase::Unrouted { .. }
-            | Phase::Passed { .. }
+            | Phase::HandedOn
             | Phase::BackwardQueued { .. } => !claimed,
-            Phase::Forwarding if !claimed && visit.claim == Claim::None => {
-                visit.phase = Phase::Cancelled;
+            Phase::Forwarding if held.claim == ClaimState::Unclaimed => {
+                held.phase = Phase::Cancelled;
                 false
             }
             Phase::Forwarding | Phase::Backwarding { .. } | Phase::Cancelled => false,
-            Phase::Answered(_) => visit.share == Share::Settled,
+            Phase::Returned(_) => held.update == UpdateState::Done,
             Phase::Refused { .. } => true,
         };
         if over {
-            self.remove(now, id, Settled::Returned);
+            self.remove(now, id, Completion::Returned);
         }
     }
 
     /// Takes a microbatch out of every list, and its stash out of the executor.
-    pub(super) fn remove(&mut self, now: Time, id: MicrobatchId, how: Settled) {
-        self.settle_sending(now, id, how);
-        if let Some(visit) = self.visits.remove(&id) {
-            let stashed = matches!(
-                visit.phase,
-                Phase::Unrouted { .. } | Phase::Passed { .. } | Phase::BackwardQueued { .. }
-            );
-            if stashed && visit.trains() {
-                self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
+    pub(super) fn remove(&mut self, now: Time, id: MicrobatchId, how: Completion) {
+        self.handoff.forget(now, id, how);
+        if let Some(held) = self.microbatches.remove(&id) {
+            if held.is_stashed() {
+                self.forget_stash(id);
             }
-            self.tasks.remove(id);
+            self.queue.remove(id);
             self.unrouted.retain(|&unrouted| unrouted != id);
         }
     }
 
-    /// The latest sending is not awaited any more.
-    pub(super) fn settle_sending(&mut self, now: Time, id: MicrobatchId, how: Settled) {
-        if let Some(awaited) = self.visits.get(&id).and_then(Visit::awaited) {
-            self.router.on_settled(now, awaited.hop, id, how);
-        }
+    fn forget_stash(&mut self, id: MicrobatchId) {
+        self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
     }
 
     // --- What goes wrong here -------------------------------------------------------------------------------
 
-    /// The bad end of a microbatch: the feeder hears of it and announces it to everyone.
+    /// The bad end of a microbatch: the feeder hears of it and announces it to every replica.
     pub(super) fn refuse(&mut self, now: Time, id: MicrobatchId, reason: Refusal) {
-        self.settle_sending(now, id, Settled::Refused);
-        let Some(visit) = self.visits.get_mut(&id) else { return };
-        let stashed = matches!(visit.phase, Phase::Unrouted { .. } | Phase::Passed { .. });
-        let trains = visit.trains();
-        let arbiter = visit.arbiter();
-        visit.slotted = false;
-        visit.share = Share::Settled;
-        visit.phase = Phase::Refused { reason: reason.clone(), told: now };
-        self.ungranted = self.ungranted.filter(|&ungranted| ungranted != id);
+        self.handoff.complete(now, id, Completion::Refused);
+        let Some(held) = self.microbatches.get_mut(&id) else { return };
+        let stashed = matches!(held.phase, Phase::Unrouted { .. } | Phase::HandedOn) && held.trains();
+        let (trains, feeder) = (held.trains(), held.feeder());
+        held.takes_slot = false;
+        held.update = UpdateState::Done;
+        held.phase = Phase::Refused { reason: reason.clone(), told_at: now };
+        self.queue.unblock(id);
         self.unrouted.retain(|&unrouted| unrouted != id);
-        if stashed && trains {
-            self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
+        if stashed {
+            self.forget_stash(id);
         }
-        self.check_by(now + self.config.ask_after);
-        self.tell_refused(arbiter, id, reason.clone());
+        self.check_feeder_by(now + self.config.status_after);
+        self.tell_refused(feeder, id, reason.clone());
         self.count(Note::Refused(id, reason));
         if !trains {
-            self.visits.remove(&id);
+            self.remove(now, id, Completion::Refused);
         }
     }
 
-    pub(super) fn tell_refused(&mut self, arbiter: Option<Hop>, id: MicrobatchId, reason: Refusal) {
-        if let Some(feeder) = arbiter {
+    fn tell_refused(&mut self, feeder: Option<Hop>, id: MicrobatchId, reason: Refusal) {
+        if let Some(feeder) = feeder {
             self.send(feeder, Message::Refused { microbatch: id, by: self.config.hop(), reason });
         }
     }
 
+    /// Repeats a refusal that the feeder has not announced.
+    pub(super) fn tell_refused_again(&mut self, now: Time, id: MicrobatchId) {
+        let Some(held) = self.microbatches.get_mut(&id) else { return };
+        let feeder = held.feeder();
+        if let Phase::Refused { reason, told_at } = &mut held.phase {
+            *told_at = now;
+            let reason = reason.clone();
+            self.tell_refused(feeder, id, reason);
+        }
+    }
+
     /// A forward that was never held and never will be.
-    pub(super) fn decline(&mut self, id: MicrobatchId, arbiter: Option<Hop>) {
-        let feeder = arbiter.filter(|hop| self.table.placed(hop) && hop.stage.is_none());
+    pub(super) fn decline(&mut self, id: MicrobatchId, feeder: Option<Hop>) {
+        let feeder = feeder.filter(|hop| self.table.placed(hop) && hop.stage.is_none());
         let reason = Refusal::Malformed("the route does not lead here".to_owned());
         self.tell_refused(feeder, id, reason);
         self.count(Note::Malformed(id));
     }
 
-    /// What the executor computed for a microbatch that ended in the meantime.
-    pub(super) fn discard(&mut self, id: MicrobatchId, done: &Done<P>) {
-        self.visits.remove(&id);
-        if matches!(done, Done::Forwarded { .. }) {
-            self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
+    /// The executor's result for a microbatch that ended in the meantime.
+    pub(super) fn discard(&mut self, now: Time, id: MicrobatchId, outcome: &JobOutcome<P>) {
+        self.remove(now, id, Completion::Returned);
+        if matches!(outcome, JobOutcome::Forwarded { .. }) {
+            self.forget_stash(id);
         }
     }
 
-    /// The executor answered another question than it was asked: a bug on this machine, survivable.
-    pub(super) fn refuse_mismatch(&mut self, now: Time, id: MicrobatchId, phase: Phase<P>, done: &Done<P>) {
-        if matches!(done, Done::Forwarded { .. }) {
-            self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
+    /// The executor replied to another job than it was given: a bug on this machine, survivable.
+    pub(super) fn refuse_mismatch(
+        &mut self,
+        now: Time,
+        id: MicrobatchId,
+        phase: Phase<P>,
+        outcome: &JobOutcome<P>,
+    ) {
+        if matches!(outcome, JobOutcome::Forwarded { .. }) {
+            self.forget_stash(id);
         }
         self.count(Note::Unexpected(id));
-        if matches!(phase, Phase::Answered(_)) {
-            if let Some(visit) = self.visits.get_mut(&id) {
-                visit.phase = phase;
+        if matches!(phase, Phase::Returned(_)) {
+            if let Some(held) = self.microbatches.get_mut(&id) {
+                held.phase = phase;
             }
             return self.applied(id);
         }
-        self.refuse(now, id, Refusal::Device("the executor answered another job".to_owned()));
+        self.refuse(now, id, Refusal::Device("the executor replied to another job".to_owned()));
+    }
+}
+
+impl<P> Microbatch<P> {
+    pub(super) fn is_granted(&self) -> bool {
+        self.claim == ClaimState::Granted
     }
 }

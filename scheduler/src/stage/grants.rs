@@ -1,94 +1,117 @@
-//! Who may apply the gradients of a microbatch: the feeder says, once for each stage.
+//! Which replica may apply the gradients of a microbatch: for each stage the feeder grants exactly one claim.
 //!
-//! The claim goes out with the gradient's arrival, and its answer is rarely waited for. Until it comes the executor
-//! keeps the gradients apart and computes no others.
+//! The claim goes out when the gradient arrives, so its answer is rarely waited for. Until it comes the executor keeps
+//! the gradients apart and computes no others.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use super::microbatch::{Claim, Share, Visit};
+use super::microbatch::{ClaimState, Microbatch, UpdateState};
 use super::{Action, Job, Note, Stage};
-use crate::{Hop, Message, MicrobatchId, PeerId, Time};
+use crate::message::CLAIM_MAX;
+use crate::{Hop, Instance, Message, MicrobatchId, Time};
 
 impl<P: Clone + Default + Debug> Stage<P> {
     /// Asks the feeder for the grant as early as may be: when the gradient is on its way into the executor.
     pub(super) fn claim(&mut self, now: Time, id: MicrobatchId) {
-        let applied = self.ledger.contains(id);
-        if let Some(visit) = self.visits.get_mut(&id)
-            && matches!(visit.claim, Claim::None | Claim::Asked { .. })
+        let applied = self.applied.contains(id);
+        if let Some(held) = self.microbatches.get_mut(&id)
+            && matches!(held.claim, ClaimState::Unclaimed | ClaimState::Claimed { .. })
         {
             if applied {
-                visit.claim = Claim::Denied;
+                held.claim = ClaimState::Denied;
                 return;
             }
-            visit.claim = Claim::Asked { at: now };
+            held.claim = ClaimState::Claimed { at: now };
             self.claims.push(id);
-            self.check_by(now + self.config.ask_after);
+            self.check_feeder_by(now + self.config.status_after);
         }
     }
 
-    /// One message a feeder for all claims of the event at hand.
+    /// One message a feeder for all claims of the current event.
     pub(super) fn send_claims(&mut self) {
         let mut by_feeder: BTreeMap<Hop, Vec<MicrobatchId>> = BTreeMap::new();
         for id in std::mem::take(&mut self.claims) {
-            if let Some(feeder) = self.visits.get(&id).and_then(Visit::arbiter) {
+            if let Some(feeder) = self.microbatches.get(&id).and_then(Microbatch::feeder) {
                 by_feeder.entry(feeder).or_default().push(id);
             }
         }
         let stage = self.config.stage;
         for (feeder, ids) in by_feeder {
-            for microbatches in ids.chunks(crate::message::CLAIM_MAX) {
+            for microbatches in ids.chunks(CLAIM_MAX) {
                 self.send(feeder, Message::Claim { stage, microbatches: microbatches.to_vec() });
             }
         }
     }
 
-    pub(super) fn on_granted(
+    pub(super) fn on_claim_reply(
         &mut self,
         now: Time,
-        from: PeerId,
+        from: Instance,
         granted: &[MicrobatchId],
         denied: &[MicrobatchId],
     ) {
-        let verdicts = granted.iter().map(|id| (id, Claim::Granted));
-        for (&id, verdict) in verdicts.chain(denied.iter().map(|id| (id, Claim::Denied))) {
-            let Some(visit) = self.visits.get_mut(&id) else { continue };
-            let asked = matches!(visit.claim, Claim::Asked { .. });
-            if asked && visit.arbiter().is_some_and(|feeder| feeder.peer == from) {
-                visit.claim = verdict;
-                self.settle_share(id);
+        let granted = granted.iter().map(|id| (id, ClaimState::Granted));
+        for (&id, answer) in granted.chain(denied.iter().map(|id| (id, ClaimState::Denied))) {
+            let Some(held) = self.microbatches.get_mut(&id) else { continue };
+            let claimed = matches!(held.claim, ClaimState::Claimed { .. });
+            if claimed && held.feeder().is_some_and(|feeder| feeder.peer() == from.peer) {
+                held.claim = answer;
+                self.settle_update(id);
                 self.release_if_over(now, id);
             }
         }
     }
 
     /// The gradients of the weights are applied under the grant, dropped without it.
-    pub(super) fn settle_share(&mut self, id: MicrobatchId) {
-        let Some(visit) = self.visits.get_mut(&id).filter(|visit| visit.share == Share::Waiting) else {
-            return;
-        };
-        match visit.claim {
-            Claim::Granted => {
-                visit.share = Share::Applying;
-                self.running += 1;
+    pub(super) fn settle_update(&mut self, id: MicrobatchId) {
+        let waiting = |held: &&mut Microbatch<P>| held.update == UpdateState::AwaitingGrant;
+        let Some(held) = self.microbatches.get_mut(&id).filter(waiting) else { return };
+        match held.claim {
+            ClaimState::Granted => {
+                held.update = UpdateState::Applying;
+                self.queue.started_short();
                 self.actions.push_back(Action::Execute(Job::Apply { microbatch: id }));
             }
-            Claim::Denied => {
-                visit.share = Share::Settled;
-                self.ungranted = None;
+            ClaimState::Denied => {
+                held.update = UpdateState::Done;
+                self.queue.unblock(id);
                 self.actions.push_back(Action::Execute(Job::Drop { microbatch: id }));
                 self.count(Note::Relayed(id));
             }
-            Claim::None | Claim::Asked { .. } => {}
+            ClaimState::Unclaimed | ClaimState::Claimed { .. } => {}
         }
     }
 
     pub(super) fn applied(&mut self, id: MicrobatchId) {
-        if let Some(visit) = self.visits.get_mut(&id) {
-            visit.share = Share::Settled;
-            self.ungranted = self.ungranted.filter(|&ungranted| ungranted != id);
-            self.ledger.insert(id);
+        if let Some(held) = self.microbatches.get_mut(&id) {
+            held.update = UpdateState::Done;
+            self.queue.unblock(id);
+            self.applied.insert(id);
             self.count(Note::Applied(id));
         }
+    }
+
+    /// Repeats the claims and refusals that a feeder has not answered for [`super::Config::status_after`].
+    pub(super) fn remind_feeders(&mut self, now: Time) {
+        if self.feeder_check_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let after = self.config.status_after;
+        let overdue = |held: &Microbatch<P>| held.feeder_told_at().is_some_and(|at| at + after <= now);
+        let ids: Vec<_> =
+            self.microbatches.iter().filter(|(_, held)| overdue(held)).map(|(&id, _)| id).collect();
+        for id in ids {
+            self.tell_refused_again(now, id);
+            if self.microbatches.get(&id).is_some_and(|held| matches!(held.claim, ClaimState::Claimed { .. })) {
+                self.claim(now, id);
+            }
+        }
+        let told = self.microbatches.values().filter_map(Microbatch::feeder_told_at);
+        self.feeder_check_at = told.min().map(|at| at + after);
+    }
+
+    pub(super) fn check_feeder_by(&mut self, at: Time) {
+        self.feeder_check_at = Some(self.feeder_check_at.map_or(at, |known| known.min(at)));
     }
 }

@@ -1,73 +1,73 @@
-//! What a stage asks of the executor, and what the executor answers.
+//! What a stage gives the executor, and what the executor replies.
 
 use crate::{Loss, MicrobatchId, Refusal, WeightVersion};
 
 /// Work for the executor. Jobs run in the order given.
 ///
-/// Every job but `Drop` and `Forget` is answered by one [`Completion`]. A job answered by [`Done::Refused`] leaves no stash
-/// of its microbatch behind.
+/// Every job but `Drop` and `Forget` has one [`JobReply`]. A job that ends in [`JobOutcome::Refused`] leaves no stash of
+/// its microbatch behind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Job<P> {
-    /// Compute the activation and keep a stash. Answer: [`Done::Forwarded`].
+    /// Compute the activation and keep a stash. Reply: [`JobOutcome::Forwarded`].
     Forward {
-        /// Which microbatch.
+        /// The id.
         microbatch: MicrobatchId,
         /// Its token ids, packed.
         ids: P,
         /// The packed activation received; empty at stage 0.
-        code: P,
+        activation: P,
     },
-    /// The last stage's one visit: forward, loss, backward; keeps no stash. Answer: [`Done::LossAndBackward`].
+    /// Forward, loss and backward of the last stage in one pass; keeps no stash. Reply: [`JobOutcome::LossAndBackward`].
     LossAndBackward {
-        /// Which microbatch.
+        /// The id.
         microbatch: MicrobatchId,
         /// Its token ids, packed.
         ids: P,
         /// The packed activation received; empty if there is one stage only.
-        code: P,
+        activation: P,
         /// Apply the gradients of the weights at once; otherwise they wait for `Apply` or `Drop`, and no other
         /// gradients are computed meanwhile.
         granted: bool,
     },
-    /// Compute the gradients and consume the stash. Answer: [`Done::Backwarded`].
+    /// Compute the gradients and consume the stash. Reply: [`JobOutcome::Backwarded`].
     Backward {
-        /// Which microbatch.
+        /// The id.
         microbatch: MicrobatchId,
         /// The packed gradient of the activation sent downstream.
         gradient: P,
         /// As in `LossAndBackward`.
         granted: bool,
     },
-    /// Apply the gradients that wait. Answer: [`Done::Applied`].
+    /// Apply the gradients that wait. Reply: [`JobOutcome::Applied`].
     Apply {
-        /// Which microbatch.
+        /// The id.
         microbatch: MicrobatchId,
     },
-    /// Throw away the gradients that wait. No answer.
+    /// Drop the gradients that wait. No reply.
     Drop {
-        /// Which microbatch.
+        /// The id.
         microbatch: MicrobatchId,
     },
-    /// Forward without a stash. Answer: [`Done::Evaluated`] with a code, or with a loss at the last stage.
+    /// Forward without a stash. Reply: [`JobOutcome::Evaluated`] with an activation, or with a loss at the last stage.
     Evaluate {
-        /// Which microbatch.
+        /// The id.
         microbatch: MicrobatchId,
         /// Its token ids, packed.
         ids: P,
         /// The packed activation received; empty at stage 0.
-        code: P,
-        /// Replace what was received by zeros. Only ever set at a last stage that has an upstream.
+        activation: P,
+        /// Replace the activation received by zeros. Only ever set at a last stage that has an upstream.
         cut: bool,
     },
-    /// Drop the stash. No answer.
+    /// Drop the stash. No reply.
     Forget {
-        /// Which microbatch.
+        /// The id.
         microbatch: MicrobatchId,
     },
 }
 
 impl<P> Job<P> {
-    /// Which microbatch it is about.
+    /// The microbatch it is about.
     #[must_use]
     pub fn microbatch(&self) -> MicrobatchId {
         match self {
@@ -82,24 +82,24 @@ impl<P> Job<P> {
     }
 }
 
-/// The executor's answer to a job.
+/// The executor's reply to a job.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Completion<P> {
-    /// Which microbatch the job was about.
+pub struct JobReply<P> {
+    /// The microbatch of the job.
     pub microbatch: MicrobatchId,
     /// What came of it.
-    pub done: Done<P>,
+    pub outcome: JobOutcome<P>,
 }
 
 /// What came of a job.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Done<P> {
+pub enum JobOutcome<P> {
     /// The activation is computed, the stash is kept.
     Forwarded {
         /// Weight version it was computed with.
         version: WeightVersion,
         /// The packed activation.
-        code: P,
+        activation: P,
     },
     /// Loss and boundary gradient are computed.
     LossAndBackward {
@@ -125,11 +125,11 @@ pub enum Done<P> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Evaluation<P> {
     /// Not the last stage: the activation.
-    Code {
+    Activation {
         /// Weight version it was computed with.
         version: WeightVersion,
         /// The packed activation.
-        code: P,
+        activation: P,
     },
     /// The last stage: the loss.
     Loss(Loss),

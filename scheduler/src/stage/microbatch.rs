@@ -1,131 +1,119 @@
 //! One microbatch at one replica.
 
-use crate::handoff::attempts::{Neighbour, Sendings};
-use crate::handoff::status_timer::Asking;
-use crate::{Attempt, Duration, Hop, Loss, MicrobatchId, Purpose, Refusal, Time, WeightVersion};
+use crate::handoff::Leg;
+use crate::{Attempt, Hop, Loss, MicrobatchId, Purpose, Refusal, Time, WeightVersion};
 
 /// A forward as it arrived.
 #[derive(Clone, Debug)]
 pub(super) struct Arrival<P> {
-    pub(super) microbatch: MicrobatchId,
+    pub(super) id: MicrobatchId,
     pub(super) attempt: Attempt,
     pub(super) purpose: Purpose,
-    pub(super) anew: bool,
+    pub(super) is_retry: bool,
     pub(super) route: Vec<Hop>,
-    pub(super) holder: Option<Hop>,
+    pub(super) downstream_holder: Option<Hop>,
     pub(super) ids: P,
-    pub(super) code: P,
+    pub(super) activation: P,
 }
 
-/// Everything a replica knows of a microbatch it holds. What was computed is kept until the microbatch has its
-/// outcome: whoever loses it later can be given it again.
+/// What a replica knows of a microbatch it holds. Everything computed is kept until the microbatch has its outcome, so
+/// that a neighbour that loses it can be given it again.
 #[derive(Clone, Debug)]
-pub(super) struct Visit<P> {
+pub(super) struct Microbatch<P> {
     pub(super) purpose: Purpose,
-    /// Who hears of the gradient: the one who asked last.
-    pub(super) upstream: Neighbour,
-    /// The visits before this one.
+    /// The receiver of the gradient: the sender of the latest forward or status request.
+    pub(super) upstream: Leg,
+    /// The hops before this one.
     pub(super) route: Vec<Hop>,
     pub(super) ids: P,
-    /// Takes a slot until its backward is done; what is sent anew takes none.
-    pub(super) slotted: bool,
+    /// Takes a slot until its backward is done; a retry takes none.
+    pub(super) takes_slot: bool,
     pub(super) phase: Phase<P>,
-    /// What the forward gave; none at the last stage.
+    /// The result of the forward; none at the last stage.
     pub(super) output: Option<Output<P>>,
-    pub(super) sendings: Sendings,
-    /// When it was taken.
-    pub(super) taken: Time,
-    /// It had been lost with another replica of this stage.
-    pub(super) anew: bool,
-    /// A sending was lost with its receiver.
-    pub(super) lost: bool,
-    /// The nearest replica known to hold it further downstream than the next stage's or at it.
-    pub(super) beyond: Option<Hop>,
-    pub(super) claim: Claim,
-    pub(super) share: Share,
+    pub(super) taken_at: Time,
+    /// Another replica of this stage had it before, and is lost.
+    pub(super) is_retry: bool,
+    pub(super) claim: ClaimState,
+    pub(super) update: UpdateState,
     /// The feeder has announced its outcome.
     pub(super) ended: bool,
 }
 
-/// The packed activation and what it was computed with.
+/// The packed activation, and the weight version it was computed with.
 #[derive(Clone, Debug)]
 pub(super) struct Output<P> {
     pub(super) version: WeightVersion,
-    pub(super) code: P,
+    pub(super) activation: P,
 }
 
 /// How far a microbatch is here.
 #[derive(Clone, Debug)]
 pub(super) enum Phase<P> {
     /// The forward waits for the executor.
-    ForwardQueued { since: Time, code: P },
+    ForwardQueued { since: Time, activation: P },
     /// The executor computes forward.
     Forwarding,
     /// Computed; waits for a replica of the next stage.
     Unrouted { since: Time },
     /// Handed on; the gradient is awaited.
-    Passed { asking: Asking },
+    HandedOn,
     /// The gradient came back and waits for the executor.
-    BackwardQueued { since: Time, answer: Answer<P> },
+    BackwardQueued { since: Time, reply: GradientReply<P> },
     /// The executor computes backward.
     Backwarding { loss: Loss, path: Vec<Hop> },
-    /// The gradient went upstream and is kept for whoever asks.
-    Answered(Answer<P>),
+    /// The gradient went upstream and is kept, should it get lost.
+    Returned(GradientReply<P>),
     /// Refused here; the feeder was told.
-    Refused { reason: Refusal, told: Time },
-    /// Ended elsewhere while the executor computed forward: its answer is thrown away.
+    Refused { reason: Refusal, told_at: Time },
+    /// Ended elsewhere while the executor computed forward: its reply is thrown away.
     Cancelled,
 }
 
 /// A gradient on its way up.
 #[derive(Clone, Debug)]
-pub(super) struct Answer<P> {
+pub(super) struct GradientReply<P> {
     pub(super) loss: Loss,
-    /// Who computed it, the last stage first.
+    /// The replicas that computed it, the last stage first.
     pub(super) path: Vec<Hop>,
     pub(super) gradient: P,
 }
 
 /// Whether this replica may apply its gradients of the microbatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Claim {
-    None,
-    Asked { at: Time },
+pub(super) enum ClaimState {
+    Unclaimed,
+    Claimed { at: Time },
     Granted,
     Denied,
 }
 
 /// What became of the gradients of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Share {
-    /// Not computed.
-    None,
-    /// Computed; waits in the executor for the feeder's word.
-    Waiting,
-    /// The executor applies it.
+pub(super) enum UpdateState {
+    NotComputed,
+    /// Computed; the executor keeps them until the feeder answers the claim.
+    AwaitingGrant,
     Applying,
     /// Applied, dropped or never to be.
-    Settled,
+    Done,
 }
 
-impl<P> Visit<P> {
-    pub(super) fn new(arrival: Arrival<P>, sender: Hop, now: Time, slotted: bool) -> Self {
-        let Arrival { attempt, purpose, anew, route, holder, ids, code, .. } = arrival;
+impl<P> Microbatch<P> {
+    pub(super) fn new(arrival: Arrival<P>, sender: Hop, now: Time, takes_slot: bool) -> Self {
+        let Arrival { attempt, purpose, is_retry, route, ids, activation, .. } = arrival;
         Self {
             purpose,
-            upstream: Neighbour { hop: sender, attempt },
+            upstream: Leg { hop: sender, attempt },
             route,
             ids,
-            slotted,
-            phase: Phase::ForwardQueued { since: now, code },
+            takes_slot,
+            phase: Phase::ForwardQueued { since: now, activation },
             output: None,
-            sendings: Sendings::default(),
-            taken: now,
-            anew,
-            lost: false,
-            beyond: holder,
-            claim: Claim::None,
-            share: Share::None,
+            taken_at: now,
+            is_retry,
+            claim: ClaimState::Unclaimed,
+            update: UpdateState::NotComputed,
             ended: false,
         }
     }
@@ -135,7 +123,7 @@ impl<P> Visit<P> {
     }
 
     /// The feeder that decides about it.
-    pub(super) fn arbiter(&self) -> Option<Hop> {
+    pub(super) fn feeder(&self) -> Option<Hop> {
         self.route.first().copied()
     }
 
@@ -145,9 +133,9 @@ impl<P> Visit<P> {
             Phase::ForwardQueued { since, .. } | Phase::BackwardQueued { since, .. } => Some(since),
             Phase::Forwarding
             | Phase::Unrouted { .. }
-            | Phase::Passed { .. }
+            | Phase::HandedOn
             | Phase::Backwarding { .. }
-            | Phase::Answered(_)
+            | Phase::Returned(_)
             | Phase::Refused { .. }
             | Phase::Cancelled => None,
         }
@@ -158,36 +146,36 @@ impl<P> Visit<P> {
         if let Phase::Unrouted { since } = self.phase { Some(since) } else { None }
     }
 
-    /// When to ask who owes an answer, if `wait` is the usual wait; the first debt of all.
-    pub(super) fn due(&self, wait: Duration) -> Option<Time> {
-        let phase = match self.phase {
-            Phase::Passed { asking } => Some(asking.due(wait)),
-            Phase::Refused { told, .. } => Some(told + wait),
-            _ => None,
-        };
-        let claim = if let Claim::Asked { at } = self.claim { Some(at + wait) } else { None };
-        [phase, claim].into_iter().flatten().min()
+    /// When the feeder was last told something that it has not answered: a claim, or a refusal.
+    pub(super) fn feeder_told_at(&self) -> Option<Time> {
+        let refusal = if let Phase::Refused { told_at, .. } = self.phase { Some(told_at) } else { None };
+        let claim = if let ClaimState::Claimed { at } = self.claim { Some(at) } else { None };
+        refusal.into_iter().chain(claim).min()
     }
 
     /// Whether a gradient from downstream is of use.
     pub(super) fn awaits_gradient(&self) -> bool {
-        matches!(self.phase, Phase::Unrouted { .. } | Phase::Passed { .. })
+        matches!(self.phase, Phase::Unrouted { .. } | Phase::HandedOn)
+    }
+
+    /// Whether the executor keeps a stash of it.
+    pub(super) fn is_stashed(&self) -> bool {
+        let kept = matches!(
+            self.phase,
+            Phase::Unrouted { .. } | Phase::HandedOn | Phase::BackwardQueued { .. }
+        );
+        kept && self.trains()
     }
 
     /// Whether all that was to be done here is done.
     pub(super) fn is_settled(&self) -> bool {
-        matches!(self.phase, Phase::Answered(_)) && self.share == Share::Settled
+        matches!(self.phase, Phase::Returned(_)) && self.update == UpdateState::Done
     }
 
-    /// Whether the executor still owes an answer.
-    pub(super) fn running(&self) -> bool {
+    /// Whether the executor still owes a reply.
+    pub(super) fn is_running(&self) -> bool {
         let computing =
             matches!(self.phase, Phase::Forwarding | Phase::Backwarding { .. } | Phase::Cancelled);
-        computing || self.share == Share::Applying
-    }
-
-    /// The downstream whose gradient is awaited.
-    pub(super) fn awaited(&self) -> Option<Neighbour> {
-        if matches!(self.phase, Phase::Passed { .. }) { self.sendings.latest() } else { None }
+        computing || self.update == UpdateState::Applying
     }
 }

@@ -1,81 +1,80 @@
-//! Which microbatches have their outcome, as the feeders announce it.
+//! The microbatches that have their outcome, as the feeders announce them.
 
 use std::collections::BTreeMap;
 
-use crate::message::{SPAN_BYTES_MAX, SPANS_MAX};
-use crate::{Lease, MicrobatchId, PeerId, Span};
+use crate::{ACK_BITMAP_BYTES_MAX, ACK_RANGES_MAX, AckRange, IdSet, Lease, MicrobatchId, PeerId};
 
 /// Feeders whose announcements are remembered, at most; the one with the lowest key gives way.
 const FEEDERS_MAX: usize = 64;
 
+/// Runs of ids remembered of a feeder, at most: as many as one announcement can name. The lowest are forgotten first.
+const RUNS_MAX: usize = ACK_RANGES_MAX * ACK_BITMAP_BYTES_MAX * 4;
+
 /// What each feeder has announced. A frame about an id in it is late.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcomes {
-    by_feeder: BTreeMap<PeerId, BTreeMap<u64, Span>>,
+    by_feeder: BTreeMap<PeerId, IdSet>,
 }
 
 impl Outcomes {
-    /// Adds an announcement. Announcements overtake each other, so an older one takes nothing back. What is longer than
-    /// allowed is cut off: those ids are announced again later.
-    pub(super) fn announce(&mut self, feeder: PeerId, spans: Vec<Span>) {
+    /// Adds an announcement. Announcements overtake each other, so an older one takes nothing back. More ranges than
+    /// allowed are cut off: those ids are announced again later.
+    pub(super) fn announce(&mut self, feeder: PeerId, ranges: &[AckRange]) {
         if self.by_feeder.len() >= FEEDERS_MAX && !self.by_feeder.contains_key(&feeder) {
             self.by_feeder.pop_first();
         }
-        let known = self.by_feeder.entry(feeder).or_default();
-        for mut span in spans.into_iter().take(SPANS_MAX) {
-            span.beyond.truncate(SPAN_BYTES_MAX);
-            match known.get_mut(&span.first) {
-                Some(before) if before.below > span.below => {}
-                Some(before) if before.below == span.below => unite(&mut before.beyond, &span.beyond),
-                Some(_) | None => {
-                    known.insert(span.first, span);
-                }
-            }
+        let ended = self.by_feeder.entry(feeder).or_default();
+        for run in ranges.iter().take(ACK_RANGES_MAX).flat_map(AckRange::runs) {
+            ended.insert_run(run);
         }
-        while known.len() > SPANS_MAX {
-            known.pop_first();
-        }
+        ended.keep_last_runs(RUNS_MAX);
     }
 
-    /// The latest spans that tell of this range.
-    pub(super) fn within(&self, lease: &Lease) -> Vec<Span> {
-        let end = lease.first.0.saturating_add(lease.count);
-        let overlaps = |span: &&Span| {
-            let last = span.below.saturating_add(8 * span.beyond.len() as u64);
-            span.first < end && last > lease.first.0
-        };
-        let spans = self.by_feeder.values().flat_map(BTreeMap::values);
-        let mut spans: Vec<_> = spans.filter(overlaps).cloned().collect();
-        spans.sort_by_key(|span| span.below);
-        spans.split_off(spans.len().saturating_sub(SPANS_MAX))
+    /// The outcomes in the range of a lease.
+    pub(super) fn within(&self, lease: &Lease) -> Vec<AckRange> {
+        let ids = lease.ids();
+        let mut ended = IdSet::default();
+        for run in self.by_feeder.values().flat_map(|set| set.runs(ids.clone())) {
+            ended.insert_run(run);
+        }
+        AckRange::all_of(&ids, &ended)
     }
 
     pub(super) fn contain(&self, microbatch: MicrobatchId) -> bool {
-        self.by_feeder.values().flat_map(BTreeMap::values).any(|span| span.contains(microbatch))
+        self.by_feeder.values().any(|ended| ended.contains(microbatch))
     }
-}
-
-fn unite(known: &mut Vec<u8>, news: &[u8]) {
-    known.resize(known.len().max(news.len()), 0);
-    known.iter_mut().zip(news).for_each(|(known, news)| *known |= news);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn span(below: u64, beyond: &[u8]) -> Vec<Span> {
-        vec![Span { first: 4, below, beyond: beyond.to_vec() }]
+    fn range(watermark: u64, bitmap: &[u8]) -> [AckRange; 1] {
+        [AckRange { first: 4, watermark, bitmap: bitmap.to_vec() }]
     }
 
     #[test]
     fn an_announcement_that_was_overtaken_takes_nothing_back() {
         let mut outcomes = Outcomes::default();
         let feeder = PeerId([1; 32]);
-        for spans in [span(8, &[0b100]), span(8, &[0b10, 1]), span(6, &[]), span(4, &[0])] {
-            outcomes.announce(feeder, spans);
+        for ranges in [range(8, &[0b100]), range(8, &[0b10, 1]), range(6, &[]), range(4, &[0])] {
+            outcomes.announce(feeder, &ranges);
         }
         let ended: Vec<_> = (0..40).filter(|&id| outcomes.contain(MicrobatchId(id))).collect();
         assert_eq!(ended, [4, 5, 6, 7, 9, 10, 16]);
+        let lease = Lease { first: MicrobatchId(6), count: 5, epoch: 1 };
+        assert_eq!(outcomes.within(&lease), [AckRange { first: 6, watermark: 8, bitmap: vec![0b110] }]);
+    }
+
+    #[test]
+    fn a_feeder_that_announces_absurd_ranges_fills_no_memory() {
+        let mut outcomes = Outcomes::default();
+        let every_other = vec![0b0101_0101; ACK_BITMAP_BYTES_MAX];
+        for first in (0..100).map(|index| index * 10_000) {
+            let range = AckRange { first, watermark: first, bitmap: every_other.clone() };
+            outcomes.announce(PeerId([1; 32]), &vec![range; 2 * ACK_RANGES_MAX]);
+        }
+        let runs = outcomes.by_feeder.values().flat_map(|ended| ended.runs(0..u64::MAX)).count();
+        assert!(runs <= RUNS_MAX, "{runs}");
     }
 }

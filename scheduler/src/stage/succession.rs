@@ -1,27 +1,27 @@
-//! A feeder is gone and another one takes over its ids.
+//! A feeder has gone and another one takes over its ids.
 //!
-//! The coordinator's table says so. From then on the successor decides about what is held of the range, and the words of
-//! the former feeder count for nothing. The successor knows nothing; it asks every replica for its inventory.
+//! The coordinator's table says so. From then on the successor decides about the microbatches of the range, and the former
+//! feeder is no longer believed. The successor knows nothing of the range: it asks every replica for a recovery report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
-use super::microbatch::{Claim, Phase, Visit};
+use super::microbatch::{ClaimState, Microbatch, Phase};
 use super::{Note, Stage};
-use crate::recovery_report::{INVENTORY_MAX, Inventory, Item, Stock};
-use crate::{Duration, Hop, Incarnation, Lease, Message, MicrobatchId, PeerId, PeerTable, StageIndex, Time};
+use crate::recovery_report::{Item, Possession, RECOVERY_ITEMS_MAX, RecoveryReport};
+use crate::{Duration, Hop, Instance, Lease, Message, MicrobatchId, PeerTable, StageIndex, Time};
 
-/// A replica may have left before this one heard of it: tables take their time.
-const DOUBT_SLACK: Duration = Duration::from_secs(20);
+/// A replica may have left that long before this one heard of it: tables take their time.
+const TABLE_DELAY_MAX: Duration = Duration::from_secs(20);
 
 /// When a replica of each stage left last, as this replica heard of it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Departures {
+pub(super) struct DepartureLog {
     latest: BTreeMap<StageIndex, Time>,
 }
 
-impl Departures {
-    /// Notes who was there `before` and is not any more.
+impl DepartureLog {
+    /// Notes the stages of the replicas that were there `before` and are not in the table.
     pub(super) fn note(&mut self, now: Time, before: &[Hop], table: &PeerTable) {
         for stage in before.iter().filter(|hop| !table.placed(hop)).filter_map(|hop| hop.stage) {
             self.latest.insert(stage, now);
@@ -30,20 +30,20 @@ impl Departures {
 
     /// Stages of which a replica has left since.
     fn since(&self, time: Time) -> Vec<StageIndex> {
-        let later = |(&stage, &left): (&StageIndex, &Time)| (left + DOUBT_SLACK > time).then_some(stage);
+        let later = |(&stage, &left): (&StageIndex, &Time)| (left + TABLE_DELAY_MAX > time).then_some(stage);
         self.latest.iter().filter_map(later).collect()
     }
 }
 
 impl<P: Clone + Default + Debug> Stage<P> {
-    /// What is held of ranges that have gone to a successor is its business now.
+    /// The successor of a range decides about every microbatch of it that is held here.
     pub(super) fn follow_successors(&mut self, now: Time) {
         let table = &self.table;
         let mut claimed = Vec::new();
-        for (&id, visit) in &mut self.visits {
-            let before = visit.arbiter();
-            put_first(table.successor(id), &mut visit.route);
-            if visit.arbiter() != before && matches!(visit.claim, Claim::Asked { .. }) {
+        for (&id, held) in &mut self.microbatches {
+            let before = held.feeder();
+            put_first(table.successor(id), &mut held.route);
+            if held.feeder() != before && matches!(held.claim, ClaimState::Claimed { .. }) {
                 claimed.push(id);
             }
         }
@@ -53,50 +53,49 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 
     /// The successor of a feeder asks what is known here.
-    pub(super) fn on_adopt(
+    pub(super) fn on_recover_range(
         &mut self,
-        from: PeerId,
-        incarnation: Incarnation,
-        (range, epoch): (MicrobatchId, u64),
+        from: Instance,
+        (first, epoch): (MicrobatchId, u64),
         page: MicrobatchId,
     ) {
-        let asked = |lease: &Lease| lease.first == range && lease.epoch == epoch;
+        let asked = |lease: &Lease| lease.first == first && lease.epoch == epoch;
         let mut successions = self.table.successions().iter();
-        let lease = successions.find(|one| one.feeder == from && asked(&one.lease)).map(|one| one.lease);
-        let Some(lease) = lease.filter(|_| self.table.feeds(from, incarnation)) else {
-            // The table may be late: it asks again.
-            return self.count(Note::Foreign(range));
+        let lease = successions.find(|one| one.feeder == from.peer && asked(&one.lease)).map(|one| one.lease);
+        let Some(lease) = lease.filter(|_| self.table.feeds(from)) else {
+            // The table may be late: the successor asks again.
+            return self.count(Note::Foreign(first));
         };
-        let inventory = self.inventory(&lease, page);
-        let feeder = Hop { stage: None, peer: from, incarnation };
-        self.send(feeder, Message::Inventory(inventory));
+        let report = self.recovery_report(&lease, page);
+        self.send(Hop::feeder(from), Message::RecoveryReport(report));
     }
 
-    fn inventory(&self, lease: &Lease, from: MicrobatchId) -> Inventory {
-        let end = MicrobatchId(lease.first.0.saturating_add(lease.count));
+    fn recovery_report(&self, lease: &Lease, from: MicrobatchId) -> RecoveryReport {
+        let end = MicrobatchId(lease.ids().end);
         let ids = from.max(lease.first)..end.max(from);
-        let held = self.visits.range(ids.clone()).filter(|(_, visit)| visit.trains()).map(|(&id, _)| id);
-        let known: BTreeSet<_> = held.chain(self.ledger.range(ids)).collect();
+        let held = self.microbatches.range(ids.clone()).filter(|(_, held)| held.trains()).map(|(&id, _)| id);
+        let known: BTreeSet<_> = held.chain(self.applied.range(ids)).collect();
         let mut open = known.into_iter().filter(|&id| !self.outcomes.contain(id));
-        let items = open.by_ref().take(INVENTORY_MAX).map(|id| self.item(id)).collect();
-        let Lease { first: range, epoch, .. } = *lease;
+        let items = open.by_ref().take(RECOVERY_ITEMS_MAX).map(|id| self.item(id)).collect();
+        let Lease { first, epoch, .. } = *lease;
         let ended = self.outcomes.within(lease);
-        Inventory { range, epoch, from, next: open.next(), stage: self.config.stage, ended, items }
+        RecoveryReport { first, epoch, from, next: open.next(), stage: self.config.stage, ended, items }
     }
 
     fn item(&self, microbatch: MicrobatchId) -> Item {
-        let visit = self.visits.get(&microbatch);
-        let granted = match visit.map_or(Claim::None, |visit| visit.claim) {
-            _ if self.ledger.contains(microbatch) => Some(true),
-            Claim::Granted => Some(true),
-            Claim::Denied => Some(false),
-            Claim::None | Claim::Asked { .. } => None,
+        let held = self.microbatches.get(&microbatch);
+        let granted = match held.map_or(ClaimState::Unclaimed, |held| held.claim) {
+            _ if self.applied.contains(microbatch) => Some(true),
+            ClaimState::Granted => Some(true),
+            ClaimState::Denied => Some(false),
+            ClaimState::Unclaimed | ClaimState::Claimed { .. } => None,
         };
-        let doubted = visit.map_or_else(Vec::new, |visit| {
-            // Who had it before it was lost is not known here.
-            if visit.anew { self.stages() } else { self.departures.since(visit.taken) }
+        let may_have_been_granted = held.map_or_else(Vec::new, |held| {
+            // The replicas that had a retried microbatch before are not known here.
+            if held.is_retry { self.stages() } else { self.departures.since(held.taken_at) }
         });
-        Item { microbatch, granted, stock: visit.map_or(Stock::Gone, Visit::stock), doubted }
+        let possession = held.map_or(Possession::Gone, Microbatch::possession);
+        Item { microbatch, granted, possession, may_have_been_granted }
     }
 
     fn stages(&self) -> Vec<StageIndex> {
@@ -104,11 +103,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 }
 
-/// Puts the successor in the place of the feeder a route begins with; `false` if it is a former feeder that sends.
-pub(super) fn submit(table: &PeerTable, sender: Hop, microbatch: MicrobatchId, route: &mut [Hop]) -> bool {
+/// Puts the successor in the place of the feeder that a route begins with; `false` if the sender is a former feeder.
+pub(super) fn replace_feeder(table: &PeerTable, sender: Hop, microbatch: MicrobatchId, route: &mut [Hop]) -> bool {
     let successor = table.successor(microbatch);
     if sender.stage.is_none() {
-        return successor.is_none_or(|successor| successor.peer == sender.peer);
+        return successor.is_none_or(|successor| successor.peer() == sender.peer());
     }
     put_first(successor, route);
     true
@@ -116,23 +115,23 @@ pub(super) fn submit(table: &PeerTable, sender: Hop, microbatch: MicrobatchId, r
 
 fn put_first(successor: Option<Hop>, route: &mut [Hop]) {
     if let (Some(successor), Some(feeder)) = (successor, route.first_mut())
-        && feeder.peer != successor.peer
+        && feeder.peer() != successor.peer()
     {
         *feeder = successor;
     }
 }
 
-impl<P> Visit<P> {
-    fn stock(&self) -> Stock {
+impl<P> Microbatch<P> {
+    fn possession(&self) -> Possession {
         match self.phase {
-            Phase::Answered(_) => Stock::Answered,
-            Phase::Refused { .. } | Phase::Cancelled => Stock::Gone,
+            Phase::Returned(_) => Possession::Returned,
+            Phase::Refused { .. } | Phase::Cancelled => Possession::Gone,
             Phase::ForwardQueued { .. }
             | Phase::Forwarding
             | Phase::Unrouted { .. }
-            | Phase::Passed { .. }
+            | Phase::HandedOn
             | Phase::BackwardQueued { .. }
-            | Phase::Backwarding { .. } => Stock::Held,
+            | Phase::Backwarding { .. } => Possession::Held,
         }
     }
 }

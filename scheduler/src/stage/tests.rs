@@ -1,11 +1,10 @@
 //! Stories of single microbatches at one replica, told by what goes in and what comes out.
 
 use super::*;
-use crate::Attempt;
-use crate::averaging::Round;
 use crate::fixtures::{a, b, feeder, member, restarted};
+use crate::recovery_report::{Item, Possession, RecoveryReport};
 use crate::router::{RouterFactory, UniformConfig};
-use crate::{Duration, Span, StageIndex, WeightVersion};
+use crate::{AckRange, Duration, Incarnation, Membership, PeerId, StageIndex, WeightVersion};
 
 type Payload = &'static str;
 
@@ -14,7 +13,7 @@ const FIRST: Attempt = Attempt(0);
 const SECOND: Attempt = Attempt(1);
 const LOSS: Loss = Loss { sum: 3.5, tokens: 2 };
 const NOW: Time = Time(1_000);
-const ASK_AFTER: Duration = Duration::from_secs(3);
+const STATUS_AFTER: Duration = Duration::from_secs(3);
 
 /// The feeder and `a` of every stage below `stages`.
 fn line(stages: u16) -> Vec<Hop> {
@@ -22,14 +21,14 @@ fn line(stages: u16) -> Vec<Hop> {
 }
 
 /// One replica and everything it said.
-struct Story {
+struct Harness {
     stage: Stage<Payload>,
     now: Time,
     version: u64,
     said: Vec<Action<Payload>>,
 }
 
-impl Story {
+impl Harness {
     /// `a(stage)`, with one replica of every other stage.
     fn new(stage: u16, stages: u16) -> Self {
         Self::with(stage, stages, |_| {})
@@ -37,12 +36,12 @@ impl Story {
 
     fn with(stage: u16, stages: u16, adjust: impl FnOnce(&mut Config)) -> Self {
         let me = a(stage);
-        let mut config = Config::new(me.peer, me.incarnation, StageIndex(stage), stages);
+        let mut config = Config::new(me.instance, StageIndex(stage), stages);
         adjust(&mut config);
         let stage = Stage::new(config, UniformConfig.build(1));
-        let mut story = Self { stage, now: NOW, version: 0, said: Vec::new() };
-        story.publish(&line(stages));
-        story
+        let mut harness = Self { stage, now: NOW, version: 0, said: Vec::new() };
+        harness.publish(&line(stages));
+        harness
     }
 
     /// The coordinator publishes a table; everyone in it is heard.
@@ -54,7 +53,7 @@ impl Story {
             members,
             ..Membership::default()
         }));
-        said.extend(self.everyone_beats());
+        said.extend(self.neighbours_beat());
         said
     }
 
@@ -64,25 +63,29 @@ impl Story {
         let all: Vec<_> = std::iter::from_fn(|| self.stage.poll_action()).collect();
         self.said.extend(all.iter().cloned());
         let aside = |action: &Action<Payload>| {
-            matches!(action, Action::Counted(_) | Action::Send { message: Message::Beat(_), .. })
+            matches!(action, Action::Counted(_)) || matches!(said(action), Some(Message::Heartbeat(_)))
         };
         all.into_iter().filter(|action| !aside(action)).collect()
     }
 
-    fn receive(&mut self, from: Hop, message: Message<Payload>) -> Vec<Action<Payload>> {
-        self.hear(Event::Received { from: from.peer, incarnation: from.incarnation, message })
+    fn receive(&mut self, from: Hop, envelope: impl Into<Envelope<Payload>>) -> Vec<Action<Payload>> {
+        self.hear(Event::Received { from: from.instance, envelope: envelope.into() })
     }
 
-    fn complete(&mut self, done: Done<Payload>) -> Vec<Action<Payload>> {
-        self.complete_of(ID, done)
+    fn complete(&mut self, outcome: JobOutcome<Payload>) -> Vec<Action<Payload>> {
+        self.complete_of(ID, outcome)
     }
 
-    fn complete_of(&mut self, microbatch: MicrobatchId, done: Done<Payload>) -> Vec<Action<Payload>> {
-        self.hear(Event::Completed(Completion { microbatch, done }))
+    fn complete_of(
+        &mut self,
+        microbatch: MicrobatchId,
+        outcome: JobOutcome<Payload>,
+    ) -> Vec<Action<Payload>> {
+        self.hear(Event::Completed(JobReply { microbatch, outcome }))
     }
 
     fn lose(&mut self, hop: Hop) -> Vec<Action<Payload>> {
-        self.hear(Event::PeerLost { peer: hop.peer, incarnation: hop.incarnation })
+        self.hear(Event::PeerLost(hop.instance))
     }
 
     /// Time passes, second by second, while the neighbours beat.
@@ -91,17 +94,17 @@ impl Story {
         let mut said = Vec::new();
         while self.now < until {
             self.now = (self.now + Duration::from_secs(1)).min(until);
-            said.extend(self.everyone_beats());
+            said.extend(self.neighbours_beat());
             said.extend(self.hear(Event::Timeout));
         }
         said
     }
 
-    fn everyone_beats(&mut self) -> Vec<Action<Payload>> {
+    fn neighbours_beat(&mut self) -> Vec<Action<Payload>> {
         let me = self.stage.config().hop();
         let next = self.stage.table().hops(self.stage.config().next_stage());
         let neighbours = next.into_iter().chain(self.stage.table().senders_to(me.stage.unwrap()));
-        let beat = Message::Beat(Beat { credit: 8, ..Beat::default() });
+        let beat = Message::Heartbeat(Heartbeat { credit: 8, ..Heartbeat::default() });
         neighbours.collect::<Vec<_>>().into_iter().flat_map(|hop| self.receive(hop, beat.clone())).collect()
     }
 
@@ -110,10 +113,15 @@ impl Story {
     }
 }
 
+/// The message of a sending.
+fn said(action: &Action<Payload>) -> Option<&Message> {
+    if let Action::Send { envelope, .. } = action { Some(&envelope.message) } else { None }
+}
+
 // --- What they say --------------------------------------------------------------------------------------------------
 
 fn forward() -> Forward {
-    Forward { id: ID, attempt: FIRST, purpose: Purpose::Train, holder: None, version: 4, code: "in" }
+    Forward { id: ID, attempt: FIRST, purpose: Purpose::Train, holder: None, version: 4, activation: "in" }
 }
 
 /// A forward whose fields matter one at a time.
@@ -124,78 +132,81 @@ struct Forward {
     purpose: Purpose,
     holder: Option<Hop>,
     version: u64,
-    code: Payload,
+    activation: Payload,
 }
 
 impl Forward {
-    /// A second sending of a training microbatch is one whose first was lost.
-    fn by(self, route: &[Hop]) -> Message<Payload> {
+    /// The second attempt of a training microbatch is a retry: the first was lost.
+    fn by(self, route: &[Hop]) -> Envelope<Payload> {
         self.sent(route, self.attempt > FIRST && self.purpose == Purpose::Train)
     }
 
-    fn sent(self, route: &[Hop], anew: bool) -> Message<Payload> {
-        let Self { id: microbatch, attempt, purpose, holder, version, code } = self;
+    fn sent(self, route: &[Hop], is_retry: bool) -> Envelope<Payload> {
+        let Self { id: microbatch, attempt, purpose, holder: downstream_holder, version, activation } = self;
         let (version, route) = (WeightVersion(version), route.to_vec());
-        Message::Forward { microbatch, attempt, purpose, anew, route, holder, version, ids: "ids", code }
+        let message =
+            Message::Forward { microbatch, attempt, purpose, is_retry, route, downstream_holder, version };
+        Envelope { message, ids: "ids", payload: activation }
     }
 
     /// What a replica makes of it.
     fn computed() -> Self {
-        Self { version: 9, code: "out", ..forward() }
+        Self { version: 9, activation: "out", ..forward() }
     }
 }
 
-fn backward(attempt: Attempt, path: &[Hop], gradient: Payload) -> Message<Payload> {
-    Message::Backward { microbatch: ID, attempt, loss: LOSS, path: path.to_vec(), gradient }
+fn backward(attempt: Attempt, path: &[Hop], gradient: Payload) -> Envelope<Payload> {
+    backward_of(ID, attempt, path, gradient)
 }
 
-fn holds(attempt: Attempt, holding: Holding) -> Message<Payload> {
-    Message::Holds { microbatch: ID, attempt, holding }
+fn backward_of(id: MicrobatchId, attempt: Attempt, path: &[Hop], gradient: Payload) -> Envelope<Payload> {
+    let message = Message::Backward { microbatch: id, attempt, loss: LOSS, path: path.to_vec() };
+    Envelope::with_payload(message, gradient)
 }
 
-fn passed_to(next: Hop) -> Message<Payload> {
-    Message::Passed { microbatch: ID, attempt: FIRST, next }
+fn status(attempt: Attempt, status: Status) -> Message {
+    Message::StatusReply { microbatch: ID, attempt, status }
 }
 
-fn ask(attempt: Attempt, route: &[Hop]) -> Message<Payload> {
-    Message::Ask { microbatch: ID, attempt, route: route.to_vec() }
+fn forwarded_to(next: Hop) -> Message {
+    Message::Forwarded { microbatch: ID, attempt: FIRST, next }
 }
 
-fn held(holder: Hop) -> Message<Payload> {
-    Message::Held { microbatch: ID, holder }
+fn status_request(attempt: Attempt, route: &[Hop]) -> Message {
+    Message::StatusRequest { microbatch: ID, attempt, route: route.to_vec() }
+}
+
+fn orphan(holder: Hop) -> Message {
+    Message::OrphanNotice { microbatch: ID, holder }
 }
 
 fn claim(stage: u16) -> Action<Payload> {
     send(feeder(), Message::Claim { stage: StageIndex(stage), microbatches: vec![ID] })
 }
 
-fn granted(ids: &[MicrobatchId]) -> Message<Payload> {
-    Message::Granted { granted: ids.to_vec(), denied: Vec::new() }
+fn granted(ids: &[MicrobatchId]) -> Message {
+    Message::ClaimReply { granted: ids.to_vec(), denied: Vec::new() }
 }
 
-fn denied(ids: &[MicrobatchId]) -> Message<Payload> {
-    Message::Granted { granted: Vec::new(), denied: ids.to_vec() }
+fn denied(ids: &[MicrobatchId]) -> Message {
+    Message::ClaimReply { granted: Vec::new(), denied: ids.to_vec() }
 }
 
-/// Everything below 100 has its outcome.
-fn ended() -> Message<Payload> {
-    Message::Ended {
-        spans: vec![Span { first: 0, below: 100, beyond: Vec::new() }],
-        round: Round(0),
-        over: false,
-    }
+/// Every id below 100 has its outcome.
+fn ended() -> Message {
+    Message::Outcomes { ranges: vec![AckRange { first: 0, watermark: 100, bitmap: Vec::new() }] }
 }
 
 fn refused(by: Hop, reason: Refusal) -> Action<Payload> {
     send(feeder(), Message::Refused { microbatch: ID, by, reason })
 }
 
-fn send(to: Hop, message: Message<Payload>) -> Action<Payload> {
-    Action::Send { to: to.peer, message }
+fn send(to: Hop, envelope: impl Into<Envelope<Payload>>) -> Action<Payload> {
+    Action::Send { to: to.peer(), envelope: envelope.into() }
 }
 
 fn compute(id: MicrobatchId) -> Action<Payload> {
-    Action::Execute(Job::Forward { microbatch: id, ids: "ids", code: "in" })
+    Action::Execute(Job::Forward { microbatch: id, ids: "ids", activation: "in" })
 }
 
 fn compute_back(granted: bool) -> Action<Payload> {
@@ -214,570 +225,561 @@ fn forget() -> Action<Payload> {
     Action::Execute(Job::Forget { microbatch: ID })
 }
 
-fn forwarded() -> Done<Payload> {
-    Done::Forwarded { version: WeightVersion(9), code: "out" }
+fn forwarded() -> JobOutcome<Payload> {
+    JobOutcome::Forwarded { version: WeightVersion(9), activation: "out" }
 }
 
-fn backwarded() -> Done<Payload> {
-    Done::Backwarded { gradient: "upward" }
+fn backwarded() -> JobOutcome<Payload> {
+    JobOutcome::Backwarded { gradient: "upward" }
 }
 
 // --- Beginnings of stories: the middle replica of three ----------------------------------------------------------------
 
 /// The microbatch is on its way to `a(2)`.
-fn passed() -> Story {
-    let mut story = Story::new(1, 3);
-    story.receive(a(0), forward().by(&[feeder(), a(0)]));
-    story.complete(forwarded());
-    story
+fn handed_on() -> Harness {
+    let mut harness = Harness::new(1, 3);
+    harness.receive(a(0), forward().by(&[feeder(), a(0)]));
+    harness.complete(forwarded());
+    harness
 }
 
 /// The gradient is back and in the executor.
-fn computing_back() -> Story {
-    let mut story = passed();
-    story.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
-    story
+fn computing_back() -> Harness {
+    let mut harness = handed_on();
+    harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
+    harness
 }
 
 /// The gradient is on its way up, the grant is awaited.
-fn answered() -> Story {
-    let mut story = computing_back();
-    story.complete(backwarded());
-    story
+fn returned() -> Harness {
+    let mut harness = computing_back();
+    harness.complete(backwarded());
+    harness
 }
 
 /// The gradient is on its way up and applied here.
-fn applied() -> Story {
-    let mut story = answered();
-    story.receive(feeder(), granted(&[ID]));
-    story.complete(Done::Applied);
-    story
+fn applied() -> Harness {
+    let mut harness = returned();
+    harness.receive(feeder(), granted(&[ID]));
+    harness.complete(JobOutcome::Applied);
+    harness
 }
 
 // --- The life of a microbatch -----------------------------------------------------------------------------------------
 
 #[test]
-fn a_middle_replica_passes_on_returns_to_where_it_came_from_and_applies() {
-    let mut story = Story::new(1, 3);
-    assert_eq!(story.receive(a(0), forward().by(&[feeder(), a(0)])), [compute(ID)]);
+fn a_middle_replica_hands_on_returns_the_gradient_and_applies() {
+    let mut harness = Harness::new(1, 3);
+    assert_eq!(harness.receive(a(0), forward().by(&[feeder(), a(0)])), [compute(ID)]);
     let onward = Forward::computed().by(&[feeder(), a(0), a(1)]);
-    assert_eq!(story.complete(forwarded()), [send(a(0), passed_to(a(2))), send(a(2), onward)]);
-    assert_eq!(story.stage.slots_used(), 1);
+    assert_eq!(harness.complete(forwarded()), [send(a(0), forwarded_to(a(2))), send(a(2), onward)]);
+    assert_eq!(harness.stage.slots_used(), 1);
 
-    let said = story.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
+    let said = harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
     assert_eq!(said, [compute_back(false), claim(1)]);
     assert_eq!(
-        story.complete(backwarded()),
+        harness.complete(backwarded()),
         [send(a(0), backward(FIRST, &[a(2), a(1)], "upward"))],
         "upstream does not wait for the grant"
     );
-    assert_eq!(story.stage.slots_used(), 0);
-    assert_eq!(story.receive(feeder(), granted(&[ID])), [apply()]);
-    assert_eq!(story.complete(Done::Applied), []);
-    assert_eq!((story.counts().applied, story.stage.held()), (1, 1));
+    assert_eq!(harness.stage.slots_used(), 0);
+    assert_eq!(harness.receive(feeder(), granted(&[ID])), [apply()]);
+    assert_eq!(harness.complete(JobOutcome::Applied), []);
+    assert_eq!((harness.counts().applied, harness.stage.held()), (1, 1));
 }
 
 #[test]
-fn the_last_stage_answers_in_one_visit() {
-    let mut story = Story::new(2, 3);
-    let said = story.receive(a(1), forward().by(&[feeder(), a(0), a(1)]));
-    let job = Job::LossAndBackward { microbatch: ID, ids: "ids", code: "in", granted: false };
+fn the_last_stage_computes_in_one_pass() {
+    let mut harness = Harness::new(2, 3);
+    let said = harness.receive(a(1), forward().by(&[feeder(), a(0), a(1)]));
+    let job = Job::LossAndBackward { microbatch: ID, ids: "ids", activation: "in", granted: false };
     assert_eq!(said, [Action::Execute(job), claim(2)]);
-    let said = story.complete(Done::LossAndBackward { loss: LOSS, gradient: "upward" });
+    let said = harness.complete(JobOutcome::LossAndBackward { loss: LOSS, gradient: "upward" });
     assert_eq!(said, [send(a(1), backward(FIRST, &[a(2)], "upward"))]);
 }
 
 #[test]
 fn stage_0_tells_the_feeder_with_an_empty_gradient() {
-    let mut story = Story::new(0, 1);
-    story.receive(feeder(), forward().by(&[feeder()]));
-    let said = story.complete(Done::LossAndBackward { loss: LOSS, gradient: "not the feeder's business" });
+    let mut harness = Harness::new(0, 1);
+    harness.receive(feeder(), forward().by(&[feeder()]));
+    let said = harness.complete(JobOutcome::LossAndBackward { loss: LOSS, gradient: "not the feeder's business" });
     assert_eq!(said, [send(feeder(), backward(FIRST, &[a(0)], ""))]);
 }
 
 #[test]
 fn an_evaluation_goes_forward_only_and_the_last_stage_tells_the_feeder() {
     let evaluation = Forward { purpose: Purpose::EvaluateCut, attempt: Attempt(8), ..forward() };
-    let job = |cut| Action::Execute(Job::Evaluate { microbatch: ID, ids: "ids", code: "in", cut });
-    let mut story = Story::new(0, 2);
-    assert_eq!(story.receive(feeder(), evaluation.by(&[feeder()])), [job(false)]);
-    let code = Evaluation::Code { version: WeightVersion(9), code: "out" };
-    let onward = Forward { version: 9, code: "out", ..evaluation }.by(&[feeder(), a(0)]);
-    assert_eq!(story.complete(Done::Evaluated(code)), [send(a(1), onward)]);
-    assert_eq!((story.stage.held(), story.stage.slots_used()), (0, 0));
+    let job = |cut| Action::Execute(Job::Evaluate { microbatch: ID, ids: "ids", activation: "in", cut });
+    let mut harness = Harness::new(0, 2);
+    assert_eq!(harness.receive(feeder(), evaluation.by(&[feeder()])), [job(false)]);
+    let activation = Evaluation::Activation { version: WeightVersion(9), activation: "out" };
+    let onward = Forward { version: 9, activation: "out", ..evaluation }.by(&[feeder(), a(0)]);
+    assert_eq!(harness.complete(JobOutcome::Evaluated(activation)), [send(a(1), onward)]);
+    assert_eq!((harness.stage.held(), harness.stage.slots_used()), (0, 0));
 
-    let mut last = Story::new(1, 2);
+    let mut last = Harness::new(1, 2);
     assert_eq!(last.receive(a(0), evaluation.by(&[feeder(), a(0)])), [job(true)]);
     let evaluated = Message::Evaluated { microbatch: ID, attempt: Attempt(8), loss: LOSS };
-    assert_eq!(last.complete(Done::Evaluated(Evaluation::Loss(LOSS))), [send(feeder(), evaluated)]);
+    assert_eq!(last.complete(JobOutcome::Evaluated(Evaluation::Loss(LOSS))), [send(feeder(), evaluated)]);
     assert_eq!((last.stage.held(), last.counts().evaluated), (0, 1));
 }
 
 #[test]
 fn the_executor_has_two_jobs_and_the_rest_waits_in_order() {
-    let mut story = Story::new(0, 2);
+    let mut harness = Harness::new(0, 2);
     let mut given = Vec::new();
     for id in (0..4).map(MicrobatchId) {
-        given.extend(story.receive(feeder(), Forward { id, ..forward() }.by(&[feeder()])));
+        given.extend(harness.receive(feeder(), Forward { id, ..forward() }.by(&[feeder()])));
     }
     assert_eq!(given, [compute(MicrobatchId(0)), compute(MicrobatchId(1))]);
     assert_eq!(given.len(), EXECUTOR_DEPTH);
-    story.now = story.now + Duration::from_millis(3);
-    let progress = story.stage.progress(story.now);
+    harness.now = harness.now + Duration::from_millis(3);
+    let progress = harness.stage.progress(harness.now);
     assert_eq!((progress.queued, progress.oldest), (2, Duration::from_millis(3)));
-    let said = story.complete_of(MicrobatchId(0), forwarded());
+    let said = harness.complete_of(MicrobatchId(0), forwarded());
     assert!(said.contains(&compute(MicrobatchId(2))));
 }
 
 #[test]
-fn what_was_sent_anew_is_computed_before_what_was_not() {
-    let mut story = Story::new(1, 3);
+fn a_retry_is_computed_before_others() {
+    let mut harness = Harness::new(1, 3);
     for (id, attempt) in [(1, FIRST), (2, FIRST), (3, FIRST), (4, SECOND)] {
         let arrival = Forward { id: MicrobatchId(id), attempt, ..forward() };
-        story.receive(a(0), arrival.by(&[feeder(), a(0)]));
+        harness.receive(a(0), arrival.by(&[feeder(), a(0)]));
     }
-    let said = story.complete_of(MicrobatchId(1), forwarded());
+    let said = harness.complete_of(MicrobatchId(1), forwarded());
     assert!(said.contains(&compute(MicrobatchId(4))), "{said:?}");
-    assert_eq!((story.stage.slots_used(), story.counts().restored), (3, 1));
+    assert_eq!((harness.stage.slots_used(), harness.counts().recovered), (3, 1));
 }
 
-// --- Who may apply it -------------------------------------------------------------------------------------------------
+// --- Grants -------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_grant_that_comes_before_the_job_goes_with_it() {
-    let mut story = passed();
+    let mut harness = handed_on();
     let others = [MicrobatchId(8), MicrobatchId(9)];
     for id in others {
-        story.receive(a(0), Forward { id, ..forward() }.by(&[feeder(), a(0)]));
+        harness.receive(a(0), Forward { id, ..forward() }.by(&[feeder(), a(0)]));
     }
-    assert_eq!(story.receive(a(2), backward(FIRST, &[a(2)], "gradient")), [claim(1)]);
-    assert_eq!(story.receive(feeder(), granted(&[ID])), []);
-    assert!(story.complete_of(others[0], forwarded()).contains(&compute_back(true)));
-    assert_eq!(story.complete(backwarded()), [send(a(0), backward(FIRST, &[a(2), a(1)], "upward"))]);
-    assert_eq!(story.counts().applied, 1);
+    assert_eq!(harness.receive(a(2), backward(FIRST, &[a(2)], "gradient")), [claim(1)]);
+    assert_eq!(harness.receive(feeder(), granted(&[ID])), []);
+    assert!(harness.complete_of(others[0], forwarded()).contains(&compute_back(true)));
+    assert_eq!(harness.complete(backwarded()), [send(a(0), backward(FIRST, &[a(2), a(1)], "upward"))]);
+    assert_eq!(harness.counts().applied, 1);
 }
 
 #[test]
-fn whoever_is_denied_is_a_relay() {
+fn a_denied_replica_is_a_relay() {
     let up = || send(a(0), backward(FIRST, &[a(2), a(1)], "upward"));
-    let mut late = answered();
+    let mut late = returned();
     assert_eq!(late.receive(feeder(), denied(&[ID])), [drop_gradients()]);
 
     let mut meanwhile = computing_back();
     assert_eq!(meanwhile.receive(feeder(), denied(&[ID])), []);
     assert_eq!(meanwhile.complete(backwarded()), [up(), drop_gradients()]);
-    for story in [late, meanwhile] {
-        assert_eq!((story.counts().relayed, story.counts().applied), (1, 0));
+    for harness in [late, meanwhile] {
+        assert_eq!((harness.counts().relayed, harness.counts().applied), (1, 0));
     }
 }
 
 #[test]
 fn gradients_that_wait_for_their_grant_hold_back_others_but_no_forwards() {
-    let mut story = passed();
+    let mut harness = handed_on();
     let other = MicrobatchId(8);
-    story.receive(a(0), Forward { id: other, ..forward() }.by(&[feeder(), a(0)]));
-    story.complete_of(other, forwarded());
-    story.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
-    let gradient = Message::Backward {
-        microbatch: other,
-        attempt: FIRST,
-        loss: LOSS,
-        path: vec![a(2)],
-        gradient: "gradient",
-    };
-    let said = story.receive(a(2), gradient);
-    assert!(matches!(&said[..], [Action::Send { message: Message::Claim { .. }, .. }]), "{said:?}");
+    harness.receive(a(0), Forward { id: other, ..forward() }.by(&[feeder(), a(0)]));
+    harness.complete_of(other, forwarded());
+    harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
+    let heard = harness.receive(a(2), backward_of(other, FIRST, &[a(2)], "gradient"));
+    assert!(heard.len() == 1 && matches!(said(&heard[0]), Some(Message::Claim { .. })), "{heard:?}");
     let more = Forward { id: MicrobatchId(9), ..forward() };
-    assert_eq!(story.receive(a(0), more.by(&[feeder(), a(0)])), [compute(MicrobatchId(9))]);
-    story.complete(backwarded());
+    assert_eq!(harness.receive(a(0), more.by(&[feeder(), a(0)])), [compute(MicrobatchId(9))]);
+    harness.complete(backwarded());
     let next = Job::Backward { microbatch: other, gradient: "gradient", granted: false };
-    assert_eq!(story.receive(feeder(), denied(&[ID])), [drop_gradients(), Action::Execute(next)]);
+    assert_eq!(harness.receive(feeder(), denied(&[ID])), [drop_gradients(), Action::Execute(next)]);
 }
 
 #[test]
 fn a_claim_is_repeated_until_it_is_answered_and_only_the_feeder_answers() {
-    let mut story = answered();
+    let mut harness = returned();
     for stranger in [a(0), a(2), b(2)] {
-        assert_eq!(story.receive(stranger, granted(&[ID])), []);
+        assert_eq!(harness.receive(stranger, granted(&[ID])), []);
     }
-    assert_eq!(story.wait(ASK_AFTER), [claim(1)]);
-    assert_eq!(story.receive(feeder(), granted(&[ID])), [apply()]);
-    assert_eq!(story.receive(feeder(), granted(&[ID])), []);
-    assert_eq!(story.receive(feeder(), denied(&[ID])), []);
-    story.complete(Done::Applied);
-    assert_eq!(story.wait(ASK_AFTER), []);
+    assert_eq!(harness.wait(STATUS_AFTER), [claim(1)]);
+    assert_eq!(harness.receive(feeder(), granted(&[ID])), [apply()]);
+    assert_eq!(harness.receive(feeder(), granted(&[ID])), []);
+    assert_eq!(harness.receive(feeder(), denied(&[ID])), []);
+    harness.complete(JobOutcome::Applied);
+    assert_eq!(harness.wait(STATUS_AFTER), []);
 }
 
 #[test]
 fn what_was_applied_here_is_never_claimed_again() {
-    let mut story = applied();
-    story.receive(feeder(), ended());
-    assert_eq!(story.stage.held(), 0);
-    story.stage.outcomes = Outcomes::default();
-    story.receive(a(0), Forward { attempt: SECOND, ..forward() }.by(&[feeder(), a(0)]));
-    story.complete(forwarded());
-    let said = story.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
+    let mut harness = applied();
+    harness.receive(feeder(), ended());
+    assert_eq!(harness.stage.held(), 0);
+    harness.stage.outcomes = Outcomes::default();
+    harness.receive(a(0), Forward { attempt: SECOND, ..forward() }.by(&[feeder(), a(0)]));
+    harness.complete(forwarded());
+    let said = harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
     assert_eq!(said, [compute_back(false)]);
-    assert!(story.complete(backwarded()).contains(&drop_gradients()));
-    assert_eq!((story.counts().applied, story.counts().relayed), (1, 1));
+    assert!(harness.complete(backwarded()).contains(&drop_gradients()));
+    assert_eq!((harness.counts().applied, harness.counts().relayed), (1, 1));
 }
 
 // --- Retention --------------------------------------------------------------------------------------------------------
 
 #[test]
-fn the_gradient_is_kept_for_whoever_asks_until_the_outcome_is_announced() {
-    let mut story = applied();
-    story.publish(&[line(3), vec![b(0)]].concat());
+fn the_gradient_is_kept_until_the_outcome_is_announced() {
+    let mut harness = applied();
+    harness.publish(&[line(3), vec![b(0)]].concat());
     let again = |attempt| [send(b(0), backward(attempt, &[a(2), a(1)], "upward"))];
-    assert_eq!(story.receive(b(0), ask(SECOND, &[feeder(), b(0)])), again(SECOND));
-    assert_eq!(story.receive(b(0), Forward { ..forward() }.by(&[feeder(), b(0)])), again(FIRST));
-    assert_eq!(story.receive(feeder(), ended()), []);
-    assert_eq!(story.stage.held(), 0);
-    assert_eq!(story.receive(b(0), ask(Attempt(2), &[feeder(), b(0)])), []);
-    assert_eq!(story.receive(b(0), Forward { attempt: Attempt(3), ..forward() }.by(&[feeder(), b(0)])), []);
-    assert_eq!((story.stage.held(), story.counts().late), (0, 1));
+    assert_eq!(harness.receive(b(0), status_request(SECOND, &[feeder(), b(0)])), again(SECOND));
+    assert_eq!(harness.receive(b(0), Forward { ..forward() }.by(&[feeder(), b(0)])), again(FIRST));
+    assert_eq!(harness.receive(feeder(), ended()), []);
+    assert_eq!(harness.stage.held(), 0);
+    assert_eq!(harness.receive(b(0), status_request(Attempt(2), &[feeder(), b(0)])), []);
+    assert_eq!(harness.receive(b(0), Forward { attempt: Attempt(3), ..forward() }.by(&[feeder(), b(0)])), []);
+    assert_eq!((harness.stage.held(), harness.counts().late), (0, 1));
 }
 
 #[test]
 fn the_end_frees_whatever_is_held() {
-    let mut story = passed();
-    assert_eq!(story.receive(feeder(), ended()), [forget()]);
-    assert_eq!(story.stage.held(), 0);
+    let mut harness = handed_on();
+    assert_eq!(harness.receive(feeder(), ended()), [forget()]);
+    assert_eq!(harness.stage.held(), 0);
 
-    let mut story = Story::new(1, 3);
-    story.receive(a(0), forward().by(&[feeder(), a(0)]));
-    assert_eq!(story.receive(feeder(), ended()), []);
-    assert_eq!((story.stage.held(), story.complete(forwarded())), (1, vec![forget()]));
-    assert_eq!((story.stage.held(), story.counts().refused), (0, 0));
+    let mut harness = Harness::new(1, 3);
+    harness.receive(a(0), forward().by(&[feeder(), a(0)]));
+    assert_eq!(harness.receive(feeder(), ended()), []);
+    assert_eq!((harness.stage.held(), harness.complete(forwarded())), (1, vec![forget()]));
+    assert_eq!((harness.stage.held(), harness.counts().refused), (0, 0));
 
-    let mut story = Story::new(1, 3);
+    let mut harness = Harness::new(1, 3);
     for id in [100, 101, 7].map(MicrobatchId) {
-        story.receive(a(0), Forward { id, ..forward() }.by(&[feeder(), a(0)]));
+        harness.receive(a(0), Forward { id, ..forward() }.by(&[feeder(), a(0)]));
     }
-    assert_eq!(story.receive(feeder(), ended()), []);
-    assert_eq!((story.stage.held(), story.stage.progress(NOW).queued), (2, 0));
+    assert_eq!(harness.receive(feeder(), ended()), []);
+    assert_eq!((harness.stage.held(), harness.stage.progress(NOW).queued), (2, 0));
 }
 
 #[test]
 fn what_is_granted_is_applied_although_it_has_ended() {
-    let mut story = answered();
-    assert_eq!(story.receive(feeder(), ended()), []);
-    assert_eq!(story.stage.held(), 1);
-    assert_eq!(story.receive(feeder(), granted(&[ID])), [apply()]);
-    story.complete(Done::Applied);
-    assert_eq!((story.stage.held(), story.counts().applied), (0, 1));
+    let mut harness = returned();
+    assert_eq!(harness.receive(feeder(), ended()), []);
+    assert_eq!(harness.stage.held(), 1);
+    assert_eq!(harness.receive(feeder(), granted(&[ID])), [apply()]);
+    harness.complete(JobOutcome::Applied);
+    assert_eq!((harness.stage.held(), harness.counts().applied), (0, 1));
 }
 
 #[test]
 fn only_a_feeder_announces_outcomes() {
-    let mut story = passed();
+    let mut harness = handed_on();
     for stranger in [a(0), a(2), b(0), restarted(feeder())] {
-        assert_eq!(story.receive(stranger, ended()), []);
+        assert_eq!(harness.receive(stranger, ended()), []);
     }
-    assert_eq!(story.stage.held(), 1);
+    assert_eq!(harness.stage.held(), 1);
 }
 
 // --- No room ----------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_full_replica_is_busy_but_takes_what_is_sent_anew_and_evaluations() {
-    let mut story = Story::with(0, 2, |config| config.slots = 1);
+fn a_full_replica_is_busy_but_takes_retries_and_evaluations() {
+    let mut harness = Harness::with(0, 2, |config| config.slots = 1);
     let from = [feeder()];
-    story.receive(feeder(), Forward { id: MicrobatchId(1), ..forward() }.by(&from));
-    assert_eq!(story.receive(feeder(), forward().by(&from)), [send(feeder(), holds(FIRST, Holding::Busy))]);
-    assert_eq!((story.stage.held(), story.counts().busy), (1, 1));
-    let anew = Forward { attempt: SECOND, ..forward() };
-    assert_eq!(story.receive(feeder(), anew.by(&from)), [compute(ID)]);
+    harness.receive(feeder(), Forward { id: MicrobatchId(1), ..forward() }.by(&from));
+    assert_eq!(harness.receive(feeder(), forward().by(&from)), [send(feeder(), status(FIRST, Status::Busy))]);
+    assert_eq!((harness.stage.held(), harness.counts().busy), (1, 1));
+    let retry = Forward { attempt: SECOND, ..forward() };
+    assert_eq!(harness.receive(feeder(), retry.by(&from)), [compute(ID)]);
     let id = MicrobatchId::evaluation(0);
-    story.receive(feeder(), Forward { id, purpose: Purpose::Evaluate, ..forward() }.by(&from));
-    assert_eq!((story.stage.held(), story.stage.slots_used(), story.counts().refused), (3, 1, 0));
+    harness.receive(feeder(), Forward { id, purpose: Purpose::Evaluate, ..forward() }.by(&from));
+    assert_eq!((harness.stage.held(), harness.stage.slots_used(), harness.counts().refused), (3, 1, 0));
 }
 
 #[test]
-fn what_is_sent_anew_is_bounded_too() {
-    let mut story = Story::with(0, 2, |config| config.slots = 1);
+fn retries_are_bounded_too() {
+    let mut harness = Harness::with(0, 2, |config| config.slots = 1);
     for id in (0..9).map(MicrobatchId) {
-        story.receive(feeder(), Forward { id, attempt: SECOND, ..forward() }.by(&[feeder()]));
+        harness.receive(feeder(), Forward { id, attempt: SECOND, ..forward() }.by(&[feeder()]));
     }
-    assert_eq!((story.stage.held(), story.counts().busy), (RESTORED_SLOTS, 9 - RESTORED_SLOTS as u64));
+    assert_eq!((harness.stage.held(), harness.counts().busy), (RETRIES_PER_SLOT, 9 - RETRIES_PER_SLOT as u64));
 }
 
 #[test]
 fn a_busy_neighbour_is_left_alone_until_it_beats() {
-    let mut story = passed();
-    assert_eq!(story.receive(a(2), holds(FIRST, Holding::Busy)), []);
+    let mut harness = handed_on();
+    assert_eq!(harness.receive(a(2), status(FIRST, Status::Busy)), []);
     let again = Forward { attempt: SECOND, ..Forward::computed() }.sent(&[feeder(), a(0), a(1)], false);
-    let said = story.receive(a(2), Message::Beat(Beat { credit: 1, ..Beat::default() }));
-    assert_eq!(said, [send(a(0), passed_to(a(2))), send(a(2), again)]);
-    assert_eq!(story.counts().lost, 0);
+    let said = harness.receive(a(2), Message::Heartbeat(Heartbeat { credit: 1, ..Heartbeat::default() }));
+    assert_eq!(said, [send(a(0), forwarded_to(a(2))), send(a(2), again)]);
+    assert_eq!(harness.counts().lost, 0);
 }
 
 #[test]
-fn nobody_gets_more_than_its_credit() {
-    let mut story = Story::new(0, 2);
-    story.receive(a(1), Message::Beat(Beat { credit: 1, ..Beat::default() }));
-    let sent = |said: &[Action<Payload>]| {
-        said.iter()
-            .filter(|said| matches!(said, Action::Send { message: Message::Forward { .. }, .. }))
-            .count()
+fn no_replica_gets_more_than_its_credit() {
+    let mut harness = Harness::new(0, 2);
+    harness.receive(a(1), Message::Heartbeat(Heartbeat { credit: 1, ..Heartbeat::default() }));
+    let sent = |actions: &[Action<Payload>]| {
+        actions.iter().filter(|action| matches!(said(action), Some(Message::Forward { .. }))).count()
     };
     for id in [MicrobatchId(8), ID] {
-        story.receive(feeder(), Forward { id, ..forward() }.by(&[feeder()]));
+        harness.receive(feeder(), Forward { id, ..forward() }.by(&[feeder()]));
     }
-    assert_eq!(sent(&story.complete(forwarded())), 1);
-    assert_eq!(sent(&story.complete_of(MicrobatchId(8), forwarded())), 0);
-    let said = story.receive(a(1), backward(FIRST, &[a(1)], "gradient"));
+    assert_eq!(sent(&harness.complete(forwarded())), 1);
+    assert_eq!(sent(&harness.complete_of(MicrobatchId(8), forwarded())), 0);
+    let said = harness.receive(a(1), backward(FIRST, &[a(1)], "gradient"));
     assert_eq!(sent(&said), 1);
 }
 
 /// Levels by sender as the latest heartbeats said.
-fn levels(story: &Story) -> BTreeMap<PeerId, u32> {
-    let beat = |action: &Action<Payload>| match action {
-        Action::Send { to, message: Message::Beat(beat) } => Some((*to, beat.credit)),
+fn levels(harness: &Harness) -> BTreeMap<PeerId, u32> {
+    let credit = |action: &Action<Payload>| match (action, said(action)) {
+        (Action::Send { to, .. }, Some(Message::Heartbeat(heartbeat))) => Some((*to, heartbeat.credit)),
         _ => None,
     };
-    story.said.iter().filter_map(beat).collect()
+    harness.said.iter().filter_map(credit).collect()
 }
 
 #[test]
 fn credits_follow_use_and_none_is_dealt_while_draining() {
-    let mut story = Story::with(1, 3, |config| config.slots = 12);
-    story.publish(&[line(3), vec![b(0)]].concat());
+    let mut harness = Harness::with(1, 3, |config| config.slots = 12);
+    harness.publish(&[line(3), vec![b(0)]].concat());
     for id in (0..8).map(MicrobatchId) {
-        story.receive(a(0), Forward { id, ..forward() }.by(&[feeder(), a(0)]));
+        harness.receive(a(0), Forward { id, ..forward() }.by(&[feeder(), a(0)]));
     }
-    story.wait(Duration::from_secs(1));
-    let dealt = levels(&story);
-    let (often, seldom) = (dealt[&a(0).peer], dealt[&b(0).peer]);
+    harness.wait(Duration::from_secs(1));
+    let dealt = levels(&harness);
+    let (often, seldom) = (dealt[&a(0).peer()], dealt[&b(0).peer()]);
     assert!(often > seldom && seldom >= 1 && often + seldom <= 12, "{dealt:?}");
-    assert_eq!(dealt[&a(2).peer], 0, "nothing comes from downstream");
-    story.hear(Event::Drain);
-    story.wait(Duration::from_secs(1));
-    assert_eq!(levels(&story)[&a(0).peer], 0);
+    assert_eq!(dealt[&a(2).peer()], 0, "nothing comes from downstream");
+    harness.hear(Event::Drain);
+    harness.wait(Duration::from_secs(1));
+    assert_eq!(levels(&harness)[&a(0).peer()], 0);
 }
 
 #[test]
 fn where_senders_outnumber_slots_they_take_turns() {
-    let mut story = Story::with(1, 3, |config| config.slots = 1);
-    story.publish(&[line(3), vec![b(0)]].concat());
+    let mut harness = Harness::with(1, 3, |config| config.slots = 1);
+    harness.publish(&[line(3), vec![b(0)]].concat());
     let mut turns = BTreeMap::new();
     for _ in 0..4 {
-        story.wait(Duration::from_secs(1));
-        let dealt = levels(&story);
+        harness.wait(Duration::from_secs(1));
+        let dealt = levels(&harness);
         for sender in [a(0), b(0)] {
-            *turns.entry(sender).or_insert(0) += dealt[&sender.peer];
+            *turns.entry(sender).or_insert(0) += dealt[&sender.peer()];
         }
     }
     assert_eq!(turns, BTreeMap::from([(a(0), 2), (b(0), 2)]));
 }
 
-// --- Somebody is lost -------------------------------------------------------------------------------------------------
+// --- A peer is lost -------------------------------------------------------------------------------------------------
 
 #[test]
 fn what_a_lost_replica_had_goes_to_another_under_a_new_number() {
-    let mut story = passed();
-    story.publish(&[line(3), vec![b(2)]].concat());
+    let mut harness = handed_on();
+    harness.publish(&[line(3), vec![b(2)]].concat());
     let again = Forward { attempt: SECOND, ..Forward::computed() }.by(&[feeder(), a(0), a(1)]);
-    assert_eq!(story.lose(a(2)), [send(a(0), passed_to(b(2))), send(b(2), again)]);
-    assert_eq!((story.counts().lost, story.counts().rerouted), (1, 1));
-    assert_eq!(story.lose(a(2)), [], "once");
-    let said = story.receive(b(2), backward(SECOND, &[b(2)], "gradient"));
+    assert_eq!(harness.lose(a(2)), [send(a(0), forwarded_to(b(2))), send(b(2), again)]);
+    assert_eq!((harness.counts().lost, harness.counts().retried), (1, 1));
+    assert_eq!(harness.lose(a(2)), [], "once");
+    let said = harness.receive(b(2), backward(SECOND, &[b(2)], "gradient"));
     assert_eq!(said, [compute_back(false), claim(1)]);
 }
 
 #[test]
-fn a_restart_is_somebody_else() {
-    let mut story = passed();
-    story.lose(restarted(a(2)));
-    assert_eq!(story.counts().lost, 0);
+fn a_restart_is_another_instance() {
+    let mut harness = handed_on();
+    harness.lose(restarted(a(2)));
+    assert_eq!(harness.counts().lost, 0);
     let again = Forward { attempt: SECOND, ..Forward::computed() }.by(&[feeder(), a(0), a(1)]);
-    let said = story.publish(&[feeder(), a(0), a(1), restarted(a(2))]);
-    assert_eq!(said, [send(a(0), passed_to(restarted(a(2)))), send(a(2), again)]);
-    assert_eq!(story.receive(a(2), backward(FIRST, &[a(2)], "of the dead")), []);
-    assert_eq!(story.counts().foreign, 1);
+    let said = harness.publish(&[feeder(), a(0), a(1), restarted(a(2))]);
+    assert_eq!(said, [send(a(0), forwarded_to(restarted(a(2)))), send(a(2), again)]);
+    assert_eq!(harness.receive(a(2), backward(FIRST, &[a(2)], "of the dead")), []);
+    assert_eq!(harness.counts().foreign, 1);
 }
 
 #[test]
-fn the_first_gradient_wins_whoever_sends_it() {
-    let mut story = passed();
-    story.publish(&[line(3), vec![b(2)]].concat());
-    story.lose(a(2));
-    let said = story.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
+fn the_first_gradient_wins_from_whichever_replica() {
+    let mut harness = handed_on();
+    harness.publish(&[line(3), vec![b(2)]].concat());
+    harness.lose(a(2));
+    let said = harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
     assert_eq!(said, [compute_back(false), claim(1)]);
-    assert_eq!(story.receive(b(2), backward(SECOND, &[b(2)], "second")), []);
-    assert_eq!((story.counts().duplicate, story.counts().foreign), (1, 0));
+    assert_eq!(harness.receive(b(2), backward(SECOND, &[b(2)], "second")), []);
+    assert_eq!((harness.counts().duplicate, harness.counts().foreign), (1, 0));
 }
 
 #[test]
 fn a_holder_without_upstream_tells_the_nearest_hop_that_lives() {
     let waiting = || {
-        let mut story = Story::new(2, 4);
-        story.receive(a(1), forward().by(&[feeder(), a(0), a(1)]));
-        story
+        let mut harness = Harness::new(2, 4);
+        harness.receive(a(1), forward().by(&[feeder(), a(0), a(1)]));
+        harness
     };
-    assert_eq!(waiting().lose(a(1)), [send(a(0), held(a(2)))]);
-    let mut story = waiting();
-    assert_eq!(story.publish(&[feeder(), b(0), b(1), a(2), a(3)]), [send(feeder(), held(a(2)))]);
+    assert_eq!(waiting().lose(a(1)), [send(a(0), orphan(a(2)))]);
+    let mut harness = waiting();
+    assert_eq!(harness.publish(&[feeder(), b(0), b(1), a(2), a(3)]), [send(feeder(), orphan(a(2)))]);
 }
 
 #[test]
-fn a_receipt_tells_the_successor_of_a_lost_replica_whom_to_ask() {
-    let mut story = Story::new(0, 3);
-    story.receive(feeder(), forward().by(&[feeder()]));
-    story.complete(forwarded());
-    assert_eq!(story.receive(a(1), passed_to(a(2))), []);
-    story.publish(&[line(3), vec![b(1)]].concat());
-    let anew = Forward { attempt: SECOND, holder: Some(a(2)), ..Forward::computed() };
-    let said = story.lose(a(1));
-    assert_eq!(said, [send(feeder(), passed_to(b(1))), send(b(1), anew.by(&[feeder(), a(0)]))]);
+fn a_receipt_tells_the_replacement_of_a_lost_replica_which_holder_to_ask() {
+    let mut harness = Harness::new(0, 3);
+    harness.receive(feeder(), forward().by(&[feeder()]));
+    harness.complete(forwarded());
+    assert_eq!(harness.receive(a(1), forwarded_to(a(2))), []);
+    harness.publish(&[line(3), vec![b(1)]].concat());
+    let retry = Forward { attempt: SECOND, holder: Some(a(2)), ..Forward::computed() };
+    let said = harness.lose(a(1));
+    assert_eq!(said, [send(feeder(), forwarded_to(b(1))), send(b(1), retry.by(&[feeder(), a(0)]))]);
 
-    let mut successor = Story::new(1, 3);
-    let anew = Forward { code: "in", ..anew };
-    assert_eq!(successor.receive(a(0), anew.by(&[feeder(), a(0)])), [compute(ID)]);
-    let receipt = Message::Passed { microbatch: ID, attempt: SECOND, next: a(2) };
-    let question = ask(FIRST, &[feeder(), a(0), a(1)]);
-    assert_eq!(successor.complete(forwarded()), [send(a(0), receipt), send(a(2), question)]);
-    assert_eq!((successor.counts().found, successor.counts().restored), (1, 1));
+    let mut replacement = Harness::new(1, 3);
+    let retry = Forward { activation: "in", ..retry };
+    assert_eq!(replacement.receive(a(0), retry.by(&[feeder(), a(0)])), [compute(ID)]);
+    let receipt = Message::Forwarded { microbatch: ID, attempt: SECOND, next: a(2) };
+    let question = status_request(FIRST, &[feeder(), a(0), a(1)]);
+    assert_eq!(replacement.complete(forwarded()), [send(a(0), receipt), send(a(2), question)]);
+    assert_eq!((replacement.counts().found, replacement.counts().recovered), (1, 1));
 }
 
 /// A replica that has asked `a(2)` whether it holds the microbatch.
-fn asked() -> Story {
-    let mut story = Story::new(1, 3);
-    let anew = Forward { attempt: SECOND, holder: Some(a(2)), ..forward() };
-    story.receive(a(0), anew.by(&[feeder(), a(0)]));
-    story.complete(forwarded());
-    story
+fn asked() -> Harness {
+    let mut harness = Harness::new(1, 3);
+    let retry = Forward { attempt: SECOND, holder: Some(a(2)), ..forward() };
+    harness.receive(a(0), retry.by(&[feeder(), a(0)]));
+    harness.complete(forwarded());
+    harness
 }
 
 #[test]
-fn a_holder_that_was_asked_is_waited_for_and_nothing_is_sent_anew() {
-    let mut story = asked();
-    assert_eq!(story.receive(a(2), holds(FIRST, Holding::Held)), []);
-    let said = story.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
+fn a_holder_that_was_asked_is_waited_for_without_a_retry() {
+    let mut harness = asked();
+    assert_eq!(harness.receive(a(2), status(FIRST, Status::Held)), []);
+    let said = harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
     assert_eq!(said, [compute_back(false), claim(1)]);
 }
 
 #[test]
-fn only_a_denial_or_a_loss_of_the_holder_permits_sending_anew() {
-    let anew = |to| {
+fn only_a_denial_or_a_loss_of_the_holder_permits_a_retry() {
+    let retry = |to| {
         let attempt = SECOND;
         send(to, Forward { attempt, ..Forward::computed() }.by(&[feeder(), a(0), a(1)]))
     };
     let mut denied = asked();
-    let said = denied.receive(a(2), holds(FIRST, Holding::Missing));
-    assert!(said.contains(&anew(a(2))), "{said:?}");
+    let said = denied.receive(a(2), status(FIRST, Status::Missing));
+    assert!(said.contains(&retry(a(2))), "{said:?}");
 
     let mut lost = asked();
     lost.publish(&[line(3), vec![b(2)]].concat());
     let said = lost.lose(a(2));
-    assert!(said.contains(&anew(b(2))), "{said:?}");
+    assert!(said.contains(&retry(b(2))), "{said:?}");
 
     let mut other = asked();
     other.publish(&[line(3), vec![b(2)]].concat());
-    assert_eq!(other.receive(b(2), holds(FIRST, Holding::Missing)), []);
+    assert_eq!(other.receive(b(2), status(FIRST, Status::Missing)), []);
     assert_eq!(other.counts().duplicate, 1);
 }
 
 #[test]
-fn held_is_passed_on_to_who_has_it_anew() {
-    let mut story = Story::new(0, 3);
-    story.receive(feeder(), forward().by(&[feeder()]));
-    story.complete(forwarded());
-    assert_eq!(story.receive(a(2), held(a(2))), [send(a(1), held(a(2)))]);
+fn an_orphan_notice_is_passed_on_to_the_replica_that_has_the_retry() {
+    let mut harness = Harness::new(0, 3);
+    harness.receive(feeder(), forward().by(&[feeder()]));
+    harness.complete(forwarded());
+    assert_eq!(harness.receive(a(2), orphan(a(2))), [send(a(1), orphan(a(2)))]);
     for nonsense in [a(0), feeder(), restarted(a(2))] {
-        assert_eq!(story.receive(a(2), held(nonsense)), []);
+        assert_eq!(harness.receive(a(2), orphan(nonsense)), []);
     }
-    assert_eq!(story.receive(b(2), held(a(2))), []);
-    assert_eq!(story.counts().unknown, 4);
+    assert_eq!(harness.receive(b(2), orphan(a(2))), []);
+    assert_eq!(harness.counts().unknown, 4);
 }
 
 #[test]
-fn held_that_comes_in_time_spares_sending_anew() {
-    let mut story = Story::new(1, 3);
-    let anew = Forward { attempt: SECOND, ..forward() };
-    story.receive(a(0), anew.by(&[feeder(), a(0)]));
-    assert_eq!(story.receive(a(2), held(a(2))), []);
-    let said = story.complete(forwarded());
-    assert!(said.contains(&send(a(2), ask(FIRST, &[feeder(), a(0), a(1)]))), "{said:?}");
+fn an_orphan_notice_that_comes_in_time_spares_a_retry() {
+    let mut harness = Harness::new(1, 3);
+    let retry = Forward { attempt: SECOND, ..forward() };
+    harness.receive(a(0), retry.by(&[feeder(), a(0)]));
+    assert_eq!(harness.receive(a(2), orphan(a(2))), []);
+    let said = harness.complete(forwarded());
+    assert!(said.contains(&send(a(2), status_request(FIRST, &[feeder(), a(0), a(1)]))), "{said:?}");
 }
 
 #[test]
-fn who_asks_is_the_upstream_from_then_on() {
-    let mut story = passed();
-    story.publish(&[line(3), vec![b(0)]].concat());
-    let said = story.receive(b(0), ask(Attempt(5), &[feeder(), b(0)]));
-    let receipt = Message::Passed { microbatch: ID, attempt: Attempt(5), next: a(2) };
-    assert_eq!(said, [send(b(0), holds(Attempt(5), Holding::Held)), send(b(0), receipt)]);
-    story.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
-    let said = story.complete(backwarded());
+fn a_peer_that_asks_is_the_upstream_from_then_on() {
+    let mut harness = handed_on();
+    harness.publish(&[line(3), vec![b(0)]].concat());
+    let said = harness.receive(b(0), status_request(Attempt(5), &[feeder(), b(0)]));
+    let receipt = Message::Forwarded { microbatch: ID, attempt: Attempt(5), next: a(2) };
+    assert_eq!(said, [send(b(0), status(Attempt(5), Status::Held)), send(b(0), receipt)]);
+    harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
+    let said = harness.complete(backwarded());
     assert_eq!(said, [send(b(0), backward(Attempt(5), &[a(2), a(1)], "upward"))]);
 }
 
 #[test]
-fn what_is_not_here_is_missing() {
-    let mut story = Story::new(1, 3);
-    let said = story.receive(a(0), ask(FIRST, &[feeder(), a(0)]));
-    assert_eq!(said, [send(a(0), holds(FIRST, Holding::Missing))]);
-    assert_eq!(story.receive(b(0), ask(FIRST, &[feeder(), b(0)])), []);
-    assert_eq!(story.counts().foreign, 1);
+fn a_microbatch_that_is_not_here_is_missing() {
+    let mut harness = Harness::new(1, 3);
+    let said = harness.receive(a(0), status_request(FIRST, &[feeder(), a(0)]));
+    assert_eq!(said, [send(a(0), status(FIRST, Status::Missing))]);
+    assert_eq!(harness.receive(b(0), status_request(FIRST, &[feeder(), b(0)])), []);
+    assert_eq!(harness.counts().foreign, 1);
 }
 
 #[test]
-fn whoever_is_silent_about_a_microbatch_is_asked_again_and_again() {
-    let mut story = passed();
-    let question = send(a(2), ask(FIRST, &[feeder(), a(0), a(1)]));
+fn a_silent_neighbour_is_asked_again_and_again() {
+    let mut harness = handed_on();
+    let question = send(a(2), status_request(FIRST, &[feeder(), a(0), a(1)]));
     for _ in 0..9 {
-        assert_eq!(story.wait(ASK_AFTER), std::slice::from_ref(&question));
+        assert_eq!(harness.wait(STATUS_AFTER), std::slice::from_ref(&question));
     }
-    assert_eq!(story.stage.poll_timeout().map(|(_, reason)| reason), Some(Reason::BeatDue));
+    assert_eq!(harness.stage.poll_timeout().map(|(_, reason)| reason), Some(Reason::HeartbeatDue));
 }
 
 #[test]
-fn whoever_holds_a_microbatch_is_asked_less_and_less_often_until_it_is_sent_anew() {
-    let mut story = passed();
-    let question = |attempt| send(a(2), ask(attempt, &[feeder(), a(0), a(1)]));
-    assert_eq!(story.wait(ASK_AFTER), [question(FIRST)]);
+fn a_neighbour_that_holds_a_microbatch_is_asked_less_and_less_often() {
+    let mut harness = handed_on();
+    let question = |attempt| send(a(2), status_request(attempt, &[feeder(), a(0), a(1)]));
+    assert_eq!(harness.wait(STATUS_AFTER), [question(FIRST)]);
     for times in [2, 4, 8, 8] {
-        assert_eq!(story.receive(a(2), holds(FIRST, Holding::Held)), []);
-        assert_eq!(story.wait(ASK_AFTER * times - Duration::from_secs(1)), []);
-        assert_eq!(story.wait(Duration::from_secs(1)), [question(FIRST)]);
+        assert_eq!(harness.receive(a(2), status(FIRST, Status::Held)), []);
+        assert_eq!(harness.wait(STATUS_AFTER * times - Duration::from_secs(1)), []);
+        assert_eq!(harness.wait(Duration::from_secs(1)), [question(FIRST)]);
     }
-    story.receive(a(2), holds(FIRST, Holding::Missing));
-    assert_eq!(story.wait(ASK_AFTER), [question(SECOND)]);
+    harness.receive(a(2), status(FIRST, Status::Missing));
+    assert_eq!(harness.wait(STATUS_AFTER), [question(SECOND)]);
 }
 
-// --- Those who do not belong ------------------------------------------------------------------------------------------
+// --- Strangers and repetitions ------------------------------------------------------------------------------------------
 
 #[test]
 fn repetitions_change_nothing() {
-    let mut story = passed();
-    let said = story.receive(a(0), forward().by(&[feeder(), a(0)]));
-    assert_eq!(said, [send(a(0), holds(FIRST, Holding::Held)), send(a(0), passed_to(a(2)))]);
-    story.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
-    assert_eq!(story.receive(a(2), backward(FIRST, &[a(2)], "gradient")), []);
-    assert_eq!((story.counts().duplicate, story.stage.held()), (2, 1));
+    let mut harness = handed_on();
+    let said = harness.receive(a(0), forward().by(&[feeder(), a(0)]));
+    assert_eq!(said, [send(a(0), status(FIRST, Status::Held)), send(a(0), forwarded_to(a(2)))]);
+    harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
+    assert_eq!(harness.receive(a(2), backward(FIRST, &[a(2)], "gradient")), []);
+    assert_eq!((harness.counts().duplicate, harness.stage.held()), (2, 1));
 }
 
 #[test]
 fn strangers_are_ignored() {
-    let mut story = passed();
+    let mut harness = handed_on();
     for (from, path) in [(b(2), b(2)), (a(0), a(0)), (restarted(a(2)), restarted(a(2)))] {
-        assert_eq!(story.receive(from, backward(FIRST, &[path], "forged")), []);
+        assert_eq!(harness.receive(from, backward(FIRST, &[path], "forged")), []);
     }
-    assert_eq!(story.receive(a(2), backward(SECOND, &[a(2)], "of another sending")), []);
-    assert_eq!(story.counts().foreign, 4);
-    assert_eq!(story.receive(a(2), Message::Claim { stage: StageIndex(2), microbatches: vec![ID] }), []);
-    assert_eq!((story.counts().foreign, story.stage.held()), (5, 1));
+    assert_eq!(harness.receive(a(2), backward(SECOND, &[a(2)], "of another sending")), []);
+    assert_eq!(harness.counts().foreign, 4);
+    assert_eq!(harness.receive(a(2), Message::Claim { stage: StageIndex(2), microbatches: vec![ID] }), []);
+    assert_eq!((harness.counts().foreign, harness.stage.held()), (5, 1));
 }
 
 #[test]
 fn a_gradient_of_something_unknown_is_counted() {
-    let mut story = Story::new(1, 3);
-    assert_eq!(story.receive(a(2), backward(FIRST, &[a(2)], "gradient")), []);
-    assert_eq!(story.counts().unknown, 1);
-    story.receive(feeder(), ended());
-    assert_eq!(story.receive(a(2), backward(FIRST, &[a(2)], "gradient")), []);
-    assert_eq!((story.counts().unknown, story.counts().late), (1, 1));
+    let mut harness = Harness::new(1, 3);
+    assert_eq!(harness.receive(a(2), backward(FIRST, &[a(2)], "gradient")), []);
+    assert_eq!(harness.counts().unknown, 1);
+    harness.receive(feeder(), ended());
+    assert_eq!(harness.receive(a(2), backward(FIRST, &[a(2)], "gradient")), []);
+    assert_eq!((harness.counts().unknown, harness.counts().late), (1, 1));
 }
 
 #[test]
@@ -785,16 +787,17 @@ fn a_route_that_leads_elsewhere_is_refused() {
     let routes: [&[Hop]; 6] =
         [&[], &[feeder()], &[a(0), a(0)], &[feeder(), a(0), a(0)], &[feeder(), a(1)], &[feeder(), b(0)]];
     for route in routes {
-        let mut story = Story::new(1, 3);
-        let said = story.receive(a(0), forward().by(route));
+        let mut harness = Harness::new(1, 3);
+        let said = harness.receive(a(0), forward().by(route));
         let tells = route.first() == Some(&feeder());
         assert_eq!(said.len(), usize::from(tells), "{route:?}");
-        for said in said {
-            let Action::Send { to, message: Message::Refused { by, reason, .. } } = said else { panic!() };
-            assert_eq!((to, by), (feeder().peer, a(1)));
+        for action in &said {
+            let Some(Message::Refused { by, reason, .. }) = self::said(action) else { panic!("{said:?}") };
+            assert_eq!(*by, a(1));
             assert!(matches!(reason, Refusal::Malformed(_)));
+            assert!(matches!(action, Action::Send { to, .. } if *to == feeder().peer()));
         }
-        assert_eq!((story.stage.held(), story.counts().malformed), (0, 1));
+        assert_eq!((harness.stage.held(), harness.counts().malformed), (0, 1));
     }
 }
 
@@ -802,159 +805,143 @@ fn a_route_that_leads_elsewhere_is_refused() {
 fn a_path_that_leads_elsewhere_is_ignored() {
     let paths: [&[Hop]; 5] = [&[], &[a(2), a(2)], &[a(2), a(1)], &[a(1)], &[b(2)]];
     for path in paths {
-        let mut story = passed();
-        assert_eq!(story.receive(a(2), backward(FIRST, path, "gradient")), [], "{path:?}");
-        assert_eq!(story.counts().foreign, 1);
+        let mut harness = handed_on();
+        assert_eq!(harness.receive(a(2), backward(FIRST, path, "gradient")), [], "{path:?}");
+        assert_eq!(harness.counts().foreign, 1);
     }
 }
 
 #[test]
-fn an_adoption_by_a_wrong_route_changes_nothing() {
-    let mut story = passed();
-    story.publish(&[line(3), vec![b(0)]].concat());
+fn a_status_request_with_a_wrong_route_changes_nothing() {
+    let mut harness = handed_on();
+    harness.publish(&[line(3), vec![b(0)]].concat());
     for route in [vec![], vec![feeder()], vec![feeder(), a(0)]] {
-        assert_eq!(story.receive(b(0), ask(SECOND, &route)), [], "{route:?}");
+        assert_eq!(harness.receive(b(0), status_request(SECOND, &route)), [], "{route:?}");
     }
-    assert_eq!(story.counts().malformed, 3);
-    story.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
-    let said = story.complete(backwarded());
+    assert_eq!(harness.counts().malformed, 3);
+    harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
+    let said = harness.complete(backwarded());
     assert_eq!(said, [send(a(0), backward(FIRST, &[a(2), a(1)], "upward"))]);
 }
 
 #[test]
 fn a_forward_that_is_faster_than_the_table_waits_for_it() {
-    let mut story = Story::new(1, 3);
-    assert_eq!(story.receive(b(0), forward().by(&[feeder(), b(0)])), []);
-    assert_eq!(story.stage.poll_timeout(), Some((NOW + EARLY_PATIENCE, Reason::EarlyExpires)));
-    assert_eq!(story.publish(&[line(3), vec![b(0)]].concat()), [compute(ID)]);
+    let mut harness = Harness::new(1, 3);
+    assert_eq!(harness.receive(b(0), forward().by(&[feeder(), b(0)])), []);
+    assert_eq!(harness.stage.poll_timeout(), Some((NOW + PARKED_TIMEOUT, Reason::ParkedExpires)));
+    assert_eq!(harness.publish(&[line(3), vec![b(0)]].concat()), [compute(ID)]);
 
-    let mut story = Story::new(1, 3);
-    for id in (0..=EARLY_MAX as u64).map(MicrobatchId) {
-        story.receive(b(0), Forward { id, ..forward() }.by(&[feeder(), b(0)]));
+    let mut harness = Harness::new(1, 3);
+    for id in (0..=PARKED_MAX as u64).map(MicrobatchId) {
+        harness.receive(b(0), Forward { id, ..forward() }.by(&[feeder(), b(0)]));
     }
-    assert_eq!(story.counts().foreign, 1);
-    story.wait(EARLY_PATIENCE);
-    assert_eq!((story.counts().foreign, story.stage.held()), (EARLY_MAX as u64 + 1, 0));
+    assert_eq!(harness.counts().foreign, 1);
+    harness.wait(PARKED_TIMEOUT);
+    assert_eq!((harness.counts().foreign, harness.stage.held()), (PARKED_MAX as u64 + 1, 0));
 }
 
 // --- What goes wrong here ---------------------------------------------------------------------------------------------
 
 #[test]
 fn a_refusal_is_told_again_until_its_end_is_announced() {
-    let mut story = Story::new(1, 3);
-    story.receive(a(0), forward().by(&[feeder(), a(0)]));
+    let mut harness = Harness::new(1, 3);
+    harness.receive(a(0), forward().by(&[feeder(), a(0)]));
     let told = || vec![refused(a(1), Refusal::NonFinite)];
-    assert_eq!(story.complete(Done::Refused(Refusal::NonFinite)), told());
-    assert_eq!((story.stage.slots_used(), story.stage.held()), (0, 1));
-    assert_eq!(story.wait(ASK_AFTER), told());
+    assert_eq!(harness.complete(JobOutcome::Refused(Refusal::NonFinite)), told());
+    assert_eq!((harness.stage.slots_used(), harness.stage.held()), (0, 1));
+    assert_eq!(harness.wait(STATUS_AFTER), told());
     assert_eq!(
-        story.receive(a(0), forward().by(&[feeder(), a(0)])),
-        [told(), vec![send(a(0), holds(FIRST, Holding::Held))]].concat()
+        harness.receive(a(0), forward().by(&[feeder(), a(0)])),
+        [told(), vec![send(a(0), status(FIRST, Status::Held))]].concat()
     );
-    assert_eq!(story.receive(feeder(), ended()), []);
-    assert_eq!((story.stage.held(), story.counts().refused, story.wait(ASK_AFTER)), (0, 1, vec![]));
+    assert_eq!(harness.receive(feeder(), ended()), []);
+    assert_eq!((harness.stage.held(), harness.counts().refused, harness.wait(STATUS_AFTER)), (0, 1, vec![]));
 }
 
 #[test]
-fn an_activation_nobody_takes_for_long_is_undeliverable() {
+fn an_activation_that_no_replica_takes_for_long_is_undeliverable() {
     let emptied = || {
-        let mut story = Story::new(1, 3);
-        story.publish(&line(2));
-        story.receive(a(0), forward().by(&[feeder(), a(0)]));
-        assert_eq!(story.complete(forwarded()), []);
-        story
+        let mut harness = Harness::new(1, 3);
+        harness.publish(&line(2));
+        harness.receive(a(0), forward().by(&[feeder(), a(0)]));
+        assert_eq!(harness.complete(forwarded()), []);
+        harness
     };
-    let patience = emptied().stage.config().route_patience;
-    let mut story = emptied();
-    assert_eq!(story.wait(patience - Duration::from_secs(1)), []);
-    let said = story.publish(&line(3));
-    assert!(matches!(said[1], Action::Send { message: Message::Forward { .. }, .. }));
+    let patience = emptied().stage.config().route_timeout;
+    let mut harness = emptied();
+    assert_eq!(harness.wait(patience - Duration::from_secs(1)), []);
+    let said = harness.publish(&line(3));
+    assert!(matches!(self::said(&said[1]), Some(Message::Forward { .. })));
 
-    let mut story = emptied();
-    assert_eq!(story.wait(patience), [forget(), refused(a(1), Refusal::Undeliverable)]);
+    let mut harness = emptied();
+    assert_eq!(harness.wait(patience), [forget(), refused(a(1), Refusal::Undeliverable)]);
 }
 
 #[test]
 fn an_executor_that_answers_something_else_costs_one_microbatch() {
-    let mut story = Story::new(1, 3);
-    assert_eq!(story.complete(forwarded()), []);
-    story.receive(a(0), forward().by(&[feeder(), a(0)]));
-    let said = story.complete(backwarded());
-    assert!(matches!(
-        &said[..],
-        [Action::Send { message: Message::Refused { reason: Refusal::Device(_), .. }, .. }]
-    ));
-    assert_eq!((story.counts().unexpected, story.counts().refused), (2, 1));
+    let mut harness = Harness::new(1, 3);
+    assert_eq!(harness.complete(forwarded()), []);
+    harness.receive(a(0), forward().by(&[feeder(), a(0)]));
+    let said = harness.complete(backwarded());
+    assert_eq!(said.len(), 1);
+    assert!(matches!(self::said(&said[0]), Some(Message::Refused { reason: Refusal::Device(_), .. })));
+    assert_eq!((harness.counts().unexpected, harness.counts().refused), (2, 1));
 }
 
 // --- The end ----------------------------------------------------------------------------------------------------------
 
 #[test]
 fn draining_finishes_what_is_held_and_takes_no_more() {
-    let mut story = applied();
-    assert_eq!(story.hear(Event::Drain), []);
+    let mut harness = applied();
+    assert_eq!(harness.hear(Event::Drain), []);
     let more = Forward { id: MicrobatchId(8), ..forward() }.by(&[feeder(), a(0)]);
-    let busy = Message::Holds { microbatch: MicrobatchId(8), attempt: FIRST, holding: Holding::Busy };
-    assert_eq!(story.receive(a(0), more), [send(a(0), busy)]);
-    assert_eq!(story.receive(feeder(), ended()), [Action::Drained]);
-    assert_eq!(story.hear(Event::Drain), []);
+    let busy = Message::StatusReply { microbatch: MicrobatchId(8), attempt: FIRST, status: Status::Busy };
+    assert_eq!(harness.receive(a(0), more), [send(a(0), busy)]);
+    assert_eq!(harness.receive(feeder(), ended()), [Action::Drained]);
+    assert_eq!(harness.hear(Event::Drain), []);
 }
 
 #[test]
 fn the_end_of_the_run_applies_nothing_that_was_not_granted() {
-    assert_eq!(passed().hear(Event::Finished), [forget(), Action::Drained]);
-    assert_eq!(answered().hear(Event::Finished), [drop_gradients(), Action::Drained]);
-    let mut story = answered();
-    story.receive(feeder(), granted(&[ID]));
-    assert_eq!(story.hear(Event::Finished), []);
-    assert_eq!(story.complete(Done::Applied), [Action::Drained]);
-}
-
-#[test]
-fn after_a_suspension_nothing_is_said_before_the_coordinator_confirms() {
-    let mut story = Story::new(1, 3);
-    story.receive(a(0), forward().by(&[feeder(), a(0)]));
-    story.now = story.now + Duration::from_secs(60);
-    assert_eq!(story.complete(forwarded()), [Action::Confirm]);
-    assert_eq!(story.hear(Event::Timeout), []);
-    let beats_before = story.said.len();
-    let said = story.hear(Event::Confirmed);
-    let onward = Forward::computed().by(&[feeder(), a(0), a(1)]);
-    assert_eq!(said, [send(a(0), passed_to(a(2))), send(a(2), onward)]);
-    assert!(story.said.len() > beats_before + said.len(), "heartbeats were withheld too");
+    assert_eq!(handed_on().hear(Event::Finished), [forget(), Action::Drained]);
+    assert_eq!(returned().hear(Event::Finished), [drop_gradients(), Action::Drained]);
+    let mut harness = returned();
+    harness.receive(feeder(), granted(&[ID]));
+    assert_eq!(harness.hear(Event::Finished), []);
+    assert_eq!(harness.complete(JobOutcome::Applied), [Action::Drained]);
 }
 
 // --- Another feeder takes over --------------------------------------------------------------------------------------
 
 fn heir() -> Hop {
-    Hop { stage: None, peer: PeerId([0xAA; 32]), incarnation: Incarnation(4) }
+    Hop::feeder(Instance::new(PeerId([0xAA; 32]), Incarnation(4)))
 }
 
 /// `a(1)` of three stages holds `ID` and has claimed it; then the feeder is gone and there is a successor.
-fn inherited() -> (Story, Vec<Action<Payload>>) {
-    let mut story = Story::new(1, 3);
-    story.receive(a(0), forward().by(&line(1)));
-    story.complete(Done::Forwarded { version: WeightVersion(9), code: "out" });
-    story.receive(a(2), backward(FIRST, &[a(2)], "back"));
+fn inherited() -> (Harness, Vec<Action<Payload>>) {
+    let mut harness = Harness::new(1, 3);
+    harness.receive(a(0), forward().by(&line(1)));
+    harness.complete(JobOutcome::Forwarded { version: WeightVersion(9), activation: "out" });
+    harness.receive(a(2), backward(FIRST, &[a(2)], "back"));
     let lease = crate::Lease { first: MicrobatchId(0), count: 50, epoch: 1 };
     let mut members: Vec<_> = [heir(), a(0), a(1), a(2)].map(member).to_vec();
-    members.sort_by_key(|member| member.peer);
-    let successions = vec![crate::Succession { lease, feeder: heir().peer }];
-    story.version += 1;
-    let table = Membership { version: story.version, members, successions };
-    let said = story.hear(Event::Membership(table));
-    (story, said)
+    members.sort_by_key(|member| member.instance);
+    let successions = vec![crate::Succession { lease, feeder: heir().peer() }];
+    harness.version += 1;
+    let table = Membership { version: harness.version, members, successions, ..Membership::default() };
+    let said = harness.hear(Event::Membership(table));
+    (harness, said)
 }
 
-fn adopt() -> Message<Payload> {
-    Message::Adopt { range: MicrobatchId(0), epoch: 1, from: MicrobatchId(0) }
+fn recover() -> Message {
+    Message::RecoverRange { first: MicrobatchId(0), epoch: 1, from: MicrobatchId(0) }
 }
 
-fn inventory(said: Vec<Action<Payload>>) -> Option<crate::Inventory> {
+fn report(said: Vec<Action<Payload>>) -> Option<RecoveryReport> {
     said.into_iter().find_map(|action| match action {
-        Action::Send { to, message: Message::Inventory(inventory) } => {
-            assert_eq!(to, heir().peer);
-            Some(inventory)
+        Action::Send { to, envelope: Envelope { message: Message::RecoveryReport(report), .. } } => {
+            assert_eq!(to, heir().peer());
+            Some(report)
         }
         _ => None,
     })
@@ -962,40 +949,49 @@ fn inventory(said: Vec<Action<Payload>>) -> Option<crate::Inventory> {
 
 #[test]
 fn a_successor_is_asked_for_the_grant_and_the_former_feeder_is_not_believed() {
-    let (mut story, said) = inherited();
+    let (mut harness, said) = inherited();
     let claim = Message::Claim { stage: StageIndex(1), microbatches: vec![ID] };
     assert_eq!(said, [send(heir(), claim)]);
-    story.receive(feeder(), granted(&[ID]));
-    let item = |story: &mut Story| inventory(story.receive(heir(), adopt())).unwrap().items.remove(0);
-    assert_eq!(item(&mut story).granted, None);
-    story.receive(heir(), granted(&[ID]));
-    assert_eq!(item(&mut story).granted, Some(true));
+    harness.receive(feeder(), granted(&[ID]));
+    let item = |harness: &mut Harness| report(harness.receive(heir(), recover())).unwrap().items.remove(0);
+    assert_eq!(item(&mut harness).granted, None);
+    harness.receive(heir(), granted(&[ID]));
+    assert_eq!(item(&mut harness).granted, Some(true));
 }
 
 #[test]
-fn an_inventory_tells_what_is_held_and_what_is_in_doubt() {
-    use crate::recovery_report::{Item, Stock};
-    let (mut story, _) = inherited();
-    let item = |doubted| Item { microbatch: ID, granted: None, stock: Stock::Held, doubted };
-    let told = inventory(story.receive(heir(), adopt())).unwrap();
+fn a_recovery_report_tells_what_is_held_and_what_is_in_doubt() {
+    let (mut harness, _) = inherited();
+    let item = |may_have_been_granted| Item {
+        microbatch: ID,
+        granted: None,
+        possession: Possession::Held,
+        may_have_been_granted,
+    };
+    let told = report(harness.receive(heir(), recover())).unwrap();
     assert_eq!(
         (told.stage, told.next, told.ended, told.items),
         (StageIndex(1), None, vec![], vec![item(vec![])])
     );
     let mut members: Vec<_> = [heir(), a(0), a(1)].map(member).to_vec();
-    members.sort_by_key(|member| member.peer);
-    let successions = story.stage.table().successions().to_vec();
-    story.version += 1;
-    story.hear(Event::Membership(Membership { version: story.version, members, successions }));
-    let told = inventory(story.receive(heir(), adopt())).unwrap();
+    members.sort_by_key(|member| member.instance);
+    let successions = harness.stage.table().successions().to_vec();
+    harness.version += 1;
+    harness.hear(Event::Membership(Membership {
+        version: harness.version,
+        members,
+        successions,
+        ..Membership::default()
+    }));
+    let told = report(harness.receive(heir(), recover())).unwrap();
     assert_eq!(told.items, [item(vec![StageIndex(2)])]);
 }
 
 #[test]
 fn only_the_successor_in_the_table_hears_what_is_known() {
-    let (mut story, _) = inherited();
-    let later = Message::Adopt { range: MicrobatchId(0), epoch: 2, from: MicrobatchId(0) };
-    assert_eq!(inventory(story.receive(heir(), later)), None);
-    assert_eq!(inventory(story.receive(a(0), adopt())), None);
-    assert_eq!(inventory(story.receive(feeder(), adopt())), None);
+    let (mut harness, _) = inherited();
+    let later = Message::RecoverRange { first: MicrobatchId(0), epoch: 2, from: MicrobatchId(0) };
+    assert_eq!(report(harness.receive(heir(), later)), None);
+    assert_eq!(report(harness.receive(a(0), recover())), None);
+    assert_eq!(report(harness.receive(feeder(), recover())), None);
 }

@@ -1,14 +1,14 @@
-//! What a state consists of, and how much of it a joiner is ready to take.
+//! The manifest of a state, and how much of it a joiner is ready to take.
 
 use crate::WeightVersion;
 
-/// Digest of a chunk. The runtime decides which one; equal bytes have equal digests.
+/// Digest of a chunk. The runtime chooses the hash; equal bytes have equal digests.
 pub type ChunkHash = [u8; 32];
 
-/// A donor's copy of its state.
+/// The description of a donor's copy of its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// Updates in it.
+    /// Optimizer steps of its weights.
     pub version: WeightVersion,
     /// Its length, bytes.
     pub bytes: u64,
@@ -18,7 +18,7 @@ pub struct Manifest {
     pub hashes: Vec<ChunkHash>,
 }
 
-/// What a joiner takes at most. It follows from the run, so a state beyond it is none.
+/// What a joiner takes at most. It follows from the run, so anything larger is no state of this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Length of a state, bytes.
@@ -27,7 +27,7 @@ pub struct Limits {
     pub chunk_bytes_max: u32,
 }
 
-/// Why a manifest is not one of a state of this run.
+/// Why a manifest describes no state of this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// A state without bytes, or chunks without.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::download::Note;
 use super::*;
-use crate::averaging::Participant;
+use crate::averaging::Instance;
 use crate::{Duration, Incarnation, PeerId, Rng, Time, WeightVersion};
 
 const SEEDS: u64 = 300;
@@ -15,8 +15,8 @@ const LIMITS: Limits = Limits { bytes_max: 5_000, chunk_bytes_max: CHUNK_BYTES }
 /// Bytes of a chunk in simulation: whose copy it is of, and which it is.
 type Bytes = (u8, StateId, u32);
 
-fn participant(index: u8) -> Participant {
-    Participant { peer: PeerId([index; 32]), incarnation: Incarnation(1) }
+fn participant(index: u8) -> Instance {
+    Instance { peer: PeerId([index; 32]), incarnation: Incarnation(1) }
 }
 
 fn hash(bytes: Bytes) -> ChunkHash {
@@ -63,7 +63,7 @@ struct World {
     joiner: Download<Bytes>,
     donors: BTreeMap<u8, Upload<Bytes>>,
     stored: BTreeMap<u64, Bytes>,
-    complete: Option<Participant>,
+    complete: Option<Instance>,
     notes: Vec<Note>,
     copies: i32,
 }

@@ -1,10 +1,8 @@
 //! The donor's side of downloads.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Debug;
 
-use crate::averaging::Participant;
-use crate::{Duration, PeerId, Time};
+use crate::{Duration, Instance, PeerId, Time};
 
 use super::manifest::Manifest;
 use super::{StateId, TransferMessage};
@@ -13,66 +11,66 @@ use super::{StateId, TransferMessage};
 pub const SESSIONS_MAX: usize = 4;
 /// A joiner that asks for nothing this long is gone. Longer than a joiner waits for a donor.
 pub const SESSION_SILENCE_MAX: Duration = Duration::from_secs(90);
-/// A copy older than this is not offered to a further joiner, if nobody is at it: it would start far behind.
+/// A copy older than this is not offered to a further joiner, if no joiner is at it: it would start far behind.
 pub const STATE_AGE_MAX: Duration = Duration::from_secs(30);
 
 /// What happens to a donor.
 #[derive(Clone, Debug)]
-pub enum Event<P> {
-    /// Who may ask: the replicas the coordinator put on this stage.
-    Joiners(Vec<Participant>),
+pub enum Event {
+    /// The replicas that may ask: those the coordinator put on this stage.
+    Joiners(Vec<Instance>),
     /// A message arrived from an authenticated peer.
     Received {
         /// Who sent it.
-        from: Participant,
+        from: Instance,
         /// What it says.
-        message: TransferMessage<P>,
+        message: TransferMessage,
     },
-    /// The answer to [`Action::Export`]: what is in the copy; `None` if there is none.
+    /// The reply to [`Action::Export`].
     Exported {
-        /// Which copy.
+        /// The copy.
         state: StateId,
-        /// What is in it.
+        /// Its manifest; `None` if no copy could be made.
         manifest: Option<Manifest>,
     },
     /// The connection to a peer is gone.
-    PeerLost(Participant),
+    PeerLost(Instance),
     /// The time `poll_timeout` named has come.
     Timeout,
 }
 
 /// What a donor wants done.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Action<P> {
-    /// Copy the whole state, between two jobs, and keep the bytes until [`Action::Release`]. Answer:
+pub enum Action {
+    /// Copy the whole state, between two jobs, and keep the bytes until [`Action::Release`]. Reply:
     /// [`Event::Exported`]. At most one copy exists at a time.
     Export {
-        /// What the copy is called.
+        /// Number of the copy.
         state: StateId,
     },
     /// Send this.
     Send {
-        /// To whom.
+        /// The joiner.
         to: PeerId,
-        /// What.
-        message: TransferMessage<P>,
+        /// The message.
+        message: TransferMessage,
     },
-    /// Send [`TransferMessage::Chunk`] with these bytes of the copy, which has them.
+    /// Send a [`TransferMessage::Chunk`] with these bytes of the copy, which has them.
     SendChunk {
-        /// To whom.
+        /// The joiner.
         to: PeerId,
-        /// Of which copy.
+        /// The copy.
         state: StateId,
-        /// Which chunk.
+        /// Number of the chunk.
         chunk: u32,
-        /// Where it begins, bytes.
+        /// Its place in the state, bytes.
         offset: u64,
         /// Its length, bytes.
         bytes: u32,
     },
     /// Drop the copy.
     Release {
-        /// Which.
+        /// The copy.
         state: StateId,
     },
     /// A note for the metrics.
@@ -83,11 +81,11 @@ pub enum Action<P> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
     /// A joiner has all it wanted.
-    Served(Participant),
+    Served(Instance),
     /// A joiner was declined: no room, or no replica of this stage.
-    Declined(Participant),
-    /// A joiner went away, or asked for nothing for too long.
-    Abandoned(Participant),
+    Declined(Instance),
+    /// A joiner was lost, or asked for nothing for too long.
+    Abandoned(Instance),
 }
 
 /// Why a donor wants to be woken.
@@ -106,24 +104,25 @@ enum Copy {
 
 /// One replica as a donor.
 #[derive(Debug)]
-pub struct Upload<P> {
-    joiners: Vec<Participant>,
+pub struct Upload {
+    joiners: Vec<Instance>,
     /// The latest copy.
     state: StateId,
     copy: Copy,
-    /// Who is served from the copy, or waits for it, and when that one counts as gone. At most [`SESSIONS_MAX`].
-    sessions: BTreeMap<Participant, Time>,
-    actions: VecDeque<Action<P>>,
+    /// The joiners that are served from the copy, or wait for it, and when each counts as gone. At most
+    /// [`SESSIONS_MAX`].
+    sessions: BTreeMap<Instance, Time>,
+    actions: VecDeque<Action>,
 }
 
-impl<P: Debug> Default for Upload<P> {
+impl Default for Upload {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<P: Debug> Upload<P> {
-    /// A donor whom nobody may ask.
+impl Upload {
+    /// A donor that no replica may ask.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -136,7 +135,7 @@ impl<P: Debug> Upload<P> {
     }
 
     /// Tells what happened. Drain [`Upload::poll_action`] afterwards.
-    pub fn handle(&mut self, now: Time, event: Event<P>) {
+    pub fn handle(&mut self, now: Time, event: Event) {
         match event {
             Event::Joiners(joiners) => {
                 self.end_sessions(|joiner, _| !joiners.contains(joiner));
@@ -144,18 +143,18 @@ impl<P: Debug> Upload<P> {
             }
             Event::Received { from, message } => self.on_message(now, from, &message),
             Event::Exported { state, manifest } => self.on_exported(now, state, manifest),
-            Event::PeerLost(peer) => self.end_sessions(|joiner, _| *joiner == peer),
+            Event::PeerLost(instance) => self.end_sessions(|joiner, _| *joiner == instance),
             Event::Timeout => self.end_sessions(|_, until| until <= now),
         }
         self.release_unused();
     }
 
     /// The next thing to do; `None` when all is done.
-    pub fn poll_action(&mut self) -> Option<Action<P>> {
+    pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// When to call [`Upload::handle`] with [`Event::Timeout`], and why.
+    /// When to call [`Upload::handle`] with [`Event::Timeout`] at the latest, and why.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         self.sessions.values().min().map(|&until| (until, Reason::JoinerSilent))
@@ -169,10 +168,12 @@ impl<P: Debug> Upload<P> {
 
     // --- What arrives ---------------------------------------------------------------------------------------
 
-    fn on_message(&mut self, now: Time, from: Participant, message: &TransferMessage<P>) {
+    fn on_message(&mut self, now: Time, from: Instance, message: &TransferMessage) {
         match *message {
-            TransferMessage::Ask => self.on_ask(now, from),
-            TransferMessage::Want { state, chunk } => self.on_want(now, from, state, chunk),
+            TransferMessage::Request => self.on_request(now, from),
+            TransferMessage::ChunkRequest { state, chunk } => {
+                self.on_chunk_request(now, from, state, chunk);
+            },
             TransferMessage::Done { state }
                 if state == self.state && self.sessions.remove(&from).is_some() =>
             {
@@ -185,7 +186,7 @@ impl<P: Debug> Upload<P> {
         }
     }
 
-    fn on_ask(&mut self, now: Time, from: Participant) {
+    fn on_request(&mut self, now: Time, from: Instance) {
         let known = self.sessions.contains_key(&from);
         if !self.joiners.contains(&from) || (!known && self.sessions.len() >= SESSIONS_MAX) {
             return self.decline(from);
@@ -214,7 +215,7 @@ impl<P: Debug> Upload<P> {
         if state != self.state || !matches!(self.copy, Copy::Asked) {
             return;
         }
-        let waiting: Vec<Participant> = self.sessions.keys().copied().collect();
+        let waiting: Vec<Instance> = self.sessions.keys().copied().collect();
         let Some(manifest) = manifest else {
             self.copy = Copy::None;
             self.sessions.clear();
@@ -224,7 +225,7 @@ impl<P: Debug> Upload<P> {
         self.copy = Copy::Ready { manifest, since: now };
     }
 
-    fn on_want(&mut self, now: Time, from: Participant, state: StateId, chunk: u32) {
+    fn on_chunk_request(&mut self, now: Time, from: Instance, state: StateId, chunk: u32) {
         let Copy::Ready { manifest, .. } = &self.copy else { return self.decline(from) };
         let bytes = manifest.chunk_len(chunk);
         let offset = manifest.offset(chunk);
@@ -237,8 +238,8 @@ impl<P: Debug> Upload<P> {
 
     // --- What follows ---------------------------------------------------------------------------------------
 
-    fn end_sessions(&mut self, is_over: impl Fn(&Participant, Time) -> bool) {
-        let over: Vec<Participant> = self
+    fn end_sessions(&mut self, is_over: impl Fn(&Instance, Time) -> bool) {
+        let over: Vec<Instance> = self
             .sessions
             .iter()
             .filter(|(joiner, until)| is_over(joiner, **until))
@@ -250,7 +251,7 @@ impl<P: Debug> Upload<P> {
         }
     }
 
-    /// A copy is as large as the state: it is kept for those who download, and for nobody else.
+    /// A copy is as large as the state: it is kept only while a joiner downloads.
     fn release_unused(&mut self) {
         if self.sessions.is_empty() && matches!(self.copy, Copy::Ready { .. }) {
             self.release();
@@ -264,12 +265,12 @@ impl<P: Debug> Upload<P> {
 
     // --- Hands ----------------------------------------------------------------------------------------------
 
-    fn offer(&mut self, to: Participant, manifest: Manifest) {
+    fn offer(&mut self, to: Instance, manifest: Manifest) {
         let message = TransferMessage::Offer { state: self.state, manifest };
         self.actions.push_back(Action::Send { to: to.peer, message });
     }
 
-    fn decline(&mut self, joiner: Participant) {
+    fn decline(&mut self, joiner: Instance) {
         self.actions.push_back(Action::Send { to: joiner.peer, message: TransferMessage::Declined });
         self.count(Note::Declined(joiner));
     }

@@ -1,26 +1,25 @@
-//! What must hold of averaging, whatever happens: a mean is made of shares of one round, each of them once and as it was
-//! copied; a majority holds it before anybody applies it; and whoever applies one in a gathering applies the same.
+//! What must hold of averaging, whatever happens: a mean is made of contributions of one round, each of them once and as it
+//! was copied; a majority has accepted it before any member applies it; and members that apply one in a group apply the
+//! same.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::averaging::Numbers;
-use super::super::state::mean;
-use crate::Attempt;
-use crate::averaging::{APPLYING_MAX, AveragingMessage, Content, GatheringId, PartIndex, Participant, Round};
+use crate::averaging::{APPLYING_MAX, AveragingMessage, Content, GroupId, PartIndex, Round};
+use crate::{Attempt, Instance};
 
-/// Watches the rounds of everybody.
+use super::super::payload::{Numbers, Payload};
+use super::super::state::mean;
+
+/// Watches the rounds of every replica. Each method fails with the rule that was broken.
 #[derive(Debug, Default)]
-pub(crate) struct Means {
-    seed: u64,
-    /// What each start of a replica is at.
-    members: BTreeMap<Participant, Member>,
+pub(in crate::sim) struct Means {
+    members: BTreeMap<Instance, Member>,
     /// Everything that was copied, with its weight.
-    shares: BTreeMap<(GatheringId, PartIndex), BTreeMap<Participant, (u64, Numbers)>>,
-    proposals: BTreeMap<(GatheringId, PartIndex, Attempt), Proposal>,
-    applied: BTreeMap<(GatheringId, PartIndex), Applied>,
+    contributions: BTreeMap<(GroupId, PartIndex), BTreeMap<Instance, (u64, Numbers)>>,
+    proposals: BTreeMap<(GroupId, PartIndex, Attempt), Proposal>,
+    applied: BTreeMap<(GroupId, PartIndex), Applied>,
 }
 
-/// One start of a replica.
 #[derive(Debug, Default)]
 struct Member {
     /// The last round begun.
@@ -30,156 +29,169 @@ struct Member {
 
 #[derive(Debug)]
 struct Open {
-    gathering: GatheringId,
-    /// How many take part.
+    group: GroupId,
+    /// Number of members.
     size: usize,
     applied: BTreeSet<PartIndex>,
-    /// Means without an answer.
+    /// Means without a reply of the executor.
     applying: usize,
 }
 
-/// What the owner of one attempt wants everybody to take, and who has.
+/// The mean that the owner of one attempt proposed, and the members that have accepted it.
 #[derive(Debug)]
 struct Proposal {
     mean: Numbers,
-    holders: BTreeSet<Participant>,
+    acceptors: BTreeSet<Instance>,
 }
 
 #[derive(Debug)]
 struct Applied {
     mean: Numbers,
-    by: BTreeSet<Participant>,
+    by: BTreeSet<Instance>,
+}
+
+type Rule = Result<(), String>;
+
+fn require(holds: bool, otherwise: impl FnOnce() -> String) -> Rule {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+fn numbers(payload: &Payload) -> Result<&Numbers, String> {
+    if let Payload::Numbers(numbers) = payload { Ok(numbers) } else { Err(format!("{payload:?} is no numbers")) }
 }
 
 impl Means {
-    pub(in crate::sim) fn new(seed: u64) -> Self {
-        Self { seed, ..Self::default() }
-    }
-
     /// `me` has copied its numbers for a round.
     pub(in crate::sim) fn begin(
         &mut self,
-        me: Participant,
-        gathering: GatheringId,
+        me: Instance,
+        group: GroupId,
         size: usize,
         weight: u64,
-        parts: &[Numbers],
-    ) {
-        let (seed, round) = (self.seed, gathering.round);
+        parts: &[Payload],
+    ) -> Rule {
+        let round = group.round;
         let member = self.members.entry(me).or_default();
-        assert!(member.open.is_none(), "seed {seed}: {me:?} is in two rounds");
-        assert!(member.begun < Some(round), "seed {seed}: {me:?} begins {round:?} after {:?}", member.begun);
+        require(member.open.is_none(), || format!("{me:?} is in two rounds"))?;
+        require(member.begun < Some(round), || format!("{me:?} begins {round:?} after {:?}", member.begun))?;
         member.begun = Some(round);
-        member.open = Some(Open { gathering, size, applied: BTreeSet::new(), applying: 0 });
-        for share in parts {
-            let before =
-                self.shares.entry((gathering, share.part)).or_default().insert(me, (weight, share.clone()));
-            assert_eq!(before, None, "seed {seed}: {me:?} copies {:?} twice", share.part);
+        member.open = Some(Open { group, size, applied: BTreeSet::new(), applying: 0 });
+        for part in parts {
+            let part = numbers(part)?;
+            let copied = self.contributions.entry((group, part.part)).or_default();
+            let before = copied.insert(me, (weight, part.clone()));
+            require(before.is_none(), || format!("{me:?} copies {:?} twice", part.part))?;
         }
+        Ok(())
     }
 
     /// `me` owns a part and computes its mean.
-    pub(in crate::sim) fn reduce(&self, me: Participant, part: PartIndex, inputs: &[(u64, Numbers)]) {
-        let (seed, gathering) = (self.seed, self.open(me).gathering);
-        let shares = &self.shares[&(gathering, part)];
+    pub(in crate::sim) fn reduce(&self, me: Instance, part: PartIndex, inputs: &[(u64, Payload)]) -> Rule {
+        let group = self.open(me)?.group;
+        let copied = self.contributions.get(&(group, part));
         let mut heard = BTreeSet::new();
-        for (weight, share) in inputs {
-            let &[from] = share.of.as_slice() else { panic!("seed {seed}: {share:?} is no share") };
-            assert!(
-                *weight > 0 && heard.insert(from),
-                "seed {seed}: {from:?} counts as {weight} in {heard:?}"
-            );
-            let copied = shares.get(&from);
-            assert_eq!(copied, Some(&(*weight, share.clone())), "seed {seed}: {from:?} gave something else");
+        for (weight, input) in inputs {
+            let input = numbers(input)?;
+            let &[from] = input.of.as_slice() else { return Err(format!("{input:?} is no contribution")) };
+            require(*weight > 0 && heard.insert(from), || format!("{from:?} counts as {weight} in {heard:?}"))?;
+            let given = copied.and_then(|copied| copied.get(&from));
+            let same = given.is_some_and(|(given, numbers)| given == weight && numbers == input);
+            require(same, || format!("{from:?} gave something else than it copied"))?;
         }
-        assert!(!inputs.is_empty(), "seed {seed}: a mean of nothing");
+        require(!inputs.is_empty(), || "a mean of nothing".to_owned())
     }
 
-    /// `me` says something to another member.
-    pub(in crate::sim) fn say(&mut self, me: Participant, message: &AveragingMessage<Numbers>) {
-        let (seed, key) = (self.seed, (message.gathering, message.part, message.attempt));
+    /// `me` sends something to another member.
+    pub(in crate::sim) fn send(&mut self, me: Instance, message: &AveragingMessage, payload: &Payload) -> Rule {
+        let key = (message.group, message.part, message.attempt);
         match &message.content {
-            Content::Mean { mean } => {
-                let holders = BTreeSet::from([me]);
-                let proposal = self.proposals.entry(key).or_insert(Proposal { mean: mean.clone(), holders });
-                assert_eq!(&proposal.mean, mean, "seed {seed}: two means are proposed in {key:?}");
+            Content::Accept => {
+                let mean = numbers(payload)?.clone();
+                let acceptors = BTreeSet::from([me]);
+                let proposal = self.proposals.entry(key);
+                let proposal = proposal.or_insert(Proposal { mean: mean.clone(), acceptors });
+                require(proposal.mean == mean, || format!("two means are proposed in {key:?}"))
             }
-            Content::Held => {
+            Content::Accepted => {
                 let proposal = self.proposals.get_mut(&key);
-                proposal
-                    .unwrap_or_else(|| panic!("seed {seed}: nothing to hold in {key:?}"))
-                    .holders
-                    .insert(me);
+                let proposal = proposal.ok_or_else(|| format!("nothing to accept in {key:?}"))?;
+                proposal.acceptors.insert(me);
+                Ok(())
             }
-            Content::Share { .. }
-            | Content::Kept { .. }
-            | Content::Settled
-            | Content::Nothing
-            | Content::Absent => {}
+            Content::Contribution { .. }
+            | Content::Promise { .. }
+            | Content::Chosen
+            | Content::Empty
+            | Content::NotAMember => Ok(()),
         }
     }
 
-    /// `me` takes a mean into its numbers; whether those who have are a majority, just now.
-    pub(in crate::sim) fn apply(&mut self, me: Participant, part: PartIndex, mean: &Numbers) -> bool {
-        let seed = self.seed;
-        let open = self.open_mut(me);
-        let (gathering, majority) = (open.gathering, open.size / 2 + 1);
+    /// `me` takes a mean into its numbers. Returns whether the members that have are a majority just now.
+    pub(in crate::sim) fn apply(
+        &mut self,
+        me: Instance,
+        part: PartIndex,
+        mean: &Payload,
+    ) -> Result<bool, String> {
+        let mean = numbers(mean)?;
+        let open = self.open_mut(me)?;
+        let (group, majority) = (open.group, open.size / 2 + 1);
         open.applying += 1;
-        assert!(open.applying <= APPLYING_MAX, "seed {seed}: {me:?} applies too much at once");
-        assert!(open.applied.insert(part), "seed {seed}: {me:?} applies {part:?} twice");
-        assert_eq!((mean.gathering, mean.part), (gathering, part), "seed {seed}: {me:?} mixes rounds");
-        assert!(self.is_mean(mean), "seed {seed}: {mean:?} is not the mean of what it is made of");
-        let holders = self.holders(mean);
-        assert!(holders >= majority, "seed {seed}: {holders} hold what {me:?} applies, not {majority}");
+        require(open.applying <= APPLYING_MAX, || format!("{me:?} applies too much at once"))?;
+        require(open.applied.insert(part), || format!("{me:?} applies {part:?} twice"))?;
+        require((mean.group, mean.part) == (group, part), || format!("{me:?} mixes rounds"))?;
+        require(self.is_mean(mean), || format!("{mean:?} is not the mean of its contributions"))?;
+        let acceptors = self.acceptors(mean);
+        require(acceptors >= majority, || {
+            format!("{acceptors} have accepted what {me:?} applies, not {majority}")
+        })?;
         let by = BTreeSet::new();
-        let applied = self.applied.entry((gathering, part)).or_insert(Applied { mean: mean.clone(), by });
-        assert_eq!(&applied.mean, mean, "seed {seed}: two means of {part:?} are applied");
-        applied.by.insert(me) && applied.by.len() == majority
+        let applied = self.applied.entry((group, part)).or_insert(Applied { mean: mean.clone(), by });
+        require(&applied.mean == mean, || format!("two means of {part:?} are applied"))?;
+        Ok(applied.by.insert(me) && applied.by.len() == majority)
     }
 
     /// The executor of `me` is done with a mean.
-    pub(in crate::sim) fn answered(&mut self, me: Participant) {
-        self.open_mut(me).applying -= 1;
+    pub(in crate::sim) fn replied(&mut self, me: Instance) -> Rule {
+        self.open_mut(me)?.applying -= 1;
+        Ok(())
     }
 
     /// `me` is done with a round.
-    pub(in crate::sim) fn finish(&mut self, me: Participant, round: Round) {
+    pub(in crate::sim) fn finish(&mut self, me: Instance, round: Round) -> Rule {
         let open = self.members.get_mut(&me).and_then(|member| member.open.take());
-        let open = open.map(|open| open.gathering.round);
-        assert_eq!(open, Some(round), "seed {}: {me:?} ends another round than its own", self.seed);
+        let same = open.is_some_and(|open| open.group.round == round);
+        require(same, || format!("{me:?} ends another round than its own"))
     }
 
     /// Whether `me` is inside a round.
-    pub(in crate::sim) fn is_open(&self, me: Participant) -> bool {
+    pub(in crate::sim) fn is_open(&self, me: Instance) -> bool {
         self.members.get(&me).is_some_and(|member| member.open.is_some())
     }
 
-    /// Whether the numbers are the mean of what those had copied whose shares are said to be in it.
+    /// Whether the numbers are the mean of what the members had copied whose contributions are said to be in it.
     fn is_mean(&self, numbers: &Numbers) -> bool {
-        let Some(shares) = self.shares.get(&(numbers.gathering, numbers.part)) else { return false };
+        let Some(copied) = self.contributions.get(&(numbers.group, numbers.part)) else { return false };
         let of =
-            numbers.of.iter().map(|from| shares.get(from).map(|(weight, share)| (*weight, &*share.numbers)));
-        of.collect::<Option<Vec<_>>>().is_some_and(|of| mean(of) == numbers.numbers)
+            numbers.of.iter().map(|from| copied.get(from).map(|(weight, copy)| (*weight, &*copy.values)));
+        of.collect::<Option<Vec<_>>>().is_some_and(|of| mean(of) == numbers.values)
     }
 
-    /// How many at most hold a mean that the owner of one attempt gave them.
-    fn holders(&self, mean: &Numbers) -> usize {
-        let key = |attempt| (mean.gathering, mean.part, Attempt(attempt));
+    /// How many members at most have accepted a mean that the owner of one attempt gave them.
+    fn acceptors(&self, mean: &Numbers) -> usize {
+        let key = |attempt| (mean.group, mean.part, Attempt(attempt));
         let proposals = self.proposals.range(key(0)..=key(u32::MAX)).map(|(_, proposal)| proposal);
-        proposals
-            .filter(|proposal| proposal.mean == *mean)
-            .map(|proposal| proposal.holders.len())
-            .max()
-            .unwrap_or(0)
+        let same = proposals.filter(|proposal| proposal.mean == *mean);
+        same.map(|proposal| proposal.acceptors.len()).max().unwrap_or(0)
     }
 
-    fn open(&self, me: Participant) -> &Open {
+    fn open(&self, me: Instance) -> Result<&Open, String> {
         let open = self.members.get(&me).and_then(|member| member.open.as_ref());
-        open.unwrap_or_else(|| panic!("seed {}: {me:?} is in no round", self.seed))
+        open.ok_or_else(|| format!("{me:?} is in no round"))
     }
 
-    fn open_mut(&mut self, me: Participant) -> &mut Open {
+    fn open_mut(&mut self, me: Instance) -> Result<&mut Open, String> {
         let open = self.members.get_mut(&me).and_then(|member| member.open.as_mut());
-        open.unwrap_or_else(|| panic!("seed {}: {me:?} is in no round", self.seed))
+        open.ok_or_else(|| format!("{me:?} is in no round"))
     }
 }

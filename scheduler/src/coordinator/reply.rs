@@ -1,17 +1,17 @@
-//! What the coordinator answers.
+//! What the coordinator replies.
 
-use crate::{Duration, Incarnation, Lease, LeaseRefusal, PeerId, Standing};
+use crate::{Duration, Incarnation, Lease, LeaseRefusal, MemberState, PeerId};
 
-/// The answer to one request.
+/// The reply to one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// Welcome; what the newcomer is to do. Also the answer to the same start joining twice.
-    Joined(Standing),
+pub enum Reply {
+    /// Welcome, and where the new member is placed. Also the reply to an instance that joins twice.
+    Joined(MemberState),
     /// Not welcome.
     JoinRefused(JoinRefusal),
-    /// Noted. What the member is to do now: a standby that was placed learns it here too.
-    Noted(Standing),
-    /// The one who speaks is no member, or another start of one: join, or stop.
+    /// Noted, and where the member is placed now: a standby that was given a stage learns it here.
+    Noted(MemberState),
+    /// The caller is no member, or another start of one: join, or stop.
     NotAMember,
     /// Goodbye.
     Left,
@@ -21,8 +21,9 @@ pub enum Answer {
     LeaseRefused(LeaseRefusal),
 }
 
-/// Why somebody may not join.
+/// Why a peer may not join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum JoinRefusal {
     /// The policy lists keys and this is none of them.
     #[error("this run admits listed keys only, and yours is not among them; ask its coordinator to list it")]
@@ -39,13 +40,13 @@ pub enum JoinRefusal {
         /// Members at most.
         limit: usize,
     },
-    /// There are no ids without a feeder.
+    /// Every range of ids has a feeder.
     #[error("no feeder has left anything to take over; feed the run without taking over")]
     NothingToSucceed,
     /// The feeder whose ids are to be taken over is a member.
     #[error("feeder {feeder} is still a member; stop it, or wait until it has been silent for {lease:?}")]
     FeederLives {
-        /// Which one.
+        /// The feeder.
         feeder: PeerId,
         /// How long a silent member stays one.
         lease: Duration,

@@ -1,0 +1,416 @@
+//! One replica of one stage, from the state it begins with to its departure: the machine of a volunteer's process.
+//!
+//! A replica that the coordinator has placed first takes over the state of another replica of its stage (`joining`). Then
+//! it tells the coordinator that it serves. From then on three machines work side by side: [`Stage`] for microbatches,
+//! [`Averaging`] for the rounds that keep replicas of a stage together, and [`Upload`] for joiners that take its state. A
+//! message goes to the machine that it concerns, and every machine hears of the table and of lost peers. Asked to leave, it
+//! finishes what it holds and waits until the others have what it learned (`departure`).
+//!
+//! A process that stood still asks the coordinator whether it still is a member, and sends nothing before the answer.
+
+mod config;
+mod departure;
+mod event;
+mod joining;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+
+use crate::averaging::{RoundReport, RoundTracker};
+use crate::mutation::Mutation;
+use crate::router::Router;
+use crate::stage::Progress;
+use crate::transfer::{DownloadEvent, TransferMessage, Upload, UploadAction, UploadEvent};
+use crate::{
+    Averaging, Directive, Envelope, Instance, Membership, Message, PeerId, PeerTable, Stage, Suspension, Time,
+    averaging, stage,
+};
+
+pub use config::{Begin, Config};
+pub use departure::{DRAIN_WITHIN, HAND_OVER_WITHIN, Unfinished};
+pub use event::{Action, Confirmation, End, Event, InitialState, Note, Reason};
+
+use departure::{Departure, Others};
+use joining::Joining;
+
+/// One replica of one stage.
+#[derive(Debug)]
+pub struct Replica<P> {
+    config: Config<P>,
+    phase: Phase<P>,
+    stage: Stage<P>,
+    averaging: Averaging<P>,
+    rounds: RoundTracker,
+    upload: Upload,
+    departure: Departure,
+    suspension: Suspension,
+    actions: VecDeque<Action<P>>,
+    /// What would have been sent, had this process not stood still.
+    withheld: Vec<Action<P>>,
+}
+
+#[derive(Debug)]
+enum Phase<P> {
+    Joining(Joining<P>),
+    Serving,
+    Ended,
+}
+
+impl<P: Clone + Default + Debug> Replica<P> {
+    /// A replica that the coordinator has placed, and that does not serve yet.
+    #[must_use]
+    pub fn new(config: Config<P>, router: Box<dyn Router>) -> Self {
+        let averaging = averaging::Config {
+            me: config.stage.me,
+            fragments: config.fragments.max(1),
+            parts_min: config.parts_min,
+        };
+        Self {
+            phase: Phase::Joining(Joining::new(&config)),
+            stage: Stage::new(config.stage.clone(), router),
+            averaging: Averaging::new(averaging),
+            rounds: RoundTracker::default(),
+            upload: Upload::new(),
+            departure: Departure::default(),
+            suspension: Suspension::new(),
+            actions: VecDeque::new(),
+            withheld: Vec::new(),
+            config,
+        }
+    }
+
+    /// Takes one event; drain `poll_action` before the next.
+    pub fn handle(&mut self, now: Time, event: Event<P>) {
+        match self.phase {
+            Phase::Joining(_) => self.on_event_joining(now, event),
+            Phase::Serving => {
+                if self.suspension.called(now) {
+                    self.actions.push_back(Action::Confirm);
+                }
+                self.on_event(now, event);
+            }
+            Phase::Ended => return,
+        }
+        self.begin_round(now);
+        self.notice_departure(now);
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action<P>> {
+        self.actions.pop_front()
+    }
+
+    /// When to call again with [`Event::Timeout`] at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
+        match &self.phase {
+            Phase::Joining(joining) => {
+                joining.poll_timeout().map(|(at, reason)| (at, Reason::Download(reason)))
+            }
+            Phase::Serving => {
+                let stage = self.stage.poll_timeout().map(|(at, reason)| (at, Reason::Stage(reason)));
+                let averaging =
+                    self.averaging.poll_timeout().map(|(at, reason)| (at, Reason::Averaging(reason)));
+                let upload = self.upload.poll_timeout().map(|(at, reason)| (at, Reason::Upload(reason)));
+                let departure = self.departure.deadline().map(|at| (at, Reason::DepartureExpires));
+                [stage, averaging, upload, departure].into_iter().flatten().min_by_key(|(at, _)| *at)
+            }
+            Phase::Ended => None,
+        }
+    }
+
+    /// Whether it serves.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving)
+    }
+
+    /// What the next heartbeat to the coordinator says; zeros before it serves.
+    #[must_use]
+    pub fn progress(&self, now: Time) -> Progress {
+        self.stage.progress(now)
+    }
+
+    /// Its microbatches.
+    #[must_use]
+    pub fn stage(&self) -> &Stage<P> {
+        &self.stage
+    }
+
+    /// Its averaging rounds.
+    #[must_use]
+    pub fn averaging(&self) -> &Averaging<P> {
+        &self.averaging
+    }
+
+    /// The peers as known here.
+    #[must_use]
+    pub fn table(&self) -> &PeerTable {
+        match &self.phase {
+            Phase::Joining(joining) => &joining.table,
+            Phase::Serving | Phase::Ended => self.stage.table(),
+        }
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &Config<P> {
+        &self.config
+    }
+
+    // --- Before it serves -----------------------------------------------------------------------------------
+
+    fn on_event_joining(&mut self, now: Time, event: Event<P>) {
+        let Phase::Joining(joining) = &mut self.phase else { return };
+        match event {
+            Event::Membership(membership) => joining.on_membership(now, &self.config, membership),
+            Event::Received { from, envelope } => joining.on_message(now, &self.config, from, envelope),
+            Event::Imported(fits) => joining.tell(now, DownloadEvent::Imported(fits)),
+            Event::PeerLost(instance) => joining.tell(now, DownloadEvent::PeerLost(instance)),
+            Event::Timeout => joining.tell(now, DownloadEvent::Timeout),
+            Event::Directive(Directive::Finished) => return self.end(End::RunFinished),
+            Event::Directive(Directive::Leave(_)) | Event::Stop => return self.end(End::Left(None)),
+            Event::Expelled => return self.end(End::Expelled),
+            Event::Directive(Directive::Continue | Directive::Serve(_))
+            | Event::Confirmed(_)
+            | Event::Completed(_)
+            | Event::Averaged(_)
+            | Event::Exported { .. }
+            | Event::RoundTrip(..) => {}
+        }
+        self.actions.extend(std::iter::from_fn(|| joining.poll_action()));
+        if let Some(initial) = joining.outcome(self.config.stage.stage) {
+            self.serve(now, initial);
+        }
+    }
+
+    fn serve(&mut self, now: Time, initial: InitialState) {
+        let Phase::Joining(joining) = std::mem::replace(&mut self.phase, Phase::Serving) else { return };
+        self.actions.push_back(Action::Counted(Note::Began(initial)));
+        self.actions.push_back(Action::Ready);
+        self.on_membership(now, joining.into_membership());
+    }
+
+    // --- While it serves ------------------------------------------------------------------------------------
+
+    fn on_event(&mut self, now: Time, event: Event<P>) {
+        match event {
+            Event::Membership(membership) => self.on_membership(now, membership),
+            Event::Received { from, envelope } => self.on_message(now, from, envelope),
+            Event::Completed(reply) => self.at_stage(now, stage::Event::Completed(reply)),
+            Event::Averaged(reply) => self.at_averaging(now, averaging::Event::Replied(reply)),
+            Event::Exported { state, manifest } => {
+                self.at_upload(now, UploadEvent::Exported { state, manifest });
+            }
+            Event::PeerLost(instance) => self.on_peer_lost(now, instance),
+            Event::RoundTrip(instance, time) => self.at_stage(now, stage::Event::RoundTrip(instance, time)),
+            Event::Directive(directive) => self.on_directive(now, directive),
+            Event::Confirmed(confirmation) => self.on_confirmed(now, confirmation),
+            Event::Expelled => self.end(End::Expelled),
+            Event::Stop => self.leave(now),
+            Event::Timeout => self.on_timeout(now),
+            // Of a download that is over.
+            Event::Imported(_) => {}
+        }
+    }
+
+    fn on_membership(&mut self, now: Time, membership: Membership) {
+        let stage = self.config.stage.stage;
+        self.at_stage(now, stage::Event::Membership(membership));
+        let members = self.members();
+        self.at_averaging(now, averaging::Event::Members(members));
+        let joiners = self.stage.table().placed_on(stage).collect();
+        self.at_upload(now, UploadEvent::Joiners(joiners));
+    }
+
+    /// Each message concerns one machine.
+    fn on_message(&mut self, now: Time, from: Instance, envelope: Envelope<P>) {
+        match envelope.message {
+            Message::Averaging(message) => {
+                let payload = envelope.payload;
+                self.at_averaging(now, averaging::Event::Received { from, message, payload });
+            }
+            Message::Transfer(message) => self.at_upload(now, UploadEvent::Received { from, message }),
+            Message::RoundCall { round, is_closing } => {
+                if self.stage.table().feeds(from) {
+                    let report = self.rounds.on_call(now, from.peer, round, is_closing);
+                    if let Some(RoundReport { ended, .. }) = report {
+                        self.at_averaging(now, averaging::Event::Past(ended));
+                    }
+                    self.report_round(report);
+                }
+            }
+            message => {
+                let envelope = Envelope { message, ..envelope };
+                self.at_stage(now, stage::Event::Received { from, envelope });
+            }
+        }
+    }
+
+    fn on_peer_lost(&mut self, now: Time, instance: Instance) {
+        self.at_stage(now, stage::Event::PeerLost(instance));
+        self.at_averaging(now, averaging::Event::PeerLost(instance));
+        self.at_upload(now, UploadEvent::PeerLost(instance));
+    }
+
+    fn on_timeout(&mut self, now: Time) {
+        self.at_stage(now, stage::Event::Timeout);
+        self.at_averaging(now, averaging::Event::Timeout);
+        self.at_upload(now, UploadEvent::Timeout);
+    }
+
+    fn on_directive(&mut self, now: Time, directive: Directive) {
+        match directive {
+            Directive::Continue => self.at_stage(now, stage::Event::Reached),
+            // The coordinator has not heard that it serves.
+            Directive::Serve(_) => {
+                self.actions.push_back(Action::Ready);
+                self.at_stage(now, stage::Event::Reached);
+            }
+            Directive::Finished => {
+                self.departure.run_finished();
+                self.at_stage(now, stage::Event::Finished);
+            }
+            Directive::Leave(_) => self.leave(now),
+        }
+    }
+
+    /// The coordinator still knows this instance, or is away: what was withheld is sent now.
+    fn on_confirmed(&mut self, now: Time, confirmation: Confirmation) {
+        if confirmation == Confirmation::NotAMember {
+            return self.end(End::Expelled);
+        }
+        self.suspension.confirmed();
+        self.actions.extend(std::mem::take(&mut self.withheld));
+        self.at_stage(now, stage::Event::Reached);
+    }
+
+    fn leave(&mut self, now: Time) {
+        self.departure.requested(now);
+        self.at_stage(now, stage::Event::Drain);
+    }
+
+    // --- The machines ---------------------------------------------------------------------------------------
+
+    fn at_stage(&mut self, now: Time, event: stage::Event<P>) {
+        self.stage.handle(now, event);
+        while let Some(action) = self.stage.poll_action() {
+            match action {
+                stage::Action::Execute(job) => self.actions.push_back(Action::Execute(job)),
+                stage::Action::Send { to, envelope } => self.send(Action::Send { to, envelope }),
+                stage::Action::Counted(note) => self.count(Note::Stage(note)),
+                stage::Action::Drained => self.on_drained(now),
+            }
+        }
+    }
+
+    fn at_averaging(&mut self, now: Time, event: averaging::Event<P>) {
+        self.averaging.handle(now, event);
+        while let Some(action) = self.averaging.poll_action() {
+            match action {
+                averaging::Action::Execute(job) => self.on_averaging_job(now, job),
+                averaging::Action::Send { to, message, payload } => {
+                    let envelope = Envelope::with_payload(Message::Averaging(message), payload);
+                    self.send(Action::Send { to, envelope });
+                }
+                averaging::Action::Counted(note) => self.count(Note::Averaging(note)),
+            }
+        }
+    }
+
+    fn on_averaging_job(&mut self, now: Time, job: averaging::Job<P>) {
+        if let averaging::Job::Finish { round, fragment, complete } = job {
+            if complete {
+                self.departure.averaged(round, fragment);
+            }
+            let report = self.rounds.end(now, round);
+            self.report_round(report);
+        }
+        self.actions.push_back(Action::Average(job));
+    }
+
+    fn at_upload(&mut self, now: Time, event: UploadEvent) {
+        self.upload.handle(now, event);
+        while let Some(action) = self.upload.poll_action() {
+            match action {
+                UploadAction::Export { state } => self.actions.push_back(Action::Export { state }),
+                UploadAction::Send { to, message } => self.send_transfer(to, message),
+                UploadAction::SendChunk { to, state, chunk, offset, bytes } => {
+                    self.send(Action::SendChunk { to, state, chunk, offset, bytes });
+                }
+                UploadAction::Release { state } => self.actions.push_back(Action::Release { state }),
+                UploadAction::Counted(note) => self.count(Note::Upload(note)),
+            }
+        }
+    }
+
+    /// Begins the round that the feeder called, as soon as it is time. A round that does not begin has no other member.
+    fn begin_round(&mut self, now: Time) {
+        while self.is_serving()
+            && let Some(round) = self.rounds.next_round(self.stage.held())
+        {
+            self.at_averaging(now, averaging::Event::Round(round));
+            if self.averaging.round().is_none() {
+                let report = self.rounds.end(now, round);
+                self.report_round(report);
+            }
+        }
+    }
+
+    // --- The end --------------------------------------------------------------------------------------------
+
+    /// A replica that has applied nothing has nothing to hand over.
+    fn on_drained(&mut self, now: Time) {
+        let learned = self.stage.counts().applied > 0 && !self.config.stage.breaks(Mutation::LeaveUnaveraged);
+        let fragments = if learned { self.config.fragments } else { 0 };
+        self.departure.drained(now, fragments, self.averaging.round());
+    }
+
+    fn notice_departure(&mut self, now: Time) {
+        let others = self.others();
+        if self.is_serving() && self.departure.is_done(now, others) {
+            let left = End::Left(self.departure.unfinished(self.stage.held(), others));
+            let finished = self.departure.is_run_finished();
+            self.end(if finished { End::RunFinished } else { left });
+        }
+    }
+
+    fn others(&self) -> Others {
+        let called = self.stage.table().feeders().next().is_some();
+        let members = if called { self.members().len().saturating_sub(1) } else { 0 };
+        Others { members, joiners: self.upload.sessions() }
+    }
+
+    fn end(&mut self, end: End) {
+        self.phase = Phase::Ended;
+        self.actions.push_back(Action::End(end));
+    }
+
+    // --- Hands ----------------------------------------------------------------------------------------------
+
+    /// The replicas that average with each other: those that serve the stage.
+    fn members(&self) -> Vec<Instance> {
+        self.stage.table().serving(self.config.stage.stage).map(|member| member.instance).collect()
+    }
+
+    fn report_round(&mut self, report: Option<RoundReport>) {
+        if let Some(RoundReport { feeder, ended }) = report {
+            let envelope = Message::RoundReport { round: ended }.into();
+            self.send(Action::Send { to: feeder, envelope });
+        }
+    }
+
+    fn send_transfer(&mut self, to: PeerId, message: TransferMessage) {
+        self.send(Action::Send { to, envelope: Message::Transfer(message).into() });
+    }
+
+    fn send(&mut self, action: Action<P>) {
+        if self.suspension.is_unsure() { self.withheld.push(action) } else { self.actions.push_back(action) }
+    }
+
+    fn count(&mut self, note: Note) {
+        self.actions.push_back(Action::Counted(note));
+    }
+}

@@ -1,0 +1,28 @@
+//! Settings of a replica.
+
+use crate::stage;
+use crate::transfer::{ChunkHash, Limits};
+
+/// What a replica goes by. `P` is the payload that the digests are taken of.
+#[derive(Clone, Debug)]
+pub struct Config<P> {
+    /// Identity of the replica, its stage, and what it may hold.
+    pub stage: stage::Config,
+    /// Fragments that the numbers of a stage are divided into; 0 if the run does not average.
+    pub fragments: u32,
+    /// Parts that a fragment must at least be cut into so that each fits a frame.
+    pub parts_min: u32,
+    /// The state that the replica begins with.
+    pub begin: Begin,
+    /// Length in bytes and digest of the payload of a chunk.
+    pub digest: fn(&P) -> (u64, ChunkHash),
+}
+
+/// The state that a replica begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// That of a replica that serves the stage, within these limits; the initial weights of the run if none does.
+    FromDonor(Limits),
+    /// The one that the executor has been given.
+    Given,
+}

@@ -1,0 +1,109 @@
+//! Before a replica serves: it takes over the state of a replica of its stage, from one donor after the other until it is
+//! there. While one serves, it begins with nothing else; if none does, it begins with the initial weights of the run.
+
+use std::fmt::Debug;
+
+use crate::mutation::Mutation;
+use crate::transfer::{Download, DownloadAction, DownloadEvent, DownloadReason, TransferMessage};
+use crate::{Envelope, Instance, Membership, Message, PeerTable, StageIndex, Time};
+
+use super::config::{Begin, Config};
+use super::event::{Action, InitialState, Note};
+
+/// A replica that does not serve yet.
+#[derive(Debug)]
+pub(super) struct Joining<P> {
+    pub(super) table: PeerTable,
+    /// The newest table, for the machines that begin when this is over.
+    membership: Membership,
+    download: Option<Download<P>>,
+    /// The state that is being taken over.
+    importing: Option<InitialState>,
+}
+
+impl<P: Clone + Default + Debug> Joining<P> {
+    pub(super) fn new(config: &Config<P>) -> Self {
+        let trusts_chunks = config.stage.breaks(Mutation::TrustChunks);
+        let download = match config.begin {
+            Begin::FromDonor(limits) => Some(Download::new(limits).trusting_chunks(trusts_chunks)),
+            Begin::Given => None,
+        };
+        Self {
+            table: PeerTable::new(config.stage.me.peer),
+            membership: Membership::default(),
+            download,
+            importing: None,
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<(Time, DownloadReason)> {
+        self.download.as_ref()?.poll_timeout()
+    }
+
+    pub(super) fn into_membership(self) -> Membership {
+        self.membership
+    }
+
+    pub(super) fn on_membership(&mut self, now: Time, config: &Config<P>, membership: Membership) {
+        if self.table.update(membership.clone()) {
+            self.membership = membership;
+            let donors = donors(&self.table, config.stage.stage, config.stage.me);
+            self.tell(now, DownloadEvent::Donors(donors));
+        }
+    }
+
+    /// A replica that does not serve has nothing to do with microbatches and averaging rounds.
+    pub(super) fn on_message(&mut self, now: Time, config: &Config<P>, from: Instance, envelope: Envelope<P>) {
+        let Envelope { message, payload, .. } = envelope;
+        match message {
+            Message::Transfer(TransferMessage::Chunk { state, chunk }) => {
+                let (bytes, hash) = (config.digest)(&payload);
+                self.tell(now, DownloadEvent::Chunk { from, state, chunk, bytes, hash, payload });
+            }
+            Message::Transfer(message) => self.tell(now, DownloadEvent::Received { from, message }),
+            _ => {}
+        }
+    }
+
+    pub(super) fn tell(&mut self, now: Time, event: DownloadEvent<P>) {
+        if let Some(download) = &mut self.download {
+            download.handle(now, event);
+        }
+    }
+
+    pub(super) fn poll_action(&mut self) -> Option<Action<P>> {
+        Some(match self.download.as_mut()?.poll_action()? {
+            DownloadAction::Send { to, message } => {
+                Action::Send { to, envelope: Message::Transfer(message).into() }
+            }
+            DownloadAction::Begin { bytes } => Action::Begin { bytes },
+            DownloadAction::Store { offset, payload } => Action::Store { offset, payload },
+            DownloadAction::Import { donor, version } => {
+                self.importing = Some(InitialState::Downloaded { donor, version });
+                Action::Import { donor, version }
+            }
+            DownloadAction::Counted(note) => Action::Counted(Note::Download(note)),
+        })
+    }
+
+    /// The state to begin with, as soon as it is known; `None` while there is one to wait for.
+    pub(super) fn outcome(&self, stage: StageIndex) -> Option<InitialState> {
+        if self.table.version() == 0 {
+            return None;
+        }
+        let Some(download) = &self.download else { return Some(InitialState::Given) };
+        if download.is_complete() {
+            return self.importing;
+        }
+        let alone = self.table.serving(stage).next().is_none() && !download.is_importing();
+        alone.then(|| InitialState::Initial { was_trained: self.table.is_trained(stage) })
+    }
+}
+
+/// The replicas that serve the stage. Every joiner begins with another one, so that many joiners do not ask the same.
+fn donors(table: &PeerTable, stage: StageIndex, me: Instance) -> Vec<Instance> {
+    let mut donors: Vec<_> = table.serving(stage).map(|member| member.instance).collect();
+    let first = usize::from(me.peer.0[0]) % donors.len().max(1);
+    donors.rotate_left(first);
+    donors
+}

@@ -1,0 +1,52 @@
+//! What travels with messages in the simulated world.
+
+use crate::averaging::{GroupId, PartIndex};
+use crate::transfer::ChunkHash;
+use crate::{Instance, Rng};
+
+/// A payload that tells what it is, in place of tensors.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Payload {
+    /// No payload.
+    #[default]
+    Empty,
+    /// The token ids of a microbatch.
+    Tokens,
+    /// An activation.
+    Activation,
+    /// The gradient of an activation.
+    Gradient,
+    /// The numbers of a part.
+    Numbers(Numbers),
+    /// A piece of a state.
+    Chunk(Vec<u64>),
+}
+
+/// Numbers of a part on their way: a contribution, or a mean.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Numbers {
+    pub(crate) group: GroupId,
+    pub(crate) part: PartIndex,
+    /// The members whose contributions are in it, in order.
+    pub(crate) of: Vec<Instance>,
+    pub(crate) values: Vec<f64>,
+}
+
+/// Bytes of a word of a state.
+pub(super) const WORD_BYTES: u64 = 8;
+
+/// Length in bytes and digest of a chunk.
+pub(super) fn digest(payload: &Payload) -> (u64, ChunkHash) {
+    let words = if let Payload::Chunk(words) = payload { words.as_slice() } else { &[] };
+    (words.len() as u64 * WORD_BYTES, hash(words))
+}
+
+/// A digest that no one tries to forge.
+pub(super) fn hash(words: &[u64]) -> ChunkHash {
+    let mut hash = [0; 32];
+    for (lane, bytes) in (0_u64..).zip(hash.chunks_exact_mut(8)) {
+        let mixed = words.iter().fold(lane, |state, word| Rng::new(state ^ word).next_u64());
+        bytes.copy_from_slice(&mixed.to_le_bytes());
+    }
+    hash
+}

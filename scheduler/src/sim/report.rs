@@ -1,0 +1,106 @@
+//! What a simulated run came to.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::{Duration, Instance, StageIndex, Time, feeder};
+
+/// A run that broke no rule.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Report {
+    /// The seed that gives the run again.
+    pub seed: u64,
+    /// Virtual time that the run took.
+    pub time: Duration,
+    /// Virtual time until every training microbatch had its outcome.
+    pub training_time: Duration,
+    /// Events and alarms.
+    pub steps: u64,
+    /// What the last feeder counted.
+    pub counts: feeder::Counts,
+    /// The most microbatches that were in flight at once.
+    pub in_flight_max: u64,
+    /// Microbatches that the living replicas could have done in the training time at best (see
+    /// [`topology`](crate::topology)).
+    pub bound: f64,
+    /// How often each fault struck, and each way to recover was taken.
+    pub paths: BTreeMap<&'static str, u64>,
+    /// The replica processes, by index.
+    pub replicas: Vec<ReplicaReport>,
+}
+
+/// What became of one replica process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplicaReport {
+    /// Its last start.
+    pub instance: Instance,
+    /// The stage it serves, or served last.
+    pub stage: Option<StageIndex>,
+    /// Microbatches that its last start applied.
+    pub applied: u64,
+}
+
+impl Report {
+    /// Finished microbatches a second of the training time.
+    #[must_use]
+    pub fn throughput(&self) -> f64 {
+        as_f64(self.counts.finished) / self.training_time.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Finished microbatches as a share of what the living replicas could have done at best.
+    #[must_use]
+    pub fn share_of_bound(&self) -> f64 {
+        as_f64(self.counts.finished) / self.bound.max(f64::MIN_POSITIVE)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = &self.counts;
+        writeln!(f, "seed {}: {:.1} s in {} steps", self.seed, self.time.as_secs_f64(), self.steps)?;
+        writeln!(
+            f,
+            "microbatches    {} finished, {} refused, {} inherited, {} lost, {} ungranted",
+            counts.finished, counts.refused, counts.inherited, counts.lost, counts.ungranted
+        )?;
+        writeln!(
+            f,
+            "recovery        {} retried by the feeder, {} claims denied, {} contributions lost",
+            counts.retried, counts.denied, counts.contributions_lost
+        )?;
+        writeln!(
+            f,
+            "throughput      {:.2} a second, {:.2} of the capacity bound, at most {} in flight",
+            self.throughput(),
+            self.share_of_bound(),
+            self.in_flight_max
+        )?;
+        for replica in &self.replicas {
+            let stage = replica.stage.map_or_else(|| "no stage".to_owned(), |stage| stage.to_string());
+            writeln!(f, "replica {:?}  {stage}, {} applied", replica.instance, replica.applied)?;
+        }
+        for (path, count) in &self.paths {
+            writeln!(f, "  {count:>6}  {path}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A rule that a run broke.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("seed {seed}, after {:.3} s: {rule}", .at.since(Time(0)).as_secs_f64())]
+pub struct Violation {
+    /// The seed that gives the run again.
+    pub seed: u64,
+    /// When it was broken.
+    pub at: Time,
+    /// What happened.
+    pub rule: String,
+}
+
+/// Exact up to 2^53.
+#[allow(clippy::cast_precision_loss)]
+fn as_f64(count: u64) -> f64 {
+    count as f64
+}

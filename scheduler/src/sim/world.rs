@@ -1,0 +1,353 @@
+//! The world: carries messages, keeps time, and does what the machines ask.
+
+mod feeders;
+mod replicas;
+mod sending;
+mod striking;
+
+use std::collections::BTreeSet;
+
+use crate::coordinator::{self, RunState};
+use crate::{
+    Coordinator, Duration, Feeder, Incarnation, Instance, MemberState, Membership, PeerId, Rng, StageIndex,
+    Time, feeder, replica,
+};
+
+use super::capacity::{CapacityMeter, Serving};
+use super::executor::time_between;
+use super::fault::Fault;
+use super::network::Network;
+use super::payload::Payload;
+use super::process::{FeederProcess, Liveness, ReplicaProcess, coordinator_key, replica_index};
+use super::queue::{EventQueue, Next};
+use super::reference_model::ReferenceModel;
+use super::report::{ReplicaReport, Report, Violation};
+use super::scenario::Scenario;
+
+/// Time between two heartbeats to the coordinator.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long a connection to a silent peer lives.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// What is on its way, or due.
+#[derive(Clone, Debug)]
+pub(super) enum Delivery {
+    /// To the coordinator.
+    Coordinator(coordinator::Event, Purpose),
+    /// To a feeder, if it is still that start of it.
+    Feeder(usize, Incarnation, feeder::Event<Payload>),
+    /// To a replica, if it is still that start of it.
+    Replica(usize, Incarnation, replica::Event<Payload>),
+    /// The table, to a replica's process.
+    Table(usize, Incarnation, Membership),
+    /// The coordinator's answer to a heartbeat or a request to join; `None` if this start is no member.
+    State(usize, Incarnation, Option<MemberState>, Purpose),
+    /// A replica's process is started.
+    Start(usize),
+    /// The shard of a replica is built.
+    Built(usize, Incarnation, StageIndex),
+    /// A replica's process sends its heartbeat.
+    Heartbeat(usize, Incarnation),
+    /// The coordinator has had its time to confirm a membership.
+    ConfirmExpires(usize, Incarnation),
+    /// A feeder's process is started.
+    StartFeeder(usize),
+    /// A feeder's process sends its heartbeat.
+    FeederHeartbeat(usize, Incarnation),
+    /// Something goes wrong.
+    Fault(Fault),
+    /// A suspended process goes on.
+    Resume(usize, Incarnation),
+}
+
+/// Why the coordinator was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// For the usual reasons.
+    Routine,
+    /// After a suspension.
+    Confirm,
+}
+
+/// A state machine of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Machine {
+    Feeder(usize),
+    Coordinator,
+    Replica(usize),
+}
+
+/// The world of one run.
+#[derive(Debug)]
+pub struct World {
+    pub(super) scenario: Scenario,
+    rng: Rng,
+    queue: EventQueue<Delivery, Machine>,
+    coordinator: Coordinator,
+    /// The first, and its successors in a row.
+    pub(super) feeders: Vec<FeederProcess>,
+    pub(super) replicas: Vec<ReplicaProcess>,
+    network: Network,
+    pub(super) model: ReferenceModel,
+    capacity: CapacityMeter,
+    /// When training was over.
+    trained_at: Option<Time>,
+}
+
+impl World {
+    /// The world of this run, at its beginning.
+    #[must_use]
+    pub fn new(scenario: Scenario) -> Self {
+        let mut config = coordinator::Config::new(scenario.stages);
+        config.replicas_per_stage = u32::from(scenario.replicas);
+        let replica = |index| ReplicaProcess::new(index, Incarnation(0), &scenario);
+        let mut world = Self {
+            rng: Rng::new(scenario.seed),
+            queue: EventQueue::new(),
+            coordinator: Coordinator::new(config),
+            feeders: vec![FeederProcess::new(0)],
+            replicas: (0..scenario.members()).map(replica).collect(),
+            network: Network::default(),
+            model: ReferenceModel::default(),
+            capacity: CapacityMeter::default(),
+            trained_at: None,
+            scenario,
+        };
+        world.open();
+        world
+    }
+
+    /// Plays until the feeder has nothing left to do and no microbatch is held.
+    ///
+    /// # Errors
+    /// The first rule that is broken, if one is; a run that does not end within the steps of its scenario breaks one.
+    pub fn run(&mut self) -> Result<Report, Violation> {
+        while !self.is_over() {
+            self.step()?;
+        }
+        Ok(self.report())
+    }
+
+    fn open(&mut self) {
+        self.queue.schedule(Time(0), Delivery::StartFeeder(0));
+        if let Some(at) = self.scenario.duration {
+            self.queue.schedule_in(at, Delivery::Feeder(0, Incarnation(1), feeder::Event::Stop));
+        }
+        for index in 0..self.replicas.len() {
+            self.soon(Delivery::Start(index));
+        }
+        for measure in self.scenario.evaluations.clone() {
+            let event = feeder::Event::Evaluate { first: 0, count: measure.count, purpose: measure.purpose };
+            self.queue.schedule_in(measure.at, Delivery::Feeder(0, Incarnation(1), event));
+        }
+        for (at, fault) in self.scenario.faults.clone() {
+            self.queue.schedule_in(at, Delivery::Fault(fault));
+        }
+    }
+
+    pub(super) fn step(&mut self) -> Result<(), Violation> {
+        match self.queue.pop() {
+            Some(Next::Event(delivery)) => self.deliver(delivery),
+            Some(Next::Alarm(machine)) => self.wake(machine),
+            None => self.model.require(false, || "nothing is to happen any more".to_owned()),
+        }
+        let limit = self.scenario.steps_max;
+        if self.queue.steps() >= limit {
+            let state = self.describe();
+            self.model.require(false, || format!("not over after {limit} steps\n{state}"));
+        }
+        let machines = self.feeders.iter().filter_map(|feeder| feeder.machine.as_ref());
+        self.model.in_flight(machines.map(|feeder| feeder.counts().in_flight).max().unwrap_or(0));
+        match self.model.broken.take() {
+            None => Ok(()),
+            Some(rule) => Err(Violation { seed: self.scenario.seed, at: self.now(), rule }),
+        }
+    }
+
+    fn wake(&mut self, machine: Machine) {
+        match machine {
+            Machine::Feeder(index) => self.at_feeder(index, feeder::Event::Timeout),
+            Machine::Coordinator => self.at_coordinator(coordinator::Event::Timeout, Purpose::Routine),
+            Machine::Replica(index) => {
+                if self.replicas[index].liveness == Liveness::Awake {
+                    self.at_replica(index, replica::Event::Timeout);
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, delivery: Delivery) {
+        match delivery {
+            Delivery::Coordinator(event, purpose) => self.at_coordinator(event, purpose),
+            Delivery::Feeder(index, incarnation, event) => {
+                if self.feeders[index].instance.incarnation == incarnation {
+                    self.at_feeder(index, event);
+                }
+            }
+            Delivery::Start(index) => self.start(index),
+            Delivery::StartFeeder(index) => self.start_feeder(index),
+            Delivery::FeederHeartbeat(index, incarnation) => self.send_feeder_heartbeat(index, incarnation),
+            Delivery::Fault(fault) => self.strike(fault),
+            Delivery::Resume(index, incarnation) => self.resume(index, incarnation),
+            Delivery::Replica(index, incarnation, _)
+            | Delivery::Table(index, incarnation, _)
+            | Delivery::State(index, incarnation, ..)
+            | Delivery::Built(index, incarnation, _)
+            | Delivery::Heartbeat(index, incarnation)
+            | Delivery::ConfirmExpires(index, incarnation) => {
+                let process = &mut self.replicas[index];
+                if process.instance.incarnation != incarnation {
+                    return;
+                }
+                match process.liveness {
+                    Liveness::Dead => {}
+                    Liveness::Suspended => process.backlog.push(delivery),
+                    Liveness::Awake => self.deliver_to_process(index, delivery),
+                }
+            }
+        }
+    }
+
+    // --- The coordinator ------------------------------------------------------------------------------------
+
+    fn at_coordinator(&mut self, event: coordinator::Event, purpose: Purpose) {
+        self.coordinator.handle(self.now(), event);
+        while let Some(action) = self.coordinator.poll_action() {
+            match action {
+                coordinator::Action::Reply { to, reply } => self.carry_reply(to, &reply, purpose),
+                coordinator::Action::Membership(membership) => {
+                    for index in 0..self.feeders.len() {
+                        self.send_table_to_feeder(index, membership.clone());
+                    }
+                    for index in 0..self.replicas.len() {
+                        self.send_table(index, membership.clone());
+                    }
+                }
+                coordinator::Action::Finished => self.model.finished(),
+                coordinator::Action::End => self.model.path("coordinator ended"),
+            }
+        }
+        let alarm = self.coordinator.poll_timeout().map(|(at, _)| at);
+        self.queue.set_alarm(Machine::Coordinator, alarm);
+    }
+
+    fn carry_reply(&mut self, to: PeerId, reply: &coordinator::Reply, purpose: Purpose) {
+        if let Some(index) = self.feeder_of(to) {
+            return self.reply_to_feeder(index, reply);
+        }
+        let Some(index) = self.replica_of(to) else { return };
+        let state = match reply {
+            coordinator::Reply::Noted(state) | coordinator::Reply::Joined(state) => Some(*state),
+            coordinator::Reply::NotAMember => None,
+            _ => return,
+        };
+        let Instance { peer, incarnation } = self.replicas[index].instance;
+        self.carry(coordinator_key(), peer, Delivery::State(index, incarnation, state, purpose));
+    }
+
+    // --- The end --------------------------------------------------------------------------------------------
+
+    fn is_over(&self) -> bool {
+        let finished = self.coordinator.state() == RunState::Finished;
+        let left = !finished || self.replicas.iter().all(|process| !process.is_alive());
+        self.latest().ended && self.held() == 0 && self.faults_left() == 0 && left
+    }
+
+    fn faults_left(&self) -> usize {
+        let faults = |delivery: &&Delivery| matches!(delivery, Delivery::Fault(_) | Delivery::Resume(..));
+        self.queue.events().filter(faults).count()
+    }
+
+    fn report(&mut self) -> Report {
+        let trained_at = self.trained_at.unwrap_or(self.now());
+        let replica = |process: &ReplicaProcess| {
+            let stage = process.replica.as_ref().map(|replica| replica.stage());
+            ReplicaReport {
+                instance: process.instance,
+                stage: stage.map(|stage| stage.config().stage),
+                applied: stage.map_or(0, |stage| stage.counts().applied),
+            }
+        };
+        Report {
+            seed: self.scenario.seed,
+            time: self.now().since(Time(0)),
+            training_time: trained_at.since(Time(0)),
+            steps: self.queue.steps(),
+            counts: self.latest().machine.as_ref().map(Feeder::counts).unwrap_or_default(),
+            in_flight_max: self.model.in_flight_max,
+            bound: self.capacity.microbatches(trained_at),
+            paths: self.model.paths.clone(),
+            replicas: self.replicas.iter().map(replica).collect(),
+        }
+    }
+
+    // --- Looks ----------------------------------------------------------------------------------------------
+
+    /// Virtual time.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.queue.now()
+    }
+
+    /// Microbatches held by replicas that live.
+    pub(super) fn held(&self) -> usize {
+        let alive = self.replicas.iter().filter(|process| process.is_alive());
+        alive.filter_map(|process| process.replica.as_ref()).map(|replica| replica.stage().held()).sum()
+    }
+
+    /// The feeder that decides now, or will.
+    pub(super) fn latest(&self) -> &FeederProcess {
+        &self.feeders[self.feeders.len() - 1]
+    }
+
+    #[cfg(test)]
+    pub(super) fn coordinator(&self) -> &Coordinator {
+        &self.coordinator
+    }
+
+    /// The replicas that serve have changed.
+    fn note_capacity(&mut self) {
+        let serving = |process: &ReplicaProcess| {
+            let replica = process.replica.as_ref().filter(|replica| replica.is_serving())?;
+            let stage = replica.config().stage.stage;
+            let awake = process.liveness == Liveness::Awake;
+            awake.then_some(Serving { instance: process.instance, stage, service: process.service })
+        };
+        let serving: Vec<_> = self.replicas.iter().filter_map(serving).collect();
+        self.capacity.note(self.queue.now(), self.scenario.stages, &serving);
+    }
+
+    fn replica_of(&self, peer: PeerId) -> Option<usize> {
+        replica_index(peer)
+            .filter(|&index| self.replicas.get(index).is_some_and(|process| process.instance.peer == peer))
+    }
+
+    fn feeder_of(&self, peer: PeerId) -> Option<usize> {
+        self.feeders.iter().position(|feeder| feeder.instance.peer == peer)
+    }
+
+    fn soon(&mut self, delivery: Delivery) {
+        let delay = self.scenario.links.delay(&mut self.rng);
+        self.queue.schedule_in(delay, delivery);
+    }
+
+    /// For the message of a failure.
+    fn describe(&self) -> String {
+        let feeder = self.latest().machine.as_ref().map(Feeder::counts);
+        let process = |process: &ReplicaProcess| {
+            let stage = process.replica.as_ref().map(|replica| replica.stage());
+            let held = stage.map(|stage| (stage.config().stage, stage.held(), stage.describe()));
+            format!("{:?} {:?} {held:?}", process.instance, process.liveness)
+        };
+        let processes: Vec<_> = self.replicas.iter().map(process).collect();
+        format!("{:?}\n{feeder:?}\n{}\n{:?}", self.now(), processes.join("\n"), self.scenario)
+    }
+
+    fn peers_of(&self, part: &BTreeSet<usize>) -> BTreeSet<PeerId> {
+        part.iter().map(|&index| self.replicas[index].instance.peer).collect()
+    }
+
+    fn time_between(&mut self, from: Duration, to: Duration) -> Duration {
+        time_between(&mut self.rng, from, to)
+    }
+}

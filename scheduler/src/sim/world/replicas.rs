@@ -1,0 +1,411 @@
+//! The life of a volunteer's process: it registers, waits for a place, builds its shard, and then does what its replica
+//! asks.
+
+use crate::coordinator::{self, RunState};
+use crate::replica::{Action, Begin, Config, Confirmation, End, Event};
+use crate::router::RouterFactory as _;
+use crate::transfer::{Limits, StateId, TransferMessage};
+use crate::{
+    Directive, Duration, Envelope, Incarnation, Instance, MemberState, Message, PeerId, Replica, Role,
+    StageIndex, Time, averaging, stage,
+};
+
+use super::super::payload::{Payload, digest};
+use super::super::process::{Liveness, ReplicaProcess, address};
+use super::super::state::{self, Weights};
+use super::{Delivery, HEARTBEAT, Machine, Purpose, World};
+
+/// The coordinator's answer about a membership is awaited so long.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(4);
+/// Building a shard takes a time below this.
+const BUILD_MAX: Duration = Duration::from_secs(2);
+/// Averaging the contributions to a part takes a time below this.
+const REDUCTION_MAX: Duration = Duration::from_millis(20);
+/// A process that left comes back after this.
+const BACK_AFTER: Duration = Duration::from_secs(3);
+
+impl World {
+    // --- Before there is a replica --------------------------------------------------------------------------
+
+    /// A new start of a process, which knows nothing.
+    pub(super) fn start(&mut self, index: usize) {
+        if self.replicas[index].is_alive() {
+            return;
+        }
+        let Instance { peer, incarnation } = self.replicas[index].instance;
+        let incarnation = Incarnation(incarnation.0 + 1);
+        if incarnation > Incarnation(1) {
+            let members = self.coordinator.membership().members;
+            let known = members.iter().any(|member| member.instance.peer == peer);
+            self.model.path(if known { "restarted before it was missed" } else { "rejoined" });
+        }
+        self.replicas[index] = ReplicaProcess {
+            liveness: Liveness::Awake,
+            ..ReplicaProcess::new(index, incarnation, &self.scenario)
+        };
+        self.model.started(index);
+        self.queue.set_alarm(Machine::Replica(index), None);
+        self.register(index);
+        self.soon(Delivery::Heartbeat(index, incarnation));
+    }
+
+    fn register(&mut self, index: usize) {
+        let from = self.replicas[index].instance;
+        let join = coordinator::Event::Join { from, role: Role::Replica, address: address() };
+        self.tell_coordinator(from.peer, join, Purpose::Routine);
+    }
+
+    fn send_heartbeat(&mut self, index: usize, purpose: Purpose) {
+        let process = &self.replicas[index];
+        let from = process.instance;
+        let progress = process.replica.as_ref().map(|replica| replica.progress(self.now())).unwrap_or_default();
+        self.tell_coordinator(from.peer, coordinator::Event::Heartbeat { from, progress }, purpose);
+    }
+
+    pub(super) fn deliver_to_process(&mut self, index: usize, delivery: Delivery) {
+        match delivery {
+            Delivery::Replica(_, _, event) => self.at_replica(index, event),
+            Delivery::Table(_, _, membership) => self.at_replica(index, Event::Membership(membership)),
+            Delivery::State(_, _, state, purpose) => self.on_state(index, state, purpose),
+            Delivery::Built(_, _, stage) => self.on_built(index, stage),
+            Delivery::Heartbeat(_, incarnation) => {
+                if self.replicas[index].admitted {
+                    self.send_heartbeat(index, Purpose::Routine);
+                    // The stream of tables is opened again where it broke.
+                    let table = self.coordinator.membership();
+                    self.send_table(index, table);
+                } else {
+                    self.register(index);
+                }
+                self.measure_links(index);
+                self.queue.schedule_in(HEARTBEAT, Delivery::Heartbeat(index, incarnation));
+            }
+            Delivery::ConfirmExpires(..) => {
+                self.at_replica(index, Event::Confirmed(Confirmation::Unreachable));
+            }
+            _ => {}
+        }
+    }
+
+    /// The coordinator answered: what it says depends on how far the process is.
+    fn on_state(&mut self, index: usize, state: Option<MemberState>, purpose: Purpose) {
+        let Some(state) = state else { return self.on_expelled(index, purpose) };
+        self.replicas[index].admitted = true;
+        if purpose == Purpose::Confirm {
+            return self.at_replica(index, Event::Confirmed(Confirmation::Member));
+        }
+        let finished = self.coordinator.state() == RunState::Finished;
+        if self.replicas[index].replica.is_some() {
+            let directive = match state {
+                _ if finished => Directive::Finished,
+                MemberState::Loading(stage) => Directive::Serve(stage),
+                MemberState::Serving(_) | MemberState::Standby | MemberState::Feeding => Directive::Continue,
+            };
+            self.at_replica(index, Event::Directive(directive));
+        } else if finished {
+            self.end_process(index, None);
+        } else if let MemberState::Loading(stage) = state
+            && !std::mem::replace(&mut self.replicas[index].is_building, true)
+        {
+            let incarnation = self.replicas[index].instance.incarnation;
+            let delay = self.time_between(Duration::from_millis(50), BUILD_MAX);
+            self.queue.schedule_in(delay, Delivery::Built(index, incarnation, stage));
+        }
+    }
+
+    /// The coordinator does not know this start any more.
+    fn on_expelled(&mut self, index: usize, purpose: Purpose) {
+        if !self.replicas[index].admitted {
+            return;
+        }
+        if self.replicas[index].replica.is_none() {
+            return self.end_process(index, Some(Duration::ZERO));
+        }
+        let event = match purpose {
+            Purpose::Confirm => Event::Confirmed(Confirmation::NotAMember),
+            Purpose::Routine => Event::Expelled,
+        };
+        self.at_replica(index, event);
+    }
+
+    fn on_built(&mut self, index: usize, stage: StageIndex) {
+        let scenario = &self.scenario;
+        let process = &mut self.replicas[index];
+        let mut config = stage::Config::new(process.instance, stage, scenario.stages);
+        config.slots = process.slots;
+        config.status_after = scenario.status_after;
+        #[cfg(test)]
+        {
+            config.mutation = scenario.mutation;
+        }
+        let limits = Limits {
+            bytes_max: Weights::bytes(scenario.fragments()),
+            chunk_bytes_max: state::chunk_bytes(),
+        };
+        let config = Config {
+            stage: config,
+            fragments: scenario.fragments(),
+            parts_min: 1,
+            begin: Begin::FromDonor(limits),
+            digest,
+        };
+        let router = scenario.router.build(self.rng.next_u64());
+        process.replica = Some(Replica::new(config, router));
+        self.model.started(index);
+        let table = self.coordinator.membership();
+        self.send_table(index, table);
+    }
+
+    // --- The replica ----------------------------------------------------------------------------------------
+
+    pub(super) fn at_replica(&mut self, index: usize, event: Event<Payload>) {
+        let now = self.now();
+        let process = &mut self.replicas[index];
+        let Some(replica) = process.replica.as_mut() else { return };
+        let stores = matches!(&event, Event::Received { envelope, .. }
+            if matches!(envelope.message, Message::Forward { .. }));
+        self.model.replica_hears(index, &event, replica);
+        if let Event::Averaged(averaging::Reply::Applied { .. }) = &event {
+            let rule = self.model.means.replied(process.instance);
+            self.model.require(rule.is_ok(), || rule.unwrap_err());
+        }
+        let served = replica.is_serving();
+        replica.handle(now, event);
+        let serves = replica.is_serving();
+        let mut stashes = stores;
+        while let Some(action) = self.replicas[index].replica.as_mut().and_then(Replica::poll_action) {
+            stashes |= matches!(&action, Action::Execute(stage::Job::Forward { .. }));
+            self.act(index, action);
+        }
+        let process = &self.replicas[index];
+        if let Some(replica) = process.replica.as_ref().filter(|_| stashes) {
+            self.model.slots(index, replica, &process.executor.stashes);
+        }
+        if serves != served {
+            self.note_capacity();
+        }
+        let process = &self.replicas[index];
+        let alarm = process.replica.as_ref().filter(|_| process.is_alive()).and_then(Replica::poll_timeout);
+        self.queue.set_alarm(Machine::Replica(index), alarm.map(|(at, _)| at));
+    }
+
+    fn act(&mut self, index: usize, action: Action<Payload>) {
+        let process = &mut self.replicas[index];
+        let me = process.instance;
+        if let Some(replica) = &process.replica {
+            self.model.replica_acts(index, &action, replica);
+        }
+        match action {
+            Action::Execute(job) => self.execute(index, &job),
+            Action::Average(job) => self.average(index, &job),
+            Action::Send { to, envelope } => {
+                if let Message::Averaging(message) = &envelope.message {
+                    let rule = self.model.means.send(me, message, &envelope.payload);
+                    self.model.require(rule.is_ok(), || rule.unwrap_err());
+                }
+                self.post(me, to, envelope);
+            }
+            Action::Export { state } => self.export(index, state),
+            Action::SendChunk { to, state, chunk, offset, bytes } => {
+                self.send_chunk(index, to, (state, chunk), (offset, bytes));
+            }
+            Action::Release { state } => process.executor.release(state),
+            Action::Begin { .. } => process.executor.begin_state(),
+            Action::Store { offset, payload } => {
+                if let Payload::Chunk(words) = payload {
+                    process.executor.store(offset, &words);
+                }
+            }
+            Action::Import { donor, .. } => {
+                let words = process.executor.import();
+                self.model.imports(me, donor, &words);
+                let at = self.executor_done(index);
+                self.queue.schedule(at, Delivery::Replica(index, me.incarnation, Event::Imported(true)));
+            }
+            Action::Ready => {
+                self.tell_coordinator(me.peer, coordinator::Event::Ready { from: me }, Purpose::Routine);
+            }
+            Action::Confirm => {
+                self.send_heartbeat(index, Purpose::Confirm);
+                self.queue.schedule_in(CONFIRM_WITHIN, Delivery::ConfirmExpires(index, me.incarnation));
+            }
+            Action::Counted(_) => {}
+            Action::End(end) => self.replica_ended(index, end),
+        }
+    }
+
+    fn execute(&mut self, index: usize, job: &stage::Job<Payload>) {
+        let refuse = self.rng.chance(self.scenario.refused_per_mille, 1_000);
+        let service = self.replicas[index].service;
+        let service = self.time_between(service / 2, service * 3 / 2);
+        let now = self.now();
+        let process = &mut self.replicas[index];
+        let Some(replica) = process.replica.as_ref() else { return };
+        let (stage, me) = (replica.config().stage.stage, process.instance);
+        let last = stage.0 + 1 == self.scenario.stages;
+        let effect = match process.executor.run(now, job, last, refuse, service) {
+            Ok(effect) => effect,
+            Err(misuse) => return self.model.require(false, || format!("{misuse} at {me:?}")),
+        };
+        if let Some(microbatch) = effect.applied {
+            self.model.applied(microbatch, stage, me);
+        }
+        if let Some((at, reply)) = effect.reply {
+            self.queue.schedule(at, Delivery::Replica(index, me.incarnation, Event::Completed(reply)));
+        }
+    }
+
+    /// When the executor will be done with something short.
+    fn executor_done(&mut self, index: usize) -> Time {
+        let now = self.now();
+        let process = &mut self.replicas[index];
+        process.executor.busy(now, process.service / 8)
+    }
+
+    // --- Averaging ------------------------------------------------------------------------------------------
+
+    fn average(&mut self, index: usize, job: &averaging::Job<Payload>) {
+        let process = &mut self.replicas[index];
+        let me = process.instance;
+        let group = process.replica.as_ref().and_then(|replica| replica.averaging().group());
+        let reply = process.executor.average(job, me, group.as_ref().map(|(id, _)| *id));
+        let members = group.map(|(_, members)| members).unwrap_or_default();
+        let rule = reply.as_ref().map_err(Clone::clone).and_then(|reply| {
+            self.watch_average(me, job, reply.as_ref(), &members)
+        });
+        self.model.require(rule.is_ok(), || rule.unwrap_err());
+        let Ok(Some(reply)) = reply else { return };
+        let at = match job {
+            averaging::Job::Reduce { .. } => self.now() + self.time_between(Duration::ZERO, REDUCTION_MAX),
+            _ => self.executor_done(index),
+        };
+        self.queue.schedule(at, Delivery::Replica(index, me.incarnation, Event::Averaged(reply)));
+    }
+
+    fn watch_average(
+        &mut self,
+        me: Instance,
+        job: &averaging::Job<Payload>,
+        reply: Option<&averaging::Reply<Payload>>,
+        members: &[Instance],
+    ) -> Result<(), String> {
+        match (job, reply) {
+            (averaging::Job::Snapshot { .. }, Some(averaging::Reply::Snapshot { weight, parts, .. })) => {
+                self.model.path("averaging round");
+                let first = parts.iter().find_map(|part| match part {
+                    Payload::Numbers(numbers) => Some(numbers.group),
+                    _ => None,
+                });
+                let group = first.ok_or_else(|| format!("{me:?} copies no part"))?;
+                self.model.means.begin(me, group, members.len(), *weight, parts)
+            }
+            (averaging::Job::Reduce { part, inputs, .. }, _) => self.model.means.reduce(me, *part, inputs),
+            (averaging::Job::Apply { part, mean, .. }, _) => {
+                if self.model.means.apply(me, *part, mean)? {
+                    self.model.path("averaged");
+                    let Payload::Numbers(numbers) = mean else { return Ok(()) };
+                    let left_out = members.iter().filter(|member| !numbers.of.contains(member));
+                    if left_out.copied().any(|member| !self.lives(member)) {
+                        self.model.path("averaged without a dead member");
+                    }
+                }
+                Ok(())
+            }
+            (averaging::Job::Finish { round, .. }, _) => self.model.means.finish(me, *round),
+            (averaging::Job::Snapshot { .. }, _) => Ok(()),
+        }
+    }
+
+    fn lives(&self, member: Instance) -> bool {
+        let process = self.replica_of(member.peer).map(|index| &self.replicas[index]);
+        process.is_some_and(|process| process.instance == member && process.is_alive())
+    }
+
+    // --- The state ------------------------------------------------------------------------------------------
+
+    fn export(&mut self, index: usize, state: StateId) {
+        let at = self.executor_done(index);
+        let process = &mut self.replicas[index];
+        let (manifest, words) = process.executor.export(state);
+        let me = process.instance;
+        self.model.exports(me, state, words);
+        let event = Event::Exported { state, manifest: Some(manifest) };
+        self.queue.schedule(at, Delivery::Replica(index, me.incarnation, event));
+    }
+
+    fn send_chunk(
+        &mut self,
+        index: usize,
+        to: PeerId,
+        (state, chunk): (StateId, u32),
+        (offset, bytes): (u64, u32),
+    ) {
+        let now = self.now();
+        let process = &self.replicas[index];
+        let (me, lies) = (process.instance, process.lies_until > now);
+        let Some(mut words) = process.executor.chunk(state, offset, bytes) else { return };
+        if let Some(word) = words.first_mut().filter(|_| lies) {
+            *word ^= 1;
+        }
+        let message = Message::Transfer(TransferMessage::Chunk { state, chunk });
+        self.post(me, to, Envelope::with_payload(message, Payload::Chunk(words)));
+    }
+
+    /// The round trip to the replicas that are not near, as the transport would measure it.
+    fn measure_links(&mut self, index: usize) {
+        let links = &self.scenario.links;
+        let far = links.distances.iter().filter_map(|(&(a, b), &time)| match (a == index, b == index) {
+            (true, _) => Some((b, time)),
+            (_, true) => Some((a, time)),
+            _ => None,
+        });
+        let round_trips: Vec<_> = far
+            .map(|(other, time)| (self.replicas[other].instance, 2 * (time + links.delay_max / 2)))
+            .collect();
+        for (other, round_trip) in round_trips {
+            self.at_replica(index, Event::RoundTrip(other, round_trip));
+        }
+    }
+
+    // --- The end --------------------------------------------------------------------------------------------
+
+    fn replica_ended(&mut self, index: usize, end: End) {
+        match end {
+            End::RunFinished => self.end_process(index, None),
+            End::Left(unfinished) => {
+                self.model.path(if unfinished.is_some() { "left with something unfinished" } else { "left" });
+                if unfinished.is_none() {
+                    self.check_departure(index);
+                }
+                self.end_process(index, Some(BACK_AFTER));
+            }
+            End::Expelled => {
+                self.model.path("expelled");
+                self.end_process(index, Some(Duration::ZERO));
+            }
+        }
+    }
+
+    /// A replica that leaves nothing behind has no contribution that the others lack, where there are others.
+    fn check_departure(&mut self, index: usize) {
+        let process = &self.replicas[index];
+        let Some(replica) = &process.replica else { return };
+        let table = replica.table();
+        let others = table.serving(replica.config().stage.stage).count() > 1;
+        if others && table.feeders().next().is_some() && self.scenario.averaging.is_some() {
+            self.model.path("left with everything averaged");
+            self.model.leaves(process.instance, process.executor.weights.unaveraged());
+        }
+    }
+
+    /// The process is gone, and is started again if it comes back.
+    fn end_process(&mut self, index: usize, back_after: Option<Duration>) {
+        let from = self.replicas[index].instance;
+        self.replicas[index].liveness = Liveness::Dead;
+        self.tell_coordinator(from.peer, coordinator::Event::Leave { from }, Purpose::Routine);
+        self.break_connections(from, Duration::ZERO);
+        if let Some(after) = back_after {
+            self.queue.schedule_in(after, Delivery::Start(index));
+        }
+    }
+}
