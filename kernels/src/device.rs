@@ -328,7 +328,7 @@ impl CudaReport {
 /// Looks at the processor.
 #[must_use]
 pub fn cpu_report() -> CpuReport {
-    crate::cpu::instructions::report()
+    crate::cpu::probe::report()
 }
 
 /// Looks for driver, compiler, libraries and devices. Takes no memory on any device and never panics.

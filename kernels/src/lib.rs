@@ -18,9 +18,9 @@ mod cuda;
 pub mod device;
 mod error;
 mod packing;
+pub mod peak;
 mod profile;
 pub mod random;
-pub mod roof;
 
 pub use backend::{AdamStep, AttentionShape, Backend, HeadGradients, LinearShape, Write};
 pub use cpu::{Cpu, CpuIds, CpuTensor};

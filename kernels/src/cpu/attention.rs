@@ -11,11 +11,11 @@ use super::{
     columns::{self, Columns},
     lanes::{self, LANES},
     math::{exp_f32s, ln_f64},
-    matrix::Matrix,
     rope,
     scratch::Scratch,
+    small_product::{self, Product},
     threads::Threads,
-    tile::{self, Product},
+    view::Matrix,
 };
 use crate::{AttentionShape, Write};
 use pulp::{Arch, Simd, WithSimd};
@@ -24,7 +24,7 @@ use std::ops::Range;
 /// Query rows whose scores exist at a time: two vectors of the widest instruction set.
 const BLOCK_ROWS: usize = 2 * HALF_ROWS;
 /// Rows of a block that see keys the rows before them do not: products leave out what no row of a half sees.
-const HALF_ROWS: usize = tile::ALIGN;
+const HALF_ROWS: usize = small_product::ALIGN;
 /// Side of the squares in which queries are turned.
 const SQUARE: usize = 8;
 
@@ -166,7 +166,7 @@ impl Place {
             kv_head: index % shape.kv_heads,
             shape,
             arch,
-            width: tile::align(shape.head_width),
+            width: small_product::align(shape.head_width),
         }
     }
 

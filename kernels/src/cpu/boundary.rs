@@ -1,11 +1,11 @@
 //! What happens to the residual stream at a cut: anchors of tokens, coordinates in a subspace.
 
 use super::{
-    matrix::Matrix,
     packing::{self, Packer},
     product::Products,
     scratch::Scratch,
     threads::Threads,
+    view::Matrix,
 };
 use crate::{
     Write,

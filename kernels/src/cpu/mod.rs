@@ -4,6 +4,7 @@
 //! combined in order, so the number of threads does not show. Loops are compiled for several instruction sets
 //! and chosen at run time; elementary functions are our own, so they agree between machines.
 
+mod aligned;
 mod attention;
 mod boundary;
 #[cfg(test)]
@@ -14,22 +15,21 @@ mod embedding;
 #[cfg(test)]
 mod golden;
 mod head;
-pub(crate) mod instructions;
 mod isa;
 mod lanes;
-mod line;
+mod linear;
 mod math;
-mod matmul;
-mod matrix;
 mod packing;
+pub(crate) mod probe;
 mod product;
 mod rmsnorm;
 mod rope;
 mod scratch;
+mod small_product;
 mod swiglu;
 mod threads;
-mod tile;
 mod update;
+mod view;
 
 use crate::{
     AdamStep, AttentionShape, Backend, HeadGradients, LinearShape, PackedFormat, Profile, Result,
@@ -199,7 +199,7 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        matmul::linear(&mut self.products, &self.threads, &mut y.0, &x.0, &w.0, shape, write);
+        linear::linear(&mut self.products, &self.threads, &mut y.0, &x.0, &w.0, shape, write);
         Ok(())
     }
 
@@ -211,7 +211,7 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        matmul::linear_backward_input(
+        linear::linear_backward_input(
             &mut self.products,
             &self.threads,
             &mut dx.0,
@@ -231,7 +231,7 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        matmul::linear_backward_weight(
+        linear::linear_backward_weight(
             &mut self.products,
             &self.threads,
             &mut dw.0,

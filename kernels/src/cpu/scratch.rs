@@ -1,6 +1,6 @@
 //! Memory that jobs borrow and give back, so that no step after the first allocates.
 
-use super::line::Line;
+use super::aligned::Line;
 use std::{
     ops::{Deref, DerefMut},
     sync::{Mutex, PoisonError},

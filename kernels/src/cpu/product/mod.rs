@@ -23,9 +23,9 @@ mod tile;
 
 use super::isa::Isa;
 use super::{
-    line::Line,
-    matrix::Matrix,
+    aligned::Line,
     threads::{Team, Threads},
+    view::Matrix,
 };
 use crate::{Profile, Write};
 use pack::Strip;

@@ -1,7 +1,7 @@
 //! Operands copied into the order in which a micro-kernel reads them.
 
 use super::{DEPTH, bf16};
-use crate::cpu::{line::Line, matrix::Matrix};
+use crate::cpu::{aligned::Line, view::Matrix};
 use std::cell::RefCell;
 
 /// Most rows of a strip.

@@ -3,7 +3,7 @@
 //! Every number of the result is one chain of fused multiply-adds in the order of `k`: the same bits on every
 //! instruction set.
 
-use super::matrix::Matrix;
+use super::view::Matrix;
 use crate::Write;
 use pulp::{Arch, Simd, WithSimd};
 
@@ -147,7 +147,7 @@ mod tests {
         Write,
         cpu::{
             check::{close, numbers, wide},
-            matrix::Matrix,
+            view::Matrix,
         },
     };
     use pulp::Arch;

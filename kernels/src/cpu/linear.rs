@@ -1,6 +1,6 @@
 //! The products of a linear layer.
 
-use super::{matrix::Matrix, product::Products, threads::Threads};
+use super::{product::Products, threads::Threads, view::Matrix};
 use crate::{LinearShape, Write};
 
 /// `y[N,O] (= | +=) x[N,I] w[O,I]^T`
