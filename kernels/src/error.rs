@@ -27,7 +27,7 @@ pub enum Error {
     Packing(#[from] crate::PackingError),
     /// The device that was asked for cannot be used.
     #[error(transparent)]
-    Unavailable(#[from] crate::device::Unavailable),
+    Unavailable(#[from] crate::device::report::Unavailable),
     /// The driver or a kernel failed.
     #[error("device error: {0}")]
     Device(String),

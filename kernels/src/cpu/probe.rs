@@ -1,7 +1,7 @@
 //! What the processor can do, for reports; the loops choose for themselves.
 
 use super::{isa::Isa, product::Products};
-use crate::{Profile, device::CpuReport};
+use crate::{Profile, device::report::CpuReport};
 
 /// Cores and instruction sets of this machine, and which of them the loops are compiled for.
 pub(crate) fn report() -> CpuReport {

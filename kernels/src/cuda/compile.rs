@@ -8,7 +8,7 @@ use std::ffi::CString;
 use cudarc::nvrtc::{result, sys};
 
 use super::probe;
-use crate::device::Version;
+use crate::device::report::Version;
 
 /// PTX of the same sources for compute capability 8.0; the driver makes code of it for any later one. It is of a version
 /// that every driver of at least [`DRIVER_MIN`](probe::DRIVER_MIN) reads.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError};
 use cudarc::nvrtc::Ptx;
 
-use crate::device::{Unavailable, Version};
+use crate::device::report::{Unavailable, Version};
 use crate::{
     AdamStep, AttentionShape, Backend, LinearShape, PackedFormat, Profile, Result, RoundingKey, Write,
     backend::check_ids,

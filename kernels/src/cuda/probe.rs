@@ -8,7 +8,7 @@ use cudarc::driver::{result, sys};
 use cudarc::{cublaslt, nvrtc};
 
 use super::cache::Cache;
-use crate::device::{CudaDevice, CudaReport, Unavailable, Version};
+use crate::device::report::{CudaDevice, CudaReport, Unavailable, Version};
 
 /// From here on a driver has every function that is called, stream-ordered memory and all of its kin, and reads the
 /// kernels that come with the program.
