@@ -7,11 +7,11 @@ use std::ffi::CString;
 
 use cudarc::nvrtc::{result, sys};
 
-use super::probe;
+use super::libraries;
 use crate::device::report::Version;
 
 /// PTX of the same sources for compute capability 8.0; the driver makes code of it for any later one. It is of a version
-/// that every driver of at least [`DRIVER_MIN`](probe::DRIVER_MIN) reads.
+/// that every driver of at least [`DRIVER_MIN`](libraries::DRIVER_MIN) reads.
 pub(super) const PRECOMPILED: &str = include_str!("fallback.sm_80.ptx");
 
 /// The files of the one translation unit, in the order of `src/sources.txt`.
@@ -66,7 +66,7 @@ impl Recipe {
 
     /// Machine code, or what the compiler has to say.
     pub(super) fn compile(&self) -> Result<Vec<u8>, String> {
-        if probe::compiler_version() != Some(self.compiler) {
+        if libraries::compiler_version() != Some(self.compiler) {
             return Err("no NVRTC library found".to_owned());
         }
         let source = CString::new(self.source.as_str()).map_err(|error| error.to_string())?;
@@ -147,7 +147,7 @@ pub(super) mod tests {
 
     #[test]
     fn all_sources_compile_where_there_is_a_compiler() {
-        let Some(compiler) = probe::compiler_version() else {
+        let Some(compiler) = libraries::compiler_version() else {
             println!("skipped: no NVRTC library; pip install nvidia-cuda-nvrtc-cu12 and set LD_LIBRARY_PATH");
             return;
         };

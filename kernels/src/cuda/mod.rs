@@ -11,6 +11,7 @@ mod boundary;
 mod cache;
 mod compile;
 mod launch;
+mod libraries;
 mod memory;
 mod probe;
 mod products;
@@ -85,7 +86,7 @@ impl Cuda {
     pub fn with_profile(ordinal: usize, profile: Profile) -> Result<Self> {
         let report = report();
         report.usable(ordinal)?;
-        let context = CudaContext::new(ordinal).map_err(|error| probe::refused(&error))?;
+        let context = CudaContext::new(ordinal).map_err(|error| libraries::refused(&error))?;
         // SAFETY: every buffer is used on one stream, but those of the boundary, which keeps its two in order itself.
         unsafe { context.disable_event_tracking() };
         memory::keep_freed_memory(&context)?;
@@ -510,7 +511,7 @@ fn load(
     capability: Version,
     cache: &Cache,
 ) -> std::result::Result<Arc<CudaModule>, Unavailable> {
-    let compiled = match probe::compiler_version() {
+    let compiled = match libraries::compiler_version() {
         Some(compiler) => compiled(context, &Recipe::new(capability, compiler), cache),
         None => Err("no NVRTC library found".to_owned()),
     };

@@ -11,8 +11,8 @@ use cudarc::cublaslt::{result, sys};
 use cudarc::driver::CudaStream;
 
 use super::launch::{Kernels, Launch, int};
+use super::libraries;
 use super::memory::{Buffer, In, Out};
-use super::probe;
 use crate::{Error, LinearShape, Profile, Result, Write};
 
 /// What the library may use besides the factors, in bytes; its vendor's advice for large devices.
@@ -54,7 +54,7 @@ impl Factor<'_> {
 impl Products {
     pub(super) fn new(stream: &Arc<CudaStream>, profile: Profile) -> Result<Self> {
         let blas = match profile {
-            Profile::Fast if probe::has_blas() => Blas::new(stream)?,
+            Profile::Fast if libraries::has_blas() => Blas::new(stream)?,
             Profile::Fast | Profile::Repro => None,
         };
         let (left, right) = (Buffer::zeros(stream, 0)?, Buffer::zeros(stream, 0)?);

@@ -163,7 +163,7 @@ impl CudaReport {
     /// # Errors
     ///
     /// Why not.
-    pub fn usable(&self, ordinal: usize) -> std::result::Result<(), Unavailable> {
+    pub fn usable(&self, ordinal: usize) -> Result<(), Unavailable> {
         if let Some(reason) = &self.unavailable {
             return Err(reason.clone());
         }
