@@ -7,7 +7,7 @@ use cudarc::driver::sys::{CUdeviceptr, CUfunction_attribute};
 use cudarc::driver::{CudaFunction, CudaModule, CudaStream, result};
 
 use super::memory::{In, Out, device_error};
-use crate::{Error, Result};
+use crate::{Error, Result, Write};
 
 /// Blocks of a grid in y and z; in x there may be 2^31 - 1.
 const GRID_SIDE_MAX: usize = 65_535;
@@ -68,6 +68,14 @@ impl Launch {
 /// A size as kernels take it.
 pub(super) fn int(size: usize) -> Result<i32> {
     i32::try_from(size).map_err(|_| Error::Device(format!("{size} numbers are more than a kernel counts")))
+}
+
+/// What kernels take for [`Write`].
+pub(super) fn adds(write: Write) -> i32 {
+    match write {
+        Write::Set => 0,
+        Write::Add => 1,
+    }
 }
 
 /// What the driver copies into the parameters of a kernel.

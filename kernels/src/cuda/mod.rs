@@ -13,15 +13,14 @@ mod compile;
 mod launch;
 mod libraries;
 mod memory;
+mod module;
 mod probe;
 mod products;
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError};
-use cudarc::nvrtc::Ptx;
+use cudarc::driver::{CudaContext, CudaStream};
 
-use crate::device::report::{Unavailable, Version};
 use crate::{
     AdamStep, AttentionShape, Backend, LinearShape, PackedFormat, Profile, Result, RoundingKey, Write,
     backend::check_ids,
@@ -29,10 +28,9 @@ use crate::{
 use attention::{RopeTable, attention_launch, attention_sizes};
 use boundary::Boundary;
 use cache::Cache;
-use compile::Recipe;
-use launch::{Kernels, Launch, int};
+use launch::{Kernels, Launch, adds, int};
 use memory::{Buffer, device_error};
-use products::{Products, adds};
+use products::Products;
 
 pub(crate) use probe::report;
 
@@ -90,7 +88,7 @@ impl Cuda {
         // SAFETY: every buffer is used on one stream, but those of the boundary, which keeps its two in order itself.
         unsafe { context.disable_event_tracking() };
         memory::keep_freed_memory(&context)?;
-        let module = load(&context, report.devices[ordinal].capability, &Cache::of_user())?;
+        let module = module::load(&context, report.devices[ordinal].capability, &Cache::of_user())?;
         let stream = context.new_stream().map_err(device_error)?;
         Ok(Self {
             profile,
@@ -503,36 +501,4 @@ impl Backend for Cuda {
             step.momentum_rate,
         )
     }
-}
-
-/// The kernels on a device: from the cache, else compiled here, else those that came with the program.
-fn load(
-    context: &Arc<CudaContext>,
-    capability: Version,
-    cache: &Cache,
-) -> std::result::Result<Arc<CudaModule>, Unavailable> {
-    let compiled = match libraries::compiler_version() {
-        Some(compiler) => compiled(context, &Recipe::new(capability, compiler), cache),
-        None => Err("no NVRTC library found".to_owned()),
-    };
-    compiled.or_else(|compiled| {
-        let precompiled = context.load_module(Ptx::from_src(compile::PRECOMPILED));
-        precompiled.map_err(|error| Unavailable::NoKernels { compiled, precompiled: error.to_string() })
-    })
-}
-
-fn compiled(
-    context: &Arc<CudaContext>,
-    recipe: &Recipe,
-    cache: &Cache,
-) -> std::result::Result<Arc<CudaModule>, String> {
-    let load =
-        |code| context.load_module(Ptx::from_binary(code)).map_err(|error: DriverError| error.to_string());
-    // What the driver does not take, whatever the digest says, is made anew.
-    if let Some(Ok(module)) = cache.load(recipe).map(load) {
-        return Ok(module);
-    }
-    let code = recipe.compile()?;
-    cache.store(recipe, &code);
-    load(code)
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cudarc::cublaslt::{result, sys};
 use cudarc::driver::CudaStream;
 
-use super::launch::{Kernels, Launch, int};
+use super::launch::{Kernels, Launch, adds, int};
 use super::libraries;
 use super::memory::{Buffer, In, Out};
 use crate::{Error, LinearShape, Profile, Result, Write};
@@ -167,14 +167,6 @@ pub(super) fn expand(
     let z = Factor { numbers: z.input(rows * code), rows, columns: code, transposed: false };
     let basis = Factor { numbers: basis.input(code * width), rows: code, columns: width, transposed: true };
     exact(kernels, x.output(rows * width), z, basis, Write::Add)
-}
-
-/// What kernels take for [`Write`].
-pub(super) fn adds(write: Write) -> i32 {
-    match write {
-        Write::Set => 0,
-        Write::Add => 1,
-    }
 }
 
 fn exact(kernels: &Kernels, c: Out<'_, f32>, a: Factor<'_>, b: Factor<'_>, write: Write) -> Result<()> {
