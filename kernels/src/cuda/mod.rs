@@ -25,7 +25,7 @@ use crate::{
     AdamStep, AttentionShape, Backend, LinearShape, PackedFormat, Profile, Result, RoundingKey, Write,
     backend::check_ids,
 };
-use attention::{RopeTable, attention_launch, attention_sizes};
+use attention::Attention;
 use boundary::Boundary;
 use cache::Cache;
 use launch::{Kernels, Launch, adds, int};
@@ -42,15 +42,13 @@ const GAIN_ROWS: usize = 64;
 /// A CUDA device.
 #[derive(Debug)]
 pub struct Cuda {
-    profile: Profile,
     kernels: Kernels,
     products: Products,
+    attention: Attention,
     boundary: Boundary,
-    rope: Option<RopeTable>,
     partial_squares: Buffer<f64>,
     sum: Buffer<f64>,
     partial_rows: Buffer<f32>,
-    narrow: [Buffer<u16>; 4],
     stream: Arc<CudaStream>,
 }
 
@@ -91,20 +89,13 @@ impl Cuda {
         let module = module::load(&context, report.devices[ordinal].capability, &Cache::of_user())?;
         let stream = context.new_stream().map_err(device_error)?;
         Ok(Self {
-            profile,
             kernels: Kernels::new(&module, Arc::clone(&stream)).map_err(device_error)?,
             products: Products::new(&stream, profile)?,
+            attention: Attention::new(&stream, profile)?,
             boundary: Boundary::new(&stream)?,
-            rope: None,
             partial_squares: Buffer::zeros(&stream, 0)?,
             sum: Buffer::zeros(&stream, 1)?,
             partial_rows: Buffer::zeros(&stream, 0)?,
-            narrow: [
-                Buffer::zeros(&stream, 0)?,
-                Buffer::zeros(&stream, 0)?,
-                Buffer::zeros(&stream, 0)?,
-                Buffer::zeros(&stream, 0)?,
-            ],
             stream,
         })
     }
@@ -263,23 +254,7 @@ impl Backend for Cuda {
         v: &CudaTensor,
         shape: AttentionShape,
     ) -> Result<()> {
-        let [queries, keys, sums] = shape.lens();
-        let (out, lse) = (out.0.output(queries), lse.0.output(sums));
-        let (q, k, v) = (q.0.input(queries), k.0.input(keys), v.0.input(keys));
-        let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
-        if self.is_narrow(shape) {
-            return self.narrow_attention(out, lse, [q, k, v], shape);
-        }
-        let launch = attention_launch(shape, shape.heads, 3);
-        let [cos, sin] = RopeTable::of(&mut self.rope, &self.stream, &self.kernels, shape)?.inputs();
-        match self.profile {
-            Profile::Fast => self
-                .kernels
-                .swl_attention(launch, out, lse, q, k, v, cos, sin, tokens, heads, kv_heads, head_width),
-            Profile::Repro => self.kernels.swl_attention_exact(
-                launch, out, lse, q, k, v, cos, sin, tokens, heads, kv_heads, head_width,
-            ),
-        }
+        self.attention.forward(&self.kernels, &mut out.0, &mut lse.0, [&q.0, &k.0, &v.0], shape)
     }
 
     fn attention_backward(
@@ -295,25 +270,8 @@ impl Backend for Cuda {
         lse: &CudaTensor,
         shape: AttentionShape,
     ) -> Result<()> {
-        let [queries, keys, sums] = shape.lens();
-        let (dq, dk, dv) = (dq.0.output(queries), dk.0.output(keys), dv.0.output(keys));
-        let (q, k, v) = (q.0.input(queries), k.0.input(keys), v.0.input(keys));
-        let (dout, out, lse) = (dout.0.input(queries), out.0.input(queries), lse.0.input(sums));
-        let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
-        self.attention_delta(out, dout, shape)?;
-        if self.is_narrow(shape) {
-            return self.narrow_attention_backward([dq, dk, dv], [q, k, v], dout, lse, shape);
-        }
-        let delta = self.partial_rows.input(sums);
-        let [cos, sin] = RopeTable::of(&mut self.rope, &self.stream, &self.kernels, shape)?.inputs();
-        let by_query = attention_launch(shape, shape.heads, 4);
-        self.kernels.swl_attention_backward_query(
-            by_query, dq, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads, head_width,
-        )?;
-        let by_key = attention_launch(shape, shape.kv_heads, 4);
-        self.kernels.swl_attention_backward_key_value(
-            by_key, dk, dv, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads, head_width,
-        )
+        let (gradients, factors) = ([&mut dq.0, &mut dk.0, &mut dv.0], [&q.0, &k.0, &v.0]);
+        self.attention.backward(&self.kernels, gradients, &dout.0, factors, &out.0, &lse.0, shape)
     }
 
     fn swiglu(&mut self, h: &mut CudaTensor, gate: &CudaTensor, up: &CudaTensor, len: usize) -> Result<()> {
