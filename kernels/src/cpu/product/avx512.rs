@@ -43,7 +43,7 @@ macro_rules! micro_kernel {
         /// As [`block`].
         #[target_feature(enable = $features)]
         unsafe fn wide<const R: usize>(tile: &mut $crate::cpu::product::tile::Tile<'_>) {
-            use $crate::cpu::product::pack::{PITCH, ROWS};
+            use $crate::cpu::product::tile::{PITCH, ROWS};
             // SAFETY: passed on to the caller.
             unsafe {
                 match (tile.columns.div_ceil(LANES), tile.strip.by_term) {

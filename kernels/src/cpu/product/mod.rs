@@ -14,7 +14,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
 mod bf16;
+mod choose;
+#[cfg(test)]
+mod emulated;
 mod pack;
 mod scalar;
 #[cfg(test)]
@@ -28,11 +32,8 @@ use super::{
     view::Matrix,
 };
 use crate::{Profile, Write};
-use pack::Strip;
-use tile::{Kernel, Tile};
+use tile::{DEPTH, Kernel, Tile};
 
-/// Terms of a chunk of a sum; part of the specification of every product.
-const DEPTH: usize = 256;
 /// Columns of `b` packed at a time: with [`DEPTH`] terms 0.5 MiB, half of the second cache of a large core.
 const BLOCK_COLUMNS: usize = 512;
 /// Panels packed side by side: enough to read memory in stretches, few enough that their lines, which compete for the
@@ -51,7 +52,7 @@ pub(super) struct Products {
 impl Products {
     /// Products with the instructions of `isa` and, if `profile` asks for it, of bf16.
     pub(super) fn new(isa: Isa, profile: Profile) -> Self {
-        Self::with_kernel(Kernel::choose(isa, profile))
+        Self::with_kernel(choose::kernel(isa, profile))
     }
 
     fn with_kernel(kernel: &'static Kernel) -> Self {
@@ -115,7 +116,7 @@ impl Products {
             let columns = columns - first;
             pack::columns(panels, b.part(0, first), width, columns.min(PANELS_TOGETHER * width), depth);
             if kernel.pairs {
-                panels.chunks_mut(DEPTH * width).for_each(|panel| bf16::pair_terms(panel, width, depth));
+                panels.chunks_mut(DEPTH * width).for_each(|panel| pack::pair_terms(panel, width, depth));
             }
         });
     }
@@ -135,7 +136,7 @@ impl Products {
         team.chunks(c, height * n, |index, c| {
             let (row, rows) = (index * height, c.len() / n);
             let next = (row + height < m).then(|| a.part(row + height, 0));
-            Strip::with(a.part(row, 0), rows, depth, pairs, |strip| {
+            pack::with_strip(a.part(row, 0), rows, depth, pairs, |strip| {
                 for (part, panel) in panels.clone().enumerate() {
                     if let Some(next) = next {
                         pack::fetch(next, height, depth, part, parts);

@@ -1,71 +1,49 @@
 //! Operands copied into the order in which a micro-kernel reads them.
 
-use super::{DEPTH, bf16};
+use super::tile::{DEPTH, PITCH, ROWS, Strip};
 use crate::cpu::{aligned::Line, view::Matrix};
 use std::cell::RefCell;
 
-/// Most rows of a strip.
-pub(super) const ROWS: usize = 16;
-/// Distance of the rows of a strip: one cache line more than a chunk, lest they all compete for a few sets.
-pub(super) const PITCH: usize = DEPTH + Line::LEN;
 /// Side of the squares that are turned at a time.
 const SQUARE: usize = 8;
 /// Rows that are fetched ahead of the one copied: about what memory delivers at once to a core.
 const TERMS_AHEAD: usize = 8;
 
-/// A chunk of terms of some rows of the left factor, in the order that needs no turning.
-#[derive(Debug)]
-pub(super) struct Strip {
-    lines: [Line; ROWS * PITCH / Line::LEN],
-    /// Whether the numbers of one term lie side by side, [`ROWS`] apart from the next, or else those of one
-    /// row, [`PITCH`] apart from the next.
-    pub(super) by_term: bool,
-}
-
 thread_local! {
-    static STRIP: RefCell<Strip> =
-        const { RefCell::new(Strip { lines: [Line::ZERO; ROWS * PITCH / Line::LEN], by_term: false }) };
+    static STRIP: RefCell<Strip> = const { RefCell::new(Strip::EMPTY) };
 }
 
-impl Strip {
-    /// Packs `a[rows, depth]` into this thread's strip and lends it to `work`.
-    pub(super) fn with(a: Matrix<'_>, rows: usize, depth: usize, pairs: bool, work: impl FnOnce(&Self)) {
-        STRIP.with_borrow_mut(|strip| {
-            strip.pack(a, rows, depth);
-            if pairs {
-                strip.pair(rows, depth);
-            }
-            work(strip);
-        });
-    }
-
-    pub(super) fn numbers(&self) -> &[f32] {
-        Line::numbers(&self.lines)
-    }
-
-    fn pack(&mut self, a: Matrix<'_>, rows: usize, depth: usize) {
-        self.by_term = by_term(a);
-        let lines = Line::numbers_mut(&mut self.lines);
-        if self.by_term {
-            return copy_terms(lines.as_chunks_mut().0, a, rows, depth);
+/// Packs `a[rows, depth]` into this thread's strip and lends it to `work`.
+pub(super) fn with_strip(a: Matrix<'_>, rows: usize, depth: usize, pairs: bool, work: impl FnOnce(&Strip)) {
+    STRIP.with_borrow_mut(|strip| {
+        pack_strip(strip, a, rows, depth);
+        if pairs {
+            pair_strip(strip, rows, depth);
         }
-        for (row, line) in lines.chunks_exact_mut(PITCH).take(rows).enumerate() {
-            if a.column_stride == 1 {
-                line[..depth].copy_from_slice(&a.data[row * a.row_stride..][..depth]);
-            } else {
-                (0..depth).for_each(|term| line[term] = a.at(row, term));
-            }
+        work(strip);
+    });
+}
+
+fn pack_strip(strip: &mut Strip, a: Matrix<'_>, rows: usize, depth: usize) {
+    strip.by_term = by_term(a);
+    if strip.by_term {
+        return copy_terms(strip.numbers_mut().as_chunks_mut().0, a, rows, depth);
+    }
+    for (row, line) in strip.numbers_mut().chunks_exact_mut(PITCH).take(rows).enumerate() {
+        if a.column_stride == 1 {
+            line[..depth].copy_from_slice(&a.data[row * a.row_stride..][..depth]);
+        } else {
+            (0..depth).for_each(|term| line[term] = a.at(row, term));
         }
     }
+}
 
-    fn pair(&mut self, rows: usize, depth: usize) {
-        let lines = Line::numbers_mut(&mut self.lines);
-        if self.by_term {
-            return bf16::pair_terms(lines, ROWS, depth);
-        }
-        for line in lines.chunks_exact_mut(PITCH).take(rows) {
-            bf16::pair_terms(line, 1, depth);
-        }
+fn pair_strip(strip: &mut Strip, rows: usize, depth: usize) {
+    if strip.by_term {
+        return pair_terms(strip.numbers_mut(), ROWS, depth);
+    }
+    for line in strip.numbers_mut().chunks_exact_mut(PITCH).take(rows) {
+        pair_terms(line, 1, depth);
     }
 }
 
@@ -176,5 +154,61 @@ fn turn(to: &mut [f32], b: Matrix<'_>, width: usize, columns: usize, terms: usiz
         for column in 0..columns {
             to[term * width + column] = b.at(term, column);
         }
+    }
+}
+
+/// The bf16 nearest to `x`, ties to even; NaN stays NaN.
+fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if x.is_nan() {
+        // Cutting off the low half could leave an infinity: set the bit that marks a quiet NaN.
+        return (bits >> 16) as u16 | 0x0040;
+    }
+    let odd = (bits >> 16) & 1;
+    ((bits + 0x7FFF + odd) >> 16) as u16
+}
+
+/// Two terms as one word, the first in the low half.
+fn pair(first: f32, second: f32) -> f32 {
+    f32::from_bits(u32::from(round(first)) | u32::from(round(second)) << 16)
+}
+
+/// Turns `depth` rows of `width` numbers into half as many rows of pairs, in place; a missing partner is 0.
+pub(super) fn pair_terms(rows: &mut [f32], width: usize, depth: usize) {
+    for at in 0..depth.div_ceil(2) {
+        for i in 0..width {
+            let first = rows[2 * at * width + i];
+            let second = if 2 * at + 1 < depth { rows[(2 * at + 1) * width + i] } else { 0.0 };
+            rows[at * width + i] = pair(first, second);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{pair, pair_terms, round};
+    use half::bf16;
+
+    #[test]
+    fn rounding_is_to_nearest_and_ties_go_to_even() {
+        let corners =
+            [0.0, -0.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE, 1e-45];
+        let ties = [0x3F80_8000, 0x3F81_8000, 0x3F80_7FFF, 0x3F80_8001, 0x7F7F_8000].map(f32::from_bits);
+        let spread = (0..1_000_000_u32).map(|i| f32::from_bits(i.wrapping_mul(0x9E37_79B9)));
+        for x in corners.into_iter().chain(ties).chain(spread).filter(|x| !x.is_nan()) {
+            assert_eq!(round(x), bf16::from_f32(x).to_bits(), "{x:e}");
+        }
+        for nan in [f32::NAN, f32::from_bits(0x7F80_0001), f32::from_bits(0xFFFF_FFFF)] {
+            assert!(bf16::from_bits(round(nan)).is_nan());
+        }
+    }
+
+    #[test]
+    fn pairs_are_neighbours_in_the_order_of_terms() {
+        let mut rows = [1.0, 10.0, 2.0, 20.0, 3.0, 30.0, 9.0, 9.0];
+        pair_terms(&mut rows, 2, 3);
+        let expected = [pair(1.0, 2.0), pair(10.0, 20.0), pair(3.0, 0.0), pair(30.0, 0.0)];
+        assert_eq!(rows[..4].iter().map(|x| x.to_bits()).collect::<Vec<_>>(), expected.map(f32::to_bits));
+        assert_eq!(pair(1.0, 2.0).to_bits(), 0x4000_3F80);
     }
 }

@@ -1,9 +1,6 @@
 //! The micro-kernel for every processor, and the meaning of the others.
 
-use super::{
-    pack::{PITCH, ROWS},
-    tile::{Kernel, Tile},
-};
+use super::tile::{Kernel, PITCH, ROWS, Tile};
 
 const COLUMNS: usize = 16;
 

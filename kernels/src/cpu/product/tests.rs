@@ -121,7 +121,7 @@ fn threads(count: usize) -> Threads {
 /// One kernel for every instruction set of this processor.
 fn kernels() -> Vec<&'static Kernel> {
     let sets = [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= Isa::best());
-    sets.map(|isa| Kernel::choose(isa, Profile::Repro)).collect()
+    sets.map(|isa| choose::kernel(isa, Profile::Repro)).collect()
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -171,7 +171,7 @@ proptest! {
 fn several_blocks_of_columns_and_threads_do_not_show() {
     for size in [[57, BLOCK_COLUMNS + 37, 300], [200, 48, 520]] {
         let case = Case::new(size, [Lie::Rows, Lie::Columns], Write::Add);
-        for kernel in kernels().into_iter().chain([&bf16::MODEL]) {
+        for kernel in kernels().into_iter().chain([&emulated::KERNEL]) {
             let expected = case.on(kernel);
             for count in [2, 3] {
                 let mut products = Products::with_kernel(kernel);
@@ -184,7 +184,7 @@ fn several_blocks_of_columns_and_threads_do_not_show() {
 
 #[test]
 fn what_is_not_finite_shows_in_its_row_or_column_only() {
-    for kernel in kernels().into_iter().chain([&bf16::MODEL]) {
+    for kernel in kernels().into_iter().chain([&emulated::KERNEL]) {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut case = Case::new([19, 37, 301], [Lie::Rows, Lie::Rows], Write::Set);
             let [_, n, k] = case.size;
@@ -218,7 +218,7 @@ fn memory_is_taken_for_the_largest_shape_only() {
 fn bf16_pairs_agree_with_rounded_factors() {
     let rounded = |x| Half::from_f32(x).to_f32();
     for case in SIZES.into_iter().flat_map(Case::all) {
-        close(&case.on(&bf16::MODEL), &case.exact(rounded), 1e-4);
+        close(&case.on(&emulated::KERNEL), &case.exact(rounded), 1e-4);
     }
 }
 
@@ -231,7 +231,7 @@ fn fast_runs_bf16_where_the_processor_can_and_says_so() {
     let case = Case::new([37, 70, 301], [Lie::Rows, Lie::Columns], Write::Set);
     let got = case.run(&mut fast, &threads(1));
     match fast.profile() {
-        Profile::Fast => close(&got, &wide(&case.on(&bf16::MODEL)), 1e-5),
+        Profile::Fast => close(&got, &wide(&case.on(&emulated::KERNEL)), 1e-5),
         Profile::Repro => assert!(bits(&got) == bits(&case.specification())),
     }
 }
