@@ -56,18 +56,18 @@ pub enum Error {
 
 /// Whether the address sanitizer watches the library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Watch {
+pub enum Sanitizer {
     /// As fast as a CPU is.
-    No,
+    None,
     /// The sanitizer ends the process at the first access outside an allocation.
-    Addresses,
+    Address,
 }
 
 /// A built library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Library {
     folder: PathBuf,
-    watch: Watch,
+    sanitizer: Sanitizer,
 }
 
 impl Library {
@@ -76,11 +76,11 @@ impl Library {
     /// # Errors
     ///
     /// If there is no compiler, if it refuses the sources, or if files cannot be read or written.
-    pub fn build(folder: &Path, watch: Watch) -> Result<Self, Error> {
+    pub fn build(folder: &Path, sanitizer: Sanitizer) -> Result<Self, Error> {
         // Tests of one process run at once; one of them builds, the others find what it built.
         let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         let inputs = Inputs::read()?;
-        let library = Self { folder: folder.join(inputs.digest(watch)), watch };
+        let library = Self { folder: folder.join(inputs.digest(sanitizer)), sanitizer };
         if !library.file().exists() {
             fs::create_dir_all(&library.folder).map_err(|cause| failed(&library.folder, cause))?;
             inputs.generate(&library.folder)?;
@@ -97,12 +97,12 @@ impl Library {
     /// If the library cannot be built for another reason, or has to be.
     #[must_use]
     #[expect(clippy::print_stderr, reason = "who runs the tests should know what they did not check")]
-    pub fn for_test(folder: &Path, watch: Watch) -> Option<Self> {
+    pub fn for_test(folder: &Path, sanitizer: Sanitizer) -> Option<Self> {
         if !cfg!(target_os = "linux") {
             eprintln!("skipped: a driver for CUDA on the CPU is made for Linux alone");
             return None;
         }
-        match Self::build(folder, watch) {
+        match Self::build(folder, sanitizer) {
             Ok(library) => Some(library),
             Err(missing @ Error::NoCompiler { .. }) => {
                 let required = std::env::var_os("SWARMLINE_REQUIRE_CXX").is_some_and(|value| value == "1");
@@ -130,7 +130,7 @@ impl Library {
             folders.push(others);
         }
         let mut variables = vec![("LD_LIBRARY_PATH", folders)];
-        if self.watch == Watch::Addresses {
+        if self.sanitizer == Sanitizer::Address {
             let said = run(Command::new(compiler()).arg("-print-file-name=libasan.so"))?;
             variables.push(("LD_PRELOAD", said.trim().into()));
             // Fibers change stacks behind the sanitizer's back; a program that ends may leave memory behind.
@@ -147,9 +147,9 @@ impl Library {
             // No contraction: an operation is fused where `fmaf` is written, as in the build for the device.
             .args(["-std=c++17", "-ffp-contract=off", "-fPIC", "-shared"])
             .args(["-Wall", "-Wextra", "-Werror", "-Wno-sign-compare"])
-            .args(match self.watch {
-                Watch::No => ["-O2", "-g0"].as_slice(),
-                Watch::Addresses => &["-O1", "-g1", "-fsanitize=address"],
+            .args(match self.sanitizer {
+                Sanitizer::None => ["-O2", "-g0"].as_slice(),
+                Sanitizer::Address => &["-O1", "-g1", "-fsanitize=address"],
             })
             .arg(format!("-I{}", self.folder.display()))
             .arg(shim().join("driver.cpp"))
@@ -188,9 +188,9 @@ impl Inputs {
         Ok(Self { sources, kernels, texts })
     }
 
-    fn digest(&self, watch: Watch) -> String {
+    fn digest(&self, sanitizer: Sanitizer) -> String {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(format!("{watch:?} {:?}", compiler()).as_bytes());
+        hasher.update(format!("{sanitizer:?} {:?}", compiler()).as_bytes());
         for text in &self.texts {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }

@@ -5,7 +5,7 @@ use super::{
     product::Products,
     scratch::Scratch,
     threads::Threads,
-    view::Matrix,
+    view::MatrixView,
 };
 use crate::{
     Write,
@@ -76,7 +76,7 @@ pub(super) fn project(
     code: usize,
     write: Write,
 ) {
-    let (x, basis) = (Matrix::rows(x, width), Matrix::rows(basis, width).transposed());
+    let (x, basis) = (MatrixView::rows(x, width), MatrixView::rows(basis, width).transposed());
     products.run(threads, z, x, basis, [rows, code, width], write);
 }
 
@@ -93,7 +93,7 @@ pub(super) fn reconstruct(
     code: usize,
 ) {
     x[..rows * width].copy_from_slice(&anchor[..rows * width]);
-    let (z, basis) = (Matrix::rows(z, code), Matrix::rows(basis, width));
+    let (z, basis) = (MatrixView::rows(z, code), MatrixView::rows(basis, width));
     products.run(threads, x, z, basis, [rows, width, code], Write::Add);
 }
 

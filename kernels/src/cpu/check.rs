@@ -82,7 +82,7 @@ pub(super) fn same_on_any_threads(run: impl Fn(&mut Cpu) -> Vec<CpuTensor>) {
         run(cpu).iter().map(|x| x.as_slice().iter().map(|x| x.to_bits()).collect()).collect()
     };
     let expected = bits(&mut cpu());
-    for (threads, isa) in everywhere() {
+    for (threads, isa) in configurations() {
         let mut cpu = Cpu::on(threads, isa, Profile::Repro).unwrap();
         for call in 0..2 {
             assert!(bits(&mut cpu) == expected, "call {call} on {threads} threads, {isa:?} differs");
@@ -91,6 +91,6 @@ pub(super) fn same_on_any_threads(run: impl Fn(&mut Cpu) -> Vec<CpuTensor>) {
 }
 
 /// The ways to run an operation that must not show: thread counts and instruction sets.
-pub(super) fn everywhere() -> impl Iterator<Item = (usize, Isa)> {
+pub(super) fn configurations() -> impl Iterator<Item = (usize, Isa)> {
     Isa::available().flat_map(|isa| [1, 2, 3].map(|threads| (threads, isa)))
 }

@@ -43,13 +43,13 @@ pub(super) fn forward_backward(
         let from = block * BLOCK_ROWS * inputs;
         let x = &x[from..][..shape.rows * inputs];
         let logits = &mut logits[..shape.rows * outputs];
-        linear::linear(products, threads, logits, x, w, shape, Write::Set);
+        linear::forward(products, threads, logits, x, w, shape, Write::Set);
         let scale = gradients.as_ref().map_or(1.0, |gradients| gradients.scale);
         cross_entropy::forward_backward(threads, losses, logits, targets, outputs, scale);
         if let Some(Gradients { dx, dw, .. }) = &mut gradients {
             let dx = &mut dx[from..][..shape.rows * inputs];
-            linear::linear_backward_input(products, threads, dx, logits, w, shape, Write::Set);
-            linear::linear_backward_weight(products, threads, dw, logits, x, shape, Write::Add);
+            linear::backward_input(products, threads, dx, logits, w, shape, Write::Set);
+            linear::backward_weight(products, threads, dw, logits, x, shape, Write::Add);
         }
     }
 }

@@ -199,7 +199,7 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        linear::linear(&mut self.products, &self.threads, &mut y.0, &x.0, &w.0, shape, write);
+        linear::forward(&mut self.products, &self.threads, &mut y.0, &x.0, &w.0, shape, write);
         Ok(())
     }
 
@@ -211,15 +211,7 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        linear::linear_backward_input(
-            &mut self.products,
-            &self.threads,
-            &mut dx.0,
-            &dy.0,
-            &w.0,
-            shape,
-            write,
-        );
+        linear::backward_input(&mut self.products, &self.threads, &mut dx.0, &dy.0, &w.0, shape, write);
         Ok(())
     }
 
@@ -231,15 +223,7 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        linear::linear_backward_weight(
-            &mut self.products,
-            &self.threads,
-            &mut dw.0,
-            &dy.0,
-            &x.0,
-            shape,
-            write,
-        );
+        linear::backward_weight(&mut self.products, &self.threads, &mut dw.0, &dy.0, &x.0, shape, write);
         Ok(())
     }
 

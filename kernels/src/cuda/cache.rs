@@ -64,7 +64,7 @@ impl Cache {
             fs::read_dir(folder).map_or(0, |entries| entries.flatten().filter(|entry| named(entry)).count());
         // A folder that does not exist yet is as writable as the nearest one above it that does.
         let nearest = folder.ancestors().find(|folder| folder.is_dir());
-        let writable = nearest.is_some_and(|folder| Probe::new(folder.to_owned()).is_some());
+        let writable = nearest.is_some_and(|folder| TrialFile::new(folder.to_owned()).is_some());
         CacheReport { folder: self.folder.clone(), entries, writable }
     }
 
@@ -92,9 +92,9 @@ impl Cache {
 }
 
 /// An empty file that is there for a moment, to see whether a folder can be written.
-struct Probe(PathBuf);
+struct TrialFile(PathBuf);
 
-impl Probe {
+impl TrialFile {
     fn new(folder: PathBuf) -> Option<Self> {
         let path = folder.join(format!(".swarmline-{}", std::process::id()));
         fs::OpenOptions::new().write(true).create_new(true).open(&path).ok()?;
@@ -102,7 +102,7 @@ impl Probe {
     }
 }
 
-impl Drop for Probe {
+impl Drop for TrialFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }

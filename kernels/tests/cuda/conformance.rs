@@ -23,16 +23,16 @@ pub(crate) struct Tolerance {
     /// Of the forward pass.
     pub(crate) attention: f64,
     /// Of both passes for the head widths that tensor cores take.
-    pub(crate) narrow_attention: f64,
+    pub(crate) bf16_attention: f64,
 }
 
 impl Tolerance {
     /// No difference anywhere.
-    pub(crate) const NONE: Self = Self { product: BITS, attention: BITS, narrow_attention: BITS };
+    pub(crate) const NONE: Self = Self { product: BITS, attention: BITS, bf16_attention: BITS };
 }
 
 /// The backend on trial, the CPU backend beside it, and the largest difference per operation.
-pub(crate) struct Trial<'b, B> {
+pub(crate) struct Conformance<'b, B> {
     backend: &'b mut B,
     cpu: Cpu,
     pub(crate) worst: BTreeMap<&'static str, f64>,
@@ -54,7 +54,7 @@ fn numbers(len: usize, stream: u64) -> Vec<f32> {
 }
 
 /// The same, each as bf16 has it.
-fn narrow_numbers(len: usize, stream: u64) -> Vec<f32> {
+fn bf16_numbers(len: usize, stream: u64) -> Vec<f32> {
     numbers(len, stream).into_iter().map(|x| bf16::from_f32(x).to_f32()).collect()
 }
 
@@ -77,7 +77,7 @@ fn compare(what: &str, case: &dyn Debug, got: &[f32], want: &[f32], tolerance: f
     worst
 }
 
-impl<'b, B: Backend> Trial<'b, B> {
+impl<'b, B: Backend> Conformance<'b, B> {
     pub(crate) fn new(backend: &'b mut B) -> Self {
         Self { backend, cpu: Cpu::new(1).unwrap(), worst: BTreeMap::new() }
     }
@@ -109,8 +109,8 @@ impl<'b, B: Backend> Trial<'b, B> {
         Pair { name, len, cpu: numbers.into(), other }
     }
 
-    fn narrow(&mut self, name: &'static str, len: usize, stream: u64) -> Pair<B::Tensor> {
-        self.pair(name, narrow_numbers(len, stream))
+    fn bf16(&mut self, name: &'static str, len: usize, stream: u64) -> Pair<B::Tensor> {
+        self.pair(name, bf16_numbers(len, stream))
     }
 
     fn random(&mut self, name: &'static str, len: usize, stream: u64) -> Pair<B::Tensor> {
@@ -175,8 +175,8 @@ impl<'b, B: Backend> Trial<'b, B> {
             for write in [Write::Set, Write::Add] {
                 let shape = LinearShape { rows, inputs, outputs };
                 let case = (shape, write);
-                let (x, w) = (self.narrow("x", rows * inputs, 1), self.narrow("w", outputs * inputs, 2));
-                let dy = self.narrow("dy", rows * outputs, 3);
+                let (x, w) = (self.bf16("x", rows * inputs, 1), self.bf16("w", outputs * inputs, 2));
+                let dy = self.bf16("dy", rows * outputs, 3);
                 let mut y = self.random("y", rows * outputs, 4);
                 self.cpu.linear(&mut y.cpu, &x.cpu, &w.cpu, shape, write).unwrap();
                 self.backend.linear(&mut y.other, &x.other, &w.other, shape, write).unwrap();
@@ -269,7 +269,7 @@ impl<'b, B: Backend> Trial<'b, B> {
         for (batch, tokens, heads, kv_heads, head_width, theta) in shapes {
             let shape = AttentionShape { batch, tokens, heads, kv_heads, head_width, theta };
             let (forward, backward) = match head_width {
-                64 | 128 => (tolerance.narrow_attention, tolerance.narrow_attention),
+                64 | 128 => (tolerance.bf16_attention, tolerance.bf16_attention),
                 _ => (tolerance.attention, BITS),
             };
             let [queries, keys, sums] = shape.lens();

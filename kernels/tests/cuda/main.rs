@@ -12,30 +12,30 @@ mod conformance;
 
 use std::{collections::BTreeMap, env, ffi::OsStr, fs, path::Path, process::Command};
 
-use conformance::{Tolerance, Trial};
-use swarmline_cuda_on_cpu::{BOTH_ORDERS, BREAKS_WITH, DRIVER, LAUNCHED, Library, MEMORY, Watch};
+use conformance::{Conformance, Tolerance};
+use swarmline_cuda_on_cpu::{BOTH_ORDERS, BREAKS_WITH, DRIVER, LAUNCHED, Library, MEMORY, Sanitizer};
 use swarmline_kernels::{Backend, Cuda, Error, Profile, device};
 
 /// The whole list in both profiles.
 fn conformance() {
     let repro = &mut Cuda::with_profile(0, Profile::Repro).unwrap();
-    let mut trial = Trial::new(repro);
-    trial.run(Tolerance::NONE);
-    report("repro", &trial.worst);
+    let mut suite = Conformance::new(repro);
+    suite.run(Tolerance::NONE);
+    report("repro", &suite.worst);
 
     let fast = &mut Cuda::with_profile(0, Profile::Fast).unwrap();
-    let mut trial = Trial::new(fast);
-    trial.factors_are_rounded();
-    trial.run(Tolerance {
+    let mut suite = Conformance::new(fast);
+    suite.factors_are_rounded();
+    suite.run(Tolerance {
         // Sums of up to 300 exact products in another order.
         product: 2e-5,
         // Sums over 43 keys in another order, exponentials of 2 ulp.
         attention: 1e-6,
         // Rotated queries and keys, values, probabilities and gradients of scores of 2^-9 accuracy, in sums of
         // terms above unit size.
-        narrow_attention: 3e-2,
+        bf16_attention: 3e-2,
     });
-    report("fast", &trial.worst);
+    report("fast", &suite.worst);
 }
 
 #[expect(clippy::print_stdout, reason = "shown on request: how close the backend comes")]
@@ -123,7 +123,7 @@ fn on_the_cpu(test: &str, settings: &[(&str, &OsStr)], body: impl FnOnce()) -> b
         return false;
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let Some(library) = Library::for_test(folder, Watch::Addresses) else { return false };
+    let Some(library) = Library::for_test(folder, Sanitizer::Address) else { return false };
     let run = Command::new(env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .env(INSIDE, "1")

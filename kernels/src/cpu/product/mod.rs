@@ -29,7 +29,7 @@ use super::isa::Isa;
 use super::{
     aligned::Line,
     threads::{Team, Threads},
-    view::Matrix,
+    view::MatrixView,
 };
 use crate::{Profile, Write};
 use tile::{DEPTH, Kernel, Tile};
@@ -69,8 +69,8 @@ impl Products {
         &mut self,
         threads: &Threads,
         c: &mut [f32],
-        a: Matrix<'_>,
-        b: Matrix<'_>,
+        a: MatrixView<'_>,
+        b: MatrixView<'_>,
         [m, n, k]: [usize; 3],
         write: Write,
     ) {
@@ -104,7 +104,7 @@ impl Products {
         n.div_ceil(n.div_ceil(BLOCK_COLUMNS)).next_multiple_of(self.kernel.columns)
     }
 
-    fn pack(&mut self, team: Team<'_>, b: Matrix<'_>, columns: usize, depth: usize) {
+    fn pack(&mut self, team: Team<'_>, b: MatrixView<'_>, columns: usize, depth: usize) {
         let width = self.kernel.columns;
         let len = columns.div_ceil(width) * DEPTH * width / Line::LEN;
         if self.panels.len() < len {
@@ -126,7 +126,7 @@ impl Products {
         &self,
         team: Team<'_>,
         c: &mut [f32],
-        a: Matrix<'_>,
+        a: MatrixView<'_>,
         [n, first, columns, depth]: [usize; 4],
         add: bool,
     ) {

@@ -1,7 +1,7 @@
 //! Operands copied into the order in which a micro-kernel reads them.
 
 use super::tile::{DEPTH, PITCH, ROWS, Strip};
-use crate::cpu::{aligned::Line, view::Matrix};
+use crate::cpu::{aligned::Line, view::MatrixView};
 use std::cell::RefCell;
 
 /// Side of the squares that are turned at a time.
@@ -14,7 +14,13 @@ thread_local! {
 }
 
 /// Packs `a[rows, depth]` into this thread's strip and lends it to `work`.
-pub(super) fn with_strip(a: Matrix<'_>, rows: usize, depth: usize, pairs: bool, work: impl FnOnce(&Strip)) {
+pub(super) fn with_strip(
+    a: MatrixView<'_>,
+    rows: usize,
+    depth: usize,
+    pairs: bool,
+    work: impl FnOnce(&Strip),
+) {
     STRIP.with_borrow_mut(|strip| {
         pack_strip(strip, a, rows, depth);
         if pairs {
@@ -24,7 +30,7 @@ pub(super) fn with_strip(a: Matrix<'_>, rows: usize, depth: usize, pairs: bool, 
     });
 }
 
-fn pack_strip(strip: &mut Strip, a: Matrix<'_>, rows: usize, depth: usize) {
+fn pack_strip(strip: &mut Strip, a: MatrixView<'_>, rows: usize, depth: usize) {
     strip.by_term = by_term(a);
     if strip.by_term {
         return copy_terms(strip.numbers_mut().as_chunks_mut().0, a, rows, depth);
@@ -48,13 +54,13 @@ fn pair_strip(strip: &mut Strip, rows: usize, depth: usize) {
 }
 
 /// Whether the numbers of a term lie side by side rather than those of a row.
-fn by_term(a: Matrix<'_>) -> bool {
+fn by_term(a: MatrixView<'_>) -> bool {
     a.row_stride == 1 && a.column_stride != 1
 }
 
 /// Copies the first `rows` numbers of each term, and more behind them that are never read: a copy of known length is a
 /// few moves rather than a call. The last terms may have no more behind them.
-fn copy_terms(lines: &mut [[f32; ROWS]], a: Matrix<'_>, rows: usize, depth: usize) {
+fn copy_terms(lines: &mut [[f32; ROWS]], a: MatrixView<'_>, rows: usize, depth: usize) {
     let whole = a.data.len().checked_sub(ROWS).map_or(0, |last| last / a.column_stride + 1).min(depth);
     let (whole_lines, lines) = lines[..depth].split_at_mut(whole);
     for (term, line) in whole_lines.iter_mut().enumerate() {
@@ -67,7 +73,7 @@ fn copy_terms(lines: &mut [[f32; ROWS]], a: Matrix<'_>, rows: usize, depth: usiz
 
 /// Fetches part `part` of `parts` of what a strip will be packed from, so that packing does not wait for memory.
 /// Fetching beyond the last row does no harm.
-pub(super) fn fetch(a: Matrix<'_>, rows: usize, depth: usize, part: usize, parts: usize) {
+pub(super) fn fetch(a: MatrixView<'_>, rows: usize, depth: usize, part: usize, parts: usize) {
     if by_term(a) {
         // The last row of a term, as the first has come with the strip before.
         return (part..depth).step_by(parts).for_each(|term| fetch_line(a, rows - 1, term));
@@ -78,7 +84,7 @@ pub(super) fn fetch(a: Matrix<'_>, rows: usize, depth: usize, part: usize, parts
 }
 
 /// Fetches the line with this number into the second cache. It may lie outside the matrix.
-fn fetch_line(a: Matrix<'_>, row: usize, column: usize) {
+fn fetch_line(a: MatrixView<'_>, row: usize, column: usize) {
     let at = a.data.as_ptr().wrapping_add(row * a.row_stride + column * a.column_stride);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 has it, and it may name any address.
@@ -91,7 +97,7 @@ fn fetch_line(a: Matrix<'_>, row: usize, column: usize) {
 }
 
 /// Packs `b[depth, columns]` into panels of [`DEPTH`] rows of `width`; missing columns are 0.
-pub(super) fn columns(panels: &mut [f32], b: Matrix<'_>, width: usize, columns: usize, depth: usize) {
+pub(super) fn columns(panels: &mut [f32], b: MatrixView<'_>, width: usize, columns: usize, depth: usize) {
     if !columns.is_multiple_of(width) {
         panels[columns / width * DEPTH * width..][..depth * width].fill(0.0);
     }
@@ -109,7 +115,7 @@ pub(super) fn columns(panels: &mut [f32], b: Matrix<'_>, width: usize, columns: 
 }
 
 /// Row by row over all panels, so that memory is read as it lies.
-fn copy<const WIDTH: usize>(panels: &mut [f32], b: Matrix<'_>, columns: usize, depth: usize) {
+fn copy<const WIDTH: usize>(panels: &mut [f32], b: MatrixView<'_>, columns: usize, depth: usize) {
     for term in 0..depth {
         // A few lines from each of many rows: no processor guesses which are next.
         (0..columns).step_by(Line::LEN).for_each(|column| fetch_line(b, term + TERMS_AHEAD, column));
@@ -126,7 +132,7 @@ fn copy<const WIDTH: usize>(panels: &mut [f32], b: Matrix<'_>, columns: usize, d
 }
 
 /// Copies `b[depth, columns]`, whose rows are not contiguous, into rows of `width`.
-fn turn_all(panel: &mut [f32], b: Matrix<'_>, width: usize, columns: usize, depth: usize) {
+fn turn_all(panel: &mut [f32], b: MatrixView<'_>, width: usize, columns: usize, depth: usize) {
     for column in (0..columns).step_by(SQUARE) {
         for term in (0..depth).step_by(SQUARE) {
             let (part, to) = (b.part(term, column), &mut panel[term * width + column..]);
@@ -136,7 +142,7 @@ fn turn_all(panel: &mut [f32], b: Matrix<'_>, width: usize, columns: usize, dept
 }
 
 /// Copies `b[terms, columns]`, whose columns are contiguous or nearly so, into rows of `width`.
-fn turn(to: &mut [f32], b: Matrix<'_>, width: usize, columns: usize, terms: usize) {
+fn turn(to: &mut [f32], b: MatrixView<'_>, width: usize, columns: usize, terms: usize) {
     if columns == SQUARE && terms == SQUARE && b.row_stride == 1 {
         let mut square = [[0.0; SQUARE]; SQUARE];
         for column in 0..SQUARE {
