@@ -1,4 +1,16 @@
-//! Which device computes, what a machine has, and why something cannot be had.
+//! The device that computes: how a caller chooses it, and what a machine offers.
+//!
+//! A [`DeviceChoice`] is what a person types. [`DeviceChoice::resolve`] turns it into a [`Device`] of this machine, or
+//! says why the device is [`Unavailable`]. A [`Setup`] adds a [`Profile`] and a number of threads.
+//!
+//! ```
+//! use swarmline_kernels::device::{DeviceChoice, Setup};
+//!
+//! let device = "auto".parse::<DeviceChoice>()?.resolve()?;
+//! let setup = Setup::new(device).with_threads(4);
+//! assert_eq!(setup.profile, device.usual_profile());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub(crate) mod report;
 
@@ -9,50 +21,57 @@ use crate::{Backend, Cpu, Profile, Result};
 
 pub use report::{CAPABILITY_MIN, CacheReport, CpuReport, CudaDevice, CudaReport, Unavailable, Version};
 
-/// What somebody asks for: `auto`, `cpu`, `cuda` or `cuda:N`.
+/// The device a caller asks for, written `auto`, `cpu`, `cuda` (which means `cuda:0`) or `cuda:N`.
+///
+/// A choice names no device of this machine before [`DeviceChoice::resolve`]. The default is `auto`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DeviceChoice {
-    /// The first GPU if one can be used, else the CPU.
+    /// The first CUDA device if the kernels run on it, else the CPU; resolving it never fails.
     #[default]
     Auto,
-    /// Exactly this.
+    /// This device or an error: no other device stands in for it.
     Exactly(Device),
 }
 
-/// A device that computes.
+/// A device that computes, written `cpu` or `cuda:N`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Device {
     /// The processor.
     Cpu,
-    /// The CUDA device with this ordinal.
+    /// The CUDA device with this ordinal, counted from 0 in the order of the driver (`CUDA_VISIBLE_DEVICES` applies).
     Cuda(usize),
 }
 
-/// A device and how it is used.
+/// A device, its profile and its threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Setup {
-    /// What computes.
+    /// The device that computes.
     pub device: Device,
-    /// How exactly.
+    /// How exactly it computes. [`Setup::effective_profile`] is the profile after the limits of the device.
     pub profile: Profile,
-    /// Threads that compute, if that is the CPU.
+    /// Threads of the CPU backend; 0 counts as 1, and a CUDA device ignores them. They change the speed, never the
+    /// results.
     pub threads: usize,
 }
 
-/// Work that is the same on every device.
+/// Work that every backend can do, for [`Setup::run`].
 pub trait Work {
-    /// What comes out of it.
+    /// The result of the work.
     type Output;
-    /// Does it on backends that `open` makes.
+    /// Does the work. Each call of `open` makes one more backend on the same device, or says why it cannot.
     fn on<B: Backend>(self, open: impl FnMut() -> Result<B>) -> Self::Output;
 }
 
 impl DeviceChoice {
-    /// The device this means on this machine.
+    /// The device of this machine that the choice means.
     ///
     /// # Errors
     ///
-    /// Why a CUDA device that was asked for cannot be used.
+    /// [`Unavailable`] if the choice is exactly a CUDA device that is missing, too old or refused by its driver. `auto` and `cpu`
+    /// always resolve.
     pub fn resolve(self) -> std::result::Result<Device, Unavailable> {
         match self {
             Self::Exactly(Device::Cpu) => Ok(Device::Cpu),
@@ -60,7 +79,7 @@ impl DeviceChoice {
         }
     }
 
-    /// The device this means where CUDA is as reported.
+    /// [`DeviceChoice::resolve`] on a machine whose CUDA is as `cuda` reports.
     ///
     /// # Errors
     ///
@@ -75,7 +94,7 @@ impl DeviceChoice {
 }
 
 impl Device {
-    /// What this device is best used with: the same bits everywhere on a CPU, tensor cores on a GPU.
+    /// The profile this device has by default: [`Profile::Repro`] on the CPU, [`Profile::Fast`] on a CUDA device.
     #[must_use]
     pub fn usual_profile(self) -> Profile {
         match self {
@@ -86,13 +105,31 @@ impl Device {
 }
 
 impl Setup {
-    /// The CPU with so many threads, reproducibly.
+    /// `device` in its [usual profile](Device::usual_profile), on one thread.
     #[must_use]
-    pub fn cpu(threads: usize) -> Self {
-        Self { device: Device::Cpu, profile: Profile::Repro, threads }
+    pub fn new(device: Device) -> Self {
+        Self { device, profile: device.usual_profile(), threads: 1 }
     }
 
-    /// Does `work` with it.
+    /// The CPU in [`Profile::Repro`] on `threads` threads.
+    #[must_use]
+    pub fn cpu(threads: usize) -> Self {
+        Self::new(Device::Cpu).with_threads(threads)
+    }
+
+    /// The same device on `threads` threads.
+    #[must_use]
+    pub fn with_threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
+    }
+
+    /// The same device in `profile`.
+    #[must_use]
+    pub fn with_profile(self, profile: Profile) -> Self {
+        Self { profile, ..self }
+    }
+
+    /// Does `work` on backends of this setup.
     pub fn run<W: Work>(self, work: W) -> W::Output {
         let Self { device, profile, threads } = self;
         match device {
@@ -104,7 +141,7 @@ impl Setup {
         }
     }
 
-    /// The profile that really runs: a CPU that does not multiply bf16 computes reproducibly.
+    /// The profile that runs: [`Profile::Repro`] on a CPU that does not multiply bf16, else the one asked for.
     #[must_use]
     pub fn effective_profile(self) -> Profile {
         match self.device {
@@ -132,7 +169,7 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// A text that names no device.
+/// A text that names no device; the message quotes it and lists the names.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no device; say auto, cpu, cuda or cuda:N")]
 pub struct NoSuchChoice(String);
@@ -154,13 +191,15 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// Looks at the processor.
+/// Cores and instruction sets of the processor, and the profile it can compute in.
 #[must_use]
 pub fn cpu_report() -> CpuReport {
     crate::cpu::probe::report()
 }
 
-/// Looks for driver, compiler, libraries and devices. Takes no memory on any device and never panics.
+/// The driver, the run-time compiler, the libraries and the devices of CUDA on this machine.
+///
+/// Takes no memory on any device. What is missing is `None`, `false` or [`CudaReport::unavailable`], never a panic.
 #[must_use]
 pub fn cuda_report() -> CudaReport {
     #[cfg(feature = "cuda")]

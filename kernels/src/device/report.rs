@@ -1,15 +1,16 @@
-//! What a machine has to compute with, and why a device cannot be used.
+//! Reports of the devices a machine has, and reasons why one cannot be used.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Why no CUDA device, or not the one asked for, can be used. The message names cause and remedy.
+/// Why a CUDA device cannot be used. The message names cause and remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Unavailable {
-    /// This program was built without CUDA.
+    /// This program was built without the feature `cuda`.
     #[error("this program was built without CUDA; build it with the feature `cuda`, or use --device cpu")]
     NotBuilt,
-    /// No NVIDIA driver on this machine.
+    /// `libcuda` cannot be loaded: the machine has no NVIDIA driver.
     #[error(
         "no NVIDIA driver: libcuda cannot be loaded; install the driver of the GPU (in a container: start it \
          with its GPUs), or use --device cpu"
@@ -20,9 +21,9 @@ pub enum Unavailable {
         "the NVIDIA driver speaks CUDA {found}, {needed} is needed; install a newer driver, or use --device cpu"
     )]
     DriverTooOld {
-        /// What it speaks.
+        /// The CUDA version of the driver.
         found: Version,
-        /// What is needed.
+        /// The lowest that works.
         needed: Version,
     },
     /// A library lacks a function that the program calls.
@@ -30,23 +31,23 @@ pub enum Unavailable {
         "{library} has no `{symbol}`: it is a stub or damaged; reinstall the NVIDIA driver, or use --device cpu"
     )]
     Incomplete {
-        /// Which library.
+        /// The library, without version and ending.
         library: &'static str,
         /// The first function that is missing.
         symbol: &'static str,
     },
-    /// The driver is there but drives nothing.
+    /// The driver finds no device.
     #[error(
         "the NVIDIA driver finds no device; see whether nvidia-smi lists one and CUDA_VISIBLE_DEVICES hides \
          none, or use --device cpu"
     )]
     NoDevice,
-    /// Fewer devices than the ordinal asks for.
+    /// The ordinal is beyond the devices of this machine.
     #[error("there is no cuda:{ordinal}: this machine has {count} CUDA device(s), counted from 0")]
     NoSuchDevice {
-        /// Which was asked for.
+        /// The ordinal asked for, counted from 0.
         ordinal: usize,
-        /// How many there are.
+        /// Devices of this machine.
         count: usize,
     },
     /// The device lacks instructions that the kernels need.
@@ -54,32 +55,32 @@ pub enum Unavailable {
         "{name} has compute capability {found}, the kernels need {needed} (Ampere or later); use --device cpu"
     )]
     DeviceTooOld {
-        /// Its name.
+        /// Name of the device.
         name: String,
         /// Its compute capability.
         found: Version,
         /// The lowest that works.
         needed: Version,
     },
-    /// Kernels were compiled, but the device does not take them.
+    /// The driver loads neither the kernels compiled here nor the precompiled ones.
     #[error("the kernels cannot be loaded ({compiled}; precompiled ones: {precompiled}); use --device cpu")]
     NoKernels {
-        /// What came of compiling them here.
+        /// Why there are none compiled here, or what the driver said to them.
         compiled: String,
-        /// What the driver said to those that came with the program.
+        /// What the driver said to those built into this program.
         precompiled: String,
     },
-    /// The driver refuses for another reason.
+    /// The driver refuses for another reason; the text is its own.
     #[error("the NVIDIA driver refuses: {0}; see what nvidia-smi says, or use --device cpu")]
     Driver(String),
 }
 
-/// Two numbers with a point: a CUDA version or a compute capability.
+/// A CUDA version or a compute capability, written `major.minor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// In front of the point.
+    /// The number in front of the point.
     pub major: u32,
-    /// Behind the point.
+    /// The number behind the point.
     pub minor: u32,
 }
 
@@ -89,63 +90,63 @@ impl fmt::Display for Version {
     }
 }
 
-/// What the processor can do.
+/// What the processor offers to the CPU backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuReport {
-    /// Threads that can run at once.
+    /// Threads that run at once.
     pub cores: usize,
-    /// Instruction sets it has of those that matter here.
+    /// Those of AVX2, FMA, AVX-512F and AVX512-BF16 that the processor has.
     pub instruction_sets: Vec<&'static str>,
-    /// What the loops run with.
+    /// Instructions that the loops use: `AVX-512`, `AVX2 and FMA` or `baseline`.
     pub loops: &'static str,
-    /// Whether it multiplies bf16, as [`Profile::Fast`] needs.
+    /// Whether the processor and `SWARMLINE_ISA` allow [`Profile::Fast`](crate::Profile::Fast).
     pub fast: bool,
 }
 
-/// What of CUDA a machine has.
+/// The parts of CUDA that a machine has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaReport {
-    /// The CUDA version the driver speaks, if there is a driver.
+    /// The CUDA version of the driver, also of one that is too old; `None` without a driver.
     pub driver: Option<Version>,
-    /// The version of the run-time compiler, if there is one.
+    /// The version of NVRTC; without it a device runs the precompiled kernels.
     pub compiler: Option<Version>,
-    /// Whether the vendor's library for large products is there; own kernels stand in for it.
+    /// Whether cuBLASLt can be loaded; without it the crate's own kernels compute all products.
     pub blas: bool,
     /// The devices, by ordinal.
     pub devices: Vec<CudaDevice>,
-    /// Why no device can be used.
+    /// Why no device at all can be used.
     pub unavailable: Option<Unavailable>,
-    /// Where compiled kernels are kept.
+    /// The cache of compiled kernels.
     pub cache: CacheReport,
 }
 
 /// A CUDA device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaDevice {
-    /// As its maker calls it.
+    /// Its name in the words of the driver.
     pub name: String,
-    /// What it can do.
+    /// Its compute capability; the kernels need [`CAPABILITY_MIN`].
     pub capability: Version,
-    /// Memory in bytes.
+    /// Bytes of its memory.
     pub memory_bytes: usize,
 }
 
-/// Where compiled kernels are kept.
+/// The folder in which compiled kernels are kept between starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheReport {
-    /// The folder, if this user has one for caches.
+    /// `$XDG_CACHE_HOME/swarmline/kernels`, else `~/.cache/swarmline/kernels`; `None` if neither variable is set.
     pub folder: Option<PathBuf>,
-    /// Kernels in it.
+    /// Compiled modules in it, one for each kind of device and version of the compiler.
     pub entries: usize,
-    /// Whether more can be written; if not, kernels are compiled at every start.
+    /// Whether the folder can be written; if not, kernels are compiled at every start.
     pub writable: bool,
 }
 
-/// The lowest compute capability the kernels run on: asynchronous copies and bf16 on tensor cores.
+/// The lowest compute capability the kernels run on: the first with bf16 on tensor cores.
 pub const CAPABILITY_MIN: Version = Version { major: 8, minor: 0 };
 
 impl CudaReport {
-    /// A machine where nothing of CUDA was found.
+    /// The report of a machine without CUDA, for this reason.
     #[must_use]
     pub fn nothing(reason: Unavailable) -> Self {
         Self {
@@ -158,11 +159,12 @@ impl CudaReport {
         }
     }
 
-    /// Whether the device with this ordinal can be used.
+    /// Checks that the device with this ordinal can be used.
     ///
     /// # Errors
     ///
-    /// Why not.
+    /// [`CudaReport::unavailable`] if there is a reason for all devices, else [`Unavailable::NoSuchDevice`] or
+    /// [`Unavailable::DeviceTooOld`].
     pub fn usable(&self, ordinal: usize) -> Result<(), Unavailable> {
         if let Some(reason) = &self.unavailable {
             return Err(reason.clone());
