@@ -70,8 +70,8 @@ impl DeviceChoice {
     ///
     /// # Errors
     ///
-    /// [`Unavailable`] if the choice is exactly a CUDA device that is missing, too old or refused by its driver. `auto` and `cpu`
-    /// always resolve.
+    /// [`Unavailable`] if the choice is exactly a CUDA device that is missing, too old or refused by its driver. `auto`
+    /// and `cpu` always resolve.
     pub fn resolve(self) -> std::result::Result<Device, Unavailable> {
         match self {
             Self::Exactly(Device::Cpu) => Ok(Device::Cpu),

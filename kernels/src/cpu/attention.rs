@@ -23,7 +23,7 @@ use std::ops::Range;
 
 /// Query rows whose scores exist at a time: two vectors of the widest instruction set.
 const BLOCK_ROWS: usize = 2 * HALF_ROWS;
-/// Rows of a block that see keys the rows before them do not: products leave out what no row of a half sees.
+/// Rows of half a block: products leave out the keys that no row of a half sees.
 const HALF_ROWS: usize = small_product::ALIGN;
 /// Side of the squares in which queries are turned.
 const SQUARE: usize = 8;
@@ -148,7 +148,7 @@ pub(super) fn backward(
     );
 }
 
-/// Where the job of one (sequence, key-value head) finds its numbers, and the shape of its scratch.
+/// The job of one (sequence, key-value head): where its numbers are, and the shape of its scratch.
 #[derive(Clone, Copy, Debug)]
 struct Job {
     sequence: usize,
@@ -208,7 +208,7 @@ impl Job {
         )
     }
 
-    /// `dense =` the rows; what is behind them in their line stays 0.
+    /// `dense =` the rows; the columns behind the head width stay 0.
     #[inline(always)]
     fn gather<'a>(self, dense: &mut [f32], rows: impl Iterator<Item = &'a [f32]>) {
         for (dense, row) in dense.chunks_exact_mut(self.width).zip(rows) {
@@ -271,7 +271,7 @@ impl Block {
         self.first + self.rows
     }
 
-    /// Keys that some row of the half of `row` sees; what is beyond them is not computed.
+    /// Keys that some row of the half of `row` sees; scores of later keys are not computed.
     fn seen_by(self, row: usize) -> usize {
         if row < HALF_ROWS { self.first + self.rows.min(HALF_ROWS) } else { self.seen() }
     }
@@ -283,7 +283,8 @@ impl Block {
         job.rows(x, job.shape.heads, job.query_head(head), self.first..self.seen())
     }
 
-    /// `scores[keys, rows] = k[keys, e] q[e, rows]`, unscaled; what the first half does not see is left as it is.
+    /// `scores[keys, rows] = k[keys, e] q[e, rows]`, unscaled; scores of keys that the first half does not see are
+    /// left as they are.
     fn scores(self, scores: &mut [f32], q: &[f32], k: &[f32]) {
         let Job { width, shape, arch, .. } = self.job;
         let half = self.seen_by(0);
@@ -367,7 +368,7 @@ fn store_back(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize, 
     }
 }
 
-/// Turns the scores of a block's rows into probabilities in place, what a row does not see into 0, and finds the
+/// Turns the scores of a block's rows into probabilities in place, 0 for keys that a row does not see, and returns the
 /// log-sum-exp of the scaled scores.
 #[derive(Debug)]
 struct Softmax<'a> {
@@ -438,8 +439,8 @@ impl WithSimd for Softmax<'_> {
     }
 }
 
-/// Scores become probabilities `p`; their gradients `dp` become `p (dp - delta) scale`; both 0 for what a row does
-/// not see.
+/// Scores become probabilities `p`; their gradients `dp` become `p (dp - delta) scale`; both are 0 for keys that a row
+/// does not see.
 #[derive(Debug)]
 struct SoftmaxBackward<'a> {
     p: &'a mut [f32],

@@ -23,8 +23,8 @@ pub(super) struct Gradients<'a> {
     pub(super) scale: f32,
 }
 
-/// `losses[N] = -ln softmax(x[N,d] w[V,d]^T)[target]`, and the gradients if asked for; what `logits` holds
-/// afterwards is not specified.
+/// `losses[N] = -ln softmax(x[N,d] w[V,d]^T)[target]`, and the `gradients`, if any; `logits` is scratch of
+/// [`logits_len`] numbers.
 pub(super) fn forward_backward(
     products: &mut Products,
     threads: &Threads,

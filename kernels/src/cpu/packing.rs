@@ -22,7 +22,7 @@ use std::{
 /// Rows of one job.
 pub(super) const BLOCK_ROWS: usize = 32;
 
-/// Packs or unpacks the rows of one tensor, in one piece or block by block, and gathers what is wrong with them.
+/// Packs or unpacks the rows of one tensor, in one piece or block by block, and notes the first rows with a fault.
 #[derive(Debug)]
 pub(super) struct Packer<'a> {
     threads: &'a Threads,
@@ -84,7 +84,7 @@ impl<'a> Packer<'a> {
         );
     }
 
-    /// Refuses the first row with a number that is not finite, else the first one that overflows the format.
+    /// Refuses the first row with a number that is not finite, else the first that overflows the format.
     pub(super) fn check(self) -> Result<(), PackingError> {
         match self.not_finite.found().or_else(|| self.overflowing.found()) {
             Some(row) => Err(PackingError::NonFinite { row }),
@@ -92,7 +92,7 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Where the packed `rows` lie.
+    /// The bytes of the packed `rows`.
     pub(super) fn bytes_of(&self, rows: &Range<usize>) -> Range<usize> {
         rows.start * self.row_bytes()..rows.end * self.row_bytes()
     }
@@ -103,7 +103,7 @@ impl<'a> Packer<'a> {
         self.format.packed_len(1, self.width).unwrap_or_default()
     }
 
-    /// Packs every number by itself; `encode` also gives the bits of what will be read.
+    /// Packs number by number; `encode` gives the bytes and the bits of the number they will be read as.
     #[inline(always)]
     fn pack_each<const N: usize>(
         &self,
@@ -183,7 +183,7 @@ impl<'a> Packer<'a> {
     }
 }
 
-/// The first of the rows that jobs on any thread found.
+/// The first row with a fault that a job on any thread found.
 #[derive(Debug)]
 struct FirstRow(AtomicUsize);
 

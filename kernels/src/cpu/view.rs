@@ -1,4 +1,4 @@
-//! Where the numbers of a matrix sit.
+//! Views of matrices by strides.
 
 /// A matrix inside a slice: number `(r, c)` sits at `r * row_stride + c * column_stride`.
 #[derive(Clone, Copy, Debug)]

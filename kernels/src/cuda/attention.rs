@@ -224,7 +224,7 @@ impl Attention {
 }
 
 impl RopeTable {
-    /// The table for `shape`: the one kept, or one to keep from now on.
+    /// The table for `shape`: `kept` if it fits, else a new one that takes its place.
     fn of<'kept>(
         kept: &'kept mut Option<Self>,
         stream: &Arc<CudaStream>,

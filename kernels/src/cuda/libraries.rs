@@ -1,19 +1,19 @@
-//! Which of the vendor's libraries can be called.
+//! Checks that the vendor's libraries can be called.
 //!
-//! The bindings load libraries at the first call and panic where a library or a function is not there. So each
-//! library is asked for first, then every function of it that is called before anything else could refuse; after
-//! the version check below, all that remain exist. That way nothing panics and nothing has to be caught.
+//! The bindings load a library at the first call and panic if the library or a function of it is missing. So each
+//! library is looked for first, then every function of it that is called before another check could refuse; after the
+//! version check of the driver all its other functions exist. Nothing panics, and nothing has to be caught.
 
 use cudarc::driver::{result, sys};
 use cudarc::{cublaslt, nvrtc};
 
 use crate::device::report::{Unavailable, Version};
 
-/// From here on a driver has every function that is called, stream-ordered memory and all of its kin, and reads the
-/// kernels that come with the program.
+/// The oldest CUDA version of a driver that works: it has every function that is called, stream-ordered memory among
+/// them, and reads the precompiled kernels.
 pub(super) const DRIVER_MIN: Version = Version { major: 12, minor: 0 };
 
-/// Functions called before or for the version check, and the newest of those called later.
+/// Functions of the driver called before or for the version check, and the newest of those called later.
 const DRIVER_SYMBOLS: &[&str] = &[
     "cuInit",
     "cuDriverGetVersion",
@@ -25,7 +25,7 @@ const DRIVER_SYMBOLS: &[&str] = &[
     "cuLaunchKernel",
 ];
 
-/// All functions called of the compiler.
+/// All functions of the compiler that are called.
 const COMPILER_SYMBOLS: &[&str] = &[
     "nvrtcVersion",
     "nvrtcCreateProgram",
@@ -37,7 +37,7 @@ const COMPILER_SYMBOLS: &[&str] = &[
     "nvrtcDestroyProgram",
 ];
 
-/// All functions called of the library for products.
+/// All functions of cuBLASLt that are called.
 const BLAS_SYMBOLS: &[&str] = &[
     "cublasLtCreate",
     "cublasLtDestroy",
@@ -53,15 +53,15 @@ const BLAS_SYMBOLS: &[&str] = &[
     "cublasLtMatmulPreferenceSetAttribute",
 ];
 
-/// Whether a library that is there has a function.
+/// Whether a library that is loaded has a function.
 macro_rules! has_symbol {
     ($library:expr, $name:expr) => {
-        // SAFETY: the library is there; the function is looked up and not called.
+        // SAFETY: the library is loaded; the function is looked up and not called.
         unsafe { $library.get::<unsafe extern "C" fn()>($name.as_bytes()) }.is_ok()
     };
 }
 
-/// The CUDA version the driver speaks, if it can be used at all.
+/// The CUDA version of the driver, or why it cannot be used.
 pub(super) fn driver_version() -> Result<Version, Unavailable> {
     // SAFETY: loading a library runs its initialisers; the driver's are made to be loaded by any program.
     if !unsafe { sys::is_culib_present() } {
@@ -82,7 +82,7 @@ pub(super) fn driver_version() -> Result<Version, Unavailable> {
     Ok(found)
 }
 
-/// The version of the run-time compiler, if it is there and whole.
+/// The version of NVRTC; `None` if it is missing or lacks a function.
 pub(super) fn compiler_version() -> Option<Version> {
     // SAFETY: loading the compiler's library runs initialisers made for that.
     if !unsafe { nvrtc::sys::is_culib_present() } {
@@ -97,14 +97,14 @@ pub(super) fn compiler_version() -> Option<Version> {
     Some(Version { major: u32::try_from(major).ok()?, minor: u32::try_from(minor).ok()? })
 }
 
-/// Whether the vendor's library for products is there and whole.
+/// Whether cuBLASLt can be loaded and lacks no function.
 pub(super) fn has_blas() -> bool {
     // SAFETY: loading the library runs initialisers made for that.
     let present = unsafe { cublaslt::sys::is_culib_present() };
     present && BLAS_SYMBOLS.iter().all(|name| has_symbol!(cublaslt::sys::culib(), name))
 }
 
-/// A refusal of the driver in its own words.
+/// The reason behind a refusal of the driver.
 pub(super) fn refused(error: &result::DriverError) -> Unavailable {
     match error.0 {
         sys::CUresult::CUDA_ERROR_NO_DEVICE => Unavailable::NoDevice,
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_driver_refuses_has_a_reason_of_its_own() {
+    fn refusals_of_the_driver_have_reasons_of_their_own() {
         let refusal = |code| refused(&result::DriverError(code));
         assert_eq!(refusal(sys::CUresult::CUDA_ERROR_NO_DEVICE), Unavailable::NoDevice);
         let stub = refusal(sys::CUresult::CUDA_ERROR_STUB_LIBRARY);

@@ -1,8 +1,8 @@
 //! The CUDA backend.
 //!
-//! Computes what the CPU backend specifies, on one device, in the order of one stream. Kernels are compiled for the
-//! device when the backend is made and kept on disk; nothing of CUDA is needed to build this crate, and a machine
-//! without it gets a reason instead of a backend.
+//! Computes the functions that the CPU backend specifies, on one device, in the order of one stream. Kernels are
+//! compiled for the device when the backend is made, and kept on disk. Nothing of CUDA is needed to build this crate; a
+//! machine without CUDA gets a reason instead of a backend.
 //!
 //! Two profiles: the fast one multiplies in bf16 on tensor cores; the reproducible one repeats the bits of the CPU.
 
@@ -39,7 +39,7 @@ const SQUARES_BLOCK: usize = 16_384;
 /// Rows of one partial gradient of a gain: part of the specification.
 const GAIN_ROWS: usize = 64;
 
-/// A CUDA device.
+/// The backend of one CUDA device. Its operations run in the order of one stream.
 #[derive(Debug)]
 pub struct Cuda {
     kernels: Kernels,
@@ -60,21 +60,22 @@ pub struct CudaTensor(Buffer<f32>);
 #[derive(Debug)]
 pub struct CudaIds {
     ids: Buffer<u32>,
-    /// All are below.
+    /// Every id is below it.
     bound: usize,
 }
 
 impl Cuda {
-    /// The device with this ordinal, in the fast profile.
+    /// The device with this ordinal in [`Profile::Fast`].
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`](crate::Error::Unavailable) if there is no such device or it cannot be used, another if it fails.
+    /// [`Error::Unavailable`](crate::Error::Unavailable) if the device is missing or cannot be used, another error if
+    /// it fails.
     pub fn new(ordinal: usize) -> Result<Self> {
         Self::with_profile(ordinal, Profile::Fast)
     }
 
-    /// The device with this ordinal.
+    /// The device with this ordinal in `profile`.
     ///
     /// # Errors
     ///
@@ -83,7 +84,7 @@ impl Cuda {
         let report = report();
         report.usable(ordinal)?;
         let context = CudaContext::new(ordinal).map_err(|error| libraries::refused(&error))?;
-        // SAFETY: every buffer is used on one stream, but those of the boundary, which keeps its two in order itself.
+        // SAFETY: every buffer is used on one stream, except those of the boundary, which orders its two itself.
         unsafe { context.disable_event_tracking() };
         memory::keep_freed_memory(&context)?;
         let module = module::load(&context, report.devices[ordinal].capability, &Cache::of_user())?;

@@ -10,7 +10,7 @@ use super::compile::{PRECOMPILED, Recipe};
 use super::libraries;
 use crate::device::report::{Unavailable, Version};
 
-/// The kernels on a device: from the cache, else compiled here, else those that came with the program.
+/// Loads the kernels on a device: those kept in the cache, else compiled here, else precompiled.
 pub(super) fn load(
     context: &Arc<CudaContext>,
     capability: Version,
@@ -29,7 +29,7 @@ pub(super) fn load(
 fn compiled(context: &Arc<CudaContext>, recipe: &Recipe, cache: &Cache) -> Result<Arc<CudaModule>, String> {
     let load =
         |code| context.load_module(Ptx::from_binary(code)).map_err(|error: DriverError| error.to_string());
-    // What the driver does not take, whatever the digest says, is made anew.
+    // A kept module that the driver refuses is compiled again, whatever its digest says.
     if let Some(Ok(module)) = cache.load(recipe).map(load) {
         return Ok(module);
     }

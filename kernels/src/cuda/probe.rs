@@ -1,4 +1,4 @@
-//! Looks for CUDA without stumbling over what is missing.
+//! Looks for the driver, the libraries and the devices of CUDA.
 
 use cudarc::driver::{result, sys};
 
@@ -6,7 +6,7 @@ use super::cache::Cache;
 use super::libraries::{compiler_version, driver_version, has_blas, refused};
 use crate::device::report::{CudaDevice, CudaReport, Unavailable, Version};
 
-/// What of CUDA this machine has.
+/// The parts of CUDA that this machine has.
 pub(crate) fn report() -> CudaReport {
     let driver = driver_version();
     let devices = driver.clone().and_then(|_| devices());

@@ -1,6 +1,6 @@
-//! What every backend must do: each operation over several shapes, compared with the CPU backend.
+//! Each operation of a backend over several shapes, compared with the CPU backend.
 //!
-//! Every case says beside itself how far the two may differ. [`BITS`] demands equal bits.
+//! The tolerance stands beside each case; [`BITS`] demands equal bits.
 
 use half::bf16;
 use std::{collections::BTreeMap, fmt::Debug};
@@ -12,17 +12,17 @@ use swarmline_kernels::{
 /// No difference at all.
 pub(crate) const BITS: f64 = 0.0;
 
-/// Numbers a buffer has beyond those an operation works on; it must leave them alone.
+/// Numbers of a buffer behind those an operation works on, which it must not change.
 const SPARE: usize = 3;
 
-/// How far the sums of a backend may stray where their order is its own: relative to `1 + |want|`.
+/// Largest differences, relative to `1 + |want|`, of operations in which a backend sums in an order of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tolerance {
-    /// Of factors that bf16 has, so that only the order of the sums differs.
+    /// Of products whose factors bf16 has, so that only the order of the sums differs.
     pub(crate) product: f64,
-    /// Of the forward pass.
+    /// Of the forward pass of attention.
     pub(crate) attention: f64,
-    /// Of both passes for the head widths that tensor cores take.
+    /// Of both passes of attention for the head widths that tensor cores take.
     pub(crate) bf16_attention: f64,
 }
 
@@ -31,7 +31,7 @@ impl Tolerance {
     pub(crate) const NONE: Self = Self { product: BITS, attention: BITS, bf16_attention: BITS };
 }
 
-/// The backend on trial, the CPU backend beside it, and the largest difference per operation.
+/// The backend under test, the CPU backend beside it, and the largest difference per operation.
 pub(crate) struct Conformance<'b, B> {
     backend: &'b mut B,
     cpu: Cpu,
@@ -53,7 +53,7 @@ fn numbers(len: usize, stream: u64) -> Vec<f32> {
     x
 }
 
-/// The same, each as bf16 has it.
+/// The same, each rounded to bf16.
 fn bf16_numbers(len: usize, stream: u64) -> Vec<f32> {
     numbers(len, stream).into_iter().map(|x| bf16::from_f32(x).to_f32()).collect()
 }
@@ -82,7 +82,7 @@ impl<'b, B: Backend> Conformance<'b, B> {
         Self { backend, cpu: Cpu::new(1).unwrap(), worst: BTreeMap::new() }
     }
 
-    /// The whole list.
+    /// Every operation.
     pub(crate) fn run(&mut self, tolerance: Tolerance) {
         self.elementwise();
         self.sum_squares();
@@ -195,7 +195,7 @@ impl<'b, B: Backend> Conformance<'b, B> {
         }
     }
 
-    /// Products of single terms show what the factors became: the nearest bf16, to even between two.
+    /// Products of single terms show how factors are rounded: to the nearest bf16, ties to even.
     pub(crate) fn factors_are_rounded(&mut self) {
         let rounded = |pair: &CpuTensor, len: usize| -> CpuTensor {
             let numbers = pair.as_slice()[..len].iter().map(|&x| bf16::from_f32(x).to_f32());
@@ -203,7 +203,7 @@ impl<'b, B: Backend> Conformance<'b, B> {
         };
         let (rows, outputs) = (37, 41);
         let shape = LinearShape { rows, inputs: 1, outputs };
-        // Between two neighbours: below to even, above to even.
+        // Ties, to the lower and to the upper neighbour.
         let between = [0x3F80_8000, 0x3F81_8000, 0xBF80_8000].map(f32::from_bits);
         let special = [f32::MAX, 0.0, -0.0];
         let mut start = numbers(rows, 1);
@@ -407,7 +407,7 @@ impl<'b, B: Backend> Conformance<'b, B> {
         self.worst.insert("pack", 0.0);
     }
 
-    /// Against the two operations one after the other.
+    /// Against projection and packing one after the other.
     fn projected_packing(&mut self) {
         for (rows, width, code) in [(1, 1, 1), (3, 24, 5), (5, 300, 96), (2, 520, 260)] {
             let basis = self.pair("basis", orthonormal_rows(1, code, width));
@@ -435,7 +435,7 @@ impl<'b, B: Backend> Conformance<'b, B> {
         self.worst.insert("project_pack", 0.0);
     }
 
-    /// What cannot be packed or unpacked is refused for the same reason, with the same row.
+    /// A tensor that cannot be packed or unpacked is refused for the same reason, with the same row.
     fn refusals(&mut self) {
         let (rows, width) = (4, 10);
         let bads = [(29, f32::NAN), (0, f32::INFINITY), (15, f32::MAX)];

@@ -3,7 +3,7 @@
 //!
 //! The latter runs all of the backend and its kernels from the unchanged sources, under the address sanitizer. Not
 //! executed there: the instructions `mma.sync` and `ldmatrix` of the kernels with `bf16` in their names (their scalar
-//! twins are), cuBLASLt, and what only real concurrency shows.
+//! twins are), cuBLASLt, and faults that only real concurrency shows.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
@@ -16,7 +16,7 @@ use conformance::{Conformance, Tolerance};
 use swarmline_cuda_on_cpu::{BOTH_ORDERS, BREAKS_WITH, DRIVER, LAUNCHED, Library, MEMORY, Sanitizer};
 use swarmline_kernels::{Backend, Cuda, Error, Profile, device};
 
-/// The whole list in both profiles.
+/// Every operation in both profiles.
 fn conformance() {
     let repro = &mut Cuda::with_profile(0, Profile::Repro).unwrap();
     let mut suite = Conformance::new(repro);
@@ -78,7 +78,7 @@ fn a_full_device_says_what_is_needed_and_free() {
         let Error::OutOfMemory { needed, free } = refused else { panic!("{refused}") };
         assert_eq!(needed, 1 << 26);
         assert!(free < (1 << 26) - (1 << 22), "{free}");
-        // Nothing else is lost, and what is dropped is there again.
+        // Other buffers keep their numbers, and the memory of a dropped one is free again.
         let again = cuda.zeros(1 << 23).unwrap();
         drop(again);
         cuda.zeros(1 << 23).unwrap();
@@ -114,8 +114,8 @@ fn a_driver_that_is_too_old_is_refused() {
     });
 }
 
-/// Runs `body` in a process of its own that finds the driver on the CPU: `test`, which must be the caller, once more.
-/// Returns whether this is the process outside, after the one inside has ended well.
+/// Runs `body` in a process that finds the driver on the CPU. That process runs `test`, which must be the caller, once
+/// more. Returns `true` in the outer process after the inner one has passed.
 fn on_the_cpu(test: &str, settings: &[(&str, &OsStr)], body: impl FnOnce()) -> bool {
     const INSIDE: &str = "SWARMLINE_TEST_INSIDE";
     if env::var_os(INSIDE).is_some() {
@@ -142,7 +142,7 @@ fn told(said: &str) {
     println!("{said}");
 }
 
-#[expect(clippy::print_stderr, reason = "who runs the tests should know what they did not check")]
+#[expect(clippy::print_stderr, reason = "a skipped check should be seen")]
 fn skipped(why: &str) {
     eprintln!("skipped: {why}");
 }

@@ -3,8 +3,8 @@
 use crate::random::LANES;
 use std::hint::black_box;
 
-/// Walsh-Hadamard transform of every `block` numbers of `x`, in natural order, not normalised; `block` is a power
-/// of two that divides the length. `fused` where multiply-adds are instructions: faster there, the same bits everywhere.
+/// Walsh-Hadamard transform of every `block` numbers of `x`, in natural order, not normalised; `block` is a power of
+/// two that divides the length. `fused` is faster where multiply-adds are instructions; the bits are the same.
 #[inline(always)]
 pub(super) fn hadamard(x: &mut [f32], block: usize, fused: bool) {
     let mut half = 1;

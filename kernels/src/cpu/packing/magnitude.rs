@@ -1,6 +1,6 @@
 //! Magnitudes of numbers, compared as integers.
 
-/// The bits of infinity: what is not below, without its sign, is not finite.
+/// The bits of infinity: a number is finite if its magnitude is below.
 pub(super) const INFINITE: i32 = 0x7F80_0000;
 
 /// The bits of `|x|`, in the order of the numbers, with NaN on top; signed, as every instruction set compares those.

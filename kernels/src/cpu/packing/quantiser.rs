@@ -20,7 +20,7 @@ pub(super) struct Quantiser<'a> {
     top: i8,
     /// Width of a Hadamard block.
     block: usize,
-    /// Whether multiply-adds are instructions.
+    /// Whether the instruction set has fused multiply-adds.
     fused: bool,
     /// Magnitude from which adding up a block, here or in unpacking, could overflow.
     pub(super) limit: f32,
@@ -47,7 +47,7 @@ impl<'a> Quantiser<'a> {
         }
     }
 
-    /// Packs row `row` of the tensor; the last two are scratch.
+    /// Packs row `row` of the tensor; `turned` and `uniforms` are scratch.
     #[inline(always)]
     pub(super) fn pack_row(
         &self,
@@ -101,7 +101,7 @@ impl<'a> Quantiser<'a> {
         bf16::from_bits(((bits >> 16) + u32::from(bits & 0xFFFF != 0)) as u16)
     }
 
-    /// What rounds the columns of row `row`: column `c` draws the low (`c / 16` even) or high half of word
+    /// Draws the numbers that round row `row`: column `c` takes the low (`c / 16` even) or high half of word
     /// `c / 32 % 4` of Philox at counter `(16 (c / 128) + c % 16, r, tensor low, tensor high)` in the rounding
     /// domain of the run.
     #[inline(always)]

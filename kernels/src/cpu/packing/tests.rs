@@ -100,7 +100,7 @@ fn a_row_of_zeros_has_scale_zero() {
 }
 
 #[test]
-fn what_is_not_finite_is_refused_with_its_row() {
+fn a_number_that_is_not_finite_is_refused_with_its_row() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut x = tensor(40, 1);
         x.as_mut_slice()[29] = bad;
@@ -112,7 +112,7 @@ fn what_is_not_finite_is_refused_with_its_row() {
 }
 
 #[test]
-fn what_would_overflow_is_refused() {
+fn a_number_that_would_overflow_is_refused() {
     for format in [Bf16, Q8, Q4] {
         let refused = cpu().pack(&mut Vec::new(), &vec![f32::MAX; 8].into(), 1, 8, format, KEY);
         assert!(matches!(refused, Err(Error::Packing(PackingError::NonFinite { row: 0 }))));
@@ -120,7 +120,7 @@ fn what_would_overflow_is_refused() {
 }
 
 #[test]
-fn bytes_that_do_not_fit_are_refused() {
+fn bytes_of_a_wrong_length_or_scale_are_refused() {
     for format in FORMATS {
         let mut bytes = pack(&tensor(40, 1), 4, 10, format, KEY);
         bytes.push(0);

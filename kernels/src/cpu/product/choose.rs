@@ -1,4 +1,4 @@
-//! Which micro-kernel computes products.
+//! The choice of the micro-kernel that computes products.
 
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512, bf16};
@@ -7,7 +7,7 @@ use crate::{Profile, cpu::isa::Isa};
 
 /// The fastest kernel of `profile` that the processor and `isa` allow.
 pub(super) fn kernel(isa: Isa, profile: Profile) -> &'static Kernel {
-    // A kernel must never be chosen that the processor lacks: `Kernel::run` relies on it.
+    // `Kernel::run` relies on it: no kernel is chosen that the processor lacks.
     match isa.min(Isa::best()) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 if profile == Profile::Fast && is_x86_feature_detected!("avx512bf16") => &bf16::KERNEL,

@@ -42,7 +42,7 @@ const PANELS_TOGETHER: usize = 4;
 /// Multiply-adds below which waking other threads costs more than they save.
 const ALONE: usize = 1 << 17;
 
-/// Computes products; keeps the memory they need.
+/// Computes products and keeps the memory they need.
 #[derive(Debug)]
 pub(super) struct Products {
     kernel: &'static Kernel,
@@ -59,7 +59,7 @@ impl Products {
         Self { kernel, panels: Vec::new() }
     }
 
-    /// What really runs.
+    /// The profile that runs.
     pub(super) fn profile(&self) -> Profile {
         if self.kernel.pairs { Profile::Fast } else { Profile::Repro }
     }

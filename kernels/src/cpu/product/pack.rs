@@ -6,7 +6,7 @@ use std::cell::RefCell;
 
 /// Side of the squares that are turned at a time.
 const SQUARE: usize = 8;
-/// Rows that are fetched ahead of the one copied: about what memory delivers at once to a core.
+/// Rows fetched ahead of the one copied: about as many as memory delivers to a core at once.
 const TERMS_AHEAD: usize = 8;
 
 thread_local! {
@@ -59,7 +59,7 @@ fn by_term(a: MatrixView<'_>) -> bool {
 }
 
 /// Copies the first `rows` numbers of each term, and more behind them that are never read: a copy of known length is a
-/// few moves rather than a call. The last terms may have no more behind them.
+/// few moves rather than a call. Of the last terms, which may have no more behind them, it copies `rows` exactly.
 fn copy_terms(lines: &mut [[f32; ROWS]], a: MatrixView<'_>, rows: usize, depth: usize) {
     let whole = a.data.len().checked_sub(ROWS).map_or(0, |last| last / a.column_stride + 1).min(depth);
     let (whole_lines, lines) = lines[..depth].split_at_mut(whole);
@@ -71,7 +71,7 @@ fn copy_terms(lines: &mut [[f32; ROWS]], a: MatrixView<'_>, rows: usize, depth: 
     }
 }
 
-/// Fetches part `part` of `parts` of what a strip will be packed from, so that packing does not wait for memory.
+/// Fetches part `part` of `parts` of the numbers of the next strip, so that packing it does not wait for memory.
 /// Fetching beyond the last row does no harm.
 pub(super) fn fetch(a: MatrixView<'_>, rows: usize, depth: usize, part: usize, parts: usize) {
     if by_term(a) {
@@ -83,7 +83,7 @@ pub(super) fn fetch(a: MatrixView<'_>, rows: usize, depth: usize, part: usize, p
     }
 }
 
-/// Fetches the line with this number into the second cache. It may lie outside the matrix.
+/// Fetches the line of number `(row, column)`, which may lie outside the matrix, into the second cache.
 fn fetch_line(a: MatrixView<'_>, row: usize, column: usize) {
     let at = a.data.as_ptr().wrapping_add(row * a.row_stride + column * a.column_stride);
     #[cfg(target_arch = "x86_64")]

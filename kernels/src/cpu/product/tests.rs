@@ -50,7 +50,7 @@ impl Case {
     fn new(size: [usize; 3], layouts: [Layout; 2], write: Write) -> Self {
         let [m, n, k] = size;
         let (a, b) = (factor(layouts[0], m, k, 1), factor(layouts[1], k, n, 2));
-        // Some numbers more, which must stay what they are.
+        // Some numbers more, which must not change.
         Self { size, a, b, c: numbers(m * n + 5, 3), write }
     }
 
@@ -88,7 +88,7 @@ impl Case {
         c
     }
 
-    /// What the module promises, word by word.
+    /// The order of summation that the module promises, term by term.
     fn specification(&self) -> Vec<f32> {
         let [a, b] = self.matrices();
         let terms: Vec<usize> = (0..self.size[2]).collect();
@@ -104,7 +104,7 @@ impl Case {
         })
     }
 
-    /// The sums in f64 of factors that `round` has changed.
+    /// The sums in f64, of factors as `round` changes them.
     fn exact(&self, round: impl Fn(f32) -> f32) -> Vec<f64> {
         let [a, b] = self.matrices();
         self.expected(&wide(&self.c), |kept, i, j| {
@@ -184,7 +184,7 @@ fn several_blocks_of_columns_and_threads_do_not_show() {
 }
 
 #[test]
-fn what_is_not_finite_shows_in_its_row_or_column_only() {
+fn a_number_that_is_not_finite_shows_in_its_row_or_column_only() {
     for kernel in kernels().into_iter().chain([&emulated::KERNEL]) {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut case = Case::new([19, 37, 301], [Layout::Rows, Layout::Rows], Write::Set);

@@ -1,4 +1,4 @@
-//! One tile of a result, what it is computed from, and what computes it.
+//! Tiles of a result, the strips they are computed from, and the micro-kernels that compute them.
 
 use crate::cpu::aligned::Line;
 
@@ -6,7 +6,7 @@ use crate::cpu::aligned::Line;
 pub(super) const DEPTH: usize = 256;
 /// Most rows of a strip.
 pub(super) const ROWS: usize = 16;
-/// Distance of the rows of a strip: one cache line more than a chunk, lest they all compete for a few sets.
+/// Distance of the rows of a strip: one cache line more than a chunk, so that rows do not all compete for a few sets.
 pub(super) const PITCH: usize = DEPTH + Line::LEN;
 
 /// A chunk of terms of some rows of the left factor, in the order that needs no turning.
@@ -47,12 +47,14 @@ pub(super) struct Tile<'a> {
     pub(super) add: bool,
 }
 
+/// Computes a tile.
+///
 /// # Safety
 ///
 /// The processor has the instructions, and the tile lies inside its buffers as [`Kernel::run`] asserts.
 pub(super) type Compute = unsafe fn(&mut Tile<'_>);
 
-/// A micro-kernel.
+/// A micro-kernel. Its instructions are those of this processor.
 #[derive(Debug)]
 pub(super) struct Kernel {
     /// Rows of a tile.
@@ -81,8 +83,8 @@ impl Kernel {
         for &height in self.heights {
             while left >= height {
                 tile.rows = height;
-                // SAFETY: `choose` took a kernel of this processor; the asserts above hold for all rows, so
-                // they hold for these.
+                // SAFETY: the kernel was chosen for this processor; the asserts above hold for all rows, so they
+                // hold for these.
                 unsafe { (self.compute)(&mut tile) };
                 left -= height;
                 tile.from += height;
