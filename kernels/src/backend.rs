@@ -1,6 +1,7 @@
 //! The operations that every device offers.
 
-use crate::{Error, PackedFormat, Result, RoundingKey};
+use crate::error::{Error, Result};
+use crate::packing::{PackedFormat, RoundingKey};
 
 /// Whether an operation overwrites its output or adds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,10 @@ pub(crate) mod report;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Backend, Cpu, Profile, Result};
+use crate::backend::Backend;
+use crate::cpu::Cpu;
+use crate::error::Result;
+use crate::profile::Profile;
 
 pub use report::{CAPABILITY_MIN, CacheReport, CpuReport, CudaDevice, CudaReport, Unavailable, Version};
 
