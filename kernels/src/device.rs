@@ -12,8 +12,6 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub(crate) mod report;
-
 use std::fmt;
 use std::str::FromStr;
 
@@ -22,7 +20,9 @@ use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::profile::Profile;
 
-pub use report::{CAPABILITY_MIN, CacheReport, CpuReport, CudaDevice, CudaReport, Unavailable, Version};
+pub use crate::report::{
+    CAPABILITY_MIN, CacheReport, CpuReport, CudaDevice, CudaReport, Unavailable, Version,
+};
 
 /// The device a caller asks for, written `auto`, `cpu`, `cuda` (which means `cuda:0`) or `cuda:N`.
 ///

@@ -1,7 +1,7 @@
 //! Failures of a device.
 
-use crate::device::report::Unavailable;
 use crate::packing::PackingError;
+use crate::report::Unavailable;
 
 /// The outcome of a backend operation.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -22,6 +22,7 @@ mod packing;
 pub mod peak;
 mod profile;
 pub mod random;
+mod report;
 
 pub use backend::{AdamStep, AttentionShape, Backend, HeadGradients, LinearShape, Write};
 pub use cpu::{Cpu, CpuIds, CpuTensor};

@@ -1,7 +1,7 @@
 //! Looks at the processor, for reports.
 
 use super::{isa::Isa, product::Products};
-use crate::{Profile, device::report::CpuReport};
+use crate::{Profile, report::CpuReport};
 
 /// Cores and instruction sets of this machine, and which of them the loops are compiled for.
 pub(crate) fn report() -> CpuReport {

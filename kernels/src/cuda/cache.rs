@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use super::compile::Recipe;
-use crate::device::report::CacheReport;
+use crate::report::CacheReport;
 
 /// How names of entries end.
 const EXTENSION: &str = "cubin";
@@ -111,7 +111,7 @@ impl Drop for TrialFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::report::Version;
+    use crate::report::Version;
 
     const COMPILED: &[u8] = b"\x7fELF and so on";
 

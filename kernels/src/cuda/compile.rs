@@ -8,7 +8,7 @@ use std::ffi::CString;
 use cudarc::nvrtc::{result, sys};
 
 use super::libraries;
-use crate::device::report::Version;
+use crate::report::Version;
 
 /// PTX of the same sources for compute capability 8.0, from which the driver makes code for that and any later one.
 /// Every driver from [`DRIVER_MIN`](libraries::DRIVER_MIN) on reads its version.

@@ -375,10 +375,7 @@ mod tests {
             assert_eq!(declared, parameters.len(), "{name}");
         }
         // PTX 8.0 is that of CUDA 12.0, the oldest driver.
-        assert_eq!(
-            crate::cuda::libraries::DRIVER_MIN,
-            crate::device::report::Version { major: 12, minor: 0 }
-        );
+        assert_eq!(crate::cuda::libraries::DRIVER_MIN, crate::report::Version { major: 12, minor: 0 });
         assert!(ptx.contains("\n.version 8.0\n"));
         assert!(ptx.contains("\n.target sm_80\n"));
         assert!(!ptx.contains('\0'));

@@ -7,7 +7,7 @@
 use cudarc::driver::{result, sys};
 use cudarc::{cublaslt, nvrtc};
 
-use crate::device::report::{Unavailable, Version};
+use crate::report::{Unavailable, Version};
 
 /// The oldest CUDA version of a driver that works: it has every function that is called, stream-ordered memory among
 /// them, and reads the precompiled kernels.

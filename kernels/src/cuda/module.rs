@@ -8,7 +8,7 @@ use cudarc::nvrtc::Ptx;
 use super::cache::Cache;
 use super::compile::{PRECOMPILED, Recipe};
 use super::libraries;
-use crate::device::report::{Unavailable, Version};
+use crate::report::{Unavailable, Version};
 
 /// Loads the kernels on a device: those kept in the cache, else compiled here, else precompiled.
 pub(super) fn load(

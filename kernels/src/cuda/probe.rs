@@ -4,7 +4,7 @@ use cudarc::driver::{result, sys};
 
 use super::cache::Cache;
 use super::libraries::{compiler_version, driver_version, has_blas, refused};
-use crate::device::report::{CudaDevice, CudaReport, Unavailable, Version};
+use crate::report::{CudaDevice, CudaReport, Unavailable, Version};
 
 /// The parts of CUDA that this machine has.
 pub(crate) fn report() -> CudaReport {
