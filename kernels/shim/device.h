@@ -3,7 +3,8 @@
 // A block runs as fibers, one per thread, each until it waits for others. Every wait has a place in the source;
 // threads that should meet but wait at different places, or ended before, are reported: on a GPU that is undefined.
 // A warp runs as far ahead of the others as barriers let it. Blocks, warps and threads run first to last or last to
-// first, as the caller says: a kernel that gives other bits in the other order misses a barrier. Dynamic shared memory is filled with NaN before each block.
+// first, as the caller says: a kernel that gives other bits in the other order misses a barrier. Dynamic shared memory
+// is filled with NaN before each block.
 //
 // Not here: tensor cores, asynchronous copies, real concurrency.
 #pragma once
@@ -37,7 +38,8 @@ struct Fiber {
     Wait wait = Wait::None;
     const char *what = "";
     int line = 0;
-    // Exchanges of this thread so far; two slots suffice, since nobody enters the next but one before all left one.
+    // Exchanges of this thread so far. Two slots suffice: no thread enters the exchange after the next before all have
+    // left this one.
     unsigned exchanges = 0;
     uint64_t slots[2] = {};
 };
@@ -98,7 +100,7 @@ inline bool release(unsigned first, unsigned end, Wait kind) {
     return true;
 }
 
-// As far as it gets: until its threads wait for the block, or for each other in vain.
+// Runs a warp until its threads wait for the block, or for each other in vain.
 inline void run_warp(unsigned warp, Order order) {
     unsigned first = warp * WARP, end = first + WARP < block.threads ? first + WARP : block.threads;
     do {
@@ -174,7 +176,7 @@ inline void launch(const char *kernel, uint3 grid, uint3 threads, size_t dynamic
     }
 }
 
-// What lane `source(lane)` of this warp brought to this exchange.
+// The value that lane `source(lane)` of this warp brought to this exchange.
 template <typename T, typename F> T exchange(T value, const char *what, int line, unsigned width, F source) {
     static_assert(sizeof(T) <= sizeof(uint64_t));
     Fiber &me = *block.current;

@@ -1,9 +1,9 @@
 // The driver's interface, as far as swarmline calls it, on a machine without a GPU: a `libcuda.so` whose one device is
 // the CPU. Whatever module is loaded, its kernels are those compiled into this library from the same sources.
 //
-// Everything is done by the thread that waits for it, under one lock. Arguments a real driver refuses are refused;
-// what would be a race there is found because streams work early or late by chance (`stream.h`) and kernels run in two
-// orders (`kernels.h`). Not here: tensor cores (their scalar twins run), real concurrency, speed.
+// The thread that waits for a task also runs it, under one lock. Arguments that a real driver refuses are refused.
+// Races are found because streams work early or late by chance (`stream.h`) and kernels run in two orders
+// (`kernels.h`). Not here: tensor cores (their scalar twins run), real concurrency, speed.
 
 #include "kernels.h"
 #include "settings.h"
@@ -51,7 +51,7 @@ struct Function {
 };
 
 struct Module {
-    // Empty for machine code, which is not looked into.
+    // Empty for machine code, which is not read.
     std::string ptx;
     std::map<std::string, Function> functions;
 
@@ -73,7 +73,7 @@ struct Machine {
     bool initialized = false, broken = false;
     std::mutex lock;
 
-    // What an asynchronous call says: a failure of the device shows at every call after it.
+    // The result of an asynchronous call: a failure of the device shows at every call after it.
     Result state() {
         if (!settings.breaks_with.empty() && std::ifstream(settings.breaks_with).good()) {
             broken = true;
@@ -103,7 +103,7 @@ shim::Stream &stream_of(void *handle) { return **static_cast<StreamHandle *>(han
 
 bool known(void *handle) { return machine().streams.count(static_cast<StreamHandle *>(handle)) > 0; }
 
-// For what a program must not do whatever the driver answers.
+// Ends a program that makes a mistake which no answer of the driver could mend.
 [[noreturn]] void misused(const char *call, const char *how) {
     std::fprintf(stderr, "%s: %s\n", call, how);
     std::abort();
@@ -285,14 +285,14 @@ int cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) {
             return INVALID_VALUE;
         }
         if (bytes > machine().memory.free()) {
-            // What was freed in this stream before is there again.
+            // Memory that was freed in this stream before is free again.
             on.run();
         }
         void *at = machine().memory.allocate(bytes);
         if (at == nullptr) {
             return OUT_OF_MEMORY;
         }
-        // Out of bounds until the stream comes here, then full of NaN.
+        // Poisoned until the stream comes here, then full of NaN.
         ASAN_POISON_MEMORY_REGION(at, bytes);
         on.ask([=] {
             ASAN_UNPOISON_MEMORY_REGION(at, bytes);
@@ -334,7 +334,7 @@ int cuMemcpyHtoDAsync_v2(uint64_t address, const void *from, size_t bytes, void 
         if (machine().pinned.around(from, bytes).first != nullptr) {
             on.ask([=] { std::memcpy(to, from, bytes); });
         } else {
-            // The driver stages what it cannot reach later.
+            // The driver stages memory that it cannot reach later.
             const char *first = static_cast<const char *>(from);
             on.ask([=, staged = std::vector<char>(first, first + bytes)] { std::memcpy(to, staged.data(), bytes); });
         }
@@ -368,7 +368,7 @@ int cuMemFreeHost(void *at) {
     if (!machine().pinned.begins(at)) {
         misused("cuMemFreeHost", "no allocation begins there");
     }
-    // Nobody promises that the driver waits for the device first.
+    // A driver need not wait for the device first, so this one does not.
     machine().pinned.release(at);
     return SUCCESS;
 }

@@ -1,5 +1,5 @@
-// Memory of the device and memory of the host that the device may reach: each allocation is one of the C heap, so that
-// the address sanitizer sees who leaves it.
+// Memory of the device and memory of the host that the device may reach: each allocation is one of the C heap, so the
+// address sanitizer sees every access outside.
 #pragma once
 
 #include <cstdlib>

@@ -29,7 +29,7 @@ template <typename T> void note(Call &call, T value) {
     }
 }
 
-// From the addresses of the arguments, whose values are taken at once.
+// Makes a call from the addresses of the arguments, and takes their values at once.
 using Binder = std::function<Call(void **)>;
 
 template <typename... P, size_t... I> Binder binder(void (*kernel)(P...), std::index_sequence<I...>) {
@@ -82,7 +82,7 @@ inline void run(const std::string &kernel, const Call &call, const Geometry &how
     launch(kernel.c_str(), how.grid, how.block, how.dynamic_bytes, order, call.body);
 }
 
-// In both orders of blocks and threads: they must agree, and leave alone what they may only read.
+// In both orders of blocks and threads: the results must agree, and inputs must stay as they are.
 inline void run_twice(const std::string &kernel, const Call &call, const Geometry &how, const Heap &heap) {
     Copies before, inputs, after;
     copy_around(before, heap, call.writes);

@@ -1,4 +1,4 @@
-// What the environment says about the machine to be.
+// Settings of the machine, from the environment.
 #pragma once
 
 #include <cstdlib>
@@ -19,15 +19,15 @@ inline size_t number_of(const char *name, size_t otherwise) {
 struct Settings {
     // Bytes of the device.
     size_t memory = number_of("CUDA_ON_CPU_MEMORY", size_t(1) << 30);
-    // As the driver says it: 1000 major + 10 minor.
+    // The CUDA version of the driver: 1000 major + 10 minor.
     int driver = static_cast<int>(number_of("CUDA_ON_CPU_DRIVER", 12000));
-    // Of the coin that says when streams work.
+    // Seed of the coin by which streams work.
     size_t seed = number_of("CUDA_ON_CPU_SEED", 1);
     // The device fails as soon as this file exists.
     std::string breaks_with = text_of("CUDA_ON_CPU_BREAKS_WITH");
     // A file that gets the name of every kernel when it is first launched.
     std::string launched = text_of("CUDA_ON_CPU_LAUNCHED");
-    // Whether kernels run once more in the other order of blocks and threads, which must not matter.
+    // Whether kernels run once more in the other order of blocks and threads, with the same results.
     bool both_orders = number_of("CUDA_ON_CPU_BOTH_ORDERS", 0) != 0;
 };
 

@@ -1,5 +1,5 @@
-// Streams: what is asked of one is done in order, at once or not before somebody waits for it, as a coin falls. A host
-// that reads before it waited, or lets two streams meet without an event, sooner or later finds what was there before.
+// Streams: the tasks of one run in order, each at once or not before a wait, as a coin falls. A host that reads before
+// it waits, or lets two streams meet without an event, sooner or later finds old bytes.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +48,7 @@ class Stream {
 
     bool is_past(size_t position) const { return done >= position; }
 
-    // Behind all that was ever asked.
+    // The position behind all tasks ever asked.
     size_t end() const { return asked; }
 
   private:

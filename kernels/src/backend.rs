@@ -1,6 +1,7 @@
-//! The operations a device must offer.
+//! The operations that every device offers.
 
-use crate::{Error, PackedFormat, Result, RoundingKey};
+use crate::error::{Error, Result};
+use crate::packing::{PackedFormat, RoundingKey};
 
 /// Whether an operation overwrites its output or adds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +45,7 @@ impl AttentionShape {
     ///
     /// # Panics
     ///
-    /// If the heads cannot be cut so.
+    /// If `head_width` is odd or `kv_heads` does not divide `heads`.
     #[must_use]
     pub fn lens(self) -> [usize; 3] {
         let Self { batch, tokens, heads, kv_heads, head_width, .. } = self;
@@ -58,7 +59,7 @@ impl AttentionShape {
     }
 }
 
-/// What [`Backend::ids`] refuses.
+/// Refuses an id outside the vocabulary, for [`Backend::ids`].
 pub(crate) fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
     match ids.iter().find(|&&id| id as usize >= vocab) {
         Some(&id) => Err(Error::TokenOutOfRange { id, vocab }),
@@ -66,7 +67,7 @@ pub(crate) fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
     }
 }
 
-/// Scalars of one Adam-family update; [`Backend::adam_update`] tells what they do.
+/// Scalars of one Adam-family update; [`Backend::adam_update`] has the equations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamStep {
     /// Decay of the first moment.
@@ -90,9 +91,9 @@ pub struct AdamStep {
 /// Where [`Backend::head`] writes the gradients of `scale * sum(losses)`.
 #[derive(Debug)]
 pub struct HeadGradients<'a, T> {
-    /// Of `x[N,d]`, `=`.
+    /// Gradient by `x[N,d]`, `=`.
     pub dx: &'a mut T,
-    /// Of `w[V,d]`, `+=`.
+    /// Gradient by `w[V,d]`, `+=`.
     pub dw: &'a mut T,
     /// Factor on every loss.
     pub scale: f32,
@@ -102,7 +103,9 @@ pub struct HeadGradients<'a, T> {
 ///
 /// Tensors are flat f32 buffers; the shape is an argument of the operation. A tensor may be longer than the
 /// operation needs (buffers are reused between microbatches); the operation then works on its beginning.
-/// A shorter tensor is a programmer error and panics. No operation allocates in proportion to `T x T`.
+/// A shorter tensor is a programming error and panics. No operation allocates in proportion to `T x T`.
+///
+/// Every operation returns an [`Error`] if the device fails; those that refuse a number or a length say so.
 pub trait Backend: 'static {
     /// A flat buffer of f32 on the device.
     type Tensor: std::fmt::Debug + 'static;
@@ -119,7 +122,7 @@ pub trait Backend: 'static {
     fn upload(&mut self, dst: &mut Self::Tensor, src: &[f32]) -> Result<()>;
     /// `dst = src[..dst.len()]`, device to host.
     fn download(&mut self, dst: &mut [f32], src: &Self::Tensor) -> Result<()>;
-    /// Token ids for the gathering operations; every id must be below `vocab`.
+    /// Token ids for the operations that look up rows. An id from `vocab` on is [`Error::TokenOutOfRange`].
     fn ids(&mut self, ids: &[u32], vocab: usize) -> Result<Self::Ids>;
 
     // ---- elementwise over the first `len` numbers -----------------------------------------------------------
@@ -186,7 +189,7 @@ pub trait Backend: 'static {
         rows: usize,
         width: usize,
     ) -> Result<()>;
-    /// `dx[N,d] (= | +=)`, `dgain[d] +=`
+    /// `dx[N,d] (= | +=)`, `dgain[d] +=`, from `dy[N,d]` and what the forward pass read and wrote.
     fn rmsnorm_backward(
         &mut self,
         dx: &mut Self::Tensor,
@@ -214,7 +217,7 @@ pub trait Backend: 'static {
         shape: AttentionShape,
     ) -> Result<()>;
     /// `dq =`, `dk =`, `dv =`, from `dout` and what the forward pass read and wrote; `dq` and `dk` are by `q` and `k`
-    /// as they came, before their rotation.
+    /// before their rotation.
     fn attention_backward(
         &mut self,
         dq: &mut Self::Tensor,
@@ -273,7 +276,7 @@ pub trait Backend: 'static {
         scale: f32,
     ) -> Result<()>;
 
-    /// `losses[N] =` the cross-entropy, in nats, of `softmax(x[N,d] w[V,d]^T)`, and the gradients if asked for.
+    /// `losses[N] =` the cross-entropy, in nats, of `softmax(x[N,d] w[V,d]^T)`; with `gradients` also those.
     /// `shape` has `N` rows, `d` inputs and `V` outputs.
     ///
     /// `logits` is scratch of [`Backend::head_logits`] numbers. This default makes all logits at once; a device
@@ -336,7 +339,8 @@ pub trait Backend: 'static {
         width: usize,
         code: usize,
     ) -> Result<()>;
-    /// Packs `x[rows,width]` into `bytes` (cleared first). A number that is not finite is an error.
+    /// Packs `x[rows,width]` into `bytes` (cleared first). A number that is not finite or overflows the format is
+    /// [`PackingError::NonFinite`](crate::PackingError::NonFinite).
     fn pack(
         &mut self,
         bytes: &mut Vec<u8>,
@@ -346,7 +350,8 @@ pub trait Backend: 'static {
         format: PackedFormat,
         key: RoundingKey,
     ) -> Result<()>;
-    /// `x[rows,width] =` the numbers in `bytes`. A wrong length or a number that is not finite is an error.
+    /// `x[rows,width] =` the numbers in `bytes`. A wrong length or a number that is not finite is
+    /// [`Error::Packing`].
     fn unpack(
         &mut self,
         x: &mut Self::Tensor,
@@ -357,7 +362,7 @@ pub trait Backend: 'static {
         key: RoundingKey,
     ) -> Result<()>;
     /// [`Backend::project`] and [`Backend::pack`] in one pass: `bytes` (cleared first) are the packed coordinates
-    /// `x[N,d] basis[k,d]^T`, which are never in memory all together. The bytes and errors of the two.
+    /// `x[N,d] basis[k,d]^T`, which are never in memory all together. Bytes and errors are those of the two.
     fn project_pack(
         &mut self,
         bytes: &mut Vec<u8>,
@@ -370,7 +375,7 @@ pub trait Backend: 'static {
         key: RoundingKey,
     ) -> Result<()>;
     /// [`Backend::unpack`] and [`Backend::reconstruct`] in one pass: `x[N,d] = anchor[N,d] + z[N,k] basis[k,d]`,
-    /// where `bytes` are the packed `z`. The bits and errors of the two; after an error `x` is undefined.
+    /// where `bytes` are the packed `z`. Bits and errors are those of the two; after an error `x` is undefined.
     fn unpack_reconstruct(
         &mut self,
         x: &mut Self::Tensor,

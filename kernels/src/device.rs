@@ -1,55 +1,80 @@
-//! Which device computes, what a machine has, and why something cannot be had.
+//! The device that computes: how a caller chooses it, and what a machine offers.
+//!
+//! A [`DeviceChoice`] is what a person types. [`DeviceChoice::resolve`] turns it into a [`Device`] of this machine, or
+//! says why the device is [`Unavailable`]. A [`Setup`] adds a [`Profile`] and a number of threads.
+//!
+//! ```
+//! use swarmline_kernels::device::{DeviceChoice, Setup};
+//!
+//! let device = "auto".parse::<DeviceChoice>()?.resolve()?;
+//! let setup = Setup::new(device).with_threads(4);
+//! assert_eq!(setup.profile, device.usual_profile());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::{Backend, Cpu, Profile, Result};
+use crate::backend::Backend;
+use crate::cpu::Cpu;
+use crate::error::Result;
+use crate::profile::Profile;
 
-/// What somebody asks for: `auto`, `cpu`, `cuda` or `cuda:N`.
+pub use crate::report::{
+    CAPABILITY_MIN, CacheReport, CpuReport, CudaDevice, CudaReport, Unavailable, Version,
+};
+
+/// The device a caller asks for, written `auto`, `cpu`, `cuda` (which means `cuda:0`) or `cuda:N`.
+///
+/// A choice names no device of this machine before [`DeviceChoice::resolve`]. The default is `auto`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DeviceChoice {
-    /// The first GPU if one can be used, else the CPU.
+    /// The first CUDA device if the kernels run on it, else the CPU; resolving it never fails.
     #[default]
     Auto,
-    /// Exactly this.
+    /// This device or an error: no other device stands in for it.
     Exactly(Device),
 }
 
-/// A device that computes.
+/// A device that computes, written `cpu` or `cuda:N`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Device {
     /// The processor.
     Cpu,
-    /// The CUDA device with this ordinal.
+    /// The CUDA device with this ordinal, counted from 0 in the order of the driver (`CUDA_VISIBLE_DEVICES` applies).
     Cuda(usize),
 }
 
-/// A device and how it is used.
+/// A device, its profile and its threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Setup {
-    /// What computes.
+    /// The device that computes.
     pub device: Device,
-    /// How exactly.
+    /// How exactly it computes. [`Setup::effective_profile`] is the profile after the limits of the device.
     pub profile: Profile,
-    /// Threads that compute, if that is the CPU.
+    /// Threads of the CPU backend; 0 counts as 1, and a CUDA device ignores them. They change the speed, never the
+    /// results.
     pub threads: usize,
 }
 
-/// Work that is the same on every device.
+/// Work that every backend can do, for [`Setup::run`].
 pub trait Work {
-    /// What comes out of it.
+    /// The result of the work.
     type Output;
-    /// Does it on backends that `open` makes.
+    /// Does the work. Each call of `open` makes one more backend on the same device, or says why it cannot.
     fn on<B: Backend>(self, open: impl FnMut() -> Result<B>) -> Self::Output;
 }
 
 impl DeviceChoice {
-    /// The device this means on this machine.
+    /// The device of this machine that the choice means.
     ///
     /// # Errors
     ///
-    /// Why a CUDA device that was asked for cannot be used.
+    /// [`Unavailable`] if the choice is exactly a CUDA device that is missing, too old or refused by its driver. `auto`
+    /// and `cpu` always resolve.
     pub fn resolve(self) -> std::result::Result<Device, Unavailable> {
         match self {
             Self::Exactly(Device::Cpu) => Ok(Device::Cpu),
@@ -57,7 +82,7 @@ impl DeviceChoice {
         }
     }
 
-    /// The device this means where CUDA is as reported.
+    /// [`DeviceChoice::resolve`] on a machine whose CUDA is as `cuda` reports.
     ///
     /// # Errors
     ///
@@ -72,7 +97,7 @@ impl DeviceChoice {
 }
 
 impl Device {
-    /// What this device is best used with: the same bits everywhere on a CPU, tensor cores on a GPU.
+    /// The profile this device has by default: [`Profile::Repro`] on the CPU, [`Profile::Fast`] on a CUDA device.
     #[must_use]
     pub fn usual_profile(self) -> Profile {
         match self {
@@ -83,13 +108,31 @@ impl Device {
 }
 
 impl Setup {
-    /// The CPU with so many threads, reproducibly.
+    /// `device` in its [usual profile](Device::usual_profile), on one thread.
     #[must_use]
-    pub fn cpu(threads: usize) -> Self {
-        Self { device: Device::Cpu, profile: Profile::Repro, threads }
+    pub fn new(device: Device) -> Self {
+        Self { device, profile: device.usual_profile(), threads: 1 }
     }
 
-    /// Does `work` with it.
+    /// The CPU in [`Profile::Repro`] on `threads` threads.
+    #[must_use]
+    pub fn cpu(threads: usize) -> Self {
+        Self::new(Device::Cpu).with_threads(threads)
+    }
+
+    /// The same device on `threads` threads.
+    #[must_use]
+    pub fn with_threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
+    }
+
+    /// The same device in `profile`.
+    #[must_use]
+    pub fn with_profile(self, profile: Profile) -> Self {
+        Self { profile, ..self }
+    }
+
+    /// Does `work` on backends of this setup.
     pub fn run<W: Work>(self, work: W) -> W::Output {
         let Self { device, profile, threads } = self;
         match device {
@@ -101,7 +144,7 @@ impl Setup {
         }
     }
 
-    /// The profile that really runs: a CPU that does not multiply bf16 computes reproducibly.
+    /// The profile that runs: [`Profile::Repro`] on a CPU that does not multiply bf16, else the one asked for.
     #[must_use]
     pub fn effective_profile(self) -> Profile {
         match self.device {
@@ -129,7 +172,7 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// A text that names no device.
+/// A text that names no device; the message quotes it and lists the names.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no device; say auto, cpu, cuda or cuda:N")]
 pub struct NoSuchChoice(String);
@@ -151,187 +194,15 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// Why no CUDA device, or not the one asked for, can be used. The message names cause and remedy.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unavailable {
-    /// This program was built without CUDA.
-    #[error("this program was built without CUDA; build it with the feature `cuda`, or use --device cpu")]
-    NotBuilt,
-    /// No NVIDIA driver on this machine.
-    #[error(
-        "no NVIDIA driver: libcuda cannot be loaded; install the driver of the GPU (in a container: start it \
-         with its GPUs), or use --device cpu"
-    )]
-    NoDriver,
-    /// The driver is older than what the program calls.
-    #[error(
-        "the NVIDIA driver speaks CUDA {found}, {needed} is needed; install a newer driver, or use --device cpu"
-    )]
-    DriverTooOld {
-        /// What it speaks.
-        found: Version,
-        /// What is needed.
-        needed: Version,
-    },
-    /// A library lacks a function that the program calls.
-    #[error(
-        "{library} has no `{symbol}`: it is a stub or damaged; reinstall the NVIDIA driver, or use --device cpu"
-    )]
-    Incomplete {
-        /// Which library.
-        library: &'static str,
-        /// The first function that is missing.
-        symbol: &'static str,
-    },
-    /// The driver is there but drives nothing.
-    #[error(
-        "the NVIDIA driver finds no device; see whether nvidia-smi lists one and CUDA_VISIBLE_DEVICES hides \
-         none, or use --device cpu"
-    )]
-    NoDevice,
-    /// Fewer devices than the ordinal asks for.
-    #[error("there is no cuda:{ordinal}: this machine has {count} CUDA device(s), counted from 0")]
-    NoSuchDevice {
-        /// Which was asked for.
-        ordinal: usize,
-        /// How many there are.
-        count: usize,
-    },
-    /// The device lacks instructions that the kernels need.
-    #[error(
-        "{name} has compute capability {found}, the kernels need {needed} (Ampere or later); use --device cpu"
-    )]
-    DeviceTooOld {
-        /// Its name.
-        name: String,
-        /// Its compute capability.
-        found: Version,
-        /// The lowest that works.
-        needed: Version,
-    },
-    /// Kernels were compiled, but the device does not take them.
-    #[error("the kernels cannot be loaded ({compiled}; precompiled ones: {precompiled}); use --device cpu")]
-    NoKernels {
-        /// What came of compiling them here.
-        compiled: String,
-        /// What the driver said to those that came with the program.
-        precompiled: String,
-    },
-    /// The driver refuses for another reason.
-    #[error("the NVIDIA driver refuses: {0}; see what nvidia-smi says, or use --device cpu")]
-    Driver(String),
-}
-
-/// Two numbers with a point: a CUDA version or a compute capability.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version {
-    /// In front of the point.
-    pub major: u32,
-    /// Behind the point.
-    pub minor: u32,
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
-
-/// What the processor can do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CpuReport {
-    /// Threads that can run at once.
-    pub cores: usize,
-    /// Instruction sets it has of those that matter here.
-    pub instruction_sets: Vec<&'static str>,
-    /// What the loops run with.
-    pub loops: &'static str,
-    /// Whether it multiplies bf16, as [`Profile::Fast`] needs.
-    pub fast: bool,
-}
-
-/// What of CUDA a machine has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CudaReport {
-    /// The CUDA version the driver speaks, if there is a driver.
-    pub driver: Option<Version>,
-    /// The version of the run-time compiler, if there is one.
-    pub compiler: Option<Version>,
-    /// Whether the vendor's library for large products is there; own kernels stand in for it.
-    pub blas: bool,
-    /// The devices, by ordinal.
-    pub devices: Vec<CudaDevice>,
-    /// Why no device can be used.
-    pub unavailable: Option<Unavailable>,
-    /// Where compiled kernels are kept.
-    pub cache: CacheReport,
-}
-
-/// A CUDA device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CudaDevice {
-    /// As its maker calls it.
-    pub name: String,
-    /// What it can do.
-    pub capability: Version,
-    /// Memory in bytes.
-    pub memory_bytes: usize,
-}
-
-/// Where compiled kernels are kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CacheReport {
-    /// The folder, if this user has one for caches.
-    pub folder: Option<PathBuf>,
-    /// Kernels in it.
-    pub entries: usize,
-    /// Whether more can be written; if not, kernels are compiled at every start.
-    pub writable: bool,
-}
-
-/// The lowest compute capability the kernels run on: asynchronous copies and bf16 on tensor cores.
-pub const CAPABILITY_MIN: Version = Version { major: 8, minor: 0 };
-
-impl CudaReport {
-    /// A machine where nothing of CUDA was found.
-    #[must_use]
-    pub fn nothing(reason: Unavailable) -> Self {
-        Self {
-            driver: None,
-            compiler: None,
-            blas: false,
-            devices: Vec::new(),
-            unavailable: Some(reason),
-            cache: CacheReport::default(),
-        }
-    }
-
-    /// Whether the device with this ordinal can be used.
-    ///
-    /// # Errors
-    ///
-    /// Why not.
-    pub fn usable(&self, ordinal: usize) -> std::result::Result<(), Unavailable> {
-        if let Some(reason) = &self.unavailable {
-            return Err(reason.clone());
-        }
-        let count = self.devices.len();
-        let device = self.devices.get(ordinal).ok_or(Unavailable::NoSuchDevice { ordinal, count })?;
-        if device.capability < CAPABILITY_MIN {
-            let (name, found) = (device.name.clone(), device.capability);
-            return Err(Unavailable::DeviceTooOld { name, found, needed: CAPABILITY_MIN });
-        }
-        Ok(())
-    }
-}
-
-/// Looks at the processor.
+/// Cores and instruction sets of the processor, and the profile it can compute in.
 #[must_use]
 pub fn cpu_report() -> CpuReport {
-    crate::cpu::instructions::report()
+    crate::cpu::probe::report()
 }
 
-/// Looks for driver, compiler, libraries and devices. Takes no memory on any device and never panics.
+/// The driver, the run-time compiler, the libraries and the devices of CUDA on this machine.
+///
+/// Takes no memory on any device. What is missing is `None`, `false` or [`CudaReport::unavailable`], never a panic.
 #[must_use]
 pub fn cuda_report() -> CudaReport {
     #[cfg(feature = "cuda")]
@@ -344,22 +215,6 @@ pub fn cuda_report() -> CudaReport {
 mod tests {
     use super::*;
 
-    fn machine(capabilities: &[u32]) -> CudaReport {
-        let device = |&major| CudaDevice {
-            name: format!("device of {major}"),
-            capability: Version { major, minor: 0 },
-            memory_bytes: 1 << 30,
-        };
-        CudaReport {
-            driver: Some(Version { major: 12, minor: 4 }),
-            compiler: Some(Version { major: 12, minor: 9 }),
-            blas: true,
-            devices: capabilities.iter().map(device).collect(),
-            unavailable: None,
-            cache: CacheReport::default(),
-        }
-    }
-
     #[test]
     fn choices_are_read_as_they_are_written() {
         for text in ["auto", "cpu", "cuda:0", "cuda:7"] {
@@ -371,15 +226,6 @@ mod tests {
         {
             assert!(text.parse::<DeviceChoice>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_device_that_is_missing_or_too_old_is_refused_with_the_remedy() {
-        assert_eq!(machine(&[8, 9]).usable(1), Ok(()));
-        let missing = machine(&[8]).usable(1).unwrap_err().to_string();
-        assert!(missing.contains("no cuda:1") && missing.contains("1 CUDA device"), "{missing}");
-        let old = machine(&[7]).usable(0).unwrap_err().to_string();
-        assert!(old.contains("device of 7") && old.contains("8.0"), "{old}");
     }
 
     #[test]

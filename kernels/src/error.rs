@@ -1,34 +1,38 @@
-//! What can go wrong on a device.
+//! Failures of a device.
 
-/// Outcome of a backend operation.
+use crate::packing::PackingError;
+use crate::report::Unavailable;
+
+/// The outcome of a backend operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A device could not do what was asked. Wrong shapes are programmer errors and panic instead.
+/// Why a backend cannot be made or an operation failed. A wrong shape is a programming error and panics instead.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The device has less free memory than a buffer needs.
     #[error("out of device memory: {needed} bytes needed, {free} bytes free")]
     OutOfMemory {
-        /// Bytes asked for.
+        /// Bytes of the buffer.
         needed: usize,
-        /// Bytes the device still had.
+        /// Bytes free on the device; 0 if the driver does not say.
         free: usize,
     },
-    /// A token id does not exist in the vocabulary.
+    /// A token id is outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocab}")]
     TokenOutOfRange {
-        /// The offending id.
+        /// The first such id.
         id: u32,
-        /// Number of entries of the vocabulary.
+        /// Entries of the vocabulary; ids are below it.
         vocab: usize,
     },
     /// A packed tensor cannot be read or written.
     #[error(transparent)]
-    Packing(#[from] crate::PackingError),
+    Packing(#[from] PackingError),
     /// The device that was asked for cannot be used.
     #[error(transparent)]
-    Unavailable(#[from] crate::device::Unavailable),
-    /// The driver or a kernel failed.
+    Unavailable(#[from] Unavailable),
+    /// The driver, a kernel or the operating system failed, or a size or setting is refused; the text says which.
     #[error("device error: {0}")]
     Device(String),
 }

@@ -4,12 +4,13 @@
 //! every other backend computes the same function. Operations take outputs, then inputs, then sizes; the
 //! caller owns all buffers; the doc of each operation says the shapes and whether it writes (`=`) or
 //! accumulates (`+=`). There is no autograd tape: backward passes are written by hand beside the forward.
+//! [`device`] chooses a backend for this machine.
 //!
 //! Shapes use one alphabet: `N` rows (tokens of a microbatch), `d` width of the residual stream, `k` width of
 //! a code, `f` width of the feed-forward layer, `h`/`g` query/key-value heads, `e` head width, `T` tokens of a
 //! sequence, `B` sequences, `V` vocabulary. All matrices are row-major.
 //!
-//! No tokio, no peer, no model lives here.
+//! The crate knows no model, no peer and no tokio.
 
 mod backend;
 mod cpu;
@@ -18,9 +19,10 @@ mod cuda;
 pub mod device;
 mod error;
 mod packing;
+pub mod peak;
 mod profile;
 pub mod random;
-pub mod roof;
+mod report;
 
 pub use backend::{AdamStep, AttentionShape, Backend, HeadGradients, LinearShape, Write};
 pub use cpu::{Cpu, CpuIds, CpuTensor};

@@ -1,4 +1,4 @@
-//! How numbers become bytes: the packed formats every backend reads and writes identically.
+//! Packed formats: how numbers become bytes, identically on every backend.
 
 /// Layout of a packed tensor of `rows x width` numbers.
 ///
@@ -51,11 +51,11 @@ impl PackedFormat {
         }
     }
 
-    /// The length of a packed tensor of `rows x width` numbers, which `bytes` must have.
+    /// Checks that `bytes` has the length of a packed tensor of `rows x width` numbers, and returns that length.
     ///
     /// # Errors
     ///
-    /// [`PackingError::Length`] if they have another.
+    /// [`PackingError::Length`] if it has another.
     pub fn check_len(self, bytes: &[u8], rows: usize, width: usize) -> Result<usize, PackingError> {
         let expected = self.packed_len(rows, width).unwrap_or(usize::MAX);
         let found = bytes.len();
@@ -77,11 +77,12 @@ pub struct RoundingKey {
 
 /// Why a tensor cannot be packed or unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PackingError {
-    /// A NaN or an infinity among the numbers.
+    /// A NaN, an infinity, or a magnitude that the format cannot hold.
     #[error("a number in row {row} is not finite")]
     NonFinite {
-        /// First row with such a number.
+        /// The first row with a NaN or an infinity; without one, the first row that overflows.
         row: usize,
     },
     /// The bytes do not have the length the shape demands.
@@ -89,7 +90,7 @@ pub enum PackingError {
     Length {
         /// Bytes the shape demands.
         expected: usize,
-        /// Bytes there are.
+        /// Bytes found.
         found: usize,
     },
 }

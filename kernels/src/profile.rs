@@ -1,21 +1,23 @@
+//! How exactly a backend computes.
+
 use std::fmt;
 use std::str::FromStr;
 
-/// How exactly a backend computes.
+/// How exactly a backend computes, written `repro` or `fast`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Profile {
-    /// In f32, in one fixed order: the same bits on every processor, for every number of threads, and for products on a
-    /// GPU.
+    /// In f32 and in one fixed order: the same bits on every processor, for every number of threads, and on a GPU. The
+    /// default.
     #[default]
     Repro,
     /// Factors of products rounded to bf16 (to nearest, ties to even), sums in f32: much faster where the device
-    /// multiplies bf16 (AVX512-BF16, tensor cores). A CPU without runs as under [`Profile::Repro`]. The number of threads
-    /// does not show; the kind of device does.
+    /// multiplies bf16 (AVX512-BF16, tensor cores). A CPU without AVX512-BF16 computes as under [`Profile::Repro`].
+    /// Results are the same for every number of threads, but not on every kind of device.
     Fast,
 }
 
 impl Profile {
-    /// As people write it.
+    /// `repro` or `fast`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -31,7 +33,7 @@ impl fmt::Display for Profile {
     }
 }
 
-/// A text that names no profile.
+/// A text that names no profile; the message quotes it and lists the names.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no profile; say repro or fast")]
 pub struct NoSuchProfile(String);

@@ -11,17 +11,17 @@ const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: u32 = 10;
 
-/// What the words of a seed are drawn for.
+/// The purpose that random words are drawn for.
 ///
 /// The number is added to the high word of the key; it is part of the specification every backend follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Domain {
-    /// [`uniform_u64`]
+    /// Words of [`uniform_u64`].
     Uniform = 0,
-    /// [`fill_normal`]
+    /// Words of [`fill_normal`].
     Normal = 0x6E6F_726D,
-    /// [`crate::Backend::anchor`]
+    /// Words of [`crate::Backend::anchor`].
     Anchor = 0x616E_6368,
     /// Signs of the quantised packings.
     Signs = 0x7369_676E,

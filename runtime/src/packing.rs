@@ -46,10 +46,7 @@ impl From<swarmline_kernels::Error> for CodeError {
         match error {
             Error::Packing(PackingError::NonFinite { row }) => Self::NonFinite { row },
             Error::Packing(PackingError::Length { expected, found }) => Self::Length { expected, found },
-            other @ (Error::OutOfMemory { .. }
-            | Error::TokenOutOfRange { .. }
-            | Error::Unavailable(_)
-            | Error::Device(_)) => Self::Device(other),
+            other => Self::Device(other),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use swarmline_cuda_on_cpu::{Library, Watch};
+use swarmline_cuda_on_cpu::{Library, Sanitizer};
 
 use crate::process::Process;
 
@@ -15,7 +15,7 @@ pub(crate) struct Gpu {
 impl Gpu {
     /// Nothing, with the reason printed, where no C++ compiler is found and none is required.
     pub(crate) fn find() -> Option<Self> {
-        let library = Library::for_test(Path::new(env!("CARGO_TARGET_TMPDIR")), Watch::No)?;
+        let library = Library::for_test(Path::new(env!("CARGO_TARGET_TMPDIR")), Sanitizer::None)?;
         Some(Self { environment: library.environment().unwrap() })
     }
 

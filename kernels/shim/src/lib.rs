@@ -13,61 +13,62 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Bytes the device has, where not the default of 1 GiB.
+/// Variable: bytes of the device. Default: 1 GiB.
 pub const MEMORY: &str = "CUDA_ON_CPU_MEMORY";
-/// The CUDA version the driver speaks, as 1000 major + 10 minor; 12.0 unless this says otherwise.
+/// Variable: the CUDA version of the driver, as 1000 major + 10 minor. Default: 12000.
 pub const DRIVER: &str = "CUDA_ON_CPU_DRIVER";
-/// Seed of the chance by which streams work at once or as late as they may; 1 unless this says otherwise.
+/// Variable: seed of the coin by which a stream works at once or as late as it may. Default: 1.
 pub const SEED: &str = "CUDA_ON_CPU_SEED";
-/// A file; the device fails as soon as it exists.
+/// Variable: a path. The device fails as soon as a file exists there.
 pub const BREAKS_WITH: &str = "CUDA_ON_CPU_BREAKS_WITH";
-/// A file that gets the name of every kernel when it is first launched.
+/// Variable: a path. The file there receives the name of every kernel at its first launch.
 pub const LAUNCHED: &str = "CUDA_ON_CPU_LAUNCHED";
-/// Set to 1 to run every kernel in two orders of its threads, whose results must not differ.
+/// Variable: 1 runs every kernel in two orders of its threads and aborts the process if the results differ.
 pub const BOTH_ORDERS: &str = "CUDA_ON_CPU_BOTH_ORDERS";
 
 static BUILDING: Mutex<()> = Mutex::new(());
 
-/// Why there is no library.
+/// Why a library cannot be built or found.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
-    /// There is no C++ compiler.
+    /// The C++ compiler cannot be run.
     #[error(
         "cannot run the C++ compiler {compiler:?} ({cause}): install g++ (Debian: apt-get install g++) or set CXX"
     )]
     NoCompiler {
-        /// What was tried.
+        /// `$CXX`, or else `c++`.
         compiler: OsString,
-        /// What the system says.
+        /// The error of the system.
         cause: io::Error,
     },
-    /// The compiler refuses.
+    /// The compiler refuses the sources; the text is its output.
     #[error("the C++ compiler refuses the kernels:\n{0}")]
     Refused(String),
     /// A file cannot be read or written.
     #[error("{}: {cause}", path.display())]
     File {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         cause: io::Error,
     },
 }
 
-/// Whether the address sanitizer watches the library.
+/// The sanitizer a library is built with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Watch {
-    /// As fast as a CPU is.
-    No,
-    /// The sanitizer ends the process at the first access outside an allocation.
-    Addresses,
+pub enum Sanitizer {
+    /// No checks of accesses, optimised.
+    None,
+    /// The address sanitizer: it ends the process at the first access outside an allocation.
+    Address,
 }
 
 /// A built library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Library {
     folder: PathBuf,
-    watch: Watch,
+    sanitizer: Sanitizer,
 }
 
 impl Library {
@@ -76,11 +77,11 @@ impl Library {
     /// # Errors
     ///
     /// If there is no compiler, if it refuses the sources, or if files cannot be read or written.
-    pub fn build(folder: &Path, watch: Watch) -> Result<Self, Error> {
-        // Tests of one process run at once; one of them builds, the others find what it built.
+    pub fn build(folder: &Path, sanitizer: Sanitizer) -> Result<Self, Error> {
+        // Tests of one process run at once; the first builds, the others find its library.
         let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         let inputs = Inputs::read()?;
-        let library = Self { folder: folder.join(inputs.digest(watch)), watch };
+        let library = Self { folder: folder.join(inputs.digest(sanitizer)), sanitizer };
         if !library.file().exists() {
             fs::create_dir_all(&library.folder).map_err(|cause| failed(&library.folder, cause))?;
             inputs.generate(&library.folder)?;
@@ -89,20 +90,20 @@ impl Library {
         Ok(library)
     }
 
-    /// The same for a test: nothing, with the reason on standard error, on systems that load libraries in another way
-    /// than Linux, and where there is no compiler and `SWARMLINE_REQUIRE_CXX` is not 1.
+    /// [`Library::build`] for a test that may be skipped: `None`, with the reason on standard error, on systems other
+    /// than Linux, and without a compiler unless `SWARMLINE_REQUIRE_CXX` is 1.
     ///
     /// # Panics
     ///
-    /// If the library cannot be built for another reason, or has to be.
+    /// If the library cannot be built for another reason, or there is no compiler although it is required.
     #[must_use]
-    #[expect(clippy::print_stderr, reason = "who runs the tests should know what they did not check")]
-    pub fn for_test(folder: &Path, watch: Watch) -> Option<Self> {
+    #[expect(clippy::print_stderr, reason = "a skipped check should be seen")]
+    pub fn for_test(folder: &Path, sanitizer: Sanitizer) -> Option<Self> {
         if !cfg!(target_os = "linux") {
             eprintln!("skipped: a driver for CUDA on the CPU is made for Linux alone");
             return None;
         }
-        match Self::build(folder, watch) {
+        match Self::build(folder, sanitizer) {
             Ok(library) => Some(library),
             Err(missing @ Error::NoCompiler { .. }) => {
                 let required = std::env::var_os("SWARMLINE_REQUIRE_CXX").is_some_and(|value| value == "1");
@@ -118,7 +119,7 @@ impl Library {
         self.folder.join("libcuda.so")
     }
 
-    /// What a process needs in its environment to find the library, before all it would find otherwise.
+    /// The variables with which a process finds this library before any other `libcuda.so`.
     ///
     /// # Errors
     ///
@@ -130,7 +131,7 @@ impl Library {
             folders.push(others);
         }
         let mut variables = vec![("LD_LIBRARY_PATH", folders)];
-        if self.watch == Watch::Addresses {
+        if self.sanitizer == Sanitizer::Address {
             let said = run(Command::new(compiler()).arg("-print-file-name=libasan.so"))?;
             variables.push(("LD_PRELOAD", said.trim().into()));
             // Fibers change stacks behind the sanitizer's back; a program that ends may leave memory behind.
@@ -147,9 +148,9 @@ impl Library {
             // No contraction: an operation is fused where `fmaf` is written, as in the build for the device.
             .args(["-std=c++17", "-ffp-contract=off", "-fPIC", "-shared"])
             .args(["-Wall", "-Wextra", "-Werror", "-Wno-sign-compare"])
-            .args(match self.watch {
-                Watch::No => ["-O2", "-g0"].as_slice(),
-                Watch::Addresses => &["-O1", "-g1", "-fsanitize=address"],
+            .args(match self.sanitizer {
+                Sanitizer::None => ["-O2", "-g0"].as_slice(),
+                Sanitizer::Address => &["-O1", "-g1", "-fsanitize=address"],
             })
             .arg(format!("-I{}", self.folder.display()))
             .arg(shim().join("driver.cpp"))
@@ -169,7 +170,7 @@ pub fn kernels() -> Result<BTreeSet<String>, Error> {
     Ok(Inputs::read()?.kernels)
 }
 
-/// Everything the library is made from.
+/// Everything that the library is made from.
 struct Inputs {
     sources: Vec<PathBuf>,
     kernels: BTreeSet<String>,
@@ -188,16 +189,16 @@ impl Inputs {
         Ok(Self { sources, kernels, texts })
     }
 
-    fn digest(&self, watch: Watch) -> String {
+    fn digest(&self, sanitizer: Sanitizer) -> String {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(format!("{watch:?} {:?}", compiler()).as_bytes());
+        hasher.update(format!("{sanitizer:?} {:?}", compiler()).as_bytes());
         for text in &self.texts {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }
         hasher.finalize().to_hex()[..16].to_owned()
     }
 
-    /// The files that tell the C++ side which sources and kernels there are.
+    /// Writes the files in which the C++ side finds all sources and the names of all kernels.
     fn generate(&self, folder: &Path) -> Result<(), Error> {
         let includes = self.sources.iter().map(|source| format!("#include \"{}\"\n", source.display()));
         let names = self.kernels.iter().map(|name| format!("KERNEL({name})\n"));
@@ -234,7 +235,7 @@ fn failed(path: &Path, cause: io::Error) -> Error {
     Error::File { path: path.to_owned(), cause }
 }
 
-/// What the compiler printed.
+/// Runs the compiler and returns its output.
 fn run(command: &mut Command) -> Result<String, Error> {
     match command.output() {
         Ok(run) if run.status.success() => Ok(String::from_utf8_lossy(&run.stdout).into_owned()),

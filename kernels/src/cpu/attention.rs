@@ -11,11 +11,11 @@ use super::{
     columns::{self, Columns},
     lanes::{self, LANES},
     math::{exp_f32s, ln_f64},
-    matrix::Matrix,
     rope,
     scratch::Scratch,
+    small_product::{self, SmallProduct},
     threads::Threads,
-    tile::{self, Product},
+    view::MatrixView,
 };
 use crate::{AttentionShape, Write};
 use pulp::{Arch, Simd, WithSimd};
@@ -23,8 +23,8 @@ use std::ops::Range;
 
 /// Query rows whose scores exist at a time: two vectors of the widest instruction set.
 const BLOCK_ROWS: usize = 2 * HALF_ROWS;
-/// Rows of a block that see keys the rows before them do not: products leave out what no row of a half sees.
-const HALF_ROWS: usize = tile::ALIGN;
+/// Rows of half a block: products leave out the keys that no row of a half sees.
+const HALF_ROWS: usize = small_product::ALIGN;
 /// Side of the squares in which queries are turned.
 const SQUARE: usize = 8;
 
@@ -62,20 +62,20 @@ pub(super) fn forward(
         outs.zip(lses).enumerate(),
         #[inline(always)]
         |(index, (mut out, mut lse))| {
-            let place = Place::new(index, shape, threads.arch());
-            let [dense, scores, rows] = place.lens();
+            let job = Job::new(index, shape, threads.arch());
+            let [dense, scores, rows] = job.lens();
             let mut memory = scratch.take(2 * dense + scores + 3 * rows);
             let [k_dense, v_dense, scores, q_rows, q_turned, result] =
                 memory.parts([dense, dense, scores, rows, rows, rows]);
-            place.gather_rotated(k_dense, place.key_value_rows(k), 0, table);
-            place.gather(v_dense, place.key_value_rows(v));
+            job.gather_rotated(k_dense, job.key_value_rows(k), 0, table);
+            job.gather(v_dense, job.key_value_rows(v));
             for head in 0..group {
                 for first in (0..tokens).step_by(BLOCK_ROWS) {
-                    let block = Block::new(first, place);
-                    place.gather_rotated(q_rows, block.query_rows(q, head), first, table);
-                    place.turn(q_turned, q_rows);
+                    let block = Block::new(first, job);
+                    job.gather_rotated(q_rows, block.query_rows(q, head), first, table);
+                    job.turn(q_turned, q_rows);
                     block.scores(scores, q_turned, k_dense);
-                    let sums = place.arch.dispatch(Softmax { keys: scores, block });
+                    let sums = job.arch.dispatch(Softmax { keys: scores, block });
                     for r in 0..block.rows {
                         lse.row(first + r)[head] = sums[r];
                     }
@@ -112,28 +112,28 @@ pub(super) fn backward(
         dqs.zip(dks).zip(dvs).enumerate(),
         #[inline(always)]
         |(index, ((mut dq, mut dk), mut dv))| {
-            let place = Place::new(index, shape, threads.arch());
-            let [dense, scores, rows] = place.lens();
+            let job = Job::new(index, shape, threads.arch());
+            let [dense, scores, rows] = job.lens();
             let mut memory = scratch.take(4 * dense + 2 * scores + 5 * rows);
             let [k_dense, v_dense, dk_sum, dv_sum, p, dp, q_rows, q_turned, dout_rows, dout_turned, result] =
                 memory.parts([dense, dense, dense, dense, scores, scores, rows, rows, rows, rows, rows]);
-            place.gather_rotated(k_dense, place.key_value_rows(k), 0, table);
-            place.gather(v_dense, place.key_value_rows(v));
+            job.gather_rotated(k_dense, job.key_value_rows(k), 0, table);
+            job.gather(v_dense, job.key_value_rows(v));
             for head in 0..group {
                 for first in (0..tokens).step_by(BLOCK_ROWS) {
-                    let block = Block::new(first, place);
-                    place.gather_rotated(q_rows, block.query_rows(q, head), first, table);
-                    place.turn(q_turned, q_rows);
-                    place.gather(dout_rows, block.query_rows(dout, head));
-                    place.turn(dout_turned, dout_rows);
+                    let block = Block::new(first, job);
+                    job.gather_rotated(q_rows, block.query_rows(q, head), first, table);
+                    job.turn(q_turned, q_rows);
+                    job.gather(dout_rows, block.query_rows(dout, head));
+                    job.turn(dout_turned, dout_rows);
                     block.scores(p, q_turned, k_dense);
                     block.scores(dp, dout_turned, v_dense);
                     let (mut lses, mut deltas) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
                     for (r, out) in block.query_rows(out, head).enumerate() {
-                        lses[r] = place.lse(lse, first + r, head);
-                        deltas[r] = lanes::dot(out, &dout_rows[r * place.width..][..head_width]);
+                        lses[r] = job.lse(lse, first + r, head);
+                        deltas[r] = lanes::dot(out, &dout_rows[r * job.width..][..head_width]);
                     }
-                    place.arch.dispatch(SoftmaxBackward { p, dp, lses, deltas, block });
+                    job.arch.dispatch(SoftmaxBackward { p, dp, lses, deltas, block });
                     block.add_rows(dv_sum, p, dout_rows);
                     block.add_rows(dk_sum, dp, q_rows);
                     block.times_rows(result, dp, k_dense);
@@ -141,16 +141,16 @@ pub(super) fn backward(
                 }
             }
             for row in 0..tokens {
-                table.at(row).rotate_back(dk.row(row), &dk_sum[row * place.width..][..head_width]);
-                dv.row(row).copy_from_slice(&dv_sum[row * place.width..][..head_width]);
+                table.at(row).rotate_back(dk.row(row), &dk_sum[row * job.width..][..head_width]);
+                dv.row(row).copy_from_slice(&dv_sum[row * job.width..][..head_width]);
             }
         },
     );
 }
 
-/// Where the job of one (sequence, key-value head) finds its numbers, and the shape of its scratch.
+/// The job of one (sequence, key-value head): where its numbers are, and the shape of its scratch.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Job {
     sequence: usize,
     kv_head: usize,
     shape: AttentionShape,
@@ -159,14 +159,14 @@ struct Place {
     width: usize,
 }
 
-impl Place {
+impl Job {
     fn new(index: usize, shape: AttentionShape, arch: Arch) -> Self {
         Self {
             sequence: index / shape.kv_heads,
             kv_head: index % shape.kv_heads,
             shape,
             arch,
-            width: tile::align(shape.head_width),
+            width: small_product::align(shape.head_width),
         }
     }
 
@@ -208,7 +208,7 @@ impl Place {
         )
     }
 
-    /// `dense =` the rows; what is behind them in their line stays 0.
+    /// `dense =` the rows; the columns behind the head width stay 0.
     #[inline(always)]
     fn gather<'a>(self, dense: &mut [f32], rows: impl Iterator<Item = &'a [f32]>) {
         for (dense, row) in dense.chunks_exact_mut(self.width).zip(rows) {
@@ -256,14 +256,14 @@ impl Place {
 struct Block {
     first: usize,
     rows: usize,
-    place: Place,
+    job: Job,
     scale: f32,
 }
 
 impl Block {
-    fn new(first: usize, place: Place) -> Self {
-        let rows = BLOCK_ROWS.min(place.shape.tokens - first);
-        Self { first, rows, place, scale: 1.0 / (place.shape.head_width as f32).sqrt() }
+    fn new(first: usize, job: Job) -> Self {
+        let rows = BLOCK_ROWS.min(job.shape.tokens - first);
+        Self { first, rows, job, scale: 1.0 / (job.shape.head_width as f32).sqrt() }
     }
 
     /// Keys that some row sees.
@@ -271,7 +271,7 @@ impl Block {
         self.first + self.rows
     }
 
-    /// Keys that some row of the half of `row` sees; what is beyond them is not computed.
+    /// Keys that some row of the half of `row` sees; scores of later keys are not computed.
     fn seen_by(self, row: usize) -> usize {
         if row < HALF_ROWS { self.first + self.rows.min(HALF_ROWS) } else { self.seen() }
     }
@@ -279,22 +279,23 @@ impl Block {
     /// The columns of query head `head` of the block's rows of `x[N, h*e]`
     #[inline(always)]
     fn query_rows(self, x: &[f32], head: usize) -> impl Iterator<Item = &[f32]> {
-        let place = self.place;
-        place.rows(x, place.shape.heads, place.query_head(head), self.first..self.seen())
+        let job = self.job;
+        job.rows(x, job.shape.heads, job.query_head(head), self.first..self.seen())
     }
 
-    /// `scores[keys, rows] = k[keys, e] q[e, rows]`, unscaled; what the first half does not see is left as it is.
+    /// `scores[keys, rows] = k[keys, e] q[e, rows]`, unscaled; scores of keys that the first half does not see are
+    /// left as they are.
     fn scores(self, scores: &mut [f32], q: &[f32], k: &[f32]) {
-        let Place { width, shape, arch, .. } = self.place;
+        let Job { width, shape, arch, .. } = self.job;
         let half = self.seen_by(0);
         for (key, end, column) in [(0, half, 0), (half, self.seen(), HALF_ROWS)] {
             if key == end {
                 continue;
             }
-            Product {
+            SmallProduct {
                 c: &mut scores[key * BLOCK_ROWS + column..],
                 c_stride: BLOCK_ROWS,
-                a: Matrix::rows(&k[key * width..], width),
+                a: MatrixView::rows(&k[key * width..], width),
                 b: &q[column..],
                 b_stride: BLOCK_ROWS,
                 m: end - key,
@@ -308,12 +309,12 @@ impl Block {
 
     /// `result[rows, e] = p[keys, rows]^T x[keys, e]`
     fn times_rows(self, result: &mut [f32], p: &[f32], x: &[f32]) {
-        let Place { width, arch, .. } = self.place;
+        let Job { width, arch, .. } = self.job;
         for row in (0..self.rows).step_by(HALF_ROWS) {
-            Product {
+            SmallProduct {
                 c: &mut result[row * width..],
                 c_stride: width,
-                a: Matrix::rows(&p[row..], BLOCK_ROWS).transposed(),
+                a: MatrixView::rows(&p[row..], BLOCK_ROWS).transposed(),
                 b: x,
                 b_stride: width,
                 m: HALF_ROWS.min(self.rows - row),
@@ -327,16 +328,16 @@ impl Block {
 
     /// `sum[keys, e] += p[keys, rows] x[rows, e]`
     fn add_rows(self, sum: &mut [f32], p: &[f32], x: &[f32]) {
-        let Place { width, arch, .. } = self.place;
+        let Job { width, arch, .. } = self.job;
         let half = self.seen_by(0);
         for (key, end, row) in [(0, half, 0), (half, self.seen(), HALF_ROWS)] {
             if key == end {
                 continue;
             }
-            Product {
+            SmallProduct {
                 c: &mut sum[key * width..],
                 c_stride: width,
-                a: Matrix::rows(&p[key * BLOCK_ROWS + row..], BLOCK_ROWS),
+                a: MatrixView::rows(&p[key * BLOCK_ROWS + row..], BLOCK_ROWS),
                 b: &x[row * width..],
                 b_stride: width,
                 m: end - key,
@@ -351,8 +352,8 @@ impl Block {
 
 #[inline(always)]
 fn store(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize) {
-    let width = block.place.shape.head_width;
-    for (r, row) in result.chunks_exact(block.place.width).take(block.rows).enumerate() {
+    let width = block.job.shape.head_width;
+    for (r, row) in result.chunks_exact(block.job.width).take(block.rows).enumerate() {
         out.row(block.first + r)[head * width..][..width].copy_from_slice(&row[..width]);
     }
 }
@@ -360,14 +361,14 @@ fn store(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize) {
 /// [`store`] of gradients by rotated queries, rotated back.
 #[inline(always)]
 fn store_back(out: &mut Columns<'_>, result: &[f32], block: Block, head: usize, table: &rope::Table) {
-    let width = block.place.shape.head_width;
-    for (r, row) in result.chunks_exact(block.place.width).take(block.rows).enumerate() {
+    let width = block.job.shape.head_width;
+    for (r, row) in result.chunks_exact(block.job.width).take(block.rows).enumerate() {
         let token = block.first + r;
         table.at(token).rotate_back(&mut out.row(token)[head * width..][..width], &row[..width]);
     }
 }
 
-/// Turns the scores of a block's rows into probabilities in place, what a row does not see into 0, and finds the
+/// Turns the scores of a block's rows into probabilities in place, 0 for keys that a row does not see, and returns the
 /// log-sum-exp of the scaled scores.
 #[derive(Debug)]
 struct Softmax<'a> {
@@ -438,8 +439,8 @@ impl WithSimd for Softmax<'_> {
     }
 }
 
-/// Scores become probabilities `p`; their gradients `dp` become `p (dp - delta) scale`; both 0 for what a row does
-/// not see.
+/// Scores become probabilities `p`; their gradients `dp` become `p (dp - delta) scale`; both are 0 for keys that a row
+/// does not see.
 #[derive(Debug)]
 struct SoftmaxBackward<'a> {
     p: &'a mut [f32],

@@ -1,11 +1,11 @@
-//! What happens to the residual stream at a cut: anchors of tokens, coordinates in a subspace.
+//! The residual stream at a cut: anchors of tokens, coordinates in a subspace.
 
 use super::{
-    matrix::Matrix,
     packing::{self, Packer},
     product::Products,
     scratch::Scratch,
     threads::Threads,
+    view::MatrixView,
 };
 use crate::{
     Write,
@@ -18,7 +18,7 @@ const BLOCK_ROWS: usize = 32;
 /// Coordinates that are projected and packed, or unpacked and lifted, before the next ones: 256 KiB, which stay in
 /// the second cache.
 const CACHED: usize = 1 << 16;
-/// Rows of them at least: the product lays the basis out anew for every block.
+/// Rows of such a block at least: the product packs the basis again for every block.
 const CACHED_ROWS_MIN: usize = 1024;
 /// Deviation of a sum of eight uniform bytes: sqrt(8 (256^2 - 1) / 12).
 const DEVIATION: f64 = 209.022_327_2;
@@ -76,7 +76,7 @@ pub(super) fn project(
     code: usize,
     write: Write,
 ) {
-    let (x, basis) = (Matrix::rows(x, width), Matrix::rows(basis, width).transposed());
+    let (x, basis) = (MatrixView::rows(x, width), MatrixView::rows(basis, width).transposed());
     products.run(threads, z, x, basis, [rows, code, width], write);
 }
 
@@ -93,12 +93,12 @@ pub(super) fn reconstruct(
     code: usize,
 ) {
     x[..rows * width].copy_from_slice(&anchor[..rows * width]);
-    let (z, basis) = (Matrix::rows(z, code), Matrix::rows(basis, width));
+    let (z, basis) = (MatrixView::rows(z, code), MatrixView::rows(basis, width));
     products.run(threads, x, z, basis, [rows, width, code], Write::Add);
 }
 
-/// `bytes =` packed `x[N,d] basis[k,d]^T`, in blocks of rows: all coordinates are never in memory. `packer` is that
-/// of the coordinates.
+/// `bytes =` packed `x[N,d] basis[k,d]^T`, in blocks of rows, so the coordinates are never in memory all together.
+/// `packer` is that of the coordinates.
 pub(super) fn project_pack(
     products: &mut Products,
     threads: &Threads,
@@ -212,7 +212,7 @@ mod tests {
         close(back.as_slice(), &twice, 4e-6);
     }
 
-    /// Of the inputs `z`, `basis` and `anchor`, row by row.
+    /// `inputs` are `z`, `basis` and `anchor`.
     fn naive_reconstruct(inputs: &[Vec<f64>], width: usize, code: usize) -> Vec<f64> {
         let (z, basis, anchor) = (&inputs[0], &inputs[1], &inputs[2]);
         let at = |i: usize| {
@@ -240,7 +240,7 @@ mod tests {
         }
     }
 
-    /// In one pass or in two: the same bytes, the same numbers, the same refusals.
+    /// Bytes and numbers are the same in one pass and in two.
     #[test]
     fn one_pass_is_the_sequence_of_two() {
         let key = RoundingKey { run: 3, tensor: 1 << 40 };
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pass_refuses_what_two_refuse() {
+    fn one_pass_refuses_the_rows_that_two_refuse() {
         let (key, code) = (RoundingKey { run: 3, tensor: 5 }, 1024);
         let (rows, width) = (3 * block_rows(code), 2);
         let basis = tensor(code * width, 2);

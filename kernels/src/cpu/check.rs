@@ -1,4 +1,4 @@
-//! How the tests of the operations judge them: against f64 loops, central differences and other thread counts.
+//! Comparisons for the tests of operations: with f64 loops, central differences and other thread counts.
 
 use super::{Cpu, CpuTensor, Profile, isa::Isa};
 use crate::{AttentionShape, random::fill_normal};
@@ -20,6 +20,7 @@ pub(super) fn cpu() -> Cpu {
     Cpu::new(1).unwrap()
 }
 
+/// The same numbers in f64.
 pub(super) fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
 }
@@ -82,7 +83,7 @@ pub(super) fn same_on_any_threads(run: impl Fn(&mut Cpu) -> Vec<CpuTensor>) {
         run(cpu).iter().map(|x| x.as_slice().iter().map(|x| x.to_bits()).collect()).collect()
     };
     let expected = bits(&mut cpu());
-    for (threads, isa) in everywhere() {
+    for (threads, isa) in configurations() {
         let mut cpu = Cpu::on(threads, isa, Profile::Repro).unwrap();
         for call in 0..2 {
             assert!(bits(&mut cpu) == expected, "call {call} on {threads} threads, {isa:?} differs");
@@ -90,7 +91,7 @@ pub(super) fn same_on_any_threads(run: impl Fn(&mut Cpu) -> Vec<CpuTensor>) {
     }
 }
 
-/// The ways to run an operation that must not show: thread counts and instruction sets.
-pub(super) fn everywhere() -> impl Iterator<Item = (usize, Isa)> {
+/// Thread counts and instruction sets, on all of which an operation must have the same bits.
+pub(super) fn configurations() -> impl Iterator<Item = (usize, Isa)> {
     Isa::available().flat_map(|isa| [1, 2, 3].map(|threads| (threads, isa)))
 }

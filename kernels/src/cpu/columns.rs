@@ -27,7 +27,7 @@ impl Columns<'_> {
 }
 
 /// Cuts `data`, rows of `stride` numbers, into views of `rows` rows and `width` columns: first along a row,
-/// then downwards. What does not fill a view on the right is narrower, at the bottom shorter.
+/// then downwards. Views at the right edge may be narrower, views at the bottom shorter.
 pub(super) fn split(
     data: &mut [f32],
     stride: usize,

@@ -1,20 +1,20 @@
-//! The bits of every operation, written down: a change that should not show must leave them alone.
+//! A hash of the bits of every operation: a change that is not meant to change results must keep it.
 //!
 //! Each case is one operation on seeded numbers, at sizes that fill blocks and leave remainders. The tables lie
-//! beside this file; products have one of their own. After a change that is meant to show,
-//! `SWARMLINE_WRITE_GOLDEN=1 cargo test -p swarmline-kernels golden` writes them anew.
+//! beside this file; products have one of their own. After a change that is meant to change results,
+//! `SWARMLINE_WRITE_GOLDEN=1 cargo test -p swarmline-kernels golden` writes them again.
 
 use super::{
     Cpu, CpuIds, CpuTensor, Profile,
-    check::{everywhere, numbers, tensor},
+    check::{configurations, numbers, tensor},
 };
 use crate::{AdamStep, AttentionShape, Backend, LinearShape, PackedFormat, RoundingKey, Write, random};
 use std::{env, fmt::Write as _, fs, path::Path, process::Command};
 
-/// Set, it makes the tests write the tables instead of comparing with them.
+/// If this variable is set, the tests write the tables before they compare.
 const REWRITE: &str = "SWARMLINE_WRITE_GOLDEN";
 
-/// What an operation wrote.
+/// Runs an operation and returns the tensors it wrote.
 type Run = fn(&mut Cpu) -> Vec<CpuTensor>;
 
 const ROWS: usize = 150;
@@ -99,7 +99,7 @@ fn check(file: &str, cases: &[(&str, Run)]) {
     let expected: Vec<(&str, &str)> = table.lines().filter_map(|line| line.split_once(' ')).collect();
     let names = |pairs: &[(&str, &str)]| -> Vec<String> { pairs.iter().map(|pair| pair.0.into()).collect() };
     assert_eq!(names(&expected), cases.iter().map(|case| case.0).collect::<Vec<_>>());
-    for (threads, isa) in everywhere() {
+    for (threads, isa) in configurations() {
         let mut cpu = Cpu::on(threads, isa, Profile::Repro).unwrap();
         for ((name, expected), (_, run)) in expected.iter().zip(cases) {
             let found = format!("{:016x}", digest(&run(&mut cpu)));
@@ -242,7 +242,7 @@ fn reconstruct(cpu: &mut Cpu) -> Vec<CpuTensor> {
     with(tensor(ROWS * WIDTH, 4), |x| cpu.reconstruct(x, &z, &basis, &anchor, ROWS, WIDTH, CODE))
 }
 
-/// The bytes, and what they are lifted to.
+/// The bytes, and the numbers they are lifted to.
 fn project_pack(cpu: &mut Cpu, format: PackedFormat) -> Vec<CpuTensor> {
     let (x, basis, anchor) = (tensor(ROWS * WIDTH, 1), tensor(CODE * WIDTH, 2), tensor(ROWS * WIDTH, 3));
     let (key, mut bytes) = (RoundingKey { run: 7, tensor: 1 << 33 }, Vec::new());
@@ -254,7 +254,7 @@ fn project_pack(cpu: &mut Cpu, format: PackedFormat) -> Vec<CpuTensor> {
     back
 }
 
-/// Forward and backward.
+/// Outputs of the forward and the backward pass.
 fn attention(cpu: &mut Cpu) -> Vec<CpuTensor> {
     let mut all = Vec::new();
     for (tokens, heads, kv_heads, head_width) in [(37, 4, 2, 10), (128, 2, 2, 32)] {

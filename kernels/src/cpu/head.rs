@@ -1,7 +1,7 @@
 //! The head: logits, cross-entropy and their gradients, some rows at a time, so that the logits of all rows never
 //! exist together.
 
-use super::{cross_entropy, matmul, product::Products, threads::Threads};
+use super::{cross_entropy, linear, product::Products, threads::Threads};
 use crate::{LinearShape, Write};
 
 /// Rows whose logits exist at a time: as many terms as a product sums before it adds them to its result, so that
@@ -23,8 +23,8 @@ pub(super) struct Gradients<'a> {
     pub(super) scale: f32,
 }
 
-/// `losses[N] = -ln softmax(x[N,d] w[V,d]^T)[target]`, and the gradients if asked for; what `logits` holds
-/// afterwards is not specified.
+/// `losses[N] = -ln softmax(x[N,d] w[V,d]^T)[target]`, and the `gradients`, if any; `logits` is scratch of
+/// [`logits_len`] numbers.
 pub(super) fn forward_backward(
     products: &mut Products,
     threads: &Threads,
@@ -43,13 +43,13 @@ pub(super) fn forward_backward(
         let from = block * BLOCK_ROWS * inputs;
         let x = &x[from..][..shape.rows * inputs];
         let logits = &mut logits[..shape.rows * outputs];
-        matmul::linear(products, threads, logits, x, w, shape, Write::Set);
+        linear::forward(products, threads, logits, x, w, shape, Write::Set);
         let scale = gradients.as_ref().map_or(1.0, |gradients| gradients.scale);
         cross_entropy::forward_backward(threads, losses, logits, targets, outputs, scale);
         if let Some(Gradients { dx, dw, .. }) = &mut gradients {
             let dx = &mut dx[from..][..shape.rows * inputs];
-            matmul::linear_backward_input(products, threads, dx, logits, w, shape, Write::Set);
-            matmul::linear_backward_weight(products, threads, dw, logits, x, shape, Write::Add);
+            linear::backward_input(products, threads, dx, logits, w, shape, Write::Set);
+            linear::backward_weight(products, threads, dw, logits, x, shape, Write::Add);
         }
     }
 }

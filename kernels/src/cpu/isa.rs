@@ -1,16 +1,16 @@
-//! Which instructions this process uses.
+//! Instruction sets: those the processor has and the environment allows.
 
 use crate::{Error, Result};
 use pulp::Arch;
 use std::{env, sync::OnceLock};
 
-/// Names the largest instruction set that may be used; read once.
+/// The variable that names the largest set that may be used; read once.
 const VARIABLE: &str = "SWARMLINE_ISA";
 
 /// Instruction sets, each containing those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Isa {
-    /// What every processor of the target has.
+    /// The instructions that every processor of the target has.
     Scalar,
     /// AVX2 with fused multiply-add: one without the other counts as scalar, as it would round differently.
     Avx2,
@@ -19,7 +19,7 @@ pub(super) enum Isa {
 }
 
 impl Isa {
-    /// The best of this processor.
+    /// The best set of this processor.
     pub(super) fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -29,7 +29,7 @@ impl Isa {
         Self::Scalar
     }
 
-    /// The best of this processor that the environment allows.
+    /// The best set of this processor that the environment allows. An unknown name is [`Error::Device`].
     pub(super) fn allowed() -> Result<Self> {
         static LIMIT: OnceLock<Option<String>> = OnceLock::new();
         let limit =
@@ -40,7 +40,7 @@ impl Isa {
         }
     }
 
-    /// The same for loops that are compiled several times.
+    /// The set for loops that are compiled once for each.
     pub(super) fn arch(self) -> Arch {
         if self == Self::best() {
             return Arch::new();
@@ -73,7 +73,14 @@ impl Isa {
 
 #[cfg(test)]
 mod tests {
-    use super::Isa;
+    use super::{Isa, VARIABLE};
+
+    #[test]
+    fn the_environment_is_obeyed() {
+        if let Ok(name) = std::env::var(VARIABLE) {
+            assert_eq!(Isa::allowed().unwrap(), Isa::named(&name).unwrap().min(Isa::best()));
+        }
+    }
 
     #[test]
     fn a_name_limits_and_an_unknown_one_is_refused() {

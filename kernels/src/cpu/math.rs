@@ -69,7 +69,7 @@ pub(super) fn exp_f64(x: f64) -> f64 {
     series * f64::from_bits(((whole as i64 + 1023) as u64) << 52)
 }
 
-/// Natural logarithm of a positive normal number; NaN and infinity stay what they are.
+/// Natural logarithm of a positive normal number; NaN and infinity are returned as they are.
 #[inline(always)]
 pub(super) fn ln_f64(x: f64) -> f64 {
     if !x.is_finite() {

@@ -4,6 +4,7 @@
 //! combined in order, so the number of threads does not show. Loops are compiled for several instruction sets
 //! and chosen at run time; elementary functions are our own, so they agree between machines.
 
+mod aligned;
 mod attention;
 mod boundary;
 #[cfg(test)]
@@ -14,22 +15,21 @@ mod embedding;
 #[cfg(test)]
 mod golden;
 mod head;
-pub(crate) mod instructions;
 mod isa;
 mod lanes;
-mod line;
+mod linear;
 mod math;
-mod matmul;
-mod matrix;
 mod packing;
+pub(crate) mod probe;
 mod product;
 mod rmsnorm;
 mod rope;
 mod scratch;
+mod small_product;
 mod swiglu;
 mod threads;
-mod tile;
 mod update;
+mod view;
 
 use crate::{
     AdamStep, AttentionShape, Backend, HeadGradients, LinearShape, PackedFormat, Profile, Result,
@@ -41,7 +41,7 @@ use product::Products;
 use scratch::Scratch;
 use threads::Threads;
 
-/// The CPU.
+/// The backend of the processor.
 #[derive(Debug)]
 pub struct Cpu {
     threads: Threads,
@@ -52,23 +52,22 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A CPU backend on `threads` threads; 0 counts as 1. With one thread everything runs on the caller,
-    /// otherwise on an own pool. The count changes the speed, never the results.
+    /// A CPU backend on `threads` threads, in [`Profile::Repro`]; 0 counts as 1. One thread is the caller, more are a
+    /// pool. Their number changes the speed, never the results.
     ///
-    /// The environment variable `SWARMLINE_ISA`, read once, keeps all operations to an instruction set:
-    /// `scalar`, `avx2` or `avx512`; unset, or beyond the processor, the best there is. It changes the speed,
-    /// never the results under [`Profile::Repro`], which is the profile here.
+    /// The environment variable `SWARMLINE_ISA`, read once, keeps all operations to an instruction set: `scalar`,
+    /// `avx2` or `avx512`. Unset, or set to more than the processor has, it means the best set of the processor. It
+    /// changes the speed, never the results under [`Profile::Repro`].
     ///
     /// # Errors
     ///
-    /// [`Error::Device`](crate::Error::Device) if the operating system refuses the threads or `SWARMLINE_ISA` is none of
-    /// the above.
+    /// [`Error::Device`](crate::Error::Device) if the operating system refuses the threads or `SWARMLINE_ISA` names no
+    /// such set.
     pub fn new(threads: usize) -> Result<Self> {
         Self::with_profile(threads, Profile::default())
     }
 
-    /// A CPU backend whose products are computed as `profile` says, if the processor can; see
-    /// [`Cpu::profile`].
+    /// A CPU backend in `profile`, as far as the processor has it: [`Cpu::profile`] is the one that runs.
     ///
     /// # Errors
     ///
@@ -77,7 +76,7 @@ impl Cpu {
         Self::on(threads, Isa::allowed()?, profile)
     }
 
-    /// A backend on an instruction set of the caller's choice.
+    /// A backend on the instruction set `isa`.
     fn on(threads: usize, isa: Isa, profile: Profile) -> Result<Self> {
         Ok(Self {
             threads: Threads::new(threads, isa)?,
@@ -88,21 +87,21 @@ impl Cpu {
         })
     }
 
-    /// How products really run: [`Profile::Repro`] also where [`Profile::Fast`] was asked for but the processor
-    /// does not multiply bf16 or `SWARMLINE_ISA` forbids it.
+    /// The profile that runs: [`Profile::Repro`] also if [`Profile::Fast`] was asked for but the processor does not
+    /// multiply bf16 or `SWARMLINE_ISA` forbids it.
     #[must_use]
     pub fn profile(&self) -> Profile {
         self.products.profile()
     }
 
-    /// Bytes of all tensors this backend has made so far. Who makes its tensors once and keeps them, as a shard does,
-    /// reads its peak here; scratch of single operations is not counted.
+    /// Bytes of all tensors this backend has made so far. A caller that makes its tensors once and keeps them, as a
+    /// shard does, reads their peak here; scratch of single operations is not counted.
     #[must_use]
     pub fn tensor_bytes(&self) -> usize {
         self.tensor_bytes
     }
 
-    /// Number of threads operations are spread over.
+    /// Threads that share an operation, at least 1.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads.count()
@@ -199,7 +198,7 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        matmul::linear(&mut self.products, &self.threads, &mut y.0, &x.0, &w.0, shape, write);
+        linear::forward(&mut self.products, &self.threads, &mut y.0, &x.0, &w.0, shape, write);
         Ok(())
     }
 
@@ -211,15 +210,7 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        matmul::linear_backward_input(
-            &mut self.products,
-            &self.threads,
-            &mut dx.0,
-            &dy.0,
-            &w.0,
-            shape,
-            write,
-        );
+        linear::backward_input(&mut self.products, &self.threads, &mut dx.0, &dy.0, &w.0, shape, write);
         Ok(())
     }
 
@@ -231,15 +222,7 @@ impl Backend for Cpu {
         shape: LinearShape,
         write: Write,
     ) -> Result<()> {
-        matmul::linear_backward_weight(
-            &mut self.products,
-            &self.threads,
-            &mut dw.0,
-            &dy.0,
-            &x.0,
-            shape,
-            write,
-        );
+        linear::backward_weight(&mut self.products, &self.threads, &mut dw.0, &dy.0, &x.0, shape, write);
         Ok(())
     }
 
@@ -565,8 +548,8 @@ impl Backend for Cpu {
     }
 }
 
-/// Gives `bytes` the length of a packed tensor; all of them are written then.
+/// Gives `bytes` the length of a packed tensor; packing writes all of them.
 fn resize_packed(bytes: &mut Vec<u8>, rows: usize, width: usize, format: PackedFormat) {
-    // The numbers exist in memory and no format is longer than they are plus two bytes a row.
+    // No format is longer than its numbers and two bytes a row: the length of numbers in memory fits.
     bytes.resize(format.packed_len(rows, width).unwrap_or_default(), 0);
 }

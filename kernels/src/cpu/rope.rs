@@ -17,7 +17,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// The table for `shape`: the one kept, or one to keep from now on.
+    /// The table for `shape`: `kept` if it fits, else a new one that takes its place.
     pub(super) fn of(kept: &mut Option<Self>, shape: AttentionShape) -> &Self {
         let fitting = kept.take().filter(|table| table.fits(shape));
         kept.insert(fitting.unwrap_or_else(|| Self::new(shape)))
@@ -39,7 +39,7 @@ impl Table {
         (self.tokens, self.head_width, self.theta) == (shape.tokens, shape.head_width, shape.theta.to_bits())
     }
 
-    /// The angles of one position.
+    /// The angles at one position, which is below the tokens of the shape.
     #[inline(always)]
     pub(super) fn at(&self, position: usize) -> Angles<'_> {
         let half = self.head_width / 2;
@@ -47,7 +47,7 @@ impl Table {
     }
 }
 
-/// How far the pairs of a head turn at one position.
+/// Cosines and sines of the pairs of a head at one position.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Angles<'a> {
     cos: &'a [f32],

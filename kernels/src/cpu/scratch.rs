@@ -1,12 +1,12 @@
 //! Memory that jobs borrow and give back, so that no step after the first allocates.
 
-use super::line::Line;
+use super::aligned::Line;
 use std::{
     ops::{Deref, DerefMut},
     sync::{Mutex, PoisonError},
 };
 
-/// Buffers that nobody uses at the moment: as many as jobs ever ran at a time, each as long as the longest.
+/// Free buffers: in the end as many as jobs ever ran at a time, each as long as its longest loan.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     free: Mutex<Vec<Vec<Line>>>,
@@ -22,7 +22,7 @@ impl Scratch {
     }
 }
 
-/// A buffer that goes back when it is dropped.
+/// A buffer that returns to its scratch when it is dropped.
 #[derive(Debug)]
 pub(super) struct Loan<'a> {
     lines: Vec<Line>,

@@ -1,4 +1,4 @@
-//! Where work runs: inline, or in blocks on an own pool.
+//! Threads: work runs on the caller, or in blocks on a pool.
 
 use pulp::Arch;
 use rayon::prelude::*;
@@ -8,8 +8,8 @@ use crate::{Error, Result};
 
 /// The threads of a [`Cpu`](super::Cpu) and the instruction set its loops are compiled for at run time.
 ///
-/// Blocks are cut by shape, never by thread count, and each block writes its own part of the output: so the
-/// number of threads cannot show in the results.
+/// Blocks are cut by shape, never by thread count, and each block writes its own part of the output, so results do not
+/// depend on the number of threads.
 #[derive(Debug)]
 pub(super) struct Threads {
     pool: Option<rayon::ThreadPool>,
@@ -31,7 +31,7 @@ impl Threads {
         Ok(Self { pool, arch: isa.arch() })
     }
 
-    /// Number of threads work is spread over.
+    /// Threads that share the work, at least 1.
     pub(super) fn count(&self) -> usize {
         self.pool.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
     }
@@ -43,8 +43,8 @@ impl Threads {
 
     /// Runs `work` on every job, each with the best instructions of this machine.
     ///
-    /// `work` and what it calls must be `#[inline(always)]` to be compiled for those instructions; so its loops
-    /// are `for` loops, as the closures of `for_each` and its kin are compiled apart from their caller.
+    /// `work` and all it calls must be `#[inline(always)]` to be compiled for those instructions. Its loops are `for`
+    /// loops, since a closure given to `for_each` and the like is compiled apart from its caller.
     #[inline(always)]
     pub(super) fn each<J: Send>(&self, jobs: impl Iterator<Item = J>, work: impl Fn(J) + Send + Sync) {
         let arch = self.arch;
@@ -77,12 +77,12 @@ impl Threads {
     }
 }
 
-/// Threads that share out the parts of one slice after the other.
+/// Threads that share the parts of a slice, one slice after the other.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Team<'a>(Option<&'a rayon::ThreadPool>);
 
 impl Team<'_> {
-    /// The caller, for work too small to wake anyone.
+    /// The calling thread alone, for work too small to wake others.
     pub(super) const ALONE: Self = Self(None);
 
     /// Runs `work` on one of the threads, which then calls the others without a wait in between.

@@ -5,8 +5,9 @@ use crate::AdamStep;
 
 /// Numbers of one job, and of one partial sum.
 const BLOCK: usize = 1 << 14;
-/// Partial sums held at a time; those of no block are 0.
+/// Partial sums held at a time; sums without a block are 0.
 const SUMS: usize = 256;
+/// Interleaved sums of a block.
 const LANES: usize = 16;
 
 /// `y += alpha x`

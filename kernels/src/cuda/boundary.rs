@@ -1,7 +1,7 @@
 //! Tensors on their way to and from the wire.
 //!
-//! Bytes travel through pinned memory on a stream of their own, so that what comes in is copied while the device still
-//! computes. In front of them travels what the kernels found to be wrong with the numbers.
+//! Bytes travel through pinned memory on a stream of their own, so incoming bytes are copied while the device still
+//! computes. A header in front of them names the first rows with a fault, as the kernels found them.
 
 use std::sync::Arc;
 
@@ -12,18 +12,18 @@ use super::memory::{Buffer, device_error};
 use super::products;
 use crate::{PackedFormat, PackingError, Result, RoundingKey, Write};
 
-/// Bytes in front of the packed ones: two row numbers, and room to keep what follows aligned.
+/// Bytes of the header: two row numbers, and room to keep the packed bytes aligned.
 const HEADER: usize = 16;
-/// The kernels write the lowest row with a fault over it.
+/// The row number of a header without a fault; kernels lower it to the first row with one.
 const NO_ROW: i32 = i32::MAX;
 
-/// Buffers and streams of the boundary.
+/// Packs and unpacks tensors; owns the buffers and the stream for their bytes.
 #[derive(Debug)]
 pub(super) struct Boundary {
     compute: Arc<CudaStream>,
     copies: Arc<CudaStream>,
     device: Buffer<u8>,
-    /// Of the formats that no kernel projects into or lifts from.
+    /// Coordinates in the formats that no kernel projects into or lifts from.
     coordinates: Option<Buffer<f32>>,
     pinned: PinnedHostSlice<u8>,
     computed: CudaEvent,
@@ -56,7 +56,7 @@ impl Boundary {
     ) -> Result<()> {
         bytes.clear();
         let x = x.input(rows * width);
-        // The numbers exist in memory and no format is longer than they are plus two bytes a row.
+        // No format is longer than its numbers and two bytes a row: the length of numbers in memory fits.
         let len = format.packed_len(rows, width).unwrap_or_default();
         if rows * width == 0 {
             bytes.resize(len, 0);
@@ -111,7 +111,7 @@ impl Boundary {
         }
         bytes.clear();
         let (x, basis) = (x.input(rows * width), basis.input(code * width));
-        // No more than two bytes a row longer than coordinates of an addressable size.
+        // No format is longer than its numbers and two bytes a row: the length fits, as in `pack`.
         let len = format.packed_len(rows, code).unwrap_or_default();
         self.begin_packing(len)?;
         let (bad, packed) = self.device.split::<i32, u8>(2, HEADER, len);
@@ -210,7 +210,8 @@ impl Boundary {
         self.copy_in(HEADER, &self.compute)
     }
 
-    /// Waits for the verdict and takes `len` packed bytes, from behind it if they are not `elsewhere`.
+    /// Waits for the kernels, checks the header and appends `len` packed bytes: those at `elsewhere`, or else those
+    /// behind the header.
     fn finish_packing(
         &mut self,
         bytes: &mut Vec<u8>,
@@ -225,7 +226,7 @@ impl Boundary {
         }
         self.copies.synchronize().map_err(device_error)?;
         let packed = self.pinned.as_slice().map_err(device_error)?;
-        verdict(packed)?;
+        check_header(packed)?;
         bytes.extend_from_slice(&packed[HEADER..HEADER + len]);
         Ok(())
     }
@@ -236,27 +237,27 @@ impl Boundary {
         self.write_header()?;
         let staged = self.pinned.as_mut_slice().map_err(device_error)?;
         staged[HEADER..HEADER + bytes.len()].copy_from_slice(bytes);
-        // What was computed with the last bytes is done: its verdict was waited for.
+        // No kernel reads the last bytes any more: the host has waited for their header.
         self.copy_in(HEADER + bytes.len(), &self.copies)?;
         self.copied.record(&self.copies).map_err(device_error)?;
         self.compute.wait(&self.copied).map_err(device_error)
     }
 
-    /// Waits for the verdict on what was unpacked.
+    /// Waits for the kernels and checks the header.
     fn finish_unpacking(&mut self) -> Result<()> {
         self.wait_for_compute()?;
         self.copy_out(self.device.input(HEADER).0, 0, HEADER)?;
         self.copies.synchronize().map_err(device_error)?;
-        verdict(self.pinned.as_slice().map_err(device_error)?)
+        check_header(self.pinned.as_slice().map_err(device_error)?)
     }
 
-    /// What is copied from here on waits for what is computed up to here.
+    /// Copies queued from here on wait for the kernels queued so far.
     fn wait_for_compute(&self) -> Result<()> {
         self.computed.record(&self.compute).map_err(device_error)?;
         self.copies.wait(&self.computed).map_err(device_error)
     }
 
-    /// Makes room for `len` packed bytes; once buffers have grown to the run's microbatch, nothing is allocated.
+    /// Makes room for `len` packed bytes. Buffers only grow, so a run allocates for its first microbatch alone.
     fn reserve(&mut self, len: usize) -> Result<()> {
         let len = HEADER + len;
         if self.device.len() < len {
@@ -299,8 +300,8 @@ fn pinned(context: &Arc<CudaContext>, len: usize) -> Result<PinnedHostSlice<u8>>
     unsafe { context.alloc_pinned_with_flags(len, 0) }.map_err(device_error)
 }
 
-/// What the kernels found: the first row with a number that is not finite, else the first that overflows the format.
-fn verdict(header: &[u8]) -> Result<()> {
+/// Refuses the first row with a number that is not finite, else the first that overflows the format.
+fn check_header(header: &[u8]) -> Result<()> {
     let rows = header[..8].as_chunks::<4>().0.iter().map(|&row| i32::from_ne_bytes(row));
     match rows.into_iter().find(|&row| row != NO_ROW) {
         Some(row) => Err(PackingError::NonFinite { row: row.unsigned_abs() as usize }.into()),
@@ -315,13 +316,13 @@ mod tests {
 
     #[test]
     fn a_number_that_is_not_finite_comes_before_one_that_overflows() {
-        let verdict_on = |rows: [i32; 2]| {
+        let check = |rows: [i32; 2]| {
             let header: Vec<u8> = rows.iter().flat_map(|row| row.to_ne_bytes()).chain([0; 8]).collect();
-            verdict(&header)
+            check_header(&header)
         };
-        assert!(verdict_on([NO_ROW, NO_ROW]).is_ok());
+        assert!(check([NO_ROW, NO_ROW]).is_ok());
         for (rows, first) in [([3, NO_ROW], 3), ([NO_ROW, 2], 2), ([5, 1], 5)] {
-            let Err(Error::Packing(PackingError::NonFinite { row })) = verdict_on(rows) else { panic!() };
+            let Err(Error::Packing(PackingError::NonFinite { row })) = check(rows) else { panic!() };
             assert_eq!(row, first);
         }
     }

@@ -1,14 +1,14 @@
 //! Compiled kernels on disk, so that only the first start on a machine waits for the compiler.
 //!
-//! An entry is named by what it was made from and begins with a digest of what it holds: one that is damaged counts
-//! as absent. Whatever fails here costs time, never the run.
+//! The name of an entry is the digest of its recipe. Its first bytes are a digest of the rest, so a damaged entry
+//! counts as absent. A failure of the cache costs time, never the run.
 
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use super::compile::Recipe;
-use crate::device::CacheReport;
+use crate::report::CacheReport;
 
 /// How names of entries end.
 const EXTENSION: &str = "cubin";
@@ -24,19 +24,19 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// In this folder, which is made when something is to be kept.
+    /// A cache in `folder`, which the first store creates. Without a folder nothing is kept.
     pub(super) fn at(folder: Option<PathBuf>) -> Self {
         Self { folder }
     }
 
-    /// In the user's folder for caches: `$XDG_CACHE_HOME` or `~/.cache`.
+    /// A cache in the user's folder for caches: `$XDG_CACHE_HOME`, else `~/.cache`.
     pub(super) fn of_user() -> Self {
         let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let caches = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
         Self::at(caches.map(|caches| caches.join("swarmline").join("kernels")))
     }
 
-    /// What was kept for `recipe`, if it is whole.
+    /// The code kept for `recipe`; `None` if there is none or it is damaged.
     pub(super) fn load(&self, recipe: &Recipe) -> Option<Vec<u8>> {
         let path = self.path(recipe)?;
         if fs::metadata(&path).ok()?.len() > ENTRY_BYTES_MAX {
@@ -51,12 +51,12 @@ impl Cache {
         Some(bytes)
     }
 
-    /// Keeps `compiled`, if the folder lets it. Readers see all of it or nothing.
+    /// Keeps `compiled` if the folder can be written. A reader sees all of it or nothing.
     pub(super) fn store(&self, recipe: &Recipe, compiled: &[u8]) {
         let _ = self.try_store(recipe, compiled);
     }
 
-    /// Folder, number of entries, and whether one could be added.
+    /// The folder, the number of entries, and whether the folder can be written.
     pub(super) fn report(&self) -> CacheReport {
         let Some(folder) = &self.folder else { return CacheReport::default() };
         let named = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|end| end == EXTENSION);
@@ -64,7 +64,7 @@ impl Cache {
             fs::read_dir(folder).map_or(0, |entries| entries.flatten().filter(|entry| named(entry)).count());
         // A folder that does not exist yet is as writable as the nearest one above it that does.
         let nearest = folder.ancestors().find(|folder| folder.is_dir());
-        let writable = nearest.is_some_and(|folder| Probe::new(folder.to_owned()).is_some());
+        let writable = nearest.is_some_and(|folder| TrialFile::new(folder.to_owned()).is_some());
         CacheReport { folder: self.folder.clone(), entries, writable }
     }
 
@@ -91,10 +91,10 @@ impl Cache {
     }
 }
 
-/// An empty file that is there for a moment, to see whether a folder can be written.
-struct Probe(PathBuf);
+/// An empty file that exists for a moment, to try whether a folder can be written.
+struct TrialFile(PathBuf);
 
-impl Probe {
+impl TrialFile {
     fn new(folder: PathBuf) -> Option<Self> {
         let path = folder.join(format!(".swarmline-{}", std::process::id()));
         fs::OpenOptions::new().write(true).create_new(true).open(&path).ok()?;
@@ -102,7 +102,7 @@ impl Probe {
     }
 }
 
-impl Drop for Probe {
+impl Drop for TrialFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
@@ -111,7 +111,7 @@ impl Drop for Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Version;
+    use crate::report::Version;
 
     const COMPILED: &[u8] = b"\x7fELF and so on";
 
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_found_again_and_nothing_else() {
+    fn a_stored_entry_is_found_again_for_its_recipe_only() {
         let (_folder, cache) = cache();
         assert_eq!(cache.load(&recipe()), None);
         cache.store(&recipe(), COMPILED);
@@ -160,8 +160,8 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_cannot_be_written_costs_only_the_cache() {
-        // A file where the folder should be stops even those whom permissions do not.
+    fn a_folder_that_cannot_be_written_costs_only_the_cache() {
+        // Permissions do not stop root; a file in place of the folder does.
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("file"), "").unwrap();
         for cache in [Cache::at(Some(folder.path().join("file/kernels"))), Cache::at(None)] {

@@ -1,17 +1,17 @@
 //! From the sources of the kernels to code for a device.
 //!
-//! NVRTC makes machine code for exactly the device at hand, so that no driver can find it too new. Where there is no
-//! NVRTC, the driver translates PTX that came with this program.
+//! NVRTC makes machine code for exactly the capability of the device, so no driver can find it too new. Without NVRTC
+//! the driver translates the PTX built into this program.
 
 use std::ffi::CString;
 
 use cudarc::nvrtc::{result, sys};
 
-use super::probe;
-use crate::device::Version;
+use super::libraries;
+use crate::report::Version;
 
-/// PTX of the same sources for compute capability 8.0; the driver makes code of it for any later one. It is of a version
-/// that every driver of at least [`DRIVER_MIN`](probe::DRIVER_MIN) reads.
+/// PTX of the same sources for compute capability 8.0, from which the driver makes code for that and any later one.
+/// Every driver from [`DRIVER_MIN`](libraries::DRIVER_MIN) on reads its version.
 pub(super) const PRECOMPILED: &str = include_str!("fallback.sm_80.ptx");
 
 /// The files of the one translation unit, in the order of `src/sources.txt`.
@@ -33,7 +33,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("update.cu", include_str!("src/update.cu")),
 ];
 
-/// Everything compiled code depends on.
+/// Everything that compiled code depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Recipe {
     pub(super) source: String,
@@ -42,7 +42,7 @@ pub(super) struct Recipe {
 }
 
 impl Recipe {
-    /// All kernels for a device of this capability.
+    /// All kernels, for a device of this capability, by this version of the compiler.
     pub(super) fn new(capability: Version, compiler: Version) -> Self {
         let options = vec![
             format!("--gpu-architecture=sm_{}{}", capability.major, capability.minor),
@@ -53,7 +53,7 @@ impl Recipe {
         Self { source: source(), options, compiler }
     }
 
-    /// Names the result: equal recipes give equal code.
+    /// A name for the result, in hexadecimal: equal recipes give equal code.
     pub(super) fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         // Lengths in front, so that no two recipes run together into the same bytes.
@@ -64,9 +64,9 @@ impl Recipe {
         hasher.finalize().to_hex().to_string()
     }
 
-    /// Machine code, or what the compiler has to say.
+    /// Machine code, or the messages of the compiler.
     pub(super) fn compile(&self) -> Result<Vec<u8>, String> {
-        if probe::compiler_version() != Some(self.compiler) {
+        if libraries::compiler_version() != Some(self.compiler) {
             return Err("no NVRTC library found".to_owned());
         }
         let source = CString::new(self.source.as_str()).map_err(|error| error.to_string())?;
@@ -124,14 +124,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_translation_unit_is_the_one_the_kernels_are_tested_as() {
+    fn the_translation_unit_is_that_of_sources_txt() {
         let listed: Vec<_> =
             include_str!("src/sources.txt").lines().filter(|line| !line.is_empty()).collect();
         assert_eq!(sources().map(|(name, _)| name).collect::<Vec<_>>(), listed);
     }
 
     #[test]
-    fn the_digest_hears_of_every_part() {
+    fn the_digest_depends_on_every_part() {
         let recipe = Recipe::new(Version { major: 9, minor: 0 }, Version { major: 12, minor: 9 });
         let changed = [
             Recipe { source: recipe.source.replacen("float", "double", 1), ..recipe.clone() },
@@ -147,7 +147,7 @@ pub(super) mod tests {
 
     #[test]
     fn all_sources_compile_where_there_is_a_compiler() {
-        let Some(compiler) = probe::compiler_version() else {
+        let Some(compiler) = libraries::compiler_version() else {
             println!("skipped: no NVRTC library; pip install nvidia-cuda-nvrtc-cu12 and set LD_LIBRARY_PATH");
             return;
         };

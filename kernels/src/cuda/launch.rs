@@ -7,14 +7,14 @@ use cudarc::driver::sys::{CUdeviceptr, CUfunction_attribute};
 use cudarc::driver::{CudaFunction, CudaModule, CudaStream, result};
 
 use super::memory::{In, Out, device_error};
-use crate::{Error, Result};
+use crate::{Error, Result, Write};
 
 /// Blocks of a grid in y and z; in x there may be 2^31 - 1.
 const GRID_SIDE_MAX: usize = 65_535;
-/// Dynamic shared memory that surely needs no permission, in bytes: 48 KiB less what a kernel declares itself.
+/// Bytes of dynamic shared memory that every kernel may take without a raised limit: 48 KiB less the static share.
 const SHARED_FREE: usize = 32 << 10;
 
-/// How a kernel is spread.
+/// The shape of a launch: blocks of the grid, threads of a block, dynamic shared memory of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Launch {
     grid: [usize; 3],
@@ -23,7 +23,7 @@ pub(super) struct Launch {
 }
 
 impl Launch {
-    /// `blocks` in a row, of `threads` each.
+    /// A row of `blocks` of `threads` each.
     pub(super) fn row(blocks: usize, threads: u32) -> Self {
         Self::grid([blocks, 1, 1], threads)
     }
@@ -65,12 +65,20 @@ impl Launch {
     }
 }
 
-/// A size as kernels take it.
+/// A size as kernels take it; one beyond `i32` is [`Error::Device`].
 pub(super) fn int(size: usize) -> Result<i32> {
     i32::try_from(size).map_err(|_| Error::Device(format!("{size} numbers are more than a kernel counts")))
 }
 
-/// What the driver copies into the parameters of a kernel.
+/// [`Write`] as kernels take it: 0 sets, 1 adds.
+pub(super) fn adds(write: Write) -> i32 {
+    match write {
+        Write::Set => 0,
+        Write::Add => 1,
+    }
+}
+
+/// A value that the driver copies into a parameter of a kernel.
 trait Argument {
     type Raw: Copy;
     fn raw(self) -> Self::Raw;
@@ -278,11 +286,11 @@ kernels! {
 }
 
 impl Kernels {
-    /// Queues a kernel; one without blocks has nothing to do.
+    /// Queues a kernel; a launch without blocks does nothing.
     ///
     /// # Safety
     ///
-    /// `arguments` point to values of the kernel's types, and buffers among them are as long as it needs.
+    /// `arguments` point to values of the kernel's types, and buffers among them are as long as the kernel needs.
     unsafe fn launch(
         &self,
         kernel: &CudaFunction,
@@ -300,7 +308,7 @@ impl Kernels {
         }
         let block = (launch.block[0], launch.block[1], 1);
         let stream = self.stream.cu_stream();
-        // SAFETY: kernel and stream are alive; as to the arguments, the caller's promise.
+        // SAFETY: kernel and stream are alive; the caller vouches for the arguments.
         unsafe { result::launch_kernel(kernel.cu_function(), grid, block, shared_bytes, stream, arguments) }
             .map_err(device_error)
     }
@@ -358,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn the_precompiled_kernels_are_all_there_for_the_drivers_promised() {
+    fn every_kernel_is_precompiled_for_the_oldest_driver() {
         let ptx = crate::cuda::compile::PRECOMPILED;
         for (name, parameters) in table() {
             let entry = ptx.split_once(&format!(".visible .entry {name}(")).map(|(_, rest)| rest);
@@ -367,7 +375,7 @@ mod tests {
             assert_eq!(declared, parameters.len(), "{name}");
         }
         // PTX 8.0 is that of CUDA 12.0, the oldest driver.
-        assert_eq!(crate::cuda::probe::DRIVER_MIN, crate::device::Version { major: 12, minor: 0 });
+        assert_eq!(crate::cuda::libraries::DRIVER_MIN, crate::report::Version { major: 12, minor: 0 });
         assert!(ptx.contains("\n.version 8.0\n"));
         assert!(ptx.contains("\n.target sm_80\n"));
         assert!(!ptx.contains('\0'));
@@ -384,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_device_cannot_count_is_refused() {
+    fn a_launch_beyond_the_limits_of_a_device_is_refused() {
         assert!(Launch::each(1 << 38, 256).checked().is_ok());
         assert!(Launch::each(1 << 40, 256).checked().is_err());
         assert!(Launch::grid([1, 65_536, 1], 256).checked().is_err());

@@ -1,7 +1,7 @@
-//! Buffers on the device, and how kernels get at them.
+//! Buffers on the device, and the addresses that kernels take.
 //!
 //! Buffers are allocated and freed in the order of the compute stream. The bindings' own bookkeeping of events is off:
-//! everything runs on that stream but the copies of the boundary, which `boundary.rs` orders.
+//! everything runs on that stream except the copies of the boundary, which `boundary.rs` orders.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ pub(super) struct Buffer<T> {
     address: CUdeviceptr,
 }
 
-/// Where a kernel reads.
+/// An address from which a kernel reads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct In<'a, T>(pub(super) CUdeviceptr, PhantomData<&'a T>);
 
-/// Where a kernel writes.
+/// An address to which a kernel writes.
 #[derive(Debug)]
 pub(super) struct Out<'a, T>(pub(super) CUdeviceptr, PhantomData<&'a mut T>);
 
@@ -41,7 +41,7 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
         Ok(Self { slice, len, address })
     }
 
-    /// Makes this at least `len` long; what was in it is gone then.
+    /// Makes the buffer at least `len` long. A buffer that grows loses its numbers and holds zeros.
     pub(super) fn grow(&mut self, stream: &Arc<CudaStream>, len: usize) -> Result<()> {
         if self.len < len {
             *self = Self::zeros(stream, len)?;
@@ -81,11 +81,11 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
         }
         let mut part = self.slice.slice_mut(..src.len());
         stream.memcpy_htod(src, &mut part).map_err(device_error)?;
-        // Pageable memory is staged before the call returns, but for devices that read it themselves.
+        // The driver stages pageable memory before the call returns, except for devices that read it themselves.
         stream.synchronize().map_err(device_error)
     }
 
-    /// `dst = self[..dst.len()]`, when all that was asked of the device before is done.
+    /// `dst = self[..dst.len()]`, once all work queued before is done.
     pub(super) fn download(&self, stream: &Arc<CudaStream>, dst: &mut [T]) -> Result<()> {
         assert!(dst.len() <= self.len, "{} numbers of a buffer of {}", dst.len(), self.len);
         if dst.is_empty() {
@@ -101,7 +101,7 @@ impl Buffer<u8> {
     ///
     /// # Panics
     ///
-    /// If they are not all inside, not aligned or not apart.
+    /// If a value lies outside the buffer, is not aligned or overlaps another.
     pub(super) fn split<H, T>(&mut self, head: usize, offset: usize, len: usize) -> (Out<'_, H>, Out<'_, T>) {
         let end = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(offset));
         assert!(end.is_some_and(|end| end <= self.len), "{len} values at {offset} of {} bytes", self.len);
@@ -112,7 +112,7 @@ impl Buffer<u8> {
 }
 
 impl<'a, T> Out<'a, T> {
-    /// The same, to read.
+    /// The same address, to read.
     pub(super) fn read(self) -> In<'a, T> {
         In(self.0, PhantomData)
     }
@@ -134,7 +134,7 @@ pub(super) fn keep_freed_memory(context: &CudaContext) -> Result<()> {
     .map_err(device_error)
 }
 
-/// What the driver said, as an error of the device.
+/// An error of the driver as an error of the device.
 pub(super) fn device_error(error: DriverError) -> Error {
     Error::Device(error.to_string())
 }

@@ -1,8 +1,8 @@
 //! The CUDA backend.
 //!
-//! Computes what the CPU backend specifies, on one device, in the order of one stream. Kernels are compiled for the
-//! device when the backend is made and kept on disk; nothing of CUDA is needed to build this crate, and a machine
-//! without it gets a reason instead of a backend.
+//! Computes the functions that the CPU backend specifies, on one device, in the order of one stream. Kernels are
+//! compiled for the device when the backend is made, and kept on disk. Nothing of CUDA is needed to build this crate; a
+//! machine without CUDA gets a reason instead of a backend.
 //!
 //! Two profiles: the fast one multiplies in bf16 on tensor cores; the reproducible one repeats the bits of the CPU.
 
@@ -11,27 +11,26 @@ mod boundary;
 mod cache;
 mod compile;
 mod launch;
+mod libraries;
 mod memory;
+mod module;
 mod probe;
 mod products;
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError};
-use cudarc::nvrtc::Ptx;
+use cudarc::driver::{CudaContext, CudaStream};
 
-use crate::device::{Unavailable, Version};
 use crate::{
     AdamStep, AttentionShape, Backend, LinearShape, PackedFormat, Profile, Result, RoundingKey, Write,
     backend::check_ids,
 };
-use attention::{RopeTable, attention_launch, attention_sizes};
+use attention::Attention;
 use boundary::Boundary;
 use cache::Cache;
-use compile::Recipe;
-use launch::{Kernels, Launch, int};
+use launch::{Kernels, Launch, adds, int};
 use memory::{Buffer, device_error};
-use products::{Products, adds};
+use products::Products;
 
 pub(crate) use probe::report;
 
@@ -40,18 +39,16 @@ const SQUARES_BLOCK: usize = 16_384;
 /// Rows of one partial gradient of a gain: part of the specification.
 const GAIN_ROWS: usize = 64;
 
-/// A CUDA device.
+/// The backend of one CUDA device. Its operations run in the order of one stream.
 #[derive(Debug)]
 pub struct Cuda {
-    profile: Profile,
     kernels: Kernels,
     products: Products,
+    attention: Attention,
     boundary: Boundary,
-    rope: Option<RopeTable>,
     partial_squares: Buffer<f64>,
     sum: Buffer<f64>,
     partial_rows: Buffer<f32>,
-    narrow: [Buffer<u16>; 4],
     stream: Arc<CudaStream>,
 }
 
@@ -63,21 +60,22 @@ pub struct CudaTensor(Buffer<f32>);
 #[derive(Debug)]
 pub struct CudaIds {
     ids: Buffer<u32>,
-    /// All are below.
+    /// Every id is below it.
     bound: usize,
 }
 
 impl Cuda {
-    /// The device with this ordinal, in the fast profile.
+    /// The device with this ordinal in [`Profile::Fast`].
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`](crate::Error::Unavailable) if there is no such device or it cannot be used, another if it fails.
+    /// [`Error::Unavailable`](crate::Error::Unavailable) if the device is missing or cannot be used, another error if
+    /// it fails.
     pub fn new(ordinal: usize) -> Result<Self> {
         Self::with_profile(ordinal, Profile::Fast)
     }
 
-    /// The device with this ordinal.
+    /// The device with this ordinal in `profile`.
     ///
     /// # Errors
     ///
@@ -85,27 +83,20 @@ impl Cuda {
     pub fn with_profile(ordinal: usize, profile: Profile) -> Result<Self> {
         let report = report();
         report.usable(ordinal)?;
-        let context = CudaContext::new(ordinal).map_err(|error| probe::refused(&error))?;
-        // SAFETY: every buffer is used on one stream, but those of the boundary, which keeps its two in order itself.
+        let context = CudaContext::new(ordinal).map_err(|error| libraries::refused(&error))?;
+        // SAFETY: every buffer is used on one stream, except those of the boundary, which orders its two itself.
         unsafe { context.disable_event_tracking() };
         memory::keep_freed_memory(&context)?;
-        let module = load(&context, report.devices[ordinal].capability, &Cache::of_user())?;
+        let module = module::load(&context, report.devices[ordinal].capability, &Cache::of_user())?;
         let stream = context.new_stream().map_err(device_error)?;
         Ok(Self {
-            profile,
             kernels: Kernels::new(&module, Arc::clone(&stream)).map_err(device_error)?,
             products: Products::new(&stream, profile)?,
+            attention: Attention::new(&stream, profile)?,
             boundary: Boundary::new(&stream)?,
-            rope: None,
             partial_squares: Buffer::zeros(&stream, 0)?,
             sum: Buffer::zeros(&stream, 1)?,
             partial_rows: Buffer::zeros(&stream, 0)?,
-            narrow: [
-                Buffer::zeros(&stream, 0)?,
-                Buffer::zeros(&stream, 0)?,
-                Buffer::zeros(&stream, 0)?,
-                Buffer::zeros(&stream, 0)?,
-            ],
             stream,
         })
     }
@@ -264,23 +255,7 @@ impl Backend for Cuda {
         v: &CudaTensor,
         shape: AttentionShape,
     ) -> Result<()> {
-        let [queries, keys, sums] = shape.lens();
-        let (out, lse) = (out.0.output(queries), lse.0.output(sums));
-        let (q, k, v) = (q.0.input(queries), k.0.input(keys), v.0.input(keys));
-        let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
-        if self.is_narrow(shape) {
-            return self.narrow_attention(out, lse, [q, k, v], shape);
-        }
-        let launch = attention_launch(shape, shape.heads, 3);
-        let [cos, sin] = RopeTable::of(&mut self.rope, &self.stream, &self.kernels, shape)?.inputs();
-        match self.profile {
-            Profile::Fast => self
-                .kernels
-                .swl_attention(launch, out, lse, q, k, v, cos, sin, tokens, heads, kv_heads, head_width),
-            Profile::Repro => self.kernels.swl_attention_exact(
-                launch, out, lse, q, k, v, cos, sin, tokens, heads, kv_heads, head_width,
-            ),
-        }
+        self.attention.forward(&self.kernels, &mut out.0, &mut lse.0, [&q.0, &k.0, &v.0], shape)
     }
 
     fn attention_backward(
@@ -296,25 +271,8 @@ impl Backend for Cuda {
         lse: &CudaTensor,
         shape: AttentionShape,
     ) -> Result<()> {
-        let [queries, keys, sums] = shape.lens();
-        let (dq, dk, dv) = (dq.0.output(queries), dk.0.output(keys), dv.0.output(keys));
-        let (q, k, v) = (q.0.input(queries), k.0.input(keys), v.0.input(keys));
-        let (dout, out, lse) = (dout.0.input(queries), out.0.input(queries), lse.0.input(sums));
-        let [tokens, heads, kv_heads, head_width] = attention_sizes(shape)?;
-        self.attention_delta(out, dout, shape)?;
-        if self.is_narrow(shape) {
-            return self.narrow_attention_backward([dq, dk, dv], [q, k, v], dout, lse, shape);
-        }
-        let delta = self.partial_rows.input(sums);
-        let [cos, sin] = RopeTable::of(&mut self.rope, &self.stream, &self.kernels, shape)?.inputs();
-        let by_query = attention_launch(shape, shape.heads, 4);
-        self.kernels.swl_attention_backward_query(
-            by_query, dq, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads, head_width,
-        )?;
-        let by_key = attention_launch(shape, shape.kv_heads, 4);
-        self.kernels.swl_attention_backward_key_value(
-            by_key, dk, dv, dout, q, k, v, lse, delta, cos, sin, tokens, heads, kv_heads, head_width,
-        )
+        let (gradients, factors) = ([&mut dq.0, &mut dk.0, &mut dv.0], [&q.0, &k.0, &v.0]);
+        self.attention.backward(&self.kernels, gradients, &dout.0, factors, &out.0, &lse.0, shape)
     }
 
     fn swiglu(&mut self, h: &mut CudaTensor, gate: &CudaTensor, up: &CudaTensor, len: usize) -> Result<()> {
@@ -502,36 +460,4 @@ impl Backend for Cuda {
             step.momentum_rate,
         )
     }
-}
-
-/// The kernels on a device: from the cache, else compiled here, else those that came with the program.
-fn load(
-    context: &Arc<CudaContext>,
-    capability: Version,
-    cache: &Cache,
-) -> std::result::Result<Arc<CudaModule>, Unavailable> {
-    let compiled = match probe::compiler_version() {
-        Some(compiler) => compiled(context, &Recipe::new(capability, compiler), cache),
-        None => Err("no NVRTC library found".to_owned()),
-    };
-    compiled.or_else(|compiled| {
-        let precompiled = context.load_module(Ptx::from_src(compile::PRECOMPILED));
-        precompiled.map_err(|error| Unavailable::NoKernels { compiled, precompiled: error.to_string() })
-    })
-}
-
-fn compiled(
-    context: &Arc<CudaContext>,
-    recipe: &Recipe,
-    cache: &Cache,
-) -> std::result::Result<Arc<CudaModule>, String> {
-    let load =
-        |code| context.load_module(Ptx::from_binary(code)).map_err(|error: DriverError| error.to_string());
-    // What the driver does not take, whatever the digest says, is made anew.
-    if let Some(Ok(module)) = cache.load(recipe).map(load) {
-        return Ok(module);
-    }
-    let code = recipe.compile()?;
-    cache.store(recipe, &code);
-    load(code)
 }

@@ -1,68 +1,12 @@
-//! Looks for CUDA without stumbling over what is missing.
-//!
-//! The bindings load libraries at the first call and panic where a library or a function is not there. So each
-//! library is asked for first, then every function of it that is called before anything else could refuse; after
-//! the version check below, all that remain exist. That way nothing panics and nothing has to be caught.
+//! Looks for the driver, the libraries and the devices of CUDA.
 
 use cudarc::driver::{result, sys};
-use cudarc::{cublaslt, nvrtc};
 
 use super::cache::Cache;
-use crate::device::{CudaDevice, CudaReport, Unavailable, Version};
+use super::libraries::{compiler_version, driver_version, has_blas, refused};
+use crate::report::{CudaDevice, CudaReport, Unavailable, Version};
 
-/// From here on a driver has every function that is called, stream-ordered memory and all of its kin, and reads the
-/// kernels that come with the program.
-pub(super) const DRIVER_MIN: Version = Version { major: 12, minor: 0 };
-
-/// Functions called before or for the version check, and the newest of those called later.
-const DRIVER_SYMBOLS: &[&str] = &[
-    "cuInit",
-    "cuDriverGetVersion",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuDeviceGetCount",
-    "cuDevicePrimaryCtxRetain",
-    "cuMemAllocAsync",
-    "cuLaunchKernel",
-];
-
-/// All functions called of the compiler.
-const COMPILER_SYMBOLS: &[&str] = &[
-    "nvrtcVersion",
-    "nvrtcCreateProgram",
-    "nvrtcCompileProgram",
-    "nvrtcGetCUBINSize",
-    "nvrtcGetCUBIN",
-    "nvrtcGetProgramLogSize",
-    "nvrtcGetProgramLog",
-    "nvrtcDestroyProgram",
-];
-
-/// All functions called of the library for products.
-const BLAS_SYMBOLS: &[&str] = &[
-    "cublasLtCreate",
-    "cublasLtDestroy",
-    "cublasLtMatmul",
-    "cublasLtMatmulAlgoGetHeuristic",
-    "cublasLtMatmulDescCreate",
-    "cublasLtMatmulDescDestroy",
-    "cublasLtMatmulDescSetAttribute",
-    "cublasLtMatrixLayoutCreate",
-    "cublasLtMatrixLayoutDestroy",
-    "cublasLtMatmulPreferenceCreate",
-    "cublasLtMatmulPreferenceDestroy",
-    "cublasLtMatmulPreferenceSetAttribute",
-];
-
-/// Whether a library that is there has a function.
-macro_rules! has_symbol {
-    ($library:expr, $name:expr) => {
-        // SAFETY: the library is there; the function is looked up and not called.
-        unsafe { $library.get::<unsafe extern "C" fn()>($name.as_bytes()) }.is_ok()
-    };
-}
-
-/// What of CUDA this machine has.
+/// The parts of CUDA that this machine has.
 pub(crate) fn report() -> CudaReport {
     let driver = driver_version();
     let devices = driver.clone().and_then(|_| devices());
@@ -76,60 +20,6 @@ pub(crate) fn report() -> CudaReport {
         unavailable: devices.as_ref().err().cloned(),
         devices: devices.unwrap_or_default(),
         cache: Cache::of_user().report(),
-    }
-}
-
-/// The CUDA version the driver speaks, if it can be used at all.
-pub(super) fn driver_version() -> Result<Version, Unavailable> {
-    // SAFETY: loading a library runs its initialisers; the driver's are made to be loaded by any program.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(Unavailable::NoDriver);
-    }
-    let missing = DRIVER_SYMBOLS.iter().find(|name| !has_symbol!(sys::culib(), name));
-    if let Some(symbol) = missing {
-        return Err(Unavailable::Incomplete { library: "libcuda", symbol });
-    }
-    let mut version = 0;
-    // SAFETY: the function exists and writes one integer; it may be called before `cuInit`.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|error| refused(&error))?;
-    let version = u32::try_from(version).unwrap_or(0);
-    let found = Version { major: version / 1000, minor: version % 1000 / 10 };
-    if found < DRIVER_MIN {
-        return Err(Unavailable::DriverTooOld { found, needed: DRIVER_MIN });
-    }
-    Ok(found)
-}
-
-/// The version of the run-time compiler, if it is there and whole.
-pub(super) fn compiler_version() -> Option<Version> {
-    // SAFETY: loading the compiler's library runs initialisers made for that.
-    if !unsafe { nvrtc::sys::is_culib_present() } {
-        return None;
-    }
-    if !COMPILER_SYMBOLS.iter().all(|name| has_symbol!(nvrtc::sys::culib(), name)) {
-        return None;
-    }
-    let (mut major, mut minor) = (0, 0);
-    // SAFETY: the function exists and writes two integers.
-    unsafe { nvrtc::sys::nvrtcVersion(&mut major, &mut minor) }.result().ok()?;
-    Some(Version { major: u32::try_from(major).ok()?, minor: u32::try_from(minor).ok()? })
-}
-
-/// Whether the vendor's library for products is there and whole.
-pub(super) fn has_blas() -> bool {
-    // SAFETY: loading the library runs initialisers made for that.
-    let present = unsafe { cublaslt::sys::is_culib_present() };
-    present && BLAS_SYMBOLS.iter().all(|name| has_symbol!(cublaslt::sys::culib(), name))
-}
-
-/// A refusal of the driver in its own words.
-pub(super) fn refused(error: &result::DriverError) -> Unavailable {
-    match error.0 {
-        sys::CUresult::CUDA_ERROR_NO_DEVICE => Unavailable::NoDevice,
-        sys::CUresult::CUDA_ERROR_STUB_LIBRARY => {
-            Unavailable::Incomplete { library: "libcuda", symbol: "cuInit" }
-        }
-        _ => Unavailable::Driver(error.to_string()),
     }
 }
 
@@ -158,17 +48,4 @@ fn device(ordinal: i32) -> Result<CudaDevice, result::DriverError> {
     // SAFETY: as above.
     let memory_bytes = unsafe { result::device::total_mem(device) }?;
     Ok(CudaDevice { name: result::device::get_name(device)?, capability, memory_bytes })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_driver_refuses_has_a_reason_of_its_own() {
-        let refusal = |code| refused(&result::DriverError(code));
-        assert_eq!(refusal(sys::CUresult::CUDA_ERROR_NO_DEVICE), Unavailable::NoDevice);
-        let stub = refusal(sys::CUresult::CUDA_ERROR_STUB_LIBRARY);
-        assert!(matches!(stub, Unavailable::Incomplete { .. }));
-    }
 }

@@ -1,8 +1,8 @@
 //! Matrix products: on tensor cores in bf16 with f32 sums, or in f32 with the bits of the CPU.
 //!
 //! All are brought into one form, `c[m,n] (= | +=) a[m,k] b[n,k]^T`. For tensor cores the factors are rounded to bf16
-//! and transposed where need be on the way into scratch; the vendor's library multiplies them if it is there and
-//! takes the shape, else an own kernel does.
+//! and transposed where need be on the way into scratch. cuBLASLt multiplies them if it can be loaded and takes the
+//! shape, else a kernel of this crate does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use std::sync::Arc;
 use cudarc::cublaslt::{result, sys};
 use cudarc::driver::CudaStream;
 
-use super::launch::{Kernels, Launch, int};
+use super::launch::{Kernels, Launch, adds, int};
+use super::libraries;
 use super::memory::{Buffer, In, Out};
-use super::probe;
 use crate::{Error, LinearShape, Profile, Result, Write};
 
-/// What the library may use besides the factors, in bytes; its vendor's advice for large devices.
+/// Bytes of scratch for cuBLASLt: its vendor's advice for large devices.
 const WORKSPACE_BYTES: usize = 32 << 20;
-/// Side of the square of the result that a block of the own kernels makes.
+/// Side of the square of the result that a block of this crate's kernels makes.
 const TILE: usize = 64;
 
-/// Multiplies matrices on one device.
+/// Multiplies matrices on one device and keeps the scratch it needs.
 #[derive(Debug)]
 pub(super) struct Products {
     profile: Profile,
@@ -54,7 +54,7 @@ impl Factor<'_> {
 impl Products {
     pub(super) fn new(stream: &Arc<CudaStream>, profile: Profile) -> Result<Self> {
         let blas = match profile {
-            Profile::Fast if probe::has_blas() => Blas::new(stream)?,
+            Profile::Fast if libraries::has_blas() => Blas::new(stream)?,
             Profile::Fast | Profile::Repro => None,
         };
         let (left, right) = (Buffer::zeros(stream, 0)?, Buffer::zeros(stream, 0)?);
@@ -142,7 +142,7 @@ impl Products {
     }
 }
 
-/// `z[N,k] (= | +=) x[N,d] basis[k,d]^T` with the bits of the CPU: what crosses a cut is compared between machines.
+/// `z[N,k] (= | +=) x[N,d] basis[k,d]^T` with the bits of the CPU, as machines compare the numbers that cross a cut.
 pub(super) fn project(
     kernels: &Kernels,
     z: &mut Buffer<f32>,
@@ -167,14 +167,6 @@ pub(super) fn expand(
     let z = Factor { numbers: z.input(rows * code), rows, columns: code, transposed: false };
     let basis = Factor { numbers: basis.input(code * width), rows: code, columns: width, transposed: true };
     exact(kernels, x.output(rows * width), z, basis, Write::Add)
-}
-
-/// What kernels take for [`Write`].
-pub(super) fn adds(write: Write) -> i32 {
-    match write {
-        Write::Set => 0,
-        Write::Add => 1,
-    }
 }
 
 fn exact(kernels: &Kernels, c: Out<'_, f32>, a: Factor<'_>, b: Factor<'_>, write: Write) -> Result<()> {
@@ -207,18 +199,18 @@ fn round(kernels: &Kernels, to: Out<'_, u16>, from: Factor<'_>) -> Result<()> {
     kernels.swl_to_bf16(Launch::each(rows * columns, 256), to, from.numbers, int(rows)?, int(columns)?)
 }
 
-/// The vendor's library for products.
+/// cuBLASLt.
 #[derive(Debug)]
 struct Blas {
     handle: sys::cublasLtHandle_t,
     stream: Arc<CudaStream>,
     workspace: Buffer<u8>,
-    /// The library's choice for a shape; `None` if it does not take it.
+    /// The library's choice for `[m, n, k]`; `None` if it does not take that shape.
     algorithms: BTreeMap<[usize; 3], Option<sys::cublasLtMatmulAlgo_t>>,
 }
 
 impl Blas {
-    /// `None` if the library does not go with the driver: the own kernel needs none.
+    /// `None` if the library refuses the driver.
     fn new(stream: &Arc<CudaStream>) -> Result<Option<Self>> {
         let workspace = Buffer::zeros(stream, WORKSPACE_BYTES)?;
         let Ok(handle) = result::create_handle() else { return Ok(None) };
@@ -226,7 +218,7 @@ impl Blas {
         Ok(Some(Self { handle, stream, workspace, algorithms }))
     }
 
-    /// Whether the library has multiplied: `c[m,n] (= | +=) a[m,k] b[n,k]^T`.
+    /// `c[m,n] (= | +=) a[m,k] b[n,k]^T`; `false` if the library does not take the shape and has done nothing.
     fn multiply(
         &mut self,
         c: &Out<'_, f32>,
@@ -247,7 +239,7 @@ impl Blas {
         let Some(algorithm) = algorithm else { return Ok(false) };
         let (one, scale) = (1.0_f32, if write == Write::Add { 1.0_f32 } else { 0.0 });
         let workspace = self.workspace.output(WORKSPACE_BYTES).0;
-        // SAFETY: the descriptions live until the call returns, say the lengths that the buffers were checked for, and
+        // SAFETY: the descriptions live until the call returns and say the lengths that the buffers were checked for;
         // all buffers are of the library's stream.
         unsafe {
             result::matmul(
@@ -281,7 +273,7 @@ impl Drop for Blas {
     }
 }
 
-/// A product as the library wants it told. It counts by columns, so it is asked for the transpose: `c^T = b a^T`.
+/// A product in the terms of the library. It stores matrices by columns, so it computes the transpose: `c^T = b a^T`.
 struct Operation {
     product: Description,
     first: Layout,
@@ -319,7 +311,7 @@ impl Operation {
         })
     }
 
-    /// The library's choice; `None` if it takes no such product.
+    /// The algorithm the library chooses; `None` if it takes no such product.
     fn choose(
         &self,
         handle: sys::cublasLtHandle_t,

@@ -1,6 +1,6 @@
-//! What every backend must do: each operation over several shapes, compared with the CPU backend.
+//! Each operation of a backend over several shapes, compared with the CPU backend.
 //!
-//! Every case says beside itself how far the two may differ. [`BITS`] demands equal bits.
+//! The tolerance stands beside each case; [`BITS`] demands equal bits.
 
 use half::bf16;
 use std::{collections::BTreeMap, fmt::Debug};
@@ -12,27 +12,27 @@ use swarmline_kernels::{
 /// No difference at all.
 pub(crate) const BITS: f64 = 0.0;
 
-/// Numbers a buffer has beyond those an operation works on; it must leave them alone.
+/// Numbers of a buffer behind those an operation works on, which it must not change.
 const SPARE: usize = 3;
 
-/// How far the sums of a backend may stray where their order is its own: relative to `1 + |want|`.
+/// Largest differences, relative to `1 + |want|`, of operations in which a backend sums in an order of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tolerance {
-    /// Of factors that bf16 has, so that only the order of the sums differs.
+    /// Of products whose factors bf16 has, so that only the order of the sums differs.
     pub(crate) product: f64,
-    /// Of the forward pass.
+    /// Of the forward pass of attention.
     pub(crate) attention: f64,
-    /// Of both passes for the head widths that tensor cores take.
-    pub(crate) narrow_attention: f64,
+    /// Of both passes of attention for the head widths that tensor cores take.
+    pub(crate) bf16_attention: f64,
 }
 
 impl Tolerance {
     /// No difference anywhere.
-    pub(crate) const NONE: Self = Self { product: BITS, attention: BITS, narrow_attention: BITS };
+    pub(crate) const NONE: Self = Self { product: BITS, attention: BITS, bf16_attention: BITS };
 }
 
-/// The backend on trial, the CPU backend beside it, and the largest difference per operation.
-pub(crate) struct Trial<'b, B> {
+/// The backend under test, the CPU backend beside it, and the largest difference per operation.
+pub(crate) struct Conformance<'b, B> {
     backend: &'b mut B,
     cpu: Cpu,
     pub(crate) worst: BTreeMap<&'static str, f64>,
@@ -53,8 +53,8 @@ fn numbers(len: usize, stream: u64) -> Vec<f32> {
     x
 }
 
-/// The same, each as bf16 has it.
-fn narrow_numbers(len: usize, stream: u64) -> Vec<f32> {
+/// The same, each rounded to bf16.
+fn bf16_numbers(len: usize, stream: u64) -> Vec<f32> {
     numbers(len, stream).into_iter().map(|x| bf16::from_f32(x).to_f32()).collect()
 }
 
@@ -77,12 +77,12 @@ fn compare(what: &str, case: &dyn Debug, got: &[f32], want: &[f32], tolerance: f
     worst
 }
 
-impl<'b, B: Backend> Trial<'b, B> {
+impl<'b, B: Backend> Conformance<'b, B> {
     pub(crate) fn new(backend: &'b mut B) -> Self {
         Self { backend, cpu: Cpu::new(1).unwrap(), worst: BTreeMap::new() }
     }
 
-    /// The whole list.
+    /// Every operation.
     pub(crate) fn run(&mut self, tolerance: Tolerance) {
         self.elementwise();
         self.sum_squares();
@@ -109,8 +109,8 @@ impl<'b, B: Backend> Trial<'b, B> {
         Pair { name, len, cpu: numbers.into(), other }
     }
 
-    fn narrow(&mut self, name: &'static str, len: usize, stream: u64) -> Pair<B::Tensor> {
-        self.pair(name, narrow_numbers(len, stream))
+    fn bf16(&mut self, name: &'static str, len: usize, stream: u64) -> Pair<B::Tensor> {
+        self.pair(name, bf16_numbers(len, stream))
     }
 
     fn random(&mut self, name: &'static str, len: usize, stream: u64) -> Pair<B::Tensor> {
@@ -175,8 +175,8 @@ impl<'b, B: Backend> Trial<'b, B> {
             for write in [Write::Set, Write::Add] {
                 let shape = LinearShape { rows, inputs, outputs };
                 let case = (shape, write);
-                let (x, w) = (self.narrow("x", rows * inputs, 1), self.narrow("w", outputs * inputs, 2));
-                let dy = self.narrow("dy", rows * outputs, 3);
+                let (x, w) = (self.bf16("x", rows * inputs, 1), self.bf16("w", outputs * inputs, 2));
+                let dy = self.bf16("dy", rows * outputs, 3);
                 let mut y = self.random("y", rows * outputs, 4);
                 self.cpu.linear(&mut y.cpu, &x.cpu, &w.cpu, shape, write).unwrap();
                 self.backend.linear(&mut y.other, &x.other, &w.other, shape, write).unwrap();
@@ -195,7 +195,7 @@ impl<'b, B: Backend> Trial<'b, B> {
         }
     }
 
-    /// Products of single terms show what the factors became: the nearest bf16, to even between two.
+    /// Products of single terms show how factors are rounded: to the nearest bf16, ties to even.
     pub(crate) fn factors_are_rounded(&mut self) {
         let rounded = |pair: &CpuTensor, len: usize| -> CpuTensor {
             let numbers = pair.as_slice()[..len].iter().map(|&x| bf16::from_f32(x).to_f32());
@@ -203,7 +203,7 @@ impl<'b, B: Backend> Trial<'b, B> {
         };
         let (rows, outputs) = (37, 41);
         let shape = LinearShape { rows, inputs: 1, outputs };
-        // Between two neighbours: below to even, above to even.
+        // Ties, to the lower and to the upper neighbour.
         let between = [0x3F80_8000, 0x3F81_8000, 0xBF80_8000].map(f32::from_bits);
         let special = [f32::MAX, 0.0, -0.0];
         let mut start = numbers(rows, 1);
@@ -269,7 +269,7 @@ impl<'b, B: Backend> Trial<'b, B> {
         for (batch, tokens, heads, kv_heads, head_width, theta) in shapes {
             let shape = AttentionShape { batch, tokens, heads, kv_heads, head_width, theta };
             let (forward, backward) = match head_width {
-                64 | 128 => (tolerance.narrow_attention, tolerance.narrow_attention),
+                64 | 128 => (tolerance.bf16_attention, tolerance.bf16_attention),
                 _ => (tolerance.attention, BITS),
             };
             let [queries, keys, sums] = shape.lens();
@@ -407,7 +407,7 @@ impl<'b, B: Backend> Trial<'b, B> {
         self.worst.insert("pack", 0.0);
     }
 
-    /// Against the two operations one after the other.
+    /// Against projection and packing one after the other.
     fn projected_packing(&mut self) {
         for (rows, width, code) in [(1, 1, 1), (3, 24, 5), (5, 300, 96), (2, 520, 260)] {
             let basis = self.pair("basis", orthonormal_rows(1, code, width));
@@ -435,7 +435,7 @@ impl<'b, B: Backend> Trial<'b, B> {
         self.worst.insert("project_pack", 0.0);
     }
 
-    /// What cannot be packed or unpacked is refused for the same reason, with the same row.
+    /// A tensor that cannot be packed or unpacked is refused for the same reason, with the same row.
     fn refusals(&mut self) {
         let (rows, width) = (4, 10);
         let bads = [(29, f32::NAN), (0, f32::INFINITY), (15, f32::MAX)];

@@ -3,7 +3,7 @@
 //!
 //! The latter runs all of the backend and its kernels from the unchanged sources, under the address sanitizer. Not
 //! executed there: the instructions `mma.sync` and `ldmatrix` of the kernels with `bf16` in their names (their scalar
-//! twins are), cuBLASLt, and what only real concurrency shows.
+//! twins are), cuBLASLt, and faults that only real concurrency shows.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
@@ -12,30 +12,30 @@ mod conformance;
 
 use std::{collections::BTreeMap, env, ffi::OsStr, fs, path::Path, process::Command};
 
-use conformance::{Tolerance, Trial};
-use swarmline_cuda_on_cpu::{BOTH_ORDERS, BREAKS_WITH, DRIVER, LAUNCHED, Library, MEMORY, Watch};
+use conformance::{Conformance, Tolerance};
+use swarmline_cuda_on_cpu::{BOTH_ORDERS, BREAKS_WITH, DRIVER, LAUNCHED, Library, MEMORY, Sanitizer};
 use swarmline_kernels::{Backend, Cuda, Error, Profile, device};
 
-/// The whole list in both profiles.
+/// Every operation in both profiles.
 fn conformance() {
     let repro = &mut Cuda::with_profile(0, Profile::Repro).unwrap();
-    let mut trial = Trial::new(repro);
-    trial.run(Tolerance::NONE);
-    report("repro", &trial.worst);
+    let mut suite = Conformance::new(repro);
+    suite.run(Tolerance::NONE);
+    report("repro", &suite.worst);
 
     let fast = &mut Cuda::with_profile(0, Profile::Fast).unwrap();
-    let mut trial = Trial::new(fast);
-    trial.factors_are_rounded();
-    trial.run(Tolerance {
+    let mut suite = Conformance::new(fast);
+    suite.factors_are_rounded();
+    suite.run(Tolerance {
         // Sums of up to 300 exact products in another order.
         product: 2e-5,
         // Sums over 43 keys in another order, exponentials of 2 ulp.
         attention: 1e-6,
         // Rotated queries and keys, values, probabilities and gradients of scores of 2^-9 accuracy, in sums of
         // terms above unit size.
-        narrow_attention: 3e-2,
+        bf16_attention: 3e-2,
     });
-    report("fast", &trial.worst);
+    report("fast", &suite.worst);
 }
 
 #[expect(clippy::print_stdout, reason = "shown on request: how close the backend comes")]
@@ -78,7 +78,7 @@ fn a_full_device_says_what_is_needed_and_free() {
         let Error::OutOfMemory { needed, free } = refused else { panic!("{refused}") };
         assert_eq!(needed, 1 << 26);
         assert!(free < (1 << 26) - (1 << 22), "{free}");
-        // Nothing else is lost, and what is dropped is there again.
+        // Other buffers keep their numbers, and the memory of a dropped one is free again.
         let again = cuda.zeros(1 << 23).unwrap();
         drop(again);
         cuda.zeros(1 << 23).unwrap();
@@ -114,8 +114,8 @@ fn a_driver_that_is_too_old_is_refused() {
     });
 }
 
-/// Runs `body` in a process of its own that finds the driver on the CPU: `test`, which must be the caller, once more.
-/// Returns whether this is the process outside, after the one inside has ended well.
+/// Runs `body` in a process that finds the driver on the CPU. That process runs `test`, which must be the caller, once
+/// more. Returns `true` in the outer process after the inner one has passed.
 fn on_the_cpu(test: &str, settings: &[(&str, &OsStr)], body: impl FnOnce()) -> bool {
     const INSIDE: &str = "SWARMLINE_TEST_INSIDE";
     if env::var_os(INSIDE).is_some() {
@@ -123,7 +123,7 @@ fn on_the_cpu(test: &str, settings: &[(&str, &OsStr)], body: impl FnOnce()) -> b
         return false;
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let Some(library) = Library::for_test(folder, Watch::Addresses) else { return false };
+    let Some(library) = Library::for_test(folder, Sanitizer::Address) else { return false };
     let run = Command::new(env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .env(INSIDE, "1")
@@ -142,7 +142,7 @@ fn told(said: &str) {
     println!("{said}");
 }
 
-#[expect(clippy::print_stderr, reason = "who runs the tests should know what they did not check")]
+#[expect(clippy::print_stderr, reason = "a skipped check should be seen")]
 fn skipped(why: &str) {
     eprintln!("skipped: {why}");
 }

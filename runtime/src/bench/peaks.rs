@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use swarmline_kernels::roof;
+use swarmline_kernels::peak;
 
 use super::machine::cache_bytes;
 
@@ -76,8 +76,8 @@ fn product_gflops(threads: usize, plan: PeakPlan) -> f64 {
         let started = Instant::now();
         let flops: u64 = std::thread::scope(|scope| {
             let others: Vec<_> =
-                (1..threads).map(|_| scope.spawn(|| roof::multiply_adds(plan.rounds))).collect();
-            let own = roof::multiply_adds(plan.rounds);
+                (1..threads).map(|_| scope.spawn(|| peak::multiply_adds(plan.rounds))).collect();
+            let own = peak::multiply_adds(plan.rounds);
             own + others.into_iter().map(|other| other.join().unwrap_or(0)).sum::<u64>()
         });
         per_second(flops as f64, started.elapsed())
@@ -96,9 +96,9 @@ fn stream_gb_s(threads: usize, plan: PeakPlan) -> f64 {
             for ((a, b), c) in parts {
                 // The last part needs no thread of its own, but one thread needs none at all.
                 if threads == 1 {
-                    roof::triad(a, b, c, 3.0);
+                    peak::triad(a, b, c, 3.0);
                 } else {
-                    scope.spawn(move || roof::triad(a, b, c, 3.0));
+                    scope.spawn(move || peak::triad(a, b, c, 3.0));
                 }
             }
         });

@@ -21,7 +21,8 @@ impl Computing {
     /// What this means on this machine, with so many threads if that is the CPU.
     pub(super) fn setup(&self, threads: usize) -> Result<Setup, Unavailable> {
         let device = self.device.resolve()?;
-        Ok(Setup { device, profile: self.profile.unwrap_or(device.usual_profile()), threads })
+        let profile = self.profile.unwrap_or(device.usual_profile());
+        Ok(Setup::new(device).with_profile(profile).with_threads(threads))
     }
 }
 

@@ -1,9 +1,8 @@
 //! The micro-kernel of AVX2 with fused multiply-add: twelve sums, two vectors of `b`, one number of `a`.
 
 use super::{
-    pack::{PITCH, ROWS},
     scalar,
-    tile::{Kernel, Tile},
+    tile::{Kernel, PITCH, ROWS, Tile},
 };
 use std::arch::x86_64::*;
 

@@ -20,7 +20,7 @@ pub(super) const fn kernel(pairs: bool, compute: Compute) -> Kernel {
 }
 
 /// Makes the `compute` of a kernel that needs `$features` and whose words are multiplied by `$multiply_add`. A
-/// macro, as a function is compiled for the features it names, and inlines only what needs no more.
+/// macro, as a function is compiled for the features it names, and inlines only functions that need no more.
 macro_rules! micro_kernel {
     ($features:literal, $multiply_add:ident) => {
         /// # Safety
@@ -43,7 +43,7 @@ macro_rules! micro_kernel {
         /// As [`block`].
         #[target_feature(enable = $features)]
         unsafe fn wide<const R: usize>(tile: &mut $crate::cpu::product::tile::Tile<'_>) {
-            use $crate::cpu::product::pack::{PITCH, ROWS};
+            use $crate::cpu::product::tile::{PITCH, ROWS};
             // SAFETY: passed on to the caller.
             unsafe {
                 match (tile.columns.div_ceil(LANES), tile.strip.by_term) {
@@ -67,7 +67,7 @@ macro_rules! micro_kernel {
             tile: &mut $crate::cpu::product::tile::Tile<'_>,
         ) {
             let mut sums = [[_mm512_setzero_ps(); V]; R];
-            // Numbers that are only written wait for nobody.
+            // Only a tile that adds reads `c`: its rows are fetched while the sums are made.
             let rows = if tile.add { R } else { 0 };
             for r in 0..rows {
                 for v in 0..V {

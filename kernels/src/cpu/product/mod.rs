@@ -14,7 +14,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
 mod bf16;
+mod choose;
+#[cfg(test)]
+mod emulated;
 mod pack;
 mod scalar;
 #[cfg(test)]
@@ -23,16 +27,13 @@ mod tile;
 
 use super::isa::Isa;
 use super::{
-    line::Line,
-    matrix::Matrix,
+    aligned::Line,
     threads::{Team, Threads},
+    view::MatrixView,
 };
 use crate::{Profile, Write};
-use pack::Strip;
-use tile::{Kernel, Tile};
+use tile::{DEPTH, Kernel, Tile};
 
-/// Terms of a chunk of a sum; part of the specification of every product.
-const DEPTH: usize = 256;
 /// Columns of `b` packed at a time: with [`DEPTH`] terms 0.5 MiB, half of the second cache of a large core.
 const BLOCK_COLUMNS: usize = 512;
 /// Panels packed side by side: enough to read memory in stretches, few enough that their lines, which compete for the
@@ -41,7 +42,7 @@ const PANELS_TOGETHER: usize = 4;
 /// Multiply-adds below which waking other threads costs more than they save.
 const ALONE: usize = 1 << 17;
 
-/// Computes products; keeps the memory they need.
+/// Computes products and keeps the memory they need.
 #[derive(Debug)]
 pub(super) struct Products {
     kernel: &'static Kernel,
@@ -51,14 +52,14 @@ pub(super) struct Products {
 impl Products {
     /// Products with the instructions of `isa` and, if `profile` asks for it, of bf16.
     pub(super) fn new(isa: Isa, profile: Profile) -> Self {
-        Self::with_kernel(Kernel::choose(isa, profile))
+        Self::with_kernel(choose::kernel(isa, profile))
     }
 
     fn with_kernel(kernel: &'static Kernel) -> Self {
         Self { kernel, panels: Vec::new() }
     }
 
-    /// What really runs.
+    /// The profile that runs.
     pub(super) fn profile(&self) -> Profile {
         if self.kernel.pairs { Profile::Fast } else { Profile::Repro }
     }
@@ -68,8 +69,8 @@ impl Products {
         &mut self,
         threads: &Threads,
         c: &mut [f32],
-        a: Matrix<'_>,
-        b: Matrix<'_>,
+        a: MatrixView<'_>,
+        b: MatrixView<'_>,
         [m, n, k]: [usize; 3],
         write: Write,
     ) {
@@ -103,7 +104,7 @@ impl Products {
         n.div_ceil(n.div_ceil(BLOCK_COLUMNS)).next_multiple_of(self.kernel.columns)
     }
 
-    fn pack(&mut self, team: Team<'_>, b: Matrix<'_>, columns: usize, depth: usize) {
+    fn pack(&mut self, team: Team<'_>, b: MatrixView<'_>, columns: usize, depth: usize) {
         let width = self.kernel.columns;
         let len = columns.div_ceil(width) * DEPTH * width / Line::LEN;
         if self.panels.len() < len {
@@ -115,7 +116,7 @@ impl Products {
             let columns = columns - first;
             pack::columns(panels, b.part(0, first), width, columns.min(PANELS_TOGETHER * width), depth);
             if kernel.pairs {
-                panels.chunks_mut(DEPTH * width).for_each(|panel| bf16::pair_terms(panel, width, depth));
+                panels.chunks_mut(DEPTH * width).for_each(|panel| pack::pair_terms(panel, width, depth));
             }
         });
     }
@@ -125,7 +126,7 @@ impl Products {
         &self,
         team: Team<'_>,
         c: &mut [f32],
-        a: Matrix<'_>,
+        a: MatrixView<'_>,
         [n, first, columns, depth]: [usize; 4],
         add: bool,
     ) {
@@ -135,7 +136,7 @@ impl Products {
         team.chunks(c, height * n, |index, c| {
             let (row, rows) = (index * height, c.len() / n);
             let next = (row + height < m).then(|| a.part(row + height, 0));
-            Strip::with(a.part(row, 0), rows, depth, pairs, |strip| {
+            pack::with_strip(a.part(row, 0), rows, depth, pairs, |strip| {
                 for (part, panel) in panels.clone().enumerate() {
                     if let Some(next) = next {
                         pack::fetch(next, height, depth, part, parts);

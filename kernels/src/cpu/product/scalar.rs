@@ -1,9 +1,6 @@
 //! The micro-kernel for every processor, and the meaning of the others.
 
-use super::{
-    pack::{PITCH, ROWS},
-    tile::{Kernel, Tile},
-};
+use super::tile::{Kernel, PITCH, ROWS, Tile};
 
 const COLUMNS: usize = 16;
 
@@ -35,7 +32,7 @@ fn block<const R: usize>(tile: &mut Tile<'_>) {
     }
 }
 
-/// Writes the sums of a row or adds them to what is there.
+/// `c (= | +=) sums`, for the columns of `c`.
 pub(super) fn store(c: &mut [f32], sums: &[f32], add: bool) {
     for (c, &sum) in c.iter_mut().zip(sums) {
         *c = if add { *c + sum } else { sum };

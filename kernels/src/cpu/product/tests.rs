@@ -18,20 +18,20 @@ const SIZES: [[usize; 3]; 8] = [
 
 /// How the numbers of a factor lie.
 #[derive(Clone, Copy, Debug)]
-enum Lie {
+enum Layout {
     Rows,
     Columns,
     Apart,
 }
 
-const LIES: [Lie; 3] = [Lie::Rows, Lie::Columns, Lie::Apart];
+const LAYOUTS: [Layout; 3] = [Layout::Rows, Layout::Columns, Layout::Apart];
 
 /// A factor of `rows x columns` numbers, exactly as long as it must be.
-fn factor(lie: Lie, rows: usize, columns: usize, stream: u64) -> (Vec<f32>, [usize; 2]) {
-    let strides = match lie {
-        Lie::Rows => [columns, 1],
-        Lie::Columns => [1, rows],
-        Lie::Apart => [2 * columns + 3, 2],
+fn factor(layout: Layout, rows: usize, columns: usize, stream: u64) -> (Vec<f32>, [usize; 2]) {
+    let strides = match layout {
+        Layout::Rows => [columns, 1],
+        Layout::Columns => [1, rows],
+        Layout::Apart => [2 * columns + 3, 2],
     };
     let len = if rows * columns == 0 { 0 } else { (rows - 1) * strides[0] + (columns - 1) * strides[1] + 1 };
     (numbers(len, stream), strides)
@@ -47,22 +47,23 @@ struct Case {
 }
 
 impl Case {
-    fn new(size: [usize; 3], lies: [Lie; 2], write: Write) -> Self {
+    fn new(size: [usize; 3], layouts: [Layout; 2], write: Write) -> Self {
         let [m, n, k] = size;
-        let (a, b) = (factor(lies[0], m, k, 1), factor(lies[1], k, n, 2));
-        // Some numbers more, which must stay what they are.
+        let (a, b) = (factor(layouts[0], m, k, 1), factor(layouts[1], k, n, 2));
+        // Some numbers more, which must not change.
         Self { size, a, b, c: numbers(m * n + 5, 3), write }
     }
 
     fn all(size: [usize; 3]) -> impl Iterator<Item = Self> {
-        LIES.into_iter().flat_map(move |a| {
-            LIES.into_iter()
+        LAYOUTS.into_iter().flat_map(move |a| {
+            LAYOUTS
+                .into_iter()
                 .flat_map(move |b| [Write::Set, Write::Add].map(|write| Self::new(size, [a, b], write)))
         })
     }
 
-    fn matrices(&self) -> [Matrix<'_>; 2] {
-        [&self.a, &self.b].map(|(data, [row_stride, column_stride])| Matrix {
+    fn matrices(&self) -> [MatrixView<'_>; 2] {
+        [&self.a, &self.b].map(|(data, [row_stride, column_stride])| MatrixView {
             data,
             row_stride: *row_stride,
             column_stride: *column_stride,
@@ -87,7 +88,7 @@ impl Case {
         c
     }
 
-    /// What the module promises, word by word.
+    /// The order of summation that the module promises, term by term.
     fn specification(&self) -> Vec<f32> {
         let [a, b] = self.matrices();
         let terms: Vec<usize> = (0..self.size[2]).collect();
@@ -103,7 +104,7 @@ impl Case {
         })
     }
 
-    /// The sums in f64 of factors that `round` has changed.
+    /// The sums in f64, of factors as `round` changes them.
     fn exact(&self, round: impl Fn(f32) -> f32) -> Vec<f64> {
         let [a, b] = self.matrices();
         self.expected(&wide(&self.c), |kept, i, j| {
@@ -121,7 +122,7 @@ fn threads(count: usize) -> Threads {
 /// One kernel for every instruction set of this processor.
 fn kernels() -> Vec<&'static Kernel> {
     let sets = [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= Isa::best());
-    sets.map(|isa| Kernel::choose(isa, Profile::Repro)).collect()
+    sets.map(|isa| choose::kernel(isa, Profile::Repro)).collect()
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -159,19 +160,19 @@ proptest! {
         m in 0_usize..40,
         n in 0_usize..80,
         k in 0_usize..530,
-        lies in (0_usize..3, 0_usize..3),
+        layouts in (0_usize..3, 0_usize..3),
         add in any::<bool>(),
     ) {
         let write = if add { Write::Add } else { Write::Set };
-        check(&Case::new([m, n, k], [LIES[lies.0], LIES[lies.1]], write));
+        check(&Case::new([m, n, k], [LAYOUTS[layouts.0], LAYOUTS[layouts.1]], write));
     }
 }
 
 #[test]
 fn several_blocks_of_columns_and_threads_do_not_show() {
     for size in [[57, BLOCK_COLUMNS + 37, 300], [200, 48, 520]] {
-        let case = Case::new(size, [Lie::Rows, Lie::Columns], Write::Add);
-        for kernel in kernels().into_iter().chain([&bf16::MODEL]) {
+        let case = Case::new(size, [Layout::Rows, Layout::Columns], Write::Add);
+        for kernel in kernels().into_iter().chain([&emulated::KERNEL]) {
             let expected = case.on(kernel);
             for count in [2, 3] {
                 let mut products = Products::with_kernel(kernel);
@@ -183,17 +184,17 @@ fn several_blocks_of_columns_and_threads_do_not_show() {
 }
 
 #[test]
-fn what_is_not_finite_shows_in_its_row_or_column_only() {
-    for kernel in kernels().into_iter().chain([&bf16::MODEL]) {
+fn a_number_that_is_not_finite_shows_in_its_row_or_column_only() {
+    for kernel in kernels().into_iter().chain([&emulated::KERNEL]) {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut case = Case::new([19, 37, 301], [Lie::Rows, Lie::Rows], Write::Set);
+            let mut case = Case::new([19, 37, 301], [Layout::Rows, Layout::Rows], Write::Set);
             let [_, n, k] = case.size;
             case.a.0[18 * k + 300] = bad;
             let c = case.on(kernel);
             assert!(c[..18 * n].iter().all(|c| c.is_finite()));
             assert!(c[18 * n..19 * n].iter().all(|c| !c.is_finite() && (c.is_nan() == bad.is_nan())));
 
-            let mut case = Case::new([19, 37, 301], [Lie::Columns, Lie::Columns], Write::Add);
+            let mut case = Case::new([19, 37, 301], [Layout::Columns, Layout::Columns], Write::Add);
             case.b.0[36 * k] = bad;
             let c = case.on(kernel);
             (0..19 * n).for_each(|at| assert_eq!(c[at].is_finite(), at % n != 36, "number {at}"));
@@ -205,7 +206,7 @@ fn what_is_not_finite_shows_in_its_row_or_column_only() {
 fn memory_is_taken_for_the_largest_shape_only() {
     let mut products = Products::with_kernel(kernels()[0]);
     let run = |products: &mut Products, size| {
-        Case::new(size, [Lie::Rows, Lie::Rows], Write::Set).run(products, &threads(1));
+        Case::new(size, [Layout::Rows, Layout::Rows], Write::Set).run(products, &threads(1));
         (products.panels.as_ptr(), products.panels.len())
     };
     let largest = run(&mut products, [20, 90, 300]);
@@ -218,7 +219,7 @@ fn memory_is_taken_for_the_largest_shape_only() {
 fn bf16_pairs_agree_with_rounded_factors() {
     let rounded = |x| Half::from_f32(x).to_f32();
     for case in SIZES.into_iter().flat_map(Case::all) {
-        close(&case.on(&bf16::MODEL), &case.exact(rounded), 1e-4);
+        close(&case.on(&emulated::KERNEL), &case.exact(rounded), 1e-4);
     }
 }
 
@@ -228,10 +229,10 @@ fn fast_runs_bf16_where_the_processor_can_and_says_so() {
         [Profile::Fast, Profile::Repro].map(|profile| Products::new(Isa::best(), profile));
     assert_eq!(repro.profile(), Profile::Repro);
     assert_eq!(Products::new(Isa::Avx2, Profile::Fast).profile(), Profile::Repro);
-    let case = Case::new([37, 70, 301], [Lie::Rows, Lie::Columns], Write::Set);
+    let case = Case::new([37, 70, 301], [Layout::Rows, Layout::Columns], Write::Set);
     let got = case.run(&mut fast, &threads(1));
     match fast.profile() {
-        Profile::Fast => close(&got, &wide(&case.on(&bf16::MODEL)), 1e-5),
+        Profile::Fast => close(&got, &wide(&case.on(&emulated::KERNEL)), 1e-5),
         Profile::Repro => assert!(bits(&got) == bits(&case.specification())),
     }
 }

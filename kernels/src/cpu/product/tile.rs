@@ -1,12 +1,35 @@
-//! One tile of a result and the micro-kernels that compute it.
+//! Tiles of a result, the strips they are computed from, and the micro-kernels that compute them.
 
-use super::{
-    DEPTH, Isa, Profile,
-    pack::{self, Strip},
-    scalar,
-};
-#[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512, bf16};
+use crate::cpu::aligned::Line;
+
+/// Terms of a chunk of a sum; part of the specification of every product.
+pub(super) const DEPTH: usize = 256;
+/// Most rows of a strip.
+pub(super) const ROWS: usize = 16;
+/// Distance of the rows of a strip: one cache line more than a chunk, so that rows do not all compete for a few sets.
+pub(super) const PITCH: usize = DEPTH + Line::LEN;
+
+/// A chunk of terms of some rows of the left factor, in the order that needs no turning.
+#[derive(Debug)]
+pub(super) struct Strip {
+    lines: [Line; ROWS * PITCH / Line::LEN],
+    /// Whether the numbers of one term lie side by side, [`ROWS`] apart from the next, or else those of one
+    /// row, [`PITCH`] apart from the next.
+    pub(super) by_term: bool,
+}
+
+impl Strip {
+    /// Zeros, row by row.
+    pub(super) const EMPTY: Self = Self { lines: [Line::ZERO; ROWS * PITCH / Line::LEN], by_term: false };
+
+    pub(super) fn numbers(&self) -> &[f32] {
+        Line::numbers(&self.lines)
+    }
+
+    pub(super) fn numbers_mut(&mut self) -> &mut [f32] {
+        Line::numbers_mut(&mut self.lines)
+    }
+}
 
 /// `c[rows, columns] (= | +=) a b` over one chunk of terms, `c` in rows `stride` apart.
 #[derive(Debug)]
@@ -24,12 +47,14 @@ pub(super) struct Tile<'a> {
     pub(super) add: bool,
 }
 
+/// Computes a tile.
+///
 /// # Safety
 ///
 /// The processor has the instructions, and the tile lies inside its buffers as [`Kernel::run`] asserts.
 pub(super) type Compute = unsafe fn(&mut Tile<'_>);
 
-/// A micro-kernel.
+/// A micro-kernel. Its instructions are those of this processor.
 #[derive(Debug)]
 pub(super) struct Kernel {
     /// Rows of a tile.
@@ -45,26 +70,11 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn choose(isa: Isa, profile: Profile) -> &'static Self {
-        // A kernel must never be chosen that the processor lacks: `run` relies on it.
-        match isa.min(Isa::best()) {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if profile == Profile::Fast && is_x86_feature_detected!("avx512bf16") => {
-                &bf16::instruction::KERNEL
-            }
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &avx512::KERNEL,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &avx2::KERNEL,
-            _ => &scalar::KERNEL,
-        }
-    }
-
     /// Computes a tile of any height up to `rows`.
     pub(super) fn run(&self, mut tile: Tile<'_>) {
         let Tile { rows, columns, stride, depth, .. } = tile;
         assert!(0 < rows && rows <= self.rows && 0 < columns && columns <= self.columns && depth <= DEPTH);
-        assert!(tile.from == 0 && self.rows <= pack::ROWS && tile.panel.len() >= depth * self.columns);
+        assert!(tile.from == 0 && self.rows <= ROWS && tile.panel.len() >= depth * self.columns);
         assert!(tile.c.len() >= (rows - 1) * stride + columns, "a tile leaves its buffer");
         if self.pairs {
             tile.depth = depth.div_ceil(2);
@@ -73,8 +83,8 @@ impl Kernel {
         for &height in self.heights {
             while left >= height {
                 tile.rows = height;
-                // SAFETY: `choose` took a kernel of this processor; the asserts above hold for all rows, so
-                // they hold for these.
+                // SAFETY: the kernel was chosen for this processor; the asserts above hold for all rows, so they
+                // hold for these.
                 unsafe { (self.compute)(&mut tile) };
                 left -= height;
                 tile.from += height;

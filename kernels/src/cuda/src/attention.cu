@@ -85,7 +85,7 @@ __device__ inline void attention_store(
 }
 
 // Stores the sums of row `first + threadIdx.x / 16` rotated back; all threads must call. The partner of a column is
-// with another thread of the row: they meet in `tile`, which no one reads any more. A row's threads are of one warp.
+// with another thread of the row: they meet in `tile`, which no thread reads any more. A row's threads are of one warp.
 __device__ inline void attention_store_back(
     float *tile, float *x, const float *sum, const float *cos_table, const float *sin_table,
     int first, int tokens, int heads, int head, int head_width

@@ -166,9 +166,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) swl_attention_bf16_128(
     attention_bf16<128>((u32 *)shared_rows, out, lse, q, k, v, tokens, heads, kv_heads);
 }
 
-// The backward pass on tensor cores (Dao: arXiv 2307.08691) keeps every tile in shared memory as it lies: what a
-// product needs turned is turned on its way to the registers. Rows are E / 2 + 4 words: 4 apart modulo 32 banks, so
-// that the eight rows of a matrix never share a bank. Scores are made for half a tile at a time, or registers run out.
+// The backward pass on tensor cores (Dao: arXiv 2307.08691) keeps every tile in shared memory as it lies; a factor is
+// turned, where need be, on its way to the registers. Rows are E / 2 + 4 words: 4 apart modulo 32 banks, so that the
+// eight rows of a matrix never share a bank. Scores are made for half a tile at a time, or registers run out.
 #define SWL_ATTENTION_BF16_PART (SWL_ATTENTION_BF16_TILE / 2)
 
 // sum[16,32] += a[16,E] b[32,E]^T of staged rows.

@@ -1,8 +1,8 @@
-// What happens to the residual stream at a cut: anchors of tokens, and numbers to bytes and back; `PackedFormat` has
-// the layout. Bits of the CPU.
+// The residual stream at a cut: anchors of tokens, and numbers to bytes and back; `PackedFormat` has the layout.
+// Bits of the CPU.
 //
-// `bad[2]` tells what cannot be packed; the host sets both to 0x7FFFFFFF before: bad[0] becomes the first row with a
-// number that is not finite, bad[1] the first row whose numbers overflow the format. The CPU reports bad[0] if set,
+// `bad[2]` names rows that cannot be packed. The host sets both to 0x7FFFFFFF before: bad[0] becomes the first row with
+// a number that is not finite, bad[1] the first row whose numbers overflow the format. The CPU reports bad[0] if set,
 // else bad[1]. `top` is the largest level: 127 (Q8) or 7 (Q4). Levels need a row in shared memory; where the dynamic
 // shared memory passes 48 KiB the host must raise the kernel's limit.
 

@@ -12,7 +12,7 @@ extern "C" __global__ void swl_embedding(
 }
 
 // dtable[V,w] += dx[N,w] where ids[N] says so, rows from the first to the last: one block per row of the table
-// reads all ids and adds what is its own. Grid V, block 128.
+// reads all ids and adds the gradients of its own. Grid V, block 128.
 extern "C" __global__ void swl_embedding_backward(
     float *dtable, const float *dx, const u32 *ids, int rows, int width
 ) {

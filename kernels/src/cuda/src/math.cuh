@@ -36,7 +36,7 @@ __device__ inline double exp_f64(double x) {
     return series * __longlong_as_double(((long long)whole + 1023) << 52);
 }
 
-// Of a positive normal number; NaN and infinity stay what they are.
+// Of a positive normal number; NaN and infinity are returned as they are.
 __device__ inline double ln_f64(double x) {
     long long bits = __double_as_longlong(x);
     if ((bits & 0x7FF0000000000000LL) == 0x7FF0000000000000LL) {

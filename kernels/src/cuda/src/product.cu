@@ -1,4 +1,4 @@
-// Matrix products: f32 in a fixed order, and bf16 on tensor cores where no vendor library is at hand.
+// Matrix products: f32 in a fixed order, and bf16 on tensor cores for products that cuBLASLt does not take.
 
 // Terms summed from zero before they are added to the result: part of the specification.
 #define SWL_DEPTH 256

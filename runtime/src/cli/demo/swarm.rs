@@ -83,7 +83,7 @@ impl Swarm {
     pub(super) fn start_replica(&mut self, index: usize, invite: &str) -> Result<(), Failure> {
         let ledger = self.folder.join(format!("{LEDGER}{index}"));
         let ledger = ledger.to_string_lossy();
-        let Setup { device, profile, threads } = self.setup;
+        let Setup { device, profile, threads, .. } = self.setup;
         let (device, profile, threads) = (device.to_string(), profile.to_string(), threads.to_string());
         let computing = ["--device", &device, "--profile", &profile, "--threads", &threads];
         let place = ["--listen", "127.0.0.1:0", "--ledger", &ledger];

@@ -1,14 +1,14 @@
-//! Where the numbers of a matrix sit.
+//! Views of matrices by strides.
 
 /// A matrix inside a slice: number `(r, c)` sits at `r * row_stride + c * column_stride`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Matrix<'a> {
+pub(super) struct MatrixView<'a> {
     pub(super) data: &'a [f32],
     pub(super) row_stride: usize,
     pub(super) column_stride: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a> MatrixView<'a> {
     /// Rows of `width` numbers, one after the other.
     pub(super) fn rows(data: &'a [f32], width: usize) -> Self {
         Self { data, row_stride: width, column_stride: 1 }

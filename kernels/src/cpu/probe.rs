@@ -1,7 +1,7 @@
-//! What the processor can do, for reports; the loops choose for themselves.
+//! Looks at the processor, for reports.
 
 use super::{isa::Isa, product::Products};
-use crate::{Profile, device::CpuReport};
+use crate::{Profile, report::CpuReport};
 
 /// Cores and instruction sets of this machine, and which of them the loops are compiled for.
 pub(crate) fn report() -> CpuReport {
@@ -29,7 +29,7 @@ fn instruction_sets() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// Where the environment names no instruction set that exists, nothing computes; who asks hears the best here.
+/// If the environment names an unknown set, no backend can be made; the report then shows the best of the processor.
 fn isa() -> Isa {
     Isa::allowed().unwrap_or(Isa::best())
 }

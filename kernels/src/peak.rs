@@ -1,4 +1,4 @@
-//! What this machine could do at most: loops that do nothing else, for a caller with a clock.
+//! Peaks of this machine: loops that only multiply or only move numbers, for a caller with a clock.
 
 use std::hint::black_box;
 
@@ -9,14 +9,14 @@ use pulp::{Arch, Simd, WithSimd};
 const CHAINS: usize = 12;
 
 /// Runs `rounds` rounds of fused multiply-adds in registers, with the best instructions of this machine, on the
-/// calling thread; returns how many floating-point operations that were (two a multiply-add).
+/// calling thread. Returns the number of floating-point operations, two a multiply-add.
 #[must_use]
 pub fn multiply_adds(rounds: u64) -> u64 {
     Arch::new().dispatch(Chains { rounds })
 }
 
-/// `a = b + scale c` with the best instructions of this machine, on the calling thread. Reads two arrays and
-/// writes one: `12 a.len()` bytes.
+/// `a = b + scale c` with the best instructions of this machine, on the calling thread: the triad of STREAM. Reads
+/// two arrays and writes one, `12 a.len()` bytes in all.
 ///
 /// # Panics
 /// If the three differ in length.
@@ -41,7 +41,7 @@ impl WithSimd for Chains {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> u64 {
-        // A fixed point of the sums below, so that they stay ordinary numbers however long this runs.
+        // 1 is a fixed point of x -> 0.5 x + 0.5, so the sums stay ordinary numbers however long this runs.
         let (factor, term) = (simd.splat_f32s(black_box(0.5)), simd.splat_f32s(black_box(0.5)));
         let mut sums = [simd.splat_f32s(black_box(1.0)); CHAINS];
         for _ in 0..self.rounds {

@@ -1,10 +1,10 @@
 //! The products of a linear layer.
 
-use super::{matrix::Matrix, product::Products, threads::Threads};
+use super::{product::Products, threads::Threads, view::MatrixView};
 use crate::{LinearShape, Write};
 
 /// `y[N,O] (= | +=) x[N,I] w[O,I]^T`
-pub(super) fn linear(
+pub(super) fn forward(
     products: &mut Products,
     threads: &Threads,
     y: &mut [f32],
@@ -14,12 +14,12 @@ pub(super) fn linear(
     write: Write,
 ) {
     let LinearShape { rows, inputs, outputs } = shape;
-    let (x, w) = (Matrix::rows(x, inputs), Matrix::rows(w, inputs).transposed());
+    let (x, w) = (MatrixView::rows(x, inputs), MatrixView::rows(w, inputs).transposed());
     products.run(threads, y, x, w, [rows, outputs, inputs], write);
 }
 
 /// `dx[N,I] (= | +=) dy[N,O] w[O,I]`
-pub(super) fn linear_backward_input(
+pub(super) fn backward_input(
     products: &mut Products,
     threads: &Threads,
     dx: &mut [f32],
@@ -29,12 +29,12 @@ pub(super) fn linear_backward_input(
     write: Write,
 ) {
     let LinearShape { rows, inputs, outputs } = shape;
-    let (dy, w) = (Matrix::rows(dy, outputs), Matrix::rows(w, inputs));
+    let (dy, w) = (MatrixView::rows(dy, outputs), MatrixView::rows(w, inputs));
     products.run(threads, dx, dy, w, [rows, inputs, outputs], write);
 }
 
 /// `dw[O,I] (= | +=) dy[N,O]^T x[N,I]`
-pub(super) fn linear_backward_weight(
+pub(super) fn backward_weight(
     products: &mut Products,
     threads: &Threads,
     dw: &mut [f32],
@@ -44,7 +44,7 @@ pub(super) fn linear_backward_weight(
     write: Write,
 ) {
     let LinearShape { rows, inputs, outputs } = shape;
-    let (dy, x) = (Matrix::rows(dy, outputs).transposed(), Matrix::rows(x, inputs));
+    let (dy, x) = (MatrixView::rows(dy, outputs).transposed(), MatrixView::rows(x, inputs));
     products.run(threads, dw, dy, x, [outputs, inputs, rows], write);
 }
 

@@ -3,7 +3,7 @@
 //! Every number of the result is one chain of fused multiply-adds in the order of `k`: the same bits on every
 //! instruction set.
 
-use super::matrix::Matrix;
+use super::view::MatrixView;
 use crate::Write;
 use pulp::{Arch, Simd, WithSimd};
 
@@ -20,10 +20,10 @@ pub(super) fn align(x: usize) -> usize {
 /// `c[m,n] (= | +=) a[m,k] b[k,n]`; rows of `b` and `c` are `b_stride` and `c_stride` apart, `n` is a multiple
 /// of [`ALIGN`].
 #[derive(Debug)]
-pub(super) struct Product<'a> {
+pub(super) struct SmallProduct<'a> {
     pub(super) c: &'a mut [f32],
     pub(super) c_stride: usize,
-    pub(super) a: Matrix<'a>,
+    pub(super) a: MatrixView<'a>,
     pub(super) b: &'a [f32],
     pub(super) b_stride: usize,
     pub(super) m: usize,
@@ -32,14 +32,14 @@ pub(super) struct Product<'a> {
     pub(super) write: Write,
 }
 
-impl Product<'_> {
+impl SmallProduct<'_> {
     /// Computes it with the instructions of `arch`.
     pub(super) fn run(self, arch: Arch) {
         let Self { c_stride, b_stride, m, n, k, .. } = self;
         assert!(n.is_multiple_of(ALIGN) && n <= b_stride && n <= c_stride);
         self.a.check(m, k);
-        Matrix::rows(self.b, b_stride).check(k, n);
-        Matrix::rows(self.c, c_stride).check(m, n);
+        MatrixView::rows(self.b, b_stride).check(k, n);
+        MatrixView::rows(self.c, c_stride).check(m, n);
         arch.dispatch(self);
     }
 
@@ -47,7 +47,7 @@ impl Product<'_> {
     ///
     /// # Safety
     ///
-    /// They lie within `m` and `n`, and [`Product::run`] has checked the operands.
+    /// They lie within `m` and `n`, and [`SmallProduct::run`] has checked the operands.
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, row: usize, column: usize) {
         let c = self.c.as_mut_ptr().wrapping_add(row * self.c_stride + column);
@@ -90,7 +90,7 @@ impl Product<'_> {
     ///
     /// # Safety
     ///
-    /// They lie within `n`, and [`Product::run`] has checked the operands.
+    /// They lie within `n`, and [`SmallProduct::run`] has checked the operands.
     #[inline(always)]
     unsafe fn columns<S: Simd, const V: usize>(&mut self, simd: S, column: usize) {
         let mut row = 0;
@@ -120,7 +120,7 @@ impl Product<'_> {
     }
 }
 
-impl WithSimd for Product<'_> {
+impl WithSimd for SmallProduct<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -142,12 +142,12 @@ impl WithSimd for Product<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Product, align};
+    use super::{SmallProduct, align};
     use crate::{
         Write,
         cpu::{
             check::{close, numbers, wide},
-            matrix::Matrix,
+            view::MatrixView,
         },
     };
     use pulp::Arch;
@@ -158,8 +158,8 @@ mod tests {
             let (stride, b_stride) = (n + 16, n + 32);
             let (a, b, c) = (numbers(m * k, 1), numbers(k * b_stride, 2), numbers(m * stride, 3));
             for (write, a_matrix) in [
-                (Write::Set, Matrix::rows(&a, k)),
-                (Write::Add, Matrix { data: &a, row_stride: 1, column_stride: m }),
+                (Write::Set, MatrixView::rows(&a, k)),
+                (Write::Add, MatrixView { data: &a, row_stride: 1, column_stride: m }),
             ] {
                 let mut expected = wide(&c);
                 for (r, column) in (0..m * n).map(|i| (i / n, i % n)) {
@@ -169,8 +169,17 @@ mod tests {
                     expected[r * stride + column] = kept + (0..k).map(term).sum::<f64>();
                 }
                 let mut got = c.clone();
-                let product =
-                    Product { c: &mut got, c_stride: stride, a: a_matrix, b: &b, b_stride, m, n, k, write };
+                let product = SmallProduct {
+                    c: &mut got,
+                    c_stride: stride,
+                    a: a_matrix,
+                    b: &b,
+                    b_stride,
+                    m,
+                    n,
+                    k,
+                    write,
+                };
                 product.run(Arch::new());
                 close(&got, &expected, 2e-6);
             }
@@ -183,8 +192,8 @@ mod tests {
         let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
         let [mut best, mut plain] = [vec![0.0; m * n], vec![0.0; m * n]];
         for (c, arch) in [(&mut best, Arch::new()), (&mut plain, Arch::Scalar)] {
-            let a = Matrix::rows(&a, k);
-            Product { c, c_stride: n, a, b: &b, b_stride: n, m, n, k, write: Write::Set }.run(arch);
+            let a = MatrixView::rows(&a, k);
+            SmallProduct { c, c_stride: n, a, b: &b, b_stride: n, m, n, k, write: Write::Set }.run(arch);
         }
         assert_eq!(best, plain);
         assert_eq!(align(1), 16);

@@ -1,8 +1,8 @@
-//! Memory in whole cache lines.
+//! Numbers in memory that begins with a cache line.
 
 use bytemuck::{Pod, Zeroable};
 
-/// A cache line, for alignment.
+/// The numbers of one cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Line([f32; 16]);
@@ -13,6 +13,7 @@ unsafe impl Zeroable for Line {}
 unsafe impl Pod for Line {}
 
 impl Line {
+    /// Numbers of a line.
     pub(super) const LEN: usize = 16;
     pub(super) const ZERO: Self = Self([0.0; Self::LEN]);
 
