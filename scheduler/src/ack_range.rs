@@ -53,20 +53,29 @@ impl AckRange {
     /// Whether `microbatch` has its outcome according to this range.
     #[must_use]
     pub fn contains(&self, microbatch: MicrobatchId) -> bool {
-        self.runs().any(|run| run.contains(&microbatch.0))
+        self.runs().iter().any(|run| run.contains(&microbatch.0))
     }
 
-    /// The ids with an outcome, as runs in ascending order. A bitmap beyond its limit is cut off.
-    pub fn runs(&self) -> impl Iterator<Item = Range<u64>> {
+    /// The ids with an outcome, as runs in ascending order that do not touch. A bitmap beyond its limit is cut off.
+    #[must_use]
+    pub fn runs(&self) -> Vec<Range<u64>> {
+        let mut runs = vec![self.first..self.watermark];
+        for id in self.ids_of_bitmap() {
+            match runs.last_mut() {
+                Some(run) if run.end == id => run.end = id + 1,
+                _ => runs.push(id..id + 1),
+            }
+        }
+        runs
+    }
+
+    /// In ascending order; the highest id of all cannot be named.
+    fn ids_of_bitmap(&self) -> impl Iterator<Item = u64> {
         let bytes = (0_u64..).zip(self.bitmap.iter().take(ACK_BITMAP_BYTES_MAX));
-        let bits = bytes.flat_map(|(index, byte)| {
+        let offsets = bytes.flat_map(|(index, byte)| {
             (0..8).filter(move |bit| byte & (1 << bit) != 0).map(move |bit| index * 8 + bit)
         });
-        let ids = bits.filter_map(|offset| {
-            let id = self.watermark.checked_add(offset)?;
-            Some(id..id.checked_add(1)?)
-        });
-        std::iter::once(self.first..self.watermark).chain(ids)
+        offsets.filter_map(|offset| self.watermark.checked_add(offset)).filter(|&id| id < u64::MAX)
     }
 }
 
@@ -113,7 +122,8 @@ mod tests {
 
     #[test]
     fn absurd_ranges_do_not_overflow() {
-        let range = AckRange { first: 9, watermark: u64::MAX - 1, bitmap: vec![0xFF; ACK_BITMAP_BYTES_MAX + 9] };
+        let range =
+            AckRange { first: 9, watermark: u64::MAX - 1, bitmap: vec![0xFF; ACK_BITMAP_BYTES_MAX + 9] };
         assert_eq!(union(&[range]).end(), u64::MAX);
         let backwards = AckRange { first: 9, watermark: 3, bitmap: Vec::new() };
         assert!(union(&[backwards]).is_empty());

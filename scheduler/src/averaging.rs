@@ -227,8 +227,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         }
         self.unreachable.heard(from);
         let round = message.group.round;
-        let under_way =
-            self.current.as_ref().map(|current| (current.group.id, current.parts.is_empty()));
+        let under_way = self.current.as_ref().map(|current| (current.group.id, current.parts.is_empty()));
         match under_way {
             Some((id, _)) if id == message.group && matches!(message.content, Content::NotAMember) => {
                 self.lose(now, |member| *member == from);

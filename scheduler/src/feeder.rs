@@ -217,14 +217,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.judge_neighbours(now);
         self.request_overdue(now);
         self.ask_for_lease(now);
+        self.call_round(now);
+        self.notice_trained(now);
         self.evaluate_by_schedule();
         if self.may_inject(now) {
             self.admit();
             self.send_drawn(now);
         }
-        self.call_round(now);
         self.announce(now);
-        self.notice_trained(now);
         self.notice_end(now);
     }
 
@@ -482,8 +482,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.stopped = true;
         self.stop_until = self.stop_until.or(Some(now + self.config.stop_within));
         self.succession.give_up();
-        let unsent: Vec<_> =
-            self.open.keys().copied().filter(|&id| self.handoff.attempts(id) == 0).collect();
+        let unsent: Vec<_> = self.open.keys().copied().filter(|&id| self.handoff.attempts(id) == 0).collect();
         for id in unsent {
             self.handoff.forget(now, id, Completion::Refused);
             match self.open.remove(&id) {

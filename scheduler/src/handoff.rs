@@ -57,13 +57,7 @@ impl Entry {
 impl Handoff {
     /// Nothing is handed on to `next`, and no neighbour is known.
     pub(crate) fn new(next: StageIndex, router: Box<dyn Router>) -> Self {
-        Self {
-            next,
-            router,
-            neighbours: Neighbours::default(),
-            entries: BTreeMap::new(),
-            check_at: None,
-        }
+        Self { next, router, neighbours: Neighbours::default(), entries: BTreeMap::new(), check_at: None }
     }
 
     // --- Handing on -----------------------------------------------------------------------------------------

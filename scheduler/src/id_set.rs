@@ -27,6 +27,9 @@ impl IdSet {
         if let Some((&first, &last)) = self.runs.range(..=start).next_back()
             && last >= start
         {
+            if last >= end {
+                return;
+            }
             (start, end) = (first, end.max(last));
         }
         while let Some((&first, &last)) = self.runs.range(start..=end).next() {
@@ -95,8 +98,7 @@ impl IdSet {
     pub fn runs(&self, within: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let before = self.runs.range(..within.start).next_back();
         let inside = self.runs.range(within.start..within.end.max(within.start));
-        let clipped =
-            move |(&first, &end): (&u64, &u64)| first.max(within.start)..end.min(within.end);
+        let clipped = move |(&first, &end): (&u64, &u64)| first.max(within.start)..end.min(within.end);
         before.into_iter().chain(inside).map(clipped).filter(|run| !run.is_empty())
     }
 

@@ -264,8 +264,10 @@ mod tests {
 
     #[test]
     fn lookups_ask_for_the_start_too() {
-        let table =
-            table(1, vec![member(A, 2, MemberState::Loading(StageIndex(1))), member(B, 1, MemberState::Feeding)]);
+        let table = table(
+            1,
+            vec![member(A, 2, MemberState::Loading(StageIndex(1))), member(B, 1, MemberState::Feeding)],
+        );
         let hop = |peer, incarnation, stage: Option<u16>| Hop {
             stage: stage.map(StageIndex),
             instance: start(peer, incarnation),
@@ -301,7 +303,10 @@ mod tests {
     fn a_quarantine_ends_by_time_by_a_message_or_by_a_restart() {
         let stage = StageIndex(0);
         let members = |incarnation| {
-            vec![member(A, incarnation, MemberState::Serving(stage)), member(B, 1, MemberState::Serving(stage))]
+            vec![
+                member(A, incarnation, MemberState::Serving(stage)),
+                member(B, 1, MemberState::Serving(stage)),
+            ]
         };
         let mut table = table(1, members(1));
         let now = Time(100);

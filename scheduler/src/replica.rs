@@ -24,8 +24,8 @@ use crate::router::Router;
 use crate::stage::Progress;
 use crate::transfer::{DownloadEvent, TransferMessage, Upload, UploadAction, UploadEvent};
 use crate::{
-    Averaging, Directive, Envelope, Instance, Membership, Message, PeerId, PeerTable, Stage, Suspension, Time,
-    averaging, stage,
+    Averaging, Directive, Envelope, Instance, Membership, Message, PeerId, PeerTable, Stage, Suspension,
+    Time, averaging, stage,
 };
 
 pub use config::{Begin, Config};
@@ -217,6 +217,9 @@ impl<P: Clone + Default + Debug> Replica<P> {
     }
 
     fn on_membership(&mut self, now: Time, membership: Membership) {
+        if membership.version <= self.table().version() {
+            return;
+        }
         let stage = self.config.stage.stage;
         self.at_stage(now, stage::Event::Membership(membership));
         let members = self.members();
@@ -369,8 +372,11 @@ impl<P: Clone + Default + Debug> Replica<P> {
     }
 
     fn notice_departure(&mut self, now: Time) {
+        if !self.is_serving() || self.departure.deadline().is_none() {
+            return;
+        }
         let others = self.others();
-        if self.is_serving() && self.departure.is_done(now, others) {
+        if self.departure.is_done(now, others) {
             let left = End::Left(self.departure.unfinished(self.stage.held(), others));
             let finished = self.departure.is_run_finished();
             self.end(if finished { End::RunFinished } else { left });

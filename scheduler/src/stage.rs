@@ -78,7 +78,8 @@ pub struct Stage<P> {
     counts: Counts,
     draining: bool,
     drained: bool,
-    finished: bool,
+    /// When the run was finished.
+    finished_at: Option<Time>,
     now: Time,
     actions: VecDeque<Action<P>>,
 }
@@ -107,7 +108,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             counts: Counts::default(),
             draining: false,
             drained: false,
-            finished: false,
+            finished_at: None,
             now: Time::default(),
             actions: VecDeque::new(),
         }
@@ -129,6 +130,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
         self.judge_neighbours(now);
         self.request_overdue(now);
+        self.give_up_claims(now);
         self.route_waiting(now);
         self.feed_executor(now);
         self.send_claims();
@@ -150,6 +152,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let reasons = [
             (self.handoff.next_check(), Reason::ReplyOverdue),
             (self.feeder_check_at, Reason::FeederOverdue),
+            (self.last_grants_by().filter(|_| !self.drained), Reason::LastGrantsOverdue),
             (expires, Reason::RouteExpires),
             (self.parked.next_expiry(), Reason::ParkedExpires),
             (Some(self.heartbeat_at), Reason::HeartbeatDue),
@@ -446,7 +449,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let empty = !self.table.serves(self.config.next_stage());
         let mut taken = true;
         for id in std::mem::take(&mut self.unrouted) {
-            let Some(since) = self.microbatches.get(&id).and_then(Microbatch::unrouted_since) else { continue };
+            let Some(since) = self.microbatches.get(&id).and_then(Microbatch::unrouted_since) else {
+                continue;
+            };
             if self.ask_next_holder(now, id) {
                 continue;
             }

@@ -13,7 +13,8 @@ use petgraph::visit::EdgeRef as _;
 
 use crate::{Duration, Hop, Instance, PeerTable, StageIndex};
 
-/// Microbatches in a million seconds: whole numbers, so that every platform computes the same bound.
+/// Millionths of a microbatch, in a second or in the time of a whole run: whole numbers, so that every platform computes
+/// the same bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Capacity(pub u64);
 
@@ -28,9 +29,16 @@ impl Capacity {
         Self(u64::try_from(1_000_000_000_000_000 / nanos).unwrap_or(u64::MAX).min(Self::UNLIMITED.0))
     }
 
-    /// Microbatches a second.
+    /// A capacity a second, over this time.
     #[must_use]
-    pub fn per_second(self) -> f64 {
+    pub fn over(self, time: Duration) -> Self {
+        let product = u128::from(self.0) * time.as_nanos() / 1_000_000_000;
+        Self(u64::try_from(product).unwrap_or(u64::MAX).min(Self::UNLIMITED.0))
+    }
+
+    /// Microbatches, in a second or in the time of a whole run.
+    #[must_use]
+    pub fn microbatches(self) -> f64 {
         // Exact up to 2^53.
         #[allow(clippy::cast_precision_loss)]
         let count = self.0 as f64;
@@ -95,13 +103,21 @@ struct Edge {
 impl StageGraph {
     /// The replicas that serve in `table`, each with its `capacity`, over unlimited links.
     #[must_use]
-    pub fn new(table: &PeerTable, stages: u16, capacity: impl Fn(Instance) -> Capacity) -> Self {
-        let mut graph = Self::without_links(table, stages);
+    pub fn of_table(table: &PeerTable, stages: u16, capacity: impl Fn(Instance) -> Capacity) -> Self {
+        let serving = (0..stages).map(StageIndex).flat_map(|stage| table.serving(stage));
+        Self::new(stages, serving.filter_map(|member| Some((member.hop()?, capacity(member.instance)))))
+    }
+
+    /// These replicas with their capacities, over unlimited links.
+    #[must_use]
+    pub fn new(stages: u16, replicas: impl IntoIterator<Item = (Hop, Capacity)>) -> Self {
+        let by_stage = by_stage(replicas);
+        let mut graph = Self::without_replicas(stages, &by_stage);
         let mut joint = graph.source;
         for stage in (0..stages).map(StageIndex) {
             let next = graph.graph.add_node(());
-            for hop in table.hops(stage) {
-                graph.connect(joint, next, capacity(hop.instance), Some(Cut::Replica(hop)));
+            for &(hop, capacity) in by_stage.get(&stage).into_iter().flatten() {
+                graph.connect(joint, next, capacity, Some(Cut::Replica(hop)));
             }
             joint = next;
         }
@@ -112,18 +128,18 @@ impl StageGraph {
     /// As [`StageGraph::new`], over links of limited capacity between replicas of neighbouring stages.
     #[must_use]
     pub fn with_links(
-        table: &PeerTable,
         stages: u16,
-        capacity: impl Fn(Instance) -> Capacity,
+        replicas: impl IntoIterator<Item = (Hop, Capacity)>,
         link: impl Fn(Instance, Instance) -> Capacity,
     ) -> Self {
-        let mut graph = Self::without_links(table, stages);
+        let by_stage = by_stage(replicas);
+        let mut graph = Self::without_replicas(stages, &by_stage);
         let mut before: BTreeMap<Hop, NodeIndex> = BTreeMap::new();
         for stage in (0..stages).map(StageIndex) {
             let mut exits = BTreeMap::new();
-            for hop in table.hops(stage) {
+            for &(hop, capacity) in by_stage.get(&stage).into_iter().flatten() {
                 let (entry, exit) = (graph.graph.add_node(()), graph.graph.add_node(()));
-                graph.connect(entry, exit, capacity(hop.instance), Some(Cut::Replica(hop)));
+                graph.connect(entry, exit, capacity, Some(Cut::Replica(hop)));
                 for (&from, &node) in &before {
                     let part = Some(Cut::Link(from, hop));
                     graph.connect(node, entry, link(from.instance, hop.instance), part);
@@ -141,10 +157,10 @@ impl StageGraph {
         graph
     }
 
-    fn without_links(table: &PeerTable, stages: u16) -> Self {
+    fn without_replicas(stages: u16, by_stage: &ByStage) -> Self {
         let mut graph = DiGraph::new();
         let (source, sink) = (graph.add_node(()), graph.add_node(()));
-        let empty = (0..stages).map(StageIndex).filter(|&stage| !table.serves(stage)).collect();
+        let empty = (0..stages).map(StageIndex).filter(|stage| !by_stage.contains_key(stage)).collect();
         Self { graph, source, sink, empty }
     }
 
@@ -165,9 +181,10 @@ impl StageGraph {
             return self.empty.iter().copied().map(Cut::EmptyStage).collect();
         }
         let reachable = self.reachable(&self.flow().1);
-        let crossing = self.graph.edge_references().filter(|edge| {
-            reachable[edge.source().index()] && !reachable[edge.target().index()]
-        });
+        let crossing = self
+            .graph
+            .edge_references()
+            .filter(|edge| reachable[edge.source().index()] && !reachable[edge.target().index()]);
         let mut cut: Vec<Cut> = crossing.filter_map(|edge| edge.weight().part).collect();
         cut.sort_unstable();
         cut
@@ -202,6 +219,19 @@ impl StageGraph {
     }
 }
 
+type ByStage = BTreeMap<StageIndex, Vec<(Hop, Capacity)>>;
+
+/// The replicas stage by stage; a feeder is none.
+fn by_stage(replicas: impl IntoIterator<Item = (Hop, Capacity)>) -> ByStage {
+    let mut by_stage = ByStage::new();
+    for (hop, capacity) in replicas {
+        if let Some(stage) = hop.stage {
+            by_stage.entry(stage).or_default().push((hop, capacity));
+        }
+    }
+    by_stage
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,46 +251,43 @@ mod tests {
 
     #[test]
     fn the_stage_with_the_least_capacity_is_the_bound_and_the_bottleneck() {
-        let table = table(&[a(0), a(1), b(1), a(2), b(2)]);
         // 10 a second, 4 + 5, 8 + 4.
-        let times = BTreeMap::from([(a(0), 100), (a(1), 250), (b(1), 200), (a(2), 125), (b(2), 250)]);
-        let capacity = |instance| {
-            let time = times.iter().find(|(hop, _)| hop.instance == instance).map(|(_, &time)| time);
-            ms(time.unwrap())
-        };
-        let graph = StageGraph::new(&table, 3, capacity);
-        assert_eq!(graph.bound().per_second(), 9.0);
+        let times = [(a(0), 100), (a(1), 250), (b(1), 200), (a(2), 125), (b(2), 250)];
+        let replicas = times.map(|(hop, time)| (hop, ms(time)));
+        let graph = StageGraph::new(3, replicas);
+        assert_eq!(graph.bound().microbatches(), 9.0);
         assert_eq!(graph.bottleneck(), [Cut::Replica(a(1)), Cut::Replica(b(1))]);
-        let linked = StageGraph::with_links(&table, 3, capacity, |_, _| Capacity::UNLIMITED);
+        let linked = StageGraph::with_links(3, replicas, |_, _| Capacity::UNLIMITED);
+        assert_eq!((linked.bound(), linked.bottleneck()), (graph.bound(), graph.bottleneck()));
+        let capacity =
+            |instance| replicas.iter().find(|(hop, _)| hop.instance == instance).map(|(_, time)| *time);
+        let table = table(&replicas.map(|(hop, _)| hop));
+        let graph = StageGraph::of_table(&table, 3, |instance| capacity(instance).unwrap());
         assert_eq!((linked.bound(), linked.bottleneck()), (graph.bound(), graph.bottleneck()));
     }
 
     #[test]
     fn a_narrow_link_limits_what_fast_replicas_can_do() {
-        let table = table(&[a(0), b(0), a(1), b(1)]);
+        let replicas = [a(0), b(0), a(1), b(1)].map(|hop| (hop, ms(100)));
         let link = |from, to| match (from == a(0).instance, to == a(1).instance) {
             (true, true) => ms(500),
             (true, false) => ms(1_000),
             (false, _) => ms(50),
         };
-        let graph = StageGraph::with_links(&table, 2, |_| ms(100), link);
-        assert_eq!(graph.bound().per_second(), 13.0);
+        let graph = StageGraph::with_links(2, replicas, link);
+        assert_eq!(graph.bound().microbatches(), 13.0);
         let expected = [Cut::Replica(b(0)), Cut::Link(a(0), a(1)), Cut::Link(a(0), b(1))];
         assert_eq!(graph.bottleneck(), expected);
     }
 
     #[test]
     fn an_empty_stage_stops_everything() {
-        let table = table(&[a(0), a(2)]);
-        let graph = StageGraph::new(&table, 3, |_| ms(100));
+        let graph = StageGraph::new(3, [(a(0), ms(100)), (a(2), ms(100))]);
         assert_eq!((graph.bound(), graph.bottleneck()), (Capacity(0), vec![Cut::EmptyStage(StageIndex(1))]));
     }
 
     #[test]
-    fn absurd_capacities_do_not_overflow() {
-        let table = table(&[a(0), b(0), a(1)]);
-        let graph = StageGraph::new(&table, 2, |_| Capacity::one_every(Duration::ZERO));
-        assert!(graph.bound() > Capacity(0));
-        assert_eq!(Capacity::one_every(Duration::MAX), Capacity(0));
+    fn a_capacity_counts_over_a_time() {
+        assert_eq!(ms(250).over(Duration::from_secs(10)).microbatches(), 40.0);
     }
 }

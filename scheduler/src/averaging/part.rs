@@ -111,14 +111,7 @@ pub(super) struct PartState<P> {
 
 impl<P: Clone + Default> PartState<P> {
     pub(super) fn new(mine: P) -> Self {
-        Self {
-            mine,
-            phase: Phase::Waiting,
-            attempt: Attempt(0),
-            accepted: None,
-            chosen: None,
-            reducer: None,
-        }
+        Self { mine, phase: Phase::Waiting, attempt: Attempt(0), accepted: None, chosen: None, reducer: None }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -373,8 +366,7 @@ impl<P: Clone + Default> PartState<P> {
         match self.reducer.as_mut().map(Reducer::conclude) {
             Some(Decision::Adopt(mean)) => self.propose(x, mean),
             Some(Decision::Reduce(inputs)) => {
-                let (round, part, attempt, own) =
-                    (x.group.id.round, x.part, self.attempt, self.mine.clone());
+                let (round, part, attempt, own) = (x.group.id.round, x.part, self.attempt, self.mine.clone());
                 x.actions.push_back(Action::Execute(Job::Reduce { round, part, attempt, own, inputs }));
             }
             Some(Decision::Empty) => {
@@ -396,15 +388,13 @@ impl<P: Clone + Default> PartState<P> {
         let Some(reducer) = self.reducer.as_mut().filter(current) else { return };
         match outcome {
             Ok(mean) => self.propose(x, mean),
-            Err((input, fault)) => {
-                match reducer.refuse(input).and_then(|member| x.group.instance(member)) {
-                    Some(member) => {
-                        x.note(Note::Refused(member, fault));
-                        self.decide(x);
-                    }
-                    None => self.give_up(x),
+            Err((input, fault)) => match reducer.refuse(input).and_then(|member| x.group.instance(member)) {
+                Some(member) => {
+                    x.note(Note::Refused(member, fault));
+                    self.decide(x);
                 }
-            }
+                None => self.give_up(x),
+            },
         }
     }
 

@@ -34,7 +34,13 @@ pub struct RoundReport {
 impl RoundTracker {
     /// A feeder called a round. If that one has ended here, the feeder may have missed it. The first round heard of may
     /// be under way at the other members, so it is left to them.
-    pub fn on_call(&mut self, now: Time, feeder: PeerId, round: Round, is_closing: bool) -> Option<RoundReport> {
+    pub fn on_call(
+        &mut self,
+        now: Time,
+        feeder: PeerId,
+        round: Round,
+        is_closing: bool,
+    ) -> Option<RoundReport> {
         (self.feeder, self.closing) = (Some(feeder), is_closing);
         let ended = *self.ended.get_or_insert(round);
         if round > ended {

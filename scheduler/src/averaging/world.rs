@@ -1,16 +1,17 @@
 //! A seeded world of replicas that average: messages take random times, get lost and come twice, replicas die, and
-//! everybody may see other members. One seed gives one run; every run has a step bound.
+//! each may see other members. One seed gives one run; every run has a step bound.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    APPLYING_MAX, Action, Averaging, AveragingMessage, Config, Event, Fault, GatheringId, PartIndex,
-    Participant, Round, SetIndex,
+    APPLYING_MAX, Action, Averaging, AveragingMessage, Config, Event, Fault, FragmentIndex, GroupId, Job,
+    PartIndex, Reply, Round,
 };
-use crate::{Duration, Incarnation, PeerId, Rng, Time};
+use crate::sim::queue::{EventQueue, Next};
+use crate::{Duration, Incarnation, Instance, PeerId, Rng, Time};
 
 /// Numbers of a replica in simulation: something that tells which went into a mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Numbers {
     pub(super) value: u64,
     pub(super) finite: bool,
@@ -28,11 +29,11 @@ pub(super) struct Scenario {
     /// Heartbeats tell replicas of a round within this time.
     pub(super) skew_max: Duration,
     pub(super) delay_max: Duration,
-    /// Every answer of an executor takes a time below this.
+    /// Every reply of an executor takes a time below this.
     pub(super) service_max: Duration,
     /// Messages in a thousand that are lost; as many come twice.
     pub(super) lost_per_mille: u64,
-    /// Shares in a thousand that are not finite.
+    /// Contributions in a thousand that are not finite.
     pub(super) poisoned_per_mille: u64,
     /// Rounds of a replica in a thousand in which it loses sight of another one that lives.
     pub(super) mistaken_per_mille: u64,
@@ -77,11 +78,11 @@ enum Delivery {
 pub(super) struct Replica {
     pub(super) averaging: Averaging<Numbers>,
     alive: bool,
-    /// Rounds with a snapshot that has not been given back.
+    /// Rounds whose snapshot has not been dropped.
     open: BTreeSet<Round>,
-    /// Means the executor has not answered.
+    /// Means without a reply of the executor.
     applying: usize,
-    pub(super) applied: BTreeMap<(GatheringId, PartIndex), Numbers>,
+    pub(super) applied: BTreeMap<(GroupId, PartIndex), Numbers>,
     pub(super) finished: BTreeMap<Round, bool>,
 }
 
@@ -90,26 +91,23 @@ pub(super) struct Replica {
 pub(super) struct World {
     pub(super) scenario: Scenario,
     rng: Rng,
-    now: Time,
-    sequence: u64,
-    steps: u64,
-    queue: BTreeMap<(Time, u64), Delivery>,
+    queue: EventQueue<Delivery, usize>,
     pub(super) replicas: Vec<Replica>,
     /// The inputs of every mean made.
     pub(super) means: BTreeMap<Numbers, Vec<Numbers>>,
 }
 
-pub(super) fn participant(index: usize) -> Participant {
+pub(super) fn member(index: usize) -> Instance {
     let byte = u8::try_from(index).unwrap() + 1;
-    Participant { peer: PeerId([byte; 32]), incarnation: Incarnation(1) }
+    Instance { peer: PeerId([byte; 32]), incarnation: Incarnation(1) }
 }
 
 impl World {
     pub(super) fn new(scenario: Scenario) -> Self {
         let replica = |index| Replica {
             averaging: Averaging::new(Config {
-                me: participant(index),
-                sets: 20,
+                me: member(index),
+                fragments: 20,
                 parts_min: scenario.parts_min,
             }),
             alive: true,
@@ -120,10 +118,7 @@ impl World {
         };
         let mut world = Self {
             rng: Rng::new(scenario.seed),
-            now: Time(0),
-            sequence: 0,
-            steps: 0,
-            queue: BTreeMap::new(),
+            queue: EventQueue::new(),
             replicas: (0..scenario.replicas).map(replica).collect(),
             means: BTreeMap::new(),
             scenario,
@@ -134,10 +129,10 @@ impl World {
 
     fn open(&mut self) {
         for index in 0..self.replicas.len() {
-            self.send(Time(0), index, Event::Members(self.everybody()));
+            self.send(Time(0), index, Event::Members(self.members()));
         }
         for (index, at) in self.scenario.kills.clone() {
-            self.post(Time(0) + at, Delivery::Kill(index));
+            self.queue.schedule(Time(0) + at, Delivery::Kill(index));
         }
         for round in 1..=self.scenario.rounds {
             let at = Time(0) + self.scenario.every * u32::try_from(round).unwrap();
@@ -153,88 +148,75 @@ impl World {
         self.send(at, index, Event::Round(Round(round)));
         if self.rng.chance(self.scenario.mistaken_per_mille, 1_000) {
             let other = self.any();
-            let mut fewer = self.everybody();
-            fewer.retain(|member| *member != participant(other));
+            let mut fewer = self.members();
+            fewer.retain(|one| *one != member(other));
             let lost = at + self.time_below(Duration::from_secs(4));
             let told = if self.rng.chance(1, 2) { at } else { lost };
             self.send(told, index, Event::Members(fewer));
-            self.send(lost, index, Event::PeerLost(participant(other)));
-            self.send(at + Duration::from_secs(20), index, Event::Members(self.everybody()));
+            self.send(lost, index, Event::PeerLost(member(other)));
+            self.send(at + Duration::from_secs(20), index, Event::Members(self.members()));
         }
     }
 
     /// Plays until nothing is under way.
     pub(super) fn run(&mut self) {
-        loop {
-            self.steps += 1;
-            let (seed, limit) = (self.scenario.seed, self.scenario.steps_max);
-            assert!(self.steps < limit, "seed {seed}: not over after {limit} steps");
-            let due = self.queue.first_key_value().map(|(&(at, _), _)| at);
-            if self.wake(due) {
-                continue;
-            }
-            let Some(((at, _), delivery)) = self.queue.pop_first() else { return };
-            self.now = at;
-            match delivery {
-                Delivery::To(index, event) => self.at(index, event),
-                Delivery::Kill(index) => self.kill(index),
+        let (seed, limit) = (self.scenario.seed, self.scenario.steps_max);
+        while let Some(next) = self.queue.pop() {
+            assert!(self.queue.steps() < limit, "seed {seed}: not over after {limit} steps");
+            match next {
+                Next::Event(Delivery::To(index, event)) => self.at(index, event),
+                Next::Event(Delivery::Kill(index)) => self.kill(index),
+                Next::Alarm(index) => self.at(index, Event::Timeout),
             }
         }
     }
 
-    fn wake(&mut self, due: Option<Time>) -> bool {
-        let alive = self.replicas.iter().enumerate().filter(|(_, replica)| replica.alive);
-        let wakes = alive.filter_map(|(index, replica)| Some((replica.averaging.poll_timeout()?.0, index)));
-        let Some((at, index)) = wakes.min().filter(|(at, _)| due.is_none_or(|due| *at <= due)) else {
-            return false;
-        };
-        self.now = self.now.max(at);
-        self.at(index, Event::Timeout);
-        true
-    }
-
     fn at(&mut self, index: usize, event: Event<Numbers>) {
-        let now = self.now;
+        let now = self.queue.now();
         let replica = &mut self.replicas[index];
         if !replica.alive {
             return;
         }
-        replica.applying -= usize::from(matches!(event, Event::Applied { .. }));
+        replica.applying -= usize::from(matches!(event, Event::Replied(Reply::Applied { .. })));
         replica.averaging.handle(now, event);
         while let Some(action) = self.replicas[index].averaging.poll_action() {
-            self.act(index, action);
+            match action {
+                Action::Execute(job) => self.execute(index, job),
+                Action::Send { to, message, payload } => self.carry(index, to, &message, payload),
+                Action::Counted(_) => {}
+            }
         }
+        let alarm = self.replicas[index].averaging.poll_timeout().map(|(at, _)| at);
+        self.queue.set_alarm(index, alarm);
     }
 
-    fn act(&mut self, index: usize, action: Action<Numbers>) {
-        match action {
-            Action::Snapshot { round, set, parts } => self.snapshot(index, round, set, parts),
-            Action::Send { to, message } => self.carry(index, to, &message),
-            Action::Reduce { round, part, attempt, inputs, .. } => {
+    fn execute(&mut self, index: usize, job: Job<Numbers>) {
+        match job {
+            Job::Snapshot { round, fragment, parts } => self.snapshot(index, round, fragment, parts),
+            Job::Reduce { round, part, attempt, inputs, .. } => {
                 let outcome = self.reduce(&inputs);
-                self.answer(index, Event::Reduced { round, part, attempt, outcome });
+                self.reply(index, Reply::Reduced { round, part, attempt, outcome });
             }
-            Action::Apply { round, part, mean } => {
+            Job::Apply { round, part, mean } => {
                 let replica = &mut self.replicas[index];
                 replica.applying += 1;
                 assert!(replica.applying <= APPLYING_MAX, "seed {}", self.scenario.seed);
-                let id = replica.averaging.gathering().unwrap().0;
+                let id = replica.averaging.group().unwrap().0;
                 assert_eq!(id.round, round);
                 let before = replica.applied.insert((id, part), mean);
                 assert_eq!(before, None, "seed {}: {part:?} applied twice", self.scenario.seed);
-                self.answer(index, Event::Applied { round, part, applied: true });
+                self.reply(index, Reply::Applied { round, part, applied: true });
             }
-            Action::Finished { round, complete, .. } => {
+            Job::Finish { round, complete, .. } => {
                 let replica = &mut self.replicas[index];
                 assert!(replica.open.remove(&round), "seed {}: {round:?} ended twice", self.scenario.seed);
                 replica.finished.insert(round, complete);
             }
-            Action::Counted(_) => {}
         }
     }
 
-    fn snapshot(&mut self, index: usize, round: Round, set: SetIndex, parts: u32) {
-        assert_eq!(set, round.set(20));
+    fn snapshot(&mut self, index: usize, round: Round, fragment: FragmentIndex, parts: u32) {
+        assert_eq!(fragment, round.fragment(20));
         let open = &mut self.replicas[index].open;
         assert!(open.is_empty(), "seed {}: two rounds at once", self.scenario.seed);
         open.insert(round);
@@ -246,7 +228,7 @@ impl World {
         let parts = (0..parts).map(numbers).collect();
         let joined = index + self.scenario.joiners >= self.replicas.len();
         let weight = if joined { 0 } else { index as u64 + 1 };
-        self.answer(index, Event::Snapshot { round, weight, parts });
+        self.reply(index, Reply::Snapshot { round, weight, parts });
     }
 
     fn reduce(&mut self, inputs: &[(u64, Numbers)]) -> Result<Numbers, (usize, Fault)> {
@@ -264,13 +246,14 @@ impl World {
 
     fn kill(&mut self, index: usize) {
         self.replicas[index].alive = false;
+        self.queue.set_alarm(index, None);
         if self.scenario.is_silent {
             return;
         }
-        let survivors: Vec<_> = self.everybody().into_iter().filter(|m| *m != participant(index)).collect();
+        let survivors: Vec<_> = self.members().into_iter().filter(|one| *one != member(index)).collect();
         for other in (0..self.replicas.len()).filter(|&other| other != index) {
-            let lost = self.now + self.time_below(Duration::from_secs(5));
-            self.send(lost, other, Event::PeerLost(participant(index)));
+            let lost = self.queue.now() + self.time_below(Duration::from_secs(5));
+            self.send(lost, other, Event::PeerLost(member(index)));
             let listed = lost + self.time_below(Duration::from_secs(10));
             self.send(listed, other, Event::Members(survivors.clone()));
         }
@@ -278,8 +261,8 @@ impl World {
 
     // --- The network ----------------------------------------------------------------------------------------
 
-    fn carry(&mut self, from: usize, to: PeerId, message: &AveragingMessage<Numbers>) {
-        let to = (0..self.replicas.len()).find(|&index| participant(index).peer == to).unwrap();
+    fn carry(&mut self, from: usize, to: PeerId, message: &AveragingMessage, payload: Numbers) {
+        let to = (0..self.replicas.len()).find(|&index| member(index).peer == to).unwrap();
         let fate = self.rng.below(1_000);
         let copies = if fate < self.scenario.lost_per_mille {
             0
@@ -289,24 +272,19 @@ impl World {
             1
         };
         for _ in 0..copies {
-            let at = self.now + self.time_below(self.scenario.delay_max);
-            let event = Event::Received { from: participant(from), message: message.clone() };
+            let at = self.queue.now() + self.time_below(self.scenario.delay_max);
+            let event = Event::Received { from: member(from), message: message.clone(), payload };
             self.send(at, to, event);
         }
     }
 
-    fn answer(&mut self, index: usize, event: Event<Numbers>) {
-        let at = self.now + self.time_below(self.scenario.service_max);
-        self.send(at, index, event);
+    fn reply(&mut self, index: usize, reply: Reply<Numbers>) {
+        let at = self.queue.now() + self.time_below(self.scenario.service_max);
+        self.send(at, index, Event::Replied(reply));
     }
 
     fn send(&mut self, at: Time, index: usize, event: Event<Numbers>) {
-        self.post(at, Delivery::To(index, event));
-    }
-
-    fn post(&mut self, at: Time, delivery: Delivery) {
-        self.sequence += 1;
-        self.queue.insert((at, self.sequence), delivery);
+        self.queue.schedule(at, Delivery::To(index, event));
     }
 
     // --- Looks ----------------------------------------------------------------------------------------------
@@ -319,8 +297,8 @@ impl World {
         self.survivors().all(|replica| replica.open.is_empty() && replica.averaging.round().is_none())
     }
 
-    fn everybody(&self) -> Vec<Participant> {
-        (0..self.replicas.len()).map(participant).collect()
+    fn members(&self) -> Vec<Instance> {
+        (0..self.replicas.len()).map(member).collect()
     }
 
     fn any(&mut self) -> usize {

@@ -18,11 +18,7 @@ impl LeaseBook {
     ///
     /// # Errors
     /// If `count` is 0, or ids or the book are exhausted.
-    pub fn grant(
-        &mut self,
-        holder: Instance,
-        count: u64,
-    ) -> Result<Lease, LeaseRefusal> {
+    pub fn grant(&mut self, holder: Instance, count: u64) -> Result<Lease, LeaseRefusal> {
         let left = MicrobatchId::EVALUATION_BIT.saturating_sub(self.next);
         let count =
             if count == 0 { return Err(LeaseRefusal::Empty) } else { count.min(LEASE_COUNT_MAX).min(left) };
@@ -90,7 +86,6 @@ impl HeldLease {
         holder(self) == holder(next)
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -39,8 +39,12 @@ mod tests {
     #[test]
     fn fills_the_emptiest_stage_and_prefers_the_old_one() {
         let stage = StageIndex;
-        let states =
-            [MemberState::Serving(stage(0)), MemberState::Loading(stage(2)), MemberState::Standby, MemberState::Feeding];
+        let states = [
+            MemberState::Serving(stage(0)),
+            MemberState::Loading(stage(2)),
+            MemberState::Standby,
+            MemberState::Feeding,
+        ];
         let occupancy = Occupancy::new(4, states.into_iter());
         assert_eq!(occupancy.place(1, None), Some(stage(1)));
         assert_eq!(occupancy.place(1, Some(stage(3))), Some(stage(3)));

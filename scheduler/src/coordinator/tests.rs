@@ -81,7 +81,10 @@ impl Harness {
         let mut harness = Self::new(2);
         for index in [0, 1] {
             assert_eq!(harness.join(key(index), 1, Role::Replica), loading(index));
-            assert_eq!(harness.ready(key(index)), Reply::Noted(MemberState::Serving(StageIndex(index.into()))));
+            assert_eq!(
+                harness.ready(key(index)),
+                Reply::Noted(MemberState::Serving(StageIndex(index.into())))
+            );
         }
         harness.join(FEEDER, 1, Role::Feeder);
         assert_eq!(harness.coordinator.state(), RunState::Running);
@@ -267,7 +270,9 @@ fn a_finished_run_ends_when_its_members_have_left_or_had_their_time() {
     while harness.ended == 0 {
         assert!(harness.now < Time(0) + farewell, "members that stay are not waited for without end");
         harness.now = harness.coordinator.poll_timeout().unwrap().0.min(harness.now + Duration::from_secs(1));
-        [key(0), key(1), FEEDER].map(|peer| harness.beat(peer));
+        for peer in [key(0), key(1), FEEDER] {
+            harness.beat(peer);
+        }
         harness.hear(Event::Timeout);
     }
     assert_eq!(harness.now, Time(0) + farewell);

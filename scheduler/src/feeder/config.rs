@@ -55,12 +55,7 @@ pub struct Config {
 impl Config {
     /// The defaults for a run of `stages` stages and `total` training microbatches.
     #[must_use]
-    pub fn new(
-        me: Instance,
-        stages: u16,
-        total: u64,
-        admission: Admission,
-    ) -> Self {
+    pub fn new(me: Instance, stages: u16, total: u64, admission: Admission) -> Self {
         Self {
             me,
             stages,

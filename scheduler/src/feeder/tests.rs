@@ -2,11 +2,9 @@
 
 use super::*;
 use crate::fixtures::{a, b, member, restarted};
-use crate::router::{RouterFactory, UniformConfig};
-use crate::{
-    AckRange, Attempt, Duration, Heartbeat, Incarnation, Membership, PeerId, Status, WeightVersion,
-};
 use crate::recovery_report::{Item, Possession, RecoveryReport};
+use crate::router::{RouterFactory, UniformConfig};
+use crate::{AckRange, Attempt, Duration, Heartbeat, Incarnation, Membership, PeerId, Status, WeightVersion};
 
 const START: Incarnation = Incarnation(1);
 const LOSS: Loss = Loss { sum: 3.0, tokens: 2 };
@@ -67,7 +65,7 @@ impl Harness {
         self.said.extend(all.iter().cloned());
         let aside = |action: &Action<u8>| {
             matches!(action, Action::Journal(_))
-                || matches!(said(action), Some(Message::Outcomes { .. } | Message::RoundCall { .. }))
+                || matches!(message_of(action), Some(Message::Outcomes { .. } | Message::RoundCall { .. }))
         };
         all.into_iter().filter(|action| !aside(action)).collect()
     }
@@ -120,13 +118,14 @@ impl Harness {
 }
 
 fn config(total: u64, incarnation: Incarnation) -> Config {
-    let mut config = Config::new(Instance::new(PeerId([0; 32]), incarnation), 2, total, Admission::Asynchronous(2));
+    let mut config =
+        Config::new(Instance::new(PeerId([0; 32]), incarnation), 2, total, Admission::Asynchronous(2));
     config.evaluation_timeout = 2 * SECOND;
     config
 }
 
 /// The message of a sending.
-fn said(action: &Action<u8>) -> Option<&Message> {
+fn message_of(action: &Action<u8>) -> Option<&Message> {
     if let Action::Send { envelope, .. } = action { Some(&envelope.message) } else { None }
 }
 
@@ -180,11 +179,10 @@ fn finished(id: u64) -> Action<u8> {
 
 /// Forwards among these actions: which microbatch, to whom, under which number, and who is said to hold it.
 fn forwards(said: &[Action<u8>]) -> Vec<(u64, PeerId, u32, Option<Hop>)> {
-    let forward = |action: &Action<u8>| match (action, self::said(action)) {
-        (
-            Action::Send { to, .. },
-            Some(Message::Forward { microbatch, attempt, downstream_holder, .. }),
-        ) => Some((microbatch.0, *to, attempt.0, *downstream_holder)),
+    let forward = |action: &Action<u8>| match (action, message_of(action)) {
+        (Action::Send { to, .. }, Some(Message::Forward { microbatch, attempt, downstream_holder, .. })) => {
+            Some((microbatch.0, *to, attempt.0, *downstream_holder))
+        }
         _ => None,
     };
     said.iter().filter_map(forward).collect()
@@ -199,7 +197,7 @@ fn waits_for_every_stage_then_draws_sends_and_counts() {
     assert_eq!(harness.hear(lease(0, 3)), []);
     assert_eq!(harness.publish(&[a(0), a(1)]), [draw(0), draw(1)]);
     let sent = harness.draw(1);
-    assert!(matches!(said(&sent[0]), Some(Message::Forward { route, version, .. })
+    assert!(matches!(message_of(&sent[0]), Some(Message::Forward { route, version, .. })
         if *route == [harness.feeder.config().hop()] && *version == WeightVersion(0)));
     assert_eq!(forwards(&sent), [(1, a(0).peer(), 0, None)]);
     harness.draw(0);
@@ -342,7 +340,7 @@ fn replicas_hear_which_ids_have_their_outcome() {
     harness.finish(2);
     harness.wait(SECOND);
     let told = |to: Hop| {
-        let ranges = |action: &Action<u8>| match (action, said(action)) {
+        let ranges = |action: &Action<u8>| match (action, message_of(action)) {
             (Action::Send { to: receiver, .. }, Some(Message::Outcomes { ranges }))
                 if *receiver == to.peer() =>
             {
@@ -372,11 +370,11 @@ fn a_silent_replica_is_asked_and_sent_what_it_misses() {
         assert_eq!(harness.wait(SECOND), [send(a(0), ask.clone())]);
     }
     assert_eq!(harness.wait(patience), [send(a(0), ask)], "that it was not answered changes nothing");
-    let said = harness.receive(a(0), status(0, 0, Status::Missing));
-    assert_eq!(forwards(&said), [(0, a(0).peer(), 1, None)]);
+    let actions = harness.receive(a(0), status(0, 0, Status::Missing));
+    assert_eq!(forwards(&actions), [(0, a(0).peer(), 1, None)]);
     assert_eq!((harness.counts().retried, harness.counts().injected), (1, 2));
     assert_eq!(harness.receive(a(0), status(0, 0, Status::Missing)), [], "of an earlier sending");
-    assert!(matches!(said(&harness.wait(patience)[0]), Some(Message::StatusRequest { .. })));
+    assert!(matches!(message_of(&harness.wait(patience)[0]), Some(Message::StatusRequest { .. })));
 }
 
 #[test]
@@ -453,7 +451,10 @@ fn a_feeder_that_was_done_is_done_again() {
     before.finish(0);
     before.finish(1);
     let mut harness = before.restart();
-    assert_eq!((harness.hear(Event::Timeout), harness.counts().finished), (vec![Action::End(End::Finished)], 2));
+    assert_eq!(
+        (harness.hear(Event::Timeout), harness.counts().finished),
+        (vec![Action::End(End::Finished)], 2)
+    );
 }
 
 // --- Evaluations and the end ------------------------------------------------------------------------------------------
@@ -505,10 +506,7 @@ fn an_evaluation_without_an_answer_is_sent_again_and_given_up_at_last() {
 
     let mut harness = measuring();
     harness.wait(patience);
-    assert!(
-        harness.receive(a(1), evaluated(0)).contains(&Action::Evaluated(measured(1))),
-        "any try counts"
-    );
+    assert!(harness.receive(a(1), evaluated(0)).contains(&Action::Evaluated(measured(1))), "any try counts");
     assert_eq!(harness.receive(a(1), evaluated(1)), []);
 }
 
@@ -534,7 +532,11 @@ fn stopping_finishes_what_is_in_flight_and_no_more() {
     assert_eq!(harness.hear(evaluate), [Action::EvaluationDeclined]);
     assert_eq!(harness.finish(1), [finished(1)]);
     harness.receive(a(0), claim(0, &[0, 1]));
-    assert_eq!(harness.wait(CLAIMS_WITHIN), [Action::End(End::Stopped)], "no claim is waited for without end");
+    assert_eq!(
+        harness.wait(CLAIMS_WITHIN),
+        [Action::End(End::Stopped)],
+        "no claim is waited for without end"
+    );
     assert_eq!((harness.counts().injected, harness.counts().contributions_lost), (2, 2));
     assert_eq!(harness.wait(SECOND), []);
 }
@@ -585,19 +587,19 @@ fn a_successor_asks_every_replica_and_goes_on_with_what_is_held() {
     harness.receive(a(0), page(a(0), vec![item(4, None)]));
     let claim = |id| Message::Claim { stage: StageIndex(1), microbatches: vec![MicrobatchId(id)] };
     assert_eq!(harness.receive(b(1), claim(4)), [], "not decided yet");
-    let said = harness.receive(a(1), page(a(1), vec![item(4, Some(true)), item(5, None)]));
+    let actions = harness.receive(a(1), page(a(1), vec![item(4, Some(true)), item(5, None)]));
     let refused = |id| Action::Outcome {
         microbatch: MicrobatchId(id),
         outcome: Outcome::Refused { by: harness.feeder.config().hop(), reason: Refusal::Abandoned },
     };
     let draw = Action::Draw { microbatch: MicrobatchId(4), purpose: Purpose::Train };
-    assert!(said.starts_with(&[refused(5), draw]), "{said:?}");
+    assert!(actions.starts_with(&[refused(5), draw]), "{actions:?}");
     let Counts { inherited, abandoned, in_flight, injected, .. } = harness.counts();
     assert_eq!((inherited, abandoned, in_flight, injected), (4, 1, 1, 2));
 
     harness.publish(&[a(0), a(1), b(1)]);
     let asked = harness.draw(4);
-    assert!(matches!(said(&asked[0]), Some(Message::StatusRequest { .. })), "{asked:?}");
+    assert!(matches!(message_of(&asked[0]), Some(Message::StatusRequest { .. })), "{asked:?}");
     assert_eq!(harness.receive(b(1), claim(4)), [send(b(1), answer(&[], &[4]))]);
     assert_eq!(harness.counts().contributions_lost, 0, "another replica has it");
     (0..2).for_each(|_| drop(harness.receive(b(1), claim(3))));
@@ -637,9 +639,10 @@ fn measures_by_its_schedule_before_training_and_after_it() {
     assert!(measure(&mut harness, 0).contains(&draw(0)));
     harness.draw(0);
     harness.finish(0);
-    [a(0), a(1)].map(|hop| harness.receive(hop, claim(hop.stage.unwrap().0, &[0])));
+    harness.receive(a(0), claim(0, &[0]));
+    let actions = harness.receive(a(1), claim(1, &[0]));
+    assert!(actions.contains(&draw_held_out(Purpose::Evaluate)), "{actions:?}");
     assert!(harness.feeder.is_trained());
-    assert_eq!(harness.said.last(), Some(&draw_held_out(Purpose::Evaluate)));
     assert!(measure(&mut harness, EVALUATION_TRIES).contains(&draw_held_out(Purpose::EvaluateCut)));
     let last = measure(&mut harness, 2 * EVALUATION_TRIES);
     assert_eq!(last.last(), Some(&Action::End(End::Finished)));

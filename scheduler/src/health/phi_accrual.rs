@@ -47,7 +47,10 @@ const DEAD_Z: u32 = 7_034;
 #[derive(Clone, Debug, Default)]
 pub(super) struct PhiAccrual {
     latest: Option<Time>,
-    intervals: VecDeque<Duration>,
+    /// Nanoseconds, with their sum and the sum of their squares.
+    intervals: VecDeque<u128>,
+    sum: u128,
+    squares: u128,
     limits: Limits,
 }
 
@@ -74,10 +77,7 @@ impl Limits {
 impl PhiAccrual {
     pub(super) fn beat(&mut self, at: Time) {
         if let Some(latest) = self.latest.replace(at) {
-            if self.intervals.len() == INTERVALS_MAX {
-                self.intervals.pop_front();
-            }
-            self.intervals.push_back(at.since(latest).min(INTERVAL_MAX));
+            self.push(at.since(latest).min(INTERVAL_MAX));
         }
         let (mean, sigma) = self.moments();
         self.limits = Limits::of(mean.max(HEARTBEAT), sigma.max(SIGMA_MIN));
@@ -87,14 +87,27 @@ impl PhiAccrual {
         self.limits
     }
 
+    fn push(&mut self, interval: Duration) {
+        if self.intervals.len() == INTERVALS_MAX
+            && let Some(oldest) = self.intervals.pop_front()
+        {
+            self.sum -= oldest;
+            self.squares -= oldest.pow(2);
+        }
+        let nanos = interval.as_nanos();
+        self.intervals.push_back(nanos);
+        self.sum += nanos;
+        self.squares += nanos.pow(2);
+    }
+
     /// Mean and standard deviation; zero without intervals.
     fn moments(&self) -> (Duration, Duration) {
-        let count = self.intervals.len().max(1) as u64;
-        let nanos = || self.intervals.iter().map(|interval| u64::try_from(interval.as_nanos()).unwrap_or(0));
-        let mean = nanos().sum::<u64>() / count;
-        let squares: u128 = nanos().map(|nanos| u128::from(nanos.abs_diff(mean)).pow(2)).sum();
-        let sigma = u64::try_from((squares / u128::from(count)).isqrt()).unwrap_or(u64::MAX);
-        (Duration::from_nanos(mean), Duration::from_nanos(sigma))
+        let count = self.intervals.len().max(1) as u128;
+        let mean = self.sum / count;
+        // The sum of (interval - mean)^2, multiplied out.
+        let deviations = self.squares + count * mean.pow(2) - 2 * mean * self.sum;
+        let nanos = |nanos: u128| Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        (nanos(mean), nanos((deviations / count).isqrt()))
     }
 }
 

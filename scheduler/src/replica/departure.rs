@@ -24,7 +24,7 @@ enum Phase {
     #[default]
     Serving,
     /// Until then, if a person asked.
-    Draining(Option<Time>),
+    Draining(Time),
     HandingOver(HandOver),
 }
 
@@ -59,7 +59,7 @@ impl Departure {
     /// A person, or the coordinator, wants the replica to leave.
     pub(super) fn requested(&mut self, now: Time) {
         if !matches!(self.phase, Phase::HandingOver(_)) {
-            self.phase = Phase::Draining(Some(now + DRAIN_WITHIN));
+            self.phase = Phase::Draining(now + DRAIN_WITHIN);
         }
     }
 
@@ -88,7 +88,7 @@ impl Departure {
     pub(super) fn deadline(&self) -> Option<Time> {
         match &self.phase {
             Phase::Serving => None,
-            Phase::Draining(until) => *until,
+            Phase::Draining(until) => Some(*until),
             Phase::HandingOver(hand_over) => Some(hand_over.until),
         }
     }

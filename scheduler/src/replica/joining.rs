@@ -53,7 +53,13 @@ impl<P: Clone + Default + Debug> Joining<P> {
     }
 
     /// A replica that does not serve has nothing to do with microbatches and averaging rounds.
-    pub(super) fn on_message(&mut self, now: Time, config: &Config<P>, from: Instance, envelope: Envelope<P>) {
+    pub(super) fn on_message(
+        &mut self,
+        now: Time,
+        config: &Config<P>,
+        from: Instance,
+        envelope: Envelope<P>,
+    ) {
         let Envelope { message, payload, .. } = envelope;
         match message {
             Message::Transfer(TransferMessage::Chunk { state, chunk }) => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::rng::Rng;
-use crate::router::{CANDIDATES_MAX, Choice, Outstanding, Router, RouterFactory, Completion};
+use crate::router::{CANDIDATES_MAX, Choice, Completion, Outstanding, Router, RouterFactory};
 use crate::{Duration, Hop, MicrobatchId, MovingAverage, Time};
 
 /// Replicas remembered; of more, those that are no candidates are forgotten.

@@ -215,7 +215,7 @@ impl Loop {
     }
 }
 
-/// Four to one in speed, two senders: shares within 5 % of the speeds, and nobody idles. Tolerance by the variation of
+/// Four to one in speed, two senders: shares within 5 % of the speeds, and no replica idles. Tolerance by the variation of
 /// service times (10 % each, 1,400 of them) and by one microbatch under way at each server.
 #[test]
 fn resident_shares_by_speed() {
@@ -264,7 +264,7 @@ fn resident_sends_no_herd_to_a_newcomer() {
     }
 }
 
-/// A stage that nobody knows starts with one each and then fills up.
+/// An unknown stage starts with one each and then fills up.
 #[test]
 fn resident_starts_from_nothing() {
     let servers: Vec<_> = (0..3).map(|index| Server::newcomer(index, 100)).collect();

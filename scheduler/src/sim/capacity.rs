@@ -1,44 +1,35 @@
 //! What the living replicas of a world could have done at best.
 
+use std::collections::BTreeMap;
+
 use crate::topology::{Capacity, StageGraph};
-use crate::{Duration, Instance, Member, MemberState, Membership, PeerId, PeerTable, StageIndex, Time};
+use crate::{Duration, Hop, Time};
 
 use super::executor::FORWARDS_PER_MICROBATCH;
 
-/// The bound of the swarm, summed up over time: it changes whenever a replica begins to serve, leaves, dies or stops.
+/// What each replica could have done in the time that it served. The bound of the run is the maximum flow through all of
+/// them: queues carry work over the minutes in which another stage is the bottleneck, so the sum of momentary bounds is
+/// none.
 #[derive(Debug, Default)]
 pub(super) struct CapacityMeter {
     since: Time,
-    bound: Capacity,
-    /// Microbatches that could have been done before `since`.
-    microbatches: f64,
+    serving: Vec<Serving>,
+    served: BTreeMap<Hop, Capacity>,
     closed: bool,
 }
 
 /// A replica that serves, and how long it takes for a forward.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Serving {
-    pub(super) instance: Instance,
-    pub(super) stage: StageIndex,
+    pub(super) hop: Hop,
     pub(super) service: Duration,
 }
 
 impl CapacityMeter {
     /// From now on exactly these serve.
-    pub(super) fn note(&mut self, now: Time, stages: u16, serving: &[Serving]) {
+    pub(super) fn note(&mut self, now: Time, serving: Vec<Serving>) {
         self.advance(now);
-        let member = |one: &Serving| Member {
-            instance: one.instance,
-            state: MemberState::Serving(one.stage),
-            address: super::process::address(),
-        };
-        let mut table = PeerTable::new(PeerId([0; 32]));
-        let members = serving.iter().map(member).collect();
-        table.update(Membership { version: 1, members, ..Membership::default() });
-        let capacity = |instance: Instance| {
-            let service = serving.iter().find(|one| one.instance == instance).map(|one| one.service);
-            Capacity::one_every(service.unwrap_or_default() * FORWARDS_PER_MICROBATCH)
-        };
-        self.bound = StageGraph::new(&table, stages, capacity).bound();
+        self.serving = serving;
     }
 
     /// Training is over: nothing more could have been done.
@@ -48,15 +39,19 @@ impl CapacityMeter {
     }
 
     /// Microbatches that could have been done until `now`.
-    pub(super) fn microbatches(&mut self, now: Time) -> f64 {
+    pub(super) fn microbatches(&mut self, now: Time, stages: u16) -> f64 {
         self.advance(now);
-        self.microbatches
+        let served = self.served.iter().map(|(&hop, &capacity)| (hop, capacity));
+        StageGraph::new(stages, served).bound().microbatches()
     }
 
     fn advance(&mut self, now: Time) {
-        if !self.closed {
-            self.microbatches += self.bound.per_second() * now.since(self.since).as_secs_f64();
-        }
+        let time = now.since(self.since);
         self.since = now;
+        for &Serving { hop, service } in self.serving.iter().filter(|_| !self.closed) {
+            let capacity = Capacity::one_every(service * FORWARDS_PER_MICROBATCH).over(time);
+            let served = self.served.entry(hop).or_default();
+            *served = *served + capacity;
+        }
     }
 }

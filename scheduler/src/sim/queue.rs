@@ -20,7 +20,8 @@ pub(crate) struct EventQueue<E, M> {
     now: Time,
     steps: u64,
     sequence: u64,
-    events: BTreeMap<(Time, u64), E>,
+    /// In boxes, because the map moves its entries.
+    events: BTreeMap<(Time, u64), Box<E>>,
     alarm_of: BTreeMap<M, Time>,
     alarms: BTreeSet<(Time, M)>,
 }
@@ -53,7 +54,7 @@ impl<E, M: Copy + Ord> EventQueue<E, M> {
 
     pub(crate) fn schedule(&mut self, at: Time, event: E) {
         self.sequence += 1;
-        self.events.insert((at, self.sequence), event);
+        self.events.insert((at, self.sequence), Box::new(event));
     }
 
     /// What a machine says after every event: when it wants to be woken.
@@ -82,7 +83,7 @@ impl<E, M: Copy + Ord> EventQueue<E, M> {
                 self.set_alarm(machine, None);
                 (at, Next::Alarm(machine))
             }
-            None => self.events.pop_first().map(|((at, _), event)| (at, Next::Event(event)))?,
+            None => self.events.pop_first().map(|((at, _), event)| (at, Next::Event(*event)))?,
         };
         self.now = self.now.max(at);
         self.steps += 1;
@@ -91,7 +92,7 @@ impl<E, M: Copy + Ord> EventQueue<E, M> {
 
     /// The events that are to happen, in order.
     pub(crate) fn events(&self) -> impl Iterator<Item = &E> {
-        self.events.values()
+        self.events.values().map(Box::as_ref)
     }
 }
 

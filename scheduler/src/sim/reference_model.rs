@@ -226,9 +226,9 @@ impl ReferenceModel {
         let known = table.get(from).is_some();
         let seen = self.seen.entry(index).or_default();
         match message {
-            Message::Forward {
-                microbatch, is_retry, downstream_holder, purpose: Purpose::Train, ..
-            } if !stage.holds(*microbatch) => {
+            Message::Forward { microbatch, is_retry, downstream_holder, purpose: Purpose::Train, .. }
+                if !stage.holds(*microbatch) =>
+            {
                 if *is_retry {
                     seen.slotted.remove(microbatch);
                 } else {

@@ -19,6 +19,8 @@ pub struct Report {
     pub steps: u64,
     /// What the last feeder counted.
     pub counts: feeder::Counts,
+    /// The results of evaluations by command.
+    pub measured: Vec<feeder::Measured>,
     /// The most microbatches that were in flight at once.
     pub in_flight_max: u64,
     /// Microbatches that the living replicas could have done in the training time at best (see
@@ -39,6 +41,8 @@ pub struct ReplicaReport {
     pub stage: Option<StageIndex>,
     /// Microbatches that its last start applied.
     pub applied: u64,
+    /// What its last start learned, in place of weights: replicas that agree have equal ones.
+    pub weights: Vec<u64>,
 }
 
 impl Report {

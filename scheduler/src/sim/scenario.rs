@@ -65,6 +65,8 @@ pub struct Scenario {
     pub status_after: Duration,
     /// When the feeder is told to stop, if it is.
     pub duration: Option<Duration>,
+    /// How long a stopping feeder waits for what is in flight. Default 10 s.
+    pub stop_within: Duration,
     /// The rule to break.
     pub(crate) mutation: Option<Mutation>,
     /// Events after which a run that is not over counts as stuck. Default 400,000.
@@ -105,6 +107,7 @@ impl Scenario {
             router: Policy::Uniform,
             status_after: Duration::from_secs(3),
             duration: None,
+            stop_within: Duration::from_secs(10),
             mutation: None,
             steps_max: 400_000,
         }

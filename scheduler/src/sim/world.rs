@@ -1,5 +1,6 @@
 //! The world: carries messages, keeps time, and does what the machines ask.
 
+mod ending;
 mod feeders;
 mod replicas;
 mod sending;
@@ -7,7 +8,7 @@ mod striking;
 
 use std::collections::BTreeSet;
 
-use crate::coordinator::{self, RunState};
+use crate::coordinator::{self, JoinRefusal};
 use crate::{
     Coordinator, Duration, Feeder, Incarnation, Instance, MemberState, Membership, PeerId, Rng, StageIndex,
     Time, feeder, replica,
@@ -21,7 +22,7 @@ use super::payload::Payload;
 use super::process::{FeederProcess, Liveness, ReplicaProcess, coordinator_key, replica_index};
 use super::queue::{EventQueue, Next};
 use super::reference_model::ReferenceModel;
-use super::report::{ReplicaReport, Report, Violation};
+use super::report::{Report, Violation};
 use super::scenario::Scenario;
 
 /// Time between two heartbeats to the coordinator.
@@ -42,6 +43,8 @@ pub(super) enum Delivery {
     Table(usize, Incarnation, Membership),
     /// The coordinator's answer to a heartbeat or a request to join; `None` if this start is no member.
     State(usize, Incarnation, Option<MemberState>, Purpose),
+    /// The coordinator refuses to let this start in: the run is finished.
+    NotNeeded(usize, Incarnation),
     /// A replica's process is started.
     Start(usize),
     /// The shard of a replica is built.
@@ -125,6 +128,8 @@ impl World {
         while !self.is_over() {
             self.step()?;
         }
+        self.check_ending();
+        self.verdict()?;
         Ok(self.report())
     }
 
@@ -158,6 +163,10 @@ impl World {
         }
         let machines = self.feeders.iter().filter_map(|feeder| feeder.machine.as_ref());
         self.model.in_flight(machines.map(|feeder| feeder.counts().in_flight).max().unwrap_or(0));
+        self.verdict()
+    }
+
+    fn verdict(&mut self) -> Result<(), Violation> {
         match self.model.broken.take() {
             None => Ok(()),
             Some(rule) => Err(Violation { seed: self.scenario.seed, at: self.now(), rule }),
@@ -192,6 +201,7 @@ impl World {
             Delivery::Replica(index, incarnation, _)
             | Delivery::Table(index, incarnation, _)
             | Delivery::State(index, incarnation, ..)
+            | Delivery::NotNeeded(index, incarnation)
             | Delivery::Built(index, incarnation, _)
             | Delivery::Heartbeat(index, incarnation)
             | Delivery::ConfirmExpires(index, incarnation) => {
@@ -239,46 +249,17 @@ impl World {
         let state = match reply {
             coordinator::Reply::Noted(state) | coordinator::Reply::Joined(state) => Some(*state),
             coordinator::Reply::NotAMember => None,
+            coordinator::Reply::JoinRefused(JoinRefusal::Finished) => {
+                return self.tell_process(index, Delivery::NotNeeded);
+            }
             _ => return,
         };
+        self.tell_process(index, |index, incarnation| Delivery::State(index, incarnation, state, purpose));
+    }
+
+    fn tell_process(&mut self, index: usize, delivery: impl FnOnce(usize, Incarnation) -> Delivery) {
         let Instance { peer, incarnation } = self.replicas[index].instance;
-        self.carry(coordinator_key(), peer, Delivery::State(index, incarnation, state, purpose));
-    }
-
-    // --- The end --------------------------------------------------------------------------------------------
-
-    fn is_over(&self) -> bool {
-        let finished = self.coordinator.state() == RunState::Finished;
-        let left = !finished || self.replicas.iter().all(|process| !process.is_alive());
-        self.latest().ended && self.held() == 0 && self.faults_left() == 0 && left
-    }
-
-    fn faults_left(&self) -> usize {
-        let faults = |delivery: &&Delivery| matches!(delivery, Delivery::Fault(_) | Delivery::Resume(..));
-        self.queue.events().filter(faults).count()
-    }
-
-    fn report(&mut self) -> Report {
-        let trained_at = self.trained_at.unwrap_or(self.now());
-        let replica = |process: &ReplicaProcess| {
-            let stage = process.replica.as_ref().map(|replica| replica.stage());
-            ReplicaReport {
-                instance: process.instance,
-                stage: stage.map(|stage| stage.config().stage),
-                applied: stage.map_or(0, |stage| stage.counts().applied),
-            }
-        };
-        Report {
-            seed: self.scenario.seed,
-            time: self.now().since(Time(0)),
-            training_time: trained_at.since(Time(0)),
-            steps: self.queue.steps(),
-            counts: self.latest().machine.as_ref().map(Feeder::counts).unwrap_or_default(),
-            in_flight_max: self.model.in_flight_max,
-            bound: self.capacity.microbatches(trained_at),
-            paths: self.model.paths.clone(),
-            replicas: self.replicas.iter().map(replica).collect(),
-        }
+        self.carry(coordinator_key(), peer, delivery(index, incarnation));
     }
 
     // --- Looks ----------------------------------------------------------------------------------------------
@@ -300,21 +281,16 @@ impl World {
         &self.feeders[self.feeders.len() - 1]
     }
 
-    #[cfg(test)]
-    pub(super) fn coordinator(&self) -> &Coordinator {
-        &self.coordinator
-    }
-
     /// The replicas that serve have changed.
     fn note_capacity(&mut self) {
         let serving = |process: &ReplicaProcess| {
             let replica = process.replica.as_ref().filter(|replica| replica.is_serving())?;
-            let stage = replica.config().stage.stage;
+            let hop = replica.config().stage.hop();
             let awake = process.liveness == Liveness::Awake;
-            awake.then_some(Serving { instance: process.instance, stage, service: process.service })
+            awake.then_some(Serving { hop, service: process.service })
         };
-        let serving: Vec<_> = self.replicas.iter().filter_map(serving).collect();
-        self.capacity.note(self.queue.now(), self.scenario.stages, &serving);
+        let serving = self.replicas.iter().filter_map(serving).collect();
+        self.capacity.note(self.queue.now(), serving);
     }
 
     fn replica_of(&self, peer: PeerId) -> Option<usize> {
@@ -339,7 +315,8 @@ impl World {
             let held = stage.map(|stage| (stage.config().stage, stage.held(), stage.describe()));
             format!("{:?} {:?} {held:?}", process.instance, process.liveness)
         };
-        let processes: Vec<_> = self.replicas.iter().map(process).collect();
+        let alive = self.replicas.iter().filter(|process| process.is_alive());
+        let processes: Vec<_> = alive.map(process).collect();
         format!("{:?}\n{feeder:?}\n{}\n{:?}", self.now(), processes.join("\n"), self.scenario)
     }
 

@@ -5,7 +5,10 @@ use std::fmt::Debug;
 use super::microbatch::{ClaimState, Microbatch, Phase, UpdateState};
 use super::{Action, Job, JobOutcome, Note, Stage};
 use crate::router::Completion;
-use crate::{Hop, Message, MicrobatchId, Refusal, Time};
+use crate::{Duration, Hop, Message, MicrobatchId, Refusal, Time};
+
+/// When the run is finished, grants that were given before are awaited for this long.
+const LAST_GRANTS_WITHIN: Duration = Duration::from_secs(2);
 
 impl<P: Clone + Default + Debug> Stage<P> {
     // --- Its outcome is known elsewhere ---------------------------------------------------------------------
@@ -21,16 +24,35 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// No feeder answers any more: what is not granted by now is not applied.
+    /// The run is finished: what is not granted by now is not applied, but a grant may still be on its way.
     pub(super) fn on_finished(&mut self, now: Time) {
-        (self.draining, self.finished) = (true, true);
+        self.draining = true;
+        self.finished_at.get_or_insert(now);
         let ids: Vec<_> = self.microbatches.keys().copied().collect();
         for id in ids {
             if let Some(held) = self.microbatches.get_mut(&id) {
                 held.ended = true;
-                if matches!(held.claim, ClaimState::Claimed { .. }) {
-                    held.claim = ClaimState::Denied;
-                }
+                self.release_if_over(now, id);
+            }
+        }
+    }
+
+    /// Until when a grant may arrive, if the run is finished.
+    pub(super) fn last_grants_by(&self) -> Option<Time> {
+        Some(self.finished_at? + LAST_GRANTS_WITHIN)
+    }
+
+    /// No feeder answers any more.
+    pub(super) fn give_up_claims(&mut self, now: Time) {
+        if self.last_grants_by().is_none_or(|by| by > now) {
+            return;
+        }
+        let claimed = |held: &Microbatch<P>| matches!(held.claim, ClaimState::Claimed { .. });
+        let ids: Vec<_> =
+            self.microbatches.iter().filter(|(_, held)| claimed(held)).map(|(&id, _)| id).collect();
+        for id in ids {
+            if let Some(held) = self.microbatches.get_mut(&id) {
+                held.claim = ClaimState::Denied;
                 self.settle_update(id);
                 self.release_if_over(now, id);
             }

@@ -56,6 +56,8 @@ pub enum Reason {
     ReplyOverdue,
     /// A feeder owes an answer: to a claim, or to a refusal.
     FeederOverdue,
+    /// The run is finished, and claims have no answer.
+    LastGrantsOverdue,
     /// A computed activation has found no replica of the next stage.
     RouteExpires,
     /// A forward came from a peer that the table does not place.

@@ -103,7 +103,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             self.microbatches.iter().filter(|(_, held)| overdue(held)).map(|(&id, _)| id).collect();
         for id in ids {
             self.tell_refused_again(now, id);
-            if self.microbatches.get(&id).is_some_and(|held| matches!(held.claim, ClaimState::Claimed { .. })) {
+            if self.microbatches.get(&id).is_some_and(|held| matches!(held.claim, ClaimState::Claimed { .. }))
+            {
                 self.claim(now, id);
             }
         }

@@ -160,10 +160,8 @@ impl<P> Microbatch<P> {
 
     /// Whether the executor keeps a stash of it.
     pub(super) fn is_stashed(&self) -> bool {
-        let kept = matches!(
-            self.phase,
-            Phase::Unrouted { .. } | Phase::HandedOn | Phase::BackwardQueued { .. }
-        );
+        let kept =
+            matches!(self.phase, Phase::Unrouted { .. } | Phase::HandedOn | Phase::BackwardQueued { .. });
         kept && self.trains()
     }
 

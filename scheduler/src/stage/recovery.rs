@@ -30,7 +30,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     pub(super) fn judge_neighbours(&mut self, now: Time) {
         let lost = self.handoff.judge(now, &mut self.table);
         for neighbour in lost {
-            if self.finished {
+            if self.finished_at.is_some() {
                 continue;
             }
             let gone = |hop: &Hop| hop.instance == neighbour;
@@ -51,8 +51,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
         let table = std::mem::take(&mut self.table);
         let ignores_starts = self.config.breaks(Mutation::IgnoreIncarnation);
-        let known =
-            |hop: &Hop| table.placed(hop) || (ignores_starts && table.address(hop.peer()).is_some());
+        let known = |hop: &Hop| table.placed(hop) || (ignores_starts && table.address(hop.peer()).is_some());
         // New neighbours wait for their credit.
         self.heartbeat_at = now;
         let downstream = table.hops(self.config.next_stage()).into_iter();
@@ -125,7 +124,13 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 
     /// A peer wants to know whether a microbatch is here, and to be its upstream.
-    pub(super) fn on_status_request(&mut self, now: Time, sender: Leg, id: MicrobatchId, mut route: Vec<Hop>) {
+    pub(super) fn on_status_request(
+        &mut self,
+        now: Time,
+        sender: Leg,
+        id: MicrobatchId,
+        mut route: Vec<Hop>,
+    ) {
         let Leg { hop, attempt } = sender;
         if !self.table.placed(&hop) || !replace_feeder(&self.table, hop, id, &mut route) {
             return self.count(Note::Foreign(id));
@@ -191,8 +196,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// What is held, for the message of a failure.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn describe(&self) -> String {
-        let Self { microbatches, handoff, queue, unrouted, .. } = self;
-        let states: Vec<_> = microbatches.values().collect();
-        format!("{states:?} {handoff:?} {queue:?} {unrouted:?}")
+        let states: Vec<_> =
+            self.microbatches.iter().map(|(&id, held)| (id, held, self.handoff.awaited(id))).collect();
+        format!("{states:?} {:?}", self.queue)
     }
 }

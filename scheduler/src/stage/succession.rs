@@ -104,7 +104,12 @@ impl<P: Clone + Default + Debug> Stage<P> {
 }
 
 /// Puts the successor in the place of the feeder that a route begins with; `false` if the sender is a former feeder.
-pub(super) fn replace_feeder(table: &PeerTable, sender: Hop, microbatch: MicrobatchId, route: &mut [Hop]) -> bool {
+pub(super) fn replace_feeder(
+    table: &PeerTable,
+    sender: Hop,
+    microbatch: MicrobatchId,
+    route: &mut [Hop],
+) -> bool {
     let successor = table.successor(microbatch);
     if sender.stage.is_none() {
         return successor.is_none_or(|successor| successor.peer() == sender.peer());

@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 
 use super::download::Note;
 use super::*;
-use crate::averaging::Instance;
-use crate::{Duration, Incarnation, PeerId, Rng, Time, WeightVersion};
+use crate::sim::queue::{EventQueue, Next};
+use crate::{Duration, Incarnation, Instance, PeerId, Rng, Time, WeightVersion};
 
 const SEEDS: u64 = 300;
 const STEPS_MAX: u64 = 100_000;
 const CHUNK_BYTES: u32 = 100;
 const LIMITS: Limits = Limits { bytes_max: 5_000, chunk_bytes_max: CHUNK_BYTES };
 
-/// Bytes of a chunk in simulation: whose copy it is of, and which it is.
+/// Bytes of a chunk in simulation: its donor, the copy, and its number.
 type Bytes = (u8, StateId, u32);
 
-fn participant(index: u8) -> Instance {
-    Instance { peer: PeerId([index; 32]), incarnation: Incarnation(1) }
+fn instance(index: u8) -> Instance {
+    Instance::new(PeerId([index; 32]), Incarnation(1))
 }
 
 fn hash(bytes: Bytes) -> ChunkHash {
@@ -49,7 +49,7 @@ struct Scenario {
 #[derive(Debug)]
 enum Delivery {
     ToJoiner(DownloadEvent<Bytes>),
-    ToDonor(u8, UploadEvent<Bytes>),
+    ToDonor(u8, UploadEvent),
     Kill(u8),
 }
 
@@ -57,13 +57,12 @@ enum Delivery {
 struct World {
     scenario: Scenario,
     rng: Rng,
-    now: Time,
-    sequence: u64,
-    queue: BTreeMap<(Time, u64), Delivery>,
+    /// Alarms are those of the joiner, 0, and the donors.
+    queue: EventQueue<Delivery, u8>,
     joiner: Download<Bytes>,
-    donors: BTreeMap<u8, Upload<Bytes>>,
+    donors: BTreeMap<u8, Upload>,
     stored: BTreeMap<u64, Bytes>,
-    complete: Option<Instance>,
+    imported: Option<Instance>,
     notes: Vec<Note>,
     copies: i32,
 }
@@ -73,68 +72,50 @@ impl World {
         let mut world = Self {
             scenario,
             rng: Rng::new(scenario.seed),
-            now: Time(0),
-            sequence: 0,
-            queue: BTreeMap::new(),
+            queue: EventQueue::new(),
             joiner: Download::new(LIMITS),
             donors: (1..=scenario.donors).map(|donor| (donor, Upload::new())).collect(),
             stored: BTreeMap::new(),
-            complete: None,
+            imported: None,
             notes: Vec::new(),
             copies: 0,
         };
-        let donors = (1..=scenario.donors).map(participant).collect();
+        let donors = (1..=scenario.donors).map(instance).collect();
         world.send(Delivery::ToJoiner(DownloadEvent::Donors(donors)));
         for donor in 1..=scenario.donors {
-            world.post(Time(0), Delivery::ToDonor(donor, UploadEvent::Joiners(vec![participant(0)])));
+            let joiners = UploadEvent::Joiners(vec![instance(0)]);
+            world.queue.schedule(Time(0), Delivery::ToDonor(donor, joiners));
             if let Some(every) = scenario.kill_every.filter(|_| donor < scenario.donors) {
-                world.post(Time(0) + every * u32::from(donor), Delivery::Kill(donor));
+                world.queue.schedule(Time(0) + every * u32::from(donor), Delivery::Kill(donor));
             }
         }
         world
     }
 
     fn run(&mut self) {
-        for _ in 0..STEPS_MAX {
-            let due = self.queue.first_key_value().map(|(&(at, _), _)| at);
-            if self.wake(due) {
-                continue;
-            }
-            let Some(((at, _), delivery)) = self.queue.pop_first() else { return };
-            self.now = at;
-            match delivery {
-                Delivery::ToJoiner(event) => self.at_joiner(event),
-                Delivery::ToDonor(donor, event) => self.at_donor(donor, event),
-                Delivery::Kill(donor) => {
+        while let Some(next) = self.queue.pop() {
+            assert!(self.queue.steps() < STEPS_MAX, "seed {}: not over", self.scenario.seed);
+            match next {
+                Next::Event(Delivery::ToJoiner(event)) => self.at_joiner(event),
+                Next::Event(Delivery::ToDonor(donor, event)) => self.at_donor(donor, event),
+                Next::Event(Delivery::Kill(donor)) => {
                     self.donors.remove(&donor);
-                    self.send(Delivery::ToJoiner(DownloadEvent::PeerLost(participant(donor))));
+                    self.queue.set_alarm(donor, None);
+                    self.send(Delivery::ToJoiner(DownloadEvent::PeerLost(instance(donor))));
                 }
+                Next::Alarm(0) => self.at_joiner(DownloadEvent::Timeout),
+                Next::Alarm(donor) => self.at_donor(donor, UploadEvent::Timeout),
             }
         }
-        panic!("seed {}: not over after {STEPS_MAX} steps", self.scenario.seed);
-    }
-
-    fn wake(&mut self, due: Option<Time>) -> bool {
-        let before = |at: &Time| due.is_none_or(|due| *at <= due);
-        let joiner = self.joiner.poll_timeout().map(|(at, _)| (at, 0));
-        let donors =
-            self.donors.iter().filter_map(|(&donor, upload)| Some((upload.poll_timeout()?.0, donor)));
-        let Some((at, who)) = donors.chain(joiner).min().filter(|(at, _)| before(at)) else { return false };
-        self.now = self.now.max(at);
-        match who {
-            0 => self.at_joiner(DownloadEvent::Timeout),
-            donor => self.at_donor(donor, UploadEvent::Timeout),
-        }
-        true
     }
 
     fn at_joiner(&mut self, event: DownloadEvent<Bytes>) {
-        self.joiner.handle(self.now, event);
+        self.joiner.handle(self.queue.now(), event);
         while let Some(action) = self.joiner.poll_action() {
-            assert_eq!(self.complete, None, "nothing after the end");
+            assert_eq!(self.imported, None, "nothing after the end");
             match action {
                 DownloadAction::Send { to, message } => {
-                    let event = UploadEvent::Received { from: participant(0), message };
+                    let event = UploadEvent::Received { from: instance(0), message };
                     self.carry(Delivery::ToDonor(to.0[0], event));
                 }
                 DownloadAction::Begin { bytes } => {
@@ -145,16 +126,22 @@ impl World {
                     let before = self.stored.insert(offset, payload);
                     assert_eq!(before, None, "seed {}: stored twice", self.scenario.seed);
                 }
-                DownloadAction::Complete { donor, .. } => self.complete = Some(donor),
+                DownloadAction::Import { donor, .. } => {
+                    self.imported = Some(donor);
+                    self.joiner.handle(self.queue.now(), DownloadEvent::Imported(true));
+                    assert!(self.joiner.is_complete());
+                }
                 DownloadAction::Counted(note) => self.notes.push(note),
             }
         }
+        self.queue.set_alarm(0, self.joiner.poll_timeout().map(|(at, _)| at));
     }
 
-    fn at_donor(&mut self, donor: u8, event: UploadEvent<Bytes>) {
+    fn at_donor(&mut self, donor: u8, event: UploadEvent) {
         let Some(upload) = self.donors.get_mut(&donor) else { return };
-        upload.handle(self.now, event);
+        upload.handle(self.queue.now(), event);
         let actions: Vec<_> = std::iter::from_fn(|| upload.poll_action()).collect();
+        self.queue.set_alarm(donor, upload.poll_timeout().map(|(at, _)| at));
         for action in actions {
             match action {
                 UploadAction::Export { state } => {
@@ -164,7 +151,7 @@ impl World {
                     self.send(Delivery::ToDonor(donor, UploadEvent::Exported { state, manifest }));
                 }
                 UploadAction::Send { message, .. } => {
-                    let event = DownloadEvent::Received { from: participant(donor), message };
+                    let event = DownloadEvent::Received { from: instance(donor), message };
                     self.carry(Delivery::ToJoiner(event));
                 }
                 UploadAction::SendChunk { state, chunk, bytes, .. } => {
@@ -179,7 +166,7 @@ impl World {
     fn carry_chunk(&mut self, donor: u8, state: StateId, chunk: u32, bytes: u32) {
         let lies = donor == 1 && self.rng.chance(self.scenario.lies_per_mille, 1_000);
         let payload = if lies { (donor, state, chunk ^ 1) } else { (donor, state, chunk) };
-        let (from, hash, bytes) = (participant(donor), hash(payload), u64::from(bytes));
+        let (from, hash, bytes) = (instance(donor), hash(payload), u64::from(bytes));
         self.carry(Delivery::ToJoiner(DownloadEvent::Chunk { from, state, chunk, bytes, hash, payload }));
     }
 
@@ -190,13 +177,8 @@ impl World {
     }
 
     fn send(&mut self, delivery: Delivery) {
-        let at = self.now + Duration::from_nanos(self.rng.below(300_000_000));
-        self.post(at, delivery);
-    }
-
-    fn post(&mut self, at: Time, delivery: Delivery) {
-        self.sequence += 1;
-        self.queue.insert((at, self.sequence), delivery);
+        let delay = Duration::from_nanos(self.rng.below(300_000_000));
+        self.queue.schedule_in(delay, delivery);
     }
 }
 
@@ -211,12 +193,12 @@ fn play(scenario: Scenario) -> World {
 fn check(scenario: Scenario) -> World {
     let world = play(scenario);
     let seed = scenario.seed;
-    let donor = world.complete.unwrap_or_else(|| panic!("seed {seed}: {:?}", world.notes));
+    let donor = world.imported.unwrap_or_else(|| panic!("seed {seed}: {:?}", world.notes));
     assert_eq!(world.stored.len() as u64, scenario.chunks, "seed {seed}");
     let copies: std::collections::BTreeSet<_> =
         world.stored.values().map(|(donor, state, _)| (*donor, *state)).collect();
     assert_eq!(copies.len(), 1, "seed {seed}: one copy, not a mixture");
-    assert_eq!(copies.first().map(|(donor, _)| participant(*donor)), Some(donor), "seed {seed}");
+    assert_eq!(copies.first().map(|(donor, _)| instance(*donor)), Some(donor), "seed {seed}");
     for (&offset, &(_, _, chunk)) in &world.stored {
         assert_eq!(
             offset,
@@ -242,7 +224,7 @@ fn calm(seed: u64) -> Scenario {
 fn a_calm_download_takes_everything_from_the_first_donor() {
     for seed in 0..SEEDS {
         let world = check(calm(seed));
-        assert_eq!((world.complete, world.notes.len()), (Some(participant(1)), 0), "seed {seed}");
+        assert_eq!((world.imported, world.notes.len()), (Some(instance(1)), 0), "seed {seed}");
         assert_eq!(world.copies, 0, "seed {seed}: the copy is dropped");
     }
 }
@@ -252,7 +234,7 @@ fn a_liar_is_blamed_and_the_next_donor_gives() {
     let mut blamed = 0;
     for seed in 0..SEEDS {
         let world = check(Scenario { lies_per_mille: 200, ..calm(seed) });
-        let wrong = world.notes.iter().filter(|note| **note == Note::Wrong(participant(1))).count();
+        let wrong = world.notes.iter().filter(|note| **note == Note::Wrong(instance(1))).count();
         assert!(wrong <= 1 && wrong == world.notes.len(), "seed {seed}: {:?}", world.notes);
         blamed += wrong;
     }
@@ -283,7 +265,7 @@ fn what_is_lost_is_asked_for_again() {
 #[test]
 fn only_liars_give_nothing() {
     let world = play(Scenario { donors: 1, lies_per_mille: 1_000, ..calm(3) });
-    assert_eq!((world.complete, &world.notes[..]), (None, &[Note::Wrong(participant(1)), Note::NoDonor][..]));
+    assert_eq!((world.imported, &world.notes[..]), (None, &[Note::Wrong(instance(1)), Note::NoDonor][..]));
 }
 
 // --- Stories ------------------------------------------------------------------------------------------------
@@ -296,12 +278,12 @@ fn a_manifest_beyond_the_limits_reserves_nothing() {
         change(&mut manifest);
         assert_eq!(manifest.check(&LIMITS), Err(expected));
         let mut joiner = Download::<Bytes>::new(LIMITS);
-        joiner.handle(Time(0), DownloadEvent::Donors(vec![participant(1)]));
+        joiner.handle(Time(0), DownloadEvent::Donors(vec![instance(1)]));
         let message = TransferMessage::Offer { state: StateId(1), manifest };
-        joiner.handle(Time(0), DownloadEvent::Received { from: participant(1), message });
+        joiner.handle(Time(0), DownloadEvent::Received { from: instance(1), message });
         let actions: Vec<_> = std::iter::from_fn(|| joiner.poll_action()).collect();
         assert!(!actions.iter().any(|action| matches!(action, DownloadAction::Begin { .. })), "{actions:?}");
-        let blamed = DownloadAction::Counted(Note::Unusable(participant(1), expected));
+        let blamed = DownloadAction::Counted(Note::Unusable(instance(1), expected));
         assert!(actions.contains(&blamed), "{actions:?}");
     };
     assert_eq!(good.check(&LIMITS), Ok(()));
@@ -314,62 +296,59 @@ fn a_manifest_beyond_the_limits_reserves_nothing() {
     check(|m| m.bytes = 501, ManifestError::Hashes { expected: 6, found: 5 });
 }
 
-fn upload_actions(
-    upload: &mut Upload<Bytes>,
-    at: u64,
-    event: UploadEvent<Bytes>,
-) -> Vec<UploadAction<Bytes>> {
+fn upload_actions(upload: &mut Upload, at: u64, event: UploadEvent) -> Vec<UploadAction> {
     upload.handle(Time(at * 1_000_000_000), event);
     std::iter::from_fn(|| upload.poll_action()).collect()
 }
 
-fn said(from: u8, message: TransferMessage<Bytes>) -> UploadEvent<Bytes> {
-    UploadEvent::Received { from: participant(from), message }
+fn said(from: u8, message: TransferMessage) -> UploadEvent {
+    UploadEvent::Received { from: instance(from), message }
 }
 
 #[test]
-fn a_donor_copies_once_for_all_who_ask_and_declines_the_rest() {
+fn a_donor_copies_once_for_all_joiners_that_ask_and_declines_the_rest() {
     let mut donor = Upload::new();
-    let listed = (1..=9).map(participant).collect();
+    let listed = (1..=9).map(instance).collect();
     assert_eq!(upload_actions(&mut donor, 0, UploadEvent::Joiners(listed)), []);
     let state = StateId(1);
     assert_eq!(
-        upload_actions(&mut donor, 0, said(1, TransferMessage::Ask)),
+        upload_actions(&mut donor, 0, said(1, TransferMessage::Request)),
         [UploadAction::Export { state }]
     );
     for joiner in 2..=4 {
-        assert_eq!(upload_actions(&mut donor, 0, said(joiner, TransferMessage::Ask)), []);
+        assert_eq!(upload_actions(&mut donor, 0, said(joiner, TransferMessage::Request)), []);
     }
     for stranger in [5, 200] {
-        let declined = upload_actions(&mut donor, 0, said(stranger, TransferMessage::Ask));
-        assert!(declined.contains(&UploadAction::Counted(upload::Note::Declined(participant(stranger)))));
+        let declined = upload_actions(&mut donor, 0, said(stranger, TransferMessage::Request));
+        assert!(declined.contains(&UploadAction::Counted(upload::Note::Declined(instance(stranger)))));
     }
     let exported = UploadEvent::Exported { state, manifest: Some(manifest(0, state, 450)) };
     assert_eq!(upload_actions(&mut donor, 1, exported).len(), 4, "an offer each");
-    let chunk = upload_actions(&mut donor, 1, said(3, TransferMessage::Want { state, chunk: 4 }));
-    let to = participant(3).peer;
+    let chunk = upload_actions(&mut donor, 1, said(3, TransferMessage::ChunkRequest { state, chunk: 4 }));
+    let to = instance(3).peer;
     assert_eq!(chunk, [UploadAction::SendChunk { to, state, chunk: 4, offset: 400, bytes: 50 }]);
     for (from, state, chunk) in [(3, state, 5), (3, StateId(9), 0), (9, state, 0), (3, state, u32::MAX)] {
-        let declined = upload_actions(&mut donor, 1, said(from, TransferMessage::Want { state, chunk }));
-        assert!(declined.contains(&UploadAction::Counted(upload::Note::Declined(participant(from)))));
+        let declined =
+            upload_actions(&mut donor, 1, said(from, TransferMessage::ChunkRequest { state, chunk }));
+        assert!(declined.contains(&UploadAction::Counted(upload::Note::Declined(instance(from)))));
     }
     for joiner in 1..=3 {
         upload_actions(&mut donor, 2, said(joiner, TransferMessage::Done { state }));
     }
-    let gone = upload_actions(&mut donor, 3, UploadEvent::PeerLost(participant(4)));
+    let gone = upload_actions(&mut donor, 3, UploadEvent::PeerLost(instance(4)));
     assert_eq!(gone.last(), Some(&UploadAction::Release { state }));
     assert_eq!((donor.sessions(), donor.poll_timeout()), (0, None));
 }
 
 #[test]
-fn a_silent_joiner_is_forgotten_and_an_old_copy_made_anew() {
+fn a_silent_joiner_is_forgotten_and_an_old_copy_replaced() {
     let mut donor = Upload::new();
-    upload_actions(&mut donor, 0, UploadEvent::Joiners(vec![participant(1)]));
-    upload_actions(&mut donor, 0, said(1, TransferMessage::Ask));
+    upload_actions(&mut donor, 0, UploadEvent::Joiners(vec![instance(1)]));
+    upload_actions(&mut donor, 0, said(1, TransferMessage::Request));
     let (first, second) = (StateId(1), StateId(2));
     let exported = UploadEvent::Exported { state: first, manifest: Some(manifest(0, first, 450)) };
     upload_actions(&mut donor, 0, exported);
-    let again = upload_actions(&mut donor, 60, said(1, TransferMessage::Ask));
+    let again = upload_actions(&mut donor, 60, said(1, TransferMessage::Request));
     assert_eq!(again, [UploadAction::Release { state: first }, UploadAction::Export { state: second }]);
     let exported = UploadEvent::Exported { state: second, manifest: Some(manifest(0, second, 450)) };
     upload_actions(&mut donor, 60, exported);

@@ -173,7 +173,7 @@ impl Upload {
             TransferMessage::Request => self.on_request(now, from),
             TransferMessage::ChunkRequest { state, chunk } => {
                 self.on_chunk_request(now, from, state, chunk);
-            },
+            }
             TransferMessage::Done { state }
                 if state == self.state && self.sessions.remove(&from).is_some() =>
             {

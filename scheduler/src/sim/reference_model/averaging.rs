@@ -57,7 +57,11 @@ fn require(holds: bool, otherwise: impl FnOnce() -> String) -> Rule {
 }
 
 fn numbers(payload: &Payload) -> Result<&Numbers, String> {
-    if let Payload::Numbers(numbers) = payload { Ok(numbers) } else { Err(format!("{payload:?} is no numbers")) }
+    if let Payload::Numbers(numbers) = payload {
+        Ok(numbers)
+    } else {
+        Err(format!("{payload:?} is no numbers"))
+    }
 }
 
 impl Means {
@@ -93,7 +97,9 @@ impl Means {
         for (weight, input) in inputs {
             let input = numbers(input)?;
             let &[from] = input.of.as_slice() else { return Err(format!("{input:?} is no contribution")) };
-            require(*weight > 0 && heard.insert(from), || format!("{from:?} counts as {weight} in {heard:?}"))?;
+            require(*weight > 0 && heard.insert(from), || {
+                format!("{from:?} counts as {weight} in {heard:?}")
+            })?;
             let given = copied.and_then(|copied| copied.get(&from));
             let same = given.is_some_and(|(given, numbers)| given == weight && numbers == input);
             require(same, || format!("{from:?} gave something else than it copied"))?;
@@ -102,7 +108,12 @@ impl Means {
     }
 
     /// `me` sends something to another member.
-    pub(in crate::sim) fn send(&mut self, me: Instance, message: &AveragingMessage, payload: &Payload) -> Rule {
+    pub(in crate::sim) fn send(
+        &mut self,
+        me: Instance,
+        message: &AveragingMessage,
+        payload: &Payload,
+    ) -> Rule {
         let key = (message.group, message.part, message.attempt);
         match &message.content {
             Content::Accept => {

@@ -67,6 +67,7 @@ impl World {
         config.lease_count = scenario.lease_count;
         config.status_after = scenario.status_after;
         config.averaging = scenario.averaging;
+        config.stop_within = scenario.stop_within;
         #[cfg(test)]
         {
             config.mutation = scenario.mutation;

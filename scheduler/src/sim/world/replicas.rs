@@ -2,7 +2,7 @@
 //! asks.
 
 use crate::coordinator::{self, RunState};
-use crate::replica::{Action, Begin, Config, Confirmation, End, Event};
+use crate::replica::{Action, Begin, Config, Confirmation, End, Event, Unfinished};
 use crate::router::RouterFactory as _;
 use crate::transfer::{Limits, StateId, TransferMessage};
 use crate::{
@@ -58,7 +58,8 @@ impl World {
     fn send_heartbeat(&mut self, index: usize, purpose: Purpose) {
         let process = &self.replicas[index];
         let from = process.instance;
-        let progress = process.replica.as_ref().map(|replica| replica.progress(self.now())).unwrap_or_default();
+        let progress =
+            process.replica.as_ref().map(|replica| replica.progress(self.now())).unwrap_or_default();
         self.tell_coordinator(from.peer, coordinator::Event::Heartbeat { from, progress }, purpose);
     }
 
@@ -67,6 +68,7 @@ impl World {
             Delivery::Replica(_, _, event) => self.at_replica(index, event),
             Delivery::Table(_, _, membership) => self.at_replica(index, Event::Membership(membership)),
             Delivery::State(_, _, state, purpose) => self.on_state(index, state, purpose),
+            Delivery::NotNeeded(..) => self.end_process(index, None),
             Delivery::Built(_, _, stage) => self.on_built(index, stage),
             Delivery::Heartbeat(_, incarnation) => {
                 if self.replicas[index].admitted {
@@ -138,10 +140,8 @@ impl World {
         {
             config.mutation = scenario.mutation;
         }
-        let limits = Limits {
-            bytes_max: Weights::bytes(scenario.fragments()),
-            chunk_bytes_max: state::chunk_bytes(),
-        };
+        let limits =
+            Limits { bytes_max: Weights::bytes(scenario.fragments()), chunk_bytes_max: state::chunk_bytes() };
         let config = Config {
             stage: config,
             fragments: scenario.fragments(),
@@ -270,9 +270,10 @@ impl World {
         let group = process.replica.as_ref().and_then(|replica| replica.averaging().group());
         let reply = process.executor.average(job, me, group.as_ref().map(|(id, _)| *id));
         let members = group.map(|(_, members)| members).unwrap_or_default();
-        let rule = reply.as_ref().map_err(Clone::clone).and_then(|reply| {
-            self.watch_average(me, job, reply.as_ref(), &members)
-        });
+        let rule = reply
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|reply| self.watch_average(me, job, reply.as_ref(), &members));
         self.model.require(rule.is_ok(), || rule.unwrap_err());
         let Ok(Some(reply)) = reply else { return };
         let at = match job {
@@ -373,9 +374,10 @@ impl World {
         match end {
             End::RunFinished => self.end_process(index, None),
             End::Left(unfinished) => {
-                self.model.path(if unfinished.is_some() { "left with something unfinished" } else { "left" });
-                if unfinished.is_none() {
-                    self.check_departure(index);
+                match unfinished {
+                    None => self.check_departure(index),
+                    Some(Unfinished::Microbatches(_)) => self.model.path("left with microbatches"),
+                    Some(Unfinished::Fragments(_)) => self.model.path("left with fragments unaveraged"),
                 }
                 self.end_process(index, Some(BACK_AFTER));
             }
@@ -388,6 +390,7 @@ impl World {
 
     /// A replica that leaves nothing behind has no contribution that the others lack, where there are others.
     fn check_departure(&mut self, index: usize) {
+        self.model.path("left");
         let process = &self.replicas[index];
         let Some(replica) = &process.replica else { return };
         let table = replica.table();

@@ -1,0 +1,86 @@
+//! When a run is over, what must hold then, and what it came to.
+
+use crate::coordinator::RunState;
+use crate::sim::process::ReplicaProcess;
+use crate::sim::report::{ReplicaReport, Report};
+use crate::{Feeder, Time};
+
+use super::{Delivery, World};
+
+impl World {
+    /// Whether the last feeder has nothing left to do, no microbatch is held and no fault is to strike; where the run is
+    /// finished, also every replica has left.
+    pub(super) fn is_over(&self) -> bool {
+        self.latest().ended && self.held() == 0 && self.faults_left() == 0 && self.has_left()
+    }
+
+    fn has_left(&self) -> bool {
+        let finished = self.coordinator.state() == RunState::Finished;
+        !finished || self.replicas.iter().all(|process| !process.is_alive())
+    }
+
+    fn faults_left(&self) -> usize {
+        let faults = |delivery: &&Delivery| matches!(delivery, Delivery::Fault(_) | Delivery::Resume(..));
+        self.queue.events().filter(faults).count()
+    }
+
+    /// Nothing is lost and nothing is left behind.
+    pub(super) fn check_ending(&mut self) {
+        let stashes = self.stashes();
+        self.model.require(stashes == 0, || format!("{stashes} stashes are left behind"));
+        let total = match self.scenario.duration {
+            Some(_) => self.model.injected.len() as u64,
+            None => self.scenario.total,
+        };
+        self.check_outcomes(total);
+        let counts = self.latest().machine.as_ref().map(Feeder::counts).unwrap_or_default();
+        let sound = (counts.in_flight, counts.lost, counts.ungranted) == (0, 0, 0);
+        let decided = counts.finished + counts.refused + counts.inherited;
+        self.model.require(sound && decided == total, || format!("{total} microbatches end as {counts:?}"));
+    }
+
+    fn check_outcomes(&mut self, total: u64) {
+        let model = &self.model;
+        let without: Vec<_> =
+            model.injected.keys().filter(|id| !model.outcomes.contains_key(id)).copied().collect();
+        for id in without {
+            let unknown = self.model.unknown(id);
+            self.model.require(unknown, || format!("{id} has no outcome"));
+            self.model.path("unknown to every replica");
+        }
+        let decided = self.model.outcomes.len() as u64;
+        if self.feeders.len() == 1 {
+            self.model.require(decided == total, || format!("{decided} of {total} have an outcome"));
+        }
+    }
+
+    fn stashes(&self) -> usize {
+        let alive = self.replicas.iter().filter(|process| process.is_alive());
+        alive.map(|process| process.executor.stashes.len()).sum()
+    }
+
+    pub(super) fn report(&mut self) -> Report {
+        let trained_at = self.trained_at.unwrap_or(self.now());
+        let replica = |process: &ReplicaProcess| {
+            let stage = process.replica.as_ref().map(|replica| replica.stage());
+            ReplicaReport {
+                instance: process.instance,
+                stage: stage.map(|stage| stage.config().stage),
+                applied: stage.map_or(0, |stage| stage.counts().applied),
+                weights: process.executor.weights.words(),
+            }
+        };
+        Report {
+            seed: self.scenario.seed,
+            time: self.now().since(Time(0)),
+            training_time: trained_at.since(Time(0)),
+            steps: self.queue.steps(),
+            counts: self.latest().machine.as_ref().map(Feeder::counts).unwrap_or_default(),
+            measured: self.model.measured.clone(),
+            in_flight_max: self.model.in_flight_max,
+            bound: self.capacity.microbatches(trained_at, self.scenario.stages),
+            paths: self.model.paths.clone(),
+            replicas: self.replicas.iter().map(replica).collect(),
+        }
+    }
+}
