@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use swarmline_scheduler::router::{
-    CANDIDATES_MAX, Candidate, Choice, Policy, Router, RouterFactory, Settled,
+    CANDIDATES_MAX, Candidate, Choice, Completion, Policy, Router, RouterFactory,
 };
 use swarmline_scheduler::{
-    Hop, Incarnation, Member, Membership, MicrobatchId, PeerId, PeerTable, Rng, StageIndex, Standing, Time,
+    Hop, Incarnation, Instance, Member, MemberState, Membership, MicrobatchId, PeerId, PeerTable, Rng,
+    StageIndex, Time,
 };
 
 const STAGE: StageIndex = StageIndex(1);
@@ -25,7 +26,8 @@ fn table(members: usize) -> PeerTable {
         let mut key = [0; 32];
         key.fill_with(|| rng.next_u64().to_le_bytes()[0]);
         let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
-        Member { peer: PeerId(key), incarnation: Incarnation(1), standing: Standing::Serving(STAGE), address }
+        let instance = Instance::new(PeerId(key), Incarnation(1));
+        Member { instance, state: MemberState::Serving(STAGE), address }
     };
     let mut table = PeerTable::new(PeerId([7; 32]));
     table.update(Membership {
@@ -65,7 +67,7 @@ impl Sender {
         let now = Time(self.sent * 1_000_000);
         self.candidates.clear();
         self.candidates.extend(self.table.eligible(now, STAGE).map(|hop| {
-            let service = Some(Duration::from_millis(50 + u64::from(hop.peer.0[0] % 64)));
+            let service = Some(Duration::from_millis(50 + u64::from(hop.peer().0[0] % 64)));
             Candidate { service, ..Candidate::unknown(hop) }
         }));
         let choice = Choice { candidates: &self.candidates, senders: self.table.senders(STAGE) };
@@ -79,7 +81,7 @@ impl Sender {
     /// The oldest microbatch returns, the next one is sent.
     fn turn(&mut self) {
         if let Some((from, microbatch)) = self.in_flight.pop_front() {
-            self.router.on_settled(Time(self.sent * 1_000_000), from, microbatch, Settled::Returned);
+            self.router.on_completed(Time(self.sent * 1_000_000), from, microbatch, Completion::Returned);
         }
         self.send();
     }

@@ -59,7 +59,8 @@ impl AckRange {
     /// The ids with an outcome, as runs in ascending order that do not touch. A bitmap beyond its limit is cut off.
     #[must_use]
     pub fn runs(&self) -> Vec<Range<u64>> {
-        let mut runs = vec![self.first..self.watermark];
+        let mut runs = Vec::new();
+        runs.push(self.first..self.watermark);
         for id in self.ids_of_bitmap() {
             match runs.last_mut() {
                 Some(run) if run.end == id => run.end = id + 1,

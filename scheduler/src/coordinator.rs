@@ -59,6 +59,8 @@ pub struct Coordinator {
     leases: LeaseBook,
     /// Stages whose weights have been updated, ascending.
     trained: Vec<StageIndex>,
+    /// A feeder has reported the end of its work; it may have left since.
+    fed: bool,
     finished: bool,
     /// Until then members of a finished run may leave.
     farewell_until: Option<Time>,
@@ -78,6 +80,7 @@ impl Coordinator {
             entries: BTreeMap::new(),
             leases: LeaseBook::default(),
             trained: Vec::new(),
+            fed: false,
             finished: false,
             farewell_until: None,
             ended: false,
@@ -94,8 +97,8 @@ impl Coordinator {
                 let joined = self.join(now, from, role, address);
                 self.reply(from, joined.map_or_else(Reply::JoinRefused, Reply::Joined));
             }
-            Event::Ready { from } => {
-                let state = self.ready(now, from);
+            Event::Ready { from, stage } => {
+                let state = self.ready(now, from, stage);
                 self.reply_noted(from, state);
             }
             Event::Heartbeat { from, progress } => {
@@ -116,6 +119,7 @@ impl Coordinator {
             }
             Event::Timeout => {}
         }
+        self.notice_finished(now);
         self.promote_standbys();
         self.publish();
         self.notice_end(now);
@@ -235,14 +239,15 @@ impl Coordinator {
         Err(alive.map_or(JoinRefusal::NothingToSucceed, |feeder| JoinRefusal::FeederLives { feeder, lease }))
     }
 
-    fn ready(&mut self, now: Time, from: Instance) -> Option<MemberState> {
+    fn ready(&mut self, now: Time, from: Instance, stage: StageIndex) -> Option<MemberState> {
         let entry = self.touch(now, from)?;
-        if let MemberState::Loading(stage) = entry.member.state {
+        let has_loaded = entry.member.state == MemberState::Loading(stage);
+        if has_loaded {
             entry.member.state = MemberState::Serving(stage);
-            self.changed = true;
-            return Some(MemberState::Serving(stage));
         }
-        Some(entry.member.state)
+        let state = entry.member.state;
+        self.changed |= has_loaded;
+        Some(state)
     }
 
     fn heartbeat(&mut self, now: Time, from: Instance, progress: Progress) -> Option<MemberState> {
@@ -285,20 +290,13 @@ impl Coordinator {
         self.leases.grant(from, count).map_or_else(Reply::LeaseRefused, Reply::Leased)
     }
 
-    /// The run is over when no feeder has work left.
     fn feeder_done(&mut self, now: Time, from: Instance) -> Option<MemberState> {
         let entry = self.touch(now, from)?;
         let state = entry.member.state;
         if state == MemberState::Feeding {
             entry.done = true;
+            self.fed = true;
             self.leases.finish(from.peer);
-            let mut feeders =
-                self.entries.values().filter(|entry| entry.member.state == MemberState::Feeding);
-            if feeders.all(|feeder| feeder.done) && !self.finished {
-                self.finished = true;
-                self.farewell_until = Some(now + self.config.farewell);
-                self.actions.push_back(Action::Finished);
-            }
         }
         Some(state)
     }
@@ -310,6 +308,16 @@ impl Coordinator {
         let (before, lease) = (self.entries.len(), self.config.lease);
         self.entries.retain(|&peer, entry| entry.heard + lease > now || Some(peer) == sender);
         self.changed |= self.entries.len() != before;
+    }
+
+    /// The run is over when a feeder has reported the end of its work and no other member has any left.
+    fn notice_finished(&mut self, now: Time) {
+        let mut feeders = self.entries.values().filter(|entry| entry.member.state == MemberState::Feeding);
+        if self.fed && !self.finished && feeders.all(|feeder| feeder.done) {
+            self.finished = true;
+            self.farewell_until = Some(now + self.config.farewell);
+            self.actions.push_back(Action::Finished);
+        }
     }
 
     /// A place that became free goes to a standby; it takes the state from a replica that lives.

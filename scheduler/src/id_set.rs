@@ -118,28 +118,28 @@ mod tests {
     use super::*;
     use crate::Rng;
 
-    fn set(runs: &[Range<u64>]) -> IdSet {
+    fn set<const N: usize>(runs: [(u64, u64); N]) -> IdSet {
         let mut set = IdSet::default();
-        runs.iter().cloned().for_each(|run| set.insert_run(run));
+        runs.into_iter().for_each(|(first, end)| set.insert_run(first..end));
         set
     }
 
     #[test]
     fn runs_that_touch_or_overlap_are_one() {
-        let mut set = set(&[4..6, 8..10, 20..20]);
+        let mut set = set([(4, 6), (8, 10), (20, 20)]);
         set.insert_run(6..8);
-        assert_eq!(set, self::set(&[4..10]));
+        assert_eq!(set, self::set([(4, 10)]));
         set.insert_run(0..100);
         assert_eq!((set.len(), set.end()), (100, 100));
     }
 
     #[test]
     fn an_id_taken_out_splits_its_run() {
-        let mut set = set(&[0..3]);
+        let mut set = set([(0, 3)]);
         for id in [1, 1, 7] {
             set.remove(MicrobatchId(id));
         }
-        assert_eq!(set, self::set(&[0..1, 2..3]));
+        assert_eq!(set, self::set([(0, 1), (2, 3)]));
         let ids: Vec<_> = std::iter::from_fn(|| set.pop_first()).map(|id| id.0).collect();
         assert_eq!(ids, [0, 2]);
         assert!(set.is_empty());

@@ -53,7 +53,7 @@ pub struct Replica<P> {
 
 #[derive(Debug)]
 enum Phase<P> {
-    Joining(Joining<P>),
+    Joining(Box<Joining<P>>),
     Serving,
     Ended,
 }
@@ -68,7 +68,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             parts_min: config.parts_min,
         };
         Self {
-            phase: Phase::Joining(Joining::new(&config)),
+            phase: Phase::Joining(Box::new(Joining::new(&config))),
             stage: Stage::new(config.stage.clone(), router),
             averaging: Averaging::new(averaging),
             rounds: RoundTracker::default(),
@@ -173,6 +173,9 @@ impl<P: Clone + Default + Debug> Replica<P> {
             Event::Directive(Directive::Finished) => return self.end(End::RunFinished),
             Event::Directive(Directive::Leave(_)) | Event::Stop => return self.end(End::Left(None)),
             Event::Expelled => return self.end(End::Expelled),
+            Event::Directive(Directive::Serve(stage)) if stage != self.config.stage.stage => {
+                return self.end(End::Expelled);
+            }
             Event::Directive(Directive::Continue | Directive::Serve(_))
             | Event::Confirmed(_)
             | Event::Completed(_)
@@ -206,7 +209,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             }
             Event::PeerLost(instance) => self.on_peer_lost(now, instance),
             Event::RoundTrip(instance, time) => self.at_stage(now, stage::Event::RoundTrip(instance, time)),
-            Event::Directive(directive) => self.on_directive(now, directive),
+            Event::Directive(directive) => self.on_directive(now, &directive),
             Event::Confirmed(confirmation) => self.on_confirmed(now, confirmation),
             Event::Expelled => self.end(End::Expelled),
             Event::Stop => self.leave(now),
@@ -264,9 +267,11 @@ impl<P: Clone + Default + Debug> Replica<P> {
         self.at_upload(now, UploadEvent::Timeout);
     }
 
-    fn on_directive(&mut self, now: Time, directive: Directive) {
+    fn on_directive(&mut self, now: Time, directive: &Directive) {
         match directive {
             Directive::Continue => self.at_stage(now, stage::Event::Reached),
+            // It was expelled and placed again: the state of its stage is of no use there.
+            Directive::Serve(stage) if *stage != self.config.stage.stage => self.end(End::Expelled),
             // The coordinator has not heard that it serves.
             Directive::Serve(_) => {
                 self.actions.push_back(Action::Ready);

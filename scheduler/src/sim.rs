@@ -2,7 +2,7 @@
 //! a network that delays, loses, breaks and splits. One seed gives one run; every run has a step bound.
 //!
 //! The machines are the very types that production runs, [`Replica`](crate::Replica) among them, so the world has no rule
-//! of its own: it carries messages, keeps time and does what a machine asks. A [`ReferenceModel`](reference_model) watches
+//! of its own: it carries messages, keeps time and does what a machine asks. A reference model watches
 //! what goes in and comes out, and knows what must hold whatever happens; a run that breaks a rule ends with a
 //! [`Violation`].
 //!

@@ -78,8 +78,9 @@ pub struct Stage<P> {
     counts: Counts,
     draining: bool,
     drained: bool,
-    /// When the run was finished.
-    finished_at: Option<Time>,
+    finished: bool,
+    /// The run is finished, and grants are awaited until then.
+    grants_until: Option<Time>,
     now: Time,
     actions: VecDeque<Action<P>>,
 }
@@ -108,7 +109,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             counts: Counts::default(),
             draining: false,
             drained: false,
-            finished_at: None,
+            finished: false,
+            grants_until: None,
             now: Time::default(),
             actions: VecDeque::new(),
         }
@@ -152,7 +154,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let reasons = [
             (self.handoff.next_check(), Reason::ReplyOverdue),
             (self.feeder_check_at, Reason::FeederOverdue),
-            (self.last_grants_by().filter(|_| !self.drained), Reason::LastGrantsOverdue),
+            (self.grants_until, Reason::LastGrantsOverdue),
             (expires, Reason::RouteExpires),
             (self.parked.next_expiry(), Reason::ParkedExpires),
             (Some(self.heartbeat_at), Reason::HeartbeatDue),

@@ -364,7 +364,7 @@ impl<P: Clone + Default> PartState<P> {
 
     fn decide(&mut self, x: &mut Context<'_, P>) {
         match self.reducer.as_mut().map(Reducer::conclude) {
-            Some(Decision::Adopt(mean)) => self.propose(x, mean),
+            Some(Decision::Adopt(mean)) => self.propose(x, &mean),
             Some(Decision::Reduce(inputs)) => {
                 let (round, part, attempt, own) = (x.group.id.round, x.part, self.attempt, self.mine.clone());
                 x.actions.push_back(Action::Execute(Job::Reduce { round, part, attempt, own, inputs }));
@@ -387,7 +387,7 @@ impl<P: Clone + Default> PartState<P> {
         let current = |reducer: &&mut Reducer<P>| attempt == self.attempt && reducer.is_reducing();
         let Some(reducer) = self.reducer.as_mut().filter(current) else { return };
         match outcome {
-            Ok(mean) => self.propose(x, mean),
+            Ok(mean) => self.propose(x, &mean),
             Err((input, fault)) => match reducer.refuse(input).and_then(|member| x.group.instance(member)) {
                 Some(member) => {
                     x.note(Note::Refused(member, fault));
@@ -398,13 +398,13 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
-    fn propose(&mut self, x: &mut Context<'_, P>, mean: P) {
+    fn propose(&mut self, x: &mut Context<'_, P>, mean: &P) {
         if let Some(reducer) = &mut self.reducer {
             reducer.propose(x.group.me());
         }
         self.accepted = Some((self.attempt, mean.clone()));
         self.phase = Phase::Open(x.deadline());
-        x.broadcast(self.attempt, &Content::Accept, &mean);
+        x.broadcast(self.attempt, &Content::Accept, mean);
     }
 
     fn has_accepted(&self, attempt: Attempt) -> bool {

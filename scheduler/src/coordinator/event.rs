@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::Reply;
 use crate::stage::Progress;
-use crate::{Instance, Membership, PeerId, Role};
+use crate::{Instance, Membership, PeerId, Role, StageIndex};
 
 /// What happens to a coordinator. The shell has authenticated every instance.
 #[derive(Clone, Copy, Debug)]
@@ -18,10 +18,12 @@ pub enum Event {
         /// Address of its data plane.
         address: SocketAddr,
     },
-    /// A loading replica has its shard and serves from now on.
+    /// A loading replica has the state of a stage and serves it from now on.
     Ready {
         /// The caller.
         from: Instance,
+        /// The stage. A replica that joined twice may have been placed at another one meanwhile.
+        stage: StageIndex,
     },
     /// A sign of life.
     Heartbeat {
@@ -55,7 +57,7 @@ impl Event {
     pub(super) fn sender(&self) -> Option<PeerId> {
         match *self {
             Self::Join { from, .. }
-            | Self::Ready { from }
+            | Self::Ready { from, .. }
             | Self::Heartbeat { from, .. }
             | Self::Leave { from }
             | Self::LeaseRequest { from, .. }

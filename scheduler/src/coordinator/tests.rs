@@ -63,8 +63,14 @@ impl Harness {
         self.hear(Event::Join { from, role, address }).unwrap()
     }
 
+    /// It has the state of the stage that it is placed at.
     fn ready(&mut self, peer: PeerId) -> Reply {
-        self.hear(Event::Ready { from: start(peer) }).unwrap()
+        let stage = self.state(peer).and_then(MemberState::stage);
+        self.ready_for(peer, stage.unwrap_or(StageIndex(0)))
+    }
+
+    fn ready_for(&mut self, peer: PeerId, stage: StageIndex) -> Reply {
+        self.hear(Event::Ready { from: start(peer), stage }).unwrap()
     }
 
     fn beat(&mut self, peer: PeerId) -> Reply {
@@ -117,6 +123,18 @@ fn a_run_waits_runs_and_finishes() {
 }
 
 #[test]
+fn a_feeder_that_is_gone_keeps_no_run_from_finishing() {
+    let mut harness = Harness::running();
+    let other = key(5);
+    harness.join(other, 1, Role::Feeder);
+    harness.hear(Event::FeederDone { from: start(FEEDER) });
+    harness.hear(Event::Leave { from: start(FEEDER) });
+    assert_eq!(harness.coordinator.state(), RunState::Running, "the other feeder may have work left");
+    harness.hear(Event::Leave { from: start(other) });
+    assert_eq!((harness.finished, harness.coordinator.state()), (1, RunState::Finished));
+}
+
+#[test]
 fn a_newer_start_replaces_an_older_one_on_its_stage() {
     let mut harness = Harness::running();
     assert_eq!(harness.join(key(1), 1, Role::Replica), Reply::Joined(MemberState::Serving(StageIndex(1))));
@@ -125,6 +143,14 @@ fn a_newer_start_replaces_an_older_one_on_its_stage() {
     assert_eq!(harness.join(key(1), 2, Role::Replica), Reply::JoinRefused(JoinRefusal::Superseded { known }));
     assert_eq!(harness.ready(key(1)), Reply::NotAMember);
     assert_eq!(harness.coordinator.state(), RunState::Waiting { unserved: vec![StageIndex(1)] });
+}
+
+#[test]
+fn a_replica_with_the_state_of_another_stage_does_not_serve() {
+    let mut harness = Harness::new(2);
+    assert_eq!(harness.join(key(1), 1, Role::Replica), loading(0));
+    assert_eq!(harness.ready_for(key(1), StageIndex(1)), Reply::Noted(MemberState::Loading(StageIndex(0))));
+    assert_eq!(harness.ready_for(key(1), StageIndex(0)), Reply::Noted(MemberState::Serving(StageIndex(0))));
 }
 
 #[test]

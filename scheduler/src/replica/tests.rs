@@ -1,1 +1,394 @@
-//! Stories.
+//! Stories of one replica from the table that places it to its departure: which machine hears what, and what holds all of
+//! them back.
+
+use super::*;
+use crate::averaging::{FragmentIndex, Job as AveragingJob, PartIndex, Reply, Round};
+use crate::fixtures::{a, b, feeder, member, restarted};
+use crate::router::{RouterFactory, UniformConfig};
+use crate::stage::{Job, JobOutcome, JobReply};
+use crate::transfer::{ChunkHash, Limits, Manifest, StateId, TransferMessage};
+use crate::{Attempt, Duration, Hop, Member, MemberState, MicrobatchId, Purpose, StageIndex, WeightVersion};
+
+type Payload = &'static str;
+
+const ID: MicrobatchId = MicrobatchId(7);
+const LIMITS: Limits = Limits { bytes_max: 100, chunk_bytes_max: 4 };
+const STATE: StateId = StateId(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn digest(payload: &Payload) -> (u64, ChunkHash) {
+    let mut hash = [0; 32];
+    hash.iter_mut().zip(payload.bytes()).for_each(|(byte, value)| *byte = value);
+    (payload.len() as u64, hash)
+}
+
+/// `a(1)` of three stages, which averages two fragments with `b(1)`.
+struct Harness {
+    replica: Replica<Payload>,
+    now: Time,
+    version: u64,
+}
+
+impl Harness {
+    /// It is placed, and has heard of no table.
+    fn placed(begin: Begin) -> Self {
+        let me = a(1);
+        let stage = stage::Config::new(me.instance, StageIndex(1), 3);
+        let config = Config { stage, fragments: 2, parts_min: 1, begin, digest };
+        Self { replica: Replica::new(config, UniformConfig.build(1)), now: Time(1_000), version: 0 }
+    }
+
+    /// It serves with these replicas and the feeder.
+    fn serving(others: &[Hop]) -> Self {
+        let mut harness = Self::placed(Begin::Given);
+        let begun = harness.publish(&all(others), &[]);
+        assert_eq!(begun[..2], [Action::Counted(Note::Began(InitialState::Given)), Action::Ready]);
+        harness
+    }
+
+    /// Hands over an event; what follows, heartbeats apart.
+    fn hear(&mut self, event: Event<Payload>) -> Vec<Action<Payload>> {
+        self.replica.handle(self.now, event);
+        let all = std::iter::from_fn(|| self.replica.poll_action());
+        all.filter(|action| !matches!(message_of(action), Some(Message::Heartbeat(_)))).collect()
+    }
+
+    /// The coordinator publishes a table.
+    fn publish(&mut self, members: &[Member], trained: &[StageIndex]) -> Vec<Action<Payload>> {
+        self.version += 1;
+        let trained = trained.to_vec();
+        let members = members.to_vec();
+        let (version, successions) = (self.version, Vec::new());
+        self.hear(Event::Membership(Membership { version, members, successions, trained }))
+    }
+
+    fn receive(&mut self, from: Hop, envelope: impl Into<Envelope<Payload>>) -> Vec<Action<Payload>> {
+        self.hear(Event::Received { from: from.instance, envelope: envelope.into() })
+    }
+
+    fn transfer(&mut self, from: Hop, message: TransferMessage) -> Vec<Action<Payload>> {
+        self.receive(from, Message::Transfer(message))
+    }
+
+    fn chunk(&mut self, from: Hop, chunk: u32, bytes: Payload) -> Vec<Action<Payload>> {
+        let message = Message::Transfer(TransferMessage::Chunk { state: STATE, chunk });
+        self.receive(from, Envelope::with_payload(message, bytes))
+    }
+
+    /// Time passes in steps that are no suspension.
+    fn wait(&mut self, time: Duration) -> Vec<Action<Payload>> {
+        let until = self.now + time;
+        let mut actions = Vec::new();
+        while self.now < until {
+            self.now = (self.now + SECOND).min(until);
+            actions.extend(self.hear(Event::Timeout));
+        }
+        actions
+    }
+
+    /// It computes the forward of a microbatch.
+    fn forward(&mut self) -> Vec<Action<Payload>> {
+        let message = Message::Forward {
+            microbatch: ID,
+            attempt: Attempt(0),
+            purpose: Purpose::Train,
+            is_retry: false,
+            route: vec![feeder(), a(0)],
+            downstream_holder: None,
+            version: WeightVersion(0),
+        };
+        self.receive(a(0), Envelope { message, ids: "ids", payload: "in" })
+    }
+
+    fn completed(&mut self, outcome: JobOutcome<Payload>) -> Vec<Action<Payload>> {
+        self.hear(Event::Completed(JobReply { microbatch: ID, outcome }))
+    }
+
+    /// Gradients of one microbatch are applied, and it is over.
+    fn learn(&mut self) {
+        self.forward();
+        self.completed(JobOutcome::Forwarded { version: WeightVersion(0), activation: "out" });
+        let path = vec![a(2)];
+        let loss = crate::Loss { sum: 1.0, tokens: 1 };
+        let message = Message::Backward { microbatch: ID, attempt: Attempt(0), loss, path };
+        self.receive(a(2), Envelope::with_payload(message, "back"));
+        self.completed(JobOutcome::Backwarded { gradient: "up" });
+        self.receive(feeder(), Message::ClaimReply { granted: vec![ID], denied: Vec::new() });
+        self.completed(JobOutcome::Applied);
+        let range = crate::AckRange { first: 0, watermark: 100, bitmap: Vec::new() };
+        self.receive(feeder(), Message::Outcomes { ranges: vec![range] });
+        assert_eq!((self.replica.stage().held(), self.replica.stage().counts().applied), (0, 1));
+    }
+
+    fn call(&mut self, round: u64) -> Vec<Action<Payload>> {
+        self.receive(feeder(), Message::RoundCall { round: Round(round), is_closing: false })
+    }
+
+    /// A whole round with the other member, which contributed nothing.
+    fn average(&mut self, round: u64) -> Vec<Action<Payload>> {
+        self.call(round);
+        let round = Round(round);
+        let parts = vec!["first", "second"];
+        self.hear(Event::Averaged(Reply::Snapshot { round, weight: 0, parts }));
+        let (group, _) = self.replica.averaging().group().expect("the round has begun");
+        let mut last = Vec::new();
+        // Each member owns one part and says that there is nothing to average.
+        for part in [PartIndex(0), PartIndex(1)] {
+            let say = |content| {
+                let message = averaging::AveragingMessage { group, part, attempt: Attempt(0), content };
+                Envelope::with_payload(Message::Averaging(message), "other")
+            };
+            last = self.receive(b(1), say(averaging::Content::Contribution { weight: 0 }));
+            last.extend(self.receive(b(1), say(averaging::Content::Empty)));
+        }
+        last
+    }
+}
+
+/// The feeder, `a(1)`, its neighbours and these.
+fn all(others: &[Hop]) -> Vec<Member> {
+    [feeder(), a(0), a(1), a(2)].iter().chain(others).copied().map(member).collect()
+}
+
+/// `a(1)` is loading; these serve.
+fn loading(others: &[Hop]) -> Vec<Member> {
+    let me = Member { state: MemberState::Loading(StageIndex(1)), ..member(a(1)) };
+    [feeder(), a(0), a(2)].iter().chain(others).copied().map(member).chain([me]).collect()
+}
+
+fn message_of(action: &Action<Payload>) -> Option<&Message> {
+    if let Action::Send { envelope, .. } = action { Some(&envelope.message) } else { None }
+}
+
+fn send(to: Hop, message: Message) -> Action<Payload> {
+    Action::Send { to: to.peer(), envelope: message.into() }
+}
+
+fn began(initial: InitialState) -> Action<Payload> {
+    Action::Counted(Note::Began(initial))
+}
+
+/// Eight bytes in two chunks.
+fn offer() -> TransferMessage {
+    let hashes = ["good", "news"].iter().map(|bytes| digest(bytes).1).collect();
+    let manifest = Manifest { version: WeightVersion(5), bytes: 8, chunk_bytes: 4, hashes };
+    TransferMessage::Offer { state: STATE, manifest }
+}
+
+// --- Joining ------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_joiner_takes_the_state_of_a_replica_before_it_serves() {
+    let mut harness = Harness::placed(Begin::FromDonor(LIMITS));
+    let request = send(b(1), Message::Transfer(TransferMessage::Request));
+    assert_eq!(harness.publish(&loading(&[b(1)]), &[]), [request]);
+    assert_eq!(harness.forward(), [], "microbatches are for replicas that serve");
+    let wanted = harness.transfer(b(1), offer());
+    assert_eq!(wanted[0], Action::Begin { bytes: 8 });
+    assert_eq!(harness.chunk(b(1), 1, "news"), [Action::Store { offset: 4, payload: "news" }]);
+    let stored = harness.chunk(b(1), 0, "good");
+    let (donor, version) = (b(1).instance, WeightVersion(5));
+    assert!(stored.contains(&Action::Store { offset: 0, payload: "good" }), "{stored:?}");
+    assert!(stored.contains(&Action::Import { donor, version }), "{stored:?}");
+    assert!(!harness.replica.is_serving(), "not before the executor has taken the state over");
+    let begun = harness.hear(Event::Imported(true));
+    assert_eq!(begun[begun.len() - 2..], [began(InitialState::Downloaded { donor, version }), Action::Ready]);
+    assert!(harness.replica.is_serving());
+}
+
+#[test]
+fn a_donor_that_lies_is_followed_by_another() {
+    let mut harness = Harness::placed(Begin::FromDonor(LIMITS));
+    let other = restarted(b(1));
+    harness.publish(&loading(&[b(1)]), &[]);
+    harness.transfer(b(1), offer());
+    let caught = harness.chunk(b(1), 0, "fake");
+    assert!(
+        caught
+            .contains(&Action::Counted(Note::Download(crate::transfer::DownloadNote::Wrong(b(1).instance))))
+    );
+    assert!(!caught.iter().any(|action| matches!(action, Action::Store { .. })), "{caught:?}");
+    let asked = harness.publish(&loading(&[other]), &[]);
+    assert_eq!(asked, [send(other, Message::Transfer(TransferMessage::Request))]);
+}
+
+#[test]
+fn without_a_replica_that_serves_the_stage_a_joiner_begins_with_the_initial_weights() {
+    for (trained, was_trained) in [(vec![], false), (vec![StageIndex(1)], true), (vec![StageIndex(2)], false)]
+    {
+        let mut harness = Harness::placed(Begin::FromDonor(LIMITS));
+        let begun = harness.publish(&loading(&[]), &trained);
+        let expected = [began(InitialState::Initial { was_trained }), Action::Ready];
+        assert!(begun.ends_with(&expected), "{begun:?}");
+    }
+}
+
+#[test]
+fn the_last_donor_dies_and_with_it_the_download() {
+    let mut harness = Harness::placed(Begin::FromDonor(LIMITS));
+    harness.publish(&loading(&[b(1)]), &[]);
+    harness.transfer(b(1), offer());
+    let begun = harness.publish(&loading(&[]), &[StageIndex(1)]);
+    assert!(begun.contains(&began(InitialState::Initial { was_trained: true })), "{begun:?}");
+}
+
+#[test]
+fn a_joiner_ends_with_the_run_and_leaves_when_it_is_asked_to() {
+    let endings = [
+        (Event::Directive(Directive::Finished), End::RunFinished),
+        (Event::Directive(Directive::Leave("maintenance".to_owned())), End::Left(None)),
+        (Event::Stop, End::Left(None)),
+        (Event::Expelled, End::Expelled),
+    ];
+    for (event, end) in endings {
+        let mut harness = Harness::placed(Begin::FromDonor(LIMITS));
+        harness.publish(&loading(&[b(1)]), &[]);
+        assert_eq!(harness.hear(event), [Action::End(end)]);
+        assert_eq!(harness.hear(Event::Stop), [], "an end is the last action");
+        assert_eq!(harness.replica.poll_timeout(), None);
+    }
+}
+
+#[test]
+fn it_says_that_it_serves_until_the_coordinator_has_heard() {
+    let mut harness = Harness::serving(&[]);
+    let told = harness.hear(Event::Directive(Directive::Serve(StageIndex(1))));
+    assert_eq!(told, [Action::Ready]);
+    assert_eq!(harness.hear(Event::Directive(Directive::Continue)), []);
+}
+
+#[test]
+fn a_replica_that_is_placed_at_another_stage_begins_again() {
+    let elsewhere = || Event::Directive(Directive::Serve(StageIndex(2)));
+    let expelled = [Action::End(End::Expelled)];
+    assert_eq!(Harness::serving(&[]).hear(elsewhere()), expelled);
+    let mut joining = Harness::placed(Begin::FromDonor(LIMITS));
+    joining.publish(&loading(&[b(1)]), &[]);
+    assert_eq!(joining.hear(elsewhere()), expelled);
+}
+
+// --- Three machines -----------------------------------------------------------------------------------------
+
+#[test]
+fn every_message_goes_to_the_machine_that_it_concerns() {
+    let mut harness = Harness::serving(&[b(1)]);
+    let computed = harness.forward();
+    let job = Job::Forward { microbatch: ID, ids: "ids", activation: "in" };
+    assert_eq!(computed, [Action::Execute(job)]);
+
+    let joiner = Member { state: MemberState::Loading(StageIndex(1)), ..member(restarted(b(1))) };
+    let mut members = all(&[]);
+    members.push(joiner);
+    harness.publish(&members, &[]);
+    let copied = harness.transfer(restarted(b(1)), TransferMessage::Request);
+    assert_eq!(copied, [Action::Export { state: STATE }]);
+    harness.publish(&all(&[b(1)]), &[]);
+
+    let round = |round| Message::RoundReport { round: Round(round) };
+    assert_eq!(harness.call(3), [send(feeder(), round(3))], "the first round heard of is left to the others");
+    let snapshot = AveragingJob::Snapshot { round: Round(4), fragment: FragmentIndex(0), parts: 2 };
+    assert_eq!(harness.call(4), [Action::Average(snapshot)]);
+    let mut alone = Harness::serving(&[]);
+    alone.call(3);
+    assert_eq!(alone.call(4), [send(feeder(), round(4))], "a round without another member is over at once");
+}
+
+#[test]
+fn a_stranger_calls_no_round() {
+    let mut harness = Harness::serving(&[b(1)]);
+    let call = Message::RoundCall { round: Round(9), is_closing: false };
+    assert_eq!(harness.receive(a(0), call), []);
+    assert_eq!(harness.call(3).len(), 1);
+}
+
+// --- A process that stood still -----------------------------------------------------------------------------
+
+#[test]
+fn after_a_suspension_nothing_is_sent_before_the_coordinator_confirms() {
+    let mut harness = Harness::serving(&[b(1)]);
+    harness.forward();
+    harness.call(3);
+    harness.call(4);
+    harness.now = harness.now + 60 * SECOND;
+    let outcome = JobOutcome::Forwarded { version: WeightVersion(0), activation: "out" };
+    assert_eq!(harness.completed(outcome), [Action::Confirm]);
+    let parts = vec!["first", "second"];
+    let snapshot = Reply::Snapshot { round: Round(4), weight: 1, parts };
+    let held_back = harness.hear(Event::Averaged(snapshot));
+    assert!(held_back.iter().all(|action| message_of(action).is_none()), "{held_back:?}");
+    let sent = harness.hear(Event::Confirmed(Confirmation::Member));
+    let messages: Vec<_> = sent.iter().filter_map(message_of).collect();
+    assert!(messages.iter().any(|message| matches!(message, Message::Forward { .. })), "{sent:?}");
+    assert!(messages.iter().any(|message| matches!(message, Message::Forwarded { .. })), "{sent:?}");
+    assert!(messages.iter().any(|message| matches!(message, Message::Averaging(_))), "{sent:?}");
+}
+
+#[test]
+fn a_replica_that_was_expelled_meanwhile_sends_nothing_more() {
+    let mut harness = Harness::serving(&[]);
+    harness.forward();
+    harness.now = harness.now + 60 * SECOND;
+    assert_eq!(harness.hear(Event::Timeout), [Action::Confirm]);
+    let end = harness.hear(Event::Confirmed(Confirmation::NotAMember));
+    assert_eq!(end, [Action::End(End::Expelled)]);
+}
+
+#[test]
+fn an_unreachable_coordinator_holds_nothing_back_for_good() {
+    let mut harness = Harness::serving(&[]);
+    harness.forward();
+    harness.now = harness.now + 60 * SECOND;
+    harness.completed(JobOutcome::Forwarded { version: WeightVersion(0), activation: "out" });
+    let sent = harness.hear(Event::Confirmed(Confirmation::Unreachable));
+    assert!(sent.iter().filter_map(message_of).any(|message| matches!(message, Message::Forward { .. })));
+}
+
+// --- Leaving ------------------------------------------------------------------------------------------------
+
+#[test]
+fn it_leaves_when_the_others_have_what_it_learned() {
+    let mut harness = Harness::serving(&[b(1)]);
+    harness.call(3);
+    harness.learn();
+    assert_eq!(harness.hear(Event::Stop), []);
+    let first = harness.average(4);
+    assert!(!first.contains(&Action::End(End::Left(None))), "one of two fragments: {first:?}");
+    let second = harness.average(5);
+    assert_eq!(second.last(), Some(&Action::End(End::Left(None))), "{second:?}");
+}
+
+#[test]
+fn it_leaves_without_them_when_rounds_stand_still() {
+    let mut harness = Harness::serving(&[b(1)]);
+    harness.learn();
+    harness.hear(Event::Stop);
+    let waited = harness.wait(HAND_OVER_WITHIN);
+    assert_eq!(waited.last(), Some(&Action::End(End::Left(Some(Unfinished::Fragments(2))))));
+}
+
+#[test]
+fn it_leaves_at_once_with_nothing_to_hand_over() {
+    let left = [Action::End(End::Left(None))];
+    let mut idle = Harness::serving(&[b(1)]);
+    assert_eq!(idle.hear(Event::Stop), left, "it learned nothing");
+    let mut alone = Harness::serving(&[]);
+    alone.learn();
+    assert_eq!(alone.hear(Event::Directive(Directive::Leave("full".to_owned()))), left, "no other replica");
+}
+
+#[test]
+fn it_finishes_what_it_holds_but_not_without_end() {
+    let mut harness = Harness::serving(&[b(1)]);
+    harness.forward();
+    assert_eq!(harness.hear(Event::Stop), []);
+    let waited = harness.wait(DRAIN_WITHIN);
+    assert_eq!(waited.last(), Some(&Action::End(End::Left(Some(Unfinished::Microbatches(1))))));
+}
+
+#[test]
+fn a_finished_run_needs_no_further_round() {
+    let mut harness = Harness::serving(&[b(1)]);
+    harness.learn();
+    let ended = harness.hear(Event::Directive(Directive::Finished));
+    assert_eq!(ended, [Action::End(End::RunFinished)]);
+}

@@ -71,6 +71,8 @@ pub(super) struct FeederProcess {
     pub(super) machine: Option<Feeder<Payload>>,
     /// The machine said that it has nothing left to do.
     pub(super) ended: bool,
+    /// A successor that came when the run was finished.
+    pub(super) is_late: bool,
     pub(super) journal: Vec<Record>,
 }
 
@@ -82,6 +84,7 @@ impl FeederProcess {
             admitted: false,
             machine: None,
             ended: false,
+            is_late: false,
             journal: Vec::new(),
         }
     }

@@ -67,6 +67,13 @@ impl ReferenceModel {
         }
     }
 
+    /// Takes over the verdict of another watcher.
+    pub(super) fn check(&mut self, rule: Result<(), String>) {
+        if let Err(rule) = rule {
+            self.require(false, || rule);
+        }
+    }
+
     pub(super) fn finished(&mut self) {
         self.finished += 1;
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::feeder::AveragingSchedule;
+#[cfg(test)]
 use crate::mutation::Mutation;
 use crate::router::Policy;
 use crate::{Admission, Duration, Purpose, Rng};
@@ -68,6 +69,7 @@ pub struct Scenario {
     /// How long a stopping feeder waits for what is in flight. Default 10 s.
     pub stop_within: Duration,
     /// The rule to break.
+    #[cfg(test)]
     pub(crate) mutation: Option<Mutation>,
     /// Events after which a run that is not over counts as stuck. Default 400,000.
     pub steps_max: u64,
@@ -108,6 +110,7 @@ impl Scenario {
             status_after: Duration::from_secs(3),
             duration: None,
             stop_within: Duration::from_secs(10),
+            #[cfg(test)]
             mutation: None,
             steps_max: 400_000,
         }

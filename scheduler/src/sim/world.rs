@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 
 use crate::coordinator::{self, JoinRefusal};
 use crate::{
-    Coordinator, Duration, Feeder, Incarnation, Instance, MemberState, Membership, PeerId, Rng, StageIndex,
-    Time, feeder, replica,
+    Coordinator, Duration, Feeder, Incarnation, Instance, MemberState, Membership, PeerId, Replica, Rng,
+    StageIndex, Time, feeder, replica,
 };
 
 use super::capacity::{CapacityMeter, Serving};
@@ -278,7 +278,11 @@ impl World {
 
     /// The feeder that decides now, or will.
     pub(super) fn latest(&self) -> &FeederProcess {
-        &self.feeders[self.feeders.len() - 1]
+        &self.feeders[self.latest_index()]
+    }
+
+    pub(super) fn latest_index(&self) -> usize {
+        self.feeders.iter().rposition(|feeder| !feeder.is_late).unwrap_or(0)
     }
 
     /// The replicas that serve have changed.
@@ -311,7 +315,7 @@ impl World {
     fn describe(&self) -> String {
         let feeder = self.latest().machine.as_ref().map(Feeder::counts);
         let process = |process: &ReplicaProcess| {
-            let stage = process.replica.as_ref().map(|replica| replica.stage());
+            let stage = process.replica.as_ref().map(Replica::stage);
             let held = stage.map(|stage| (stage.config().stage, stage.held(), stage.describe()));
             format!("{:?} {:?} {held:?}", process.instance, process.liveness)
         };

@@ -26,8 +26,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// The run is finished: what is not granted by now is not applied, but a grant may still be on its way.
     pub(super) fn on_finished(&mut self, now: Time) {
-        self.draining = true;
-        self.finished_at.get_or_insert(now);
+        if !std::mem::replace(&mut self.finished, true) {
+            self.draining = true;
+            self.grants_until = Some(now + LAST_GRANTS_WITHIN);
+        }
         let ids: Vec<_> = self.microbatches.keys().copied().collect();
         for id in ids {
             if let Some(held) = self.microbatches.get_mut(&id) {
@@ -37,14 +39,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// Until when a grant may arrive, if the run is finished.
-    pub(super) fn last_grants_by(&self) -> Option<Time> {
-        Some(self.finished_at? + LAST_GRANTS_WITHIN)
-    }
-
     /// No feeder answers any more.
     pub(super) fn give_up_claims(&mut self, now: Time) {
-        if self.last_grants_by().is_none_or(|by| by > now) {
+        if self.grants_until.take_if(|until| *until <= now).is_none() {
             return;
         }
         let claimed = |held: &Microbatch<P>| matches!(held.claim, ClaimState::Claimed { .. });

@@ -30,7 +30,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     pub(super) fn judge_neighbours(&mut self, now: Time) {
         let lost = self.handoff.judge(now, &mut self.table);
         for neighbour in lost {
-            if self.finished_at.is_some() {
+            if self.finished {
                 continue;
             }
             let gone = |hop: &Hop| hop.instance == neighbour;

@@ -3,7 +3,7 @@
 use crate::coordinator::RunState;
 use crate::sim::process::ReplicaProcess;
 use crate::sim::report::{ReplicaReport, Report};
-use crate::{Feeder, Time};
+use crate::{Feeder, Replica, Time};
 
 use super::{Delivery, World};
 
@@ -62,7 +62,7 @@ impl World {
     pub(super) fn report(&mut self) -> Report {
         let trained_at = self.trained_at.unwrap_or(self.now());
         let replica = |process: &ReplicaProcess| {
-            let stage = process.replica.as_ref().map(|replica| replica.stage());
+            let stage = process.replica.as_ref().map(Replica::stage);
             ReplicaReport {
                 instance: process.instance,
                 stage: stage.map(|stage| stage.config().stage),

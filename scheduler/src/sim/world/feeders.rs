@@ -1,6 +1,6 @@
 //! The life of a feeder's process.
 
-use crate::coordinator::{self, RunState};
+use crate::coordinator::{self, JoinRefusal, RunState};
 use crate::feeder::{Action, Config, End, Event};
 use crate::router::RouterFactory as _;
 use crate::stage::Progress;
@@ -122,8 +122,13 @@ impl World {
                 self.tell_feeder(index, coordinator_key(), Event::Directive(directive));
             }
             // The person who started it does as the refusal says.
-            coordinator::Reply::JoinRefused(coordinator::JoinRefusal::NothingToSucceed) => {
+            coordinator::Reply::JoinRefused(JoinRefusal::NothingToSucceed) => {
                 self.feeders[index].role = Role::Feeder;
+            }
+            coordinator::Reply::JoinRefused(JoinRefusal::Finished) => {
+                let feeder = &mut self.feeders[index];
+                feeder.is_late = feeder.journal.is_empty();
+                feeder.ended = true;
             }
             coordinator::Reply::NotAMember if self.feeders[index].admitted => self.expel_feeder(index),
             _ => {}

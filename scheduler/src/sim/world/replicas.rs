@@ -167,7 +167,7 @@ impl World {
         self.model.replica_hears(index, &event, replica);
         if let Event::Averaged(averaging::Reply::Applied { .. }) = &event {
             let rule = self.model.means.replied(process.instance);
-            self.model.require(rule.is_ok(), || rule.unwrap_err());
+            self.model.check(rule);
         }
         let served = replica.is_serving();
         replica.handle(now, event);
@@ -201,7 +201,7 @@ impl World {
             Action::Send { to, envelope } => {
                 if let Message::Averaging(message) = &envelope.message {
                     let rule = self.model.means.send(me, message, &envelope.payload);
-                    self.model.require(rule.is_ok(), || rule.unwrap_err());
+                    self.model.check(rule);
                 }
                 self.post(me, to, envelope);
             }
@@ -223,7 +223,11 @@ impl World {
                 self.queue.schedule(at, Delivery::Replica(index, me.incarnation, Event::Imported(true)));
             }
             Action::Ready => {
-                self.tell_coordinator(me.peer, coordinator::Event::Ready { from: me }, Purpose::Routine);
+                let Some(stage) = process.replica.as_ref().map(|replica| replica.config().stage.stage) else {
+                    return;
+                };
+                let ready = coordinator::Event::Ready { from: me, stage };
+                self.tell_coordinator(me.peer, ready, Purpose::Routine);
             }
             Action::Confirm => {
                 self.send_heartbeat(index, Purpose::Confirm);
@@ -274,7 +278,7 @@ impl World {
             .as_ref()
             .map_err(Clone::clone)
             .and_then(|reply| self.watch_average(me, job, reply.as_ref(), &members));
-        self.model.require(rule.is_ok(), || rule.unwrap_err());
+        self.model.check(rule);
         let Ok(Some(reply)) = reply else { return };
         let at = match job {
             averaging::Job::Reduce { .. } => self.now() + self.time_between(Duration::ZERO, REDUCTION_MAX),

@@ -119,7 +119,7 @@ impl World {
         if index == self.replicas.len() {
             let known = self.latest().instance.incarnation;
             let event = feeder::Event::Received { from, envelope };
-            return self.soon(Delivery::Feeder(self.feeders.len() - 1, known, event));
+            return self.soon(Delivery::Feeder(self.latest_index(), known, event));
         }
         let known = self.replicas[index].instance.incarnation;
         self.soon(Delivery::Replica(index, known, replica::Event::Received { from, envelope }));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Time, feeder, replica};
+use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Replica, Time, feeder, replica};
 
 use super::super::fault::Fault;
 use super::super::process::{FeederProcess, Liveness, coordinator_key};
@@ -39,7 +39,8 @@ impl World {
             Fault::Partition { part, lasts } => self.partition(&part, now + lasts),
             Fault::FeederCrash { back_after } => {
                 self.kill_feeder();
-                self.queue.schedule_in(back_after, Delivery::StartFeeder(self.feeders.len() - 1));
+                let index = self.latest_index();
+                self.queue.schedule_in(back_after, Delivery::StartFeeder(index));
             }
             Fault::Succession { dies, after } => self.succeed(dies, after),
         }
@@ -68,7 +69,7 @@ impl World {
     }
 
     fn kill_feeder(&mut self) {
-        let index = self.feeders.len() - 1;
+        let index = self.latest_index();
         self.feeders[index].machine = None;
         let instance = self.feeders[index].instance;
         self.break_connections(instance, IDLE);
@@ -123,7 +124,7 @@ impl World {
             for delivery in std::mem::take(&mut process.backlog) {
                 self.soon(delivery);
             }
-            let alarm = self.replicas[index].replica.as_ref().and_then(|replica| replica.poll_timeout());
+            let alarm = self.replicas[index].replica.as_ref().and_then(Replica::poll_timeout);
             self.queue.set_alarm(Machine::Replica(index), alarm.map(|(at, _)| at));
             self.note_capacity();
         }
