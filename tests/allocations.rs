@@ -31,7 +31,7 @@ fn a_step_asks_for_what_it_hands_over_and_little_else() {
         |index| Engine::new(Cpu::new(1).unwrap(), &run, StageIndex(index), 2, Learning::Active).unwrap();
     let [mut first, mut last] = [stage(0), stage(1)];
     let codec = TokenCodec::new(&run);
-    let ids = (0..codec.ids() as u32).map(|id| id * 7 % run.model.vocab as u32).collect::<Vec<_>>();
+    let ids = (0..codec.ids() as u32).map(|id| id * 7 % run.model.vocab_size as u32).collect::<Vec<_>>();
     let ids = codec.encode(&ids).unwrap();
     for number in 0..2 * FIRST {
         let id = MicrobatchId(number);

@@ -263,7 +263,11 @@ impl TokenCodec {
     /// The codec of a run.
     #[must_use]
     pub fn new(run: &Run) -> Self {
-        Self { sequences: run.batch.sequences, context: run.model.context, vocab: run.model.vocab }
+        Self {
+            sequences: run.batch.sequences,
+            context: run.model.max_position_embeddings,
+            vocab: run.model.vocab_size,
+        }
     }
 
     /// Number of ids of a microbatch: `B * (T + 1)`.

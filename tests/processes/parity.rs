@@ -17,7 +17,7 @@ fn a_swarm_with_packed_codes_is_one_process() {
 
 #[test]
 fn a_swarm_that_accumulates_is_one_process() {
-    check(&Recipe { microbatches_per_update: 2, window: 2, ..Recipe::exact() });
+    check(&Recipe { gradient_accumulation_steps: 2, max_in_flight: 2, ..Recipe::exact() });
 }
 
 fn check(recipe: &Recipe) {
@@ -26,7 +26,7 @@ fn check(recipe: &Recipe) {
 
 /// The same for a swarm whose stages compute where `gpu` says.
 pub(crate) fn check_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gpu>) {
-    let every = recipe.microbatches_per_update.to_string();
+    let every = recipe.gradient_accumulation_steps.to_string();
     let every = ["--evaluate-every", every.as_str()];
     let mut swarm = Swarm::serve_on(recipe, gpu);
     let mut feeder = swarm.start_feeder(&every);
@@ -46,11 +46,11 @@ pub(crate) fn check_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gp
     }
 
     let account = account(&mut feeder);
-    let microbatches = recipe.updates * recipe.microbatches_per_update as u64;
+    let microbatches = recipe.steps * recipe.gradient_accumulation_steps as u64;
     assert_eq!((account.injected, account.finished), (microbatches, microbatches));
     assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0));
     for replica in replicas {
-        assert_eq!((replica.updates, replica.staleness_max), (recipe.updates, 0), "{replica:?}");
+        assert_eq!((replica.updates, replica.staleness_max), (recipe.steps, 0), "{replica:?}");
     }
 }
 

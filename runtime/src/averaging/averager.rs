@@ -84,7 +84,7 @@ impl Averager {
     /// whose weights are the run's initial ones.
     #[must_use]
     pub fn new<'a>(run: &Run, tensors: impl IntoIterator<Item = (&'a str, usize)>) -> Self {
-        let set_count = run.averaging.sets;
+        let set_count = run.averaging.fragments;
         Self {
             sets: IndexSets::new(run.seed, set_count, tensors),
             set_count,

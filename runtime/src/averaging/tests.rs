@@ -22,7 +22,8 @@ fn sets(seed: u64) -> IndexSets {
 }
 
 fn run() -> Run {
-    let text = "[averaging]\nsets = 20\n[optimizer]\nbeta1 = 0.9\nbeta2 = 0.95\n[data]\npaths = [\"text\"]\n";
+    let text =
+        "[averaging]\nfragments = 20\n[optimizer]\nbeta1 = 0.9\nbeta2 = 0.95\n[data]\npaths = [\"text\"]\n";
     Run::parse(text, "run.toml", Path::new("")).unwrap()
 }
 
@@ -50,8 +51,8 @@ impl Replica {
         replica
     }
 
-    /// Changes every number a little, in `updates` updates.
-    fn learn(&mut self, seed: u32, updates: u64) {
+    /// Changes every number a little, in `steps` steps.
+    fn learn(&mut self, seed: u32, steps: u64) {
         for (columns, (_, len)) in self.columns.iter_mut().zip(TENSORS) {
             for (kind, tensor) in columns.iter_mut().enumerate() {
                 let mut numbers = vec![0.0; len];
@@ -63,8 +64,8 @@ impl Replica {
                 self.cpu.upload(tensor, &numbers).unwrap();
             }
         }
-        self.version.0 += updates;
-        self.averager.contributed(updates);
+        self.version.0 += steps;
+        self.averager.contributed(steps);
     }
 
     fn numbers(&mut self) -> Vec<f32> {

@@ -38,7 +38,7 @@ pub fn attention_backward(shape: AttentionShape) -> f64 {
 /// Of a step: the formula above.
 #[must_use]
 pub fn step(size: Size) -> f64 {
-    let layers = size.model().layers as f64;
+    let layers = size.model().num_hidden_layers as f64;
     let rows = size.rows() as f64;
     6.0 * weights_that_multiply(size) as f64 * rows + 3.0 * layers * attention(size.attention())
 }
@@ -54,7 +54,7 @@ fn weights_that_multiply(size: Size) -> usize {
 }
 
 fn specs(size: Size) -> impl Iterator<Item = crate::model::ParameterSpec> {
-    parameters(&size.run(), 0..size.model().layers).into_iter()
+    parameters(&size.run(), 0..size.model().num_hidden_layers).into_iter()
 }
 
 #[cfg(test)]

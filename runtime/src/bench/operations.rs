@@ -134,19 +134,19 @@ impl Bench<'_> {
     }
 
     fn layers(&self) -> f64 {
-        self.size.model().layers as f64
+        self.size.model().num_hidden_layers as f64
     }
 
     fn products(&mut self) -> Result<()> {
         let (model, layers) = (self.size.model(), self.layers());
-        let (d, f, g) = (model.width, model.ffn, self.size.kv_width());
+        let (d, f, g) = (model.hidden_size, model.intermediate_size, self.size.kv_width());
         // Who writes to the stream adds to it; who is not the first to read a norm adds to its gradient.
         self.product("wq", d, d, layers, Write::Set, Write::Set)?;
         self.product("wk, wv", d, g, 2.0 * layers, Write::Set, Write::Add)?;
         self.product("wo", d, d, layers, Write::Add, Write::Set)?;
         self.product("gate, up", d, f, 2.0 * layers, Write::Set, Write::Add)?;
         self.product("down", f, d, layers, Write::Add, Write::Set)?;
-        self.product("head", d, model.vocab, 1.0, Write::Set, Write::Set)
+        self.product("head", d, model.vocab_size, 1.0, Write::Set, Write::Set)
     }
 
     fn product(
@@ -179,7 +179,7 @@ impl Bench<'_> {
     fn attention(&mut self) -> Result<()> {
         let (shape, layers) = (self.size.attention(), self.layers());
         let (wide, narrow) =
-            (self.size.rows() * self.size.model().width, self.size.rows() * self.size.kv_width());
+            (self.size.rows() * self.size.model().hidden_size, self.size.rows() * self.size.kv_width());
         let (q, k, v, dout) = (numbers(wide, 1), numbers(narrow, 2), numbers(narrow, 3), numbers(wide, 4));
         let (mut out, mut lse) = (zeros(wide), zeros(self.size.rows() * shape.heads));
         let (mut dq, mut dk, mut dv) = (zeros(wide), zeros(narrow), zeros(narrow));
@@ -195,8 +195,8 @@ impl Bench<'_> {
     }
 
     fn norms(&mut self) -> Result<()> {
-        let (rows, width, layers) = (self.size.rows(), self.size.model().width, self.layers());
-        let (len, epsilon) = (rows * width, self.size.model().norm_epsilon);
+        let (rows, width, layers) = (self.size.rows(), self.size.model().hidden_size, self.layers());
+        let (len, epsilon) = (rows * width, self.size.model().rms_norm_eps);
         let (x, gain, dy) = (numbers(len, 1), numbers(width, 2), numbers(len, 3));
         let (mut y, mut rstd, mut dgain) = (zeros(len), zeros(rows), zeros(width));
         let sizes = format!("{rows} x {width}");
@@ -213,7 +213,7 @@ impl Bench<'_> {
 
     fn elementwise(&mut self) -> Result<()> {
         let (rows, model, layers) = (self.size.rows(), self.size.model(), self.layers());
-        let len = rows * model.ffn;
+        let len = rows * model.intermediate_size;
         let (gate, up, dh) = (numbers(len, 1), numbers(len, 2), numbers(len, 3));
         let (mut h, mut dgate, mut dup) = (zeros(len), zeros(len), zeros(len));
         // Backward makes the hidden layer again.
@@ -223,14 +223,14 @@ impl Bench<'_> {
         self.time("swiglu_backward", len.to_string(), moved(5 * len), layers, |cpu| {
             cpu.swiglu_backward(&mut dgate, &mut dup, &dh, &gate, &up, len)
         })?;
-        let len = rows * model.width;
+        let len = rows * model.hidden_size;
         let (x, mut y) = (numbers(len, 1), zeros(len));
         self.time("copy", len.to_string(), moved(2 * len), 2.0 * layers, |cpu| cpu.copy(&mut y, &x, len))
     }
 
     fn tokens(&mut self) -> Result<()> {
         let (rows, model) = (self.size.rows(), self.size.model());
-        let (width, vocab) = (model.width, model.vocab);
+        let (width, vocab) = (model.hidden_size, model.vocab_size);
         let ids = ids(self.cpu, rows, vocab)?;
         let (mut x, table, mut dtable) =
             (numbers(rows * width, 1), numbers(vocab * width, 2), zeros(vocab * width));
@@ -273,21 +273,21 @@ impl Bench<'_> {
     }
 
     fn boundary(&mut self) -> Result<()> {
-        let (rows, width, code) = (self.size.rows(), self.size.model().width, self.size.code());
-        let ids = ids(self.cpu, rows, self.size.model().vocab)?;
-        let basis = random::orthonormal_rows(1, code, width).into();
-        let (anchor, mut x, mut z) = (numbers(rows * width, 1), numbers(rows * width, 2), zeros(rows * code));
+        let (rows, width, rank) = (self.size.rows(), self.size.model().hidden_size, self.size.rank());
+        let ids = ids(self.cpu, rows, self.size.model().vocab_size)?;
+        let basis = random::orthonormal_rows(1, rank, width).into();
+        let (anchor, mut x, mut z) = (numbers(rows * width, 1), numbers(rows * width, 2), zeros(rows * rank));
         let sizes = format!("{rows} x {width}");
         self.time("anchor", &sizes, moved(rows * width), 0.0, |cpu| {
             cpu.anchor(&mut x, &ids, 1, width, 0.02)
         })?;
-        let work = Work::Flops(flops::linear(self.size.linear(width, code)));
-        let product = format!("{rows} x {width} x {code}");
+        let work = Work::Flops(flops::linear(self.size.linear(width, rank)));
+        let product = format!("{rows} x {width} x {rank}");
         self.time("project", &product, work, 0.0, |cpu| {
-            cpu.project(&mut z, &x, &basis, rows, width, code, Write::Set)
+            cpu.project(&mut z, &x, &basis, rows, width, rank, Write::Set)
         })?;
         self.time("reconstruct", &product, work, 0.0, |cpu| {
-            cpu.reconstruct(&mut x, &z, &basis, &anchor, rows, width, code)
+            cpu.reconstruct(&mut x, &z, &basis, &anchor, rows, width, rank)
         })?;
         let key = RoundingKey { run: 1, tensor: 2 };
         let formats = [
@@ -305,10 +305,10 @@ impl Bench<'_> {
                 cpu.unpack(&mut back, &bytes, rows, width, format, key)
             })?;
             self.time(format!("project_pack {name}"), &product, work, 0.0, |cpu| {
-                cpu.project_pack(&mut bytes, &anchor, &basis, rows, width, code, format, key)
+                cpu.project_pack(&mut bytes, &anchor, &basis, rows, width, rank, format, key)
             })?;
             self.time(format!("unpack_reconstruct {name}"), &product, work, 0.0, |cpu| {
-                cpu.unpack_reconstruct(&mut back, &bytes, &basis, &anchor, rows, width, code, format, key)
+                cpu.unpack_reconstruct(&mut back, &bytes, &basis, &anchor, rows, width, rank, format, key)
             })?;
         }
         Ok(())
@@ -350,7 +350,7 @@ mod tests {
         let counted: f64 =
             reports.iter().filter(in_step).map(|report| report.work.amount() * report.calls_per_step).sum();
         // Backward of attention makes its scores again, which the step does not count.
-        let again = Size::T.model().layers as f64 * flops::attention(Size::T.attention()) * 0.5;
+        let again = Size::T.model().num_hidden_layers as f64 * flops::attention(Size::T.attention()) * 0.5;
         assert_eq!(counted, flops::step(Size::T) + again);
     }
 }

@@ -109,7 +109,7 @@ impl Step {
         let run = size.run();
         let codec = TokenCodec::new(&run);
         let microbatch = |number| {
-            let id = |i| random::uniform_u64(1, number, i) % run.model.vocab as u64;
+            let id = |i| random::uniform_u64(1, number, i) % run.model.vocab_size as u64;
             let ids: Vec<u32> = (0..codec.ids() as u64).map(|i| id(i) as u32).collect();
             codec.encode(&ids).map_err(EngineError::from)
         };

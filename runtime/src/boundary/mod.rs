@@ -45,7 +45,7 @@ pub enum Stream {
 pub fn constrained_layers(run: &Run) -> usize {
     match run.boundary.kind {
         Kind::Subspace => run.layers_of(run.last_stage()).start,
-        Kind::Identity | Kind::Nothing => 0,
+        Kind::Identity | Kind::None => 0,
     }
 }
 
@@ -54,8 +54,8 @@ pub fn constrained_layers(run: &Run) -> usize {
 pub fn entry(run: &Run, layer: usize) -> Entry {
     match run.boundary.kind {
         Kind::Subspace if layer > 0 && layer == constrained_layers(run) => Entry::Lift,
-        Kind::Nothing if layer > 0 && starts_stage(run, layer) => Entry::Restart,
-        Kind::Subspace | Kind::Identity | Kind::Nothing => Entry::Continue,
+        Kind::None if layer > 0 && starts_stage(run, layer) => Entry::Restart,
+        Kind::Subspace | Kind::Identity | Kind::None => Entry::Continue,
     }
 }
 
@@ -69,15 +69,15 @@ pub fn stream(run: &Run, layer: usize) -> Stream {
 #[must_use]
 pub fn stream_width(run: &Run, stream: Stream) -> usize {
     match stream {
-        Stream::Dense => run.model.width,
-        Stream::Coordinates => run.boundary.code,
+        Stream::Dense => run.model.hidden_size,
+        Stream::Coordinates => run.boundary.rank,
     }
 }
 
 /// Numbers per token that cross a cut in front of `layer`; 0 in front of layer 0 and behind the last layer.
 #[must_use]
 pub fn code_width(run: &Run, layer: usize) -> usize {
-    if layer == 0 || layer >= run.model.layers || entry(run, layer) == Entry::Restart {
+    if layer == 0 || layer >= run.model.num_hidden_layers || entry(run, layer) == Entry::Restart {
         return 0;
     }
     stream_width(run, stream(run, layer - 1))

@@ -16,7 +16,7 @@ fn the_last_stage_alone_is_unconstrained() {
 
 #[test]
 fn nothing_restarts_behind_every_cut() {
-    let run = tiny(Kind::Nothing, Packing::Q8);
+    let run = tiny(Kind::None, Packing::Q8);
     assert_eq!([0, 1, 2, 3].map(|layer| entry(&run, layer) == Entry::Restart), [false, false, true, true]);
     assert_eq!([0, 1, 2, 3, 4].map(|layer| code_width(&run, layer)), [0, 16, 0, 0, 0]);
 }

@@ -110,6 +110,12 @@ impl<'t> Document<'t> {
             .ok_or_else(|| self.wrong_type(&found, "a number, e.g. 0.001"))
     }
 
+    /// `true` or `false`.
+    pub(super) fn flag(&self, section: &str, name: &str) -> Result<Option<bool>, ConfigError> {
+        let Some(found) = self.find(section, name)? else { return Ok(None) };
+        found.value.as_bool().map(Some).ok_or_else(|| self.wrong_type(&found, "true or false"))
+    }
+
     /// A quoted text.
     pub(super) fn text(&self, section: &str, name: &str) -> Result<Option<String>, ConfigError> {
         let Some(found) = self.find(section, name)? else { return Ok(None) };

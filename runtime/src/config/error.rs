@@ -10,7 +10,7 @@ use crate::data::DataError;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("`{field}` {problem}. Allowed: {allowed}. {remedy}")]
 pub struct Violation {
-    /// Path of the field, e.g. `model.width`.
+    /// Path of the field, e.g. `model.hidden_size`.
     pub field: String,
     /// What is wrong.
     pub problem: String,
@@ -162,7 +162,7 @@ impl ConfigError {
         }
     }
 
-    /// Path of the field that is wrong, e.g. `model.width`, where there is one.
+    /// Path of the field that is wrong, e.g. `model.hidden_size`, where there is one.
     #[must_use]
     pub fn field(&self) -> Option<&str> {
         match self {

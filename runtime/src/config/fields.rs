@@ -5,7 +5,7 @@ use std::path::Path;
 
 use toml::Value;
 
-use super::{Join, Kind, Mode, OptimizerKind, Packing, Run, Stash, Tokenizer};
+use super::{Join, Kind, Mode, OptimizerKind, Packing, Run, Tokenizer};
 
 /// A table of the run file; the one without a name holds the fields at the top.
 pub(super) struct Section {
@@ -44,18 +44,28 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "model",
         fields: &[
-            shared("width", "Width of the residual stream.", |run| number(run.model.width)),
-            shared("layers", "Transformer layers.", |run| number(run.model.layers)),
-            shared("heads", "Query heads; divides the width into even parts.", |run| number(run.model.heads)),
-            shared("kv_heads", "Key-value heads; divides heads.", |run| number(run.model.kv_heads)),
-            shared("ffn", "Width of the feed-forward layer.", |run| number(run.model.ffn)),
-            shared("context", "Tokens of a sequence.", |run| number(run.model.context)),
-            shared("vocab", "Entries of the vocabulary; at least what the tokenizer has.", |run| {
-                number(run.model.vocab)
+            shared("hidden_size", "Width of the residual stream.", |run| number(run.model.hidden_size)),
+            shared("num_hidden_layers", "Transformer layers.", |run| number(run.model.num_hidden_layers)),
+            shared(
+                "num_attention_heads",
+                "Query heads; divides hidden_size into parts of even width.",
+                |run| number(run.model.num_attention_heads),
+            ),
+            shared("num_key_value_heads", "Key-value heads; divides num_attention_heads.", |run| {
+                number(run.model.num_key_value_heads)
+            }),
+            shared("intermediate_size", "Width of the feed-forward layer.", |run| {
+                number(run.model.intermediate_size)
+            }),
+            shared("max_position_embeddings", "Tokens of a sequence.", |run| {
+                number(run.model.max_position_embeddings)
+            }),
+            shared("vocab_size", "Entries of the vocabulary; at least what the tokenizer has.", |run| {
+                number(run.model.vocab_size)
             }),
             shared("rope_theta", "Base of the rotary frequencies.", |run| real(run.model.rope_theta)),
-            shared("norm_epsilon", "Added to the mean square in RMSNorm.", |run| {
-                real(run.model.norm_epsilon)
+            shared("rms_norm_eps", "Added to the mean square in RMSNorm.", |run| {
+                real(run.model.rms_norm_eps)
             }),
         ],
     },
@@ -70,22 +80,26 @@ pub(super) const SECTIONS: &[Section] = &[
             shared("mode", "asynchronous: no stage waits. synchronous: drain before every update.", |run| {
                 text(mode_name(run.pipeline.mode))
             }),
-            shared("window", "Microbatches in flight.", |run| number(run.pipeline.window)),
-            shared("microbatches_per_update", "Microbatches a replica accumulates before it steps.", |run| {
-                number(run.pipeline.microbatches_per_update)
+            shared("max_in_flight", "Microbatches in flight, at most.", |run| {
+                number(run.pipeline.max_in_flight)
             }),
-            shared("stash", "What forward keeps for backward: activations, or input (recompute).", |run| {
-                text(stash_name(run.pipeline.stash))
+            shared(
+                "gradient_accumulation_steps",
+                "Microbatches a replica accumulates before its optimizer steps.",
+                |run| number(run.pipeline.gradient_accumulation_steps),
+            ),
+            shared("activation_checkpointing", "Recompute the forward in backward: less memory.", |run| {
+                flag(run.pipeline.activation_checkpointing)
             }),
         ],
     },
     Section {
         name: "boundary",
         fields: &[
-            shared("kind", "What crosses a cut: identity, subspace or nothing (the control).", |run| {
+            shared("kind", "What crosses a cut: identity, subspace or none (the control).", |run| {
                 text(kind_name(run.boundary.kind))
             }),
-            shared("code", "Numbers per token that cross, for subspace.", |run| number(run.boundary.code)),
+            shared("rank", "Numbers per token that cross, for subspace.", |run| number(run.boundary.rank)),
             shared("packing", "Numbers to bytes: f32, bf16, q8 or q4.", |run| {
                 text(packing_name(run.boundary.packing))
             }),
@@ -103,14 +117,10 @@ pub(super) const SECTIONS: &[Section] = &[
         fields: &[
             shared("kind", "Update rule: nadamw or adamw.", |run| text(optimizer_name(run.optimizer.kind))),
             shared("learning_rate", "Peak learning rate.", |run| real(run.optimizer.learning_rate)),
-            shared("warmup_updates", "Updates of linear warm-up.", |run| {
-                number(run.optimizer.warmup_updates)
-            }),
-            shared("updates", "Updates of the run; the cosine ends here.", |run| {
-                number(run.optimizer.updates)
-            }),
-            shared("final_share", "Floor of the schedule as a share of the peak.", |run| {
-                real(run.optimizer.final_share)
+            shared("warmup_steps", "Steps of linear warm-up.", |run| number(run.optimizer.warmup_steps)),
+            shared("steps", "Steps of the run; the cosine ends here.", |run| number(run.optimizer.steps)),
+            shared("min_lr_ratio", "Floor of the schedule as a ratio to the peak.", |run| {
+                real(run.optimizer.min_lr_ratio)
             }),
             shared("beta1", "Decay of the first moment.", |run| real(run.optimizer.beta1)),
             shared("beta2", "Decay of the second moment.", |run| real(run.optimizer.beta2)),
@@ -119,11 +129,13 @@ pub(super) const SECTIONS: &[Section] = &[
             shared("momentum_decay", "Momentum decay psi of nadamw's schedule.", |run| {
                 real(run.optimizer.momentum_decay)
             }),
-            shared("clip_microbatch", "Clip at this multiple of the running median norm; 0 is off.", |run| {
-                real(run.optimizer.clip_microbatch)
-            }),
-            shared("clip_stage", "Clip a stage's gradient at this norm; 0 is off.", |run| {
-                real(run.optimizer.clip_stage)
+            shared(
+                "max_grad_norm_ratio",
+                "Clip a microbatch at this multiple of the median norm; 0 is off.",
+                |run| real(run.optimizer.max_grad_norm_ratio),
+            ),
+            shared("max_grad_norm", "Clip a stage's gradient at this norm; 0 is off.", |run| {
+                real(run.optimizer.max_grad_norm)
             }),
             shared("staleness_power", "Divide the rate by staleness to this power; 0 is off.", |run| {
                 real(run.optimizer.staleness_power)
@@ -133,11 +145,11 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "averaging",
         fields: &[
-            shared("every", "Finished microbatches per averaging round of the replicas; 0 is off.", |run| {
-                number(run.averaging.every)
+            shared("interval", "Finished microbatches between averaging rounds; 0 is off.", |run| {
+                number(run.averaging.interval)
             }),
-            shared("sets", "Sets the numbers are divided into; a round averages one.", |run| {
-                number(run.averaging.sets)
+            shared("fragments", "Parts the parameters are divided into; a round averages one.", |run| {
+                number(run.averaging.fragments)
             }),
         ],
     },
@@ -186,6 +198,10 @@ fn number(value: impl Display) -> String {
     value.to_string()
 }
 
+fn flag(value: bool) -> String {
+    value.to_string()
+}
+
 /// The shortest decimal that reads back as the same `f32`; always with a point or an exponent, as TOML asks.
 fn real(value: f32) -> String {
     format!("{value:?}")
@@ -202,18 +218,11 @@ fn mode_name(mode: Mode) -> &'static str {
     }
 }
 
-fn stash_name(stash: Stash) -> &'static str {
-    match stash {
-        Stash::Activations => "activations",
-        Stash::Input => "input",
-    }
-}
-
 fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Identity => "identity",
         Kind::Subspace => "subspace",
-        Kind::Nothing => "nothing",
+        Kind::None => "none",
     }
 }
 

@@ -14,7 +14,7 @@ use crate::data::TextTokenizer;
 /// Version of everything peers must share beside the run: frames, messages, initial weights, random numbers.
 ///
 /// It changes whenever two programs with equal manifests could compute different things.
-pub const PROTOCOL: u64 = 2;
+pub const PROTOCOL: u64 = 3;
 
 /// Name used in messages about a manifest.
 const SOURCE: &str = "manifest";

@@ -20,5 +20,5 @@ pub use error::{ConfigError, Violation};
 pub use manifest::{Manifest, PROTOCOL};
 pub use run::{
     Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
-    Policy, Run, Stash, Tokenizer,
+    Policy, Run, Tokenizer,
 };

@@ -28,7 +28,7 @@ impl Batches {
         Self {
             corpus,
             sequences: run.batch.sequences,
-            sequence: run.model.context + 1,
+            sequence: run.model.max_position_embeddings + 1,
             train_key: blake3::derive_key("swarmline 2026 training draws", &seed),
             heldout_key: blake3::derive_key("swarmline 2026 held-out draws", &seed),
         }

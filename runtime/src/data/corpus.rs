@@ -42,10 +42,10 @@ impl Corpus {
         let digest = digest_of(&files);
         let text_bytes = files.iter().map(|file| file.text.len() as u64).sum();
         let count = files.len();
-        let vocab = run.model.vocab;
+        let vocab = run.model.vocab_size;
         let pieces =
             files.into_iter().map(|file| tokenise(&tokenizer, file, vocab)).collect::<Result<_, _>>()?;
-        let sides = split(pieces, run.seed, run.data.heldout, run.model.context + 1)?;
+        let sides = split(pieces, run.seed, run.data.heldout, run.model.max_position_embeddings + 1)?;
         Ok(Self { sides, vocab, files: count, skipped, text_bytes, digest })
     }
 

@@ -59,8 +59,8 @@ pub enum DataError {
     },
     /// Not one sequence for one of the two sides.
     #[error(
-        "too little text: {tokens} tokens are {side}, but one sequence takes {needed} (model.context + 1). \
-         Add text to `data.paths` or lower `model.context`"
+        "too little text: {tokens} tokens are {side}, but one sequence takes {needed} (model.max_position_embeddings + 1). \
+         Add text to `data.paths` or lower `model.max_position_embeddings`"
     )]
     TooLittleText {
         /// "left to train on" or "held out".
@@ -87,7 +87,7 @@ pub enum DataError {
         cause: String,
     },
     /// The text has ids the model has no embedding for.
-    #[error("{}: token {id} is outside model.vocab = {vocab}. Raise `model.vocab`, or leave it out", path.display())]
+    #[error("{}: token {id} is outside model.vocab_size = {vocab}. Raise `model.vocab_size`, or leave it out", path.display())]
     OutsideVocabulary {
         /// The file.
         path: PathBuf,

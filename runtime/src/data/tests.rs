@@ -22,7 +22,8 @@ fn folder(files: &[(&str, &[u8])]) -> TempDir {
 }
 
 fn run(data: &str) -> Run {
-    let text = format!("seed = 7\n[model]\ncontext = 16\n[batch]\nsequences = 3\n[data]\n{data}\n");
+    let text =
+        format!("seed = 7\n[model]\nmax_position_embeddings = 16\n[batch]\nsequences = 3\n[data]\n{data}\n");
     Run::parse(&text, "run.toml", Path::new("")).unwrap()
 }
 
@@ -87,7 +88,7 @@ fn too_little_text_for_one_sequence() {
     check_refused(
         &[("a", b"short")],
         "paths = [\"a\"]",
-        &["too little text", "one sequence takes 17", "model.context"],
+        &["too little text", "one sequence takes 17", "model.max_position_embeddings"],
     );
     check_refused(&[("a", &LONG[..32])], "paths = [\"a\"]", &["too little text", "16 tokens are"]);
     assert!(open(&folder(&[("a", &LONG[..40])]), "paths = [\"a\"]").is_ok());
@@ -220,22 +221,26 @@ const WORDS: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "
 fn a_tokenizer_file_gives_vocabulary_and_ids() {
     let text = "to be or not to be, that\n".repeat(20);
     let place = folder(&[("a.txt", text.as_bytes()), ("words.json", WORDS.as_bytes())]);
-    let file =
-        |name: &str| format!("[model]\ncontext = 16\n[data]\npaths = [\"a.txt\"]\ntokenizer = \"{name}\"\n");
+    let file = |name: &str| {
+        format!(
+            "[model]\nmax_position_embeddings = 16\n[data]\npaths = [\"a.txt\"]\ntokenizer = \"{name}\"\n"
+        )
+    };
     let run = Run::parse(&file("words.json"), "run.toml", place.path()).unwrap();
-    assert_eq!(run.model.vocab, 401);
+    assert_eq!(run.model.vocab_size, 401);
     let corpus = Corpus::open(&run, place.path()).unwrap();
     assert!(corpus.train().iter().take(8).eq([1, 2, 3, 400, 1, 2, 0, 0]));
     let tokenizer = TextTokenizer::load(&run.data.tokenizer, place.path()).unwrap();
     assert_eq!(tokenizer.decode(&[1, 2]).unwrap(), "to be");
 
-    let small = file("words.json").replace("context", "vocab = 400\ncontext");
+    let small =
+        file("words.json").replace("max_position_embeddings", "vocab_size = 400\nmax_position_embeddings");
     let error = Run::parse(&small, "run.toml", place.path()).unwrap_err();
-    assert_eq!((error.line(), error.field()), (Some(2), Some("model.vocab")));
+    assert_eq!((error.line(), error.field()), (Some(2), Some("model.vocab_size")));
     let error = Run::parse(&file("a.txt"), "run.toml", place.path()).unwrap_err();
     assert_eq!((error.line(), error.field()), (Some(5), Some("data.tokenizer")), "{error}");
     let mut narrow = run.clone();
-    narrow.model.vocab = 300;
+    narrow.model.vocab_size = 300;
     let error = Corpus::open(&narrow, place.path()).unwrap_err();
     assert!(matches!(error, DataError::OutsideVocabulary { id: 400, vocab: 300, .. }), "{error}");
 }

@@ -117,7 +117,7 @@ impl Layout {
         if let Some(first) = blocks.first_mut().filter(|first| first.entry == Entry::Lift) {
             (lifts_code, first.entry) = (true, Entry::Continue);
         }
-        let head = (layers.end == run.model.layers).then(|| builder.head());
+        let head = (layers.end == run.model.num_hidden_layers).then(|| builder.head());
         Self { specs: builder.specs, embed, lifts_code, layers: blocks, head }
     }
 
@@ -142,19 +142,19 @@ impl Builder<'_> {
         let stream = boundary::stream(self.run, 0);
         let width = boundary::stream_width(self.run, stream);
         let std = WEIGHT_STD * self.widening(stream);
-        Embed { table: self.matrix("embed".into(), self.run.model.vocab, width, std), width }
+        Embed { table: self.matrix("embed".into(), self.run.model.vocab_size, width, std), width }
     }
 
     fn layer(&mut self, layer: usize) -> Layer {
         let model = &self.run.model;
-        let (d, f) = (model.width, model.ffn);
-        let kv_width = d / model.heads * model.kv_heads;
+        let (d, f) = (model.hidden_size, model.intermediate_size);
+        let kv_width = d / model.num_attention_heads * model.num_key_value_heads;
         let stream = boundary::stream(self.run, layer);
         let w = boundary::stream_width(self.run, stream);
         let entry = boundary::entry(self.run, layer);
         // Writers to the residual stream shrink with depth (GPT-2), so the stream's variance does not grow.
-        let writer_std = WEIGHT_STD / (2.0 * model.layers as f32).sqrt() * self.widening(stream);
-        let vocab = model.vocab;
+        let writer_std = WEIGHT_STD / (2.0 * model.num_hidden_layers as f32).sqrt() * self.widening(stream);
+        let vocab = model.vocab_size;
         let name = |part: &str| format!("layers.{layer}.{part}");
         Layer {
             entry,
@@ -174,16 +174,16 @@ impl Builder<'_> {
     }
 
     fn head(&mut self) -> Head {
-        let d = self.run.model.width;
+        let d = self.run.model.hidden_size;
         Head {
             norm: self.gain("norm".into(), d),
-            head: self.matrix("head".into(), self.run.model.vocab, d, WEIGHT_STD),
+            head: self.matrix("head".into(), self.run.model.vocab_size, d, WEIGHT_STD),
         }
     }
 
     /// `sqrt(d/k)` for coordinates, 1 for a dense stream.
     fn widening(&self, stream: Stream) -> f32 {
-        (self.run.model.width as f32 / boundary::stream_width(self.run, stream) as f32).sqrt()
+        (self.run.model.hidden_size as f32 / boundary::stream_width(self.run, stream) as f32).sqrt()
     }
 
     fn matrix(&mut self, name: String, outputs: usize, inputs: usize, std: f32) -> usize {

@@ -108,7 +108,7 @@ impl<B: Backend> Shard<B> {
     /// If `layers` is empty or not within the run's layers.
     pub fn new(mut backend: B, run: &Run, layers: Range<usize>, slots: usize) -> Result<Self, ShardError> {
         assert!(
-            layers.start < layers.end && layers.end <= run.model.layers,
+            layers.start < layers.end && layers.end <= run.model.num_hidden_layers,
             "{layers:?} are layers of the run"
         );
         let layout = Layout::new(run, layers.clone());
@@ -120,7 +120,13 @@ impl<B: Backend> Shard<B> {
             params: Params::new(&mut backend, run, &layout.specs, &mut log)?,
             scratch: Scratch::new(&mut backend, &layout, &sizes)?,
             workspace: Activations::new(&mut backend, &layout, &sizes)?,
-            stashes: Stashes::new(&mut backend, run.pipeline.stash, &layout, &sizes, slots)?,
+            stashes: Stashes::new(
+                &mut backend,
+                run.pipeline.activation_checkpointing,
+                &layout,
+                &sizes,
+                slots,
+            )?,
             input: Codec::in_front_of(run, layers.start),
             output: Codec::in_front_of(run, layers.end),
             backend,

@@ -28,15 +28,15 @@ impl Sizes {
         Self {
             rows: run.tokens_per_microbatch(),
             batch: run.batch.sequences,
-            tokens: model.context,
-            width: model.width,
-            heads: model.heads,
-            kv_heads: model.kv_heads,
-            head_width: model.width / model.heads,
-            ffn: model.ffn,
-            vocab: model.vocab,
+            tokens: model.max_position_embeddings,
+            width: model.hidden_size,
+            heads: model.num_attention_heads,
+            kv_heads: model.num_key_value_heads,
+            head_width: model.hidden_size / model.num_attention_heads,
+            ffn: model.intermediate_size,
+            vocab: model.vocab_size,
             theta: model.rope_theta,
-            epsilon: model.norm_epsilon,
+            epsilon: model.rms_norm_eps,
         }
     }
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use swarmline_kernels::{Backend, Result};
 use swarmline_scheduler::{MicrobatchId, WeightVersion};
 
-use crate::config;
 use crate::model::layout::Layout;
 use crate::model::sizes::Sizes;
 
@@ -67,7 +66,7 @@ impl<B: Backend> Activations<B> {
     }
 }
 
-/// The content of a slot, by the run's policy.
+/// The content of a slot, as the run's `activation_checkpointing` says.
 #[derive(Debug)]
 pub(super) enum Kept<B: Backend> {
     /// Backward reads these, with the weights of its own time.
@@ -95,14 +94,16 @@ pub(super) struct Stashes<B: Backend> {
 impl<B: Backend> Stashes<B> {
     pub(super) fn new(
         backend: &mut B,
-        policy: config::Stash,
+        checkpointing: bool,
         layout: &Layout,
         sizes: &Sizes,
         slots: usize,
     ) -> Result<Self> {
-        let mut slot = || match policy {
-            config::Stash::Activations => Activations::new(backend, layout, sizes).map(Kept::Activations),
-            config::Stash::Input => Ok(Kept::Input(Vec::new())),
+        let mut slot = || {
+            if checkpointing {
+                return Ok(Kept::Input(Vec::new()));
+            }
+            Activations::new(backend, layout, sizes).map(Kept::Activations)
         };
         let free = (0..slots).map(|_| slot()).collect::<Result<_>>()?;
         Ok(Self { slots, free, held: BTreeMap::new() })

@@ -1,7 +1,7 @@
 //! How weights change: what one replica of a stage does with the gradients of its microbatches.
 //!
 //! [`StageOptimizer::contribute`] is the whole story: a microbatch's gradients are refused if they are not
-//! numbers, clipped against those before them, gathered until an update is complete, clipped again, and applied
+//! numbers, clipped against those before them, gathered until a step is complete, clipped again, and applied
 //! at a learning rate that follows a [`Schedule`] and shrinks with measured staleness. The other files each hold
 //! one of these rules as plain arithmetic on scalars, in f64; tensors are touched in `stage_optimizer` alone.
 //!

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Everything a stage's optimizer remembers between two updates.
+/// Everything a stage's optimizer remembers between two steps.
 ///
 /// Gradients that were accumulated but not yet applied are not part of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,8 +17,8 @@ pub struct OptimizerState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counters {
-    /// Updates taken: the weight version.
-    pub updates: u64,
+    /// Steps taken: the weight version.
+    pub steps: u64,
     /// Product of the momentum schedule so far, 0 to 1; see [`super::Adam`].
     pub momentum_product: f64,
     /// Norms of the latest microbatch gradients, oldest first.

@@ -7,7 +7,7 @@ use crate::model::tests::tiny;
 
 fn with_vocab(vocab: usize) -> Run {
     let mut run = tiny(Kind::Identity, Packing::F32);
-    run.model.vocab = vocab;
+    run.model.vocab_size = vocab;
     run
 }
 
@@ -73,6 +73,6 @@ fn lengths_follow_from_the_run() {
         let lens = [0, 1, 2, 3, 4].map(|layer| Codec::in_front_of(&run, layer).byte_len());
         assert_eq!(lens, [0, rows * per_row, rows * per_row, rows * per_row, 0], "{packing:?}");
     }
-    let nothing = tiny(Kind::Nothing, Packing::Q8);
+    let nothing = tiny(Kind::None, Packing::Q8);
     assert_eq!(Codec::in_front_of(&nothing, 2).byte_len(), 0);
 }

@@ -102,7 +102,7 @@ impl<B: Backend> Engine<B> {
         learning: Learning,
     ) -> Result<Self, ShardError> {
         let mut shard = Shard::for_stage(backend, run, stage, slots)?;
-        let updates_per = run.pipeline.microbatches_per_update;
+        let updates_per = run.pipeline.gradient_accumulation_steps;
         let (backend, params) = shard.backend_and_params();
         let sizes = || params.iter().map(|parameter| (parameter.name.as_str(), parameter.len()));
         let optimizer = StageOptimizer::new(backend, &run.optimizer, updates_per, sizes())?;

@@ -112,7 +112,7 @@ impl<B: Backend> Engine<B> {
 fn write_counters(counters: &Counters) -> BTreeMap<String, String> {
     let norms: Vec<String> = counters.recent_norms.iter().map(|norm| bits(*norm)).collect();
     BTreeMap::from([
-        (UPDATES.to_owned(), counters.updates.to_string()),
+        (UPDATES.to_owned(), counters.steps.to_string()),
         (MOMENTUM_PRODUCT.to_owned(), bits(counters.momentum_product)),
         (RECENT_NORMS.to_owned(), norms.join(" ")),
     ])
@@ -125,7 +125,7 @@ fn read_counters(metadata: &BTreeMap<String, String>) -> Result<Counters, StateE
     let momentum_product = from_bits(text(MOMENTUM_PRODUCT)?).ok_or(StateError::Counter(MOMENTUM_PRODUCT))?;
     let norms: Option<Vec<f64>> = text(RECENT_NORMS)?.split_whitespace().map(from_bits).collect();
     let recent_norms = norms.ok_or(StateError::Counter(RECENT_NORMS))?;
-    Ok(Counters { updates, momentum_product, recent_norms })
+    Ok(Counters { steps: updates, momentum_product, recent_norms })
 }
 
 fn bits(number: f64) -> String {

@@ -16,7 +16,7 @@ const SETS: u32 = 4;
 
 fn run() -> Run {
     let mut run = tiny(Kind::Subspace, Packing::F32);
-    run.averaging.sets = SETS;
+    run.averaging.fragments = SETS;
     run
 }
 
