@@ -13,8 +13,11 @@ mod manifest;
 mod resolve;
 mod run;
 mod sizes;
+mod suggest;
+mod synonyms;
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub use error::{ConfigError, Violation};
 pub use manifest::{Manifest, PROTOCOL};

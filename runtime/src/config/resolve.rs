@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Document, position};
 use super::error::{ConfigError, Violation};
-use super::fields::SECTIONS;
+use super::fields::{ANYONE, BYTES, SECTIONS};
 use super::{
     Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
     Policy, Run, Tokenizer, check, limits,
@@ -85,7 +85,7 @@ fn not_text(file: &str, error: &std::string::FromUtf8Error) -> ConfigError {
 fn read_tokenizer(document: &Document<'_>) -> Result<Tokenizer, ConfigError> {
     Ok(match document.text("data", "tokenizer")? {
         None => Tokenizer::Bytes,
-        Some(word) if word == "bytes" => Tokenizer::Bytes,
+        Some(word) if word == BYTES => Tokenizer::Bytes,
         Some(path) => Tokenizer::File(PathBuf::from(path)),
     })
 }
@@ -161,8 +161,7 @@ fn read_pipeline(document: &Document<'_>, layers: usize) -> Result<Pipeline, Con
     let named = document.counts("pipeline", "layers_per_stage")?;
     let default_stages = named.as_ref().map_or(DEFAULT_STAGES.min(layers), Vec::len);
     let stages = count("stages")?.unwrap_or(default_stages);
-    let modes = [("asynchronous", Mode::Asynchronous), ("synchronous", Mode::Synchronous)];
-    let mode = document.word("pipeline", "mode", &modes)?.unwrap_or(Mode::Asynchronous);
+    let mode = document.choice("pipeline", "mode")?.unwrap_or(Mode::Asynchronous);
     let gradient_accumulation_steps = count("gradient_accumulation_steps")?.unwrap_or(1);
     let replicas = count("replicas")?.unwrap_or(1);
     let default_in_flight = match mode {
@@ -189,12 +188,10 @@ fn even_cut(layers: usize, stages: usize) -> Vec<usize> {
 }
 
 fn read_boundary(document: &Document<'_>, hidden_size: usize) -> Result<Boundary, ConfigError> {
-    let kinds = [("identity", Kind::Identity), ("subspace", Kind::Subspace), ("none", Kind::None)];
-    let packings = [("f32", Packing::F32), ("bf16", Packing::Bf16), ("q8", Packing::Q8), ("q4", Packing::Q4)];
     Ok(Boundary {
-        kind: document.word("boundary", "kind", &kinds)?.unwrap_or(Kind::Subspace),
+        kind: document.choice("boundary", "kind")?.unwrap_or(Kind::Subspace),
         rank: document.count("boundary", "rank")?.unwrap_or((hidden_size / 8).max(1)),
-        packing: document.word("boundary", "packing", &packings)?.unwrap_or(Packing::Q8),
+        packing: document.choice("boundary", "packing")?.unwrap_or(Packing::Q8),
         anchor_scale: document.real("boundary", "anchor_scale")?.unwrap_or(0.02),
     })
 }
@@ -202,8 +199,7 @@ fn read_boundary(document: &Document<'_>, hidden_size: usize) -> Result<Boundary
 fn read_optimizer(document: &Document<'_>, mode: Mode) -> Result<Optimizer, ConfigError> {
     let real = |name| document.real("optimizer", name);
     let number = |name| document.number("optimizer", name);
-    let kinds = [("nadamw", OptimizerKind::NAdamW), ("adamw", OptimizerKind::AdamW)];
-    let kind = document.word("optimizer", "kind", &kinds)?.unwrap_or(OptimizerKind::NAdamW);
+    let kind = document.choice("optimizer", "kind")?.unwrap_or(OptimizerKind::NAdamW);
     let defaults = Optimizer::of(kind, mode, number("steps")?.unwrap_or(DEFAULT_STEPS));
     Ok(Optimizer {
         kind,
@@ -250,5 +246,6 @@ fn read_join(document: &Document<'_>) -> Result<Join, ConfigError> {
     if document.is_list("policy", "join")? {
         return Ok(Join::Keys(document.texts("policy", "join")?.unwrap_or_default()));
     }
-    Ok(document.word("policy", "join", &[("anyone", ())])?.map_or(Join::Anyone, |()| Join::Anyone))
+    // The only word there is means the default.
+    document.word("policy", "join", &[ANYONE]).map(|_| Join::Anyone)
 }

@@ -3,14 +3,14 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use strum::{IntoStaticStr, VariantArray};
 use swarmline_scheduler::StageIndex;
 
 /// Everything the processes of a run must agree on, and the coordinator's own choices.
 ///
 /// What all must agree on (all but [`Run::data`]'s paths and [`Run::policy`]) is the *manifest*; its digest is
 /// part of every handshake.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Run {
     /// Name shown to people. Default: the run file's name without its ending.
     pub name: String,
@@ -35,7 +35,7 @@ pub struct Run {
 }
 
 /// Sizes of the LLaMA model, under the names that Hugging Face's `config.json` has for them.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     /// Width `d` of the residual stream. Default 128.
     pub hidden_size: usize,
@@ -59,7 +59,7 @@ pub struct Model {
 }
 
 /// How layers are cut into stages and how microbatches flow through them.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pipeline {
     /// Number of stages. Default: as many as `layers_per_stage` names, or the smaller of 4 and `model.num_hidden_layers`.
     pub stages: usize,
@@ -81,8 +81,8 @@ pub struct Pipeline {
 }
 
 /// Whether stages wait for each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Mode {
     /// Every stage steps on its own; gradients are stale by a few versions.
     Asynchronous,
@@ -91,7 +91,7 @@ pub enum Mode {
 }
 
 /// What crosses a cut, and as which bytes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Boundary {
     /// What is done to the residual stream at a cut. Default subspace.
     pub kind: Kind,
@@ -106,8 +106,8 @@ pub struct Boundary {
 }
 
 /// What is done to the residual stream at a cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Kind {
     /// The stream itself.
     Identity,
@@ -119,8 +119,8 @@ pub enum Kind {
 }
 
 /// How numbers become bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Packing {
     /// 4 bytes a number.
     F32,
@@ -133,14 +133,14 @@ pub enum Packing {
 }
 
 /// Size of a microbatch.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Sequences `B` of a microbatch; it has `B * max_position_embeddings` tokens. Default 8.
     pub sequences: usize,
 }
 
 /// How weights change (algorithm NAdamW: Dozat 2016 with decoupled decay; schedule: linear warm-up, cosine).
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Optimizer {
     /// Update rule. Default nadamw.
     pub kind: OptimizerKind,
@@ -216,8 +216,8 @@ impl Optimizer {
 }
 
 /// Update rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum OptimizerKind {
     /// Adam with decoupled decay (arXiv 1711.05101).
     AdamW,
@@ -227,7 +227,7 @@ pub enum OptimizerKind {
 
 /// How replicas of a stage average weights and moments (AsyncMesh, arXiv 2601.22442). A stage with one replica has
 /// nothing to average.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Averaging {
     /// Finished microbatches of the whole run between two averaging rounds; 0 turns averaging off. A shorter interval
     /// keeps replicas closer together and costs more traffic: a round moves about `24 / fragments` bytes for each
@@ -239,7 +239,7 @@ pub struct Averaging {
 }
 
 /// The text a run learns from.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Data {
     /// Files or directories of text; relative to the run file. Only the feeder reads them.
     pub paths: Vec<PathBuf>,
@@ -254,8 +254,7 @@ pub struct Data {
 }
 
 /// How text becomes token ids.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tokenizer {
     /// Each byte is a token.
     Bytes,
@@ -264,15 +263,14 @@ pub enum Tokenizer {
 }
 
 /// Who may take part.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// Who may join. Default anyone.
     pub join: Join,
 }
 
 /// Who may join.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Join {
     /// Anyone who can reach the coordinator.
     Anyone,
