@@ -6,7 +6,6 @@
 
 pub mod averaging;
 pub mod bench;
-pub mod boundary;
 pub mod cli;
 mod clock;
 pub mod config;
@@ -22,6 +21,7 @@ pub mod optim;
 pub mod packing;
 pub mod report;
 pub mod stage;
+pub mod subspace;
 mod traffic;
 pub mod train;
 

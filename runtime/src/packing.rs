@@ -6,8 +6,8 @@
 use swarmline_kernels::{Backend, PackedFormat, PackingError, RoundingKey};
 use swarmline_scheduler::MicrobatchId;
 
-use crate::boundary::{self, Subspace};
 use crate::config::{Packing, Run};
+use crate::subspace::Subspace;
 
 /// Which way a tensor crosses a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl Codec {
         Self {
             layer,
             rows: run.tokens_per_microbatch(),
-            width: boundary::code_width(run, layer),
+            width: run.code_width(layer),
             format: packed_format(run.boundary.packing),
             seed: run.seed,
         }

@@ -14,7 +14,7 @@
 use swarmline_kernels::{AttentionShape, LinearShape};
 
 use super::size::Size;
-use crate::model::parameters;
+use crate::config::ParameterSpec;
 
 /// Of one product.
 #[must_use]
@@ -43,18 +43,10 @@ pub fn step(size: Size) -> f64 {
     6.0 * weights_that_multiply(size) as f64 * rows + 3.0 * layers * attention(size.attention())
 }
 
-/// All parameters of the model.
-#[must_use]
-pub fn parameter_count(size: Size) -> usize {
-    specs(size).map(|spec| spec.len()).sum()
-}
-
 fn weights_that_multiply(size: Size) -> usize {
-    specs(size).filter(|spec| spec.shape.len() == 2 && spec.name != "embed").map(|spec| spec.len()).sum()
-}
-
-fn specs(size: Size) -> impl Iterator<Item = crate::model::ParameterSpec> {
-    parameters(&size.run(), 0..size.model().num_hidden_layers).into_iter()
+    let multiplies = |spec: &ParameterSpec| spec.shape.len() == 2 && spec.name != "embed";
+    let specs = size.run().parameter_specs(0..size.model().num_hidden_layers);
+    specs.iter().filter(|spec| multiplies(spec)).map(ParameterSpec::len).sum()
 }
 
 #[cfg(test)]
@@ -74,7 +66,7 @@ mod tests {
         let (d, f, e) = (512, 1376, 64);
         let a_layer = 2 * d * d + 2 * d * 4 * e + 3 * d * f;
         assert_eq!(weights_that_multiply(Size::M), 8 * a_layer + 4096 * d);
-        assert_eq!(parameter_count(Size::M), 8 * (a_layer + 2 * d) + 2 * 4096 * d + d);
+        assert_eq!(Size::M.parameters(), 8 * (a_layer + 2 * d) + 2 * 4096 * d + d);
         assert_eq!(attention(Size::M.attention()), 2.0 * 4096.0 * 256.0 * 512.0);
     }
 

@@ -247,7 +247,7 @@ impl SizeReport {
             share_of_peak: first.map(|first| first.share_of_peak),
             peak_mb: first.and_then(|first| first.peak_mb),
             profile: profile.map(Profile::name),
-            parameters: flops::parameter_count(size),
+            parameters: size.parameters(),
             sequences: SEQUENCES,
             tokens_per_step: size.rows(),
             flops_per_step: flops::step(size),

@@ -249,7 +249,7 @@ impl Bench<'_> {
     }
 
     fn optimizer(&mut self) -> Result<()> {
-        let all = flops::parameter_count(self.size);
+        let all = self.size.parameters();
         let len = all.min(OPTIMIZER_NUMBERS_MAX);
         let calls = all as f64 / len as f64;
         let (mut w, mut m, mut v, mut g) = (numbers(len, 1), zeros(len), zeros(len), numbers(len, 2));

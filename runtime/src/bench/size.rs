@@ -94,10 +94,15 @@ impl Size {
         SEQUENCES * self.model().max_position_embeddings
     }
 
+    /// Parameters of the model.
+    pub(super) fn parameters(self) -> usize {
+        // A model that is measured here fits memory.
+        usize::try_from(self.run().parameters()).unwrap_or(usize::MAX)
+    }
+
     /// `g * e`
     pub(super) fn kv_width(self) -> usize {
-        let model = self.model();
-        model.hidden_size / model.num_attention_heads * model.num_key_value_heads
+        self.model().kv_width()
     }
 
     /// Rank of the column space: a run's default.
@@ -116,7 +121,7 @@ impl Size {
             tokens: model.max_position_embeddings,
             heads: model.num_attention_heads,
             kv_heads: model.num_key_value_heads,
-            head_width: model.hidden_size / model.num_attention_heads,
+            head_width: model.head_width(),
             theta: model.rope_theta,
         }
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use swarmline_kernels::{Cpu, random};
 use swarmline_scheduler::{MicrobatchId, StageIndex};
 
-use super::flops::{self, parameter_count};
+use super::flops;
 use super::machine::peak_resident_mb;
 use super::peaks::product_gflops_now;
 use super::size::{SEQUENCES, Size};
@@ -79,7 +79,7 @@ pub fn measure(cpu: Cpu, size: Size) -> Result<StepReport, Error> {
         step_s_median,
         peak_rss_mb: peak_resident_mb(),
         batch: SEQUENCES,
-        params: parameter_count(size),
+        params: size.parameters(),
         threads,
         share_of_peak: median(&shares),
         loss_first,

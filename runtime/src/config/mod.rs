@@ -10,9 +10,10 @@ mod error;
 mod fields;
 pub mod limits;
 mod manifest;
+mod parameters;
 mod resolve;
 mod run;
-mod sizes;
+mod stream;
 mod suggest;
 mod synonyms;
 #[cfg(test)]
@@ -21,7 +22,9 @@ mod words;
 
 pub use error::{ConfigError, Violation};
 pub use manifest::{Manifest, PROTOCOL};
+pub use parameters::{Initial, ParameterSpec};
 pub use run::{
     Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
     Policy, Run, Tokenizer,
 };
+pub use stream::{Entry, Stream};

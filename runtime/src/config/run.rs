@@ -292,7 +292,26 @@ impl Data {
     }
 }
 
+impl Model {
+    /// Width `e` of a head.
+    #[must_use]
+    pub fn head_width(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+
+    /// Width `g * e` of all key heads of a token together; that of all value heads.
+    #[must_use]
+    pub fn kv_width(&self) -> usize {
+        self.num_key_value_heads * self.head_width()
+    }
+}
+
 impl Run {
+    /// All stages, first to last.
+    pub fn stages(&self) -> impl Iterator<Item = StageIndex> + use<> {
+        (0..=self.last_stage().0).map(StageIndex)
+    }
+
     /// Layers of `stage`.
     #[must_use]
     pub fn layers_of(&self, stage: StageIndex) -> Range<usize> {

@@ -5,11 +5,12 @@
 
 use swarmline_kernels::{Backend, LinearShape, Result, Write};
 
-use crate::boundary::{Stream, Subspace};
+use crate::config::Stream;
 use crate::model::layout::Layer;
 use crate::model::params::Parameter;
 use crate::model::pass::Pass;
 use crate::model::stash::LayerActivations;
+use crate::subspace::Subspace;
 
 /// Takes `scratch.stream` through the layer and fills `kept`.
 pub(super) fn forward<B: Backend>(

@@ -3,7 +3,7 @@
 
 use swarmline_kernels::random;
 
-use crate::model::{Initial, ParameterSpec};
+use crate::config::{Initial, ParameterSpec};
 use crate::packing::leading_u64;
 
 /// The initial value of a parameter, row-major.

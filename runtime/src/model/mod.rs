@@ -22,7 +22,6 @@ mod sizes;
 mod snapshot;
 mod stash;
 
-pub use layout::{Initial, ParameterSpec, parameters};
 pub use log::ParameterLog;
 pub use params::{Parameter, Params};
 pub use shard::{Backward, LossAndGradient, Shard, ShardError, Upstream};

@@ -2,9 +2,9 @@
 
 use swarmline_kernels::Backend;
 
-use crate::config::Run;
+use crate::config::{ParameterSpec, Run};
+use crate::model::ParameterLog;
 use crate::model::init::initial_value;
-use crate::model::{ParameterLog, ParameterSpec};
 
 /// One parameter on the device.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl<B: Backend> Parameter<B> {
     }
 }
 
-/// All parameters of a shard, in the order of [`parameters`](crate::model::parameters).
+/// All parameters of a shard, in the order of [`Run::parameter_specs`].
 #[derive(Debug)]
 pub struct Params<B: Backend> {
     list: Vec<Parameter<B>>,

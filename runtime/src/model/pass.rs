@@ -2,12 +2,13 @@
 
 use swarmline_kernels::{Backend, Result, Write};
 
-use crate::boundary::{Entry, Subspace};
+use crate::config::Entry;
 use crate::model::layout::{Layer, Layout};
 use crate::model::params::Params;
 use crate::model::sizes::Sizes;
 use crate::model::stash::Activations;
 use crate::model::{block, embed};
+use crate::subspace::Subspace;
 
 /// Buffers that no pass leaves anything in.
 #[derive(Debug)]

@@ -6,7 +6,6 @@ use std::ops::Range;
 use swarmline_kernels::Backend;
 use swarmline_scheduler::{Loss, MicrobatchId, StageIndex, WeightVersion};
 
-use crate::boundary::Subspace;
 use crate::config::Run;
 use crate::model::head::{self, Purpose};
 use crate::model::layout::{Head, Layout};
@@ -16,6 +15,7 @@ use crate::model::sizes::Sizes;
 use crate::model::stash::{Activations, Kept, Stash, Stashes};
 use crate::model::{ParameterLog, Params, Snapshot, SnapshotError, SnapshotTensor, embed};
 use crate::packing::{CodeError, Codec, Direction, Tokens};
+use crate::subspace::Subspace;
 
 /// Why a shard cannot compute.
 #[derive(Debug, thiserror::Error)]

@@ -32,7 +32,7 @@ impl Sizes {
             width: model.hidden_size,
             heads: model.num_attention_heads,
             kv_heads: model.num_key_value_heads,
-            head_width: model.hidden_size / model.num_attention_heads,
+            head_width: model.head_width(),
             ffn: model.intermediate_size,
             vocab: model.vocab_size,
             theta: model.rope_theta,

@@ -4,9 +4,9 @@ use swarmline_kernels::{Backend, Cpu};
 use swarmline_scheduler::StageIndex;
 
 use super::{Chain, FIRST, KINDS, SECOND, cpu, gradients, relative_distance, stage, tiny, tokens, whole};
-use crate::boundary::Subspace;
 use crate::config::{Kind, Packing, Run};
-use crate::model::{Shard, Upstream, parameters};
+use crate::model::{Shard, Upstream};
+use crate::subspace::Subspace;
 
 #[test]
 fn the_stages_together_are_bit_equal_to_the_whole_model() {
@@ -87,7 +87,7 @@ fn initial_values_have_the_promised_spread() {
 fn one_stage_constrains_nothing() {
     let mut run = tiny(Kind::Subspace, Packing::F32);
     (run.pipeline.stages, run.pipeline.layers_per_stage) = (1, vec![4]);
-    assert_eq!(parameters(&run, 0..4), parameters(&tiny(Kind::Identity, Packing::F32), 0..4));
+    assert_eq!(run.parameter_specs(0..4), tiny(Kind::Identity, Packing::F32).parameter_specs(0..4));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The shards against each other, against finite differences, and against hostile bytes.
 
+mod count;
 mod cut;
 mod golden;
 mod gradient;

@@ -5,8 +5,7 @@
 
 use swarmline_kernels::{Backend, PackedFormat, RoundingKey, Write, random};
 
-use crate::boundary::Stream;
-use crate::config::Run;
+use crate::config::{Run, Stream};
 use crate::packing::leading_u64;
 
 /// Basis `U^T[k,d]` (orthonormal rows) and anchor `E0` of a run, both made from its seed.
