@@ -13,6 +13,7 @@ pub mod coordinator;
 pub mod data;
 mod error;
 pub mod feeder;
+mod hashing;
 mod incidents;
 mod member;
 pub mod model;

@@ -7,6 +7,7 @@ use swarmline_kernels::{Backend, PackedFormat, PackingError, RoundingKey};
 use swarmline_scheduler::MicrobatchId;
 
 use crate::config::{Packing, Run};
+use crate::hashing;
 use crate::subspace::Subspace;
 
 /// Which way a tensor crosses a cut.
@@ -173,14 +174,13 @@ impl Codec {
 
     /// The attempt is left out on purpose: a re-sent tensor is the same tensor.
     fn rounding_key(&self, microbatch: MicrobatchId, direction: Direction) -> RoundingKey {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&microbatch.0.to_le_bytes());
-        hasher.update(&(self.layer as u64).to_le_bytes());
-        hasher.update(match direction {
+        let direction: &[u8] = match direction {
             Direction::Forward => b"forward",
             Direction::Backward => b"backward",
-        });
-        RoundingKey { run: self.seed, tensor: leading_u64(&hasher.finalize()) }
+        };
+        let layer = self.layer as u64;
+        let tensor = hashing::key(&[&microbatch.0.to_le_bytes(), &layer.to_le_bytes(), direction]);
+        RoundingKey { run: self.seed, tensor }
     }
 }
 
@@ -193,11 +193,6 @@ pub fn packed_format(packing: Packing) -> PackedFormat {
         Packing::Q8 => PackedFormat::Q8,
         Packing::Q4 => PackedFormat::Q4,
     }
-}
-
-/// The first eight bytes of a digest: a key for generators that take a `u64`.
-pub(crate) fn leading_u64(digest: &blake3::Hash) -> u64 {
-    digest.as_bytes().iter().take(8).rev().fold(0, |key, &byte| (key << 8) | u64::from(byte))
 }
 
 /// The token ids of a microbatch, checked against the run: `B` sequences of `T` tokens.

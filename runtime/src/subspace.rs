@@ -6,7 +6,7 @@
 use swarmline_kernels::{Backend, PackedFormat, RoundingKey, Write, random};
 
 use crate::config::{Run, Stream};
-use crate::packing::leading_u64;
+use crate::hashing;
 
 /// Basis `U^T[k,d]` (orthonormal rows) and anchor `E0` of a run, both made from its seed.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl<B: Backend> Subspace<B> {
         backend.upload(&mut basis, &rows)?;
         Ok(Self {
             basis,
-            digest: blake3::hash(bytemuck::cast_slice(&rows)),
+            digest: hashing::digest(&rows),
             seed: seed_for("anchor", run.seed),
             scale: run.boundary.anchor_scale,
             rows: run.tokens_per_microbatch(),
@@ -131,8 +131,5 @@ impl<B: Backend> Subspace<B> {
 
 /// Basis, anchor and weights draw from the same kind of generator; seeds of their own keep them apart.
 fn seed_for(purpose: &str, run_seed: u64) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(purpose.as_bytes());
-    hasher.update(&run_seed.to_le_bytes());
-    leading_u64(&hasher.finalize())
+    hashing::key(&[purpose.as_bytes(), &run_seed.to_le_bytes()])
 }

@@ -6,7 +6,7 @@ use swarmline_kernels::random;
 use swarmline_scheduler::averaging::{PartIndex, SetIndex};
 
 use super::part::NUMBER_BYTES;
-use crate::packing::leading_u64;
+use crate::hashing;
 
 /// The numbers of a stage, divided into disjoint sets of nearly equal size that are spread over every tensor.
 ///
@@ -39,9 +39,9 @@ impl IndexSets {
     /// `sets` (at least 1) sets over `tensors`, by global name and length.
     #[must_use]
     pub fn new<'a>(seed: u64, sets: u32, tensors: impl IntoIterator<Item = (&'a str, usize)>) -> Self {
-        let tensor = |(name, len): (&str, usize)| {
-            let stream = leading_u64(&blake3::hash(format!("averaging {name}").as_bytes()));
-            Tensor { stream, len }
+        let tensor = |(name, len): (&str, usize)| Tensor {
+            stream: hashing::key(&[b"averaging ", name.as_bytes()]),
+            len,
         };
         Self { seed, sets: sets.max(1) as usize, tensors: tensors.into_iter().map(tensor).collect() }
     }

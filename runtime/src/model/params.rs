@@ -3,6 +3,7 @@
 use swarmline_kernels::Backend;
 
 use crate::config::{ParameterSpec, Run};
+use crate::hashing::digest;
 use crate::model::ParameterLog;
 use crate::model::init::initial_value;
 
@@ -136,16 +137,4 @@ pub(super) fn value<B: Backend>(
     let mut value = vec![0.0; parameter.len()];
     backend.download(&mut value, &parameter.weight)?;
     Ok(value)
-}
-
-/// BLAKE3 of the little-endian f32.
-pub(super) fn digest(value: &[f32]) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new();
-    let mut bytes = Vec::new();
-    for chunk in value.chunks(4096) {
-        bytes.clear();
-        bytes.extend(chunk.iter().flat_map(|number| number.to_le_bytes()));
-        hasher.update(&bytes);
-    }
-    hasher.finalize()
 }

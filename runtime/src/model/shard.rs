@@ -7,9 +7,10 @@ use swarmline_kernels::Backend;
 use swarmline_scheduler::{Loss, MicrobatchId, StageIndex, WeightVersion};
 
 use crate::config::Run;
+use crate::hashing::digest;
 use crate::model::head::{self, Purpose};
 use crate::model::layout::{Head, Layout};
-use crate::model::params::{digest, value};
+use crate::model::params::value;
 use crate::model::pass::{Pass, Scratch};
 use crate::model::sizes::Sizes;
 use crate::model::stash::{Activations, Kept, Stash, Stashes};

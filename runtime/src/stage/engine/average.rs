@@ -6,6 +6,7 @@ use swarmline_scheduler::averaging::Event;
 
 use super::Engine;
 use crate::averaging::{ApplyError, Averager, IndexSets, Job, Learned, SetSnapshot, TensorsMut};
+use crate::hashing::digest;
 use crate::model::ParameterLog;
 
 /// An engine in its parts, for those who bring in values from outside.
@@ -69,12 +70,4 @@ impl<B: Backend> Engine<B> {
         let learned = Learned { version, tensors: tensors.collect() };
         Opened { backend, learned, log, averager: &mut self.averager }
     }
-}
-
-fn digest(numbers: &[f32]) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new();
-    numbers.iter().for_each(|number| {
-        hasher.update(&number.to_le_bytes());
-    });
-    hasher.finalize()
 }

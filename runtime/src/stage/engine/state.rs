@@ -12,6 +12,7 @@ use swarmline_scheduler::StageIndex;
 use super::Engine;
 use super::average::Opened;
 use crate::config::Run;
+use crate::hashing::TensorHasher;
 use crate::model::{ShardError, Snapshot, SnapshotError, SnapshotTensor};
 use crate::optim::{Counters, ImportError, NamedTensor, OptimizerState};
 
@@ -95,14 +96,12 @@ impl<B: Backend> Engine<B> {
     /// If the device fails.
     pub fn state_hash(&mut self) -> Result<blake3::Hash, ShardError> {
         let Opened { backend, learned, .. } = self.opened();
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = TensorHasher::default();
         for tensors in &learned.tensors {
             let mut numbers = vec![0.0; tensors.len];
             for tensor in [&*tensors.weight, &*tensors.moment1, &*tensors.moment2] {
                 backend.download(&mut numbers, tensor)?;
-                numbers.iter().for_each(|number| {
-                    hasher.update(&number.to_le_bytes());
-                });
+                hasher.update(&numbers);
             }
         }
         Ok(hasher.finalize())
