@@ -5,10 +5,10 @@ use swarmline_kernels::Backend;
 use swarmline_scheduler::WeightVersion;
 use swarmline_scheduler::averaging::{Fault, PartIndex, Round, SetIndex};
 
-use super::ledger::Ledger;
+use super::contributions::Ledger;
+use super::fragments::{IndexSets, Stretch, range_of};
 use super::merge::{shifted, shifted_square};
 use super::part::Numbers;
-use super::sets::{IndexSets, Stretch, range_of};
 use crate::config::Run;
 
 /// One parameter and its moments on the device, lent for a call.

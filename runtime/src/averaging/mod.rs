@@ -9,18 +9,18 @@
 //! Nothing here knows the model: tensors come in as a list of [`TensorsMut`].
 
 mod averager;
+mod contributions;
+mod fragments;
 mod job;
-mod ledger;
 mod merge;
 mod part;
 mod reduce;
-mod sets;
 
 pub use averager::{ApplyError, Averager, Learned, SetSnapshot, TensorsMut};
+pub use contributions::Ledger;
+pub use fragments::IndexSets;
 pub use job::Job;
-pub use ledger::Ledger;
 pub use reduce::reduce;
-pub use sets::IndexSets;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use swarmline_kernels::Profile;
 
-use super::contest::{self, Contest, ModeReport};
+use super::comparison::{self, Contest, ModeReport};
 use super::machine::{self, Machine};
 use super::operations::{self, OperationReport};
 use super::peaks::{PeakPlan, Peaks};
@@ -169,7 +169,7 @@ fn measure_profile(
         None => ((0..options.rounds.max(1)).map(|_| ours()).collect::<Result<Vec<_>, _>>()?, None),
         Some(peer) => {
             let (steps, contest) =
-                contest::run(peer.version(), options.rounds, ours, |mode, our, time_max| {
+                comparison::run(peer.version(), options.rounds, ours, |mode, our, time_max| {
                     say(&format!("configuration {letter}, {name}: beside PyTorch {}", mode.name()));
                     peer.measure(size, mode, options.threads, our, time_max)
                 })?;
@@ -281,7 +281,7 @@ pub(super) mod tests {
             Mode { bf16: true, .. } => Ok(StepReport { tokens_per_s: 2.0 * our.tokens_per_s, ..our.clone() }),
             Mode { .. } => Ok(our.clone()),
         };
-        let (steps, contest) = contest::run("2.0", 2, ours, theirs).unwrap();
+        let (steps, contest) = comparison::run("2.0", 2, ours, theirs).unwrap();
         let profile = ProfileReport::new(Size::T, &steps, Some(contest), operations).unwrap();
         Report {
             machine: Machine::here(),

@@ -2,10 +2,10 @@
 //!
 //! [`kernels`] measures one stage that holds a whole model. Machines are shared and noisy, so every figure is a
 //! ratio of two things measured in one call: operations are held against the peaks of this machine
-//! ([`Peaks`]), the whole step ([`step`]) against PyTorch's, run in turn ([`contest`]). Every measurement is
+//! ([`Peaks`]), the whole step ([`step`]) against PyTorch's, run in turn ([`comparison`]). Every measurement is
 //! bounded in count and in time.
 
-pub mod contest;
+pub mod comparison;
 pub mod flops;
 pub mod kernels;
 mod machine;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use swarmline_kernels::Profile;
 
-use super::contest::Contest;
+use super::comparison::Contest;
 use super::kernels::{ProfileReport, Report, SizeReport};
 use super::operations::OperationReport;
 use super::statistics::Spread;
