@@ -13,6 +13,7 @@ mod block;
 mod embed;
 mod head;
 mod init;
+mod layers;
 mod layout;
 mod log;
 mod params;
