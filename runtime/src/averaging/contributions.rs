@@ -1,51 +1,53 @@
-//! How much a replica has contributed to each set since that had its last round.
+//! How many contributions a replica brings to a round: those that its weights have gained since the fragment was last
+//! averaged.
 
 use swarmline_scheduler::averaging::SetIndex;
 
-/// Contributions of a replica, and how many there were when each set was last round.
+/// Contributions of a replica, one for each microbatch in its weights, and how many there were when each fragment was
+/// last averaged.
 #[derive(Clone, Debug)]
-pub struct Ledger {
-    contributions: u64,
-    /// By set; `None` before the first round of a joiner.
-    counted: Vec<Option<u64>>,
+pub struct Contributions {
+    total: u64,
+    /// By fragment; `None` until a joiner's first round.
+    averaged: Vec<Option<u64>>,
 }
 
-impl Ledger {
-    /// For a replica whose weights are the run's initial ones: every contribution counts.
+impl Contributions {
+    /// For a replica that starts from the run's initial weights: every contribution counts.
     #[must_use]
-    pub fn fresh(sets: u32) -> Self {
-        Self { contributions: 0, counted: vec![Some(0); sets.max(1) as usize] }
+    pub fn fresh(fragments: u32) -> Self {
+        Self { total: 0, averaged: vec![Some(0); fragments.max(1) as usize] }
     }
 
-    /// For a replica whose weights are another one's: what it has is counted there already, so it has no weight in a
-    /// set until that has been round once.
+    /// For a replica that starts from the weights of a donor, where its contributions are counted: it has weight 0 in a
+    /// fragment until that has been averaged once.
     #[must_use]
-    pub fn joined(sets: u32) -> Self {
-        Self { contributions: 0, counted: vec![None; sets.max(1) as usize] }
+    pub fn joined(fragments: u32) -> Self {
+        Self { total: 0, averaged: vec![None; fragments.max(1) as usize] }
     }
 
-    /// More contributions are in the weights.
+    /// Counts contributions that have entered the weights.
     pub fn add(&mut self, contributions: u64) {
-        self.contributions = self.contributions.saturating_add(contributions);
+        self.total = self.total.saturating_add(contributions);
     }
 
     /// Contributions so far.
     #[must_use]
-    pub fn contributions(&self) -> u64 {
-        self.contributions
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
-    /// Contributions since the last round of `set`.
+    /// Weight of this replica in the mean of `fragment`: its contributions since the last round of that fragment.
     #[must_use]
-    pub fn weight(&self, set: SetIndex) -> u64 {
-        let counted = self.counted.get(set.0 as usize).copied().flatten();
-        counted.map_or(0, |counted| self.contributions.saturating_sub(counted))
+    pub fn weight(&self, fragment: SetIndex) -> u64 {
+        let averaged = self.averaged.get(fragment.0 as usize).copied().flatten();
+        averaged.map_or(0, |averaged| self.total.saturating_sub(averaged))
     }
 
-    /// A set has been round with the first `contributions` in it.
-    pub fn went_round(&mut self, set: SetIndex, contributions: u64) {
-        if let Some(counted) = self.counted.get_mut(set.0 as usize) {
-            *counted = Some(contributions);
+    /// Notes that `fragment` was averaged in full with the first `contributions` in it.
+    pub fn set_averaged(&mut self, fragment: SetIndex, contributions: u64) {
+        if let Some(averaged) = self.averaged.get_mut(fragment.0 as usize) {
+            *averaged = Some(contributions);
         }
     }
 }

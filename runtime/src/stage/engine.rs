@@ -401,7 +401,7 @@ impl<B: Backend> Compute for Engine<B> {
     }
 
     fn parts_min(&self) -> u32 {
-        self.index_sets().parts_min(limits::AVERAGING_PART_BYTES_MAX)
+        self.fragments().parts_min(limits::AVERAGING_PART_BYTES_MAX)
     }
 
     fn export_state(&mut self) -> Result<Exported, Error> {
