@@ -1,6 +1,6 @@
-//! Which packed format, rounding key and length the tensors and token ids of a run have on the wire.
+//! Packed format, rounding key and length of the tensors and token ids of a run on the wire.
 //!
-//! All lengths follow from the [`Run`], never from the bytes: what arrives is checked against them before
+//! All lengths follow from the [`Run`], never from the bytes: a code that comes in is checked against its length before
 //! anything is allocated or read.
 
 mod tokens;
@@ -14,7 +14,7 @@ use crate::subspace::Subspace;
 
 pub use tokens::{TokenCodec, TokenError, Tokens};
 
-/// Which way a tensor crosses a cut.
+/// Direction in which a tensor crosses a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// The activation, downstream.
@@ -25,6 +25,7 @@ pub enum Direction {
 
 /// Why the bytes of a code cannot be written or read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CodeError {
     /// A NaN or an infinity among the numbers.
     #[error("a number in row {row} of a code is not finite")]
@@ -37,7 +38,7 @@ pub enum CodeError {
     Length {
         /// Bytes the run demands.
         expected: usize,
-        /// Bytes there are.
+        /// Bytes that came in.
         found: usize,
     },
     /// The device failed.
@@ -61,7 +62,7 @@ impl From<swarmline_kernels::Error> for CodeError {
 
 /// Shape and format of the tensors that cross one cut, the same in both directions.
 ///
-/// A code of width 0 (nothing crosses) has 0 bytes.
+/// A code of width 0 has 0 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Codec {
     layer: usize,
@@ -96,7 +97,7 @@ impl Codec {
         if self.width == 0 {
             return 0;
         }
-        // A run whose code does not fit the address space matches no frame that could arrive.
+        // A code that does not fit the address space matches no frame.
         self.format.packed_len(self.rows, self.width).unwrap_or(usize::MAX)
     }
 
@@ -188,7 +189,7 @@ impl Codec {
     }
 }
 
-/// The packed format a run's packing stands for.
+/// The kernels' format for the packing of a run.
 #[must_use]
 pub fn packed_format(packing: Packing) -> PackedFormat {
     match packing {

@@ -41,7 +41,7 @@ impl<B: Backend> Subspace<B> {
         })
     }
 
-    /// Digest of the basis as little-endian f32: replicas whose generators disagree find out before they
+    /// Digest of the basis as little-endian f32: replicas with different random generators notice before they
     /// exchange codes.
     #[must_use]
     pub fn basis_digest(&self) -> blake3::Hash {

@@ -50,7 +50,7 @@ pub enum ApplyError {
     Device(#[from] swarmline_kernels::Error),
 }
 
-/// What a replica keeps for averaging: its fragments, its contributions, and the copy of the open round.
+/// The averaging state of a replica: its fragments, its contributions, and the copy of the open round.
 #[derive(Debug)]
 pub struct Averager {
     fragments: Fragments,
@@ -61,7 +61,7 @@ pub struct Averager {
     open: Option<Open>,
 }
 
-/// The round whose means are awaited.
+/// The round that waits for its means.
 #[derive(Debug)]
 struct Open {
     round: Round,

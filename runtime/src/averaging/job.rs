@@ -1,4 +1,4 @@
-//! What the executor does for a round, between two microbatches.
+//! The jobs of the executor in a round; it does them between two microbatches.
 
 use bytes::Bytes;
 use swarmline_scheduler::averaging::{PartIndex, Round, SetIndex};

@@ -1,5 +1,5 @@
-//! What an averaging round does with the numbers of a replica. When a round happens, and among which replicas, is
-//! decided by [`swarmline_scheduler::Averaging`].
+//! The arithmetic of an averaging round. [`swarmline_scheduler::Averaging`] decides when a round happens and among which
+//! replicas.
 //!
 //! The numbers of a stage are divided into [`Fragments`]. For a round, [`Averager::snapshot`] copies the weights and
 //! both moments of one fragment, as parts; [`reduce`] computes the mean of a part over the replicas; and

@@ -208,7 +208,7 @@ fn an_unusable_input_is_named() {
     assert_eq!(refused(Bytes::new()), (1, Fault::Malformed));
 }
 
-// --- What a mean does ---------------------------------------------------------------------------------------
+// --- Moves ---------------------------------------------------------------------------------------
 
 #[test]
 fn a_late_mean_keeps_what_was_learned_meanwhile() {
@@ -269,7 +269,7 @@ fn a_joiner_has_no_weight_until_a_fragment_was_averaged() {
     assert_eq!(joiner.snapshot(Round(21)).weight, 0, "an incomplete round does not count");
     joiner.learn(3, 2);
     joiner.averager.finish(Round(21), true);
-    assert_eq!(joiner.snapshot(Round(41)).weight, 2, "what came after the snapshot does");
+    assert_eq!(joiner.snapshot(Round(41)).weight, 2, "contributions after the snapshot count");
     assert_eq!(joiner.snapshot(Round(2)).weight, 0, "another fragment");
 }
 

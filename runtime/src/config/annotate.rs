@@ -15,7 +15,7 @@ impl Run {
     }
 }
 
-/// How much is written beside the values.
+/// Whether comments stand beside the values.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
     Annotated,

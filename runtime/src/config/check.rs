@@ -70,11 +70,11 @@ fn vocabulary(model: &Model, tokenizer: &Tokenizer, tokenizer_vocab: usize) -> C
     if model.vocab_size >= tokenizer_vocab {
         return Ok(());
     }
-    let whose = match tokenizer {
+    let name = match tokenizer {
         Tokenizer::Bytes => "tokenizer \"bytes\"".to_owned(),
         Tokenizer::File(path) => format!("tokenizer {}", path.display()),
     };
-    let problem = format!("is {}, but the {whose} has {tokenizer_vocab} entries", model.vocab_size);
+    let problem = format!("is {}, but the {name} has {tokenizer_vocab} entries", model.vocab_size);
     let allowed = format!("{tokenizer_vocab} to {}", limits::VOCAB_SIZE_MAX);
     Err(broken("model.vocab_size", problem, allowed, "Raise it, or leave it out to take the tokenizer's"))
 }
@@ -176,7 +176,7 @@ fn data(data: &Data) -> Checked {
     if let Some(ending) = data.extensions.iter().find(|ending| !ending_is_fine(ending)) {
         let problem = format!("has the entry {ending:?}");
         let allowed = "endings without a dot or slash before them, e.g. \"rs\"".to_owned();
-        return Err(broken("data.extensions", problem, allowed, "Write only what follows the last dot"));
+        return Err(broken("data.extensions", problem, allowed, "Write only the part behind the last dot"));
     }
     if data.paths.iter().any(|path| path.as_os_str().is_empty()) {
         let remedy = "Write \".\" for the folder of the run file";
@@ -207,7 +207,7 @@ fn join(join: &Join) -> Checked {
     match keys.iter().position(|key| !is_key(key)) {
         Some(index) => {
             let problem = format!("has an entry, number {}, that is not a key", index + 1);
-            Err(broken("policy.join", problem, allowed(), "Copy the key a volunteer's program prints"))
+            Err(broken("policy.join", problem, allowed(), "Copy the key that the volunteer's program prints"))
         }
         None => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! Every field of a run file, once: its name, what it says to a reader, and how it is written.
+//! Every field of a run file, once: its name, its comment for a reader, and its value in TOML.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -22,7 +22,7 @@ pub(super) struct Section {
 /// A field of a section.
 pub(super) struct Field {
     pub(super) name: &'static str,
-    /// One line for a reader of the file.
+    /// Comment for a reader of the file: one line.
     pub(super) says: &'static str,
     /// The words that the field is a choice of; none if it is no such choice.
     pub(super) words: fn() -> Vec<&'static str>,
@@ -107,7 +107,11 @@ const PIPELINE: &[Field] = &[
 ];
 
 const BOUNDARY: &[Field] = &[
-    Field::choice::<Kind>("kind", "What crosses a cut; none is a control.", |run| word(run.boundary.kind)),
+    Field::choice::<Kind>(
+        "kind",
+        "Content of a cut: the stream, its coordinates, or none (a control).",
+        |run| word(run.boundary.kind),
+    ),
     Field::shared("rank", "Numbers per token that cross, for subspace.", |run| plain(run.boundary.rank)),
     Field::choice::<Packing>("packing", "How numbers become bytes.", |run| word(run.boundary.packing)),
     Field::shared("anchor_scale", "Standard deviation of the frozen anchor.", |run| {

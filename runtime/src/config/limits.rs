@@ -1,7 +1,7 @@
-//! Limits of what a run may ask for.
+//! Limits on the sizes of a run.
 //!
-//! They keep every product of sizes far from overflow, and bound what a manifest from a stranger can make a peer
-//! allocate. They are wide: a run that meets one is a mistake or an attack.
+//! They keep every product of sizes far from overflow, and bound the memory that a manifest from a stranger can make a
+//! peer allocate. They are wide: a run that reaches one is a mistake or an attack.
 
 /// Bytes of a run file; thousands of data paths fit.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! What all processes of a run must agree on.
+//! The manifest: everything that all processes of a run must agree on.
 
 use std::path::{Path, PathBuf};
 
@@ -23,8 +23,8 @@ const FILE: &str = "file";
 /// Stands in for the path of a tokenizer file, which is the feeder's alone.
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// What all processes of a run must agree on: all of the run but the coordinator's own choices (data paths,
-/// policy), the digest of the tokenizer, and the protocol.
+/// Everything that all processes of a run must agree on: the run without the coordinator's own choices (data paths,
+/// policy), the digest of the tokenizer, and the protocol version.
 ///
 /// Its canonical bytes are TOML without comments, in a fixed order, with nothing left to a default. Two manifests
 /// are equal exactly when their bytes are. A manifest is data: nothing in it is executed or opened.

@@ -2,6 +2,7 @@
 //!
 //! The way of a run file: `document` keeps the line of everything it reads, `resolve` fills in the defaults,
 //! `check` holds every rule about values. A [`Manifest`] from a stranger passes through the same three.
+//! `parameters` and `stream` say what follows from a run: the shapes of its parameters and the form of its stream.
 
 mod annotate;
 mod check;

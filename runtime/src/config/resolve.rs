@@ -19,14 +19,15 @@ const DEFAULT_SEQUENCES: usize = 8;
 const DEFAULT_STEPS: u64 = 1000;
 const DEFAULT_AVERAGING_INTERVAL: u64 = 16;
 const DEFAULT_AVERAGING_FRAGMENTS: u32 = 20;
-/// A head narrower than this has little to attend with.
+/// Width of a head, at least: a narrower one tells few positions apart.
 const DEFAULT_HEAD_WIDTH_MIN: usize = 32;
 
 impl Run {
     /// Reads a run file.
     ///
     /// # Errors
-    /// Whatever is wrong with the file, its text or a value in it; a tokenizer it names that cannot be loaded.
+    /// The file cannot be read, or is too long, or not TOML; a field is unknown, missing, of the wrong type or breaks a
+    /// rule; the tokenizer it names cannot be loaded.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
         let bytes =
@@ -70,7 +71,7 @@ pub(super) fn impossible(document: &Document<'_>, violation: Violation) -> Confi
 fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
-    // One byte over the limit is enough for the parser to see that it is exceeded.
+    // One byte over the limit, so that the parser sees that it is exceeded.
     let limit = limits::CONFIG_BYTES_MAX as u64 + 1;
     std::fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -99,7 +100,7 @@ fn load_vocab(document: &Document<'_>, tokenizer: &Tokenizer, base: &Path) -> Re
     Ok(loaded.vocab())
 }
 
-/// The document with every default filled in; nothing is checked but types.
+/// The run in `document` with every default filled in; only types are checked.
 pub(super) fn read_run(
     document: &Document<'_>,
     tokenizer: Tokenizer,
@@ -179,7 +180,7 @@ fn read_pipeline(document: &Document<'_>, layers: usize) -> Result<Pipeline, Con
     })
 }
 
-/// As even as possible, earlier stages take the remainder. Empty where no cut is possible: the rules say why.
+/// As even as possible, earlier stages take the remainder. Empty where no cut is possible; the check says why.
 fn even_cut(layers: usize, stages: usize) -> Vec<usize> {
     if stages == 0 || stages > layers || layers > limits::LAYERS_MAX {
         return Vec::new();
@@ -222,7 +223,7 @@ fn read_averaging(document: &Document<'_>) -> Result<Averaging, ConfigError> {
     let number = |name| document.number("averaging", name);
     Ok(Averaging {
         interval: number("interval")?.unwrap_or(DEFAULT_AVERAGING_INTERVAL),
-        // What does not fit a u32 is far beyond the limit, and is refused for that.
+        // A number beyond u32 is far above the limit, and is refused for that.
         fragments: number("fragments")?
             .map_or(DEFAULT_AVERAGING_FRAGMENTS, |fragments| u32::try_from(fragments).unwrap_or(u32::MAX)),
     })

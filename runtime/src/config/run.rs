@@ -8,8 +8,8 @@ use swarmline_scheduler::StageIndex;
 
 /// Everything the processes of a run must agree on, and the coordinator's own choices.
 ///
-/// What all must agree on (all but [`Run::data`]'s paths and [`Run::policy`]) is the *manifest*; its digest is
-/// part of every handshake.
+/// All of it but the paths in [`Run::data`] and [`Run::policy`] is in the *manifest*, whose digest is part of every
+/// handshake.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
     /// Name shown to people. Default: the run file's name without its ending.
@@ -20,7 +20,7 @@ pub struct Run {
     pub model: Model,
     /// How layers are cut and how microbatches flow.
     pub pipeline: Pipeline,
-    /// What crosses a cut.
+    /// The content of a cut.
     pub boundary: Boundary,
     /// Size of a microbatch.
     pub batch: Batch,
@@ -30,12 +30,12 @@ pub struct Run {
     pub averaging: Averaging,
     /// The text.
     pub data: Data,
-    /// Who may take part.
+    /// The peers that may take part.
     pub policy: Policy,
 }
 
 /// Sizes of the LLaMA model, under the names that Hugging Face's `config.json` has for them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Model {
     /// Width `d` of the residual stream. Default 128.
     pub hidden_size: usize,
@@ -50,7 +50,7 @@ pub struct Model {
     pub intermediate_size: usize,
     /// Tokens `T` of a sequence. Default 128.
     pub max_position_embeddings: usize,
-    /// Entries of the vocabulary. Default: what the tokenizer has.
+    /// Entries of the vocabulary. Default: as many as the tokenizer has.
     pub vocab_size: usize,
     /// Base of the rotary frequencies. Default 10000.
     pub rope_theta: f32,
@@ -90,10 +90,10 @@ pub enum Mode {
     Synchronous,
 }
 
-/// What crosses a cut, and as which bytes.
+/// The content of a cut, and its bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Boundary {
-    /// What is done to the residual stream at a cut. Default subspace.
+    /// The part of the residual stream that crosses. Default subspace.
     pub kind: Kind,
     /// Rank `k` of the column space, for `subspace`: the numbers per token that cross. The other kinds do not read
     /// it. Default `hidden_size / 8`.
@@ -105,7 +105,7 @@ pub struct Boundary {
     pub anchor_scale: f32,
 }
 
-/// What is done to the residual stream at a cut.
+/// The part of the residual stream that crosses a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum Kind {
@@ -225,8 +225,8 @@ pub enum OptimizerKind {
     NAdamW,
 }
 
-/// How replicas of a stage average weights and moments (AsyncMesh, arXiv 2601.22442). A stage with one replica has
-/// nothing to average.
+/// How replicas of a stage average weights and moments (AsyncMesh, arXiv 2601.22442). A stage with one
+/// replica does not average.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Averaging {
     /// Finished microbatches of the whole run between two averaging rounds; 0 turns averaging off. A shorter interval
@@ -262,19 +262,19 @@ pub enum Tokenizer {
     File(PathBuf),
 }
 
-/// Who may take part.
+/// The peers that may take part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// Who may join. Default anyone.
+    /// The peers that may join. Default anyone.
     pub join: Join,
 }
 
-/// Who may join.
+/// The peers that may join.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Join {
-    /// Anyone who can reach the coordinator.
+    /// Every peer that can reach the coordinator.
     Anyone,
-    /// These ed25519 public keys, in hexadecimal.
+    /// The peers with these ed25519 public keys, in hexadecimal.
     Keys(Vec<String>),
 }
 

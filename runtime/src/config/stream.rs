@@ -1,9 +1,9 @@
-//! What the residual stream is in each layer, and what of it crosses a cut.
+//! The form of the residual stream in each layer, and the part of it that crosses a cut.
 //!
 //! Both follow from the [`Run`] and the index of a layer alone, so a shard of any layer range computes the same function
 //! as the layers it holds in one piece.
 //!
-//! | kind | stream in front of the last stage | what crosses |
+//! | kind | stream in front of the last stage | content of a cut |
 //! | --- | --- | --- |
 //! | identity | `X[N,d]` | `X` |
 //! | subspace | coordinates `Z[N,k]`, with `X = E0[ids] + Z U^T` | `Z` |
@@ -14,7 +14,7 @@
 
 use super::{Kind, Run};
 
-/// What happens to the stream at the entry of a layer.
+/// Change of the stream at the entry of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// It flows on.
@@ -25,7 +25,7 @@ pub enum Entry {
     Restart,
 }
 
-/// How the stream is represented inside a layer.
+/// Form of the stream inside a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// `X[N,d]`
@@ -35,7 +35,7 @@ pub enum Stream {
 }
 
 impl Run {
-    /// Number of layers, counted from layer 0, whose writers are confined to the column space.
+    /// Number of layers, counted from layer 0, with writers confined to the column space.
     #[must_use]
     pub fn constrained_layers(&self) -> usize {
         match self.boundary.kind {
@@ -44,7 +44,7 @@ impl Run {
         }
     }
 
-    /// What happens at the entry of `layer`.
+    /// Change of the stream at the entry of `layer`.
     #[must_use]
     pub fn entry(&self, layer: usize) -> Entry {
         match self.boundary.kind {
@@ -54,7 +54,7 @@ impl Run {
         }
     }
 
-    /// How the stream is represented inside `layer`, behind its entry.
+    /// Form of the stream inside `layer`, behind its entry.
     #[must_use]
     pub fn stream(&self, layer: usize) -> Stream {
         if layer < self.constrained_layers() { Stream::Coordinates } else { Stream::Dense }

@@ -1,4 +1,4 @@
-//! "Did you mean": from a name or word that a run file does not have to the one that was meant.
+//! "Did you mean": from a name or word that a run file does not have to the one it stands for.
 
 use super::synonyms::{FIELDS, VALUES, WITHOUT_FIELD};
 
@@ -8,8 +8,8 @@ const NAME_CHARS_MAX: usize = 64;
 /// The sections and fields that may stand in a file; the section without a name holds the fields at the top.
 pub(super) type Known<'k> = [(&'k str, Vec<&'k str>)];
 
-/// A sentence that leads from the unknown field `name` of `section`, whose value is `text` if it is one, to what was
-/// meant; nothing where no name is close.
+/// A sentence that leads from the unknown field `name` of `section` to the field it stands for; `text` is its value if
+/// that is a text. `None` where no name is close.
 pub(super) fn for_field(known: &Known<'_>, section: &str, name: &str, text: Option<&str>) -> Option<String> {
     if let Some((_, advice)) = WITHOUT_FIELD.iter().find(|(names, _)| names.contains(&name)) {
         return Some((*advice).to_owned());
@@ -21,7 +21,7 @@ pub(super) fn for_field(known: &Known<'_>, section: &str, name: &str, text: Opti
     })
 }
 
-/// What the word `text` of the field at `path` most likely means, in TOML; nothing where no word is close.
+/// The value, in TOML, that the word `text` of the field at `path` stands for; `None` where no word is close.
 pub(super) fn for_word(path: &str, text: &str, words: &[&str]) -> Option<String> {
     let known = words.iter().map(|word| (*word, format!("\"{word}\"")));
     let others =
@@ -51,7 +51,7 @@ fn close_by(known: &Known<'_>, section: &str, name: &str) -> Option<String> {
     nearest(name, own.chain(synonyms))
 }
 
-/// The one path of the file with this very name or synonym; nothing if there are several.
+/// The one path of the file with this very name or synonym; `None` if there are several.
 fn elsewhere(known: &Known<'_>, name: &str) -> Option<String> {
     let own =
         known.iter().filter(|(_, fields)| fields.contains(&name)).map(|(section, _)| join(section, name));
@@ -64,7 +64,7 @@ fn elsewhere(known: &Known<'_>, name: &str) -> Option<String> {
     paths.next().filter(|_| paths.next().is_none())
 }
 
-/// What `text` means as the value of the field at `path`, in TOML.
+/// The value, in TOML, that `text` stands for at `path`.
 fn translated(path: &str, text: &str) -> Option<&'static str> {
     meanings(path).find(|(_, texts)| texts.contains(&text)).map(|(value, _)| value)
 }
@@ -81,7 +81,7 @@ fn split(path: &str) -> (&str, &str) {
     path.split_once('.').unwrap_or(("", path))
 }
 
-/// What stands beside the spelling that differs least from `name`, by a third of its letters at most.
+/// The meaning of the spelling that differs least from `name`, by a third of its letters at most.
 fn nearest<'s>(name: &str, candidates: impl Iterator<Item = (&'s str, String)>) -> Option<String> {
     if name.chars().count() > NAME_CHARS_MAX {
         return None;

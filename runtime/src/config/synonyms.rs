@@ -86,7 +86,7 @@ pub(super) const FIELDS: &[(&str, &[&str])] = &[
     ("policy.join", &["allow", "allowlist", "peers"]),
 ];
 
-/// Names for which a run file has no field, and what to do instead.
+/// Names for which a run file has no field, and the advice instead.
 pub(super) const WITHOUT_FIELD: &[(&[&str], &str)] = &[
     (
         &["epochs", "num_epochs", "num_train_epochs", "max_epochs"],
@@ -98,12 +98,15 @@ pub(super) const WITHOUT_FIELD: &[(&[&str], &str)] = &[
     ),
     (
         &["device", "threads"],
-        "Each process chooses what it computes on: see --device and --threads of `swarmline join`.",
+        "Each process chooses its own device: see --device and --threads of `swarmline join`.",
     ),
 ];
 
-/// Values that people try, by the path of the field, with what they mean in TOML.
-pub(super) const VALUES: &[(&str, &[(&str, &[&str])])] = &[
+/// Values in TOML, each with the texts that stand for it.
+pub(super) type Meanings = &'static [(&'static str, &'static [&'static str])];
+
+/// Values that people try, by the path of the field and the value they stand for in TOML.
+pub(super) const VALUES: &[(&str, Meanings)] = &[
     ("pipeline.mode", &[("\"asynchronous\"", &["async"]), ("\"synchronous\"", &["sync", "gpipe"])]),
     (
         "pipeline.activation_checkpointing",

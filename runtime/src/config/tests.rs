@@ -286,7 +286,7 @@ fn impossible_boundaries() {
     );
     check_refused(&with("boundary", "rank = 0"), 2, "boundary.rank", &["is 0"]);
     check_refused(&with("boundary", "anchor_scale = 0"), 2, "boundary.anchor_scale", &["above 0"]);
-    // A default can clash with what is written: the section is as near as one can get.
+    // A default can clash with a written value: the line is that of the section.
     check_refused(
         "[boundary]\nkind = \"subspace\"\nrank = 9\n[model]\nhidden_size = 8\n[data]\npaths = [\"a\"]\n",
         3,
@@ -405,7 +405,7 @@ fn files_that_are_no_run_files() {
     assert_eq!(Run::load(&path).unwrap().name, "latin");
 }
 
-/// What a hostile file would try: deep recursion and long lists.
+/// Attacks of a hostile file: deep recursion and long lists.
 #[test]
 fn deep_and_long_files_are_refused() {
     let room = limits::CONFIG_BYTES_MAX / 8;
@@ -452,7 +452,7 @@ fn all_example_configs_are_valid() {
         let run = Run::load(&path).unwrap_or_else(|error| panic!("{error}"));
         assert!(
             std::fs::read_to_string(&path).unwrap().starts_with("# "),
-            "{} says what it is for",
+            "{} begins with its purpose",
             path.display()
         );
         assert_eq!(run.name.replace('-', "_"), path.file_stem().unwrap().to_str().unwrap());

@@ -34,7 +34,7 @@ pub(super) fn backward<B: Backend>(
         match layer.entry {
             Entry::Continue => {}
             Entry::Lift => lift_backward(pass)?,
-            // What lies before has no part in the loss.
+            // The layers before have no part in the loss.
             Entry::Restart => return embed::restart_backward(pass, layer, ids),
         }
     }

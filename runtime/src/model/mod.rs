@@ -25,6 +25,8 @@ mod stash;
 
 pub use log::ParameterLog;
 pub use params::{Parameter, Params};
+pub(crate) use sizes::Sizes;
+
 pub use shard::{Backward, LossAndGradient, Shard, ShardError, Upstream};
 pub use snapshot::{Snapshot, SnapshotError, SnapshotTensor};
 

@@ -1,4 +1,4 @@
-//! What a pass over the layers of a shard works with.
+//! The state of a pass over the layers of a shard.
 
 use swarmline_kernels::{Backend, Result};
 
@@ -7,7 +7,7 @@ use crate::model::params::Params;
 use crate::model::sizes::Sizes;
 use crate::subspace::Subspace;
 
-/// Buffers that no pass leaves anything in.
+/// Buffers whose content does not outlive a pass.
 #[derive(Debug)]
 pub(super) struct Scratch<B: Backend> {
     /// The stream as it flows through the layers, `[N,d]` or `[N,k]`.
@@ -41,7 +41,8 @@ pub(super) struct Scratch<B: Backend> {
 
 impl<B: Backend> Scratch<B> {
     pub(super) fn new(backend: &mut B, layout: &Layout, sizes: &Sizes) -> Result<Self> {
-        let d = sizes.width;
+        let (d, f, kv_width) =
+            (sizes.model.hidden_size, sizes.model.intermediate_size, sizes.model.kv_width());
         let (logits, head) =
             if layout.head.is_some() { (backend.head_logits(sizes.head()), 1) } else { (0, 0) };
         let logits = backend.zeros(logits)?;
@@ -56,12 +57,12 @@ impl<B: Backend> Scratch<B> {
             normed_gradient: rows_of(d)?,
             attended_gradient: rows_of(d)?,
             q_gradient: rows_of(d)?,
-            k_gradient: rows_of(sizes.kv_width())?,
-            v_gradient: rows_of(sizes.kv_width())?,
-            hidden: rows_of(sizes.ffn)?,
-            hidden_gradient: rows_of(sizes.ffn)?,
-            gate_gradient: rows_of(sizes.ffn)?,
-            up_gradient: rows_of(sizes.ffn)?,
+            k_gradient: rows_of(kv_width)?,
+            v_gradient: rows_of(kv_width)?,
+            hidden: rows_of(f)?,
+            hidden_gradient: rows_of(f)?,
+            gate_gradient: rows_of(f)?,
+            up_gradient: rows_of(f)?,
             logits,
             losses: rows_of(head)?,
             head_rstd: rows_of(head)?,
@@ -70,7 +71,7 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
-/// What a pass works with. `scratch.stream` flows forward, `scratch.gradient` flows back.
+/// Everything that the steps of a pass share. `scratch.stream` flows forward, `scratch.gradient` flows back.
 pub(super) struct Pass<'a, B: Backend> {
     pub(super) backend: &'a mut B,
     pub(super) params: &'a mut Params<B>,

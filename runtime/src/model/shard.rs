@@ -19,20 +19,21 @@ use crate::subspace::Subspace;
 
 /// Why a shard cannot compute.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ShardError {
-    /// A code that came in is wrong, or one that should go out is not finite.
+    /// A code that came in is malformed, or a code to send is not finite.
     #[error(transparent)]
     Code(CodeError),
     /// The loss is a NaN or an infinity.
     #[error("the loss is not finite")]
     NonFiniteLoss,
-    /// A gradient came for a microbatch without a stash.
+    /// A gradient came in for a microbatch without a stash.
     #[error("{0} is not held here")]
     NotHeld(MicrobatchId),
-    /// All slots hold a microbatch; wait or refuse.
+    /// All stash slots are taken; the caller waits for one or refuses the microbatch.
     #[error("all {slots} stash slots are taken")]
     Full {
-        /// How many there are.
+        /// Slots of the shard.
         slots: usize,
     },
     /// The device failed.
@@ -49,17 +50,17 @@ impl From<CodeError> for ShardError {
     }
 }
 
-/// What the last stage takes for the code it received when it evaluates.
+/// Input of the last stage in an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upstream {
     /// The code.
     Connected,
-    /// Zeros: the control that shows whether the upstream matters. Without an upstream, or where nothing
-    /// crosses the cut, it changes nothing.
+    /// Zeros in place of the code: the control that shows whether the upstream matters. No change without an upstream, or
+    /// where the cut has no content.
     Cut,
 }
 
-/// Outcome of [`Shard::loss_and_backward`].
+/// Result of [`Shard::loss_and_backward`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossAndGradient {
     /// Summed over the tokens of the microbatch.
@@ -68,7 +69,7 @@ pub struct LossAndGradient {
     pub gradient: Vec<u8>,
 }
 
-/// Outcome of [`Shard::backward`].
+/// Result of [`Shard::backward`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backward {
     /// Weight version of the forward pass.
@@ -180,7 +181,7 @@ impl<B: Backend> Shard<B> {
         outcome
     }
 
-    /// Backward pass of a microbatch whose stash is held: adds to the parameters' gradients, frees the slot,
+    /// Backward pass of a microbatch that holds a stash: adds to the parameters' gradients, frees the slot,
     /// returns the packed gradient for the shard before.
     ///
     /// # Errors
@@ -242,7 +243,7 @@ impl<B: Backend> Shard<B> {
         Ok(LossAndGradient { loss, gradient: self.send_gradient(microbatch)? })
     }
 
-    /// Frees the slot of a microbatch that will not come back; returns whether it held one.
+    /// Frees the slot of a microbatch whose gradient will not come; returns whether it held one.
     pub fn release(&mut self, microbatch: MicrobatchId) -> bool {
         let stash = self.stashes.remove(microbatch);
         let held = stash.is_some();
@@ -342,7 +343,7 @@ impl<B: Backend> Shard<B> {
     // ---- the steps of a call --------------------------------------------------------------------------------
 
     fn ids(&mut self, ids: &[u32]) -> Result<B::Ids, ShardError> {
-        Ok(self.backend.ids(ids, self.sizes.vocab)?)
+        Ok(self.backend.ids(ids, self.sizes.model.vocab_size)?)
     }
 
     /// `scratch.stream =` the code, in its dense form where the first layer wants that, or the embedding.
@@ -363,11 +364,11 @@ impl<B: Backend> Shard<B> {
         Ok(embed::forward(&mut self.split().0, ids)?)
     }
 
-    /// `scratch.stream =` what [`Shard::receive`] makes of zeros; an embedding stays.
+    /// `scratch.stream =` the output of [`Shard::receive`] for a code of zeros; an embedding stays.
     fn cut_upstream(&mut self) -> Result<(), ShardError> {
         let (stream, rows) = (&mut self.scratch.stream, self.sizes.rows);
         if self.layout.lifts_code {
-            self.backend.copy(stream, &self.scratch.anchor, rows * self.sizes.width)?;
+            self.backend.copy(stream, &self.scratch.anchor, rows * self.sizes.model.hidden_size)?;
         } else if self.layout.embed.is_none() {
             self.backend.fill(stream, 0.0, rows * self.input.width())?;
         }

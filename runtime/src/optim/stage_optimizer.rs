@@ -29,7 +29,7 @@ pub struct ParameterMut<'a, T> {
     pub decays: bool,
 }
 
-/// What became of one microbatch's gradients.
+/// Outcome of the gradients of one microbatch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Contribution {
     /// They wait for the other contributions of their step.
@@ -48,7 +48,7 @@ pub enum Contribution {
         /// Norm of the mean gradient before the stage's clipping, after that of the microbatches.
         gradient_norm: f64,
     },
-    /// Their norm is not finite, or too large to square in f32. They were dropped; nothing changed.
+    /// Their norm is not finite, or too large to square in f32. They were dropped; weights and moments are unchanged.
     RefusedNonFinite,
 }
 
@@ -72,7 +72,7 @@ pub struct StageOptimizer<B: Backend> {
     refused: u64,
 }
 
-/// What the optimizer keeps for one parameter.
+/// State of the optimizer for one parameter.
 #[derive(Debug)]
 struct Slot<T> {
     name: String,
@@ -195,8 +195,8 @@ impl<B: Backend> StageOptimizer<B> {
         self.refused
     }
 
-    /// For every parameter its name, length, first and second moment: what replicas of a stage average besides
-    /// the weights.
+    /// Name, length, first and second moment of every parameter: replicas of a stage average the moments beside the
+    /// weights.
     pub fn moments_mut(&mut self) -> impl Iterator<Item = (&str, usize, &mut B::Tensor, &mut B::Tensor)> {
         self.slots.iter_mut().map(|slot| (slot.name.as_str(), slot.len, &mut slot.moment1, &mut slot.moment2))
     }
@@ -296,7 +296,7 @@ impl<B: Backend> StageOptimizer<B> {
     }
 
     /// One step, from the accumulators where there are any, else straight from the microbatch's gradients.
-    /// `scale` makes their mean of what they hold, `norm` is the norm of that mean.
+    /// `scale` turns their sum into the mean, `norm` is the norm of that mean.
     fn step(
         &mut self,
         backend: &mut B,
@@ -349,7 +349,7 @@ impl<T: 'static> Slot<T> {
     }
 }
 
-/// Norm over all parameters, or nothing if it is not a finite number that f32 can square.
+/// Norm over all parameters, or `None` if it is not a finite number that f32 can square.
 fn gradient_norm<B: Backend>(
     backend: &mut B,
     parameters: &[ParameterMut<'_, B::Tensor>],

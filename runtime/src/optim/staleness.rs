@@ -1,4 +1,4 @@
-//! What is done about gradients that come late, and how late they came.
+//! Late gradients: how late they came, and the learning rate they get.
 //!
 //! The staleness `tau` of a contribution is the number of steps the stage took between its forward pass and the
 //! arrival of its gradient: the weight version now minus the one stamped on the activation.
@@ -23,8 +23,8 @@ impl StalenessCorrection {
         Self { power: f64::from(config.staleness_power), steps: config.steps }
     }
 
-    /// What the learning rate of `step` (counted from 1) is divided by when its contributions are on average
-    /// `staleness` steps old; at least 1.
+    /// Divisor of the learning rate of `step` (counted from 1) when its contributions are on average `staleness` steps
+    /// old; at least 1.
     #[must_use]
     pub fn divisor(&self, staleness: f64, step: u64) -> f64 {
         staleness.max(1.0).powf(self.rho(step))

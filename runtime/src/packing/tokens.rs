@@ -10,13 +10,13 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// What the model reads: `[B, T]`.
+    /// Input of the model: `[B, T]`.
     #[must_use]
     pub fn inputs(&self) -> &[u32] {
         &self.inputs
     }
 
-    /// What the model shall say: `inputs` shifted by one, `[B, T]`.
+    /// Labels: `inputs` shifted by one, `[B, T]`.
     #[must_use]
     pub fn targets(&self) -> &[u32] {
         &self.targets
@@ -25,13 +25,14 @@ impl Tokens {
 
 /// Why token ids do not fit the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum TokenError {
     /// The packed ids do not have the length the run demands.
     #[error("token ids in {found} bytes where the run demands {expected}")]
     Length {
         /// Bytes the run demands.
         expected: usize,
-        /// Bytes there are.
+        /// Bytes that came in.
         found: usize,
     },
     /// There are not `B * (T + 1)` ids.
@@ -39,15 +40,15 @@ pub enum TokenError {
     Count {
         /// Ids the run demands.
         expected: usize,
-        /// Ids there are.
+        /// Ids that came in.
         found: usize,
     },
     /// An id does not exist in the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocab}")]
     OutOfRange {
-        /// The offending id.
+        /// The first such id.
         id: u32,
-        /// Number of entries of the vocabulary.
+        /// Entries of the vocabulary.
         vocab: usize,
     },
 }

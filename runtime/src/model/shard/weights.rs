@@ -21,7 +21,7 @@ impl<B: Backend> Shard<B> {
         (&mut self.backend, &mut self.params)
     }
 
-    /// Device, parameters and the log, for those who bring in values from outside (averaging).
+    /// Device, parameters and the log, for values from outside (averaging).
     pub fn backend_params_and_log(&mut self) -> (&mut B, &mut Params<B>, &mut ParameterLog) {
         (&mut self.backend, &mut self.params, &mut self.log)
     }

@@ -1,8 +1,8 @@
-//! What a run counts is what a shard holds.
+//! A shard holds as many parameters as its run counts.
 
 use super::{KINDS, cpu, tiny};
 use crate::config::Packing;
-use crate::model::Shard;
+use crate::model::{Parameter, Shard};
 
 #[test]
 fn a_stage_has_as_many_parameters_as_its_run_counts() {
@@ -12,7 +12,7 @@ fn a_stage_has_as_many_parameters_as_its_run_counts() {
             run.model.vocab_size = vocab_size;
             for stage in run.stages() {
                 let shard = Shard::for_stage(cpu(), &run, stage, 1).unwrap();
-                let held: usize = shard.params().iter().map(|parameter| parameter.len()).sum();
+                let held: usize = shard.params().iter().map(Parameter::len).sum();
                 assert_eq!(held as u64, run.stage_parameters(stage), "{kind:?}, {stage}");
             }
         }

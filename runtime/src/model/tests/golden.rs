@@ -1,7 +1,7 @@
 //! The bits of one training step, written down: loss, gradients, and weights after one update.
 //!
 //! After a change that is meant to show, `SWARMLINE_WRITE_GOLDEN=1 cargo test -p swarmline golden` writes the table
-//! beside this file anew.
+//! beside this file again.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! What is kept between forward and backward, and what accumulates.
+//! Stashes between forward and backward, and gradients that accumulate.
 
 use swarmline_scheduler::WeightVersion;
 

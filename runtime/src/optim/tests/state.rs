@@ -21,7 +21,7 @@ fn exported() -> OptimizerState {
     toy.optimizer.export(&mut toy.cpu).unwrap()
 }
 
-/// What a fresh shard says to `state`; it must stay as it was.
+/// The error of a fresh optimizer that imports `state`; the optimizer must stay as it was.
 #[track_caller]
 fn refusal(state: &OptimizerState) -> ImportError {
     let mut toy = Toy::new(&config(), 1);
