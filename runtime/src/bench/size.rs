@@ -1,11 +1,10 @@
-//! The models that are measured; `torch_llama.py`, the peer, has the same table.
-
-use swarmline_kernels::{AttentionShape, LinearShape};
+//! The models that are measured; `torch_llama.py` has the same table.
 
 use crate::config::{
     Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
     Policy, Run,
 };
+use crate::model::Sizes;
 
 /// A model of the benchmark by its letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -24,7 +23,7 @@ pub enum Size {
 pub(super) const SEQUENCES: usize = 16;
 
 impl Size {
-    /// As on the command line and in files.
+    /// Its name on the command line and in files.
     #[must_use]
     pub fn letter(self) -> &'static str {
         match self {
@@ -57,7 +56,7 @@ impl Size {
         }
     }
 
-    /// The whole model as one stage, stepping after every microbatch with the optimizer a run has by default.
+    /// The whole model as one stage, which steps after every microbatch with the default optimizer of a run.
     #[must_use]
     pub fn run(self) -> Run {
         let model = self.model();
@@ -100,29 +99,13 @@ impl Size {
         usize::try_from(self.run().parameters()).unwrap_or(usize::MAX)
     }
 
-    /// `g * e`
-    pub(super) fn kv_width(self) -> usize {
-        self.model().kv_width()
-    }
-
-    /// Rank of the column space: a run's default.
+    /// Rank of the column space: the default of a run.
     pub(super) fn rank(self) -> usize {
         self.model().hidden_size / 8
     }
 
-    pub(super) fn linear(self, inputs: usize, outputs: usize) -> LinearShape {
-        LinearShape { rows: self.rows(), inputs, outputs }
-    }
-
-    pub(super) fn attention(self) -> AttentionShape {
-        let model = self.model();
-        AttentionShape {
-            batch: SEQUENCES,
-            tokens: model.max_position_embeddings,
-            heads: model.num_attention_heads,
-            kv_heads: model.num_key_value_heads,
-            head_width: model.head_width(),
-            theta: model.rope_theta,
-        }
+    /// Shapes of the operations.
+    pub(super) fn sizes(self) -> Sizes {
+        Sizes::new(&self.run())
     }
 }
