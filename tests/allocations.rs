@@ -1,5 +1,5 @@
 //! A stage that has done its first microbatches asks for no more memory: tensors come from scratch and slots that are
-//! made once. What it still asks for is what it hands over, and the small change of a call.
+//! made once. It still asks for the codes and gradients that it hands over, and for the small change of a call.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

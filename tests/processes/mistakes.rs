@@ -1,4 +1,4 @@
-//! What a person does wrong is said in a sentence, and the exit code tells whose mistake it was.
+//! A mistake of a person is named in a sentence, and the exit code tells mistakes in usage from failures and refusals.
 
 use std::net::TcpListener;
 

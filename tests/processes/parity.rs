@@ -26,8 +26,8 @@ fn check(recipe: &Recipe) {
 
 /// The same for a swarm whose stages compute where `gpu` says.
 pub(crate) fn check_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gpu>) {
-    let every = recipe.gradient_accumulation_steps.to_string();
-    let every = ["--evaluate-every", every.as_str()];
+    let interval = recipe.gradient_accumulation_steps.to_string();
+    let every = ["--evaluate-every", interval.as_str()];
     let mut swarm = Swarm::serve_on(recipe, gpu);
     let mut feeder = swarm.start_feeder(&every);
     assert_eq!(feeder.end(), 0);
@@ -35,7 +35,7 @@ pub(crate) fn check_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gp
 
     let train = train(&swarm.folder, &every);
     let losses = losses(&train);
-    // At the start, after each update, and with the upstream cut.
+    // At the start, after each step, and with the upstream cut.
     assert_eq!(losses.len(), 1 + 10 + 1, "{losses:#?}");
     assert_eq!(self::losses(&feeder), losses);
     for stage in 0..STAGES {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-/// What tests vary of a run.
+/// The fields of a run that tests vary.
 #[derive(Clone, Debug)]
 pub(crate) struct Recipe {
     pub(crate) stages: usize,
@@ -17,7 +17,7 @@ pub(crate) struct Recipe {
     pub(crate) steps: u64,
     pub(crate) boundary: &'static str,
     pub(crate) packing: &'static str,
-    /// What comes behind everything else, e.g. a section `[policy]`.
+    /// The end of the file, e.g. a section `[policy]`.
     pub(crate) more: String,
 }
 
@@ -37,12 +37,12 @@ impl Recipe {
         }
     }
 
-    /// Eight microbatches in flight, each update at its own time.
+    /// Eight microbatches in flight; no stage waits for another.
     pub(crate) fn asynchronous() -> Self {
         Self { mode: "asynchronous", max_in_flight: 8, steps: 200, ..Self::exact() }
     }
 
-    /// A run that is not over before the test has done what it wants.
+    /// A run that outlasts any test.
     pub(crate) fn endless() -> Self {
         Self { steps: 1_000_000, ..Self::asynchronous() }
     }

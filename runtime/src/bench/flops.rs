@@ -1,4 +1,4 @@
-//! Floating-point operations by the book: those that the mathematics needs, whatever a kernel computes besides.
+//! Floating-point operations by the book: those that the mathematics needs. A kernel may compute more.
 //!
 //! A step of `N = B T` tokens is counted as
 //!

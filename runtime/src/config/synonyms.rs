@@ -130,5 +130,5 @@ pub(super) const VALUES: &[(&str, Meanings)] = &[
         ],
     ),
     ("optimizer.kind", &[("\"adamw\"", &["adam", "adamw_torch"]), ("\"nadamw\"", &["nadam", "nesterov"])]),
-    ("policy.join", &[("\"anyone\"", &["everyone", "everybody", "all", "any", "open", "public"])]),
+    ("policy.join", &[("\"anyone\"", &["all", "any", "open", "public"])]),
 ];

@@ -169,7 +169,7 @@ fn slips_of_the_finger_get_a_suggestion() {
         "model.colour",
         &["Known here: hidden_size, num_hidden_layers"],
     );
-    check_refused("[policy]\njoin = \"everyone\"\n[data]\npaths=[\"a\"]", 2, "policy.join", &["\"anyone\""]);
+    check_refused("[policy]\njoin = \"friends\"\n[data]\npaths=[\"a\"]", 2, "policy.join", &["\"anyone\""]);
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn paths_that_lead_nowhere() {
 
 #[test]
 fn unreadable_files_are_named() {
-    // A path below a file cannot be opened by anyone, not even by one who may read everything.
+    // A path below a file cannot be opened, even by a user who may read everything.
     check_refused(&[("a", LONG)], "paths = [\"a/b\"]", &["a/b", "cannot be read", "leave it out"]);
 }
 
@@ -188,7 +188,7 @@ fn every_sequence_is_a_stretch_of_its_own_side() {
     let corpus = Arc::new(Corpus::open(&run, place.path()).unwrap());
     let batches = Batches::new(&run, Arc::clone(&corpus));
     let stretches =
-        |tokens: &Tokens| tokens.iter().collect::<Vec<_>>().windows(17).map(<[u32]>::to_vec).collect();
+        |tokens: &TokenStream| tokens.iter().collect::<Vec<_>>().windows(17).map(<[u32]>::to_vec).collect();
     let (train, heldout): (Vec<Vec<u32>>, Vec<Vec<u32>>) =
         (stretches(corpus.train()), stretches(corpus.heldout()));
     for number in 0..50 {
@@ -319,7 +319,7 @@ fn a_machine_without_sources_is_told_what_to_do() {
     assert!(message.contains("nowhere") && message.contains("--data PATH"), "{message}");
 }
 
-/// On a machine that has just built this program, the demo has text, and its bigram loss is what one knows of code.
+/// On a machine that has just built this program, the demo has text, and its bigram loss is that of source code.
 #[test]
 fn the_sources_of_this_machine_make_a_corpus() {
     let Ok(found) = sources::find() else { return };

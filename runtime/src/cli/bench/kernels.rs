@@ -43,8 +43,8 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let options = options(arguments)?;
     let file = arguments.json.as_deref().map(ResultFile::prepare).transpose()?;
-    let report = kernels::measure(&options, |what| {
-        let _ = writeln!(std::io::stderr(), "{what}");
+    let report = kernels::measure(&options, |line| {
+        let _ = writeln!(std::io::stderr(), "{line}");
     })?;
     let _ = write!(std::io::stdout(), "{report}");
     file.map_or(Ok(()), |file| file.write(&report))

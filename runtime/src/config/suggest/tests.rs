@@ -110,7 +110,7 @@ fn a_word_of_another_program_gets_ours() {
         ("pipeline", "mode", "sync", "\"synchronous\""),
         ("optimizer", "kind", "adam", "\"adamw\""),
         ("optimizer", "kind", "nadamv", "\"nadamw\""),
-        ("policy", "join", "everyone", "\"anyone\""),
+        ("policy", "join", "all", "\"anyone\""),
     ] {
         check(
             &format!("[{section}]\n{field} = \"{word}\"\n"),

@@ -4,14 +4,14 @@ use std::ops::Range;
 
 /// Token ids, one after another: one byte each while they all fit, four otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tokens {
+pub enum TokenStream {
     /// Ids below 256.
     Bytes(Vec<u8>),
     /// Any ids.
     Ids(Vec<u32>),
 }
 
-impl Tokens {
+impl TokenStream {
     /// Number of tokens.
     #[must_use]
     pub fn len(&self) -> usize {
