@@ -287,3 +287,6 @@ fn held_out<B: Backend>(
     }
     Ok(Loss::default())
 }
+
+#[cfg(test)]
+mod tests;

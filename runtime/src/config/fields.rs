@@ -92,9 +92,11 @@ const PIPELINE: &[Field] = &[
         list(&run.pipeline.layers_per_stage, |layers| plain(layers))
     }),
     Field::shared("replicas", "Replicas that serve a stage, at most.", |run| plain(run.pipeline.replicas)),
-    Field::choice::<Mode>("mode", "Whether the pipeline is drained before every step.", |run| {
-        word(run.pipeline.mode)
-    }),
+    Field::choice::<Mode>(
+        "mode",
+        "Whether stages wait: synchronous drains the pipeline before every step.",
+        |run| word(run.pipeline.mode),
+    ),
     Field::shared("max_in_flight", "Microbatches in flight, at most.", |run| {
         plain(run.pipeline.max_in_flight)
     }),
@@ -109,7 +111,7 @@ const PIPELINE: &[Field] = &[
 const BOUNDARY: &[Field] = &[
     Field::choice::<Kind>(
         "kind",
-        "Content of a cut: the stream, its coordinates, or none (a control).",
+        "Part of the stream that crosses a cut: all, its coordinates, or none (a control).",
         |run| word(run.boundary.kind),
     ),
     Field::shared("rank", "Numbers per token that cross, for subspace.", |run| plain(run.boundary.rank)),

@@ -20,7 +20,7 @@ pub struct Run {
     pub model: Model,
     /// How layers are cut and how microbatches flow.
     pub pipeline: Pipeline,
-    /// The content of a cut.
+    /// The boundary between two stages.
     pub boundary: Boundary,
     /// Size of a microbatch.
     pub batch: Batch,
@@ -86,11 +86,11 @@ pub struct Pipeline {
 pub enum Mode {
     /// Every stage steps on its own; gradients are stale by a few versions.
     Asynchronous,
-    /// The pipeline is drained before every update: the gradients are exact.
+    /// The pipeline is drained before every optimizer step: the gradients are exact.
     Synchronous,
 }
 
-/// The content of a cut, and its bytes.
+/// The boundary between two stages: the part of the stream that crosses, and its bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Boundary {
     /// The part of the residual stream that crosses. Default subspace.

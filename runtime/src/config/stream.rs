@@ -3,7 +3,7 @@
 //! Both follow from the [`Run`] and the index of a layer alone, so a shard of any layer range computes the same function
 //! as the layers it holds in one piece.
 //!
-//! | kind | stream in front of the last stage | content of a cut |
+//! | kind | stream in front of the last stage | crosses a cut |
 //! | --- | --- | --- |
 //! | identity | `X[N,d]` | `X` |
 //! | subspace | coordinates `Z[N,k]`, with `X = E0[ids] + Z U^T` | `Z` |
