@@ -171,7 +171,7 @@ fn step(shard: &mut Shard<Cpu>, optimizer: &mut StageOptimizer<Cpu>) -> Result<C
     optimizer.contribute(backend, &mut lent.collect::<Vec<_>>(), 0)
 }
 
-/// A run of one stage whose model has the sizes in `config`.
+/// A run of one stage with the sizes in `config`, which has the names of `generate.py` for them.
 fn run(config: &serde_json::Value) -> Run {
     let count = |key: &str| usize::try_from(config[key].as_u64().unwrap()).unwrap();
     let number = |key: &str| config[key].as_f64().unwrap() as f32;

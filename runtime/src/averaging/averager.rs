@@ -16,7 +16,7 @@ use crate::config::Run;
 pub struct TensorsMut<'a, T> {
     /// Global name of the parameter.
     pub name: &'a str,
-    /// Numbers of each of the three.
+    /// Length of each of the three tensors.
     pub len: usize,
     /// The weights.
     pub weight: &'a mut T,

@@ -62,7 +62,7 @@ pub struct Report {
     pub machine: Machine,
     /// Commit of the checkout that this program was built from; `None` without one.
     pub commit: Option<String>,
-    /// The most that the machine does.
+    /// The most that the machine does: products and memory traffic.
     pub peaks: Peaks,
     /// Remarks, e.g. on a profile that does not run here.
     pub notes: Vec<String>,

@@ -30,7 +30,7 @@ pub(super) fn run(run: &Run, tokenizer_vocab: usize) -> Checked {
     totals(run)
 }
 
-/// Whether a run may be called this.
+/// Whether `name` may be the name of a run.
 pub(super) fn name_is_fine(name: &str) -> bool {
     !name.trim().is_empty() && name.len() <= limits::NAME_BYTES_MAX && !name.chars().any(char::is_control)
 }

@@ -15,7 +15,7 @@ pub(super) struct Document<'t> {
     root: DeTable<'t>,
 }
 
-/// A value and where it stands.
+/// A value and its position in the text.
 struct Found<'d, 't> {
     value: &'d DeValue<'t>,
     /// Turned into a line only for a message: counting lines for every item of a long list would take forever.
@@ -121,7 +121,7 @@ impl<'t> Document<'t> {
         self.to_text(&found, "a text in quotes").map(Some)
     }
 
-    /// A choice by its word.
+    /// One of the words of `T`, as its variant.
     pub(super) fn choice<T: Word>(&self, section: &str, name: &str) -> Result<Option<T>, ConfigError> {
         Ok(self.word(section, name, &T::words())?.and_then(T::of_word))
     }

@@ -16,7 +16,7 @@ pub struct ParameterSpec {
     pub name: String,
     /// `[out, in]` of a matrix, `[width]` of a gain.
     pub shape: Vec<usize>,
-    /// Initial value.
+    /// Initial value, drawn from the run seed and the name.
     pub initial: Initial,
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 pub enum TokenStream {
     /// Ids below 256.
     Bytes(Vec<u8>),
-    /// Any ids.
+    /// Ids of any size.
     Ids(Vec<u32>),
 }
 
@@ -21,7 +21,7 @@ impl TokenStream {
         }
     }
 
-    /// Whether there is none.
+    /// Whether the stream is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0

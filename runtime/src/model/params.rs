@@ -14,12 +14,12 @@ pub struct Parameter<B: Backend> {
     pub name: String,
     /// `[out, in]` of a matrix, `[width]` of a gain.
     pub shape: Vec<usize>,
-    /// The value.
+    /// The weights.
     pub weight: B::Tensor,
     /// The sum of the gradients of all microbatches since [`Params::zero_gradients`], each averaged over its
     /// tokens.
     pub gradient: B::Tensor,
-    /// Whether weight decay applies.
+    /// Whether weight decay applies: to matrices, not to gains.
     pub decays: bool,
 }
 
