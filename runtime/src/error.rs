@@ -9,7 +9,7 @@ use crate::model::ShardError;
 use crate::net::control::ControlError;
 use crate::net::quic::BindError;
 use crate::stage::{EngineError, StateError};
-use crate::train::TrainError;
+use crate::train::error::TrainError;
 
 /// What ends a command, by situation. The message says what to do.
 #[derive(Debug, thiserror::Error)]

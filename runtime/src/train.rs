@@ -2,7 +2,7 @@
 //!
 //! Codes are packed and unpacked at every cut as on the wire, so the loss is that of the synchronous swarm.
 
-mod error;
+pub(crate) mod error;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
