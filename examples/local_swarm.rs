@@ -23,16 +23,16 @@ name = "local-swarm"
 seed = 1
 
 [model]
-width = 64
-layers = 4
-context = 64
+hidden_size = 64
+num_hidden_layers = 4
+max_position_embeddings = 64
 
 [pipeline]
 stages = 4
 
 [optimizer]
 learning_rate = 0.004
-updates = 60
+steps = 60
 
 [data]
 paths = ["runtime/src", "scheduler/src", "kernels/src"]

@@ -1,5 +1,5 @@
 //! A stage that has done its first microbatches asks for no more memory: tensors come from scratch and slots that are
-//! made once. What it still asks for is what it hands over, and the small change of a call.
+//! made once. It still asks for the codes and gradients that it hands over, and for the small change of a call.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -31,7 +31,7 @@ fn a_step_asks_for_what_it_hands_over_and_little_else() {
         |index| Engine::new(Cpu::new(1).unwrap(), &run, StageIndex(index), 2, Learning::Active).unwrap();
     let [mut first, mut last] = [stage(0), stage(1)];
     let codec = TokenCodec::new(&run);
-    let ids = (0..codec.ids() as u32).map(|id| id * 7 % run.model.vocab as u32).collect::<Vec<_>>();
+    let ids = (0..codec.ids() as u32).map(|id| id * 7 % run.model.vocab_size as u32).collect::<Vec<_>>();
     let ids = codec.encode(&ids).unwrap();
     for number in 0..2 * FIRST {
         let id = MicrobatchId(number);

@@ -8,7 +8,7 @@ use walkdir::WalkDir;
 /// A layer inside `runtime/src` and the words its files must not contain outside comments.
 const LAYERS: &[(&str, &[&str])] = &[
     ("model", &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage"]),
-    ("boundary", &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage"]),
+    ("subspace.rs", &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage"]),
     ("packing.rs", &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage"]),
     (
         "optim",
@@ -26,7 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "config",
         &["tokio::", "quinn::", "tonic::", "swarmline_proto", "crate::net", "crate::stage", "crate::model"],
     ),
-    ("net", &["swarmline_kernels", "crate::model", "crate::optim", "crate::boundary", "crate::stage"]),
+    ("net", &["swarmline_kernels", "crate::model", "crate::optim", "crate::subspace", "crate::stage"]),
 ];
 
 /// What each crate must not depend on.

@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+use crate::bench::BenchError;
 use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::model::ShardError;
 use crate::net::control::ControlError;
 use crate::net::quic::BindError;
 use crate::stage::{EngineError, StateError};
+use crate::train::error::TrainError;
 
 /// What ends a command, by situation. The message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,12 @@ pub enum Error {
     /// The state a donor gave does not fit the stage.
     #[error("the state of the donor cannot be used: {0}")]
     State(#[from] StateError),
+    /// Training in one process cannot go on.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// A benchmark has no figures.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// No thread can be started.
     #[error("cannot start the executor thread: {error}")]
     Thread {

@@ -6,7 +6,6 @@
 
 pub mod averaging;
 pub mod bench;
-pub mod boundary;
 pub mod cli;
 mod clock;
 pub mod config;
@@ -14,6 +13,7 @@ pub mod coordinator;
 pub mod data;
 mod error;
 pub mod feeder;
+mod hashing;
 mod incidents;
 mod member;
 pub mod model;
@@ -22,6 +22,7 @@ pub mod optim;
 pub mod packing;
 pub mod report;
 pub mod stage;
+pub mod subspace;
 mod traffic;
 pub mod train;
 

@@ -1,15 +1,20 @@
-//! Which packed format, rounding key and length the tensors and token ids of a run have on the wire.
+//! Packed format, rounding key and length of the tensors and token ids of a run on the wire.
 //!
-//! All lengths follow from the [`Run`], never from the bytes: what arrives is checked against them before
+//! All lengths follow from the [`Run`], never from the bytes: a code that comes in is checked against its length before
 //! anything is allocated or read.
+
+mod tokens;
 
 use swarmline_kernels::{Backend, PackedFormat, PackingError, RoundingKey};
 use swarmline_scheduler::MicrobatchId;
 
-use crate::boundary::{self, Subspace};
 use crate::config::{Packing, Run};
+use crate::hashing;
+use crate::subspace::Subspace;
 
-/// Which way a tensor crosses a cut.
+pub use tokens::{TokenCodec, TokenError, Tokens};
+
+/// Direction in which a tensor crosses a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// The activation, downstream.
@@ -20,6 +25,7 @@ pub enum Direction {
 
 /// Why the bytes of a code cannot be written or read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CodeError {
     /// A NaN or an infinity among the numbers.
     #[error("a number in row {row} of a code is not finite")]
@@ -32,7 +38,7 @@ pub enum CodeError {
     Length {
         /// Bytes the run demands.
         expected: usize,
-        /// Bytes there are.
+        /// Bytes that came in.
         found: usize,
     },
     /// The device failed.
@@ -53,7 +59,7 @@ impl From<swarmline_kernels::Error> for CodeError {
 
 /// Shape and format of the tensors that cross one cut, the same in both directions.
 ///
-/// A code of width 0 (nothing crosses) has 0 bytes.
+/// A code of width 0 has 0 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Codec {
     layer: usize,
@@ -70,7 +76,7 @@ impl Codec {
         Self {
             layer,
             rows: run.tokens_per_microbatch(),
-            width: boundary::code_width(run, layer),
+            width: run.code_width(layer),
             format: packed_format(run.boundary.packing),
             seed: run.seed,
         }
@@ -88,7 +94,7 @@ impl Codec {
         if self.width == 0 {
             return 0;
         }
-        // A run whose code does not fit the address space matches no frame that could arrive.
+        // A code that does not fit the address space matches no frame.
         self.format.packed_len(self.rows, self.width).unwrap_or(usize::MAX)
     }
 
@@ -170,18 +176,17 @@ impl Codec {
 
     /// The attempt is left out on purpose: a re-sent tensor is the same tensor.
     fn rounding_key(&self, microbatch: MicrobatchId, direction: Direction) -> RoundingKey {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&microbatch.0.to_le_bytes());
-        hasher.update(&(self.layer as u64).to_le_bytes());
-        hasher.update(match direction {
+        let direction: &[u8] = match direction {
             Direction::Forward => b"forward",
             Direction::Backward => b"backward",
-        });
-        RoundingKey { run: self.seed, tensor: leading_u64(&hasher.finalize()) }
+        };
+        let layer = self.layer as u64;
+        let tensor = hashing::key(&[&microbatch.0.to_le_bytes(), &layer.to_le_bytes(), direction]);
+        RoundingKey { run: self.seed, tensor }
     }
 }
 
-/// The packed format a run's packing stands for.
+/// The kernels' format for the packing of a run.
 #[must_use]
 pub fn packed_format(packing: Packing) -> PackedFormat {
     match packing {
@@ -189,146 +194,6 @@ pub fn packed_format(packing: Packing) -> PackedFormat {
         Packing::Bf16 => PackedFormat::Bf16,
         Packing::Q8 => PackedFormat::Q8,
         Packing::Q4 => PackedFormat::Q4,
-    }
-}
-
-/// The first eight bytes of a digest: a key for generators that take a `u64`.
-pub(crate) fn leading_u64(digest: &blake3::Hash) -> u64 {
-    digest.as_bytes().iter().take(8).rev().fold(0, |key, &byte| (key << 8) | u64::from(byte))
-}
-
-/// The token ids of a microbatch, checked against the run: `B` sequences of `T` tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tokens {
-    inputs: Vec<u32>,
-    targets: Vec<u32>,
-}
-
-impl Tokens {
-    /// What the model reads: `[B, T]`.
-    #[must_use]
-    pub fn inputs(&self) -> &[u32] {
-        &self.inputs
-    }
-
-    /// What the model shall say: `inputs` shifted by one, `[B, T]`.
-    #[must_use]
-    pub fn targets(&self) -> &[u32] {
-        &self.targets
-    }
-}
-
-/// Why token ids do not fit the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
-    /// The packed ids do not have the length the run demands.
-    #[error("token ids in {found} bytes where the run demands {expected}")]
-    Length {
-        /// Bytes the run demands.
-        expected: usize,
-        /// Bytes there are.
-        found: usize,
-    },
-    /// There are not `B * (T + 1)` ids.
-    #[error("{found} token ids where the run demands {expected}")]
-    Count {
-        /// Ids the run demands.
-        expected: usize,
-        /// Ids there are.
-        found: usize,
-    },
-    /// An id does not exist in the vocabulary.
-    #[error("token id {id} is outside the vocabulary of {vocab}")]
-    OutOfRange {
-        /// The offending id.
-        id: u32,
-        /// Number of entries of the vocabulary.
-        vocab: usize,
-    },
-}
-
-/// How the `B * (T + 1)` token ids of a microbatch become bytes: 1, 2 or 4 little-endian bytes each, the
-/// fewest that hold every id of the vocabulary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenCodec {
-    sequences: usize,
-    context: usize,
-    vocab: usize,
-}
-
-impl TokenCodec {
-    /// The codec of a run.
-    #[must_use]
-    pub fn new(run: &Run) -> Self {
-        Self { sequences: run.batch.sequences, context: run.model.context, vocab: run.model.vocab }
-    }
-
-    /// Number of ids of a microbatch: `B * (T + 1)`.
-    #[must_use]
-    pub fn ids(&self) -> usize {
-        self.sequences * (self.context + 1)
-    }
-
-    /// Bytes of one id.
-    #[must_use]
-    pub fn id_bytes(&self) -> usize {
-        match self.vocab {
-            0..=0x100 => 1,
-            0x101..=0x1_0000 => 2,
-            _ => 4,
-        }
-    }
-
-    /// Exact number of bytes of the packed ids.
-    #[must_use]
-    pub fn byte_len(&self) -> usize {
-        self.ids() * self.id_bytes()
-    }
-
-    /// Packs `ids[B, T + 1]`.
-    ///
-    /// # Errors
-    /// If their number or one of them does not fit the run.
-    pub fn encode(&self, ids: &[u32]) -> Result<Vec<u8>, TokenError> {
-        self.check(ids)?;
-        let bytes_per_id = self.id_bytes();
-        Ok(ids.iter().flat_map(|id| id.to_le_bytes().into_iter().take(bytes_per_id)).collect())
-    }
-
-    /// Reads packed ids.
-    ///
-    /// # Errors
-    /// If their length or one of them does not fit the run.
-    pub fn decode(&self, bytes: &[u8]) -> Result<Tokens, TokenError> {
-        if bytes.len() != self.byte_len() {
-            return Err(TokenError::Length { expected: self.byte_len(), found: bytes.len() });
-        }
-        let id = |bytes: &[u8]| bytes.iter().rev().fold(0, |id, &byte| (id << 8) | u32::from(byte));
-        let ids: Vec<u32> = bytes.chunks_exact(self.id_bytes()).map(id).collect();
-        self.tokens(&ids)
-    }
-
-    /// Splits `ids[B, T + 1]` into inputs and targets.
-    ///
-    /// # Errors
-    /// If their number or one of them does not fit the run.
-    pub fn tokens(&self, ids: &[u32]) -> Result<Tokens, TokenError> {
-        self.check(ids)?;
-        let sequences = || ids.chunks_exact(self.context + 1);
-        Ok(Tokens {
-            inputs: sequences().flat_map(|ids| &ids[..self.context]).copied().collect(),
-            targets: sequences().flat_map(|ids| &ids[1..]).copied().collect(),
-        })
-    }
-
-    fn check(&self, ids: &[u32]) -> Result<(), TokenError> {
-        if ids.len() != self.ids() {
-            return Err(TokenError::Count { expected: self.ids(), found: ids.len() });
-        }
-        match ids.iter().find(|&&id| id as usize >= self.vocab) {
-            Some(&id) => Err(TokenError::OutOfRange { id, vocab: self.vocab }),
-            None => Ok(()),
-        }
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Totals {
 impl Traffic {
     pub(crate) fn new(run: &Run) -> Self {
         Self {
-            stream_bytes: (run.tokens_per_microbatch() * run.model.width) as u64 * BF16_BYTES,
+            stream_bytes: (run.tokens_per_microbatch() * run.model.hidden_size) as u64 * BF16_BYTES,
             last_stage: run.last_stage(),
             codes: 0,
             code_bytes: 0,

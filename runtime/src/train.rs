@@ -1,6 +1,8 @@
-//! The same engines in one process, one after the other: the reference everything else is compared with.
+//! The engines of a swarm in one process, one after the other: the reference for every other way to train.
 //!
-//! What crosses a cut is packed and unpacked as on the wire, so the loss is that of the synchronous swarm.
+//! Codes are packed and unpacked at every cut as on the wire, so the loss is that of the synchronous swarm.
+
+pub(crate) mod error;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,60 +17,63 @@ use swarmline_scheduler::{Loss, MicrobatchId, Refusal};
 use crate::config::Run;
 use crate::data::{Batches, Corpus};
 use crate::error::Error;
-use crate::model::Upstream as Received;
+use crate::model::Upstream;
 use crate::packing::TokenCodec;
 use crate::report::{Event, FeederReport, ProgressReport, Reporter};
 use crate::stage::{Engine, EngineError, Grant, Learning};
 
-/// A line of progress this often is calm enough.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+pub use error::TrainError;
 
-/// What to train, and how.
+/// Time between two lines of progress, at least.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A run to train in this process.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct TrainOptions {
     /// The run.
     pub run: Run,
     /// Folder that relative paths of the run start from.
     pub base: PathBuf,
-    /// What computes.
+    /// Device, profile and threads.
     pub setup: Setup,
-    /// Folder for the final weights, one file a stage.
+    /// Folder for the final weights, one file a stage. Default: they are not written.
     pub save: Option<PathBuf>,
-    /// Whether stages before the last learn.
-    pub upstream: Upstream,
-    /// Microbatches between two evaluations, besides those at the start and the end.
+    /// Whether stages before the last learn; frozen, they are a control. Default: they do.
+    pub upstream: Learning,
+    /// Microbatches between two evaluations, besides those at the start and the end. Default: no others.
     pub evaluate_every: Option<u64>,
 }
 
-/// Whether stages before the last learn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Upstream {
-    /// Every stage learns.
-    Learning,
-    /// Only the last stage learns: a control.
-    Frozen,
+impl TrainOptions {
+    /// Trains `run`, whose relative paths start from the folder `base`, with the defaults.
+    #[must_use]
+    pub fn new(run: Run, base: PathBuf, setup: Setup) -> Self {
+        Self { run, base, setup, save: None, upstream: Learning::Active, evaluate_every: None }
+    }
 }
 
 /// How training ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// After the last update.
+    /// After the last optimizer step.
     Finished,
-    /// Because it was asked to stop.
+    /// Before it, because `stop` was raised.
     Stopped,
 }
 
-/// Trains the model of a run in this process, until its last update or until `stop` is raised.
+/// Trains the model of a run in this process, until its last optimizer step or until `stop` is raised.
 ///
 /// # Errors
-/// If the text cannot be used, the device has no memory, or the weights cannot be written.
+/// The text cannot be used, the device has no memory or fails, training diverges ([`TrainError`]), or the weights cannot
+/// be written.
 pub fn train(options: &TrainOptions, reporter: &Reporter, stop: &AtomicBool) -> Result<End, Error> {
     let corpus = Arc::new(Corpus::open(&options.run, &options.base)?);
     reporter.tell(&Event::corpus(&corpus));
     options.setup.run(Session { options, corpus, reporter, stop })
 }
 
-/// One call of [`train`], on whichever device.
+/// One call of [`train`], on the device of its setup.
 struct Session<'a> {
     options: &'a TrainOptions,
     corpus: Arc<Corpus>,
@@ -89,12 +94,13 @@ impl Work for Session<'_> {
             }
             training.microbatch()?;
             training.tell_progress(reporter);
-            if options.evaluate_every.is_some_and(|every| training.report.injected.is_multiple_of(every)) {
+            let done = training.report.injected;
+            if options.evaluate_every.is_some_and(|interval| done.is_multiple_of(interval)) {
                 training.evaluate(reporter)?;
             }
         }
         training.evaluate(reporter)?;
-        reporter.tell(&Event::Feeder(training.account()));
+        reporter.tell(&Event::Feeder(training.final_report()));
         if let Some(folder) = &options.save {
             training.save(folder, reporter)?;
         }
@@ -126,10 +132,7 @@ impl<'a, B: Backend> Training<'a, B> {
     ) -> Result<Self, Error> {
         let run = &options.run;
         let engine = |stage| {
-            let learning = match options.upstream {
-                Upstream::Frozen if stage != run.last_stage() => Learning::Frozen,
-                Upstream::Frozen | Upstream::Learning => Learning::Active,
-            };
+            let learning = if stage == run.last_stage() { Learning::Active } else { options.upstream };
             // One microbatch is on its way at a time.
             Ok(Engine::new(open()?, run, stage, 1, learning)?)
         };
@@ -149,7 +152,7 @@ impl<'a, B: Backend> Training<'a, B> {
     fn microbatch(&mut self) -> Result<(), Error> {
         let started = Instant::now();
         let id = MicrobatchId(self.report.injected);
-        let ids = self.tokens.encode(&self.batches.train(id)).map_err(EngineError::from)?;
+        let ids = self.encode(id, &self.batches.train(id))?;
         self.report.injected += 1;
         match through(&mut self.stages, id, &ids) {
             Ok(loss) => {
@@ -164,16 +167,19 @@ impl<'a, B: Backend> Training<'a, B> {
         Ok(())
     }
 
-    /// Numbers that are not finite cost the microbatch; anything else is a defect or a failing device.
+    fn encode(&self, id: MicrobatchId, ids: &[u32]) -> Result<Vec<u8>, TrainError> {
+        self.tokens.encode(ids).map_err(|error| TrainError::Refused { id, cause: error.to_string() })
+    }
+
+    /// Numbers that are not finite cost the microbatch; any other error is a defect or a failing device.
     fn refuse(&mut self, id: MicrobatchId, error: EngineError) -> Result<(), Error> {
-        match error.refusal()? {
-            Refusal::NonFinite => {
-                self.stages.iter_mut().for_each(|stage| stage.forget(id));
-                self.report.refused += 1;
-                Ok(())
-            }
-            other => Err(Error::Defect(format!("{id}: {other:?}"))),
+        let cause = error.to_string();
+        if error.refusal()? != Refusal::NonFinite {
+            return Err(TrainError::Refused { id, cause }.into());
         }
+        self.stages.iter_mut().for_each(|stage| stage.forget(id));
+        self.report.refused += 1;
+        Ok(())
     }
 
     /// Loss on held-out text, with the upstream and, where there is one, without.
@@ -182,23 +188,40 @@ impl<'a, B: Backend> Training<'a, B> {
             return Ok(());
         }
         let trained = self.report.injected == self.run.microbatches();
-        let cut = (trained && self.stages.len() > 1).then_some(Received::Cut);
-        for received in [Some(Received::Connected), cut].into_iter().flatten() {
-            let mut loss = Loss::default();
-            for index in 0..self.run.data.heldout_microbatches as u64 {
-                let ids = self.tokens.encode(&self.batches.heldout(index)).map_err(EngineError::from)?;
-                let one = held_out(&mut self.stages, MicrobatchId::evaluation(index), &ids, received)?;
-                loss = Loss { sum: loss.sum + one.sum, tokens: loss.tokens + one.tokens };
-            }
-            let upstream_cut = received == Received::Cut;
-            reporter.tell(&Event::Evaluation { done: self.report.injected, loss: loss.mean(), upstream_cut });
+        let cut = (trained && self.stages.len() > 1).then_some(Upstream::Cut);
+        for upstream in [Some(Upstream::Connected), cut].into_iter().flatten() {
+            let (loss, upstream_cut) = (self.held_out(upstream)?.mean(), upstream == Upstream::Cut);
+            reporter.tell(&Event::Evaluation { done: self.report.injected, loss, upstream_cut });
         }
         Ok(())
     }
 
+    /// Loss of all held-out microbatches together.
+    fn held_out(&mut self, upstream: Upstream) -> Result<Loss, Error> {
+        let mut loss = Loss::default();
+        for index in 0..self.run.data.heldout_microbatches as u64 {
+            let id = MicrobatchId::evaluation(index);
+            let ids = self.encode(id, &self.batches.heldout(index))?;
+            let outcome = held_out(&mut self.stages, id, &ids, upstream);
+            let one = outcome.or_else(|error| self.give_up(id, error))?;
+            loss = Loss { sum: loss.sum + one.sum, tokens: loss.tokens + one.tokens };
+        }
+        Ok(loss)
+    }
+
+    /// Ends a training whose evaluation `id` failed.
+    fn give_up<T>(&self, id: MicrobatchId, error: EngineError) -> Result<T, Error> {
+        let cause = error.to_string();
+        let error = match error.refusal()? {
+            Refusal::NonFinite => TrainError::Diverged { done: self.report.injected },
+            _ => TrainError::Refused { id, cause },
+        };
+        Err(error.into())
+    }
+
     fn tell_progress(&mut self, reporter: &Reporter) {
         let elapsed = self.since_progress.at.elapsed();
-        if elapsed < PROGRESS_EVERY {
+        if elapsed < PROGRESS_INTERVAL {
             return;
         }
         let since = std::mem::replace(
@@ -214,7 +237,7 @@ impl<'a, B: Backend> Training<'a, B> {
         }));
     }
 
-    fn account(&self) -> FeederReport {
+    fn final_report(&self) -> FeederReport {
         let seconds = self.computing.as_secs_f64();
         FeederReport { seconds, tokens_per_s: self.report.tokens as f64 / seconds, ..self.report.clone() }
     }
@@ -253,14 +276,17 @@ fn held_out<B: Backend>(
     stages: &mut [Engine<B>],
     id: MicrobatchId,
     ids: &[u8],
-    received: Received,
+    upstream: Upstream,
 ) -> Result<Loss, EngineError> {
     let mut code = Vec::new();
     for stage in stages {
-        match stage.evaluate(id, ids, &code, received)? {
+        match stage.evaluate(id, ids, &code, upstream)? {
             Evaluation::Code { code: next, .. } => code = next,
             Evaluation::Loss(loss) => return Ok(loss),
         }
     }
     Ok(Loss::default())
 }
+
+#[cfg(test)]
+mod tests;

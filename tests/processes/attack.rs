@@ -48,9 +48,9 @@ const SIGNS: [&str; 5] = [
 
 #[test]
 fn a_run_under_attack_loses_nothing() {
-    let recipe = Recipe { updates: 1000, ..Recipe::asynchronous() };
+    let recipe = Recipe { steps: 1000, ..Recipe::asynchronous() };
     let mut swarm = Swarm::serve(&recipe);
-    let attack = Attack::begin(&swarm.invite, recipe.updates);
+    let attack = Attack::begin(&swarm.invite, recipe.steps);
     let mut feeder = swarm.start_feeder(&[]);
     feeder.hear("that it has its text", |event| matches!(event, Event::Corpus { .. }).then_some(()));
     hear_every_sign(&mut swarm.replicas);
@@ -59,10 +59,10 @@ fn a_run_under_attack_loses_nothing() {
     let replicas = swarm.end();
 
     let account = account(&mut feeder);
-    assert_eq!((account.injected, account.finished), (recipe.updates, recipe.updates));
+    assert_eq!((account.injected, account.finished), (recipe.steps, recipe.steps));
     assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0));
     for replica in replicas {
-        assert_eq!((replica.updates, replica.refused), (recipe.updates, 0), "{replica:?}");
+        assert_eq!((replica.updates, replica.refused), (recipe.steps, 0), "{replica:?}");
     }
 }
 

@@ -64,6 +64,6 @@ fn what_cannot_be_measured_or_written_is_refused_at_once() {
     expect(&["--against", argument(&script), "--python", "no-such-python"], "--python");
     expect(&["--against", argument(&script), "--python", "false"], "pip install torch");
     expect(&["--json", argument(&folder.path().join("no/folder.json"))], "cannot be written");
-    expect(&["--json", argument(folder.path())], "it is a folder");
+    expect(&["--json", argument(folder.path())], "is a folder");
     expect(&["--config", "xl"], "possible values");
 }

@@ -100,7 +100,7 @@ struct Flock {
 
 impl Flock {
     fn gather() -> Self {
-        let recipe = Recipe { replicas: REPLICAS, window: WINDOW, ..Recipe::endless() };
+        let recipe = Recipe { replicas: REPLICAS, max_in_flight: WINDOW, ..Recipe::endless() };
         let swarm = Swarm::coordinate(&recipe);
         let feeder = start_feeder(&swarm);
         let mut flock = Self { swarm, replicas: Vec::new(), stages: Vec::new(), feeder };

@@ -1,4 +1,4 @@
-//! What a person does wrong is said in a sentence, and the exit code tells whose mistake it was.
+//! A mistake of a person is named in a sentence, and the exit code tells mistakes in usage from failures and refusals.
 
 use std::net::TcpListener;
 
@@ -33,8 +33,8 @@ fn a_run_file_with_a_mistake_is_refused_with_line_and_field() {
     let more = |more: &str| Recipe { more: more.to_owned(), ..Recipe::exact() };
     expect_bad_run_file(&more("[bach]"), &["run.toml:39: ", "`bach`", "Did you mean `batch`?"]);
     expect_bad_run_file(&more("extensions = 3"), &["run.toml:39: ", "`data.extensions`", "number 3"]);
-    let none = Recipe { updates: 0, ..Recipe::exact() };
-    expect_bad_run_file(&none, &["run.toml:28: ", "`optimizer.updates`"]);
+    let none = Recipe { steps: 0, ..Recipe::exact() };
+    expect_bad_run_file(&none, &["run.toml:28: ", "`optimizer.steps`"]);
     expect_bad_run_file(&more("tokenizer = \"nowhere.json\""), &["`data.tokenizer`", "nowhere.json"]);
 }
 

@@ -17,7 +17,7 @@ fn a_swarm_with_packed_codes_is_one_process() {
 
 #[test]
 fn a_swarm_that_accumulates_is_one_process() {
-    check(&Recipe { microbatches_per_update: 2, window: 2, ..Recipe::exact() });
+    check(&Recipe { gradient_accumulation_steps: 2, max_in_flight: 2, ..Recipe::exact() });
 }
 
 fn check(recipe: &Recipe) {
@@ -26,8 +26,8 @@ fn check(recipe: &Recipe) {
 
 /// The same for a swarm whose stages compute where `gpu` says.
 pub(crate) fn check_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gpu>) {
-    let every = recipe.microbatches_per_update.to_string();
-    let every = ["--evaluate-every", every.as_str()];
+    let interval = recipe.gradient_accumulation_steps.to_string();
+    let every = ["--evaluate-every", interval.as_str()];
     let mut swarm = Swarm::serve_on(recipe, gpu);
     let mut feeder = swarm.start_feeder(&every);
     assert_eq!(feeder.end(), 0);
@@ -35,7 +35,7 @@ pub(crate) fn check_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gp
 
     let train = train(&swarm.folder, &every);
     let losses = losses(&train);
-    // At the start, after each update, and with the upstream cut.
+    // At the start, after each step, and with the upstream cut.
     assert_eq!(losses.len(), 1 + 10 + 1, "{losses:#?}");
     assert_eq!(self::losses(&feeder), losses);
     for stage in 0..STAGES {
@@ -46,11 +46,11 @@ pub(crate) fn check_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gp
     }
 
     let account = account(&mut feeder);
-    let microbatches = recipe.updates * recipe.microbatches_per_update as u64;
+    let microbatches = recipe.steps * recipe.gradient_accumulation_steps as u64;
     assert_eq!((account.injected, account.finished), (microbatches, microbatches));
     assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0));
     for replica in replicas {
-        assert_eq!((replica.updates, replica.staleness_max), (recipe.updates, 0), "{replica:?}");
+        assert_eq!((replica.updates, replica.staleness_max), (recipe.steps, 0), "{replica:?}");
     }
 }
 

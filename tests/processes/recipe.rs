@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-/// What tests vary of a run.
+/// The fields of a run that tests vary.
 #[derive(Clone, Debug)]
 pub(crate) struct Recipe {
     pub(crate) stages: usize,
     /// Of each stage.
     pub(crate) replicas: usize,
     pub(crate) mode: &'static str,
-    pub(crate) window: usize,
-    pub(crate) microbatches_per_update: usize,
-    pub(crate) updates: u64,
+    pub(crate) max_in_flight: usize,
+    pub(crate) gradient_accumulation_steps: usize,
+    pub(crate) steps: u64,
     pub(crate) boundary: &'static str,
     pub(crate) packing: &'static str,
-    /// What comes behind everything else, e.g. a section `[policy]`.
+    /// The end of the file, e.g. a section `[policy]`.
     pub(crate) more: String,
 }
 
@@ -28,23 +28,23 @@ impl Recipe {
             stages: 4,
             replicas: 1,
             mode: "synchronous",
-            window: 1,
-            microbatches_per_update: 1,
-            updates: 10,
+            max_in_flight: 1,
+            gradient_accumulation_steps: 1,
+            steps: 10,
             boundary: "identity",
             packing: "f32",
             more: String::new(),
         }
     }
 
-    /// Eight microbatches in flight, each update at its own time.
+    /// Eight microbatches in flight; no stage waits for another.
     pub(crate) fn asynchronous() -> Self {
-        Self { mode: "asynchronous", window: 8, updates: 200, ..Self::exact() }
+        Self { mode: "asynchronous", max_in_flight: 8, steps: 200, ..Self::exact() }
     }
 
-    /// A run that is not over before the test has done what it wants.
+    /// A run that outlasts any test.
     pub(crate) fn endless() -> Self {
-        Self { updates: 1_000_000, ..Self::asynchronous() }
+        Self { steps: 1_000_000, ..Self::asynchronous() }
     }
 
     fn to_toml(&self) -> String {
@@ -52,9 +52,9 @@ impl Recipe {
             stages,
             replicas,
             mode,
-            window,
-            microbatches_per_update,
-            updates,
+            max_in_flight,
+            gradient_accumulation_steps,
+            steps,
             boundary,
             packing,
             more,
@@ -65,32 +65,32 @@ name = "processes"
 seed = 5
 
 [model]
-width = 32
-layers = 4
-heads = 2
-ffn = 64
-context = 32
+hidden_size = 32
+num_hidden_layers = 4
+num_attention_heads = 2
+intermediate_size = 64
+max_position_embeddings = 32
 
 [pipeline]
 stages = {stages}
 replicas = {replicas}
 mode = "{mode}"
-window = {window}
-microbatches_per_update = {microbatches_per_update}
+max_in_flight = {max_in_flight}
+gradient_accumulation_steps = {gradient_accumulation_steps}
 
 [boundary]
 kind = "{boundary}"
-code = 8
+rank = 8
 packing = "{packing}"
 
 [batch]
 sequences = 2
 
 [optimizer]
-updates = {updates}
-warmup_updates = 2
-clip_microbatch = 0
-clip_stage = 0
+steps = {steps}
+warmup_steps = 2
+max_grad_norm_ratio = 0
+max_grad_norm = 0
 staleness_power = 0
 
 [data]

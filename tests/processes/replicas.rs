@@ -65,9 +65,9 @@ pub(crate) fn feed_to_equal_weights(swarm: &mut Swarm, replicas: &mut [Process])
 }
 
 /// One stage with this many replicas, averaged a set after every few microbatches.
-pub(crate) fn recipe(replicas: usize, updates: u64) -> Recipe {
-    let more = "[averaging]\nevery = 4\nsets = 5\n".to_owned();
-    Recipe { stages: 1, replicas, updates, more, ..Recipe::asynchronous() }
+pub(crate) fn recipe(replicas: usize, steps: u64) -> Recipe {
+    let more = "[averaging]\ninterval = 4\nfragments = 5\n".to_owned();
+    Recipe { stages: 1, replicas, steps, more, ..Recipe::asynchronous() }
 }
 
 pub(crate) fn start(swarm: &Swarm, index: usize) -> Process {

@@ -19,5 +19,5 @@ fn a_fifth_replica_waits_and_leaves_without_disturbing_the_run() {
     assert_eq!(feeder.end(), 0);
     swarm.end();
     let account = account(&mut feeder);
-    assert_eq!((account.finished, account.lost), (recipe.updates, 0));
+    assert_eq!((account.finished, account.lost), (recipe.steps, 0));
 }

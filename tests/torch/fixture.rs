@@ -1,4 +1,4 @@
-//! Reading what PyTorch wrote, and comparing with it.
+//! Reads the tensors of PyTorch, and compares with them.
 
 use std::path::Path;
 

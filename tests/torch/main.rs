@@ -1,4 +1,4 @@
-//! Our arithmetic against PyTorch's: the fixtures under `tests/fixtures` and their README tell what is compared.
+//! Our arithmetic against PyTorch's: see the README of the fixtures in `tests/fixtures`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

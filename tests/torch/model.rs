@@ -2,7 +2,7 @@
 
 use swarmline::config::{
     Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
-    Policy, Run, Stash, Tokenizer,
+    Policy, Run, Tokenizer,
 };
 use swarmline::model::{Shard, Upstream};
 use swarmline::optim::{Contribution, ParameterMut, StageOptimizer};
@@ -43,13 +43,13 @@ impl Case {
     /// The same weights in a model whose sequences end after `context` tokens.
     fn shortened(&self, context: usize) -> Self {
         let mut run = self.run.clone();
-        run.model.context = context;
+        run.model.max_position_embeddings = context;
         Self::of(self.name, run)
     }
 
     fn of(name: &'static str, run: Run) -> Self {
         let fixture = Fixture::open(name);
-        let mut shard = Shard::new(Cpu::new(1).unwrap(), &run, 0..run.model.layers, 1).unwrap();
+        let mut shard = Shard::new(Cpu::new(1).unwrap(), &run, 0..run.model.num_hidden_layers, 1).unwrap();
         let names = fixture.names("weight.");
         assert_eq!(names.len(), shard.params().iter().len());
         for parameter in names {
@@ -100,7 +100,7 @@ fn the_loss_and_every_gradient_are_those_of_torch() {
 #[test]
 fn the_logits_of_every_position_are_those_of_torch() {
     for case in Case::all() {
-        let (context, vocab) = (case.run.model.context, case.run.model.vocab);
+        let (context, vocab) = (case.run.model.max_position_embeddings, case.run.model.vocab_size);
         let ids = case.microbatches()[0].clone();
         let logits = case.fixture.floats("logits");
         for position in 0..context {
@@ -124,7 +124,7 @@ fn the_logits_of_every_position_are_those_of_torch() {
 /// The last target of a sequence is no input, so trying every id there reads the logits of that position off the
 /// losses, up to a constant that the softmax does not see: here the logit of id 0 is 0.
 fn last_logits(case: &mut Case, ids: &[u32], sequence: usize) -> Vec<f32> {
-    let (context, vocab) = (case.run.model.context, case.run.model.vocab);
+    let (context, vocab) = (case.run.model.max_position_embeddings, case.run.model.vocab_size);
     let mut ids = ids.to_vec();
     let mut loss_of = |id: usize| {
         ids[sequence * (context + 1) + context] = id as u32;
@@ -171,35 +171,35 @@ fn step(shard: &mut Shard<Cpu>, optimizer: &mut StageOptimizer<Cpu>) -> Result<C
     optimizer.contribute(backend, &mut lent.collect::<Vec<_>>(), 0)
 }
 
-/// A run of one stage whose model has the sizes in `config`.
+/// A run of one stage with the sizes in `config`, which has the names of `generate.py` for them.
 fn run(config: &serde_json::Value) -> Run {
     let count = |key: &str| usize::try_from(config[key].as_u64().unwrap()).unwrap();
     let number = |key: &str| config[key].as_f64().unwrap() as f32;
     let model = Model {
-        width: count("width"),
-        layers: count("layers"),
-        heads: count("heads"),
-        kv_heads: count("kv_heads"),
-        ffn: count("ffn"),
-        context: count("context"),
-        vocab: count("vocab"),
+        hidden_size: count("width"),
+        num_hidden_layers: count("layers"),
+        num_attention_heads: count("heads"),
+        num_key_value_heads: count("kv_heads"),
+        intermediate_size: count("ffn"),
+        max_position_embeddings: count("context"),
+        vocab_size: count("vocab"),
         rope_theta: number("rope_theta"),
-        norm_epsilon: number("norm_epsilon"),
+        rms_norm_eps: number("norm_epsilon"),
     };
     Run {
         name: "torch".into(),
         seed: 0,
-        pipeline: pipeline(model.layers),
+        pipeline: pipeline(model.num_hidden_layers),
         boundary: Boundary {
             kind: Kind::Identity,
-            code: model.width,
+            rank: model.hidden_size,
             packing: Packing::F32,
             anchor_scale: 0.0,
         },
         model,
         batch: Batch { sequences: count("sequences") },
         optimizer: Optimizer::plain(OptimizerKind::AdamW, 1e-3, 10),
-        averaging: Averaging { every: 0, sets: 20 },
+        averaging: Averaging { interval: 0, fragments: 20 },
         data: Data {
             paths: Vec::new(),
             extensions: Vec::new(),
@@ -217,8 +217,8 @@ fn pipeline(layers: usize) -> Pipeline {
         replicas: 1,
         layers_per_stage: vec![layers],
         mode: Mode::Synchronous,
-        window: 1,
-        microbatches_per_update: 1,
-        stash: Stash::Activations,
+        max_in_flight: 1,
+        gradient_accumulation_steps: 1,
+        activation_checkpointing: false,
     }
 }

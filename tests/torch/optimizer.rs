@@ -6,11 +6,11 @@ use swarmline_kernels::{Backend, Cpu, CpuTensor};
 
 use crate::fixture::{Fixture, assert_close};
 
-/// Relative error of weights after up to 25 steps: f32 rounding, about 1e-7, accumulates over the steps. What the
-/// steps changed is 1e-2 and more of the weights.
+/// Relative error of weights after up to 25 steps: f32 rounding, about 1e-7, accumulates over the steps. The
+/// change of the steps is 1e-2 and more of the weights.
 const WEIGHTS_TOLERANCE: f64 = 1e-6;
 
-/// Relative error of what the steps changed in total, which is where a wrong coefficient would show.
+/// Relative error of the total change of the steps, where a wrong coefficient would show.
 const CHANGE_TOLERANCE: f64 = 2e-5;
 
 #[test]

@@ -5,10 +5,10 @@ use swarmline_kernels::Backend;
 use swarmline_scheduler::WeightVersion;
 use swarmline_scheduler::averaging::{Fault, PartIndex, Round, SetIndex};
 
-use super::ledger::Ledger;
+use super::contributions::Contributions;
+use super::fragments::{Fragments, Stretch, range_of};
 use super::merge::{shifted, shifted_square};
 use super::part::Numbers;
-use super::sets::{IndexSets, Stretch, range_of};
 use crate::config::Run;
 
 /// One parameter and its moments on the device, lent for a call.
@@ -16,7 +16,7 @@ use crate::config::Run;
 pub struct TensorsMut<'a, T> {
     /// Global name of the parameter.
     pub name: &'a str,
-    /// Numbers of each of the three.
+    /// Length of each of the three tensors.
     pub len: usize,
     /// The weights.
     pub weight: &'a mut T,
@@ -26,10 +26,10 @@ pub struct TensorsMut<'a, T> {
     pub moment2: &'a mut T,
 }
 
-/// What a replica has learned, lent for a call.
+/// Weights and moments of a replica, lent for a call.
 #[derive(Debug)]
 pub struct Learned<'a, T> {
-    /// Updates in it.
+    /// Optimizer steps in them.
     pub version: WeightVersion,
     /// All its tensors, in the order the averager was made for.
     pub tensors: Vec<TensorsMut<'a, T>>,
@@ -37,11 +37,12 @@ pub struct Learned<'a, T> {
 
 /// Why a mean was not applied. Nothing has changed, unless the device failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ApplyError {
     /// It belongs to no round that is open here.
     #[error("the mean belongs to no round that is open here")]
     NotOpen,
-    /// It is no mean of this part.
+    /// It is not a mean of this part: another length, or impossible numbers.
     #[error("the mean cannot be used: {0:?}")]
     Unusable(Fault),
     /// The device failed.
@@ -49,33 +50,33 @@ pub enum ApplyError {
     Device(#[from] swarmline_kernels::Error),
 }
 
-/// What a replica keeps for averaging: its sets, what it has contributed, and the copy of the open round.
+/// The averaging state of a replica: its fragments, its contributions, and the copy of the open round.
 #[derive(Debug)]
 pub struct Averager {
-    sets: IndexSets,
-    set_count: u32,
-    ledger: Ledger,
+    fragments: Fragments,
+    fragment_count: u32,
+    contributions: Contributions,
     beta1: f64,
     beta2: f64,
     open: Option<Open>,
 }
 
-/// The round whose means are awaited.
+/// The round that waits for its means.
 #[derive(Debug)]
 struct Open {
     round: Round,
-    set: SetIndex,
+    fragment: SetIndex,
     parts: Vec<Bytes>,
     contributions: u64,
     version: WeightVersion,
 }
 
-/// A copy of a set.
+/// A copy of a fragment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SetSnapshot {
-    /// Contributions in it since the set's last round.
+pub struct FragmentSnapshot {
+    /// Weight of this replica in the mean: its contributions since the fragment's last round.
     pub weight: u64,
-    /// Its parts, in order.
+    /// The parts of the copy, in order.
     pub parts: Vec<Bytes>,
 }
 
@@ -84,36 +85,36 @@ impl Averager {
     /// whose weights are the run's initial ones.
     #[must_use]
     pub fn new<'a>(run: &Run, tensors: impl IntoIterator<Item = (&'a str, usize)>) -> Self {
-        let set_count = run.averaging.sets;
+        let fragment_count = run.averaging.fragments;
         Self {
-            sets: IndexSets::new(run.seed, set_count, tensors),
-            set_count,
-            ledger: Ledger::fresh(set_count),
+            fragments: Fragments::new(run.seed, fragment_count, tensors),
+            fragment_count,
+            contributions: Contributions::fresh(fragment_count),
             beta1: f64::from(run.optimizer.beta1),
             beta2: f64::from(run.optimizer.beta2),
             open: None,
         }
     }
 
-    /// The sets.
+    /// The fragments of this stage.
     #[must_use]
-    pub fn sets(&self) -> &IndexSets {
-        &self.sets
+    pub fn fragments(&self) -> &Fragments {
+        &self.fragments
     }
 
-    /// As many contributions more are in the weights: an update was taken.
+    /// Counts contributions that an optimizer step has put into the weights.
     pub fn contributed(&mut self, contributions: u64) {
-        self.ledger.add(contributions);
+        self.contributions.add(contributions);
     }
 
-    /// The weights were replaced by another replica's: an open round is over for this one, and what it has is counted
-    /// elsewhere.
+    /// Notes that a donor's weights have replaced this replica's. An open round is over, and the contributions in the
+    /// weights are counted at the donor.
     pub fn joined(&mut self) {
-        self.ledger = Ledger::joined(self.set_count);
+        self.contributions = Contributions::joined(self.fragment_count);
         self.open = None;
     }
 
-    /// Copies `set` as `parts` parts and keeps the copy until [`Averager::finish`]; an older one is dropped.
+    /// Copies `fragment` as `parts` parts and keeps the copy until [`Averager::finish`]; an older one is dropped.
     ///
     /// # Errors
     /// If the device fails; no round is open then.
@@ -125,25 +126,27 @@ impl Averager {
         backend: &mut B,
         learned: &Learned<'_, B::Tensor>,
         round: Round,
-        set: SetIndex,
+        fragment: SetIndex,
         parts: u32,
-    ) -> swarmline_kernels::Result<SetSnapshot> {
+    ) -> swarmline_kernels::Result<FragmentSnapshot> {
         self.open = None;
         let part = |part| {
-            let stretches = self.sets.stretches(set, parts, PartIndex(part));
+            let stretches = self.fragments.stretches(fragment, parts, PartIndex(part));
             Ok(gather(backend, &learned.tensors, &stretches)?.to_bytes())
         };
         let parts = (0..parts).map(part).collect::<swarmline_kernels::Result<Vec<Bytes>>>()?;
-        let contributions = self.ledger.contributions();
-        self.open = Some(Open { round, set, parts: parts.clone(), contributions, version: learned.version });
-        Ok(SetSnapshot { weight: self.ledger.weight(set), parts })
+        let contributions = self.contributions.total();
+        self.open =
+            Some(Open { round, fragment, parts: parts.clone(), contributions, version: learned.version });
+        Ok(FragmentSnapshot { weight: self.contributions.weight(fragment), parts })
     }
 
-    /// Moves the numbers of `part` by what `mean` differs from the copy. `recorded` is told name and weights of every
-    /// tensor for which the mean has some.
+    /// Moves the numbers of `part` by the difference of `mean` from the copy. `recorded` is called with the name and the
+    /// mean weights of every tensor that has numbers in the part.
     ///
     /// # Errors
-    /// If there is no such part in the open round, or `mean` has not as many numbers, or impossible ones.
+    /// [`ApplyError::NotOpen`] if the open round has no such part; [`ApplyError::Unusable`] if `mean` has another length
+    /// than the part, or impossible numbers.
     pub fn apply<B: Backend>(
         &self,
         backend: &mut B,
@@ -156,10 +159,10 @@ impl Averager {
         let open = self.open.as_ref().filter(|open| open.round == round).ok_or(ApplyError::NotOpen)?;
         let snapshot = open.parts.get(part.0 as usize).ok_or(ApplyError::NotOpen)?;
         let parts = u32::try_from(open.parts.len()).unwrap_or(u32::MAX);
-        let len = range_of(self.sets.len(open.set), parts, part).len();
+        let len = range_of(self.fragments.len(open.fragment), parts, part).len();
         let mean = Numbers::from_bytes(mean, len).map_err(ApplyError::Unusable)?;
         let snapshot = Numbers::from_bytes(snapshot, len).map_err(ApplyError::Unusable)?;
-        let stretches = self.sets.stretches(open.set, parts, part);
+        let stretches = self.fragments.stretches(open.fragment, parts, part);
         let mut rest = mean.weights.as_slice();
         for stretch in &stretches {
             let (weights, others) = rest.split_at(stretch.positions.len());
@@ -171,19 +174,19 @@ impl Averager {
         Ok(moves.scatter(backend, &mut learned.tensors, &stretches)?)
     }
 
-    /// The round is over; `complete` if the set has been round.
+    /// Closes the round, if it is the open one; `complete` says that its fragment was averaged in full.
     pub fn finish(&mut self, round: Round, complete: bool) {
         if let Some(open) = self.open.take_if(|open| open.round == round)
             && complete
         {
-            self.ledger.went_round(open.set, open.contributions);
+            self.contributions.set_averaged(open.fragment, open.contributions);
         }
     }
 
     /// `beta1^tau`, `beta2^tau`
     fn decays(&self, before: WeightVersion, now: WeightVersion) -> [f64; 2] {
-        let updates = now.0.saturating_sub(before.0) as f64;
-        [self.beta1.powf(updates), self.beta2.powf(updates)]
+        let steps = now.0.saturating_sub(before.0) as f64;
+        [self.beta1.powf(steps), self.beta2.powf(steps)]
     }
 }
 
@@ -210,7 +213,7 @@ fn gather<B: Backend>(
     Ok(numbers)
 }
 
-/// What a mean does to the numbers of a part.
+/// How a mean moves the numbers of a part.
 struct Moves<'a> {
     mean: &'a Numbers,
     snapshot: &'a Numbers,
@@ -228,14 +231,14 @@ impl Moves<'_> {
         let mut first = 0;
         for stretch in stretches {
             let tensor = &mut tensors[stretch.tensor];
-            let at = Place { positions: &stretch.positions, first, len: tensor.len };
-            at.shift(backend, tensor.weight, |i, now| {
+            let region = Region { positions: &stretch.positions, first, len: tensor.len };
+            region.shift(backend, tensor.weight, |i, now| {
                 shifted(now, snapshot.weights[i], mean.weights[i], 1.0)
             })?;
-            at.shift(backend, tensor.moment1, |i, now| {
+            region.shift(backend, tensor.moment1, |i, now| {
                 shifted(now, snapshot.moments1[i], mean.moments1[i], decay1)
             })?;
-            at.shift(backend, tensor.moment2, |i, now| {
+            region.shift(backend, tensor.moment2, |i, now| {
                 shifted_square(now, snapshot.moments2[i], mean.moments2[i], decay2)
             })?;
             first += stretch.positions.len();
@@ -244,17 +247,18 @@ impl Moves<'_> {
     }
 }
 
-/// Where some numbers of a part lie in a tensor.
-struct Place<'a> {
+/// The numbers of a part that lie in one tensor.
+struct Region<'a> {
+    /// Positions in the tensor, ascending.
     positions: &'a [usize],
-    /// Place of the first of them in the part.
+    /// Index of the first of them in the part.
     first: usize,
     /// Numbers of the tensor.
     len: usize,
 }
 
-impl Place<'_> {
-    /// `tensor[position] = rule(place in the part, tensor[position])`
+impl Region<'_> {
+    /// `tensor[position] = rule(index in the part, tensor[position])`
     fn shift<B: Backend>(
         &self,
         backend: &mut B,

@@ -1,35 +1,35 @@
-//! What the executor does for a round, between two microbatches.
+//! The jobs of the executor in a round; it does them between two microbatches.
 
 use bytes::Bytes;
 use swarmline_scheduler::averaging::{PartIndex, Round, SetIndex};
 
-/// Work for whoever owns the weights. Every job but `Finish` is answered by one
+/// Work for the thread that owns the weights. It answers every job but `Finish` with one
 /// [`swarmline_scheduler::averaging::Event`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Job {
-    /// Copy a set.
+    /// Copy a fragment.
     Snapshot {
-        /// Which round.
+        /// The round that opens.
         round: Round,
-        /// Which set.
+        /// The fragment it averages.
         set: SetIndex,
-        /// Into how many parts.
+        /// Number of parts the copy is cut into, at least 1.
         parts: u32,
     },
-    /// Move to the mean of a part.
+    /// Move the replica's numbers to the mean of a part.
     Apply {
-        /// Which round.
+        /// The open round.
         round: Round,
-        /// Which part.
+        /// The part of its fragment.
         part: PartIndex,
-        /// The mean.
+        /// The mean, packed as the part was.
         mean: Bytes,
     },
     /// Drop the copy.
     Finish {
-        /// Which round.
+        /// The round that ends.
         round: Round,
-        /// Whether the set has been round.
+        /// Whether its fragment was averaged in full.
         complete: bool,
     },
 }

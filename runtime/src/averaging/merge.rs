@@ -1,6 +1,6 @@
-//! How one number moves to the mean of its round, when updates came in between.
+//! How one number moves to the mean of its round when the optimizer has stepped meanwhile.
 //!
-//! With `a` the number in the snapshot and `tau` updates since (the delta rule of AsyncMesh, arXiv 2601.22442; the
+//! With `a` the number in the snapshot and `tau` steps since (the delta rule of AsyncMesh, arXiv 2601.22442; the
 //! factors follow from how moments decay):
 //!
 //! ```text
@@ -9,9 +9,9 @@
 //! v <- max(0, v + beta2^tau (mean - a))
 //! ```
 //!
-//! Moments forget: of a difference `tau` updates ago, `beta^tau` is left. Without the factor the second moment goes
+//! Moments forget: of a difference `tau` steps ago, `beta^tau` is left. Without the factor the second moment would go
 //! below zero. A number that has not changed since the snapshot becomes the mean itself, in every bit, so replicas
-//! that rest end equal.
+//! at rest end equal.
 
 /// A weight, or a first moment with its `decay` (`beta1^tau`; 1 for a weight).
 pub(super) fn shifted(now: f32, snapshot: f32, mean: f32, decay: f64) -> f32 {

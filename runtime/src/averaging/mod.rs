@@ -1,26 +1,26 @@
-//! What a replica's numbers have to do with an averaging round; when, and with whom, is decided by
-//! [`swarmline_scheduler::Averaging`].
+//! The arithmetic of an averaging round. [`swarmline_scheduler::Averaging`] decides when a round happens and among which
+//! replicas.
 //!
-//! All numbers of a stage are divided into [`IndexSets`]. For a round, [`Averager::snapshot`] copies one set (weights
-//! and both moments) as parts; [`reduce`] makes the mean of the shares of a part; [`Averager::apply`] moves the
-//! replica's own numbers by what the mean differs from the copy, so that what was learned meanwhile stays. Averaging
-//! only ever sees weights between two updates.
+//! The numbers of a stage are divided into [`Fragments`]. For a round, [`Averager::snapshot`] copies the weights and
+//! both moments of one fragment, as parts; [`reduce`] computes the mean of a part over the replicas; and
+//! [`Averager::apply`] moves the replica's own numbers by the difference of that mean from the copy, so a step taken
+//! meanwhile is kept. Averaging only ever sees weights between two optimizer steps.
 //!
 //! Nothing here knows the model: tensors come in as a list of [`TensorsMut`].
 
 mod averager;
+mod contributions;
+mod fragments;
 mod job;
-mod ledger;
 mod merge;
 mod part;
 mod reduce;
-mod sets;
 
-pub use averager::{ApplyError, Averager, Learned, SetSnapshot, TensorsMut};
+pub use averager::{ApplyError, Averager, FragmentSnapshot, Learned, TensorsMut};
+pub use contributions::Contributions;
+pub use fragments::Fragments;
 pub use job::Job;
-pub use ledger::Ledger;
 pub use reduce::reduce;
-pub use sets::IndexSets;
 
 #[cfg(test)]
 mod tests;

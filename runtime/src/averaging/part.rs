@@ -1,4 +1,4 @@
-//! A part of a set as bytes: all weights, then all first moments, then all second moments, little-endian f32.
+//! A part of a fragment as bytes: all weights, then all first moments, then all second moments, little-endian f32.
 
 use bytes::Bytes;
 use swarmline_scheduler::averaging::Fault;

@@ -1,4 +1,5 @@
-//! The mean of the shares of a part. Only its owner computes it, and applies the very bytes it sends.
+//! The mean of a part over the replicas of a stage. Only the owner of a part computes it, and the owner applies the very
+//! bytes that it sends.
 
 use bytes::Bytes;
 use swarmline_scheduler::averaging::Fault;
@@ -6,26 +7,26 @@ use swarmline_scheduler::averaging::Fault;
 use super::part::{NUMBER_BYTES, Numbers};
 
 /// The mean of `inputs`, each with its weight (above 0): every number by itself, summed in f64 in the order given, and
-/// rounded once. Equal shares have themselves as their mean, bit for bit, while weights sum to less than 2^29.
+/// rounded once. Equal inputs have themselves as their mean, bit for bit, while weights sum to less than 2^29.
 ///
 /// # Errors
-/// The place among `inputs` of the first share that cannot be used: as many bytes as `own` it must have, and only
-/// numbers that a replica can have.
+/// The index of the first input that cannot be used. An input must have as many bytes as `own`, and only numbers that a
+/// replica can have: finite ones, and no negative second moment.
 pub fn reduce(own: &[u8], inputs: &[(u64, Bytes)]) -> Result<Bytes, (usize, Fault)> {
     let len = own.len() / NUMBER_BYTES;
-    let read = |(place, (_, bytes)): (usize, &(u64, Bytes))| {
-        Numbers::from_bytes(bytes, len).map_err(|fault| (place, fault))
+    let read = |(index, (_, bytes)): (usize, &(u64, Bytes))| {
+        Numbers::from_bytes(bytes, len).map_err(|fault| (index, fault))
     };
-    let shares: Vec<Numbers> = inputs.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+    let parts: Vec<Numbers> = inputs.iter().enumerate().map(read).collect::<Result<_, _>>()?;
     let weights: Vec<f64> = inputs.iter().map(|(weight, _)| *weight as f64).collect();
     let column = |of: fn(&Numbers) -> &[f32]| {
-        let columns: Vec<&[f32]> = shares.iter().map(of).collect();
+        let columns: Vec<&[f32]> = parts.iter().map(of).collect();
         mean(&columns, &weights, len)
     };
     let mean = Numbers {
-        weights: column(|share| &share.weights),
-        moments1: column(|share| &share.moments1),
-        moments2: column(|share| &share.moments2),
+        weights: column(|part| &part.weights),
+        moments1: column(|part| &part.moments1),
+        moments2: column(|part| &part.moments2),
     };
     Ok(mean.to_bytes())
 }

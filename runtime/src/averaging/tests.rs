@@ -1,4 +1,4 @@
-//! The arithmetic of rounds, without a network: who owns what is played by hand.
+//! The arithmetic of rounds, without a network: the tests hand parts and means from one replica to the next.
 
 use std::path::Path;
 
@@ -14,15 +14,16 @@ use super::*;
 use crate::config::Run;
 
 const TENSORS: [(&str, usize); 4] = [("matrix", 1_003), ("gain", 7), ("short", 20), ("one", 1)];
-const SETS: u32 = 20;
+const FRAGMENTS: u32 = 20;
 const PARTS: u32 = 3;
 
-fn sets(seed: u64) -> IndexSets {
-    IndexSets::new(seed, SETS, TENSORS)
+fn fragments(seed: u64) -> Fragments {
+    Fragments::new(seed, FRAGMENTS, TENSORS)
 }
 
 fn run() -> Run {
-    let text = "[averaging]\nsets = 20\n[optimizer]\nbeta1 = 0.9\nbeta2 = 0.95\n[data]\npaths = [\"text\"]\n";
+    let text =
+        "[averaging]\nfragments = 20\n[optimizer]\nbeta1 = 0.9\nbeta2 = 0.95\n[data]\npaths = [\"text\"]\n";
     Run::parse(text, "run.toml", Path::new("")).unwrap()
 }
 
@@ -50,8 +51,8 @@ impl Replica {
         replica
     }
 
-    /// Changes every number a little, in `updates` updates.
-    fn learn(&mut self, seed: u32, updates: u64) {
+    /// Changes every number a little, in `steps` steps.
+    fn learn(&mut self, seed: u32, steps: u64) {
         for (columns, (_, len)) in self.columns.iter_mut().zip(TENSORS) {
             for (kind, tensor) in columns.iter_mut().enumerate() {
                 let mut numbers = vec![0.0; len];
@@ -63,8 +64,8 @@ impl Replica {
                 self.cpu.upload(tensor, &numbers).unwrap();
             }
         }
-        self.version.0 += updates;
-        self.averager.contributed(updates);
+        self.version.0 += steps;
+        self.averager.contributed(steps);
     }
 
     fn numbers(&mut self) -> Vec<f32> {
@@ -88,9 +89,9 @@ impl Replica {
         (&mut self.cpu, learned, &mut self.averager)
     }
 
-    fn snapshot(&mut self, round: Round) -> SetSnapshot {
+    fn snapshot(&mut self, round: Round) -> FragmentSnapshot {
         let (cpu, learned, averager) = self.lent();
-        averager.snapshot(cpu, &learned, round, round.set(SETS), PARTS).unwrap()
+        averager.snapshot(cpu, &learned, round, round.set(FRAGMENTS), PARTS).unwrap()
     }
 
     fn apply(&mut self, round: Round, part: PartIndex, mean: &[u8]) -> Result<(), ApplyError> {
@@ -100,7 +101,7 @@ impl Replica {
 }
 
 /// The means of a round.
-fn means(snapshots: &[SetSnapshot]) -> Vec<Bytes> {
+fn means(snapshots: &[FragmentSnapshot]) -> Vec<Bytes> {
     let part = |part: usize| {
         let inputs: Vec<(u64, Bytes)> =
             snapshots.iter().map(|snapshot| (snapshot.weight, snapshot.parts[part].clone())).collect();
@@ -122,36 +123,36 @@ fn play(replicas: &mut [Replica], round: Round, between: impl Fn(&mut Replica)) 
     }
 }
 
-// --- Sets ---------------------------------------------------------------------------------------------------
+// --- Fragments ---------------------------------------------------------------------------------------------------
 
 #[test]
-fn every_number_is_in_one_set_and_one_part() {
-    let sets = sets(7);
+fn every_number_is_in_one_fragment_and_one_part() {
+    let fragments = fragments(7);
     let mut seen = TENSORS.map(|(_, len)| vec![0; len]);
-    for set in (0..SETS).map(SetIndex) {
+    for fragment in (0..FRAGMENTS).map(SetIndex) {
         let mut numbers = 0;
         for part in (0..PARTS).map(PartIndex) {
-            for stretch in sets.stretches(set, PARTS, part) {
+            for stretch in fragments.stretches(fragment, PARTS, part) {
                 assert!(stretch.positions.is_sorted());
                 numbers += stretch.positions.len();
                 stretch.positions.iter().for_each(|&position| seen[stretch.tensor][position] += 1);
             }
         }
-        assert_eq!(numbers, sets.len(set));
+        assert_eq!(numbers, fragments.len(fragment));
         assert!((50..=54).contains(&numbers), "{numbers} are a fair share");
     }
     assert!(seen.iter().flatten().all(|&count| count == 1));
 }
 
 #[test]
-fn sets_follow_from_seed_and_name_and_spread() {
-    let positions = |sets: &IndexSets| sets.stretches(SetIndex(3), 1, PartIndex(0));
-    assert_eq!(positions(&sets(7)), positions(&sets(7)));
-    assert_ne!(positions(&sets(7)), positions(&sets(8)));
-    let renamed = IndexSets::new(7, SETS, [("other", 1_003)]);
-    assert_ne!(positions(&sets(7))[0], positions(&renamed)[0]);
+fn fragments_follow_from_seed_and_name_and_spread() {
+    let positions = |fragments: &Fragments| fragments.stretches(SetIndex(3), 1, PartIndex(0));
+    assert_eq!(positions(&fragments(7)), positions(&fragments(7)));
+    assert_ne!(positions(&fragments(7)), positions(&fragments(8)));
+    let renamed = Fragments::new(7, FRAGMENTS, [("other", 1_003)]);
+    assert_ne!(positions(&fragments(7))[0], positions(&renamed)[0]);
     let places: std::collections::BTreeSet<_> =
-        positions(&sets(7))[0].positions.iter().map(|position| position % 20).collect();
+        positions(&fragments(7))[0].positions.iter().map(|position| position % 20).collect();
     assert!(places.len() > 10, "not one column: {places:?}");
 }
 
@@ -165,14 +166,14 @@ proptest! {
     ) {
         let tensors: Vec<(String, usize)> =
             lens.into_iter().enumerate().map(|(i, len)| (format!("t{i}"), len)).collect();
-        let sets = IndexSets::new(1, count, tensors.iter().map(|(name, len)| (name.as_str(), *len)));
-        let parts = sets.parts_min(bytes_max) + more;
-        for set in (0..count).map(SetIndex) {
+        let fragments = Fragments::new(1, count, tensors.iter().map(|(name, len)| (name.as_str(), *len)));
+        let parts = fragments.parts_min(bytes_max) + more;
+        for fragment in (0..count).map(SetIndex) {
             for part in (0..parts).map(PartIndex) {
-                let bytes = sets.part_bytes(set, parts, part);
+                let bytes = fragments.part_bytes(fragment, parts, part);
                 prop_assert!(bytes <= bytes_max.max(NUMBER_BYTES));
                 let numbers: usize =
-                    sets.stretches(set, parts, part).iter().map(|stretch| stretch.positions.len()).sum();
+                    fragments.stretches(fragment, parts, part).iter().map(|stretch| stretch.positions.len()).sum();
                 prop_assert_eq!(bytes, numbers * NUMBER_BYTES);
             }
         }
@@ -188,16 +189,16 @@ fn a_mean_is_weighted_by_contributions() {
 }
 
 #[test]
-fn equal_shares_are_their_own_mean() {
+fn equal_inputs_are_their_own_mean() {
     let numbers: Vec<f32> = (1..200u32).map(|i| f32::from_bits(i * 0x0079_3f7d % 0x7f00_0000)).collect();
-    let share = part(&numbers, &numbers, &numbers);
+    let input = part(&numbers, &numbers, &numbers);
     for weights in [[1, 1, 1], [3, 7, 5], [1, 99_991, 1_000_003]] {
-        assert_eq!(reduce(&share, &weights.map(|weight| (weight, share.clone()))), Ok(share.clone()));
+        assert_eq!(reduce(&input, &weights.map(|weight| (weight, input.clone()))), Ok(input.clone()));
     }
 }
 
 #[test]
-fn an_unusable_share_is_named() {
+fn an_unusable_input_is_named() {
     let good = part(&[1.0], &[1.0], &[1.0]);
     let refused = |bad: Bytes| reduce(&good, &[(1, good.clone()), (1, bad)]).unwrap_err();
     assert_eq!(refused(part(&[f32::NAN], &[1.0], &[1.0])), (1, Fault::NonFinite));
@@ -207,7 +208,7 @@ fn an_unusable_share_is_named() {
     assert_eq!(refused(Bytes::new()), (1, Fault::Malformed));
 }
 
-// --- What a mean does ---------------------------------------------------------------------------------------
+// --- Moves ---------------------------------------------------------------------------------------
 
 #[test]
 fn a_late_mean_keeps_what_was_learned_meanwhile() {
@@ -219,9 +220,9 @@ fn a_late_mean_keeps_what_was_learned_meanwhile() {
 proptest! {
     #[test]
     fn second_moments_stay_above_zero(
-        now in 0f32..1e-3, snapshot in 0f32..1.0, mean in 0f32..1.0, updates in 0i32..40,
+        now in 0f32..1e-3, snapshot in 0f32..1.0, mean in 0f32..1.0, steps in 0i32..40,
     ) {
-        let merged = shifted_square(now, snapshot, mean, 0.95f64.powi(updates));
+        let merged = shifted_square(now, snapshot, mean, 0.95f64.powi(steps));
         prop_assert!(merged >= 0.0 && merged.is_finite());
     }
 }
@@ -231,7 +232,7 @@ fn after_a_cycle_at_rest_replicas_are_equal_bit_for_bit() {
     let mut replicas: Vec<Replica> = (1..4).map(Replica::new).collect();
     replicas[1].learn(50, 6);
     let before = replicas[0].numbers();
-    for round in (33..33 + u64::from(SETS)).map(Round) {
+    for round in (33..33 + u64::from(FRAGMENTS)).map(Round) {
         play(&mut replicas, round, |_| {});
     }
     let numbers: Vec<_> = replicas.iter_mut().map(Replica::numbers).collect();
@@ -259,7 +260,7 @@ fn what_is_learned_during_a_round_is_kept() {
 }
 
 #[test]
-fn a_joiner_has_no_weight_until_a_set_has_been_round() {
+fn a_joiner_has_no_weight_until_a_fragment_was_averaged() {
     let mut joiner = Replica::new(1);
     joiner.averager.joined();
     joiner.learn(2, 5);
@@ -268,12 +269,12 @@ fn a_joiner_has_no_weight_until_a_set_has_been_round() {
     assert_eq!(joiner.snapshot(Round(21)).weight, 0, "an incomplete round does not count");
     joiner.learn(3, 2);
     joiner.averager.finish(Round(21), true);
-    assert_eq!(joiner.snapshot(Round(41)).weight, 2, "what came after the snapshot does");
-    assert_eq!(joiner.snapshot(Round(2)).weight, 0, "another set");
+    assert_eq!(joiner.snapshot(Round(41)).weight, 2, "contributions after the snapshot count");
+    assert_eq!(joiner.snapshot(Round(2)).weight, 0, "another fragment");
 }
 
 #[test]
-fn means_that_belong_to_nothing_change_nothing() {
+fn means_of_no_open_round_change_nothing() {
     let mut replica = Replica::new(1);
     let parts = replica.snapshot(Round(4)).parts;
     let before = replica.numbers();

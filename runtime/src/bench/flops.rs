@@ -1,4 +1,4 @@
-//! Floating-point operations by the book: what the mathematics needs, whatever a kernel does besides.
+//! Floating-point operations by the book: those that the mathematics needs. A kernel may compute more.
 //!
 //! A step of `N = B T` tokens is counted as
 //!
@@ -14,47 +14,39 @@
 use swarmline_kernels::{AttentionShape, LinearShape};
 
 use super::size::Size;
-use crate::model::parameters;
+use crate::config::ParameterSpec;
 
-/// Of one product.
+/// Operations of one product.
 #[must_use]
 pub fn linear(shape: LinearShape) -> f64 {
     2.0 * shape.rows as f64 * shape.inputs as f64 * shape.outputs as f64
 }
 
-/// Of causal attention, forward: two products, half of each masked.
+/// Operations of causal attention, forward: two products, half of each masked.
 #[must_use]
 pub fn attention(shape: AttentionShape) -> f64 {
     let tokens = shape.tokens as f64;
     2.0 * (shape.batch * shape.heads * shape.head_width) as f64 * tokens * tokens
 }
 
-/// Of causal attention, backward: five products, half of each masked, as the scores are made again.
+/// Operations of causal attention, backward: five products, half of each masked, as the scores are computed again.
 #[must_use]
 pub fn attention_backward(shape: AttentionShape) -> f64 {
     attention(shape) * 2.5
 }
 
-/// Of a step: the formula above.
+/// Operations of a step: the formula above.
 #[must_use]
 pub fn step(size: Size) -> f64 {
-    let layers = size.model().layers as f64;
+    let layers = size.model().num_hidden_layers as f64;
     let rows = size.rows() as f64;
-    6.0 * weights_that_multiply(size) as f64 * rows + 3.0 * layers * attention(size.attention())
-}
-
-/// All parameters of the model.
-#[must_use]
-pub fn parameter_count(size: Size) -> usize {
-    specs(size).map(|spec| spec.len()).sum()
+    6.0 * weights_that_multiply(size) as f64 * rows + 3.0 * layers * attention(size.sizes().attention())
 }
 
 fn weights_that_multiply(size: Size) -> usize {
-    specs(size).filter(|spec| spec.shape.len() == 2 && spec.name != "embed").map(|spec| spec.len()).sum()
-}
-
-fn specs(size: Size) -> impl Iterator<Item = crate::model::ParameterSpec> {
-    parameters(&size.run(), 0..size.model().layers).into_iter()
+    let multiplies = |spec: &ParameterSpec| spec.shape.len() == 2 && spec.name != "embed";
+    let specs = size.run().parameter_specs(0..size.model().num_hidden_layers);
+    specs.iter().filter(|spec| multiplies(spec)).map(ParameterSpec::len).sum()
 }
 
 #[cfg(test)]
@@ -74,8 +66,8 @@ mod tests {
         let (d, f, e) = (512, 1376, 64);
         let a_layer = 2 * d * d + 2 * d * 4 * e + 3 * d * f;
         assert_eq!(weights_that_multiply(Size::M), 8 * a_layer + 4096 * d);
-        assert_eq!(parameter_count(Size::M), 8 * (a_layer + 2 * d) + 2 * 4096 * d + d);
-        assert_eq!(attention(Size::M.attention()), 2.0 * 4096.0 * 256.0 * 512.0);
+        assert_eq!(Size::M.parameters(), 8 * (a_layer + 2 * d) + 2 * 4096 * d + d);
+        assert_eq!(attention(Size::M.sizes().attention()), 2.0 * 4096.0 * 256.0 * 512.0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use swarmline_kernels::Profile;
 
-use super::contest::{self, Contest, ModeReport};
+use super::comparison::{self, Comparison, ModeReport};
 use super::machine::{self, Machine};
 use super::operations::{self, OperationReport};
 use super::peaks::{PeakPlan, Peaks};
@@ -16,57 +16,73 @@ use super::process::output;
 use super::size::{SEQUENCES, Size};
 use super::statistics::{Spread, median};
 use super::step::StepReport;
-use super::{NO_FAST, Peer, cpu, flops};
+use super::{BenchError, NO_FAST, Torch, cpu, flops};
 use crate::error::Error;
 
-/// One measurement of our step in a process of its own takes seconds; only a machine that hangs takes this long.
+/// Limit of one measurement of our step in a process of its own. It takes seconds, unless the machine hangs.
 const STEP_LIMIT: Duration = Duration::from_secs(600);
 
-/// What to measure.
+/// Scope of a benchmark.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Options {
-    /// The models, in order.
+    /// The models, in order. Default: [`Size::S`].
     pub sizes: Vec<Size>,
-    /// The arithmetic.
+    /// The arithmetic. Default: [`Profile::Repro`].
     pub profiles: Vec<Profile>,
-    /// Threads that compute, ours and theirs.
+    /// Threads that compute, in our process and in PyTorch's. Default 1.
     pub threads: usize,
-    /// Times the step is measured.
+    /// Measurements of the whole step. Default 3.
     pub rounds: usize,
-    /// PyTorch, if it shall run beside us.
-    pub peer: Option<Peer>,
-    /// This program: `bench step` of it measures the step in a fresh process.
+    /// PyTorch, to run in turn with our step. Default: none.
+    pub torch: Option<Torch>,
+    /// The `swarmline` binary: its `bench step` measures the step in a fresh process.
     pub program: PathBuf,
 }
 
-/// Everything that was measured. As JSON its keys are the letters of the models, besides these.
+impl Options {
+    /// The defaults, with `program` as the `swarmline` binary.
+    #[must_use]
+    pub fn new(program: PathBuf) -> Self {
+        Self {
+            sizes: vec![Size::S],
+            profiles: vec![Profile::Repro],
+            threads: 1,
+            rounds: 3,
+            torch: None,
+            program,
+        }
+    }
+}
+
+/// Every figure of a benchmark. In JSON, the letter of each model is a key beside these fields.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// Where.
+    /// The machine that was measured.
     pub machine: Machine,
-    /// Of the checkout this program was built from, if there is one.
+    /// Commit of the checkout that this program was built from; `None` without one.
     pub commit: Option<String>,
-    /// The roofs.
+    /// The most that the machine does: products and memory traffic.
     pub peaks: Peaks,
-    /// What a reader must know.
+    /// Remarks, e.g. on a profile that does not run here.
     pub notes: Vec<String>,
-    /// By letter.
+    /// The models, by letter.
     #[serde(flatten)]
     pub sizes: BTreeMap<&'static str, SizeReport>,
 }
 
-/// One model.
+/// Figures of one model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SizeReport {
-    /// Our tokens a second to those of PyTorch's best mode: median over neighbours.
+    /// Ratio of our tokens per second to those of PyTorch's best mode: the median over runs next to each other.
     pub ratio_to_best_torch: ByProfile<f64>,
-    /// Ours to PyTorch's best mode in f32, of [`SizeReport::profile`].
+    /// Ratio of our tokens per second to those of PyTorch's best mode in f32, of [`SizeReport::profile`].
     pub ratio_to_torch_f32: Option<f64>,
     /// Share of the f32 product peak that the whole step reaches, of [`SizeReport::profile`].
     pub share_of_peak: Option<f64>,
     /// Most memory the process of the step had resident, MiB, of [`SizeReport::profile`].
     pub peak_mb: Option<f64>,
-    /// The profile that really ran, the first one if there were several.
+    /// The first profile that ran.
     pub profile: Option<&'static str>,
     /// Parameters of the model.
     pub parameters: usize,
@@ -76,18 +92,18 @@ pub struct SizeReport {
     pub tokens_per_step: usize,
     /// Floating-point operations of a step, counted as [`flops`] says.
     pub flops_per_step: f64,
-    /// Everything, by profile.
+    /// All figures, by profile.
     pub profiles: ByProfile<ProfileReport>,
 }
 
-/// One model in one profile.
+/// Figures of one model in one profile.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ProfileReport {
-    /// Tokens a second of the whole step.
+    /// Tokens per second of the whole step.
     pub tokens_per_s: Spread,
-    /// Its median seconds.
+    /// Median seconds of a step.
     pub step_s: f64,
-    /// Its rate in GFLOP/s.
+    /// Rate of the step, GFLOP/s.
     pub gflops: f64,
     /// Share of the f32 product peak, measured before and after each step.
     pub share_of_peak: f64,
@@ -97,18 +113,18 @@ pub struct ProfileReport {
     pub loss_first: f64,
     /// Loss of its last step, nats a token.
     pub loss_last: f64,
-    /// Beside PyTorch.
-    pub torch: Option<Contest>,
-    /// The operations.
+    /// PyTorch's figures; `None` where it did not run.
+    pub torch: Option<Comparison>,
+    /// Figures of every operation.
     pub operations: Vec<OperationReport>,
 }
 
 /// A figure for each profile; null for one that was not asked for or does not run here.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ByProfile<T> {
-    /// The same bits everywhere.
+    /// Profile `repro`.
     pub repro: Option<T>,
-    /// Whatever is fastest.
+    /// Profile `fast`.
     pub fast: Option<T>,
 }
 
@@ -125,10 +141,10 @@ impl<T> ByProfile<T> {
     }
 }
 
-/// Measures it all; `say` hears what is being done.
+/// Runs a benchmark; `say` is called with a line before each part of it.
 ///
 /// # Errors
-/// If the device fails, or our own step does not run.
+/// The device fails, or our own step cannot be measured ([`BenchError`]).
 pub fn measure(options: &Options, mut say: impl FnMut(&str)) -> Result<Report, Error> {
     let mut report = Report {
         machine: Machine::here(),
@@ -165,42 +181,51 @@ fn measure_profile(
     let (letter, name) = (size.letter(), profile.name());
     say(&format!("configuration {letter}, {name}: the whole step"));
     let ours = || own_step(options, size, profile);
-    let (steps, torch) = match &options.peer {
+    let (steps, torch) = match &options.torch {
         None => ((0..options.rounds.max(1)).map(|_| ours()).collect::<Result<Vec<_>, _>>()?, None),
-        Some(peer) => {
-            let (steps, contest) =
-                contest::run(peer.version(), options.rounds, ours, |mode, our, time_max| {
+        Some(torch) => {
+            let (steps, comparison) =
+                comparison::run(torch.version(), options.rounds, ours, |mode, our, time_max| {
                     say(&format!("configuration {letter}, {name}: beside PyTorch {}", mode.name()));
-                    peer.measure(size, mode, options.threads, our, time_max)
+                    torch.measure(size, mode, options.threads, our, time_max)
                 })?;
-            (steps, Some(contest))
+            (steps, Some(comparison))
         }
     };
     say(&format!("configuration {letter}, {name}: operations"));
-    let Some(mut cpu) = cpu(profile, options.threads)? else { return Err(gone(profile)) };
+    let mut cpu = cpu(profile, options.threads)?.ok_or(BenchError::ProfileGone { profile: name })?;
     let operations = operations::measure(&mut cpu, size, peaks)?;
-    ProfileReport::new(size, &steps, torch, operations).ok_or_else(|| gone(profile))
+    let without_share = || BenchError::Report {
+        size: letter,
+        profile: name,
+        cause: "its reports have no share of the peak".to_owned(),
+    };
+    Ok(ProfileReport::new(size, &steps, torch, operations).ok_or_else(without_share)?)
 }
 
-/// One measurement of our step, in a process that does nothing else.
-fn own_step(options: &Options, size: Size, profile: Profile) -> Result<StepReport, Error> {
+/// One measurement of our step, in a process of its own.
+fn own_step(options: &Options, size: Size, profile: Profile) -> Result<StepReport, BenchError> {
+    let (letter, name) = (size.letter(), profile.name());
     let mut command = Command::new(&options.program);
-    command.args(["bench", "step", "--config", size.letter(), "--profile", profile.name()]);
+    command.args(["bench", "step", "--config", letter, "--profile", name]);
     command.args(["--threads", &options.threads.to_string()]);
-    let printed =
-        output(&mut command, STEP_LIMIT).map_err(|error| Error::Defect(format!("the step: {error}")))?;
-    serde_json::from_str(&printed).map_err(|error| Error::Defect(format!("the step: {error}")))
-}
-
-fn gone(profile: Profile) -> Error {
-    Error::Defect(format!("profile {} ran before and does not now", profile.name()))
+    let printed = output(&mut command, STEP_LIMIT).map_err(|error| BenchError::Step {
+        size: letter,
+        profile: name,
+        cause: error.to_string(),
+    })?;
+    serde_json::from_str(&printed).map_err(|error| BenchError::Report {
+        size: letter,
+        profile: name,
+        cause: error.to_string(),
+    })
 }
 
 impl ProfileReport {
     fn new(
         size: Size,
         steps: &[StepReport],
-        torch: Option<Contest>,
+        torch: Option<Comparison>,
         operations: Vec<OperationReport>,
     ) -> Option<Self> {
         let speeds: Vec<f64> = steps.iter().map(|step| step.tokens_per_s).collect();
@@ -220,13 +245,13 @@ impl ProfileReport {
         })
     }
 
-    /// Ours to the strongest mode of PyTorch.
+    /// PyTorch's best mode.
     #[must_use]
     pub fn best_torch(&self) -> Option<&ModeReport> {
         self.torch.as_ref()?.best()
     }
 
-    /// Ours to the strongest mode of PyTorch in f32.
+    /// PyTorch's best mode in f32.
     #[must_use]
     pub fn best_torch_f32(&self) -> Option<&ModeReport> {
         self.torch.as_ref()?.best_f32()
@@ -247,7 +272,7 @@ impl SizeReport {
             share_of_peak: first.map(|first| first.share_of_peak),
             peak_mb: first.and_then(|first| first.peak_mb),
             profile: profile.map(Profile::name),
-            parameters: flops::parameter_count(size),
+            parameters: size.parameters(),
             sequences: SEQUENCES,
             tokens_per_step: size.rows(),
             flops_per_step: flops::step(size),
@@ -268,21 +293,23 @@ pub(super) mod tests {
     use swarmline_kernels::Cpu;
 
     use super::*;
-    use crate::bench::{Mode, PeerError, step};
+    use crate::bench::{TorchError, TorchMode, step};
 
-    /// A report of the trial model beside a peer that is twice as fast in bf16 and fails to compile.
+    /// A report of the trial model beside a PyTorch that is twice as fast in bf16 and fails to compile.
     pub(in crate::bench) fn trial() -> Report {
         let peaks = Peaks::measure(1, PeakPlan { repeats: 1, rounds: 1000, array_bytes: 4096 });
         let mut cpu = Cpu::new(1).unwrap();
         let operations = operations::measure(&mut cpu, Size::T, &peaks).unwrap();
         let ours = || step::measure(Cpu::new(1).unwrap(), Size::T);
-        let theirs = |mode: Mode, our: &StepReport, _: Duration| match mode {
-            Mode { compiled: true, .. } => Err(PeerError::Run("no compiler".into())),
-            Mode { bf16: true, .. } => Ok(StepReport { tokens_per_s: 2.0 * our.tokens_per_s, ..our.clone() }),
-            Mode { .. } => Ok(our.clone()),
+        let theirs = |mode: TorchMode, our: &StepReport, _: Duration| match mode {
+            TorchMode { compiled: true, .. } => Err(TorchError::Run("no compiler".into())),
+            TorchMode { bf16: true, .. } => {
+                Ok(StepReport { tokens_per_s: 2.0 * our.tokens_per_s, ..our.clone() })
+            }
+            TorchMode { .. } => Ok(our.clone()),
         };
-        let (steps, contest) = contest::run("2.0", 2, ours, theirs).unwrap();
-        let profile = ProfileReport::new(Size::T, &steps, Some(contest), operations).unwrap();
+        let (steps, comparison) = comparison::run("2.0", 2, ours, theirs).unwrap();
+        let profile = ProfileReport::new(Size::T, &steps, Some(comparison), operations).unwrap();
         Report {
             machine: Machine::here(),
             commit: None,

@@ -1,24 +1,24 @@
-//! Where the figures come from.
+//! The machine that a benchmark measures.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-/// The machine, as far as the system tells.
+/// The machine, as the operating system describes it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Machine {
-    /// Model name of the CPU.
+    /// Model name of the CPU; `None` where the system does not say.
     pub cpu: Option<String>,
-    /// Instruction sets that matter to products, in the system's words.
+    /// Instruction sets that matter to products, by their names in `/proc/cpuinfo`.
     pub features: Vec<String>,
-    /// Cores this process may use.
+    /// Cores that this process may use.
     pub cores: usize,
     /// Operating system and architecture.
     pub system: String,
 }
 
-/// Instruction sets a product may use.
+/// Instruction sets that a product may use.
 const FEATURES: &[&str] = &[
     "avx",
     "avx2",
@@ -35,11 +35,11 @@ const FEATURES: &[&str] = &[
     "bf16",
     "sve",
 ];
-/// What is assumed where the system does not tell.
+/// Largest cache where the system does not say.
 const CACHE_BYTES: usize = 32 << 20;
 
 impl Machine {
-    /// This one.
+    /// This machine.
     #[must_use]
     pub fn here() -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -66,14 +66,14 @@ pub(super) fn commit() -> Option<String> {
     (output.status.success() && !commit.is_empty()).then_some(commit)
 }
 
-/// The most memory this process has had resident so far, MiB; nothing where the system does not tell.
+/// The most memory that this process has had resident so far, MiB; `None` where the system does not say.
 pub(super) fn peak_resident_mb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kib: f64 = field(&status, "VmHWM")?.trim_end_matches("kB").trim().parse().ok()?;
     Some(kib / 1024.0)
 }
 
-/// Bytes of the largest cache.
+/// Bytes of the largest cache of the CPU.
 pub(super) fn cache_bytes() -> usize {
     std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size")
         .ok()
@@ -87,7 +87,7 @@ fn features(cpuinfo: &str) -> Vec<String> {
     FEATURES.iter().filter(has).map(|&name| name.to_owned()).collect()
 }
 
-/// What stands behind `name` and a colon, the first time.
+/// The value behind the first `name` and colon.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let (_, value) =
         text.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == name)?;

@@ -1,11 +1,11 @@
-//! What the product costs on this machine, beside what the machine could do and what others do with it.
+//! The cost of training on this machine, beside the peaks of the machine and beside PyTorch.
 //!
-//! [`kernels`] measures one stage that holds a whole model. Machines are shared and noisy, so every figure is a
-//! ratio of two things measured in one call: operations are held against the peaks of this machine
-//! ([`Peaks`]), the whole step ([`step`]) against PyTorch's, run in turn ([`contest`]). Every measurement is
-//! bounded in count and in time.
+//! [`kernels`] measures one stage that holds a whole model. Machines are shared and noisy, so every figure is a ratio of
+//! two measurements in one call: an operation to the peaks of this machine ([`Peaks`]), the whole step ([`step`]) to
+//! PyTorch's, run in turn ([`comparison`]). Every measurement is bounded in count and in time.
 
-pub mod contest;
+pub mod comparison;
+mod error;
 pub mod flops;
 pub mod kernels;
 mod machine;
@@ -19,18 +19,19 @@ mod table;
 mod timing;
 mod torch;
 
+pub use error::BenchError;
 pub use machine::Machine;
 pub use operations::{OperationReport, Work};
 pub use peaks::Peaks;
 pub use size::Size;
-pub use torch::{Mode, Peer, PeerError};
+pub use torch::{Torch, TorchError, TorchMode};
 
 use swarmline_kernels::{Cpu, Profile, Result};
 
-/// Why [`cpu`] has nothing.
+/// Note on a machine without profile `fast`.
 pub const NO_FAST: &str = "fast runs where the CPU has AVX512-BF16";
 
-/// The CPU in this profile on so many threads; nothing where the profile does not run.
+/// The CPU in `profile` on `threads` threads; `None` where the profile does not run.
 ///
 /// # Errors
 /// If the system refuses the threads.

@@ -3,21 +3,23 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use swarmline_kernels::{
-    AdamStep, Backend as _, Cpu, CpuIds, CpuTensor, PackedFormat, Result, RoundingKey, Write, random,
-};
+use strum::VariantArray as _;
+use swarmline_kernels::{AdamStep, Backend as _, Cpu, CpuIds, CpuTensor, Result, RoundingKey, Write, random};
 
 use super::flops;
 use super::peaks::{Peaks, product_gflops_now};
 use super::size::Size;
 use super::timing::{self, Bounds};
+use crate::config::Packing;
+use crate::model::Sizes;
+use crate::packing::packed_format;
 
-/// Bounds of one operation; there are about sixty.
+/// Bounds of one operation; a benchmark measures about sixty.
 const BOUNDS: Bounds = Bounds { samples_min: 3, samples_max: 25, time: Duration::from_millis(100) };
-/// Numbers the optimizer's operations run over, at most; more would only be more of the same.
+/// Numbers that the operations of the optimizer run over, at most; more would take longer at the same rate.
 const OPTIMIZER_NUMBERS_MAX: usize = 1 << 24;
 
-/// What one call must do at least.
+/// Least work of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Work {
@@ -28,7 +30,7 @@ pub enum Work {
 }
 
 impl Work {
-    /// What the machine does of it at most, a second: of products at this moment, of streams by `peaks`.
+    /// The most that the machine does of it per second: of products right now, of streams by `peaks`.
     fn peak(self, peaks: &Peaks) -> f64 {
         match self {
             Self::Flops(_) => 1e9 * product_gflops_now(peaks.threads),
@@ -50,10 +52,10 @@ impl Work {
     }
 }
 
-/// One operation at one shape.
+/// Figures of one operation at one shape.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OperationReport {
-    /// Name in the backend, and whose turn it is.
+    /// Name of the operation in the backend, and its role in the model.
     pub name: String,
     /// `rows x inputs x outputs` of a product, numbers otherwise.
     pub shape: String,
@@ -61,16 +63,16 @@ pub struct OperationReport {
     pub seconds: f64,
     /// Seconds of the fastest call.
     pub seconds_best: f64,
-    /// What a call must do.
+    /// Least work of a call.
     pub work: Work,
-    /// GFLOP/s or GB/s of the median, as the work is.
+    /// GFLOP/s or GB/s of the median call.
     pub rate: f64,
-    /// Share of the product peak before and after, or of the stream bandwidth, of the median.
+    /// Share of the product peak, measured before and after, or of the stream bandwidth, that the median call reaches.
     pub share_of_peak: f64,
-    /// The same of the fastest call. On a busy machine this says more about the operation: the peaks are the best of
-    /// several too.
+    /// The same of the fastest call. On a busy machine it says more about the operation, for the peaks are the best of
+    /// several as well.
     pub share_of_peak_best: f64,
-    /// Calls in a step; 0 for what a model in one stage does not need.
+    /// Calls in a step; 0 for an operation that a model in one stage does not use.
     pub calls_per_step: f64,
 }
 
@@ -82,12 +84,12 @@ impl OperationReport {
     }
 }
 
-/// Measures all of them.
+/// Measures every operation.
 ///
 /// # Errors
 /// If the device fails.
 pub(super) fn measure(cpu: &mut Cpu, size: Size, peaks: &Peaks) -> Result<Vec<OperationReport>> {
-    let mut bench = Bench { cpu, size, peaks, reports: Vec::new() };
+    let mut bench = Bench { cpu, size, sizes: size.sizes(), peaks, reports: Vec::new() };
     bench.products()?;
     bench.attention()?;
     bench.norms()?;
@@ -101,6 +103,7 @@ pub(super) fn measure(cpu: &mut Cpu, size: Size, peaks: &Peaks) -> Result<Vec<Op
 struct Bench<'a> {
     cpu: &'a mut Cpu,
     size: Size,
+    sizes: Sizes,
     peaks: &'a Peaks,
     reports: Vec<OperationReport>,
 }
@@ -134,19 +137,19 @@ impl Bench<'_> {
     }
 
     fn layers(&self) -> f64 {
-        self.size.model().layers as f64
+        self.sizes.model.num_hidden_layers as f64
     }
 
     fn products(&mut self) -> Result<()> {
-        let (model, layers) = (self.size.model(), self.layers());
-        let (d, f, g) = (model.width, model.ffn, self.size.kv_width());
-        // Who writes to the stream adds to it; who is not the first to read a norm adds to its gradient.
+        let (model, layers) = (self.sizes.model, self.layers());
+        let (d, f, g) = (model.hidden_size, model.intermediate_size, self.sizes.model.kv_width());
+        // Writers to the stream add to it; the second and later readers of a norm add to its gradient.
         self.product("wq", d, d, layers, Write::Set, Write::Set)?;
         self.product("wk, wv", d, g, 2.0 * layers, Write::Set, Write::Add)?;
         self.product("wo", d, d, layers, Write::Add, Write::Set)?;
         self.product("gate, up", d, f, 2.0 * layers, Write::Set, Write::Add)?;
         self.product("down", f, d, layers, Write::Add, Write::Set)?;
-        self.product("head", d, model.vocab, 1.0, Write::Set, Write::Set)
+        self.product("head", d, model.vocab_size, 1.0, Write::Set, Write::Set)
     }
 
     fn product(
@@ -158,7 +161,7 @@ impl Bench<'_> {
         forward: Write,
         backward: Write,
     ) -> Result<()> {
-        let shape = self.size.linear(inputs, outputs);
+        let shape = self.sizes.linear(inputs, outputs);
         let rows = shape.rows;
         let (x, w, dy) =
             (numbers(rows * inputs, 1), numbers(inputs * outputs, 2), numbers(rows * outputs, 3));
@@ -177,11 +180,11 @@ impl Bench<'_> {
     }
 
     fn attention(&mut self) -> Result<()> {
-        let (shape, layers) = (self.size.attention(), self.layers());
+        let (shape, layers) = (self.sizes.attention(), self.layers());
         let (wide, narrow) =
-            (self.size.rows() * self.size.model().width, self.size.rows() * self.size.kv_width());
+            (self.sizes.rows * self.sizes.model.hidden_size, self.sizes.rows * self.sizes.model.kv_width());
         let (q, k, v, dout) = (numbers(wide, 1), numbers(narrow, 2), numbers(narrow, 3), numbers(wide, 4));
-        let (mut out, mut lse) = (zeros(wide), zeros(self.size.rows() * shape.heads));
+        let (mut out, mut lse) = (zeros(wide), zeros(self.sizes.rows * shape.heads));
         let (mut dq, mut dk, mut dv) = (zeros(wide), zeros(narrow), zeros(narrow));
         let sizes =
             format!("{} x {} heads x {} x {}", shape.batch, shape.heads, shape.tokens, shape.head_width);
@@ -195,8 +198,8 @@ impl Bench<'_> {
     }
 
     fn norms(&mut self) -> Result<()> {
-        let (rows, width, layers) = (self.size.rows(), self.size.model().width, self.layers());
-        let (len, epsilon) = (rows * width, self.size.model().norm_epsilon);
+        let (rows, width, layers) = (self.sizes.rows, self.sizes.model.hidden_size, self.layers());
+        let (len, epsilon) = (rows * width, self.sizes.model.rms_norm_eps);
         let (x, gain, dy) = (numbers(len, 1), numbers(width, 2), numbers(len, 3));
         let (mut y, mut rstd, mut dgain) = (zeros(len), zeros(rows), zeros(width));
         let sizes = format!("{rows} x {width}");
@@ -212,25 +215,25 @@ impl Bench<'_> {
     }
 
     fn elementwise(&mut self) -> Result<()> {
-        let (rows, model, layers) = (self.size.rows(), self.size.model(), self.layers());
-        let len = rows * model.ffn;
+        let (rows, model, layers) = (self.sizes.rows, self.sizes.model, self.layers());
+        let len = rows * model.intermediate_size;
         let (gate, up, dh) = (numbers(len, 1), numbers(len, 2), numbers(len, 3));
         let (mut h, mut dgate, mut dup) = (zeros(len), zeros(len), zeros(len));
-        // Backward makes the hidden layer again.
+        // Backward computes the hidden layer again.
         self.time("swiglu", len.to_string(), moved(3 * len), 2.0 * layers, |cpu| {
             cpu.swiglu(&mut h, &gate, &up, len)
         })?;
         self.time("swiglu_backward", len.to_string(), moved(5 * len), layers, |cpu| {
             cpu.swiglu_backward(&mut dgate, &mut dup, &dh, &gate, &up, len)
         })?;
-        let len = rows * model.width;
+        let len = rows * model.hidden_size;
         let (x, mut y) = (numbers(len, 1), zeros(len));
         self.time("copy", len.to_string(), moved(2 * len), 2.0 * layers, |cpu| cpu.copy(&mut y, &x, len))
     }
 
     fn tokens(&mut self) -> Result<()> {
-        let (rows, model) = (self.size.rows(), self.size.model());
-        let (width, vocab) = (model.width, model.vocab);
+        let (rows, model) = (self.sizes.rows, self.sizes.model);
+        let (width, vocab) = (model.hidden_size, model.vocab_size);
         let ids = ids(self.cpu, rows, vocab)?;
         let (mut x, table, mut dtable) =
             (numbers(rows * width, 1), numbers(vocab * width, 2), zeros(vocab * width));
@@ -249,7 +252,7 @@ impl Bench<'_> {
     }
 
     fn optimizer(&mut self) -> Result<()> {
-        let all = flops::parameter_count(self.size);
+        let all = self.size.parameters();
         let len = all.min(OPTIMIZER_NUMBERS_MAX);
         let calls = all as f64 / len as f64;
         let (mut w, mut m, mut v, mut g) = (numbers(len, 1), zeros(len), zeros(len), numbers(len, 2));
@@ -273,30 +276,25 @@ impl Bench<'_> {
     }
 
     fn boundary(&mut self) -> Result<()> {
-        let (rows, width, code) = (self.size.rows(), self.size.model().width, self.size.code());
-        let ids = ids(self.cpu, rows, self.size.model().vocab)?;
-        let basis = random::orthonormal_rows(1, code, width).into();
-        let (anchor, mut x, mut z) = (numbers(rows * width, 1), numbers(rows * width, 2), zeros(rows * code));
+        let (rows, width, rank) = (self.sizes.rows, self.sizes.model.hidden_size, self.size.rank());
+        let ids = ids(self.cpu, rows, self.sizes.model.vocab_size)?;
+        let basis = random::orthonormal_rows(1, rank, width).into();
+        let (anchor, mut x, mut z) = (numbers(rows * width, 1), numbers(rows * width, 2), zeros(rows * rank));
         let sizes = format!("{rows} x {width}");
         self.time("anchor", &sizes, moved(rows * width), 0.0, |cpu| {
             cpu.anchor(&mut x, &ids, 1, width, 0.02)
         })?;
-        let work = Work::Flops(flops::linear(self.size.linear(width, code)));
-        let product = format!("{rows} x {width} x {code}");
+        let work = Work::Flops(flops::linear(self.sizes.linear(width, rank)));
+        let product = format!("{rows} x {width} x {rank}");
         self.time("project", &product, work, 0.0, |cpu| {
-            cpu.project(&mut z, &x, &basis, rows, width, code, Write::Set)
+            cpu.project(&mut z, &x, &basis, rows, width, rank, Write::Set)
         })?;
         self.time("reconstruct", &product, work, 0.0, |cpu| {
-            cpu.reconstruct(&mut x, &z, &basis, &anchor, rows, width, code)
+            cpu.reconstruct(&mut x, &z, &basis, &anchor, rows, width, rank)
         })?;
         let key = RoundingKey { run: 1, tensor: 2 };
-        let formats = [
-            ("f32", PackedFormat::F32),
-            ("bf16", PackedFormat::Bf16),
-            ("q8", PackedFormat::Q8),
-            ("q4", PackedFormat::Q4),
-        ];
-        for (name, format) in formats {
+        for &packing in Packing::VARIANTS {
+            let (name, format): (&str, _) = (packing.into(), packed_format(packing));
             let (mut bytes, mut back) = (Vec::new(), zeros(rows * width));
             self.time(format!("pack {name}"), &sizes, moved(rows * width), 0.0, |cpu| {
                 cpu.pack(&mut bytes, &anchor, rows, width, format, key)
@@ -305,10 +303,10 @@ impl Bench<'_> {
                 cpu.unpack(&mut back, &bytes, rows, width, format, key)
             })?;
             self.time(format!("project_pack {name}"), &product, work, 0.0, |cpu| {
-                cpu.project_pack(&mut bytes, &anchor, &basis, rows, width, code, format, key)
+                cpu.project_pack(&mut bytes, &anchor, &basis, rows, width, rank, format, key)
             })?;
             self.time(format!("unpack_reconstruct {name}"), &product, work, 0.0, |cpu| {
-                cpu.unpack_reconstruct(&mut back, &bytes, &basis, &anchor, rows, width, code, format, key)
+                cpu.unpack_reconstruct(&mut back, &bytes, &basis, &anchor, rows, width, rank, format, key)
             })?;
         }
         Ok(())
@@ -349,8 +347,9 @@ mod tests {
         let in_step = |report: &&OperationReport| matches!(report.work, Work::Flops(_));
         let counted: f64 =
             reports.iter().filter(in_step).map(|report| report.work.amount() * report.calls_per_step).sum();
-        // Backward of attention makes its scores again, which the step does not count.
-        let again = Size::T.model().layers as f64 * flops::attention(Size::T.attention()) * 0.5;
+        // Backward of attention computes its scores again, which the step does not count.
+        let again =
+            Size::T.model().num_hidden_layers as f64 * flops::attention(Size::T.sizes().attention()) * 0.5;
         assert_eq!(counted, flops::step(Size::T) + again);
     }
 }

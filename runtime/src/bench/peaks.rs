@@ -1,4 +1,4 @@
-//! The roofs of this machine: products in registers, streams through memory.
+//! The peaks of this machine: products in registers, streams through memory.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use swarmline_kernels::peak;
 
 use super::machine::cache_bytes;
 
-/// The most this machine does on so many threads, best of several.
+/// The most that this machine does on a number of threads; the best of several measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Peaks {
-    /// Threads both were measured on.
+    /// Threads of both measurements.
     pub threads: usize,
     /// f32 fused multiply-adds with nothing but registers, GFLOP/s.
     pub product_gflops: f64,
@@ -21,7 +21,7 @@ pub struct Peaks {
     pub stream_array_bytes: usize,
 }
 
-/// How long and how large.
+/// Length and size of the measurements.
 #[derive(Clone, Copy, Debug)]
 pub struct PeakPlan {
     /// Measurements of each kind, at least 1.
@@ -32,10 +32,10 @@ pub struct PeakPlan {
     pub array_bytes: usize,
 }
 
-/// Rounds that take some milliseconds.
+/// Rounds of one measurement; some milliseconds.
 const ROUNDS: u64 = 1_000_000;
 const REPEATS: usize = 10;
-/// The same at one moment.
+/// Rounds and repeats of [`product_gflops_now`].
 const ROUNDS_NOW: u64 = 300_000;
 const REPEATS_NOW: usize = 3;
 /// Arrays are this many times the largest cache, within limits that fit a laptop.
@@ -44,7 +44,7 @@ const ARRAY_BYTES_MIN: usize = 64 << 20;
 const ARRAY_BYTES_MAX: usize = 192 << 20;
 
 impl PeakPlan {
-    /// For this machine; about a second.
+    /// A plan for this machine; it takes about a second.
     #[must_use]
     pub fn here() -> Self {
         let array_bytes = (CACHES * cache_bytes()).clamp(ARRAY_BYTES_MIN, ARRAY_BYTES_MAX);
@@ -53,7 +53,7 @@ impl PeakPlan {
 }
 
 impl Peaks {
-    /// Measures both.
+    /// Measures both peaks.
     #[must_use]
     pub fn measure(threads: usize, plan: PeakPlan) -> Self {
         Self {
@@ -65,8 +65,8 @@ impl Peaks {
     }
 }
 
-/// The product peak at this moment, GFLOP/s, in a few milliseconds. Who shares the machine changes from one second to
-/// the next: what is measured between two such moments is held against them.
+/// The product peak at this moment, GFLOP/s, in a few milliseconds. The load of a shared machine changes from one
+/// second to the next, so an operation is compared with the peaks just before and after it.
 pub(super) fn product_gflops_now(threads: usize) -> f64 {
     product_gflops(threads, PeakPlan { repeats: REPEATS_NOW, rounds: ROUNDS_NOW, array_bytes: 0 })
 }

@@ -1,15 +1,15 @@
-//! Another process that is asked for one line of JSON, and is not waited for for ever.
+//! Another process that prints a report, with a limit on the time it may take.
 
 use std::io::{Read as _, Seek as _};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Between two looks whether the process has ended: nothing beside what it measures.
+/// Pause between two checks whether the process has ended; short beside any measurement.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Of what a process says last, at most so many characters are passed on.
+/// Characters of the last line of a process that are passed on, at most.
 const WORDS_MAX: usize = 300;
 
-/// Why there is no line.
+/// Why there is no output.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProcessError {
     #[error("it cannot be started: {0}")]
@@ -20,8 +20,8 @@ pub(super) enum ProcessError {
     Failed(String),
 }
 
-/// Runs `command` to its end, at most for `limit`, and gives what it printed. What it says besides is kept for the
-/// error.
+/// Runs `command` to its end, at most for `limit`, and returns its standard output. The last line of its standard error
+/// is in the message if it fails.
 pub(super) fn output(command: &mut Command, limit: Duration) -> Result<String, ProcessError> {
     let (mut out, mut err) = (
         tempfile::tempfile().map_err(ProcessError::Start)?,
@@ -54,10 +54,10 @@ pub(super) fn output(command: &mut Command, limit: Duration) -> Result<String, P
     if status.success() { read(&mut out) } else { Err(ProcessError::Failed(last_words(&read(&mut err)?))) }
 }
 
-/// The last line, which is where interpreters say what is wrong.
+/// The last line: interpreters put the cause there.
 fn last_words(text: &str) -> String {
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
-    line.unwrap_or("it said nothing").chars().take(WORDS_MAX).collect()
+    line.unwrap_or("without a message").chars().take(WORDS_MAX).collect()
 }
 
 #[cfg(test)]
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_process_prints_comes_back() {
+    fn the_output_of_a_process_comes_back() {
         assert_eq!(output(&mut shell("echo one; echo two >&2"), Duration::from_secs(20)).unwrap(), "one\n");
     }
 
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_waited_for_for_ever() {
+    fn a_process_that_takes_too_long_is_killed() {
         let error = output(&mut shell("exec sleep 1000"), Duration::from_millis(30));
         assert!(matches!(error, Err(ProcessError::TooLong(_))));
     }

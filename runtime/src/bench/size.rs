@@ -1,11 +1,10 @@
-//! The models that are measured; `torch_llama.py`, the peer, has the same table.
-
-use swarmline_kernels::{AttentionShape, LinearShape};
+//! The models that are measured; `torch_llama.py` has the same table.
 
 use crate::config::{
     Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
-    Policy, Run, Stash,
+    Policy, Run,
 };
+use crate::model::Sizes;
 
 /// A model of the benchmark by its letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -24,7 +23,7 @@ pub enum Size {
 pub(super) const SEQUENCES: usize = 16;
 
 impl Size {
-    /// As on the command line and in files.
+    /// Its name on the command line and in files.
     #[must_use]
     pub fn letter(self) -> &'static str {
         match self {
@@ -38,17 +37,26 @@ impl Size {
     /// The sizes of the model.
     #[must_use]
     pub fn model(self) -> Model {
-        let [width, layers, heads, kv_heads, ffn, context, vocab] = match self {
+        let [width, layers, heads, kv_heads, ffn, tokens, vocab] = match self {
             Self::T => [64, 4, 4, 2, 176, 32, 256],
             Self::S => [256, 6, 8, 8, 688, 128, 256],
             Self::M => [512, 8, 8, 4, 1376, 256, 4096],
             Self::L => [1024, 8, 16, 4, 2816, 512, 4096],
         };
-        let (rope_theta, norm_epsilon) = (10_000.0, 1e-5);
-        Model { width, layers, heads, kv_heads, ffn, context, vocab, rope_theta, norm_epsilon }
+        Model {
+            hidden_size: width,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            intermediate_size: ffn,
+            max_position_embeddings: tokens,
+            vocab_size: vocab,
+            rope_theta: 10_000.0,
+            rms_norm_eps: 1e-5,
+        }
     }
 
-    /// The whole model as one stage, stepping after every microbatch with the optimizer a run has by default.
+    /// The whole model as one stage, which steps after every microbatch with the default optimizer of a run.
     #[must_use]
     pub fn run(self) -> Run {
         let model = self.model();
@@ -57,22 +65,22 @@ impl Size {
             seed: 0,
             pipeline: Pipeline {
                 stages: 1,
-                layers_per_stage: vec![model.layers],
+                layers_per_stage: vec![model.num_hidden_layers],
                 replicas: 1,
                 mode: Mode::Asynchronous,
-                window: 1,
-                microbatches_per_update: 1,
-                stash: Stash::Activations,
+                max_in_flight: 1,
+                gradient_accumulation_steps: 1,
+                activation_checkpointing: false,
             },
             boundary: Boundary {
                 kind: Kind::Identity,
-                code: self.code(),
+                rank: self.rank(),
                 packing: Packing::Bf16,
                 anchor_scale: 0.02,
             },
             batch: Batch { sequences: SEQUENCES },
             optimizer: Optimizer::of(OptimizerKind::NAdamW, Mode::Asynchronous, 1000),
-            averaging: Averaging { every: 0, sets: 20 },
+            averaging: Averaging { interval: 0, fragments: 20 },
             data: Data::of(Vec::new()),
             policy: Policy { join: Join::Anyone },
             model,
@@ -82,33 +90,22 @@ impl Size {
     /// Rows `N = B * T` of a step.
     #[must_use]
     pub fn rows(self) -> usize {
-        SEQUENCES * self.model().context
+        SEQUENCES * self.model().max_position_embeddings
     }
 
-    /// `g * e`
-    pub(super) fn kv_width(self) -> usize {
-        let model = self.model();
-        model.width / model.heads * model.kv_heads
+    /// Parameters of the model.
+    pub(super) fn parameters(self) -> usize {
+        // A model that is measured here fits memory.
+        usize::try_from(self.run().parameters()).unwrap_or(usize::MAX)
     }
 
-    /// Width of a code in front of a cut: a run's default.
-    pub(super) fn code(self) -> usize {
-        self.model().width / 8
+    /// Rank of the column space: the default of a run.
+    pub(super) fn rank(self) -> usize {
+        self.model().hidden_size / 8
     }
 
-    pub(super) fn linear(self, inputs: usize, outputs: usize) -> LinearShape {
-        LinearShape { rows: self.rows(), inputs, outputs }
-    }
-
-    pub(super) fn attention(self) -> AttentionShape {
-        let model = self.model();
-        AttentionShape {
-            batch: SEQUENCES,
-            tokens: model.context,
-            heads: model.heads,
-            kv_heads: model.kv_heads,
-            head_width: model.width / model.heads,
-            theta: model.rope_theta,
-        }
+    /// Shapes of the operations.
+    pub(super) fn sizes(self) -> Sizes {
+        Sizes::new(&self.run())
     }
 }

@@ -1,8 +1,8 @@
-//! Figures of a noisy machine: medians, and ratios of what ran next to each other.
+//! Figures of a noisy machine: medians, and ratios of measurements next to each other.
 
 use serde::Serialize;
 
-/// The middle of some figures, and how far they lie apart.
+/// Median and range of some figures.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     /// Smallest figure.
@@ -11,12 +11,12 @@ pub struct Spread {
     pub median: f64,
     /// Largest figure.
     pub high: f64,
-    /// How many there are.
+    /// Number of figures.
     pub count: usize,
 }
 
 impl Spread {
-    /// Of these figures; nothing if there are none.
+    /// Median and range of `figures`; `None` without a figure.
     #[must_use]
     pub fn of(figures: &[f64]) -> Option<Self> {
         let mut sorted = figures.to_vec();
@@ -25,7 +25,7 @@ impl Spread {
         Some(Self { low, median: median(&sorted)?, high, count: sorted.len() })
     }
 
-    /// Of the ratios of `pairs`, first to second: two things that ran next to each other.
+    /// Median and range of the ratios of `pairs`, first to second; a pair holds two runs next to each other.
     #[must_use]
     pub fn of_ratios(pairs: &[(f64, f64)]) -> Option<Self> {
         let ratios: Vec<f64> = pairs.iter().map(|(ours, theirs)| ours / theirs).collect();
@@ -33,7 +33,7 @@ impl Spread {
     }
 }
 
-/// The middle figure, the mean of the two middle ones where their number is even; nothing if there are none.
+/// The middle figure, or the mean of the two middle ones where their number is even; `None` without a figure.
 #[must_use]
 pub fn median(figures: &[f64]) -> Option<f64> {
     let mut sorted = figures.to_vec();

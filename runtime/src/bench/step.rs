@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use swarmline_kernels::{Cpu, random};
 use swarmline_scheduler::{MicrobatchId, StageIndex};
 
-use super::flops::{self, parameter_count};
+use super::BenchError;
+use super::flops;
 use super::machine::peak_resident_mb;
 use super::peaks::product_gflops_now;
 use super::size::{SEQUENCES, Size};
@@ -15,25 +16,25 @@ use crate::error::Error;
 use crate::packing::TokenCodec;
 use crate::stage::{Engine, EngineError, Grant, Learning};
 
-/// Different microbatches; they are used in turn.
+/// Different microbatches, taken in turn.
 const MICROBATCHES: u64 = 4;
-/// A measurement aims at this many seconds of steps.
+/// Seconds of steps that a measurement aims at.
 const SECONDS: f64 = 3.0;
 /// Steps of a measurement, at most.
 const STEPS_MAX: usize = 25;
-/// Where a step takes longer than this, one is measured and one before it does not count.
+/// From this length on, one step is measured behind one that does not count.
 const LONG_STEP_S: f64 = 2.5;
-/// Steps that do not count, where they are short.
+/// Short steps that do not count.
 const WARM_UP_STEPS: usize = 2;
 
-/// What a measurement of the step found, ours or PyTorch's: the same fields.
+/// Figures of a step, ours or PyTorch's: the same fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
-    /// Tokens of a step by its median time.
+    /// Tokens of a step divided by its median time.
     pub tokens_per_s: f64,
     /// Median seconds of a step.
     pub step_s_median: f64,
-    /// Most memory the process had resident, MiB, the program itself included.
+    /// Most memory that the process had resident, MiB, the program itself included; `None` where the system does not say.
     pub peak_rss_mb: Option<f64>,
     /// Sequences of a microbatch.
     pub batch: usize,
@@ -41,7 +42,7 @@ pub struct StepReport {
     pub params: usize,
     /// Threads that computed.
     pub threads: usize,
-    /// Share of the f32 product peak, measured before and after each step; the median of the steps. Not PyTorch's.
+    /// Share of the f32 product peak, measured before and after each step; the median of the steps. `None` of PyTorch.
     #[serde(default)]
     pub share_of_peak: Option<f64>,
     /// Loss of the first step, nats a token.
@@ -50,7 +51,7 @@ pub struct StepReport {
     pub loss_last: f64,
 }
 
-/// Measures the step in this process, which should have done nothing else if its memory matters.
+/// Measures the step in this process. Its memory counts everything that the process has done before.
 ///
 /// # Errors
 /// If the device has no memory for the model.
@@ -79,7 +80,7 @@ pub fn measure(cpu: Cpu, size: Size) -> Result<StepReport, Error> {
         step_s_median,
         peak_rss_mb: peak_resident_mb(),
         batch: SEQUENCES,
-        params: parameter_count(size),
+        params: size.parameters(),
         threads,
         share_of_peak: median(&shares),
         loss_first,
@@ -87,13 +88,13 @@ pub fn measure(cpu: Cpu, size: Size) -> Result<StepReport, Error> {
     })
 }
 
-/// How many steps of so many seconds are measured: an odd number, so that the median is one of them.
+/// Number of steps of `step_s` seconds to measure: odd, so that the median is one of them.
 #[must_use]
 pub fn steps_for(step_s: f64) -> usize {
     if step_s > LONG_STEP_S {
         return 1;
     }
-    // More than fits, or no number at all, ends at the limit.
+    // A number that does not fit, or none, ends at the limit.
     let steps = (SECONDS / step_s.max(f64::EPSILON)) as usize;
     steps.clamp(3, STEPS_MAX) | 1
 }
@@ -109,11 +110,11 @@ impl Step {
         let run = size.run();
         let codec = TokenCodec::new(&run);
         let microbatch = |number| {
-            let id = |i| random::uniform_u64(1, number, i) % run.model.vocab as u64;
+            let id = |i| random::uniform_u64(1, number, i) % run.model.vocab_size as u64;
             let ids: Vec<u32> = (0..codec.ids() as u64).map(|i| id(i) as u32).collect();
-            codec.encode(&ids).map_err(EngineError::from)
+            codec.encode(&ids).map_err(|error| refused(error.into()))
         };
-        let microbatches = (0..MICROBATCHES).map(microbatch).collect::<Result<_, _>>()?;
+        let microbatches = (0..MICROBATCHES).map(microbatch).collect::<Result<_, Error>>()?;
         let engine = Engine::new(cpu, &run, StageIndex(0), 1, Learning::Active)?;
         Ok(Self { engine, microbatches, taken: 0 })
     }
@@ -122,10 +123,19 @@ impl Step {
     fn take(&mut self) -> Result<(f64, f64), Error> {
         let ids = &self.microbatches[(self.taken % MICROBATCHES) as usize];
         let started = Instant::now();
-        let visit = self.engine.loss_and_backward(MicrobatchId(self.taken), ids, &[], Grant::Given)?;
+        let id = MicrobatchId(self.taken);
+        let visit = self.engine.loss_and_backward(id, ids, &[], Grant::Given).map_err(refused)?;
         let elapsed = started.elapsed();
         self.taken += 1;
         Ok((visit.loss.mean(), elapsed.as_secs_f64()))
+    }
+}
+
+fn refused(error: EngineError) -> Error {
+    let cause = error.to_string();
+    match error.refusal() {
+        Ok(_) => BenchError::Refused { cause }.into(),
+        Err(failure) => failure.into(),
     }
 }
 

@@ -1,10 +1,10 @@
-//! A report for people.
+//! A report as a table.
 
 use std::fmt;
 
 use swarmline_kernels::Profile;
 
-use super::contest::Contest;
+use super::comparison::Comparison;
 use super::kernels::{ProfileReport, Report, SizeReport};
 use super::operations::OperationReport;
 use super::statistics::Spread;
@@ -61,7 +61,7 @@ fn configuration(
         report.share_of_peak
     )?;
     match &report.torch {
-        Some(contest) => beside_torch(out, contest),
+        Some(comparison) => beside_torch(out, comparison),
         None => Ok(()),
     }
 }
@@ -92,9 +92,9 @@ fn operations(out: &mut fmt::Formatter<'_>, report: &ProfileReport) -> fmt::Resu
     writeln!(out, "  operations of a step by themselves: {}", time(all))
 }
 
-fn beside_torch(out: &mut fmt::Formatter<'_>, contest: &Contest) -> fmt::Result {
-    writeln!(out, "  beside PyTorch {}: ours / theirs, median of neighbours", contest.torch)?;
-    for mode in &contest.modes {
+fn beside_torch(out: &mut fmt::Formatter<'_>, comparison: &Comparison) -> fmt::Result {
+    writeln!(out, "  beside PyTorch {}: ours / theirs, median of neighbours", comparison.torch)?;
+    for mode in &comparison.modes {
         let memory = mode.peak_mb.map_or_else(String::new, |mb| format!(", {mb:.0} MiB"));
         writeln!(
             out,
@@ -107,10 +107,11 @@ fn beside_torch(out: &mut fmt::Formatter<'_>, contest: &Contest) -> fmt::Result 
             range(mode.tokens_per_s, 0)
         )?;
     }
-    for mode in &contest.left_out {
+    for mode in &comparison.left_out {
         writeln!(out, "    {:<13} left out: {}", mode.mode, mode.reason)?;
     }
-    for (name, mode) in [("ratio_to_best_torch", contest.best()), ("ratio_to_torch_f32", contest.best_f32())]
+    for (name, mode) in
+        [("ratio_to_best_torch", comparison.best()), ("ratio_to_torch_f32", comparison.best_f32())]
     {
         if let Some(mode) = mode {
             writeln!(out, "    {name}: {:.2} ({})", mode.ratio.median, mode.mode)?;
@@ -137,7 +138,7 @@ mod tests {
     use crate::bench::kernels::tests::trial;
 
     #[test]
-    fn the_table_tells_of_operations_the_step_and_the_peer() {
+    fn the_table_has_operations_the_step_and_pytorch() {
         let table = trial().to_string();
         for part in [
             "GFLOP/s f32 products",
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn times_have_a_unit_one_can_read() {
+    fn times_have_a_readable_unit() {
         assert_eq!([time(2e-6), time(0.0123), time(2.5)], ["2.0 us", "12.30 ms", "2.50 s"]);
     }
 }

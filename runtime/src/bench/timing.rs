@@ -1,11 +1,11 @@
-//! Times one thing, bounded in count and in time.
+//! Times one operation, bounded in count and in time.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::statistics::median;
 
-/// Where a measurement ends.
+/// Limits of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     /// Samples taken even if they take longer than `time`, at least 1.
@@ -21,7 +21,7 @@ pub(super) struct Timing {
     pub(super) best_s: f64,
 }
 
-/// A sample lasts this long at least, so that reading the clock does not show.
+/// Shortest sample: beside it, the time to read the clock does not show.
 const SAMPLE_MIN: Duration = Duration::from_micros(200);
 /// Calls in one sample, at most.
 const CALLS_MAX: u32 = 10_000;
@@ -62,7 +62,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn work_is_called_often_enough_and_not_for_ever() {
+    fn work_is_called_often_enough_and_not_too_often() {
         let mut calls = 0;
         let bounds = Bounds { samples_min: 2, samples_max: 5, time: Duration::from_secs(3600) };
         let work = || -> Result<(), ()> {

@@ -1,4 +1,4 @@
-//! The peer: the same model in PyTorch, each measurement a process of its own.
+//! The same model in PyTorch; each measurement is a process of its own.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,29 +8,29 @@ use super::process::{ProcessError, output};
 use super::size::{SEQUENCES, Size};
 use super::step::{StepReport, steps_for};
 
-/// Importing PyTorch for the first time on a cold disk takes a while.
+/// Limit of the check. On a cold disk the first import of PyTorch takes long.
 const CHECK_LIMIT: Duration = Duration::from_secs(120);
-/// A run may take this long besides its steps: start of the interpreter, initial weights.
+/// Seconds of a run, at most, beside its steps: start of the interpreter, initial weights.
 const START_LIMIT_S: f64 = 30.0;
-/// And this long to compile.
+/// Seconds to compile, at most.
 const COMPILE_LIMIT_S: f64 = 90.0;
-/// And its steps so many times as long as ours; a mode that is slower is not the best one.
+/// Steps of PyTorch may take this many times as long as ours; a slower mode is not the best one.
 const SLOWNESS_MAX: f64 = 4.0;
-/// Steps of the peer that do not count.
+/// Steps of PyTorch that do not count.
 const WARM_UP_STEPS: usize = 3;
 
-/// How PyTorch runs a model.
+/// A way to run a model in PyTorch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mode {
+pub struct TorchMode {
     /// `torch.compile`, or eager.
     pub compiled: bool,
     /// bf16 autocast, or f32.
     pub bf16: bool,
 }
 
-impl Mode {
-    /// All of them: first those that run well everywhere. Without instructions for it bf16 may take so long that
-    /// nothing has time after it.
+impl TorchMode {
+    /// All modes, f32 first. On a CPU without instructions for bf16, that takes so long that no mode behind it has
+    /// time.
     pub const ALL: [Self; 4] = [
         Self { compiled: false, bf16: false },
         Self { compiled: true, bf16: false },
@@ -38,7 +38,7 @@ impl Mode {
         Self { compiled: false, bf16: true },
     ];
 
-    /// As in tables and files.
+    /// Its name in tables and files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match (self.compiled, self.bf16) {
@@ -52,13 +52,14 @@ impl Mode {
 
 /// Why PyTorch cannot be measured.
 #[derive(Debug, thiserror::Error)]
-pub enum PeerError {
-    /// There is no such script.
+#[non_exhaustive]
+pub enum TorchError {
+    /// The script cannot be read.
     #[error("--against {path}: {error}; give the path of torch_llama.py")]
     Script {
-        /// Where it was looked for.
+        /// Path of the script.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         error: std::io::Error,
     },
     /// The interpreter does not start.
@@ -66,12 +67,12 @@ pub enum PeerError {
         "--against needs Python, and `{python}` does not start ({reason}); name an interpreter with --python"
     )]
     Python {
-        /// What was started.
+        /// The interpreter.
         python: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         reason: String,
     },
-    /// It starts and has no PyTorch.
+    /// The interpreter starts and has no PyTorch.
     #[error(
         "--against needs PyTorch, and `{python}` has none ({reason}); `{python} -m pip install torch numpy`, or name \
          another interpreter with --python"
@@ -79,39 +80,39 @@ pub enum PeerError {
     Torch {
         /// The interpreter.
         python: PathBuf,
-        /// What it said.
+        /// Its last line.
         reason: String,
     },
-    /// One measurement came to nothing.
+    /// A measurement failed.
     #[error("{0}")]
     Run(String),
 }
 
 /// An interpreter with PyTorch and the script it runs.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub struct Torch {
     python: PathBuf,
     script: PathBuf,
     version: String,
 }
 
-impl Peer {
-    /// Makes sure that both are there.
+impl Torch {
+    /// Checks that the script can be read and that `python` starts and has PyTorch.
     ///
     /// # Errors
-    /// If one is not; the message says what to do.
-    pub fn find(python: &Path, script: &Path) -> Result<Self, PeerError> {
-        let unusable = |error| PeerError::Script { path: script.to_owned(), error };
+    /// If not; the message names the remedy.
+    pub fn find(python: &Path, script: &Path) -> Result<Self, TorchError> {
+        let unusable = |error| TorchError::Script { path: script.to_owned(), error };
         if !std::fs::metadata(script).map_err(unusable)?.is_file() {
-            return Err(unusable(std::io::Error::other("it is no file")));
+            return Err(unusable(std::io::Error::other("not a file")));
         }
         let mut command = Command::new(python);
         command.args(["-c", "import torch; print(torch.__version__)"]);
         let python = python.to_owned();
         match output(&mut command, CHECK_LIMIT) {
             Ok(version) => Ok(Self { python, script: script.to_owned(), version: version.trim().to_owned() }),
-            Err(ProcessError::Start(error)) => Err(PeerError::Python { python, reason: error.to_string() }),
-            Err(error) => Err(PeerError::Torch { python, reason: error.to_string() }),
+            Err(ProcessError::Start(error)) => Err(TorchError::Python { python, reason: error.to_string() }),
+            Err(error) => Err(TorchError::Torch { python, reason: error.to_string() }),
         }
     }
 
@@ -121,19 +122,19 @@ impl Peer {
         &self.version
     }
 
-    /// One measurement on so many threads, of as many steps as our own, which also bounds how long it may take,
-    /// and `time_max` at most.
+    /// One measurement on `threads` threads, of as many steps as ours. It may take `time_max`, and no longer than the
+    /// time of our step allows.
     ///
     /// # Errors
-    /// If it fails, takes too long, or is not of the same model.
+    /// [`TorchError::Run`] if it fails, takes too long, or measures another model.
     pub fn measure(
         &self,
         size: Size,
-        mode: Mode,
+        mode: TorchMode,
         threads: usize,
         our: &StepReport,
         time_max: Duration,
-    ) -> Result<StepReport, PeerError> {
+    ) -> Result<StepReport, TorchError> {
         let steps = steps_for(our.step_s_median);
         let mut command = Command::new(&self.python);
         command.arg(&self.script).args(["speed", "--config", size.letter()]);
@@ -144,13 +145,13 @@ impl Peer {
             command.arg("--compile");
         }
         let printed = output(&mut command, limit(mode, steps, our.step_s_median).min(time_max))
-            .map_err(|error| PeerError::Run(error.to_string()))?;
+            .map_err(|error| TorchError::Run(error.to_string()))?;
         let line = printed.lines().rev().find(|line| line.starts_with('{')).unwrap_or_default();
         let report: StepReport = serde_json::from_str(line)
-            .map_err(|error| PeerError::Run(format!("what it printed cannot be read: {error}")))?;
+            .map_err(|error| TorchError::Run(format!("its report cannot be read: {error}")))?;
         if (report.params, report.batch, report.threads) != (our.params, our.batch, our.threads) {
-            return Err(PeerError::Run(format!(
-                "it did not measure the same: {} parameters, batch {}, {} threads, and ours {}, {}, {}",
+            return Err(TorchError::Run(format!(
+                "it measured another model: {} parameters, batch {}, {} threads; ours has {}, {}, {}",
                 report.params, report.batch, report.threads, our.params, our.batch, our.threads
             )));
         }
@@ -158,7 +159,7 @@ impl Peer {
     }
 }
 
-fn limit(mode: Mode, steps: usize, our_step_s: f64) -> Duration {
+fn limit(mode: TorchMode, steps: usize, our_step_s: f64) -> Duration {
     let steps_s = SLOWNESS_MAX * our_step_s * (steps + WARM_UP_STEPS) as f64;
     let compile_s = if mode.compiled { COMPILE_LIMIT_S } else { 0.0 };
     Duration::from_secs_f64(START_LIMIT_S + steps_s + compile_s)
@@ -169,10 +170,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named_with_its_remedy() {
+    fn a_missing_part_is_named_with_its_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("torch_llama.py");
-        let find = |python: &str| Peer::find(Path::new(python), &script).unwrap_err().to_string();
+        let find = |python: &str| Torch::find(Path::new(python), &script).unwrap_err().to_string();
         assert!(find("python3").contains("torch_llama.py"));
         std::fs::write(&script, "").unwrap();
         assert!(find("/nowhere/python").contains("--python"));
@@ -183,7 +184,7 @@ mod tests {
     #[test]
     fn only_compiling_has_time_to_compile() {
         let seconds = |mode| limit(mode, 1, 2.0).as_secs_f64();
-        assert_eq!(seconds(Mode::ALL[0]), 30.0 + 4.0 * 2.0 * 4.0);
-        assert_eq!(seconds(Mode::ALL[1]) - seconds(Mode::ALL[0]), 90.0);
+        assert_eq!(seconds(TorchMode::ALL[0]), 30.0 + 4.0 * 2.0 * 4.0);
+        assert_eq!(seconds(TorchMode::ALL[1]) - seconds(TorchMode::ALL[0]), 90.0);
     }
 }

@@ -1,4 +1,4 @@
-//! `swarmline bench ...`: one command for each thing that is measured.
+//! `swarmline bench ...`: a command per benchmark.
 
 mod kernels;
 mod results;

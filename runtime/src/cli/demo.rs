@@ -100,7 +100,7 @@ fn run_text(arguments: &Arguments, data: &Data) -> String {
     let paths: Vec<_> = data.paths.iter().map(|path| path.to_string_lossy()).collect();
     let (paths, extensions) = (json(&paths), json(&data.extensions));
     format!(
-        "seed = {}\n{RUN}updates = {}\n\n[data]\npaths = {paths}\nextensions = {extensions}\n",
+        "seed = {}\n{RUN}steps = {}\n\n[data]\npaths = {paths}\nextensions = {extensions}\n",
         arguments.seed, arguments.updates
     )
 }

@@ -8,7 +8,8 @@ use std::sync::{Arc, atomic};
 use super::computing::{Computing, announcement};
 use super::{Failure, Leash, all_cores, folder_of, reporter, stop_requested};
 use crate::config::Run;
-use crate::train::{self, TrainOptions, Upstream};
+use crate::stage::Learning;
+use crate::train::{self, TrainOptions};
 
 /// Arguments of `swarmline train`.
 #[derive(Debug, clap::Args)]
@@ -27,7 +28,7 @@ pub(super) struct Arguments {
     /// Control: only the last stage learns, the others keep their initial weights
     #[arg(long)]
     freeze_upstream: bool,
-    /// Measure the held-out loss every so many microbatches, not only at the start and the end
+    /// Measure the held-out loss after every N microbatches, not only at the start and the end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     evaluate_every: Option<u64>,
     /// Print one JSON object a line
@@ -38,21 +39,17 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let threads = arguments.threads.map_or_else(all_cores, NonZeroUsize::get);
     let setup = arguments.computing.setup(threads)?;
-    let options = TrainOptions {
-        run: Run::load(&arguments.run)?,
-        base: folder_of(&arguments.run),
-        setup,
-        save: arguments.save.clone(),
-        upstream: if arguments.freeze_upstream { Upstream::Frozen } else { Upstream::Learning },
-        evaluate_every: arguments.evaluate_every,
-    };
+    let mut options = TrainOptions::new(Run::load(&arguments.run)?, folder_of(&arguments.run), setup);
+    options.save.clone_from(&arguments.save);
+    options.upstream = if arguments.freeze_upstream { Learning::Frozen } else { Learning::Active };
+    options.evaluate_every = arguments.evaluate_every;
     let stop = Arc::new(AtomicBool::new(false));
     raise_on_request(&stop)?;
     let reporter = reporter(arguments.json);
     reporter.tell(&announcement(setup));
     match train::train(&options, &reporter, &stop)? {
         train::End::Finished => Ok(()),
-        train::End::Stopped => Err(Failure::interrupted("stopped before the last update")),
+        train::End::Stopped => Err(Failure::interrupted("stopped before the last optimizer step")),
     }
 }
 

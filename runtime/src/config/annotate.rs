@@ -15,7 +15,7 @@ impl Run {
     }
 }
 
-/// How much is written beside the values.
+/// Whether comments stand beside the values.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
     Annotated,
@@ -36,10 +36,17 @@ pub(super) fn write_sections(run: &Run, wanted: impl Fn(&Field) -> bool, style: 
         }
         for field in fields {
             if style == Style::Annotated {
-                let _ = writeln!(out, "# {}", field.says);
+                let _ = writeln!(out, "# {}", comment(field));
             }
             let _ = writeln!(out, "{} = {}", field.name, (field.value)(run));
         }
     }
     out
+}
+
+fn comment(field: &Field) -> String {
+    match (field.words)().as_slice() {
+        [] => field.says.to_owned(),
+        words => format!("{} One of: {}.", field.says, words.join(", ")),
+    }
 }

@@ -30,62 +30,66 @@ pub(super) fn run(run: &Run, tokenizer_vocab: usize) -> Checked {
     totals(run)
 }
 
-/// Whether a run may be called this.
+/// Whether `name` may be the name of a run.
 pub(super) fn name_is_fine(name: &str) -> bool {
     !name.trim().is_empty() && name.len() <= limits::NAME_BYTES_MAX && !name.chars().any(char::is_control)
 }
 
 fn model_sizes(model: &Model) -> Checked {
-    count("model.width", model.width, 2, limits::WIDTH_MAX)?;
-    count("model.layers", model.layers, 1, limits::LAYERS_MAX)?;
-    count("model.heads", model.heads, 1, model.width)?;
-    count("model.kv_heads", model.kv_heads, 1, model.heads)?;
-    count("model.ffn", model.ffn, 1, limits::FFN_MAX)?;
-    count("model.context", model.context, 1, limits::CONTEXT_MAX)?;
-    count("model.vocab", model.vocab, 2, limits::VOCAB_MAX)
+    count("model.hidden_size", model.hidden_size, 2, limits::HIDDEN_SIZE_MAX)?;
+    count("model.num_hidden_layers", model.num_hidden_layers, 1, limits::LAYERS_MAX)?;
+    count("model.num_attention_heads", model.num_attention_heads, 1, model.hidden_size)?;
+    count("model.num_key_value_heads", model.num_key_value_heads, 1, model.num_attention_heads)?;
+    count("model.intermediate_size", model.intermediate_size, 1, limits::INTERMEDIATE_SIZE_MAX)?;
+    count("model.max_position_embeddings", model.max_position_embeddings, 1, limits::POSITIONS_MAX)?;
+    count("model.vocab_size", model.vocab_size, 2, limits::VOCAB_SIZE_MAX)
 }
 
 fn heads(model: &Model) -> Checked {
-    let Model { width, heads, kv_heads, .. } = *model;
+    const FIELD: &str = "model.num_attention_heads";
+    const REMEDY: &str = "Change num_attention_heads or hidden_size";
+    let (width, heads, kv_heads) = (model.hidden_size, model.num_attention_heads, model.num_key_value_heads);
     if !width.is_multiple_of(heads) {
-        let problem = format!("is {heads}, which does not divide model.width = {width}");
-        return Err(broken("model.heads", problem, divisors(width), "Change heads or width"));
+        let problem = format!("is {heads}, which does not divide model.hidden_size = {width}");
+        return Err(broken(FIELD, problem, divisors(width), REMEDY));
     }
     if !(width / heads).is_multiple_of(2) {
         let problem = format!("is {heads}, which makes heads of odd width {}", width / heads);
         let allowed = "heads of even width: rotary positions turn pairs of numbers".to_owned();
-        return Err(broken("model.heads", problem, allowed, "Change heads or width"));
+        return Err(broken(FIELD, problem, allowed, REMEDY));
     }
     if !heads.is_multiple_of(kv_heads) {
-        let problem = format!("is {kv_heads}, which does not divide model.heads = {heads}");
-        return Err(broken("model.kv_heads", problem, divisors(heads), "Change kv_heads or leave it out"));
+        let problem = format!("is {kv_heads}, which does not divide {FIELD} = {heads}");
+        let remedy = "Change num_key_value_heads or leave it out";
+        return Err(broken("model.num_key_value_heads", problem, divisors(heads), remedy));
     }
     Ok(())
 }
 
 fn vocabulary(model: &Model, tokenizer: &Tokenizer, tokenizer_vocab: usize) -> Checked {
-    if model.vocab >= tokenizer_vocab {
+    if model.vocab_size >= tokenizer_vocab {
         return Ok(());
     }
-    let whose = match tokenizer {
+    let name = match tokenizer {
         Tokenizer::Bytes => "tokenizer \"bytes\"".to_owned(),
         Tokenizer::File(path) => format!("tokenizer {}", path.display()),
     };
-    let problem = format!("is {}, but the {whose} has {tokenizer_vocab} entries", model.vocab);
-    let allowed = format!("{tokenizer_vocab} to {}", limits::VOCAB_MAX);
-    Err(broken("model.vocab", problem, allowed, "Raise it, or leave it out to take the tokenizer's"))
+    let problem = format!("is {}, but the {name} has {tokenizer_vocab} entries", model.vocab_size);
+    let allowed = format!("{tokenizer_vocab} to {}", limits::VOCAB_SIZE_MAX);
+    Err(broken("model.vocab_size", problem, allowed, "Raise it, or leave it out to take the tokenizer's"))
 }
 
 fn model_numbers(model: &Model) -> Checked {
     real("model.rope_theta", model.rope_theta, 1.0..=1e12)?;
-    positive("model.norm_epsilon", model.norm_epsilon, 1.0)
+    positive("model.rms_norm_eps", model.rms_norm_eps, 1.0)
 }
 
 fn pipeline(pipeline: &Pipeline, model: &Model) -> Checked {
     count("pipeline.stages", pipeline.stages, 1, limits::LAYERS_MAX)?;
-    if pipeline.stages > model.layers {
-        let problem = format!("is {}, more than model.layers = {}", pipeline.stages, model.layers);
-        let allowed = format!("1 to {}", model.layers);
+    if pipeline.stages > model.num_hidden_layers {
+        let layers = model.num_hidden_layers;
+        let problem = format!("is {}, more than model.num_hidden_layers = {layers}", pipeline.stages);
+        let allowed = format!("1 to {layers}");
         return Err(broken(
             "pipeline.stages",
             problem,
@@ -95,16 +99,17 @@ fn pipeline(pipeline: &Pipeline, model: &Model) -> Checked {
     }
     layers_per_stage(pipeline, model)?;
     count("pipeline.replicas", pipeline.replicas, 1, limits::REPLICAS_MAX)?;
-    count("pipeline.window", pipeline.window, 1, limits::WINDOW_MAX)?;
-    let per_update = pipeline.microbatches_per_update;
-    count("pipeline.microbatches_per_update", per_update, 1, limits::MICROBATCHES_PER_UPDATE_MAX)
+    count("pipeline.max_in_flight", pipeline.max_in_flight, 1, limits::IN_FLIGHT_MAX)?;
+    let accumulated = pipeline.gradient_accumulation_steps;
+    count("pipeline.gradient_accumulation_steps", accumulated, 1, limits::ACCUMULATION_STEPS_MAX)
 }
 
 fn layers_per_stage(pipeline: &Pipeline, model: &Model) -> Checked {
     const FIELD: &str = "pipeline.layers_per_stage";
     const REMEDY: &str = "Change it, or leave it out for the most even cut";
-    let cut = &pipeline.layers_per_stage;
-    let allowed = format!("{} numbers from 1 that sum to model.layers = {}", pipeline.stages, model.layers);
+    let (cut, layers) = (&pipeline.layers_per_stage, model.num_hidden_layers);
+    let allowed =
+        format!("{} numbers from 1 that sum to model.num_hidden_layers = {layers}", pipeline.stages);
     if cut.len() != pipeline.stages {
         let problem = format!("names {} stages, but pipeline.stages is {}", cut.len(), pipeline.stages);
         return Err(broken(FIELD, problem, allowed, REMEDY));
@@ -113,21 +118,20 @@ fn layers_per_stage(pipeline: &Pipeline, model: &Model) -> Checked {
         return Err(broken(FIELD, format!("gives stage {stage} no layer"), allowed, REMEDY));
     }
     let sum = cut.iter().fold(0usize, |sum, &layers| sum.saturating_add(layers));
-    if sum != model.layers {
+    if sum != layers {
         return Err(broken(FIELD, format!("sums to {sum}"), allowed, REMEDY));
     }
     Ok(())
 }
 
 fn boundary(run: &Run) -> Checked {
-    let code = run.boundary.code;
-    let width = run.model.width;
-    if run.boundary.kind == Kind::Subspace && code > width {
-        let problem = format!("is {code}, more than model.width = {width}");
+    let (rank, width) = (run.boundary.rank, run.model.hidden_size);
+    if run.boundary.kind == Kind::Subspace && rank > width {
+        let problem = format!("is {rank}, more than model.hidden_size = {width}");
         let remedy = "Lower it, or send the stream itself with kind = \"identity\"";
-        return Err(broken("boundary.code", problem, format!("1 to {width}"), remedy));
+        return Err(broken("boundary.rank", problem, format!("1 to {width}"), remedy));
     }
-    count("boundary.code", code, 1, limits::WIDTH_MAX)?;
+    count("boundary.rank", rank, 1, limits::HIDDEN_SIZE_MAX)?;
     positive("boundary.anchor_scale", run.boundary.anchor_scale, 100.0)
 }
 
@@ -135,9 +139,9 @@ fn batch(run: &Run) -> Checked {
     count("batch.sequences", run.batch.sequences, 1, limits::SEQUENCES_MAX)?;
     let tokens = run.tokens_per_microbatch();
     if tokens > limits::MICROBATCH_TOKENS_MAX {
-        let problem = format!("x model.context is {tokens} tokens a microbatch");
+        let problem = format!("x model.max_position_embeddings is {tokens} tokens a microbatch");
         let allowed = format!("up to {} tokens", limits::MICROBATCH_TOKENS_MAX);
-        let remedy = "Use fewer sequences and raise pipeline.microbatches_per_update";
+        let remedy = "Use fewer sequences and raise pipeline.gradient_accumulation_steps";
         return Err(broken("batch.sequences", problem, allowed, remedy));
     }
     Ok(())
@@ -145,22 +149,22 @@ fn batch(run: &Run) -> Checked {
 
 fn optimizer(optimizer: &Optimizer) -> Checked {
     positive("optimizer.learning_rate", optimizer.learning_rate, limits::LEARNING_RATE_MAX)?;
-    number("optimizer.updates", optimizer.updates, 1, limits::UPDATES_MAX)?;
-    number("optimizer.warmup_updates", optimizer.warmup_updates, 0, optimizer.updates)?;
-    real("optimizer.final_share", optimizer.final_share, 0.0..=1.0)?;
+    number("optimizer.steps", optimizer.steps, 1, limits::STEPS_MAX)?;
+    number("optimizer.warmup_steps", optimizer.warmup_steps, 0, optimizer.steps)?;
+    real("optimizer.min_lr_ratio", optimizer.min_lr_ratio, 0.0..=1.0)?;
     below_one("optimizer.beta1", optimizer.beta1)?;
     below_one("optimizer.beta2", optimizer.beta2)?;
     positive("optimizer.epsilon", optimizer.epsilon, 1.0)?;
     real("optimizer.weight_decay", optimizer.weight_decay, 0.0..=10.0)?;
     real("optimizer.momentum_decay", optimizer.momentum_decay, 0.0..=1.0)?;
-    real("optimizer.clip_microbatch", optimizer.clip_microbatch, 0.0..=1e6)?;
-    real("optimizer.clip_stage", optimizer.clip_stage, 0.0..=1e6)?;
+    real("optimizer.max_grad_norm_ratio", optimizer.max_grad_norm_ratio, 0.0..=1e6)?;
+    real("optimizer.max_grad_norm", optimizer.max_grad_norm, 0.0..=1e6)?;
     real("optimizer.staleness_power", optimizer.staleness_power, 0.0..=4.0)
 }
 
 fn averaging(averaging: &Averaging) -> Checked {
-    number("averaging.every", averaging.every, 0, limits::AVERAGING_EVERY_MAX)?;
-    number("averaging.sets", u64::from(averaging.sets), 1, limits::AVERAGING_SETS_MAX)
+    number("averaging.interval", averaging.interval, 0, limits::AVERAGING_INTERVAL_MAX)?;
+    number("averaging.fragments", u64::from(averaging.fragments), 1, limits::AVERAGING_FRAGMENTS_MAX)
 }
 
 fn data(data: &Data) -> Checked {
@@ -172,7 +176,7 @@ fn data(data: &Data) -> Checked {
     if let Some(ending) = data.extensions.iter().find(|ending| !ending_is_fine(ending)) {
         let problem = format!("has the entry {ending:?}");
         let allowed = "endings without a dot or slash before them, e.g. \"rs\"".to_owned();
-        return Err(broken("data.extensions", problem, allowed, "Write only what follows the last dot"));
+        return Err(broken("data.extensions", problem, allowed, "Write only the part behind the last dot"));
     }
     if data.paths.iter().any(|path| path.as_os_str().is_empty()) {
         let remedy = "Write \".\" for the folder of the run file";
@@ -195,7 +199,7 @@ fn join(join: &Join) -> Checked {
     let Join::Keys(keys) = join else { return Ok(()) };
     let allowed = || "\"anyone\", or a list of ed25519 public keys of 64 hexadecimal digits each".to_owned();
     if keys.is_empty() {
-        let problem = "is an empty list, so nobody could join".to_owned();
+        let problem = "is an empty list, so no peer could join".to_owned();
         return Err(broken("policy.join", problem, allowed(), "List the keys of your volunteers"));
     }
     let is_key =
@@ -203,7 +207,7 @@ fn join(join: &Join) -> Checked {
     match keys.iter().position(|key| !is_key(key)) {
         Some(index) => {
             let problem = format!("has an entry, number {}, that is not a key", index + 1);
-            Err(broken("policy.join", problem, allowed(), "Copy the key a volunteer's program prints"))
+            Err(broken("policy.join", problem, allowed(), "Copy the key that the volunteer's program prints"))
         }
         None => Ok(()),
     }
@@ -211,11 +215,11 @@ fn join(join: &Join) -> Checked {
 
 /// Products of sizes that are each allowed.
 fn totals(run: &Run) -> Checked {
-    let frame = run.tokens_per_microbatch() as u64 * run.model.width as u64 * 4;
+    let frame = run.tokens_per_microbatch() as u64 * run.model.hidden_size as u64 * 4;
     if frame > limits::BOUNDARY_BYTES_MAX {
         let problem = format!("makes activations of {frame} bytes a microbatch");
         let allowed =
-            format!("up to {} bytes of width x sequences x context x 4", limits::BOUNDARY_BYTES_MAX);
+            format!("up to {} bytes of hidden_size x tokens of a microbatch x 4", limits::BOUNDARY_BYTES_MAX);
         return Err(broken("batch.sequences", problem, allowed, "Use fewer sequences"));
     }
     let largest = run.stages().map(|stage| run.stage_parameters(stage)).max().unwrap_or(0);

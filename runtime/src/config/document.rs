@@ -5,6 +5,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Violation};
 use super::limits;
+use super::suggest::{self, Known, join};
+use super::words::Word;
 
 /// A parsed run file that still knows its lines.
 pub(super) struct Document<'t> {
@@ -13,7 +15,7 @@ pub(super) struct Document<'t> {
     root: DeTable<'t>,
 }
 
-/// A value and where it stands.
+/// A value and its position in the text.
 struct Found<'d, 't> {
     value: &'d DeValue<'t>,
     /// Turned into a line only for a message: counting lines for every item of a long list would take forever.
@@ -42,13 +44,12 @@ impl<'t> Document<'t> {
         self.file
     }
 
-    /// Refuses every key that `sections` does not list.
-    pub(super) fn refuse_unknown(&self, sections: &[(&str, Vec<&str>)]) -> Result<(), ConfigError> {
-        let top: Vec<&str> = top_level_names(sections);
-        self.refuse_unknown_in("", &self.root, &top)?;
-        for (name, fields) in sections.iter().filter(|(name, _)| !name.is_empty()) {
-            if let Some(table) = self.table(name)? {
-                self.refuse_unknown_in(name, table, fields)?;
+    /// Refuses every key that is not `known`.
+    pub(super) fn refuse_unknown(&self, known: &Known<'_>) -> Result<(), ConfigError> {
+        self.refuse_unknown_in("", &self.root, &suggest::top_level(known), known)?;
+        for (section, fields) in known.iter().filter(|(section, _)| !section.is_empty()) {
+            if let Some(table) = self.table(section)? {
+                self.refuse_unknown_in(section, table, fields, known)?;
             }
         }
         Ok(())
@@ -58,23 +59,21 @@ impl<'t> Document<'t> {
         &self,
         section: &str,
         table: &DeTable<'t>,
-        known: &[&str],
+        names: &[&str],
+        known: &Known<'_>,
     ) -> Result<(), ConfigError> {
-        let stranger = table
+        let unknown = table
             .iter()
-            .map(|(key, _)| key)
-            .filter(|key| !known.contains(&key.get_ref().as_ref()))
-            .min_by_key(|key| key.span().start);
-        let Some(key) = stranger else { return Ok(()) };
-        let suggestion = nearest(key.get_ref(), known)
-            .map(|name| format!("Did you mean `{}`? ", join(section, name)))
-            .unwrap_or_default();
+            .filter(|(key, _)| !names.contains(&key.get_ref().as_ref()))
+            .min_by_key(|(key, _)| key.span().start);
+        let Some((key, value)) = unknown else { return Ok(()) };
+        let suggestion = suggest::for_field(known, section, key.get_ref(), value.get_ref().as_str());
         Err(ConfigError::UnknownField {
             file: self.file.to_owned(),
             line: self.line(key.span().start),
             field: join(section, &shorten(key.get_ref())),
-            suggestion,
-            known: known.join(", "),
+            suggestion: suggestion.map(|sentence| sentence + " ").unwrap_or_default(),
+            known: names.join(", "),
         })
     }
 
@@ -110,28 +109,38 @@ impl<'t> Document<'t> {
             .ok_or_else(|| self.wrong_type(&found, "a number, e.g. 0.001"))
     }
 
+    /// `true` or `false`.
+    pub(super) fn flag(&self, section: &str, name: &str) -> Result<Option<bool>, ConfigError> {
+        let Some(found) = self.find(section, name)? else { return Ok(None) };
+        found.value.as_bool().map(Some).ok_or_else(|| self.wrong_type(&found, "true or false"))
+    }
+
     /// A quoted text.
     pub(super) fn text(&self, section: &str, name: &str) -> Result<Option<String>, ConfigError> {
         let Some(found) = self.find(section, name)? else { return Ok(None) };
         self.to_text(&found, "a text in quotes").map(Some)
     }
 
+    /// One of the words of `T`, as its variant.
+    pub(super) fn choice<T: Word>(&self, section: &str, name: &str) -> Result<Option<T>, ConfigError> {
+        Ok(self.word(section, name, &T::words())?.and_then(T::of_word))
+    }
+
     /// One of a few words.
-    pub(super) fn word<T: Copy>(
+    pub(super) fn word<'w>(
         &self,
         section: &str,
         name: &str,
-        words: &[(&str, T)],
-    ) -> Result<Option<T>, ConfigError> {
+        words: &[&'w str],
+    ) -> Result<Option<&'w str>, ConfigError> {
         let Some(found) = self.find(section, name)? else { return Ok(None) };
-        let allowed = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+        let allowed = words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
         let text = self.to_text(&found, &format!("one of {allowed}"))?;
-        if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
-            return Ok(Some(*value));
+        if let Some(word) = words.iter().find(|word| **word == text) {
+            return Ok(Some(word));
         }
-        let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        let remedy = match nearest(&text, &names) {
-            Some(word) => format!("Did you mean \"{word}\"?"),
+        let remedy = match suggest::for_word(&found.field, &text, words) {
+            Some(meant) => format!("Did you mean {meant}?"),
             None => "Write one of these".to_owned(),
         };
         let problem = format!("is \"{}\"", shorten(&text));
@@ -257,16 +266,6 @@ fn entry<'d, 't>(
     table.iter().find(|(key, _)| key.get_ref() == name)
 }
 
-fn top_level_names<'s>(sections: &[(&'s str, Vec<&'s str>)]) -> Vec<&'s str> {
-    let own =
-        sections.iter().filter(|(name, _)| name.is_empty()).flat_map(|(_, fields)| fields.iter().copied());
-    own.chain(sections.iter().map(|(name, _)| *name).filter(|name| !name.is_empty())).collect()
-}
-
-fn join(section: &str, name: &str) -> String {
-    if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
-}
-
 fn describe(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => format!("the text \"{}\"", shorten(text)),
@@ -285,30 +284,4 @@ fn shorten(text: &str) -> String {
     let shown: String = text.chars().take(SHOWN_CHARS_MAX).collect();
     let ellipsis = if shown.len() < text.len() { "..." } else { "" };
     format!("{}{ellipsis}", shown.escape_debug())
-}
-
-/// The known name closest to `name`, if it is close enough to be a slip of the finger.
-fn nearest<'n>(name: &str, known: &[&'n str]) -> Option<&'n str> {
-    const NAME_CHARS_MAX: usize = 64;
-    if name.chars().count() > NAME_CHARS_MAX {
-        return None;
-    }
-    let (distance, best) = known.iter().map(|candidate| (edits(name, candidate), *candidate)).min()?;
-    (distance <= best.len().div_ceil(3)).then_some(best)
-}
-
-/// Insertions, deletions and replacements that turn `from` into `to`.
-fn edits(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in to.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[to.len()]
 }

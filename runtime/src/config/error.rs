@@ -1,4 +1,4 @@
-//! What can be wrong with a run file.
+//! Mistakes in a run file or a manifest.
 
 use std::io;
 
@@ -10,18 +10,18 @@ use crate::data::DataError;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("`{field}` {problem}. Allowed: {allowed}. {remedy}")]
 pub struct Violation {
-    /// Path of the field, e.g. `model.width`.
+    /// Path of the field, e.g. `model.hidden_size`.
     pub field: String,
-    /// What is wrong.
+    /// The mistake, as the rest of a sentence that begins with the field.
     pub problem: String,
-    /// What would be right.
+    /// The values that the rule allows.
     pub allowed: String,
-    /// What to do.
+    /// The remedy, as a sentence.
     pub remedy: String,
 }
 
-/// Why a run file or a manifest was refused. Every message names the file, where it can the line and the field,
-/// what is wrong and what to do.
+/// A mistake in a run file or a manifest. Every message names the file, the mistake and the remedy, and the line and
+/// the field where the mistake has one.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -30,17 +30,17 @@ pub enum ConfigError {
     Unreadable {
         /// The run file.
         file: String,
-        /// What the system said.
+        /// Error of the operating system.
         cause: io::Error,
     },
-    /// The file is longer than any run file has reason to be.
+    /// The file is longer than a run file may be.
     #[error("{file}: has {bytes} bytes, more than the {limit} of a run file. Is it the right file?")]
     TooLong {
         /// The run file.
         file: String,
-        /// Its length.
+        /// Its length in bytes, or one more than the limit if it was not read to its end.
         bytes: usize,
-        /// The limit.
+        /// The limit in bytes.
         limit: usize,
     },
     /// The text is not UTF-8.
@@ -60,24 +60,24 @@ pub enum ConfigError {
         line: usize,
         /// Character in the line, from 1.
         column: usize,
-        /// What the parser expected.
+        /// Complaint of the parser.
         problem: String,
     },
-    /// A field or section nobody knows.
+    /// A field or section that a run file does not have.
     #[error("{file}:{line}: unknown field `{field}`. {suggestion}Known here: {known}")]
     UnknownField {
         /// The run file.
         file: String,
         /// Line, from 1.
         line: usize,
-        /// Path of the field, e.g. `model.widht`.
+        /// Path of the field, e.g. `model.hiden_size`.
         field: String,
-        /// "Did you mean ...? ", or nothing.
+        /// A sentence such as "Did you mean `model.hidden_size`? ", or empty.
         suggestion: String,
-        /// The fields of that section.
+        /// Names of the fields of that section.
         known: String,
     },
-    /// A field that has no default is not there.
+    /// A field without a default is missing.
     #[error("{file}:{line}: `{field}` is missing. Add {remedy}")]
     Missing {
         /// The run file.
@@ -86,7 +86,7 @@ pub enum ConfigError {
         line: usize,
         /// Path of the field.
         field: String,
-        /// What to write.
+        /// Text to add.
         remedy: String,
     },
     /// A value of the wrong type.
@@ -98,12 +98,12 @@ pub enum ConfigError {
         line: usize,
         /// Path of the field.
         field: String,
-        /// What is there.
+        /// The value, described.
         found: String,
-        /// What should be there.
+        /// The type that the field takes.
         expected: String,
     },
-    /// A value of the right type that makes no sense.
+    /// A value of the right type that breaks a rule.
     #[error("{file}:{line}: {violation}")]
     Impossible {
         /// The run file.
@@ -120,7 +120,7 @@ pub enum ConfigError {
         file: String,
         /// Line, from 1.
         line: usize,
-        /// What went wrong.
+        /// Why the tokenizer cannot be used.
         cause: DataError,
     },
     /// A manifest for another version of the protocol.
@@ -128,17 +128,17 @@ pub enum ConfigError {
         "{file}: is for protocol {theirs}, this program speaks {ours}. Use the version of swarmline the run uses"
     )]
     Protocol {
-        /// Where the manifest came from.
+        /// The source of the manifest.
         file: String,
-        /// Version it names.
+        /// Protocol version of the manifest.
         theirs: u64,
-        /// Version of this program.
+        /// Protocol version of this program.
         ours: u64,
     },
-    /// A manifest that says the right things in another way than every other peer would.
+    /// A manifest whose values are right and whose bytes are not the canonical ones.
     #[error("{file}: the manifest is not in canonical form. Ask the coordinator for the bytes it signed")]
     NotCanonical {
-        /// Where the manifest came from.
+        /// The source of the manifest.
         file: String,
     },
 }
@@ -162,7 +162,7 @@ impl ConfigError {
         }
     }
 
-    /// Path of the field that is wrong, e.g. `model.width`, where there is one.
+    /// Path of the field that is wrong, e.g. `model.hidden_size`, where there is one.
     #[must_use]
     pub fn field(&self) -> Option<&str> {
         match self {

@@ -1,11 +1,17 @@
-//! Every field of a run file, once: its name, what it says to a reader, and how it is written.
+//! Every field of a run file, once: its name, its comment for a reader, and its value in TOML.
 
 use std::fmt::Display;
 use std::path::Path;
 
 use toml::Value;
 
-use super::{Join, Kind, Mode, OptimizerKind, Packing, Run, Stash, Tokenizer};
+use super::words::Word;
+use super::{Join, Kind, Mode, OptimizerKind, Packing, Run, Tokenizer};
+
+/// The word for [`Tokenizer::Bytes`]; any other text is the path of a tokenizer file.
+pub(super) const BYTES: &str = "bytes";
+/// The word for [`Join::Anyone`], where a list of keys could stand.
+pub(super) const ANYONE: &str = "anyone";
 
 /// A table of the run file; the one without a name holds the fields at the top.
 pub(super) struct Section {
@@ -16,173 +22,187 @@ pub(super) struct Section {
 /// A field of a section.
 pub(super) struct Field {
     pub(super) name: &'static str,
-    /// One line for a reader of the file.
+    /// Comment for a reader of the file: one line.
     pub(super) says: &'static str,
+    /// The words that the field is a choice of; none if it is no such choice.
+    pub(super) words: fn() -> Vec<&'static str>,
     /// Whether all processes of a run must agree on it.
     pub(super) shared: bool,
     /// The value in TOML.
     pub(super) value: fn(&Run) -> String,
 }
 
-const fn shared(name: &'static str, says: &'static str, value: fn(&Run) -> String) -> Field {
-    Field { name, says, shared: true, value }
-}
+impl Field {
+    const fn shared(name: &'static str, says: &'static str, value: fn(&Run) -> String) -> Self {
+        Self { name, says, words: Vec::new, shared: true, value }
+    }
 
-const fn own(name: &'static str, says: &'static str, value: fn(&Run) -> String) -> Field {
-    Field { name, says, shared: false, value }
+    const fn own(name: &'static str, says: &'static str, value: fn(&Run) -> String) -> Self {
+        Self { name, says, words: Vec::new, shared: false, value }
+    }
+
+    const fn choice<T: Word>(name: &'static str, says: &'static str, value: fn(&Run) -> String) -> Self {
+        Self { name, says, words: T::words, shared: true, value }
+    }
 }
 
 /// All sections, in the order they are written.
 pub(super) const SECTIONS: &[Section] = &[
-    Section {
-        name: "",
-        fields: &[
-            shared("name", "Name shown to people.", |run| text(&run.name)),
-            shared("seed", "Seed of weights, batches, basis, anchors and rounding.", |run| number(run.seed)),
-        ],
-    },
-    Section {
-        name: "model",
-        fields: &[
-            shared("width", "Width of the residual stream.", |run| number(run.model.width)),
-            shared("layers", "Transformer layers.", |run| number(run.model.layers)),
-            shared("heads", "Query heads; divides the width into even parts.", |run| number(run.model.heads)),
-            shared("kv_heads", "Key-value heads; divides heads.", |run| number(run.model.kv_heads)),
-            shared("ffn", "Width of the feed-forward layer.", |run| number(run.model.ffn)),
-            shared("context", "Tokens of a sequence.", |run| number(run.model.context)),
-            shared("vocab", "Entries of the vocabulary; at least what the tokenizer has.", |run| {
-                number(run.model.vocab)
-            }),
-            shared("rope_theta", "Base of the rotary frequencies.", |run| real(run.model.rope_theta)),
-            shared("norm_epsilon", "Added to the mean square in RMSNorm.", |run| {
-                real(run.model.norm_epsilon)
-            }),
-        ],
-    },
-    Section {
-        name: "pipeline",
-        fields: &[
-            shared("stages", "Parts the layers are cut into.", |run| number(run.pipeline.stages)),
-            shared("layers_per_stage", "Layers of each stage, in order.", |run| {
-                list(&run.pipeline.layers_per_stage, |layers| number(layers))
-            }),
-            shared("replicas", "Replicas that serve a stage, at most.", |run| number(run.pipeline.replicas)),
-            shared("mode", "asynchronous: no stage waits. synchronous: drain before every update.", |run| {
-                text(mode_name(run.pipeline.mode))
-            }),
-            shared("window", "Microbatches in flight.", |run| number(run.pipeline.window)),
-            shared("microbatches_per_update", "Microbatches a replica accumulates before it steps.", |run| {
-                number(run.pipeline.microbatches_per_update)
-            }),
-            shared("stash", "What forward keeps for backward: activations, or input (recompute).", |run| {
-                text(stash_name(run.pipeline.stash))
-            }),
-        ],
-    },
-    Section {
-        name: "boundary",
-        fields: &[
-            shared("kind", "What crosses a cut: identity, subspace or nothing (the control).", |run| {
-                text(kind_name(run.boundary.kind))
-            }),
-            shared("code", "Numbers per token that cross, for subspace.", |run| number(run.boundary.code)),
-            shared("packing", "Numbers to bytes: f32, bf16, q8 or q4.", |run| {
-                text(packing_name(run.boundary.packing))
-            }),
-            shared("anchor_scale", "Standard deviation of the frozen anchor.", |run| {
-                real(run.boundary.anchor_scale)
-            }),
-        ],
-    },
-    Section {
-        name: "batch",
-        fields: &[shared("sequences", "Sequences of a microbatch.", |run| number(run.batch.sequences))],
-    },
-    Section {
-        name: "optimizer",
-        fields: &[
-            shared("kind", "Update rule: nadamw or adamw.", |run| text(optimizer_name(run.optimizer.kind))),
-            shared("learning_rate", "Peak learning rate.", |run| real(run.optimizer.learning_rate)),
-            shared("warmup_updates", "Updates of linear warm-up.", |run| {
-                number(run.optimizer.warmup_updates)
-            }),
-            shared("updates", "Updates of the run; the cosine ends here.", |run| {
-                number(run.optimizer.updates)
-            }),
-            shared("final_share", "Floor of the schedule as a share of the peak.", |run| {
-                real(run.optimizer.final_share)
-            }),
-            shared("beta1", "Decay of the first moment.", |run| real(run.optimizer.beta1)),
-            shared("beta2", "Decay of the second moment.", |run| real(run.optimizer.beta2)),
-            shared("epsilon", "Added to the denominator.", |run| real(run.optimizer.epsilon)),
-            shared("weight_decay", "Decoupled decay of matrices.", |run| real(run.optimizer.weight_decay)),
-            shared("momentum_decay", "Momentum decay psi of nadamw's schedule.", |run| {
-                real(run.optimizer.momentum_decay)
-            }),
-            shared("clip_microbatch", "Clip at this multiple of the running median norm; 0 is off.", |run| {
-                real(run.optimizer.clip_microbatch)
-            }),
-            shared("clip_stage", "Clip a stage's gradient at this norm; 0 is off.", |run| {
-                real(run.optimizer.clip_stage)
-            }),
-            shared("staleness_power", "Divide the rate by staleness to this power; 0 is off.", |run| {
-                real(run.optimizer.staleness_power)
-            }),
-        ],
-    },
-    Section {
-        name: "averaging",
-        fields: &[
-            shared("every", "Finished microbatches per averaging round of the replicas; 0 is off.", |run| {
-                number(run.averaging.every)
-            }),
-            shared("sets", "Sets the numbers are divided into; a round averages one.", |run| {
-                number(run.averaging.sets)
-            }),
-        ],
-    },
-    Section {
-        name: "data",
-        fields: &[
-            own("paths", "Files or directories of text, relative to the folder of this file.", |run| {
-                list(&run.data.paths, |path| self::path(path))
-            }),
-            shared(
-                "extensions",
-                "File name endings to take from directories; an empty list takes every file.",
-                |run| list(&run.data.extensions, |ending| text(ending)),
-            ),
-            own("tokenizer", "bytes, or the path of a tokenizer.json.", |run| match &run.data.tokenizer {
-                Tokenizer::Bytes => text("bytes"),
-                Tokenizer::File(file) => path(file),
-            }),
-            shared("heldout", "Share of the text held out for evaluation.", |run| real(run.data.heldout)),
-            shared("heldout_microbatches", "Microbatches of one evaluation.", |run| {
-                number(run.data.heldout_microbatches)
-            }),
-        ],
-    },
-    Section {
-        name: "policy",
-        fields: &[own("join", "Who may join: anyone, or a list of public keys in hexadecimal.", |run| {
-            match &run.policy.join {
-                Join::Anyone => text("anyone"),
-                Join::Keys(keys) => list(keys, |key| text(key)),
-            }
-        })],
-    },
+    Section { name: "", fields: TOP },
+    Section { name: "model", fields: MODEL },
+    Section { name: "pipeline", fields: PIPELINE },
+    Section { name: "boundary", fields: BOUNDARY },
+    Section { name: "batch", fields: BATCH },
+    Section { name: "optimizer", fields: OPTIMIZER },
+    Section { name: "averaging", fields: AVERAGING },
+    Section { name: "data", fields: DATA },
+    Section { name: "policy", fields: POLICY },
 ];
+
+const TOP: &[Field] = &[
+    Field::shared("name", "Name shown to people.", |run| text(&run.name)),
+    Field::shared("seed", "Seed of weights, batches, basis, anchors and rounding.", |run| plain(run.seed)),
+];
+
+const MODEL: &[Field] = &[
+    Field::shared("hidden_size", "Width of the residual stream.", |run| plain(run.model.hidden_size)),
+    Field::shared("num_hidden_layers", "Transformer layers.", |run| plain(run.model.num_hidden_layers)),
+    Field::shared("num_attention_heads", "Query heads; divides hidden_size into even parts.", |run| {
+        plain(run.model.num_attention_heads)
+    }),
+    Field::shared("num_key_value_heads", "Key-value heads; divides num_attention_heads.", |run| {
+        plain(run.model.num_key_value_heads)
+    }),
+    Field::shared("intermediate_size", "Width of the feed-forward layer.", |run| {
+        plain(run.model.intermediate_size)
+    }),
+    Field::shared("max_position_embeddings", "Tokens of a sequence.", |run| {
+        plain(run.model.max_position_embeddings)
+    }),
+    Field::shared("vocab_size", "Entries of the vocabulary; at least those of the tokenizer.", |run| {
+        plain(run.model.vocab_size)
+    }),
+    Field::shared("rope_theta", "Base of the rotary frequencies.", |run| real(run.model.rope_theta)),
+    Field::shared("rms_norm_eps", "Added to the mean square in RMSNorm.", |run| real(run.model.rms_norm_eps)),
+];
+
+const PIPELINE: &[Field] = &[
+    Field::shared("stages", "Parts the layers are cut into.", |run| plain(run.pipeline.stages)),
+    Field::shared("layers_per_stage", "Layers of each stage, in order.", |run| {
+        list(&run.pipeline.layers_per_stage, |layers| plain(layers))
+    }),
+    Field::shared("replicas", "Replicas that serve a stage, at most.", |run| plain(run.pipeline.replicas)),
+    Field::choice::<Mode>(
+        "mode",
+        "Whether stages wait: synchronous drains the pipeline before every step.",
+        |run| word(run.pipeline.mode),
+    ),
+    Field::shared("max_in_flight", "Microbatches in flight, at most.", |run| {
+        plain(run.pipeline.max_in_flight)
+    }),
+    Field::shared("gradient_accumulation_steps", "Microbatches per optimizer step of a replica.", |run| {
+        plain(run.pipeline.gradient_accumulation_steps)
+    }),
+    Field::shared("activation_checkpointing", "Recompute the forward in backward: less memory.", |run| {
+        plain(run.pipeline.activation_checkpointing)
+    }),
+];
+
+const BOUNDARY: &[Field] = &[
+    Field::choice::<Kind>(
+        "kind",
+        "Part of the stream that crosses a cut: all, its coordinates, or none (a control).",
+        |run| word(run.boundary.kind),
+    ),
+    Field::shared("rank", "Numbers per token that cross, for subspace.", |run| plain(run.boundary.rank)),
+    Field::choice::<Packing>("packing", "How numbers become bytes.", |run| word(run.boundary.packing)),
+    Field::shared("anchor_scale", "Standard deviation of the frozen anchor.", |run| {
+        real(run.boundary.anchor_scale)
+    }),
+];
+
+const BATCH: &[Field] =
+    &[Field::shared("sequences", "Sequences of a microbatch.", |run| plain(run.batch.sequences))];
+
+const OPTIMIZER: &[Field] = &[
+    Field::choice::<OptimizerKind>("kind", "Update rule.", |run| word(run.optimizer.kind)),
+    Field::shared("learning_rate", "Peak learning rate.", |run| real(run.optimizer.learning_rate)),
+    Field::shared("warmup_steps", "Steps of linear warm-up.", |run| plain(run.optimizer.warmup_steps)),
+    Field::shared("steps", "Steps of the run; the cosine ends here.", |run| plain(run.optimizer.steps)),
+    Field::shared("min_lr_ratio", "Floor of the schedule as a ratio to the peak.", |run| {
+        real(run.optimizer.min_lr_ratio)
+    }),
+    Field::shared("beta1", "Decay of the first moment.", |run| real(run.optimizer.beta1)),
+    Field::shared("beta2", "Decay of the second moment.", |run| real(run.optimizer.beta2)),
+    Field::shared("epsilon", "Added to the denominator.", |run| real(run.optimizer.epsilon)),
+    Field::shared("weight_decay", "Decoupled decay of matrices.", |run| real(run.optimizer.weight_decay)),
+    Field::shared("momentum_decay", "Momentum decay psi of nadamw's schedule.", |run| {
+        real(run.optimizer.momentum_decay)
+    }),
+    Field::shared(
+        "max_grad_norm_ratio",
+        "Clip a microbatch's gradient at this multiple of the running median norm; 0 is off.",
+        |run| real(run.optimizer.max_grad_norm_ratio),
+    ),
+    Field::shared("max_grad_norm", "Clip a stage's gradient at this norm; 0 is off.", |run| {
+        real(run.optimizer.max_grad_norm)
+    }),
+    Field::shared("staleness_power", "Divide the rate by staleness to this power; 0 is off.", |run| {
+        real(run.optimizer.staleness_power)
+    }),
+];
+
+const AVERAGING: &[Field] = &[
+    Field::shared("interval", "Finished microbatches between two averaging rounds; 0 is off.", |run| {
+        plain(run.averaging.interval)
+    }),
+    Field::shared("fragments", "Fragments of the parameters; a round averages one.", |run| {
+        plain(run.averaging.fragments)
+    }),
+];
+
+const DATA: &[Field] = &[
+    Field::own("paths", "Files or directories of text, relative to the folder of this file.", |run| {
+        list(&run.data.paths, |path| self::path(path))
+    }),
+    Field::shared(
+        "extensions",
+        "File name endings to take from directories; an empty list takes every file.",
+        |run| list(&run.data.extensions, |ending| text(ending)),
+    ),
+    Field::own("tokenizer", "bytes, or the path of a tokenizer.json.", |run| match &run.data.tokenizer {
+        Tokenizer::Bytes => text(BYTES),
+        Tokenizer::File(file) => path(file),
+    }),
+    Field::shared("heldout", "Share of the text held out for evaluation.", |run| real(run.data.heldout)),
+    Field::shared("heldout_microbatches", "Microbatches of one evaluation.", |run| {
+        plain(run.data.heldout_microbatches)
+    }),
+];
+
+const POLICY: &[Field] =
+    &[Field::own("join", "Peers that may join: anyone, or a list of public keys in hexadecimal.", |run| {
+        match &run.policy.join {
+            Join::Anyone => text(ANYONE),
+            Join::Keys(keys) => list(keys, |key| text(key)),
+        }
+    })];
 
 /// The value in TOML, quoted and escaped.
 pub(super) fn text(value: &str) -> String {
     Value::String(value.to_owned()).to_string()
 }
 
+fn word(value: impl Word) -> String {
+    text(value.word())
+}
+
 fn path(value: &Path) -> String {
     text(&value.to_string_lossy())
 }
 
-fn number(value: impl Display) -> String {
+/// A whole number, `true` or `false`.
+fn plain(value: impl Display) -> String {
     value.to_string()
 }
 
@@ -193,42 +213,4 @@ fn real(value: f32) -> String {
 
 fn list<T>(values: &[T], one: impl Fn(&T) -> String) -> String {
     format!("[{}]", values.iter().map(one).collect::<Vec<_>>().join(", "))
-}
-
-fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Asynchronous => "asynchronous",
-        Mode::Synchronous => "synchronous",
-    }
-}
-
-fn stash_name(stash: Stash) -> &'static str {
-    match stash {
-        Stash::Activations => "activations",
-        Stash::Input => "input",
-    }
-}
-
-fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Identity => "identity",
-        Kind::Subspace => "subspace",
-        Kind::Nothing => "nothing",
-    }
-}
-
-fn packing_name(packing: Packing) -> &'static str {
-    match packing {
-        Packing::F32 => "f32",
-        Packing::Bf16 => "bf16",
-        Packing::Q8 => "q8",
-        Packing::Q4 => "q4",
-    }
-}
-
-fn optimizer_name(kind: OptimizerKind) -> &'static str {
-    match kind {
-        OptimizerKind::AdamW => "adamw",
-        OptimizerKind::NAdamW => "nadamw",
-    }
 }

@@ -1,7 +1,7 @@
-//! Limits of what a run may ask for.
+//! Limits on the sizes of a run.
 //!
-//! They keep every product of sizes far from overflow, and bound what a manifest from a stranger can make a peer
-//! allocate. They are wide: a run that meets one is a mistake or an attack.
+//! They keep every product of sizes far from overflow, and bound the memory that a manifest from a stranger can make a
+//! peer allocate. They are wide: a run that reaches one is a mistake or an attack.
 
 /// Bytes of a run file; thousands of data paths fit.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;
@@ -10,38 +10,38 @@ pub const MANIFEST_BYTES_MAX: usize = 1 << 16;
 /// Bytes of a run's name.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Width of the residual stream.
-pub const WIDTH_MAX: usize = 1 << 16;
+pub const HIDDEN_SIZE_MAX: usize = 1 << 16;
 /// Transformer layers.
 pub const LAYERS_MAX: usize = 1024;
 /// Width of the feed-forward layer.
-pub const FFN_MAX: usize = 1 << 18;
+pub const INTERMEDIATE_SIZE_MAX: usize = 1 << 18;
 /// Tokens of a sequence.
-pub const CONTEXT_MAX: usize = 1 << 17;
+pub const POSITIONS_MAX: usize = 1 << 17;
 /// Entries of a vocabulary.
-pub const VOCAB_MAX: usize = 1 << 20;
+pub const VOCAB_SIZE_MAX: usize = 1 << 20;
 /// Sequences of a microbatch.
 pub const SEQUENCES_MAX: usize = 1 << 16;
 /// Tokens of a microbatch.
 pub const MICROBATCH_TOKENS_MAX: usize = 1 << 22;
-/// Bytes of one boundary frame, before packing: width x tokens x 4.
+/// Bytes of one boundary frame, before packing: hidden size x tokens x 4.
 pub const BOUNDARY_BYTES_MAX: u64 = 1 << 32;
 /// Parameters of one stage.
 pub const STAGE_PARAMETERS_MAX: u64 = 1 << 38;
 /// Replicas of one stage.
 pub const REPLICAS_MAX: usize = 1 << 12;
 /// Microbatches in flight.
-pub const WINDOW_MAX: usize = 1 << 16;
-/// Microbatches of one update.
-pub const MICROBATCHES_PER_UPDATE_MAX: usize = 1 << 16;
-/// Updates of a run.
-pub const UPDATES_MAX: u64 = 1 << 40;
+pub const IN_FLIGHT_MAX: usize = 1 << 16;
+/// Microbatches of one optimizer step.
+pub const ACCUMULATION_STEPS_MAX: usize = 1 << 16;
+/// Optimizer steps of a run.
+pub const STEPS_MAX: u64 = 1 << 40;
 /// Microbatches of one evaluation.
 pub const HELDOUT_MICROBATCHES_MAX: usize = 1 << 16;
-/// Microbatches per averaging round.
-pub const AVERAGING_EVERY_MAX: u64 = 1 << 40;
-/// Index sets of averaging.
-pub const AVERAGING_SETS_MAX: u64 = 1 << 12;
-/// Bytes of a part of an averaging round, weights and moments together. A set with more is cut into more parts.
+/// Finished microbatches between two averaging rounds.
+pub const AVERAGING_INTERVAL_MAX: u64 = 1 << 40;
+/// Fragments of averaging.
+pub const AVERAGING_FRAGMENTS_MAX: u64 = 1 << 12;
+/// Bytes of a part of an averaging round, weights and moments together. A fragment with more is cut into more parts.
 pub const AVERAGING_PART_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a chunk of a stage's state on its way to a joining replica.
 pub const STATE_CHUNK_BYTES_MAX: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! What all processes of a run must agree on.
+//! The manifest: everything that all processes of a run must agree on.
 
 use std::path::{Path, PathBuf};
 
@@ -7,22 +7,24 @@ use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use super::annotate::{Style, write_sections};
 use super::document::Document;
 use super::error::{ConfigError, Violation};
-use super::fields::{SECTIONS, text};
+use super::fields::{BYTES, SECTIONS, text};
 use super::{Join, Run, Tokenizer, check, limits, resolve};
 use crate::data::TextTokenizer;
 
 /// Version of everything peers must share beside the run: frames, messages, initial weights, random numbers.
 ///
 /// It changes whenever two programs with equal manifests could compute different things.
-pub const PROTOCOL: u64 = 2;
+pub const PROTOCOL: u64 = 3;
 
 /// Name used in messages about a manifest.
 const SOURCE: &str = "manifest";
-/// What a tokenizer file is called where its path is nobody's business.
+/// The word for a tokenizer file, beside [`BYTES`].
+const FILE: &str = "file";
+/// Stands in for the path of a tokenizer file, which is the feeder's alone.
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// What all processes of a run must agree on: all of the run but the coordinator's own choices (data paths,
-/// policy), the digest of the tokenizer, and the protocol.
+/// Everything that all processes of a run must agree on: the run without the coordinator's own choices (data paths,
+/// policy), the digest of the tokenizer, and the protocol version.
 ///
 /// Its canonical bytes are TOML without comments, in a fixed order, with nothing left to a default. Two manifests
 /// are equal exactly when their bytes are. A manifest is data: nothing in it is executed or opened.
@@ -74,8 +76,7 @@ impl Manifest {
         if theirs != PROTOCOL {
             return Err(ConfigError::Protocol { file: SOURCE.to_owned(), theirs, ours: PROTOCOL });
         }
-        let kinds = [("bytes", false), ("file", true)];
-        let is_file = document.word("", "tokenizer", &kinds)?.unwrap_or(false);
+        let is_file = document.word("", "tokenizer", &[BYTES, FILE])? == Some(FILE);
         let tokenizer =
             if is_file { Tokenizer::File(PathBuf::from(TOKENIZER_FILE)) } else { Tokenizer::Bytes };
         // The file itself is the feeder's; here only the number it claims is known.
@@ -101,8 +102,8 @@ impl Manifest {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let kind = match self.run.data.tokenizer {
-            Tokenizer::Bytes => "bytes",
-            Tokenizer::File(_) => "file",
+            Tokenizer::Bytes => BYTES,
+            Tokenizer::File(_) => FILE,
         };
         let head = format!(
             "protocol = {PROTOCOL}\ntokenizer = {}\ntokenizer_digest = {}\ntokenizer_vocab = {}\n",

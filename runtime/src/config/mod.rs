@@ -2,6 +2,7 @@
 //!
 //! The way of a run file: `document` keeps the line of everything it reads, `resolve` fills in the defaults,
 //! `check` holds every rule about values. A [`Manifest`] from a stranger passes through the same three.
+//! `parameters` and `stream` say what follows from a run: the shapes of its parameters and the form of its stream.
 
 mod annotate;
 mod check;
@@ -10,15 +11,21 @@ mod error;
 mod fields;
 pub mod limits;
 mod manifest;
+mod parameters;
 mod resolve;
 mod run;
-mod sizes;
+mod stream;
+mod suggest;
+mod synonyms;
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub use error::{ConfigError, Violation};
 pub use manifest::{Manifest, PROTOCOL};
+pub use parameters::{Initial, ParameterSpec};
 pub use run::{
     Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
-    Policy, Run, Stash, Tokenizer,
+    Policy, Run, Tokenizer,
 };
+pub use stream::{Entry, Stream};

@@ -4,29 +4,30 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Document, position};
 use super::error::{ConfigError, Violation};
-use super::fields::SECTIONS;
+use super::fields::{ANYONE, BYTES, SECTIONS};
 use super::{
     Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
-    Policy, Run, Stash, Tokenizer, check, limits,
+    Policy, Run, Tokenizer, check, limits,
 };
 use crate::data::TextTokenizer;
 
-const DEFAULT_WIDTH: usize = 128;
+const DEFAULT_HIDDEN_SIZE: usize = 128;
 const DEFAULT_LAYERS: usize = 4;
-const DEFAULT_CONTEXT: usize = 128;
+const DEFAULT_POSITIONS: usize = 128;
 const DEFAULT_STAGES: usize = 4;
 const DEFAULT_SEQUENCES: usize = 8;
-const DEFAULT_UPDATES: u64 = 1000;
-const DEFAULT_AVERAGING_EVERY: u64 = 16;
-const DEFAULT_AVERAGING_SETS: u32 = 20;
-/// A head narrower than this has little to attend with.
+const DEFAULT_STEPS: u64 = 1000;
+const DEFAULT_AVERAGING_INTERVAL: u64 = 16;
+const DEFAULT_AVERAGING_FRAGMENTS: u32 = 20;
+/// Width of a head, at least: a narrower one tells few positions apart.
 const DEFAULT_HEAD_WIDTH_MIN: usize = 32;
 
 impl Run {
     /// Reads a run file.
     ///
     /// # Errors
-    /// Whatever is wrong with the file, its text or a value in it; a tokenizer it names that cannot be loaded.
+    /// The file cannot be read, or is too long, or not TOML; a field is unknown, missing, of the wrong type or breaks a
+    /// rule; the tokenizer it names cannot be loaded.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
         let bytes =
@@ -70,7 +71,7 @@ pub(super) fn impossible(document: &Document<'_>, violation: Violation) -> Confi
 fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
-    // One byte over the limit is enough for the parser to see that it is exceeded.
+    // One byte over the limit, so that the parser sees that it is exceeded.
     let limit = limits::CONFIG_BYTES_MAX as u64 + 1;
     std::fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -85,7 +86,7 @@ fn not_text(file: &str, error: &std::string::FromUtf8Error) -> ConfigError {
 fn read_tokenizer(document: &Document<'_>) -> Result<Tokenizer, ConfigError> {
     Ok(match document.text("data", "tokenizer")? {
         None => Tokenizer::Bytes,
-        Some(word) if word == "bytes" => Tokenizer::Bytes,
+        Some(word) if word == BYTES => Tokenizer::Bytes,
         Some(path) => Tokenizer::File(PathBuf::from(path)),
     })
 }
@@ -99,18 +100,18 @@ fn load_vocab(document: &Document<'_>, tokenizer: &Tokenizer, base: &Path) -> Re
     Ok(loaded.vocab())
 }
 
-/// The document with every default filled in; nothing is checked but types.
+/// The run in `document` with every default filled in; only types are checked.
 pub(super) fn read_run(
     document: &Document<'_>,
     tokenizer: Tokenizer,
     tokenizer_vocab: usize,
 ) -> Result<Run, ConfigError> {
     let model = read_model(document, tokenizer_vocab)?;
-    let pipeline = read_pipeline(document, model.layers)?;
+    let pipeline = read_pipeline(document, model.num_hidden_layers)?;
     Ok(Run {
         name: document.text("", "name")?.unwrap_or_else(|| default_name(document.file())),
         seed: document.number("", "seed")?.unwrap_or(0),
-        boundary: read_boundary(document, model.width)?,
+        boundary: read_boundary(document, model.hidden_size)?,
         batch: Batch { sequences: document.count("batch", "sequences")?.unwrap_or(DEFAULT_SEQUENCES) },
         optimizer: read_optimizer(document, pipeline.mode)?,
         averaging: read_averaging(document)?,
@@ -129,29 +130,31 @@ fn default_name(file: &str) -> String {
 fn read_model(document: &Document<'_>, tokenizer_vocab: usize) -> Result<Model, ConfigError> {
     let count = |name| document.count("model", name);
     let real = |name| document.real("model", name);
-    let width = count("width")?.unwrap_or(DEFAULT_WIDTH);
-    let heads = count("heads")?.unwrap_or_else(|| default_heads(width));
+    let hidden_size = count("hidden_size")?.unwrap_or(DEFAULT_HIDDEN_SIZE);
+    let num_attention_heads = count("num_attention_heads")?.unwrap_or_else(|| default_heads(hidden_size));
     Ok(Model {
-        width,
-        layers: count("layers")?.unwrap_or(DEFAULT_LAYERS),
-        heads,
-        kv_heads: count("kv_heads")?.unwrap_or(heads),
-        ffn: count("ffn")?.unwrap_or_else(|| default_ffn(width)),
-        context: count("context")?.unwrap_or(DEFAULT_CONTEXT),
-        vocab: count("vocab")?.unwrap_or(tokenizer_vocab),
+        hidden_size,
+        num_hidden_layers: count("num_hidden_layers")?.unwrap_or(DEFAULT_LAYERS),
+        num_attention_heads,
+        num_key_value_heads: count("num_key_value_heads")?.unwrap_or(num_attention_heads),
+        intermediate_size: count("intermediate_size")?
+            .unwrap_or_else(|| default_intermediate_size(hidden_size)),
+        max_position_embeddings: count("max_position_embeddings")?.unwrap_or(DEFAULT_POSITIONS),
+        vocab_size: count("vocab_size")?.unwrap_or(tokenizer_vocab),
         rope_theta: real("rope_theta")?.unwrap_or(10_000.0),
-        norm_epsilon: real("norm_epsilon")?.unwrap_or(1e-5),
+        rms_norm_eps: real("rms_norm_eps")?.unwrap_or(1e-5),
     })
 }
 
-fn default_heads(width: usize) -> usize {
-    let fits = |heads: &usize| width.is_multiple_of(*heads) && width / heads >= DEFAULT_HEAD_WIDTH_MIN;
+fn default_heads(hidden_size: usize) -> usize {
+    let fits =
+        |heads: &usize| hidden_size.is_multiple_of(*heads) && hidden_size / heads >= DEFAULT_HEAD_WIDTH_MIN;
     (0..8).map(|power| 1 << power).filter(fits).max().unwrap_or(1)
 }
 
-fn default_ffn(width: usize) -> usize {
-    // The width is not checked yet; a sum out of range is refused later.
-    width.saturating_mul(8).div_ceil(3).checked_next_multiple_of(16).unwrap_or(usize::MAX)
+fn default_intermediate_size(hidden_size: usize) -> usize {
+    // `hidden_size` is not checked yet; a size out of range is refused later.
+    hidden_size.saturating_mul(8).div_ceil(3).checked_next_multiple_of(16).unwrap_or(usize::MAX)
 }
 
 fn read_pipeline(document: &Document<'_>, layers: usize) -> Result<Pipeline, ConfigError> {
@@ -159,27 +162,25 @@ fn read_pipeline(document: &Document<'_>, layers: usize) -> Result<Pipeline, Con
     let named = document.counts("pipeline", "layers_per_stage")?;
     let default_stages = named.as_ref().map_or(DEFAULT_STAGES.min(layers), Vec::len);
     let stages = count("stages")?.unwrap_or(default_stages);
-    let modes = [("asynchronous", Mode::Asynchronous), ("synchronous", Mode::Synchronous)];
-    let stashes = [("activations", Stash::Activations), ("input", Stash::Input)];
-    let mode = document.word("pipeline", "mode", &modes)?.unwrap_or(Mode::Asynchronous);
-    let microbatches_per_update = count("microbatches_per_update")?.unwrap_or(1);
+    let mode = document.choice("pipeline", "mode")?.unwrap_or(Mode::Asynchronous);
+    let gradient_accumulation_steps = count("gradient_accumulation_steps")?.unwrap_or(1);
     let replicas = count("replicas")?.unwrap_or(1);
-    let default_window = match mode {
+    let default_in_flight = match mode {
         Mode::Asynchronous => stages.saturating_mul(2).saturating_mul(replicas),
-        Mode::Synchronous => microbatches_per_update.saturating_mul(replicas),
+        Mode::Synchronous => gradient_accumulation_steps.saturating_mul(replicas),
     };
     Ok(Pipeline {
         stages,
         layers_per_stage: named.unwrap_or_else(|| even_cut(layers, stages)),
         replicas,
         mode,
-        window: count("window")?.unwrap_or(default_window),
-        microbatches_per_update,
-        stash: document.word("pipeline", "stash", &stashes)?.unwrap_or(Stash::Activations),
+        max_in_flight: count("max_in_flight")?.unwrap_or(default_in_flight),
+        gradient_accumulation_steps,
+        activation_checkpointing: document.flag("pipeline", "activation_checkpointing")?.unwrap_or(false),
     })
 }
 
-/// As even as possible, earlier stages take the remainder. Empty where no cut is possible: the rules say why.
+/// As even as possible, earlier stages take the remainder. Empty where no cut is possible; the check says why.
 fn even_cut(layers: usize, stages: usize) -> Vec<usize> {
     if stages == 0 || stages > layers || layers > limits::LAYERS_MAX {
         return Vec::new();
@@ -187,13 +188,11 @@ fn even_cut(layers: usize, stages: usize) -> Vec<usize> {
     (0..stages).map(|stage| layers / stages + usize::from(stage < layers % stages)).collect()
 }
 
-fn read_boundary(document: &Document<'_>, width: usize) -> Result<Boundary, ConfigError> {
-    let kinds = [("identity", Kind::Identity), ("subspace", Kind::Subspace), ("nothing", Kind::Nothing)];
-    let packings = [("f32", Packing::F32), ("bf16", Packing::Bf16), ("q8", Packing::Q8), ("q4", Packing::Q4)];
+fn read_boundary(document: &Document<'_>, hidden_size: usize) -> Result<Boundary, ConfigError> {
     Ok(Boundary {
-        kind: document.word("boundary", "kind", &kinds)?.unwrap_or(Kind::Subspace),
-        code: document.count("boundary", "code")?.unwrap_or((width / 8).max(1)),
-        packing: document.word("boundary", "packing", &packings)?.unwrap_or(Packing::Q8),
+        kind: document.choice("boundary", "kind")?.unwrap_or(Kind::Subspace),
+        rank: document.count("boundary", "rank")?.unwrap_or((hidden_size / 8).max(1)),
+        packing: document.choice("boundary", "packing")?.unwrap_or(Packing::Q8),
         anchor_scale: document.real("boundary", "anchor_scale")?.unwrap_or(0.02),
     })
 }
@@ -201,32 +200,32 @@ fn read_boundary(document: &Document<'_>, width: usize) -> Result<Boundary, Conf
 fn read_optimizer(document: &Document<'_>, mode: Mode) -> Result<Optimizer, ConfigError> {
     let real = |name| document.real("optimizer", name);
     let number = |name| document.number("optimizer", name);
-    let kinds = [("nadamw", OptimizerKind::NAdamW), ("adamw", OptimizerKind::AdamW)];
-    let kind = document.word("optimizer", "kind", &kinds)?.unwrap_or(OptimizerKind::NAdamW);
-    let unsaid = Optimizer::of(kind, mode, number("updates")?.unwrap_or(DEFAULT_UPDATES));
+    let kind = document.choice("optimizer", "kind")?.unwrap_or(OptimizerKind::NAdamW);
+    let defaults = Optimizer::of(kind, mode, number("steps")?.unwrap_or(DEFAULT_STEPS));
     Ok(Optimizer {
         kind,
-        learning_rate: real("learning_rate")?.unwrap_or(unsaid.learning_rate),
-        warmup_updates: number("warmup_updates")?.unwrap_or(unsaid.warmup_updates),
-        updates: unsaid.updates,
-        final_share: real("final_share")?.unwrap_or(unsaid.final_share),
-        beta1: real("beta1")?.unwrap_or(unsaid.beta1),
-        beta2: real("beta2")?.unwrap_or(unsaid.beta2),
-        epsilon: real("epsilon")?.unwrap_or(unsaid.epsilon),
-        weight_decay: real("weight_decay")?.unwrap_or(unsaid.weight_decay),
-        momentum_decay: real("momentum_decay")?.unwrap_or(unsaid.momentum_decay),
-        clip_microbatch: real("clip_microbatch")?.unwrap_or(unsaid.clip_microbatch),
-        clip_stage: real("clip_stage")?.unwrap_or(unsaid.clip_stage),
-        staleness_power: real("staleness_power")?.unwrap_or(unsaid.staleness_power),
+        learning_rate: real("learning_rate")?.unwrap_or(defaults.learning_rate),
+        warmup_steps: number("warmup_steps")?.unwrap_or(defaults.warmup_steps),
+        steps: defaults.steps,
+        min_lr_ratio: real("min_lr_ratio")?.unwrap_or(defaults.min_lr_ratio),
+        beta1: real("beta1")?.unwrap_or(defaults.beta1),
+        beta2: real("beta2")?.unwrap_or(defaults.beta2),
+        epsilon: real("epsilon")?.unwrap_or(defaults.epsilon),
+        weight_decay: real("weight_decay")?.unwrap_or(defaults.weight_decay),
+        momentum_decay: real("momentum_decay")?.unwrap_or(defaults.momentum_decay),
+        max_grad_norm_ratio: real("max_grad_norm_ratio")?.unwrap_or(defaults.max_grad_norm_ratio),
+        max_grad_norm: real("max_grad_norm")?.unwrap_or(defaults.max_grad_norm),
+        staleness_power: real("staleness_power")?.unwrap_or(defaults.staleness_power),
     })
 }
 
 fn read_averaging(document: &Document<'_>) -> Result<Averaging, ConfigError> {
     let number = |name| document.number("averaging", name);
     Ok(Averaging {
-        every: number("every")?.unwrap_or(DEFAULT_AVERAGING_EVERY),
-        // What does not fit is far beyond the limit, which says so.
-        sets: number("sets")?.map_or(DEFAULT_AVERAGING_SETS, |sets| u32::try_from(sets).unwrap_or(u32::MAX)),
+        interval: number("interval")?.unwrap_or(DEFAULT_AVERAGING_INTERVAL),
+        // A number beyond u32 is far above the limit, and is refused for that.
+        fragments: number("fragments")?
+            .map_or(DEFAULT_AVERAGING_FRAGMENTS, |fragments| u32::try_from(fragments).unwrap_or(u32::MAX)),
     })
 }
 
@@ -248,5 +247,6 @@ fn read_join(document: &Document<'_>) -> Result<Join, ConfigError> {
     if document.is_list("policy", "join")? {
         return Ok(Join::Keys(document.texts("policy", "join")?.unwrap_or_default()));
     }
-    Ok(document.word("policy", "join", &[("anyone", ())])?.map_or(Join::Anyone, |()| Join::Anyone))
+    // The only word there is means the default.
+    document.word("policy", "join", &[ANYONE]).map(|_| Join::Anyone)
 }

@@ -3,14 +3,14 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use strum::{IntoStaticStr, VariantArray};
 use swarmline_scheduler::StageIndex;
 
 /// Everything the processes of a run must agree on, and the coordinator's own choices.
 ///
-/// What all must agree on (all but [`Run::data`]'s paths and [`Run::policy`]) is the *manifest*; its digest is
-/// part of every handshake.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// All of it but the paths in [`Run::data`] and [`Run::policy`] is in the *manifest*, whose digest is part of every
+/// handshake.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Run {
     /// Name shown to people. Default: the run file's name without its ending.
     pub name: String,
@@ -20,7 +20,7 @@ pub struct Run {
     pub model: Model,
     /// How layers are cut and how microbatches flow.
     pub pipeline: Pipeline,
-    /// What crosses a cut.
+    /// The boundary between two stages.
     pub boundary: Boundary,
     /// Size of a microbatch.
     pub batch: Batch,
@@ -30,104 +30,97 @@ pub struct Run {
     pub averaging: Averaging,
     /// The text.
     pub data: Data,
-    /// Who may take part.
+    /// The peers that may take part.
     pub policy: Policy,
 }
 
-/// Sizes of the LLaMA model.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// Sizes of the LLaMA model, under the names that Hugging Face's `config.json` has for them.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Model {
     /// Width `d` of the residual stream. Default 128.
-    pub width: usize,
+    pub hidden_size: usize,
     /// Transformer layers. Default 4.
-    pub layers: usize,
-    /// Query heads; divides `width`, and `width / heads` is even. Default: the largest of 1, 2, 4, ... for which
+    pub num_hidden_layers: usize,
+    /// Query heads; divides `hidden_size` into parts of even width. Default: the largest of 1, 2, 4, ... for which
     /// a head is at least 32 wide.
-    pub heads: usize,
-    /// Key-value heads; divides `heads`. Default: `heads`.
-    pub kv_heads: usize,
-    /// Width of the feed-forward layer. Default: 8/3 of `width`, rounded up to a multiple of 16.
-    pub ffn: usize,
+    pub num_attention_heads: usize,
+    /// Key-value heads; divides `num_attention_heads`. Default: `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of the feed-forward layer. Default: 8/3 of `hidden_size`, rounded up to a multiple of 16.
+    pub intermediate_size: usize,
     /// Tokens `T` of a sequence. Default 128.
-    pub context: usize,
-    /// Entries of the vocabulary. Default: what the tokenizer has.
-    pub vocab: usize,
+    pub max_position_embeddings: usize,
+    /// Entries of the vocabulary. Default: as many as the tokenizer has.
+    pub vocab_size: usize,
     /// Base of the rotary frequencies. Default 10000.
     pub rope_theta: f32,
     /// Added to the mean square in RMSNorm. Default 1e-5.
-    pub norm_epsilon: f32,
+    pub rms_norm_eps: f32,
 }
 
 /// How layers are cut into stages and how microbatches flow through them.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pipeline {
-    /// Number of stages. Default: as many as `layers_per_stage` names, or the smaller of 4 and `model.layers`.
+    /// Number of stages. Default: as many as `layers_per_stage` names, or the smaller of 4 and `model.num_hidden_layers`.
     pub stages: usize,
-    /// Layers of each stage, in order; sums to `model.layers`. Default: as even as possible, earlier stages
+    /// Layers of each stage, in order; sums to `model.num_hidden_layers`. Default: as even as possible, earlier stages
     /// take the remainder.
     pub layers_per_stage: Vec<usize>,
-    /// Replicas that serve a stage, at most; who comes later stands by. Default 1.
+    /// Replicas that serve a stage, at most; a peer that joins later stands by. Default 1.
     pub replicas: usize,
     /// Whether stages wait for each other. Default asynchronous.
     pub mode: Mode,
-    /// Microbatches in flight. Default: 2 x stages x replicas asynchronous, `microbatches_per_update` x replicas
-    /// synchronous.
-    pub window: usize,
-    /// Microbatches `K` a replica accumulates before it steps. Default 1.
-    pub microbatches_per_update: usize,
-    /// What forward keeps for backward. Default activations.
-    pub stash: Stash,
+    /// Microbatches between their first forward and their last backward, at most. Default: 2 x stages x replicas
+    /// asynchronous, `gradient_accumulation_steps` x replicas synchronous.
+    pub max_in_flight: usize,
+    /// Microbatches `K` whose gradients a replica accumulates before its optimizer steps. Default 1.
+    pub gradient_accumulation_steps: usize,
+    /// Whether a stage keeps only its input between forward and backward, and backward recomputes the forward at
+    /// current weights. Least memory, and a third more arithmetic. Default false: forward keeps all activations.
+    pub activation_checkpointing: bool,
 }
 
 /// Whether stages wait for each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Mode {
     /// Every stage steps on its own; gradients are stale by a few versions.
     Asynchronous,
-    /// The pipeline is drained before every update: the gradients are exact.
+    /// The pipeline is drained before every optimizer step: the gradients are exact.
     Synchronous,
 }
 
-/// What forward keeps for backward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Stash {
-    /// All activations; backward costs two forwards.
-    Activations,
-    /// The input only; backward recomputes the forward at current weights. Least memory.
-    Input,
-}
-
-/// What crosses a cut, and as which bytes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// The boundary between two stages: the part of the stream that crosses, and its bytes.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Boundary {
-    /// What is done to the residual stream at a cut. Default subspace.
+    /// The part of the residual stream that crosses. Default subspace.
     pub kind: Kind,
-    /// Width `k` of the code, for `subspace`; the other kinds do not look at it. Default `width / 8`.
-    pub code: usize,
+    /// Rank `k` of the column space, for `subspace`: the numbers per token that cross. The other kinds do not read
+    /// it. Default `hidden_size / 8`.
+    pub rank: usize,
     /// How numbers become bytes, both directions. Default q8.
     pub packing: Packing,
-    /// Standard deviation of the entries of the frozen anchor, for `subspace` and `nothing`. Default 0.02, that of
-    /// the initial weights.
+    /// Standard deviation of the entries of the frozen anchor, for `subspace`. Default 0.02, that of the initial
+    /// weights.
     pub anchor_scale: f32,
 }
 
-/// What is done to the residual stream at a cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+/// The part of the residual stream that crosses a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Kind {
     /// The stream itself.
     Identity,
     /// Coordinates in a fixed column space that all writers before the last stage are confined to.
     Subspace,
-    /// Nothing: the receiver starts from an anchor of its own. The control every codec is held against.
-    Nothing,
+    /// Nothing crosses: the receiver starts from a trained anchor of its own. The control that every other kind is
+    /// compared with.
+    None,
 }
 
 /// How numbers become bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Packing {
     /// 4 bytes a number.
     F32,
@@ -140,25 +133,26 @@ pub enum Packing {
 }
 
 /// Size of a microbatch.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Sequences `B` of a microbatch; it has `B * context` tokens. Default 8.
+    /// Sequences `B` of a microbatch; it has `B * max_position_embeddings` tokens. Default 8.
     pub sequences: usize,
 }
 
 /// How weights change (algorithm NAdamW: Dozat 2016 with decoupled decay; schedule: linear warm-up, cosine).
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Optimizer {
     /// Update rule. Default nadamw.
     pub kind: OptimizerKind,
     /// Peak learning rate. Default 0.001.
     pub learning_rate: f32,
-    /// Updates of linear warm-up. Default: a tenth of `updates`, at most 100.
-    pub warmup_updates: u64,
-    /// Updates of a replica after which the cosine has reached its floor; also the length of the run. Default 1000.
-    pub updates: u64,
-    /// Floor of the schedule as a share of the peak. Default 0.1.
-    pub final_share: f32,
+    /// Optimizer steps of linear warm-up. Default: a tenth of `steps`, at most 100.
+    pub warmup_steps: u64,
+    /// Optimizer steps of a replica after which the cosine has reached its floor; also the length of the run.
+    /// Default 1000.
+    pub steps: u64,
+    /// Floor of the schedule as a ratio to the peak. Default 0.1.
+    pub min_lr_ratio: f32,
     /// Decay of the first moment. Default 0.99 for nadamw, 0.9 for adamw.
     pub beta1: f32,
     /// Decay of the second moment. Default 0.999 for nadamw, 0.95 for adamw.
@@ -169,19 +163,19 @@ pub struct Optimizer {
     pub weight_decay: f32,
     /// Momentum decay `psi` of NAdam's mu schedule. Default 0.004.
     pub momentum_decay: f32,
-    /// A microbatch gradient is clipped at this multiple of the running median norm; 0 turns it off. Default 2.
-    pub clip_microbatch: f32,
-    /// A stage's accumulated gradient is clipped at this norm; 0 turns it off. Default 1.
-    pub clip_stage: f32,
+    /// The gradient of a microbatch is clipped at this multiple of the running median norm; 0 turns it off. Default 2.
+    pub max_grad_norm_ratio: f32,
+    /// The accumulated gradient of a stage is clipped at this norm; 0 turns it off. Default 1.
+    pub max_grad_norm: f32,
     /// Staleness correction: the rate is divided by `max(1, tau)^rho`, with rho annealed from this to 0 over
     /// the run (arXiv 2505.01099). 0 turns it off. Default 1 asynchronous, 0 synchronous.
     pub staleness_power: f32,
 }
 
 impl Optimizer {
-    /// What a run has that says no more than this.
+    /// The defaults of a run with this update rule, mode and number of steps.
     #[must_use]
-    pub fn of(kind: OptimizerKind, mode: Mode, updates: u64) -> Self {
+    pub fn of(kind: OptimizerKind, mode: Mode, steps: u64) -> Self {
         let (beta1, beta2) = match kind {
             OptimizerKind::NAdamW => (0.99, 0.999),
             OptimizerKind::AdamW => (0.9, 0.95),
@@ -193,37 +187,37 @@ impl Optimizer {
         Self {
             kind,
             learning_rate: 1e-3,
-            warmup_updates: (updates / 10).min(100),
-            updates,
-            final_share: 0.1,
+            warmup_steps: (steps / 10).min(100),
+            steps,
+            min_lr_ratio: 0.1,
             beta1,
             beta2,
             epsilon: 1e-8,
             weight_decay: 0.1,
             momentum_decay: 0.004,
-            clip_microbatch: 2.0,
-            clip_stage: 1.0,
+            max_grad_norm_ratio: 2.0,
+            max_grad_norm: 1.0,
             staleness_power,
         }
     }
 
     /// The update rule alone, for comparisons: a constant rate, and nothing that changes gradients.
     #[must_use]
-    pub fn plain(kind: OptimizerKind, learning_rate: f32, updates: u64) -> Self {
+    pub fn plain(kind: OptimizerKind, learning_rate: f32, steps: u64) -> Self {
         Self {
             learning_rate,
-            warmup_updates: 0,
-            final_share: 1.0,
-            clip_microbatch: 0.0,
-            clip_stage: 0.0,
-            ..Self::of(kind, Mode::Synchronous, updates)
+            warmup_steps: 0,
+            min_lr_ratio: 1.0,
+            max_grad_norm_ratio: 0.0,
+            max_grad_norm: 0.0,
+            ..Self::of(kind, Mode::Synchronous, steps)
         }
     }
 }
 
 /// Update rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum OptimizerKind {
     /// Adam with decoupled decay (arXiv 1711.05101).
     AdamW,
@@ -231,20 +225,21 @@ pub enum OptimizerKind {
     NAdamW,
 }
 
-/// How replicas of a stage average weights and moments (AsyncMesh, arXiv 2601.22442). A stage with one replica has
-/// nothing to average.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// How replicas of a stage average weights and moments (AsyncMesh, arXiv 2601.22442). A stage with one
+/// replica does not average.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Averaging {
-    /// Finished microbatches, over the whole run, per averaging round; 0 turns averaging off. Fewer keep replicas
-    /// closer together and cost more traffic: a round moves about `24 / sets` bytes for each parameter of a stage, up
-    /// and down at every replica. Default 16.
-    pub every: u64,
-    /// Index sets `1/p` the numbers of a stage are divided into; a round averages one. Default 20, which is 5 %.
-    pub sets: u32,
+    /// Finished microbatches of the whole run between two averaging rounds; 0 turns averaging off. A shorter interval
+    /// keeps replicas closer together and costs more traffic: a round moves about `24 / fragments` bytes for each
+    /// parameter of a stage, up and down at every replica. Default 16.
+    pub interval: u64,
+    /// Disjoint fragments that the parameters of a stage are divided into (Streaming DiLoCo, arXiv 2501.18512); a round
+    /// averages one of them. Default 20, so that a round averages 5 %.
+    pub fragments: u32,
 }
 
 /// The text a run learns from.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Data {
     /// Files or directories of text; relative to the run file. Only the feeder reads them.
     pub paths: Vec<PathBuf>,
@@ -259,8 +254,7 @@ pub struct Data {
 }
 
 /// How text becomes token ids.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tokenizer {
     /// Each byte is a token.
     Bytes,
@@ -268,20 +262,19 @@ pub enum Tokenizer {
     File(PathBuf),
 }
 
-/// Who may take part.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// The peers that may take part.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// Who may join. Default anyone.
+    /// The peers that may join. Default anyone.
     pub join: Join,
 }
 
-/// Who may join.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+/// The peers that may join.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Join {
-    /// Anyone who can reach the coordinator.
+    /// Every peer that can reach the coordinator.
     Anyone,
-    /// These ed25519 public keys, in hexadecimal.
+    /// The peers with these ed25519 public keys, in hexadecimal.
     Keys(Vec<String>),
 }
 
@@ -299,7 +292,26 @@ impl Data {
     }
 }
 
+impl Model {
+    /// Width `e` of a head.
+    #[must_use]
+    pub fn head_width(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+
+    /// Width `g * e` of all key heads of a token together; that of all value heads.
+    #[must_use]
+    pub fn kv_width(&self) -> usize {
+        self.num_key_value_heads * self.head_width()
+    }
+}
+
 impl Run {
+    /// All stages, first to last.
+    pub fn stages(&self) -> impl Iterator<Item = StageIndex> + use<> {
+        (0..=self.last_stage().0).map(StageIndex)
+    }
+
     /// Layers of `stage`.
     #[must_use]
     pub fn layers_of(&self, stage: StageIndex) -> Range<usize> {
@@ -313,16 +325,16 @@ impl Run {
         StageIndex(u16::try_from(self.pipeline.stages - 1).unwrap_or(u16::MAX))
     }
 
-    /// Microbatches of the whole run: `updates * K` for each replica of a stage.
+    /// Microbatches of the whole run: `steps * K` for each replica of a stage.
     #[must_use]
     pub fn microbatches(&self) -> u64 {
-        let per_update = self.pipeline.microbatches_per_update.saturating_mul(self.pipeline.replicas);
-        self.optimizer.updates.saturating_mul(per_update as u64)
+        let per_step = self.pipeline.gradient_accumulation_steps.saturating_mul(self.pipeline.replicas);
+        self.optimizer.steps.saturating_mul(per_step as u64)
     }
 
     /// Tokens a microbatch is trained on: `N = B * T`.
     #[must_use]
     pub fn tokens_per_microbatch(&self) -> usize {
-        self.batch.sequences * self.model.context
+        self.batch.sequences * self.model.max_position_embeddings
     }
 }

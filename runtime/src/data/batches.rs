@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use swarmline_scheduler::MicrobatchId;
 
-use super::{Corpus, Tokens};
+use super::{Corpus, TokenStream};
 use crate::config::Run;
 
 /// Draws microbatches: each is `B` sequences of `T + 1` ids, row after row, that begin anywhere in the stream with
 /// equal chance. The first `T` ids of a sequence are inputs, the last `T` targets.
 ///
-/// A draw depends on the run seed and the number asked for and on nothing else, and costs microseconds.
+/// A draw depends on the run seed and the number of the microbatch alone, and costs microseconds.
 #[derive(Clone, Debug)]
 pub struct Batches {
     corpus: Arc<Corpus>,
@@ -28,7 +28,7 @@ impl Batches {
         Self {
             corpus,
             sequences: run.batch.sequences,
-            sequence: run.model.context + 1,
+            sequence: run.model.max_position_embeddings + 1,
             train_key: blake3::derive_key("swarmline 2026 training draws", &seed),
             heldout_key: blake3::derive_key("swarmline 2026 held-out draws", &seed),
         }
@@ -46,9 +46,9 @@ impl Batches {
         self.draw(self.corpus.heldout(), &self.heldout_key, index)
     }
 
-    fn draw(&self, tokens: &Tokens, key: &[u8; 32], number: u64) -> Vec<u32> {
+    fn draw(&self, tokens: &TokenStream, key: &[u8; 32], number: u64) -> Vec<u32> {
         let mut random = blake3::Hasher::new_keyed(key).update(&number.to_le_bytes()).finalize_xof();
-        // A corpus has at least one sequence on either side; should the run be another one, the draw is shorter.
+        // A corpus of this run has at least one sequence on either side; a draw from another corpus may be shorter.
         let starts = tokens.len().saturating_sub(self.sequence) as u64 + 1;
         let mut ids = Vec::with_capacity(self.sequences * self.sequence);
         for _ in 0..self.sequences {

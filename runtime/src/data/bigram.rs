@@ -1,8 +1,8 @@
-//! What counting pairs of tokens achieves.
+//! The loss of a model that counts pairs of tokens.
 
 use std::collections::HashMap;
 
-/// Up to this vocabulary all pairs have a place in a table.
+/// Largest vocabulary whose pairs are counted in a table.
 const DENSE_VOCAB_MAX: usize = 2048;
 
 /// Loss in nats per token of a bigram model counted on `train` and judged on `heldout`.
@@ -30,11 +30,11 @@ pub fn bigram_loss(
 
 struct Counts {
     pairs: Pairs,
-    /// How often each token was seen.
+    /// Occurrences of each token.
     tokens: Vec<u64>,
-    /// How often each token was followed by another.
+    /// Occurrences of each token in front of another.
     followed: Vec<u64>,
-    /// By how many different ones.
+    /// Number of different tokens behind each token.
     followers: Vec<u32>,
     total: u64,
 }
@@ -73,7 +73,7 @@ impl Counts {
     }
 }
 
-/// Counts of pairs. Only ever looked up, so the order of the map is never seen.
+/// Counts of pairs. They are only looked up, so the order of the map never shows.
 enum Pairs {
     Dense { counts: Vec<u32>, vocab: usize },
     Sparse(HashMap<(u32, u32), u32>),
@@ -88,7 +88,7 @@ impl Pairs {
         }
     }
 
-    /// Counts a pair; whether it is the first of its kind.
+    /// Counts a pair; returns whether it is the first of its kind.
     fn add(&mut self, first: u32, second: u32) -> bool {
         let count = match self {
             Self::Dense { counts, vocab } => &mut counts[first as usize * *vocab + second as usize],

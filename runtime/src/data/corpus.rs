@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::files::{TextFile, TextFiles};
 use super::split::{Piece, Sides, split};
-use super::{DataError, TextTokenizer, Tokens, bigram_loss};
+use super::{DataError, TextTokenizer, TokenStream, bigram_loss};
 use crate::config::Run;
 
 /// The text of a run: one stream of tokens to train on, one held out.
@@ -23,8 +23,8 @@ pub struct Corpus {
 impl Corpus {
     /// Reads the text that `run.data` names, relative to `base`, the folder of the run file.
     ///
-    /// Files are taken in the order named, in a directory by name; those whose name begins with a dot and links
-    /// inside directories are passed over, binary files inside directories are counted and warned about. Text loses
+    /// Files are taken in the order named, in a directory by name; hidden files and links inside
+    /// directories are passed over, binary files inside directories are counted and warned about. Text loses
     /// its byte order mark and carriage returns at line ends. The same text and seed give the same corpus wherever
     /// the files lie.
     ///
@@ -37,28 +37,28 @@ impl Corpus {
         let tokenizer = TextTokenizer::load(&run.data.tokenizer, base)?;
         let TextFiles { files, skipped, .. } = TextFiles::read(&run.data, base)?;
         if skipped > 0 {
-            warn!(skipped, "binary files in data.paths are left out; the rest is used");
+            warn!(skipped, "binary files in data.paths are left out");
         }
         let digest = digest_of(&files);
         let text_bytes = files.iter().map(|file| file.text.len() as u64).sum();
         let count = files.len();
-        let vocab = run.model.vocab;
+        let vocab = run.model.vocab_size;
         let pieces =
             files.into_iter().map(|file| tokenise(&tokenizer, file, vocab)).collect::<Result<_, _>>()?;
-        let sides = split(pieces, run.seed, run.data.heldout, run.model.context + 1)?;
+        let sides = split(pieces, run.seed, run.data.heldout, run.model.max_position_embeddings + 1)?;
         Ok(Self { sides, vocab, files: count, skipped, text_bytes, digest })
     }
 
     /// Tokens to train on.
     #[must_use]
-    pub fn train(&self) -> &Tokens {
+    pub fn train(&self) -> &TokenStream {
         &self.sides.train
     }
 
-    /// Tokens held out for evaluation: whole files; where those would miss the share by far, or leave either side without a
-    /// sequence, the last part of the largest file.
+    /// Tokens held out for evaluation: whole files; or the last part of the largest file, where whole files would miss
+    /// the share by far or leave either side without a sequence.
     #[must_use]
-    pub fn heldout(&self) -> &Tokens {
+    pub fn heldout(&self) -> &TokenStream {
         &self.sides.heldout
     }
 
@@ -86,8 +86,8 @@ impl Corpus {
         self.digest
     }
 
-    /// [`bigram_loss`] of the held-out text, in nats per token: what counting pairs achieves, and so what a model
-    /// must beat to have learned more than which token follows which.
+    /// [`bigram_loss`] of the held-out text, in nats per token: a model with a lower loss has learned more than which
+    /// token follows which.
     #[must_use]
     pub fn bigram_loss(&self) -> f64 {
         bigram_loss(self.train().iter(), self.heldout().iter(), self.vocab)

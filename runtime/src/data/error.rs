@@ -1,15 +1,15 @@
-//! What can be wrong with text.
+//! Why text cannot be used.
 
 use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// Why text could not be used. Every message names the file and what to do.
+/// Why text cannot be used. Every message names the file and the remedy.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// A path that is not there.
+    /// A path that does not exist.
     #[error("{}: no such file or directory. Correct `data.paths`; paths are relative to the run file", path.display())]
     NotFound {
         /// The path.
@@ -20,7 +20,7 @@ pub enum DataError {
     Unreadable {
         /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         cause: io::Error,
     },
     /// Neither file nor directory.
@@ -40,7 +40,7 @@ pub enum DataError {
     Binary {
         /// The path.
         path: PathBuf,
-        /// How one can tell.
+        /// The sign that it is binary.
         reason: &'static str,
     },
     /// A directory without any usable file.
@@ -48,7 +48,7 @@ pub enum DataError {
     NoFiles {
         /// The directory.
         path: PathBuf,
-        /// What was there, and what was looked for.
+        /// The file endings looked for, and the files found.
         found: String,
     },
     /// More text than is read into memory.
@@ -57,25 +57,25 @@ pub enum DataError {
         /// The limit, in bytes.
         limit_bytes: u64,
     },
-    /// Not one sequence for one of the two sides.
+    /// Less than one sequence on one of the two sides.
     #[error(
-        "too little text: {tokens} tokens are {side}, but one sequence takes {needed} (model.context + 1). \
-         Add text to `data.paths` or lower `model.context`"
+        "too little text: {tokens} tokens are {side}, but one sequence takes {needed} (model.max_position_embeddings + 1). \
+         Add text to `data.paths` or lower `model.max_position_embeddings`"
     )]
     TooLittleText {
-        /// "left to train on" or "held out".
+        /// The side: "left to train on" or "held out".
         side: &'static str,
-        /// Tokens there are.
+        /// Tokens on that side.
         tokens: usize,
         /// Tokens of one sequence.
         needed: usize,
     },
-    /// The tokenizer file is not one.
+    /// The file is not a tokenizer.
     #[error("{}: not a tokenizer: {cause}. Give a tokenizer.json of the `tokenizers` library, or \"bytes\"", path.display())]
     BadTokenizer {
         /// The path.
         path: PathBuf,
-        /// What the library said.
+        /// Error of the `tokenizers` library.
         cause: String,
     },
     /// The tokenizer could not encode a file.
@@ -83,11 +83,11 @@ pub enum DataError {
     Unencodable {
         /// The path.
         path: PathBuf,
-        /// What the library said.
+        /// Error of the `tokenizers` library.
         cause: String,
     },
     /// The text has ids the model has no embedding for.
-    #[error("{}: token {id} is outside model.vocab = {vocab}. Raise `model.vocab`, or leave it out", path.display())]
+    #[error("{}: token {id} is outside model.vocab_size = {vocab}. Raise `model.vocab_size`, or leave it out", path.display())]
     OutsideVocabulary {
         /// The file.
         path: PathBuf,
@@ -96,10 +96,10 @@ pub enum DataError {
         /// Entries of the model's vocabulary.
         vocab: usize,
     },
-    /// No text on this machine for a run that names none.
+    /// A run names no text, and this machine has no sources.
     #[error("no Rust sources found in {}. Name text of your own with --data PATH", path.display())]
     NoSources {
-        /// Where they were looked for.
+        /// The folder that was searched.
         path: PathBuf,
     },
 }

@@ -1,4 +1,4 @@
-//! The text files a run names, read and normalised.
+//! The text files that a run names, read and normalised.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use walkdir::{DirEntry, WalkDir};
 use super::DataError;
 use crate::config::Data;
 
-/// Bytes of text held in memory at most.
+/// Bytes of text held in memory, at most.
 const TEXT_BYTES_MAX: u64 = 8 << 30;
 /// A file with more than one invalid byte in this many is not text.
 const BYTES_PER_INVALID_MIN: usize = 10;
@@ -23,14 +23,14 @@ pub(super) struct TextFile {
     pub(super) text: Vec<u8>,
 }
 
-/// What was found.
+/// The text files that were read.
 #[derive(Debug, Default)]
 pub(super) struct TextFiles {
     pub(super) files: Vec<TextFile>,
     /// Binary files inside directories that were left out.
     pub(super) skipped: usize,
     bytes: u64,
-    /// The same file may be named twice, by itself and by its directory.
+    /// Paths read so far: a file may be named twice, by itself and by its directory.
     seen: BTreeSet<PathBuf>,
 }
 

@@ -1,7 +1,7 @@
 //! Text to batches of token ids.
 //!
 //! [`Corpus`] reads the files once and splits them, [`Batches`] draws microbatches from it. A microbatch is a pure
-//! function of the run seed and its number: whoever draws it, draws the same.
+//! function of the run seed and its number: every process draws the same one.
 
 mod batches;
 mod bigram;
@@ -12,12 +12,12 @@ pub mod sources;
 mod split;
 #[cfg(test)]
 mod tests;
+mod token_stream;
 mod tokenizer;
-mod tokens;
 
 pub use batches::Batches;
 pub use bigram::bigram_loss;
 pub use corpus::Corpus;
 pub use error::DataError;
+pub use token_stream::TokenStream;
 pub use tokenizer::TextTokenizer;
-pub use tokens::Tokens;

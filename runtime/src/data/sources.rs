@@ -8,20 +8,20 @@ use super::DataError;
 use super::files::walk;
 use crate::config::Data;
 
-/// Bytes of text taken at most.
+/// Bytes of text taken, at most.
 const SOURCES_BYTES_MAX: usize = 12 << 20;
-/// Bytes taken of one crate at most, so that no one style of writing fills the text.
+/// Bytes taken of one crate, at most, so that no single style of writing fills the text.
 const CRATE_BYTES_MAX: usize = 1 << 20;
-/// Larger files are rarely written by hand.
+/// Bytes of a file, at most: larger ones are rarely written by hand.
 const FILE_BYTES_MAX: u64 = 256 << 10;
-/// Nobody writes lines of this many bytes by hand; tables have them.
+/// Bytes of a line, at most: longer lines are rarely written by hand; tables have them.
 const LINE_BYTES_MAX: usize = 400;
-/// A mean beyond this is a table too.
+/// Mean bytes of a line, at most: a larger mean is a table too.
 const MEAN_LINE_BYTES_MAX: usize = 80;
-/// The part of a file in which a generator leaves its name.
+/// Bytes at the start of a file in which a generator leaves its name.
 const HEAD_BYTES: usize = 2 << 10;
 
-/// Crates this program is built from and that people wrote by hand, in the order they are taken.
+/// Hand-written crates that this program is built from, in the order in which they are taken.
 const CRATES: &[&str] = &[
     "tokio",
     "quinn-proto",
@@ -55,7 +55,7 @@ const CRATES: &[&str] = &[
 pub struct Found {
     /// The files, ready for a run; tokenizer `bytes`, the other fields at their defaults.
     pub data: Data,
-    /// How many files and bytes of what, and the first bytes of their blake3 digest.
+    /// Number of files, crates and bytes, and the first bytes of their BLAKE3 digest.
     pub description: String,
 }
 
@@ -110,7 +110,7 @@ impl Taken {
 
     fn add_crate(&mut self, folder: &Path) {
         let room = SOURCES_BYTES_MAX.min(self.bytes + CRATE_BYTES_MAX);
-        // What cannot be read is as good as not there: this is text found by chance.
+        // A file that cannot be read is left out: the run does not name it.
         for entry in walk(&folder.join("src")).flatten() {
             let path = entry.path();
             let is_small = entry.metadata().is_ok_and(|data| data.len() <= FILE_BYTES_MAX);

@@ -1,19 +1,19 @@
-//! Which text is learned from and which is held out.
+//! The split of the text into a side to train on and a side held out.
 
-use super::{DataError, Tokens};
+use super::{DataError, TokenStream};
 
 /// A tokenised file.
 pub(super) struct Piece {
     /// blake3 of its normalised text.
     pub(super) digest: [u8; 32],
-    pub(super) tokens: Tokens,
+    pub(super) tokens: TokenStream,
 }
 
 /// The two sides.
 #[derive(Debug)]
 pub(super) struct Sides {
-    pub(super) train: Tokens,
-    pub(super) heldout: Tokens,
+    pub(super) train: TokenStream,
+    pub(super) heldout: TokenStream,
 }
 
 /// Splits by file: a file is held out if the hash of (seed, its text) falls below `heldout`. By its text and not its
@@ -43,7 +43,7 @@ fn split_largest(mut pieces: Vec<(usize, Piece)>, heldout: f32, sequence: usize)
     // The first of several that are equally large.
     let largest = pieces.iter_mut().rev().max_by_key(|(_, piece)| piece.tokens.len());
     let held = match largest {
-        None => Tokens::Bytes(Vec::new()),
+        None => TokenStream::Bytes(Vec::new()),
         Some((_, piece)) => {
             // Half at most, so that it does not matter which side is checked first.
             let wanted = share.max(sequence).min(piece.tokens.len() / 2);
@@ -76,15 +76,15 @@ fn total(pieces: &[(usize, Piece)]) -> usize {
     pieces.iter().map(|(_, piece)| piece.tokens.len()).sum()
 }
 
-fn concatenated(pieces: Vec<(usize, Piece)>) -> Tokens {
-    let mut all = Tokens::Bytes(Vec::new());
+fn concatenated(pieces: Vec<(usize, Piece)>) -> TokenStream {
+    let mut all = TokenStream::Bytes(Vec::new());
     for (_, piece) in pieces {
         all.append(&piece.tokens);
     }
     all
 }
 
-fn require(tokens: &Tokens, side: &'static str, sequence: usize) -> Result<(), DataError> {
+fn require(tokens: &TokenStream, side: &'static str, sequence: usize) -> Result<(), DataError> {
     if tokens.len() < sequence {
         return Err(DataError::TooLittleText { side, tokens: tokens.len(), needed: sequence });
     }

@@ -22,7 +22,8 @@ fn folder(files: &[(&str, &[u8])]) -> TempDir {
 }
 
 fn run(data: &str) -> Run {
-    let text = format!("seed = 7\n[model]\ncontext = 16\n[batch]\nsequences = 3\n[data]\n{data}\n");
+    let text =
+        format!("seed = 7\n[model]\nmax_position_embeddings = 16\n[batch]\nsequences = 3\n[data]\n{data}\n");
     Run::parse(&text, "run.toml", Path::new("")).unwrap()
 }
 
@@ -64,7 +65,7 @@ fn paths_that_lead_nowhere() {
 
 #[test]
 fn unreadable_files_are_named() {
-    // A path below a file cannot be opened by anyone, not even by one who may read everything.
+    // A path below a file cannot be opened, even by a user who may read everything.
     check_refused(&[("a", LONG)], "paths = [\"a/b\"]", &["a/b", "cannot be read", "leave it out"]);
 }
 
@@ -87,7 +88,7 @@ fn too_little_text_for_one_sequence() {
     check_refused(
         &[("a", b"short")],
         "paths = [\"a\"]",
-        &["too little text", "one sequence takes 17", "model.context"],
+        &["too little text", "one sequence takes 17", "model.max_position_embeddings"],
     );
     check_refused(&[("a", &LONG[..32])], "paths = [\"a\"]", &["too little text", "16 tokens are"]);
     assert!(open(&folder(&[("a", &LONG[..40])]), "paths = [\"a\"]").is_ok());
@@ -187,7 +188,7 @@ fn every_sequence_is_a_stretch_of_its_own_side() {
     let corpus = Arc::new(Corpus::open(&run, place.path()).unwrap());
     let batches = Batches::new(&run, Arc::clone(&corpus));
     let stretches =
-        |tokens: &Tokens| tokens.iter().collect::<Vec<_>>().windows(17).map(<[u32]>::to_vec).collect();
+        |tokens: &TokenStream| tokens.iter().collect::<Vec<_>>().windows(17).map(<[u32]>::to_vec).collect();
     let (train, heldout): (Vec<Vec<u32>>, Vec<Vec<u32>>) =
         (stretches(corpus.train()), stretches(corpus.heldout()));
     for number in 0..50 {
@@ -220,22 +221,26 @@ const WORDS: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "
 fn a_tokenizer_file_gives_vocabulary_and_ids() {
     let text = "to be or not to be, that\n".repeat(20);
     let place = folder(&[("a.txt", text.as_bytes()), ("words.json", WORDS.as_bytes())]);
-    let file =
-        |name: &str| format!("[model]\ncontext = 16\n[data]\npaths = [\"a.txt\"]\ntokenizer = \"{name}\"\n");
+    let file = |name: &str| {
+        format!(
+            "[model]\nmax_position_embeddings = 16\n[data]\npaths = [\"a.txt\"]\ntokenizer = \"{name}\"\n"
+        )
+    };
     let run = Run::parse(&file("words.json"), "run.toml", place.path()).unwrap();
-    assert_eq!(run.model.vocab, 401);
+    assert_eq!(run.model.vocab_size, 401);
     let corpus = Corpus::open(&run, place.path()).unwrap();
     assert!(corpus.train().iter().take(8).eq([1, 2, 3, 400, 1, 2, 0, 0]));
     let tokenizer = TextTokenizer::load(&run.data.tokenizer, place.path()).unwrap();
     assert_eq!(tokenizer.decode(&[1, 2]).unwrap(), "to be");
 
-    let small = file("words.json").replace("context", "vocab = 400\ncontext");
+    let small =
+        file("words.json").replace("max_position_embeddings", "vocab_size = 400\nmax_position_embeddings");
     let error = Run::parse(&small, "run.toml", place.path()).unwrap_err();
-    assert_eq!((error.line(), error.field()), (Some(2), Some("model.vocab")));
+    assert_eq!((error.line(), error.field()), (Some(2), Some("model.vocab_size")));
     let error = Run::parse(&file("a.txt"), "run.toml", place.path()).unwrap_err();
     assert_eq!((error.line(), error.field()), (Some(5), Some("data.tokenizer")), "{error}");
     let mut narrow = run.clone();
-    narrow.model.vocab = 300;
+    narrow.model.vocab_size = 300;
     let error = Corpus::open(&narrow, place.path()).unwrap_err();
     assert!(matches!(error, DataError::OutsideVocabulary { id: 400, vocab: 300, .. }), "{error}");
 }
@@ -314,7 +319,7 @@ fn a_machine_without_sources_is_told_what_to_do() {
     assert!(message.contains("nowhere") && message.contains("--data PATH"), "{message}");
 }
 
-/// On a machine that has just built this program, the demo has text, and its bigram loss is what one knows of code.
+/// On a machine that has just built this program, the demo has text, and its bigram loss is that of source code.
 #[test]
 fn the_sources_of_this_machine_make_a_corpus() {
     let Ok(found) = sources::find() else { return };

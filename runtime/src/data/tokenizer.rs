@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use super::{DataError, Tokens};
+use super::{DataError, TokenStream};
 use crate::config::Tokenizer;
 
-/// The largest tokenizers in use have some 20 MB.
+/// Bytes of a tokenizer file, at most. The largest in use have some 20 MB.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// A loaded tokenizer.
@@ -32,7 +32,7 @@ impl TextTokenizer {
     /// Loads the tokenizer a run names; its path is relative to `base`.
     ///
     /// # Errors
-    /// The file is missing, unreadable or not a tokenizer.
+    /// [`DataError::BadTokenizer`]: the file is missing, unreadable or not a tokenizer.
     pub fn load(which: &Tokenizer, base: &Path) -> Result<Self, DataError> {
         match which {
             Tokenizer::Bytes => Ok(Self { inner: Inner::Bytes, digest: *blake3::hash(b"bytes").as_bytes() }),
@@ -75,23 +75,23 @@ impl TextTokenizer {
     /// the replacement character, and `bytes` as they are.
     ///
     /// # Errors
-    /// The library's message, where a tokenizer file cannot encode the text.
-    pub fn encode(&self, text: &[u8]) -> Result<Tokens, String> {
+    /// Error of the `tokenizers` library, where a tokenizer file cannot encode the text.
+    pub fn encode(&self, text: &[u8]) -> Result<TokenStream, String> {
         match &self.inner {
-            Inner::Bytes => Ok(Tokens::Bytes(text.to_vec())),
+            Inner::Bytes => Ok(TokenStream::Bytes(text.to_vec())),
             Inner::File { tokenizer, .. } => {
                 let text = String::from_utf8_lossy(text);
                 let encoding =
                     tokenizer.encode_fast(text.as_ref(), false).map_err(|cause| cause.to_string())?;
-                Ok(Tokens::Ids(encoding.get_ids().to_vec()))
+                Ok(TokenStream::Ids(encoding.get_ids().to_vec()))
             }
         }
     }
 
-    /// The text of `ids`; what is no text becomes the replacement character.
+    /// The text of `ids`; bytes that are not UTF-8 become the replacement character.
     ///
     /// # Errors
-    /// The library's message, where a tokenizer file cannot decode the ids.
+    /// Error of the `tokenizers` library, where a tokenizer file cannot decode the ids.
     pub fn decode(&self, ids: &[u32]) -> Result<String, String> {
         match &self.inner {
             Inner::Bytes => {

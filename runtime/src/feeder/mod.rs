@@ -174,7 +174,7 @@ impl Desk {
             digest: entrance.digest,
             incarnation: applicant.incarnation,
             identity: &options.identity,
-            window: run.pipeline.window.max(run.pipeline.microbatches_per_update),
+            window: run.pipeline.max_in_flight.max(run.pipeline.gradient_accumulation_steps),
         };
         let (plane, arrivals, trust) = start_plane(&plan, socket, &entrance.membership)?;
         let (table, _) = control.follow(entrance.membership);
@@ -436,15 +436,15 @@ fn succeeded(by: PeerId) -> String {
 
 /// Replicas carry their contributions on where a stage has several of them.
 fn carrying(run: &Run) -> Option<Carrying> {
-    let averages = run.pipeline.replicas > 1 && run.averaging.every > 0;
-    averages.then(|| Carrying { every: run.averaging.every, sets: u64::from(run.averaging.sets) })
+    let averages = run.pipeline.replicas > 1 && run.averaging.interval > 0;
+    averages.then(|| Carrying { every: run.averaging.interval, sets: u64::from(run.averaging.fragments) })
 }
 
 fn admission(run: &Run) -> Admission {
     let limit = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     match run.pipeline.mode {
-        Mode::Synchronous => Admission::Synchronous(limit(run.pipeline.microbatches_per_update)),
-        Mode::Asynchronous => Admission::Asynchronous(limit(run.pipeline.window)),
+        Mode::Synchronous => Admission::Synchronous(limit(run.pipeline.gradient_accumulation_steps)),
+        Mode::Asynchronous => Admission::Asynchronous(limit(run.pipeline.max_in_flight)),
     }
 }
 

@@ -5,11 +5,12 @@
 
 use swarmline_kernels::{Backend, LinearShape, Result, Write};
 
-use crate::boundary::{Stream, Subspace};
+use crate::config::Stream;
 use crate::model::layout::Layer;
 use crate::model::params::Parameter;
 use crate::model::pass::Pass;
 use crate::model::stash::LayerActivations;
+use crate::subspace::Subspace;
 
 /// Takes `scratch.stream` through the layer and fills `kept`.
 pub(super) fn forward<B: Backend>(
@@ -37,7 +38,7 @@ fn attention<B: Backend>(
     kept: &mut LayerActivations<B>,
 ) -> Result<()> {
     let sizes = pass.sizes;
-    let (d, g) = (sizes.width, sizes.kv_width());
+    let (d, g) = (sizes.model.hidden_size, sizes.model.kv_width());
     pass.backend.copy(&mut kept.input, &pass.scratch.stream, sizes.rows * layer.stream_width)?;
     norm(pass, layer, &kept.input, &mut kept.attention_rstd, layer.attention_norm)?;
 
@@ -52,7 +53,7 @@ fn attention<B: Backend>(
 
 fn ffn<B: Backend>(pass: &mut Pass<'_, B>, layer: &Layer, kept: &mut LayerActivations<B>) -> Result<()> {
     let sizes = pass.sizes;
-    let (d, f) = (sizes.width, sizes.ffn);
+    let (d, f) = (sizes.model.hidden_size, sizes.model.intermediate_size);
     pass.backend.copy(&mut kept.middle, &pass.scratch.stream, sizes.rows * layer.stream_width)?;
     norm(pass, layer, &kept.middle, &mut kept.ffn_rstd, layer.ffn_norm)?;
 
@@ -67,7 +68,7 @@ fn ffn<B: Backend>(pass: &mut Pass<'_, B>, layer: &Layer, kept: &mut LayerActiva
 
 fn ffn_backward<B: Backend>(pass: &mut Pass<'_, B>, layer: &Layer, kept: &LayerActivations<B>) -> Result<()> {
     let sizes = pass.sizes;
-    let (d, f) = (sizes.width, sizes.ffn);
+    let (d, f) = (sizes.model.hidden_size, sizes.model.intermediate_size);
     norm_again(pass, layer, &kept.middle, &kept.ffn_rstd, layer.ffn_norm)?;
 
     let Pass { backend, params, scratch, .. } = pass;
@@ -91,7 +92,7 @@ fn attention_backward<B: Backend>(
     kept: &LayerActivations<B>,
 ) -> Result<()> {
     let sizes = pass.sizes;
-    let (d, g) = (sizes.width, sizes.kv_width());
+    let (d, g) = (sizes.model.hidden_size, sizes.model.kv_width());
     norm_again(pass, layer, &kept.input, &kept.attention_rstd, layer.attention_norm)?;
 
     let Pass { backend, params, scratch, .. } = pass;
@@ -121,10 +122,11 @@ fn norm<B: Backend>(
     let Pass { backend, params, scratch, space, sizes, .. } = pass;
     let x = Subspace::dense(*space, backend, &mut scratch.dense, x, &scratch.anchor, layer.stream)?;
     let gain = &params[gain].weight;
-    backend.rmsnorm(&mut scratch.normed, rstd, x, gain, sizes.rows, sizes.width, sizes.epsilon)
+    let (rows, model) = (sizes.rows, &sizes.model);
+    backend.rmsnorm(&mut scratch.normed, rstd, x, gain, rows, model.hidden_size, model.rms_norm_eps)
 }
 
-/// `scratch.normed =` what [`norm`] made of `x`, at the gain of now.
+/// `scratch.normed =` the output of [`norm`] for `x`, at the current gain.
 fn norm_again<B: Backend>(
     pass: &mut Pass<'_, B>,
     layer: &Layer,
@@ -134,10 +136,11 @@ fn norm_again<B: Backend>(
 ) -> Result<()> {
     let Pass { backend, params, scratch, space, sizes, .. } = pass;
     let x = Subspace::dense(*space, backend, &mut scratch.dense, x, &scratch.anchor, layer.stream)?;
-    backend.rmsnorm_apply(&mut scratch.normed, x, &params[gain].weight, rstd, sizes.rows, sizes.width)
+    let (rows, width) = (sizes.rows, sizes.model.hidden_size);
+    backend.rmsnorm_apply(&mut scratch.normed, x, &params[gain].weight, rstd, rows, width)
 }
 
-/// `scratch.gradient +=` what flows back through the norm from `scratch.normed_gradient`; `dgain +=`.
+/// `scratch.gradient +=` the gradient of the norm's input, from `scratch.normed_gradient`; `dgain +=`.
 /// For coordinates, `scratch.dense` still holds the dense form of `x` from [`norm_again`].
 fn norm_backward<B: Backend>(
     pass: &mut Pass<'_, B>,
@@ -147,7 +150,7 @@ fn norm_backward<B: Backend>(
     gain: usize,
 ) -> Result<()> {
     let Pass { backend, params, scratch, space, sizes, .. } = pass;
-    let (rows, width) = (sizes.rows, sizes.width);
+    let (rows, width) = (sizes.rows, sizes.model.hidden_size);
     let gain = &mut params[gain];
     let (dgain, dy) = (&mut gain.gradient, &scratch.normed_gradient);
     match (layer.stream, space) {

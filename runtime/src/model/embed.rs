@@ -23,7 +23,7 @@ pub(super) fn backward<B: Backend>(pass: &mut Pass<'_, B>, ids: &B::Ids) -> Resu
 pub(super) fn restart<B: Backend>(pass: &mut Pass<'_, B>, layer: &Layer, ids: &B::Ids) -> Result<()> {
     let Some(anchor) = layer.anchor else { unreachable!("a layer that restarts has an anchor") };
     let table = &pass.params[anchor].weight;
-    pass.backend.embedding(&mut pass.scratch.stream, ids, table, pass.sizes.width, Write::Set)
+    pass.backend.embedding(&mut pass.scratch.stream, ids, table, pass.sizes.model.hidden_size, Write::Set)
 }
 
 /// `danchor[ids] += dstream[N,d]`
@@ -34,5 +34,5 @@ pub(super) fn restart_backward<B: Backend>(
 ) -> Result<()> {
     let Some(anchor) = layer.anchor else { unreachable!("a layer that restarts has an anchor") };
     let table = &mut pass.params[anchor].gradient;
-    pass.backend.embedding_backward(table, &pass.scratch.gradient, ids, pass.sizes.width)
+    pass.backend.embedding_backward(table, &pass.scratch.gradient, ids, pass.sizes.model.hidden_size)
 }

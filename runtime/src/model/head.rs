@@ -5,7 +5,7 @@ use swarmline_kernels::{Backend, HeadGradients, Result, Write};
 use crate::model::layout::Head;
 use crate::model::pass::Pass;
 
-/// What a pass through the head is for.
+/// Purpose of a pass through the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Losses only.
@@ -26,10 +26,10 @@ pub(super) fn forward<B: Backend>(
 ) -> Result<f64> {
     let Pass { backend, params, scratch, sizes, .. } = pass;
     let scratch = &mut **scratch;
-    let (rows, width) = (sizes.rows, sizes.width);
+    let (rows, width) = (sizes.rows, sizes.model.hidden_size);
     let gain = &params[head.norm].weight;
     let (normed, rstd) = (&mut scratch.normed, &mut scratch.head_rstd);
-    backend.rmsnorm(normed, rstd, &scratch.stream, gain, rows, width, sizes.epsilon)?;
+    backend.rmsnorm(normed, rstd, &scratch.stream, gain, rows, width, sizes.model.rms_norm_eps)?;
     let projection = &mut params[head.head];
     let gradients = (purpose == Purpose::Train).then(|| HeadGradients {
         dx: &mut scratch.normed_gradient,
@@ -42,10 +42,10 @@ pub(super) fn forward<B: Backend>(
     Ok(scratch.host_losses.iter().map(|&loss| f64::from(loss)).sum())
 }
 
-/// `scratch.gradient[N,d] =` the gradient of the stream, from what [`forward`] left; the norm's gain `+=`.
+/// `scratch.gradient[N,d] =` the gradient of the stream, from the gradient that [`forward`] left; the norm's gain `+=`.
 pub(super) fn backward<B: Backend>(pass: &mut Pass<'_, B>, head: Head) -> Result<()> {
     let Pass { backend, params, scratch, sizes, .. } = pass;
-    let (rows, width) = (sizes.rows, sizes.width);
+    let (rows, width) = (sizes.rows, sizes.model.hidden_size);
     let norm = &mut params[head.norm];
     let (dx, dgain) = (&mut scratch.gradient, &mut norm.gradient);
     let (dnormed, x, rstd) = (&scratch.normed_gradient, &scratch.stream, &scratch.head_rstd);

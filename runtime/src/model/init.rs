@@ -3,8 +3,8 @@
 
 use swarmline_kernels::random;
 
-use crate::model::{Initial, ParameterSpec};
-use crate::packing::leading_u64;
+use crate::config::{Initial, ParameterSpec};
+use crate::hashing;
 
 /// The initial value of a parameter, row-major.
 pub(super) fn initial_value(spec: &ParameterSpec, seed: u64) -> Vec<f32> {
@@ -12,7 +12,7 @@ pub(super) fn initial_value(spec: &ParameterSpec, seed: u64) -> Vec<f32> {
         Initial::Ones => vec![1.0; spec.len()],
         Initial::Normal { std } => {
             let mut value = vec![0.0; spec.len()];
-            random::fill_normal(&mut value, seed, leading_u64(&blake3::hash(spec.name.as_bytes())), std);
+            random::fill_normal(&mut value, seed, hashing::key(&[spec.name.as_bytes()]), std);
             value
         }
     }

@@ -1,9 +1,9 @@
-//! Which parameter values ever came into this process.
+//! A record of every parameter value that came into this process.
 
 use std::collections::BTreeMap;
 
-/// Digests kept per name; of later arrivals only the number is kept. A replica that averages for weeks would
-/// fill its memory otherwise, and a leak shows in the first value of a foreign name.
+/// Digests kept per name; later arrivals are only counted. A replica that averages for weeks would fill its memory
+/// otherwise, and a leak shows in the first value of a foreign name.
 const DIGESTS_PER_NAME_MAX: usize = 64;
 
 /// Names kept; beyond it arrivals are counted as [`ParameterLog::unnamed`]. Far above any shard's number of
@@ -11,9 +11,9 @@ const DIGESTS_PER_NAME_MAX: usize = 64;
 const NAMES_MAX: usize = 65_536;
 
 /// Every parameter value that came into this process, by name and digest: initial values, downloads,
-/// checkpoints, and what was refused after it was read.
+/// checkpoints, and values that were read and then refused.
 ///
-/// It exists to be checked: no process is given parameters of a stage it does not serve.
+/// Audits read it: no process is given parameters of a stage it does not serve.
 #[derive(Clone, Debug, Default)]
 pub struct ParameterLog {
     arrivals: BTreeMap<String, Arrivals>,

@@ -13,6 +13,7 @@ mod block;
 mod embed;
 mod head;
 mod init;
+mod layers;
 mod layout;
 mod log;
 mod params;
@@ -22,9 +23,10 @@ mod sizes;
 mod snapshot;
 mod stash;
 
-pub use layout::{Initial, ParameterSpec, parameters};
 pub use log::ParameterLog;
 pub use params::{Parameter, Params};
+pub(crate) use sizes::Sizes;
+
 pub use shard::{Backward, LossAndGradient, Shard, ShardError, Upstream};
 pub use snapshot::{Snapshot, SnapshotError, SnapshotTensor};
 

@@ -2,9 +2,10 @@
 
 use swarmline_kernels::Backend;
 
-use crate::config::Run;
+use crate::config::{ParameterSpec, Run};
+use crate::hashing::digest;
+use crate::model::ParameterLog;
 use crate::model::init::initial_value;
-use crate::model::{ParameterLog, ParameterSpec};
 
 /// One parameter on the device.
 #[derive(Debug)]
@@ -13,12 +14,12 @@ pub struct Parameter<B: Backend> {
     pub name: String,
     /// `[out, in]` of a matrix, `[width]` of a gain.
     pub shape: Vec<usize>,
-    /// The value.
+    /// The weights.
     pub weight: B::Tensor,
     /// The sum of the gradients of all microbatches since [`Params::zero_gradients`], each averaged over its
     /// tokens.
     pub gradient: B::Tensor,
-    /// Whether weight decay applies.
+    /// Whether weight decay applies: to matrices, not to gains.
     pub decays: bool,
 }
 
@@ -36,7 +37,7 @@ impl<B: Backend> Parameter<B> {
     }
 }
 
-/// All parameters of a shard, in the order of [`parameters`](crate::model::parameters).
+/// All parameters of a shard, in the order of [`Run::parameter_specs`].
 #[derive(Debug)]
 pub struct Params<B: Backend> {
     list: Vec<Parameter<B>>,
@@ -136,16 +137,4 @@ pub(super) fn value<B: Backend>(
     let mut value = vec![0.0; parameter.len()];
     backend.download(&mut value, &parameter.weight)?;
     Ok(value)
-}
-
-/// BLAKE3 of the little-endian f32.
-pub(super) fn digest(value: &[f32]) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new();
-    let mut bytes = Vec::new();
-    for chunk in value.chunks(4096) {
-        bytes.clear();
-        bytes.extend(chunk.iter().flat_map(|number| number.to_le_bytes()));
-        hasher.update(&bytes);
-    }
-    hasher.finalize()
 }

@@ -1,15 +1,13 @@
-//! One pass over the layers of a shard: what it works with and the loops.
+//! The state of a pass over the layers of a shard.
 
-use swarmline_kernels::{Backend, Result, Write};
+use swarmline_kernels::{Backend, Result};
 
-use crate::boundary::{Entry, Subspace};
-use crate::model::layout::{Layer, Layout};
+use crate::model::layout::Layout;
 use crate::model::params::Params;
 use crate::model::sizes::Sizes;
-use crate::model::stash::Activations;
-use crate::model::{block, embed};
+use crate::subspace::Subspace;
 
-/// Buffers that no pass leaves anything in.
+/// Buffers whose content does not outlive a pass.
 #[derive(Debug)]
 pub(super) struct Scratch<B: Backend> {
     /// The stream as it flows through the layers, `[N,d]` or `[N,k]`.
@@ -43,7 +41,8 @@ pub(super) struct Scratch<B: Backend> {
 
 impl<B: Backend> Scratch<B> {
     pub(super) fn new(backend: &mut B, layout: &Layout, sizes: &Sizes) -> Result<Self> {
-        let d = sizes.width;
+        let (d, f, kv_width) =
+            (sizes.model.hidden_size, sizes.model.intermediate_size, sizes.model.kv_width());
         let (logits, head) =
             if layout.head.is_some() { (backend.head_logits(sizes.head()), 1) } else { (0, 0) };
         let logits = backend.zeros(logits)?;
@@ -58,12 +57,12 @@ impl<B: Backend> Scratch<B> {
             normed_gradient: rows_of(d)?,
             attended_gradient: rows_of(d)?,
             q_gradient: rows_of(d)?,
-            k_gradient: rows_of(sizes.kv_width())?,
-            v_gradient: rows_of(sizes.kv_width())?,
-            hidden: rows_of(sizes.ffn)?,
-            hidden_gradient: rows_of(sizes.ffn)?,
-            gate_gradient: rows_of(sizes.ffn)?,
-            up_gradient: rows_of(sizes.ffn)?,
+            k_gradient: rows_of(kv_width)?,
+            v_gradient: rows_of(kv_width)?,
+            hidden: rows_of(f)?,
+            hidden_gradient: rows_of(f)?,
+            gate_gradient: rows_of(f)?,
+            up_gradient: rows_of(f)?,
             logits,
             losses: rows_of(head)?,
             head_rstd: rows_of(head)?,
@@ -72,7 +71,7 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
-/// What a pass works with. `scratch.stream` flows forward, `scratch.gradient` flows back.
+/// Everything that the steps of a pass share. `scratch.stream` flows forward, `scratch.gradient` flows back.
 pub(super) struct Pass<'a, B: Backend> {
     pub(super) backend: &'a mut B,
     pub(super) params: &'a mut Params<B>,
@@ -80,64 +79,4 @@ pub(super) struct Pass<'a, B: Backend> {
     pub(super) space: Option<&'a Subspace<B>>,
     pub(super) layout: &'a Layout,
     pub(super) sizes: &'a Sizes,
-}
-
-impl<B: Backend> Pass<'_, B> {
-    /// Takes the stream through all layers and fills `kept`.
-    pub(super) fn forward(&mut self, ids: &B::Ids, kept: &mut Activations<B>) -> Result<()> {
-        self.anchor(ids)?;
-        for (layer, kept) in self.layout.layers.iter().zip(&mut kept.layers) {
-            self.enter(layer, ids)?;
-            block::forward(self, layer, kept)?;
-        }
-        Ok(())
-    }
-
-    /// Takes the gradient of the stream back through all layers and adds to the parameters' gradients.
-    pub(super) fn backward(&mut self, ids: &B::Ids, kept: &Activations<B>) -> Result<()> {
-        self.anchor(ids)?;
-        for (layer, kept) in self.layout.layers.iter().zip(&kept.layers).rev() {
-            block::backward(self, layer, kept)?;
-            match layer.entry {
-                Entry::Continue => {}
-                Entry::Lift => self.lift_backward()?,
-                // What lies before has no part in the loss.
-                Entry::Restart => return embed::restart_backward(self, layer, ids),
-            }
-        }
-        embed::backward(self, ids)
-    }
-
-    fn enter(&mut self, layer: &Layer, ids: &B::Ids) -> Result<()> {
-        match layer.entry {
-            Entry::Continue => Ok(()),
-            Entry::Lift => self.lift(),
-            Entry::Restart => embed::restart(self, layer, ids),
-        }
-    }
-
-    fn anchor(&mut self, ids: &B::Ids) -> Result<()> {
-        match self.space {
-            Some(space) if self.layout.layers_need_anchor() => {
-                space.anchor(self.backend, &mut self.scratch.anchor, ids)
-            }
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    fn lift(&mut self) -> Result<()> {
-        let Some(space) = self.space else { unreachable!("a layer that lifts comes with a subspace") };
-        let scratch = &mut *self.scratch;
-        space.lift(self.backend, &mut scratch.dense, &scratch.stream, &scratch.anchor)?;
-        std::mem::swap(&mut scratch.stream, &mut scratch.dense);
-        Ok(())
-    }
-
-    fn lift_backward(&mut self) -> Result<()> {
-        let Some(space) = self.space else { unreachable!("a layer that lifts comes with a subspace") };
-        let scratch = &mut *self.scratch;
-        space.lift_backward(self.backend, &mut scratch.dense_gradient, &scratch.gradient, Write::Set)?;
-        std::mem::swap(&mut scratch.gradient, &mut scratch.dense_gradient);
-        Ok(())
-    }
 }

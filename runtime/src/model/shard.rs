@@ -1,38 +1,39 @@
-//! A range of layers on a device: forward, backward, evaluate, and the way in and out for its weights.
+//! A range of layers on a device: forward, backward, evaluate.
 
-use std::collections::BTreeMap;
+mod weights;
+
 use std::ops::Range;
 
 use swarmline_kernels::Backend;
 use swarmline_scheduler::{Loss, MicrobatchId, StageIndex, WeightVersion};
 
-use crate::boundary::Subspace;
 use crate::config::Run;
 use crate::model::head::{self, Purpose};
 use crate::model::layout::{Head, Layout};
-use crate::model::params::{digest, value};
 use crate::model::pass::{Pass, Scratch};
 use crate::model::sizes::Sizes;
 use crate::model::stash::{Activations, Kept, Stash, Stashes};
-use crate::model::{ParameterLog, Params, Snapshot, SnapshotError, SnapshotTensor, embed};
+use crate::model::{ParameterLog, Params, embed, layers};
 use crate::packing::{CodeError, Codec, Direction, Tokens};
+use crate::subspace::Subspace;
 
 /// Why a shard cannot compute.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ShardError {
-    /// A code that came in is wrong, or one that should go out is not finite.
+    /// A code that came in is malformed, or a code to send is not finite.
     #[error(transparent)]
     Code(CodeError),
     /// The loss is a NaN or an infinity.
     #[error("the loss is not finite")]
     NonFiniteLoss,
-    /// A gradient came for a microbatch without a stash.
+    /// A gradient came in for a microbatch without a stash.
     #[error("{0} is not held here")]
     NotHeld(MicrobatchId),
-    /// All slots hold a microbatch; wait or refuse.
+    /// All stash slots are taken; the caller waits for one or refuses the microbatch.
     #[error("all {slots} stash slots are taken")]
     Full {
-        /// How many there are.
+        /// Slots of the shard.
         slots: usize,
     },
     /// The device failed.
@@ -49,17 +50,17 @@ impl From<CodeError> for ShardError {
     }
 }
 
-/// What the last stage takes for the code it received when it evaluates.
+/// Input of the last stage in an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upstream {
     /// The code.
     Connected,
-    /// Zeros: the control that shows whether the upstream matters. Without an upstream, or where nothing
-    /// crosses the cut, it changes nothing.
+    /// Zeros in place of the code: the control that shows whether the upstream matters. No change without an upstream, or
+    /// where the cut has no content.
     Cut,
 }
 
-/// Outcome of [`Shard::loss_and_backward`].
+/// Result of [`Shard::loss_and_backward`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossAndGradient {
     /// Summed over the tokens of the microbatch.
@@ -68,7 +69,7 @@ pub struct LossAndGradient {
     pub gradient: Vec<u8>,
 }
 
-/// Outcome of [`Shard::backward`].
+/// Result of [`Shard::backward`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backward {
     /// Weight version of the forward pass.
@@ -108,7 +109,7 @@ impl<B: Backend> Shard<B> {
     /// If `layers` is empty or not within the run's layers.
     pub fn new(mut backend: B, run: &Run, layers: Range<usize>, slots: usize) -> Result<Self, ShardError> {
         assert!(
-            layers.start < layers.end && layers.end <= run.model.layers,
+            layers.start < layers.end && layers.end <= run.model.num_hidden_layers,
             "{layers:?} are layers of the run"
         );
         let layout = Layout::new(run, layers.clone());
@@ -120,7 +121,13 @@ impl<B: Backend> Shard<B> {
             params: Params::new(&mut backend, run, &layout.specs, &mut log)?,
             scratch: Scratch::new(&mut backend, &layout, &sizes)?,
             workspace: Activations::new(&mut backend, &layout, &sizes)?,
-            stashes: Stashes::new(&mut backend, run.pipeline.stash, &layout, &sizes, slots)?,
+            stashes: Stashes::new(
+                &mut backend,
+                run.pipeline.activation_checkpointing,
+                &layout,
+                &sizes,
+                slots,
+            )?,
             input: Codec::in_front_of(run, layers.start),
             output: Codec::in_front_of(run, layers.end),
             backend,
@@ -174,7 +181,7 @@ impl<B: Backend> Shard<B> {
         outcome
     }
 
-    /// Backward pass of a microbatch whose stash is held: adds to the parameters' gradients, frees the slot,
+    /// Backward pass of a microbatch that holds a stash: adds to the parameters' gradients, frees the slot,
     /// returns the packed gradient for the shard before.
     ///
     /// # Errors
@@ -232,11 +239,11 @@ impl<B: Backend> Shard<B> {
         let (loss, head) = self.loss(&ids, tokens, Purpose::Train)?;
         let (mut pass, workspace, _) = self.split();
         head::backward(&mut pass, head)?;
-        pass.backward(&ids, workspace)?;
+        layers::backward(&mut pass, &ids, workspace)?;
         Ok(LossAndGradient { loss, gradient: self.send_gradient(microbatch)? })
     }
 
-    /// Frees the slot of a microbatch that will not come back; returns whether it held one.
+    /// Frees the slot of a microbatch whose gradient will not come; returns whether it held one.
     pub fn release(&mut self, microbatch: MicrobatchId) -> bool {
         let stash = self.stashes.remove(microbatch);
         let held = stash.is_some();
@@ -301,177 +308,6 @@ impl<B: Backend> Shard<B> {
         Ok(self.loss(&ids, tokens, Purpose::Evaluate)?.0)
     }
 
-    // ---- weights --------------------------------------------------------------------------------------------
-
-    /// The parameters and their gradients.
-    #[must_use]
-    pub fn params(&self) -> &Params<B> {
-        &self.params
-    }
-
-    /// Device and parameters, for the optimizer.
-    pub fn backend_and_params(&mut self) -> (&mut B, &mut Params<B>) {
-        (&mut self.backend, &mut self.params)
-    }
-
-    /// Device, parameters and the log, for those who bring in values from outside (averaging).
-    pub fn backend_params_and_log(&mut self) -> (&mut B, &mut Params<B>, &mut ParameterLog) {
-        (&mut self.backend, &mut self.params, &mut self.log)
-    }
-
-    /// Every parameter value that came into this shard, or was refused by it.
-    #[must_use]
-    pub fn parameter_log(&self) -> &ParameterLog {
-        &self.log
-    }
-
-    /// Sets all gradients to zero.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn zero_gradients(&mut self) -> Result<(), ShardError> {
-        Ok(self.params.zero_gradients(&mut self.backend)?)
-    }
-
-    /// The value of a parameter, row-major; `None` if the shard does not have it.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn download(&mut self, name: &str) -> Result<Option<Vec<f32>>, ShardError> {
-        Ok(self.params.download(&mut self.backend, name)?)
-    }
-
-    /// The gradient of a parameter, row-major; `None` if the shard does not have it.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn download_gradient(&mut self, name: &str) -> Result<Option<Vec<f32>>, ShardError> {
-        let Some(parameter) = self.params.get(name) else { return Ok(None) };
-        let mut gradient = vec![0.0; parameter.len()];
-        self.backend.download(&mut gradient, &parameter.gradient)?;
-        Ok(Some(gradient))
-    }
-
-    /// Replaces the value of one parameter.
-    ///
-    /// # Errors
-    /// As [`Shard::restore`]; the value is recorded in any case.
-    pub fn upload(&mut self, name: &str, values: &[f32]) -> Result<(), SnapshotError> {
-        let shape = match self.params.get(name) {
-            Some(parameter) if parameter.len() == values.len() => parameter.shape.clone(),
-            Some(_) | None => vec![values.len()],
-        };
-        let tensor = SnapshotTensor { name: name.to_owned(), shape, values: values.to_vec() };
-        self.log.record(name, digest(values));
-        self.put(&[tensor])
-    }
-
-    /// Digest (BLAKE3 of the little-endian f32) of each parameter, in order.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn digests(&mut self) -> Result<Vec<(String, blake3::Hash)>, ShardError> {
-        Ok(self.params.digests(&mut self.backend)?)
-    }
-
-    /// All parameters as a safetensors file.
-    ///
-    /// # Errors
-    /// If the device fails or the file cannot be written.
-    pub fn snapshot(&mut self, metadata: BTreeMap<String, String>) -> Result<Vec<u8>, SnapshotError> {
-        Snapshot { metadata, tensors: self.tensors()? }.write()
-    }
-
-    /// All parameters, in order.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn tensors(&mut self) -> Result<Vec<SnapshotTensor>, SnapshotError> {
-        let mut tensors = Vec::new();
-        for parameter in self.params.iter() {
-            let values = value(&mut self.backend, parameter)?;
-            tensors.push(SnapshotTensor {
-                name: parameter.name.clone(),
-                shape: parameter.shape.clone(),
-                values,
-            });
-        }
-        Ok(tensors)
-    }
-
-    /// Replaces all parameters by those of a safetensors file; returns its metadata. Everything in the file is
-    /// recorded in the log, even if it is refused then.
-    ///
-    /// # Errors
-    /// If the file cannot be read, names a parameter the shard does not have, misses one, or holds one in
-    /// another shape or with a number that is not finite. No parameter has changed then.
-    pub fn restore(&mut self, bytes: &[u8]) -> Result<BTreeMap<String, String>, SnapshotError> {
-        let snapshot = self.read(bytes)?;
-        self.check_all(&snapshot.tensors)?;
-        self.put(&snapshot.tensors)?;
-        Ok(snapshot.metadata)
-    }
-
-    /// Reads a safetensors file without taking anything from it; everything in it is recorded in the log.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
-    pub fn read(&mut self, bytes: &[u8]) -> Result<Snapshot, SnapshotError> {
-        Snapshot::read(bytes, &mut self.log)
-    }
-
-    /// Replaces all parameters by `tensors`, which [`Shard::read`] gave.
-    ///
-    /// # Errors
-    /// As [`Shard::restore`].
-    pub fn replace(&mut self, tensors: &[SnapshotTensor]) -> Result<(), SnapshotError> {
-        self.check_all(tensors)?;
-        self.put(tensors)
-    }
-
-    /// Whether [`Shard::replace`] would take `tensors`. Nothing changes.
-    ///
-    /// # Errors
-    /// As [`Shard::restore`].
-    pub fn check_all(&self, tensors: &[SnapshotTensor]) -> Result<(), SnapshotError> {
-        // A foreign tensor explains more than the gap it leaves.
-        self.check(tensors)?;
-        let has = |name: &str| tensors.iter().any(|tensor| tensor.name == name);
-        match self.params.iter().find(|parameter| !has(&parameter.name)) {
-            Some(missing) => Err(SnapshotError::Missing { name: missing.name.clone() }),
-            None => Ok(()),
-        }
-    }
-
-    /// The way of foreign values into weights; the caller has recorded them.
-    fn put(&mut self, tensors: &[SnapshotTensor]) -> Result<(), SnapshotError> {
-        self.check(tensors)?;
-        for tensor in tensors {
-            if let Some(parameter) = self.params.get_mut(&tensor.name) {
-                self.backend.upload(&mut parameter.weight, &tensor.values)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn check(&self, tensors: &[SnapshotTensor]) -> Result<(), SnapshotError> {
-        tensors.iter().try_for_each(|tensor| {
-            let name = tensor.name.clone();
-            match self.params.get(&name) {
-                None => Err(SnapshotError::Foreign { name }),
-                Some(parameter) if parameter.shape != tensor.shape => Err(SnapshotError::Shape {
-                    name,
-                    expected: parameter.shape.clone(),
-                    found: tensor.shape.clone(),
-                }),
-                Some(_) if !tensor.values.iter().all(|value| value.is_finite()) => {
-                    Err(SnapshotError::NonFinite { name })
-                }
-                Some(_) => Ok(()),
-            }
-        })
-    }
-
     // ---- shape ----------------------------------------------------------------------------------------------
 
     /// Whether the shard starts with the embedding.
@@ -507,7 +343,7 @@ impl<B: Backend> Shard<B> {
     // ---- the steps of a call --------------------------------------------------------------------------------
 
     fn ids(&mut self, ids: &[u32]) -> Result<B::Ids, ShardError> {
-        Ok(self.backend.ids(ids, self.sizes.vocab)?)
+        Ok(self.backend.ids(ids, self.sizes.model.vocab_size)?)
     }
 
     /// `scratch.stream =` the code, in its dense form where the first layer wants that, or the embedding.
@@ -528,11 +364,11 @@ impl<B: Backend> Shard<B> {
         Ok(embed::forward(&mut self.split().0, ids)?)
     }
 
-    /// `scratch.stream =` what [`Shard::receive`] makes of zeros; an embedding stays.
+    /// `scratch.stream =` the output of [`Shard::receive`] for a code of zeros; an embedding stays.
     fn cut_upstream(&mut self) -> Result<(), ShardError> {
         let (stream, rows) = (&mut self.scratch.stream, self.sizes.rows);
         if self.layout.lifts_code {
-            self.backend.copy(stream, &self.scratch.anchor, rows * self.sizes.width)?;
+            self.backend.copy(stream, &self.scratch.anchor, rows * self.sizes.model.hidden_size)?;
         } else if self.layout.embed.is_none() {
             self.backend.fill(stream, 0.0, rows * self.input.width())?;
         }
@@ -566,7 +402,7 @@ impl<B: Backend> Shard<B> {
         kept: &mut Kept<B>,
     ) -> Result<Vec<u8>, ShardError> {
         match kept {
-            Kept::Activations(kept) => self.split().0.forward(ids, kept)?,
+            Kept::Activations(kept) => layers::forward(&mut self.split().0, ids, kept)?,
             Kept::Input(input) => {
                 input.clear();
                 input.extend_from_slice(code);
@@ -578,7 +414,7 @@ impl<B: Backend> Shard<B> {
 
     fn forward_in_workspace(&mut self, ids: &B::Ids) -> Result<(), ShardError> {
         let (mut pass, workspace, _) = self.split();
-        Ok(pass.forward(ids, workspace)?)
+        Ok(layers::forward(&mut pass, ids, workspace)?)
     }
 
     fn backward_from(
@@ -589,7 +425,7 @@ impl<B: Backend> Shard<B> {
     ) -> Result<Vec<u8>, ShardError> {
         // Where nothing crosses the cut behind this shard, its gradient is zero.
         if self.output.width() > 0 {
-            self.split().0.backward(ids, kept)?;
+            layers::backward(&mut self.split().0, ids, kept)?;
         }
         self.send_gradient(microbatch)
     }
@@ -603,8 +439,8 @@ impl<B: Backend> Shard<B> {
         self.receive(microbatch, ids, code)?;
         if self.output.width() > 0 {
             let (mut pass, workspace, _) = self.split();
-            pass.forward(ids, workspace)?;
-            pass.backward(ids, workspace)?;
+            layers::forward(&mut pass, ids, workspace)?;
+            layers::backward(&mut pass, ids, workspace)?;
         }
         self.send_gradient(microbatch)
     }
@@ -613,7 +449,7 @@ impl<B: Backend> Shard<B> {
         let targets = self.ids(tokens.targets())?;
         let (mut pass, workspace, head) = self.split();
         let Some(head) = head else { panic!("only a shard with the head has a loss") };
-        pass.forward(ids, workspace)?;
+        layers::forward(&mut pass, ids, workspace)?;
         let sum = head::forward(&mut pass, head, &targets, purpose)?;
         if !sum.is_finite() {
             return Err(ShardError::NonFiniteLoss);

@@ -1,67 +1,41 @@
-//! The sizes of a shard's operations, in one place.
+//! Shapes of the operations of a run, in one place.
 
 use swarmline_kernels::{AttentionShape, LinearShape};
 
-use crate::config::Run;
+use crate::config::{Model, Run};
 
 /// Sizes that all layers of a run share.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes {
-    /// `N = B * T`
-    pub(super) rows: usize,
-    pub(super) batch: usize,
-    pub(super) tokens: usize,
-    /// `d`, also `h * e`
-    pub(super) width: usize,
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head_width: usize,
-    pub(super) ffn: usize,
-    pub(super) vocab: usize,
-    pub(super) theta: f32,
-    pub(super) epsilon: f32,
+pub(crate) struct Sizes {
+    /// Tokens of a microbatch, `N = B * T`.
+    pub(crate) rows: usize,
+    /// `B`
+    sequences: usize,
+    pub(crate) model: Model,
 }
 
 impl Sizes {
-    pub(super) fn new(run: &Run) -> Self {
-        let model = &run.model;
-        Self {
-            rows: run.tokens_per_microbatch(),
-            batch: run.batch.sequences,
-            tokens: model.context,
-            width: model.width,
-            heads: model.heads,
-            kv_heads: model.kv_heads,
-            head_width: model.width / model.heads,
-            ffn: model.ffn,
-            vocab: model.vocab,
-            theta: model.rope_theta,
-            epsilon: model.norm_epsilon,
-        }
+    pub(crate) fn new(run: &Run) -> Self {
+        Self { rows: run.tokens_per_microbatch(), sequences: run.batch.sequences, model: run.model }
     }
 
-    /// `g * e`
-    pub(super) fn kv_width(&self) -> usize {
-        self.kv_heads * self.head_width
-    }
-
-    pub(super) fn linear(&self, inputs: usize, outputs: usize) -> LinearShape {
+    pub(crate) fn linear(&self, inputs: usize, outputs: usize) -> LinearShape {
         LinearShape { rows: self.rows, inputs, outputs }
     }
 
     /// Of the logits.
-    pub(super) fn head(&self) -> LinearShape {
-        self.linear(self.width, self.vocab)
+    pub(crate) fn head(&self) -> LinearShape {
+        self.linear(self.model.hidden_size, self.model.vocab_size)
     }
 
-    pub(super) fn attention(&self) -> AttentionShape {
+    pub(crate) fn attention(&self) -> AttentionShape {
         AttentionShape {
-            batch: self.batch,
-            tokens: self.tokens,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_width: self.head_width,
-            theta: self.theta,
+            batch: self.sequences,
+            tokens: self.model.max_position_embeddings,
+            heads: self.model.num_attention_heads,
+            kv_heads: self.model.num_key_value_heads,
+            head_width: self.model.head_width(),
+            theta: self.model.rope_theta,
         }
     }
 }

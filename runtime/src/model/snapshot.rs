@@ -9,7 +9,7 @@ use crate::model::ParameterLog;
 /// Named f32 tensors and a map of notes beside them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// What the writer noted, e.g. the weight version.
+    /// Notes of the writer, e.g. the weight version.
     pub metadata: BTreeMap<String, String>,
     /// The tensors, in the writer's order.
     pub tensors: Vec<SnapshotTensor>,
@@ -20,7 +20,7 @@ pub struct Snapshot {
 pub struct SnapshotTensor {
     /// Global name.
     pub name: String,
-    /// Sizes of its axes.
+    /// Size of each axis.
     pub shape: Vec<usize>,
     /// Row-major; as many as `shape` says.
     pub values: Vec<f32>,
@@ -28,6 +28,7 @@ pub struct SnapshotTensor {
 
 /// Why a snapshot cannot be written, read or restored.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SnapshotError {
     /// The bytes are not a safetensors file.
     #[error("not a readable safetensors file: {0}")]
@@ -35,27 +36,27 @@ pub enum SnapshotError {
     /// A tensor is not f32.
     #[error("tensor {name} is {dtype}, not F32")]
     NotF32 {
-        /// Which tensor.
+        /// Name of the tensor.
         name: String,
-        /// What it is.
+        /// Its type.
         dtype: String,
     },
     /// A tensor of the snapshot is no parameter of this shard.
     #[error("{name} is no parameter of this shard")]
     Foreign {
-        /// Which tensor.
+        /// Name of the tensor.
         name: String,
     },
     /// A parameter of this shard is not in the snapshot.
     #[error("parameter {name} is missing")]
     Missing {
-        /// Which parameter.
+        /// Global name of the parameter.
         name: String,
     },
     /// A tensor does not have the shape of the parameter.
     #[error("parameter {name} has shape {found:?} where the run demands {expected:?}")]
     Shape {
-        /// Which parameter.
+        /// Global name of the parameter.
         name: String,
         /// Shape the run demands.
         expected: Vec<usize>,
@@ -65,7 +66,7 @@ pub enum SnapshotError {
     /// A tensor holds a NaN or an infinity.
     #[error("parameter {name} holds a number that is not finite")]
     NonFinite {
-        /// Which parameter.
+        /// Global name of the parameter.
         name: String,
     },
     /// The device failed.
@@ -87,8 +88,8 @@ impl Snapshot {
         Ok(bytes)
     }
 
-    /// Reads a safetensors file. Every tensor in it is recorded in `log`, whatever becomes of it afterwards:
-    /// it has been in this process.
+    /// Reads a safetensors file. Every tensor in it is recorded in `log`, even if it is refused later: it has been in
+    /// this process.
     ///
     /// # Errors
     /// If the bytes are no safetensors file or hold anything but f32.

@@ -1,15 +1,15 @@
-//! What forward keeps for backward, in buffers that are allocated once.
+//! Activations between forward and backward, in buffers that are allocated once.
 
 use std::collections::BTreeMap;
 
 use swarmline_kernels::{Backend, Result};
 use swarmline_scheduler::{MicrobatchId, WeightVersion};
 
-use crate::config;
 use crate::model::layout::Layout;
 use crate::model::sizes::Sizes;
 
-/// What the backward pass of one layer reads. Norm outputs and the hidden layer are cheap and are made again.
+/// Activations that the backward pass of one layer reads. Norm outputs and the hidden layer are cheap and are computed
+/// again.
 #[derive(Debug)]
 pub(super) struct LayerActivations<B: Backend> {
     /// Stream in front of the attention, `[N,d]` or `[N,k]`.
@@ -36,24 +36,26 @@ pub(super) struct LayerActivations<B: Backend> {
 
 impl<B: Backend> LayerActivations<B> {
     fn new(backend: &mut B, sizes: &Sizes, stream_width: usize) -> Result<Self> {
+        let (d, f, kv_width) =
+            (sizes.model.hidden_size, sizes.model.intermediate_size, sizes.model.kv_width());
         let mut rows_of = |width: usize| backend.zeros(sizes.rows * width);
         Ok(Self {
             input: rows_of(stream_width)?,
             middle: rows_of(stream_width)?,
             attention_rstd: rows_of(1)?,
             ffn_rstd: rows_of(1)?,
-            q: rows_of(sizes.width)?,
-            k: rows_of(sizes.kv_width())?,
-            v: rows_of(sizes.kv_width())?,
-            attended: rows_of(sizes.width)?,
-            lse: rows_of(sizes.heads)?,
-            gate: rows_of(sizes.ffn)?,
-            up: rows_of(sizes.ffn)?,
+            q: rows_of(d)?,
+            k: rows_of(kv_width)?,
+            v: rows_of(kv_width)?,
+            attended: rows_of(d)?,
+            lse: rows_of(sizes.model.num_attention_heads)?,
+            gate: rows_of(f)?,
+            up: rows_of(f)?,
         })
     }
 }
 
-/// What the backward pass of a shard reads.
+/// Activations that the backward pass of a shard reads.
 #[derive(Debug)]
 pub(super) struct Activations<B: Backend> {
     pub(super) layers: Vec<LayerActivations<B>>,
@@ -67,7 +69,7 @@ impl<B: Backend> Activations<B> {
     }
 }
 
-/// The content of a slot, by the run's policy.
+/// The content of a slot, as the run's `activation_checkpointing` says.
 #[derive(Debug)]
 pub(super) enum Kept<B: Backend> {
     /// Backward reads these, with the weights of its own time.
@@ -95,14 +97,16 @@ pub(super) struct Stashes<B: Backend> {
 impl<B: Backend> Stashes<B> {
     pub(super) fn new(
         backend: &mut B,
-        policy: config::Stash,
+        checkpointing: bool,
         layout: &Layout,
         sizes: &Sizes,
         slots: usize,
     ) -> Result<Self> {
-        let mut slot = || match policy {
-            config::Stash::Activations => Activations::new(backend, layout, sizes).map(Kept::Activations),
-            config::Stash::Input => Ok(Kept::Input(Vec::new())),
+        let mut slot = || {
+            if checkpointing {
+                return Ok(Kept::Input(Vec::new()));
+            }
+            Activations::new(backend, layout, sizes).map(Kept::Activations)
         };
         let free = (0..slots).map(|_| slot()).collect::<Result<_>>()?;
         Ok(Self { slots, free, held: BTreeMap::new() })

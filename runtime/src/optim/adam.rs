@@ -1,4 +1,4 @@
-//! The scalars of one AdamW or NAdamW update.
+//! The scalars of one AdamW or NAdamW step.
 
 use swarmline_kernels::AdamStep;
 
@@ -7,9 +7,9 @@ use crate::config::{Optimizer, OptimizerKind};
 /// Base of the decay of NAdam's momentum schedule (Dozat 2016, "Incorporating Nesterov Momentum into Adam").
 const MOMENTUM_SCHEDULE_BASE: f64 = 0.96;
 
-/// Turns update numbers into the coefficients of [`swarmline_kernels::Backend::adam_update`].
+/// Turns step numbers into the coefficients of [`swarmline_kernels::Backend::adam_update`].
 ///
-/// With update `t` counted from 1, learning rate `eta` and `bc2 = 1 - beta2^t`:
+/// With step `t` counted from 1, learning rate `eta` and `bc2 = 1 - beta2^t`:
 ///
 /// ```text
 /// AdamW   w <- (1 - eta lambda) w - eta/(1 - beta1^t) m/den                      (arXiv 1711.05101)
@@ -19,7 +19,7 @@ const MOMENTUM_SCHEDULE_BASE: f64 = 0.96;
 /// ```
 ///
 /// Weights so hold Nesterov's look-ahead point, which is where a delayed gradient should be taken. The product
-/// `Pi_t` is carried in f64: in f32 it would drift over the thousands of updates of a run.
+/// `Pi_t` is carried in f64: in f32 it would drift over the thousands of steps of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adam {
     kind: OptimizerKind,
@@ -28,12 +28,12 @@ pub struct Adam {
     epsilon: f32,
     weight_decay: f64,
     momentum_decay: f64,
-    updates: u64,
+    steps: u64,
     momentum_product: f64,
 }
 
 impl Adam {
-    /// The rule of a run, before its first update.
+    /// The rule of a run, before its first step.
     #[must_use]
     pub fn new(config: &Optimizer) -> Self {
         Self {
@@ -43,40 +43,40 @@ impl Adam {
             epsilon: config.epsilon,
             weight_decay: f64::from(config.weight_decay),
             momentum_decay: f64::from(config.momentum_decay),
-            updates: 0,
+            steps: 0,
             momentum_product: 1.0,
         }
     }
 
-    /// Updates taken so far: `t` of the latest one.
+    /// Steps taken so far: `t` of the latest one.
     #[must_use]
-    pub fn updates(&self) -> u64 {
-        self.updates
+    pub fn steps(&self) -> u64 {
+        self.steps
     }
 
-    /// `Pi_t`; 1 before the first update, and always with AdamW.
+    /// `Pi_t`; 1 before the first step, and always with AdamW.
     #[must_use]
     pub fn momentum_product(&self) -> f64 {
         self.momentum_product
     }
 
     /// Goes on where another replica's counters stand.
-    pub(super) fn resume(&mut self, updates: u64, momentum_product: f64) {
-        self.updates = updates;
+    pub(super) fn resume(&mut self, steps: u64, momentum_product: f64) {
+        self.steps = steps;
         self.momentum_product = momentum_product;
     }
 
-    /// Counts one more update and returns its coefficients for a parameter that decays.
+    /// Counts one more step and returns its coefficients for a parameter that decays.
     pub fn advance(&mut self, learning_rate: f64, gradient_scale: f64) -> AdamStep {
-        self.updates += 1;
+        self.steps += 1;
         let (gradient_rate, momentum_rate) = match self.kind {
-            OptimizerKind::AdamW => (0.0, learning_rate / bias_correction(self.beta1, self.updates)),
+            OptimizerKind::AdamW => (0.0, learning_rate / bias_correction(self.beta1, self.steps)),
             OptimizerKind::NAdamW => self.nesterov_rates(learning_rate),
         };
         AdamStep {
             beta1: self.beta1,
             beta2: self.beta2,
-            bias_correction2: bias_correction(self.beta2, self.updates) as f32,
+            bias_correction2: bias_correction(self.beta2, self.steps) as f32,
             epsilon: self.epsilon,
             gradient_scale: gradient_scale as f32,
             decay: (learning_rate * self.weight_decay) as f32,
@@ -86,8 +86,8 @@ impl Adam {
     }
 
     fn nesterov_rates(&mut self, learning_rate: f64) -> (f64, f64) {
-        let now = self.momentum(self.updates);
-        let next = self.momentum(self.updates + 1);
+        let now = self.momentum(self.steps);
+        let next = self.momentum(self.steps + 1);
         self.momentum_product *= now;
         let gradient_rate = learning_rate * (1.0 - now) / (1.0 - self.momentum_product);
         let momentum_rate = learning_rate * next / (1.0 - self.momentum_product * next);
@@ -95,13 +95,13 @@ impl Adam {
     }
 
     /// `mu_t`
-    fn momentum(&self, update: u64) -> f64 {
-        let decayed = MOMENTUM_SCHEDULE_BASE.powf(update as f64 * self.momentum_decay);
+    fn momentum(&self, step: u64) -> f64 {
+        let decayed = MOMENTUM_SCHEDULE_BASE.powf(step as f64 * self.momentum_decay);
         f64::from(self.beta1) * (1.0 - 0.5 * decayed)
     }
 }
 
 /// `1 - beta^t`, of the beta that the device uses: the one rounded to f32.
-fn bias_correction(beta: f32, update: u64) -> f64 {
-    1.0 - f64::from(beta).powf(update as f64)
+fn bias_correction(beta: f32, step: u64) -> f64 {
+    1.0 - f64::from(beta).powf(step as f64)
 }

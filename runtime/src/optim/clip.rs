@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-/// Microbatches whose norms the running median is taken over.
+/// Norms in the running median: those of the latest microbatches.
 const NORMS_KEPT: usize = 64;
 
-/// Microbatches that pass before there is a median worth trusting.
+/// Microbatches that pass unclipped: a median of fewer norms says little.
 const NORMS_BEFORE_CLIPPING: usize = 8;
 
 /// Scales a microbatch's gradient down when its norm stands out from those before it.
@@ -60,7 +60,7 @@ impl MicrobatchClip {
             return f64::INFINITY;
         }
         let median = median(&self.recent);
-        // Gradients that are mostly exactly zero give no measure of what is large.
+        // Gradients that are mostly exactly zero give no measure of a large one.
         if median > 0.0 { self.multiple * median } else { f64::INFINITY }
     }
 }

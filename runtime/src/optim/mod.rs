@@ -1,9 +1,9 @@
-//! How weights change: what one replica of a stage does with the gradients of its microbatches.
+//! The optimizer of one replica of a stage: from the gradients of microbatches to changed weights.
 //!
-//! [`StageOptimizer::contribute`] is the whole story: a microbatch's gradients are refused if they are not
-//! numbers, clipped against those before them, gathered until an update is complete, clipped again, and applied
-//! at a learning rate that follows a [`Schedule`] and shrinks with measured staleness. The other files each hold
-//! one of these rules as plain arithmetic on scalars, in f64; tensors are touched in `stage_optimizer` alone.
+//! [`StageOptimizer::contribute`] is the whole story: the gradients of a microbatch are refused if they are not finite,
+//! clipped against those before them, accumulated until their step is complete, clipped again, and applied at a learning
+//! rate that follows a [`Schedule`] and shrinks with measured staleness. Each of the other files holds one of these
+//! rules as plain arithmetic on scalars, in f64; only `stage_optimizer` touches tensors.
 //!
 //! Nothing here knows the model: parameters come in as a list of [`ParameterMut`].
 

@@ -6,14 +6,14 @@ use crate::config::Optimizer;
 
 /// Linear warm-up from 0 to the peak, then half a cosine from the peak to a floor, then the floor.
 ///
-/// Updates are counted from 1: with `w` updates of warm-up in a run of `u`, the rate is `peak / w` at update 1,
-/// the peak at update `w` and the floor at update `u` and after it.
+/// Steps are counted from 1: with `w` steps of warm-up in a run of `u`, the rate is `peak / w` at step 1,
+/// the peak at step `w` and the floor at step `u` and after it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     peak: f64,
-    warmup_updates: u64,
-    updates: u64,
-    final_share: f64,
+    warmup_steps: u64,
+    steps: u64,
+    min_lr_ratio: f64,
 }
 
 impl Schedule {
@@ -22,26 +22,26 @@ impl Schedule {
     pub fn new(config: &Optimizer) -> Self {
         Self {
             peak: f64::from(config.learning_rate),
-            warmup_updates: config.warmup_updates,
-            updates: config.updates,
-            final_share: f64::from(config.final_share),
+            warmup_steps: config.warmup_steps,
+            steps: config.steps,
+            min_lr_ratio: f64::from(config.min_lr_ratio),
         }
     }
 
-    /// Learning rate of `update`, counted from 1.
+    /// Learning rate of `step`, counted from 1.
     #[must_use]
-    pub fn rate(&self, update: u64) -> f64 {
-        if update < self.warmup_updates {
-            return self.peak * update as f64 / self.warmup_updates as f64;
+    pub fn rate(&self, step: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.peak * step as f64 / self.warmup_steps as f64;
         }
-        let cosine = 0.5 * (1.0 + (PI * self.progress(update)).cos());
-        self.peak * (self.final_share + (1.0 - self.final_share) * cosine)
+        let cosine = 0.5 * (1.0 + (PI * self.progress(step)).cos());
+        self.peak * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * cosine)
     }
 
     /// Share of the way from the end of the warm-up to the end of the run, 0 to 1.
-    fn progress(&self, update: u64) -> f64 {
-        let done = update.saturating_sub(self.warmup_updates);
-        let all = self.updates.saturating_sub(self.warmup_updates);
+    fn progress(&self, step: u64) -> f64 {
+        let done = step.saturating_sub(self.warmup_steps);
+        let all = self.steps.saturating_sub(self.warmup_steps);
         if all == 0 { f64::from(u8::from(done > 0)) } else { (done as f64 / all as f64).min(1.0) }
     }
 }

@@ -29,35 +29,35 @@ pub struct ParameterMut<'a, T> {
     pub decays: bool,
 }
 
-/// What became of one microbatch's gradients.
+/// Outcome of the gradients of one microbatch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Contribution {
-    /// They wait until the update has all its contributions.
+    /// They wait for the other contributions of their step.
     Accumulated {
-        /// Contributions waiting, this one included.
+        /// Contributions that wait, this one included.
         contributions: usize,
     },
-    /// They completed an update, and the weights have changed.
+    /// They were the last of their step, and the weights have changed.
     Stepped {
-        /// Version of the new weights: the number of updates taken.
+        /// Version of the new weights: the number of steps taken.
         version: WeightVersion,
-        /// Learning rate of the update, after the correction for staleness.
+        /// Learning rate of the step, after the correction for staleness.
         learning_rate: f64,
-        /// Mean staleness of its contributions, in updates.
+        /// Mean staleness of its contributions, in steps.
         staleness: f64,
         /// Norm of the mean gradient before the stage's clipping, after that of the microbatches.
         gradient_norm: f64,
     },
-    /// Their norm is not finite, or too large to square in f32. They were dropped; nothing changed.
+    /// Their norm is not finite, or too large to square in f32. They were dropped; weights and moments are unchanged.
     RefusedNonFinite,
 }
 
 /// The optimizer of one replica of a stage.
 ///
-/// All memory is allocated once: two moments per parameter, and an accumulator where an update has more than one
+/// All memory is allocated once: two moments per parameter, and an accumulator where a step has more than one
 /// contribution. Sums run in a fixed order, so equal gradients in equal order give bit-equal weights.
 ///
-/// An error of the device leaves weights and moments half updated; the replica must then take them from elsewhere.
+/// An error of the device leaves weights and moments half updated; the replica must then take them from another one.
 #[derive(Debug)]
 pub struct StageOptimizer<B: Backend> {
     slots: Vec<Slot<B::Tensor>>,
@@ -65,28 +65,28 @@ pub struct StageOptimizer<B: Backend> {
     schedule: Schedule,
     correction: StalenessCorrection,
     microbatch_clip: MicrobatchClip,
-    clip_stage: f32,
-    contributions_per_update: usize,
+    max_grad_norm: f32,
+    gradient_accumulation_steps: usize,
     pending: Pending,
     staleness: StalenessHistogram,
     refused: u64,
 }
 
-/// What the optimizer keeps for one parameter.
+/// State of the optimizer for one parameter.
 #[derive(Debug)]
 struct Slot<T> {
     name: String,
     len: usize,
     moment1: T,
     moment2: T,
-    /// Sum of the contributions so far; none where every contribution is an update.
+    /// Sum of the contributions so far; none where every contribution is a step.
     accumulator: Option<T>,
 }
 
 /// First and second moment of one parameter, on the host.
 type Moments<'a> = (&'a [f32], &'a [f32]);
 
-/// The contributions gathered for the next update.
+/// The contributions gathered for the next step.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pending {
     contributions: usize,
@@ -105,34 +105,34 @@ impl Pending {
 }
 
 impl<B: Backend> StageOptimizer<B> {
-    /// An optimizer before its first update for `parameters` (name and length, in the order in which
-    /// [`Self::contribute`] will get them), which steps once per `contributions_per_update` (`K`, at least 1)
+    /// An optimizer before its first step, for `parameters` (name and length, in the order in which
+    /// [`Self::contribute`] will get them). It steps once for `gradient_accumulation_steps` (`K`, at least 1)
     /// microbatches.
     pub fn new<'a>(
         backend: &mut B,
         config: &Optimizer,
-        contributions_per_update: usize,
+        gradient_accumulation_steps: usize,
         parameters: impl IntoIterator<Item = (&'a str, usize)>,
     ) -> Result<Self> {
-        assert!(contributions_per_update >= 1, "an update needs at least one contribution");
-        let accumulates = contributions_per_update > 1;
+        assert!(gradient_accumulation_steps >= 1, "a step needs at least one contribution");
+        let accumulates = gradient_accumulation_steps > 1;
         let slots = parameters.into_iter().map(|(name, len)| Slot::new(backend, name, len, accumulates));
         Ok(Self {
             slots: slots.collect::<Result<_>>()?,
             adam: Adam::new(config),
             schedule: Schedule::new(config),
             correction: StalenessCorrection::new(config),
-            microbatch_clip: MicrobatchClip::new(config.clip_microbatch),
-            clip_stage: config.clip_stage,
-            contributions_per_update,
+            microbatch_clip: MicrobatchClip::new(config.max_grad_norm_ratio),
+            max_grad_norm: config.max_grad_norm,
+            gradient_accumulation_steps,
             pending: Pending::default(),
             staleness: StalenessHistogram::default(),
             refused: 0,
         })
     }
 
-    /// Takes the gradients of one microbatch whose forward pass ran `staleness` updates ago, and steps if they
-    /// complete an update. The gradients are zero afterwards, whatever the outcome.
+    /// Takes the gradients of one microbatch whose forward pass ran `staleness` steps ago, and steps if it is the last
+    /// of its step. The gradients are zero afterwards, whatever the outcome.
     ///
     /// # Panics
     ///
@@ -153,14 +153,14 @@ impl<B: Backend> StageOptimizer<B> {
         self.staleness.record(staleness);
         self.pending.add(staleness);
 
-        if self.contributions_per_update == 1 {
+        if self.gradient_accumulation_steps == 1 {
             return self.step(backend, parameters, norm * scale, scale);
         }
         self.accumulate(backend, parameters, scale)?;
-        if self.pending.contributions < self.contributions_per_update {
+        if self.pending.contributions < self.gradient_accumulation_steps {
             return Ok(Contribution::Accumulated { contributions: self.pending.contributions });
         }
-        let mean = 1.0 / self.contributions_per_update as f64;
+        let mean = 1.0 / self.gradient_accumulation_steps as f64;
         let norm = self.accumulated_norm(backend)? * mean;
         self.step(backend, parameters, norm, mean)
     }
@@ -171,13 +171,13 @@ impl<B: Backend> StageOptimizer<B> {
         Ok(gradient_norm(backend, parameters)?.is_some())
     }
 
-    /// Number of updates taken.
+    /// Number of steps taken.
     #[must_use]
     pub fn version(&self) -> WeightVersion {
-        WeightVersion(self.adam.updates())
+        WeightVersion(self.adam.steps())
     }
 
-    /// Contributions that wait for the rest of their update.
+    /// Contributions that wait for the rest of their step.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.pending.contributions
@@ -195,13 +195,13 @@ impl<B: Backend> StageOptimizer<B> {
         self.refused
     }
 
-    /// For every parameter its name, length, first and second moment: what replicas of a stage average besides
-    /// the weights.
+    /// Name, length, first and second moment of every parameter: replicas of a stage average the moments beside the
+    /// weights.
     pub fn moments_mut(&mut self) -> impl Iterator<Item = (&str, usize, &mut B::Tensor, &mut B::Tensor)> {
         self.slots.iter_mut().map(|slot| (slot.name.as_str(), slot.len, &mut slot.moment1, &mut slot.moment2))
     }
 
-    /// A copy of everything the optimizer remembers between two updates.
+    /// A copy of everything the optimizer remembers between two steps.
     pub fn export(&self, backend: &mut B) -> Result<OptimizerState> {
         let mut tensors = Vec::with_capacity(2 * self.slots.len());
         for slot in &self.slots {
@@ -212,7 +212,7 @@ impl<B: Backend> StageOptimizer<B> {
             }
         }
         let counters = Counters {
-            updates: self.adam.updates(),
+            steps: self.adam.steps(),
             momentum_product: self.adam.momentum_product(),
             recent_norms: self.microbatch_clip.recent().collect(),
         };
@@ -225,7 +225,7 @@ impl<B: Backend> StageOptimizer<B> {
     }
 
     /// Goes on from `state`, which another process may have sent: it is checked before anything is taken from it.
-    /// Contributions that wait for the rest of their update are dropped.
+    /// Contributions that wait for the rest of their step are dropped.
     pub fn import(
         &mut self,
         backend: &mut B,
@@ -240,7 +240,7 @@ impl<B: Backend> StageOptimizer<B> {
             }
         }
         self.pending = Pending::default();
-        self.adam.resume(state.counters.updates, state.counters.momentum_product);
+        self.adam.resume(state.counters.steps, state.counters.momentum_product);
         self.microbatch_clip.resume(&state.counters.recent_norms);
         Ok(())
     }
@@ -295,8 +295,8 @@ impl<B: Backend> StageOptimizer<B> {
         Ok(squares.sqrt())
     }
 
-    /// One update, from the accumulators where there are any, else straight from the microbatch's gradients.
-    /// `scale` makes their mean of what they hold, `norm` is the norm of that mean.
+    /// One step, from the accumulators where there are any, else straight from the microbatch's gradients.
+    /// `scale` turns their sum into the mean, `norm` is the norm of that mean.
     fn step(
         &mut self,
         backend: &mut B,
@@ -304,12 +304,13 @@ impl<B: Backend> StageOptimizer<B> {
         norm: f64,
         scale: f64,
     ) -> Result<Contribution> {
-        let update = self.adam.updates() + 1;
+        let step = self.adam.steps() + 1;
         let staleness = self.pending.mean_staleness();
-        let learning_rate = self.schedule.rate(update) / self.correction.divisor(staleness, update);
-        let step = self.adam.advance(learning_rate, scale * stage_clip_scale(norm, self.clip_stage));
+        let learning_rate = self.schedule.rate(step) / self.correction.divisor(staleness, step);
+        let scale = scale * stage_clip_scale(norm, self.max_grad_norm);
+        let coefficients = self.adam.advance(learning_rate, scale);
         for (slot, parameter) in self.slots.iter_mut().zip(parameters) {
-            slot.step(backend, parameter, step)?;
+            slot.step(backend, parameter, coefficients)?;
         }
         self.pending = Pending::default();
         Ok(Contribution::Stepped { version: self.version(), learning_rate, staleness, gradient_norm: norm })
@@ -332,22 +333,23 @@ impl<T: 'static> Slot<T> {
         })
     }
 
-    /// Changes the weights by one update and zeroes the gradient it came from.
+    /// Changes the weights by one step and zeroes the gradient behind it.
     fn step<B: Backend<Tensor = T>>(
         &mut self,
         backend: &mut B,
         parameter: &mut ParameterMut<'_, T>,
-        step: AdamStep,
+        coefficients: AdamStep,
     ) -> Result<()> {
         let gradient = self.accumulator.as_mut().unwrap_or(&mut *parameter.gradient);
-        let step = if parameter.decays { step } else { AdamStep { decay: 0.0, ..step } };
+        let coefficients =
+            if parameter.decays { coefficients } else { AdamStep { decay: 0.0, ..coefficients } };
         let (moment1, moment2) = (&mut self.moment1, &mut self.moment2);
-        backend.adam_update(parameter.weight, moment1, moment2, gradient, self.len, step)?;
+        backend.adam_update(parameter.weight, moment1, moment2, gradient, self.len, coefficients)?;
         backend.fill(gradient, 0.0, self.len)
     }
 }
 
-/// Norm over all parameters, or nothing if it is not a finite number that f32 can square.
+/// Norm over all parameters, or `None` if it is not a finite number that f32 can square.
 fn gradient_norm<B: Backend>(
     backend: &mut B,
     parameters: &[ParameterMut<'_, B::Tensor>],

@@ -1,6 +1,6 @@
-//! What is done about gradients that come late, and how late they came.
+//! Late gradients: how late they came, and the learning rate they get.
 //!
-//! The staleness `tau` of a contribution is the number of updates the stage took between its forward pass and the
+//! The staleness `tau` of a contribution is the number of steps the stage took between its forward pass and the
 //! arrival of its gradient: the weight version now minus the one stamped on the activation.
 
 use crate::config::Optimizer;
@@ -9,30 +9,30 @@ use crate::config::Optimizer;
 const BUCKETS: usize = 256;
 
 /// Slows learning down where gradients are late: `eta / max(1, tau)^rho` (arXiv 2505.01099), where `rho` falls
-/// linearly from its start at update 1 to 0 at the last update of the schedule.
+/// linearly from its start at step 1 to 0 at the last step of the schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StalenessCorrection {
     power: f64,
-    updates: u64,
+    steps: u64,
 }
 
 impl StalenessCorrection {
     /// The correction of a run; a power of 0 turns it off.
     #[must_use]
     pub fn new(config: &Optimizer) -> Self {
-        Self { power: f64::from(config.staleness_power), updates: config.updates }
+        Self { power: f64::from(config.staleness_power), steps: config.steps }
     }
 
-    /// What the learning rate of `update` (counted from 1) is divided by when its contributions are on average
-    /// `staleness` updates old; at least 1.
+    /// Divisor of the learning rate of `step` (counted from 1) when its contributions are on average `staleness` steps
+    /// old; at least 1.
     #[must_use]
-    pub fn divisor(&self, staleness: f64, update: u64) -> f64 {
-        staleness.max(1.0).powf(self.rho(update))
+    pub fn divisor(&self, staleness: f64, step: u64) -> f64 {
+        staleness.max(1.0).powf(self.rho(step))
     }
 
-    fn rho(&self, update: u64) -> f64 {
-        let done = update.saturating_sub(1) as f64;
-        let all = self.updates.saturating_sub(1).max(1) as f64;
+    fn rho(&self, step: u64) -> f64 {
+        let done = step.saturating_sub(1) as f64;
+        let all = self.steps.saturating_sub(1).max(1) as f64;
         self.power * (1.0 - done / all).max(0.0)
     }
 }
@@ -51,7 +51,7 @@ impl Default for StalenessHistogram {
 }
 
 impl StalenessHistogram {
-    /// Counts a contribution that was `staleness` updates old.
+    /// Counts a contribution that was `staleness` steps old.
     pub fn record(&mut self, staleness: u64) {
         let bucket = usize::try_from(staleness).unwrap_or(usize::MAX).min(BUCKETS - 1);
         self.counts[bucket] += 1;
@@ -64,19 +64,19 @@ impl StalenessHistogram {
         self.counts.iter().sum()
     }
 
-    /// Median staleness in updates; 0 when nothing was counted.
+    /// Median staleness in steps; 0 when nothing was counted.
     #[must_use]
     pub fn p50(&self) -> u64 {
         self.quantile(0.50)
     }
 
-    /// Staleness in updates that 99 % of the contributions do not exceed; 0 when nothing was counted.
+    /// Staleness in steps that 99 % of the contributions do not exceed; 0 when nothing was counted.
     #[must_use]
     pub fn p99(&self) -> u64 {
         self.quantile(0.99)
     }
 
-    /// Largest staleness in updates.
+    /// Largest staleness in steps.
     #[must_use]
     pub fn max(&self) -> u64 {
         self.max

@@ -1,8 +1,8 @@
-//! What an optimizer remembers, in a form that can travel to a joining replica or into a checkpoint.
+//! The state of an optimizer, in a form that can travel to a joining replica or into a checkpoint.
 
 use serde::{Deserialize, Serialize};
 
-/// Everything a stage's optimizer remembers between two updates.
+/// Everything that the optimizer of a stage remembers between two steps.
 ///
 /// Gradients that were accumulated but not yet applied are not part of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,8 +17,8 @@ pub struct OptimizerState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counters {
-    /// Updates taken: the weight version.
-    pub updates: u64,
+    /// Steps taken: the weight version.
+    pub steps: u64,
     /// Product of the momentum schedule so far, 0 to 1; see [`super::Adam`].
     pub momentum_product: f64,
     /// Norms of the latest microbatch gradients, oldest first.
@@ -34,8 +34,9 @@ pub struct NamedTensor {
     pub values: Vec<f32>,
 }
 
-/// A state does not fit the optimizer that should take it up. Nothing of it was taken.
+/// Why a state does not fit the optimizer that should import it. Nothing of it was taken, unless the device failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ImportError {
     /// A tensor the optimizer needs is not in the state.
     #[error("the optimizer state lacks {0}")]
@@ -61,15 +62,15 @@ pub enum ImportError {
     /// A moment is not finite, or a second moment is negative.
     #[error("{0} holds a number that no optimizer produces")]
     Value(String),
-    /// A counter is outside the range its documentation gives.
+    /// A counter is outside its range: see [`Counters`].
     #[error("the counters of the optimizer state contradict themselves")]
     Counters,
-    /// The device failed while taking up the state, which may be taken in part.
+    /// The device failed during the import; part of the state may have been taken.
     #[error(transparent)]
     Device(#[from] swarmline_kernels::Error),
 }
 
-/// Which of a parameter's two moments a tensor holds.
+/// The two moments of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
     /// Running mean of the gradient.

@@ -1,3 +1,6 @@
+use std::path::Path;
+
+use strum::VariantArray;
 use swarmline_kernels::{Backend, Cpu};
 use swarmline_scheduler::MicrobatchId;
 
@@ -7,7 +10,7 @@ use crate::model::tests::tiny;
 
 fn with_vocab(vocab: usize) -> Run {
     let mut run = tiny(Kind::Identity, Packing::F32);
-    run.model.vocab = vocab;
+    run.model.vocab_size = vocab;
     run
 }
 
@@ -73,6 +76,30 @@ fn lengths_follow_from_the_run() {
         let lens = [0, 1, 2, 3, 4].map(|layer| Codec::in_front_of(&run, layer).byte_len());
         assert_eq!(lens, [0, rows * per_row, rows * per_row, rows * per_row, 0], "{packing:?}");
     }
-    let nothing = tiny(Kind::Nothing, Packing::Q8);
-    assert_eq!(Codec::in_front_of(&nothing, 2).byte_len(), 0);
+    let none = tiny(Kind::None, Packing::Q8);
+    assert_eq!(Codec::in_front_of(&none, 2).byte_len(), 0);
+}
+
+#[test]
+fn every_code_has_the_length_that_its_codec_tells() {
+    let mut cpu = Cpu::new(1).unwrap();
+    for kind in [Kind::Identity, Kind::Subspace, Kind::None] {
+        for &packing in Packing::VARIANTS {
+            let run = tiny(kind, packing);
+            let x = cpu.zeros(run.tokens_per_microbatch() * run.model.hidden_size).unwrap();
+            for layer in 0..=run.model.num_hidden_layers {
+                let codec = Codec::in_front_of(&run, layer);
+                let bytes = codec.encode(&mut cpu, &x, MicrobatchId(1), Direction::Forward).unwrap();
+                assert_eq!(bytes.len(), codec.byte_len(), "{kind:?} {packing:?} in front of layer {layer}");
+            }
+        }
+    }
+}
+
+/// The header of the file promises it.
+#[test]
+fn the_laptop_run_sends_18_bytes_a_token() {
+    // Seen from the folder of the package, where cargo starts tests.
+    let run = Run::load(Path::new("../examples/configs/laptop.toml")).unwrap();
+    assert_eq!(Codec::in_front_of(&run, 2).byte_len(), 18 * run.tokens_per_microbatch());
 }

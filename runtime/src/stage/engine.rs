@@ -47,7 +47,7 @@ pub struct Engine<B: Backend> {
     /// their forward ran with.
     ungranted: Option<(MicrobatchId, WeightVersion)>,
     averager: Averager,
-    microbatches_per_update: u64,
+    gradient_accumulation_steps: u64,
     parameter_log: Option<PathBuf>,
 }
 
@@ -102,10 +102,10 @@ impl<B: Backend> Engine<B> {
         learning: Learning,
     ) -> Result<Self, ShardError> {
         let mut shard = Shard::for_stage(backend, run, stage, slots)?;
-        let updates_per = run.pipeline.microbatches_per_update;
+        let gradient_accumulation_steps = run.pipeline.gradient_accumulation_steps;
         let (backend, params) = shard.backend_and_params();
         let sizes = || params.iter().map(|parameter| (parameter.name.as_str(), parameter.len()));
-        let optimizer = StageOptimizer::new(backend, &run.optimizer, updates_per, sizes())?;
+        let optimizer = StageOptimizer::new(backend, &run.optimizer, gradient_accumulation_steps, sizes())?;
         let averager = Averager::new(run, sizes());
         Ok(Self {
             shard,
@@ -114,7 +114,7 @@ impl<B: Backend> Engine<B> {
             learning,
             ungranted: None,
             averager,
-            microbatches_per_update: updates_per as u64,
+            gradient_accumulation_steps: gradient_accumulation_steps as u64,
             parameter_log: None,
         })
     }
@@ -316,7 +316,7 @@ impl<B: Backend> Engine<B> {
             Contribution::RefusedNonFinite => Err(EngineError::NonFiniteGradient),
             Contribution::Accumulated { .. } => Ok(()),
             Contribution::Stepped { .. } => {
-                self.averager.contributed(self.microbatches_per_update);
+                self.averager.contributed(self.gradient_accumulation_steps);
                 Ok(())
             }
         }
@@ -401,7 +401,7 @@ impl<B: Backend> Compute for Engine<B> {
     }
 
     fn parts_min(&self) -> u32 {
-        self.index_sets().parts_min(limits::AVERAGING_PART_BYTES_MAX)
+        self.fragments().parts_min(limits::AVERAGING_PART_BYTES_MAX)
     }
 
     fn export_state(&mut self) -> Result<Exported, Error> {

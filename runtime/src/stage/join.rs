@@ -195,7 +195,7 @@ impl Entered {
         let config = Config {
             // A feeder keeps at most the run's window in flight; the rest is room for a second one, or for what a
             // lost neighbour had.
-            slots: 2 * self.run.pipeline.window.max(self.run.pipeline.microbatches_per_update),
+            slots: 2 * self.run.pipeline.max_in_flight.max(self.run.pipeline.gradient_accumulation_steps),
             in_step: self.run.pipeline.mode == Mode::Synchronous,
             ..Config::new(me, self.applicant.incarnation, stage, last + 1)
         };

@@ -81,7 +81,7 @@ impl Server {
         let router = Policy::Resident.build(run.seed);
         let averaging = AveragingConfig {
             me: Participant { peer: config.peer, incarnation: config.incarnation },
-            sets: run.averaging.sets,
+            sets: run.averaging.fragments,
             parts_min: wiring.executor.parts_min(),
         };
         Self {
@@ -89,7 +89,7 @@ impl Server {
             rounds: Rounds::new(averaging),
             donor: Donor::default(),
             farewell: Farewell::default(),
-            sets: if run.averaging.every > 0 { run.averaging.sets } else { 0 },
+            sets: if run.averaging.interval > 0 { run.averaging.fragments } else { 0 },
             wiring,
             clock,
             traffic: Traffic::new(run),

@@ -9,9 +9,9 @@ use swarmline_kernels::Profile;
 use super::super::Failure;
 use super::results::ResultFile;
 use crate::bench::kernels::{self, Options};
-use crate::bench::{Peer, Size};
+use crate::bench::{Size, Torch};
 
-/// More rounds would take hours.
+/// Rounds at most; more would take hours.
 const ROUNDS_MAX: u64 = 100;
 
 /// Arguments of `swarmline bench kernels`.
@@ -20,13 +20,13 @@ pub(super) struct Arguments {
     /// Models to measure, separated by commas
     #[arg(long, value_name = "SIZES", value_enum, value_delimiter = ',', default_value = "s")]
     config: Vec<Size>,
-    /// Measure PyTorch in turn with us; the path of torch_llama.py
+    /// Measure PyTorch in turn with this program; the path of torch_llama.py
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
     /// Interpreter that has PyTorch
     #[arg(long, value_name = "FILE", default_value = "python3")]
     python: PathBuf,
-    /// Threads that compute, ours and theirs
+    /// Threads that compute, here and in PyTorch
     #[arg(long, value_name = "N", default_value = "1")]
     threads: NonZeroUsize,
     /// Times the whole step is measured
@@ -43,29 +43,30 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let options = options(arguments)?;
     let file = arguments.json.as_deref().map(ResultFile::prepare).transpose()?;
-    let report = kernels::measure(&options, |what| {
-        let _ = writeln!(std::io::stderr(), "{what}");
+    let report = kernels::measure(&options, |line| {
+        let _ = writeln!(std::io::stderr(), "{line}");
     })?;
     let _ = write!(std::io::stdout(), "{report}");
     file.map_or(Ok(()), |file| file.write(&report))
 }
 
-/// Everything that can be wrong is found here, before anything is measured.
+/// The options of the arguments. Every mistake is found here, before anything is measured.
 fn options(arguments: &Arguments) -> Result<Options, Failure> {
-    let find = |script: &PathBuf| Peer::find(&arguments.python, script);
-    let peer = arguments.against.as_ref().map(find).transpose();
-    Ok(Options {
-        sizes: once(&arguments.config),
-        profiles: once(&arguments.profile),
-        threads: arguments.threads.get(),
-        rounds: usize::try_from(arguments.rounds).unwrap_or(usize::MAX),
-        peer: peer.map_err(|error| Failure::usage(error.to_string()))?,
-        program: std::env::current_exe()
-            .map_err(|error| Failure::failed(format!("cannot find this program: {error}")))?,
-    })
+    let program = std::env::current_exe().map_err(|error| {
+        Failure::failed(format!("cannot find this program: {error}; start it by its path"))
+    })?;
+    let find = |script: &PathBuf| Torch::find(&arguments.python, script);
+    let torch = arguments.against.as_ref().map(find).transpose();
+    let mut options = Options::new(program);
+    options.sizes = once(&arguments.config);
+    options.profiles = once(&arguments.profile);
+    options.threads = arguments.threads.get();
+    options.rounds = usize::try_from(arguments.rounds).unwrap_or(usize::MAX);
+    options.torch = torch.map_err(|error| Failure::usage(error.to_string()))?;
+    Ok(options)
 }
 
-/// Each of them once, in the order in which they were named.
+/// Each name once, in the order in which they were given.
 fn once<T: Copy + PartialEq>(named: &[T]) -> Vec<T> {
     let mut once = Vec::new();
     for name in named {
@@ -97,7 +98,7 @@ mod tests {
     fn the_small_model_on_one_thread_is_measured_by_default() {
         let options = options(&parse(&[]).unwrap()).unwrap();
         assert_eq!((options.sizes, options.profiles), (vec![Size::S], vec![Profile::Repro]));
-        assert_eq!((options.threads, options.rounds, options.peer.is_none()), (1, 3, true));
+        assert_eq!((options.threads, options.rounds, options.torch.is_none()), (1, 3, true));
     }
 
     #[test]
@@ -118,7 +119,7 @@ mod tests {
             (["--rounds", "101"], "1..=100"),
         ] {
             let error = parse(&words).unwrap_err();
-            assert!(error.contains(part), "{error} says nothing of {part}");
+            assert!(error.contains(part), "{part} is not in {error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The file a benchmark leaves behind.
+//! The result file of a benchmark.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,24 +8,24 @@ use tempfile::NamedTempFile;
 
 use super::super::Failure;
 
-/// A file that can be written, as far as one can know beforehand.
+/// A file that could be written when the benchmark started.
 #[derive(Debug)]
 pub(super) struct ResultFile {
     path: PathBuf,
 }
 
 impl ResultFile {
-    /// Makes sure that `path` can be written, without touching it: minutes of measuring must not end in an error.
+    /// Checks that `path` can be written, without touching it: minutes of measuring must not end in an error.
     pub(super) fn prepare(path: &Path) -> Result<Self, Failure> {
         let file = Self { path: path.to_owned() };
         if path.is_dir() {
-            return Err(Failure::usage(format!("--json {}: it is a folder", path.display())));
+            return Err(Failure::usage(format!("--json {}: is a folder; name a file", path.display())));
         }
         drop(file.temporary().map_err(|error| Failure::usage(file.unwritable(&error)))?);
         Ok(file)
     }
 
-    /// Writes `result` in one go: whoever looks sees the former file or all of the new one.
+    /// Writes `result` in one go: a reader sees the former file or all of the new one.
     pub(super) fn write(&self, result: &impl Serialize) -> Result<(), Failure> {
         let failed = |error: std::io::Error| Failure::failed(self.unwritable(&error));
         let mut bytes = serde_json::to_vec_pretty(result).map_err(|error| failed(error.into()))?;
@@ -40,14 +40,14 @@ impl ResultFile {
     fn temporary(&self) -> std::io::Result<NamedTempFile> {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        // As of any new file; what the person's mask forbids is left out.
+        // As of any new file, less the umask.
         let permissions = std::fs::Permissions::from_mode(0o666);
         tempfile::Builder::new().permissions(permissions).tempfile_in(folder.unwrap_or(Path::new(".")))
     }
 
     fn unwritable(&self, error: &std::io::Error) -> String {
         format!(
-            "--json {}: it cannot be written ({error}); name a file in a folder you may write to",
+            "--json {}: cannot be written ({error}); name a file in a folder you may write to",
             self.path.display()
         )
     }

@@ -24,7 +24,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let cpu = bench::cpu(arguments.profile, arguments.threads.get()).map_err(Error::from)?;
     let cpu = cpu.ok_or_else(|| Failure::failed(NO_FAST))?;
     let report = step::measure(cpu, arguments.config)?;
-    let line = serde_json::to_string(&report).map_err(|error| Failure::failed(error.to_string()))?;
+    let line = serde_json::to_string(&report)
+        .map_err(|error| Failure::failed(format!("cannot write the report as JSON: {error}")))?;
     let _ = writeln!(std::io::stdout(), "{line}");
     Ok(())
 }

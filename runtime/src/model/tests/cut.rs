@@ -4,9 +4,9 @@ use swarmline_kernels::{Backend, Cpu};
 use swarmline_scheduler::StageIndex;
 
 use super::{Chain, FIRST, KINDS, SECOND, cpu, gradients, relative_distance, stage, tiny, tokens, whole};
-use crate::boundary::Subspace;
 use crate::config::{Kind, Packing, Run};
-use crate::model::{Shard, Upstream, parameters};
+use crate::model::{Shard, Upstream};
+use crate::subspace::Subspace;
 
 #[test]
 fn the_stages_together_are_bit_equal_to_the_whole_model() {
@@ -61,7 +61,8 @@ fn initial_weights_do_not_depend_on_the_cut() {
 #[test]
 fn initial_values_have_the_promised_spread() {
     let mut run = tiny(Kind::Subspace, Packing::F32);
-    (run.model.width, run.model.ffn, run.boundary.code, run.model.vocab) = (64, 128, 16, 500);
+    (run.model.hidden_size, run.model.intermediate_size, run.boundary.rank, run.model.vocab_size) =
+        (64, 128, 16, 500);
     let mut shard = Shard::new(cpu(), &run, 0..4, 0).unwrap();
     let mut std = |name: &str| {
         let value = shard.download(name).unwrap().unwrap();
@@ -86,7 +87,7 @@ fn initial_values_have_the_promised_spread() {
 fn one_stage_constrains_nothing() {
     let mut run = tiny(Kind::Subspace, Packing::F32);
     (run.pipeline.stages, run.pipeline.layers_per_stage) = (1, vec![4]);
-    assert_eq!(parameters(&run, 0..4), parameters(&tiny(Kind::Identity, Packing::F32), 0..4));
+    assert_eq!(run.parameter_specs(0..4), tiny(Kind::Identity, Packing::F32).parameter_specs(0..4));
 }
 
 #[test]
@@ -96,13 +97,13 @@ fn the_loss_notices_a_cut_upstream_unless_nothing_crosses() {
         let (mut chain, tokens) = (Chain::new(&run), tokens(&run, FIRST));
         let connected = chain.loss(FIRST, &tokens, Upstream::Connected);
         let cut = chain.loss(FIRST, &tokens, Upstream::Cut);
-        assert_eq!(connected == cut, kind == Kind::Nothing, "{kind:?}: {connected:?}, {cut:?}");
+        assert_eq!(connected == cut, kind == Kind::None, "{kind:?}: {connected:?}, {cut:?}");
     }
 }
 
 #[test]
 fn nothing_is_sent_and_nothing_upstream_learns() {
-    let run = tiny(Kind::Nothing, Packing::Q8);
+    let run = tiny(Kind::None, Packing::Q8);
     let mut chain = Chain::new(&run);
     let code = chain.shards[0].evaluate(FIRST, &tokens(&run, FIRST), &[]).unwrap();
     assert!(code.is_empty());
@@ -134,7 +135,7 @@ fn eight_bits_change_gradients_by_a_few_percent() {
 #[test]
 fn constrained_stages_stay_within_the_column_space() {
     let run = tiny(Kind::Subspace, Packing::F32);
-    let (d, k, v) = (run.model.width, run.boundary.code, run.model.vocab);
+    let (d, k, v) = (run.model.hidden_size, run.boundary.rank, run.model.vocab_size);
     let mut constrained = stage(&run, 0);
     let (basis, anchor) = basis_and_anchor(&run);
 
@@ -149,7 +150,7 @@ fn constrained_stages_stay_within_the_column_space() {
                 table
             }
             "wo" => product(&transposed(&basis, k, d), &value, d, k, d),
-            "down" => product(&transposed(&basis, k, d), &value, d, k, run.model.ffn),
+            "down" => product(&transposed(&basis, k, d), &value, d, k, run.model.intermediate_size),
             _ => value,
         };
         dense.upload(&name, &value).unwrap();
@@ -170,7 +171,7 @@ fn constrained_stages_stay_within_the_column_space() {
 
 /// `U^T[k,d]`, read off by lifting unit vectors, and `E0[V,d]`.
 fn basis_and_anchor(run: &Run) -> (Vec<f32>, Vec<f32>) {
-    let (d, k, rows) = (run.model.width, run.boundary.code, run.tokens_per_microbatch());
+    let (d, k, rows) = (run.model.hidden_size, run.boundary.rank, run.tokens_per_microbatch());
     let mut cpu = cpu();
     let space = Subspace::<Cpu>::new(&mut cpu, run).unwrap();
     let mut units = vec![0.0; rows * k];
@@ -182,7 +183,7 @@ fn basis_and_anchor(run: &Run) -> (Vec<f32>, Vec<f32>) {
     let mut basis = vec![0.0; k * d];
     cpu.download(&mut basis, &x).unwrap();
 
-    let vocab = run.model.vocab;
+    let vocab = run.model.vocab_size;
     let ids = cpu.ids(&(0..vocab as u32).collect::<Vec<_>>(), vocab).unwrap();
     let mut table = cpu.zeros(vocab * d).unwrap();
     space.anchor(&mut cpu, &mut table, &ids).unwrap();

@@ -1,7 +1,7 @@
 //! The bits of one training step, written down: loss, gradients, and weights after one update.
 //!
 //! After a change that is meant to show, `SWARMLINE_WRITE_GOLDEN=1 cargo test -p swarmline golden` writes the table
-//! beside this file anew.
+//! beside this file again.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ use swarmline_kernels::{Cpu, CpuTensor};
 use swarmline_scheduler::StageIndex;
 
 use super::{Chain, FIRST, enlarge, tiny, tokens};
-use crate::config::{Kind, Packing, Run, Stash};
+use crate::config::{Kind, Packing, Run};
 use crate::model::Shard;
 use crate::optim::{Contribution, ParameterMut, StageOptimizer};
 
@@ -48,7 +48,7 @@ fn a_step_has_the_same_bits_on_narrower_instructions() {
 /// Some boundaries, packings and stashes, and a microbatch of more rows than the head takes at once.
 fn runs() -> [(&'static str, Run); 5] {
     let mut recomputing = tiny(Kind::Subspace, Packing::Q8);
-    recomputing.pipeline.stash = Stash::Input;
+    recomputing.pipeline.activation_checkpointing = true;
     let mut tall = tiny(Kind::Identity, Packing::F32);
     tall.batch.sequences = 70;
     [
@@ -56,7 +56,7 @@ fn runs() -> [(&'static str, Run); 5] {
         ("identity_f32_tall", tall),
         ("subspace_q4", tiny(Kind::Subspace, Packing::Q4)),
         ("subspace_q8_recomputed", recomputing),
-        ("nothing", tiny(Kind::Nothing, Packing::Bf16)),
+        ("none", tiny(Kind::None, Packing::Bf16)),
     ]
 }
 

@@ -19,7 +19,7 @@ fn every_parameter_has_the_gradient_of_finite_differences() {
     for kind in KINDS {
         for kv_heads in [4, 2, 1] {
             let mut run = tiny(kind, Packing::F32);
-            run.model.kv_heads = kv_heads;
+            run.model.num_key_value_heads = kv_heads;
             check(&run);
         }
     }
@@ -39,7 +39,7 @@ fn check(run: &Run) {
                 (found - expected).abs() <= bound,
                 "{:?}, {} key-value heads: {name}[{entry}] is {found}, finite differences say {expected}",
                 run.boundary.kind,
-                run.model.kv_heads,
+                run.model.num_key_value_heads,
             );
         }
     }

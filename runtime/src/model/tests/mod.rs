@@ -1,5 +1,6 @@
 //! The shards against each other, against finite differences, and against hostile bytes.
 
+mod count;
 mod cut;
 mod golden;
 mod gradient;
@@ -14,44 +15,44 @@ use swarmline_scheduler::{Loss, MicrobatchId, StageIndex, WeightVersion};
 
 use crate::config::{
     Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
-    Policy, Run, Stash, Tokenizer,
+    Policy, Run, Tokenizer,
 };
 use crate::model::{Shard, Upstream};
 use crate::packing::{TokenCodec, Tokens};
 
-const KINDS: [Kind; 3] = [Kind::Identity, Kind::Subspace, Kind::Nothing];
+const KINDS: [Kind; 3] = [Kind::Identity, Kind::Subspace, Kind::None];
 const FIRST: MicrobatchId = MicrobatchId(1);
 const SECOND: MicrobatchId = MicrobatchId(2);
 
-/// Four layers of width 16 in three stages; code 4 wide; two sequences of five tokens.
+/// Four layers of width 16 in three stages; a column space of rank 4; two sequences of five tokens.
 pub(crate) fn tiny(kind: Kind, packing: Packing) -> Run {
     Run {
         name: "tiny".into(),
         seed: 7,
         model: Model {
-            width: 16,
-            layers: 4,
-            heads: 4,
-            kv_heads: 2,
-            ffn: 24,
-            context: 5,
-            vocab: 11,
+            hidden_size: 16,
+            num_hidden_layers: 4,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            intermediate_size: 24,
+            max_position_embeddings: 5,
+            vocab_size: 11,
             rope_theta: 10_000.0,
-            norm_epsilon: 1e-5,
+            rms_norm_eps: 1e-5,
         },
         pipeline: Pipeline {
             replicas: 1,
             stages: 3,
             layers_per_stage: vec![2, 1, 1],
             mode: Mode::Asynchronous,
-            window: 6,
-            microbatches_per_update: 1,
-            stash: Stash::Activations,
+            max_in_flight: 6,
+            gradient_accumulation_steps: 1,
+            activation_checkpointing: false,
         },
-        boundary: Boundary { kind, code: 4, packing, anchor_scale: 0.02 },
+        boundary: Boundary { kind, rank: 4, packing, anchor_scale: 0.02 },
         batch: Batch { sequences: 2 },
         optimizer: Optimizer::of(OptimizerKind::NAdamW, Mode::Asynchronous, 10),
-        averaging: Averaging { every: 16, sets: 20 },
+        averaging: Averaging { interval: 16, fragments: 20 },
         data: Data {
             paths: Vec::new(),
             extensions: Vec::new(),
@@ -70,13 +71,13 @@ pub(super) fn cpu() -> Cpu {
 /// Some token ids of a microbatch.
 pub(super) fn tokens(run: &Run, microbatch: MicrobatchId) -> Tokens {
     let codec = TokenCodec::new(run);
-    let id = |i: usize| ((i * i + 3 * i + 5 * microbatch.0 as usize) % run.model.vocab) as u32;
+    let id = |i: usize| ((i * i + 3 * i + 5 * microbatch.0 as usize) % run.model.vocab_size) as u32;
     codec.tokens(&(0..codec.ids()).map(id).collect::<Vec<_>>()).unwrap()
 }
 
 /// The whole model in one shard. Weights of a size at which every gradient is far above rounding.
 pub(super) fn whole(run: &Run) -> Shard<Cpu> {
-    let mut shard = Shard::new(cpu(), run, 0..run.model.layers, 2).unwrap();
+    let mut shard = Shard::new(cpu(), run, 0..run.model.num_hidden_layers, 2).unwrap();
     enlarge(&mut shard);
     shard
 }

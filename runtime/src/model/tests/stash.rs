@@ -1,9 +1,9 @@
-//! What is kept between forward and backward, and what accumulates.
+//! Stashes between forward and backward, and gradients that accumulate.
 
 use swarmline_scheduler::WeightVersion;
 
 use super::{Chain, FIRST, KINDS, SECOND, gradients, stage, tiny, tokens, whole};
-use crate::config::{Kind, Packing, Stash};
+use crate::config::{Kind, Packing};
 use crate::model::ShardError;
 
 #[test]
@@ -12,7 +12,7 @@ fn recomputing_gives_the_gradients_of_stashed_activations() {
         for packing in [Packing::F32, Packing::Q8] {
             let stashing = tiny(kind, packing);
             let mut recomputing = stashing.clone();
-            recomputing.pipeline.stash = Stash::Input;
+            recomputing.pipeline.activation_checkpointing = true;
             let (mut a, mut b) = (Chain::new(&stashing), Chain::new(&recomputing));
             let tokens = tokens(&stashing, FIRST);
             assert_eq!(a.train(FIRST, &tokens), b.train(FIRST, &tokens));
@@ -62,7 +62,7 @@ fn stashed_microbatches_do_not_disturb_each_other() {
     let run = tiny(Kind::Subspace, Packing::F32);
     let mut interleaved = stage(&run, 0);
     let mut alone = stage(&run, 0);
-    let gradient: Vec<u8> = (0..run.tokens_per_microbatch() * run.boundary.code)
+    let gradient: Vec<u8> = (0..run.tokens_per_microbatch() * run.boundary.rank)
         .flat_map(|i| (i as f32 / 100.0 - 0.2).to_le_bytes())
         .collect();
     for microbatch in [FIRST, SECOND] {
@@ -80,9 +80,9 @@ fn stashed_microbatches_do_not_disturb_each_other() {
 
 #[test]
 fn slots_are_bounded_and_come_back() {
-    for policy in [Stash::Activations, Stash::Input] {
+    for checkpointing in [false, true] {
         let mut run = tiny(Kind::Identity, Packing::F32);
-        run.pipeline.stash = policy;
+        run.pipeline.activation_checkpointing = checkpointing;
         let (mut shard, tokens) = (stage(&run, 0), tokens(&run, FIRST));
         let forward = |shard: &mut crate::model::Shard<_>, id, version| {
             shard.forward(swarmline_scheduler::MicrobatchId(id), WeightVersion(version), &tokens, &[])

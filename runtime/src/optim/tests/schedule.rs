@@ -2,19 +2,19 @@ use super::{assert_near, plain};
 use crate::config::Optimizer;
 use crate::optim::Schedule;
 
-/// Peak 1 after 10 updates, floor 0.125 after 110.
+/// Peak 1 after 10 steps, floor 0.125 after 110.
 fn schedule() -> Schedule {
     Schedule::new(&Optimizer {
         learning_rate: 1.0,
-        warmup_updates: 10,
-        updates: 110,
-        final_share: 0.125,
+        warmup_steps: 10,
+        steps: 110,
+        min_lr_ratio: 0.125,
         ..plain()
     })
 }
 
 #[test]
-fn warms_up_linearly_from_the_first_update() {
+fn warms_up_linearly_from_the_first_step() {
     assert_near(schedule().rate(1), 0.1);
     assert_near(schedule().rate(5), 0.5);
     assert_near(schedule().rate(10), 1.0);
@@ -35,7 +35,7 @@ fn stays_at_its_floor() {
 
 #[test]
 fn never_rises_after_the_warm_up() {
-    let rates: Vec<f64> = (10..=120).map(|update| schedule().rate(update)).collect();
+    let rates: Vec<f64> = (10..=120).map(|step| schedule().rate(step)).collect();
     assert!(rates.windows(2).all(|pair| pair[0] >= pair[1]));
 }
 
@@ -43,17 +43,17 @@ fn never_rises_after_the_warm_up() {
 fn may_be_all_warm_up() {
     let schedule = Schedule::new(&Optimizer {
         learning_rate: 1.0,
-        warmup_updates: 4,
-        updates: 4,
-        final_share: 0.5,
+        warmup_steps: 4,
+        steps: 4,
+        min_lr_ratio: 0.5,
         ..plain()
     });
-    let rates: Vec<f64> = (1..=5).map(|update| schedule.rate(update)).collect();
+    let rates: Vec<f64> = (1..=5).map(|step| schedule.rate(step)).collect();
     assert_eq!(rates, [0.25, 0.5, 0.75, 1.0, 0.5]);
 }
 
 #[test]
 fn without_warm_up_and_with_a_full_floor_is_constant() {
     let schedule = Schedule::new(&plain());
-    assert!((1..200).all(|update| schedule.rate(update) == f64::from(0.01_f32)));
+    assert!((1..200).all(|step| schedule.rate(step) == f64::from(0.01_f32)));
 }

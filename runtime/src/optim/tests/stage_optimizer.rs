@@ -5,22 +5,22 @@ use super::{assert_near, plain};
 use crate::config::{Optimizer, OptimizerKind};
 use crate::optim::Contribution;
 
-/// Everything on: what a real run uses.
+/// Everything on, as in a real run.
 fn full() -> Optimizer {
     Optimizer {
         kind: OptimizerKind::NAdamW,
-        warmup_updates: 5,
-        final_share: 0.1,
-        clip_microbatch: 1.5,
-        clip_stage: 1.0,
+        warmup_steps: 5,
+        min_lr_ratio: 0.1,
+        max_grad_norm_ratio: 1.5,
+        max_grad_norm: 1.0,
         staleness_power: 1.0,
         ..plain()
     }
 }
 
 /// The weights after these gradients, one contribution each, none of them stale.
-fn weights_after(config: &Optimizer, contributions_per_update: usize, gradients: &[Vec<f32>]) -> Vec<f32> {
-    let mut toy = Toy::new(config, contributions_per_update);
+fn weights_after(config: &Optimizer, gradient_accumulation_steps: usize, gradients: &[Vec<f32>]) -> Vec<f32> {
+    let mut toy = Toy::new(config, gradient_accumulation_steps);
     for gradient in gradients {
         toy.contribute(gradient, 0);
     }
@@ -39,7 +39,7 @@ fn stepped(contribution: Contribution) -> (f64, f64) {
 }
 
 #[test]
-fn one_contribution_is_an_update() {
+fn one_contribution_is_a_step() {
     let mut toy = Toy::new(&plain(), 1);
     let gradient = numbers(1);
     let Contribution::Stepped { version, gradient_norm, .. } = toy.contribute(&gradient, 0) else { panic!() };
@@ -49,7 +49,7 @@ fn one_contribution_is_an_update() {
 }
 
 #[test]
-fn four_contributions_are_one_update_by_their_mean() {
+fn four_contributions_are_one_step_by_their_mean() {
     let gradients: Vec<Vec<f32>> = (1..=4).map(numbers).collect();
     let mean = (0..NUMBERS).map(|i| gradients.iter().map(|g| g[i]).sum::<f32>() / 4.0).collect();
     assert_eq!(weights_after(&plain(), 4, &gradients), weights_after(&plain(), 1, &[mean]));
@@ -69,7 +69,7 @@ fn weights_wait_for_the_last_contribution() {
 }
 
 #[test]
-fn the_second_update_starts_from_empty_accumulators() {
+fn the_second_step_starts_from_empty_accumulators() {
     let four_of = |gradient: Vec<f32>| std::iter::repeat_n(gradient, 4);
     let accumulated: Vec<Vec<f32>> = four_of(numbers(1)).chain(four_of(numbers(2))).collect();
     let direct = [numbers(1), numbers(2)];
@@ -102,7 +102,7 @@ fn a_refused_contribution_leaves_the_accumulated_ones_alone() {
 
 #[test]
 fn an_outlier_among_microbatches_counts_as_much_as_the_limit() {
-    let clipping = Optimizer { clip_microbatch: 2.0, ..plain() };
+    let clipping = Optimizer { max_grad_norm_ratio: 2.0, ..plain() };
     let mut gradients = vec![numbers(1); 8];
     gradients.push(scaled(&numbers(1), 2.0));
     let expected = weights_after(&plain(), 1, &gradients);
@@ -115,13 +115,13 @@ fn an_outlier_among_microbatches_counts_as_much_as_the_limit() {
 fn a_stage_gradient_above_the_limit_is_scaled_to_it() {
     let gradient = numbers(1);
     let limit = norm(&gradient) as f32;
-    let clipping = Optimizer { clip_stage: limit, epsilon: 0.25, ..plain() };
+    let clipping = Optimizer { max_grad_norm: limit, epsilon: 0.25, ..plain() };
     let expected = weights_after(&clipping, 1, std::slice::from_ref(&gradient));
     let found = weights_after(&clipping, 1, &[scaled(&gradient, 16.0)]);
     let apart = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(apart < 1e-7, "{apart}");
     assert_ne!(
-        weights_after(&Optimizer { clip_stage: 0.0, ..clipping }, 1, &[scaled(&gradient, 16.0)]),
+        weights_after(&Optimizer { max_grad_norm: 0.0, ..clipping }, 1, &[scaled(&gradient, 16.0)]),
         found
     );
 }
@@ -138,7 +138,7 @@ fn only_matrices_decay() {
 }
 
 #[test]
-fn the_rate_shrinks_with_the_mean_staleness_of_the_update() {
+fn the_rate_shrinks_with_the_mean_staleness_of_the_step() {
     let correcting = Optimizer { staleness_power: 1.0, learning_rate: 1.0, ..plain() };
     let mut toy = Toy::new(&correcting, 2);
     toy.contribute(&numbers(1), 1);
@@ -148,15 +148,15 @@ fn the_rate_shrinks_with_the_mean_staleness_of_the_update() {
 
     toy.contribute(&numbers(1), 0);
     let (_, staleness) = stepped(toy.contribute(&numbers(2), 0));
-    assert_eq!(staleness, 0.0, "staleness is that of this update's contributions alone");
+    assert_eq!(staleness, 0.0, "staleness is that of this step's contributions alone");
 }
 
 #[test]
 fn equal_gradients_in_equal_order_give_equal_bits() {
     let gradients: Vec<Vec<f32>> = (0..60).map(|seed| scaled(&numbers(seed), 0.3)).collect();
-    for contributions_per_update in [1, 3] {
-        let once = weights_after(&full(), contributions_per_update, &gradients);
-        let again = weights_after(&full(), contributions_per_update, &gradients);
+    for gradient_accumulation_steps in [1, 3] {
+        let once = weights_after(&full(), gradient_accumulation_steps, &gradients);
+        let again = weights_after(&full(), gradient_accumulation_steps, &gradients);
         assert!(once.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits()));
         assert!(once.iter().all(|w| w.is_finite()));
     }

@@ -3,7 +3,7 @@ use crate::config::Optimizer;
 use crate::optim::{StalenessCorrection, StalenessHistogram};
 
 fn correction(power: f32) -> StalenessCorrection {
-    StalenessCorrection::new(&Optimizer { staleness_power: power, updates: 101, ..plain() })
+    StalenessCorrection::new(&Optimizer { staleness_power: power, steps: 101, ..plain() })
 }
 
 #[test]

@@ -4,10 +4,10 @@ use crate::config::{Optimizer, OptimizerKind};
 use crate::optim::{ImportError, OptimizerState};
 
 fn config() -> Optimizer {
-    Optimizer { kind: OptimizerKind::NAdamW, clip_microbatch: 1.1, warmup_updates: 30, ..plain() }
+    Optimizer { kind: OptimizerKind::NAdamW, max_grad_norm_ratio: 1.1, warmup_steps: 30, ..plain() }
 }
 
-/// A shard after 20 updates.
+/// A shard after 20 steps.
 fn trained() -> Toy {
     let mut toy = Toy::new(&config(), 1);
     for seed in 0..20 {
@@ -21,7 +21,7 @@ fn exported() -> OptimizerState {
     toy.optimizer.export(&mut toy.cpu).unwrap()
 }
 
-/// What a fresh shard says to `state`; it must stay as it was.
+/// The error of a fresh optimizer that imports `state`; the optimizer must stay as it was.
 #[track_caller]
 fn refusal(state: &OptimizerState) -> ImportError {
     let mut toy = Toy::new(&config(), 1);
@@ -51,7 +51,7 @@ fn a_joiner_goes_on_bit_for_bit() {
 }
 
 #[test]
-fn half_an_update_is_dropped_by_an_import() {
+fn half_a_step_is_dropped_by_an_import() {
     let state = exported();
     let mut toy = Toy::new(&config(), 2);
     toy.contribute(&numbers(1), 0);

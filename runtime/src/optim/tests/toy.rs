@@ -19,10 +19,10 @@ pub(super) struct Toy {
 }
 
 impl Toy {
-    pub(super) fn new(config: &Optimizer, contributions_per_update: usize) -> Self {
+    pub(super) fn new(config: &Optimizer, gradient_accumulation_steps: usize) -> Self {
         let mut cpu = Cpu::new(1).unwrap();
         let names = PARAMETERS.map(|(name, len, _)| (name, len));
-        let optimizer = StageOptimizer::new(&mut cpu, config, contributions_per_update, names).unwrap();
+        let optimizer = StageOptimizer::new(&mut cpu, config, gradient_accumulation_steps, names).unwrap();
         let mut toy = Self { weights: tensors(&mut cpu), gradients: tensors(&mut cpu), cpu, optimizer };
         toy.set_weights(&numbers(0));
         toy

@@ -5,7 +5,8 @@ use swarmline_kernels::{Backend, Result};
 use swarmline_scheduler::averaging::Event;
 
 use super::Engine;
-use crate::averaging::{ApplyError, Averager, IndexSets, Job, Learned, SetSnapshot, TensorsMut};
+use crate::averaging::{ApplyError, Averager, FragmentSnapshot, Fragments, Job, Learned, TensorsMut};
+use crate::hashing::digest;
 use crate::model::ParameterLog;
 
 /// An engine in its parts, for those who bring in values from outside.
@@ -19,8 +20,8 @@ pub(super) struct Opened<'a, B: Backend> {
 impl<B: Backend> Engine<B> {
     /// Which of this stage's numbers are averaged together.
     #[must_use]
-    pub fn index_sets(&self) -> &IndexSets {
-        self.averager.sets()
+    pub fn fragments(&self) -> &Fragments {
+        self.averager.fragments()
     }
 
     /// Does a job of an averaging round; `Finish` has no answer. A mean that cannot be used is logged, and answered so
@@ -32,7 +33,7 @@ impl<B: Backend> Engine<B> {
         let Opened { backend, mut learned, log, averager } = self.opened();
         Ok(match job {
             Job::Snapshot { round, set, parts } => {
-                let SetSnapshot { weight, parts } =
+                let FragmentSnapshot { weight, parts } =
                     averager.snapshot(backend, &learned, round, set, parts)?;
                 Some(Event::Snapshot { round, weight, parts })
             }
@@ -69,12 +70,4 @@ impl<B: Backend> Engine<B> {
         let learned = Learned { version, tensors: tensors.collect() };
         Opened { backend, learned, log, averager: &mut self.averager }
     }
-}
-
-fn digest(numbers: &[f32]) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new();
-    numbers.iter().for_each(|number| {
-        hasher.update(&number.to_le_bytes());
-    });
-    hasher.finalize()
 }

@@ -12,6 +12,7 @@ use swarmline_scheduler::StageIndex;
 use super::Engine;
 use super::average::Opened;
 use crate::config::Run;
+use crate::hashing::TensorHasher;
 use crate::model::{ShardError, Snapshot, SnapshotError, SnapshotTensor};
 use crate::optim::{Counters, ImportError, NamedTensor, OptimizerState};
 
@@ -95,14 +96,12 @@ impl<B: Backend> Engine<B> {
     /// If the device fails.
     pub fn state_hash(&mut self) -> Result<blake3::Hash, ShardError> {
         let Opened { backend, learned, .. } = self.opened();
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = TensorHasher::default();
         for tensors in &learned.tensors {
             let mut numbers = vec![0.0; tensors.len];
             for tensor in [&*tensors.weight, &*tensors.moment1, &*tensors.moment2] {
                 backend.download(&mut numbers, tensor)?;
-                numbers.iter().for_each(|number| {
-                    hasher.update(&number.to_le_bytes());
-                });
+                hasher.update(&numbers);
             }
         }
         Ok(hasher.finalize())
@@ -112,7 +111,7 @@ impl<B: Backend> Engine<B> {
 fn write_counters(counters: &Counters) -> BTreeMap<String, String> {
     let norms: Vec<String> = counters.recent_norms.iter().map(|norm| bits(*norm)).collect();
     BTreeMap::from([
-        (UPDATES.to_owned(), counters.updates.to_string()),
+        (UPDATES.to_owned(), counters.steps.to_string()),
         (MOMENTUM_PRODUCT.to_owned(), bits(counters.momentum_product)),
         (RECENT_NORMS.to_owned(), norms.join(" ")),
     ])
@@ -125,7 +124,7 @@ fn read_counters(metadata: &BTreeMap<String, String>) -> Result<Counters, StateE
     let momentum_product = from_bits(text(MOMENTUM_PRODUCT)?).ok_or(StateError::Counter(MOMENTUM_PRODUCT))?;
     let norms: Option<Vec<f64>> = text(RECENT_NORMS)?.split_whitespace().map(from_bits).collect();
     let recent_norms = norms.ok_or(StateError::Counter(RECENT_NORMS))?;
-    Ok(Counters { updates, momentum_product, recent_norms })
+    Ok(Counters { steps: updates, momentum_product, recent_norms })
 }
 
 fn bits(number: f64) -> String {

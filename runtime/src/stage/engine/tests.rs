@@ -16,7 +16,7 @@ const SETS: u32 = 4;
 
 fn run() -> Run {
     let mut run = tiny(Kind::Subspace, Packing::F32);
-    run.averaging.sets = SETS;
+    run.averaging.fragments = SETS;
     run
 }
 
@@ -101,6 +101,17 @@ fn a_joiner_goes_on_like_its_donor_bit_for_bit() {
     learn(&mut joiner, 7..10);
     assert_eq!(joiner.state_hash().unwrap(), donor.state_hash().unwrap());
     assert_eq!(snapshot(&mut joiner, Round(1)).0, 0, "its weights are counted at the donor");
+}
+
+/// Behind a cut that nothing crosses a stage has an anchor with a row for every token.
+#[test]
+fn a_state_with_a_large_anchor_is_within_the_limit() {
+    let mut run = tiny(Kind::None, Packing::F32);
+    (run.model.vocab_size, run.model.hidden_size, run.pipeline.replicas) = (15_625, 64, 2);
+    for stage in run.stages() {
+        let state = engine_of(&run, stage).export_state().unwrap();
+        assert!(state.len() as u64 <= state_bytes_max(&run, stage), "{} bytes of {stage}", state.len());
+    }
 }
 
 #[test]

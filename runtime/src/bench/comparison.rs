@@ -1,4 +1,4 @@
-//! Two programs in turn, so that what the machine does meanwhile happens to both.
+//! Two programs in turn, so that the load of the machine slows both.
 
 use std::time::{Duration, Instant};
 
@@ -6,38 +6,38 @@ use serde::Serialize;
 
 use super::statistics::Spread;
 use super::step::StepReport;
-use super::torch::{Mode, PeerError};
+use super::torch::{TorchError, TorchMode};
 
-/// Seconds a contest may take, besides steps.
+/// Seconds of a comparison, at most, beside [`STEPS_MAX`] steps.
 const TIME_MAX_S: f64 = 200.0;
-/// And so many of our steps.
+/// Steps of ours that a comparison may take beside [`TIME_MAX_S`].
 const STEPS_MAX: f64 = 20.0;
-/// After the first round, modes slower than this share of the fastest are not run again; the best in f32 always is.
-const CONTENDER_SHARE: f64 = 0.75;
+/// After the first round, modes slower than this share of the fastest do not run again; the best in f32 always does.
+const CANDIDATE_SHARE: f64 = 0.75;
 
-/// What PyTorch did, mode by mode, beside us.
+/// PyTorch's figures, mode by mode, beside ours.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Contest {
+pub struct Comparison {
     /// Version of PyTorch.
     pub torch: String,
     /// The modes that ran.
     pub modes: Vec<ModeReport>,
-    /// The modes that did not, and why.
+    /// The modes that did not run.
     pub left_out: Vec<LeftOut>,
 }
 
-/// One mode beside us.
+/// Figures of one mode beside ours.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModeReport {
     /// Name of the mode.
     pub mode: &'static str,
-    /// Whether it computes in f32.
+    /// Whether it computes in f32; otherwise in bf16.
     pub f32: bool,
-    /// Its tokens per second.
+    /// Tokens per second of the mode.
     pub tokens_per_s: Spread,
-    /// Ours to its, of runs next to each other.
+    /// Ratio of our tokens per second to those of the mode, of runs next to each other.
     pub ratio: Spread,
-    /// Its largest resident memory, MiB.
+    /// Largest resident memory of its process, MiB; `None` where the system does not say.
     pub peak_mb: Option<f64>,
 }
 
@@ -46,25 +46,25 @@ pub struct ModeReport {
 pub struct LeftOut {
     /// Name of the mode.
     pub mode: &'static str,
-    /// What went wrong.
+    /// Why it did not run.
     pub reason: String,
 }
 
-impl Contest {
-    /// Ours to the mode that comes off best against us.
+impl Comparison {
+    /// The mode with the smallest ratio.
     #[must_use]
     pub fn best(&self) -> Option<&ModeReport> {
-        self.strongest(|_| true)
+        self.smallest_ratio(|_| true)
     }
 
-    /// Ours to the mode that comes off best against us in f32, eager or compiled.
+    /// The mode in f32, eager or compiled, with the smallest ratio.
     #[must_use]
     pub fn best_f32(&self) -> Option<&ModeReport> {
-        self.strongest(|mode| mode.f32)
+        self.smallest_ratio(|mode| mode.f32)
     }
 
-    /// Among those that ran in most rounds: a mode that fell behind in the first was not run again.
-    fn strongest(&self, among: impl Fn(&ModeReport) -> bool) -> Option<&ModeReport> {
+    /// The smallest ratio among the modes that ran in most rounds: a mode that fell behind in the first did not run again.
+    fn smallest_ratio(&self, among: impl Fn(&ModeReport) -> bool) -> Option<&ModeReport> {
         let candidates = || self.modes.iter().filter(|mode| among(mode));
         let rounds = candidates().map(|mode| mode.ratio.count).max()?;
         candidates()
@@ -73,67 +73,68 @@ impl Contest {
     }
 }
 
-/// Runs us and every mode in turn, ours first, `rounds` times: fewer where time runs out, and a mode that has no time
-/// left in the first round is left out. `theirs` hears how long it may take. Gives what we did, and the contest.
+/// Runs our step and every mode of PyTorch in turn, ours first, for `rounds` rounds. Fewer where time runs out; a mode
+/// without time in the first round is left out. `theirs` gets the time that it may take. Returns the reports of our
+/// steps, and the comparison.
 ///
 /// # Errors
-/// If ours fails. A mode of theirs that fails is left out.
+/// The error of `ours`. A mode of `theirs` that fails is left out.
 pub fn run<E>(
     torch: &str,
     rounds: usize,
     mut ours: impl FnMut() -> Result<StepReport, E>,
-    mut theirs: impl FnMut(Mode, &StepReport, Duration) -> Result<StepReport, PeerError>,
-) -> Result<(Vec<StepReport>, Contest), E> {
+    mut theirs: impl FnMut(TorchMode, &StepReport, Duration) -> Result<StepReport, TorchError>,
+) -> Result<(Vec<StepReport>, Comparison), E> {
     let started = Instant::now();
     let (mut own, mut left_out) = (Vec::new(), Vec::new());
-    let mut entries: Vec<Entry> = Mode::ALL.map(Entry::new).into();
+    let mut candidates: Vec<Candidate> = TorchMode::ALL.map(Candidate::new).into();
     for round in 0..rounds.max(1) {
-        let round_time: Duration = entries.iter().map(|entry| entry.time).sum();
+        let round_time: Duration = candidates.iter().map(|candidate| candidate.time).sum();
         if round > 0 && time_left(&own, started).is_none_or(|left| left < round_time) {
             break;
         }
-        for entry in entries.iter_mut().filter(|entry| !entry.out) {
+        for candidate in candidates.iter_mut().filter(|candidate| !candidate.is_out) {
             let began = Instant::now();
             let our = ours()?;
             own.push(our.clone());
             let left =
-                time_left(&own, started).ok_or_else(|| PeerError::Run("no time was left for it".into()));
-            match left.and_then(|left| theirs(entry.mode, &our, left)) {
-                Ok(their) => entry.runs.push((our, their)),
+                time_left(&own, started).ok_or_else(|| TorchError::Run("no time was left for it".into()));
+            match left.and_then(|left| theirs(candidate.mode, &our, left)) {
+                Ok(their) => candidate.runs.push((our, their)),
                 Err(error) => {
-                    entry.out = true;
-                    left_out.push(LeftOut { mode: entry.mode.name(), reason: error.to_string() });
+                    candidate.is_out = true;
+                    left_out.push(LeftOut { mode: candidate.mode.name(), reason: error.to_string() });
                 }
             }
-            entry.time = began.elapsed();
+            candidate.time = began.elapsed();
         }
         if round == 0 {
-            drop_the_slow(&mut entries);
+            drop_the_slow(&mut candidates);
         }
     }
-    let modes = entries.iter().filter_map(Entry::report).collect();
-    Ok((own, Contest { torch: torch.to_owned(), modes, left_out }))
+    let modes = candidates.iter().filter_map(Candidate::report).collect();
+    Ok((own, Comparison { torch: torch.to_owned(), modes, left_out }))
 }
 
-/// What is left of the time of a contest; nothing if it is over.
+/// Time left of a comparison; `None` if it is over.
 fn time_left(own: &[StepReport], started: Instant) -> Option<Duration> {
     let step_s = own.first().map_or(0.0, |step| step.step_s_median);
     Duration::from_secs_f64(TIME_MAX_S + STEPS_MAX * step_s).checked_sub(started.elapsed())
 }
 
-/// A mode and its runs, each after one of ours.
-struct Entry {
-    mode: Mode,
+/// A mode of PyTorch and its runs, each behind one of ours.
+struct Candidate {
+    mode: TorchMode,
     runs: Vec<(StepReport, StepReport)>,
-    /// What its latest turn took.
+    /// Duration of its latest turn, ours included.
     time: Duration,
-    /// Not run again.
-    out: bool,
+    /// Whether it does not run again.
+    is_out: bool,
 }
 
-impl Entry {
-    fn new(mode: Mode) -> Self {
-        Self { mode, runs: Vec::new(), time: Duration::ZERO, out: false }
+impl Candidate {
+    fn new(mode: TorchMode) -> Self {
+        Self { mode, runs: Vec::new(), time: Duration::ZERO, is_out: false }
     }
 
     fn speed(&self) -> f64 {
@@ -154,18 +155,18 @@ impl Entry {
     }
 }
 
-fn drop_the_slow(entries: &mut [Entry]) {
-    let fastest = |among: &[Entry], f32_only: bool| {
-        let speeds = among.iter().filter(|entry| !f32_only || !entry.mode.bf16).map(Entry::speed);
+fn drop_the_slow(candidates: &mut [Candidate]) {
+    let fastest = |among: &[Candidate], f32_only: bool| {
+        let speeds = among.iter().filter(|candidate| !f32_only || !candidate.mode.bf16).map(Candidate::speed);
         speeds.fold(0.0, f64::max)
     };
-    let (best, best_f32) = (fastest(entries, false), fastest(entries, true));
-    for entry in entries {
-        let stays =
-            entry.speed() >= CONTENDER_SHARE * best || (!entry.mode.bf16 && entry.speed() >= best_f32);
+    let (best, best_f32) = (fastest(candidates, false), fastest(candidates, true));
+    for candidate in candidates {
+        let stays = candidate.speed() >= CANDIDATE_SHARE * best
+            || (!candidate.mode.bf16 && candidate.speed() >= best_f32);
         if !stays {
-            entry.out = true;
-            entry.time = Duration::ZERO;
+            candidate.is_out = true;
+            candidate.time = Duration::ZERO;
         }
     }
 }
@@ -189,13 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn each_of_theirs_runs_after_one_of_ours_and_the_slow_only_once() {
+    fn each_mode_runs_after_one_of_our_steps_and_a_slow_mode_only_once() {
         let order = std::cell::RefCell::new(Vec::new());
         let ours = || {
             order.borrow_mut().push("ours");
             Ok::<_, ()>(at(300.0))
         };
-        let theirs = |mode: Mode, our: &StepReport, left: Duration| {
+        let theirs = |mode: TorchMode, our: &StepReport, left: Duration| {
             assert!(left.as_secs() > 100);
             assert_eq!(our.tokens_per_s, 300.0);
             order.borrow_mut().push(mode.name());
@@ -203,32 +204,32 @@ mod tests {
                 "eager f32" => Ok(at(100.0)),
                 "compile f32" => Ok(at(150.0)),
                 "compile bf16" => Ok(at(400.0)),
-                _ => Err(PeerError::Run("no compiler".into())),
+                _ => Err(TorchError::Run("no compiler".into())),
             }
         };
-        let (own, contest) = run("2.0", 2, ours, theirs).unwrap();
+        let (own, comparison) = run("2.0", 2, ours, theirs).unwrap();
         let first =
             ["ours", "eager f32", "ours", "compile f32", "ours", "compile bf16", "ours", "eager bf16"];
         assert_eq!(order.borrow()[..8], first);
         assert_eq!(order.borrow()[8..], ["ours", "compile f32", "ours", "compile bf16"]);
         assert_eq!(own.len(), 6);
-        assert_eq!(contest.left_out, [LeftOut { mode: "eager bf16", reason: "no compiler".into() }]);
-        let best = contest.best().unwrap();
+        assert_eq!(comparison.left_out, [LeftOut { mode: "eager bf16", reason: "no compiler".into() }]);
+        let best = comparison.best().unwrap();
         assert_eq!((best.mode, best.ratio.median, best.ratio.count), ("compile bf16", 0.75, 2));
-        let f32 = contest.best_f32().unwrap();
+        let f32 = comparison.best_f32().unwrap();
         assert_eq!((f32.mode, f32.ratio.median), ("compile f32", 2.0));
     }
 
     #[test]
-    fn ours_must_not_fail() {
+    fn an_error_of_ours_ends_the_comparison() {
         let outcome = run("2.0", 1, || Err("defect"), |_, _, _| Ok(at(1.0)));
         assert_eq!(outcome.unwrap_err(), "defect");
     }
 
     #[test]
     fn without_a_mode_that_runs_there_is_no_best() {
-        let (_, contest) =
-            run("2.0", 3, || Ok::<_, ()>(at(1.0)), |_, _, _| Err(PeerError::Run("no".into()))).unwrap();
-        assert_eq!((contest.best(), contest.left_out.len()), (None, 4));
+        let (_, comparison) =
+            run("2.0", 3, || Ok::<_, ()>(at(1.0)), |_, _, _| Err(TorchError::Run("no".into()))).unwrap();
+        assert_eq!((comparison.best(), comparison.left_out.len()), (None, 4));
     }
 }

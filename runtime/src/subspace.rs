@@ -5,9 +5,8 @@
 
 use swarmline_kernels::{Backend, PackedFormat, RoundingKey, Write, random};
 
-use crate::boundary::Stream;
-use crate::config::Run;
-use crate::packing::leading_u64;
+use crate::config::{Run, Stream};
+use crate::hashing;
 
 /// Basis `U^T[k,d]` (orthonormal rows) and anchor `E0` of a run, both made from its seed.
 #[derive(Debug)]
@@ -18,7 +17,7 @@ pub struct Subspace<B: Backend> {
     scale: f32,
     rows: usize,
     width: usize,
-    code: usize,
+    rank: usize,
 }
 
 impl<B: Backend> Subspace<B> {
@@ -27,22 +26,22 @@ impl<B: Backend> Subspace<B> {
     /// # Errors
     /// If the device has no memory for the basis.
     pub fn new(backend: &mut B, run: &Run) -> swarmline_kernels::Result<Self> {
-        let (width, code) = (run.model.width, run.boundary.code);
-        let rows = random::orthonormal_rows(seed_for("basis", run.seed), code, width);
+        let (width, rank) = (run.model.hidden_size, run.boundary.rank);
+        let rows = random::orthonormal_rows(seed_for("basis", run.seed), rank, width);
         let mut basis = backend.zeros(rows.len())?;
         backend.upload(&mut basis, &rows)?;
         Ok(Self {
             basis,
-            digest: blake3::hash(bytemuck::cast_slice(&rows)),
+            digest: hashing::digest(&rows),
             seed: seed_for("anchor", run.seed),
             scale: run.boundary.anchor_scale,
             rows: run.tokens_per_microbatch(),
             width,
-            code,
+            rank,
         })
     }
 
-    /// Digest of the basis as little-endian f32: replicas whose generators disagree find out before they
+    /// Digest of the basis as little-endian f32: replicas with different random generators notice before they
     /// exchange codes.
     #[must_use]
     pub fn basis_digest(&self) -> blake3::Hash {
@@ -70,7 +69,7 @@ impl<B: Backend> Subspace<B> {
         z: &B::Tensor,
         anchor: &B::Tensor,
     ) -> swarmline_kernels::Result<()> {
-        backend.reconstruct(x, z, &self.basis, anchor, self.rows, self.width, self.code)
+        backend.reconstruct(x, z, &self.basis, anchor, self.rows, self.width, self.rank)
     }
 
     /// `dz[N,k] (= | +=) dx[N,d] U`: the backward pass of [`Subspace::lift`].
@@ -81,7 +80,7 @@ impl<B: Backend> Subspace<B> {
         dx: &B::Tensor,
         write: Write,
     ) -> swarmline_kernels::Result<()> {
-        backend.project(dz, dx, &self.basis, self.rows, self.width, self.code, write)
+        backend.project(dz, dx, &self.basis, self.rows, self.width, self.rank, write)
     }
 
     /// [`Subspace::lift`] of the packed `z` in `bytes`, which is never in memory as a whole.
@@ -94,8 +93,8 @@ impl<B: Backend> Subspace<B> {
         format: PackedFormat,
         key: RoundingKey,
     ) -> swarmline_kernels::Result<()> {
-        let (rows, width, code) = (self.rows, self.width, self.code);
-        backend.unpack_reconstruct(x, bytes, &self.basis, anchor, rows, width, code, format, key)
+        let (rows, width, rank) = (self.rows, self.width, self.rank);
+        backend.unpack_reconstruct(x, bytes, &self.basis, anchor, rows, width, rank, format, key)
     }
 
     /// [`Subspace::lift_backward`] into the packed `dz`: the backward pass of [`Subspace::lift_packed`].
@@ -107,7 +106,7 @@ impl<B: Backend> Subspace<B> {
         format: PackedFormat,
         key: RoundingKey,
     ) -> swarmline_kernels::Result<()> {
-        backend.project_pack(bytes, dx, &self.basis, self.rows, self.width, self.code, format, key)
+        backend.project_pack(bytes, dx, &self.basis, self.rows, self.width, self.rank, format, key)
     }
 
     /// The dense form of a stream, for the norms: the stream itself, or its coordinates lifted into `buffer`.
@@ -132,8 +131,5 @@ impl<B: Backend> Subspace<B> {
 
 /// Basis, anchor and weights draw from the same kind of generator; seeds of their own keep them apart.
 fn seed_for(purpose: &str, run_seed: u64) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(purpose.as_bytes());
-    hasher.update(&run_seed.to_le_bytes());
-    leading_u64(&hasher.finalize())
+    hashing::key(&[purpose.as_bytes(), &run_seed.to_le_bytes()])
 }

@@ -4,14 +4,14 @@ use std::ops::Range;
 
 /// Token ids, one after another: one byte each while they all fit, four otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tokens {
+pub enum TokenStream {
     /// Ids below 256.
     Bytes(Vec<u8>),
-    /// Any ids.
+    /// Ids of any size.
     Ids(Vec<u32>),
 }
 
-impl Tokens {
+impl TokenStream {
     /// Number of tokens.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -21,7 +21,7 @@ impl Tokens {
         }
     }
 
-    /// Whether there is none.
+    /// Whether the stream is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0

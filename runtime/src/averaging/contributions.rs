@@ -1,0 +1,53 @@
+//! How many contributions a replica brings to a round: those that its weights have gained since the fragment was last
+//! averaged.
+
+use swarmline_scheduler::averaging::SetIndex;
+
+/// Contributions of a replica, one for each microbatch in its weights, and how many there were when each fragment was
+/// last averaged.
+#[derive(Clone, Debug)]
+pub struct Contributions {
+    total: u64,
+    /// By fragment; `None` until a joiner's first round.
+    averaged: Vec<Option<u64>>,
+}
+
+impl Contributions {
+    /// For a replica that starts from the run's initial weights: every contribution counts.
+    #[must_use]
+    pub fn fresh(fragments: u32) -> Self {
+        Self { total: 0, averaged: vec![Some(0); fragments.max(1) as usize] }
+    }
+
+    /// For a replica that starts from the weights of a donor, where its contributions are counted: it has weight 0 in a
+    /// fragment until that has been averaged once.
+    #[must_use]
+    pub fn joined(fragments: u32) -> Self {
+        Self { total: 0, averaged: vec![None; fragments.max(1) as usize] }
+    }
+
+    /// Counts contributions that have entered the weights.
+    pub fn add(&mut self, contributions: u64) {
+        self.total = self.total.saturating_add(contributions);
+    }
+
+    /// Contributions so far.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Weight of this replica in the mean of `fragment`: its contributions since the last round of that fragment.
+    #[must_use]
+    pub fn weight(&self, fragment: SetIndex) -> u64 {
+        let averaged = self.averaged.get(fragment.0 as usize).copied().flatten();
+        averaged.map_or(0, |averaged| self.total.saturating_sub(averaged))
+    }
+
+    /// Notes that `fragment` was averaged in full with the first `contributions` in it.
+    pub fn set_averaged(&mut self, fragment: SetIndex, contributions: u64) {
+        if let Some(averaged) = self.averaged.get_mut(fragment.0 as usize) {
+            *averaged = Some(contributions);
+        }
+    }
+}
