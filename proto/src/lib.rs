@@ -1,7 +1,7 @@
 //! The wire contract of swarmline: protobuf messages and the gRPC service, no behaviour.
 //!
-//! The `.proto` files are the specification. The code under `gen` is generated from them and committed, so that
-//! nobody needs a protobuf compiler; `tests/generated.rs` fails when the two differ.
+//! The `.proto` files are the specification. The code under `gen` is generated from them and committed, so that a build
+//! needs no protobuf compiler; `tests/generated.rs` fails when the two differ.
 
 /// Version 1 of the contract.
 #[allow(
@@ -19,5 +19,5 @@ pub mod v1 {
     include!("gen/swarmline.v1.rs");
 }
 
-/// Version of the protocol spoken by this code; peers must have the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// Version of the protocol that this code speaks; peers must have the same.
+pub const PROTOCOL_VERSION: u32 = 2;
