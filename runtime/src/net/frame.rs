@@ -1,30 +1,30 @@
-//! One message as bytes: `[magic and version u32][header length u32][header][payloads]`, numbers big endian.
+//! One envelope as bytes: `[magic and version u32][header length u32][header][token ids][payload]`, numbers big endian.
 //!
-//! The header is protobuf and announces how long the payloads are; the payloads follow as they are. Every announced
-//! length is compared with [`FrameLimits`] before memory is reserved for it.
+//! The header is protobuf and announces how long the rest is; token ids and payload follow as they are. Every announced
+//! length is compared with the limit of its message before memory is reserved for it.
 
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message as _;
 use swarmline_proto::v1;
-use swarmline_scheduler::Message;
 use swarmline_scheduler::transfer::{ChunkHash, Manifest, TransferMessage};
+use swarmline_scheduler::{Envelope, Message};
 
 use super::wire::{self, WireError};
 use crate::config::limits as run_limits;
 
-/// `SWL` and version 1 of the frame layout.
-const MAGIC: u32 = 0x5357_4C01;
+/// `SWL` and version 2 of the frame layout.
+const MAGIC: u32 = 0x5357_4C02;
 /// The bits of [`MAGIC`] that hold the version.
 const VERSION_MASK: u32 = 0xFF;
 /// Bytes before the header.
 pub(super) const PREAMBLE_BYTES: usize = 8;
 
-/// Bytes of the longest payload between replicas of a stage. What is longer is cut before it gets here: sets into more
+/// Bytes of the longest payload between replicas of a stage. Longer data is cut before it gets here: fragments into more
 /// parts, states into more chunks. The digests of a state's chunks are one payload.
 pub const BULK_BYTES_MAX: usize = 1 << 20;
-/// Such frames on their way to one peer: a few chunks of a state, and beside them a part of a round and its mean.
+/// Bulk frames on their way to one peer: a few chunks of a state, and beside them a part of a round and its mean.
 pub(super) const BULK_FRAMES: usize = 10;
 
 const _: () = assert!(run_limits::AVERAGING_PART_BYTES_MAX <= BULK_BYTES_MAX);
@@ -33,22 +33,22 @@ const _: () = assert!(run_limits::STATE_CHUNKS_MAX * HASH_BYTES <= BULK_BYTES_MA
 /// Bytes of the digest of a chunk.
 const HASH_BYTES: usize = size_of::<ChunkHash>();
 
-/// How long the parts of a frame may be, bytes. They follow from the run manifest, so all peers have the same.
+/// Longest parts of a frame, bytes. They follow from the run manifest, so all peers have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameLimits {
-    /// The header: a hop of a route takes about 50 bytes, lists of ids and spans up to 28 KiB.
+    /// The header: a hop of a route takes about 50 bytes, lists of ids and ranges up to 28 KiB.
     pub header_bytes_max: usize,
     /// The token ids of one microbatch.
     pub ids_bytes_max: usize,
     /// A packed activation or gradient.
-    pub code_bytes_max: usize,
+    pub activation_bytes_max: usize,
 }
 
 impl FrameLimits {
     /// The longest frame of a microbatch, bytes.
     #[must_use]
     pub fn frame_bytes_max(&self) -> usize {
-        [self.header_bytes_max, self.ids_bytes_max, self.code_bytes_max]
+        [self.header_bytes_max, self.ids_bytes_max, self.activation_bytes_max]
             .into_iter()
             .fold(PREAMBLE_BYTES, usize::saturating_add)
     }
@@ -64,13 +64,15 @@ pub enum Part {
     /// The token ids.
     Ids,
     /// The packed activation or gradient.
-    Code,
-    /// A share or mean of an averaging round.
-    Share,
+    Activation,
+    /// A contribution or mean of an averaging round.
+    Numbers,
     /// A chunk of a state.
     Chunk,
     /// The digests of the chunks of a state.
     Hashes,
+    /// The payload of a message that has none.
+    Nothing,
 }
 
 impl fmt::Display for Part {
@@ -79,18 +81,19 @@ impl fmt::Display for Part {
             Self::Preamble => "preamble",
             Self::Header => "header",
             Self::Ids => "token ids",
-            Self::Code => "code",
-            Self::Share => "share",
+            Self::Activation => "activation or gradient",
+            Self::Numbers => "contribution or mean",
             Self::Chunk => "chunk",
             Self::Hashes => "digests",
+            Self::Nothing => "payload of a message without one",
         })
     }
 }
 
-/// Why bytes are not a frame of this run, or a message does not fit into one.
+/// Why bytes are not a frame of this run, or an envelope does not fit into one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// The first bytes are not ours.
+    /// The first bytes are not those of a frame.
     #[error("not a swarmline frame: it begins with {found:#010x}")]
     Magic {
         /// The first four bytes.
@@ -107,7 +110,7 @@ pub enum FrameError {
     /// A part longer than the run allows.
     #[error("the {part} is announced with {announced} bytes, the run allows {allowed}")]
     TooLong {
-        /// Which part.
+        /// The part.
         part: Part,
         /// Announced length, bytes.
         announced: u64,
@@ -117,11 +120,11 @@ pub enum FrameError {
     /// The frame ends too early.
     #[error("the frame ends inside the {part}: {announced} bytes announced, {received} received")]
     Truncated {
-        /// Which part.
+        /// The part.
         part: Part,
         /// Announced length, bytes.
         announced: usize,
-        /// What there is, bytes.
+        /// Bytes that are there.
         received: usize,
     },
     /// The frame goes on after its end.
@@ -136,7 +139,7 @@ pub enum FrameError {
     /// The frame did not arrive in time.
     #[error("the {part} did not arrive within {waited_ms} ms")]
     Late {
-        /// Which part.
+        /// The part.
         part: Part,
         /// Time waited, milliseconds.
         waited_ms: u64,
@@ -144,7 +147,7 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// Which part is wrong, where it is one.
+    /// The part that is wrong, where the error is about one.
     #[must_use]
     pub fn part(&self) -> Option<Part> {
         match self {
@@ -156,19 +159,19 @@ impl FrameError {
     }
 }
 
-/// A message ready for the wire, in pieces so that payloads are not copied.
+/// An envelope ready for the wire, in pieces so that payloads are not copied.
 #[derive(Clone, Debug)]
 pub struct Encoded {
     pieces: [Bytes; 3],
 }
 
 impl Encoded {
-    /// Preamble with header, ids, code; the latter two may be empty.
+    /// Preamble with header, token ids, payload; the latter two may be empty.
     pub(super) fn into_pieces(self) -> [Bytes; 3] {
         self.pieces
     }
 
-    /// Length of the frame.
+    /// Length of the frame, bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.pieces.iter().map(Bytes::len).sum()
@@ -181,16 +184,21 @@ impl Encoded {
     }
 }
 
-/// Turns a message into a frame.
+/// Turns an envelope into a frame.
 ///
 /// # Errors
 /// [`FrameError::TooLong`] if a receiver with the same limits would refuse it.
-pub fn encode(message: &Message<Bytes>, limits: &FrameLimits) -> Result<Encoded, FrameError> {
-    let [ids, code] = payloads(message);
-    let (part, allowed) = code_part(message, limits);
-    check_length(Part::Ids, ids.len() as u64, limits.ids_bytes_max)?;
-    check_length(part, code.len() as u64, allowed)?;
-    let header = wire::encode_frame(message);
+pub fn encode(envelope: &Envelope<Bytes>, limits: &FrameLimits) -> Result<Encoded, FrameError> {
+    let Envelope { message, ids, .. } = envelope;
+    let payload = payload(envelope);
+    let allowed = Allowed::of(message, limits);
+    check_length(Part::Ids, ids.len() as u64, allowed.ids_bytes)?;
+    check_length(allowed.part, payload.len() as u64, allowed.payload_bytes)?;
+    let header = v1::Frame {
+        message: Some(wire::encode_message(message)),
+        ids_bytes: ids.len() as u64,
+        payload_bytes: payload.len() as u64,
+    };
     let header_bytes = header.encoded_len();
     check_length(Part::Header, header_bytes as u64, limits.header_bytes_max)?;
     let announced = u32::try_from(header_bytes).map_err(|_| FrameError::TooLong {
@@ -202,24 +210,24 @@ pub fn encode(message: &Message<Bytes>, limits: &FrameLimits) -> Result<Encoded,
     head.put_u32(MAGIC);
     head.put_u32(announced);
     head.put_slice(&header.encode_to_vec());
-    Ok(Encoded { pieces: [head.freeze(), ids, code] })
+    Ok(Encoded { pieces: [head.freeze(), ids.clone(), payload] })
 }
 
 /// Reads a whole frame.
 ///
 /// # Errors
 /// For anything but exactly one frame within `limits`.
-pub fn decode(frame: &Bytes, limits: &FrameLimits) -> Result<Message<Bytes>, FrameError> {
+pub fn decode(frame: &Bytes, limits: &FrameLimits) -> Result<Envelope<Bytes>, FrameError> {
     let mut rest = frame.clone();
     let preamble = take(&mut rest, Part::Preamble, PREAMBLE_BYTES)?;
     let header_bytes = decode_preamble(&preamble, limits)?;
     let announced = decode_header(&take(&mut rest, Part::Header, header_bytes)?, limits)?;
     let ids = take(&mut rest, Part::Ids, announced.ids_bytes)?;
-    let code = take(&mut rest, announced.code_part, announced.code_bytes)?;
+    let payload = take(&mut rest, announced.part, announced.payload_bytes)?;
     if !rest.is_empty() {
         return Err(FrameError::Trailing { announced: frame.len() - rest.len() });
     }
-    Ok(announced.fill(ids, code))
+    Ok(announced.fill(ids, payload))
 }
 
 /// Length of the header, checked.
@@ -242,80 +250,98 @@ pub(super) fn decode_preamble(preamble: &[u8], limits: &FrameLimits) -> Result<u
     check_length(Part::Header, length.into(), limits.header_bytes_max)
 }
 
-/// The message a header announces, its lengths checked.
+/// The message in a header, and the lengths that it announces, checked.
 pub(super) fn decode_header(header: &[u8], limits: &FrameLimits) -> Result<Announced, FrameError> {
-    let frame = v1::Frame::decode(header)
+    let v1::Frame { message, ids_bytes, payload_bytes } = v1::Frame::decode(header)
         .map_err(|error| WireError::Protobuf { message: "Frame", detail: error.to_string() })?;
-    let message = wire::decode_frame(frame)?;
-    let (ids, code) = message.payloads();
-    let (ids, code) = (ids.copied().unwrap_or(0), code.copied().unwrap_or(0));
-    let code = match &message {
-        Message::Transfer(TransferMessage::Offer { manifest, .. }) => hashes_bytes(manifest),
-        _ => code,
-    };
-    let (code_part, allowed) = code_part(&message, limits);
-    Ok(Announced {
-        ids_bytes: check_length(Part::Ids, ids, limits.ids_bytes_max)?,
-        code_bytes: check_length(code_part, code, allowed)?,
-        code_part,
-        message,
-    })
+    let message = message.ok_or(WireError::Missing { field: "the message of the frame" })?;
+    let message = wire::decode_message(message)?;
+    let allowed = Allowed::of(&message, limits);
+    let ids_bytes = check_length(Part::Ids, ids_bytes, allowed.ids_bytes)?;
+    let payload_bytes = check_length(allowed.part, payload_bytes, allowed.payload_bytes)?;
+    check_digests(&message, payload_bytes)?;
+    Ok(Announced { ids_bytes, payload_bytes, part: allowed.part, message })
 }
 
-/// A message whose payloads are still to come.
+/// A message whose token ids and payload are still to come.
 #[derive(Debug)]
 pub(super) struct Announced {
-    /// Length of the ids, within the limits.
+    /// Length of the token ids, within the limits.
     pub(super) ids_bytes: usize,
-    /// Length of the activation, gradient or whatever else is the last payload, within the limits.
-    pub(super) code_bytes: usize,
-    /// What that payload is.
-    pub(super) code_part: Part,
-    message: Message<u64>,
+    /// Length of the payload, within the limits.
+    pub(super) payload_bytes: usize,
+    /// What the payload is.
+    pub(super) part: Part,
+    message: Message,
 }
 
 impl Announced {
-    /// Length of the payloads.
-    pub(super) fn payload_bytes(&self) -> usize {
-        self.ids_bytes.saturating_add(self.code_bytes)
+    /// Length of the rest of the frame.
+    pub(super) fn bytes(&self) -> usize {
+        self.ids_bytes.saturating_add(self.payload_bytes)
     }
 
-    /// The message with its payloads.
-    pub(super) fn fill(self, ids: Bytes, code: Bytes) -> Message<Bytes> {
+    /// The message with what came after it.
+    pub(super) fn fill(self, ids: Bytes, payload: Bytes) -> Envelope<Bytes> {
         match self.message {
             Message::Transfer(TransferMessage::Offer { state, manifest }) => {
-                let hashes = code.as_chunks::<HASH_BYTES>().0.to_vec();
+                let hashes = payload.as_chunks::<HASH_BYTES>().0.to_vec();
                 let manifest = Manifest { hashes, ..manifest };
-                Message::Transfer(TransferMessage::Offer { state, manifest })
+                Message::Transfer(TransferMessage::Offer { state, manifest }).into()
             }
-            other => other.with_payloads(ids, code),
+            message => Envelope { message, ids, payload },
         }
     }
 }
 
-fn payloads(message: &Message<Bytes>) -> [Bytes; 2] {
-    if let Message::Transfer(TransferMessage::Offer { manifest, .. }) = message {
-        return [Bytes::new(), manifest.hashes.concat().into()];
-    }
-    let (ids, code) = message.payloads();
-    [ids.cloned().unwrap_or_default(), code.cloned().unwrap_or_default()]
-}
-
-/// What the last payload of a message is, and how long it may be.
-fn code_part<P>(message: &Message<P>, limits: &FrameLimits) -> (Part, usize) {
-    match message {
-        Message::Averaging(_) => (Part::Share, run_limits::AVERAGING_PART_BYTES_MAX),
-        Message::Transfer(TransferMessage::Offer { .. }) => {
-            (Part::Hashes, run_limits::STATE_CHUNKS_MAX * HASH_BYTES)
-        }
-        Message::Transfer(_) => (Part::Chunk, run_limits::STATE_CHUNK_BYTES_MAX),
-        _ => (Part::Code, limits.code_bytes_max),
+/// What travels behind the header: the digests of an offer leave the message for it.
+fn payload(envelope: &Envelope<Bytes>) -> Bytes {
+    match &envelope.message {
+        Message::Transfer(TransferMessage::Offer { manifest, .. }) => manifest.hashes.concat().into(),
+        _ => envelope.payload.clone(),
     }
 }
 
-/// The digests are not announced: there is one for each chunk.
-fn hashes_bytes(manifest: &Manifest) -> u64 {
-    u64::from(manifest.chunks()).saturating_mul(HASH_BYTES as u64)
+/// What may follow the header of a message.
+struct Allowed {
+    ids_bytes: usize,
+    payload_bytes: usize,
+    part: Part,
+}
+
+impl Allowed {
+    fn of(message: &Message, limits: &FrameLimits) -> Self {
+        let ids_bytes = if matches!(message, Message::Forward { .. }) { limits.ids_bytes_max } else { 0 };
+        let (part, payload_bytes) = match message {
+            Message::Forward { .. } | Message::Backward { .. } => {
+                (Part::Activation, limits.activation_bytes_max)
+            }
+            Message::Averaging(message) if message.content.has_payload() => {
+                (Part::Numbers, run_limits::AVERAGING_PART_BYTES_MAX)
+            }
+            Message::Transfer(TransferMessage::Offer { .. }) => {
+                (Part::Hashes, run_limits::STATE_CHUNKS_MAX * HASH_BYTES)
+            }
+            Message::Transfer(TransferMessage::Chunk { .. }) => {
+                (Part::Chunk, run_limits::STATE_CHUNK_BYTES_MAX)
+            }
+            _ => (Part::Nothing, 0),
+        };
+        Self { ids_bytes, payload_bytes, part }
+    }
+}
+
+/// An offer has a digest for each chunk.
+fn check_digests(message: &Message, payload_bytes: usize) -> Result<(), WireError> {
+    let Message::Transfer(TransferMessage::Offer { manifest, .. }) = message else { return Ok(()) };
+    if u64::from(manifest.chunks()).checked_mul(HASH_BYTES as u64) == Some(payload_bytes as u64) {
+        return Ok(());
+    }
+    Err(WireError::Range {
+        field: "the length of the digests",
+        value: format!("{payload_bytes} bytes"),
+        allowed: "32 bytes for each chunk",
+    })
 }
 
 fn check_length(part: Part, announced: u64, allowed: usize) -> Result<usize, FrameError> {

@@ -1,15 +1,16 @@
 //! The data plane: frames between neighbours over QUIC.
 //!
-//! One socket both listens and dials. A connection, whoever dialled it, carries frames both ways: a peer behind a
+//! One socket both listens and dials. A connection carries frames both ways, whichever side dialled it: a peer behind a
 //! NAT that dialled out can be answered. Each frame has a stream of its own, so that a lost packet delays one frame
 //! and not those behind it. If two peers dial each other at once both connections stay, and nothing is lost.
 //!
 //! Delivery is at least once while the peer lives: a frame counts as delivered when the other side's QUIC has
-//! acknowledged all of it. When a connection breaks, what was not acknowledged is sent once more over a new one; what
-//! cannot be delivered comes back in [`NetEvent::Unreachable`].
+//! acknowledged all of it. When a connection breaks, unacknowledged frames are sent once more over a new one; those that
+//! cannot be delivered come back in [`NetEvent::Unreachable`].
 
 mod connection;
 mod counters;
+mod event;
 mod handshake;
 mod link;
 mod peers;
@@ -18,7 +19,6 @@ mod receive;
 mod tests;
 mod tuning;
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -27,10 +27,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{Endpoint, EndpointConfig, TokioRuntime, VarInt};
 use swarmline_proto::PROTOCOL_VERSION;
-use swarmline_scheduler::{Incarnation, Message, PeerId};
+use swarmline_scheduler::{Envelope, Incarnation, Instance, PeerId};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 pub use self::counters::BytesSent;
+pub use self::event::NetEvent;
 pub use self::handshake::HandshakeError;
 pub use self::link::LinkError;
 pub use self::tuning::Congestion;
@@ -48,11 +49,11 @@ use super::trust::Trust;
 const CONNECTIONS_MAX: usize = 1024;
 /// Incoming handshakes at a time; more are refused, so that strangers cannot keep the processor busy with signatures.
 const HANDSHAKES_MAX: usize = 64;
-/// Frames that wait for one peer, whatever the window.
+/// Frames that wait for one peer, at most.
 const OUTBOX_FRAMES_MAX: usize = 1024;
 /// The same, for small windows: room for control messages beside the microbatches.
 const OUTBOX_FRAMES_MIN: usize = 32;
-/// Events that wait for the reader, whatever the window. A full queue stops reading from the network.
+/// Events that wait for the reader, at most. A full queue stops reading from the network.
 const EVENTS_MAX: usize = 256;
 /// The same, for small windows.
 const EVENTS_MIN: usize = 32;
@@ -61,7 +62,7 @@ const FLUSH_MAX: Duration = Duration::from_secs(2);
 /// How long [`DataPlane::close`] waits for peers to hear that the connection is closed.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
-/// Application error codes, on connections and streams.
+/// Application error codes of QUIC, on connections and streams.
 mod code {
     use quinn::VarInt;
 
@@ -79,14 +80,14 @@ mod code {
     pub(super) const STALLED: VarInt = VarInt::from_u32(5);
 }
 
-/// What this side says of itself in a handshake.
+/// What this side tells of itself in a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandshakeInfo {
     /// Version of the protocol.
     pub protocol_version: u32,
     /// Digest of the run manifest.
     pub manifest: ManifestDigest,
-    /// Which start of this process.
+    /// Number of this start of the process.
     pub incarnation: Incarnation,
 }
 
@@ -101,98 +102,12 @@ impl HandshakeInfo {
 /// Sizes and choices of a data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How long frames may be.
+    /// Longest parts of a frame.
     pub limits: FrameLimits,
     /// Microbatches in flight; decides how many bytes and frames may wait.
     pub window: usize,
-    /// How fast to send over a path that loses packets.
+    /// Congestion control: how fast to send over a path that loses packets.
     pub congestion: Congestion,
-}
-
-/// What happened on the network. `Debug` leaves payloads out.
-#[derive(Clone)]
-pub enum NetEvent {
-    /// A peer is connected; comes before its first message, and again when it returns as a new incarnation.
-    Connected {
-        /// Which peer.
-        peer: PeerId,
-        /// Which start of it.
-        incarnation: Incarnation,
-    },
-    /// A message arrived.
-    Message {
-        /// Who sent it; proven by its key.
-        from: PeerId,
-        /// Which start of the sender.
-        incarnation: Incarnation,
-        /// The message. After a reconnection it may be one that came before.
-        message: Message<Bytes>,
-    },
-    /// A peer sent something that is not a frame of this run. Its other frames are unaffected; after repeated ones the
-    /// connection is closed.
-    Malformed {
-        /// Who.
-        from: PeerId,
-        /// What was wrong.
-        error: FrameError,
-    },
-    /// The last connection with a peer ended; comes after its last message.
-    Disconnected {
-        /// Which peer.
-        peer: PeerId,
-        /// Which start of it.
-        incarnation: Incarnation,
-        /// Why, for people.
-        reason: String,
-    },
-    /// Messages could not be delivered.
-    Unreachable {
-        /// To whom.
-        peer: PeerId,
-        /// Why.
-        reason: LinkError,
-        /// The messages, in the order they were sent. The peer may have seen some of them.
-        undelivered: Vec<Message<Bytes>>,
-    },
-}
-
-impl fmt::Debug for NetEvent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Connected { peer, incarnation } => write!(f, "Connected({peer:?}, {})", incarnation.0),
-            Self::Message { from, message, .. } => write!(f, "Message({from:?}, {})", brief(message)),
-            Self::Malformed { from, error } => write!(f, "Malformed({from:?}, {error})"),
-            Self::Disconnected { peer, reason, .. } => write!(f, "Disconnected({peer:?}, {reason})"),
-            Self::Unreachable { peer, reason, undelivered } => {
-                let undelivered: Vec<String> = undelivered.iter().map(brief).collect();
-                write!(f, "Unreachable({peer:?}, {reason}, {undelivered:?})")
-            }
-        }
-    }
-}
-
-fn brief(message: &Message<Bytes>) -> String {
-    match message {
-        Message::Forward { microbatch, attempt, .. } => format!("forward {microbatch}.{}", attempt.0),
-        Message::Backward { microbatch, attempt, .. } => format!("backward {microbatch}.{}", attempt.0),
-        Message::Evaluated { microbatch, attempt, .. } => format!("evaluated {microbatch}.{}", attempt.0),
-        Message::Refused { microbatch, .. } => format!("refused {microbatch}"),
-        Message::Ask { microbatch, attempt, .. } => format!("ask {microbatch}.{}", attempt.0),
-        Message::Holds { microbatch, attempt, .. } => format!("holds {microbatch}.{}", attempt.0),
-        Message::Passed { microbatch, attempt, .. } => format!("passed {microbatch}.{}", attempt.0),
-        Message::Held { microbatch, .. } => format!("held {microbatch}"),
-        Message::Claim { microbatches, .. } => format!("claim of {}", microbatches.len()),
-        Message::Granted { granted, .. } => format!("grant of {}", granted.len()),
-        Message::Ended { .. } => "ended".to_owned(),
-        Message::Averaged { round } => format!("averaged {}", round.0),
-        Message::Adopt { range, from, .. } => format!("adopt {range} from {from}"),
-        Message::Inventory(inventory) => format!("inventory of {}", inventory.range),
-        Message::Beat(_) => "beat".to_owned(),
-        Message::Averaging(message) => {
-            format!("averaging {}.{}.{}", message.gathering.round.0, message.part.0, message.attempt.0)
-        }
-        Message::Transfer(_) => "transfer".to_owned(),
-    }
 }
 
 /// Why the data plane could not start.
@@ -211,47 +126,40 @@ pub enum BindError {
     Tls(#[from] TlsError),
 }
 
-/// Why a message was not taken. It comes back to the caller.
+/// An envelope that was not taken.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum SendError {
+#[error("nothing is sent to peer {to:?}: {reason}")]
+pub struct SendError {
+    /// The receiver.
+    pub to: PeerId,
+    /// Why not.
+    pub reason: SendFailure,
+    /// The envelope.
+    pub envelope: Box<Envelope<Bytes>>,
+}
+
+/// Why an envelope was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendFailure {
     /// Too many frames wait for this peer: it is slower than what is sent to it.
-    #[error("{capacity} frames wait for peer {peer:?} already; choose another peer, or wait")]
+    #[error("{capacity} frames wait for it already; choose another peer, or wait")]
     Full {
-        /// To whom.
-        peer: PeerId,
         /// Frames that may wait.
         capacity: usize,
-        /// The message.
-        message: Box<Message<Bytes>>,
     },
-    /// The message is longer than the run allows.
-    #[error("a message for peer {peer:?} does not fit into a frame: {error}")]
-    TooLong {
-        /// To whom.
-        peer: PeerId,
-        /// Which part is too long.
-        error: FrameError,
-        /// The message.
-        message: Box<Message<Bytes>>,
-    },
+    /// The envelope is longer than the run allows.
+    #[error("the message does not fit into a frame: {0}")]
+    TooLong(FrameError),
     /// As many peers as this process keeps track of.
-    #[error("{limit} peers are known already; peer {peer:?} is one too many")]
+    #[error("{limit} peers are known already, and it is one too many")]
     TooManyPeers {
-        /// To whom.
-        peer: PeerId,
         /// Peers that are kept track of.
         limit: usize,
-        /// The message.
-        message: Box<Message<Bytes>>,
     },
     /// The data plane is closed.
-    #[error("the data plane is closed; nothing is sent to peer {peer:?}")]
-    Closed {
-        /// To whom.
-        peer: PeerId,
-        /// The message.
-        message: Box<Message<Bytes>>,
-    },
+    #[error("the data plane is closed")]
+    Closed,
 }
 
 /// One side of the data plane. Dropping it closes all connections at once.
@@ -338,7 +246,7 @@ impl DataPlane {
         Ok((Self { shared }, receiver))
     }
 
-    /// Where this side listens.
+    /// Address of this side.
     ///
     /// # Errors
     /// If the operating system does not say.
@@ -346,34 +254,41 @@ impl DataPlane {
         self.shared.endpoint.local_addr()
     }
 
-    /// Queues `message` for the peer `to`, which listens at `address`, and returns at once. Uses a live connection
-    /// with the peer if there is one, whoever dialled it; else dials. Messages to one peer are sent in order; they
-    /// may arrive in another. Must be called in a tokio runtime.
+    /// Queues `envelope` for the peer `to`, which listens at `address`, and returns at once. Uses a live connection with
+    /// the peer if there is one, else dials. Envelopes for one peer are sent in order; they may arrive in another. Must be
+    /// called in a tokio runtime.
     ///
     /// # Errors
-    /// If the message does not fit, or the peer's queue is full; it comes back in the error.
-    pub fn send(&self, to: PeerId, address: SocketAddr, message: Message<Bytes>) -> Result<(), SendError> {
-        let frame = match frame::encode(&message, &self.shared.settings.limits) {
+    /// If the envelope does not fit, or the peer's queue is full; it comes back in the error.
+    pub fn send(&self, to: PeerId, address: SocketAddr, envelope: Envelope<Bytes>) -> Result<(), SendError> {
+        let frame = match frame::encode(&envelope, &self.shared.settings.limits) {
             Ok(frame) => frame,
             Err(error) => {
-                return Err(SendError::TooLong { peer: to, error, message: Box::new(message) });
+                let reason = SendFailure::TooLong(error);
+                return Err(SendError { to, reason, envelope: Box::new(envelope) });
             }
         };
         self.shared.outstanding.send_modify(|frames| *frames += 1);
         let start = |outbox| {
             tokio::spawn(link::run(Arc::clone(&self.shared), to, outbox));
         };
-        let outgoing = Outgoing::new(message, frame);
+        let outgoing = Outgoing::new(envelope, frame);
         let capacity = self.shared.outbox_frames();
         self.shared.peers.push(to, address, outgoing, capacity, start).map_err(|(error, outgoing)| {
             self.shared.settle(1);
-            let message = Box::new(outgoing.message);
-            match error {
-                PushError::Full => SendError::Full { peer: to, capacity, message },
-                PushError::TooManyPeers { limit } => SendError::TooManyPeers { peer: to, limit, message },
-                PushError::Closed => SendError::Closed { peer: to, message },
-            }
+            let reason = match error {
+                PushError::Full => SendFailure::Full { capacity },
+                PushError::TooManyPeers { limit } => SendFailure::TooManyPeers { limit },
+                PushError::Closed => SendFailure::Closed,
+            };
+            SendError { to, reason, envelope: Box::new(outgoing.envelope) }
         })
+    }
+
+    /// The round trip to every connected peer, as QUIC estimates it.
+    #[must_use]
+    pub fn round_trips(&self) -> Vec<(Instance, Duration)> {
+        self.shared.peers.round_trips()
     }
 
     /// Bytes of all frames sent so far: preambles, headers, ids and payloads, and those sent again.
@@ -382,7 +297,7 @@ impl DataPlane {
         self.shared.sent.read()
     }
 
-    /// Takes no more messages, waits up to 2 s for those on their way, and closes all connections, so that the peers
+    /// Takes no more envelopes, waits up to 2 s for those on their way, and closes all connections, so that the peers
     /// know at once.
     pub async fn close(&self) {
         let mut outstanding = self.shared.outstanding.subscribe();

@@ -2,38 +2,43 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use swarmline_scheduler::averaging::{AveragingMessage, Content, GatheringId, PartIndex, Round};
+use swarmline_scheduler::averaging::{AveragingMessage, Content, GroupId, PartIndex, Round};
+use swarmline_scheduler::recovery_report::{Item, Possession, RecoveryReport};
 use swarmline_scheduler::transfer::StateId;
 use swarmline_scheduler::{
-    Attempt, Beat, Holding, Hop, Incarnation, Loss, MicrobatchId, PeerId, Purpose, Refusal, Span, StageIndex,
-    WeightVersion,
+    AckRange, Attempt, Heartbeat, Hop, Incarnation, Instance, Loss, MicrobatchId, PeerId, Purpose, Refusal,
+    StageIndex, Status, WeightVersion,
 };
 
 use super::*;
 
-const LIMITS: FrameLimits = FrameLimits { header_bytes_max: 2048, ids_bytes_max: 64, code_bytes_max: 256 };
+const LIMITS: FrameLimits = FrameLimits { header_bytes_max: 2048, ids_bytes_max: 64, activation_bytes_max: 256 };
 
 fn hop(stage: Option<u16>) -> Hop {
-    Hop { stage: stage.map(StageIndex), peer: PeerId([3; 32]), incarnation: Incarnation(u64::MAX) }
+    let instance = Instance::new(PeerId([3; 32]), Incarnation(u64::MAX));
+    Hop { stage: stage.map(StageIndex), instance }
 }
 
-fn forward() -> Message<Bytes> {
-    Message::Forward {
+fn forward() -> Envelope<Bytes> {
+    let message = Message::Forward {
         microbatch: MicrobatchId(u64::MAX),
         attempt: Attempt(2),
         purpose: Purpose::EvaluateCut,
-        anew: true,
-        holder: Some(hop(Some(4))),
+        is_retry: true,
+        downstream_holder: Some(hop(Some(4))),
         route: vec![hop(None), hop(Some(0)), hop(Some(u16::MAX))],
         version: WeightVersion(77),
-        ids: Bytes::from_static(&[1, 2, 3]),
-        code: Bytes::from_static(&[9; 200]),
-    }
+    };
+    Envelope { message, ids: Bytes::from_static(&[1, 2, 3]), payload: Bytes::from_static(&[9; 200]) }
 }
 
-fn one_of_each() -> Vec<Message<Bytes>> {
+fn backward(path: Vec<Hop>, gradient: impl Into<Bytes>) -> Envelope<Bytes> {
     let (microbatch, attempt) = (MicrobatchId(5), Attempt(1));
     let loss = Loss { sum: 2.5, tokens: 4 };
+    Envelope::with_payload(Message::Backward { microbatch, attempt, loss, path }, gradient.into())
+}
+
+fn one_of_each() -> Vec<Envelope<Bytes>> {
     let reasons = [
         Refusal::NonFinite,
         Refusal::Malformed("shape 3x4".into()),
@@ -43,108 +48,137 @@ fn one_of_each() -> Vec<Message<Bytes>> {
         Refusal::Abandoned,
         Refusal::Device("out of memory".into()),
     ];
+    let microbatch = MicrobatchId(5);
     let refused = reasons.map(|reason| Message::Refused { microbatch, by: hop(Some(1)), reason });
-    let mut messages = vec![
+    let mut all = vec![
         forward(),
-        Message::Backward {
-            microbatch,
-            attempt,
-            loss,
-            path: vec![hop(Some(3)), hop(Some(2))],
-            gradient: Bytes::from_static(&[7; 256]),
-        },
-        Message::Backward { microbatch, attempt, loss, path: Vec::new(), gradient: Bytes::new() },
-        Message::Evaluated { microbatch, attempt, loss },
+        backward(vec![hop(Some(3)), hop(Some(2))], vec![7; 256]),
+        backward(Vec::new(), Vec::new()),
     ];
-    messages.extend(refused);
-    messages.extend(words(microbatch, attempt));
-    messages.extend(between_replicas());
-    messages
+    all.extend(refused.map(Envelope::from));
+    all.extend(without_payload().into_iter().map(Envelope::from));
+    all.extend(between_replicas());
+    all
 }
 
-fn averaging(content: Content<Bytes>) -> Message<Bytes> {
-    let gathering = GatheringId { round: Round(7), members: u64::MAX };
-    let (part, attempt) = (PartIndex(u32::MAX), Attempt(2));
-    Message::Averaging(AveragingMessage { gathering, part, attempt, content })
-}
-
-/// Longer than any code of this run.
-fn numbers() -> Bytes {
-    Bytes::from_static(&[4; 1200])
-}
-
-fn offer(chunks: u8) -> TransferMessage<Bytes> {
-    let hashes = (0..chunks).map(|chunk| [chunk; 32]).collect();
-    let bytes = 1000 * u64::from(chunks) - 999;
-    let manifest = Manifest { version: WeightVersion(9), bytes, chunk_bytes: 1000, hashes };
-    TransferMessage::Offer { state: StateId(3), manifest }
-}
-
-fn between_replicas() -> Vec<Message<Bytes>> {
-    let state = StateId(3);
-    let contents = [
-        Content::Share { weight: 1 << 40, share: numbers() },
-        Content::Kept { of: Attempt(1), mean: numbers() },
-        Content::Mean { mean: numbers() },
-        Content::Held,
-        Content::Settled,
-        Content::Nothing,
-        Content::Absent,
-    ];
-    let transfers = [
-        TransferMessage::Ask,
-        offer(1),
-        offer(200),
-        TransferMessage::Want { state, chunk: 8 },
-        TransferMessage::Chunk { state, chunk: 8, payload: numbers() },
-        TransferMessage::Declined,
-        TransferMessage::Done { state },
-    ];
-    contents.into_iter().map(averaging).chain(transfers.map(Message::Transfer)).collect()
-}
-
-/// Messages without a payload.
-fn words(microbatch: MicrobatchId, attempt: Attempt) -> Vec<Message<Bytes>> {
+/// Messages of feeders and replicas that carry nothing but themselves.
+fn without_payload() -> Vec<Message> {
+    let (microbatch, attempt) = (MicrobatchId(5), Attempt(1));
     let microbatches = vec![microbatch, MicrobatchId(u64::MAX)];
-    let beat = Beat {
+    let range = AckRange { first: 1, watermark: 5, bitmap: vec![3, 0, 1] };
+    let heartbeat = Heartbeat {
         counter: 9,
         queued: 3,
         oldest: std::time::Duration::from_micros(7),
         service: Some(std::time::Duration::from_micros(8)),
         credit: 2,
     };
-    let holds = [Holding::Held, Holding::Missing, Holding::Busy];
-    let holds = holds.map(|holding| Message::Holds { microbatch, attempt, holding });
-    let mut words = vec![
-        Message::Ask { microbatch, attempt, route: vec![hop(None)] },
-        Message::Passed { microbatch, attempt, next: hop(Some(2)) },
-        Message::Held { microbatch, holder: hop(Some(2)) },
+    let statuses = [Status::Held, Status::Missing, Status::Busy];
+    let statuses = statuses.map(|status| Message::StatusReply { microbatch, attempt, status });
+    let mut messages = vec![
+        Message::Evaluated { microbatch, attempt, loss: Loss { sum: 2.5, tokens: 4 } },
+        Message::StatusRequest { microbatch, attempt, route: vec![hop(None)] },
+        Message::Forwarded { microbatch, attempt, next: hop(Some(2)) },
+        Message::OrphanNotice { microbatch, holder: hop(Some(2)) },
         Message::Claim { stage: StageIndex(3), microbatches: microbatches.clone() },
-        Message::Granted { granted: microbatches, denied: Vec::new() },
-        Message::Ended {
-            spans: vec![Span { first: 1, below: 5, beyond: vec![3, 0, 1] }],
-            round: Round(6),
-            over: true,
-        },
-        Message::Averaged { round: Round(7) },
-        Message::Beat(beat),
-        Message::Beat(Beat { service: None, ..beat }),
+        Message::ClaimReply { granted: microbatches, denied: Vec::new() },
+        Message::Outcomes { ranges: vec![range.clone()] },
+        Message::RoundCall { round: Round(6), is_closing: true },
+        Message::RoundReport { round: Round(7) },
+        Message::RecoverRange { first: MicrobatchId(1), epoch: 2, from: MicrobatchId(3) },
+        Message::RecoveryReport(recovery_report(range)),
+        Message::Heartbeat(heartbeat),
+        Message::Heartbeat(Heartbeat { service: None, ..heartbeat }),
     ];
-    words.extend(holds);
-    words
+    messages.extend(statuses);
+    messages
 }
 
-fn encoded(message: &Message<Bytes>) -> Vec<u8> {
+fn recovery_report(range: AckRange) -> RecoveryReport {
+    let item = |possession, granted| Item {
+        microbatch: MicrobatchId(4),
+        granted,
+        possession,
+        may_have_been_granted: vec![StageIndex(0), StageIndex(u16::MAX)],
+    };
+    RecoveryReport {
+        first: MicrobatchId(1),
+        epoch: 2,
+        from: MicrobatchId(3),
+        next: Some(MicrobatchId(9)),
+        stage: StageIndex(4),
+        ended: vec![range],
+        items: vec![
+            item(Possession::Gone, None),
+            item(Possession::Held, Some(false)),
+            item(Possession::Returned, Some(true)),
+        ],
+    }
+}
+
+fn averaging(content: Content) -> Envelope<Bytes> {
+    let payload = if content.has_payload() { numbers() } else { Bytes::new() };
+    with_numbers(content, payload)
+}
+
+fn with_numbers(content: Content, payload: Bytes) -> Envelope<Bytes> {
+    let group = GroupId { round: Round(7), members: u64::MAX };
+    let (part, attempt) = (PartIndex(u32::MAX), Attempt(2));
+    Envelope::with_payload(
+        Message::Averaging(AveragingMessage { group, part, attempt, content }),
+        payload,
+    )
+}
+
+/// Longer than any activation of this run.
+fn numbers() -> Bytes {
+    Bytes::from_static(&[4; 1200])
+}
+
+fn offer(chunks: u8) -> TransferMessage {
+    let hashes = (0..chunks).map(|chunk| [chunk; 32]).collect();
+    let bytes = 1000 * u64::from(chunks) - 999;
+    let manifest = Manifest { version: WeightVersion(9), bytes, chunk_bytes: 1000, hashes };
+    TransferMessage::Offer { state: StateId(3), manifest }
+}
+
+fn between_replicas() -> Vec<Envelope<Bytes>> {
+    let state = StateId(3);
+    let contents = [
+        Content::Contribution { weight: 1 << 40 },
+        Content::Promise { of: Attempt(1) },
+        Content::Accept,
+        Content::Accepted,
+        Content::Chosen,
+        Content::Empty,
+        Content::NotAMember,
+    ];
+    let transfers = [
+        TransferMessage::Request,
+        offer(1),
+        offer(200),
+        TransferMessage::ChunkRequest { state, chunk: 8 },
+        TransferMessage::Declined,
+        TransferMessage::Done { state },
+    ];
+    let chunk = Message::Transfer(TransferMessage::Chunk { state, chunk: 8 });
+    let transfers = transfers.map(|message| Envelope::from(Message::Transfer(message)));
+    let mut all: Vec<_> = contents.into_iter().map(averaging).chain(transfers).collect();
+    all.push(Envelope::with_payload(chunk, numbers()));
+    all
+}
+
+fn encoded(message: &Envelope<Bytes>) -> Vec<u8> {
     encode(message, &LIMITS).unwrap().to_vec()
 }
 
-fn decoded(frame: impl Into<Bytes>) -> Result<Message<Bytes>, FrameError> {
+fn decoded(frame: impl Into<Bytes>) -> Result<Envelope<Bytes>, FrameError> {
     decode(&frame.into(), &LIMITS)
 }
 
 /// A frame with this header and nothing behind it.
-fn announcing(message: v1::frame::Message) -> Vec<u8> {
-    let header = v1::Frame { message: Some(message) }.encode_to_vec();
+fn announcing(message: v1::frame::Message, ids_bytes: u64, payload_bytes: u64) -> Vec<u8> {
+    let header = v1::Frame { message: Some(message), ids_bytes, payload_bytes }.encode_to_vec();
     [&MAGIC.to_be_bytes()[..], &(header.len() as u32).to_be_bytes(), &header].concat()
 }
 
@@ -157,15 +191,14 @@ fn every_message_survives_the_wire() {
 
 #[test]
 fn announcing_four_gigabytes_is_refused_before_memory_is_reserved() {
-    let four_gigabytes = 4 << 30;
-    let code =
-        v1::Backward { loss: Some(v1::Loss::default()), code_bytes: four_gigabytes, ..Default::default() };
-    let error = decoded(announcing(v1::frame::Message::Backward(code))).unwrap_err();
-    assert_eq!(error, FrameError::TooLong { part: Part::Code, announced: four_gigabytes, allowed: 256 });
+    let announced = 4 << 30;
+    let backward = v1::Backward { loss: Some(v1::Loss::default()), ..Default::default() };
+    let error = decoded(announcing(v1::frame::Message::Backward(backward), 0, announced)).unwrap_err();
+    assert_eq!(error, FrameError::TooLong { part: Part::Activation, announced, allowed: 256 });
     assert!(error.to_string().contains("4294967296") && error.to_string().contains("256"), "{error}");
 
-    let ids = v1::Forward { purpose: 1, ids_bytes: u64::MAX, ..Default::default() };
-    let error = decoded(announcing(v1::frame::Message::Forward(ids))).unwrap_err();
+    let forward = v1::Forward { purpose: 1, ..Default::default() };
+    let error = decoded(announcing(v1::frame::Message::Forward(forward), u64::MAX, 0)).unwrap_err();
     assert_eq!(error, FrameError::TooLong { part: Part::Ids, announced: u64::MAX, allowed: 64 });
 
     let header = [MAGIC.to_be_bytes(), u32::MAX.to_be_bytes()].concat();
@@ -174,30 +207,39 @@ fn announcing_four_gigabytes_is_refused_before_memory_is_reserved() {
 }
 
 #[test]
-fn what_replicas_tell_each_other_has_limits_of_its_own() {
-    let check = |message, part| {
-        let error = decoded(announcing(message)).unwrap_err();
+fn every_message_has_limits_of_its_own() {
+    let check = |message, payload_bytes, part| {
+        let error = decoded(announcing(message, 0, payload_bytes)).unwrap_err();
         assert!(matches!(error, FrameError::TooLong { part: found, .. } if found == part), "{error}");
     };
     let at = Some(v1::PartOfRound::default());
-    let share_bytes = BULK_BYTES_MAX as u64 + 1;
-    check(v1::frame::Message::Share(v1::Share { at, weight: 1, share_bytes }), Part::Share);
-    check(v1::frame::Message::Mean(v1::Mean { at, mean_bytes: u64::MAX }), Part::Share);
-    let chunk = v1::Chunk { chunk_bytes: 1 << 40, ..Default::default() };
-    check(v1::frame::Message::Chunk(chunk), Part::Chunk);
-    for bytes in [32_769, u64::MAX] {
+    let longer = BULK_BYTES_MAX as u64 + 1;
+    let contribution = v1::Contribution { at, weight: 1 };
+    check(v1::frame::Message::Contribution(contribution), longer, Part::Numbers);
+    check(v1::frame::Message::Accept(v1::Accept { at }), u64::MAX, Part::Numbers);
+    check(v1::frame::Message::Accepted(v1::Accepted { at }), 1, Part::Nothing);
+    check(v1::frame::Message::StateRequest(v1::StateRequest {}), 1, Part::Nothing);
+    check(v1::frame::Message::Chunk(v1::Chunk::default()), 1 << 40, Part::Chunk);
+    let offer = v1::StateOffer { bytes: 1, chunk_bytes: 1, ..Default::default() };
+    check(v1::frame::Message::StateOffer(offer), longer, Part::Hashes);
+    let ids = decoded(announcing(v1::frame::Message::Accept(v1::Accept { at }), 1, 0)).unwrap_err();
+    assert_eq!(ids, FrameError::TooLong { part: Part::Ids, announced: 1, allowed: 0 });
+    assert!(encode(&with_numbers(Content::Accept, vec![0; BULK_BYTES_MAX].into()), &LIMITS).is_ok());
+    assert!(encode(&with_numbers(Content::Accept, vec![0; BULK_BYTES_MAX + 1].into()), &LIMITS).is_err());
+}
+
+#[test]
+fn an_offer_has_a_digest_for_each_chunk() {
+    for (bytes, digests) in [(2, 32), (2, 65), (u64::MAX, 32), (0, 32)] {
         let offer = v1::StateOffer { bytes, chunk_bytes: 1, ..Default::default() };
-        check(v1::frame::Message::StateOffer(offer), Part::Hashes);
+        let error = decoded(announcing(v1::frame::Message::StateOffer(offer), 0, digests)).unwrap_err();
+        assert!(error.to_string().contains("the length of the digests"), "{error}");
     }
-    let longest = Content::Mean { mean: vec![0; BULK_BYTES_MAX].into() };
-    assert!(encode(&averaging(longest), &LIMITS).is_ok());
-    let longer = Content::Mean { mean: vec![0; BULK_BYTES_MAX + 1].into() };
-    assert!(encode(&averaging(longer), &LIMITS).is_err());
 }
 
 #[test]
 fn every_truncation_is_an_error() {
-    for frame in [forward(), averaging(Content::Mean { mean: numbers() }), Message::Transfer(offer(3))] {
+    for frame in [forward(), averaging(Content::Accept), Message::Transfer(offer(3)).into()] {
         let frame = encoded(&frame);
         for length in 0..frame.len() {
             let error = decoded(frame[..length].to_vec()).unwrap_err();
@@ -218,13 +260,13 @@ fn another_protocol_and_another_version_are_told_apart() {
     assert_eq!(decoded(b"GET / HTTP/1.1".to_vec()), Err(FrameError::Magic { found: 0x4745_5420 }));
     let mut frame = encoded(&forward());
     frame[3] = 9;
-    assert_eq!(decoded(frame), Err(FrameError::Version { theirs: 9, ours: 1 }));
+    assert_eq!(decoded(frame), Err(FrameError::Version { theirs: 9, ours: 2 }));
 }
 
 #[test]
 fn a_header_that_breaks_the_contract_names_the_field() {
     let check = |message, part: &str| {
-        let error = decoded(announcing(message)).unwrap_err();
+        let error = decoded(announcing(message, 0, 0)).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     };
     let backward = v1::Backward::default();
@@ -237,34 +279,26 @@ fn a_header_that_breaks_the_contract_names_the_field() {
     let hop = v1::Hop { stage: None, peer: vec![0; 31], incarnation: 0 };
     let peer = v1::Forward { purpose: 1, route: vec![hop], ..Default::default() };
     check(v1::frame::Message::Forward(peer), "31 bytes long");
-    check(v1::frame::Message::MeanHeld(v1::MeanHeld { at: None }), "the part of the round is missing");
+    check(v1::frame::Message::Accepted(v1::Accepted { at: None }), "the part of the round is missing");
     let late = v1::PartOfRound { attempt: 3, ..Default::default() };
-    check(v1::frame::Message::MeanSettled(v1::MeanSettled { at: Some(late) }), "attempt is 3");
-    let heavy = v1::Share { weight: u64::MAX, ..Default::default() };
-    check(v1::frame::Message::Share(heavy), "the weight of a share");
+    check(v1::frame::Message::Chosen(v1::Chosen { at: Some(late) }), "attempt is 3");
+    let heavy = v1::Contribution { weight: u64::MAX, ..Default::default() };
+    check(v1::frame::Message::Contribution(heavy), "the weight of a contribution");
     check(v1::frame::Message::StateOffer(v1::StateOffer::default()), "length of a chunk is 0");
 }
 
 #[test]
 fn a_message_beyond_the_limits_is_not_sent() {
-    let loss = Loss::default();
-    let gradient = Bytes::from(vec![0; 257]);
-    let message = Message::Backward {
-        microbatch: MicrobatchId(1),
-        attempt: Attempt(0),
-        loss,
-        path: Vec::new(),
-        gradient,
-    };
-    let error = encode(&message, &LIMITS).unwrap_err();
-    assert_eq!(error, FrameError::TooLong { part: Part::Code, announced: 257, allowed: 256 });
+    let error = encode(&backward(Vec::new(), vec![0; 257]), &LIMITS).unwrap_err();
+    assert_eq!(error, FrameError::TooLong { part: Part::Activation, announced: 257, allowed: 256 });
 }
 
 #[test]
 fn a_refusal_cannot_write_lines_into_a_log() {
     let reason = Refusal::Malformed(format!("first\nsecond {}", "x".repeat(5000)));
     let message = Message::Refused { microbatch: MicrobatchId(1), by: hop(None), reason };
-    let Ok(Message::Refused { reason: Refusal::Malformed(detail), .. }) = decoded(encoded(&message)) else {
+    let received = decoded(encoded(&message.into())).unwrap().message;
+    let Message::Refused { reason: Refusal::Malformed(detail), .. } = received else {
         panic!("not the refusal that was sent");
     };
     assert!(detail.len() <= wire::DETAIL_BYTES_MAX && !detail.contains('\n'), "{detail}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quinn::{Connection, Incoming, RecvStream};
 use rustls::pki_types::CertificateDer;
-use swarmline_scheduler::{Incarnation, PeerId};
+use swarmline_scheduler::{Instance, PeerId};
 use tokio::task::JoinSet;
 
 use super::handshake::{self, HandshakeError};
@@ -28,8 +28,8 @@ pub(super) async fn accept(shared: Arc<Shared>) {
                 tokio::spawn(async move {
                     let admitted = admit(&shared, incoming).await;
                     drop(permit);
-                    if let Some((connection, peer, incarnation)) = admitted {
-                        serve(shared, connection, peer, incarnation).await;
+                    if let Some((connection, instance)) = admitted {
+                        serve(shared, connection, instance).await;
                     }
                 });
             }
@@ -42,33 +42,23 @@ pub(super) async fn accept(shared: Arc<Shared>) {
 }
 
 /// Starts receiving from a connection this side dialled.
-pub(super) fn spawn_serve(
-    shared: &Arc<Shared>,
-    connection: &Connection,
-    peer: PeerId,
-    incarnation: Incarnation,
-) {
-    tokio::spawn(serve(Arc::clone(shared), connection.clone(), peer, incarnation));
+pub(super) fn spawn_serve(shared: &Arc<Shared>, connection: &Connection, instance: Instance) {
+    tokio::spawn(serve(Arc::clone(shared), connection.clone(), instance));
 }
 
 /// Enters a connection into the table of peers; closes it if there is no room.
-pub(super) async fn register(
-    shared: &Shared,
-    connection: &Connection,
-    peer: PeerId,
-    incarnation: Incarnation,
-) -> bool {
+pub(super) async fn register(shared: &Shared, connection: &Connection, instance: Instance) -> bool {
     let Ok(permit) = shared.events.reserve().await else { return false };
-    let room = shared.peers.connected(peer, incarnation, connection, permit);
+    let room = shared.peers.connected(instance, connection, permit);
     if !room {
         connection.close(code::REJECTED, b"no room for more peers");
     }
     room
 }
 
-async fn admit(shared: &Shared, incoming: Incoming) -> Option<(Connection, PeerId, Incarnation)> {
+async fn admit(shared: &Shared, incoming: Incoming) -> Option<(Connection, Instance)> {
     let from = incoming.remote_address();
-    let (connection, peer, incarnation) =
+    let (connection, instance) =
         match tokio::time::timeout(HANDSHAKE_MAX, welcome(shared, incoming)).await {
             Ok(Ok(admitted)) => admitted,
             Ok(Err(error)) => {
@@ -80,18 +70,15 @@ async fn admit(shared: &Shared, incoming: Incoming) -> Option<(Connection, PeerI
                 return None;
             }
         };
-    register(shared, &connection, peer, incarnation).await.then_some((connection, peer, incarnation))
+    register(shared, &connection, instance).await.then_some((connection, instance))
 }
 
-async fn welcome(
-    shared: &Shared,
-    incoming: Incoming,
-) -> Result<(Connection, PeerId, Incarnation), HandshakeError> {
+async fn welcome(shared: &Shared, incoming: Incoming) -> Result<(Connection, Instance), HandshakeError> {
     let connection = incoming.accept()?.await?;
     let peer =
         proven_peer(&connection).ok_or_else(|| HandshakeError::Malformed("no raw public key".to_owned()))?;
     match handshake::answer(&connection, &shared.handshake).await {
-        Ok(incarnation) => Ok((connection, peer, incarnation)),
+        Ok(incarnation) => Ok((connection, Instance::new(peer, incarnation))),
         Err(error) => {
             connection.close(code::REJECTED, b"handshake failed");
             Err(error)
@@ -105,14 +92,14 @@ fn proven_peer(connection: &Connection) -> Option<PeerId> {
 }
 
 /// Receives frames until the connection ends.
-async fn serve(shared: Arc<Shared>, connection: Connection, peer: PeerId, incarnation: Incarnation) {
+async fn serve(shared: Arc<Shared>, connection: Connection, instance: Instance) {
     let mut readers = JoinSet::new();
     let mut malformed = 0;
     let end = loop {
         tokio::select! {
             accepted = connection.accept_uni() => match accepted {
-                Ok(stream) if shared.trust.admits(&peer) => {
-                    readers.spawn(receive(Arc::clone(&shared), stream, peer, incarnation));
+                Ok(stream) if shared.trust.admits(&instance.peer) => {
+                    readers.spawn(receive(Arc::clone(&shared), stream, instance));
                 }
                 Ok(_) => connection.close(code::UNTRUSTED, b"the key is not trusted any longer"),
                 Err(end) => break end,
@@ -128,7 +115,7 @@ async fn serve(shared: Arc<Shared>, connection: Connection, peer: PeerId, incarn
     // Frames that had arrived whole are still to be heard.
     while readers.join_next().await.is_some() {}
     if let Ok(permit) = shared.events.reserve().await {
-        shared.peers.disconnected(peer, &connection, handshake::describe(&end), permit);
+        shared.peers.disconnected(instance.peer, &connection, handshake::describe(&end), permit);
     }
 }
 
@@ -137,22 +124,17 @@ enum Verdict {
     Malformed,
 }
 
-async fn receive(
-    shared: Arc<Shared>,
-    mut stream: RecvStream,
-    from: PeerId,
-    incarnation: Incarnation,
-) -> Verdict {
+async fn receive(shared: Arc<Shared>, mut stream: RecvStream, from: Instance) -> Verdict {
     let (event, verdict) = match receive::read_frame(&mut stream, &shared.settings.limits).await {
-        Ok(message) => (NetEvent::Message { from, incarnation, message }, Verdict::Fine),
+        Ok(envelope) => (NetEvent::Received { from, envelope }, Verdict::Fine),
         Err(ReceiveError::Malformed(error)) => {
             // Fails only if the stream is over already.
             let _ = stream.stop(code::MALFORMED);
-            (NetEvent::Malformed { from, error }, Verdict::Malformed)
+            (NetEvent::Malformed { from: from.peer, error }, Verdict::Malformed)
         }
         Err(ReceiveError::Lost) => return Verdict::Fine,
     };
-    // Fails only if nobody listens any longer.
+    // Fails only if the reader is gone.
     let _ = shared.events.send(event).await;
     verdict
 }

@@ -11,7 +11,7 @@ pub struct BytesSent {
     pub forward: u64,
     /// In gradients going upstream.
     pub backward: u64,
-    /// In evaluation results and refusals.
+    /// In every other message.
     pub other: u64,
     /// Between replicas of a stage: averaging rounds and downloads of its state.
     pub replicas: u64,
@@ -35,7 +35,7 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    pub(super) fn add<P>(&self, message: &Message<P>, bytes: usize) {
+    pub(super) fn add(&self, message: &Message, bytes: usize) {
         let counter = match message {
             Message::Forward { .. } => &self.forward,
             Message::Backward { .. } => &self.backward,

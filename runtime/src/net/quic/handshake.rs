@@ -1,4 +1,4 @@
-//! First words on a connection: same protocol, same run, which incarnation.
+//! The first messages on a connection: same protocol, same run, and the incarnation of each side.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub enum HandshakeError {
         /// Digest of the peer.
         theirs: ManifestDigest,
     },
-    /// Another reason the peer gave.
+    /// Another reason, as the peer gave it.
     #[error("it rejected this process: {0}")]
     Rejected(String),
     /// The peer does not trust this process's key.
@@ -44,7 +44,7 @@ pub enum HandshakeError {
     /// Another peer answered.
     #[error("{presented} answered instead; the address may have a new owner")]
     WrongKey {
-        /// The key of who answered.
+        /// The key that answered.
         presented: PeerId,
     },
     /// The answer is not a handshake.
@@ -156,7 +156,7 @@ fn compare(version: u32, digest: &[u8], ours: &HandshakeInfo) -> Result<(), Hand
     Ok(())
 }
 
-/// Why we were rejected, in our own words if the values tell.
+/// Why this process was rejected, in its own words if the values tell.
 fn rejection(rejected: &v1::Rejected, ours: &HandshakeInfo) -> HandshakeError {
     match compare(rejected.protocol_version, &rejected.manifest_digest, ours) {
         Err(error @ (HandshakeError::Version { .. } | HandshakeError::Digest { .. })) => error,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, StoppedError, VarInt};
-use swarmline_scheduler::{Message, PeerId};
+use swarmline_scheduler::{Envelope, Instance, PeerId};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -30,15 +30,15 @@ const STALL_MAX: Duration = Duration::from_secs(20);
 /// Slowest link that is served: a long frame gets more time than a short one.
 const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
 
-/// Why messages came back.
+/// Why envelopes came back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
     /// No connection could be made.
     #[error("cannot connect to peer {peer} at {address}: {cause}")]
     Dial {
-        /// Which peer.
+        /// The peer.
         peer: PeerId,
-        /// Where it was said to listen.
+        /// Its address, according to the membership table.
         address: SocketAddr,
         /// Why not.
         cause: HandshakeError,
@@ -46,15 +46,15 @@ pub enum LinkError {
     /// The connection broke, and the new one too.
     #[error("lost peer {peer:?}: {cause}; its microbatches go to other peers")]
     Lost {
-        /// Which peer.
+        /// The peer.
         peer: PeerId,
-        /// Why, for people.
+        /// One line for people.
         cause: String,
     },
-    /// The peer said that the frame is malformed, before it had all of it. (After that, only its own log tells.)
+    /// The peer stopped the frame as malformed before it had all of it. Later faults stand in its own log only.
     #[error("peer {peer:?} refused a frame as malformed (code {code}); its log says why")]
     FrameRefused {
-        /// Which peer.
+        /// The peer.
         peer: PeerId,
         /// Its error code.
         code: u64,
@@ -64,14 +64,14 @@ pub enum LinkError {
 /// A frame on its way.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    pub(super) message: Message<Bytes>,
+    pub(super) envelope: Envelope<Bytes>,
     frame: Encoded,
     sendings: u32,
 }
 
 impl Outgoing {
-    pub(super) fn new(message: Message<Bytes>, frame: Encoded) -> Self {
-        Self { message, frame, sendings: 0 }
+    pub(super) fn new(envelope: Envelope<Bytes>, frame: Encoded) -> Self {
+        Self { envelope, frame, sendings: 0 }
     }
 }
 
@@ -95,7 +95,7 @@ pub(super) async fn run(shared: Arc<Shared>, peer: PeerId, mut outbox: mpsc::Rec
             }
         }
         if let Err(reason) = link.transmit_pending().await {
-            // What is queued behind is for the same dead address.
+            // The frames queued behind are for the same dead address.
             while let Ok(outgoing) = outbox.try_recv() {
                 link.pending.push_back(outgoing);
             }
@@ -114,7 +114,7 @@ struct Link {
     pending: VecDeque<Outgoing>,
     /// Sent, by number, in order; and over which connection.
     unacknowledged: BTreeMap<u64, (usize, Outgoing)>,
-    /// One task for each frame in `unacknowledged`, and some for frames that are not waited for any more.
+    /// One task for each frame in `unacknowledged`, and some for frames that are no longer waited for.
     acknowledgements: JoinSet<(u64, Fate)>,
     numbers: u64,
     /// To be reported.
@@ -160,7 +160,7 @@ impl Link {
         }
     }
 
-    /// A connection broke: what it did not get acknowledged is to be sent again, in order, before anything else.
+    /// A connection broke: its unacknowledged frames are sent again, in order, before all others.
     fn recover(&mut self, connection: usize, cause: &str) {
         let broken = self.unacknowledged.extract_if(.., |_, (over, _)| *over == connection);
         let frames: Vec<Outgoing> = broken.map(|(_, (_, outgoing))| outgoing).collect();
@@ -185,7 +185,7 @@ impl Link {
             self.numbers += 1;
             match written {
                 Ok(fate) => {
-                    self.shared.sent.add(&outgoing.message, outgoing.frame.bytes());
+                    self.shared.sent.add(&outgoing.envelope.message, outgoing.frame.bytes());
                     self.unacknowledged.insert(number, (connection.stable_id(), outgoing));
                     self.acknowledgements.spawn(async move { (number, fate.await) });
                 }
@@ -249,10 +249,11 @@ impl Link {
                 return Err(error);
             }
         };
-        if !connection::register(shared, &connection, self.peer, incarnation).await {
+        let instance = Instance::new(self.peer, incarnation);
+        if !connection::register(shared, &connection, instance).await {
             return Err(HandshakeError::Lost("this process has no room for more peers".to_owned()));
         }
-        connection::spawn_serve(shared, &connection, self.peer, incarnation);
+        connection::spawn_serve(shared, &connection, instance);
         Ok(connection)
     }
 
@@ -264,14 +265,14 @@ impl Link {
     }
 
     async fn give_back(&self, reason: LinkError, frames: impl IntoIterator<Item = Outgoing>) {
-        let undelivered: Vec<_> = frames.into_iter().map(|outgoing| outgoing.message).collect();
+        let undelivered: Vec<_> = frames.into_iter().map(|outgoing| outgoing.envelope).collect();
         self.shared.settle(undelivered.len());
         let event = NetEvent::Unreachable { peer: self.peer, reason, undelivered };
-        // Fails only if nobody listens any longer.
+        // Fails only if the reader is gone.
         let _ = self.shared.events.send(event).await;
     }
 
-    /// The data plane closed: what is not acknowledged by now is not going to be.
+    /// The data plane closed: no further acknowledgement comes.
     async fn finish(mut self) {
         let sent = std::mem::take(&mut self.unacknowledged).into_values().map(|(_, outgoing)| outgoing);
         let undelivered: Vec<Outgoing> = sent.chain(std::mem::take(&mut self.pending)).collect();

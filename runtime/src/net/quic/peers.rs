@@ -1,11 +1,12 @@
-//! Which peers there are, and over which connections.
+//! The known peers and their connections.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use quinn::Connection;
-use swarmline_scheduler::{Incarnation, PeerId};
+use swarmline_scheduler::{Incarnation, Instance, PeerId};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -31,7 +32,7 @@ struct Table {
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// Where the peer listens, as last told.
+    /// Address of the peer, as last told.
     address: Option<SocketAddr>,
     /// Leads to the task that sends; absent until something is sent.
     outbox: Option<mpsc::Sender<Outgoing>>,
@@ -77,7 +78,7 @@ impl Peers {
         })
     }
 
-    /// Where the peer listens, as last told.
+    /// Address of the peer, as last told.
     pub(super) fn address(&self, peer: &PeerId) -> Option<SocketAddr> {
         self.lock().entries.get(peer)?.address
     }
@@ -90,14 +91,14 @@ impl Peers {
     }
 
     /// Adds a connection; false if there is no room. News goes into `permit`: taken before the lock and used under
-    /// it, so that events tell changes in the order they happened.
+    /// it, so that events come in the order of the changes.
     pub(super) fn connected(
         &self,
-        peer: PeerId,
-        incarnation: Incarnation,
+        instance: Instance,
         connection: &Connection,
         permit: mpsc::Permit<'_, NetEvent>,
     ) -> bool {
+        let Instance { peer, incarnation } = instance;
         let mut table = self.lock();
         if table.closed {
             return false;
@@ -113,7 +114,7 @@ impl Peers {
         }
         entry.connections.push(connection.clone());
         if news {
-            permit.send(NetEvent::Connected { peer, incarnation });
+            permit.send(NetEvent::Connected(instance));
         }
         true
     }
@@ -131,9 +132,20 @@ impl Peers {
         let before = entry.connections.len();
         entry.connections.retain(|known| known.stable_id() != connection.stable_id());
         if entry.connections.len() < before && entry.connections.is_empty() {
-            permit.send(NetEvent::Disconnected { peer, incarnation: entry.incarnation, reason });
+            let instance = Instance::new(peer, entry.incarnation);
+            permit.send(NetEvent::Disconnected { instance, reason });
         }
         table.forget_if_idle(&peer);
+    }
+
+    /// The round trip to every peer with a live connection.
+    pub(super) fn round_trips(&self) -> Vec<(Instance, Duration)> {
+        let table = self.lock();
+        let round_trip = |(&peer, entry): (&PeerId, &Entry)| {
+            let live = entry.connections.iter().rev().find(|connection| connection.close_reason().is_none());
+            live.map(|connection| (Instance::new(peer, entry.incarnation), connection.rtt()))
+        };
+        table.entries.iter().filter_map(round_trip).collect()
     }
 
     /// Takes the queue of a peer away if it is empty: true means the sender's task may end. Nothing can be queued in
@@ -150,7 +162,7 @@ impl Peers {
         true
     }
 
-    /// From now on nothing is queued and nobody connects.
+    /// From now on nothing is queued and no peer connects.
     pub(super) fn close(&self) {
         let mut table = self.lock();
         table.closed = true;

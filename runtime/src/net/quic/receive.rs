@@ -1,10 +1,10 @@
-//! One stream to one message.
+//! One stream, one envelope.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{ReadError, ReadExactError, RecvStream};
-use swarmline_scheduler::Message;
+use swarmline_scheduler::Envelope;
 
 use crate::net::frame::{self, FrameError, FrameLimits, PREAMBLE_BYTES, Part};
 
@@ -13,12 +13,12 @@ const STALL_MAX: Duration = Duration::from_secs(10);
 /// Slowest frame that is waited for: a long one gets more time than a short one.
 const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
 
-/// Why there is no message.
+/// Why there is no envelope.
 #[derive(Debug)]
 pub(super) enum ReceiveError {
     /// The sender broke the rules.
     Malformed(FrameError),
-    /// The connection ended or the sender gave the frame up: nobody's fault.
+    /// The connection ended, or the sender gave the frame up.
     Lost,
 }
 
@@ -26,15 +26,15 @@ pub(super) enum ReceiveError {
 pub(super) async fn read_frame(
     stream: &mut RecvStream,
     limits: &FrameLimits,
-) -> Result<Message<Bytes>, ReceiveError> {
+) -> Result<Envelope<Bytes>, ReceiveError> {
     let preamble = read_part(stream, Part::Preamble, PREAMBLE_BYTES).await?;
     let header_bytes = frame::decode_preamble(&preamble, limits)?;
     let header = read_part(stream, Part::Header, header_bytes).await?;
     let announced = frame::decode_header(&header, limits)?;
     let ids = read_part(stream, Part::Ids, announced.ids_bytes).await?;
-    let code = read_part(stream, announced.code_part, announced.code_bytes).await?;
-    expect_end(stream, PREAMBLE_BYTES + header_bytes + announced.payload_bytes()).await?;
-    Ok(announced.fill(ids, code))
+    let payload = read_part(stream, announced.part, announced.payload_bytes).await?;
+    expect_end(stream, PREAMBLE_BYTES + header_bytes + announced.bytes()).await?;
+    Ok(announced.fill(ids, payload))
 }
 
 async fn read_part(stream: &mut RecvStream, part: Part, announced: usize) -> Result<Bytes, ReceiveError> {
@@ -52,7 +52,7 @@ async fn read_part(stream: &mut RecvStream, part: Part, announced: usize) -> Res
 }
 
 async fn expect_end(stream: &mut RecvStream, announced: usize) -> Result<(), ReceiveError> {
-    match within(Part::Code, 0, stream.read_chunk(1, true)).await? {
+    match within(Part::Nothing, 0, stream.read_chunk(1, true)).await? {
         Ok(None) => Ok(()),
         Ok(Some(_)) => Err(FrameError::Trailing { announced }.into()),
         Err(ReadError::ConnectionLost(_) | _) => Err(ReceiveError::Lost),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use prost::Message as _;
 use quinn::Connection;
 use swarmline_proto::v1;
-use swarmline_scheduler::{Attempt, Loss, MicrobatchId, Purpose, WeightVersion};
+use swarmline_scheduler::{Attempt, Loss, Message, MicrobatchId, Purpose, WeightVersion};
 
 use super::*;
 use crate::net::frame::Part;
@@ -14,7 +14,7 @@ use crate::net::tls::Pin;
 /// No step of a test takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 const LIMITS: FrameLimits =
-    FrameLimits { header_bytes_max: 2048, ids_bytes_max: 4096, code_bytes_max: 64 << 10 };
+    FrameLimits { header_bytes_max: 2048, ids_bytes_max: 4096, activation_bytes_max: 64 << 10 };
 const SETTINGS: Settings = Settings { limits: LIMITS, window: 64, congestion: Congestion::Bbr };
 const RUN: ManifestDigest = ManifestDigest([7; 32]);
 
@@ -43,10 +43,10 @@ impl Side {
         self.identity.peer()
     }
 
-    async fn send(&self, to: &Self, message: &Message<Bytes>) {
+    async fn send(&self, to: &Self, message: &Envelope<Bytes>) {
         let sending = async {
             while let Err(error) = self.plane.send(to.peer(), to.address, message.clone()) {
-                assert!(matches!(error, SendError::Full { .. }), "{error}");
+                assert!(matches!(error.reason, SendFailure::Full { .. }), "{error}");
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -66,9 +66,9 @@ impl Side {
         }
     }
 
-    async fn message(&mut self) -> (PeerId, Message<Bytes>) {
+    async fn message(&mut self) -> (PeerId, Envelope<Bytes>) {
         self.until(|event| match event {
-            NetEvent::Message { from, message, .. } => Some((from, message)),
+            NetEvent::Received { from, envelope } => Some((from.peer, envelope)),
             _ => None,
         })
         .await
@@ -82,7 +82,7 @@ impl Side {
         .await
     }
 
-    async fn unreachable(&mut self) -> (LinkError, Vec<Message<Bytes>>) {
+    async fn unreachable(&mut self) -> (LinkError, Vec<Envelope<Bytes>>) {
         self.until(|event| match event {
             NetEvent::Unreachable { reason, undelivered, .. } => Some((reason, undelivered)),
             _ => None,
@@ -95,28 +95,28 @@ async fn soon<T>(step: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, step).await.expect("a step of the test took too long")
 }
 
-fn forward(id: u64, code: Vec<u8>) -> Message<Bytes> {
-    Message::Forward {
+fn forward(id: u64, activation: Vec<u8>) -> Envelope<Bytes> {
+    let message = Message::Forward {
         microbatch: MicrobatchId(id),
         attempt: Attempt(0),
         purpose: Purpose::Train,
-        anew: false,
-        holder: None,
+        is_retry: false,
+        downstream_holder: None,
         route: Vec::new(),
         version: WeightVersion(1),
-        ids: Bytes::from_static(&[1; 100]),
-        code: code.into(),
-    }
+    };
+    Envelope { message, ids: Bytes::from_static(&[1; 100]), payload: activation.into() }
 }
 
-fn backward(id: u64) -> Message<Bytes> {
+fn backward(id: u64) -> Envelope<Bytes> {
     let loss = Loss { sum: 1.0, tokens: 1 };
-    let gradient = Bytes::from_static(&[2; 3000]);
-    Message::Backward { microbatch: MicrobatchId(id), attempt: Attempt(0), loss, path: Vec::new(), gradient }
+    let (microbatch, attempt) = (MicrobatchId(id), Attempt(0));
+    let message = Message::Backward { microbatch, attempt, loss, path: Vec::new() };
+    Envelope::with_payload(message, Bytes::from_static(&[2; 3000]))
 }
 
-fn id_of(message: &Message<Bytes>) -> u64 {
-    match message {
+fn id_of(envelope: &Envelope<Bytes>) -> u64 {
+    match envelope.message {
         Message::Forward { microbatch, .. }
         | Message::Backward { microbatch, .. }
         | Message::Evaluated { microbatch, .. }
@@ -126,10 +126,10 @@ fn id_of(message: &Message<Bytes>) -> u64 {
 }
 
 /// Sends `count` messages as fast as the queue takes them.
-async fn send_all(plane: &DataPlane, (peer, address): (PeerId, SocketAddr), count: u64, code: usize) {
+async fn send_all(plane: &DataPlane, (peer, address): (PeerId, SocketAddr), count: u64, bytes: usize) {
     for id in 0..count {
-        while let Err(error) = plane.send(peer, address, forward(id, vec![3; code])) {
-            assert!(matches!(error, SendError::Full { .. }), "{error}");
+        while let Err(error) = plane.send(peer, address, forward(id, vec![3; bytes])) {
+            assert!(matches!(error.reason, SendFailure::Full { .. }), "{error}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -140,10 +140,10 @@ async fn receive_ids(events: &mut mpsc::Receiver<NetEvent>, count: u64) {
     let mut ids = BTreeSet::new();
     while (ids.len() as u64) < count {
         match soon(events.recv()).await.unwrap() {
-            NetEvent::Message { message, .. } => {
-                assert!(ids.insert(id_of(&message)), "{} arrived twice", id_of(&message));
+            NetEvent::Received { envelope, .. } => {
+                assert!(ids.insert(id_of(&envelope)), "{} arrived twice", id_of(&envelope));
             }
-            NetEvent::Connected { .. } => {}
+            NetEvent::Connected(_) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -176,7 +176,7 @@ async fn a_peer_that_dialled_is_answered_over_its_connection() {
     left.send(&right, &forward(0, vec![5; 60_000])).await;
     let connected = right.event().await;
     assert!(
-        matches!(connected, NetEvent::Connected { peer, incarnation: Incarnation(1) } if peer == left.peer()),
+        matches!(connected, NetEvent::Connected(instance) if instance == Instance::new(left.peer(), Incarnation(1))),
         "{connected:?}"
     );
     assert_eq!(right.message().await, (left.peer(), forward(0, vec![5; 60_000])));
@@ -275,8 +275,8 @@ async fn a_full_queue_gives_the_message_back_at_once() {
     let error = (0..=capacity + 1)
         .find_map(|id| left.plane.send(peer, nowhere, forward(id, Vec::new())).err())
         .expect("the queue is bounded");
-    let SendError::Full { message, .. } = error else { panic!("{error}") };
-    assert_eq!(id_of(&message), capacity);
+    assert!(matches!(error.reason, SendFailure::Full { .. }), "{error}");
+    assert_eq!(id_of(&error.envelope), capacity);
 }
 
 #[tokio::test]
@@ -291,7 +291,7 @@ async fn a_clean_close_flushes_and_is_seen_at_once() {
     let (_, ()) = tokio::join!(left.plane.close(), receive_ids(&mut right.events, 20));
     let (gone, reason) = right
         .until(|event| match event {
-            NetEvent::Disconnected { peer, reason, .. } => Some((peer, reason)),
+            NetEvent::Disconnected { instance, reason } => Some((instance.peer, reason)),
             _ => None,
         })
         .await;
@@ -299,7 +299,7 @@ async fn a_clean_close_flushes_and_is_seen_at_once() {
     assert!(reason.contains("the peer left"), "{reason}");
     assert!(began.elapsed() < tuning::IDLE_MAX, "seen by the farewell, not by the idle timeout");
     let after = left.plane.send(right.peer(), right.address, forward(0, Vec::new()));
-    assert!(matches!(after, Err(SendError::Closed { .. })));
+    assert_eq!(after.unwrap_err().reason, SendFailure::Closed);
 }
 
 #[tokio::test]
@@ -308,7 +308,7 @@ async fn a_restarted_peer_is_a_new_incarnation_and_gets_what_is_sent_to_it() {
     let first = Side::with(2, HandshakeInfo::new(RUN, Incarnation(1)), Trust::anyone());
     left.send(&first, &forward(0, Vec::new())).await;
     left.until(|event| {
-        matches!(event, NetEvent::Connected { incarnation: Incarnation(1), .. }).then_some(())
+        matches!(event, NetEvent::Connected(instance) if instance.incarnation == Incarnation(1)).then_some(())
     })
     .await;
     drop(first);
@@ -316,10 +316,10 @@ async fn a_restarted_peer_is_a_new_incarnation_and_gets_what_is_sent_to_it() {
     let mut second = Side::with(2, HandshakeInfo::new(RUN, Incarnation(2)), Trust::anyone());
     left.send(&second, &forward(1, Vec::new())).await;
     left.until(|event| {
-        matches!(event, NetEvent::Connected { incarnation: Incarnation(2), .. }).then_some(())
+        matches!(event, NetEvent::Connected(instance) if instance.incarnation == Incarnation(2)).then_some(())
     })
     .await;
-    // The first message may come again: nobody knows whether the first incarnation had heard it.
+    // The first message may come again: the first incarnation may not have heard it.
     while id_of(&second.message().await.1) != 1 {}
 }
 
@@ -364,24 +364,24 @@ fn whole_frame() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn malformed_frames_harm_nobody_else() {
+async fn malformed_frames_harm_no_other_peer() {
     let mut victim = Side::new(1);
     let hostile = Hostile::new(&victim).await;
 
-    let backward =
-        v1::Backward { loss: Some(v1::Loss::default()), code_bytes: 4 << 30, ..Default::default() };
-    let header = v1::Frame { message: Some(v1::frame::Message::Backward(backward)) }.encode_to_vec();
-    let huge = [&0x5357_4C01_u32.to_be_bytes()[..], &(header.len() as u32).to_be_bytes(), &header].concat();
+    let backward = v1::Backward { loss: Some(v1::Loss::default()), ..Default::default() };
+    let message = Some(v1::frame::Message::Backward(backward));
+    let header = v1::Frame { message, payload_bytes: 4 << 30, ..Default::default() }.encode_to_vec();
+    let huge = [&0x5357_4C02_u32.to_be_bytes()[..], &(header.len() as u32).to_be_bytes(), &header].concat();
     hostile.stream(&huge).await;
-    let allowed = LIMITS.code_bytes_max as u64;
+    let allowed = LIMITS.activation_bytes_max as u64;
     assert_eq!(
         victim.malformed().await,
-        FrameError::TooLong { part: Part::Code, announced: 4 << 30, allowed }
+        FrameError::TooLong { part: Part::Activation, announced: 4 << 30, allowed }
     );
 
     let truncated = whole_frame();
     hostile.stream(&truncated[..truncated.len() - 1]).await;
-    assert!(matches!(victim.malformed().await, FrameError::Truncated { part: Part::Code, .. }));
+    assert!(matches!(victim.malformed().await, FrameError::Truncated { part: Part::Activation, .. }));
 
     hostile.stream(&[0xEE; 300]).await;
     assert!(matches!(victim.malformed().await, FrameError::Magic { .. }));
@@ -421,25 +421,25 @@ async fn a_connection_without_a_handshake_is_dropped_and_never_announced() {
     soon(hostile.connection.closed()).await;
     let honest = Side::new(2);
     honest.send(&victim, &forward(8, Vec::new())).await;
-    assert!(matches!(victim.event().await, NetEvent::Connected { peer, .. } if peer == honest.peer()));
+    assert!(matches!(victim.event().await, NetEvent::Connected(instance) if instance.peer == honest.peer()));
     hostile.endpoint.close(code::CLOSED, b"");
 }
 
 #[tokio::test]
 async fn a_frame_the_receiver_refuses_comes_back() {
     // Longer than the receiver's window, so that the refusal comes before the end of the frame.
-    let wide = Settings { limits: FrameLimits { code_bytes_max: 1 << 20, ..LIMITS }, ..SETTINGS };
+    let wide = Settings { limits: FrameLimits { activation_bytes_max: 1 << 20, ..LIMITS }, ..SETTINGS };
     let (sender, mut events) = bind(1, wide);
     let (receiver, _received) = bind(2, SETTINGS);
-    let message = forward(3, vec![0; 1 << 20]);
+    let envelope = forward(3, vec![0; 1 << 20]);
     let address = receiver.local_addr().unwrap();
-    sender.send(Identity::from_seed([2; 32]).peer(), address, message.clone()).unwrap();
+    sender.send(Identity::from_seed([2; 32]).peer(), address, envelope.clone()).unwrap();
     loop {
         match soon(events.recv()).await.unwrap() {
             NetEvent::Unreachable { reason: LinkError::FrameRefused { .. }, undelivered, .. } => {
-                break assert_eq!(undelivered, [message]);
+                break assert_eq!(undelivered, [envelope]);
             }
-            NetEvent::Connected { .. } => {}
+            NetEvent::Connected(_) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -453,7 +453,7 @@ fn bind(seed: u8, settings: Settings) -> (DataPlane, mpsc::Receiver<NetEvent>) {
 
 #[test]
 fn silence_is_noticed_within_seconds_and_memory_is_bounded() {
-    let huge = FrameLimits { code_bytes_max: usize::MAX, ..LIMITS };
+    let huge = FrameLimits { activation_bytes_max: usize::MAX, ..LIMITS };
     let config =
         format!("{:?}", tuning::transport(&Settings { limits: huge, window: usize::MAX, ..SETTINGS }));
     for part in ["max_idle_timeout: Some(5000)", "keep_alive_interval: Some(1s)", "receive_window: 268435456"]

@@ -1,68 +1,60 @@
 //! Messages of averaging rounds.
 
-use bytes::Bytes;
 use swarmline_proto::v1;
 use swarmline_proto::v1::frame::Message as Wire;
 use swarmline_scheduler::Attempt;
 use swarmline_scheduler::averaging::{
-    ATTEMPTS_MAX, AveragingMessage, Content, GatheringId, PartIndex, Round, WEIGHT_MAX,
+    ATTEMPTS_MAX, AveragingMessage, Content, GroupId, PartIndex, Round, WEIGHT_MAX,
 };
 
-use super::{WireError, unknown};
+use super::{WireError, out_of_range};
 
-pub(super) fn encode(message: &AveragingMessage<Bytes>) -> Wire {
-    let AveragingMessage { gathering, part, attempt, content } = message;
+pub(super) fn encode(message: &AveragingMessage) -> Wire {
+    let AveragingMessage { group, part, attempt, content } = message;
     let at = Some(v1::PartOfRound {
-        round: gathering.round.0,
-        members: gathering.members,
+        round: group.round.0,
+        members: group.members,
         part: part.0,
         attempt: attempt.0,
     });
     match content {
-        Content::Share { weight, share } => {
-            Wire::Share(v1::Share { at, weight: *weight, share_bytes: share.len() as u64 })
-        }
-        Content::Kept { of, mean } => {
-            Wire::KeptMean(v1::KeptMean { at, of_attempt: of.0, mean_bytes: mean.len() as u64 })
-        }
-        Content::Mean { mean } => Wire::Mean(v1::Mean { at, mean_bytes: mean.len() as u64 }),
-        Content::Held => Wire::MeanHeld(v1::MeanHeld { at }),
-        Content::Settled => Wire::MeanSettled(v1::MeanSettled { at }),
-        Content::Nothing => Wire::NothingToAverage(v1::NothingToAverage { at }),
-        Content::Absent => Wire::AbsentFromRound(v1::AbsentFromRound { at }),
+        Content::Contribution { weight } => Wire::Contribution(v1::Contribution { at, weight: *weight }),
+        Content::Promise { of } => Wire::Promise(v1::Promise { at, of_attempt: of.0 }),
+        Content::Accept => Wire::Accept(v1::Accept { at }),
+        Content::Accepted => Wire::Accepted(v1::Accepted { at }),
+        Content::Chosen => Wire::Chosen(v1::Chosen { at }),
+        Content::Empty => Wire::EmptyPart(v1::EmptyPart { at }),
+        Content::NotAMember => Wire::NotAMember(v1::NotAMember { at }),
     }
 }
 
-/// The message with the announced lengths, in bytes, where payloads will be; they are not checked yet.
-pub(super) fn decode(message: &Wire) -> Result<AveragingMessage<u64>, WireError> {
+pub(super) fn decode(message: &Wire) -> Result<AveragingMessage, WireError> {
     let (at, content) = match *message {
-        Wire::Share(v1::Share { at, weight, share_bytes }) => {
+        Wire::Contribution(v1::Contribution { at, weight }) => {
             if weight > WEIGHT_MAX {
                 let value = weight.to_string();
-                return Err(WireError::Range {
-                    field: "the weight of a share",
-                    value,
-                    allowed: "up to 2^40",
-                });
+                let field = "the weight of a contribution";
+                return Err(WireError::Range { field, value, allowed: "up to 2^40" });
             }
-            (at, Content::Share { weight, share: share_bytes })
+            (at, Content::Contribution { weight })
         }
-        Wire::KeptMean(v1::KeptMean { at, of_attempt, mean_bytes }) => {
-            (at, Content::Kept { of: attempt(of_attempt)?, mean: mean_bytes })
+        Wire::Promise(v1::Promise { at, of_attempt }) => {
+            (at, Content::Promise { of: decode_attempt(of_attempt)? })
         }
-        Wire::Mean(v1::Mean { at, mean_bytes }) => (at, Content::Mean { mean: mean_bytes }),
-        Wire::MeanHeld(v1::MeanHeld { at }) => (at, Content::Held),
-        Wire::MeanSettled(v1::MeanSettled { at }) => (at, Content::Settled),
-        Wire::NothingToAverage(v1::NothingToAverage { at }) => (at, Content::Nothing),
-        Wire::AbsentFromRound(v1::AbsentFromRound { at }) => (at, Content::Absent),
+        Wire::Accept(v1::Accept { at }) => (at, Content::Accept),
+        Wire::Accepted(v1::Accepted { at }) => (at, Content::Accepted),
+        Wire::Chosen(v1::Chosen { at }) => (at, Content::Chosen),
+        Wire::EmptyPart(v1::EmptyPart { at }) => (at, Content::Empty),
+        Wire::NotAMember(v1::NotAMember { at }) => (at, Content::NotAMember),
         _ => return Err(WireError::Missing { field: "the message of an averaging round" }),
     };
     let at = at.ok_or(WireError::Missing { field: "the part of the round" })?;
-    let gathering = GatheringId { round: Round(at.round), members: at.members };
-    Ok(AveragingMessage { gathering, part: PartIndex(at.part), attempt: attempt(at.attempt)?, content })
+    let group = GroupId { round: Round(at.round), members: at.members };
+    let attempt = decode_attempt(at.attempt)?;
+    Ok(AveragingMessage { group, part: PartIndex(at.part), attempt, content })
 }
 
-fn attempt(attempt: u32) -> Result<Attempt, WireError> {
+fn decode_attempt(attempt: u32) -> Result<Attempt, WireError> {
     let fits = (attempt < ATTEMPTS_MAX).then_some(Attempt(attempt));
-    fits.ok_or_else(|| unknown("attempt", attempt, "below 3"))
+    fits.ok_or_else(|| out_of_range("attempt", attempt, "below 3"))
 }

@@ -1,41 +1,37 @@
 //! Messages of a state on its way to a joining replica.
 
-use bytes::Bytes;
 use swarmline_proto::v1;
 use swarmline_proto::v1::frame::Message as Wire;
 use swarmline_scheduler::WeightVersion;
 use swarmline_scheduler::transfer::{Manifest, StateId, TransferMessage};
 
-use super::{WireError, unknown};
+use super::{WireError, out_of_range};
 
-pub(super) fn encode(message: &TransferMessage<Bytes>) -> Wire {
+pub(super) fn encode(message: &TransferMessage) -> Wire {
     match message {
-        TransferMessage::Ask => Wire::StateRequest(v1::StateRequest {}),
+        TransferMessage::Request => Wire::StateRequest(v1::StateRequest {}),
         TransferMessage::Offer { state, manifest } => Wire::StateOffer(v1::StateOffer {
             state: state.0,
             weight_version: manifest.version.0,
             bytes: manifest.bytes,
             chunk_bytes: manifest.chunk_bytes,
         }),
-        TransferMessage::Want { state, chunk } => {
+        TransferMessage::ChunkRequest { state, chunk } => {
             Wire::ChunkRequest(v1::ChunkRequest { state: state.0, chunk: *chunk })
         }
-        TransferMessage::Chunk { state, chunk, payload } => {
-            Wire::Chunk(v1::Chunk { state: state.0, chunk: *chunk, chunk_bytes: payload.len() as u64 })
-        }
+        TransferMessage::Chunk { state, chunk } => Wire::Chunk(v1::Chunk { state: state.0, chunk: *chunk }),
         TransferMessage::Declined => Wire::StateDeclined(v1::StateDeclined {}),
         TransferMessage::Done { state } => Wire::StateDone(v1::StateDone { state: state.0 }),
     }
 }
 
-/// The message with the announced length, in bytes, where a chunk will be, and without digests, which follow as a
-/// payload; neither length is checked yet.
-pub(super) fn decode(message: &Wire) -> Result<TransferMessage<u64>, WireError> {
+/// The message; an offer is still without digests, which follow as its payload.
+pub(super) fn decode(message: &Wire) -> Result<TransferMessage, WireError> {
     Ok(match *message {
-        Wire::StateRequest(v1::StateRequest {}) => TransferMessage::Ask,
+        Wire::StateRequest(v1::StateRequest {}) => TransferMessage::Request,
         Wire::StateOffer(offer) => {
             if offer.chunk_bytes == 0 {
-                return Err(unknown("length of a chunk", 0, "1 or more"));
+                return Err(out_of_range("length of a chunk", 0, "1 or more"));
             }
             let manifest = Manifest {
                 version: WeightVersion(offer.weight_version),
@@ -46,11 +42,9 @@ pub(super) fn decode(message: &Wire) -> Result<TransferMessage<u64>, WireError> 
             TransferMessage::Offer { state: StateId(offer.state), manifest }
         }
         Wire::ChunkRequest(v1::ChunkRequest { state, chunk }) => {
-            TransferMessage::Want { state: StateId(state), chunk }
+            TransferMessage::ChunkRequest { state: StateId(state), chunk }
         }
-        Wire::Chunk(v1::Chunk { state, chunk, chunk_bytes }) => {
-            TransferMessage::Chunk { state: StateId(state), chunk, payload: chunk_bytes }
-        }
+        Wire::Chunk(v1::Chunk { state, chunk }) => TransferMessage::Chunk { state: StateId(state), chunk },
         Wire::StateDeclined(v1::StateDeclined {}) => TransferMessage::Declined,
         Wire::StateDone(v1::StateDone { state }) => TransferMessage::Done { state: StateId(state) },
         _ => return Err(WireError::Missing { field: "the message of a download" }),

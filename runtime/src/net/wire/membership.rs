@@ -1,0 +1,95 @@
+//! The membership table.
+
+use swarmline_proto::v1;
+use swarmline_scheduler::{
+    Incarnation, Instance, Lease, Member, MemberState, Membership, MicrobatchId, SUCCESSIONS_MAX, StageIndex,
+    Succession,
+};
+
+use super::{WireError, check_count, decode_address, decode_peer, decode_stage, out_of_range};
+
+/// The membership table as a message.
+#[must_use]
+pub fn encode_membership(membership: &Membership) -> v1::Membership {
+    v1::Membership {
+        version: membership.version,
+        members: membership.members.iter().map(encode_member).collect(),
+        successions: membership.successions.iter().map(encode_succession).collect(),
+        trained: membership.trained.iter().map(|stage| stage.0.into()).collect(),
+    }
+}
+
+/// The membership table in a message.
+///
+/// # Errors
+/// If a member, a succession or a stage breaks the contract, or members or trained stages are not strictly ascending.
+pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, WireError> {
+    let members: Vec<Member> = membership.members.iter().map(decode_member).collect::<Result<_, _>>()?;
+    let ascends = |pair: &[Member]| pair[0].instance.peer < pair[1].instance.peer;
+    if let Some(pair) = members.windows(2).find(|pair| !ascends(pair)) {
+        return Err(WireError::Range {
+            field: "the peer of a member",
+            value: pair[1].instance.peer.to_string(),
+            allowed: "greater than the one before it",
+        });
+    }
+    let successions = decode_successions(&membership.successions)?;
+    let trained = decode_trained(&membership.trained)?;
+    Ok(Membership { version: membership.version, members, successions, trained })
+}
+
+fn encode_member(member: &Member) -> v1::Member {
+    let (state, stage) = match member.state {
+        MemberState::Loading(stage) => (v1::MemberState::Loading, Some(stage)),
+        MemberState::Serving(stage) => (v1::MemberState::Serving, Some(stage)),
+        MemberState::Standby => (v1::MemberState::Standby, None),
+        MemberState::Feeding => (v1::MemberState::Feeding, None),
+    };
+    v1::Member {
+        peer: member.instance.peer.0.to_vec(),
+        incarnation: member.instance.incarnation.0,
+        state: state.into(),
+        stage: stage.map(|stage| u32::from(stage.0)),
+        address: member.address.to_string(),
+    }
+}
+
+fn decode_member(member: &v1::Member) -> Result<Member, WireError> {
+    Ok(Member {
+        instance: Instance::new(decode_peer(&member.peer)?, Incarnation(member.incarnation)),
+        state: decode_state(member.state, member.stage)?,
+        address: decode_address(&member.address)?,
+    })
+}
+
+fn decode_state(state: i32, stage: Option<u32>) -> Result<MemberState, WireError> {
+    let stage = stage.map(decode_stage).transpose()?;
+    match (v1::MemberState::try_from(state), stage) {
+        (Ok(v1::MemberState::Loading), Some(stage)) => Ok(MemberState::Loading(stage)),
+        (Ok(v1::MemberState::Serving), Some(stage)) => Ok(MemberState::Serving(stage)),
+        (Ok(v1::MemberState::Standby), None) => Ok(MemberState::Standby),
+        (Ok(v1::MemberState::Feeding), None) => Ok(MemberState::Feeding),
+        _ => Err(out_of_range("member state", state, "a known state that fits the stage beside it")),
+    }
+}
+
+fn encode_succession(succession: &Succession) -> v1::Succession {
+    let Succession { lease, feeder } = succession;
+    v1::Succession { first: lease.first.0, count: lease.count, epoch: lease.epoch, feeder: feeder.0.to_vec() }
+}
+
+fn decode_successions(successions: &[v1::Succession]) -> Result<Vec<Succession>, WireError> {
+    check_count(successions, SUCCESSIONS_MAX, "the number of successions", "at most 64")?;
+    let decode = |one: &v1::Succession| {
+        let lease = Lease { first: MicrobatchId(one.first), count: one.count, epoch: one.epoch };
+        Ok(Succession { lease, feeder: decode_peer(&one.feeder)? })
+    };
+    successions.iter().map(decode).collect()
+}
+
+fn decode_trained(stages: &[u32]) -> Result<Vec<StageIndex>, WireError> {
+    if let Some(pair) = stages.windows(2).find(|pair| pair[0] >= pair[1]) {
+        return Err(out_of_range("a trained stage", pair[1], "greater than the one before it"));
+    }
+    stages.iter().copied().map(decode_stage).collect()
+}
