@@ -1,69 +1,49 @@
-//! The coordinator's process: a loop around the scheduler's `Coordinator`, and the gRPC service in front of it.
+//! The coordinator's process: a loop around the scheduler's [`Coordinator`](swarmline_scheduler::Coordinator), and the gRPC
+//! service in front of it.
 //!
-//! Only small messages pass here: who takes part, who serves what, which ids are leased. Never a tensor.
+//! Only small messages pass here: members and their places, leases of ids. Never a tensor.
 
+mod coordinator_loop;
+mod options;
 mod service;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::pin::pin;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
 use swarmline_proto::v1;
-use swarmline_scheduler::coordinator::{Action, Answer, Config, Event as Asked, Policy, RunState};
-use swarmline_scheduler::{Membership, StageIndex, Standing};
+use swarmline_scheduler::Membership;
+use swarmline_scheduler::coordinator::{Config, Policy};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::clock::Clock;
 use crate::config::{Join, Manifest, Run, Tokenizer};
 use crate::error::Error;
 use crate::net::address::parse_peer;
 use crate::net::digest::ManifestDigest;
 use crate::net::trust::Trust;
 use crate::net::{Identity, Invite, grpc, membership};
+use crate::outcome::Outcome;
 use crate::report::{Event, FeederReport, Reporter};
+
+pub use options::CoordinatorOptions;
+
+use coordinator_loop::CoordinatorLoop;
 use service::Service;
 
 /// Requests that wait for the loop; more make their callers wait.
 const REQUESTS_MAX: usize = 256;
-/// After the last microbatch members get this long to drain and say goodbye.
-const FAREWELL_MAX: Duration = Duration::from_secs(20);
 
-/// What to coordinate, and where.
-#[derive(Debug)]
-pub struct Options {
-    /// The run.
-    pub run: Run,
-    /// Folder that relative paths of the run start from.
-    pub base: PathBuf,
-    /// The key peers pin.
-    pub identity: Identity,
-    /// Where to listen.
-    pub listen: SocketAddr,
-}
-
-/// How a coordinator ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The feeders were done, and everybody left.
-    Finished,
-    /// It was asked to stop.
-    Stopped,
-}
-
-/// A request, and where its answer goes.
+/// A request, and the channel for its reply.
 #[derive(Debug)]
 struct Request {
-    event: Asked,
-    answer: oneshot::Sender<Reply>,
+    event: swarmline_scheduler::coordinator::Event,
+    reply: oneshot::Sender<Reply>,
 }
 
-/// The scheduler's answer, with what the run is doing.
+/// The machine's reply, and whether the run is finished.
 #[derive(Debug)]
 struct Reply {
-    answer: Answer,
+    reply: swarmline_scheduler::coordinator::Reply,
     finished: bool,
 }
 
@@ -78,175 +58,120 @@ struct Published {
     reports: mpsc::Sender<FeederReport>,
 }
 
-/// Coordinates a run until its feeders are done or `stop` resolves.
+/// A coordinator that listens.
 ///
-/// # Errors
-/// If the run file's tokenizer cannot be read, the port is taken, or the server fails.
-pub async fn coordinate(
-    options: Options,
-    reporter: &Reporter,
-    stop: impl Future<Output = ()>,
-) -> Result<End, Error> {
-    let manifest = Manifest::of(&options.run, &options.base)?;
-    let digest = ManifestDigest(manifest.digest());
-    let policy = policy(&options.run)?;
-    let listener = listen(options.listen).await?;
-    let (table_sender, table) =
-        watch::channel(membership::sign(&options.identity, &digest, &Membership::default()));
-    let (reports, report_queue) = mpsc::channel(REQUESTS_MAX);
-    let published = Published {
-        manifest: String::from_utf8_lossy(&manifest.to_bytes()).into_owned(),
-        digest,
-        data_paths: absolute(&options.base, &options.run.data.paths),
-        tokenizer_path: tokenizer_path(&options),
-        table,
-        reports,
-    };
-    announce(&options, &listener, &digest, reporter)?;
-
-    let (requests, request_queue) = mpsc::channel(REQUESTS_MAX);
-    let service = Service::new(published, requests);
-    let (stop_serving, serving_stopped) = oneshot::channel::<()>();
-    // Who may join is the scheduler's rule; the transport only demands a key.
-    let serving = grpc::serve(listener, &options.identity, Trust::anyone(), service, async {
-        let _ = serving_stopped.await;
-    });
-    let desk = Desk {
-        scheduler: swarmline_scheduler::Coordinator::new(Config {
-            policy,
-            replicas_per_stage: u32::try_from(options.run.pipeline.replicas).unwrap_or(u32::MAX),
-            ..Config::new(stages(&options.run))
-        }),
-        clock: Clock::start(),
-        identity: options.identity.clone(),
-        digest,
-        table: table_sender,
-        reporter,
-        waiting: VecDeque::new(),
-    };
-    let working = async {
-        let end = desk.work(request_queue, report_queue, stop).await;
-        drop(stop_serving);
-        end
-    };
-    let (served, end) = tokio::join!(serving, working);
-    served.map_err(|error| Error::Network(error.to_string()))?;
-    Ok(end)
-}
-
-/// The loop: one request, one timeout or one wish to stop at a time.
-struct Desk<'a> {
-    scheduler: swarmline_scheduler::Coordinator,
-    clock: Clock,
+/// ```no_run
+/// use std::path::Path;
+///
+/// use swarmline::{Coordinator, CoordinatorOptions, Identity, Run, report::Reporter};
+///
+/// # async fn coordinate() -> Result<(), Box<dyn std::error::Error>> {
+/// let run = Run::load(Path::new("run.toml"))?;
+/// let coordinator = Coordinator::bind(CoordinatorOptions::new(run, Identity::ephemeral()?)).await?;
+/// println!("swarmline join {}", coordinator.invite());
+/// let outcome = coordinator.run(&Reporter::silent(), std::future::pending()).await?;
+/// # drop(outcome);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Coordinator {
+    listener: TcpListener,
+    invite: Invite,
     identity: Identity,
     digest: ManifestDigest,
+    published: Published,
+    config: Config,
     table: watch::Sender<v1::SignedMembership>,
-    reporter: &'a Reporter,
-    /// Whoever the next answer of the scheduler is for.
-    waiting: VecDeque<oneshot::Sender<Reply>>,
+    reports: mpsc::Receiver<FeederReport>,
 }
 
-impl Desk<'_> {
-    async fn work(
-        mut self,
-        mut requests: mpsc::Receiver<Request>,
-        mut reports: mpsc::Receiver<FeederReport>,
-        stop: impl Future<Output = ()>,
-    ) -> End {
-        let mut stop = pin!(stop);
-        let mut farewell = None;
-        loop {
-            let deadline = self.scheduler.poll_timeout().map(|(at, _)| at);
-            tokio::select! {
-                Some(request) = requests.recv() => {
-                    self.waiting.push_back(request.answer);
-                    self.handle(request.event);
-                }
-                Some(report) = reports.recv() => self.reporter.tell(&Event::Feeder(report)),
-                () = self.clock.sleep_until(deadline) => self.handle(Asked::Timeout),
-                () = self.clock.sleep_until(farewell) => return End::Finished,
-                () = &mut stop => return End::Stopped,
-            }
-            if self.scheduler.state() == RunState::Finished {
-                farewell = farewell.or_else(|| Some(self.clock.now() + FAREWELL_MAX));
-                if self.scheduler.membership().members.is_empty() {
-                    return End::Finished;
-                }
-            }
-        }
-    }
-
-    fn handle(&mut self, event: Asked) {
-        self.scheduler.handle(self.clock.now(), event);
-        while let Some(action) = self.scheduler.poll_action() {
-            match action {
-                Action::Answer { answer, .. } => {
-                    let finished = self.scheduler.state() == RunState::Finished;
-                    if let Some(waiting) = self.waiting.pop_front() {
-                        let _ = waiting.send(Reply { answer, finished });
-                    }
-                }
-                Action::Membership(membership) => self.publish(&membership),
-                Action::Finished => {}
-            }
-        }
-    }
-
-    fn publish(&self, table: &Membership) {
-        self.table.send_replace(membership::sign(&self.identity, &self.digest, table));
-        let count = |wanted: &dyn Fn(Standing) -> bool| {
-            table.members.iter().filter(|member| wanted(member.standing)).count()
+impl Coordinator {
+    /// Opens the port. Peers that call before [`Coordinator::run`] wait for it.
+    ///
+    /// # Errors
+    /// If the run file's tokenizer cannot be read, a key of its policy is none, or the port is taken.
+    pub async fn bind(options: CoordinatorOptions) -> Result<Self, Error> {
+        let CoordinatorOptions { run, base, identity, listen } = options;
+        let manifest = Manifest::of(&run, &base)?;
+        let digest = ManifestDigest(manifest.digest());
+        let config = config(&run)?;
+        let listener = self::listen(listen).await?;
+        let address = listener.local_addr().map_err(Error::Address)?;
+        let invite = Invite { peer: identity.peer(), host: address.ip().to_string(), port: address.port() };
+        let (table, signed) = watch::channel(membership::sign(&identity, &digest, &Membership::default()));
+        let (report_sender, reports) = mpsc::channel(REQUESTS_MAX);
+        let published = Published {
+            manifest: String::from_utf8_lossy(&manifest.to_bytes()).into_owned(),
+            digest,
+            data_paths: absolute(&base, &run.data.paths),
+            tokenizer_path: tokenizer_path(&run, &base),
+            table: signed,
+            reports: report_sender,
         };
-        let stages = self.scheduler.config().stages;
-        self.reporter.tell(&Event::Members {
-            version: table.version,
-            serving: (0..stages)
-                .map(|stage| count(&|standing| standing == Standing::Serving(StageIndex(stage))))
-                .collect(),
-            standby: count(&|standing| standing == Standing::Standby),
-            feeders: count(&|standing| standing == Standing::Feeding),
-        });
+        Ok(Self { listener, invite, identity, digest, published, config, table, reports })
     }
-}
 
-fn announce(
-    options: &Options,
-    listener: &TcpListener,
-    digest: &ManifestDigest,
-    reporter: &Reporter,
-) -> Result<(), Error> {
-    let address =
-        listener.local_addr().map_err(|error| Error::Network(format!("no local address: {error}")))?;
-    let invite =
-        Invite { peer: options.identity.peer(), host: address.ip().to_string(), port: address.port() };
-    reporter.tell(&Event::Listening { invite: invite.to_string(), manifest: digest.to_string() });
-    Ok(())
+    /// The address that peers join, with the key that they pin.
+    #[must_use]
+    pub fn invite(&self) -> &Invite {
+        &self.invite
+    }
+
+    /// Digest of the run manifest, hexadecimal.
+    #[must_use]
+    pub fn manifest_digest(&self) -> String {
+        self.digest.to_string()
+    }
+
+    /// Coordinates the run until every feeder is done and every member has left, or `stop` resolves.
+    ///
+    /// # Errors
+    /// If the server fails.
+    pub async fn run(self, reporter: &Reporter, stop: impl Future<Output = ()>) -> Result<Outcome, Error> {
+        let (invite, manifest) = (self.invite.to_string(), self.digest.to_string());
+        reporter.tell(&Event::Listening { invite, manifest });
+        let (requests, request_queue) = mpsc::channel(REQUESTS_MAX);
+        let service = Service::new(self.published, requests);
+        let (stop_serving, serving_stopped) = oneshot::channel::<()>();
+        // The machine decides which peers join; the transport only demands a key.
+        let serving = grpc::serve(self.listener, &self.identity, Trust::anyone(), service, async {
+            let _ = serving_stopped.await;
+        });
+        let work =
+            CoordinatorLoop::new(self.config, self.identity.clone(), self.digest, self.table, reporter);
+        let working = async {
+            let outcome = work.run(request_queue, self.reports, stop).await;
+            drop(stop_serving);
+            outcome
+        };
+        let (served, outcome) = tokio::join!(serving, working);
+        served?;
+        Ok(outcome)
+    }
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|error| {
-        Error::Network(format!(
-            "cannot listen on {address}: {error}; choose another with --listen IP:PORT, port 0 takes any free one"
-        ))
-    })
+    TcpListener::bind(address).await.map_err(|error| Error::Listen { address, error })
+}
+
+fn config(run: &Run) -> Result<Config, Error> {
+    let mut config = Config::new(run.last_stage().0 + 1);
+    config.policy = policy(run)?;
+    config.replicas_per_stage = u32::try_from(run.pipeline.replicas).unwrap_or(u32::MAX);
+    Ok(config)
 }
 
 fn policy(run: &Run) -> Result<Policy, Error> {
     match &run.policy.join {
         Join::Anyone => Ok(Policy::Anyone),
         Join::Keys(keys) => {
-            let keys = keys.iter().map(|key| parse_peer(key));
-            let keys = keys.collect::<Result<_, _>>().map_err(|error| Error::Network(error.to_string()))?;
-            Ok(Policy::Keys(keys))
+            Ok(Policy::Keys(keys.iter().map(|key| parse_peer(key)).collect::<Result<_, _>>()?))
         }
     }
 }
 
-fn stages(run: &Run) -> u16 {
-    run.last_stage().0 + 1
-}
-
-fn absolute(base: &std::path::Path, paths: &[PathBuf]) -> Vec<String> {
+fn absolute(base: &Path, paths: &[PathBuf]) -> Vec<String> {
     let absolute = |path: &PathBuf| {
         let path = base.join(path);
         std::path::absolute(&path).unwrap_or(path).to_string_lossy().into_owned()
@@ -254,9 +179,9 @@ fn absolute(base: &std::path::Path, paths: &[PathBuf]) -> Vec<String> {
     paths.iter().map(absolute).collect()
 }
 
-fn tokenizer_path(options: &Options) -> String {
-    match &options.run.data.tokenizer {
+fn tokenizer_path(run: &Run, base: &Path) -> String {
+    match &run.data.tokenizer {
         Tokenizer::Bytes => String::new(),
-        Tokenizer::File(path) => absolute(&options.base, std::slice::from_ref(path)).remove(0),
+        Tokenizer::File(path) => absolute(base, std::slice::from_ref(path)).remove(0),
     }
 }

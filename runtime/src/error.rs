@@ -1,18 +1,28 @@
 //! Why a process of a run could not go on.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::bench::BenchError;
-use crate::config::ConfigError;
-use crate::data::DataError;
-use crate::model::ShardError;
-use crate::net::control::ControlError;
-use crate::net::quic::BindError;
-use crate::stage::{EngineError, StateError};
-use crate::train::error::TrainError;
+use swarmline_scheduler::{MicrobatchId, PeerId};
 
-/// What ends a command, by situation. The message says what to do.
+use crate::model::ShardError;
+
+pub use crate::bench::BenchError;
+pub use crate::config::ConfigError;
+pub use crate::data::DataError;
+pub use crate::net::address::InviteError;
+pub use crate::net::control::ControlError;
+pub use crate::net::grpc::ServeError;
+pub use crate::net::identity::IdentityError;
+pub use crate::net::quic::BindError;
+pub use crate::packing::TokenError;
+pub use crate::stage::{EngineError, StateError};
+pub use crate::train::TrainError;
+
+/// What ends a command, by situation. The message names the cause and the remedy.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The run file is wrong.
     #[error(transparent)]
@@ -20,15 +30,54 @@ pub enum Error {
     /// The text cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// The coordinator said no.
+    /// A call to the coordinator failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The data plane cannot start.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The coordinator cannot listen.
+    #[error(
+        "cannot listen on {address}: {error}; choose another with --listen IP:PORT, port 0 takes any free one"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// The system does not tell the address of a socket.
+    #[error("the system does not tell the address of a socket: {0}")]
+    Address(#[source] io::Error),
+    /// The coordinator's server failed.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// A key in the policy of the run is none.
+    #[error("policy.join: {0}")]
+    Policy(#[from] InviteError),
+    /// A feeder joined a run that is over.
+    #[error("the coordinator refused: the run is finished")]
+    RunFinished,
+    /// The coordinator dismissed a feeder.
     #[error("the coordinator refused: {0}")]
-    Refused(String),
-    /// The coordinator takes this process for gone.
-    #[error("{0}")]
-    Expelled(String),
-    /// The network does not do what is needed.
-    #[error("{0}")]
-    Network(String),
+    Dismissed(String),
+    /// Another feeder has taken over the ids of this one.
+    #[error(
+        "the coordinator refused: feeder {by} has taken over the ids of this one and counts their outcomes; to feed the \
+         run beside it, start without this journal"
+    )]
+    Succeeded {
+        /// The successor.
+        by: PeerId,
+    },
+    /// A replica was taken for dead too often.
+    #[error("{reason}, {times} times in a row; is the connection to the coordinator good enough?")]
+    ExpelledTooOften {
+        /// The coordinator's last reason.
+        reason: String,
+        /// How often.
+        times: u32,
+    },
     /// The device cannot do what the stage needs.
     #[error("the device failed: {0}")]
     Device(#[from] swarmline_kernels::Error),
@@ -37,30 +86,33 @@ pub enum Error {
     File {
         /// What was tried, e.g. `write`.
         action: &'static str,
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
-        error: std::io::Error,
+        /// The system's error.
+        error: io::Error,
     },
-    /// A feeder's journal cannot be gone on from.
-    #[error("{path}, line {line}: {what}; name another file with --journal to begin anew")]
+    /// A feeder cannot resume from its journal.
+    #[error("{path}, line {line}: {fault}; name another file with --journal to start a new one")]
     Journal {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Which line, from 1.
+        /// The line, from 1.
         line: usize,
-        /// What is wrong.
-        what: String,
+        /// The fault.
+        fault: String,
     },
+    /// A record of a feeder's journal cannot be written as JSON.
+    #[error("a record of the journal cannot be written: {0}; this is a defect, please report it")]
+    JournalRecord(#[source] serde_json::Error),
     /// Weights in a file do not fit the stage.
     #[error("{path}: {reason}")]
     Weights {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// What does not fit.
         reason: String,
     },
-    /// The state a donor gave does not fit the stage.
+    /// The state that a donor gave does not fit the stage.
     #[error("the state of the donor cannot be used: {0}")]
     State(#[from] StateError),
     /// Training in one process cannot go on.
@@ -72,48 +124,50 @@ pub enum Error {
     /// No thread can be started.
     #[error("cannot start the executor thread: {error}")]
     Thread {
-        /// What the system said.
-        error: std::io::Error,
+        /// The system's error.
+        error: io::Error,
     },
-    /// A microbatch cannot be processed for a reason that is no property of the data.
+    /// The tokens of a microbatch cannot be packed.
+    #[error("the tokens of {microbatch} cannot be packed: {source}; this is a defect, please report it")]
+    Tokens {
+        /// The microbatch.
+        microbatch: MicrobatchId,
+        /// The fault.
+        source: TokenError,
+    },
+    /// A stage cannot process a microbatch for a reason that is no property of the data.
     #[error("a microbatch could not be processed ({0}); this is a defect, please report it")]
-    Defect(String),
+    Engine(#[from] EngineError),
+    /// Work on another thread ended with a panic.
+    #[error("{work} ended with a panic; this is a defect, please report it with what is printed above")]
+    Panicked {
+        /// The work.
+        work: &'static str,
+    },
     /// The executor thread has ended.
     #[error("the executor thread has ended; this is a defect, please report it with what is printed above")]
     ExecutorGone,
+}
+
+impl Error {
+    /// Whether the coordinator refused: the process was well, and trying again does not help.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Control(ControlError::Refused(_))
+                | Self::RunFinished
+                | Self::Dismissed(_)
+                | Self::Succeeded { .. }
+        )
+    }
 }
 
 impl From<ShardError> for Error {
     fn from(error: ShardError) -> Self {
         match error {
             ShardError::Device(error) => Self::Device(error),
-            other => Self::Defect(other.to_string()),
+            other => Self::Engine(other.into()),
         }
-    }
-}
-
-impl From<EngineError> for Error {
-    fn from(error: EngineError) -> Self {
-        Self::Defect(error.to_string())
-    }
-}
-
-impl From<ControlError> for Error {
-    fn from(error: ControlError) -> Self {
-        let message = error.to_string();
-        match error {
-            ControlError::Refused(_) => Self::Refused(message),
-            ControlError::NotAMember(_) => Self::Expelled(message),
-            ControlError::Connect(_)
-            | ControlError::Silent { .. }
-            | ControlError::Answer(_)
-            | ControlError::Membership(_) => Self::Network(message),
-        }
-    }
-}
-
-impl From<BindError> for Error {
-    fn from(error: BindError) -> Self {
-        Self::Network(error.to_string())
     }
 }

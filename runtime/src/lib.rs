@@ -1,29 +1,123 @@
-//! The part of swarmline that acts: threads, sockets, weights and files.
+//! Trains transformers that no single machine holds: the library behind the `swarmline` command.
 //!
-//! A process of a run is one call: [`coordinator::coordinate`], [`stage::join`], [`feeder::feed`], or
-//! [`train::train`] for the whole model in one process. Each takes a future that resolves when it shall stop, and a
-//! [`report::Reporter`] it speaks to. Rules live in `swarmline_scheduler`, arithmetic in `swarmline_kernels`.
+//! A run has one [`Coordinator`], a [`Feeder`] that injects microbatches, and [`Replica`]s that serve its stages. Each is
+//! opened first, so that its address is known, and then runs until the run is over or it is asked to stop. Here all of them
+//! share a program and train on real text over real sockets:
+//!
+//! ```
+//! use std::future::pending;
+//! use std::path::Path;
+//!
+//! use swarmline::report::Reporter;
+//! use swarmline::{
+//!     Coordinator, CoordinatorOptions, Feeder, FeederOptions, Identity, Outcome, Replica, ReplicaOptions, Run,
+//! };
+//!
+//! const RUN: &str = r#"
+//!     [model]
+//!     hidden_size = 32
+//!     num_hidden_layers = 2
+//!     max_position_embeddings = 32
+//!
+//!     [pipeline]
+//!     stages = 2
+//!
+//!     [optimizer]
+//!     steps = 4
+//!
+//!     [data]
+//!     paths = ["src"]
+//!     extensions = ["rs"]
+//! "#;
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let run = Run::parse(RUN, "the run of this example", Path::new("."))?;
+//! let coordinator = Coordinator::bind(CoordinatorOptions::new(run, Identity::ephemeral()?)).await?;
+//! let invite = coordinator.invite().clone();
+//! let first = Replica::join(ReplicaOptions::new(invite.clone(), Identity::ephemeral()?));
+//! let second = Replica::join(ReplicaOptions::new(invite.clone(), Identity::ephemeral()?));
+//! let feeder = Feeder::open(FeederOptions::new(invite, Identity::ephemeral()?));
+//!
+//! let reporter = Reporter::silent();
+//! let outcomes = tokio::try_join!(
+//!     coordinator.run(&reporter, pending()),
+//!     async { first.await?.run(&reporter, pending()).await },
+//!     async { second.await?.run(&reporter, pending()).await },
+//!     async { feeder.await?.run(&reporter, pending()).await },
+//! )?;
+//! assert_eq!(outcomes.3, Outcome::Finished);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A process tells what happens in [`report::Event`]s; what goes wrong is a [`report::Incident`]. [`train`] trains the whole
+//! model of a run in this process, as a reference. Rules live in `swarmline_scheduler`, arithmetic in `swarmline_kernels`;
+//! this crate acts: threads, sockets, weights and files.
+//!
+//! The feature `internals` makes the modules public that tests and benchmarks of this workspace look into. Nothing in them
+//! is stable.
 
-pub mod averaging;
-pub mod bench;
+// Without `internals` the parts of those modules that only tests and benchmarks use have no reader.
+#![cfg_attr(not(feature = "internals"), allow(dead_code, unreachable_pub, unused_imports))]
+
+#[doc(hidden)]
 pub mod cli;
-mod clock;
 pub mod config;
-pub mod coordinator;
-pub mod data;
-mod error;
-pub mod feeder;
+mod coordinator;
+pub mod error;
+mod feeder;
 mod hashing;
-mod incidents;
-mod member;
-pub mod model;
-pub mod net;
-pub mod optim;
-pub mod packing;
+mod outcome;
+mod process;
+mod replica;
 pub mod report;
-pub mod stage;
-pub mod subspace;
-mod traffic;
+mod telemetry;
 pub mod train;
 
+#[cfg(feature = "internals")]
+pub mod averaging;
+#[cfg(not(feature = "internals"))]
+mod averaging;
+#[cfg(feature = "internals")]
+pub mod bench;
+#[cfg(not(feature = "internals"))]
+mod bench;
+#[cfg(feature = "internals")]
+pub mod data;
+#[cfg(not(feature = "internals"))]
+mod data;
+#[cfg(feature = "internals")]
+pub mod model;
+#[cfg(not(feature = "internals"))]
+mod model;
+#[cfg(feature = "internals")]
+pub mod net;
+#[cfg(not(feature = "internals"))]
+mod net;
+#[cfg(feature = "internals")]
+pub mod optim;
+#[cfg(not(feature = "internals"))]
+mod optim;
+#[cfg(feature = "internals")]
+pub mod packing;
+#[cfg(not(feature = "internals"))]
+mod packing;
+#[cfg(feature = "internals")]
+pub mod stage;
+#[cfg(not(feature = "internals"))]
+mod stage;
+#[cfg(feature = "internals")]
+pub mod subspace;
+#[cfg(not(feature = "internals"))]
+mod subspace;
+
+pub use config::Run;
+pub use coordinator::{Coordinator, CoordinatorOptions};
 pub use error::Error;
+pub use feeder::{Feeder, FeederOptions};
+pub use net::{Identity, Invite};
+pub use outcome::Outcome;
+pub use replica::{Replica, ReplicaOptions};
+pub use swarmline_kernels::{Profile, device};
+pub use swarmline_scheduler::{PeerId, StageIndex};

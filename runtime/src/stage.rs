@@ -1,20 +1,11 @@
-//! One replica of a stage: the thread that computes and the loop around it.
-//!
-//! `engine` is what is done to a microbatch, `executor` the thread that does it, `server` the loop that asks the
-//! scheduler what to do, `join` the way in, `leave` the way out. `average` drives the rounds of the replica. `transit`
-//! is a stage's state on its way to a joining replica, which `download`s what others `donate`.
+//! What computes a stage: the engine that does the work of a microbatch, the thread that runs it, and the state of a stage
+//! as bytes on its way to a joining replica.
 
-mod average;
-mod donate;
-mod download;
 mod engine;
 mod executor;
-mod join;
-mod leave;
-mod ledger;
-mod server;
-mod transit;
+mod state_transfer;
 
-pub use engine::{Engine, EngineError, Grant, Learning, StateError, Visit, state_bytes_max};
-pub use join::{JoinOptions, join};
-pub use transit::{StateCopy, StateInbox, arrived_chunk, download_limits};
+pub use engine::{Engine, EngineError, Grant, Learning, LossAndGradient, StateError, state_bytes_max};
+pub use state_transfer::{StateCopy, StateInbox, chunk_digest, download_limits};
+
+pub(crate) use executor::{Compute, Executor, ExecutorEvent, Exported};

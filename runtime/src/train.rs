@@ -2,7 +2,7 @@
 //!
 //! Codes are packed and unpacked at every cut as on the wire, so the loss is that of the synchronous swarm.
 
-pub(crate) mod error;
+mod error;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use crate::config::Run;
 use crate::data::{Batches, Corpus};
 use crate::error::Error;
 use crate::model::Upstream;
+use crate::outcome::Outcome;
 use crate::packing::TokenCodec;
 use crate::report::{Event, FeederReport, ProgressReport, Reporter};
 use crate::stage::{Engine, EngineError, Grant, Learning};
@@ -53,21 +54,12 @@ impl TrainOptions {
     }
 }
 
-/// How training ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// After the last optimizer step.
-    Finished,
-    /// Before it, because `stop` was raised.
-    Stopped,
-}
-
 /// Trains the model of a run in this process, until its last optimizer step or until `stop` is raised.
 ///
 /// # Errors
 /// The text cannot be used, the device has no memory or fails, training diverges ([`TrainError`]), or the weights cannot
 /// be written.
-pub fn train(options: &TrainOptions, reporter: &Reporter, stop: &AtomicBool) -> Result<End, Error> {
+pub fn train(options: &TrainOptions, reporter: &Reporter, stop: &AtomicBool) -> Result<Outcome, Error> {
     let corpus = Arc::new(Corpus::open(&options.run, &options.base)?);
     reporter.tell(&Event::corpus(&corpus));
     options.setup.run(Session { options, corpus, reporter, stop })
@@ -82,7 +74,7 @@ struct Session<'a> {
 }
 
 impl Work for Session<'_> {
-    type Output = Result<End, Error>;
+    type Output = Result<Outcome, Error>;
 
     fn on<B: Backend>(self, open: impl FnMut() -> swarmline_kernels::Result<B>) -> Self::Output {
         let Session { options, corpus, reporter, stop } = self;
@@ -90,7 +82,7 @@ impl Work for Session<'_> {
         training.evaluate(reporter)?;
         while training.report.injected < options.run.microbatches() {
             if stop.load(Ordering::Relaxed) {
-                return Ok(End::Stopped);
+                return Ok(Outcome::Stopped);
             }
             training.microbatch()?;
             training.tell_progress(reporter);
@@ -104,7 +96,7 @@ impl Work for Session<'_> {
         if let Some(folder) = &options.save {
             training.save(folder, reporter)?;
         }
-        Ok(End::Finished)
+        Ok(Outcome::Finished)
     }
 }
 
@@ -264,12 +256,12 @@ fn through<B: Backend>(stages: &mut [Engine<B>], id: MicrobatchId, ids: &[u8]) -
     for stage in upstream.iter_mut() {
         code = stage.forward(id, ids, &code)?;
     }
-    let visit = last.loss_and_backward(id, ids, &code, Grant::Given)?;
-    let mut gradient = visit.gradient;
+    let result = last.loss_and_backward(id, ids, &code, Grant::Given)?;
+    let mut gradient = result.gradient;
     for stage in upstream.iter_mut().rev() {
         gradient = stage.backward(id, &gradient, Grant::Given)?;
     }
-    Ok(visit.loss)
+    Ok(result.loss)
 }
 
 fn held_out<B: Backend>(
@@ -281,7 +273,7 @@ fn held_out<B: Backend>(
     let mut code = Vec::new();
     for stage in stages {
         match stage.evaluate(id, ids, &code, upstream)? {
-            Evaluation::Code { code: next, .. } => code = next,
+            Evaluation::Activation { activation, .. } => code = activation,
             Evaluation::Loss(loss) => return Ok(loss),
         }
     }

@@ -88,8 +88,8 @@ impl Sender {
 }
 
 fn route(c: &mut Criterion) {
-    for policy in Policy::ALL {
-        let mut group = c.benchmark_group(policy.name());
+    for &policy in Policy::ALL {
+        let mut group = c.benchmark_group(<&str>::from(policy));
         for members in MEMBERS {
             let mut sender = Sender::new(policy, members);
             group.bench_function(BenchmarkId::from_parameter(members), |b| {

@@ -21,7 +21,7 @@ use crate::{Duration, Hop, MicrobatchId, Time};
 pub use iwrr::{Iwrr, IwrrConfig};
 pub use least_outstanding::{LeastOutstanding, LeastOutstandingConfig};
 pub use outstanding::Outstanding;
-pub use policy::{Policy, UnknownPolicy};
+pub use policy::Policy;
 pub use sample::{CANDIDATES_MAX, Sample};
 pub use uniform::{Uniform, UniformConfig};
 

@@ -220,5 +220,6 @@ fn pipeline(layers: usize) -> Pipeline {
         max_in_flight: 1,
         gradient_accumulation_steps: 1,
         activation_checkpointing: false,
+        router: Default::default(),
     }
 }

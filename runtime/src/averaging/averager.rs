@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use swarmline_kernels::Backend;
 use swarmline_scheduler::WeightVersion;
-use swarmline_scheduler::averaging::{Fault, PartIndex, Round, SetIndex};
+use swarmline_scheduler::averaging::{Fault, FragmentIndex, PartIndex, Round};
 
 use super::contributions::Contributions;
 use super::fragments::{Fragments, Stretch, range_of};
@@ -65,7 +65,7 @@ pub struct Averager {
 #[derive(Debug)]
 struct Open {
     round: Round,
-    fragment: SetIndex,
+    fragment: FragmentIndex,
     parts: Vec<Bytes>,
     contributions: u64,
     version: WeightVersion,
@@ -126,7 +126,7 @@ impl Averager {
         backend: &mut B,
         learned: &Learned<'_, B::Tensor>,
         round: Round,
-        fragment: SetIndex,
+        fragment: FragmentIndex,
         parts: u32,
     ) -> swarmline_kernels::Result<FragmentSnapshot> {
         self.open = None;

@@ -1,7 +1,7 @@
 //! How many contributions a replica brings to a round: those that its weights have gained since the fragment was last
 //! averaged.
 
-use swarmline_scheduler::averaging::SetIndex;
+use swarmline_scheduler::averaging::FragmentIndex;
 
 /// Contributions of a replica, one for each microbatch in its weights, and how many there were when each fragment was
 /// last averaged.
@@ -39,13 +39,13 @@ impl Contributions {
 
     /// Weight of this replica in the mean of `fragment`: its contributions since the last round of that fragment.
     #[must_use]
-    pub fn weight(&self, fragment: SetIndex) -> u64 {
+    pub fn weight(&self, fragment: FragmentIndex) -> u64 {
         let averaged = self.averaged.get(fragment.0 as usize).copied().flatten();
         averaged.map_or(0, |averaged| self.total.saturating_sub(averaged))
     }
 
     /// Notes that `fragment` was averaged in full with the first `contributions` in it.
-    pub fn set_averaged(&mut self, fragment: SetIndex, contributions: u64) {
+    pub fn set_averaged(&mut self, fragment: FragmentIndex, contributions: u64) {
         if let Some(averaged) = self.averaged.get_mut(fragment.0 as usize) {
             *averaged = Some(contributions);
         }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use swarmline_kernels::random;
-use swarmline_scheduler::averaging::{PartIndex, SetIndex};
+use swarmline_scheduler::averaging::{FragmentIndex, PartIndex};
 
 use super::part::NUMBER_BYTES;
 use crate::hashing;
@@ -48,7 +48,7 @@ impl Fragments {
 
     /// Numbers of a fragment, over all tensors.
     #[must_use]
-    pub fn len(&self, fragment: SetIndex) -> usize {
+    pub fn len(&self, fragment: FragmentIndex) -> usize {
         self.tensors.iter().map(|tensor| self.numbers_of(tensor, fragment)).sum()
     }
 
@@ -62,12 +62,12 @@ impl Fragments {
 
     /// Bytes of part `part` of `parts` of a fragment.
     #[must_use]
-    pub fn part_bytes(&self, fragment: SetIndex, parts: u32, part: PartIndex) -> usize {
+    pub fn part_bytes(&self, fragment: FragmentIndex, parts: u32, part: PartIndex) -> usize {
         range_of(self.len(fragment), parts, part).len() * NUMBER_BYTES
     }
 
     /// Where the numbers of part `part` of `parts` lie.
-    pub(super) fn stretches(&self, fragment: SetIndex, parts: u32, part: PartIndex) -> Vec<Stretch> {
+    pub(super) fn stretches(&self, fragment: FragmentIndex, parts: u32, part: PartIndex) -> Vec<Stretch> {
         let wanted = range_of(self.len(fragment), parts, part);
         let mut stretches = Vec::new();
         let mut before = 0;
@@ -84,13 +84,13 @@ impl Fragments {
     }
 
     /// Numbers of a tensor that belong to a fragment: one of each whole block, and perhaps one of the rest.
-    fn numbers_of(&self, tensor: &Tensor, fragment: SetIndex) -> usize {
+    fn numbers_of(&self, tensor: &Tensor, fragment: FragmentIndex) -> usize {
         let blocks = tensor.len / self.count;
         blocks + usize::from(self.position(tensor, fragment, blocks) < tensor.len)
     }
 
     /// Where the number that a block gives to a fragment lies in the tensor.
-    fn position(&self, tensor: &Tensor, fragment: SetIndex, block: usize) -> usize {
+    fn position(&self, tensor: &Tensor, fragment: FragmentIndex, block: usize) -> usize {
         let drawn = random::uniform_u64(self.seed, tensor.stream, block as u64) % self.count as u64;
         // `drawn` is below `count`, a usize.
         let turn = usize::try_from(drawn).unwrap_or(0);

@@ -11,7 +11,6 @@
 mod averager;
 mod contributions;
 mod fragments;
-mod job;
 mod merge;
 mod part;
 mod reduce;
@@ -19,7 +18,6 @@ mod reduce;
 pub use averager::{ApplyError, Averager, FragmentSnapshot, Learned, TensorsMut};
 pub use contributions::Contributions;
 pub use fragments::Fragments;
-pub use job::Job;
 pub use reduce::reduce;
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use swarmline_kernels::{Backend, Cpu, CpuTensor};
 use swarmline_scheduler::WeightVersion;
-use swarmline_scheduler::averaging::{Fault, PartIndex, Round, SetIndex};
+use swarmline_scheduler::averaging::{Fault, FragmentIndex, PartIndex, Round};
 
 use super::merge::{shifted, shifted_square};
 use super::part::{NUMBER_BYTES, Numbers};
@@ -129,7 +129,7 @@ fn play(replicas: &mut [Replica], round: Round, between: impl Fn(&mut Replica)) 
 fn every_number_is_in_one_fragment_and_one_part() {
     let fragments = fragments(7);
     let mut seen = TENSORS.map(|(_, len)| vec![0; len]);
-    for fragment in (0..FRAGMENTS).map(SetIndex) {
+    for fragment in (0..FRAGMENTS).map(FragmentIndex) {
         let mut numbers = 0;
         for part in (0..PARTS).map(PartIndex) {
             for stretch in fragments.stretches(fragment, PARTS, part) {
@@ -146,7 +146,7 @@ fn every_number_is_in_one_fragment_and_one_part() {
 
 #[test]
 fn fragments_follow_from_seed_and_name_and_spread() {
-    let positions = |fragments: &Fragments| fragments.stretches(SetIndex(3), 1, PartIndex(0));
+    let positions = |fragments: &Fragments| fragments.stretches(FragmentIndex(3), 1, PartIndex(0));
     assert_eq!(positions(&fragments(7)), positions(&fragments(7)));
     assert_ne!(positions(&fragments(7)), positions(&fragments(8)));
     let renamed = Fragments::new(7, FRAGMENTS, [("other", 1_003)]);
@@ -168,7 +168,7 @@ proptest! {
             lens.into_iter().enumerate().map(|(i, len)| (format!("t{i}"), len)).collect();
         let fragments = Fragments::new(1, count, tensors.iter().map(|(name, len)| (name.as_str(), *len)));
         let parts = fragments.parts_min(bytes_max) + more;
-        for fragment in (0..count).map(SetIndex) {
+        for fragment in (0..count).map(FragmentIndex) {
             for part in (0..parts).map(PartIndex) {
                 let bytes = fragments.part_bytes(fragment, parts, part);
                 prop_assert!(bytes <= bytes_max.max(NUMBER_BYTES));

@@ -71,6 +71,7 @@ impl Size {
                 max_in_flight: 1,
                 gradient_accumulation_steps: 1,
                 activation_checkpointing: false,
+                router: Default::default(),
             },
             boundary: Boundary {
                 kind: Kind::Identity,

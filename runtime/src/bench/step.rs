@@ -124,10 +124,10 @@ impl Step {
         let ids = &self.microbatches[(self.taken % MICROBATCHES) as usize];
         let started = Instant::now();
         let id = MicrobatchId(self.taken);
-        let visit = self.engine.loss_and_backward(id, ids, &[], Grant::Given).map_err(refused)?;
+        let result = self.engine.loss_and_backward(id, ids, &[], Grant::Given).map_err(refused)?;
         let elapsed = started.elapsed();
         self.taken += 1;
-        Ok((visit.loss.mean(), elapsed.as_secs_f64()))
+        Ok((result.loss.mean(), elapsed.as_secs_f64()))
     }
 }
 

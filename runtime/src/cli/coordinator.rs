@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use super::{Failure, Leash, block_on, folder_of, reporter, stop_requested};
 use crate::config::Run;
-use crate::coordinator::{self, Options};
+use crate::coordinator::{Coordinator, CoordinatorOptions};
 use crate::net::Identity;
+use crate::outcome::Outcome;
 
 /// Arguments of `swarmline coordinator`.
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub(super) struct Arguments {
     /// The run file; `swarmline check FILE` explains it
     #[arg(long, value_name = "FILE")]
     run: PathBuf,
-    /// Where to listen; port 0 takes any free port
+    /// Address to listen on; port 0 takes any free port
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7700")]
     listen: SocketAddr,
     /// Keep this coordinator's key in a file, so that its invite stays the same after a restart
@@ -31,13 +31,15 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let run = Run::load(&arguments.run)?;
     let identity = Identity::load_or_ephemeral(arguments.identity.as_deref())?;
-    let options = Options { run, base: folder_of(&arguments.run), identity, listen: arguments.listen };
-    let reporter = Arc::new(reporter(arguments.json));
+    let options = CoordinatorOptions::new(run, identity)
+        .with_base(folder_of(&arguments.run))
+        .with_listen(arguments.listen);
+    let reporter = reporter(arguments.json);
     block_on(async {
-        let end = coordinator::coordinate(options, &reporter, stop_requested(arguments.leash)).await?;
-        match end {
-            coordinator::End::Finished => Ok(()),
-            coordinator::End::Stopped => Err(Failure::interrupted("stopped before the run was finished")),
+        let coordinator = Coordinator::bind(options).await?;
+        match coordinator.run(&reporter, stop_requested(arguments.leash)).await? {
+            Outcome::Finished => Ok(()),
+            Outcome::Stopped => Err(Failure::interrupted("stopped before the run was finished")),
         }
     })
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use screen::Screen;
-use swarm::{Heard, Speaker, Swarm};
+use swarm::{Output, Source, Swarm};
 use table::Summary;
 
 use super::computing::Computing;
@@ -28,8 +28,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     computing: Computing,
     /// Optimizer steps of each replica
-    #[arg(long, value_name = "N", default_value_t = UPDATES, value_parser = clap::value_parser!(u64).range(1..))]
-    updates: u64,
+    #[arg(long, value_name = "N", default_value_t = STEPS, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
     /// Seed of weights and batches
     #[arg(long, value_name = "N", default_value_t = 7)]
     seed: u64,
@@ -39,7 +39,7 @@ pub(super) struct Arguments {
 }
 
 /// Enough for a model of a million parameters to leave bigrams well behind on two cores within two minutes.
-const UPDATES: u64 = 350;
+const STEPS: u64 = 350;
 
 /// The run, as a coordinator would write it.
 const RUN: &str = include_str!("demo/run.toml");
@@ -66,7 +66,7 @@ async fn demonstrate(arguments: &Arguments) -> Result<(), Failure> {
     };
     swarm.stop().await;
     outcome?;
-    summary.take_audit(&audit::of_ledgers(folder.path())?);
+    summary.take_audit(&audit::of_applied_logs(folder.path())?);
     summary.seconds = started.elapsed().as_secs_f64();
     present(&summary, arguments.json);
     verdict(&summary)
@@ -101,7 +101,7 @@ fn run_text(arguments: &Arguments, data: &Data) -> String {
     let (paths, extensions) = (json(&paths), json(&data.extensions));
     format!(
         "seed = {}\n{RUN}steps = {}\n\n[data]\npaths = {paths}\nextensions = {extensions}\n",
-        arguments.seed, arguments.updates
+        arguments.seed, arguments.steps
     )
 }
 
@@ -110,7 +110,7 @@ fn json(list: &impl serde::Serialize) -> String {
     serde_json::to_string(list).unwrap_or_else(|_| "[]".to_owned())
 }
 
-/// Starts every process and follows them until the last one has had its say.
+/// Starts every process and follows them until the last one has ended.
 async fn train(
     run: &Run,
     run_file: &Path,
@@ -131,9 +131,9 @@ async fn train(
         &manifest[..12]
     ));
     let mut followed = Followed { victim_stage: middle(stages), ..Followed::default() };
-    while !followed.complete(replicas) {
-        let Some((speaker, heard)) = swarm.heard().await else { break };
-        followed.take(speaker, heard, screen, summary)?;
+    while !followed.is_complete(replicas) {
+        let Some((source, output)) = swarm.output().await else { break };
+        followed.take(source, output, screen, summary)?;
         if let Some(victim) = followed.due_to_die() {
             swarm.kill(victim).await?;
             screen.say(&format!(
@@ -152,12 +152,12 @@ fn middle(stages: usize) -> u16 {
     u16::try_from(stages / 2).unwrap_or(0)
 }
 
-/// What has been heard so far.
+/// The output so far.
 #[derive(Debug, Default)]
 struct Followed {
     serving: usize,
     fed: bool,
-    last_words: usize,
+    last_reports: usize,
     coordinator_gone: bool,
     /// The stage that loses a replica halfway.
     victim_stage: u16,
@@ -175,29 +175,29 @@ impl Followed {
         self.killed.filter(|_| due)
     }
 
-    fn complete(&self, replicas: usize) -> bool {
-        self.fed && self.last_words == replicas && self.coordinator_gone
+    fn is_complete(&self, replicas: usize) -> bool {
+        self.fed && self.last_reports == replicas && self.coordinator_gone
     }
 
     fn take(
         &mut self,
-        speaker: Speaker,
-        heard: Heard,
+        source: Source,
+        output: Output,
         screen: &mut Screen,
         summary: &mut Summary,
     ) -> Result<(), Failure> {
-        let event = match heard {
-            Heard::Event(event) => event,
-            Heard::Complaint(complaint) => {
+        let event = match output {
+            Output::Event(event) => event,
+            Output::Complaint(complaint) => {
                 screen.say(&complaint);
                 return Ok(());
             }
-            Heard::Silence => return self.left(speaker),
+            Output::Ended => return self.left(source),
         };
         match event {
             Event::Serving { stage } => {
                 self.serving += 1;
-                if let (Speaker::Replica(index), true) = (speaker, stage == self.victim_stage) {
+                if let (Source::Replica(index), true) = (source, stage == self.victim_stage) {
                     self.victim.get_or_insert(index);
                 }
             }
@@ -210,47 +210,47 @@ impl Followed {
                 screen.say(&Event::Evaluation { done, loss, upstream_cut }.to_string());
                 summary.take_evaluation(done, loss, upstream_cut);
             }
-            Event::Feeder(report) if speaker == Speaker::Feeder => {
+            Event::Feeder(report) if source == Source::Feeder => {
                 summary.take_feeder(&report);
                 self.fed = true;
             }
             Event::Replica(report) => {
-                self.last_words += usize::from(report.last);
-                if let Speaker::Replica(index) = speaker {
+                self.last_reports += usize::from(report.last);
+                if let Source::Replica(index) = source {
                     summary.take_replica(index, report);
                 }
             }
-            Event::Incident { message } => screen.say(&format!("! {message}")),
+            Event::Incident(incident) => screen.say(&format!("! {incident}")),
             _ => {}
         }
         Ok(())
     }
 
-    /// A process that ends before its work is done has told why on standard error.
-    fn left(&mut self, speaker: Speaker) -> Result<(), Failure> {
-        if let (Speaker::Replica(index), Some(killed)) = (speaker, self.killed)
+    /// A process that ends before its work is done has printed why on standard error.
+    fn left(&mut self, source: Source) -> Result<(), Failure> {
+        if let (Source::Replica(index), Some(killed)) = (source, self.killed)
             && index == killed
         {
             self.serving = self.serving.saturating_sub(1);
             return Ok(());
         }
         if self.fed {
-            self.coordinator_gone |= speaker == Speaker::Coordinator;
+            self.coordinator_gone |= source == Source::Coordinator;
             return Ok(());
         }
-        let who = match speaker {
-            Speaker::Coordinator => "the coordinator".to_owned(),
-            Speaker::Feeder => "the feeder".to_owned(),
-            Speaker::Replica(index) => format!("replica {index}"),
+        let process = match source {
+            Source::Coordinator => "the coordinator".to_owned(),
+            Source::Feeder => "the feeder".to_owned(),
+            Source::Replica(index) => format!("replica {index}"),
         };
-        Err(Failure::failed(format!("{who} ended before the run was done; its own message is above")))
+        Err(Failure::failed(format!("{process} ended before the run was done; its own message is above")))
     }
 }
 
 fn present(summary: &Summary, json: bool) {
     let mut out = std::io::stdout();
-    for (what, figure) in summary.rows() {
-        let _ = writeln!(out, "{what:<38} {figure}");
+    for (name, figure) in summary.rows() {
+        let _ = writeln!(out, "{name:<38} {figure}");
     }
     if json && let Ok(line) = serde_json::to_string(summary) {
         let _ = writeln!(out, "{line}");

@@ -1,4 +1,4 @@
-//! How a command ends when it did not do what it was asked.
+//! How a command ends that did not do its work.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ impl Failure {
         Self { code: 2, message: message.into() }
     }
 
-    /// Exit code 3: the coordinator said no.
+    /// Exit code 3: the coordinator refused.
     pub(super) fn refused(message: impl Into<String>) -> Self {
         Self { code: 3, message: message.into() }
     }
@@ -49,7 +49,7 @@ impl From<Error> for Failure {
         let message = error.to_string();
         match error {
             Error::Config(_) => Self::usage(message),
-            Error::Refused(_) => Self::refused(message),
+            refusal if refusal.is_refusal() => Self::refused(message),
             _ => Self::failed(message),
         }
     }

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::pin::pin;
 
 use super::{Failure, Leash, block_on, reporter, stop_requested};
-use crate::feeder::{self, FeedOptions};
+use crate::feeder::{Feeder, FeederOptions};
 use crate::net::{Identity, Invite};
+use crate::outcome::Outcome;
 
 /// Arguments of `swarmline feed`.
 #[derive(Debug, clap::Args)]
@@ -17,7 +18,7 @@ pub(super) struct Arguments {
     /// Read this text instead of the paths in the coordinator's run file
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
-    /// Where replicas reach this feeder; port 0 takes any free port
+    /// Address on which replicas reach this feeder; port 0 takes any free port
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     /// Measure the held-out loss every so many microbatches, not only at the start and the end
@@ -26,7 +27,7 @@ pub(super) struct Arguments {
     /// Keep this feeder's key in a file, so that it is known again after a restart
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
-    /// Keep a journal in this file; started again with it and --identity, the feeder goes on where it died
+    /// Keep a journal in this file; started again with it and --identity, the feeder resumes where it died
     #[arg(long, value_name = "FILE", requires = "identity")]
     journal: Option<PathBuf>,
     /// Take over the ids of a feeder that is gone for good, and finish its work
@@ -40,22 +41,23 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let options = FeedOptions {
-        invite: arguments.invite.clone(),
-        identity: Identity::load_or_ephemeral(arguments.identity.as_deref())?,
-        listen: arguments.listen,
-        data: arguments.data.clone(),
-        evaluate_every: arguments.evaluate_every,
-        journal: arguments.journal.clone(),
-        succeed: arguments.succeed,
-    };
-    let reporter = Arc::new(reporter(arguments.json));
+    let identity = Identity::load_or_ephemeral(arguments.identity.as_deref())?;
+    let options = FeederOptions::new(arguments.invite.clone(), identity)
+        .with_listen(arguments.listen)
+        .with_data(arguments.data.clone())
+        .with_evaluate_every(arguments.evaluate_every)
+        .with_journal(arguments.journal.clone())
+        .with_succession(arguments.succeed);
+    let reporter = reporter(arguments.json);
     block_on(async {
-        match feeder::feed(options, &reporter, stop_requested(arguments.leash)).await? {
-            feeder::End::Finished => Ok(()),
-            feeder::End::Stopped => {
-                Err(Failure::interrupted("stopped before every microbatch had its outcome"))
-            }
+        let mut stop = pin!(stop_requested(arguments.leash));
+        let outcome = tokio::select! {
+            () = stop.as_mut() => Outcome::Stopped,
+            feeder = Feeder::open(options) => feeder?.run(&reporter, stop).await?,
+        };
+        match outcome {
+            Outcome::Finished => Ok(()),
+            Outcome::Stopped => Err(Failure::interrupted("stopped before every microbatch had its outcome")),
         }
     })
 }

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::pin::pin;
 
 use super::computing::{Computing, announcement};
 use super::{Failure, Leash, all_cores, block_on, reporter, stop_requested};
 use crate::net::{Identity, Invite};
-use crate::stage::{self, JoinOptions};
+use crate::replica::{Replica, ReplicaOptions};
 
 /// Arguments of `swarmline join`.
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,7 @@ pub(super) struct Arguments {
     /// The invite the coordinator printed: KEY@HOST:PORT
     #[arg(value_name = "ADDRESS")]
     invite: Invite,
-    /// Where other peers reach this one; port 0 takes any free port
+    /// Address on which other peers reach this one; port 0 takes any free port
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     #[command(flatten)]
@@ -38,7 +38,7 @@ pub(super) struct Arguments {
     parameter_log: Option<PathBuf>,
     /// Append stage and id of every microbatch whose gradients are applied here
     #[arg(long, value_name = "FILE")]
-    ledger: Option<PathBuf>,
+    applied_log: Option<PathBuf>,
     #[command(flatten)]
     leash: Leash,
     /// Print one JSON object a line
@@ -49,17 +49,24 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let threads = arguments.threads.map_or_else(all_cores, NonZeroUsize::get);
     let setup = arguments.computing.setup(threads)?;
-    let options = JoinOptions {
-        invite: arguments.invite.clone(),
-        identity: Identity::load_or_ephemeral(arguments.identity.as_deref())?,
-        listen: arguments.listen,
-        setup,
-        save: arguments.save.clone(),
-        resume: arguments.resume.clone(),
-        parameter_log: arguments.parameter_log.clone(),
-        ledger: arguments.ledger.clone(),
-    };
-    let reporter = Arc::new(reporter(arguments.json));
+    let identity = Identity::load_or_ephemeral(arguments.identity.as_deref())?;
+    let options = ReplicaOptions::new(arguments.invite.clone(), identity)
+        .with_listen(arguments.listen)
+        .with_setup(setup)
+        .with_save(arguments.save.clone())
+        .with_resume(arguments.resume.clone())
+        .with_parameter_log(arguments.parameter_log.clone())
+        .with_applied_log(arguments.applied_log.clone());
+    let reporter = reporter(arguments.json);
     reporter.tell(&announcement(setup));
-    block_on(async { Ok(stage::join(options, &reporter, stop_requested(arguments.leash)).await?) })
+    block_on(async {
+        let mut stop = pin!(stop_requested(arguments.leash));
+        tokio::select! {
+            () = stop.as_mut() => Ok(()),
+            replica = Replica::join(options) => {
+                replica?.run(&reporter, stop).await?;
+                Ok(())
+            }
+        }
+    })
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, atomic};
 use super::computing::{Computing, announcement};
 use super::{Failure, Leash, all_cores, folder_of, reporter, stop_requested};
 use crate::config::Run;
+use crate::outcome::Outcome;
 use crate::stage::Learning;
 use crate::train::{self, TrainOptions};
 
@@ -48,8 +49,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let reporter = reporter(arguments.json);
     reporter.tell(&announcement(setup));
     match train::train(&options, &reporter, &stop)? {
-        train::End::Finished => Ok(()),
-        train::End::Stopped => Err(Failure::interrupted("stopped before the last optimizer step")),
+        Outcome::Finished => Ok(()),
+        Outcome::Stopped => Err(Failure::interrupted("stopped before the last optimizer step")),
     }
 }
 

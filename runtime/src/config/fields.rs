@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::path::Path;
 
+use swarmline_scheduler::router;
 use toml::Value;
 
 use super::words::Word;
@@ -105,6 +106,9 @@ const PIPELINE: &[Field] = &[
     }),
     Field::shared("activation_checkpointing", "Recompute the forward in backward: less memory.", |run| {
         plain(run.pipeline.activation_checkpointing)
+    }),
+    Field::choice::<router::Policy>("router", "How the next replica of a microbatch is chosen.", |run| {
+        word(run.pipeline.router)
     }),
 ];
 

@@ -177,6 +177,7 @@ fn read_pipeline(document: &Document<'_>, layers: usize) -> Result<Pipeline, Con
         max_in_flight: count("max_in_flight")?.unwrap_or(default_in_flight),
         gradient_accumulation_steps,
         activation_checkpointing: document.flag("pipeline", "activation_checkpointing")?.unwrap_or(false),
+        router: document.choice("pipeline", "router")?.unwrap_or_default(),
     })
 }
 

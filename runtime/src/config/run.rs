@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use strum::{IntoStaticStr, VariantArray};
-use swarmline_scheduler::StageIndex;
+use swarmline_scheduler::{StageIndex, router};
 
 /// Everything the processes of a run must agree on, and the coordinator's own choices.
 ///
@@ -78,6 +78,8 @@ pub struct Pipeline {
     /// Whether a stage keeps only its input between forward and backward, and backward recomputes the forward at
     /// current weights. Least memory, and a third more arithmetic. Default false: forward keeps all activations.
     pub activation_checkpointing: bool,
+    /// How feeders and replicas choose among the replicas of the next stage. Default least-outstanding.
+    pub router: router::Policy,
 }
 
 /// Whether stages wait for each other.

@@ -1,11 +1,11 @@
-//! gRPC requests in, scheduler events out, answers back.
+//! gRPC requests in, events of the machine out, replies back.
 
 use std::pin::Pin;
 
 use swarmline_proto::{PROTOCOL_VERSION, v1};
-use swarmline_scheduler::coordinator::{Answer, Event};
+use swarmline_scheduler::coordinator::{Event, Reply as MachineReply};
 use swarmline_scheduler::stage::Progress;
-use swarmline_scheduler::{Duration, Incarnation, PeerId, Standing};
+use swarmline_scheduler::{Duration, Incarnation, Instance, MemberState};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -29,28 +29,28 @@ impl Service {
     }
 
     async fn ask(&self, event: Event) -> Result<Reply, Status> {
-        let (answer, reply) = oneshot::channel();
+        let (reply, replied) = oneshot::channel();
         let gone = |()| Status::unavailable("the coordinator is stopping");
-        self.requests.send(Request { event, answer }).await.map_err(|_| gone(()))?;
-        reply.await.map_err(|_| gone(()))
+        self.requests.send(Request { event, reply }).await.map_err(|_| gone(()))?;
+        replied.await.map_err(|_| gone(()))
     }
 
-    /// Asks, and gives what the member is to do and whether the run is over.
-    async fn ask_member(&self, event: Event) -> Result<(Standing, bool), Status> {
+    /// Asks, and returns the state of the member and whether the run is finished.
+    async fn ask_member(&self, event: Event) -> Result<(MemberState, bool), Status> {
         match self.ask(event).await? {
-            Reply { answer: Answer::Noted(standing), finished } => Ok((standing, finished)),
+            Reply { reply: MachineReply::Noted(state), finished } => Ok((state, finished)),
             Reply { .. } => Err(not_a_member()),
         }
     }
 
-    fn entrance(&self, standing: Standing) -> v1::JoinResponse {
+    fn joined(&self, state: MemberState) -> v1::JoinResponse {
         use v1::join_response::Placement;
-        let placement = match standing {
-            Standing::Loading(stage) | Standing::Serving(stage) => {
+        let placement = match state {
+            MemberState::Loading(stage) | MemberState::Serving(stage) => {
                 Placement::Stage(v1::StagePlacement { stage: stage.0.into() })
             }
-            Standing::Standby => Placement::Standby(v1::StandbyPlacement {}),
-            Standing::Feeding => Placement::Feeder(v1::FeederPlacement {
+            MemberState::Standby => Placement::Standby(v1::StandbyPlacement {}),
+            MemberState::Feeding => Placement::Feeder(v1::FeederPlacement {
                 data_paths: self.published.data_paths.clone(),
                 tokenizer_path: self.published.tokenizer_path.clone(),
             }),
@@ -77,14 +77,13 @@ impl v1::coordinator_server::Coordinator for Service {
             address.set_ip(caller.address.ip());
         }
         let event = Event::Join {
-            peer: caller.peer,
-            incarnation: Incarnation(request.incarnation),
+            from: caller.instance(request.incarnation),
             role: wire::decode_role(request.role).map_err(invalid)?,
             address,
         };
-        match self.ask(event).await?.answer {
-            Answer::Joined(standing) => Ok(Response::new(self.entrance(standing))),
-            Answer::JoinRefused(refusal) => Err(Status::permission_denied(refusal.to_string())),
+        match self.ask(event).await?.reply {
+            MachineReply::Joined(state) => Ok(Response::new(self.joined(state))),
+            MachineReply::JoinRefused(refusal) => Err(Status::permission_denied(refusal.to_string())),
             _ => Err(not_a_member()),
         }
     }
@@ -98,9 +97,11 @@ impl v1::coordinator_server::Coordinator for Service {
     }
 
     async fn ready(&self, call: Call<v1::ReadyRequest>) -> Result<Response<v1::ReadyResponse>, Status> {
-        let Caller { peer, .. } = Caller::of(&call)?;
-        let incarnation = Incarnation(call.get_ref().incarnation);
-        self.ask_member(Event::Ready { peer, incarnation }).await?;
+        let request = call.get_ref();
+        let from = Caller::of(&call)?.instance(request.incarnation);
+        let stage = wire::decode_stage(request.stage);
+        let stage = stage.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.ask_member(Event::Ready { from, stage }).await?;
         Ok(Response::new(v1::ReadyResponse {}))
     }
 
@@ -108,59 +109,56 @@ impl v1::coordinator_server::Coordinator for Service {
         &self,
         call: Call<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
-        let Caller { peer, .. } = Caller::of(&call)?;
-        let (standing, finished) = self.ask_member(heartbeat(peer, call.get_ref())).await?;
-        let directive = match standing {
-            Standing::Loading(stage) => {
+        let request = call.get_ref();
+        let from = Caller::of(&call)?.instance(request.incarnation);
+        let (state, finished) = self.ask_member(heartbeat(from, request)).await?;
+        let directive = match state {
+            MemberState::Loading(stage) => {
                 let placement = v1::StagePlacement { stage: stage.0.into() };
                 Some(v1::heartbeat_response::Directive::Serve(placement))
             }
-            Standing::Serving(_) | Standing::Standby | Standing::Feeding => None,
+            MemberState::Serving(_) | MemberState::Standby | MemberState::Feeding => None,
         };
         let run_state = if finished { v1::RunState::Finished } else { v1::RunState::Running };
         Ok(Response::new(v1::HeartbeatResponse { run_state: run_state.into(), directive }))
     }
 
     async fn lease(&self, call: Call<v1::LeaseRequest>) -> Result<Response<v1::LeaseResponse>, Status> {
-        let Caller { peer, .. } = Caller::of(&call)?;
         let request = call.get_ref();
-        let incarnation = Incarnation(request.incarnation);
-        match self.ask(Event::LeaseRequest { peer, incarnation, count: request.count }).await?.answer {
-            Answer::Leased(lease) => Ok(Response::new(v1::LeaseResponse {
+        let from = Caller::of(&call)?.instance(request.incarnation);
+        match self.ask(Event::LeaseRequest { from, count: request.count }).await?.reply {
+            MachineReply::Leased(lease) => Ok(Response::new(v1::LeaseResponse {
                 first: lease.first.0,
                 count: lease.count,
                 epoch: lease.epoch,
             })),
-            Answer::LeaseRefused(refusal) => Err(Status::failed_precondition(refusal.to_string())),
+            MachineReply::LeaseRefused(refusal) => Err(Status::failed_precondition(refusal.to_string())),
             _ => Err(not_a_member()),
         }
     }
 
     async fn report(&self, call: Call<v1::FeederReport>) -> Result<Response<v1::ReportResponse>, Status> {
-        let Caller { peer, .. } = Caller::of(&call)?;
+        let caller = Caller::of(&call)?;
         let report = call.into_inner();
-        let incarnation = Incarnation(report.incarnation);
         if report.done {
-            self.ask_member(Event::FeederDone { peer, incarnation }).await?;
-            let account = FeederReport {
+            let from = caller.instance(report.incarnation);
+            self.ask_member(Event::FeederDone { from }).await?;
+            let totals = FeederReport {
                 injected: report.injected,
                 finished: report.finished,
                 refused: report.refused,
                 lost: report.lost,
                 ungranted: report.ungranted,
-                resent: 0,
-                contributions_lost: 0,
                 ..FeederReport::default()
             };
-            let _ = self.published.reports.send(account).await;
+            let _ = self.published.reports.send(totals).await;
         }
         Ok(Response::new(v1::ReportResponse {}))
     }
 
     async fn leave(&self, call: Call<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
-        let Caller { peer, .. } = Caller::of(&call)?;
-        let incarnation = Incarnation(call.get_ref().incarnation);
-        self.ask(Event::Leave { peer, incarnation }).await?;
+        let from = Caller::of(&call)?.instance(call.get_ref().incarnation);
+        self.ask(Event::Leave { from }).await?;
         Ok(Response::new(v1::LeaveResponse {}))
     }
 }
@@ -189,14 +187,20 @@ impl Service {
     }
 }
 
-fn heartbeat(peer: PeerId, request: &v1::HeartbeatRequest) -> Event {
+impl Caller {
+    fn instance(self, incarnation: u64) -> Instance {
+        Instance::new(self.peer, Incarnation(incarnation))
+    }
+}
+
+fn heartbeat(from: Instance, request: &v1::HeartbeatRequest) -> Event {
     let progress = Progress {
         done: request.microbatches_done,
         refused: request.microbatches_refused,
         queued: 0,
         oldest: Duration::from_millis(request.oldest_task_age_ms),
     };
-    Event::Heartbeat { peer, incarnation: Incarnation(request.incarnation), progress }
+    Event::Heartbeat { from, progress }
 }
 
 fn not_a_member() -> Status {

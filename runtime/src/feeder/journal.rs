@@ -1,4 +1,4 @@
-//! The feeder's journal as a file: JSON, one record a line, each written before what follows from it is done.
+//! The feeder's journal as a file: JSON, one record a line, each written before the actions that follow from it.
 //!
 //! A process that is killed loses nothing it wrote; a machine that loses power may lose the last moments.
 
@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use swarmline_scheduler::feeder::{Continued, Outcome, Record, TakenOver};
-use swarmline_scheduler::{Hop, Incarnation, Lease, Loss, MicrobatchId, PeerId, Refusal, StageIndex};
+use swarmline_scheduler::{
+    Hop, Incarnation, Instance, Lease, Loss, MicrobatchId, PeerId, Refusal, StageIndex,
+};
 
 use crate::error::Error;
 use crate::net::digest::ManifestDigest;
 
-/// Where records go; nowhere without a file.
+/// The file for the records; without one they are dropped.
 #[derive(Debug)]
 pub(super) struct Journal {
     file: Option<(File, PathBuf)>,
@@ -24,7 +26,7 @@ pub(super) struct Journal {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
-    /// The first: which run this is about.
+    /// The first line: the digest of the run manifest.
     Run(String),
     Leased {
         first: u64,
@@ -33,11 +35,11 @@ enum Line {
     },
     Sent {
         id: u64,
-        to: Place,
+        to: Station,
     },
     Granted {
         id: u64,
-        to: Place,
+        to: Station,
     },
     Finished {
         id: u64,
@@ -46,7 +48,7 @@ enum Line {
     },
     Refused {
         id: u64,
-        by: Place,
+        by: Station,
         reason: String,
     },
     TakenOver {
@@ -64,21 +66,21 @@ enum Line {
 #[derive(Debug, Serialize, Deserialize)]
 struct Open {
     id: u64,
-    to: Place,
-    grants: Vec<Place>,
+    to: Station,
+    grants: Vec<Station>,
 }
 
-/// A hop.
+/// A hop of a route.
 #[derive(Debug, Serialize, Deserialize)]
-struct Place {
+struct Station {
     stage: Option<u16>,
     peer: String,
     incarnation: u64,
 }
 
 impl Journal {
-    /// Opens the journal and reads what an earlier start wrote. A last line without an end is what the earlier start
-    /// died in, and is cut off.
+    /// Opens the journal and reads the records of an earlier start. A last line without an end, in which the earlier start
+    /// died, is cut off.
     pub(super) fn open(path: Option<&Path>, digest: &ManifestDigest) -> Result<(Self, Vec<Record>), Error> {
         let Some(path) = path else { return Ok((Self { file: None }, Vec::new())) };
         let failed = |action| move |error| Error::File { action, path: path.to_owned(), error };
@@ -105,23 +107,24 @@ impl Journal {
 
     fn append(&mut self, line: &Line) -> Result<(), Error> {
         let Some((file, path)) = &mut self.file else { return Ok(()) };
-        let json = serde_json::to_string(line).map_err(|error| Error::Defect(error.to_string()))?;
+        let json = serde_json::to_string(line).map_err(Error::JournalRecord)?;
         writeln!(file, "{json}").map_err(|error| Error::File { action: "write", path: path.clone(), error })
     }
 }
 
 fn read(text: &str, path: &Path, digest: &ManifestDigest) -> Result<Vec<Record>, Error> {
-    let unusable = |line: usize, what: String| Error::Journal { path: path.to_owned(), line: line + 1, what };
+    let unusable =
+        |line: usize, fault: String| Error::Journal { path: path.to_owned(), line: line + 1, fault };
     let mut records = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line: Line = serde_json::from_str(line).map_err(|error| unusable(number, error.to_string()))?;
         match line {
             Line::Run(run) if number == 0 && run == digest.to_string() => {}
             Line::Run(run) => {
-                return Err(unusable(number, format!("it is about the run {run}, not {digest}")));
+                return Err(unusable(number, format!("it belongs to the run {run}, not {digest}")));
             }
             _ if number == 0 => {
-                return Err(unusable(number, "it does not say which run it is about".to_owned()));
+                return Err(unusable(number, "it does not name its run".to_owned()));
             }
             line => records
                 .push(line.record().ok_or_else(|| unusable(number, "a key is not 64 digits".to_owned()))?),
@@ -136,10 +139,10 @@ impl Line {
             Record::Leased(Lease { first, count, epoch }) => {
                 Self::Leased { first: first.0, count: *count, epoch: *epoch }
             }
-            Record::Sent { microbatch, to } => Self::Sent { id: microbatch.0, to: Place::of(to) },
-            Record::Granted { microbatch, to } => Self::Granted { id: microbatch.0, to: Place::of(to) },
+            Record::Sent { microbatch, to } => Self::Sent { id: microbatch.0, to: Station::of(to) },
+            Record::Granted { microbatch, to } => Self::Granted { id: microbatch.0, to: Station::of(to) },
             Record::Ended { microbatch, outcome: Outcome::Refused { by, reason } } => {
-                Self::Refused { id: microbatch.0, by: Place::of(by), reason: format!("{reason:?}") }
+                Self::Refused { id: microbatch.0, by: Station::of(by), reason: reason.to_string() }
             }
             Record::TakenOver(taken) => Self::TakenOver {
                 first: taken.lease.first.0,
@@ -169,7 +172,7 @@ impl Line {
                 let outcome = Outcome::Finished { loss: Loss { sum, tokens } };
                 Record::Ended { microbatch: MicrobatchId(id), outcome }
             }
-            // That it was refused counts; why, was told when it happened.
+            // The refusal counts; its reason was told when it happened.
             Self::Refused { id, by, reason } => {
                 let outcome = Outcome::Refused { by: by.hop()?, reason: Refusal::Malformed(reason) };
                 Record::Ended { microbatch: MicrobatchId(id), outcome }
@@ -189,29 +192,27 @@ impl Line {
 
 impl Open {
     fn of(continued: &Continued) -> Self {
-        let grants = continued.grants.iter().map(Place::of).collect();
-        Self { id: continued.microbatch.0, to: Place::of(&continued.to), grants }
+        let grants = continued.grants.iter().map(Station::of).collect();
+        Self { id: continued.microbatch.0, to: Station::of(&continued.to), grants }
     }
 
     fn continued(&self) -> Option<Continued> {
-        let grants = self.grants.iter().map(Place::hop).collect::<Option<_>>()?;
+        let grants = self.grants.iter().map(Station::hop).collect::<Option<_>>()?;
         Some(Continued { microbatch: MicrobatchId(self.id), to: self.to.hop()?, grants })
     }
 }
 
-impl Place {
+impl Station {
     fn of(hop: &Hop) -> Self {
-        let peer = HEXLOWER.encode(&hop.peer.0);
-        Self { stage: hop.stage.map(|stage| stage.0), peer, incarnation: hop.incarnation.0 }
+        let Instance { peer, incarnation } = hop.instance;
+        let stage = hop.stage.map(|stage| stage.0);
+        Self { stage, peer: HEXLOWER.encode(&peer.0), incarnation: incarnation.0 }
     }
 
     fn hop(&self) -> Option<Hop> {
         let peer = HEXLOWER.decode(self.peer.as_bytes()).ok()?;
-        Some(Hop {
-            stage: self.stage.map(StageIndex),
-            peer: PeerId(peer.try_into().ok()?),
-            incarnation: Incarnation(self.incarnation),
-        })
+        let instance = Instance::new(PeerId(peer.try_into().ok()?), Incarnation(self.incarnation));
+        Some(Hop { stage: self.stage.map(StageIndex), instance })
     }
 }
 
@@ -222,11 +223,8 @@ mod tests {
     const RUN: ManifestDigest = ManifestDigest([3; 32]);
 
     fn records() -> Vec<Record> {
-        let hop = |stage| Hop {
-            stage: Some(StageIndex(stage)),
-            peer: PeerId([7; 32]),
-            incarnation: Incarnation(9),
-        };
+        let instance = Instance::new(PeerId([7; 32]), Incarnation(9));
+        let hop = |stage| Hop::replica(StageIndex(stage), instance);
         let microbatch = MicrobatchId(4);
         vec![
             Record::Leased(Lease { first: MicrobatchId(0), count: 8, epoch: 0 }),
@@ -260,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_the_writer_died_in_is_cut_off() {
+    fn a_line_in_which_the_writer_died_is_cut_off() {
         let folder = tempfile::tempdir().unwrap();
         let path = written(folder.path());
         let whole = std::fs::read(&path).unwrap();

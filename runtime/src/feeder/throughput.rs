@@ -1,4 +1,4 @@
-//! What a feeder has achieved, and how fast.
+//! Tokens, losses and speed of a feeder.
 
 use std::time::{Duration, Instant};
 
@@ -7,19 +7,20 @@ use swarmline_scheduler::feeder::Counts;
 
 use crate::report::{FeederReport, ProgressReport};
 
-/// Tokens, losses and the time they took.
-pub(super) struct Account {
+/// Tokens, losses and the time that they took.
+#[derive(Debug)]
+pub(super) struct Throughput {
     total: u64,
     /// Tokens of the microbatches finished.
-    pub(super) tokens: u64,
+    tokens: u64,
     since_progress: Loss,
     progress_at: Instant,
-    /// When training went on last; nothing while it is held for an evaluation.
+    /// When training went on last; `None` while it is held for an evaluation.
     training_since: Option<Instant>,
     training: Duration,
 }
 
-impl Account {
+impl Throughput {
     pub(super) fn new(total: u64) -> Self {
         let now = Instant::now();
         Self {
@@ -30,6 +31,10 @@ impl Account {
             training_since: None,
             training: Duration::ZERO,
         }
+    }
+
+    pub(super) fn tokens(&self) -> u64 {
+        self.tokens
     }
 
     pub(super) fn started(&mut self) {
@@ -49,7 +54,7 @@ impl Account {
         self.training_since = None;
     }
 
-    /// Since the last one; nothing if nothing was finished.
+    /// Since the last one; `None` if nothing was finished.
     pub(super) fn progress(&mut self, counts: &Counts) -> Option<ProgressReport> {
         let elapsed = std::mem::replace(&mut self.progress_at, Instant::now()).elapsed();
         let since = std::mem::take(&mut self.since_progress);
@@ -72,7 +77,7 @@ impl Account {
             inherited: counts.inherited,
             lost: counts.lost,
             ungranted: counts.ungranted,
-            resent: counts.resent,
+            retried: counts.retried,
             contributions_lost: counts.contributions_lost,
             tokens: self.tokens,
             seconds,

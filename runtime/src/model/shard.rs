@@ -220,7 +220,7 @@ impl<B: Backend> Shard<B> {
         self.recompute_and_backward(microbatch, &ids, code)
     }
 
-    /// Forward and backward pass of the shard with the head, in one visit: adds to the parameters' gradients
+    /// Forward and backward pass of the shard with the head, in one pass: adds to the parameters' gradients
     /// and returns the summed loss and the packed gradient for the shard before.
     ///
     /// # Errors

@@ -1,13 +1,14 @@
-//! A member's side of the control plane: enter, follow the table, give signs of life, leave.
+//! A member's side of the control plane: join, follow the table, send heartbeats, leave.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use swarmline_proto::{PROTOCOL_VERSION, v1};
-use swarmline_scheduler::{Incarnation, Lease, Membership, MicrobatchId, PeerId, Role, StageIndex};
+use swarmline_scheduler::{
+    Directive, Incarnation, Lease, Membership, MicrobatchId, PeerId, Role, StageIndex,
+};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
 use super::address::Invite;
@@ -17,70 +18,71 @@ use super::identity::Identity;
 use super::membership::{self, MembershipError};
 use super::wire;
 
-/// Signs of life come this often; the coordinator's patience is five times that.
-pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+/// Time between two heartbeats; the lease of a membership is five times that.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Pauses between attempts to follow the table again after the stream broke.
 const FOLLOW_PAUSE_MIN: Duration = Duration::from_millis(500);
 const FOLLOW_PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Why a member cannot deal with its coordinator.
+/// Why a call to the coordinator failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ControlError {
     /// It cannot be reached at all.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// It said no; the text is its own.
-    #[error("{0}")]
+    /// It refuses; the text is its own.
+    #[error("the coordinator refused: {0}")]
     Refused(String),
-    /// It takes this process for dead, or has never heard of it.
-    #[error("the coordinator takes this process for gone ({0}); start it again to join anew")]
+    /// It takes this process for dead, or does not know it.
+    #[error("the coordinator takes this process for dead ({0}); start it again to join again")]
     NotAMember(String),
-    /// It was reached before and does not answer now.
-    #[error("the coordinator at {address} does not answer: {cause}")]
+    /// It was reached before and does not reply now.
+    #[error("the coordinator at {address} does not reply: {cause}")]
     Silent {
-        /// Where it was.
+        /// Its address.
         address: String,
-        /// What the call said.
+        /// The error of the call.
         cause: String,
     },
-    /// Its answer breaks the contract.
-    #[error("the coordinator's answer makes no sense ({0}); run the same release on both sides")]
-    Answer(String),
+    /// Its reply breaks the contract.
+    #[error("the coordinator's reply breaks the contract ({0}); run the same release on both sides")]
+    Reply(String),
     /// Its membership table does not verify.
     #[error(transparent)]
     Membership(#[from] MembershipError),
 }
 
-/// Who asks to enter, and as what.
+/// A request to join a run.
 #[derive(Clone, Copy, Debug)]
-pub struct Applicant {
-    /// Which start of this process.
+pub struct Registration {
+    /// Number of this start of the process.
     pub incarnation: Incarnation,
-    /// What for.
+    /// The work that the process wants to do.
     pub role: Role,
-    /// Where its data plane listens; an unspecified IP stands for the one the coordinator sees.
+    /// Address of its data plane; an unspecified IP stands for the one that the coordinator sees.
     pub data_address: SocketAddr,
 }
 
-/// What an applicant is told.
+/// The reply to a registration.
 #[derive(Clone, Debug)]
-pub struct Entrance {
+pub struct Joined {
     /// The run manifest, not yet parsed; its digest is checked.
     pub manifest: Vec<u8>,
-    /// The digest.
+    /// Its digest.
     pub digest: ManifestDigest,
-    /// What to do.
+    /// The place of the process.
     pub placement: Placement,
-    /// Who takes part.
+    /// The members of the run.
     pub membership: Membership,
 }
 
-/// What the coordinator wants of a newcomer.
+/// The place that the coordinator gives to a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// Serve this stage.
     Stage(StageIndex),
-    /// Every stage is served: wait.
+    /// Every stage has its replicas: wait.
     Standby,
     /// Feed the run; the paths are the coordinator's.
     Feeder {
@@ -91,17 +93,17 @@ pub enum Placement {
     },
 }
 
-/// What a member counts, as its heartbeat says it.
+/// The counters in a member's heartbeat; totals since its process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Vitals {
-    /// Microbatches this peer finished its part of.
+pub struct MemberStats {
+    /// Microbatches whose gradients it has applied; of a feeder, those finished.
     pub done: u64,
-    /// Microbatches this peer refused.
+    /// Microbatches it has refused.
     pub refused: u64,
     /// Tokens of the microbatches done.
     pub tokens: u64,
     /// Optimizer steps.
-    pub updates: u64,
+    pub steps: u64,
     /// Median staleness, weight versions.
     pub staleness_p50: u64,
     /// Bytes of all frames sent.
@@ -110,20 +112,7 @@ pub struct Vitals {
     pub oldest_task: Duration,
 }
 
-/// What the coordinator wants now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Directive {
-    /// Go on.
-    Continue,
-    /// Serve this stage: a standby is needed.
-    Serve(StageIndex),
-    /// The run is over: leave.
-    Finished,
-    /// Finish what is in flight, then leave; for people, why.
-    Leave(String),
-}
-
-/// What a feeder reports; totals since it started.
+/// A feeder's report; totals since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct FeederTotals {
     /// Microbatches sent to stage 0.
@@ -132,15 +121,15 @@ pub struct FeederTotals {
     pub finished: u64,
     /// Refused.
     pub refused: u64,
-    /// Given up.
+    /// Injected, without an outcome and not in flight.
     pub lost: u64,
-    /// Stages of finished microbatches nobody was granted.
+    /// Stages of finished microbatches without a grant.
     pub ungranted: u64,
     /// Nothing is left to inject and nothing in flight.
     pub done: bool,
 }
 
-/// A member's line to its coordinator. Clones share the connection.
+/// A member's connection to its coordinator. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Control {
     client: Client,
@@ -151,58 +140,57 @@ pub struct Control {
 }
 
 impl Control {
-    /// Connects to the coordinator of `invite` and asks to take part.
+    /// Connects to the coordinator of `invite` and joins its run.
     ///
     /// # Errors
-    /// If it cannot be reached, says no, or answers with something that does not verify.
-    pub async fn enter(
+    /// If it cannot be reached, refuses, or sends a reply that does not verify.
+    pub async fn join(
         invite: &Invite,
         identity: &Identity,
-        applicant: Applicant,
-    ) -> Result<(Self, Entrance), ControlError> {
+        registration: Registration,
+    ) -> Result<(Self, Joined), ControlError> {
         let mut client = grpc::connect(invite, identity).await?;
         let request = v1::JoinRequest {
             protocol_version: PROTOCOL_VERSION,
-            role: wire::encode_role(applicant.role),
-            incarnation: applicant.incarnation.0,
-            data_address: applicant.data_address.to_string(),
+            role: wire::encode_role(registration.role),
+            incarnation: registration.incarnation.0,
+            data_address: registration.data_address.to_string(),
             memory_bytes: 0,
             manifest_digest: None,
         };
         let address = invite.authority();
-        let answer = client.join(request).await.map_err(|status| refusal(&address, &status))?.into_inner();
-        let entrance = read_entrance(invite.peer, answer)?;
-        let (coordinator, digest) = (invite.peer, entrance.digest);
-        Ok((Self { client, address, coordinator, incarnation: applicant.incarnation, digest }, entrance))
+        let reply = client.join(request).await.map_err(|status| refusal(&address, &status))?.into_inner();
+        let joined = read_join(invite.peer, reply)?;
+        let (coordinator, digest) = (invite.peer, joined.digest);
+        Ok((Self { client, address, coordinator, incarnation: registration.incarnation, digest }, joined))
     }
 
-    /// Says that the shard of `stage` is built and the data plane listens.
+    /// Tells that this process has the state of `stage` and its data plane listens.
     ///
     /// # Errors
-    /// If the coordinator cannot be reached or has another idea.
+    /// If the coordinator cannot be reached or refuses.
     pub async fn ready(&mut self, stage: StageIndex) -> Result<(), ControlError> {
         let request = v1::ReadyRequest { incarnation: self.incarnation.0, stage: u32::from(stage.0) };
         self.client.ready(request).await.map(drop).map_err(|status| refusal(&self.address, &status))
     }
 
-    /// Gives a sign of life and hears what the coordinator wants.
+    /// Sends a heartbeat; the reply is what to do next.
     ///
     /// # Errors
-    /// If the coordinator cannot be reached or takes this process for gone.
-    pub async fn heartbeat(&mut self, vitals: &Vitals) -> Result<Directive, ControlError> {
+    /// If the coordinator cannot be reached or takes this process for dead.
+    pub async fn heartbeat(&mut self, stats: &MemberStats) -> Result<Directive, ControlError> {
         let request = v1::HeartbeatRequest {
             incarnation: self.incarnation.0,
-            microbatches_done: vitals.done,
-            microbatches_refused: vitals.refused,
-            tokens: vitals.tokens,
-            weight_version: vitals.updates,
-            staleness_p50: vitals.staleness_p50 as f64,
-            bytes_sent: vitals.bytes_sent,
-            oldest_task_age_ms: u64::try_from(vitals.oldest_task.as_millis()).unwrap_or(u64::MAX),
+            microbatches_done: stats.done,
+            microbatches_refused: stats.refused,
+            tokens: stats.tokens,
+            weight_version: stats.steps,
+            staleness_p50: stats.staleness_p50 as f64,
+            bytes_sent: stats.bytes_sent,
+            oldest_task_age_ms: u64::try_from(stats.oldest_task.as_millis()).unwrap_or(u64::MAX),
         };
-        let answer =
-            self.client.heartbeat(request).await.map_err(|status| refusal(&self.address, &status))?;
-        read_directive(&answer.into_inner())
+        let reply = self.client.heartbeat(request).await.map_err(|status| refusal(&self.address, &status))?;
+        read_directive(&reply.into_inner())
     }
 
     /// Leases up to `count` microbatch ids.
@@ -211,15 +199,15 @@ impl Control {
     /// If the coordinator cannot be reached or leases nothing.
     pub async fn lease(&mut self, count: u64) -> Result<Lease, ControlError> {
         let request = v1::LeaseRequest { incarnation: self.incarnation.0, count };
-        let answer = self.client.lease(request).await.map_err(|status| refusal(&self.address, &status))?;
-        let answer = answer.into_inner();
-        Ok(Lease { first: MicrobatchId(answer.first), count: answer.count, epoch: answer.epoch })
+        let reply = self.client.lease(request).await.map_err(|status| refusal(&self.address, &status))?;
+        let v1::LeaseResponse { first, count, epoch } = reply.into_inner();
+        Ok(Lease { first: MicrobatchId(first), count, epoch })
     }
 
-    /// Tells what became of the microbatches injected.
+    /// Reports the outcomes of the microbatches injected.
     ///
     /// # Errors
-    /// If the coordinator cannot be reached or takes this process for gone.
+    /// If the coordinator cannot be reached or takes this process for dead.
     pub async fn report(&mut self, totals: &FeederTotals) -> Result<(), ControlError> {
         let request = v1::FeederReport {
             incarnation: self.incarnation.0,
@@ -234,7 +222,7 @@ impl Control {
         self.client.report(request).await.map(drop).map_err(|status| refusal(&self.address, &status))
     }
 
-    /// Leaves in an orderly way. That it fails changes nothing for who leaves.
+    /// Leaves in an orderly way. A failure changes nothing for the process that leaves.
     pub async fn leave(&mut self, reason: &str) {
         let request = v1::LeaveRequest { incarnation: self.incarnation.0, reason: reason.to_owned() };
         if let Err(status) = self.client.leave(request).await {
@@ -245,10 +233,10 @@ impl Control {
     /// Follows the membership table: the receiver always has the newest one. A broken stream is opened again; the
     /// table known stays valid meanwhile. Ends when the receiver is dropped.
     #[must_use]
-    pub fn follow(&self, known: Membership) -> (watch::Receiver<Membership>, JoinHandle<()>) {
+    pub fn follow(&self, known: Membership) -> watch::Receiver<Membership> {
         let (newest, receiver) = watch::channel(known);
         let mut control = self.clone();
-        let task = tokio::spawn(async move {
+        tokio::spawn(async move {
             let mut pause = FOLLOW_PAUSE_MIN;
             while !newest.is_closed() {
                 match control.follow_once(&newest).await {
@@ -259,7 +247,7 @@ impl Control {
                 pause = (pause * 2).min(FOLLOW_PAUSE_MAX);
             }
         });
-        (receiver, task)
+        receiver
     }
 
     async fn follow_once(&mut self, newest: &watch::Sender<Membership>) -> Result<(), ControlError> {
@@ -280,39 +268,39 @@ impl Control {
     }
 }
 
-fn read_entrance(coordinator: PeerId, answer: v1::JoinResponse) -> Result<Entrance, ControlError> {
-    let nonsense = |error: wire::WireError| ControlError::Answer(error.to_string());
-    let digest = wire::decode_digest(&answer.manifest_digest).map_err(nonsense)?;
-    let manifest = answer.manifest.into_bytes();
+fn read_join(coordinator: PeerId, reply: v1::JoinResponse) -> Result<Joined, ControlError> {
+    let malformed = |error: wire::WireError| ControlError::Reply(error.to_string());
+    let digest = wire::decode_digest(&reply.manifest_digest).map_err(malformed)?;
+    let manifest = reply.manifest.into_bytes();
     let found = ManifestDigest::of(&manifest);
     if found != digest {
-        return Err(ControlError::Answer(format!("its manifest has digest {found}, it says {digest}")));
+        return Err(ControlError::Reply(format!("its manifest has digest {found}, it says {digest}")));
     }
-    let placement = match answer.placement {
+    let placement = match reply.placement {
         Some(v1::join_response::Placement::Stage(placement)) => {
-            Placement::Stage(wire::decode_stage(placement.stage).map_err(nonsense)?)
+            Placement::Stage(wire::decode_stage(placement.stage).map_err(malformed)?)
         }
         Some(v1::join_response::Placement::Standby(_)) => Placement::Standby,
         Some(v1::join_response::Placement::Feeder(feeder)) => Placement::Feeder {
             data_paths: feeder.data_paths.into_iter().map(PathBuf::from).collect(),
             tokenizer: Some(feeder.tokenizer_path).filter(|path| !path.is_empty()).map(PathBuf::from),
         },
-        None => return Err(ControlError::Answer("it says nothing about what to do".to_owned())),
+        None => return Err(ControlError::Reply("it names no place".to_owned())),
     };
     let signed =
-        answer.membership.ok_or_else(|| ControlError::Answer("it sends no membership table".to_owned()))?;
+        reply.membership.ok_or_else(|| ControlError::Reply("it sends no membership table".to_owned()))?;
     let membership = membership::verify(&coordinator, &digest, &signed)?;
-    Ok(Entrance { manifest, digest, placement, membership })
+    Ok(Joined { manifest, digest, placement, membership })
 }
 
-fn read_directive(answer: &v1::HeartbeatResponse) -> Result<Directive, ControlError> {
+fn read_directive(reply: &v1::HeartbeatResponse) -> Result<Directive, ControlError> {
     use v1::heartbeat_response::Directive as Wire;
-    match &answer.directive {
+    match &reply.directive {
         Some(Wire::Serve(placement)) => wire::decode_stage(placement.stage)
             .map(Directive::Serve)
-            .map_err(|error| ControlError::Answer(error.to_string())),
+            .map_err(|error| ControlError::Reply(error.to_string())),
         Some(Wire::Leave(leave)) => Ok(Directive::Leave(wire::single_line(&leave.reason))),
-        None if answer.run_state() == v1::RunState::Finished => Ok(Directive::Finished),
+        None if reply.run_state() == v1::RunState::Finished => Ok(Directive::Finished),
         None => Ok(Directive::Continue),
     }
 }

@@ -1,4 +1,4 @@
-//! The one clock the state machines are told the time from.
+//! The clock that tells the state machines the time.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,7 +20,7 @@ impl Clock {
         Time(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// Sleeps until `deadline`; for ever without one.
+    /// Sleeps until `deadline`; without one, it never wakes.
     pub(crate) async fn sleep_until(&self, deadline: Option<Time>) {
         match deadline {
             Some(deadline) => tokio::time::sleep(deadline.since(self.now())).await,
@@ -29,7 +29,7 @@ impl Clock {
     }
 }
 
-/// A number that grows with every start of a process: nanoseconds since 1970.
+/// The number of this start of a process: nanoseconds since 1970, so a later start has a higher one.
 pub(crate) fn incarnation() -> Incarnation {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Incarnation(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))

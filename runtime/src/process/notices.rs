@@ -1,114 +1,99 @@
-//! Which events of the network a person should hear of, and when.
+//! The rule about which events of the network a person hears of, and when.
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem::{Discriminant, discriminant};
 use std::time::{Duration, Instant};
 
-use swarmline_scheduler::{Incarnation, PeerId, PeerTable};
+use swarmline_scheduler::{Instance, PeerId, PeerTable};
 
-use crate::member::member;
-use crate::net::control::HEARTBEAT_EVERY;
+use crate::net::control::HEARTBEAT_INTERVAL;
 use crate::net::frame::{FrameError, Part};
 use crate::net::quic::{LinkError, NetEvent};
-use crate::report::{Event, Repeated, Reporter};
+use crate::report::{Event, Incident, RateLimit, Reporter};
 
-/// A peer that vanishes may be the first to hear that the run is over. Everybody hears it within a heartbeat; what is
-/// told of the vanished waits for so long.
-const HOLD: Duration = HEARTBEAT_EVERY.saturating_mul(2);
+/// A peer that vanishes may be the first to hear that the run is over. Every member hears it within a heartbeat; lines
+/// about a vanished peer wait for this long.
+const HOLD: Duration = HEARTBEAT_INTERVAL.saturating_mul(2);
 /// Pause between two lines about one kind of malformed frames of one peer.
-const MALFORMED_EVERY: Duration = Duration::from_secs(10);
+const MALFORMED_INTERVAL: Duration = Duration::from_secs(10);
 
-/// One start of a peer.
-type Start = (PeerId, Incarnation);
-
-/// What is wrong with a frame; nothing if the peer only said that it is malformed.
+/// The fault of a frame; `None` if the peer only told that the frame is malformed.
 type Kind = Option<(Discriminant<FrameError>, Option<Part>)>;
 
-/// The lines that are to be told. Each loss is told once for each start of a peer, and none when the run is over: then
-/// everybody goes.
+/// The incidents that are to be told. Each loss is told once for each start of a peer, and none when the run is over: then
+/// every member leaves.
 #[derive(Debug, Default)]
-pub(crate) struct Incidents {
-    run_over: bool,
-    /// Whose loss was noticed. Only members are in here, as in the two that follow.
-    lost: BTreeSet<Start>,
-    unreachable: BTreeSet<Start>,
-    malformed: HashMap<(PeerId, Kind), Repeated>,
-    /// What is to be told, and not before when.
-    lines: Vec<(Instant, String)>,
+pub(crate) struct Notices {
+    run_finished: bool,
+    /// Instances whose loss was noticed. Only members are in here, as in the two that follow.
+    lost: BTreeSet<Instance>,
+    unreachable: BTreeSet<Instance>,
+    malformed: HashMap<(PeerId, Kind), RateLimit>,
+    /// Incidents to be told, each not before its time.
+    waiting: Vec<(Instant, Incident)>,
 }
 
-impl Incidents {
+impl Notices {
     /// Something happened on the network.
-    pub(crate) fn heard(&mut self, now: Instant, event: &NetEvent, table: &PeerTable) {
+    pub(crate) fn on_event(&mut self, now: Instant, event: &NetEvent, table: &PeerTable) {
         match event {
             NetEvent::Malformed { from, error } => {
-                let line = format!(
-                    "peer {from:?} sent something that is no frame of this run ({error}); it was thrown away"
-                );
                 let kind = Some((discriminant(error), error.part()));
-                self.malformed(now, (*from, kind), line, table);
-            }
-            NetEvent::Unreachable { peer, reason: reason @ LinkError::FrameRefused { .. }, .. } => {
-                self.malformed(now, (*peer, None), reason.to_string(), table);
-            }
-            NetEvent::Unreachable { peer, reason, undelivered } => {
-                let count = undelivered.len();
-                self.unreachable.retain(|&start| is_member(start, table));
-                if member(table, *peer).is_some_and(|start| self.unreachable.insert(start)) {
-                    self.hold(now, format!("{reason}; {count} messages were not delivered"));
+                if let Some(times) = self.count_malformed(now, (*from, kind), table) {
+                    let (peer, fault) = (format!("{from:?}"), error.to_string());
+                    self.waiting.push((now, Incident::MalformedFrame { peer, fault, times }));
                 }
             }
-            NetEvent::Connected { .. } | NetEvent::Message { .. } | NetEvent::Disconnected { .. } => {}
-        }
-    }
-
-    /// A neighbour is dead or stuck, with so many microbatches.
-    pub(crate) fn lost(&mut self, now: Instant, start: Start, with_it: usize, table: &PeerTable) {
-        self.lost.retain(|&start| is_member(start, table));
-        if with_it > 0 && self.lost.insert(start) {
-            let peer = start.0;
-            self.hold(
-                now,
-                format!("neighbour {peer:?} is dead or stuck; {with_it} microbatches that lie with it find another way"),
-            );
-        }
-    }
-
-    /// The run is over. Whoever has vanished has finished.
-    pub(crate) fn run_over(&mut self) {
-        self.run_over = true;
-        self.lines.clear();
-    }
-
-    /// Tells what is due.
-    pub(crate) fn tell(&mut self, now: Instant, reporter: &Reporter) {
-        for (_, message) in self.lines.extract_if(.., |(at, _)| *at <= now) {
-            reporter.tell(&Event::Incident { message });
-        }
-    }
-
-    fn hold(&mut self, now: Instant, line: String) {
-        if !self.run_over {
-            self.lines.push((now + HOLD, line));
-        }
-    }
-
-    fn malformed(&mut self, now: Instant, what: (PeerId, Kind), line: String, table: &PeerTable) {
-        self.malformed.retain(|&(known, _), _| known == what.0 || member(table, known).is_some());
-        let repeated = self.malformed.entry(what).or_insert_with(|| Repeated::every(MALFORMED_EVERY));
-        match repeated.happened_at(now) {
-            None => {}
-            Some(1) => self.lines.push((now, line)),
-            Some(times) => {
-                let line = format!("{line}; {} more since the last such line", times - 1);
-                self.lines.push((now, line));
+            NetEvent::Unreachable { peer, reason: LinkError::FrameRefused { code, .. }, .. } => {
+                if let Some(times) = self.count_malformed(now, (*peer, None), table) {
+                    let (peer, code) = (format!("{peer:?}"), *code);
+                    self.waiting.push((now, Incident::FrameRefused { peer, code, times }));
+                }
             }
+            NetEvent::Unreachable { peer, reason, undelivered } => {
+                self.unreachable.retain(|&instance| table.get(instance).is_some());
+                if table.instance(*peer).is_some_and(|instance| self.unreachable.insert(instance)) {
+                    let undelivered = undelivered.len();
+                    self.hold(now, Incident::Unreachable { reason: reason.to_string(), undelivered });
+                }
+            }
+            NetEvent::Connected(_) | NetEvent::Received { .. } | NetEvent::Disconnected { .. } => {}
         }
     }
-}
 
-fn is_member(start: Start, table: &PeerTable) -> bool {
-    table.get(start.0, start.1).is_some()
+    /// A neighbour is dead or stalled, and this many microbatches lie with it.
+    pub(crate) fn on_lost(&mut self, now: Instant, neighbour: Instance, affected: usize, table: &PeerTable) {
+        self.lost.retain(|&instance| table.get(instance).is_some());
+        if affected > 0 && self.lost.insert(neighbour) {
+            let peer = format!("{:?}", neighbour.peer);
+            self.hold(now, Incident::NeighbourLost { peer, affected });
+        }
+    }
+
+    /// The run is over. A peer that has vanished has finished.
+    pub(crate) fn run_finished(&mut self) {
+        self.run_finished = true;
+        self.waiting.clear();
+    }
+
+    /// Tells the incidents that are due.
+    pub(crate) fn tell(&mut self, now: Instant, reporter: &Reporter) {
+        for (_, incident) in self.waiting.extract_if(.., |(at, _)| *at <= now) {
+            reporter.tell(&Event::Incident(incident));
+        }
+    }
+
+    fn hold(&mut self, now: Instant, incident: Incident) {
+        if !self.run_finished {
+            self.waiting.push((now + HOLD, incident));
+        }
+    }
+
+    fn count_malformed(&mut self, now: Instant, kind: (PeerId, Kind), table: &PeerTable) -> Option<u64> {
+        self.malformed.retain(|&(known, _), _| known == kind.0 || table.instance(known).is_some());
+        let limit = self.malformed.entry(kind).or_insert_with(|| RateLimit::new(MALFORMED_INTERVAL));
+        limit.happened_at(now)
+    }
 }
 
 #[cfg(test)]
@@ -116,63 +101,64 @@ mod tests {
     use std::net::SocketAddr;
     use std::sync::mpsc;
 
-    use swarmline_scheduler::{Member, Membership, StageIndex, Standing};
+    use swarmline_scheduler::{Incarnation, Member, MemberState, Membership, StageIndex};
 
     use super::*;
 
     const PEER: PeerId = PeerId([1; 32]);
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// What a person hears of a table of one member.
-    struct Story {
-        incidents: Incidents,
+    /// What a person hears, with a table of one member.
+    struct Harness {
+        notices: Notices,
         table: PeerTable,
         now: Instant,
     }
 
-    impl Story {
+    impl Harness {
         fn new() -> Self {
-            let mut story = Self {
-                incidents: Incidents::default(),
-                table: PeerTable::new(PeerId([0; 32])),
-                now: Instant::now(),
-            };
-            story.publish(1);
-            story
+            let (notices, table) = (Notices::default(), PeerTable::new(PeerId([0; 32])));
+            let mut harness = Self { notices, table, now: Instant::now() };
+            harness.publish(1);
+            harness
         }
 
         fn publish(&mut self, incarnation: u64) {
             let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
-            let (incarnation, standing) = (Incarnation(incarnation), Standing::Serving(StageIndex(0)));
-            let members = vec![Member { peer: PEER, incarnation, standing, address }];
-            self.table.update(Membership { version: incarnation.0, members, ..Membership::default() });
+            let state = MemberState::Serving(StageIndex(0));
+            let members = vec![Member { instance: start(incarnation), state, address }];
+            self.table.update(Membership { version: incarnation, members, ..Membership::default() });
         }
 
         fn wait(&mut self, time: Duration) -> Vec<String> {
             self.now += time;
             let (hear, heard) = mpsc::channel();
             let reporter = Reporter::to(move |event| {
-                let Event::Incident { message } = event else { return };
-                let _ = hear.send(message.clone());
+                let Event::Incident(incident) = event else { return };
+                let _ = hear.send(incident.to_string());
             });
-            self.incidents.tell(self.now, &reporter);
+            self.notices.tell(self.now, &reporter);
             heard.try_iter().collect()
         }
 
         fn unreachable(&mut self, reason: LinkError) {
             let event = NetEvent::Unreachable { peer: PEER, reason, undelivered: Vec::new() };
-            self.incidents.heard(self.now, &event, &self.table);
+            self.notices.on_event(self.now, &event, &self.table);
         }
 
-        fn lost(&mut self, incarnation: u64, with_it: usize) {
-            self.incidents.lost(self.now, (PEER, Incarnation(incarnation)), with_it, &self.table);
+        fn lost(&mut self, incarnation: u64, affected: usize) {
+            self.notices.on_lost(self.now, start(incarnation), affected, &self.table);
         }
 
         fn malformed(&mut self) -> Vec<String> {
             let event = NetEvent::Malformed { from: PEER, error: FrameError::Magic { found: 7 } };
-            self.incidents.heard(self.now, &event, &self.table);
+            self.notices.on_event(self.now, &event, &self.table);
             self.wait(Duration::ZERO)
         }
+    }
+
+    fn start(incarnation: u64) -> Instance {
+        Instance::new(PEER, Incarnation(incarnation))
     }
 
     fn gone() -> LinkError {
@@ -181,44 +167,46 @@ mod tests {
 
     #[test]
     fn a_loss_is_told_once_for_each_start_after_a_while() {
-        let mut story = Story::new();
-        story.unreachable(gone());
-        story.lost(1, 3);
-        assert_eq!(story.wait(HOLD - SECOND), Vec::<String>::new());
-        let told = story.wait(SECOND);
-        assert!(told[0].starts_with("lost peer") && told[1].contains("; 3 microbatches") && told.len() == 2);
-        story.unreachable(gone());
-        story.lost(1, 1);
-        assert_eq!(story.wait(HOLD), Vec::<String>::new());
-        story.publish(2);
-        story.unreachable(gone());
-        story.lost(2, 0);
-        assert_eq!(story.wait(HOLD).len(), 1, "nothing lay with it");
-        story.lost(2, 1);
-        assert_eq!(story.wait(HOLD).len(), 1);
+        let mut harness = Harness::new();
+        harness.unreachable(gone());
+        harness.lost(1, 3);
+        assert_eq!(harness.wait(HOLD - SECOND), Vec::<String>::new());
+        let told = harness.wait(SECOND);
+        assert!(
+            told[0].starts_with("lost peer") && told[1].contains("recover 3 microbatches") && told.len() == 2
+        );
+        harness.unreachable(gone());
+        harness.lost(1, 1);
+        assert_eq!(harness.wait(HOLD), Vec::<String>::new());
+        harness.publish(2);
+        harness.unreachable(gone());
+        harness.lost(2, 0);
+        assert_eq!(harness.wait(HOLD).len(), 1, "nothing lay with it");
+        harness.lost(2, 1);
+        assert_eq!(harness.wait(HOLD).len(), 1);
     }
 
     #[test]
-    fn who_vanishes_at_the_end_of_the_run_has_finished() {
-        let mut story = Story::new();
-        story.unreachable(gone());
-        story.wait(HOLD - SECOND);
-        story.incidents.run_over();
-        story.lost(1, 3);
-        assert_eq!(story.wait(HOLD * 9), Vec::<String>::new());
+    fn a_peer_that_vanishes_at_the_end_of_the_run_has_finished() {
+        let mut harness = Harness::new();
+        harness.unreachable(gone());
+        harness.wait(HOLD - SECOND);
+        harness.notices.run_finished();
+        harness.lost(1, 3);
+        assert_eq!(harness.wait(HOLD * 9), Vec::<String>::new());
     }
 
     #[test]
     fn malformed_frames_are_told_at_once_and_then_once_in_a_while() {
-        let mut story = Story::new();
-        assert_eq!(story.malformed().len(), 1);
-        (0..30).for_each(|_| assert_eq!(story.malformed().len(), 0));
-        story.unreachable(LinkError::FrameRefused { peer: PEER, code: 2 });
-        assert_eq!(story.wait(MALFORMED_EVERY - SECOND).len(), 1, "another kind");
-        assert_eq!(story.malformed().len(), 0);
-        story.wait(SECOND);
-        assert!(story.malformed()[0].ends_with("; 31 more since the last such line"));
-        story.wait(MALFORMED_EVERY);
-        assert!(story.malformed()[0].ends_with("thrown away"));
+        let mut harness = Harness::new();
+        assert_eq!(harness.malformed().len(), 1);
+        (0..30).for_each(|_| assert_eq!(harness.malformed().len(), 0));
+        harness.unreachable(LinkError::FrameRefused { peer: PEER, code: 2 });
+        assert_eq!(harness.wait(MALFORMED_INTERVAL - SECOND).len(), 1, "another kind");
+        assert_eq!(harness.malformed().len(), 0);
+        harness.wait(SECOND);
+        assert!(harness.malformed()[0].ends_with("; 31 more since the last such line"));
+        harness.wait(MALFORMED_INTERVAL);
+        assert!(harness.malformed()[0].ends_with("dropped"));
     }
 }

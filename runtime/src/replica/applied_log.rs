@@ -1,4 +1,4 @@
-//! The applied microbatches of a replica as a file: one line each, for whoever wants to check that none counts twice.
+//! The applied microbatches of a replica as a file, one line each: whether any counts twice can be checked there.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -8,14 +8,14 @@ use swarmline_scheduler::{MicrobatchId, StageIndex};
 
 use crate::error::Error;
 
-/// Lines of `STAGE MICROBATCH`, written at once: what is in the weights of a killed process is in its file.
+/// Lines of `STAGE MICROBATCH`, written at once: the file of a killed process names every microbatch in its weights.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct AppliedLog {
     file: File,
     path: PathBuf,
 }
 
-impl Ledger {
+impl AppliedLog {
     /// Appends to the file at `path`.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let failed = |error| Error::File { action: "open", path: path.to_owned(), error };

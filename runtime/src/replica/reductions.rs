@@ -1,16 +1,16 @@
-//! Means, computed one after the other beside the executor's thread and the loop.
+//! Means of averaging rounds, computed one after the other beside the executor's thread and the loop.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use swarmline_scheduler::Attempt;
-use swarmline_scheduler::averaging::{Event, Fault, MEMBERS_MAX, PartIndex, Round};
+use swarmline_scheduler::averaging::{Fault, MEMBERS_MAX, PartIndex, Reply, Round};
 use tokio::task::JoinHandle;
 
 use crate::averaging::reduce;
 
-/// Means that can wait: a round has one part for each member open. Of more the oldest is given up; its owner's
-/// patience ends, and another one's turn comes.
+/// Reductions that can wait: a round has one part for each member open. Beyond that the oldest is given up; its owner
+/// runs into a timeout, and the next owner computes it.
 const WAITING_MAX: usize = MEMBERS_MAX;
 
 /// A mean to compute.
@@ -24,25 +24,25 @@ pub(super) struct Reduction {
 }
 
 impl Reduction {
-    fn compute(&self) -> Event<Bytes> {
-        self.answer(reduce(&self.own, &self.inputs))
+    fn compute(&self) -> Reply<Bytes> {
+        self.reply(reduce(&self.own, &self.inputs))
     }
 
-    /// No input is to blame.
-    fn failed(&self) -> Event<Bytes> {
-        self.answer(Err((usize::MAX, Fault::Malformed)))
+    /// The thread panicked: no input is to blame.
+    fn failed(&self) -> Reply<Bytes> {
+        self.reply(Err((usize::MAX, Fault::Malformed)))
     }
 
-    fn answer(&self, outcome: Result<Bytes, (usize, Fault)>) -> Event<Bytes> {
-        Event::Reduced { round: self.round, part: self.part, attempt: self.attempt, outcome }
+    fn reply(&self, outcome: Result<Bytes, (usize, Fault)>) -> Reply<Bytes> {
+        Reply::Reduced { round: self.round, part: self.part, attempt: self.attempt, outcome }
     }
 }
 
-/// The means that wait, and the one being computed.
+/// The reductions that wait, and the one being computed.
 #[derive(Debug, Default)]
 pub(super) struct Reductions {
     waiting: VecDeque<Reduction>,
-    running: Option<(JoinHandle<Event<Bytes>>, Event<Bytes>)>,
+    running: Option<(JoinHandle<Reply<Bytes>>, Reply<Bytes>)>,
 }
 
 impl Reductions {
@@ -54,13 +54,13 @@ impl Reductions {
         self.start();
     }
 
-    /// The next mean computed; never, if there is none. Nothing is lost if the wait is broken off.
-    pub(super) async fn next(&mut self) -> Event<Bytes> {
+    /// The next mean computed; never, if there is none. Nothing is lost if the wait is cancelled.
+    pub(super) async fn next(&mut self) -> Reply<Bytes> {
         let Some((running, failed)) = &mut self.running else { return std::future::pending().await };
-        let event = running.await.unwrap_or_else(|_| failed.clone());
+        let reply = running.await.unwrap_or_else(|_| failed.clone());
         self.running = None;
         self.start();
-        event
+        reply
     }
 
     fn start(&mut self) {

@@ -1,7 +1,7 @@
-//! What compression saves, counted on what was really sent.
+//! The saving of compression, counted on the frames that were sent.
 
 use bytes::Bytes;
-use swarmline_scheduler::{Message, StageIndex};
+use swarmline_scheduler::{Envelope, Message, StageIndex};
 
 use crate::config::Run;
 use crate::net::quic::BytesSent;
@@ -9,48 +9,52 @@ use crate::net::quic::BytesSent;
 /// Bytes of a bf16 number.
 const BF16_BYTES: u64 = 2;
 
-/// Counts the codes a process sends to neighbouring stages.
+/// Counts the activations and gradients that a replica sends to neighbouring stages.
 #[derive(Clone, Debug)]
-pub(crate) struct Traffic {
+pub(super) struct Traffic {
     stream_bytes: u64,
+    stage: StageIndex,
     last_stage: StageIndex,
-    codes: u64,
-    code_bytes: u64,
+    payloads: u64,
+    payload_bytes: u64,
 }
 
 /// Bytes that left for neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Totals {
-    /// As sent: frames with headers and ids. What replicas of a stage tell each other is not for neighbours.
-    pub(crate) sent: u64,
-    /// The same frames with the whole stream in bf16 in place of each code.
-    pub(crate) uncompressed: u64,
+pub(super) struct Totals {
+    /// As sent: frames with headers and token ids. Messages between replicas of a stage do not count.
+    pub(super) sent: u64,
+    /// The same frames with the whole stream in bf16 in place of each payload.
+    pub(super) uncompressed: u64,
 }
 
 impl Traffic {
-    pub(crate) fn new(run: &Run) -> Self {
+    pub(super) fn new(run: &Run, stage: StageIndex) -> Self {
         Self {
             stream_bytes: (run.tokens_per_microbatch() * run.model.hidden_size) as u64 * BF16_BYTES,
+            stage,
             last_stage: run.last_stage(),
-            codes: 0,
-            code_bytes: 0,
+            payloads: 0,
+            payload_bytes: 0,
         }
     }
 
-    /// Notes a message that `stage` sends. What stage 0 tells a feeder carries no code.
-    pub(crate) fn count(&mut self, message: &Message<Bytes>, stage: StageIndex) {
-        let code = match message {
-            Message::Forward { code, .. } if stage < self.last_stage => code,
-            Message::Backward { gradient, .. } if stage > StageIndex(0) => gradient,
-            _ => return,
+    /// Notes an envelope that the replica sends. A gradient of stage 0 has no receiver.
+    pub(super) fn count(&mut self, envelope: &Envelope<Bytes>) {
+        let crosses = match envelope.message {
+            Message::Forward { .. } => self.stage < self.last_stage,
+            Message::Backward { .. } => self.stage > StageIndex(0),
+            _ => false,
         };
-        self.codes += 1;
-        self.code_bytes += code.len() as u64;
+        if crosses {
+            self.payloads += 1;
+            self.payload_bytes += envelope.payload.len() as u64;
+        }
     }
 
-    pub(crate) fn totals(&self, frames: BytesSent) -> Totals {
+    pub(super) fn totals(&self, frames: BytesSent) -> Totals {
         let sent = frames.total().saturating_sub(frames.replicas);
-        let uncompressed = sent.saturating_sub(self.code_bytes) + self.codes * self.stream_bytes;
+        let uncompressed = sent.saturating_sub(self.payload_bytes) + self.payloads * self.stream_bytes;
         Totals { sent, uncompressed }
     }
 }

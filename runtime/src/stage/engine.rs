@@ -1,7 +1,7 @@
-//! What a stage does to a microbatch: unpack, forward, stash, pack; unpack, backward, step.
+//! The work of a stage on a microbatch: unpack, forward, stash, pack; unpack, backward, step.
 //!
-//! Synchronous and without a network: the executor of a replica runs one engine, `train` runs all of them in a
-//! row. A job that fails leaves no stash and no part of a gradient behind.
+//! Synchronous and without a network: the executor of a replica runs one engine, `train` runs all of them in a row. A job
+//! that fails leaves no stash and no part of a gradient behind.
 
 mod average;
 mod state;
@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use swarmline_kernels::Backend;
-use swarmline_scheduler::averaging::Event as Averaged;
-use swarmline_scheduler::stage::{Completion, Done, Evaluation, Job};
+use swarmline_scheduler::averaging::{Job as AveragingJob, Reply as AveragingReply};
+use swarmline_scheduler::stage::{Evaluation, Job, JobOutcome, JobReply};
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
 
 use super::executor::{Compute, Exported, Statistics};
-use crate::averaging::{self, Averager};
+use crate::averaging::Averager;
 use crate::config::{Run, limits};
 use crate::error::Error;
 use crate::model::{Shard, ShardError, Upstream};
@@ -43,8 +43,8 @@ pub struct Engine<B: Backend> {
     optimizer: StageOptimizer<B>,
     tokens: TokenCodec,
     learning: Learning,
-    /// Whose gradients are computed and wait for [`Engine::apply`] or [`Engine::drop_gradients`], and the weights
-    /// their forward ran with.
+    /// The microbatch whose gradients wait for [`Engine::apply`] or [`Engine::drop_gradients`], and the weights that its
+    /// forward ran with.
     ungranted: Option<(MicrobatchId, WeightVersion)>,
     averager: Averager,
     gradient_accumulation_steps: u64,
@@ -56,13 +56,13 @@ pub struct Engine<B: Backend> {
 pub enum Grant {
     /// They do.
     Given,
-    /// They wait for the feeder's word.
+    /// They wait for the feeder's answer.
     Awaited,
 }
 
-/// What the last stage gives back.
+/// The result of the last stage.
 #[derive(Clone, Debug)]
-pub struct Visit {
+pub struct LossAndGradient {
     /// Training loss of the microbatch.
     pub loss: Loss,
     /// Packed gradient for the stage before; empty if there is none.
@@ -81,7 +81,7 @@ pub enum EngineError {
     /// The gradient of the weights is not finite.
     #[error("the gradient is not finite")]
     NonFiniteGradient,
-    /// Gradients of one microbatch at a time wait for a grant.
+    /// The engine holds ungranted gradients of at most one microbatch.
     #[error("the gradients of {0} wait for their grant; no others are computed meanwhile")]
     GradientsWait(MicrobatchId),
     /// A grant for gradients that are not here.
@@ -119,13 +119,18 @@ impl<B: Backend> Engine<B> {
         })
     }
 
-    /// Forward pass; keeps a stash. `ids` and `code` are packed, `code` is empty at stage 0.
+    /// Forward pass; keeps a stash. `ids` and `activation` are packed, `activation` is empty at stage 0.
     ///
     /// # Errors
-    /// If something that came in is wrong or what goes out is not finite. No stash is kept then.
-    pub fn forward(&mut self, id: MicrobatchId, ids: &[u8], code: &[u8]) -> Result<Vec<u8>, EngineError> {
+    /// If the input does not fit the run or the output is not finite. No stash is kept then.
+    pub fn forward(
+        &mut self,
+        id: MicrobatchId,
+        ids: &[u8],
+        activation: &[u8],
+    ) -> Result<Vec<u8>, EngineError> {
         let tokens = self.tokens.decode(ids)?;
-        Ok(self.shard.forward(id, self.optimizer.version(), &tokens, code)?)
+        Ok(self.shard.forward(id, self.optimizer.version(), &tokens, activation)?)
     }
 
     /// Backward pass of a microbatch whose stash is held. With the grant given, its gradients of the weights are
@@ -146,23 +151,23 @@ impl<B: Backend> Engine<B> {
         Ok(backward.gradient)
     }
 
-    /// Forward, loss and backward in one visit: what the last stage does. As to the grant see [`Engine::backward`].
+    /// Forward, loss and backward in one pass, at the last stage. As to the grant see [`Engine::backward`].
     ///
     /// # Errors
-    /// If something that came in is wrong, the loss or a gradient is not finite, or other gradients wait.
+    /// If the input does not fit the run, the loss or a gradient is not finite, or other gradients wait.
     pub fn loss_and_backward(
         &mut self,
         id: MicrobatchId,
         ids: &[u8],
-        code: &[u8],
+        activation: &[u8],
         grant: Grant,
-    ) -> Result<Visit, EngineError> {
+    ) -> Result<LossAndGradient, EngineError> {
         self.assert_free(id)?;
         let tokens = self.tokens.decode(ids)?;
-        let outcome = self.shard.loss_and_backward(id, &tokens, code);
-        let visit = outcome.or_else(|error| self.give_up(id, error.into()))?;
+        let outcome = self.shard.loss_and_backward(id, &tokens, activation);
+        let result = outcome.or_else(|error| self.give_up(id, error.into()))?;
         self.settle(id, self.optimizer.version(), grant)?;
-        Ok(Visit { loss: visit.loss, gradient: visit.gradient })
+        Ok(LossAndGradient { loss: result.loss, gradient: result.gradient })
     }
 
     /// Contributes the gradients of `id`, which wait.
@@ -175,7 +180,7 @@ impl<B: Backend> Engine<B> {
         self.contribute(version)
     }
 
-    /// Throws away the gradients of `id`, if they wait.
+    /// Drops the gradients of `id`, if they wait.
     ///
     /// # Errors
     /// If the device fails.
@@ -189,20 +194,20 @@ impl<B: Backend> Engine<B> {
     /// Forward without a stash.
     ///
     /// # Errors
-    /// If something that came in is wrong or what goes out is not finite.
+    /// If the input does not fit the run or the output is not finite.
     pub fn evaluate(
         &mut self,
         id: MicrobatchId,
         ids: &[u8],
-        code: &[u8],
+        activation: &[u8],
         upstream: Upstream,
     ) -> Result<Evaluation<Vec<u8>>, EngineError> {
         let tokens: Tokens = self.tokens.decode(ids)?;
         if self.shard.has_head() {
-            return Ok(Evaluation::Loss(self.shard.evaluate_loss(id, &tokens, code, upstream)?));
+            return Ok(Evaluation::Loss(self.shard.evaluate_loss(id, &tokens, activation, upstream)?));
         }
-        let code = self.shard.evaluate(id, &tokens, code)?;
-        Ok(Evaluation::Code { version: self.optimizer.version(), code })
+        let activation = self.shard.evaluate(id, &tokens, activation)?;
+        Ok(Evaluation::Activation { version: self.optimizer.version(), activation })
     }
 
     /// Drops the stash of a microbatch that will not come back.
@@ -221,7 +226,7 @@ impl<B: Backend> Engine<B> {
         self.optimizer.staleness()
     }
 
-    /// The weights and how many updates made them, as a safetensors file.
+    /// The weights and the number of optimizer steps in them, as a safetensors file.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -343,31 +348,36 @@ impl<B: Backend> Engine<B> {
         Err(error)
     }
 
-    /// `None` for jobs without an answer.
-    fn answer(&mut self, job: Job<Bytes>) -> Option<Result<Done<Bytes>, EngineError>> {
+    /// `None` for jobs without a reply.
+    fn outcome(&mut self, job: Job<Bytes>) -> Option<Result<JobOutcome<Bytes>, EngineError>> {
         Some(match job {
-            Job::Forward { microbatch, ids, code } => {
+            Job::Forward { microbatch, ids, activation } => {
                 let version = self.optimizer.version();
-                self.forward(microbatch, &ids, &code)
-                    .map(|code| Done::Forwarded { version, code: code.into() })
+                self.forward(microbatch, &ids, &activation)
+                    .map(|activation| JobOutcome::Forwarded { version, activation: activation.into() })
             }
-            Job::LossAndBackward { microbatch, ids, code, granted } => {
-                let visit = self.loss_and_backward(microbatch, &ids, &code, Grant::from(granted));
-                visit.map(|visit| Done::LossAndBackward { loss: visit.loss, gradient: visit.gradient.into() })
+            Job::LossAndBackward { microbatch, ids, activation, granted } => {
+                let result = self.loss_and_backward(microbatch, &ids, &activation, Grant::from(granted));
+                result.map(|LossAndGradient { loss, gradient }| JobOutcome::LossAndBackward {
+                    loss,
+                    gradient: gradient.into(),
+                })
             }
             Job::Backward { microbatch, gradient, granted } => self
                 .backward(microbatch, &gradient, Grant::from(granted))
-                .map(|gradient| Done::Backwarded { gradient: gradient.into() }),
-            Job::Evaluate { microbatch, ids, code, cut } => {
+                .map(|gradient| JobOutcome::Backwarded { gradient: gradient.into() }),
+            Job::Evaluate { microbatch, ids, activation, cut } => {
                 let upstream = if cut { Upstream::Cut } else { Upstream::Connected };
-                self.evaluate(microbatch, &ids, &code, upstream).map(|evaluation| {
-                    Done::Evaluated(match evaluation {
-                        Evaluation::Code { version, code } => Evaluation::Code { version, code: code.into() },
+                self.evaluate(microbatch, &ids, &activation, upstream).map(|evaluation| {
+                    JobOutcome::Evaluated(match evaluation {
+                        Evaluation::Activation { version, activation } => {
+                            Evaluation::Activation { version, activation: activation.into() }
+                        }
                         Evaluation::Loss(loss) => Evaluation::Loss(loss),
                     })
                 })
             }
-            Job::Apply { microbatch } => self.apply(microbatch).map(|()| Done::Applied),
+            Job::Apply { microbatch } => self.apply(microbatch).map(|()| JobOutcome::Applied),
             Job::Drop { microbatch } => {
                 return self.drop_gradients(microbatch).err().map(Err);
             }
@@ -386,17 +396,17 @@ impl From<bool> for Grant {
 }
 
 impl<B: Backend> Compute for Engine<B> {
-    fn run(&mut self, job: Job<Bytes>) -> Result<Option<Completion<Bytes>>, Error> {
+    fn run(&mut self, job: Job<Bytes>) -> Result<Option<JobReply<Bytes>>, Error> {
         let microbatch = job.microbatch();
-        let done = match self.answer(job) {
-            Some(Ok(done)) => done,
-            Some(Err(error)) => Done::Refused(error.refusal()?),
+        let outcome = match self.outcome(job) {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(error)) => JobOutcome::Refused(error.refusal()?),
             None => return Ok(None),
         };
-        Ok(Some(Completion { microbatch, done }))
+        Ok(Some(JobReply { microbatch, outcome }))
     }
 
-    fn average(&mut self, job: averaging::Job) -> Result<Option<Averaged<Bytes>>, Error> {
+    fn average(&mut self, job: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error> {
         Ok(self.average(job)?)
     }
 
@@ -416,7 +426,7 @@ impl<B: Backend> Compute for Engine<B> {
 
     fn statistics(&self) -> Statistics {
         Statistics {
-            updates: self.optimizer.version().0,
+            steps: self.optimizer.version().0,
             staleness_p50: self.staleness().p50(),
             staleness_max: self.staleness().max(),
         }
@@ -429,8 +439,8 @@ impl<B: Backend> Compute for Engine<B> {
 }
 
 impl EngineError {
-    /// What others hear of it. They hear nothing of a failing device: its replica leaves at once, as after a sudden
-    /// death, and they go on with others from what they keep; a refusal would lose the microbatch instead.
+    /// The refusal that other peers hear of. They hear nothing of a failing device: its replica leaves at once, as after a
+    /// sudden death, and other replicas recover the microbatch; a refusal would lose it instead.
     ///
     /// # Errors
     /// The failure of the device.

@@ -1,8 +1,8 @@
-//! A stage's state on its way to a joining replica, as bytes; [`swarmline_scheduler::transfer`] says which go when.
+//! The state of a stage on its way to a joining replica, as bytes. [`swarmline_scheduler::transfer`] decides which bytes
+//! travel when.
 
 use bytes::Bytes;
-use swarmline_scheduler::averaging::Participant;
-use swarmline_scheduler::transfer::{DownloadEvent, Limits, Manifest, StateId};
+use swarmline_scheduler::transfer::{ChunkHash, Limits, Manifest};
 use swarmline_scheduler::{StageIndex, WeightVersion};
 
 use super::engine::state_bytes_max;
@@ -10,20 +10,19 @@ use crate::config::{Run, limits};
 
 const CHUNK_BYTES: u32 = limits::STATE_CHUNK_BYTES_MAX as u32;
 
-/// What a joiner of `stage` takes at most.
+/// The longest state and chunk that a joiner of `stage` takes.
 #[must_use]
 pub fn download_limits(run: &Run, stage: StageIndex) -> Limits {
     Limits { bytes_max: state_bytes_max(run, stage), chunk_bytes_max: CHUNK_BYTES }
 }
 
-/// A chunk that arrived, with its digest, for the scheduler to judge.
+/// Length in bytes and BLAKE3 digest of a chunk.
 #[must_use]
-pub fn arrived_chunk(from: Participant, state: StateId, chunk: u32, payload: Bytes) -> DownloadEvent<Bytes> {
-    let hash = *blake3::hash(&payload).as_bytes();
-    DownloadEvent::Chunk { from, state, chunk, bytes: payload.len() as u64, hash, payload }
+pub fn chunk_digest(chunk: &Bytes) -> (u64, ChunkHash) {
+    (chunk.len() as u64, *blake3::hash(chunk).as_bytes())
 }
 
-/// What a donor keeps of its state while joiners download it.
+/// A donor's copy of its state, while joiners download it.
 #[derive(Clone, Debug)]
 pub struct StateCopy {
     manifest: Manifest,
@@ -31,7 +30,7 @@ pub struct StateCopy {
 }
 
 impl StateCopy {
-    /// `bytes` is an exported state with `version` updates in it; `None` if it has more chunks than a manifest may
+    /// `bytes` is an exported state with `version` optimizer steps in it; `None` if it has more chunks than a manifest may
     /// name.
     #[must_use]
     pub fn new(version: WeightVersion, bytes: Bytes) -> Option<Self> {
@@ -42,7 +41,7 @@ impl StateCopy {
         fits.then_some(Self { manifest, bytes })
     }
 
-    /// What is in it.
+    /// Its length and the digests of its chunks.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
@@ -57,15 +56,15 @@ impl StateCopy {
     }
 }
 
-/// Where a joiner gathers a state.
+/// The state that a joiner gathers.
 #[derive(Debug, Default)]
 pub struct StateInbox {
     bytes: Vec<u8>,
 }
 
 impl StateInbox {
-    /// Makes room for a state of this length, which the scheduler has compared with the limits. What was gathered
-    /// before is void.
+    /// Makes room for a state of this length, which the scheduler has compared with the limits. Chunks stored before are
+    /// dropped.
     ///
     /// # Errors
     /// If there is no memory for it.
@@ -78,7 +77,7 @@ impl StateInbox {
         Ok(())
     }
 
-    /// Puts a verified chunk at its place; what does not fit is left out.
+    /// Puts a verified chunk at its place; one that does not fit is left out.
     pub fn store(&mut self, offset: u64, chunk: &[u8]) {
         let place = usize::try_from(offset).ok().and_then(|start| {
             let end = start.checked_add(chunk.len())?;

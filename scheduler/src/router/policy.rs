@@ -1,12 +1,12 @@
 //! The routing policies by name.
 
-use std::fmt;
-use std::str::FromStr;
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::router::{IwrrConfig, LeastOutstandingConfig, Router, RouterFactory, UniformConfig};
 
-/// A routing policy with its default settings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A routing policy with its default settings. Its name, in a run file too, is the variant's in kebab case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Policy {
     /// To the replica that returns a microbatch soonest: [`LeastOutstanding`](crate::router::LeastOutstanding).
     #[default]
@@ -17,24 +17,9 @@ pub enum Policy {
     Uniform,
 }
 
-/// A name that no policy has.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no routing policy `{0}`; choose least-outstanding, iwrr or uniform")]
-pub struct UnknownPolicy(pub String);
-
 impl Policy {
     /// All of them, the default first.
-    pub const ALL: [Self; 3] = [Self::LeastOutstanding, Self::Iwrr, Self::Uniform];
-
-    /// Its name in a run file and on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::LeastOutstanding => "least-outstanding",
-            Self::Iwrr => "iwrr",
-            Self::Uniform => "uniform",
-        }
-    }
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 }
 
 impl RouterFactory for Policy {
@@ -44,35 +29,5 @@ impl RouterFactory for Policy {
             Self::Iwrr => IwrrConfig.build(seed),
             Self::Uniform => UniformConfig.build(seed),
         }
-    }
-}
-
-impl FromStr for Policy {
-    type Err = UnknownPolicy;
-
-    fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
-        let named = Self::ALL.into_iter().find(|policy| policy.name() == name);
-        named.ok_or_else(|| UnknownPolicy(name.to_owned()))
-    }
-}
-
-impl fmt::Display for Policy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_lead_back_and_a_wrong_one_names_the_right_ones() {
-        for policy in Policy::ALL {
-            assert_eq!(policy.to_string().parse(), Ok(policy));
-        }
-        let refused = "fastest".parse::<Policy>().unwrap_err().to_string();
-        assert!(refused.contains("`fastest`"));
-        assert!(Policy::ALL.iter().all(|policy| refused.contains(policy.name())), "{refused}");
     }
 }

@@ -78,7 +78,7 @@ proptest! {
         seed in any::<u64>(),
         steps in prop::collection::vec(step(), 0..120),
     ) {
-        for policy in Policy::ALL {
+        for &policy in Policy::ALL {
             let choices = follow(policy, seed, &steps);
             prop_assert_eq!(&choices, &follow(policy, seed, &steps));
             if policy != Policy::LeastOutstanding {

@@ -170,7 +170,7 @@ impl Scenario {
         scenario.service_times = std::iter::repeat_with(service).take(5).collect();
         scenario.refused_per_mille = if rng.chance(1, 4) { 5 } else { 0 };
         scenario.lease_count = 8 + rng.below(40);
-        scenario.router = rng.pick(&Policy::ALL).copied().unwrap_or_default();
+        scenario.router = rng.pick(Policy::ALL).copied().unwrap_or_default();
         let faults = 5 + rng.below(6);
         scenario.faults = (0..faults).map(|_| scenario.draw_fault(&mut rng)).collect();
         let averaging = AveragingSchedule { interval: 5 + rng.below(16), fragments: 1 + rng.below(3) };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::report::ProgressReport;
 
-/// Where nobody redraws, one line this often is enough.
+/// On a screen that is not redrawn, one line in this time.
 const PLAIN_LINE_EVERY: Duration = Duration::from_secs(5);
 /// Points of the loss curve.
 const CURVE_WIDTH: usize = 40;

@@ -1,4 +1,4 @@
-//! The processes of a demo: this very binary, started once per role.
+//! The processes of a demo: this very binary, started once for each role.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -9,46 +9,46 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 
-use super::audit::LEDGER;
+use super::audit::APPLIED_LOG;
 use crate::cli::failure::Failure;
 use crate::report::Event;
 
-/// A started process may take this long to say its first word: key generation, binding, building a shard.
-const FIRST_WORD_WITHIN: Duration = Duration::from_secs(20);
+/// A started process may take this long to its first event: key generation, binding, building a shard.
+const FIRST_EVENT_WITHIN: Duration = Duration::from_secs(20);
 /// A process that was asked to stop gets this long to hand over and leave.
 const LEAVE_WITHIN: Duration = Duration::from_secs(15);
-/// Events waiting to be drawn; a reporter blocks its own pipe when nobody reads.
+/// Events waiting to be drawn; beyond that, a process blocks on its own pipe.
 const EVENTS_QUEUED_MAX: usize = 1024;
 
-/// Who said it.
+/// A process of the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Speaker {
+pub(super) enum Source {
     Coordinator,
     Feeder,
     Replica(usize),
 }
 
-/// Something a process said or that happened to it.
+/// What a process prints, and its end.
 #[derive(Debug)]
-pub(super) enum Heard {
-    /// It told something.
+pub(super) enum Output {
+    /// An event on standard output.
     Event(Event),
-    /// It complained on standard error.
+    /// A line on standard error.
     Complaint(String),
-    /// It has ended, and everything it said was heard.
-    Silence,
+    /// The process has ended, and all its output was read.
+    Ended,
 }
 
 /// The running processes. Dropping it closes their standard input, which is their sign to stop.
 #[derive(Debug)]
 pub(super) struct Swarm {
-    processes: Vec<(Speaker, Process)>,
-    /// What replicas compute on.
+    processes: Vec<(Source, Process)>,
+    /// Device, profile and threads of a replica.
     setup: Setup,
-    /// Where replicas keep their ledgers.
+    /// Folder for the applied logs of replicas.
     folder: PathBuf,
-    sender: mpsc::Sender<(Speaker, Heard)>,
-    events: mpsc::Receiver<(Speaker, Heard)>,
+    sender: mpsc::Sender<(Source, Output)>,
+    events: mpsc::Receiver<(Source, Output)>,
 }
 
 #[derive(Debug)]
@@ -66,48 +66,48 @@ impl Swarm {
     /// Starts the coordinator and returns the invite it prints.
     pub(super) async fn start_coordinator(&mut self, run_file: &Path) -> Result<(String, String), Failure> {
         let run_file = run_file.to_string_lossy();
-        self.start(Speaker::Coordinator, &["coordinator", "--run", &run_file, "--listen", "127.0.0.1:0"])?;
-        let first = tokio::time::timeout(FIRST_WORD_WITHIN, self.events.recv()).await;
+        self.start(Source::Coordinator, &["coordinator", "--run", &run_file, "--listen", "127.0.0.1:0"])?;
+        let first = tokio::time::timeout(FIRST_EVENT_WITHIN, self.events.recv()).await;
         match first {
-            Ok(Some((_, Heard::Event(Event::Listening { invite, manifest })))) => Ok((invite, manifest)),
-            Ok(Some((_, Heard::Complaint(complaint)))) => {
+            Ok(Some((_, Output::Event(Event::Listening { invite, manifest })))) => Ok((invite, manifest)),
+            Ok(Some((_, Output::Complaint(complaint)))) => {
                 Err(Failure::failed(format!("the coordinator process did not come up: {complaint}")))
             }
             Ok(_) | Err(_) => Err(Failure::failed(format!(
                 "the coordinator process did not come up within {} s",
-                FIRST_WORD_WITHIN.as_secs()
+                FIRST_EVENT_WITHIN.as_secs()
             ))),
         }
     }
 
     pub(super) fn start_replica(&mut self, index: usize, invite: &str) -> Result<(), Failure> {
-        let ledger = self.folder.join(format!("{LEDGER}{index}"));
-        let ledger = ledger.to_string_lossy();
+        let applied_log = self.folder.join(format!("{APPLIED_LOG}{index}"));
+        let applied_log = applied_log.to_string_lossy();
         let Setup { device, profile, threads, .. } = self.setup;
         let (device, profile, threads) = (device.to_string(), profile.to_string(), threads.to_string());
         let computing = ["--device", &device, "--profile", &profile, "--threads", &threads];
-        let place = ["--listen", "127.0.0.1:0", "--ledger", &ledger];
-        self.start(Speaker::Replica(index), &[&["join", invite], &computing[..], &place[..]].concat())
+        let place = ["--listen", "127.0.0.1:0", "--applied-log", &applied_log];
+        self.start(Source::Replica(index), &[&["join", invite], &computing[..], &place[..]].concat())
     }
 
-    /// Ends a replica with SIGKILL: it can say no goodbye.
+    /// Ends a replica with SIGKILL: it hands nothing over.
     pub(super) async fn kill(&mut self, index: usize) -> Result<(), Failure> {
-        let victim = self.processes.iter_mut().find(|(speaker, _)| *speaker == Speaker::Replica(index));
+        let victim = self.processes.iter_mut().find(|(source, _)| *source == Source::Replica(index));
         let Some((_, process)) = victim else { return Ok(()) };
         let killed = process.child.kill().await;
         killed.map_err(|error| Failure::failed(format!("cannot kill replica {index}: {error}")))
     }
 
     pub(super) fn start_feeder(&mut self, invite: &str) -> Result<(), Failure> {
-        self.start(Speaker::Feeder, &["feed", invite, "--listen", "127.0.0.1:0"])
+        self.start(Source::Feeder, &["feed", invite, "--listen", "127.0.0.1:0"])
     }
 
-    /// The next thing anybody says.
-    pub(super) async fn heard(&mut self) -> Option<(Speaker, Heard)> {
+    /// The next output of any process.
+    pub(super) async fn output(&mut self) -> Option<(Source, Output)> {
         self.events.recv().await
     }
 
-    /// Asks everybody to stop and waits until they have; a process that does not is killed.
+    /// Asks every process to stop and waits until it has; one that does not is killed.
     pub(super) async fn stop(&mut self) {
         for (_, process) in &mut self.processes {
             process.leash = None;
@@ -119,7 +119,7 @@ impl Swarm {
         }
     }
 
-    fn start(&mut self, speaker: Speaker, arguments: &[&str]) -> Result<(), Failure> {
+    fn start(&mut self, source: Source, arguments: &[&str]) -> Result<(), Failure> {
         let cannot = |error| Failure::failed(format!("cannot start `swarmline {}`: {error}", arguments[0]));
         let binary = std::env::current_exe().map_err(cannot)?;
         let mut child = Command::new(binary)
@@ -135,36 +135,36 @@ impl Swarm {
             .map_err(cannot)?;
         let leash = child.stdin.take();
         if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {
-            tokio::spawn(listen(speaker, stdout, stderr, self.sender.clone()));
+            tokio::spawn(listen(source, stdout, stderr, self.sender.clone()));
         }
-        self.processes.push((speaker, Process { child, leash }));
+        self.processes.push((source, Process { child, leash }));
         Ok(())
     }
 }
 
-/// Passes on everything a process says, and at last that it is silent.
+/// Passes on everything that a process prints, and its end.
 async fn listen(
-    speaker: Speaker,
+    source: Source,
     stdout: ChildStdout,
     stderr: ChildStderr,
-    sender: mpsc::Sender<(Speaker, Heard)>,
+    sender: mpsc::Sender<(Source, Output)>,
 ) {
-    let told = pass_on(stdout, |line| serde_json::from_str(line).ok().map(Heard::Event), speaker, &sender);
-    let complained = pass_on(stderr, |line| Some(Heard::Complaint(line.to_owned())), speaker, &sender);
+    let told = pass_on(stdout, |line| serde_json::from_str(line).ok().map(Output::Event), source, &sender);
+    let complained = pass_on(stderr, |line| Some(Output::Complaint(line.to_owned())), source, &sender);
     tokio::join!(told, complained);
-    let _ = sender.send((speaker, Heard::Silence)).await;
+    let _ = sender.send((source, Output::Ended)).await;
 }
 
 async fn pass_on(
     pipe: impl AsyncRead + Unpin,
-    understand: impl Fn(&str) -> Option<Heard>,
-    speaker: Speaker,
-    sender: &mpsc::Sender<(Speaker, Heard)>,
+    understand: impl Fn(&str) -> Option<Output>,
+    source: Source,
+    sender: &mpsc::Sender<(Source, Output)>,
 ) {
     let mut lines = BufReader::new(pipe).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         if let Some(heard) = understand(&line)
-            && sender.send((speaker, heard)).await.is_err()
+            && sender.send((source, heard)).await.is_err()
         {
             return;
         }

@@ -1,4 +1,4 @@
-//! What a demo ends with: a table for people, one JSON object for programs.
+//! The result of a demo: a table for people, one JSON object for programs.
 
 use std::collections::BTreeMap;
 
@@ -9,21 +9,21 @@ use super::audit::Audit;
 use crate::config::Mode;
 use crate::report::{FeederReport, ReplicaReport};
 
-/// The figures of a finished demo. What does not exist yet is null.
+/// The figures of a finished demo. A figure that does not exist yet is null.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Summary {
     pub(super) mode: &'static str,
-    /// Held-out loss before the first update, nats a token.
+    /// Held-out loss before the first optimizer step, nats a token.
     pub(super) loss_first: Option<f64>,
-    /// Held-out loss after the last update, nats a token.
+    /// Held-out loss after the last optimizer step, nats a token.
     pub(super) loss_last: Option<f64>,
     /// Loss of a bigram model on the same held-out text, nats a token.
     pub(super) loss_bigram: Option<f64>,
     /// Held-out loss when the last stage sees zeros instead of its upstream, nats a token.
     pub(super) loss_without_upstream: Option<f64>,
     pub(super) tokens: u64,
-    /// Optimizer steps of the replica that took the fewest; one that joins late takes the number of its donor over.
-    pub(super) updates: Option<u64>,
+    /// Optimizer steps of the replica that took the fewest; one that joins late begins with the number of its donor.
+    pub(super) steps: Option<u64>,
     pub(super) tokens_per_s: f64,
     /// Median staleness at stage 0, where it is largest, weight versions.
     pub(super) staleness_p50: Option<u64>,
@@ -31,22 +31,22 @@ pub(super) struct Summary {
     pub(super) refused: u64,
     pub(super) lost: u64,
     pub(super) duplicates: u64,
-    /// Stages of finished microbatches that no replica was allowed to learn from.
+    /// Stages of finished microbatches without a grant.
     pub(super) ungranted: u64,
-    /// Contributions granted to the replica that was killed, and not carried on by an averaging round.
+    /// Contributions granted to the replica that was killed, before an averaging round gave them to another one.
     pub(super) contributions_lost: u64,
     pub(super) killed: u64,
-    /// Sent anew, because the replica that had them was killed.
-    pub(super) rerouted: u64,
+    /// Handed on again, because the replica that had them was killed.
+    pub(super) retried: u64,
     /// Taken over from the replica that was killed.
-    pub(super) restored: u64,
-    /// Everything that left a process for a neighbouring stage, headers and ids included.
+    pub(super) recovered: u64,
+    /// Bytes that left a process for a neighbouring stage, headers and token ids included.
     pub(super) boundary_bytes: u64,
     /// The same frames with the whole stream in bf16.
     pub(super) boundary_bytes_bf16: u64,
     /// From the first process started to the last one gone.
     pub(super) seconds: f64,
-    /// What each replica said last; a killed one cannot say more.
+    /// The last report of each replica; a killed one sends no further.
     #[serde(skip)]
     replicas: BTreeMap<usize, ReplicaReport>,
 }
@@ -78,7 +78,7 @@ impl Summary {
         self.lost = report.lost;
         self.ungranted = report.ungranted;
         self.contributions_lost = report.contributions_lost;
-        self.rerouted += report.resent;
+        self.retried += report.retried;
         self.boundary_bytes += report.bytes_sent;
         self.boundary_bytes_bf16 += report.bytes_sent;
     }
@@ -87,16 +87,16 @@ impl Summary {
         self.replicas.insert(index, report);
     }
 
-    /// What the ledgers of all replicas say, the killed one's included. Adds up what the replicas said.
+    /// Takes the figures of all applied logs, the killed replica's included, and adds up the reports.
     pub(super) fn take_audit(&mut self, audit: &Audit) {
         self.duplicates = audit.duplicates;
         for report in self.replicas.values() {
             self.boundary_bytes += report.boundary_bytes;
             self.boundary_bytes_bf16 += report.boundary_bytes_bf16;
-            self.restored += report.restored;
-            self.rerouted += report.rerouted;
+            self.recovered += report.recovered;
+            self.retried += report.retried;
             if report.last {
-                self.updates = Some(self.updates.map_or(report.updates, |least| least.min(report.updates)));
+                self.steps = Some(self.steps.map_or(report.steps, |least| least.min(report.steps)));
             }
             if report.stage == 0 {
                 self.staleness_p50 = self.staleness_p50.max(Some(report.staleness_p50));
@@ -116,10 +116,10 @@ impl Summary {
             (
                 "training",
                 format!(
-                    "{}, {} tokens, {} updates a replica or more",
+                    "{}, {} tokens, {} steps a replica or more",
                     self.mode,
                     self.tokens,
-                    self.updates.unwrap_or(0)
+                    self.steps.unwrap_or(0)
                 ),
             ),
             ("speed", format!("{:.0} tokens/s, {:.0} s in all", self.tokens_per_s, self.seconds)),
@@ -137,8 +137,8 @@ impl Summary {
             (
                 "killed on the way",
                 format!(
-                    "{}; {} microbatches sent anew, {} taken over, {} contributions lost with it",
-                    self.killed, self.rerouted, self.restored, self.contributions_lost
+                    "{}; {} microbatches retried, {} recovered, {} applied contributions lost",
+                    self.killed, self.retried, self.recovered, self.contributions_lost
                 ),
             ),
             (

@@ -48,6 +48,7 @@ pub(crate) fn tiny(kind: Kind, packing: Packing) -> Run {
             max_in_flight: 6,
             gradient_accumulation_steps: 1,
             activation_checkpointing: false,
+            router: Default::default(),
         },
         boundary: Boundary { kind, rank: 4, packing, anchor_scale: 0.02 },
         batch: Batch { sequences: 2 },

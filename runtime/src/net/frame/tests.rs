@@ -12,7 +12,8 @@ use swarmline_scheduler::{
 
 use super::*;
 
-const LIMITS: FrameLimits = FrameLimits { header_bytes_max: 2048, ids_bytes_max: 64, activation_bytes_max: 256 };
+const LIMITS: FrameLimits =
+    FrameLimits { header_bytes_max: 2048, ids_bytes_max: 64, activation_bytes_max: 256 };
 
 fn hop(stage: Option<u16>) -> Hop {
     let instance = Instance::new(PeerId([3; 32]), Incarnation(u64::MAX));
@@ -124,10 +125,7 @@ fn averaging(content: Content) -> Envelope<Bytes> {
 fn with_numbers(content: Content, payload: Bytes) -> Envelope<Bytes> {
     let group = GroupId { round: Round(7), members: u64::MAX };
     let (part, attempt) = (PartIndex(u32::MAX), Attempt(2));
-    Envelope::with_payload(
-        Message::Averaging(AveragingMessage { group, part, attempt, content }),
-        payload,
-    )
+    Envelope::with_payload(Message::Averaging(AveragingMessage { group, part, attempt, content }), payload)
 }
 
 /// Longer than any activation of this run.

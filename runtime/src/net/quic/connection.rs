@@ -58,18 +58,17 @@ pub(super) async fn register(shared: &Shared, connection: &Connection, instance:
 
 async fn admit(shared: &Shared, incoming: Incoming) -> Option<(Connection, Instance)> {
     let from = incoming.remote_address();
-    let (connection, instance) =
-        match tokio::time::timeout(HANDSHAKE_MAX, welcome(shared, incoming)).await {
-            Ok(Ok(admitted)) => admitted,
-            Ok(Err(error)) => {
-                tracing::warn!(%from, "a peer could not connect: {error}");
-                return None;
-            }
-            Err(_) => {
-                tracing::debug!(%from, "a handshake took too long");
-                return None;
-            }
-        };
+    let (connection, instance) = match tokio::time::timeout(HANDSHAKE_MAX, welcome(shared, incoming)).await {
+        Ok(Ok(admitted)) => admitted,
+        Ok(Err(error)) => {
+            tracing::warn!(%from, "a peer could not connect: {error}");
+            return None;
+        }
+        Err(_) => {
+            tracing::debug!(%from, "a handshake took too long");
+            return None;
+        }
+    };
     register(shared, &connection, instance).await.then_some((connection, instance))
 }
 

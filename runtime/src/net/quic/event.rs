@@ -73,7 +73,9 @@ fn describe(message: &Message) -> String {
         Message::StatusRequest { microbatch, attempt, .. } => {
             format!("status request {microbatch}.{}", attempt.0)
         }
-        Message::StatusReply { microbatch, attempt, .. } => format!("status reply {microbatch}.{}", attempt.0),
+        Message::StatusReply { microbatch, attempt, .. } => {
+            format!("status reply {microbatch}.{}", attempt.0)
+        }
         Message::Forwarded { microbatch, attempt, .. } => format!("forwarded {microbatch}.{}", attempt.0),
         Message::OrphanNotice { microbatch, .. } => format!("orphan {microbatch}"),
         Message::Claim { microbatches, .. } => format!("claim of {}", microbatches.len()),

@@ -138,9 +138,7 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         }
         Wire::Outcomes(outcomes) => Message::Outcomes { ranges: decode_ranges(outcomes.ranges)? },
         Wire::Heartbeat(heartbeat) => Message::Heartbeat(decode_heartbeat(&heartbeat)),
-        Wire::RoundCall(call) => {
-            Message::RoundCall { round: Round(call.round), is_closing: call.is_closing }
-        }
+        Wire::RoundCall(call) => Message::RoundCall { round: Round(call.round), is_closing: call.is_closing },
         Wire::RoundReport(report) => Message::RoundReport { round: Round(report.round) },
         Wire::RecoverRange(request) => Message::RecoverRange {
             first: MicrobatchId(request.first),

@@ -1,15 +1,15 @@
-//! What the engine does for averaging rounds, between two microbatches.
+//! The engine's part in averaging rounds, between two microbatches.
 
 use bytes::Bytes;
 use swarmline_kernels::{Backend, Result};
-use swarmline_scheduler::averaging::Event;
+use swarmline_scheduler::averaging::{Job, Reply};
 
 use super::Engine;
-use crate::averaging::{ApplyError, Averager, FragmentSnapshot, Fragments, Job, Learned, TensorsMut};
+use crate::averaging::{ApplyError, Averager, FragmentSnapshot, Fragments, Learned, TensorsMut, reduce};
 use crate::hashing::digest;
 use crate::model::ParameterLog;
 
-/// An engine in its parts, for those who bring in values from outside.
+/// An engine in its parts, for code that brings in values from outside.
 pub(super) struct Opened<'a, B: Backend> {
     pub(super) backend: &'a mut B,
     pub(super) learned: Learned<'a, B::Tensor>,
@@ -18,24 +18,27 @@ pub(super) struct Opened<'a, B: Backend> {
 }
 
 impl<B: Backend> Engine<B> {
-    /// Which of this stage's numbers are averaged together.
+    /// The fragments into which this stage's numbers are divided.
     #[must_use]
     pub fn fragments(&self) -> &Fragments {
         self.averager.fragments()
     }
 
-    /// Does a job of an averaging round; `Finish` has no answer. A mean that cannot be used is logged, and answered so
-    /// that the round goes on without it.
+    /// Does a job of an averaging round; `Finish` has no reply. A mean that cannot be used is logged, and the reply lets the
+    /// round go on without it.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn average(&mut self, job: Job) -> Result<Option<Event<Bytes>>> {
+    pub fn average(&mut self, job: Job<Bytes>) -> Result<Option<Reply<Bytes>>> {
         let Opened { backend, mut learned, log, averager } = self.opened();
         Ok(match job {
-            Job::Snapshot { round, set, parts } => {
+            Job::Snapshot { round, fragment, parts } => {
                 let FragmentSnapshot { weight, parts } =
-                    averager.snapshot(backend, &learned, round, set, parts)?;
-                Some(Event::Snapshot { round, weight, parts })
+                    averager.snapshot(backend, &learned, round, fragment, parts)?;
+                Some(Reply::Snapshot { round, weight, parts })
+            }
+            Job::Reduce { round, part, attempt, own, inputs } => {
+                Some(Reply::Reduced { round, part, attempt, outcome: reduce(&own, &inputs) })
             }
             Job::Apply { round, part, mean } => {
                 let record = |name: &str, weights: &[f32]| log.record(name, digest(weights));
@@ -47,9 +50,9 @@ impl<B: Backend> Engine<B> {
                         false
                     }
                 };
-                Some(Event::Applied { round, part, applied })
+                Some(Reply::Applied { round, part, applied })
             }
-            Job::Finish { round, complete } => {
+            Job::Finish { round, complete, .. } => {
                 averager.finish(round, complete);
                 None
             }

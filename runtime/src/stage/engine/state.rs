@@ -17,7 +17,7 @@ use crate::model::{ShardError, Snapshot, SnapshotError, SnapshotTensor};
 use crate::optim::{Counters, ImportError, NamedTensor, OptimizerState};
 
 /// Keys of the metadata.
-const UPDATES: &str = "updates";
+const STEPS: &str = "steps";
 const MOMENTUM_PRODUCT: &str = "momentum_product";
 const RECENT_NORMS: &str = "recent_norms";
 /// What the names of both moments contain, and no parameter's does.
@@ -28,7 +28,7 @@ const PARAMETER_BYTES: u64 = 12;
 /// Bytes of the names, shapes and counters: more than the largest run has.
 const HEADER_BYTES_MAX: u64 = 8 << 20;
 
-/// Why a state cannot be written or taken.
+/// Why a state cannot be written or taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The file or its parameters.
@@ -52,7 +52,7 @@ pub fn state_bytes_max(run: &Run, stage: StageIndex) -> u64 {
 }
 
 impl<B: Backend> Engine<B> {
-    /// Weights, moments and counters, as they are between two updates. Equal states have equal bytes.
+    /// Weights, moments and counters, as they are between two optimizer steps. Equal states have equal bytes.
     ///
     /// # Errors
     /// If the device fails.
@@ -111,7 +111,7 @@ impl<B: Backend> Engine<B> {
 fn write_counters(counters: &Counters) -> BTreeMap<String, String> {
     let norms: Vec<String> = counters.recent_norms.iter().map(|norm| bits(*norm)).collect();
     BTreeMap::from([
-        (UPDATES.to_owned(), counters.steps.to_string()),
+        (STEPS.to_owned(), counters.steps.to_string()),
         (MOMENTUM_PRODUCT.to_owned(), bits(counters.momentum_product)),
         (RECENT_NORMS.to_owned(), norms.join(" ")),
     ])
@@ -120,11 +120,11 @@ fn write_counters(counters: &Counters) -> BTreeMap<String, String> {
 /// Whether the counters make sense is the optimizer's business.
 fn read_counters(metadata: &BTreeMap<String, String>) -> Result<Counters, StateError> {
     let text = |key: &'static str| metadata.get(key).ok_or(StateError::Counter(key));
-    let updates = text(UPDATES)?.parse().map_err(|_| StateError::Counter(UPDATES))?;
+    let steps = text(STEPS)?.parse().map_err(|_| StateError::Counter(STEPS))?;
     let momentum_product = from_bits(text(MOMENTUM_PRODUCT)?).ok_or(StateError::Counter(MOMENTUM_PRODUCT))?;
     let norms: Option<Vec<f64>> = text(RECENT_NORMS)?.split_whitespace().map(from_bits).collect();
     let recent_norms = norms.ok_or(StateError::Counter(RECENT_NORMS))?;
-    Ok(Counters { steps: updates, momentum_product, recent_norms })
+    Ok(Counters { steps, momentum_product, recent_norms })
 }
 
 fn bits(number: f64) -> String {

@@ -1,22 +1,22 @@
 //! Engines side by side: what averaging and a download of the state do to them.
 
 use swarmline_kernels::Cpu;
-use swarmline_scheduler::averaging::{Event, PartIndex, Round};
+use swarmline_scheduler::averaging::{PartIndex, Round};
 use swarmline_scheduler::{MicrobatchId, StageIndex};
 
 use super::*;
-use crate::averaging::{Job as AveragingJob, reduce};
+use crate::averaging::reduce;
 use crate::config::{Kind, Packing};
 use crate::model::SnapshotError;
 use crate::model::tests::tiny;
 use crate::optim::ImportError;
 
 const LAST: StageIndex = StageIndex(2);
-const SETS: u32 = 4;
+const FRAGMENTS: u32 = 4;
 
 fn run() -> Run {
     let mut run = tiny(Kind::Subspace, Packing::F32);
-    run.averaging.fragments = SETS;
+    run.averaging.fragments = FRAGMENTS;
     run
 }
 
@@ -37,17 +37,17 @@ fn learn(engine: &mut Engine<Cpu>, microbatches: std::ops::Range<u64>) {
     for id in microbatches {
         let ids: Vec<u32> = (0..codec.ids() as u64).map(|i| ((i * 3 + id * 5) % 11) as u32).collect();
         let ids = codec.encode(&ids).unwrap();
-        let code: Vec<u8> = (0..engine.shard().input_codec().byte_len() / 4)
+        let activation: Vec<u8> = (0..engine.shard().input_codec().byte_len() / 4)
             .flat_map(|i| ((i as f32 + id as f32) * 0.37).sin().to_le_bytes())
             .collect();
-        engine.loss_and_backward(MicrobatchId(id), &ids, &code, Grant::Given).unwrap();
+        engine.loss_and_backward(MicrobatchId(id), &ids, &activation, Grant::Given).unwrap();
     }
 }
 
 fn snapshot(engine: &mut Engine<Cpu>, round: Round) -> (u64, Vec<Bytes>) {
-    let job = AveragingJob::Snapshot { round, set: round.set(SETS), parts: 2 };
+    let job = AveragingJob::Snapshot { round, fragment: round.fragment(FRAGMENTS), parts: 2 };
     match engine.average(job) {
-        Ok(Some(Event::Snapshot { weight, parts, .. })) => (weight, parts),
+        Ok(Some(AveragingReply::Snapshot { weight, parts, .. })) => (weight, parts),
         other => panic!("no snapshot but {other:?}"),
     }
 }
@@ -60,21 +60,22 @@ fn average(engines: &mut [Engine<Cpu>], round: Round) {
         let mean = reduce(&inputs[0].1, &inputs).unwrap();
         for engine in engines.iter_mut() {
             let job = AveragingJob::Apply { round, part: PartIndex(part), mean: mean.clone() };
-            assert!(matches!(engine.average(job), Ok(Some(Event::Applied { applied: true, .. }))));
+            assert!(matches!(engine.average(job), Ok(Some(AveragingReply::Applied { applied: true, .. }))));
         }
     }
+    let finish = AveragingJob::Finish { round, fragment: round.fragment(FRAGMENTS), complete: true };
     for engine in engines {
-        assert!(engine.average(AveragingJob::Finish { round, complete: true }).unwrap().is_none());
+        assert!(engine.average(finish.clone()).unwrap().is_none());
     }
 }
 
 #[test]
-fn after_each_set_has_been_round_at_rest_replicas_have_one_hash() {
+fn after_each_fragment_was_averaged_at_rest_replicas_have_one_hash() {
     let mut engines = [trained(0..3), trained(3..5), trained(5..9)];
     let weights: Vec<u64> = engines.iter_mut().map(|engine| snapshot(engine, Round(1)).0).collect();
     assert_eq!(weights, [3, 2, 4]);
     assert_ne!(engines[0].state_hash().unwrap(), engines[1].state_hash().unwrap());
-    (8..8 + u64::from(SETS)).map(Round).for_each(|round| average(&mut engines, round));
+    (8..8 + u64::from(FRAGMENTS)).map(Round).for_each(|round| average(&mut engines, round));
     let hashes: Vec<_> = engines.iter_mut().map(|engine| engine.state_hash().unwrap()).collect();
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
     assert_eq!(snapshot(&mut engines[0], Round(12)).0, 0, "everything is averaged");
@@ -127,7 +128,7 @@ fn a_state_that_does_not_fit_changes_nothing() {
     let error = refused(&foreign);
     assert!(matches!(error, StateError::Snapshot(SnapshotError::Foreign { .. })), "{error}");
     let weights = trained(0..1).shard.snapshot(BTreeMap::new()).unwrap();
-    assert!(matches!(refused(&weights), StateError::Counter("updates")));
+    assert!(matches!(refused(&weights), StateError::Counter("steps")));
     for len in [0, 8, 100, before.len() - 1] {
         assert!(matches!(refused(&before[..len]), StateError::Snapshot(SnapshotError::Malformed(_))));
     }

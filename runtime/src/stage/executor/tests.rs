@@ -1,4 +1,4 @@
-//! The thread and what it is asked besides microbatches.
+//! The thread, and its tasks besides microbatches.
 
 use swarmline_kernels::Cpu;
 use swarmline_scheduler::averaging::{PartIndex, Round};
@@ -32,11 +32,11 @@ async fn a_state_goes_from_one_thread_to_another() {
 struct Failing;
 
 impl Compute for Failing {
-    fn run(&mut self, _: Job<Bytes>) -> Result<Option<Completion<Bytes>>, Error> {
+    fn run(&mut self, _: Job<Bytes>) -> Result<Option<JobReply<Bytes>>, Error> {
         Err(swarmline_kernels::Error::Device("run".to_owned()).into())
     }
 
-    fn average(&mut self, _: averaging::Job) -> Result<Option<Averaged<Bytes>>, Error> {
+    fn average(&mut self, _: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error> {
         Err(swarmline_kernels::Error::Device("average".to_owned()).into())
     }
 
@@ -62,18 +62,19 @@ impl Compute for Failing {
 }
 
 #[tokio::test]
-async fn a_failing_device_is_heard_of_whatever_was_asked_of_it() {
+async fn a_failing_device_is_heard_of_whatever_the_task() {
     for which in ["run", "average", "export"] {
         let mut executor = Executor::start(4, || Ok(Box::new(Failing))).await.unwrap();
         match which {
             "run" => executor.submit(Job::Apply { microbatch: MicrobatchId(1) }).unwrap(),
             "average" => {
-                let job = averaging::Job::Finish { round: Round(1), complete: true };
+                let round = Round(1);
+                let job = AveragingJob::Finish { round, fragment: round.fragment(20), complete: true };
                 executor.average(job).unwrap();
             }
             _ => assert!(matches!(executor.export_state().await, Err(Error::ExecutorGone))),
         }
-        let fault = executor.answer().await.unwrap_err();
+        let fault = executor.event().await.unwrap_err();
         assert!(matches!(&fault, Error::Device(_)) && fault.to_string().contains(which), "{fault}");
     }
 }
@@ -82,17 +83,19 @@ async fn a_failing_device_is_heard_of_whatever_was_asked_of_it() {
 async fn means_and_the_end_of_a_round_find_room() {
     let mut executor = executor(1).await;
     let round = Round(3);
-    executor.average(averaging::Job::Snapshot { round, set: round.set(20), parts: 2 }).unwrap();
-    let Answer::Averaged(Averaged::Snapshot { parts, .. }) = executor.answer().await.unwrap() else {
+    let fragment = round.fragment(20);
+    executor.average(AveragingJob::Snapshot { round, fragment, parts: 2 }).unwrap();
+    let snapshot = executor.event().await.unwrap();
+    let ExecutorEvent::Averaged(AveragingReply::Snapshot { parts, .. }) = snapshot else {
         panic!("no snapshot")
     };
     for _ in 0..APPLYING_MAX {
-        let job = averaging::Job::Apply { round, part: PartIndex(1), mean: parts[1].clone() };
+        let job = AveragingJob::Apply { round, part: PartIndex(1), mean: parts[1].clone() };
         executor.average(job).unwrap();
     }
-    executor.average(averaging::Job::Finish { round, complete: true }).unwrap();
+    executor.average(AveragingJob::Finish { round, fragment, complete: true }).unwrap();
     for _ in 0..APPLYING_MAX {
-        let answer = executor.answer().await.unwrap();
-        assert!(matches!(answer, Answer::Averaged(Averaged::Applied { applied: true, .. })));
+        let applied = executor.event().await.unwrap();
+        assert!(matches!(applied, ExecutorEvent::Averaged(AveragingReply::Applied { applied: true, .. })));
     }
 }

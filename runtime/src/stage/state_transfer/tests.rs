@@ -1,9 +1,9 @@
 //! A state from donor to joiner, with the wire left out.
 
 use swarmline_scheduler::transfer::{
-    Download, DownloadAction, TransferMessage, Upload, UploadAction, UploadEvent,
+    Download, DownloadAction, DownloadEvent, TransferMessage, Upload, UploadAction, UploadEvent,
 };
-use swarmline_scheduler::{Incarnation, PeerId, Time};
+use swarmline_scheduler::{Incarnation, Instance, PeerId, Time};
 
 use super::*;
 use crate::config::{Kind, Packing};
@@ -12,14 +12,14 @@ use crate::model::tests::tiny;
 const NOW: Time = Time(1);
 const STAGE: StageIndex = StageIndex(1);
 
-fn participant(index: u8) -> Participant {
-    Participant { peer: PeerId([index; 32]), incarnation: Incarnation(1) }
+fn instance(index: u8) -> Instance {
+    Instance::new(PeerId([index; 32]), Incarnation(1))
 }
 
-/// Lets a joiner download `state` from one donor; what it ends with, if anything.
+/// Lets a joiner download `state` from one donor; returns the state that it imports, if it imports one.
 fn download(state: &Bytes, limits: Limits, tamper: impl Fn(u32, Bytes) -> Bytes) -> Option<Bytes> {
-    let (joiner, donor) = (participant(1), participant(2));
-    let mut upload = Upload::<Bytes>::new();
+    let (joiner, donor) = (instance(1), instance(2));
+    let mut upload = Upload::new();
     upload.handle(NOW, UploadEvent::Joiners(vec![joiner]));
     let mut download = Download::new(limits);
     download.handle(NOW, DownloadEvent::Donors(vec![donor]));
@@ -34,7 +34,7 @@ fn download(state: &Bytes, limits: Limits, tamper: impl Fn(u32, Bytes) -> Bytes)
                 }
                 DownloadAction::Begin { bytes } => inbox.begin(bytes).unwrap(),
                 DownloadAction::Store { offset, payload } => inbox.store(offset, &payload),
-                DownloadAction::Complete { .. } => return Some(inbox.into_bytes()),
+                DownloadAction::Import { .. } => return Some(inbox.into_bytes()),
                 DownloadAction::Counted(_) => {}
             }
         }
@@ -46,13 +46,15 @@ fn download(state: &Bytes, limits: Limits, tamper: impl Fn(u32, Bytes) -> Bytes)
                     let manifest = copy.as_ref().map(|copy| copy.manifest().clone());
                     upload.handle(NOW, UploadEvent::Exported { state: id, manifest });
                 }
-                UploadAction::Send { message: TransferMessage::Chunk { .. }, .. } => panic!("not like this"),
+                UploadAction::Send { message: TransferMessage::Chunk { .. }, .. } => panic!("without bytes"),
                 UploadAction::Send { message, .. } => {
                     download.handle(NOW, DownloadEvent::Received { from: donor, message });
                 }
                 UploadAction::SendChunk { state, chunk, offset, bytes, .. } => {
                     let payload = tamper(chunk, copy.as_ref().unwrap().chunk(offset, bytes));
-                    download.handle(NOW, arrived_chunk(donor, state, chunk, payload));
+                    let (bytes, hash) = chunk_digest(&payload);
+                    let from = donor;
+                    download.handle(NOW, DownloadEvent::Chunk { from, state, chunk, bytes, hash, payload });
                 }
                 UploadAction::Release { .. } => copy = None,
                 UploadAction::Counted(_) => {}
@@ -96,7 +98,7 @@ fn no_state_is_longer_than_its_stage_allows() {
 }
 
 #[test]
-fn what_does_not_fit_is_left_out() {
+fn a_chunk_that_does_not_fit_is_left_out() {
     let mut inbox = StateInbox::default();
     inbox.begin(4).unwrap();
     inbox.store(3, &[1, 1]);

@@ -1,0 +1,103 @@
+//! The loop around a coordinator: one request, one timeout or one wish to stop at a time. It holds no rule of its own.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+
+use swarmline_proto::v1;
+use swarmline_scheduler::coordinator::{Action, Config, Event, RunState};
+use swarmline_scheduler::{Coordinator, MemberState, Membership, StageIndex};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Reply, Request};
+use crate::net::digest::ManifestDigest;
+use crate::net::{Identity, membership};
+use crate::outcome::Outcome;
+use crate::process::Clock;
+use crate::report::{self, FeederReport, Reporter};
+
+/// One coordinator at work.
+#[derive(Debug)]
+pub(super) struct CoordinatorLoop<'a> {
+    machine: Coordinator,
+    clock: Clock,
+    identity: Identity,
+    digest: ManifestDigest,
+    table: watch::Sender<v1::SignedMembership>,
+    reporter: &'a Reporter,
+    /// The callers whose reply comes next, in order.
+    callers: VecDeque<oneshot::Sender<Reply>>,
+    ended: bool,
+}
+
+impl<'a> CoordinatorLoop<'a> {
+    pub(super) fn new(
+        config: Config,
+        identity: Identity,
+        digest: ManifestDigest,
+        table: watch::Sender<v1::SignedMembership>,
+        reporter: &'a Reporter,
+    ) -> Self {
+        Self {
+            machine: Coordinator::new(config),
+            clock: Clock::start(),
+            identity,
+            digest,
+            table,
+            reporter,
+            callers: VecDeque::new(),
+            ended: false,
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        mut reports: mpsc::Receiver<FeederReport>,
+        stop: impl Future<Output = ()>,
+    ) -> Outcome {
+        let mut stop = pin!(stop);
+        while !self.ended {
+            let deadline = self.machine.poll_timeout().map(|(at, _)| at);
+            tokio::select! {
+                Some(request) = requests.recv() => {
+                    self.callers.push_back(request.reply);
+                    self.handle(request.event);
+                }
+                Some(report) = reports.recv() => self.reporter.tell(&report::Event::Feeder(report)),
+                () = self.clock.sleep_until(deadline) => self.handle(Event::Timeout),
+                () = &mut stop => return Outcome::Stopped,
+            }
+        }
+        Outcome::Finished
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.machine.handle(self.clock.now(), event);
+        while let Some(action) = self.machine.poll_action() {
+            match action {
+                Action::Reply { reply, .. } => {
+                    let finished = self.machine.state() == RunState::Finished;
+                    if let Some(caller) = self.callers.pop_front() {
+                        let _ = caller.send(Reply { reply, finished });
+                    }
+                }
+                Action::Membership(membership) => self.publish(&membership),
+                Action::Finished => {}
+                Action::End => self.ended = true,
+            }
+        }
+    }
+
+    fn publish(&self, table: &Membership) {
+        self.table.send_replace(membership::sign(&self.identity, &self.digest, table));
+        let count =
+            |wanted: MemberState| table.members.iter().filter(|member| member.state == wanted).count();
+        let stages = self.machine.config().stages;
+        self.reporter.tell(&report::Event::Members {
+            version: table.version,
+            serving: (0..stages).map(|stage| count(MemberState::Serving(StageIndex(stage)))).collect(),
+            standby: count(MemberState::Standby),
+            feeders: count(MemberState::Feeding),
+        });
+    }
+}

@@ -1,0 +1,37 @@
+//! Settings of a coordinator's process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::config::Run;
+use crate::net::Identity;
+
+/// The run to coordinate, and how.
+#[derive(Clone, Debug)]
+pub struct CoordinatorOptions {
+    pub(super) run: Run,
+    pub(super) base: PathBuf,
+    pub(super) identity: Identity,
+    pub(super) listen: SocketAddr,
+}
+
+impl CoordinatorOptions {
+    /// Coordinates `run` on loopback, with any free port. Peers pin the key of `identity`; relative paths of the run start
+    /// from the current folder.
+    #[must_use]
+    pub fn new(run: Run, identity: Identity) -> Self {
+        Self { run, base: PathBuf::new(), identity, listen: SocketAddr::from(([127, 0, 0, 1], 0)) }
+    }
+
+    /// Folder that relative paths of the run start from.
+    #[must_use]
+    pub fn with_base(self, base: impl Into<PathBuf>) -> Self {
+        Self { base: base.into(), ..self }
+    }
+
+    /// Address to listen on; port 0 takes any free port.
+    #[must_use]
+    pub fn with_listen(self, listen: SocketAddr) -> Self {
+        Self { listen, ..self }
+    }
+}

@@ -1,0 +1,317 @@
+//! The loop around a feeder: waits for one thing, hands it to the machine, and does what the machine asks. It holds no
+//! rule of its own.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use swarmline_scheduler::feeder::{Action, End, Event, Measured, Outcome as MicrobatchOutcome};
+use swarmline_scheduler::{
+    Directive, Envelope, Feeder, Lease, Membership, MicrobatchId, PeerId, Purpose, StageIndex,
+};
+use tokio::sync::{mpsc, watch};
+
+use super::journal::Journal;
+use super::throughput::Throughput;
+use crate::data::Batches;
+use crate::error::Error;
+use crate::net::control::{Control, ControlError, FeederTotals, MemberStats};
+use crate::net::quic::NetEvent;
+use crate::outcome::Outcome;
+use crate::packing::TokenCodec;
+use crate::process::{Clock, Heartbeats, Network, Notices, lost_instance};
+use crate::report::{self, Incident, RateLimit, Reporter};
+use crate::telemetry;
+
+/// Time between two lines of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// A stage without a replica holds the run; a person hears of it once in this time.
+const UNSERVED_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What the loop works with.
+#[derive(Debug)]
+pub(super) struct Handles {
+    pub(super) network: Network,
+    pub(super) arrivals: mpsc::Receiver<NetEvent>,
+    pub(super) table: watch::Receiver<Membership>,
+    pub(super) heartbeats: Heartbeats,
+    pub(super) control: Control,
+    pub(super) batches: Batches,
+    pub(super) tokens: TokenCodec,
+    pub(super) journal: Journal,
+    pub(super) throughput: Throughput,
+}
+
+/// The coordinator's reply to a request for microbatch ids.
+type LeaseReply = Result<Lease, ControlError>;
+
+/// One feeder at work.
+#[derive(Debug)]
+pub(super) struct FeederLoop {
+    machine: Feeder<Bytes>,
+    handles: Handles,
+    clock: Clock,
+    lease_sender: mpsc::Sender<LeaseReply>,
+    leases: mpsc::Receiver<LeaseReply>,
+    /// When a person was last told that a stage is unserved; the first wait is ordinary.
+    unserved_told: Instant,
+    refusals: RateLimit,
+    notices: Notices,
+    end: Option<End>,
+}
+
+impl FeederLoop {
+    pub(super) fn new(machine: Feeder<Bytes>, handles: Handles) -> Self {
+        telemetry::describe();
+        let (lease_sender, leases) = mpsc::channel(1);
+        Self {
+            machine,
+            handles,
+            clock: Clock::start(),
+            lease_sender,
+            leases,
+            unserved_told: Instant::now(),
+            refusals: RateLimit::default(),
+            notices: Notices::default(),
+            end: None,
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        reporter: &Reporter,
+        stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Outcome, Error> {
+        let ended = self.work(reporter, stop).await;
+        let outcome = match ended {
+            Ok(end) => self.close(end, reporter).await,
+            Err(error) => Err(error),
+        };
+        self.handles.network.close().await;
+        self.handles.control.leave("done").await;
+        outcome
+    }
+
+    async fn work(
+        &mut self,
+        reporter: &Reporter,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<End, Error> {
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        let mut stopping = false;
+        let table = self.handles.table.borrow_and_update().clone();
+        self.adopt(table, reporter)?;
+        loop {
+            if let Some(end) = self.end.take() {
+                return Ok(end);
+            }
+            let deadline = self.machine.poll_timeout().map(|(at, _)| at);
+            tokio::select! {
+                Some(event) = self.handles.arrivals.recv() => self.on_network(event, reporter)?,
+                Some(lease) = self.leases.recv() => self.handle(Event::Lease(lease?), reporter)?,
+                Ok(()) = self.handles.table.changed() => {
+                    let table = self.handles.table.borrow_and_update().clone();
+                    self.adopt(table, reporter)?;
+                }
+                () = self.clock.sleep_until(deadline) => self.handle(Event::Timeout, reporter)?,
+                _ = tick.tick() => self.on_tick(reporter)?,
+                directive = self.handles.heartbeats.directive() => {
+                    self.on_directive(directive?, reporter)?;
+                }
+                () = stop.as_mut(), if !stopping => {
+                    stopping = true;
+                    self.handle(Event::Stop, reporter)?;
+                }
+            }
+        }
+    }
+
+    /// Reports the outcomes; the coordinator ends the run when every feeder has.
+    async fn close(&mut self, end: End, reporter: &Reporter) -> Result<Outcome, Error> {
+        let outcome = match end {
+            End::Finished => Outcome::Finished,
+            End::Stopped => Outcome::Stopped,
+            End::RunFinished => return Err(Error::RunFinished),
+            End::Dismissed(reason) => return Err(Error::Dismissed(reason)),
+            End::Succeeded { by } => return Err(Error::Succeeded { by }),
+        };
+        let counts = self.machine.counts();
+        telemetry::record_feeder(&counts);
+        let bytes_sent = self.handles.network.bytes_sent().total();
+        reporter.tell(&report::Event::Feeder(self.handles.throughput.report(&counts, bytes_sent)));
+        let totals = FeederTotals {
+            injected: counts.injected,
+            finished: counts.finished,
+            refused: counts.refused,
+            lost: counts.lost,
+            ungranted: counts.ungranted,
+            done: outcome == Outcome::Finished,
+        };
+        self.handles.control.report(&totals).await?;
+        Ok(outcome)
+    }
+
+    // --- Into the machine -----------------------------------------------------------------------------------
+
+    fn on_network(&mut self, event: NetEvent, reporter: &Reporter) -> Result<(), Error> {
+        let now = Instant::now();
+        self.notices.on_event(now, &event, self.machine.table());
+        self.notices.tell(now, reporter);
+        match event {
+            NetEvent::Received { from, envelope } => {
+                self.handle(Event::Received { from, envelope }, reporter)
+            }
+            other => match lost_instance(&other, self.machine.table()) {
+                Some(lost) => self.handle(Event::PeerLost(lost), reporter),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn adopt(&mut self, table: Membership, reporter: &Reporter) -> Result<(), Error> {
+        self.handles.network.trust_members(&table);
+        self.handle(Event::Membership(table), reporter)
+    }
+
+    fn on_directive(&mut self, directive: Directive, reporter: &Reporter) -> Result<(), Error> {
+        if directive == Directive::Finished {
+            self.notices.run_finished();
+        }
+        self.handle(Event::Directive(directive), reporter)
+    }
+
+    fn on_tick(&mut self, reporter: &Reporter) -> Result<(), Error> {
+        for (instance, round_trip) in self.handles.network.round_trips() {
+            self.handle(Event::RoundTrip(instance, round_trip), reporter)?;
+        }
+        self.tell_progress(reporter);
+        Ok(())
+    }
+
+    /// Hands an event to the machine and does what it asks, until nothing follows.
+    fn handle(&mut self, event: Event<Bytes>, reporter: &Reporter) -> Result<(), Error> {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            self.machine.handle(self.clock.now(), event);
+            while let Some(action) = self.machine.poll_action() {
+                events.extend(self.act(action, reporter)?);
+            }
+        }
+        Ok(())
+    }
+
+    // --- Out of the machine ---------------------------------------------------------------------------------
+
+    /// Does one thing; returns the event that follows at once, if one does.
+    fn act(&mut self, action: Action<Bytes>, reporter: &Reporter) -> Result<Option<Event<Bytes>>, Error> {
+        match action {
+            Action::Journal(record) => self.handles.journal.write(&record)?,
+            Action::Draw { microbatch, purpose } => {
+                let ids = self.draw(microbatch, purpose)?;
+                return Ok(Some(Event::Drawn { microbatch, ids }));
+            }
+            Action::Send { to, envelope } => return Ok(self.send(to, envelope)),
+            Action::RequestLease { count } => self.request_lease(count),
+            Action::Outcome { microbatch, outcome } => self.count(microbatch, &outcome, reporter),
+            Action::Evaluated(measured) => self.measured(&measured, reporter),
+            Action::EvaluationDeclined => tracing::debug!("an evaluation was left out"),
+            Action::End(end) => self.end = Some(end),
+        }
+        Ok(None)
+    }
+
+    fn draw(&self, microbatch: MicrobatchId, purpose: Purpose) -> Result<Bytes, Error> {
+        let ids = match purpose {
+            Purpose::Train => self.handles.batches.train(microbatch),
+            Purpose::Evaluate | Purpose::EvaluateCut => {
+                self.handles.batches.heldout(microbatch.0 & !MicrobatchId::EVALUATION_BIT)
+            }
+        };
+        let packed = self.handles.tokens.encode(&ids);
+        Ok(packed.map_err(|source| Error::Tokens { microbatch, source })?.into())
+    }
+
+    fn send(&mut self, to: PeerId, envelope: Envelope<Bytes>) -> Option<Event<Bytes>> {
+        self.handles.throughput.started();
+        self.handles.network.send(self.machine.table(), to, envelope).map(Event::PeerLost)
+    }
+
+    /// Asks in the background: training goes on with the ids still left.
+    fn request_lease(&self, count: u64) {
+        let (mut control, sender) = (self.handles.control.clone(), self.lease_sender.clone());
+        tokio::spawn(async move {
+            let lease = control.lease(count).await;
+            if let Err(ControlError::Silent { .. }) = lease {
+                // The machine asks again.
+                return;
+            }
+            let _ = sender.send(lease).await;
+        });
+    }
+
+    // --- What people hear -----------------------------------------------------------------------------------
+
+    fn count(&mut self, id: MicrobatchId, outcome: &MicrobatchOutcome, reporter: &Reporter) {
+        let microbatch = id.to_string();
+        match outcome {
+            MicrobatchOutcome::Finished { loss } => self.handles.throughput.finished(*loss),
+            MicrobatchOutcome::Evaluated { .. } => {}
+            MicrobatchOutcome::Refused { by, reason } => {
+                if let Some(times) = self.refusals.happened() {
+                    let (by, reason) = (Some(format!("{:?}", by.peer())), reason.to_string());
+                    tell(reporter, Incident::MicrobatchRefused { microbatch, by, reason, times });
+                }
+            }
+            MicrobatchOutcome::Unanswered => tell(reporter, Incident::EvaluationUnanswered { microbatch }),
+        }
+    }
+
+    /// Tells a measurement; the time that it took is no training time.
+    fn measured(&mut self, measured: &Measured, reporter: &Reporter) {
+        self.handles.throughput.paused();
+        let counts = self.machine.counts();
+        let done = counts.finished + counts.refused + counts.inherited;
+        match measured.mean() {
+            Some(loss) => {
+                let upstream_cut = measured.purpose == Purpose::EvaluateCut;
+                reporter.tell(&report::Event::Evaluation { done, loss, upstream_cut });
+            }
+            None => tell(reporter, Incident::EvaluationMissing),
+        }
+    }
+
+    fn tell_progress(&mut self, reporter: &Reporter) {
+        let counts = self.machine.counts();
+        let stats = MemberStats {
+            done: counts.finished,
+            refused: counts.refused,
+            tokens: self.handles.throughput.tokens(),
+            bytes_sent: self.handles.network.bytes_sent().total(),
+            ..MemberStats::default()
+        };
+        self.handles.heartbeats.set_stats(stats);
+        telemetry::record_member(&stats);
+        telemetry::record_feeder(&counts);
+        if let Some(progress) = self.handles.throughput.progress(&counts) {
+            reporter.tell(&report::Event::Progress(progress));
+        }
+        self.notices.tell(Instant::now(), reporter);
+        self.tell_if_unserved(reporter);
+    }
+
+    fn tell_if_unserved(&mut self, reporter: &Reporter) {
+        let (stages, table) = (self.machine.config().stages, self.machine.table());
+        if table.serves_all(stages) || self.machine.is_trained() {
+            self.unserved_told = Instant::now();
+        } else if self.unserved_told.elapsed() >= UNSERVED_INTERVAL {
+            self.unserved_told = Instant::now();
+            let unserved = (0..stages).filter(|&stage| !table.serves(StageIndex(stage)));
+            tell(reporter, Incident::StagesUnserved { stages: unserved.collect() });
+        }
+    }
+}
+
+fn tell(reporter: &Reporter, incident: Incident) {
+    reporter.tell(&report::Event::Incident(incident));
+}

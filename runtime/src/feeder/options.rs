@@ -1,0 +1,75 @@
+//! Settings of a feeder's process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use swarmline_scheduler::Role;
+
+use crate::net::{Identity, Invite};
+
+/// How to feed a run.
+#[derive(Clone, Debug)]
+pub struct FeederOptions {
+    pub(crate) invite: Invite,
+    pub(crate) identity: Identity,
+    pub(crate) listen: SocketAddr,
+    pub(crate) data: Vec<PathBuf>,
+    pub(crate) evaluate_every: Option<u64>,
+    pub(crate) journal: Option<PathBuf>,
+    pub(crate) succeed: bool,
+}
+
+impl FeederOptions {
+    /// Feeds the run of `invite` on loopback, with any free port. It reads the coordinator's paths, measures the held-out
+    /// loss at the beginning and the end, and keeps no journal.
+    #[must_use]
+    pub fn new(invite: Invite, identity: Identity) -> Self {
+        Self {
+            invite,
+            identity,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            data: Vec::new(),
+            evaluate_every: None,
+            journal: None,
+            succeed: false,
+        }
+    }
+
+    /// Address on which the data plane listens; port 0 takes any free port.
+    #[must_use]
+    pub fn with_listen(self, listen: SocketAddr) -> Self {
+        Self { listen, ..self }
+    }
+
+    /// Files and directories of text, in place of the coordinator's.
+    #[must_use]
+    pub fn with_data(self, data: Vec<PathBuf>) -> Self {
+        Self { data, ..self }
+    }
+
+    /// Training microbatches between two measurements of the held-out loss, besides those at the beginning and the end.
+    #[must_use]
+    pub fn with_evaluate_every(self, microbatches: impl Into<Option<u64>>) -> Self {
+        Self { evaluate_every: microbatches.into(), ..self }
+    }
+
+    /// File for what must survive this process; a feeder that is started again with it and the same identity resumes where
+    /// this one died.
+    #[must_use]
+    pub fn with_journal(self, journal: impl Into<Option<PathBuf>>) -> Self {
+        Self { journal: journal.into(), ..self }
+    }
+
+    /// Whether it takes over the ids of feeders that are gone for good.
+    #[must_use]
+    pub fn with_succession(self, succeed: bool) -> Self {
+        Self { succeed, ..self }
+    }
+
+    /// A successor that is started again finds in its journal what it has taken over.
+    pub(super) fn role(&self) -> Role {
+        let resumes =
+            self.journal.as_deref().is_some_and(|path| path.metadata().is_ok_and(|file| file.len() > 0));
+        if self.succeed && !resumes { Role::Successor } else { Role::Feeder }
+    }
+}

@@ -1,0 +1,101 @@
+//! A member's data plane: it trusts the members of the run and sends to them.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use bytes::Bytes;
+use swarmline_scheduler::{Envelope, Incarnation, Instance, Membership, PeerId, PeerTable};
+use tokio::sync::mpsc;
+
+use crate::config::Run;
+use crate::error::Error;
+use crate::net::Identity;
+use crate::net::digest::ManifestDigest;
+use crate::net::frame::FrameLimits;
+use crate::net::quic::{BytesSent, Congestion, DataPlane, HandshakeInfo, NetEvent, Settings};
+use crate::net::trust::Trust;
+use crate::packing::{Codec, TokenCodec};
+
+/// Bytes of a frame header beside its route: room for the longest claim, announcement and recovery report.
+const HEADER_BYTES: usize = 32 << 10;
+/// Bytes of one hop of a route.
+const HOP_BYTES: usize = 64;
+
+/// What a data plane needs to know of its run and its process.
+#[derive(Debug)]
+pub(crate) struct NetworkOptions<'a> {
+    pub(crate) run: &'a Run,
+    pub(crate) digest: ManifestDigest,
+    pub(crate) identity: &'a Identity,
+    pub(crate) incarnation: Incarnation,
+    /// Microbatches in flight; decides how much may wait.
+    pub(crate) window: usize,
+}
+
+/// The data plane of a member.
+#[derive(Debug)]
+pub(crate) struct Network {
+    plane: DataPlane,
+    trust: Trust,
+}
+
+impl Network {
+    /// Starts on the socket whose address the coordinator knows.
+    pub(crate) fn start(
+        options: &NetworkOptions<'_>,
+        socket: UdpSocket,
+        table: &Membership,
+    ) -> Result<(Self, mpsc::Receiver<NetEvent>), Error> {
+        let trust = Trust::keys(table.members.iter().map(|member| member.instance.peer));
+        let limits = frame_limits(options.run);
+        let settings = Settings { limits, window: options.window, congestion: Congestion::default() };
+        let handshake = HandshakeInfo::new(options.digest, options.incarnation);
+        let (plane, arrivals) =
+            DataPlane::start(options.identity, socket, handshake, trust.clone(), settings)?;
+        Ok((Self { plane, trust }, arrivals))
+    }
+
+    /// From now on these members are trusted, and no other peer.
+    pub(crate) fn trust_members(&self, table: &Membership) {
+        self.trust.set_keys(table.members.iter().map(|member| member.instance.peer));
+    }
+
+    /// Sends to a member. An envelope that cannot even be queued is as undeliverable as one that came back: returns the
+    /// member that is lost then.
+    pub(crate) fn send(&self, table: &PeerTable, to: PeerId, envelope: Envelope<Bytes>) -> Option<Instance> {
+        let error = self.plane.send(to, table.address(to)?, envelope).err()?;
+        tracing::warn!(%error, "not sent");
+        table.instance(to)
+    }
+
+    pub(crate) fn round_trips(&self) -> Vec<(Instance, Duration)> {
+        self.plane.round_trips()
+    }
+
+    pub(crate) fn bytes_sent(&self) -> BytesSent {
+        self.plane.bytes_sent()
+    }
+
+    pub(crate) async fn close(&self) {
+        self.plane.close().await;
+    }
+}
+
+/// Longest frames of a run: nothing longer is read.
+fn frame_limits(run: &Run) -> FrameLimits {
+    let cuts = run.stages().map(|stage| Codec::in_front_of(run, run.layers_of(stage).start).byte_len());
+    FrameLimits {
+        header_bytes_max: HEADER_BYTES + HOP_BYTES * (run.pipeline.stages + 1),
+        ids_bytes_max: TokenCodec::new(run).byte_len(),
+        activation_bytes_max: cuts.max().unwrap_or(0),
+    }
+}
+
+/// The member that is lost according to an event.
+pub(crate) fn lost_instance(event: &NetEvent, table: &PeerTable) -> Option<Instance> {
+    match event {
+        NetEvent::Disconnected { instance, .. } => Some(*instance),
+        NetEvent::Unreachable { peer, .. } => table.instance(*peer),
+        NetEvent::Connected(_) | NetEvent::Received { .. } | NetEvent::Malformed { .. } => None,
+    }
+}

@@ -1,0 +1,112 @@
+//! States on their way between executor and network: the copy that joiners download, and the one that arrives.
+
+use bytes::Bytes;
+use swarmline_scheduler::replica::Event;
+use swarmline_scheduler::transfer::StateId;
+use tokio::task::JoinHandle;
+
+use crate::error::Error;
+use crate::stage::{Executor, Exported, StateCopy, StateInbox};
+
+/// The states that a replica gives and takes.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    given: Option<(StateId, StateCopy)>,
+    /// The copy being made. At most one at a time.
+    exporting: Option<(StateId, JoinHandle<Option<StateCopy>>)>,
+    inbox: StateInbox,
+    /// The state that the executor takes over, and its length in bytes.
+    importing: Option<JoinHandle<Result<(), Error>>>,
+    /// Length of the state that arrived last, bytes.
+    pub(super) imported_bytes: u64,
+}
+
+impl Copies {
+    // --- Giving ---------------------------------------------------------------------------------------------
+
+    pub(super) fn export(&mut self, state: StateId, executor: &Executor) {
+        self.exporting = Some((state, tokio::spawn(copy(executor.export_state()))));
+    }
+
+    /// Bytes of a copy, if it still is here.
+    pub(super) fn chunk(&self, state: StateId, offset: u64, bytes: u32) -> Option<Bytes> {
+        let (_, copy) = self.given.as_ref().filter(|(given, _)| *given == state)?;
+        Some(copy.chunk(offset, bytes))
+    }
+
+    pub(super) fn release(&mut self, state: StateId) {
+        self.given.take_if(|(given, _)| *given == state);
+    }
+
+    // --- Taking ---------------------------------------------------------------------------------------------
+
+    pub(super) fn begin(&mut self, bytes: u64) -> Result<(), Error> {
+        self.imported_bytes = bytes;
+        Ok(self.inbox.begin(bytes)?)
+    }
+
+    pub(super) fn store(&mut self, offset: u64, chunk: &[u8]) {
+        self.inbox.store(offset, chunk);
+    }
+
+    pub(super) fn import(&mut self, executor: &Executor) {
+        let state = std::mem::take(&mut self.inbox).into_bytes();
+        self.importing = Some(tokio::spawn(executor.import_state(state)));
+    }
+
+    // --- What the executor replies --------------------------------------------------------------------------
+
+    /// The next copy made or state taken over. Nothing is lost if the wait is cancelled.
+    pub(super) async fn next(&mut self) -> Result<Event<Bytes>, Error> {
+        let Self { exporting, importing, .. } = self;
+        let event = tokio::select! {
+            copy = finished(exporting.as_mut().map(|(_, task)| task)) => Ready::Exported(copy.flatten()),
+            outcome = finished(importing.as_mut()) => Ready::Imported(outcome),
+        };
+        match event {
+            Ready::Exported(copy) => Ok(self.exported(copy)),
+            Ready::Imported(outcome) => self.imported(outcome),
+        }
+    }
+
+    fn exported(&mut self, copy: Option<StateCopy>) -> Event<Bytes> {
+        let state = self.exporting.take().map(|(state, _)| state).unwrap_or_default();
+        let manifest = copy.as_ref().map(|copy| copy.manifest().clone());
+        self.given = copy.map(|copy| (state, copy));
+        Event::Exported { state, manifest }
+    }
+
+    fn imported(&mut self, outcome: Option<Result<(), Error>>) -> Result<Event<Bytes>, Error> {
+        self.importing = None;
+        match outcome.unwrap_or(Err(Error::ExecutorGone)) {
+            Ok(()) => Ok(Event::Imported(true)),
+            Err(Error::State(error)) => {
+                tracing::warn!(%error, "the state of a donor does not fit");
+                Ok(Event::Imported(false))
+            }
+            Err(other) => Err(other),
+        }
+    }
+}
+
+enum Ready {
+    Exported(Option<StateCopy>),
+    Imported(Option<Result<(), Error>>),
+}
+
+/// The result of a task; `None` if it panicked. Without a task it never resolves.
+async fn finished<T>(task: Option<&mut JoinHandle<T>>) -> Option<T> {
+    match task {
+        Some(task) => task.await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+/// A copy with the digests of its chunks; `None` if none could be made.
+async fn copy(exported: impl Future<Output = Result<Exported, Error>>) -> Option<StateCopy> {
+    let exported = exported.await.inspect_err(|error| {
+        tracing::warn!(%error, "no copy of the state for a joining replica");
+    });
+    let Exported { version, bytes } = exported.ok()?;
+    tokio::task::spawn_blocking(move || StateCopy::new(version, bytes)).await.ok()?
+}

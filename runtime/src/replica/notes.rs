@@ -1,0 +1,133 @@
+//! What a replica counts, for people, metrics and the applied log.
+
+use std::time::Instant;
+
+use swarmline_scheduler::replica::{DRAIN_WITHIN, HAND_OVER_WITHIN, InitialState, Note, Unfinished};
+use swarmline_scheduler::transfer::DownloadNote;
+use swarmline_scheduler::{Instance, PeerTable, StageIndex, averaging, stage};
+
+use super::applied_log::AppliedLog;
+use crate::error::Error;
+use crate::process::Notices;
+use crate::report::{Event, Incident, RateLimit, Reporter};
+use crate::telemetry;
+
+/// Tells people what went wrong, not every microbatch.
+#[derive(Debug)]
+pub(super) struct Notes {
+    stage: StageIndex,
+    applied_log: Option<AppliedLog>,
+    pub(super) notices: Notices,
+    refusals: RateLimit,
+    unusable_contributions: RateLimit,
+    failed_donors: RateLimit,
+}
+
+impl Notes {
+    pub(super) fn new(stage: StageIndex, applied_log: Option<AppliedLog>) -> Self {
+        Self {
+            stage,
+            applied_log,
+            notices: Notices::default(),
+            refusals: RateLimit::default(),
+            unusable_contributions: RateLimit::default(),
+            failed_donors: RateLimit::default(),
+        }
+    }
+
+    pub(super) fn take(&mut self, note: &Note, table: &PeerTable, reporter: &Reporter) -> Result<(), Error> {
+        match note {
+            Note::Stage(note) => return self.of_stage(note, table, reporter),
+            Note::Averaging(note) => self.of_averaging(note, reporter),
+            Note::Download(note) => self.of_download(note, reporter),
+            Note::Upload(note) => {
+                telemetry::count_upload(note);
+                tracing::info!(?note, "a joining replica");
+            }
+            Note::Began(InitialState::Initial { was_trained: true }) => {
+                tell(reporter, Incident::StageLost { stage: self.stage.0 });
+            }
+            Note::Began(_) => {}
+        }
+        Ok(())
+    }
+
+    fn of_stage(&mut self, note: &stage::Note, table: &PeerTable, reporter: &Reporter) -> Result<(), Error> {
+        match note {
+            stage::Note::Applied(id) => {
+                if let Some(log) = &mut self.applied_log {
+                    log.write(self.stage, *id)?;
+                }
+            }
+            stage::Note::Refused(id, reason) => {
+                if let Some(times) = self.refusals.happened() {
+                    let (microbatch, reason) = (id.to_string(), reason.to_string());
+                    tell(reporter, Incident::MicrobatchRefused { microbatch, by: None, reason, times });
+                }
+            }
+            stage::Note::Lost { neighbour, affected } => {
+                self.notices.on_lost(Instant::now(), *neighbour, *affected, table);
+            }
+            stage::Note::Foreign(id) => {
+                tracing::warn!(%id, "ignored a message from a peer that is no neighbour")
+            }
+            stage::Note::Misdirected(from) => {
+                tracing::warn!(?from, "ignored a message that only feeders take");
+            }
+            other => tracing::trace!(?other, "counted"),
+        }
+        Ok(())
+    }
+
+    fn of_averaging(&mut self, note: &averaging::Note, reporter: &Reporter) {
+        tracing::debug!(?note, "averaging");
+        if let averaging::Note::Refused(member, fault) = note
+            && let Some(times) = self.unusable_contributions.happened()
+        {
+            let (peer, fault) = (name(*member), fault.to_string());
+            tell(reporter, Incident::ContributionRefused { peer, fault, times });
+        }
+    }
+
+    fn of_download(&mut self, note: &DownloadNote, reporter: &Reporter) {
+        telemetry::count_download(note);
+        let (donor, fault) = match note {
+            DownloadNote::Wrong(donor) => (donor, "sent a chunk that it had not announced".to_owned()),
+            DownloadNote::Unusable(donor, error) => {
+                (donor, format!("announced no state of this run ({error})"))
+            }
+            DownloadNote::Unfit(donor) => (donor, "sent a state that does not fit the stage".to_owned()),
+            DownloadNote::Silent(donor) => (donor, "is silent".to_owned()),
+            DownloadNote::Lost(donor) => (donor, "is gone or cannot be reached".to_owned()),
+            DownloadNote::Declined(donor) => (donor, "serves other joiners first".to_owned()),
+            DownloadNote::NoDonor => return tracing::info!("every donor was asked; the next turn begins"),
+        };
+        if self.failed_donors.happened().is_some() {
+            let (peer, stage) = (name(*donor), self.stage.0);
+            tell(reporter, Incident::DonorFailed { peer, stage, fault });
+        }
+    }
+
+    /// It left with something unfinished.
+    pub(super) fn left(unfinished: Unfinished, reporter: &Reporter) {
+        tell(
+            reporter,
+            match unfinished {
+                Unfinished::Microbatches(microbatches) => {
+                    Incident::LeftMicrobatches { microbatches, seconds: DRAIN_WITHIN.as_secs() }
+                }
+                Unfinished::Fragments(fragments) => {
+                    Incident::LeftFragments { fragments, seconds: HAND_OVER_WITHIN.as_secs() }
+                }
+            },
+        );
+    }
+}
+
+fn tell(reporter: &Reporter, incident: Incident) {
+    reporter.tell(&Event::Incident(incident));
+}
+
+fn name(instance: Instance) -> String {
+    format!("{:?}", instance.peer)
+}

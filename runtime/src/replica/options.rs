@@ -1,0 +1,75 @@
+//! Settings of a volunteer's process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use swarmline_kernels::device::Setup;
+
+use crate::net::{Identity, Invite};
+
+/// How to join a run as a replica.
+#[derive(Clone, Debug)]
+pub struct ReplicaOptions {
+    pub(crate) invite: Invite,
+    pub(crate) identity: Identity,
+    pub(crate) listen: SocketAddr,
+    pub(crate) setup: Setup,
+    pub(crate) save: Option<PathBuf>,
+    pub(crate) resume: Option<PathBuf>,
+    pub(crate) parameter_log: Option<PathBuf>,
+    pub(crate) applied_log: Option<PathBuf>,
+}
+
+impl ReplicaOptions {
+    /// Joins the run of `invite` on loopback, with any free port and one computing thread of the CPU. It begins with the
+    /// state of another replica of its stage, or the initial weights of the run, and writes no file.
+    #[must_use]
+    pub fn new(invite: Invite, identity: Identity) -> Self {
+        Self {
+            invite,
+            identity,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            setup: Setup::cpu(1),
+            save: None,
+            resume: None,
+            parameter_log: None,
+            applied_log: None,
+        }
+    }
+
+    /// Address on which the data plane listens; port 0 takes any free port.
+    #[must_use]
+    pub fn with_listen(self, listen: SocketAddr) -> Self {
+        Self { listen, ..self }
+    }
+
+    /// Device, profile and threads.
+    #[must_use]
+    pub fn with_setup(self, setup: Setup) -> Self {
+        Self { setup, ..self }
+    }
+
+    /// File for the weights of the stage, written at the end.
+    #[must_use]
+    pub fn with_save(self, save: impl Into<Option<PathBuf>>) -> Self {
+        Self { save: save.into(), ..self }
+    }
+
+    /// File with the weights to begin with, in place of the state of another replica.
+    #[must_use]
+    pub fn with_resume(self, resume: impl Into<Option<PathBuf>>) -> Self {
+        Self { resume: resume.into(), ..self }
+    }
+
+    /// File for name and digest of every parameter value that is ever present in this process.
+    #[must_use]
+    pub fn with_parameter_log(self, log: impl Into<Option<PathBuf>>) -> Self {
+        Self { parameter_log: log.into(), ..self }
+    }
+
+    /// File to which stage and id of every microbatch are appended when its gradients are applied here.
+    #[must_use]
+    pub fn with_applied_log(self, log: impl Into<Option<PathBuf>>) -> Self {
+        Self { applied_log: log.into(), ..self }
+    }
+}

@@ -1,0 +1,195 @@
+//! A volunteer's way into a run: registration, a place, the shard on its device, the data plane.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::ops::ControlFlow;
+use std::pin::Pin;
+
+use swarmline_scheduler::replica::{Begin, Config};
+use swarmline_scheduler::router::RouterFactory as _;
+use swarmline_scheduler::{Directive, Instance, Membership, Role, StageIndex, stage};
+use tokio::sync::watch;
+
+use super::applied_log::AppliedLog;
+use super::notes::Notes;
+use super::options::ReplicaOptions;
+use super::serving::{Handles, Serving};
+use super::shard::ShardBuilder;
+use crate::config::{Manifest, Mode, Run};
+use crate::error::Error;
+use crate::net::control::{Control, ControlError, Placement, Registration};
+use crate::net::digest::ManifestDigest;
+use crate::net::quic::{BindError, bind_socket};
+use crate::outcome::Outcome;
+use crate::process::{Heartbeats, Network, NetworkOptions, incarnation};
+use crate::report::{Event, Reporter};
+use crate::stage::{Executor, chunk_digest, download_limits};
+
+/// A member of the run that does not serve yet.
+#[derive(Debug)]
+pub(super) struct Registered {
+    control: Control,
+    run: Run,
+    digest: ManifestDigest,
+    placement: Placement,
+    table: watch::Receiver<Membership>,
+    heartbeats: Heartbeats,
+    socket: UdpSocket,
+    address: SocketAddr,
+    me: Instance,
+}
+
+impl Registered {
+    /// Opens the port and joins the run.
+    pub(super) async fn register(options: &ReplicaOptions) -> Result<Self, Error> {
+        let socket = bind_socket(options.listen)?;
+        let address = socket.local_addr().map_err(Error::Address)?;
+        let registration =
+            Registration { incarnation: incarnation(), role: Role::Replica, data_address: address };
+        let (control, joined) = Control::join(&options.invite, &options.identity, registration).await?;
+        Ok(Self {
+            run: Manifest::from_bytes(&joined.manifest)?.run().clone(),
+            digest: joined.digest,
+            placement: joined.placement,
+            table: control.follow(joined.membership),
+            heartbeats: Heartbeats::start(control.clone()),
+            me: Instance::new(options.identity.peer(), registration.incarnation),
+            control,
+            socket,
+            address,
+        })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) fn stage(&self) -> Option<u16> {
+        if let Placement::Stage(stage) = self.placement { Some(stage.0) } else { None }
+    }
+
+    pub(super) async fn leave(&mut self) {
+        self.control.leave("done").await;
+    }
+
+    /// Waits for a stage if there is none yet, serves it, and leaves.
+    pub(super) async fn take_part(
+        &mut self,
+        options: &ReplicaOptions,
+        reporter: &Reporter,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Outcome, Error> {
+        let stage = tokio::select! {
+            () = stop.as_mut() => return Ok(Outcome::Stopped),
+            placed = self.wait_for_stage(reporter) => match placed? {
+                ControlFlow::Continue(stage) => stage,
+                ControlFlow::Break(outcome) => return Ok(outcome),
+            },
+        };
+        let serving = tokio::select! {
+            () = stop.as_mut() => return Ok(Outcome::Stopped),
+            serving = Box::pin(self.prepare(stage, options, reporter)) => serving?,
+        };
+        Box::pin(serving.run(reporter, options.save.as_deref(), stop)).await
+    }
+
+    /// The stage of this replica; an outcome if the run ends before it is given one.
+    async fn wait_for_stage(
+        &mut self,
+        reporter: &Reporter,
+    ) -> Result<ControlFlow<Outcome, StageIndex>, Error> {
+        match self.placement {
+            Placement::Stage(stage) => return Ok(ControlFlow::Continue(stage)),
+            Placement::Standby => reporter.tell(&Event::Standby { stages: self.run.pipeline.stages }),
+            Placement::Feeder { .. } => {
+                let fault = "it takes this replica for a feeder".to_owned();
+                return Err(ControlError::Reply(fault).into());
+            }
+        }
+        loop {
+            match self.heartbeats.directive().await? {
+                Directive::Continue => {}
+                Directive::Serve(stage) => return Ok(ControlFlow::Continue(stage)),
+                Directive::Finished => return Ok(ControlFlow::Break(Outcome::Finished)),
+                Directive::Leave(_) => return Ok(ControlFlow::Break(Outcome::Stopped)),
+            }
+        }
+    }
+
+    /// Builds the shard and starts the data plane.
+    async fn prepare(
+        &self,
+        stage: StageIndex,
+        options: &ReplicaOptions,
+        reporter: &Reporter,
+    ) -> Result<Serving, Error> {
+        reporter.tell(&self.placed(stage));
+        let config = self.stage_config(stage);
+        let builder = ShardBuilder {
+            run: self.run.clone(),
+            stage,
+            stashes: config.slots + config.retries_max(),
+            resume: options.resume.clone(),
+            parameter_log: options.parameter_log.clone(),
+        };
+        let setup = options.setup;
+        let executor = Executor::start(config.jobs_max(), move || setup.run(builder)).await?;
+        let network_options = NetworkOptions {
+            run: &self.run,
+            digest: self.digest,
+            identity: &options.identity,
+            incarnation: self.me.incarnation,
+            window: config.slots,
+        };
+        let socket = self.socket.try_clone();
+        let socket = socket.map_err(|source| BindError::Socket { address: self.address, source })?;
+        let (network, arrivals) = Network::start(&network_options, socket, &self.table.borrow())?;
+        let machine = self.machine_config(config, executor.parts_min(), options);
+        let router = self.run.pipeline.router.build(self.run.seed);
+        let handles = Handles {
+            executor,
+            network,
+            arrivals,
+            table: self.table.clone(),
+            heartbeats: self.heartbeats.clone(),
+            control: self.control.clone(),
+            notes: Notes::new(stage, options.applied_log.as_deref().map(AppliedLog::open).transpose()?),
+        };
+        Ok(Serving::new(swarmline_scheduler::Replica::new(machine, router), &self.run, handles))
+    }
+
+    fn placed(&self, stage: StageIndex) -> Event {
+        let layers = self.run.layers_of(stage);
+        Event::Placed {
+            stage: stage.0,
+            stages: self.run.pipeline.stages,
+            first_layer: layers.start,
+            end_layer: layers.end,
+            parameters: self.run.stage_parameters(stage),
+        }
+    }
+
+    fn stage_config(&self, stage: StageIndex) -> stage::Config {
+        let pipeline = &self.run.pipeline;
+        let mut config = stage::Config::new(self.me, stage, self.run.last_stage().0 + 1);
+        // A feeder keeps at most the run's window in flight; the rest is room for a second feeder, and for the
+        // microbatches of a lost neighbour.
+        config.slots = 2 * pipeline.max_in_flight.max(pipeline.gradient_accumulation_steps);
+        config.synchronous = pipeline.mode == Mode::Synchronous;
+        config
+    }
+
+    fn machine_config(
+        &self,
+        stage: stage::Config,
+        parts_min: u32,
+        options: &ReplicaOptions,
+    ) -> Config<bytes::Bytes> {
+        let averaging = &self.run.averaging;
+        let begin = match options.resume {
+            Some(_) => Begin::Given,
+            None => Begin::FromDonor(download_limits(&self.run, stage.stage)),
+        };
+        let fragments = if averaging.interval > 0 { averaging.fragments } else { 0 };
+        Config { stage, fragments, parts_min, begin, digest: chunk_digest }
+    }
+}

@@ -1,0 +1,38 @@
+//! Builds the shard of a stage on the executor's thread.
+
+use std::path::PathBuf;
+
+use swarmline_kernels::Backend;
+use swarmline_kernels::device::Work;
+use swarmline_scheduler::StageIndex;
+
+use crate::config::Run;
+use crate::error::Error;
+use crate::stage::{Compute, Engine, Learning};
+
+/// The engine of a stage, on whichever device.
+#[derive(Debug)]
+pub(super) struct ShardBuilder {
+    pub(super) run: Run,
+    pub(super) stage: StageIndex,
+    /// Microbatches between forward and backward at once.
+    pub(super) stashes: usize,
+    /// Weights to begin with.
+    pub(super) resume: Option<PathBuf>,
+    pub(super) parameter_log: Option<PathBuf>,
+}
+
+impl Work for ShardBuilder {
+    type Output = Result<Box<dyn Compute>, Error>;
+
+    fn on<B: Backend>(self, mut open: impl FnMut() -> swarmline_kernels::Result<B>) -> Self::Output {
+        let mut engine = Engine::new(open()?, &self.run, self.stage, self.stashes, Learning::Active)?;
+        engine.record_parameters(self.parameter_log)?;
+        if let Some(path) = self.resume {
+            let resumed = engine.resume(&path);
+            engine.write_parameter_log()?;
+            resumed?;
+        }
+        Ok(Box::new(engine))
+    }
+}

@@ -1,0 +1,200 @@
+//! What a process tells.
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+
+use super::Incident;
+use crate::data::Corpus;
+
+/// Something that a process tells.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// The coordinator listens.
+    Listening {
+        /// The address that `join` and `feed` take.
+        invite: String,
+        /// Digest of the run manifest, hexadecimal.
+        manifest: String,
+    },
+    /// The membership table of a coordinator has changed.
+    Members {
+        /// Version of the table.
+        version: u64,
+        /// Serving replicas of each stage.
+        serving: Vec<usize>,
+        /// Replicas that wait for a place.
+        standby: usize,
+        /// Feeders.
+        feeders: usize,
+    },
+    /// A process has chosen what it computes on.
+    Computing {
+        /// `cpu` or `cuda:N`.
+        device: String,
+        /// Its precision: `repro` or `fast`.
+        profile: String,
+    },
+    /// A replica was placed and builds its shard.
+    Placed {
+        /// Its stage, from 0.
+        stage: u16,
+        /// Stages of the run.
+        stages: usize,
+        /// First layer it serves.
+        first_layer: usize,
+        /// One past the last layer.
+        end_layer: usize,
+        /// Its number of parameters.
+        parameters: u64,
+    },
+    /// Every stage has its replica; this one waits.
+    Standby {
+        /// Stages of the run.
+        stages: usize,
+    },
+    /// A replica has taken over the state of another replica of its stage.
+    StateTaken {
+        /// Its stage, from 0.
+        stage: u16,
+        /// The donor: the first bytes of its key, hexadecimal.
+        peer: String,
+        /// Length of the state, bytes.
+        bytes: u64,
+        /// Time that it took, seconds.
+        seconds: f64,
+        /// Optimizer steps in it.
+        version: u64,
+    },
+    /// A replica's shard is built and takes microbatches.
+    Serving {
+        /// Its stage, from 0.
+        stage: u16,
+    },
+    /// A replica's counters, every 10 s and at the end.
+    Replica(ReplicaReport),
+    /// A feeder has opened its text.
+    Corpus {
+        /// Files read.
+        files: usize,
+        /// Bytes of text.
+        bytes: u64,
+        /// Digest of the text, hexadecimal.
+        digest: String,
+        /// Loss of a bigram model of the training text on the held-out text, nats a token.
+        bigram: f64,
+    },
+    /// A feeder's progress, every second.
+    Progress(ProgressReport),
+    /// Loss on held-out text.
+    Evaluation {
+        /// Microbatches with an outcome when it was measured.
+        done: u64,
+        /// Nats a token.
+        loss: f64,
+        /// The last stage saw zeros instead of the upstream's activations.
+        upstream_cut: bool,
+    },
+    /// A feeder's counters at the end.
+    Feeder(FeederReport),
+    /// Something a person should know about: one line per incident, with its consequence.
+    Incident(Incident),
+    /// A checkpoint was written.
+    Saved {
+        /// The file.
+        path: String,
+    },
+}
+
+impl Event {
+    /// The event of an opened corpus.
+    #[must_use]
+    pub fn corpus(corpus: &Corpus) -> Self {
+        Self::Corpus {
+            files: corpus.files(),
+            bytes: corpus.text_bytes(),
+            digest: HEXLOWER.encode(&corpus.digest()),
+            bigram: corpus.bigram_loss(),
+        }
+    }
+}
+
+/// A replica's counters since it started.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaReport {
+    /// Its stage, from 0.
+    pub stage: u16,
+    /// Microbatches applied.
+    pub done: u64,
+    /// Microbatches refused.
+    pub refused: u64,
+    /// Microbatches taken over from a lost replica.
+    pub recovered: u64,
+    /// Microbatches handed on again, because the replica that had them was lost.
+    pub retried: u64,
+    /// Microbatches whose gradient went upstream only, because another replica had the grant.
+    pub relayed: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Median staleness of contributions, weight versions.
+    pub staleness_p50: u64,
+    /// Largest staleness, weight versions.
+    pub staleness_max: u64,
+    /// Averaging rounds in which a whole fragment was averaged with the other replicas of the stage.
+    pub rounds: u64,
+    /// Parts of fragments moved to their mean.
+    pub parts_applied: u64,
+    /// Bytes sent to neighbouring stages, headers and ids included.
+    pub boundary_bytes: u64,
+    /// The same frames with the whole stream in bf16, bytes.
+    pub boundary_bytes_bf16: u64,
+    /// No further report follows.
+    pub last: bool,
+}
+
+/// A feeder's progress.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProgressReport {
+    /// Microbatches with an outcome.
+    pub done: u64,
+    /// Microbatches of the run.
+    pub total: u64,
+    /// Microbatches on their way.
+    pub in_flight: u64,
+    /// Mean training loss since the previous report, nats a token.
+    pub loss: f64,
+    /// Tokens a second since the previous report.
+    pub tokens_per_s: f64,
+}
+
+/// The outcomes of the microbatches that a feeder injected.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FeederReport {
+    /// Microbatches sent to stage 0.
+    pub injected: u64,
+    /// Microbatches finished.
+    pub finished: u64,
+    /// Microbatches refused.
+    pub refused: u64,
+    /// Refused microbatches that a former feeder had injected and no replica held any more.
+    pub abandoned: u64,
+    /// Microbatches that had their outcome under a former feeder; in no other figure here.
+    pub inherited: u64,
+    /// Microbatches injected that have no outcome and are not in flight.
+    pub lost: u64,
+    /// Stages of finished microbatches without a grant.
+    pub ungranted: u64,
+    /// Microbatches sent to stage 0 again, because the replica that had them was lost.
+    pub retried: u64,
+    /// Contributions granted to replicas that died before an averaging round gave them to another replica.
+    pub contributions_lost: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Seconds from the first injection to the last outcome, without evaluation.
+    pub seconds: f64,
+    /// Tokens a second over those seconds.
+    pub tokens_per_s: f64,
+    /// Bytes of all frames sent to stage 0.
+    pub bytes_sent: u64,
+}

@@ -1,0 +1,199 @@
+//! Incidents: what went wrong, and what follows from it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Something a person should know about. Peers are named by the first bytes of their keys, hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "incident", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Incident {
+    /// The coordinator takes this process for dead. It joins again and knows nothing of its former start.
+    Expelled {
+        /// The coordinator's reason.
+        reason: String,
+    },
+    /// A peer sent bytes that are no frame of this run.
+    MalformedFrame {
+        /// The sender.
+        peer: String,
+        /// The fault.
+        fault: String,
+        /// Such frames since the last line about them, this one included.
+        times: u64,
+    },
+    /// A peer refused a frame of this process as malformed.
+    FrameRefused {
+        /// The receiver.
+        peer: String,
+        /// Its error code.
+        code: u64,
+        /// Such frames since the last line about them, this one included.
+        times: u64,
+    },
+    /// Messages for a peer could not be delivered.
+    Unreachable {
+        /// Why not; names the peer.
+        reason: String,
+        /// Number of messages.
+        undelivered: usize,
+    },
+    /// A neighbour is dead or stalled.
+    NeighbourLost {
+        /// The neighbour.
+        peer: String,
+        /// Microbatches that lie with it; other replicas recover them.
+        affected: usize,
+    },
+    /// A microbatch was refused.
+    MicrobatchRefused {
+        /// Its id, as people read it.
+        microbatch: String,
+        /// The replica that refused it; absent if it is this one.
+        by: Option<String>,
+        /// Why.
+        reason: String,
+        /// Refusals since the last line about them, this one included.
+        times: u64,
+    },
+    /// A contribution to an averaging round cannot be used.
+    ContributionRefused {
+        /// The member that sent it.
+        peer: String,
+        /// The fault.
+        fault: String,
+        /// Such contributions since the last line about them, this one included.
+        times: u64,
+    },
+    /// A donor did not give the state of the stage.
+    DonorFailed {
+        /// The donor.
+        peer: String,
+        /// The stage, from 0.
+        stage: u16,
+        /// What it did instead.
+        fault: String,
+    },
+    /// Every replica of a trained stage is gone: this one begins it with the initial weights of the run.
+    StageLost {
+        /// The stage, from 0.
+        stage: u16,
+    },
+    /// A replica left with microbatches that it had not finished.
+    LeftMicrobatches {
+        /// Number of microbatches; other replicas recover them.
+        microbatches: usize,
+        /// Time that it was given to finish them, seconds.
+        seconds: u64,
+    },
+    /// A replica left before averaging had given its last contributions to the others.
+    LeftFragments {
+        /// Fragments that were not averaged after its last contribution.
+        fragments: usize,
+        /// Time that it waited for them, seconds.
+        seconds: u64,
+    },
+    /// A held-out microbatch was never answered.
+    EvaluationUnanswered {
+        /// Its id, as people read it.
+        microbatch: String,
+    },
+    /// An evaluation had no answer at all: the held-out loss is missing there.
+    EvaluationMissing,
+    /// Stages without a replica hold the run.
+    StagesUnserved {
+        /// Their numbers, from 0.
+        stages: Vec<u16>,
+    },
+}
+
+impl fmt::Display for Incident {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Expelled { reason } => {
+                write!(
+                    f,
+                    "the coordinator takes this process for dead ({reason}); it joins again, without what it held"
+                )
+            }
+            Self::MalformedFrame { peer, fault, times } => {
+                write!(
+                    f,
+                    "peer {peer} sent bytes that are no frame of this run ({fault}); they were dropped"
+                )?;
+                repeated(f, *times)
+            }
+            Self::FrameRefused { peer, code, times } => {
+                write!(f, "peer {peer} refused a frame as malformed (code {code}); its log says why")?;
+                repeated(f, *times)
+            }
+            Self::Unreachable { reason, undelivered } => {
+                write!(f, "{reason}; {undelivered} messages were not delivered")
+            }
+            Self::NeighbourLost { peer, affected } => {
+                write!(
+                    f,
+                    "neighbour {peer} is dead or stalled; other replicas recover {affected} microbatches"
+                )
+            }
+            Self::MicrobatchRefused { microbatch, by, reason, times } => {
+                write!(f, "{microbatch} refused")?;
+                if let Some(by) = by {
+                    write!(f, " by peer {by}")?;
+                }
+                write!(f, " ({reason}); {times} since the last such line, all counted")
+            }
+            Self::ContributionRefused { peer, fault, times } => write!(
+                f,
+                "a contribution of peer {peer} to an average is left out ({fault}); {times} since the last such line"
+            ),
+            Self::DonorFailed { peer, stage, fault } => write!(
+                f,
+                "peer {peer}, asked for the state of stage {stage}, {fault}; the next donor is asked, or the same again"
+            ),
+            Self::StageLost { stage } => write!(
+                f,
+                "no replica serves stage {stage}, which had been trained: it begins with the initial weights of the \
+                 run, and what it had learned is lost"
+            ),
+            Self::LeftMicrobatches { microbatches, seconds } => write!(
+                f,
+                "left after {seconds} s with {microbatches} microbatches unfinished; other replicas recover them"
+            ),
+            Self::LeftFragments { fragments, seconds } => write!(
+                f,
+                "left after {seconds} s; {fragments} fragments were not averaged meanwhile, and the other replicas \
+                 lack this one's last contributions to them"
+            ),
+            Self::EvaluationUnanswered { microbatch } => {
+                write!(f, "held-out {microbatch} was never answered; the figure leaves it out")
+            }
+            Self::EvaluationMissing => {
+                write!(f, "an evaluation had no answer; the held-out loss is missing there")
+            }
+            Self::StagesUnserved { stages } => {
+                write!(f, "stages {stages:?} have no replica; nothing is injected until one joins")
+            }
+        }
+    }
+}
+
+fn repeated(f: &mut fmt::Formatter<'_>, times: u64) -> fmt::Result {
+    if times > 1 { write!(f, "; {} more since the last such line", times - 1) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Event;
+    use super::*;
+
+    #[test]
+    fn programs_read_an_incident_as_it_was_told() {
+        let incident = Incident::StagesUnserved { stages: vec![1, 3] };
+        let event = Event::Incident(incident);
+        let line = serde_json::to_string(&event).unwrap();
+        assert_eq!(line, r#"{"event":"incident","incident":"stages_unserved","stages":[1,3]}"#);
+        assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
+    }
+}

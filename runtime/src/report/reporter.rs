@@ -1,0 +1,73 @@
+//! Tells events to a person, a program or a closure.
+
+use std::fmt;
+use std::io::{self, Write as _};
+use std::sync::{Mutex, PoisonError};
+
+use super::Event;
+
+/// The form in which events are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// One line of prose per event.
+    People,
+    /// One JSON object a line.
+    Programs,
+}
+
+/// Tells events to its listener.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+///
+/// use swarmline::report::{Event, Reporter};
+///
+/// let heard = Arc::new(Mutex::new(Vec::new()));
+/// let sink = Arc::clone(&heard);
+/// let reporter = Reporter::to(move |event| sink.lock().unwrap().push(event.to_string()));
+/// reporter.tell(&Event::Serving { stage: 2 });
+/// assert_eq!(*heard.lock().unwrap(), ["serving stage 2; Ctrl-C leaves cleanly"]);
+/// ```
+pub struct Reporter {
+    sink: Box<dyn Fn(&Event) + Send + Sync>,
+}
+
+impl Reporter {
+    /// A reporter that prints to standard output, for this audience. A closed pipe is not an error: no reader is left.
+    #[must_use]
+    pub fn new(audience: Audience) -> Self {
+        let out = Mutex::new(io::stdout());
+        Self::to(move |event| {
+            let line = match audience {
+                Audience::People => event.to_string(),
+                Audience::Programs => serde_json::to_string(event).unwrap_or_default(),
+            };
+            let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        })
+    }
+
+    /// A reporter that hands every event to `sink`, for programs that embed a process of a run. The process waits for
+    /// `sink`, so it must not block.
+    #[must_use]
+    pub fn to(sink: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        Self { sink: Box::new(sink) }
+    }
+
+    /// A reporter without a listener.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self::to(|_| {})
+    }
+
+    /// Tells one event.
+    pub fn tell(&self, event: &Event) {
+        (self.sink)(event);
+    }
+}
+
+impl fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reporter").finish_non_exhaustive()
+    }
+}

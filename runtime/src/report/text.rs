@@ -1,0 +1,101 @@
+//! Events as one line each, for people.
+
+use std::fmt;
+
+use super::{Event, FeederReport, ProgressReport, ReplicaReport};
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listening { invite, manifest } => {
+                write!(
+                    f,
+                    "coordinator listens; manifest {}\n\n  swarmline join {invite}\n  swarmline feed {invite}\n",
+                    &manifest[..manifest.len().min(12)]
+                )
+            }
+            Self::Members { version, serving, standby, feeders } => {
+                write!(
+                    f,
+                    "members v{version}: serving per stage {serving:?}, {standby} standby, {feeders} feeding"
+                )
+            }
+            Self::Computing { device, profile } => write!(f, "computing on {device}, profile {profile}"),
+            Self::Placed { stage, stages, first_layer, end_layer, parameters } => write!(
+                f,
+                "placed on stage {stage} of {stages}: layers {first_layer}..{end_layer}, {parameters} parameters"
+            ),
+            Self::Standby { stages } => {
+                write!(f, "standby: all {stages} stages have their replicas. This one waits; Ctrl-C leaves")
+            }
+            Self::StateTaken { stage, peer, bytes, seconds, version } => write!(
+                f,
+                "took the state of stage {stage} from peer {peer}: {:.1} MB in {seconds:.1} s, version {version}",
+                *bytes as f64 / 1e6
+            ),
+            Self::Serving { stage } => write!(f, "serving stage {stage}; Ctrl-C leaves cleanly"),
+            Self::Replica(report) => report.fmt(f),
+            Self::Corpus { files, bytes, digest, bigram } => write!(
+                f,
+                "text: {files} files, {:.1} MB, digest {}; a bigram model of it has {bigram:.3} nats/token held out",
+                *bytes as f64 / 1e6,
+                &digest[..digest.len().min(12)]
+            ),
+            Self::Progress(report) => report.fmt(f),
+            Self::Evaluation { done, loss, upstream_cut } => {
+                let cut = if *upstream_cut { " with the upstream cut" } else { "" };
+                write!(f, "held-out loss{cut} after {done} microbatches: {loss:.4} nats/token")
+            }
+            Self::Feeder(report) => report.fmt(f),
+            Self::Incident(incident) => write!(f, "! {incident}"),
+            Self::Saved { path } => write!(f, "saved {path}"),
+        }
+    }
+}
+
+impl fmt::Display for ReplicaReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "stage {}: {} microbatches, {} steps, {} refused, staleness p50 {} max {}, {:.1} MB to neighbours",
+            self.stage,
+            self.done,
+            self.steps,
+            self.refused,
+            self.staleness_p50,
+            self.staleness_max,
+            self.boundary_bytes as f64 / 1e6
+        )
+    }
+}
+
+impl fmt::Display for ProgressReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}/{} microbatches, {} in flight, loss {:.4} nats/token, {:.0} tokens/s",
+            self.done, self.total, self.in_flight, self.loss, self.tokens_per_s
+        )
+    }
+}
+
+impl fmt::Display for FeederReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} injected, {} finished, {} refused, {} lost, {} ungranted; {} tokens in {:.1} s, {:.0} tokens/s",
+            self.injected,
+            self.finished,
+            self.refused,
+            self.lost,
+            self.ungranted,
+            self.tokens,
+            self.seconds,
+            self.tokens_per_s
+        )?;
+        if self.inherited + self.abandoned > 0 {
+            write!(f, "; taken over: {} had ended, {} abandoned", self.inherited, self.abandoned)?;
+        }
+        Ok(())
+    }
+}
