@@ -2,19 +2,16 @@
 //!
 //! A coordinator, a feeder and a replica per stage run as tasks, speak over real sockets on loopback and train a small
 //! model on the text for a few dozen microbatches. Every replica computes on a thread of its own. Without an argument
-//! the text is the Rust sources of this workspace. It ends when the run does.
+//! the text is the Rust sources of this workspace. The program ends with the run.
 
-use std::net::SocketAddr;
+use std::future::pending;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
-use swarmline::config::{Data, Run};
-use swarmline::coordinator::{self, coordinate};
-use swarmline::feeder::{FeedOptions, feed};
-use swarmline::net::{Identity, Invite};
-use swarmline::report::{Event, Reporter};
-use swarmline::stage::{JoinOptions, join};
-use tokio::sync::mpsc;
+use swarmline::config::Data;
+use swarmline::report::Reporter;
+use swarmline::{
+    Coordinator, CoordinatorOptions, Feeder, FeederOptions, Identity, Replica, ReplicaOptions, Run,
+};
 use tokio::task::JoinSet;
 
 /// A run file, as `swarmline coordinator --run` would read it.
@@ -42,42 +39,28 @@ extensions = ["rs"]
 /// Where the paths in [`RUN`] start from.
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// An event and the task that told it.
-type Told = (String, Event);
-
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let run = run_on(std::env::args_os().nth(1).map(PathBuf::from))?;
     let stages = run.pipeline.stages;
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let options = CoordinatorOptions::new(run, Identity::ephemeral()?).with_base(WORKSPACE);
+    let coordinator = Coordinator::bind(options).await?;
+    let invite = coordinator.invite().clone();
+
     let mut swarm = JoinSet::new();
-
-    start_coordinator(&mut swarm, run, reporter("coordinator", &tell))?;
-    let invite = tokio::select! {
-        invite = first_invite(&mut told) => invite?,
-        Some(ended) = swarm.join_next() => return ended?,
-    };
+    swarm.spawn(async move { coordinator.run(&printing("coordinator"), pending()).await });
     for index in 0..stages {
-        let options = JoinOptions::new(invite.clone(), Identity::ephemeral()?);
-        let reporter = reporter(&format!("replica {index}"), &tell);
-        swarm.spawn(async move { Ok(join(options, &reporter, std::future::pending()).await?) });
+        let options = ReplicaOptions::new(invite.clone(), Identity::ephemeral()?);
+        let reporter = printing(&format!("replica {index}"));
+        swarm.spawn(async move { Replica::join(options).await?.run(&reporter, pending()).await });
     }
-    let options = FeedOptions::new(invite, Identity::ephemeral()?);
-    let reporter = reporter("feeder", &tell);
-    swarm.spawn(async move {
-        feed(options, &reporter, std::future::pending()).await?;
-        Ok(())
-    });
+    let options = FeederOptions::new(invite, Identity::ephemeral()?);
+    swarm.spawn(async move { Feeder::open(options).await?.run(&printing("feeder"), pending()).await });
 
-    // Every task holds a sender; the events end with the last task.
-    drop(tell);
-    loop {
-        tokio::select! {
-            Some((who, event)) = told.recv() => show(&who, &event),
-            Some(ended) = swarm.join_next() => ended??,
-            else => return Ok(()),
-        }
+    while let Some(ended) = swarm.join_next().await {
+        ended??;
     }
+    Ok(())
 }
 
 /// The run above, on the text at `path` if there is one.
@@ -89,40 +72,9 @@ fn run_on(path: Option<PathBuf>) -> anyhow::Result<Run> {
     Ok(run)
 }
 
-fn start_coordinator(
-    swarm: &mut JoinSet<anyhow::Result<()>>,
-    run: Run,
-    reporter: Reporter,
-) -> anyhow::Result<()> {
-    let options = coordinator::Options {
-        run,
-        base: PathBuf::from(WORKSPACE),
-        identity: Identity::ephemeral()?,
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-    };
-    swarm.spawn(async move {
-        coordinate(options, &reporter, std::future::pending()).await?;
-        Ok(())
-    });
-    Ok(())
-}
-
-/// What the coordinator says first is where to join.
-async fn first_invite(told: &mut mpsc::UnboundedReceiver<Told>) -> anyhow::Result<Invite> {
-    let (_, event) = told.recv().await.context("nobody is there to listen")?;
-    let Event::Listening { invite, .. } = event else { bail!("the coordinator said {event} first") };
-    Ok(invite.parse()?)
-}
-
-/// Sends what one task tells to the loop in `main`.
-fn reporter(who: &str, tell: &mpsc::UnboundedSender<Told>) -> Reporter {
-    let (who, tell) = (who.to_owned(), tell.clone());
-    Reporter::to(move |event| {
-        let _ = tell.send((who.clone(), event.clone()));
-    })
-}
-
+/// Prints the events of one task behind its name.
 #[expect(clippy::print_stdout, reason = "standard output is where this program shows its events")]
-fn show(who: &str, event: &Event) {
-    println!("{who:<12} {event}");
+fn printing(name: &str) -> Reporter {
+    let name = name.to_owned();
+    Reporter::to(move |event| println!("{name:<12} {event}"))
 }

@@ -3,17 +3,16 @@
 //! It joins the run behind the address, trains the stage it is given, and leaves when the run is over or on Ctrl-C.
 
 use anyhow::Context as _;
-use swarmline::net::{Identity, Invite};
 use swarmline::report::{Audience, Reporter};
-use swarmline::stage::{self, JoinOptions};
+use swarmline::{Identity, Invite, Replica, ReplicaOptions};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let address = std::env::args().nth(1).context("usage: volunteer KEY@HOST:PORT")?;
-    let options = JoinOptions::new(address.parse::<Invite>()?, Identity::ephemeral()?);
+    let invite: Invite = std::env::args().nth(1).context("usage: volunteer KEY@HOST:PORT")?.parse()?;
+    let replica = Replica::join(ReplicaOptions::new(invite, Identity::ephemeral()?)).await?;
     let stop = async {
         let _ = tokio::signal::ctrl_c().await;
     };
-    stage::join(options, &Reporter::new(Audience::People), stop).await?;
+    replica.run(&Reporter::new(Audience::People), stop).await?;
     Ok(())
 }

@@ -17,6 +17,6 @@ fn an_asynchronous_run_loses_nothing() {
     assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0));
     assert!(replicas[0].staleness_p50 > 0, "{:?}", replicas[0]);
     for replica in replicas {
-        assert_eq!((replica.updates, replica.refused), (recipe.steps, 0), "{replica:?}");
+        assert_eq!((replica.steps, replica.refused), (recipe.steps, 0), "{replica:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! A standby that attacks everybody, all through a run, and a stranger who tries to.
+//! A standby that attacks every member, all through a run, and a stranger that tries to.
 
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use quinn::Connection;
-use swarmline::net::control::{Applicant, Control, HEARTBEAT_EVERY, Placement, Vitals};
+use swarmline::net::control::{Control, HEARTBEAT_INTERVAL, MemberStats, Placement, Registration};
 use swarmline::net::frame::{self, FrameLimits};
 use swarmline::net::{Identity, Invite};
 use swarmline::report::Event;
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::{
-    Attempt, Hop, Incarnation, Loss, Member, Membership, Message, MicrobatchId, Purpose, Refusal, Role,
-    StageIndex, WeightVersion,
+    Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, Membership, Message, MicrobatchId, Purpose,
+    Refusal, Role, StageIndex, WeightVersion,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -29,20 +29,20 @@ const ME: Incarnation = Incarnation(1);
 const PAUSE: Duration = Duration::from_millis(20);
 /// Wider than any member's: what is too long for the run leaves this side.
 const LIMITS: FrameLimits =
-    FrameLimits { header_bytes_max: 4096, ids_bytes_max: 1 << 20, code_bytes_max: 1 << 20 };
-/// Ids of the run that are lied about in one round: every so-manieth.
+    FrameLimits { header_bytes_max: 4096, ids_bytes_max: 1 << 20, activation_bytes_max: 1 << 20 };
+/// Distance of the ids of the run that are lied about in one round.
 const LIE_EVERY: u64 = 64;
 /// An id that no feeder was given.
 const FOREIGN: u64 = 1 << 40;
-/// Frame layout version 1.
-const MAGIC: u32 = 0x5357_4C01;
+/// `SWL` and version 2 of the frame layout.
+const MAGIC: u32 = 0x5357_4C02;
 
 /// What victims say of the frames of [`malformed`].
 const SIGNS: [&str; 5] = [
     "the header is announced with 4294967295 bytes",
-    "the code is announced with 4294967296 bytes",
+    "the activation or gradient is announced with 4294967296 bytes",
     "the token ids is announced with 65536 bytes",
-    "the frame ends inside the code",
+    "the frame ends inside the activation or gradient",
     "not a swarmline frame",
 ];
 
@@ -62,7 +62,7 @@ fn a_run_under_attack_loses_nothing() {
     assert_eq!((account.injected, account.finished), (recipe.steps, recipe.steps));
     assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0));
     for replica in replicas {
-        assert_eq!((replica.updates, replica.refused), (recipe.steps, 0), "{replica:?}");
+        assert_eq!((replica.steps, replica.refused), (recipe.steps, 0), "{replica:?}");
     }
 }
 
@@ -71,7 +71,7 @@ fn hear_every_sign(victims: &mut [Process]) {
     for victim in victims {
         for sign in SIGNS {
             victim.hear(sign, |event| match event {
-                Event::Incident { message } => message.contains(sign).then_some(()),
+                Event::Incident(incident) => incident.to_string().contains(sign).then_some(()),
                 _ => None,
             });
         }
@@ -91,7 +91,7 @@ impl Attack {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async {
-                let mut attacker = Attacker::enter(&invite, microbatches).await;
+                let mut attacker = Attacker::join(&invite, microbatches).await;
                 tokio::select! {
                     _ = stopped => attacker.control.leave("done").await,
                     () = attacker.attack() => {}
@@ -107,7 +107,7 @@ impl Attack {
     }
 }
 
-/// A genuine member of the run, and a key that is none.
+/// A genuine member of the run, and a key that is no member's.
 struct Attacker {
     standby: Rogue,
     stranger: Rogue,
@@ -117,23 +117,23 @@ struct Attacker {
 }
 
 impl Attacker {
-    async fn enter(invite: &Invite, microbatches: u64) -> Self {
-        // Nobody ever dials a standby.
+    async fn join(invite: &Invite, microbatches: u64) -> Self {
+        // No peer ever dials a standby.
         let data_address = "127.0.0.1:9".parse().unwrap();
-        let applicant = Applicant { incarnation: ME, role: Role::Replica, data_address };
+        let registration = Registration { incarnation: ME, role: Role::Replica, data_address };
         let identity = Identity::from_seed(STANDBY);
-        let (control, entrance) = Control::enter(invite, &identity, applicant).await.unwrap();
-        assert_eq!(entrance.placement, Placement::Standby);
+        let (control, joined) = Control::join(invite, &identity, registration).await.unwrap();
+        assert_eq!(joined.placement, Placement::Standby);
         let hello = v1::Hello {
             protocol_version: PROTOCOL_VERSION,
-            manifest_digest: entrance.digest.0.to_vec(),
+            manifest_digest: joined.digest.0.to_vec(),
             incarnation: ME.0,
         };
-        let (table, _) = control.follow(entrance.membership);
-        let mut heart = control.clone();
+        let table = control.follow(joined.membership);
+        let mut heartbeats = control.clone();
         tokio::spawn(async move {
-            while heart.heartbeat(&Vitals::default()).await.is_ok() {
-                tokio::time::sleep(HEARTBEAT_EVERY).await;
+            while heartbeats.heartbeat(&MemberStats::default()).await.is_ok() {
+                tokio::time::sleep(HEARTBEAT_INTERVAL).await;
             }
         });
         let (standby, stranger) = (Rogue::new(STANDBY, &hello), Rogue::new(STRANGER, &hello));
@@ -145,7 +145,7 @@ impl Attacker {
         let mut connections = Vec::new();
         for round in 0.. {
             // Fails when the run is over and the victims are gone.
-            if let Ok(opened) = self.attack_everybody(round).await {
+            if let Ok(opened) = self.attack_every_member(round).await {
                 connections = opened;
             }
             tokio::time::sleep(PAUSE).await;
@@ -153,11 +153,11 @@ impl Attacker {
         drop(connections);
     }
 
-    async fn attack_everybody(&self, round: u64) -> anyhow::Result<Vec<Connection>> {
+    async fn attack_every_member(&self, round: u64) -> anyhow::Result<Vec<Connection>> {
         let me = Identity::from_seed(STANDBY).peer();
         let members = self.table.borrow().members.clone();
         let mut connections = Vec::new();
-        for victim in members.iter().filter(|member| member.peer != me) {
+        for victim in members.iter().filter(|member| member.instance.peer != me) {
             assert!(self.stranger.intrude(victim).await.is_err(), "{victim:?} lets a stranger in");
             connections.push(self.attack_one(victim, round).await?);
         }
@@ -180,8 +180,9 @@ impl Attacker {
 
 /// Bytes that are no frames of this run, in the order of [`SIGNS`].
 fn malformed() -> [Vec<u8>; 5] {
-    let huge = v1::Backward { loss: Some(v1::Loss::default()), code_bytes: 4 << 30, ..Default::default() };
-    let huge = v1::Frame { message: Some(v1::frame::Message::Backward(huge)) }.encode_to_vec();
+    let huge = v1::Backward { loss: Some(v1::Loss::default()), ..Default::default() };
+    let huge = v1::frame::Message::Backward(huge);
+    let huge = v1::Frame { message: Some(huge), ids_bytes: 0, payload_bytes: 4 << 30 }.encode_to_vec();
     let preamble = |header_bytes: u32| [MAGIC.to_be_bytes(), header_bytes.to_be_bytes()].concat();
     let mut truncated = whole(&forward(MicrobatchId(FOREIGN), 8));
     truncated.pop();
@@ -194,35 +195,34 @@ fn malformed() -> [Vec<u8>; 5] {
     ]
 }
 
-/// Frames without a fault, from somebody who has nothing to say about this microbatch.
-fn lies(microbatch: MicrobatchId) -> [Message<Bytes>; 4] {
+/// Frames without a fault, from a peer that has nothing to say about this microbatch.
+fn lies(microbatch: MicrobatchId) -> [Envelope<Bytes>; 4] {
     let (attempt, loss) = (Attempt(0), Loss { sum: 1.0, tokens: 1 });
     [
         forward(microbatch, 8),
-        Message::Backward { microbatch, attempt, loss, path: Vec::new(), gradient: Bytes::new() },
-        Message::Evaluated { microbatch, attempt, loss },
-        Message::Refused { microbatch, by: hop(Some(StageIndex(3))), reason: Refusal::Unknown },
+        Message::Backward { microbatch, attempt, loss, path: Vec::new() }.into(),
+        Message::Evaluated { microbatch, attempt, loss }.into(),
+        Message::Refused { microbatch, by: hop(Some(StageIndex(3))), reason: Refusal::Unknown }.into(),
     ]
 }
 
-fn forward(microbatch: MicrobatchId, ids_bytes: usize) -> Message<Bytes> {
-    Message::Forward {
+fn forward(microbatch: MicrobatchId, ids_bytes: usize) -> Envelope<Bytes> {
+    let message = Message::Forward {
         microbatch,
         attempt: Attempt(0),
         purpose: Purpose::Train,
-        anew: false,
-        holder: None,
+        is_retry: false,
+        downstream_holder: None,
         route: vec![hop(None)],
         version: WeightVersion(0),
-        ids: vec![65; ids_bytes].into(),
-        code: vec![0; 8].into(),
-    }
+    };
+    Envelope { message, ids: vec![65; ids_bytes].into(), payload: vec![0; 8].into() }
 }
 
 fn hop(stage: Option<StageIndex>) -> Hop {
-    Hop { stage, peer: Identity::from_seed(STANDBY).peer(), incarnation: ME }
+    Hop { stage, instance: Instance::new(Identity::from_seed(STANDBY).peer(), ME) }
 }
 
-fn whole(message: &Message<Bytes>) -> Vec<u8> {
-    frame::encode(message, &LIMITS).unwrap().to_vec()
+fn whole(envelope: &Envelope<Bytes>) -> Vec<u8> {
+    frame::encode(envelope, &LIMITS).unwrap().to_vec()
 }

@@ -1,4 +1,4 @@
-//! Replicas and feeders that come and go, some of them without a word: no microbatch is lost, none counts twice.
+//! Replicas and feeders that join, leave and are killed: no microbatch is lost, none counts twice.
 
 use std::collections::BTreeMap;
 
@@ -37,11 +37,11 @@ fn two_neighbours_are_killed_at_the_same_time() {
 }
 
 #[test]
-fn a_replica_that_stood_still_notices_and_joins_anew() {
+fn a_replica_that_was_suspended_notices_and_joins_again() {
     let mut flock = Flock::gather();
     let sleeper = flock.of_stage(2);
     flock.replicas[sleeper].suspend();
-    flock.hear_of_members("that the sleeper is taken for gone", |serving| serving[2] == REPLICAS - 1);
+    flock.hear_of_members("that the sleeper is expelled", |serving| serving[2] == REPLICAS - 1);
     flock.progress();
     let asleep = flock.replicas[sleeper].moment();
     flock.replicas[sleeper].resume();
@@ -52,7 +52,7 @@ fn a_replica_that_stood_still_notices_and_joins_anew() {
 }
 
 #[test]
-fn who_leaves_in_good_order_leaves_nothing_to_be_computed_again() {
+fn a_replica_that_leaves_in_good_order_leaves_nothing_to_recover() {
     let mut flock = Flock::gather();
     let leaver = flock.of_stage(1);
     flock.replicas[leaver].interrupt();
@@ -61,9 +61,9 @@ fn who_leaves_in_good_order_leaves_nothing_to_be_computed_again() {
     assert!(last_word(&mut flock.replicas[leaver]).done > 0);
     flock.progress();
     let (account, replicas) = flock.end();
-    assert_eq!(account.resent, 0);
+    assert_eq!(account.retried, 0);
     for report in replicas {
-        assert_eq!((report.restored, report.rerouted, report.relayed), (0, 0, 0), "{report:?}");
+        assert_eq!((report.recovered, report.retried, report.relayed), (0, 0, 0), "{report:?}");
     }
 }
 
@@ -81,7 +81,7 @@ fn a_feeder_is_killed_and_started_again() {
 fn a_feeder_is_killed_for_good_and_another_one_takes_over() {
     let mut flock = Flock::gather();
     flock.feeder.kill();
-    flock.hear_that_nobody_feeds();
+    flock.hear_that_no_feeder_is_left();
     flock.feeder = flock.swarm.start_feeder(&["--succeed"]);
     flock.progress();
     let (account, _) = flock.end();
@@ -114,8 +114,8 @@ impl Flock {
     }
 
     fn start_replica(&self, index: usize) -> Process {
-        let ledger = self.swarm.folder.argument(format!("ledger-{index}"));
-        self.swarm.start_replica(&format!("replica {index}"), &["--ledger", &ledger])
+        let log = self.swarm.folder.argument(format!("applied-{index}"));
+        self.swarm.start_replica(&format!("replica {index}"), &["--applied-log", &log])
     }
 
     fn start_feeder(&self) -> Process {
@@ -136,7 +136,7 @@ impl Flock {
         self.progress();
     }
 
-    /// Fresh replicas take the places that become free when the dead are missed.
+    /// Fresh replicas take the places of the dead once these are expelled.
     fn join(&mut self, count: usize) {
         let first = self.replicas.len();
         for index in first..first + count {
@@ -168,15 +168,15 @@ impl Flock {
         });
     }
 
-    fn hear_that_nobody_feeds(&mut self) {
+    fn hear_that_no_feeder_is_left(&mut self) {
         let now = self.swarm.coordinator.moment();
-        self.swarm.coordinator.hear_since(now, "that the feeder is taken for gone", |event| match event {
+        self.swarm.coordinator.hear_since(now, "that the feeder is expelled", |event| match event {
             Event::Members { feeders: 0, .. } => Some(()),
             _ => None,
         });
     }
 
-    /// Stops everybody and looks into the books: everything injected is finished, nothing is applied twice.
+    /// Stops every process and compares their logs: every injected microbatch is finished, none is applied twice.
     fn end(mut self) -> (FeederReport, Vec<ReplicaReport>) {
         self.feeder.interrupt();
         assert_eq!(self.feeder.end(), INTERRUPTED);
@@ -200,12 +200,12 @@ impl Flock {
         (account, reports)
     }
 
-    /// How often each stage of each microbatch was applied, by all replicas that ever lived.
+    /// How often each stage of each microbatch was applied, by all replicas of the test, dead or alive.
     fn applied(&self) -> BTreeMap<String, usize> {
         let mut applied = BTreeMap::new();
         for index in 0..self.replicas.len() {
-            let ledger = std::fs::read_to_string(self.swarm.folder.file(format!("ledger-{index}")));
-            for line in ledger.unwrap_or_default().lines() {
+            let log = std::fs::read_to_string(self.swarm.folder.file(format!("applied-{index}")));
+            for line in log.unwrap_or_default().lines() {
                 *applied.entry(line.to_owned()).or_default() += 1;
             }
         }

@@ -1,4 +1,4 @@
-//! Swarms with replicas on a GPU, or what stands in for one.
+//! Swarms with replicas on a GPU, or on the library that stands in for one.
 
 use swarmline::report::Event;
 use swarmline_cuda_on_cpu::{BREAKS_WITH, DRIVER, MEMORY};
@@ -8,8 +8,8 @@ use crate::parity;
 use crate::process::Process;
 use crate::recipe::Recipe;
 use crate::replicas::{
-    INTERRUPTED, assert_disjoint, assert_sound, feed_to_equal_weights, ledger_of, recipe, start, wait_for,
-    weights_of,
+    INTERRUPTED, applied_log_of, assert_disjoint, assert_sound, feed_to_equal_weights, recipe, start,
+    wait_for, weights_of,
 };
 use crate::swarm::{Swarm, account, serving};
 
@@ -48,8 +48,8 @@ fn a_replica_whose_device_fails_leaves_and_nothing_is_lost() {
     let mut swarm = Swarm::coordinate(&recipe(2, 1_000_000));
     let fault = swarm.folder.file("fault");
     let gpu = gpu.with(BREAKS_WITH, &fault);
-    let ledger = swarm.folder.argument(ledger_of(1));
-    let mut failing = swarm.start_replica_on(&gpu, "on the GPU", &["--ledger", &ledger]);
+    let log = swarm.folder.argument(applied_log_of(1));
+    let mut failing = swarm.start_replica_on(&gpu, "on the GPU", &["--applied-log", &log]);
     let mut sound = start(&swarm, 0);
     assert_eq!((serving(&mut failing), serving(&mut sound)), (0, 0));
     let mut feeder = swarm.start_feeder(&[]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use swarmline::config::{Manifest, Run};
-use swarmline::net::control::{Applicant, Control, HEARTBEAT_EVERY, Placement, Vitals};
+use swarmline::net::control::{Control, HEARTBEAT_INTERVAL, MemberStats, Placement, Registration};
 use swarmline::net::digest::ManifestDigest;
 use swarmline::net::frame::FrameLimits;
 use swarmline::net::quic::{Congestion, DataPlane, HandshakeInfo, NetEvent, Settings, bind_socket};
@@ -12,8 +12,8 @@ use swarmline::net::trust::Trust;
 use swarmline::net::{Identity, Invite};
 use swarmline::packing::{Codec, TokenCodec};
 use swarmline_scheduler::{
-    Attempt, Hop, Incarnation, Loss, Member, Membership, Message, MicrobatchId, Purpose, Refusal, Role,
-    StageIndex, WeightVersion,
+    Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, MemberState, Membership, Message,
+    MicrobatchId, Purpose, Refusal, Role, StageIndex, WeightVersion,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
@@ -26,22 +26,22 @@ use crate::swarm::{STAGES, Swarm, last_word, serving};
 const PATIENCE: Duration = Duration::from_secs(40);
 /// Wider than any replica's: what is too long for the run leaves this side.
 const LIMITS: FrameLimits =
-    FrameLimits { header_bytes_max: 4096, ids_bytes_max: 1 << 20, code_bytes_max: 1 << 20 };
+    FrameLimits { header_bytes_max: 4096, ids_bytes_max: 1 << 20, activation_bytes_max: 1 << 20 };
 const ME: Incarnation = Incarnation(1);
 
 #[test]
 fn a_microbatch_that_is_none_is_refused_and_the_next_one_is_served() {
     let (mut swarm, mut neighbour) = swarm_behind_a_neighbour();
-    let (ids, code) = (neighbour.ids(), neighbour.code());
-    let nan = f32::NAN.to_le_bytes().repeat(code.len() / 4);
+    let (ids, activation) = (neighbour.ids(), neighbour.activation());
+    let nan = f32::NAN.to_le_bytes().repeat(activation.len() / 4);
     assert_eq!(neighbour.refused(0, ids.clone(), nan), Refusal::NonFinite);
     let malformed = |refusal| assert!(matches!(refusal, Refusal::Malformed(_)), "{refusal:?}");
-    malformed(neighbour.refused(1, ids.clone(), code[4..].to_vec()));
-    malformed(neighbour.refused(2, ids[1..].to_vec(), code.clone()));
+    malformed(neighbour.refused(1, ids.clone(), activation[4..].to_vec()));
+    malformed(neighbour.refused(2, ids[1..].to_vec(), activation.clone()));
     neighbour.send(neighbour.forward(3, ids.clone(), vec![0; 1 << 20]));
-    neighbour.send(neighbour.backward(77, code.clone()));
-    neighbour.send(neighbour.forward(4, ids, code));
-    let Message::Backward { microbatch, loss, .. } = neighbour.answer() else {
+    neighbour.send(neighbour.backward(77, activation.clone()));
+    neighbour.send(neighbour.forward(4, ids, activation));
+    let Message::Backward { microbatch, loss, .. } = neighbour.reply() else {
         panic!("a good microbatch has a gradient");
     };
     assert_eq!(microbatch, MicrobatchId(4));
@@ -70,7 +70,7 @@ fn a_stranger_and_a_peer_of_another_run_are_turned_away_with_the_reason() {
 /// A swarm whose stage 0 is the test.
 fn swarm_behind_a_neighbour() -> (Swarm, Neighbour) {
     let mut swarm = Swarm::coordinate(&Recipe::exact());
-    let neighbour = Neighbour::enter(&swarm.invite);
+    let neighbour = Neighbour::join(&swarm.invite);
     for stage in 1..STAGES {
         let mut replica = swarm.start_replica(&format!("replica {stage}"), &[]);
         assert_eq!(usize::from(serving(&mut replica)), stage);
@@ -91,30 +91,30 @@ struct Neighbour {
 }
 
 impl Neighbour {
-    fn enter(invite: &str) -> Self {
+    fn join(invite: &str) -> Self {
         let runtime = Runtime::new().unwrap();
         let identity = Identity::ephemeral().unwrap();
         let invite: Invite = invite.parse().unwrap();
-        let entering = async {
+        let joining = async {
             let socket = bind_socket("127.0.0.1:0".parse().unwrap()).unwrap();
             let data_address = socket.local_addr().unwrap();
-            let applicant = Applicant { incarnation: ME, role: Role::Replica, data_address };
-            let (mut control, entrance) = Control::enter(&invite, &identity, applicant).await.unwrap();
-            assert_eq!(entrance.placement, Placement::Stage(StageIndex(0)));
+            let registration = Registration { incarnation: ME, role: Role::Replica, data_address };
+            let (mut control, joined) = Control::join(&invite, &identity, registration).await.unwrap();
+            assert_eq!(joined.placement, Placement::Stage(StageIndex(0)));
             control.ready(StageIndex(0)).await.unwrap();
-            let handshake = HandshakeInfo::new(entrance.digest, ME);
+            let handshake = HandshakeInfo::new(joined.digest, ME);
             let (plane, arrivals) =
                 DataPlane::start(&identity, socket, handshake, Trust::anyone(), settings()).unwrap();
-            let (table, _) = control.follow(entrance.membership);
+            let table = control.follow(joined.membership);
             tokio::spawn(async move {
-                while control.heartbeat(&Vitals::default()).await.is_ok() {
-                    tokio::time::sleep(HEARTBEAT_EVERY).await;
+                while control.heartbeat(&MemberStats::default()).await.is_ok() {
+                    tokio::time::sleep(HEARTBEAT_INTERVAL).await;
                 }
             });
-            let run = Manifest::from_bytes(&entrance.manifest).unwrap().run().clone();
-            (entrance.digest, run, table, plane, arrivals)
+            let run = Manifest::from_bytes(&joined.manifest).unwrap().run().clone();
+            (joined.digest, run, table, plane, arrivals)
         };
-        let (digest, run, table, plane, arrivals) = runtime.block_on(entering);
+        let (digest, run, table, plane, arrivals) = runtime.block_on(joining);
         Self { runtime, identity, digest, run, table, plane, arrivals }
     }
 
@@ -125,34 +125,33 @@ impl Neighbour {
     }
 
     /// A well-formed activation.
-    fn code(&self) -> Vec<u8> {
+    fn activation(&self) -> Vec<u8> {
         let layer = self.run.layers_of(StageIndex(1)).start;
         vec![0; Codec::in_front_of(&self.run, layer).byte_len()]
     }
 
-    fn forward(&self, id: u64, ids: Vec<u8>, code: Vec<u8>) -> Message<Bytes> {
-        let hop = |stage| Hop { stage, peer: self.identity.peer(), incarnation: ME };
-        Message::Forward {
+    fn forward(&self, id: u64, ids: Vec<u8>, activation: Vec<u8>) -> Envelope<Bytes> {
+        let hop = |stage| Hop { stage, instance: Instance::new(self.identity.peer(), ME) };
+        let message = Message::Forward {
             microbatch: MicrobatchId(id),
             attempt: Attempt(0),
             purpose: Purpose::Train,
-            anew: false,
-            holder: None,
+            is_retry: false,
+            downstream_holder: None,
             route: vec![hop(None), hop(Some(StageIndex(0)))],
             version: WeightVersion(0),
-            ids: ids.into(),
-            code: code.into(),
-        }
+        };
+        Envelope { message, ids: ids.into(), payload: activation.into() }
     }
 
-    fn backward(&self, id: u64, gradient: Vec<u8>) -> Message<Bytes> {
-        Message::Backward {
+    fn backward(&self, id: u64, gradient: Vec<u8>) -> Envelope<Bytes> {
+        let message = Message::Backward {
             microbatch: MicrobatchId(id),
             attempt: Attempt(0),
             loss: Loss { sum: 1.0, tokens: 1 },
             path: Vec::new(),
-            gradient: gradient.into(),
-        }
+        };
+        Envelope::with_payload(message, gradient.into())
     }
 
     /// The replica of stage 1, once every stage is served.
@@ -163,24 +162,25 @@ impl Neighbour {
         let table = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, table).await });
         let members = table.unwrap().unwrap().members.clone();
         let placed = |member: &&Member| {
-            use swarmline_scheduler::Standing::{Loading, Serving};
-            [Loading(StageIndex(1)), Serving(StageIndex(1))].contains(&member.standing)
+            use MemberState::{Loading, Serving};
+            [Loading(StageIndex(1)), Serving(StageIndex(1))].contains(&member.state)
         };
         members.iter().find(placed).unwrap().clone()
     }
 
-    fn send(&self, message: Message<Bytes>) {
+    fn send(&self, envelope: Envelope<Bytes>) {
         let (victim, _guard) = (self.victim(), self.runtime.enter());
-        self.plane.send(victim.peer, victim.address, message).unwrap();
+        self.plane.send(victim.instance.peer, victim.address, envelope).unwrap();
     }
 
-    /// The next outcome the victim tells.
-    fn answer(&mut self) -> Message<Bytes> {
+    /// The victim's next outcome of a microbatch.
+    fn reply(&mut self) -> Message {
         let Self { runtime, arrivals, .. } = self;
         runtime.block_on(async {
             loop {
                 let event = tokio::time::timeout(PATIENCE, arrivals.recv()).await;
-                if let NetEvent::Message { message, .. } = event.unwrap().unwrap()
+                if let NetEvent::Received { envelope, .. } = event.unwrap().unwrap()
+                    && let message = envelope.message
                     && matches!(message, Message::Backward { .. } | Message::Refused { .. })
                 {
                     return message;
@@ -189,10 +189,10 @@ impl Neighbour {
         })
     }
 
-    /// Sends a microbatch; gives why it is refused.
-    fn refused(&mut self, id: u64, ids: Vec<u8>, code: Vec<u8>) -> Refusal {
-        self.send(self.forward(id, ids, code));
-        match self.answer() {
+    /// Sends a microbatch; gives the reason of its refusal.
+    fn refused(&mut self, id: u64, ids: Vec<u8>, activation: Vec<u8>) -> Refusal {
+        self.send(self.forward(id, ids, activation));
+        match self.reply() {
             Message::Refused { microbatch, by, reason, .. } => {
                 assert_eq!((microbatch, by.stage), (MicrobatchId(id), Some(StageIndex(1))));
                 reason
@@ -201,14 +201,14 @@ impl Neighbour {
         }
     }
 
-    /// Dials the victim as somebody else; gives why that fails.
+    /// Dials the victim with another identity or handshake; gives why that fails.
     fn turned_away(&self, identity: &Identity, handshake: HandshakeInfo) -> String {
-        let (victim, message) = (self.victim(), self.forward(0, self.ids(), self.code()));
+        let (victim, envelope) = (self.victim(), self.forward(0, self.ids(), self.activation()));
         self.runtime.block_on(async {
             let anywhere = "127.0.0.1:0".parse().unwrap();
             let (plane, mut arrivals) =
                 DataPlane::bind(identity, anywhere, handshake, Trust::anyone(), settings()).unwrap();
-            plane.send(victim.peer, victim.address, message).unwrap();
+            plane.send(victim.instance.peer, victim.address, envelope).unwrap();
             loop {
                 let event = tokio::time::timeout(PATIENCE, arrivals.recv()).await;
                 if let NetEvent::Unreachable { reason, .. } = event.unwrap().unwrap() {

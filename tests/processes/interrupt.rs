@@ -1,6 +1,6 @@
-//! Ctrl-C, at any moment, to anybody.
+//! Ctrl-C, at any moment, to any process.
 
-use swarmline::report::Event;
+use swarmline::report::{Event, Incident};
 
 use crate::process::Process;
 use crate::recipe::Recipe;
@@ -27,7 +27,7 @@ fn a_replica_leaves_a_run_that_then_holds_until_another_takes_its_stage() {
     swarm.replicas[1].interrupt();
     assert_eq!(swarm.replicas[1].end(), 0);
     assert!(last_word(&mut swarm.replicas[1]).done > 0, "it left in the middle of the run");
-    hear_that_nobody_serves(1, &mut feeder);
+    hear_that_no_replica_serves(1, &mut feeder);
 
     let mut successor = swarm.start_replica("successor", &[]);
     assert_eq!(serving(&mut successor), 1);
@@ -45,7 +45,7 @@ fn a_feeder_accounts_for_everything_and_leaves() {
     let mut feeder = swarm.start_feeder(&[]);
     progress(&mut feeder);
     let lost = stop(&mut feeder);
-    assert_eq!(lost, 0, "what was in flight has landed");
+    assert_eq!(lost, 0, "what was in flight has its outcome");
     swarm.coordinator.interrupt();
     assert_eq!(swarm.coordinator.end(), INTERRUPTED);
 }
@@ -64,7 +64,7 @@ fn training_in_one_process_stops() {
 fn a_demo_takes_all_its_processes_along() {
     let folder = Recipe::exact().write();
     let text = folder.argument("text");
-    let mut demo = Process::start("demo", ["demo", "--data", &text, "--updates", "1000000"]);
+    let mut demo = Process::start("demo", ["demo", "--data", &text, "--steps", "1000000"]);
     demo.hear_error("held-out loss");
     demo.interrupt();
     assert_eq!(demo.end(), INTERRUPTED);
@@ -77,10 +77,9 @@ fn progress(process: &mut Process) {
 }
 
 /// Waits until a feeder says that it holds the run because of this stage.
-fn hear_that_nobody_serves(stage: u16, feeder: &mut Process) {
-    let sign = format!("stages [{stage}] have no replica");
+fn hear_that_no_replica_serves(stage: u16, feeder: &mut Process) {
     feeder.hear("that the run holds", |event| match event {
-        Event::Incident { message } => message.contains(&sign).then_some(()),
+        Event::Incident(Incident::StagesUnserved { stages }) => (stages == [stage]).then_some(()),
         _ => None,
     });
 }

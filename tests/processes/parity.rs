@@ -50,7 +50,7 @@ pub(crate) fn check_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gp
     assert_eq!((account.injected, account.finished), (microbatches, microbatches));
     assert_eq!((account.lost, account.refused, account.ungranted), (0, 0, 0));
     for replica in replicas {
-        assert_eq!((replica.updates, replica.staleness_max), (recipe.steps, 0), "{replica:?}");
+        assert_eq!((replica.steps, replica.staleness_max), (recipe.steps, 0), "{replica:?}");
     }
 }
 

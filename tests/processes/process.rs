@@ -1,4 +1,4 @@
-//! One process of the binary under test: what it says, how it ends.
+//! One process of the binary under test: its events, its exit.
 
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Read};
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use swarmline::report::Event;
 
-/// Nothing a test waits for takes longer, on a busy machine either. A test that gets here has failed.
+/// No wait of a test takes longer, on a busy machine either. A test that gets here has failed.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// Between two looks whether a process has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// A started `swarmline`. Dropping it kills it; what it said is printed if the test has failed.
+/// A started `swarmline`. Dropping it kills it; its output is printed if the test has failed.
 pub(crate) struct Process {
     name: String,
     child: Child,
@@ -56,7 +56,7 @@ impl Process {
         Self { name: name.to_owned(), child, _leash: leash, lines, out: Vec::new(), err: Vec::new() }
     }
 
-    /// What `pick` takes of the events so far, or else of the events to come.
+    /// The first event that `pick` accepts, of those so far or else of those to come.
     pub(crate) fn hear<T>(&mut self, what: &str, pick: impl FnMut(Event) -> Option<T>) -> T {
         self.hear_since(0, what, pick)
     }
@@ -125,7 +125,7 @@ impl Process {
 
     fn signal(&self, signal: libc::c_int) {
         let id = libc::pid_t::try_from(self.child.id()).unwrap();
-        // SAFETY: no memory is involved, and the child has not been waited for: its id is nobody else's.
+        // SAFETY: no memory is involved, and the child has not been waited for: no other process has its id.
         #[allow(unsafe_code, reason = "the standard library sends no other signal than SIGKILL")]
         let sent = unsafe { libc::kill(id, signal) };
         assert_eq!(sent, 0, "{} cannot be signalled", self.name);
@@ -179,7 +179,7 @@ impl Drop for Process {
 }
 
 impl Process {
-    #[allow(clippy::print_stderr, reason = "a failing test shows what its processes said")]
+    #[allow(clippy::print_stderr, reason = "a failing test shows the output of its processes")]
     fn print(&self) {
         eprintln!("--- {}\n{}\n{}", self.name, self.out.join("\n"), self.errors());
     }

@@ -1,4 +1,4 @@
-//! Replicas of one stage: they end with the same weights, and who joins takes over what the others have learned.
+//! Replicas of one stage: they end with the same weights, and a joiner takes over the state of the others.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ fn replicas_of_a_stage_save_equal_weights() {
 }
 
 #[test]
-fn a_newcomer_takes_over_from_the_others_when_one_of_them_was_killed() {
+fn a_joiner_takes_over_the_state_of_the_others_when_one_of_them_was_killed() {
     let mut swarm = Swarm::coordinate(&recipe(3, 1_000_000));
     let mut replicas: Vec<Process> = (0..3).map(|index| start(&swarm, index)).collect();
     replicas.iter_mut().for_each(|replica| assert_eq!(serving(replica), 0));
@@ -64,19 +64,19 @@ pub(crate) fn feed_to_equal_weights(swarm: &mut Swarm, replicas: &mut [Process])
     feeder
 }
 
-/// One stage with this many replicas, averaged a set after every few microbatches.
+/// One stage with this many replicas; a fragment is averaged every few microbatches.
 pub(crate) fn recipe(replicas: usize, steps: u64) -> Recipe {
     let more = "[averaging]\ninterval = 4\nfragments = 5\n".to_owned();
     Recipe { stages: 1, replicas, steps, more, ..Recipe::asynchronous() }
 }
 
 pub(crate) fn start(swarm: &Swarm, index: usize) -> Process {
-    let ledger = swarm.folder.argument(ledger_of(index));
-    swarm.start_replica(&format!("replica {index}"), &["--ledger", &ledger])
+    let log = swarm.folder.argument(applied_log_of(index));
+    swarm.start_replica(&format!("replica {index}"), &["--applied-log", &log])
 }
 
-pub(crate) fn ledger_of(index: usize) -> String {
-    format!("ledger-{index}.txt")
+pub(crate) fn applied_log_of(index: usize) -> String {
+    format!("applied-{index}.txt")
 }
 
 fn start_saving(swarm: &Swarm, index: usize) -> Process {
@@ -88,7 +88,7 @@ pub(crate) fn weights_of(index: usize) -> String {
     format!("weights-{index}.safetensors")
 }
 
-/// The numbers of a file of weights. The metadata before them say how many updates there were, which differs.
+/// The numbers of a file of weights. The metadata before them say how many steps there were, which differs.
 fn tensors(swarm: &Swarm, index: usize) -> Vec<u8> {
     let bytes = std::fs::read(swarm.folder.file(weights_of(index))).unwrap();
     let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
@@ -113,7 +113,7 @@ pub(crate) fn assert_sound(account: &FeederReport) {
 pub(crate) fn assert_disjoint(swarm: &Swarm, replicas: usize) {
     let mut applied = BTreeSet::new();
     for index in 0..replicas {
-        for line in std::fs::read_to_string(swarm.folder.file(ledger_of(index))).unwrap().lines() {
+        for line in std::fs::read_to_string(swarm.folder.file(applied_log_of(index))).unwrap().lines() {
             assert!(applied.insert(line.to_owned()), "{line} was applied twice");
         }
     }

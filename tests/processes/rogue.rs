@@ -1,4 +1,4 @@
-//! A peer with a key and no manners. It speaks QUIC by hand, because the library sends nothing but whole frames.
+//! A peer that breaks the protocol. It speaks QUIC by hand, because the library sends nothing but whole frames.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ const PKCS8_PREFIX: [u8; 16] =
 /// Longest answer to a greeting, bytes.
 const REPLY_BYTES_MAX: usize = 4096;
 
-/// Dials whomever it likes with one key.
+/// Dials any member with one key.
 pub(crate) struct Rogue {
     endpoint: Endpoint,
     hello: Vec<u8>,
@@ -47,7 +47,7 @@ impl Rogue {
     }
 }
 
-/// Writes `bytes` on a stream of their own, or as many of them as the victim wants.
+/// Writes `bytes` on a stream of their own, or as many of them as the victim reads.
 pub(crate) async fn throw(connection: &Connection, bytes: &[u8]) -> anyhow::Result<()> {
     let mut stream = connection.open_uni().await?;
     // Both fail where the victim has seen enough.
@@ -72,7 +72,7 @@ fn client(seed: [u8; 32]) -> ClientConfig {
     ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()))
 }
 
-/// Believes every victim to be who it says.
+/// Believes every victim's key without proof.
 #[derive(Debug)]
 struct Gullible(Arc<CryptoProvider>);
 

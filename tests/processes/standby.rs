@@ -1,4 +1,4 @@
-//! A volunteer too many.
+//! A replica more than the run has places for.
 
 use swarmline::report::Event;
 

@@ -25,7 +25,7 @@ pub(crate) struct Swarm {
 pub(crate) const STAGES: usize = 4;
 
 impl Swarm {
-    /// Starts a coordinator; nobody has joined yet.
+    /// Starts a coordinator; no member has joined yet.
     pub(crate) fn coordinate(recipe: &Recipe) -> Self {
         let turn = ONE_SWARM.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = recipe.write();
@@ -87,7 +87,7 @@ impl Swarm {
         Process::start("feeder", fixed.iter().chain(more).copied())
     }
 
-    /// Waits until everybody has ended well; gives the last words of the replicas.
+    /// Waits until every process has ended well; gives the last reports of the replicas.
     pub(crate) fn end(&mut self) -> Vec<ReplicaReport> {
         for replica in &mut self.replicas {
             assert_eq!(replica.end(), 0, "{}", replica.errors());
@@ -117,7 +117,7 @@ pub(crate) fn serving(replica: &mut Process) -> u16 {
     })
 }
 
-/// What a replica says of itself at the end.
+/// The counters of a replica at its end.
 pub(crate) fn last_word(replica: &mut Process) -> ReplicaReport {
     replica.hear("its account at the end", |event| match event {
         Event::Replica(report) if report.last => Some(report),
@@ -125,7 +125,7 @@ pub(crate) fn last_word(replica: &mut Process) -> ReplicaReport {
     })
 }
 
-/// What a feeder says of its microbatches at the end.
+/// The counters of a feeder at its end.
 pub(crate) fn account(feeder: &mut Process) -> FeederReport {
     feeder.hear("the account of its microbatches", |event| match event {
         Event::Feeder(report) => Some(report),

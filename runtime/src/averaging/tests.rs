@@ -91,7 +91,7 @@ impl Replica {
 
     fn snapshot(&mut self, round: Round) -> FragmentSnapshot {
         let (cpu, learned, averager) = self.lent();
-        averager.snapshot(cpu, &learned, round, round.set(FRAGMENTS), PARTS).unwrap()
+        averager.snapshot(cpu, &learned, round, round.fragment(FRAGMENTS), PARTS).unwrap()
     }
 
     fn apply(&mut self, round: Round, part: PartIndex, mean: &[u8]) -> Result<(), ApplyError> {

@@ -492,7 +492,7 @@ fn the_digest_of_a_fixed_run_is_golden() {
     let digest = data_encoding::HEXLOWER.encode(&manifest.digest());
     assert_eq!(
         digest,
-        "585a90a0d5b180d7a4cf18fdfd66167659a74d7d65e62920951e02bdd7ee87f9",
+        "e98698cbb71c5e91dac8d8248f8a320ec0d81f99dac5a6a326c5b84675c538c7",
         "{}",
         String::from_utf8(manifest.to_bytes()).unwrap()
     );

@@ -26,9 +26,9 @@ pub enum MembershipError {
         "coordinator {coordinator:?} signed a malformed membership table: {source}; run the same release"
     )]
     Content {
-        /// Who signed.
+        /// The coordinator that signed it.
         coordinator: PeerId,
-        /// What is wrong.
+        /// The first defect found.
         source: WireError,
     },
 }
@@ -41,8 +41,8 @@ pub fn sign(identity: &Identity, run: &ManifestDigest, membership: &Membership) 
     v1::SignedMembership { membership: bytes, signature }
 }
 
-/// The table in `signed`, if `coordinator` signed it for the run with this manifest. Older tables verify too: whoever
-/// has a newer one must compare versions.
+/// The table in `signed`, if `coordinator` signed it for the run with this manifest. Older tables verify too: a peer
+/// that has a newer one compares versions.
 ///
 /// # Errors
 /// If the signature or the content is wrong.
@@ -72,26 +72,28 @@ fn signed_text(run: &ManifestDigest, membership: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use swarmline_scheduler::{Incarnation, Lease, Member, MicrobatchId, StageIndex, Standing, Succession};
+    use swarmline_scheduler::{
+        Incarnation, Instance, Lease, Member, MemberState, MicrobatchId, StageIndex, Succession,
+    };
 
     use super::*;
 
     const RUN: ManifestDigest = ManifestDigest([7; 32]);
 
     fn table(order: [u8; 2]) -> Membership {
-        let standings = [Standing::Serving(StageIndex(3)), Standing::Standby];
-        let member = |(byte, standing): (u8, Standing)| Member {
-            peer: PeerId([byte; 32]),
-            incarnation: Incarnation(9),
-            standing,
+        let states = [MemberState::Serving(StageIndex(3)), MemberState::Standby];
+        let member = |(byte, state): (u8, MemberState)| Member {
+            instance: Instance::new(PeerId([byte; 32]), Incarnation(9)),
+            state,
             address: "[::1]:7000".parse().unwrap(),
         };
         let lease = Lease { first: MicrobatchId(64), count: 32, epoch: 1 };
         let successions = vec![Succession { lease, feeder: PeerId([order[0]; 32]) }];
         Membership {
             version: 4,
-            members: order.into_iter().zip(standings).map(member).collect(),
+            members: order.into_iter().zip(states).map(member).collect(),
             successions,
+            trained: vec![StageIndex(3)],
         }
     }
 

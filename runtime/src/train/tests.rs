@@ -1,6 +1,3 @@
-use swarmline_kernels::Profile;
-use swarmline_kernels::device::Device;
-
 use super::*;
 
 /// A run of one step on a few kilobytes of text.
@@ -9,18 +6,18 @@ fn options(folder: &Path) -> TrainOptions {
     let text = "[model]\nhidden_size = 16\nmax_position_embeddings = 16\n[optimizer]\nsteps = 1\n\
                 [data]\npaths = [\"text\"]\n";
     let run = Run::parse(text, "run.toml", folder).unwrap();
-    let setup = Setup { device: Device::Cpu, profile: Profile::Repro, threads: 1 };
+    let setup = Setup::cpu(1);
     TrainOptions::new(run, folder.to_owned(), setup)
 }
 
-fn train_silently(options: &TrainOptions) -> Result<End, Error> {
+fn train_silently(options: &TrainOptions) -> Result<Outcome, Error> {
     train(options, &Reporter::to(|_| {}), &AtomicBool::new(false))
 }
 
 #[test]
 fn a_run_ends_after_its_last_step() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(train_silently(&options(folder.path())).unwrap(), End::Finished);
+    assert_eq!(train_silently(&options(folder.path())).unwrap(), Outcome::Finished);
 }
 
 #[test]

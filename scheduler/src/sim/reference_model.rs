@@ -102,6 +102,11 @@ impl ReferenceModel {
 
     // --- Feeders --------------------------------------------------------------------------------------------
 
+    /// Training microbatches that finished.
+    pub(super) fn finished_training(&self) -> u64 {
+        self.outcomes.values().filter(|outcome| matches!(outcome, Outcome::Finished { .. })).count() as u64
+    }
+
     fn grant(&mut self, feeder: usize, microbatch: MicrobatchId, to: Hop) {
         let Some(stage) = to.stage else { return };
         let before = self.granted.entry((microbatch, stage)).or_default().insert(feeder, to);

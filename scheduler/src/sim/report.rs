@@ -1,4 +1,4 @@
-//! What a simulated run came to.
+//! The result of a simulated run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,9 @@ pub struct Report {
     pub training_time: Duration,
     /// Events and alarms.
     pub steps: u64,
-    /// What the last feeder counted.
+    /// Training microbatches that finished, under every feeder of the run.
+    pub finished: u64,
+    /// The counters of the last feeder.
     pub counts: feeder::Counts,
     /// The results of evaluations by command.
     pub measured: Vec<feeder::Measured>,
@@ -26,13 +28,13 @@ pub struct Report {
     /// Microbatches that the living replicas could have done in the training time at best (see
     /// [`topology`](crate::topology)).
     pub bound: f64,
-    /// How often each fault struck, and each way to recover was taken.
+    /// Number of times that each fault struck and each way to recover was taken.
     pub paths: BTreeMap<&'static str, u64>,
     /// The replica processes, by index.
     pub replicas: Vec<ReplicaReport>,
 }
 
-/// What became of one replica process.
+/// The end of one replica process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplicaReport {
     /// Its last start.
@@ -41,7 +43,7 @@ pub struct ReplicaReport {
     pub stage: Option<StageIndex>,
     /// Microbatches that its last start applied.
     pub applied: u64,
-    /// What its last start learned, in place of weights: replicas that agree have equal ones.
+    /// The weights of its last start, as words: replicas that agree have equal ones.
     pub weights: Vec<u64>,
 }
 
@@ -49,13 +51,13 @@ impl Report {
     /// Finished microbatches a second of the training time.
     #[must_use]
     pub fn throughput(&self) -> f64 {
-        as_f64(self.counts.finished) / self.training_time.as_secs_f64().max(f64::MIN_POSITIVE)
+        as_f64(self.finished) / self.training_time.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
     /// Finished microbatches as a share of what the living replicas could have done at best.
     #[must_use]
     pub fn share_of_bound(&self) -> f64 {
-        as_f64(self.counts.finished) / self.bound.max(f64::MIN_POSITIVE)
+        as_f64(self.finished) / self.bound.max(f64::MIN_POSITIVE)
     }
 }
 
@@ -65,8 +67,8 @@ impl fmt::Display for Report {
         writeln!(f, "seed {}: {:.1} s in {} steps", self.seed, self.time.as_secs_f64(), self.steps)?;
         writeln!(
             f,
-            "microbatches    {} finished, {} refused, {} inherited, {} lost, {} ungranted",
-            counts.finished, counts.refused, counts.inherited, counts.lost, counts.ungranted
+            "microbatches    {} finished, of the last feeder {}; {} inherited, {} refused, {} lost, {} ungranted",
+            self.finished, counts.finished, counts.inherited, counts.refused, counts.lost, counts.ungranted
         )?;
         writeln!(
             f,
@@ -97,9 +99,9 @@ impl fmt::Display for Report {
 pub struct Violation {
     /// The seed that gives the run again.
     pub seed: u64,
-    /// When it was broken.
+    /// Virtual time of the violation.
     pub at: Time,
-    /// What happened.
+    /// The rule, and what broke it.
     pub rule: String,
 }
 

@@ -21,7 +21,7 @@ fn download(state: &Bytes, limits: Limits, tamper: impl Fn(u32, Bytes) -> Bytes)
     let (joiner, donor) = (instance(1), instance(2));
     let mut upload = Upload::new();
     upload.handle(NOW, UploadEvent::Joiners(vec![joiner]));
-    let mut download = Download::new(limits);
+    let mut download = Download::<Bytes>::new(limits);
     download.handle(NOW, DownloadEvent::Donors(vec![donor]));
     let (mut copy, mut inbox) = (None, StateInbox::default());
     loop {

@@ -75,6 +75,7 @@ impl World {
             time: self.now().since(Time(0)),
             training_time: trained_at.since(Time(0)),
             steps: self.queue.steps(),
+            finished: self.model.finished_training(),
             counts: self.latest().machine.as_ref().map(Feeder::counts).unwrap_or_default(),
             measured: self.model.measured.clone(),
             in_flight_max: self.model.in_flight_max,

@@ -1,0 +1,18 @@
+//! A swarm in virtual time: `cargo run --release --example simulate -- [SEED]`.
+//!
+//! The machines that production runs play a run with faults drawn from the seed: replicas crash, stall and leave, donors
+//! lie, links break. Equal seeds give equal runs. Prints the report, with each fault and each recovery that took place.
+
+use anyhow::Context as _;
+use swarmline_scheduler::sim::{Scenario, World};
+
+/// A replica leaves, a donor lies, and the replicas average.
+const SEED: u64 = 406;
+
+#[expect(clippy::print_stdout, reason = "standard output is where this program shows its report")]
+fn main() -> anyhow::Result<()> {
+    let seed = std::env::args().nth(1).map_or(Ok(SEED), |seed| seed.parse());
+    let seed = seed.context("usage: simulate [SEED], a whole number")?;
+    print!("{}", World::new(Scenario::drawn(seed)).run()?);
+    Ok(())
+}
