@@ -90,39 +90,36 @@ impl Coordinator {
     }
 
     /// Takes one event; drain `poll_action` before the next.
+    ///
+    /// A table comes before the reply: the first table of a successor names the ranges that it takes over, so it denies
+    /// no claim that only the former feeder could judge.
     pub fn handle(&mut self, now: Time, event: Event) {
-        self.remove_silent(now, event.sender());
-        match event {
-            Event::Join { from, role, address } => {
-                let joined = self.join(now, from, role, address);
-                self.reply(from, joined.map_or_else(Reply::JoinRefused, Reply::Joined));
-            }
-            Event::Ready { from, stage } => {
-                let state = self.ready(now, from, stage);
-                self.reply_noted(from, state);
-            }
-            Event::Heartbeat { from, progress } => {
-                let state = self.heartbeat(now, from, progress);
-                self.reply_noted(from, state);
-            }
-            Event::Leave { from } => {
-                let left = self.leave(from);
-                self.reply(from, if left { Reply::Left } else { Reply::NotAMember });
-            }
-            Event::LeaseRequest { from, count } => {
-                let reply = self.lease(now, from, count);
-                self.reply(from, reply);
-            }
-            Event::FeederDone { from } => {
-                let state = self.feeder_done(now, from);
-                self.reply_noted(from, state);
-            }
-            Event::Timeout => {}
-        }
+        let sender = event.sender();
+        self.remove_silent(now, sender);
+        let reply = self.reply(now, event);
         self.notice_finished(now);
         self.promote_standbys();
         self.publish();
+        let replies = sender.zip(reply).map(|(to, reply)| Action::Reply { to, reply });
+        self.actions.extend(replies);
         self.notice_end(now);
+    }
+
+    /// The reply to a request.
+    fn reply(&mut self, now: Time, event: Event) -> Option<Reply> {
+        let noted = |state: Option<MemberState>| state.map_or(Reply::NotAMember, Reply::Noted);
+        Some(match event {
+            Event::Join { from, role, address } => {
+                self.join(now, from, role, address).map_or_else(Reply::JoinRefused, Reply::Joined)
+            }
+            Event::Ready { from, stage } => noted(self.ready(now, from, stage)),
+            Event::Heartbeat { from, progress } => noted(self.heartbeat(now, from, progress)),
+            Event::Leave { from } if self.leave(from) => Reply::Left,
+            Event::Leave { .. } => Reply::NotAMember,
+            Event::LeaseRequest { from, count } => self.lease(now, from, count),
+            Event::FeederDone { from } => noted(self.feeder_done(now, from)),
+            Event::Timeout => return None,
+        })
     }
 
     /// The next thing to do.
@@ -363,13 +360,5 @@ impl Coordinator {
 
     fn serves(&self, stage: StageIndex) -> bool {
         self.entries.values().any(|entry| entry.member.state == MemberState::Serving(stage))
-    }
-
-    fn reply_noted(&mut self, to: Instance, state: Option<MemberState>) {
-        self.reply(to, state.map_or(Reply::NotAMember, Reply::Noted));
-    }
-
-    fn reply(&mut self, to: Instance, reply: Reply) {
-        self.actions.push_back(Action::Reply { to: to.peer, reply });
     }
 }

@@ -196,7 +196,11 @@ impl Flock {
         assert!(applied.values().all(|&times| times == 1), "applied twice: {applied:?}");
         let ended = account.finished + account.inherited;
         let missing = (ended * STAGES as u64).saturating_sub(applied.len() as u64);
-        assert!(missing <= account.contributions_lost, "{missing} of {account:?}, {reports:?}");
+        assert!(
+            missing <= account.contributions_lost,
+            "{missing} of {account:?}, {reports:?}; applied by a part of the stages: {:?}",
+            partly(&applied)
+        );
         (account, reports)
     }
 
@@ -211,6 +215,17 @@ impl Flock {
         }
         applied
     }
+}
+
+/// Microbatches that a part of the stages applied, with their number of stages.
+fn partly(applied: &BTreeMap<String, usize>) -> BTreeMap<u64, usize> {
+    let mut stages = BTreeMap::new();
+    for line in applied.keys() {
+        let id = line.split_whitespace().last().and_then(|id| id.parse().ok()).unwrap();
+        *stages.entry(id).or_default() += 1;
+    }
+    stages.retain(|_, &mut stages| stages < STAGES);
+    stages
 }
 
 fn start_feeder(swarm: &Swarm) -> Process {

@@ -46,6 +46,10 @@ impl Harness {
             match action {
                 Action::Reply { to, reply } => {
                     assert_eq!(Some(to), event.sender());
+                    if matches!(reply, Reply::Joined(_)) {
+                        let table = self.published.last().expect("a table comes before the reply");
+                        assert!(table.members.iter().any(|member| member.instance.peer == to));
+                    }
                     replies.push(reply);
                 }
                 Action::Membership(membership) => self.published.push(membership),

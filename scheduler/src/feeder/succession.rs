@@ -35,7 +35,7 @@ pub(super) struct Succession {
     done: BTreeMap<MicrobatchId, Lease>,
     /// Claims that came before their answer was known; answered at the end.
     deferred: BTreeMap<Hop, BTreeSet<MicrobatchId>>,
-    /// Claims that came after the end, and whose answer only the former feeder knew.
+    /// Denied claims whose answer only the former feeder knew.
     unheard: BTreeSet<(MicrobatchId, Hop)>,
     ask_at: Option<Time>,
 }
@@ -186,11 +186,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// Only the former feeder knew whether it had granted a claim to a microbatch that has its outcome. The claim is
-    /// denied, so the contribution may be lost.
+    /// A claim is denied although no known replica has the grant: the former feeder had given it to a replica that left, or
+    /// to this one. The contribution may be lost.
     pub(super) fn count_unheard(&mut self, claimant: Hop, denied: &[MicrobatchId]) {
         for &id in denied {
-            let unknown = self.succession.took_over(id) && self.grants.of(id).is_empty();
+            let unknown = self.succession.took_over(id) && !self.is_granted(id, claimant.stage);
             if unknown
                 && self.succession.unheard.len() < KNOWN_MAX
                 && self.succession.unheard.insert((id, claimant))
@@ -198,6 +198,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 self.counts.contributions_lost += 1;
             }
         }
+    }
+
+    /// Whether a known replica has the grant.
+    fn is_granted(&self, microbatch: MicrobatchId, stage: Option<StageIndex>) -> bool {
+        let mut grants = self.grants.of(microbatch).iter();
+        let granted = grants.find(|granted| granted.stage == stage);
+        granted.is_some_and(|hop| stage.map(gone).as_ref() != Some(hop))
     }
 
     fn conclude(&mut self, taken: TakenOver) {

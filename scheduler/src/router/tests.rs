@@ -54,7 +54,7 @@ fn follow(policy: Policy, seed: u64, steps: &[Step]) -> Vec<Option<Hop>> {
                 let choice = router.choose(now, &Choice { candidates: &candidates, senders: *senders });
                 choices.push(choice);
                 let Some(to) = choice else { continue };
-                assert!(candidates.iter().any(|candidate| candidate.hop == to), "{policy} chose a stranger");
+                assert!(candidates.iter().any(|candidate| candidate.hop == to), "{policy:?} chose a stranger");
                 router.on_sent(now, to, id);
                 outstanding.push((to, id));
             }
@@ -66,7 +66,7 @@ fn follow(policy: Policy, seed: u64, steps: &[Step]) -> Vec<Option<Hop>> {
         }
         for hop in (0..REPLICAS).map(hop) {
             let expected = outstanding.iter().filter(|(to, _)| *to == hop).count();
-            assert_eq!(router.outstanding_at(&hop) as usize, expected, "{policy} lost count");
+            assert_eq!(router.outstanding_at(&hop) as usize, expected, "{policy:?} lost count");
         }
     }
     choices

@@ -289,6 +289,21 @@ fn a_swarm_of_64_loses_nothing_in_forty_minutes() {
 }
 
 #[test]
+fn a_successor_counts_every_contribution_that_is_lost_with_a_feeder() {
+    for seed in 0..10 * SEEDS {
+        let succession = Fault::Succession { dies: true, after: Duration::from_millis(seed) };
+        let service_times = vec![Duration::from_millis(20), Duration::from_millis(30)];
+        let scenario = Scenario { service_times, total: 300, ..scenario(seed) };
+        let (world, report) = check(scenario.with_fault(Duration::from_millis(1_500 + 3 * seed), succession));
+        let finished = |id| matches!(world.model.outcomes.get(id), Some(Outcome::Finished { .. }));
+        let applied = world.model.applied.keys().filter(|(id, _)| finished(id)).count() as u64;
+        let missing = report.finished * u64::from(world.scenario.stages) - applied;
+        let counted = report.counts.contributions_lost;
+        assert!(missing <= counted, "seed {seed}: {missing} contributions are missing, {counted} counted");
+    }
+}
+
+#[test]
 fn a_seed_gives_the_run_again() {
     let play = |seed| {
         let (world, report) = check(Scenario::drawn(seed));

@@ -87,6 +87,8 @@ pub struct World {
     rng: Rng,
     queue: EventQueue<Delivery, Machine>,
     coordinator: Coordinator,
+    /// The latest table that the coordinator has given out.
+    published: Membership,
     /// The first, and its successors in a row.
     pub(super) feeders: Vec<FeederProcess>,
     pub(super) replicas: Vec<ReplicaProcess>,
@@ -108,6 +110,7 @@ impl World {
             rng: Rng::new(scenario.seed),
             queue: EventQueue::new(),
             coordinator: Coordinator::new(config),
+            published: Membership::default(),
             feeders: vec![FeederProcess::new(0)],
             replicas: (0..scenario.members()).map(replica).collect(),
             network: Network::default(),
@@ -226,6 +229,7 @@ impl World {
             match action {
                 coordinator::Action::Reply { to, reply } => self.carry_reply(to, &reply, purpose),
                 coordinator::Action::Membership(membership) => {
+                    self.published = membership.clone();
                     for index in 0..self.feeders.len() {
                         self.send_table_to_feeder(index, membership.clone());
                     }

@@ -115,7 +115,11 @@ impl World {
             coordinator::Reply::Leased(lease) => {
                 self.tell_feeder(index, coordinator_key(), Event::Lease(*lease));
             }
-            coordinator::Reply::Joined(_) => self.feeders[index].admitted = true,
+            coordinator::Reply::Joined(_) => {
+                self.feeders[index].admitted = true;
+                let table = self.published.clone();
+                self.tell_feeder(index, coordinator_key(), Event::Membership(table));
+            }
             coordinator::Reply::Noted(_) => {
                 let finished = self.coordinator.state() == RunState::Finished;
                 let directive = if finished { Directive::Finished } else { Directive::Continue };
