@@ -18,6 +18,7 @@ mod ending;
 mod event;
 mod executor_queue;
 mod grants;
+mod heartbeat;
 mod job;
 mod microbatch;
 mod outcomes;
@@ -34,8 +35,8 @@ use crate::handoff::{Handoff, Leg};
 use crate::mutation::Mutation;
 use crate::router::{Completion, Router};
 use crate::{
-    Attempt, Duration, Envelope, Heartbeat, Hop, Instance, Loss, Message, MicrobatchId, PeerTable, Purpose,
-    Refusal, Status, Time,
+    Attempt, Duration, Envelope, Hop, Instance, Loss, Message, MicrobatchId, PeerTable, Purpose, Refusal,
+    Status, Time,
 };
 
 pub use config::{Config, EXECUTOR_DEPTH, RETRIES_PER_SLOT};
@@ -59,7 +60,7 @@ pub struct Stage<P> {
     table: PeerTable,
     /// Bounded by the slots, `retries_max` and `evaluations_max`.
     microbatches: BTreeMap<MicrobatchId, Microbatch<P>>,
-    /// What of them was handed on to the next stage.
+    /// The microbatches that a replica of the next stage has.
     handoff: Handoff,
     credits: Credits,
     queue: ExecutorQueue,
@@ -169,45 +170,31 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.counts
     }
 
-    /// What the next heartbeat to the coordinator says.
-    #[must_use]
-    pub fn progress(&self, now: Time) -> Progress {
-        let front = self.queue.front().and_then(|id| self.microbatches.get(&id));
-        let since = front.and_then(Microbatch::queued_since);
-        let since = since.filter(|_| !self.queue.waits_for_grant()).unwrap_or(now);
-        Progress {
-            done: self.counts.applied,
-            refused: self.counts.refused,
-            queued: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
-            oldest: now.since(since),
-        }
-    }
-
-    /// Slots taken.
+    /// Slots taken: training microbatches in flight here that are no retries.
     #[must_use]
     pub fn slots_used(&self) -> usize {
         self.microbatches.values().filter(|microbatch| microbatch.takes_slot).count()
     }
 
-    /// Microbatches held, for whatever purpose.
+    /// Microbatches held: training, retries and evaluations.
     #[must_use]
     pub fn held(&self) -> usize {
         self.microbatches.len()
     }
 
-    /// Whether anything of this microbatch is here.
+    /// Whether this replica holds the microbatch in any phase.
     #[must_use]
     pub fn holds(&self, microbatch: MicrobatchId) -> bool {
         self.microbatches.contains_key(&microbatch)
     }
 
-    /// The peers as known here.
+    /// The peers of the latest membership table.
     #[must_use]
     pub fn table(&self) -> &PeerTable {
         &self.table
     }
 
-    /// The settings.
+    /// The settings that the stage was made with; they never change.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
@@ -273,7 +260,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// A forward: take it, or say why not.
+    /// Takes a forward, or tells its sender why not.
     fn on_forward(&mut self, now: Time, sender: Hop, mut arrival: Arrival<P>) {
         let (id, attempt) = (arrival.id, arrival.attempt);
         if !self.table.placed(&sender) {
@@ -353,34 +340,15 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.queue.pop(startable)
     }
 
-    /// The job a queued microbatch waits for.
+    /// The job of a queued microbatch. Its gradients wait for the grant where there is none yet.
     fn job_of(&mut self, id: MicrobatchId) -> Option<Job<P>> {
-        let (last, first) = (self.config.is_last(), self.config.stage.0 == 0);
+        let (first, last) = (self.config.stage.0 == 0, self.config.is_last());
         let held = self.microbatches.get_mut(&id)?;
-        let granted = held.is_granted();
-        let (microbatch, ids) = (id, held.ids.clone());
-        let job = match std::mem::replace(&mut held.phase, Phase::Forwarding) {
-            Phase::ForwardQueued { activation, .. } => match held.purpose {
-                Purpose::Train if last => Job::LossAndBackward { microbatch, ids, activation, granted },
-                Purpose::Train => return Some(Job::Forward { microbatch, ids, activation }),
-                Purpose::Evaluate => return Some(Job::Evaluate { microbatch, ids, activation, cut: false }),
-                Purpose::EvaluateCut => {
-                    return Some(Job::Evaluate { microbatch, ids, activation, cut: last && !first });
-                }
-            },
-            Phase::BackwardQueued { reply, .. } => {
-                held.phase = Phase::Backwarding { loss: reply.loss, path: reply.path };
-                Job::Backward { microbatch, gradient: reply.gradient, granted }
-            }
-            other => {
-                held.phase = other;
-                return None;
-            }
-        };
-        if granted {
-            held.update = UpdateState::Applying;
-        } else {
-            self.queue.block(id);
+        let job = held.start(id, first, last)?;
+        match job.granted() {
+            Some(true) => held.update = UpdateState::Applying,
+            Some(false) => self.queue.block(id),
+            None => {}
         }
         Some(job)
     }
@@ -443,7 +411,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// Hands on what is computed. An activation that no replica could take for too long is refused.
+    /// Sends computed activations on. An activation that no replica could take for too long is refused.
     fn route_waiting(&mut self, now: Time) {
         while let Some(id) = self.parked.pop_expired(now) {
             self.count(Note::Foreign(id));
@@ -519,7 +487,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     // --- The gradient comes back ----------------------------------------------------------------------------
 
-    /// The first gradient wins, whichever of the replicas it was handed to it comes from.
+    /// The first gradient wins, whichever of the replicas that were given the microbatch computed it.
     fn on_gradient(&mut self, now: Time, sender: Leg, id: MicrobatchId, reply: GradientReply<P>) {
         if !self.table.placed(&sender.hop) || !self.config.accepts_path(&reply.path, sender.hop) {
             return self.count(Note::Foreign(id));
@@ -543,7 +511,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// The gradient of what was received is computed: it goes up at once and is kept.
+    /// The boundary gradient is computed: it goes up at once, and a copy stays.
     fn return_gradient(&mut self, id: MicrobatchId, mut reply: GradientReply<P>) {
         let Some(held) = self.microbatches.get_mut(&id) else { return };
         reply.path.push(self.config.hop());
@@ -578,7 +546,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    // --- Hands ----------------------------------------------------------------------------------------------
+    // --- Room and departure ---------------------------------------------------------------------------------
 
     fn has_room(&self, purpose: Purpose, takes_slot: bool) -> bool {
         let count = |which: &dyn Fn(&Microbatch<P>) -> bool| {
@@ -593,31 +561,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// Tells both neighbouring stages, and at stage 0 the feeders, that this replica lives, and deals out credits.
-    fn send_heartbeats(&mut self, now: Time) {
-        if now < self.heartbeat_at {
-            return;
-        }
-        self.heartbeat_at = now + self.config.heartbeat_interval;
-        let senders = self.table.senders_to(self.config.stage);
-        let slots = if self.draining { 0 } else { self.config.slots };
-        let heartbeat = self.heartbeat(now);
-        for (sender, credit) in self.credits.deal(slots, &senders) {
-            self.send(sender, Message::Heartbeat(Heartbeat { credit, ..heartbeat }));
-        }
-        for next in self.table.hops(self.config.next_stage()) {
-            self.send(next, Message::Heartbeat(heartbeat));
-        }
-    }
-
-    fn heartbeat(&self, now: Time) -> Heartbeat {
-        let Progress { queued, oldest, .. } = self.progress(now);
-        let (counter, service) = (self.queue.replies(), self.queue.service.get());
-        Heartbeat { counter, queued, oldest, service, credit: 0 }
-    }
-
     fn notice_drained(&mut self) {
-        // What is kept for others is of use only while its feeder is there to need it.
+        // A microbatch is kept for its feeder's sake only: without the feeder it needs no keeping.
         let kept = |held: &Microbatch<P>| {
             let feeder = held.feeder().map(|feeder| feeder.peer());
             held.is_settled() && feeder.is_some_and(|feeder| self.table.address(feeder).is_none())

@@ -173,9 +173,3 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.refuse(now, id, Refusal::Device("the executor replied to another job".to_owned()));
     }
 }
-
-impl<P> Microbatch<P> {
-    pub(super) fn is_granted(&self) -> bool {
-        self.claim == ClaimState::Granted
-    }
-}

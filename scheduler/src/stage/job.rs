@@ -80,6 +80,18 @@ impl<P> Job<P> {
             | Self::Forget { microbatch } => *microbatch,
         }
     }
+
+    /// Whether the weight gradients that it computes may be applied at once; `None` if it computes none.
+    pub(super) fn granted(&self) -> Option<bool> {
+        match self {
+            Self::LossAndBackward { granted, .. } | Self::Backward { granted, .. } => Some(*granted),
+            Self::Forward { .. }
+            | Self::Apply { .. }
+            | Self::Drop { .. }
+            | Self::Evaluate { .. }
+            | Self::Forget { .. } => None,
+        }
+    }
 }
 
 /// The executor's reply to a job.

@@ -1,5 +1,6 @@
 //! One microbatch at one replica.
 
+use super::job::Job;
 use crate::handoff::Leg;
 use crate::{Attempt, Hop, Loss, MicrobatchId, Purpose, Refusal, Time, WeightVersion};
 
@@ -122,9 +123,38 @@ impl<P> Microbatch<P> {
         self.purpose == Purpose::Train
     }
 
+    /// Whether its gradients may be applied here.
+    pub(super) fn is_granted(&self) -> bool {
+        self.claim == ClaimState::Granted
+    }
+
     /// The feeder that decides about it.
     pub(super) fn feeder(&self) -> Option<Hop> {
         self.route.first().copied()
+    }
+
+    /// The job that it waits for at its stage; from now on the executor has it.
+    pub(super) fn start(&mut self, microbatch: MicrobatchId, first: bool, last: bool) -> Option<Job<P>>
+    where
+        P: Clone,
+    {
+        let (ids, granted) = (self.ids.clone(), self.is_granted());
+        match std::mem::replace(&mut self.phase, Phase::Forwarding) {
+            Phase::ForwardQueued { activation, .. } => Some(match self.purpose {
+                Purpose::Train if last => Job::LossAndBackward { microbatch, ids, activation, granted },
+                Purpose::Train => Job::Forward { microbatch, ids, activation },
+                Purpose::Evaluate => Job::Evaluate { microbatch, ids, activation, cut: false },
+                Purpose::EvaluateCut => Job::Evaluate { microbatch, ids, activation, cut: last && !first },
+            }),
+            Phase::BackwardQueued { reply: GradientReply { loss, path, gradient }, .. } => {
+                self.phase = Phase::Backwarding { loss, path };
+                Some(Job::Backward { microbatch, gradient, granted })
+            }
+            other => {
+                self.phase = other;
+                None
+            }
+        }
     }
 
     /// Since when it waits for the executor.

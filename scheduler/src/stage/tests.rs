@@ -4,7 +4,7 @@ use super::*;
 use crate::fixtures::{a, b, feeder, member, restarted};
 use crate::recovery_report::{Item, Possession, RecoveryReport};
 use crate::router::{RouterFactory, UniformConfig};
-use crate::{AckRange, Duration, Incarnation, Membership, PeerId, StageIndex, WeightVersion};
+use crate::{AckRange, Duration, Heartbeat, Incarnation, Membership, PeerId, StageIndex, WeightVersion};
 
 type Payload = &'static str;
 
