@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
+use ed25519_dalek::pkcs8::{self, EncodePrivateKey, SecretDocument};
 use ed25519_dalek::{Signer, SigningKey};
 use swarmline_scheduler::PeerId;
 
@@ -106,8 +107,13 @@ impl Identity {
         self.key.sign(message).to_bytes()
     }
 
+    /// The key pair as PKCS #8, which TLS reads.
+    pub(super) fn to_pkcs8(&self) -> pkcs8::Result<SecretDocument> {
+        self.key.to_pkcs8_der()
+    }
+
     /// The secret half.
-    pub(super) fn seed(&self) -> [u8; 32] {
+    fn seed(&self) -> [u8; 32] {
         self.key.to_bytes()
     }
 }

@@ -25,9 +25,6 @@ pub(super) const SERVER_NAME: &str = "swarmline";
 
 /// DER of an ed25519 SubjectPublicKeyInfo (RFC 8410) up to the 32 bytes of the key.
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-/// DER of an ed25519 private key (RFC 8410) up to the 32 bytes of the seed.
-const PKCS8_PREFIX: [u8; 16] =
-    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
 /// The TLS library refused our own settings: a defect of this program or its build.
 #[derive(Debug, thiserror::Error)]
@@ -76,9 +73,9 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 fn certified(identity: &Identity) -> Result<Arc<CertifiedKey>, TlsError> {
-    let private = [PKCS8_PREFIX.as_slice(), &identity.seed()].concat();
+    let private = identity.to_pkcs8().map_err(|error| Error::General(error.to_string()))?;
     let public = [SPKI_PREFIX.as_slice(), &identity.peer().0].concat();
-    let key = ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(private))?;
+    let key = ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(private.as_bytes()))?;
     Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(public)], key)))
 }
 
