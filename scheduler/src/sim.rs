@@ -9,6 +9,7 @@
 //! Describe a run with a [`Scenario`], play it in a [`World`], and read the [`Report`].
 
 mod capacity;
+mod delivery;
 mod executor;
 mod fault;
 mod network;

@@ -5,6 +5,7 @@
 mod averaging;
 mod membership;
 mod message;
+mod ranges;
 mod recovery;
 mod transfer;
 

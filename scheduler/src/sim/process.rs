@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use crate::feeder::Record;
 use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Replica, Role, Time};
 
+use super::delivery::Delivery;
 use super::executor::Executor;
 use super::payload::Payload;
 use super::scenario::Scenario;
-use super::world::Delivery;
 
 /// Whether a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,15 +10,14 @@ use std::collections::BTreeSet;
 
 use crate::coordinator::{self, JoinRefusal};
 use crate::{
-    Coordinator, Duration, Feeder, Incarnation, Instance, MemberState, Membership, PeerId, Replica, Rng,
-    StageIndex, Time, feeder, replica,
+    Coordinator, Duration, Feeder, Incarnation, Instance, Membership, PeerId, Replica, Rng, Time, feeder,
+    replica,
 };
 
 use super::capacity::{CapacityMeter, Serving};
+use super::delivery::{Delivery, Purpose};
 use super::executor::time_between;
-use super::fault::Fault;
 use super::network::Network;
-use super::payload::Payload;
 use super::process::{FeederProcess, Liveness, ReplicaProcess, coordinator_key, replica_index};
 use super::queue::{EventQueue, Next};
 use super::reference_model::ReferenceModel;
@@ -29,48 +28,6 @@ use super::scenario::Scenario;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long a connection to a silent peer lives.
 const IDLE: Duration = Duration::from_secs(5);
-
-/// What is on its way, or due.
-#[derive(Clone, Debug)]
-pub(super) enum Delivery {
-    /// To the coordinator.
-    Coordinator(coordinator::Event, Purpose),
-    /// To a feeder, if it is still that start of it.
-    Feeder(usize, Incarnation, feeder::Event<Payload>),
-    /// To a replica, if it is still that start of it.
-    Replica(usize, Incarnation, replica::Event<Payload>),
-    /// The table, to a replica's process.
-    Table(usize, Incarnation, Membership),
-    /// The coordinator's answer to a heartbeat or a request to join; `None` if this start is no member.
-    State(usize, Incarnation, Option<MemberState>, Purpose),
-    /// The coordinator refuses to let this start in: the run is finished.
-    NotNeeded(usize, Incarnation),
-    /// A replica's process is started.
-    Start(usize),
-    /// The shard of a replica is built.
-    Built(usize, Incarnation, StageIndex),
-    /// A replica's process sends its heartbeat.
-    Heartbeat(usize, Incarnation),
-    /// The coordinator has had its time to confirm a membership.
-    ConfirmExpires(usize, Incarnation),
-    /// A feeder's process is started.
-    StartFeeder(usize),
-    /// A feeder's process sends its heartbeat.
-    FeederHeartbeat(usize, Incarnation),
-    /// Something goes wrong.
-    Fault(Fault),
-    /// A suspended process goes on.
-    Resume(usize, Incarnation),
-}
-
-/// Why the coordinator was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// For the usual reasons.
-    Routine,
-    /// After a suspension.
-    Confirm,
-}
 
 /// A state machine of the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,10 +4,10 @@ use swarmline_proto::v1;
 use swarmline_proto::v1::frame::Message as Wire;
 use swarmline_scheduler::averaging::Round;
 use swarmline_scheduler::{
-    ACK_BITMAP_BYTES_MAX, ACK_RANGES_MAX, AckRange, Attempt, CLAIM_MAX, Duration, Heartbeat, Message,
-    MicrobatchId, Purpose, Refusal, Status, WeightVersion,
+    Attempt, CLAIM_MAX, Duration, Heartbeat, Message, MicrobatchId, Purpose, Refusal, Status, WeightVersion,
 };
 
+use super::ranges::{decode_ranges, encode_range};
 use super::{
     WireError, averaging, check_count, decode_hop, decode_hops, decode_stage, encode_hop, encode_loss,
     out_of_range, recovery, require_hop, require_loss, single_line, transfer,
@@ -204,19 +204,6 @@ fn decode_status(status: i32) -> Result<Status, WireError> {
         Ok(Wire::Busy) => Ok(Status::Busy),
         Ok(Wire::Unspecified) | Err(_) => Err(out_of_range("status", status, "a known status")),
     }
-}
-
-pub(super) fn encode_range(range: &AckRange) -> v1::AckRange {
-    v1::AckRange { first: range.first, watermark: range.watermark, bitmap: range.bitmap.clone() }
-}
-
-pub(super) fn decode_ranges(ranges: Vec<v1::AckRange>) -> Result<Vec<AckRange>, WireError> {
-    check_count(&ranges, ACK_RANGES_MAX, "the number of ranges", "at most 16")?;
-    let decode = |range: v1::AckRange| {
-        check_count(&range.bitmap, ACK_BITMAP_BYTES_MAX, "the length of a bitmap", "at most 1024 bytes")?;
-        Ok(AckRange { first: range.first, watermark: range.watermark, bitmap: range.bitmap })
-    };
-    ranges.into_iter().map(decode).collect()
 }
 
 fn encode_heartbeat(heartbeat: &Heartbeat) -> v1::Heartbeat {

@@ -5,7 +5,7 @@ use swarmline_proto::v1::recovery_report::item;
 use swarmline_scheduler::recovery_report::{Item, Possession, RECOVERY_ITEMS_MAX, RecoveryReport};
 use swarmline_scheduler::{MicrobatchId, StageIndex};
 
-use super::message::{decode_ranges, encode_range};
+use super::ranges::{decode_ranges, encode_range};
 use super::{WireError, check_count, decode_stage, out_of_range};
 
 pub(super) fn encode(report: &RecoveryReport) -> v1::RecoveryReport {

@@ -5,7 +5,8 @@ use crate::sim::process::ReplicaProcess;
 use crate::sim::report::{ReplicaReport, Report};
 use crate::{Feeder, Replica, Time};
 
-use super::{Delivery, World};
+use super::super::delivery::Delivery;
+use super::World;
 
 impl World {
     /// Whether the last feeder has nothing left to do, no microbatch is held and no fault is to strike; where the run is

@@ -6,9 +6,10 @@ use crate::router::RouterFactory as _;
 use crate::stage::Progress;
 use crate::{Directive, Duration, Feeder, Incarnation, Instance, Role};
 
+use super::super::delivery::{Delivery, Purpose};
 use super::super::payload::Payload;
 use super::super::process::{address, coordinator_key};
-use super::{Delivery, HEARTBEAT, Machine, Purpose, World};
+use super::{HEARTBEAT, Machine, World};
 
 impl World {
     pub(super) fn at_feeder(&mut self, index: usize, event: Event<Payload>) {

@@ -10,10 +10,11 @@ use crate::{
     StageIndex, Time, averaging, stage,
 };
 
+use super::super::delivery::{Delivery, Purpose};
 use super::super::payload::{Payload, digest};
 use super::super::process::{Liveness, ReplicaProcess, address};
 use super::super::state::{self, Weights};
-use super::{Delivery, HEARTBEAT, Machine, Purpose, World};
+use super::{HEARTBEAT, Machine, World};
 
 /// The coordinator's answer about a membership is awaited so long.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(4);

@@ -2,11 +2,12 @@
 
 use crate::{Duration, Envelope, Incarnation, Instance, Membership, PeerId, coordinator, feeder, replica};
 
+use super::super::delivery::{Delivery, Purpose};
 use super::super::network::Fate;
 use super::super::noise;
 use super::super::payload::Payload;
 use super::super::process::coordinator_key;
-use super::{Delivery, Purpose, World};
+use super::World;
 
 /// A peer that does not listen is noticed after so long.
 const UNREACHABLE_AFTER: Duration = Duration::from_millis(500);

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Replica, Time, feeder, replica};
 
+use super::super::delivery::Delivery;
 use super::super::fault::Fault;
 use super::super::process::{FeederProcess, Liveness, coordinator_key};
-use super::{Delivery, IDLE, Machine, World};
+use super::{IDLE, Machine, World};
 
 /// Long enough for the coordinator to take a feeder for dead.
 const CUT_OFF: Duration = Duration::from_secs(20);
