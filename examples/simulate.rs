@@ -6,8 +6,8 @@
 use anyhow::Context as _;
 use swarmline_scheduler::sim::{Scenario, World};
 
-/// A replica leaves, a donor lies, and the replicas average.
-const SEED: u64 = 406;
+/// Played if none is given.
+const SEED: u64 = 746;
 
 #[expect(clippy::print_stdout, reason = "standard output is where this program shows its report")]
 fn main() -> anyhow::Result<()> {
