@@ -54,7 +54,10 @@ fn follow(policy: Policy, seed: u64, steps: &[Step]) -> Vec<Option<Hop>> {
                 let choice = router.choose(now, &Choice { candidates: &candidates, senders: *senders });
                 choices.push(choice);
                 let Some(to) = choice else { continue };
-                assert!(candidates.iter().any(|candidate| candidate.hop == to), "{policy:?} chose a stranger");
+                assert!(
+                    candidates.iter().any(|candidate| candidate.hop == to),
+                    "{policy:?} chose a stranger"
+                );
                 router.on_sent(now, to, id);
                 outstanding.push((to, id));
             }
