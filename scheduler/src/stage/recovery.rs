@@ -2,9 +2,9 @@
 //!
 //! The replica that handed it to the lost peer still has the output, and hands it to another replica, which computes
 //! the forward again for its backward. If a receipt or an orphan notice named a replica further downstream that holds
-//! the microbatch, that holder is asked first, and the forward goes on only if the holder denies or is lost: no replica
-//! computes a microbatch twice. A holder whose upstream is lost tells the nearest live hop of the route. Every wait
-//! that becomes long sends a request, so a lost message costs time and nothing else.
+//! the microbatch, that holder is asked first, and the forward goes on only if the holder denies or is lost: a holder
+//! computes nothing twice. A holder whose upstream is lost tells the nearest live hop of the route. Every wait that
+//! becomes long sends a request, so a lost message costs time and nothing else.
 
 use std::fmt::Debug;
 
