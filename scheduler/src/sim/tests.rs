@@ -172,7 +172,7 @@ const PATHS: [&str; 50] = [
     "began with a downloaded state",
     "a donor was lost",
     "a donor lied",
-    "a stage lost what it had learned",
+    "a stage lost its updates",
     "died before it served",
     "left",
     "left with everything averaged",
