@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_link_limits_what_fast_replicas_can_do() {
+    fn a_narrow_link_limits_fast_replicas() {
         let replicas = [a(0), b(0), a(1), b(1)].map(|hop| (hop, ms(100)));
         let link = |from, to| match (from == a(0).instance, to == a(1).instance) {
             (true, true) => ms(500),

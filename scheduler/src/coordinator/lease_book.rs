@@ -112,17 +112,17 @@ mod tests {
     #[test]
     fn a_successor_gets_the_ranges_of_the_dead_but_not_those_that_are_done() {
         let mut book = LeaseBook::default();
-        let [dead, alive, done, heir] = [1, 2, 3, 4].map(feeder);
+        let [dead, alive, done, successor] = [1, 2, 3, 4].map(feeder);
         for holder in [dead, alive, done] {
             book.grant(holder, 10).unwrap();
         }
         book.finish(done.peer);
-        assert!(book.succeed(heir, |peer| peer != alive.peer));
-        assert!(!book.succeed(heir, |peer| peer != alive.peer && peer != heir.peer));
+        assert!(book.succeed(successor, |peer| peer != alive.peer));
+        assert!(!book.succeed(successor, |peer| peer != alive.peer && peer != successor.peer));
         let lease = Lease { first: MicrobatchId(0), count: 10, epoch: 1 };
-        assert_eq!(book.successions(), [Succession { lease, feeder: heir.peer }]);
-        assert_eq!(book.grant(heir, 5).unwrap().epoch, 0);
-        assert!(book.succeed(dead, |peer| peer == heir.peer), "a successor can die too");
+        assert_eq!(book.successions(), [Succession { lease, feeder: successor.peer }]);
+        assert_eq!(book.grant(successor, 5).unwrap().epoch, 0);
+        assert!(book.succeed(dead, |peer| peer == successor.peer), "a successor can die too");
         assert_eq!(book.successions().iter().map(|one| one.lease.epoch).collect::<Vec<_>>(), [2, 1]);
         book.finish(dead.peer);
         assert_eq!(book.successions(), []);

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn announces_exactly_what_has_ended() {
+    fn announces_exactly_the_ended_ids() {
         let mut announcement = Announcement::default();
         announcement.lease(&lease(10, 20));
         announcement.lease(&lease(30, 10));

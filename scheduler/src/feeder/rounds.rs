@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_feeder_started_again_goes_on_behind_what_all_have_ended() {
+    fn a_restarted_feeder_goes_on_after_the_rounds_that_all_members_have_ended() {
         let (members, mut rounds) = (stage(1..=2), rounds());
         assert!(rounds.proceed(Time(0), at(10), &members));
         rounds.ended(member(1), Round(u64::MAX));

@@ -137,7 +137,7 @@ mod tests {
 
     /// 0.5 s and 1.5 s in turn: mean 1 s, sigma 0.5 s.
     #[test]
-    fn an_irregular_rhythm_has_more_patience() {
+    fn an_irregular_rhythm_explains_a_longer_silence() {
         assert_eq!(limits_ms([500, 1_500].repeat(32)), (1_000 + 2_806, 1_000 + 3_517));
     }
 
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_old_is_forgotten() {
+    fn old_intervals_are_forgotten() {
         assert_eq!(limits_ms([60_000; 64].into_iter().chain([1_000; 64])), (2_683, 3_110));
     }
 

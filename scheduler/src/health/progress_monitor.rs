@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_do_is_not_wedged() {
+    fn a_peer_without_waiting_tasks_is_not_stalled() {
         assert!(!stalled((0..60).map(|_| Heartbeat { queued: 0, ..working(7, 60) })));
         assert!(!stalled((0..60).map(|_| working(7, 1))));
     }

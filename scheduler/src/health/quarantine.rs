@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_together_fails_once() {
+    fn simultaneous_failures_count_once() {
         let mut quarantine = Quarantine::new();
         (0..9).for_each(|nanos| quarantine.failed(Time(nanos), A));
         assert_eq!(quarantine.next_release(Time(9)), Some(Time(0) + QUARANTINE_MIN));
