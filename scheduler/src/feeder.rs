@@ -1,7 +1,7 @@
 //! The feeder of a run: it works through leased ids, keeps the window full, grants claims, and is the one place where
 //! outcomes are counted.
 //!
-//! A training microbatch is admitted by the window, drawn by the shell and sent to a replica of stage 0. On its way
+//! A training microbatch is admitted by the window, drawn by the process and sent to a replica of stage 0. On its way
 //! back replicas claim it, each for its stage; the feeder grants exactly one claim a stage. A microbatch that comes
 //! back through stage 0 is finished; a microbatch that a replica refuses is refused; there is no other outcome. A
 //! microbatch whose replica is lost is retried. Evaluations wait until no training microbatch is in flight, so that the

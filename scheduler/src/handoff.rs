@@ -69,8 +69,8 @@ impl Handoff {
         self.router.choose(now, &Choice { candidates: &candidates, senders: table.senders(self.next) })
     }
 
-    /// A microbatch is handed to `to`, which owes a reply. After `timeout` without one its status is requested. Returns
-    /// the number of the attempt.
+    /// A microbatch is handed to `to`, which owes a reply. After `timeout` without a reply its status is requested.
+    /// Returns the number of the attempt.
     pub(crate) fn sent(&mut self, now: Time, id: MicrobatchId, to: Hop, timeout: Duration) -> Attempt {
         self.router.on_sent(now, to, id);
         let entry = self.entries.entry(id).or_default();
@@ -111,7 +111,7 @@ impl Handoff {
         }
     }
 
-    /// The latest attempt came to nothing; the microbatch needs another one.
+    /// The latest attempt failed; the microbatch needs another attempt.
     pub(crate) fn fail(&mut self, now: Time, id: MicrobatchId, how: Completion) {
         self.complete(now, id, how);
         if let Some(entry) = self.entries.get_mut(&id) {

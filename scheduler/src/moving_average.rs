@@ -8,7 +8,7 @@ const NEW_TENTHS: u128 = 3;
 
 /// An exponential moving average in which a new value has a weight of 0.3.
 ///
-/// It uses integers, so that every platform agrees on the last nanosecond.
+/// Integers make every platform agree on the last nanosecond.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MovingAverage {
     nanos: Option<u64>,

@@ -13,7 +13,7 @@ pub enum Event<P> {
     /// The live serving replicas of this stage, in any order; this replica may be missing. A member that leaves this
     /// list while a round runs is gone for the rest of the round.
     Members(Vec<Instance>),
-    /// The current round of the run, as the feeder calls it. Numbers below the known one are ignored.
+    /// The current round of the run, as the feeder calls it. Earlier rounds than the latest are ignored.
     Round(Round),
     /// Rounds up to this number are over for this replica, or left to the others: it takes part in none of them.
     Past(Round),

@@ -228,7 +228,7 @@ impl<P: Clone + Default> PartState<P> {
             Content::Accepted => self.on_accepted(x, from, attempt),
             Content::Chosen => self.on_chosen(x, from, attempt),
             Content::Empty => self.on_empty(x, from, attempt),
-            // It is about the group, not about this part.
+            // This message is about the group, not about the part.
             Content::NotAMember => {}
         }
     }

@@ -351,17 +351,17 @@ fn not_a_member(message: &AveragingMessage) -> AveragingMessage {
 #[test]
 fn a_replica_that_is_not_in_a_round_says_so_and_no_member_waits_for_it() {
     // Member 1 takes no part in this round: it joined after the round had begun.
-    let mut newcomer = machine(1);
-    tell(&mut newcomer, 0, Event::Members((0..3).map(member).collect()));
+    let mut joiner = machine(1);
+    tell(&mut joiner, 0, Event::Members((0..3).map(member).collect()));
     let (mut averaging, begun) = in_round(0, 3);
     let contribution = begun.into_iter().find_map(|action| match action {
         Action::Send { to, message, .. } if to == member(1).peer => Some(message),
         _ => None,
     });
     let contribution = contribution.unwrap();
-    let heard = tell(&mut newcomer, 1, received(0, &contribution, 1));
+    let heard = tell(&mut joiner, 1, received(0, &contribution, 1));
     assert_eq!(heard, [], "the round may be called here too");
-    let declined = tell(&mut newcomer, 1, Event::Past(Round(1)));
+    let declined = tell(&mut joiner, 1, Event::Past(Round(1)));
     let answer = not_a_member(&contribution);
     assert_eq!(declined, [send(0, answer.clone(), 0)]);
 

@@ -6,7 +6,7 @@ use super::Reply;
 use crate::stage::Progress;
 use crate::{Instance, Membership, PeerId, Role, StageIndex};
 
-/// An event of a coordinator: a request, or a timeout. The shell has authenticated every instance.
+/// An event of a coordinator: a request, or a timeout. The process has authenticated every instance.
 #[derive(Clone, Copy, Debug)]
 pub enum Event {
     /// A peer asks to join. A newer start of a peer replaces its older start.

@@ -7,7 +7,7 @@ use crate::{Directive, Duration, Envelope, Instance, Lease, Membership, Microbat
 /// transport.
 #[derive(Clone, Debug)]
 pub enum Event<P> {
-    /// The coordinator published a table. Older ones than the known one are ignored.
+    /// The coordinator published a table. A table that is not newer than the last is ignored.
     Membership(Membership),
     /// The coordinator leased a range. Ids that were leased before are not injected again.
     Lease(Lease),

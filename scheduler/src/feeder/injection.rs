@@ -1,4 +1,4 @@
-//! Injection: microbatches are admitted by the window, drawn by the shell and sent to a replica of stage 0.
+//! Injection: microbatches are admitted by the window, drawn by the process and sent to a replica of stage 0.
 
 use std::fmt::Debug;
 

@@ -3,7 +3,7 @@
 use super::Outcome;
 use crate::{Hop, Lease, MicrobatchId};
 
-/// A record of the journal. The shell makes it durable before it does any action that follows.
+/// A record of the journal. The process makes it durable before it does any action that follows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// The coordinator leased these ids to the feeder.

@@ -15,7 +15,7 @@ pub(super) struct Open<P> {
 /// The progress of an open microbatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The shell draws its tokens.
+    /// The process draws its tokens.
     Drawing,
     /// The microbatch waits for a replica of stage 0.
     Drawn,

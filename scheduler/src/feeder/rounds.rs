@@ -11,7 +11,7 @@
 //! as slow, and the feeder waits for it in full from then on.
 //!
 //! When every microbatch has its outcome and weights no longer change, each fragment is averaged once more, and replicas
-//! of a stage end equal: in these rounds, and in the one before them, every member is waited for in full.
+//! of a stage end equal: in these rounds, and in the round before them, the feeder waits for every member in full.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -138,7 +138,7 @@ fn a_single_peer_is_judged_and_so_are_all_with_other_evidence() {
 }
 
 #[test]
-fn a_newcomer_has_time_for_its_first_beat() {
+fn a_new_peer_has_time_for_its_first_beat() {
     let mut harness = Harness::watching(&[A, B]);
     harness.beats(&[B], 0..9);
     assert_eq!(harness.verdict(6_600, A), Verdict::Healthy);

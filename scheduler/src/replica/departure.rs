@@ -42,7 +42,7 @@ struct HandOver {
 pub(super) struct Others {
     /// Replicas of the stage to average with; none where no feeder calls rounds.
     pub(super) members: usize,
-    /// Replicas that take the state from this one now.
+    /// Joiners that take the state from this replica now.
     pub(super) joiners: usize,
 }
 
@@ -68,7 +68,7 @@ impl Departure {
         self.run_finished = true;
     }
 
-    /// No microbatch is held any more. `fragments` are to be averaged once more, in rounds after the one `under_way`.
+    /// No microbatch is held any more. `fragments` are to be averaged once more, in rounds after the round `under_way`.
     pub(super) fn drained(&mut self, now: Time, fragments: u32, under_way: Option<Round>) {
         let missing = (0..fragments).map(FragmentIndex).collect();
         let until = now + HAND_OVER_WITHIN;

@@ -9,7 +9,7 @@ use super::departure::Unfinished;
 /// An event of a replica: a message, a reply to one of its actions, or news from the coordinator or the transport.
 #[derive(Clone, Debug)]
 pub enum Event<P> {
-    /// The coordinator published a table. Older ones than the known one are ignored.
+    /// The coordinator published a table. A table that is not newer than the last is ignored.
     Membership(Membership),
     /// A message arrived from an authenticated peer.
     Received {

@@ -143,15 +143,15 @@ mod tests {
 
     #[test]
     fn the_unknown_get_one_each() {
-        let newcomer = Candidate::unknown(hop(1));
+        let unmeasured = Candidate::unknown(hop(1));
         let mut router = LeastOutstandingConfig::default().build(1);
-        let both = [newcomer, candidate(2, 100)];
+        let both = [unmeasured, candidate(2, 100)];
         assert_eq!(drawn(&mut *router, &alone(&both)), [hop(1), hop(2)].into());
         router.on_sent(NOW, hop(1), MicrobatchId(0));
         assert_eq!(drawn(&mut *router, &alone(&both)), [hop(2)].into());
-        assert_eq!(router.choose(NOW, &alone(&[newcomer])), None);
+        assert_eq!(router.choose(NOW, &alone(&[unmeasured])), None);
         router.on_completed(NOW, hop(1), MicrobatchId(0), Completion::Lost);
-        assert_eq!(router.choose(NOW, &alone(&[newcomer])), Some(hop(1)));
+        assert_eq!(router.choose(NOW, &alone(&[unmeasured])), Some(hop(1)));
     }
 
     #[test]

@@ -100,7 +100,7 @@ proptest! {
 struct Server {
     candidate: Candidate,
     service: Duration,
-    /// Reports its service time once it has served something.
+    /// Reports its service time once it has served a microbatch.
     reports: bool,
     /// Takes everything and returns nothing.
     silent: bool,
@@ -115,7 +115,7 @@ impl Server {
         Self { candidate, service, reports: true, silent: false, queue: VecDeque::new(), served: 0 }
     }
 
-    fn newcomer(index: u16, service_ms: u64) -> Self {
+    fn unmeasured(index: u16, service_ms: u64) -> Self {
         let server = Self::new(index, service_ms);
         Self { candidate: Candidate::unknown(server.candidate.hop), ..server }
     }
@@ -234,7 +234,7 @@ fn least_outstanding_shares_by_speed() {
     assert!(used > 0.97, "{used} of the capacity");
 }
 
-/// Each of two senders loses at most its fair share of its window and one more, however long the run.
+/// Each of two senders loses at most its fair share of its window and one microbatch more, however long the run.
 #[test]
 fn least_outstanding_gives_little_to_a_replica_that_returns_nothing() {
     let servers = || {
@@ -258,7 +258,7 @@ fn least_outstanding_sends_no_herd_to_a_new_replica() {
         let mut world =
             Loop::new(Policy::LeastOutstanding, 2, 12, (0..3).map(|index| Server::new(index, 100)).collect());
         world.serve(100);
-        world.servers.push(Server { reports, ..Server::newcomer(9, 100) });
+        world.servers.push(Server { reports, ..Server::unmeasured(9, 100) });
         for _ in 0..400 {
             world.serve(1);
             assert!(world.outstanding_max(3) <= most, "{}", world.outstanding_max(3));
@@ -270,7 +270,7 @@ fn least_outstanding_sends_no_herd_to_a_new_replica() {
 /// At a stage without known service times each sender gives every replica one microbatch.
 #[test]
 fn least_outstanding_starts_without_service_times() {
-    let servers: Vec<_> = (0..3).map(|index| Server::newcomer(index, 100)).collect();
+    let servers: Vec<_> = (0..3).map(|index| Server::unmeasured(index, 100)).collect();
     let mut world = Loop::new(Policy::LeastOutstanding, 2, 12, servers);
     world.fill();
     assert!((0..3).all(|server| world.outstanding_max(server) == 1));

@@ -32,7 +32,7 @@ pub(super) struct Effect {
     pub(super) applied: Option<MicrobatchId>,
 }
 
-/// A job that contradicts an earlier one.
+/// A job that contradicts an earlier job.
 pub(super) type Misuse = String;
 
 impl Executor {

@@ -252,8 +252,8 @@ impl ReferenceModel {
                 }
             }
             Message::OrphanNotice { microbatch, holder } => {
-                let first_word = !seen.attempts.contains_key(microbatch);
-                let useful = holder.stage == next && stage.holds(*microbatch) && first_word;
+                let is_first = !seen.attempts.contains_key(microbatch);
+                let useful = holder.stage == next && stage.holds(*microbatch) && is_first;
                 if known && useful && table.placed(holder) {
                     seen.told.insert(*microbatch, *holder);
                 }
@@ -306,7 +306,7 @@ impl ReferenceModel {
         match &envelope.message {
             Message::Forward { microbatch, attempt, purpose: Purpose::Train, .. } => {
                 let told = seen.told.get(microbatch).copied();
-                // A reply to an earlier attempt is no reply to a later one.
+                // A reply to an earlier attempt is no reply to a later attempt.
                 let before = seen.attempts.insert(*microbatch, Some(*attempt)).flatten();
                 self.require(told.is_none(), || {
                     format!("{microbatch} is retried, but its holder {told:?} was not asked")

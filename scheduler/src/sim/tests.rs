@@ -253,7 +253,7 @@ fn broken_rules_are_noticed() {
     }
 }
 
-/// Forty minutes of 64 replicas of unequal speed, of which one dies every half minute and comes back minutes later.
+/// Forty minutes of 64 replicas of unequal speed; every half minute a replica dies, and comes back minutes later.
 fn swarm(seed: u64) -> Scenario {
     let minute = Duration::from_secs(60);
     let mut rng = Rng::new(seed);

@@ -21,8 +21,8 @@ pub struct Config {
     pub stage: StageIndex,
     /// Number of stages of the run.
     pub stages: u16,
-    /// Training microbatches between forward and backward at once, each worth one stash of memory; retried ones come on
-    /// top, see [`RETRIES_PER_SLOT`]. Default 64.
+    /// Training microbatches between forward and backward at once, each worth one stash of memory; retries come on top,
+    /// see [`RETRIES_PER_SLOT`]. Default 64.
     pub slots: usize,
     /// Evaluation microbatches held at once; they keep no stash. Default 64.
     pub evaluations_max: usize,

@@ -6,7 +6,7 @@ use crate::{Duration, Envelope, Instance, Membership, PeerId};
 /// An event of a replica's stage: a message, a reply of the executor, or news from the coordinator or the transport.
 #[derive(Clone, Debug)]
 pub enum Event<P> {
-    /// The coordinator published a table. Older ones than the known one are ignored.
+    /// The coordinator published a table. A table that is not newer than the last is ignored.
     Membership(Membership),
     /// A message arrived from an authenticated peer.
     Received {
@@ -23,7 +23,7 @@ pub enum Event<P> {
     RoundTrip(Instance, Duration),
     /// The coordinator replied: the own link works.
     Reached,
-    /// Take no more microbatches, finish those held.
+    /// Take no more microbatches; finish the microbatches held.
     Drain,
     /// The run is over: every microbatch has its outcome.
     Finished,

@@ -23,7 +23,7 @@ pub(super) struct Microbatch<P> {
     pub(super) purpose: Purpose,
     /// The receiver of the gradient: the sender of the latest forward or status request.
     pub(super) upstream: Leg,
-    /// The hops before this one.
+    /// The hops before this replica.
     pub(super) route: Vec<Hop>,
     pub(super) ids: P,
     /// Takes a slot until its backward is done; a retry takes none.
