@@ -1,7 +1,7 @@
-//! Times one routing decision of every policy: list the candidates, choose, note the hand-over and the return.
+//! Benchmark of one routing decision of every policy: list the candidates, choose, note the attempt and the return.
 //!
-//! Stages of 8, 64 and 1,000 replicas: above 64 a sender sees a sample, so the last two should cost the same. Two
-//! microbatches a candidate are in flight, as in a swarm that is busy.
+//! Stages have 8, 64 and 1,000 replicas: above 64 a sender sees a sample, so the last two should cost the same. Two
+//! microbatches a candidate are in flight, as in a busy swarm.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -62,7 +62,7 @@ impl Sender {
         sender
     }
 
-    /// Replicas take 50 to 113 ms for a forward.
+    /// Sends one microbatch. Replicas report 50 to 113 ms for a forward.
     fn send(&mut self) {
         let now = Time(self.sent * 1_000_000);
         self.candidates.clear();
@@ -78,7 +78,7 @@ impl Sender {
         self.in_flight.push_back((to, microbatch));
     }
 
-    /// The oldest microbatch returns, the next one is sent.
+    /// The oldest microbatch returns, and the next is sent.
     fn turn(&mut self) {
         if let Some((from, microbatch)) = self.in_flight.pop_front() {
             self.router.on_completed(Time(self.sent * 1_000_000), from, microbatch, Completion::Returned);

@@ -1,4 +1,4 @@
-//! How a feeder tells which microbatches have their outcome.
+//! The ranges in which a feeder announces microbatches that have their outcome.
 
 use std::ops::Range;
 
@@ -25,7 +25,7 @@ pub struct AckRange {
 }
 
 impl AckRange {
-    /// Names the ids of `range` that are in `ended`, as far as the bitmap reaches.
+    /// The ids of `range` that are in `ended`, as far as one bitmap reaches.
     #[must_use]
     pub fn of(range: Range<u64>, ended: &IdSet) -> Self {
         let watermark = ended.first_missing(range.start).min(range.end);
@@ -37,7 +37,7 @@ impl AckRange {
         Self { first: range.start, watermark, bitmap }
     }
 
-    /// Names the ids of `range` that are in `ended` in as many ranges as they take, the last [`ACK_RANGES_MAX`].
+    /// The ids of `range` that are in `ended`, in as many ranges as needed, but only the last [`ACK_RANGES_MAX`].
     #[must_use]
     pub fn all_of(range: &Range<u64>, ended: &IdSet) -> Vec<Self> {
         let mut named: Vec<Self> = Vec::new();
@@ -70,7 +70,7 @@ impl AckRange {
         runs
     }
 
-    /// In ascending order; the highest id of all cannot be named.
+    /// The ids whose bit is set, in ascending order; `u64::MAX` cannot be named.
     fn ids_of_bitmap(&self) -> impl Iterator<Item = u64> {
         let bytes = (0_u64..).zip(self.bitmap.iter().take(ACK_BITMAP_BYTES_MAX));
         let offsets = bytes.flat_map(|(index, byte)| {

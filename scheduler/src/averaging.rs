@@ -1,19 +1,20 @@
-//! One replica's part in the averaging rounds of its stage.
+//! The averaging rounds of a stage, at one replica.
 //!
-//! Replicas of a stage step on their own and drift apart. In a round they average one of the disjoint fragments of their
-//! weights and moments, `round mod fragments`; the feeder calls a round when enough microbatches are finished and the one
-//! before has ended everywhere. The executor takes a snapshot of the fragment, cut into parts. Each part has an owner:
-//! members send it their contributions, it leaves out the silent ones, and the mean of the others goes to every member. A
-//! silent or dead owner is followed by the next member within the round, for the senders still have their contributions.
-//! `averaging/part.rs` tells how every member that applies a mean applies the same one: a majority must accept it.
+//! Replicas of a stage step on their own and drift apart. In a round they average one of the disjoint fragments of
+//! their weights and moments, `round mod fragments`; the feeder calls a round when enough microbatches are finished and
+//! the previous round has ended at every member. The executor takes a snapshot of the fragment, cut into parts. Each
+//! part has an owner: members send it their contributions, the owner leaves out silent members, and the mean of the
+//! others goes to every member. If the owner is silent or dead, the next member becomes owner within the round: the
+//! senders still have their contributions. All members that apply a mean apply the same mean, because a majority must
+//! accept it first (`averaging/part.rs`).
 //!
-//! Training goes on meanwhile. Every wait has a deadline, so every round ends, and a part that came to no end in one is as
-//! it was before it. With one member there is nothing to do.
+//! Training goes on meanwhile. Every wait has a deadline, so every round ends; a part that is given up in a round is
+//! not changed by it. A replica without another member has nothing to average.
 //!
-//! Members may see different lists of members. Each takes part in one group a round, the one of its own list, and tells
-//! the members of others that it is not in theirs, so that they do not wait for it. Of two lists that differ by one member
-//! only one can have a majority. Lists further apart can each choose means of their own; then each group averages within
-//! itself until the fragment has its turn again.
+//! Members may see different lists of members. Each member takes part in one group a round, the group of its own list,
+//! and tells members of other groups that it is not in theirs, so that they do not wait for it. Of two lists that
+//! differ by one member only one can have a majority. Lists further apart can each choose means of their own; then each
+//! group averages within itself until the fragment has its turn again.
 
 mod adaptive_timeout;
 mod counts;
@@ -52,7 +53,7 @@ use group::Group;
 use part::{Context, PartState};
 use unreachable::Unreachable;
 
-/// Identity of a replica, and how its numbers are divided.
+/// Settings of averaging: the replica's identity, and the division of its numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// This replica.
@@ -75,18 +76,18 @@ const SNAPSHOT_TIMEOUTS: u32 = 4;
 struct Current<P> {
     group: Group,
     fragment: FragmentIndex,
-    /// When to give up on the snapshot.
+    /// The time at which the round is given up if there is no snapshot.
     deadline: Time,
     weight: u64,
-    /// One for each part; none before the snapshot is there.
+    /// The state of each part; empty before the snapshot is there.
     parts: Vec<PartState<P>>,
 }
 
-/// One replica's part in averaging.
+/// The machine of one replica for averaging rounds.
 #[derive(Debug)]
 pub struct Averaging<P> {
     config: Config,
-    /// In order, one start of each peer.
+    /// Sorted, with one start of each peer.
     members: Vec<Instance>,
     newest: Option<Round>,
     /// The last round begun here.
@@ -117,7 +118,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         }
     }
 
-    /// Tells what happened. Drain [`Averaging::poll_action`] afterwards.
+    /// Takes one event; drain [`Averaging::poll_action`] before the next.
     pub fn handle(&mut self, now: Time, event: Event<P>) {
         match event {
             Event::Members(members) => self.on_members(now, members),
@@ -131,12 +132,12 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         self.proceed(now);
     }
 
-    /// The next thing to do; `None` when all is done.
+    /// Takes the oldest action that is not yet done; `None` if there is none.
     pub fn poll_action(&mut self) -> Option<Action<P>> {
         self.actions.pop_front()
     }
 
-    /// When to call [`Averaging::handle`] with [`Event::Timeout`] at the latest, and why.
+    /// The latest time for the next call of [`Averaging::handle`], with [`Event::Timeout`], and the reason.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         let current = self.current.as_ref()?;
@@ -148,7 +149,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         deadlines.min_by_key(|(at, _)| *at)
     }
 
-    /// The round under way.
+    /// The round under way; `None` between rounds.
     #[must_use]
     pub fn round(&self) -> Option<Round> {
         self.current.as_ref().map(|current| current.group.id.round)
@@ -162,17 +163,17 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         Some((group.id, members.collect()))
     }
 
-    /// Totals so far.
+    /// Totals since this replica started.
     #[must_use]
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
 
-    // --- What arrives ---------------------------------------------------------------------------------------
+    // --- Events ---------------------------------------------------------------------------------------------
 
     fn on_members(&mut self, now: Time, mut members: Vec<Instance>) {
         members.sort_unstable();
-        // Of two starts of a peer the later one is alive.
+        // Of two starts of a peer the later is alive.
         members.dedup_by(|later, kept| {
             let same = later.peer == kept.peer;
             if same {
@@ -248,7 +249,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         }
     }
 
-    /// A replica that takes no part in a group says so, so that its answer is not waited for.
+    /// Tells a member of a group that this replica takes no part in it, so that the member does not wait for an answer.
     fn decline(&mut self, from: Instance, message: &AveragingMessage) {
         if message.content.awaits_answer() {
             let &AveragingMessage { group, part, attempt, .. } = message;
@@ -281,7 +282,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         self.lose(now, |member| *member == instance);
     }
 
-    /// Members that are gone are not waited for.
+    /// Marks members as gone: no part waits for them.
     fn lose(&mut self, now: Time, is_gone: impl Fn(&Instance) -> bool) {
         let Some(current) = &mut self.current else { return };
         if !current.group.mark_absent(is_gone) {
@@ -299,9 +300,9 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         self.each(now, PartState::expire);
     }
 
-    // --- What follows ---------------------------------------------------------------------------------------
+    // --- Progress of a round --------------------------------------------------------------------------------
 
-    /// Opens the next parts, ends the round when all are over, and begins a newer one.
+    /// Opens the next parts, ends the round when all parts are over, and begins a newer round.
     fn proceed(&mut self, now: Time) {
         self.open_parts(now);
         self.apply_chosen(now);
@@ -315,8 +316,8 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         }
     }
 
-    /// Keeps as many parts open as there are members: each owns one of them, so each receives one contribution at a time
-    /// from every member, however many parts there are.
+    /// Keeps as many parts open as there are members: each member owns one of them, so it receives one contribution at
+    /// a time from every other member, however many parts there are.
     fn open_parts(&mut self, now: Time) {
         while let Some(current) = &self.current {
             let Some(first) = current.parts.iter().position(|part| !part.is_over()) else { return };
@@ -358,7 +359,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         self.execute(Job::Snapshot { round, fragment, parts });
     }
 
-    /// Takes part in no round up to this one that has not begun here.
+    /// Leaves out every round up to `round` that has not begun here.
     fn pass(&mut self, round: Round) {
         if self.begun < Some(round) {
             self.begun = Some(round);
@@ -381,9 +382,9 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         self.execute(Job::Finish { round, fragment, complete });
     }
 
-    // --- Hands ----------------------------------------------------------------------------------------------
+    // --- Access to parts ------------------------------------------------------------------------------------
 
-    /// Does something to one part of the round under way, if it is `round`.
+    /// Calls `act` with one part of the round under way, if it is `round`.
     fn at(
         &mut self,
         now: Time,

@@ -26,21 +26,21 @@ pub use reply::{JoinRefusal, Reply};
 
 use placement::Occupancy;
 
-/// How far a run is.
+/// The state of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunState {
     /// Some stages have no replica.
     Waiting {
-        /// Those stages.
+        /// Stages without a serving replica, ascending.
         unserved: Vec<StageIndex>,
     },
     /// Every stage is served.
     Running,
-    /// The feeders are done.
+    /// A feeder has reported the end of its work, and no feeder works any more.
     Finished,
 }
 
-/// A member, and what only the coordinator knows of it.
+/// A member, with the fields that only the coordinator knows.
 #[derive(Clone, Debug)]
 struct Entry {
     member: Member,
@@ -50,7 +50,7 @@ struct Entry {
     done: bool,
 }
 
-/// Decides about the members of a run.
+/// The machine that decides about the members of a run.
 #[derive(Clone, Debug)]
 pub struct Coordinator {
     config: Config,
@@ -62,7 +62,7 @@ pub struct Coordinator {
     /// A feeder has reported the end of its work; it may have left since.
     fed: bool,
     finished: bool,
-    /// Until then members of a finished run may leave.
+    /// Time at which a finished run ends, even if members have not left.
     farewell_until: Option<Time>,
     ended: bool,
     /// The members differ from the table published last.
@@ -71,7 +71,7 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// A run without members.
+    /// The coordinator of a run without members.
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self {
@@ -105,7 +105,7 @@ impl Coordinator {
         self.notice_end(now);
     }
 
-    /// The reply to a request.
+    /// Handles a request and returns its reply.
     fn reply(&mut self, now: Time, event: Event) -> Option<Reply> {
         let noted = |state: Option<MemberState>| state.map_or(Reply::NotAMember, Reply::Noted);
         Some(match event {
@@ -122,12 +122,12 @@ impl Coordinator {
         })
     }
 
-    /// The next thing to do.
+    /// Takes the oldest action that is not yet done; `None` if there is none.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// When to call again with [`Event::Timeout`] at the latest.
+    /// The latest time for the next call of `handle`, with [`Event::Timeout`]; `None` if there is nothing to wait for.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         let oldest = self.entries.values().map(|entry| entry.heard).min();
@@ -136,7 +136,7 @@ impl Coordinator {
         [expires, farewell].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// How far the run is.
+    /// The state of the run.
     #[must_use]
     pub fn state(&self) -> RunState {
         if self.finished {
@@ -147,7 +147,7 @@ impl Coordinator {
         if unserved.is_empty() { RunState::Running } else { RunState::Waiting { unserved } }
     }
 
-    /// The members now.
+    /// The current members, with the version of the table published last.
     #[must_use]
     pub fn membership(&self) -> Membership {
         let members = self.entries.values().map(|entry| entry.member.clone()).collect();
@@ -161,7 +161,7 @@ impl Coordinator {
         self.entries.get(&peer).map(|entry| entry.progress)
     }
 
-    /// When a member was heard last.
+    /// The time of a member's last request.
     #[must_use]
     pub fn heard(&self, peer: PeerId) -> Option<Time> {
         self.entries.get(&peer).map(|entry| entry.heard)
@@ -173,7 +173,7 @@ impl Coordinator {
         self.leases.held()
     }
 
-    /// The settings.
+    /// The settings that the coordinator was created with.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
@@ -224,7 +224,7 @@ impl Coordinator {
         Ok(state)
     }
 
-    /// Every range of a feeder that has gone goes to `successor`; a former start of its own has gone too.
+    /// Gives every range of a feeder that is gone to `successor`; a former start of the successor counts as gone.
     fn succeed(&mut self, successor: Instance) -> Result<(), JoinRefusal> {
         let Self { entries, leases, .. } = self;
         let gone = |holder: PeerId| holder == successor.peer || !entries.contains_key(&holder);
@@ -259,7 +259,8 @@ impl Coordinator {
         Some(state)
     }
 
-    /// From now on a replica that begins `stage` with initial weights loses something.
+    /// Notes that the weights of `stage` were updated: from now on a replica that begins with initial weights loses
+    /// updates.
     fn note_trained(&mut self, stage: StageIndex) {
         if let Err(place) = self.trained.binary_search(&stage) {
             self.trained.insert(place, stage);
@@ -298,16 +299,16 @@ impl Coordinator {
         Some(state)
     }
 
-    // --- What follows ---------------------------------------------------------------------------------------
+    // --- Consequences ---------------------------------------------------------------------------------------
 
-    /// The sender of the current event is not silent, however late.
+    /// Removes members that were silent for a lease, except the sender of the current event.
     fn remove_silent(&mut self, now: Time, sender: Option<PeerId>) {
         let (before, lease) = (self.entries.len(), self.config.lease);
         self.entries.retain(|&peer, entry| entry.heard + lease > now || Some(peer) == sender);
         self.changed |= self.entries.len() != before;
     }
 
-    /// The run is over when a feeder has reported the end of its work and no other member has any left.
+    /// The run is over when a feeder has reported the end of its work and every feeder in the table has.
     fn notice_finished(&mut self, now: Time) {
         let mut feeders = self.entries.values().filter(|entry| entry.member.state == MemberState::Feeding);
         if self.fed && !self.finished && feeders.all(|feeder| feeder.done) {
@@ -317,7 +318,7 @@ impl Coordinator {
         }
     }
 
-    /// A place that became free goes to a standby; it takes the state from a replica that lives.
+    /// Gives a free place to a standby, which takes the state from a replica of the stage.
     fn promote_standbys(&mut self) {
         while !self.finished {
             let standby = |entry: &&mut Entry| entry.member.state == MemberState::Standby;
@@ -335,7 +336,7 @@ impl Coordinator {
         }
     }
 
-    /// A finished run ends when its members have left, or have had the time to.
+    /// A finished run ends when its members have left, or their time to leave is over.
     fn notice_end(&mut self, now: Time) {
         let late = self.farewell_until.is_some_and(|until| until <= now);
         if self.finished && !self.ended && (late || self.entries.is_empty()) {
@@ -344,7 +345,7 @@ impl Coordinator {
         }
     }
 
-    // --- Hands ----------------------------------------------------------------------------------------------
+    // --- Members --------------------------------------------------------------------------------------------
 
     /// The member, noted as heard; `None` if the instance is no member.
     fn touch(&mut self, now: Time, from: Instance) -> Option<&mut Entry> {

@@ -1,16 +1,16 @@
-//! What the coordinator wants of a member, told with every answer to a heartbeat.
+//! The coordinator's directive to a member, in every reply to a heartbeat.
 
 use crate::StageIndex;
 
-/// The wish of the coordinator.
+/// A directive of the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Directive {
-    /// Go on.
+    /// Go on as before.
     Continue,
-    /// Get ready to serve this stage, and say so when it is done.
+    /// Get ready to serve this stage, then report ready.
     Serve(StageIndex),
     /// The run is over: leave.
     Finished,
-    /// Finish what is in flight, then leave. The text is for people.
+    /// Finish the microbatches in flight, then leave. The text is for people.
     Leave(String),
 }

@@ -1,13 +1,14 @@
-//! Feeds a run: works through leased ids, keeps the window full, decides which replica applies what, and is the one place
-//! where outcomes are counted.
+//! The feeder of a run: it works through leased ids, keeps the window full, grants claims, and is the one place where
+//! outcomes are counted.
 //!
-//! A training microbatch is admitted by the window, drawn by the shell and sent to a replica of stage 0. On its way back
-//! replicas claim it, each for its stage; the feeder grants exactly one claim a stage. A microbatch that comes back through
-//! stage 0 is finished; one that a replica refuses is refused; there is no other end. A replica that is lost with it costs
-//! a retry. Evaluations wait until no training microbatch is in flight, so that the figure belongs to one set of weights.
-//! When every microbatch has its outcome, replicas of a stage average once more, all they have (`rounds`).
+//! A training microbatch is admitted by the window, drawn by the process and sent to a replica of stage 0. On its way
+//! back replicas claim it, each for its stage; the feeder grants exactly one claim a stage. A microbatch that comes
+//! back through stage 0 is finished; a microbatch that a replica refuses is refused; there is no other outcome. A
+//! microbatch whose replica is lost is retried. Evaluations wait until no training microbatch is in flight, so that the
+//! figure belongs to one set of weights. When every microbatch has its outcome, replicas of a stage average every
+//! fragment once more (`rounds`).
 //!
-//! What must survive this process goes into a journal first; [`Feeder::resume`] goes on from it.
+//! Facts that must survive this process go into a journal first; [`Feeder::resume`] goes on from it.
 
 mod announcement;
 mod config;
@@ -77,7 +78,7 @@ pub struct Feeder<P> {
     schedule: ScheduleProgress,
     /// Bounded by the two windows.
     open: BTreeMap<MicrobatchId, Open<P>>,
-    /// What of them was handed to stage 0.
+    /// The microbatches of `open` that were handed to stage 0.
     handoff: Handoff,
     grants: Grants,
     contributions: Contributions,
@@ -88,12 +89,12 @@ pub struct Feeder<P> {
     admitted: u64,
     lease_asked: Option<Time>,
     paused_until: Option<Time>,
-    /// When every microbatch has its outcome: until then claims are answered.
+    /// Claims are answered until then, once every microbatch has its outcome.
     claims_until: Option<Time>,
     announce_at: Time,
     now: Time,
     stopped: bool,
-    /// When what is in flight has had its time, after a stop.
+    /// After a stop, the time at which the feeder gives up the microbatches in flight.
     stop_until: Option<Time>,
     /// Every training microbatch, or every one injected before the stop, has its outcome.
     trained: bool,
@@ -140,7 +141,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// Goes on where the feeder that wrote `journal` died. The replica that had a microbatch in flight is asked for it.
+    /// A feeder that continues a `journal`. The replica that had a microbatch in flight is asked for it.
     #[must_use]
     pub fn resume(
         config: Config,
@@ -228,12 +229,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.notice_end(now);
     }
 
-    /// The next thing to do.
+    /// Takes the oldest action that is not yet done; `None` if there is none.
     pub fn poll_action(&mut self) -> Option<Action<P>> {
         self.actions.pop_front()
     }
 
-    /// When to call again with [`Event::Timeout`] at the latest.
+    /// The latest time for the next call of `handle`, with [`Event::Timeout`]; `None` once the feeder has ended.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         let reasons = [
@@ -251,7 +252,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         reasons.filter_map(|(at, reason)| Some((at?, reason))).min_by_key(|(at, _)| *at)
     }
 
-    /// Totals since the run began for this feeder.
+    /// Totals since this feeder joined the run, those before a restart included.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let Counts { injected, finished, refused, in_flight, .. } = self.counts;
@@ -264,26 +265,26 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.trained
     }
 
-    /// The peers as known here.
+    /// The members in the newest table that the feeder has received.
     #[must_use]
     pub fn table(&self) -> &PeerTable {
         &self.table
     }
 
-    /// The settings.
+    /// The settings that the feeder was created with.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    // --- What it asks for and tells -------------------------------------------------------------------------
+    // --- Leases and announcements ---------------------------------------------------------------------------
 
     /// Asks for ids when half of a lease is used up, one request at a time.
     fn ask_for_lease(&mut self, now: Time) {
         let left = self.ranges.left();
         let missing = self.config.total.saturating_sub(self.admitted).saturating_sub(left);
         let waiting = self.lease_asked.is_some_and(|at| now < at + LEASE_RETRY);
-        // How much is left to do is known when every range is taken over.
+        // The feeder knows how many ids it needs only when every range is taken over.
         if self.stopped || missing == 0 || !self.succession.is_over() {
             self.lease_asked = None;
         } else if !waiting && left <= self.config.lease_count / 2 {
@@ -293,8 +294,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// Tells every replica which microbatches have their outcome, often enough that they hold little, and the current
-    /// averaging round.
+    /// Announces outcomes and the current averaging round to every replica, often enough that replicas hold few
+    /// microbatches.
     fn announce(&mut self, now: Time) {
         let many = self.announcement.news() * 2 >= u64::from(self.window.limit());
         if now < self.announce_at && !many {
@@ -315,7 +316,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    // --- What arrives ---------------------------------------------------------------------------------------
+    // --- Messages -------------------------------------------------------------------------------------------
 
     fn on_lease(&mut self, lease: &Lease) {
         self.actions.push_back(Action::Journal(Record::Leased(*lease)));
@@ -375,7 +376,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// A training microbatch is back. Every replica on its path has claimed it with the gradient, if not before.
+    /// A training microbatch is back. The path counts as a claim of every replica on it.
     fn on_returned(&mut self, now: Time, sender: Leg, id: MicrobatchId, loss: Loss, path: &[Hop]) {
         let stages = (0..self.config.stages).rev().map(|stage| Some(StageIndex(stage)));
         let fits = path.iter().map(|hop| hop.stage).eq(stages) && path.last() == Some(&sender.hop);
@@ -390,7 +391,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         let granted = self.grants.of(id).len() as u64;
         self.counts.ungranted += u64::from(self.config.stages).saturating_sub(granted);
-        // A loss that is not finite is no outcome: one of them would poison every mean.
+        // A loss that is not finite is refused: a single one would spoil every mean.
         let outcome = if loss.sum.is_finite() {
             Outcome::Finished { loss }
         } else {
@@ -399,7 +400,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.settle(now, id, outcome);
     }
 
-    /// The first claim of a stage is granted; the same replica gets the same answer again.
+    /// Grants the first claim of a stage; a replica that repeats its claim gets the same answer.
     fn on_claim(&mut self, claimant: Hop, microbatches: &[MicrobatchId]) {
         if !self.may_claim(&claimant) {
             return self.counts.foreign += 1;
@@ -453,9 +454,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.rounds.ended(from, round);
     }
 
-    // --- The end of a microbatch ----------------------------------------------------------------------------
+    // --- Outcomes -------------------------------------------------------------------------------------------
 
-    /// The one outcome of a microbatch that was sent.
+    /// Records the one outcome of a microbatch that was sent.
     fn settle(&mut self, now: Time, microbatch: MicrobatchId, outcome: Outcome) {
         self.handoff.forget(now, microbatch, outcome.completion());
         let Some(open) = self.open.remove(&microbatch) else { return };
@@ -477,7 +478,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// Takes back what was not sent; the rest still gets its outcome.
+    /// Drops the microbatches that were not sent; the others still get their outcome.
     fn on_stop(&mut self, now: Time) {
         self.stopped = true;
         self.stop_until = self.stop_until.or(Some(now + self.config.stop_within));
@@ -498,7 +499,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     // --- The end of the run ---------------------------------------------------------------------------------
 
-    /// Lets replicas of a stage average the next fragment, if it is time.
+    /// Calls the next averaging round, if it is due.
     fn call_round(&mut self, now: Time) {
         let over = self.settled() && !self.stopped && !self.trained;
         let training = Training { finished: self.counts.finished, over };
@@ -511,7 +512,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// The replicas that have a partner to average with, stage by stage.
+    /// The replicas that have another replica to average with, stage by stage.
     fn averaging_members(&self) -> Vec<Vec<Instance>> {
         (0..self.config.stages)
             .map(|stage| self.table.hops(StageIndex(stage)))
@@ -520,15 +521,15 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             .collect()
     }
 
-    /// Whether every microbatch wanted has its outcome, and no other waits.
+    /// Whether enough microbatches have their outcome, and no microbatch or evaluation is open.
     fn settled(&self) -> bool {
         let settled = self.counts.finished + self.counts.refused + self.counts.inherited;
         let enough = self.stopped || (settled >= self.config.total && self.succession.is_over());
         enough && self.open.is_empty() && self.evaluations.is_empty()
     }
 
-    /// Training is over when the last rounds are, and the claims on their way are answered: every replica that has a
-    /// grant hears of it before this feeder leaves.
+    /// Training is over when the last round has ended and the claims on their way are answered: every replica that has
+    /// a grant hears of it before this feeder leaves.
     fn notice_trained(&mut self, now: Time) {
         if !self.trained && self.settled() && (self.stopped || self.rounds.is_over()) {
             let owed = self.grants.owed(|hop| self.table.placed(hop));

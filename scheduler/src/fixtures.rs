@@ -1,20 +1,20 @@
-//! The peers that tests of single machines have in common.
+//! Peers for the tests of single machines.
 
 use std::net::SocketAddr;
 
 use crate::{Hop, Incarnation, Instance, Member, MemberState, PeerId, StageIndex};
 
-/// The feeder.
+/// The feeder of every test.
 pub(crate) fn feeder() -> Hop {
     Hop::feeder(Instance::new(PeerId([0; 32]), Incarnation(1)))
 }
 
-/// One replica of a stage.
+/// The first replica of a stage.
 pub(crate) fn a(stage: u16) -> Hop {
     replica(stage, 1)
 }
 
-/// Another one.
+/// The second replica of a stage.
 pub(crate) fn b(stage: u16) -> Hop {
     replica(stage, 101)
 }
@@ -30,7 +30,7 @@ pub(crate) fn restarted(hop: Hop) -> Hop {
     Hop { instance: Instance::new(peer, Incarnation(incarnation.0 + 1)), ..hop }
 }
 
-/// The line of the coordinator's table about it.
+/// The entry of `hop` in the coordinator's table.
 pub(crate) fn member(hop: Hop) -> Member {
     Member {
         instance: hop.instance,

@@ -2,8 +2,8 @@
 //!
 //! A replica hands its activations to the next stage, a feeder its token ids to stage 0. Both choose a replica by the
 //! router among the neighbours that live, number their attempts, ask when a reply is overdue, and hand the microbatch to
-//! another replica when the first one is lost. All of that is here; what the owner does with a microbatch that is lost or
-//! comes back is the owner's business.
+//! another replica when the first replica is lost. This module does all of that; the owner decides about a microbatch
+//! that is lost or comes back.
 
 mod attempts;
 mod neighbours;
@@ -20,10 +20,10 @@ pub(crate) use neighbours::Neighbours;
 use attempts::Attempts;
 use status_timer::StatusTimer;
 
-/// What was handed on, by microbatch, and the neighbours it can be handed to.
+/// The microbatches handed on, and the neighbours that can take more.
 #[derive(Debug)]
 pub(crate) struct Handoff {
-    /// The stage that takes what is handed on.
+    /// The stage that takes the microbatches.
     next: StageIndex,
     router: Box<dyn Router>,
     pub(crate) neighbours: Neighbours,
@@ -32,7 +32,7 @@ pub(crate) struct Handoff {
     check_at: Option<Time>,
 }
 
-/// What is known of one microbatch further down the pipeline.
+/// One microbatch further down the pipeline.
 #[derive(Clone, Debug, Default)]
 struct Entry {
     attempts: Attempts,
@@ -55,7 +55,7 @@ impl Entry {
 }
 
 impl Handoff {
-    /// Nothing is handed on to `next`, and no neighbour is known.
+    /// A handoff to the stage `next`, with no microbatch and no neighbour.
     pub(crate) fn new(next: StageIndex, router: Box<dyn Router>) -> Self {
         Self { next, router, neighbours: Neighbours::default(), entries: BTreeMap::new(), check_at: None }
     }
@@ -69,8 +69,8 @@ impl Handoff {
         self.router.choose(now, &Choice { candidates: &candidates, senders: table.senders(self.next) })
     }
 
-    /// A microbatch is handed to `to`, which owes a reply. After `timeout` without one its status is requested. Returns
-    /// the number of the attempt.
+    /// A microbatch is handed to `to`, which owes a reply. After `timeout` without a reply its status is requested.
+    /// Returns the number of the attempt.
     pub(crate) fn sent(&mut self, now: Time, id: MicrobatchId, to: Hop, timeout: Duration) -> Attempt {
         self.router.on_sent(now, to, id);
         let entry = self.entries.entry(id).or_default();
@@ -100,7 +100,7 @@ impl Handoff {
         self.entries.entry(id).or_default().had_failed = true;
     }
 
-    // --- What became of it ----------------------------------------------------------------------------------
+    // --- Outcomes -------------------------------------------------------------------------------------------
 
     /// The latest attempt is over; its reply is no longer awaited.
     pub(crate) fn complete(&mut self, now: Time, id: MicrobatchId, how: Completion) {
@@ -111,7 +111,7 @@ impl Handoff {
         }
     }
 
-    /// The latest attempt came to nothing; the microbatch needs another one.
+    /// The latest attempt failed; the microbatch needs another attempt.
     pub(crate) fn fail(&mut self, now: Time, id: MicrobatchId, how: Completion) {
         self.complete(now, id, how);
         if let Some(entry) = self.entries.get_mut(&id) {
@@ -119,13 +119,14 @@ impl Handoff {
         }
     }
 
-    /// Nothing more is to be known of this microbatch.
+    /// Drops the entry of a microbatch that needs no further attempt.
     pub(crate) fn forget(&mut self, now: Time, id: MicrobatchId, how: Completion) {
         self.complete(now, id, how);
         self.entries.remove(&id);
     }
 
-    /// Everything that lies with an instance that is `gone` has failed: returns those microbatches. Its hints are void.
+    /// Fails every attempt with an instance that is `gone` and returns its microbatches; hints that name it are
+    /// dropped.
     pub(crate) fn lose(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) -> Vec<MicrobatchId> {
         let mut failed = Vec::new();
         for (&id, entry) in &mut self.entries {
@@ -138,7 +139,7 @@ impl Handoff {
         failed
     }
 
-    /// A neighbour replied about the awaited attempt: whether the microbatch needs another one.
+    /// A neighbour replied about the awaited attempt. Returns whether the microbatch needs another attempt.
     pub(crate) fn on_status(&mut self, now: Time, leg: Leg, id: MicrobatchId, status: Status) -> bool {
         match status {
             Status::Held => {
@@ -156,7 +157,8 @@ impl Handoff {
         true
     }
 
-    /// The neighbour that has it handed it on to `next`: should that neighbour be lost, `next` is asked.
+    /// The neighbour of the awaited attempt handed the microbatch on to `next`: if the neighbour is lost, `next` is
+    /// asked.
     pub(crate) fn on_forwarded(&mut self, leg: Leg, id: MicrobatchId, next: Hop) {
         if let Some(entry) = self.entries.get_mut(&id)
             && entry.awaited() == Some(leg)
@@ -166,8 +168,8 @@ impl Handoff {
         }
     }
 
-    /// A replica downstream has lost its upstream. Remembered for the next attempt; returns the replica that was handed
-    /// the microbatch meanwhile and should hear of it.
+    /// A replica downstream has lost its upstream. The next attempt names it as holder. Returns the replica that was
+    /// handed the microbatch meanwhile, which needs the notice too.
     pub(crate) fn on_orphan(&mut self, id: MicrobatchId, holder: Hop) -> Option<Hop> {
         let entry = self.entries.entry(id).or_default();
         if entry.attempts.latest().map(|latest| latest.hop) == Some(holder) {
@@ -210,8 +212,8 @@ impl Handoff {
         self.check_at
     }
 
-    /// Acts on the verdicts that have changed: a healthy peer may be chosen again, a dead or stalled one is left alone.
-    /// Returns the latter.
+    /// Acts on the verdicts that have changed: a healthy peer may be chosen again, a dead or stalled peer is
+    /// quarantined. Returns the dead and stalled peers.
     pub(crate) fn judge(&mut self, now: Time, table: &mut PeerTable) -> Vec<Instance> {
         let mut lost = Vec::new();
         for (instance, verdict) in self.neighbours.judge(now) {
@@ -227,7 +229,7 @@ impl Handoff {
         lost
     }
 
-    // --- Looks ----------------------------------------------------------------------------------------------
+    // --- Getters --------------------------------------------------------------------------------------------
 
     /// The attempt whose reply is awaited.
     pub(crate) fn awaited(&self, id: MicrobatchId) -> Option<Leg> {
@@ -259,7 +261,7 @@ impl Handoff {
         self.entries.get(&id).is_some_and(|entry| entry.had_failed)
     }
 
-    /// The replica that is known to hold it beyond the next stage.
+    /// The replica that is known to hold the microbatch beyond the next stage.
     pub(crate) fn holder_beyond(&self, id: MicrobatchId) -> Option<Hop> {
         let holder = self.entries.get(&id)?.holder;
         holder.filter(|holder| holder.stage > Some(self.next))

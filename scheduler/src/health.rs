@@ -1,11 +1,11 @@
-//! Which neighbours live, as this peer sees it.
+//! The health of neighbours, as this peer sees it.
 //!
-//! Three things are evidence: the connection (lost: dead at once), the rhythm of heartbeats (phi accrual: suspect, then
-//! dead) and the progress they report (work waits and the counter stands still: stalled). Evidence is collected here and
-//! judged on request; the caller decides what follows from a verdict.
+//! There are three kinds of evidence: the connection (lost: dead at once), the rhythm of heartbeats (phi accrual:
+//! suspect, then dead) and the progress that they report (tasks wait and the counter stands still: stalled). This
+//! module collects the evidence and judges on request; the caller acts on the verdict.
 //!
-//! A verdict is an opinion about a link as much as about a peer: a peer that is heard again is healthy again. Whether its
-//! contributions still count is decided by the membership table.
+//! A verdict is about a link as much as about a peer: a peer that is heard again is healthy again. The membership table
+//! decides whether its contributions still count.
 
 mod link;
 mod phi_accrual;
@@ -29,31 +29,31 @@ use link::Link;
 use phi_accrual::PhiAccrual;
 use progress_monitor::ProgressMonitor;
 
-/// An opinion of a neighbour, from good to bad.
+/// The verdict on a neighbour, from good to bad.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
-    /// No evidence against it.
+    /// There is no evidence against the peer.
     #[default]
     Healthy,
-    /// Silent for longer than its rhythm explains: give it nothing new.
+    /// The peer is silent for longer than its rhythm explains: it gets no new microbatches.
     Suspect,
-    /// It speaks, has work waiting, and does none.
+    /// The peer sends heartbeats and has waiting tasks, but makes no progress.
     Stalled,
-    /// Its connection is gone, or it is silent beyond doubt.
+    /// The connection is gone, or the silence is too long for any doubt.
     Dead,
 }
 
 /// Watches neighbours and judges them.
 ///
-/// Only a watched instance is judged: [`watch`](Self::watch) the members of interest and [`forget`](Self::forget) those
-/// that leave the table; the watched ones bound the memory. While the own link is down (at least two are watched, and
-/// none has been heard for [`LINK_DOWN_AFTER`]) every verdict stays what it was when a peer was last heard, and that
-/// time counts as silence of no peer.
+/// Only a watched instance is judged: [`watch`](Self::watch) the neighbours and [`forget`](Self::forget) instances that
+/// leave the table; watched instances bound the memory. While the own link is down (at least two instances are watched,
+/// and no peer has been heard for [`LINK_DOWN_AFTER`]) every verdict stays as it was when a peer was last heard, and
+/// that time counts as silence of no peer.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     watched: BTreeMap<Instance, Watched>,
     link: Link,
-    /// No verdict changes before; evidence resets this.
+    /// No verdict changes before this time; new evidence resets it.
     quiet_until: Time,
 }
 
@@ -61,23 +61,23 @@ pub struct Health {
 struct Watched {
     rhythm: PhiAccrual,
     progress: ProgressMonitor,
-    /// The last sign of life, on the link's clock.
+    /// Time of the last message, on the link's clock.
     heard: Time,
-    /// The connection was lost and nothing was heard since.
+    /// The connection was lost, and no message came since.
     gone: bool,
-    /// What [`Health::changes`] said last.
+    /// The verdict that [`Health::changes`] reported last.
     told: Verdict,
 }
 
 impl Health {
-    /// Watches no instance.
+    /// A monitor that watches no instance.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Begins to watch an instance; nothing changes if it is watched already. It has [`FIRST_BEAT`] for its first
-    /// heartbeat before its silence counts.
+    /// Begins to watch an instance; nothing changes if it is watched already. Its first heartbeat may take
+    /// [`FIRST_BEAT`] before its silence counts.
     pub fn watch(&mut self, now: Time, instance: Instance) {
         self.quiet_until = Time::default();
         if self.watched.is_empty() {
@@ -87,13 +87,13 @@ impl Health {
         self.watched.entry(instance).or_insert_with(|| Watched::new(heard));
     }
 
-    /// Stops watching.
+    /// Stops watching an instance.
     pub fn forget(&mut self, instance: Instance) {
         self.quiet_until = Time::default();
         self.watched.remove(&instance);
     }
 
-    /// A heartbeat arrived.
+    /// A heartbeat arrived from an instance.
     pub fn heard(&mut self, now: Time, instance: Instance, heartbeat: Heartbeat) {
         self.quiet_until = Time::default();
         self.link.sign(now, self.watched.len());
@@ -105,7 +105,7 @@ impl Health {
         }
     }
 
-    /// Another message arrived: a sign of life that says nothing about the rhythm.
+    /// A message arrived from an instance. It ends the silence, but does not count for the rhythm.
     pub fn message(&mut self, now: Time, instance: Instance) {
         self.reached(now);
         let at = self.clock(now);
@@ -117,8 +117,8 @@ impl Health {
         }
     }
 
-    /// Something arrived from a peer that is not watched, such as the coordinator: the own link works. Without such
-    /// evidence the death of every watched peer looks like that of the own link.
+    /// A message arrived from a peer that is not watched, such as the coordinator: the own link works. Without such
+    /// evidence the death of every watched peer looks like a failure of the own link.
     pub fn reached(&mut self, now: Time) {
         if self.link.is_down(now, self.watched.len()) {
             self.quiet_until = Time::default();
@@ -126,8 +126,8 @@ impl Health {
         self.link.sign(now, self.watched.len());
     }
 
-    /// The connection to a peer is gone. While the own link is down this says nothing about the peer and is ignored:
-    /// its silence counts once the link works.
+    /// The connection to a peer is gone. While the own link is down this is no evidence against the peer and is
+    /// ignored: its silence counts once the link works.
     pub fn lost(&mut self, now: Time, instance: Instance) {
         if self.link.is_down(now, self.watched.len()) {
             return;
@@ -138,7 +138,7 @@ impl Health {
         }
     }
 
-    /// The verdict on an instance now; healthy if it is not watched.
+    /// The current verdict on an instance; healthy if it is not watched.
     #[must_use]
     pub fn verdict(&self, now: Time, instance: Instance) -> Verdict {
         let watched = self.watched.get(&instance);
@@ -162,7 +162,7 @@ impl Health {
         changes
     }
 
-    /// When a verdict may change next if no peer is heard; until then none does.
+    /// The next time at which a verdict may change if no peer is heard; `None` if none can.
     #[must_use]
     pub fn next_change(&self, now: Time) -> Option<Time> {
         let down = self.link.goes_down(self.watched.len());
@@ -175,7 +175,7 @@ impl Health {
         change.into_iter().chain(down).min()
     }
 
-    /// The service time a peer reported last.
+    /// The service time that a peer reported last; `None` if unknown.
     #[must_use]
     pub fn service(&self, instance: Instance) -> Option<Duration> {
         self.watched.get(&instance)?.progress.service()
@@ -198,7 +198,7 @@ impl Watched {
         }
     }
 
-    /// A new connection may have another rhythm than the lost one.
+    /// Notes a message. A new connection may have another rhythm than the lost connection.
     fn sign(&mut self, at: Time) {
         if std::mem::take(&mut self.gone) {
             self.rhythm = PhiAccrual::default();

@@ -1,8 +1,8 @@
-//! A newtype for every id and count that crosses a border.
+//! Newtypes for ids and counts.
 
 use std::fmt;
 
-/// Identity of a microbatch. The run seed and this number decide which tokens it holds.
+/// Identity of a microbatch. The run seed and this number determine its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MicrobatchId(pub u64);
 
@@ -14,20 +14,20 @@ pub struct StageIndex(pub u16);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub [u8; 32]);
 
-/// Number of a start of a peer's process; a restart under the same key has a higher one.
+/// Number of a start of a peer's process; a restart under the same key has a higher number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(pub u64);
 
-/// One start of one peer. A restarted peer is another instance, and what belonged to the former one is lost.
+/// One start of one peer. A restarted peer is another instance, and everything that the former instance held is lost.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instance {
     /// The key of the peer.
     pub peer: PeerId,
-    /// Which start of its process.
+    /// The start of its process.
     pub incarnation: Incarnation,
 }
 
-/// A place on the route of a microbatch: an instance and the stage it serves.
+/// A place on the route of a microbatch: an instance and the stage that it serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hop {
     /// Position in the pipeline; `None` is the feeder, which comes before every stage.
@@ -36,18 +36,18 @@ pub struct Hop {
     pub instance: Instance,
 }
 
-/// Number of a sending of a microbatch to the next stage, counted from 0 by the sender. A reply carries the number of
-/// what it answers, so a late reply to an abandoned attempt is not mistaken for a reply to the retry.
+/// Number of an attempt to hand a microbatch to the next stage, counted from 0 by the sender. A reply carries the
+/// number of its attempt, so a late reply to an abandoned attempt is not mistaken for a reply to the retry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attempt(pub u32);
 
-/// Number of optimizer steps a shard has taken.
+/// Number of optimizer steps that a shard has taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WeightVersion(pub u64);
 
 impl MicrobatchId {
     /// The bit that tells ids of held-out text from ids of training text: evaluations use the upper half of the
-    /// id space, so the two never collide.
+    /// id space, so the ids never collide.
     pub const EVALUATION_BIT: u64 = 1 << 63;
 
     /// The id of held-out microbatch number `index`, counted from 0.

@@ -5,10 +5,11 @@ use std::ops::Range;
 
 use crate::MicrobatchId;
 
-/// A set of ids, kept as disjoint runs that do not touch. Its memory is that of its runs, however long they are.
+/// A set of ids, kept as disjoint runs that do not touch. Its memory depends on the number of runs, not on their
+/// length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdSet {
-    /// First id of a run, and the id after its last one.
+    /// First id of a run, and the id after its last.
     runs: BTreeMap<u64, u64>,
 }
 
@@ -39,7 +40,7 @@ impl IdSet {
         self.runs.insert(start, end);
     }
 
-    /// Takes one id out.
+    /// Removes one id.
     pub fn remove(&mut self, id: MicrobatchId) {
         let Some((&first, &end)) = self.runs.range(..=id.0).next_back() else { return };
         if end <= id.0 {
@@ -50,7 +51,7 @@ impl IdSet {
         self.runs.extend(rest.into_iter().filter(|run| !run.is_empty()).map(|run| (run.start, run.end)));
     }
 
-    /// Takes the lowest id out.
+    /// Removes the lowest id and returns it.
     pub fn pop_first(&mut self) -> Option<MicrobatchId> {
         let (&first, _) = self.runs.first_key_value()?;
         self.remove(MicrobatchId(first));
@@ -82,7 +83,7 @@ impl IdSet {
         self.runs.is_empty()
     }
 
-    /// The id after the highest one; 0 for the empty set.
+    /// The id after the highest; 0 for the empty set.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.runs.last_key_value().map_or(0, |(_, &end)| end)

@@ -1,7 +1,7 @@
-//! The part of swarmline that decides.
+//! The decision logic of swarmline.
 //!
-//! Pure and sans-IO: no socket, no clock, no entropy, no tensor. Time and seeds come in as arguments, so a seed gives a
-//! run again, bit for bit. State machines have four verbs and nothing else: `handle(now, event)`, `poll_action()`,
+//! Pure and sans-IO: no socket, no clock, no entropy, no tensor. Time and seeds are arguments, so a seed reproduces a
+//! run bit for bit. State machines have four verbs and nothing else: `handle(now, event)`, `poll_action()`,
 //! `poll_timeout()` and getters. After every `handle`, drain the actions before the next.
 //!
 //! Each process of a run is one machine. A [`Replica`] serves a stage, a [`Feeder`] injects microbatches and counts
@@ -9,9 +9,9 @@
 //! and know each other from the [`Membership`] that the coordinator publishes. Start reading at [`stage`], the life of a
 //! microbatch, and go on with [`replica`], the life of a process.
 //!
-//! The rest are their parts. A policy of [`router`] chooses the next replica, [`health`] judges which neighbours live,
-//! [`averaging`] keeps the replicas of a stage together, [`transfer`] gives their state to a joiner.
-//! [`topology`] computes what a swarm can do at best.
+//! The other modules are parts of these machines. A policy of [`router`] chooses the next replica, [`health`] judges
+//! which neighbours live, [`averaging`] keeps the replicas of a stage together, [`transfer`] gives their state to a
+//! joiner. [`topology`] computes the highest throughput of a swarm.
 
 mod ack_range;
 pub mod averaging;

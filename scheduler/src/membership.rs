@@ -1,36 +1,36 @@
-//! Who takes part in a run: the table that the coordinator signs and every member follows.
+//! The membership of a run: the table that the coordinator signs and every member follows.
 
 use std::net::SocketAddr;
 
 use crate::lease::Succession;
 use crate::{Hop, Instance, StageIndex};
 
-/// What a peer is for.
+/// The role of a peer in the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// Draws data and injects microbatches.
+    /// A feeder: draws data and injects microbatches.
     Feeder,
-    /// A feeder that takes over the ids of the feeders that have gone.
+    /// A feeder that takes over the ids of feeders that are gone.
     Successor,
-    /// Serves a stage, or waits to serve one.
+    /// A replica: serves a stage, or waits for a place.
     Replica,
 }
 
-/// How far a member is.
+/// The state of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MemberState {
-    /// Placed on a stage; builds its shard and takes the state of another replica.
+    /// A replica placed on a stage that does not serve yet: it takes the state of another replica.
     Loading(StageIndex),
-    /// Serves a stage.
+    /// A replica that serves a stage.
     Serving(StageIndex),
-    /// Every stage has its replicas: waits for a place.
+    /// A replica that waits for a place: every stage has its replicas.
     Standby,
     /// A feeder.
     Feeding,
 }
 
 impl MemberState {
-    /// The stage the member is placed on.
+    /// The stage that the member is placed on; `None` for feeders and standbys.
     #[must_use]
     pub fn stage(self) -> Option<StageIndex> {
         match self {
@@ -40,19 +40,19 @@ impl MemberState {
     }
 }
 
-/// One line of the membership table.
+/// One entry of the membership table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// The peer and its start.
     pub instance: Instance,
-    /// How far it is.
+    /// Its state.
     pub state: MemberState,
     /// Address of its data plane.
     pub address: SocketAddr,
 }
 
 impl Member {
-    /// The place of a feeder or of a replica that has one, loading replicas included.
+    /// The hop of a feeder or of a placed replica, loading or serving; `None` for a standby.
     #[must_use]
     pub fn hop(&self) -> Option<Hop> {
         match self.state {
@@ -65,7 +65,7 @@ impl Member {
     }
 }
 
-/// The table as the coordinator last signed it.
+/// A membership table, as the coordinator signs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
     /// Grows by one with every change.
@@ -75,12 +75,12 @@ pub struct Membership {
     /// Ranges of ids that have gone to a successor, by first id.
     pub successions: Vec<Succession>,
     /// Stages whose weights have been updated since the run began, ascending: a replica that begins such a stage with
-    /// initial weights loses what the stage had learned.
+    /// initial weights loses the updates.
     pub trained: Vec<StageIndex>,
 }
 
 impl Membership {
-    /// The member with this key, if it is this start of it.
+    /// The member that is this start of this peer; `None` if another start is a member, or none.
     #[must_use]
     pub fn get(&self, instance: Instance) -> Option<&Member> {
         self.members.iter().find(|member| member.instance == instance)

@@ -1,4 +1,4 @@
-//! What feeders and replicas say to each other.
+//! Messages between feeders and replicas.
 
 use crate::averaging::{AveragingMessage, Round};
 use crate::recovery_report::RecoveryReport;
@@ -8,12 +8,12 @@ use crate::{AckRange, Attempt, Duration, Hop, MicrobatchId, StageIndex, WeightVe
 /// Ids in one claim or claim reply at most.
 pub const CLAIM_MAX: usize = 1_024;
 
-/// Why a microbatch travels.
+/// The purpose of a microbatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Purpose {
-    /// Forward and backward; weights learn from it.
+    /// Training: forward and backward, with an update of the weights.
     Train,
-    /// Forward only, to measure the loss on held-out text.
+    /// Evaluation: forward only, to measure the loss on held-out text.
     Evaluate,
     /// Like `Evaluate`, but the last stage replaces the activation it received by zeros: the control that shows
     /// whether the upstream matters.
@@ -37,121 +37,123 @@ impl Loss {
     }
 }
 
-/// Why a microbatch was refused.
+/// The reason why a microbatch was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// A NaN or an infinity in what a stage received or computed.
+    /// A stage received or computed a NaN or an infinity.
     #[error("a number in it is not finite")]
     NonFinite,
-    /// Bytes that do not fit the run: wrong shape, wrong length, token id out of range.
+    /// The payload does not fit the run: wrong shape, wrong length, token id out of range.
     #[error("{0}")]
     Malformed(String),
-    /// The executor has no stash of it.
+    /// The executor has no stash of the microbatch.
     #[error("the executor has no stash of it")]
     Unknown,
-    /// The executor has no room for it.
+    /// The executor has no room for the microbatch.
     #[error("the executor has no room for it")]
     Busy,
     /// The next stage had no replica for too long.
     #[error("no replica serves the next stage")]
     Undeliverable,
-    /// No replica is known to hold it, and it may not be injected twice.
+    /// No replica is known to hold the microbatch, and it may not be injected twice.
     #[error("no replica is known to hold it")]
     Abandoned,
-    /// The device failed; the text says how.
+    /// The device failed; the text describes the failure.
     #[error("the device failed: {0}")]
     Device(String),
 }
 
-/// What a replica says of a microbatch it was asked about, or could not take.
+/// The status of a microbatch at a replica that was asked about it or could not take it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Status {
-    /// It is here; its gradient will follow, to the sender of the latest request.
+    /// The replica holds it; the gradient will follow, to the sender of the latest request.
     Held,
-    /// It is not here: send it.
+    /// The replica does not hold it: send it.
     Missing,
-    /// It was not taken, because no slot is free. This is no fault.
+    /// The replica did not take it, because no slot is free. This is no fault.
     Busy,
 }
 
-/// Sign of life between neighbours, every second, with what routing needs to know.
+/// Heartbeat between neighbours, every second, with the figures that routing needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// Jobs the executor has answered since the replica started: a counter that stands still tells stalled from slow.
+    /// Jobs that the executor has answered since the replica started: a counter that stands still tells stalled from
+    /// slow.
     pub counter: u64,
     /// Tasks that wait for the executor.
     pub queued: u32,
-    /// Age of the oldest of them; zero if there are none, or if they wait for a grant.
+    /// Time that the oldest of them has waited; zero if there are none, or if they wait for a grant.
     pub oldest: Duration,
-    /// Moving average of the time a forward takes to compute; `None` before the first.
+    /// Moving average of the time of one forward; `None` before the first.
     pub service: Option<Duration>,
-    /// Unanswered microbatches the receiver may have at the sender.
+    /// Unanswered microbatches that the receiver may have at the sender.
     pub credit: u32,
 }
 
-/// A message without its payload. Neighbours on the route exchange the first six; the next ones pass between a replica
-/// and the feeder that injected the microbatch. Any of them may be lost, repeated or overtaken.
+/// A message without its payload. Neighbours on the route exchange the first six kinds; the next kinds pass between a
+/// replica and a feeder. Any message may be lost, repeated or overtaken.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
-    /// Downstream, with token ids and the activation: compute this.
+    /// Downstream, with token ids and the activation: compute the microbatch.
     Forward {
-        /// The id.
+        /// The microbatch.
         microbatch: MicrobatchId,
-        /// Number of this sending.
+        /// Number of this attempt.
         attempt: Attempt,
-        /// Why it travels.
+        /// Training or evaluation.
         purpose: Purpose,
-        /// An earlier attempt was lost with its receiver: this one takes no slot.
+        /// An earlier attempt was lost with its receiver: this attempt takes no slot.
         is_retry: bool,
         /// The hops so far, the feeder first, the sender last.
         route: Vec<Hop>,
-        /// A replica further downstream that is known to hold it: to be asked before the receiver sends it on.
+        /// A replica further downstream that is known to hold the microbatch: the receiver asks it before it sends a
+        /// forward.
         downstream_holder: Option<Hop>,
-        /// Weight version the sender computed the activation with; 0 from a feeder.
+        /// Weight version that the sender computed the activation with; 0 from a feeder.
         version: WeightVersion,
     },
     /// Upstream, with the gradient of the activation. To a feeder, with an empty payload: the microbatch is back.
     Backward {
-        /// The id.
+        /// The microbatch.
         microbatch: MicrobatchId,
-        /// Number of the forward this answers.
+        /// Number of the attempt that this message answers.
         attempt: Attempt,
         /// Training loss of the microbatch.
         loss: Loss,
-        /// The replicas that computed the gradient, the last stage first, the sender last. The path is the claim of
-        /// each of them.
+        /// The replicas that computed the gradient, the last stage first, the sender last. To the feeder the path
+        /// counts as a claim of each replica.
         path: Vec<Hop>,
     },
-    /// Downstream: do you hold this? From now on the sender is its upstream.
+    /// Downstream: does the receiver hold the microbatch? From now on the sender is its upstream.
     StatusRequest {
-        /// The id.
+        /// The microbatch.
         microbatch: MicrobatchId,
-        /// Number of the sending this asks about.
+        /// Number of the attempt in question.
         attempt: Attempt,
         /// The hops so far, the feeder first, the sender last.
         route: Vec<Hop>,
     },
     /// Upstream: the answer to a status request as long as there is no gradient, or to a forward that was not taken.
     StatusReply {
-        /// The id.
+        /// The microbatch.
         microbatch: MicrobatchId,
-        /// Number of what this answers.
+        /// Number of the attempt that this message answers.
         attempt: Attempt,
-        /// What became of it.
+        /// Its status at the sender.
         status: Status,
     },
     /// Upstream: a receipt. The microbatch was handed on to `next`.
     Forwarded {
-        /// The id.
+        /// The microbatch.
         microbatch: MicrobatchId,
-        /// Number of the forward it arrived with.
+        /// Number of the attempt that the sender received.
         attempt: Attempt,
         /// The replica that has it now.
         next: Hop,
     },
     /// To the nearest live hop of the route: `holder` has lost its upstream, but still has the microbatch.
     OrphanNotice {
-        /// The id.
+        /// The microbatch.
         microbatch: MicrobatchId,
         /// The replica that holds it.
         holder: Hop,
@@ -165,72 +167,72 @@ pub enum Message {
     },
     /// From the feeder: the answer to claims. For each microbatch and stage it grants exactly one claim.
     ClaimReply {
-        /// The sender of the claim applies these.
+        /// The claimant applies its gradients of these microbatches.
         granted: Vec<MicrobatchId>,
-        /// Another replica applies these.
+        /// Another replica applies its gradients of these microbatches.
         denied: Vec<MicrobatchId>,
     },
     /// To the feeder: the result of an evaluation.
     Evaluated {
-        /// The id.
+        /// The microbatch.
         microbatch: MicrobatchId,
-        /// The number the feeder gave it.
+        /// Number of an attempt of the feeder.
         attempt: Attempt,
-        /// Its loss.
+        /// Loss of the microbatch.
         loss: Loss,
     },
-    /// To the feeder: the microbatch is refused and counts as such.
+    /// To the feeder: a replica refused the microbatch, which is its outcome.
     Refused {
-        /// The id.
+        /// The microbatch.
         microbatch: MicrobatchId,
         /// The replica that refused it.
         by: Hop,
-        /// Why.
+        /// The reason.
         reason: Refusal,
     },
-    /// From a feeder to every replica: these ids have their outcome, so what is kept of them is freed.
+    /// From a feeder to every replica: these ids have their outcome, so replicas free their outputs and gradients.
     Outcomes {
         /// By first id, at most [`ACK_RANGES_MAX`](crate::ACK_RANGES_MAX).
         ranges: Vec<AckRange>,
     },
-    /// From a feeder to every replica: the current averaging round. Repeated until the round has ended everywhere.
+    /// From a feeder to every replica: the current averaging round. Repeated with every announcement of outcomes.
     RoundCall {
         /// The round; 0 before the first.
         round: Round,
-        /// Every microbatch has its outcome: this round is one of the last, of weights that no longer change.
+        /// Every microbatch has its outcome: this is one of the last rounds, and weights no longer change.
         is_closing: bool,
     },
-    /// To a feeder: this averaging round and all before it have ended at the sender.
+    /// To a feeder: this averaging round and all earlier rounds have ended at the sender.
     RoundReport {
-        /// The round.
+        /// The latest round that has ended.
         round: Round,
     },
-    /// From a feeder that takes over a range of ids: what do you know of them?
+    /// From a feeder that takes over a range of ids: a request for the receiver's recovery report.
     RecoverRange {
         /// The first id of the range.
         first: MicrobatchId,
         /// Number of the successor, from 1.
         epoch: u64,
-        /// Ids below were reported before.
+        /// First id of the page requested.
         from: MicrobatchId,
     },
-    /// To a feeder that takes over a range: one page of the answer.
+    /// To a feeder that takes over a range: one page of the recovery report.
     RecoveryReport(RecoveryReport),
-    /// To neighbours: a sign of life.
+    /// To neighbours, every second.
     Heartbeat(Heartbeat),
-    /// Between replicas of a stage: an averaging round.
+    /// Between replicas of a stage, in an averaging round.
     Averaging(AveragingMessage),
-    /// Between a joining replica and a donor: the state of their stage.
+    /// Between a joiner and a donor, about the state of their stage.
     Transfer(TransferMessage),
 }
 
-/// A message and the payloads that travel with it. `P` is opaque here: bytes in production, small values in simulation.
-/// A message without a payload has empty ones.
+/// A message and its payloads. `P` is opaque here: bytes in production, small values in simulation. A message without a
+/// payload has empty payloads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Envelope<P> {
-    /// What is said.
+    /// The message.
     pub message: Message,
-    /// Of a forward: the `B * (T + 1)` token ids, packed.
+    /// The `B * (T + 1)` token ids of a forward, packed.
     pub ids: P,
     /// The packed activation or gradient, the numbers of an averaging round, or a chunk of a state.
     pub payload: P,

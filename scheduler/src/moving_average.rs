@@ -2,20 +2,20 @@
 
 use crate::Duration;
 
-/// What a new value counts, in tenths; the average so far counts the rest. After ten values of a new kind the old
-/// ones count less than 3 %.
+/// Weight of a new value, in tenths; the former average has the rest. After ten new values the values before have
+/// less than 3 %.
 const NEW_TENTHS: u128 = 3;
 
-/// An exponential moving average in which a new value counts 0.3.
+/// An exponential moving average in which a new value has a weight of 0.3.
 ///
-/// Integers, so that every platform agrees on the last nanosecond.
+/// Integers make every platform agree on the last nanosecond.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MovingAverage {
     nanos: Option<u64>,
 }
 
 impl MovingAverage {
-    /// Takes in a value; the first one is the average.
+    /// Adds a value; the first value is the average.
     pub fn add(&mut self, value: Duration) {
         let value = value.as_nanos().min(u128::from(u64::MAX));
         let average = self.nanos.map_or(value, u128::from);
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn follows_what_is_new() {
+    fn follows_new_values() {
         let mut average = MovingAverage::default();
         assert_eq!(average.get(), None);
         average.add(Duration::from_millis(100));

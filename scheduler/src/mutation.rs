@@ -1,22 +1,22 @@
-//! Rules that can be broken on purpose, to see whether the simulation notices. Outside tests none is.
+//! Rules that a test can break on purpose, to check that the simulation notices. Outside tests no rule is broken.
 
-/// A rule, by what breaking it means.
+/// A broken rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mutation {
-    /// A replica throws its output away when it has handed it on.
+    /// A replica drops its output when it has handed it on.
     ReleaseEarly,
     /// A feeder grants every claim.
     GrantTwice,
-    /// A slot is free again when the microbatch was handed on.
+    /// A slot is free again as soon as the microbatch was handed on.
     SlotEarly,
-    /// Another start of a peer is taken for the peer.
+    /// Every start of a peer counts as the same instance.
     IgnoreIncarnation,
-    /// A forward carries the number of the one that came from upstream.
+    /// A forward carries the attempt number of the forward from upstream.
     OneAttempt,
     /// A known holder is not asked before a retry.
     ForwardUnasked,
     /// A replica leaves when it is drained, with contributions that no other replica has.
     LeaveUnaveraged,
-    /// A joiner stores whatever chunk it is sent.
+    /// A joiner stores every chunk without a check.
     TrustChunks,
 }

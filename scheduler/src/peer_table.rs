@@ -19,22 +19,22 @@ pub struct PeerTable {
     feeders: usize,
     successions: Vec<Succession>,
     trained: Vec<StageIndex>,
-    /// Only members are ever in here, so the table bounds it.
+    /// Contains members only, so the table bounds it.
     quarantine: Quarantine,
 }
 
-/// The replicas that serve a stage. Drawn up once for every table, so that a decision does not look at all members.
+/// The replicas that serve a stage. Computed once for every table, so that a decision does not look at all members.
 #[derive(Clone, Debug, Default)]
 struct Serving {
-    /// Those this peer chooses among, by peer id.
+    /// The replicas that this peer chooses among, by peer id.
     sample: Vec<Hop>,
-    /// How many there are.
+    /// Number of all replicas that serve the stage.
     count: usize,
 }
 
 impl PeerTable {
     /// The empty table, version 0. Of a stage with more than [`CANDIDATES_MAX`](crate::router::CANDIDATES_MAX) replicas
-    /// only some are eligible: other ones for every owner.
+    /// only some are eligible: a different selection for every owner.
     #[must_use]
     pub fn new(owner: PeerId) -> Self {
         Self { sample: Sample::new(owner), ..Self::default() }
@@ -67,13 +67,13 @@ impl PeerTable {
         self.members.values()
     }
 
-    /// The member with this key, if it is this start of it.
+    /// The member that is this start of this peer; `None` if another start is a member, or none.
     #[must_use]
     pub fn get(&self, instance: Instance) -> Option<&Member> {
         self.members.get(&instance.peer).filter(|member| member.instance == instance)
     }
 
-    /// The start of `peer` that is a member.
+    /// The start of `peer` that is a member, if any.
     #[must_use]
     pub fn instance(&self, peer: PeerId) -> Option<Instance> {
         self.members.get(&peer).map(|member| member.instance)
@@ -95,9 +95,9 @@ impl PeerTable {
         self.members.values().filter(|member| member.state == MemberState::Feeding)
     }
 
-    /// Whether the coordinator put this start of this peer where `hop` says.
+    /// Whether the coordinator has placed this start of this peer at `hop`.
     ///
-    /// A replica still listed as loading counts: its neighbour may hear of it before the table does.
+    /// A replica still listed as loading counts: it may serve before the next table arrives.
     #[must_use]
     pub fn placed(&self, hop: &Hop) -> bool {
         self.get(hop.instance).and_then(Member::hop) == Some(*hop)
@@ -115,16 +115,16 @@ impl PeerTable {
         (0..stages).all(|stage| self.serves(StageIndex(stage)))
     }
 
-    /// Replicas of `stage` a microbatch may be sent to now, by peer id; at most
-    /// [`CANDIDATES_MAX`](crate::router::CANDIDATES_MAX). Quarantined ones only if there are no others.
+    /// Replicas of `stage` that a microbatch may be sent to now, by peer id; at most
+    /// [`CANDIDATES_MAX`](crate::router::CANDIDATES_MAX). Quarantined replicas only if there are no others.
     pub fn eligible(&self, now: Time, stage: StageIndex) -> impl Iterator<Item = Hop> {
         self.quarantine.admit(now, self.sample(stage))
     }
 
     /// Peers that hand microbatches to one replica of `stage`; at least 1.
     ///
-    /// The replicas of the stage before, or the feeders; of those only the expected number that have it in their
-    /// sample.
+    /// The replicas of the stage before, or the feeders; of these only the expected number that have the replica in
+    /// their sample.
     #[must_use]
     pub fn senders(&self, stage: StageIndex) -> u32 {
         let before = match stage.0.checked_sub(1).map(StageIndex) {
@@ -136,7 +136,7 @@ impl PeerTable {
         u32::try_from(expected.max(1)).unwrap_or(u32::MAX)
     }
 
-    /// All replicas of `stage` as hops, by peer id.
+    /// The replicas that serve `stage`, as hops, by peer id.
     #[must_use]
     pub fn hops(&self, stage: StageIndex) -> Vec<Hop> {
         self.serving(stage).map(|member| Hop::replica(stage, member.instance)).collect()
@@ -157,13 +157,13 @@ impl PeerTable {
         self.get(instance).is_some_and(|member| member.state == MemberState::Feeding)
     }
 
-    /// Every replica of every stage, loading ones included.
+    /// Every replica of every stage, loading or serving.
     #[must_use]
     pub fn replicas(&self) -> Vec<Hop> {
         self.members.values().filter_map(Member::hop).filter(|hop| hop.stage.is_some()).collect()
     }
 
-    /// Every replica that the coordinator put on `stage`, loading ones included, by peer id.
+    /// Every replica that the coordinator has placed on `stage`, loading or serving, by peer id.
     pub fn placed_on(&self, stage: StageIndex) -> impl Iterator<Item = Instance> {
         let placed = move |member: &&Member| member.state.stage() == Some(stage);
         self.members.values().filter(placed).map(|member| member.instance)
@@ -181,7 +181,7 @@ impl PeerTable {
         &self.successions
     }
 
-    /// The feeder that has taken over the range of this microbatch.
+    /// The feeder that has taken over the range of this microbatch, if any.
     #[must_use]
     pub fn successor(&self, microbatch: MicrobatchId) -> Option<Hop> {
         let succession = self.successions.iter().find(|succession| succession.lease.contains(microbatch))?;
@@ -192,19 +192,19 @@ impl PeerTable {
         self.stages.get(&stage).map_or(&[], |serving| &serving.sample)
     }
 
-    /// Stops choosing a member for a while: it failed. An instance that is no member is ignored.
+    /// Quarantines a member that failed. An instance that is no member is ignored.
     pub fn quarantine(&mut self, now: Time, instance: Instance) {
         if is_member(&self.members, instance) {
             self.quarantine.failed(now, instance);
         }
     }
 
-    /// Ends a quarantine: the peer was heard.
+    /// Ends the quarantine of a peer that was heard.
     pub fn heard(&mut self, instance: Instance) {
         self.quarantine.succeeded(instance);
     }
 
-    /// When the next quarantine ends that has not ended at `now`.
+    /// The next end of a quarantine after `now`; `None` if no member is in quarantine.
     #[must_use]
     pub fn next_release(&self, now: Time) -> Option<Time> {
         self.quarantine.next_release(now)

@@ -1,10 +1,10 @@
-//! One replica of one stage, from the state it begins with to its departure: the machine of a volunteer's process.
+//! One replica of one stage, from its initial state to its departure: the machine of a volunteer's process.
 //!
 //! A replica that the coordinator has placed first takes over the state of another replica of its stage (`joining`). Then
 //! it tells the coordinator that it serves. From then on three machines work side by side: [`Stage`] for microbatches,
 //! [`Averaging`] for the rounds that keep replicas of a stage together, and [`Upload`] for joiners that take its state. A
-//! message goes to the machine that it concerns, and every machine hears of the table and of lost peers. Asked to leave, it
-//! finishes what it holds and waits until the others have what it learned (`departure`).
+//! message goes to the machine that it concerns, and every machine hears of the table and of lost peers. A replica that
+//! is asked to leave finishes its microbatches and waits until its updates are averaged (`departure`).
 //!
 //! A process that stood still asks the coordinator whether it still is a member, and sends nothing before the answer.
 
@@ -47,7 +47,7 @@ pub struct Replica<P> {
     departure: Departure,
     suspension: Suspension,
     actions: VecDeque<Action<P>>,
-    /// What would have been sent, had this process not stood still.
+    /// Messages that wait for the coordinator's confirmation, since this process stood still.
     withheld: Vec<Action<P>>,
 }
 
@@ -97,12 +97,12 @@ impl<P: Clone + Default + Debug> Replica<P> {
         self.notice_departure(now);
     }
 
-    /// The next thing to do.
+    /// Takes the oldest action that is not yet done; `None` if there is none.
     pub fn poll_action(&mut self) -> Option<Action<P>> {
         self.actions.pop_front()
     }
 
-    /// When to call again with [`Event::Timeout`] at the latest.
+    /// The latest time for the next call of `handle`, with [`Event::Timeout`]; `None` once the replica has ended.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         match &self.phase {
@@ -121,31 +121,31 @@ impl<P: Clone + Default + Debug> Replica<P> {
         }
     }
 
-    /// Whether it serves.
+    /// Whether the replica serves its stage: it has its state, and has not ended.
     #[must_use]
     pub fn is_serving(&self) -> bool {
         matches!(self.phase, Phase::Serving)
     }
 
-    /// What the next heartbeat to the coordinator says; zeros before it serves.
+    /// The progress that the next heartbeat reports to the coordinator; zeros before the replica serves.
     #[must_use]
     pub fn progress(&self, now: Time) -> Progress {
         self.stage.progress(now)
     }
 
-    /// Its microbatches.
+    /// The machine for microbatches.
     #[must_use]
     pub fn stage(&self) -> &Stage<P> {
         &self.stage
     }
 
-    /// Its averaging rounds.
+    /// The machine for averaging rounds.
     #[must_use]
     pub fn averaging(&self) -> &Averaging<P> {
         &self.averaging
     }
 
-    /// The peers as known here.
+    /// The members in the newest table that the replica has received.
     #[must_use]
     pub fn table(&self) -> &PeerTable {
         match &self.phase {
@@ -154,13 +154,13 @@ impl<P: Clone + Default + Debug> Replica<P> {
         }
     }
 
-    /// The settings.
+    /// The settings that the replica was created with.
     #[must_use]
     pub fn config(&self) -> &Config<P> {
         &self.config
     }
 
-    // --- Before it serves -----------------------------------------------------------------------------------
+    // --- Joining --------------------------------------------------------------------------------------------
 
     fn on_event_joining(&mut self, now: Time, event: Event<P>) {
         let Phase::Joining(joining) = &mut self.phase else { return };
@@ -196,7 +196,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
         self.on_membership(now, joining.into_membership());
     }
 
-    // --- While it serves ------------------------------------------------------------------------------------
+    // --- Serving --------------------------------------------------------------------------------------------
 
     fn on_event(&mut self, now: Time, event: Event<P>) {
         match event {
@@ -214,7 +214,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             Event::Expelled => self.end(End::Expelled),
             Event::Stop => self.leave(now),
             Event::Timeout => self.on_timeout(now),
-            // Of a download that is over.
+            // The download is over.
             Event::Imported(_) => {}
         }
     }
@@ -270,9 +270,9 @@ impl<P: Clone + Default + Debug> Replica<P> {
     fn on_directive(&mut self, now: Time, directive: &Directive) {
         match directive {
             Directive::Continue => self.at_stage(now, stage::Event::Reached),
-            // It was expelled and placed again: the state of its stage is of no use there.
+            // The replica was expelled and placed again: the state of its stage is of no use there.
             Directive::Serve(stage) if *stage != self.config.stage.stage => self.end(End::Expelled),
-            // The coordinator has not heard that it serves.
+            // The coordinator has not heard that the replica serves.
             Directive::Serve(_) => {
                 self.actions.push_back(Action::Ready);
                 self.at_stage(now, stage::Event::Reached);
@@ -285,7 +285,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
         }
     }
 
-    /// The coordinator still knows this instance, or is away: what was withheld is sent now.
+    /// The coordinator still knows this instance, or is away: the withheld messages are sent now.
     fn on_confirmed(&mut self, now: Time, confirmation: Confirmation) {
         if confirmation == Confirmation::NotAMember {
             return self.end(End::Expelled);
@@ -399,7 +399,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
         self.actions.push_back(Action::End(end));
     }
 
-    // --- Hands ----------------------------------------------------------------------------------------------
+    // --- Sending and counting -------------------------------------------------------------------------------
 
     /// The replicas that average with each other: those that serve the stage.
     fn members(&self) -> Vec<Instance> {

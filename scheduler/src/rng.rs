@@ -1,4 +1,4 @@
-//! The scheduler's own source of chance: seeded, small, the same on every platform.
+//! The scheduler's random numbers: seeded, and the same on every platform.
 
 /// SplitMix64. Good enough to spread load and to draw faults; never for keys.
 #[derive(Clone, Debug)]
@@ -7,7 +7,7 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// Equal seeds give equal sequences.
+    /// A generator; equal seeds give equal sequences.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self { state: seed }
@@ -24,7 +24,7 @@ impl Rng {
 
     /// A number in `0..bound`; 0 if `bound` is 0.
     ///
-    /// Multiply-and-shift: the bias is below `bound / 2^64`, far under anything routing can notice.
+    /// Multiply-and-shift: the bias is below `bound / 2^64`, too small to matter for routing.
     pub fn below(&mut self, bound: u64) -> u64 {
         let product = u128::from(self.next_u64()) * u128::from(bound);
         u64::try_from(product >> 64).unwrap_or(0)
@@ -35,7 +35,7 @@ impl Rng {
         self.below(denominator) < numerator
     }
 
-    /// One of `items`, each as likely as the others; `None` if there are none.
+    /// One of `items`, all with the same probability; `None` if there are none.
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
         let index = self.below(items.len() as u64);
         items.get(usize::try_from(index).unwrap_or(0))

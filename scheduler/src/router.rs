@@ -1,7 +1,7 @@
-//! Which replica a microbatch visits next.
+//! The choice of the replica for a microbatch.
 //!
 //! A policy is a [`Router`]; its settings are a type of their own that is a [`RouterFactory`]. A sender owns one router,
-//! offers it the candidates of the next stage and tells it what became of each microbatch it sent.
+//! offers it the candidates of the next stage and reports the completion of each microbatch that it sent.
 
 #[cfg(test)]
 mod fixtures;
@@ -25,12 +25,12 @@ pub use policy::Policy;
 pub use sample::{CANDIDATES_MAX, Sample};
 pub use uniform::{Uniform, UniformConfig};
 
-/// What became of a microbatch handed to a replica.
+/// The way in which an attempt with a replica ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {
-    /// Its gradient or its evaluation came back.
+    /// The gradient or evaluation came back.
     Returned,
-    /// A replica refused it.
+    /// A replica refused the microbatch.
     Refused,
     /// The replica was lost.
     Lost,
@@ -41,9 +41,9 @@ pub enum Completion {
 pub struct Candidate {
     /// The replica.
     pub hop: Hop,
-    /// Its moving average of the time one forward takes to compute, as it reports it; `None` if unknown.
+    /// Moving average of the time of one forward, as the replica reports it; `None` if unknown.
     pub service: Option<Duration>,
-    /// Smoothed round trip to it as the transport measures it; zero if unknown.
+    /// Smoothed round trip to the replica, as the transport measures it; zero if unknown.
     pub rtt: Duration,
 }
 
@@ -55,10 +55,10 @@ impl Candidate {
     }
 }
 
-/// What a router chooses from.
+/// The candidates of a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice<'a> {
-    /// Ordered by peer id, at most [`CANDIDATES_MAX`] of them; none is suspect, all have a credit.
+    /// The candidates by peer id, at most [`CANDIDATES_MAX`]; all are healthy and have credit left.
     pub candidates: &'a [Candidate],
     /// Peers, this one included, that hand microbatches to a candidate. 0 counts as 1.
     pub senders: u32,
@@ -66,14 +66,14 @@ pub struct Choice<'a> {
 
 /// A policy that chooses among the candidates of a stage.
 pub trait Router: Debug + Send {
-    /// One of the candidates, or `None` to hold the microbatch for now: ask again when a microbatch is completed or the
-    /// candidates change.
+    /// One of the candidates, or `None` to hold the microbatch until a microbatch is completed or the candidates
+    /// change.
     fn choose(&mut self, now: Time, choice: &Choice<'_>) -> Option<Hop>;
 
     /// The microbatches that were handed over and are not completed.
     fn outstanding(&self) -> &Outstanding;
 
-    /// The same, for the router itself to keep up.
+    /// The same, for updates by the router itself.
     fn outstanding_mut(&mut self) -> &mut Outstanding;
 
     /// A microbatch was handed to `to`.
@@ -94,6 +94,6 @@ pub trait Router: Debug + Send {
 
 /// Builds routers of one policy.
 pub trait RouterFactory: Debug + Send + Sync {
-    /// A fresh router whose draws follow from `seed`.
+    /// A new router whose draws follow from `seed`.
     fn build(&self, seed: u64) -> Box<dyn Router>;
 }

@@ -1,12 +1,12 @@
 //! A seeded world around the production state machines: a coordinator, a feeder with its journal, replicas with executors,
 //! a network that delays, loses, breaks and splits. One seed gives one run; every run has a step bound.
 //!
-//! The machines are the very types that production runs, [`Replica`](crate::Replica) among them, so the world has no rule
-//! of its own: it carries messages, keeps time and does what a machine asks. A reference model watches
-//! what goes in and comes out, and knows what must hold whatever happens; a run that breaks a rule ends with a
+//! The machines are the types that production runs, [`Replica`](crate::Replica) among them, so the world has no rules
+//! of its own: it carries messages, keeps time and performs the actions of the machines. A reference model watches
+//! their events and actions and checks the rules that must always hold; a run that breaks a rule ends with a
 //! [`Violation`].
 //!
-//! Describe a run with a [`Scenario`], play it in a [`World`], and read the [`Report`].
+//! Describe a run with a [`Scenario`], run it in a [`World`], and read the [`Report`].
 
 mod capacity;
 mod delivery;

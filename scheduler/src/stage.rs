@@ -53,7 +53,7 @@ use outcomes::Outcomes;
 use parked::Parked;
 use succession::{DepartureLog, replace_feeder};
 
-/// One replica of one stage.
+/// The stage that a replica serves: its microbatches, and the neighbours they come from and go to.
 #[derive(Debug)]
 pub struct Stage<P> {
     config: Config,
@@ -64,14 +64,13 @@ pub struct Stage<P> {
     handoff: Handoff,
     credits: Credits,
     queue: ExecutorQueue,
-    /// Computed, but no replica of the next stage takes it; oldest first. Holds exactly the microbatches in phase
-    /// `Unrouted`.
+    /// The microbatches in phase `Unrouted`, oldest first: computed, but no replica of the next stage takes them.
     unrouted: VecDeque<MicrobatchId>,
     parked: Parked<P>,
     outcomes: Outcomes,
     departures: DepartureLog,
     applied: AppliedSet,
-    /// To be claimed from their feeders when the current event is dealt with.
+    /// Microbatches to claim from their feeders at the end of this `handle`.
     claims: Vec<MicrobatchId>,
     /// No feeder is overdue before.
     feeder_check_at: Option<Time>,
@@ -80,14 +79,14 @@ pub struct Stage<P> {
     draining: bool,
     drained: bool,
     finished: bool,
-    /// The run is finished, and grants are awaited until then.
+    /// The run is finished; grants on their way are awaited until then.
     grants_until: Option<Time>,
     now: Time,
     actions: VecDeque<Action<P>>,
 }
 
 impl<P: Clone + Default + Debug> Stage<P> {
-    /// A replica that holds nothing and knows no peer.
+    /// A stage without microbatches that knows no peer.
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
         let table = PeerTable::new(config.me.peer);
@@ -141,12 +140,12 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.notice_drained();
     }
 
-    /// The next thing to do.
+    /// Takes the oldest action that is not yet done; `None` if there is none.
     pub fn poll_action(&mut self) -> Option<Action<P>> {
         self.actions.pop_front()
     }
 
-    /// When to call again with [`Event::Timeout`] at the latest.
+    /// The latest time for the next call of `handle`, with [`Event::Timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         let empty = !self.table.serves(self.config.next_stage());

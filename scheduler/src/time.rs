@@ -1,10 +1,10 @@
-//! Time as the scheduler knows it: nanoseconds since the run began, told by the caller.
+//! Time in the scheduler: nanoseconds since an origin, given by the caller.
 
 use std::ops::{Add, Sub};
 
 pub use std::time::Duration;
 
-/// An instant, in nanoseconds since an origin the caller chose.
+/// An instant, in nanoseconds since an origin that the caller chooses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub u64);
 

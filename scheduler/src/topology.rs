@@ -1,4 +1,4 @@
-//! What a swarm can do at best: the maximum flow of microbatches through its stages, and the place that limits it.
+//! The upper bound of a swarm: the maximum flow of microbatches through its stages, and the bottleneck.
 //!
 //! Every microbatch passes one replica of each stage. A replica is an edge of the graph whose capacity is the number of
 //! microbatches it can compute in a second; links are edges too, unlimited unless a capacity is given. The maximum flow is
@@ -19,7 +19,7 @@ use crate::{Duration, Hop, Instance, PeerTable, StageIndex};
 pub struct Capacity(pub u64);
 
 impl Capacity {
-    /// More than any replica or link can do.
+    /// More than the capacity of any replica or link.
     pub const UNLIMITED: Self = Self(u64::MAX / 4);
 
     /// One microbatch every `time`; a time of zero counts as a nanosecond.
@@ -29,7 +29,7 @@ impl Capacity {
         Self(u64::try_from(1_000_000_000_000_000 / nanos).unwrap_or(u64::MAX).min(Self::UNLIMITED.0))
     }
 
-    /// A capacity a second, over this time.
+    /// This capacity a second, over `time`.
     #[must_use]
     pub fn over(self, time: Duration) -> Self {
         let product = u128::from(self.0) * time.as_nanos() / 1_000_000_000;
@@ -77,7 +77,7 @@ impl PositiveMeasure for Capacity {
 pub enum Cut {
     /// A replica.
     Replica(Hop),
-    /// A link, from the first to the second.
+    /// A link, from the first replica to the second.
     Link(Hop, Hop),
     /// A stage without a replica.
     EmptyStage(StageIndex),
@@ -96,19 +96,19 @@ pub struct StageGraph {
 #[derive(Clone, Copy, Debug)]
 struct Edge {
     capacity: Capacity,
-    /// What the edge stands for; `None` for the joints between the parts.
+    /// The replica or link of the edge; `None` for joints between them.
     part: Option<Cut>,
 }
 
 impl StageGraph {
-    /// The replicas that serve in `table`, each with its `capacity`, over unlimited links.
+    /// A graph of the replicas that serve in `table`, each with its `capacity`, over unlimited links.
     #[must_use]
     pub fn of_table(table: &PeerTable, stages: u16, capacity: impl Fn(Instance) -> Capacity) -> Self {
         let serving = (0..stages).map(StageIndex).flat_map(|stage| table.serving(stage));
         Self::new(stages, serving.filter_map(|member| Some((member.hop()?, capacity(member.instance)))))
     }
 
-    /// These replicas with their capacities, over unlimited links.
+    /// A graph of `replicas` with their capacities, over unlimited links.
     #[must_use]
     pub fn new(stages: u16, replicas: impl IntoIterator<Item = (Hop, Capacity)>) -> Self {
         let by_stage = by_stage(replicas);
@@ -168,13 +168,13 @@ impl StageGraph {
         self.graph.add_edge(from, to, Edge { capacity, part });
     }
 
-    /// The most microbatches that can pass.
+    /// The highest number of microbatches that can pass.
     #[must_use]
     pub fn bound(&self) -> Capacity {
         self.flow().0
     }
 
-    /// The parts that limit the bound, in order: every path crosses one of them.
+    /// The parts that limit the bound, sorted: every path crosses one of them.
     #[must_use]
     pub fn bottleneck(&self) -> Vec<Cut> {
         if !self.empty.is_empty() {
@@ -196,7 +196,7 @@ impl StageGraph {
         dinics(&capacities, self.source, self.sink)
     }
 
-    /// The nodes that more flow could still reach, by index.
+    /// For each node, by index, whether more flow could still reach it.
     fn reachable(&self, flow: &[Capacity]) -> Vec<bool> {
         let mut reachable = vec![false; self.graph.node_count()];
         let mut open = vec![self.source];
@@ -221,7 +221,7 @@ impl StageGraph {
 
 type ByStage = BTreeMap<StageIndex, Vec<(Hop, Capacity)>>;
 
-/// The replicas stage by stage; a feeder is none.
+/// The replicas by stage; feeders are left out.
 fn by_stage(replicas: impl IntoIterator<Item = (Hop, Capacity)>) -> ByStage {
     let mut by_stage = ByStage::new();
     for (hop, capacity) in replicas {
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_link_limits_what_fast_replicas_can_do() {
+    fn a_narrow_link_limits_fast_replicas() {
         let replicas = [a(0), b(0), a(1), b(1)].map(|hop| (hop, ms(100)));
         let link = |from, to| match (from == a(0).instance, to == a(1).instance) {
             (true, true) => ms(500),

@@ -1,11 +1,11 @@
-//! How a joining replica gets the state of one that serves: from a donor, in chunks that are checked one by one.
+//! The transfer of a state from a donor, a replica that serves, to a joiner, in chunks that are checked one by one.
 //!
-//! The joiner's side is [`Download`]: it asks one donor for a [`Manifest`], then for the chunks, a few at a time. A chunk
-//! that is not what the manifest says is the donor's fault. A donor that lies, is silent or is lost is followed by the next
-//! one, from a fresh manifest, for replicas of a stage are never quite alike. The donor's side is [`Upload`]: it copies its
-//! state once, between two jobs, for all joiners that ask meanwhile.
+//! The joiner's machine is [`Download`]: it asks one donor for a [`Manifest`], then for the chunks, a few at a time. A
+//! chunk that differs from the manifest is the donor's fault. If a donor lies, is silent or is lost, the joiner begins
+//! again with the next donor and a new manifest, for replicas of a stage are never quite alike. The donor's machine is
+//! [`Upload`]: it copies its state once, between two jobs, for all joiners that ask meanwhile.
 //!
-//! Bytes are the runtime's: a chunk comes in with the digest of its bytes, and goes out by number.
+//! The runtime has the bytes: a chunk comes in with the digest of its bytes, and goes out by number.
 
 mod download;
 mod manifest;
@@ -27,37 +27,37 @@ pub use upload::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StateId(pub u64);
 
-/// What joiners and donors say to each other.
+/// A message between a joiner and a donor.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TransferMessage {
-    /// To a donor: what is your state?
+    /// To a donor: a request for the manifest of its state.
     Request,
     /// To a joiner: a copy is ready.
     Offer {
-        /// The copy.
+        /// Number of the copy.
         state: StateId,
         /// Its length and the digests of its chunks.
         manifest: Manifest,
     },
-    /// To a donor: send this chunk.
+    /// To a donor: a request for one chunk.
     ChunkRequest {
-        /// The copy.
+        /// Number of the copy.
         state: StateId,
         /// Number of the chunk, from 0.
         chunk: u32,
     },
-    /// To a joiner, with the bytes: a chunk.
+    /// To a joiner: a chunk, with its bytes as payload.
     Chunk {
-        /// The copy.
+        /// Number of the copy.
         state: StateId,
         /// Number of the chunk, from 0.
         chunk: u32,
     },
-    /// To a joiner: not from this donor, or no longer from that copy.
+    /// To a joiner: the donor serves no further joiner, or no longer has the copy.
     Declined,
-    /// To a donor: the sender has all it wanted of this copy.
+    /// To a donor: the sender needs no more of this copy.
     Done {
-        /// The copy.
+        /// Number of the copy.
         state: StateId,
     },
 }

@@ -1,20 +1,20 @@
-//! How long to wait for other members, from how long they took before.
+//! The timeout for other members, adapted to the time that they took before.
 
 use crate::Duration;
 
-/// Shorter waits would leave out the living: members hear of a round up to a second apart.
+/// Shortest timeout: members hear of a round up to a second apart, so a shorter wait would leave out live members.
 pub const TIMEOUT_MIN: Duration = Duration::from_secs(2);
-/// Longer waits would keep a round open beyond any use: the fragment has its turn again.
+/// Longest timeout: a longer wait gains nothing, because the fragment has its turn again.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(15);
-/// Until something is measured: a slow executor looks at its weights only between two jobs.
+/// Timeout before the first measurement: a slow executor copies its weights only between two jobs.
 pub const TIMEOUT_FIRST: Duration = Duration::from_secs(5);
 
-/// Times the spread seen that is waited: arrivals of one round say little about the worst of the next.
+/// The timeout is this many times the spread seen: arrivals of one round say little about the slowest of the next.
 const MARGIN: u32 = 4;
-/// A quicker round takes this part off the spread remembered, so one slow round is forgotten after a few.
+/// A quicker arrival takes this fraction off the spread remembered, so a single slow round is soon forgotten.
 const FORGET: u32 = 8;
 
-/// A timeout from the spread of arrivals: the largest lately seen, slowly forgotten.
+/// A timeout from the spread of arrivals: the largest spread lately seen, slowly forgotten.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AdaptiveTimeout {
     remembered: Option<Duration>,
@@ -32,8 +32,8 @@ impl AdaptiveTimeout {
         self.remembered.map_or(TIMEOUT_FIRST, |spread| (spread * MARGIN).clamp(TIMEOUT_MIN, TIMEOUT_MAX))
     }
 
-    /// How long a member waits for an owner: once for the owner to gather, once for what travels. Not below a floor,
-    /// because the owner may have measured a larger spread.
+    /// How long a member waits for an owner: one timeout for the owner to collect, one for the messages. Not below a
+    /// floor, because the owner may have measured a larger spread.
     pub(super) fn with_owner(&self) -> Duration {
         self.current().max(TIMEOUT_FIRST) * 2
     }

@@ -1,15 +1,15 @@
-//! What averaging counts.
+//! Counters of averaging.
 
 use super::group::{PartIndex, Round};
 use crate::Instance;
 
-/// What was wrong with a contribution.
+/// The fault of a contribution that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// A NaN or an infinity, or another number that no replica can have.
+    /// A number is NaN, an infinity, or another value that no replica can have.
     #[error("a number in it is not finite")]
     NonFinite,
-    /// Not as many numbers as the part has.
+    /// The contribution has not as many numbers as the part.
     #[error("it has another length than the part")]
     Malformed,
 }
@@ -19,7 +19,7 @@ pub enum Fault {
 pub enum Note {
     /// A part was applied here.
     Applied(Round, PartIndex),
-    /// A part was given to another owner, because the one before it is silent or gone.
+    /// A part was given to the next owner, because its owner is silent or gone.
     Reassigned(Round, PartIndex),
     /// The contribution of a member did not arrive in time; the mean is made without it.
     LeftOut(Round, PartIndex, Instance),
@@ -27,11 +27,11 @@ pub enum Note {
     Refused(Instance, Fault),
     /// No member had contributed to a part.
     Empty(Round, PartIndex),
-    /// A part did not come to an end in this round; it waits for the next one of its fragment.
+    /// A part was given up in this round, unchanged; it waits for the next round of its fragment.
     GivenUp(Round, PartIndex),
     /// A message from an instance that is no live replica of this stage; ignored.
     Stranger(Instance),
-    /// A message from a member that sees other members in this round; ignored.
+    /// A message from a member with another list of members in this round; ignored.
     OtherMembers(Instance),
     /// A message that does not fit the round it is about; ignored.
     Malformed(Instance),
@@ -45,7 +45,7 @@ pub enum Note {
 pub struct Counts {
     /// Rounds ended here.
     pub rounds: u64,
-    /// Those of them in which every part was applied, or had nothing to apply.
+    /// Rounds of `rounds` in which every part was applied, or had nothing to apply.
     pub complete: u64,
     /// Parts applied.
     pub applied: u64,
@@ -57,13 +57,13 @@ pub struct Counts {
     pub refused: u64,
     /// Parts that no member had contributed to.
     pub empty: u64,
-    /// Parts that came to no end.
+    /// Parts given up.
     pub given_up: u64,
-    /// Messages from no live replica of this stage.
+    /// Messages from instances that are no live replica of this stage.
     pub strangers: u64,
-    /// Messages from members that saw others.
+    /// Messages from members with another list of members.
     pub other_members: u64,
-    /// Messages that fit no round.
+    /// Messages that do not fit their round.
     pub malformed: u64,
     /// Messages too late to matter.
     pub late: u64,

@@ -1,4 +1,4 @@
-//! Messages of rounds that other members have begun sooner.
+//! Messages of rounds that have begun at other members but not yet here.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,11 @@ use super::group::GroupId;
 use super::message::AveragingMessage;
 use crate::Instance;
 
-/// Messages kept for each member: a contribution to the part owned here, the mean of the part that the member owns, that
-/// this mean is chosen, and a contribution to a part owned here later.
+/// Messages kept for each member: a contribution to the part owned here, the mean of the part that the member owns, the
+/// notice that this mean is chosen, and a contribution to a part owned here later.
 pub const DEFERRED_PER_MEMBER: usize = 4;
 
-/// What arrived before this replica could use it, in order of arrival for each member.
+/// Messages that arrived before this replica could use them, in order of arrival for each member.
 #[derive(Debug)]
 pub(super) struct Deferred<P> {
     messages: BTreeMap<Instance, Vec<(AveragingMessage, P)>>,
@@ -46,7 +46,7 @@ impl<P> Deferred<P> {
         taken
     }
 
-    /// Drops what came from other instances than `is_member` picks.
+    /// Drops the messages of instances that `is_member` does not pick.
     pub(super) fn retain(&mut self, is_member: impl Fn(&Instance) -> bool) {
         self.messages.retain(|from, _| is_member(from));
     }

@@ -1,4 +1,4 @@
-//! What happens to averaging, and what it wants done.
+//! Events and actions of averaging.
 
 use crate::{Instance, PeerId};
 
@@ -7,15 +7,15 @@ use super::group::Round;
 use super::job::{Job, Reply};
 use super::message::AveragingMessage;
 
-/// What happens to averaging.
+/// An event of averaging: a change of the members, a call of the feeder, a message, or a reply to a job.
 #[derive(Clone, Debug)]
 pub enum Event<P> {
-    /// The live serving replicas of this stage, in any order, with or without this one. A member that leaves this list
-    /// while a round runs is gone for the rest of it.
+    /// The live serving replicas of this stage, in any order; this replica may be missing. A member that leaves this
+    /// list while a round runs is gone for the rest of the round.
     Members(Vec<Instance>),
-    /// The current round of the run, as the feeder calls it. Numbers below the known one are ignored.
+    /// The current round of the run, as the feeder calls it. Earlier rounds than the latest are ignored.
     Round(Round),
-    /// Rounds up to this one are over for this replica, or left to the others: it takes part in none of them.
+    /// Rounds up to this number are over for this replica, or left to the others: it takes part in none of them.
     Past(Round),
     /// The executor, or the thread that reduces, is done with a job.
     Replied(Reply<P>),
@@ -34,12 +34,12 @@ pub enum Event<P> {
     Timeout,
 }
 
-/// What averaging wants done.
+/// An action that averaging asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action<P> {
-    /// Do this job.
+    /// Do the job, and reply if the job has a reply.
     Execute(Job<P>),
-    /// Send this to a member.
+    /// Send the message to a member.
     Send {
         /// The member.
         to: PeerId,
@@ -52,13 +52,13 @@ pub enum Action<P> {
     Counted(Note),
 }
 
-/// Why averaging wants to be woken.
+/// The reason for a timeout of averaging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// The executor has not delivered a snapshot.
     SnapshotExpires,
-    /// Contributions to a part owned here are late.
+    /// Contributions to a part owned here are overdue.
     ContributionsExpire,
-    /// The owner of a part is late.
+    /// The owner of a part is overdue.
     OwnerExpires,
 }

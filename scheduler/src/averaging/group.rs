@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use crate::{Attempt, Instance};
 
-/// Members of a group; replicas after them by peer id average with no one. Bounds what one round can hold and send.
+/// Members of a group at most; replicas after them by peer id do not average. Bounds the memory and traffic of a round.
 pub const MEMBERS_MAX: usize = 64;
 
-/// Owners a part may have within one round, one after the other. More silent members in a row than that are a broken
-/// network, and the next round is never far.
+/// Owners of a part within one round at most, one after the other. More silent members in a row mean a broken network,
+/// and the next round follows soon.
 pub const ATTEMPTS_MAX: u32 = 3;
 
 /// Number of an averaging round, counted from 0 over the whole run.
@@ -16,7 +16,7 @@ pub const ATTEMPTS_MAX: u32 = 3;
 pub struct Round(pub u64);
 
 impl Round {
-    /// The fragment that it averages, of `fragments` (at least 1).
+    /// The fragment, of `fragments` (at least 1), that this round averages.
     #[must_use]
     pub fn fragment(self, fragments: u32) -> FragmentIndex {
         FragmentIndex(u32::try_from(self.0 % u64::from(fragments.max(1))).unwrap_or(0))
@@ -27,12 +27,12 @@ impl Round {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FragmentIndex(pub u32);
 
-/// A stretch of a fragment: what one member reduces at a time.
+/// A stretch of a fragment; one member reduces it at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartIndex(pub u32);
 
-/// Identity of a group: one round, held by one list of members. Replicas whose lists differ are in different groups, and
-/// a message of one means nothing in the other.
+/// Identity of a group: one round with one list of members. Replicas whose lists differ are in different groups, and a
+/// message of one group means nothing in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId {
     /// The round.
@@ -53,8 +53,8 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// `members` are in order and `me` is one of them; the fragment is cut into at least `parts_min` parts, as many for
-    /// each member.
+    /// A group of sorted `members`, in which `me` is the index of this replica. The fragment is cut into at least
+    /// `parts_min` parts, as many for each member.
     pub(super) fn new(round: Round, members: Vec<Instance>, me: usize, parts_min: u32) -> Self {
         let each = u32::try_from(members.len()).unwrap_or(u32::MAX).max(1);
         let parts = parts_min.max(1).div_ceil(each).saturating_mul(each);
@@ -82,7 +82,7 @@ impl Group {
         self.members.binary_search(&instance).ok()
     }
 
-    /// The owner of `part` after `attempt` others.
+    /// The owner of `part` in this attempt.
     pub(super) fn owner(&self, part: PartIndex, attempt: Attempt) -> usize {
         (part.0 as usize).saturating_add(attempt.0 as usize) % self.members.len().max(1)
     }
@@ -93,17 +93,17 @@ impl Group {
         tried.into_iter().find(|&attempt| self.is_present(self.owner(part, attempt)))
     }
 
-    /// Attempts there are: each has an owner of its own.
+    /// Number of attempts; each has an owner of its own.
     pub(super) fn attempts(&self) -> u32 {
         u32::try_from(self.members.len()).unwrap_or(u32::MAX).min(ATTEMPTS_MAX)
     }
 
-    /// Any two majorities share a member: what one has chosen, every later one knows.
+    /// Members of a majority. Any two majorities share a member, so a later majority knows every mean chosen earlier.
     pub(super) fn majority(&self) -> usize {
         self.members.len() / 2 + 1
     }
 
-    /// Whether enough members are left to choose anything.
+    /// Whether enough members are left to choose a mean.
     pub(super) fn can_choose(&self) -> bool {
         self.members.len() - self.absent.len() >= self.majority()
     }
@@ -117,7 +117,7 @@ impl Group {
         (0..self.members.len()).filter(|&member| member != self.me && self.is_present(member))
     }
 
-    /// Marks members that `is_gone` picks. Returns whether there were new ones among them.
+    /// Marks the members that `is_gone` picks. Returns whether one of them was not marked before.
     pub(super) fn mark_absent(&mut self, is_gone: impl Fn(&Instance) -> bool) -> bool {
         let before = self.absent.len();
         let gone = self.members.iter().enumerate().filter(|(_, member)| is_gone(member));
@@ -126,7 +126,7 @@ impl Group {
     }
 }
 
-/// FNV-1a, 64 bit: tells lists of honest members apart, which is all it is for.
+/// FNV-1a, 64 bit: tells the lists of honest members apart, and needs no more.
 fn digest(members: &[Instance], parts: u32) -> u64 {
     let bytes = members.iter().flat_map(|member| {
         member.peer.0.iter().copied().chain(member.incarnation.0.to_be_bytes()).collect::<Vec<u8>>()

@@ -1,11 +1,11 @@
-//! What averaging asks of the executor, and what it replies.
+//! Jobs of averaging rounds, and their replies.
 
 use crate::Attempt;
 
 use super::counts::Fault;
 use super::group::{FragmentIndex, PartIndex, Round};
 
-/// Work of an averaging round.
+/// A job of an averaging round.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Job<P> {
     /// Copy the numbers of `fragment`, between two jobs of microbatches, as `parts` parts in order. Reply:
@@ -19,13 +19,13 @@ pub enum Job<P> {
         parts: u32,
     },
     /// Average these contributions to a part, each with its weight, in this order. Weights are above 0. Reply:
-    /// [`Reply::Reduced`]. It needs none of this replica's numbers, so it need not wait for the executor.
+    /// [`Reply::Reduced`]. The job needs none of this replica's current numbers, so it need not wait for the executor.
     Reduce {
         /// The round.
         round: Round,
         /// The part.
         part: PartIndex,
-        /// The attempt at it.
+        /// The attempt of this owner.
         attempt: Attempt,
         /// This replica's own contribution: the others must have as many numbers. It is among the inputs if it has
         /// weight.
@@ -57,33 +57,33 @@ pub enum Job<P> {
 /// The result of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply<P> {
-    /// Of [`Job::Snapshot`].
+    /// The reply to [`Job::Snapshot`].
     Snapshot {
         /// The round.
         round: Round,
         /// Contributions in these numbers since the fragment was last averaged here; 0 for a joiner before that.
         weight: u64,
-        /// The parts, as many as asked for; empty if there is no snapshot.
+        /// The parts, in order, as many as the job names; empty if there is no snapshot.
         parts: Vec<P>,
     },
-    /// Of [`Job::Reduce`].
+    /// The reply to [`Job::Reduce`].
     Reduced {
         /// The round.
         round: Round,
         /// The part.
         part: PartIndex,
-        /// The attempt at it.
+        /// The attempt of the job.
         attempt: Attempt,
-        /// The mean; or the place, among the inputs, of a contribution that cannot be used.
+        /// The mean; or the index, among the inputs, of a contribution that cannot be used, and its fault.
         outcome: Result<P, (usize, Fault)>,
     },
-    /// Of [`Job::Apply`].
+    /// The reply to [`Job::Apply`].
     Applied {
         /// The round.
         round: Round,
         /// The part.
         part: PartIndex,
-        /// Whether it was; if not, nothing has changed.
+        /// Whether the mean was applied; if not, nothing has changed.
         applied: bool,
     },
 }

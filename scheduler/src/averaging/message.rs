@@ -1,4 +1,4 @@
-//! What the members of a group say to each other.
+//! Messages between the members of a group.
 
 use crate::Attempt;
 
@@ -11,47 +11,47 @@ pub struct AveragingMessage {
     pub group: GroupId,
     /// The part of the fragment.
     pub part: PartIndex,
-    /// Owners that the part had before the one this is from, or for.
+    /// Number of owners that the part had before the owner that sends or receives the message.
     pub attempt: Attempt,
-    /// What is said.
+    /// The content of the message.
     pub content: Content,
 }
 
-/// What is said about a part. The words are those of single-decree Paxos, with one ballot for each owner.
+/// The content of a message about a part. The names are those of single-decree Paxos, with one ballot for each owner.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
-    /// To the owner, with the sender's numbers as they were when the round began. It is also a promise to accept no mean
-    /// from owners before this one.
+    /// To the owner, with the sender's numbers as they were when the round began. Also a promise to accept no mean from
+    /// earlier owners.
     Contribution {
         /// The sender's contributions since the fragment was last averaged.
         weight: u64,
     },
-    /// To a later owner, in place of a contribution, with the mean that the sender accepted from an earlier one. The same
-    /// promise.
+    /// To a later owner, in place of a contribution, with the mean that the sender accepted from an earlier owner. The
+    /// same promise.
     Promise {
         /// The attempt whose owner proposed the mean.
         of: Attempt,
     },
-    /// From the owner to every member, with the mean: accept this, but do not apply it yet.
+    /// From the owner to every member, with the mean: accept the mean, but do not apply it yet.
     Accept,
     /// To the owner: the sender has accepted its mean.
     Accepted,
-    /// From the owner to every member: a majority has accepted the mean, so no other can replace it. Apply it.
+    /// From the owner to every member: a majority has accepted the mean, so no other mean can replace it. Apply it.
     Chosen,
     /// From the owner to every member: no member has anything to contribute to this part.
     Empty,
-    /// To a member that waits for an answer: the sender takes no part in this group, or no longer. Never taken back.
+    /// To a member that waits for an answer: the sender takes no part in this group, or no longer. Final.
     NotAMember,
 }
 
 impl Content {
-    /// Whether numbers travel with it.
+    /// Whether the message has numbers as its payload.
     #[must_use]
     pub fn has_payload(&self) -> bool {
         matches!(self, Self::Contribution { .. } | Self::Promise { .. } | Self::Accept)
     }
 
-    /// Whether its sender waits for an answer: exactly if it sent numbers.
+    /// Whether the sender waits for an answer: exactly if the message has numbers.
     pub(super) fn awaits_answer(&self) -> bool {
         self.has_payload()
     }

@@ -1,10 +1,11 @@
-//! One part of a round, as one member sees it: from its contribution to the mean it applies.
+//! One part of a round at one member, from its contribution to the mean that it applies.
 //!
-//! Every member must apply the same mean, although owners die between telling one member and the next. So an owner
-//! proposes, and a mean is chosen once a majority has accepted it. A member that turns to the next owner promises to
-//! accept nothing from those before, and hands over the mean it has accepted, if any; the next owner hears a majority
-//! before it proposes, so it hears of every mean that may be chosen, and proposes that one again. (Single-decree Paxos,
-//! Lamport 1998, "The part-time parliament", with one ballot for each owner, in a fixed order.)
+//! Every member must apply the same mean, although an owner may die after it has told only some members. An owner
+//! therefore proposes a mean, and the mean is chosen once a majority has accepted it. A member that turns to the next
+//! owner promises to accept nothing from earlier owners, and sends the mean that it has accepted, if any. The next
+//! owner hears a majority before it proposes, so it knows every mean that may be chosen, and proposes the latest of
+//! them again. (Single-decree Paxos, Lamport 1998, "The part-time parliament", with one ballot for each owner, in a
+//! fixed order.)
 
 use std::collections::VecDeque;
 
@@ -18,10 +19,10 @@ use super::job::Job;
 use super::message::{AveragingMessage, Content};
 use super::reducer::{Decision, Given, Reducer};
 
-/// Largest weight of a contribution: more than any run has, and small enough that sums of weights are exact.
+/// Largest weight of a contribution: larger than in any run, and small enough that sums of weights are exact.
 pub const WEIGHT_MAX: u64 = 1 << 40;
 
-/// What a part needs to know of its round, and where its actions go.
+/// The round of a part, and the queues for the actions and notes of the part.
 #[derive(Debug)]
 pub(super) struct Context<'a, P> {
     pub(super) now: Time,
@@ -29,7 +30,7 @@ pub(super) struct Context<'a, P> {
     pub(super) part: PartIndex,
     /// This replica's contributions since the fragment was last averaged.
     pub(super) weight: u64,
-    /// A newer round waits: no owner is given a second chance.
+    /// A newer round waits: a part whose owner is overdue is given up.
     pub(super) superseded: bool,
     pub(super) timeout: &'a mut AdaptiveTimeout,
     pub(super) actions: &'a mut VecDeque<Action<P>>,
@@ -70,27 +71,27 @@ impl<P: Clone + Default> Context<'_, P> {
     }
 }
 
-/// How far a part is here.
+/// The progress of a part at this member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Not begun.
+    /// Not opened.
     Waiting,
-    /// With an owner, until the deadline.
+    /// An owner works on it, until the deadline.
     Open(Time),
-    /// A majority has accepted the mean kept; the executor has not heard of it.
+    /// A majority has accepted the mean kept; the executor does not have it yet.
     Chosen,
     /// The executor applies it.
     Applying,
     Over(Ending),
 }
 
-/// How a part ended.
+/// The way in which a part ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     Applied,
     /// No member had contributed to it.
     Empty,
-    /// It is as it was before the round.
+    /// The round does not change the part.
     GivenUp,
 }
 
@@ -99,13 +100,13 @@ enum Ending {
 pub(super) struct PartState<P> {
     mine: P,
     phase: Phase,
-    /// The owner that this replica has turned to: it accepts no mean from earlier ones, unless that is chosen.
+    /// The owner that this replica has turned to: it accepts no mean from earlier owners, unless the mean is chosen.
     attempt: Attempt,
-    /// The mean accepted last, and the attempt it belongs to.
+    /// The mean accepted last, and its attempt.
     accepted: Option<(Attempt, P)>,
     /// The mean of this attempt is chosen, but has not arrived.
     chosen: Option<Attempt>,
-    /// While this replica is the owner.
+    /// Present while this replica is the owner.
     reducer: Option<Reducer<P>>,
 }
 
@@ -127,14 +128,14 @@ impl<P: Clone + Default> PartState<P> {
         matches!(self.phase, Phase::Over(Ending::Applied | Ending::Empty))
     }
 
-    /// Gives the contribution to its first owner.
+    /// Sends the contribution to the first owner.
     pub(super) fn open(&mut self, x: &mut Context<'_, P>) {
         if self.phase == Phase::Waiting {
             self.turn_to(x, Attempt(0));
         }
     }
 
-    /// When to call [`PartState::expire`], and why.
+    /// The latest time to call [`PartState::expire`], and the reason.
     pub(super) fn deadline(&self, group: &Group, timeout: Duration) -> Option<(Time, Reason)> {
         let Phase::Open(deadline) = self.phase else { return None };
         let collects = self
@@ -145,7 +146,7 @@ impl<P: Clone + Default> PartState<P> {
         concludes.into_iter().chain([(deadline, Reason::OwnerExpires)]).min_by_key(|(at, _)| *at)
     }
 
-    /// What is overdue is done without the members that are late.
+    /// Goes on without the members that are overdue.
     pub(super) fn expire(&mut self, x: &mut Context<'_, P>) {
         self.conclude(x);
         if let Phase::Open(deadline) = self.phase
@@ -159,7 +160,7 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
-    /// The group has lost members: an owner among them has successors, and their contributions are not waited for.
+    /// The group has lost members: the part turns to the next owner if its owner is lost, and waits for no lost member.
     pub(super) fn notice_absence(&mut self, x: &mut Context<'_, P>) {
         if !matches!(self.phase, Phase::Open(_)) {
             return;
@@ -179,7 +180,7 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
-    /// Gives the executor the mean, if it is chosen. Returns whether it was.
+    /// Gives the executor the mean if the mean is chosen and not yet applied. Returns whether it did.
     pub(super) fn apply(&mut self, x: &mut Context<'_, P>) -> bool {
         let Some((_, mean)) = self.accepted.as_ref().filter(|_| self.phase == Phase::Chosen) else {
             return false;
@@ -199,7 +200,7 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
-    // --- What members say -----------------------------------------------------------------------------------
+    // --- Messages of members --------------------------------------------------------------------------------
 
     pub(super) fn receive(
         &mut self,
@@ -227,12 +228,12 @@ impl<P: Clone + Default> PartState<P> {
             Content::Accepted => self.on_accepted(x, from, attempt),
             Content::Chosen => self.on_chosen(x, from, attempt),
             Content::Empty => self.on_empty(x, from, attempt),
-            // It is about the group, not about this part.
+            // This message is about the group, not about the part.
             Content::NotAMember => {}
         }
     }
 
-    /// A member takes this replica for the owner: it is, unless a later owner was turned to.
+    /// A member takes this replica for the owner, which it is unless it has turned to a later owner.
     fn on_given(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, given: Given<P>) {
         match self.phase {
             Phase::Chosen | Phase::Applying | Phase::Over(Ending::Applied) => {
@@ -250,7 +251,8 @@ impl<P: Clone + Default> PartState<P> {
         if reducer.take(from, given) { self.conclude(x) } else { x.late(from) }
     }
 
-    /// A member has missed that this part is chosen. As a later owner this replica would propose the same mean.
+    /// A member has missed that the mean of this part is chosen. As a later owner this replica would propose the same
+    /// mean.
     fn help(&self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
         if let Some((_, mean)) = &self.accepted {
             x.send(from, attempt, Content::Accept, mean.clone());
@@ -288,7 +290,7 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
-    /// It may have overtaken the mean it is about.
+    /// The mean is chosen. This message may have overtaken the mean.
     fn on_chosen(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
         match self.phase {
             Phase::Chosen | Phase::Applying | Phase::Over(_) => x.late(from),
@@ -306,9 +308,9 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
-    // --- What follows ---------------------------------------------------------------------------------------
+    // --- Owners ---------------------------------------------------------------------------------------------
 
-    /// On to the next owner that is not known to be gone.
+    /// Turns to the first owner from `attempt` on that is not known to be gone.
     fn turn_to(&mut self, x: &mut Context<'_, P>, attempt: Attempt) {
         match x.group.attempt_from(x.part, attempt) {
             Some(attempt) => self.join(x, attempt),
@@ -343,12 +345,13 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
-    /// The first owner need not hear a majority: no mean can have been chosen before it.
+    /// Whether the owner may decide. The first owner need not hear a majority: no earlier owner can have proposed a
+    /// mean.
     fn may_conclude(&self, group: &Group, reducer: &Reducer<P>) -> bool {
         self.attempt == Attempt(0) || reducer.len() >= group.majority()
     }
 
-    /// Stops collecting if every member that is there has given, or the rest is late.
+    /// Stops collecting if every present member has contributed, or the missing members are overdue.
     fn conclude(&mut self, x: &mut Context<'_, P>) {
         let Some(reducer) = self.reducer.as_ref().filter(|reducer| reducer.is_collecting()) else { return };
         let missing: Vec<usize> = x.group.others().filter(|&member| !reducer.has(member)).collect();
@@ -377,7 +380,7 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
-    /// The mean is computed, or the contribution at place `input` was unusable and the rest is tried again.
+    /// The mean is computed, or the contribution at index `input` cannot be used and the others are reduced again.
     pub(super) fn reduced(
         &mut self,
         x: &mut Context<'_, P>,

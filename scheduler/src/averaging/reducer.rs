@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Attempt, Time};
 
-/// What a member gave the owner.
+/// A message of a member to the owner.
 #[derive(Clone, Debug)]
 pub(super) enum Given<P> {
-    /// Its own numbers.
+    /// The member's own numbers.
     Contribution { weight: u64, numbers: P },
     /// A mean that it accepted from an earlier owner.
     Promise { of: Attempt, mean: P },
 }
 
-/// What an owner does with what it was given.
+/// The decision of an owner about the contributions.
 #[derive(Clone, Debug)]
 pub(super) enum Decision<P> {
     /// Propose this mean: it may be chosen already.
@@ -27,13 +27,13 @@ pub(super) enum Decision<P> {
 #[derive(Clone, Debug)]
 enum Phase {
     Collecting,
-    /// The members whose contributions are being reduced, in the order they were handed over.
+    /// The members whose contributions are being reduced, in the order of the job's inputs.
     Reducing(Vec<usize>),
     /// The members that have accepted the mean, the owner included.
     Proposed(BTreeSet<usize>),
 }
 
-/// The place where one attempt at a part is reduced.
+/// The owner's state of one attempt at a part.
 #[derive(Clone, Debug)]
 pub(super) struct Reducer<P> {
     since: Time,
@@ -42,12 +42,12 @@ pub(super) struct Reducer<P> {
 }
 
 impl<P: Clone> Reducer<P> {
-    /// Has the owner's own contribution.
+    /// A reducer with the owner's own contribution.
     pub(super) fn new(now: Time, owner: usize, own: Given<P>) -> Self {
         Self { since: now, given: BTreeMap::from([(owner, own)]), phase: Phase::Collecting }
     }
 
-    /// When the first contribution was there.
+    /// The time of the first contribution.
     pub(super) fn since(&self) -> Time {
         self.since
     }
@@ -56,7 +56,7 @@ impl<P: Clone> Reducer<P> {
         matches!(self.phase, Phase::Collecting)
     }
 
-    /// Takes a contribution; `false` if it is too late, or a second one.
+    /// Takes a contribution; `false` if it is late, or the member's second.
     pub(super) fn take(&mut self, from: usize, given: Given<P>) -> bool {
         let fits = self.is_collecting() && !self.given.contains_key(&from);
         if fits {
@@ -73,8 +73,8 @@ impl<P: Clone> Reducer<P> {
         self.given.len()
     }
 
-    /// Ends the collection. The mean of the latest earlier owner goes before all contributions; those without weight add
-    /// nothing.
+    /// Ends the collection. The mean of the latest earlier owner takes precedence over all contributions; contributions
+    /// without weight are left out.
     pub(super) fn conclude(&mut self) -> Decision<P> {
         if let Some(mean) = self.latest_promised() {
             return Decision::Adopt(mean);
@@ -96,8 +96,8 @@ impl<P: Clone> Reducer<P> {
         Decision::Reduce(contributions)
     }
 
-    /// Drops the contribution at place `input` of the last [`Decision::Reduce`] and collects no more. Returns its member;
-    /// `None` if nothing is being reduced, or there is no such place.
+    /// Drops the contribution at index `input` of the last [`Decision::Reduce`]. Returns its member; `None` if nothing
+    /// is being reduced, or there is no such index.
     pub(super) fn refuse(&mut self, input: usize) -> Option<usize> {
         let Phase::Reducing(members) = &self.phase else { return None };
         let &member = members.get(input)?;
@@ -115,7 +115,7 @@ impl<P: Clone> Reducer<P> {
         self.phase = Phase::Proposed(BTreeSet::from([owner]));
     }
 
-    /// Another member has accepted the mean. Returns how many have now, the owner included.
+    /// Another member has accepted the mean. Returns the number of acceptors, the owner included.
     pub(super) fn accepted_by(&mut self, member: usize) -> usize {
         match &mut self.phase {
             Phase::Proposed(acceptors) => {

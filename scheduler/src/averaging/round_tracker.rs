@@ -1,18 +1,18 @@
-//! The averaging rounds that a feeder calls, and what it is told when one has ended here.
+//! The averaging rounds that a feeder calls, and the reports to the feeder.
 
 use crate::{Duration, PeerId, Time};
 
 use super::Round;
 
-/// A feeder that goes on calling a round that has ended here is told so again after this long.
+/// A report is repeated after this time if the feeder goes on calling a round that has ended here.
 const REPORT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// One replica's account of the rounds of its run, beside [`Averaging`](super::Averaging), which goes through one.
+/// The rounds of the run as one replica knows them. [`Averaging`](super::Averaging) works on one round at a time.
 #[derive(Clone, Debug, Default)]
 pub struct RoundTracker {
-    /// The current round of the run, as last heard, if it has not begun here.
+    /// The round that the feeder called last, if it has not begun here.
     called: Option<Round>,
-    /// Weights no longer change.
+    /// The round called last comes after the last microbatch.
     closing: bool,
     /// The feeder that called last: it waits for the end of the round.
     feeder: Option<PeerId>,
@@ -22,18 +22,18 @@ pub struct RoundTracker {
     reported: Option<(RoundReport, Time)>,
 }
 
-/// To be told to the feeder: every round up to this one has ended here.
+/// A report to the feeder: every round up to `ended` has ended here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoundReport {
     /// The feeder that called the round.
     pub feeder: PeerId,
-    /// The round.
+    /// The last round that has ended here.
     pub ended: Round,
 }
 
 impl RoundTracker {
-    /// A feeder called a round. If that one has ended here, the feeder may have missed it. The first round heard of may
-    /// be under way at the other members, so it is left to them.
+    /// A feeder called a round. If the round has ended here, the feeder may have missed the report. The first round
+    /// heard of may be under way at the other members, so it is left to them.
     pub fn on_call(
         &mut self,
         now: Time,
@@ -53,14 +53,14 @@ impl RoundTracker {
         self.reported.as_ref().is_none_or(again).then(|| self.report_at(now)).flatten()
     }
 
-    /// Takes the round that should begin now: a closing one waits until no microbatch is `held` that could still change
-    /// the weights.
+    /// Takes the round that should begin now: a closing round waits until no microbatch is `held` that could still
+    /// change the weights.
     pub fn next_round(&mut self, held: usize) -> Option<Round> {
         let unsettled = self.closing && held > 0;
         self.called.take_if(|_| !unsettled)
     }
 
-    /// A round has ended here, or had no other member.
+    /// A round has ended here, or had no other member. Returns the report; `None` before a feeder has called.
     pub fn end(&mut self, now: Time, round: Round) -> Option<RoundReport> {
         self.ended = self.ended.max(Some(round));
         self.report_at(now)

@@ -1,4 +1,4 @@
-//! Stories of one part, and properties over seeds. A failure names its seed; the seed gives the run again.
+//! Tests of one part, and properties over seeds. A failure names its seed; the seed reproduces the run.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::{Attempt, Duration, Incarnation};
 
 const SEEDS: u64 = 300;
 
-/// Plays a scenario and checks what holds in every run.
+/// Runs a scenario and checks the rules of every run.
 fn check(scenario: Scenario) -> World {
     let seed = scenario.seed;
     println!("{scenario:?}");
@@ -140,7 +140,7 @@ fn joiners_take_the_mean_and_add_nothing_to_it() {
     );
 }
 
-// --- Stories ------------------------------------------------------------------------------------------------
+// --- Single parts -------------------------------------------------------------------------------------------
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -192,7 +192,7 @@ fn received(from: usize, message: &AveragingMessage, payload: u32) -> Event<u32>
     Event::Received { from: member(from), message: message.clone(), payload }
 }
 
-/// `averaging` hears from a member, which has these numbers if the content has a payload.
+/// `averaging` receives a message of a member, with these numbers if the content has a payload.
 fn hear(
     averaging: &mut Averaging<u32>,
     from: usize,
@@ -237,7 +237,7 @@ fn an_owner_reduces_proposes_and_chooses() {
 }
 
 #[test]
-fn a_mean_waits_until_it_is_chosen_in_whatever_order_the_two_arrive() {
+fn a_mean_waits_until_it_is_chosen_in_any_order_of_arrival() {
     let apply = |part, mean| Action::Execute(Job::Apply { round: Round(1), part: PartIndex(part), mean });
     let (mut averaging, _) = in_round(0, 3);
     let accepted = hear(&mut averaging, 1, (1, 0), Content::Accept, 5);
@@ -250,7 +250,7 @@ fn a_mean_waits_until_it_is_chosen_in_whatever_order_the_two_arrive() {
 }
 
 #[test]
-fn the_next_owner_proposes_again_what_may_have_been_chosen() {
+fn the_next_owner_proposes_a_mean_again_that_may_have_been_chosen() {
     // Member 2 has accepted the mean of owner 1, which then dies.
     let (mut averaging, _) = in_round(2, 3);
     hear(&mut averaging, 1, (1, 0), Content::Accept, 5);
@@ -262,7 +262,7 @@ fn the_next_owner_proposes_again_what_may_have_been_chosen() {
 }
 
 #[test]
-fn a_member_that_has_turned_to_the_next_owner_accepts_nothing_from_the_one_before() {
+fn a_member_that_has_turned_to_the_next_owner_accepts_nothing_from_the_former_owner() {
     let (mut averaging, _) = in_round(0, 3);
     tell(&mut averaging, 2, Event::PeerLost(member(1)));
     let late = hear(&mut averaging, 1, (1, 0), Content::Accept, 5);
@@ -350,18 +350,18 @@ fn not_a_member(message: &AveragingMessage) -> AveragingMessage {
 
 #[test]
 fn a_replica_that_is_not_in_a_round_says_so_and_no_member_waits_for_it() {
-    // Member 1 has left this round to the others: it joined when they were in it.
-    let mut newcomer = machine(1);
-    tell(&mut newcomer, 0, Event::Members((0..3).map(member).collect()));
+    // Member 1 takes no part in this round: it joined after the round had begun.
+    let mut joiner = machine(1);
+    tell(&mut joiner, 0, Event::Members((0..3).map(member).collect()));
     let (mut averaging, begun) = in_round(0, 3);
     let contribution = begun.into_iter().find_map(|action| match action {
         Action::Send { to, message, .. } if to == member(1).peer => Some(message),
         _ => None,
     });
     let contribution = contribution.unwrap();
-    let heard = tell(&mut newcomer, 1, received(0, &contribution, 1));
+    let heard = tell(&mut joiner, 1, received(0, &contribution, 1));
     assert_eq!(heard, [], "the round may be called here too");
-    let declined = tell(&mut newcomer, 1, Event::Past(Round(1)));
+    let declined = tell(&mut joiner, 1, Event::Past(Round(1)));
     let answer = not_a_member(&contribution);
     assert_eq!(declined, [send(0, answer.clone(), 0)]);
 

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::{Duration, Instance, Time};
 
-/// A member is left out this long after it was lost: by then the coordinator has noticed too, or the member lives.
+/// A member is left out this long after it was lost: by then the coordinator has noticed the death, or the member
+/// lives.
 pub(super) const LEFT_OUT_FOR: Duration = Duration::from_secs(15);
 
-/// The members that no round waits for from its beginning.
+/// The members that a new round counts as absent.
 #[derive(Debug, Default)]
 pub(super) struct Unreachable {
     until: BTreeMap<Instance, Time>,
@@ -18,7 +19,7 @@ impl Unreachable {
         self.until.insert(instance, now + LEFT_OUT_FOR);
     }
 
-    /// It was heard.
+    /// A message of the member arrived.
     pub(super) fn heard(&mut self, instance: Instance) {
         self.until.remove(&instance);
     }

@@ -10,14 +10,14 @@ use super::{
 use crate::sim::queue::{EventQueue, Next};
 use crate::{Duration, Incarnation, Instance, PeerId, Rng, Time};
 
-/// Numbers of a replica in simulation: something that tells which went into a mean.
+/// Numbers of a replica in simulation: a value that identifies the contributions of a mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Numbers {
     pub(super) value: u64,
     pub(super) finite: bool,
 }
 
-/// A run and what goes wrong in it. Everything else follows from `seed`.
+/// A run and its faults. Everything else follows from `seed`.
 #[derive(Clone, Debug)]
 pub(super) struct Scenario {
     pub(super) seed: u64,
@@ -35,18 +35,19 @@ pub(super) struct Scenario {
     pub(super) lost_per_mille: u64,
     /// Contributions in a thousand that are not finite.
     pub(super) poisoned_per_mille: u64,
-    /// Rounds of a replica in a thousand in which it loses sight of another one that lives.
+    /// Rounds of a replica in a thousand in which a live replica vanishes from its list.
     pub(super) mistaken_per_mille: u64,
-    /// Which replica dies, and when. The others hear of it a while later, or never.
+    /// The replicas that die, and the times of death. The others hear of a death a while later, or never if
+    /// `is_silent`.
     pub(super) kills: Vec<(usize, Duration)>,
     pub(super) is_silent: bool,
-    /// Replicas that joined last: they have contributed to nothing.
+    /// Number of replicas that joined last and have contributed to nothing.
     pub(super) joiners: usize,
     pub(super) steps_max: u64,
 }
 
 impl Scenario {
-    /// Nothing goes wrong.
+    /// A run without faults.
     pub(super) fn new(seed: u64, replicas: usize) -> Self {
         Self {
             seed,
@@ -86,7 +87,7 @@ pub(super) struct Replica {
     pub(super) finished: BTreeMap<Round, bool>,
 }
 
-/// The world.
+/// A run in progress.
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) scenario: Scenario,
@@ -142,7 +143,7 @@ impl World {
         }
     }
 
-    /// Tells one replica of a round, perhaps just after it lost sight of another replica.
+    /// Tells one replica of a round, perhaps just after another replica vanished from its list.
     fn announce(&mut self, at: Time, round: u64, index: usize) {
         let at = at + self.time_below(self.scenario.skew_max);
         self.send(at, index, Event::Round(Round(round)));
@@ -158,7 +159,7 @@ impl World {
         }
     }
 
-    /// Plays until nothing is under way.
+    /// Runs until no event is left.
     pub(super) fn run(&mut self) {
         let (seed, limit) = (self.scenario.seed, self.scenario.steps_max);
         while let Some(next) = self.queue.pop() {
@@ -287,7 +288,7 @@ impl World {
         self.queue.schedule(at, Delivery::To(index, event));
     }
 
-    // --- Looks ----------------------------------------------------------------------------------------------
+    // --- Getters --------------------------------------------------------------------------------------------
 
     pub(super) fn survivors(&self) -> impl Iterator<Item = &Replica> {
         self.replicas.iter().filter(|replica| replica.alive)

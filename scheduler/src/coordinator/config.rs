@@ -33,10 +33,10 @@ pub struct Config {
     pub stages: u16,
     /// Replicas of a stage at most; further joiners stand by. Default 1.
     pub replicas_per_stage: u32,
-    /// The peers that may join. Default anyone.
+    /// The peers that may join. Default [`Policy::Anyone`].
     pub policy: Policy,
-    /// A member silent for this long is removed. Heartbeats come every second; a loaded machine may swallow several,
-    /// and neighbours notice a death by their connections long before. Default 15 s.
+    /// A member silent for this long is removed. Heartbeats come every second; a loaded machine may drop several, and
+    /// neighbours notice a death by their connections long before. Default 15 s.
     pub lease: Duration,
     /// Members at most. Default [`MEMBERS_MAX`].
     pub members_max: usize,

@@ -1,4 +1,4 @@
-//! What happens to a coordinator, and what it wants done.
+//! Events and actions of a coordinator.
 
 use std::net::SocketAddr;
 
@@ -6,14 +6,14 @@ use super::Reply;
 use crate::stage::Progress;
 use crate::{Instance, Membership, PeerId, Role, StageIndex};
 
-/// What happens to a coordinator. The shell has authenticated every instance.
+/// An event of a coordinator: a request, or a timeout. The process has authenticated every instance.
 #[derive(Clone, Copy, Debug)]
 pub enum Event {
-    /// A peer wants to take part. A newer start of it replaces an older one.
+    /// A peer asks to join. A newer start of a peer replaces its older start.
     Join {
         /// The caller.
         from: Instance,
-        /// What it is for.
+        /// The role that it asks for.
         role: Role,
         /// Address of its data plane.
         address: SocketAddr,
@@ -22,29 +22,29 @@ pub enum Event {
     Ready {
         /// The caller.
         from: Instance,
-        /// The stage. A replica that joined twice may have been placed at another one meanwhile.
+        /// The stage. A replica that joined twice may have been placed at another stage meanwhile.
         stage: StageIndex,
     },
-    /// A sign of life.
+    /// A member is alive and reports its progress.
     Heartbeat {
         /// The caller.
         from: Instance,
-        /// How far it is; zeros from a feeder or a standby.
+        /// Its progress; zeros from a feeder or a standby.
         progress: Progress,
     },
-    /// A member leaves, drained.
+    /// A member that has drained leaves.
     Leave {
         /// The caller.
         from: Instance,
     },
-    /// A feeder wants ids.
+    /// A feeder asks for ids.
     LeaseRequest {
         /// The caller.
         from: Instance,
-        /// How many; it may get fewer.
+        /// Number of ids; the feeder may get fewer.
         count: u64,
     },
-    /// A feeder has an outcome for every microbatch it wanted to inject.
+    /// A feeder has an outcome for every microbatch that it was to inject.
     FeederDone {
         /// The caller.
         from: Instance,
@@ -67,7 +67,7 @@ impl Event {
     }
 }
 
-/// What a coordinator wants done.
+/// An action that a coordinator asks its process for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Reply to the request just handled. Every request has exactly one reply.
@@ -79,16 +79,16 @@ pub enum Action {
     },
     /// Publish this table to all members.
     Membership(Membership),
-    /// The run is over: members are told with their next heartbeat. Said once.
+    /// The run is over: the replies to the next heartbeats tell the members. Occurs once.
     Finished,
-    /// The run is over, and the members have left or had their time: stop. Said once.
+    /// The run is over, and the members have left or their time to leave is over: stop. Occurs once.
     End,
 }
 
-/// Why a coordinator wants to be woken.
+/// The reason for a timeout of a coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// A member is silent.
+    /// A member has been silent for a lease.
     MemberExpires,
     /// The time for members to leave a finished run is over.
     FarewellEnds,

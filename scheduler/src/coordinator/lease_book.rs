@@ -1,12 +1,12 @@
-//! The book of leases: which feeder holds which ids.
+//! The book of leases: the ids of each feeder.
 
 use crate::lease::{HeldLease, LEASE_COUNT_MAX, Lease, LeaseRefusal, SUCCESSIONS_MAX, Succession};
 use crate::{Instance, MicrobatchId, PeerId};
 
-/// Leases the book holds at most. Ranges that touch and belong to one feeder are one entry.
+/// Entries of the book at most. Ranges that touch and belong to one start of a feeder are one entry.
 pub const LEASES_MAX: usize = 65_536;
 
-/// Gives out ids in ascending order, none twice.
+/// Leases ids in ascending order, none twice.
 #[derive(Clone, Debug, Default)]
 pub struct LeaseBook {
     next: u64,
@@ -31,7 +31,7 @@ impl LeaseBook {
         Ok(lease)
     }
 
-    /// Hands every range whose holder is `gone` to a successor, one epoch up. Returns whether there was one.
+    /// Gives every range whose holder is `gone` to a successor, one epoch up. Returns whether there was such a range.
     pub fn succeed(&mut self, to: Instance, gone: impl Fn(PeerId) -> bool) -> bool {
         let orphans = self.held.iter_mut().filter(|held| !held.done && gone(held.holder.peer));
         let mut any = false;
@@ -43,12 +43,12 @@ impl LeaseBook {
         any
     }
 
-    /// `holder` has an outcome for every microbatch it injected.
+    /// Marks the ranges of `holder` as done: every microbatch that it injected has its outcome.
     pub fn finish(&mut self, holder: PeerId) {
         self.held.iter_mut().filter(|held| held.holder.peer == holder).for_each(|held| held.done = true);
     }
 
-    /// The ranges that have gone to a successor and are not done, the latest [`SUCCESSIONS_MAX`].
+    /// The ranges that a successor holds and that are not done, the latest [`SUCCESSIONS_MAX`].
     #[must_use]
     pub fn successions(&self) -> Vec<Succession> {
         let succeeded = |held: &&HeldLease| held.lease.epoch > 0 && !held.done;
@@ -59,7 +59,7 @@ impl LeaseBook {
         successions
     }
 
-    /// Leases given, by first id; touching ranges of one holder are one.
+    /// The entries of the book, by first id.
     #[must_use]
     pub fn held(&self) -> &[HeldLease] {
         &self.held
@@ -80,7 +80,7 @@ impl LeaseBook {
 }
 
 impl HeldLease {
-    /// Whether `next` belongs to the same start, and never to another feeder.
+    /// Whether `next`, which follows this range, belongs to the same start of the same feeder in the same epoch.
     fn continues(&self, next: &Self) -> bool {
         let holder = |held: &Self| (held.holder, held.lease.epoch, held.done);
         holder(self) == holder(next)
@@ -112,17 +112,17 @@ mod tests {
     #[test]
     fn a_successor_gets_the_ranges_of_the_dead_but_not_those_that_are_done() {
         let mut book = LeaseBook::default();
-        let [dead, alive, done, heir] = [1, 2, 3, 4].map(feeder);
+        let [dead, alive, done, successor] = [1, 2, 3, 4].map(feeder);
         for holder in [dead, alive, done] {
             book.grant(holder, 10).unwrap();
         }
         book.finish(done.peer);
-        assert!(book.succeed(heir, |peer| peer != alive.peer));
-        assert!(!book.succeed(heir, |peer| peer != alive.peer && peer != heir.peer));
+        assert!(book.succeed(successor, |peer| peer != alive.peer));
+        assert!(!book.succeed(successor, |peer| peer != alive.peer && peer != successor.peer));
         let lease = Lease { first: MicrobatchId(0), count: 10, epoch: 1 };
-        assert_eq!(book.successions(), [Succession { lease, feeder: heir.peer }]);
-        assert_eq!(book.grant(heir, 5).unwrap().epoch, 0);
-        assert!(book.succeed(dead, |peer| peer == heir.peer), "a successor can die too");
+        assert_eq!(book.successions(), [Succession { lease, feeder: successor.peer }]);
+        assert_eq!(book.grant(successor, 5).unwrap().epoch, 0);
+        assert!(book.succeed(dead, |peer| peer == successor.peer), "a successor can die too");
         assert_eq!(book.successions().iter().map(|one| one.lease.epoch).collect::<Vec<_>>(), [2, 1]);
         book.finish(dead.peer);
         assert_eq!(book.successions(), []);

@@ -1,4 +1,4 @@
-//! The stage a replica is placed on.
+//! The choice of a stage for a replica.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ pub(super) struct Occupancy {
 }
 
 impl Occupancy {
-    /// Counts the members over `stages` stages.
+    /// Counts the replicas among `states` over `stages` stages.
     pub(super) fn new(stages: u16, states: impl Iterator<Item = MemberState>) -> Self {
         let mut replicas: BTreeMap<_, _> = (0..stages).map(|stage| (StageIndex(stage), 0)).collect();
         for state in states {
@@ -22,8 +22,8 @@ impl Occupancy {
         Self { replicas }
     }
 
-    /// The stage that needs a new replica: its `previous` stage if there is room, else the stage with the fewest
-    /// replicas, the earliest of them; `None` if every stage has `limit` replicas.
+    /// The stage that a new replica is placed on: its `previous` stage if there is room, else the first of the stages
+    /// with the fewest replicas; `None` if every stage has `limit` replicas.
     #[must_use]
     pub(super) fn place(&self, limit: u32, previous: Option<StageIndex>) -> Option<StageIndex> {
         let room = |stage: &StageIndex| self.replicas.get(stage).is_some_and(|&count| count < limit);

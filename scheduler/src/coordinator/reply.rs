@@ -1,31 +1,31 @@
-//! What the coordinator replies.
+//! Replies of the coordinator.
 
 use crate::{Duration, Incarnation, Lease, LeaseRefusal, MemberState, PeerId};
 
 /// The reply to one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// Welcome, and where the new member is placed. Also the reply to an instance that joins twice.
+    /// The caller is a member, in this state. Also the reply to an instance that joins twice.
     Joined(MemberState),
-    /// Not welcome.
+    /// The caller may not join.
     JoinRefused(JoinRefusal),
-    /// Noted, and where the member is placed now: a standby that was given a stage learns it here.
+    /// The request is noted; the state of the member now. A standby that was given a stage learns it here.
     Noted(MemberState),
-    /// The caller is no member, or another start of one: join, or stop.
+    /// The caller is no member, or another start of its peer is: it may join again or stop.
     NotAMember,
-    /// Goodbye.
+    /// The caller has left.
     Left,
-    /// A range of ids.
+    /// The caller has a lease of these ids.
     Leased(Lease),
-    /// No range of ids.
+    /// The caller gets no ids.
     LeaseRefused(LeaseRefusal),
 }
 
-/// Why a peer may not join.
+/// The reason why a peer may not join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinRefusal {
-    /// The policy lists keys and this is none of them.
+    /// The policy lists keys, and the caller's key is not among them.
     #[error("this run admits listed keys only, and yours is not among them; ask its coordinator to list it")]
     NotListed,
     /// A later start of the same key is a member.
@@ -34,13 +34,13 @@ pub enum JoinRefusal {
         /// The start that is a member.
         known: Incarnation,
     },
-    /// No room in the membership table.
+    /// The membership table is full.
     #[error("the run has as many members as it can hold ({limit})")]
     Full {
         /// Members at most.
         limit: usize,
     },
-    /// Every range of ids has a feeder.
+    /// No range of ids is left to take over: each is done, or none was leased.
     #[error("no feeder has left anything to take over; feed the run without taking over")]
     NothingToSucceed,
     /// The feeder whose ids are to be taken over is a member.
@@ -48,7 +48,7 @@ pub enum JoinRefusal {
     FeederLives {
         /// The feeder.
         feeder: PeerId,
-        /// How long a silent member stays one.
+        /// How long a silent peer remains a member.
         lease: Duration,
     },
     /// The run is over.

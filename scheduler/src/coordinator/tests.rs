@@ -1,4 +1,4 @@
-//! Stories of a run, told by requests and answers.
+//! Tests of a run, by requests and replies.
 
 use std::collections::BTreeSet;
 
@@ -67,7 +67,7 @@ impl Harness {
         self.hear(Event::Join { from, role, address }).unwrap()
     }
 
-    /// It has the state of the stage that it is placed at.
+    /// The replica has the state of the stage that it is placed on.
     fn ready(&mut self, peer: PeerId) -> Reply {
         let stage = self.state(peer).and_then(MemberState::stage);
         self.ready_for(peer, stage.unwrap_or(StageIndex(0)))
@@ -86,7 +86,7 @@ impl Harness {
         self.hear(Event::LeaseRequest { from: start(peer), count }).unwrap()
     }
 
-    /// Two stages that serve and a feeder.
+    /// A run with two stages that are served, and a feeder.
     fn running() -> Self {
         let mut harness = Self::new(2);
         for index in [0, 1] {
@@ -241,36 +241,36 @@ fn only_a_feeder_can_end_a_run() {
 }
 
 #[test]
-fn a_successor_gets_what_the_dead_left_and_the_table_says_so() {
+fn a_successor_gets_the_ranges_of_a_dead_feeder_and_the_table_names_it() {
     let mut harness = Harness::running();
-    let heir = key(8);
+    let successor = key(8);
     assert!(matches!(harness.lease(FEEDER, 40), Reply::Leased(_)));
     let lives = JoinRefusal::FeederLives { feeder: FEEDER, lease: harness.coordinator.config().lease };
-    assert_eq!(harness.join(heir, 1, Role::Successor), Reply::JoinRefused(lives));
+    assert_eq!(harness.join(successor, 1, Role::Successor), Reply::JoinRefused(lives));
     harness.hear(Event::Leave { from: start(FEEDER) });
-    assert_eq!(harness.join(heir, 1, Role::Successor), Reply::Joined(MemberState::Feeding));
+    assert_eq!(harness.join(successor, 1, Role::Successor), Reply::Joined(MemberState::Feeding));
     let lease = Lease { first: MicrobatchId(0), count: 40, epoch: 1 };
-    let succession = crate::Succession { lease, feeder: heir };
+    let succession = crate::Succession { lease, feeder: successor };
     assert_eq!(harness.published.last().unwrap().successions, [succession]);
     assert_eq!(
-        harness.join(heir, 1, Role::Successor),
+        harness.join(successor, 1, Role::Successor),
         Reply::Joined(MemberState::Feeding),
         "the same start again"
     );
     assert_eq!(harness.coordinator.membership().successions, [succession]);
-    harness.hear(Event::FeederDone { from: start(heir) });
+    harness.hear(Event::FeederDone { from: start(successor) });
     assert_eq!(harness.coordinator.membership().successions, []);
 }
 
 #[test]
-fn there_must_be_something_to_take_over() {
+fn a_succession_needs_a_range_to_take_over() {
     let mut harness = Harness::running();
     let refused = Reply::JoinRefused(JoinRefusal::NothingToSucceed);
     assert_eq!(harness.join(key(8), 1, Role::Successor), refused);
 }
 
 #[test]
-fn the_table_tells_which_stages_have_learned() {
+fn the_table_names_the_trained_stages() {
     let mut harness = Harness::running();
     assert_eq!(harness.coordinator.membership().trained, []);
     harness.beat(key(1));
@@ -278,9 +278,9 @@ fn the_table_tells_which_stages_have_learned() {
     let version = harness.coordinator.membership().version;
     harness.beat(key(1));
     harness.beat(FEEDER);
-    assert_eq!(harness.coordinator.membership().version, version, "said once, and of stages only");
+    assert_eq!(harness.coordinator.membership().version, version, "noted once, and for stages only");
     harness.hear(Event::Leave { from: start(key(1)) });
-    assert_eq!(harness.published.last().unwrap().trained, [StageIndex(1)], "what was lost is not forgotten");
+    assert_eq!(harness.published.last().unwrap().trained, [StageIndex(1)], "a stage stays trained");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The ids that have their outcome, in the form replicas hear of it.
+//! The ids that have their outcome, as ranges for the replicas.
 
 use crate::{ACK_RANGES_MAX, AckRange, IdSet, Lease, MicrobatchId};
 
@@ -8,7 +8,7 @@ struct Leased {
     first: u64,
     /// The end of the ids that may be injected.
     end: u64,
-    /// No id from `end` to here was ever injected as far as anyone knows, and none ever will be.
+    /// The end of the lease. No id from `end` to here is known to have been injected, and none will be.
     unused: u64,
 }
 
@@ -23,7 +23,7 @@ pub(super) struct Announcement {
 }
 
 impl Announcement {
-    /// Ids are this feeder's; those it had before change nothing.
+    /// Adds the ids of a lease; ids that were leased before change nothing.
     pub(super) fn lease(&mut self, lease: &Lease) {
         let ids = lease.ids();
         match self.leased.last_mut() {
@@ -37,7 +37,7 @@ impl Announcement {
         }
     }
 
-    /// A range of another feeder is this one's: every id below `end` has its outcome, except those that are `open`.
+    /// Takes over the range of a former feeder: every id below `end` has its outcome, except those that are `open`.
     pub(super) fn take_over(
         &mut self,
         lease: &Lease,
@@ -55,12 +55,12 @@ impl Announcement {
         self.news += 1;
     }
 
-    /// Whether this id was leased here.
+    /// Whether the id belongs to this feeder, by a lease or a takeover.
     pub(super) fn covers(&self, microbatch: MicrobatchId) -> bool {
         self.leased.iter().any(|leased| (leased.first..leased.unused).contains(&microbatch.0))
     }
 
-    /// An id has its outcome.
+    /// Adds the outcome of an id. Ids that are not leased are ignored.
     pub(super) fn end(&mut self, microbatch: MicrobatchId) {
         if self.leased.iter().any(|leased| (leased.first..leased.end).contains(&microbatch.0)) {
             self.ended.insert(microbatch);
@@ -73,7 +73,7 @@ impl Announcement {
         self.news
     }
 
-    /// The latest ranges, to be told to every replica.
+    /// The latest ranges, at most [`ACK_RANGES_MAX`], for every replica. All outcomes count as announced.
     pub(super) fn announce(&mut self) -> Vec<AckRange> {
         self.news = 0;
         let skipped = self.leased.len().saturating_sub(ACK_RANGES_MAX);
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn announces_exactly_what_has_ended() {
+    fn announces_exactly_the_ended_ids() {
         let mut announcement = Announcement::default();
         announcement.lease(&lease(10, 20));
         announcement.lease(&lease(30, 10));

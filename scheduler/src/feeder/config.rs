@@ -7,17 +7,17 @@ use crate::{Admission, Duration, Hop, Instance, Purpose};
 /// How long a reply to a request for a lease is awaited before the request is repeated.
 pub const LEASE_RETRY: Duration = Duration::from_secs(5);
 
-/// How long nothing is injected after a microbatch came back undeliverable or found no room: the table does not know
-/// yet that a stage is empty or leaves, and ids must not be burnt meanwhile.
+/// Pause of the injection after a microbatch was refused as undeliverable: a stage is empty and the table does not show
+/// it yet, and ids must not be wasted meanwhile.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
-/// When every microbatch has its outcome a feeder stays this long at most for claims that are on their way.
+/// Time that a feeder waits at most for claims on their way, once every microbatch has its outcome.
 pub(super) const CLAIMS_WITHIN: Duration = Duration::from_secs(3);
 
-/// Times an evaluation without an answer is sent; then the figure does without it.
+/// Times that an evaluation microbatch without an answer is sent; then the figure leaves it out.
 pub const EVALUATION_TRIES: u32 = 8;
 
-/// Evaluations that can wait behind each other; further commands are declined.
+/// Evaluations that wait or run at most; further commands are declined.
 pub const EVALUATIONS_MAX: usize = 16;
 
 /// Identity and settings of a feeder.
@@ -28,9 +28,9 @@ pub struct Config {
     pub me: Instance,
     /// Number of stages of the run.
     pub stages: u16,
-    /// Training microbatches to see an outcome of.
+    /// Training microbatches that need an outcome before the run is over.
     pub total: u64,
-    /// How many may be in flight.
+    /// The limit of microbatches in flight.
     pub admission: Admission,
     /// How long a reply is awaited before its status is requested; doubled, up to 8 times as long, each time the replica
     /// replies that it holds the microbatch. Default 3 s.
@@ -41,13 +41,13 @@ pub struct Config {
     pub announce_interval: Duration,
     /// Ids asked for at a time. Default 1,024.
     pub lease_count: u64,
-    /// When replicas of a stage average. Default never.
+    /// The schedule of averaging rounds. Default none.
     pub averaging: Option<AveragingSchedule>,
-    /// When the loss on held-out text is measured, besides by command. Default never.
+    /// The schedule of measurements of the loss on held-out text, besides commands. Default none.
     pub evaluation: Option<EvaluationSchedule>,
-    /// How long a feeder that was asked to stop waits for what is in flight. Default 10 s.
+    /// How long a feeder that was asked to stop waits for the microbatches in flight. Default 10 s.
     pub stop_within: Duration,
-    /// The rule to break, to see whether the tests notice.
+    /// The rule that a test breaks on purpose.
     #[cfg(test)]
     pub(crate) mutation: Option<Mutation>,
 }

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 
 use crate::Hop;
 
-/// When replicas of a stage average.
+/// The schedule of averaging rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AveragingSchedule {
     /// Finished microbatches of the run between two rounds; at least 1.
     pub interval: u64,
-    /// Rounds until every fragment was averaged once.
+    /// Number of fragments: rounds until every fragment was averaged once.
     pub fragments: u64,
 }
 
@@ -29,7 +29,7 @@ impl Contributions {
         Self { schedule, by_hop: BTreeMap::new() }
     }
 
-    /// `hop` may apply one more, after `round` averaging rounds.
+    /// Counts a grant to `hop` after `round` averaging rounds.
     pub(super) fn grant(&mut self, hop: Hop, round: u64) {
         let averaged = round.saturating_sub(self.schedule.map_or(u64::MAX, |schedule| schedule.fragments));
         let rounds = self.by_hop.entry(hop).or_default();
@@ -37,13 +37,13 @@ impl Contributions {
         *rounds.entry(round).or_default() += 1;
     }
 
-    /// `hop` is dead. Returns how many contributions may be lost with it: the round in which it died is not known, only
-    /// that it was not before its last claim.
+    /// `hop` is dead. Returns how many contributions may be lost with it: the feeder knows only that it died after its
+    /// last claim, not in which round.
     pub(super) fn lose(&mut self, hop: &Hop) -> u64 {
         self.by_hop.remove(hop).unwrap_or_default().values().sum()
     }
 
-    /// The replicas with contributions on the account.
+    /// The replicas with contributions that may be lost.
     pub(super) fn hops(&self) -> impl Iterator<Item = &Hop> {
         self.by_hop.keys()
     }

@@ -1,26 +1,26 @@
-//! What a feeder counts: the outcomes of its microbatches, and what went wrong on the way.
+//! Counters of a feeder: the outcomes of its microbatches, and the incidents on the way.
 
 use crate::router::Completion;
 use crate::{Hop, Loss, MicrobatchId, Refusal};
 
-/// What became of a microbatch.
+/// The outcome of a microbatch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// It came back, and a replica of every stage has the grant.
+    /// The gradient came back, and a replica of every stage has the grant.
     Finished {
         /// The training loss.
         loss: Loss,
     },
-    /// A replica refused it.
+    /// A replica refused the microbatch.
     Refused {
         /// The replica.
         by: Hop,
-        /// Why.
+        /// The reason that it gave.
         reason: Refusal,
     },
-    /// An evaluation gave its loss.
+    /// An evaluation microbatch was answered.
     Evaluated {
-        /// The loss.
+        /// Its loss on held-out text.
         loss: Loss,
     },
     /// An evaluation was sent [`EVALUATION_TRIES`](super::EVALUATION_TRIES) times and never answered.
@@ -45,23 +45,23 @@ impl Outcome {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Sent to stage 0.
+    /// Microbatches sent to stage 0.
     pub injected: u64,
-    /// Finished.
+    /// Microbatches that came back.
     pub finished: u64,
-    /// Refused, whatever the reason.
+    /// Microbatches refused, for any reason.
     pub refused: u64,
-    /// Those of them that were abandoned when they were taken over.
+    /// Microbatches of `refused` that were abandoned in a takeover.
     pub abandoned: u64,
-    /// Had their outcome before they were taken over; in no other count.
+    /// Microbatches of a range taken over that had their outcome before; in no other count.
     pub inherited: u64,
-    /// Injected, no outcome yet.
+    /// Microbatches injected that have no outcome yet.
     pub in_flight: u64,
-    /// Injected, but neither in flight nor with an outcome. A sound feeder has none.
+    /// Microbatches injected, but neither in flight nor with an outcome. A sound feeder has none.
     pub lost: u64,
     /// Stages of finished microbatches without a grant. A sound feeder has none.
     pub ungranted: u64,
-    /// Sent to stage 0 again.
+    /// Retries: microbatches sent to stage 0 again after a replica was lost.
     pub retried: u64,
     /// Contributions granted to replicas that died before they were averaged.
     pub contributions_lost: u64,
@@ -69,9 +69,9 @@ pub struct Counts {
     pub denied: u64,
     /// Evaluations answered with a loss.
     pub evaluated: u64,
-    /// Answers about microbatches that have their outcome.
+    /// Messages about microbatches that have their outcome.
     pub late: u64,
-    /// Messages from a peer that was not asked.
+    /// Messages from a peer that the feeder did not expect them from.
     pub foreign: u64,
 }
 

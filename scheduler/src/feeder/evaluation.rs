@@ -5,7 +5,8 @@ use crate::{Attempt, Loss, MicrobatchId, Purpose};
 /// A measurement in progress.
 #[derive(Clone, Debug)]
 pub(super) struct Evaluation {
-    /// The same text is measured again and again; a new attempt tells replicas that it is no duplicate.
+    /// The first attempt of its microbatches. Every measurement uses the same ids; a new number tells replicas that the
+    /// microbatch is no duplicate.
     pub(super) attempt: Attempt,
     next: u64,
     left: u64,
@@ -16,7 +17,7 @@ pub(super) struct Evaluation {
 /// The result of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
-    /// With the upstream, or with it cut.
+    /// `Evaluate`, or `EvaluateCut` for a last stage without its upstream.
     pub purpose: Purpose,
     /// Sum of cross-entropies over the microbatches answered, nats.
     pub sum: f64,
@@ -24,7 +25,7 @@ pub struct Measured {
     pub tokens: u64,
     /// Microbatches answered.
     pub answered: u64,
-    /// Microbatches refused or lost; if this is not 0, the figure covers fewer texts than asked for.
+    /// Microbatches refused or lost; if not 0, the figure covers fewer microbatches than the schedule or command named.
     pub unanswered: u64,
 }
 
@@ -47,7 +48,7 @@ impl Evaluation {
         Some(id)
     }
 
-    /// One of the ids taken has its outcome; `None` if that is not a loss.
+    /// Counts the outcome of an id taken: its loss, or `None` if it was refused or never answered.
     pub(super) fn settle(&mut self, loss: Option<Loss>) {
         self.open = self.open.saturating_sub(1);
         match loss {

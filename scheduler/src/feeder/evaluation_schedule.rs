@@ -1,4 +1,5 @@
-//! When a feeder measures the loss on held-out text by itself: before training, at an interval, and after it.
+//! The schedule of a feeder's own measurements of the loss on held-out text: before training, at an interval, and after
+//! training.
 
 use crate::Purpose;
 
@@ -11,7 +12,7 @@ pub struct EvaluationSchedule {
     pub interval: Option<u64>,
 }
 
-/// What of a schedule is done.
+/// The progress of a schedule.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ScheduleProgress {
     begun: bool,
@@ -21,7 +22,7 @@ pub(super) struct ScheduleProgress {
 
 impl ScheduleProgress {
     /// The measurement that is due now, after `injected` of `total` training microbatches. It is due when the last
-    /// microbatch before it is sent, so that training runs dry behind that one.
+    /// microbatch before it is sent, so that training runs dry behind that microbatch.
     pub(super) fn take_due(
         &mut self,
         schedule: EvaluationSchedule,
@@ -32,7 +33,7 @@ impl ScheduleProgress {
             return Some(Purpose::Evaluate);
         }
         let due = injected - injected % schedule.interval.filter(|&interval| interval > 0)?;
-        // After the last microbatch comes the end anyway.
+        // After the last microbatch the measurement at the end follows anyway.
         if due <= self.last_due || due >= total {
             return None;
         }
@@ -40,7 +41,7 @@ impl ScheduleProgress {
         Some(Purpose::Evaluate)
     }
 
-    /// The last measurements, once: with the upstream, and without where there is one.
+    /// The measurements at the end, once: with the upstream, and without it if there is more than one stage.
     pub(super) fn take_last(&mut self, stages: u16) -> &'static [Purpose] {
         if std::mem::replace(&mut self.closed, true) {
             &[]

@@ -1,18 +1,19 @@
-//! What happens to a feeder, and what it wants done.
+//! Events and actions of a feeder.
 
 use super::{Measured, Outcome, Record};
 use crate::{Directive, Duration, Envelope, Instance, Lease, Membership, MicrobatchId, PeerId, Purpose};
 
-/// What happens to a feeder.
+/// An event of a feeder: a message, a reply to one of its actions, a command, or news from the coordinator or the
+/// transport.
 #[derive(Clone, Debug)]
 pub enum Event<P> {
-    /// The coordinator published a table. Older ones than the known one are ignored.
+    /// The coordinator published a table. A table that is not newer than the last is ignored.
     Membership(Membership),
     /// The coordinator leased a range. Ids that were leased before are not injected again.
     Lease(Lease),
-    /// The shell drew a microbatch it was asked for.
+    /// The reply to [`Action::Draw`].
     Drawn {
-        /// The id.
+        /// The microbatch drawn.
         microbatch: MicrobatchId,
         /// Its token ids, packed.
         ids: P,
@@ -30,35 +31,35 @@ pub enum Event<P> {
     RoundTrip(Instance, Duration),
     /// The coordinator replied to a heartbeat.
     Directive(Directive),
-    /// Measure the loss on held-out microbatches `first..first + count`, besides those of the schedule. Training holds
+    /// Measure the loss on held-out microbatches `first..first + count`, besides those of the schedule. Training pauses
     /// meanwhile.
     Evaluate {
-        /// Index of the first, from 0; its id is [`MicrobatchId::evaluation`] of that.
+        /// Index of the first microbatch, from 0; its id is [`MicrobatchId::evaluation`] of the index.
         first: u64,
-        /// How many.
+        /// Number of microbatches.
         count: u64,
         /// `Evaluate` or `EvaluateCut`; `Train` counts as `Evaluate`.
         purpose: Purpose,
     },
-    /// Inject nothing more; finish what is in flight, then [`Action::End`].
+    /// Inject nothing more; finish the microbatches in flight, then [`Action::End`].
     Stop,
     /// The time that `poll_timeout` named has come.
     Timeout,
 }
 
-/// What a feeder wants done.
+/// An action that a feeder asks its process for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action<P> {
-    /// Make this durable before any action that follows.
+    /// Make the record durable before any action that follows.
     Journal(Record),
-    /// Draw the tokens of this microbatch and reply with [`Event::Drawn`].
+    /// Draw the tokens of a microbatch. Reply: [`Event::Drawn`].
     Draw {
-        /// The id.
+        /// The microbatch to draw.
         microbatch: MicrobatchId,
-        /// From training text or held-out text.
+        /// `Train` for training text, otherwise held-out text.
         purpose: Purpose,
     },
-    /// Send this to a replica.
+    /// Send the message to a replica.
     Send {
         /// The replica.
         to: PeerId,
@@ -67,14 +68,14 @@ pub enum Action<P> {
     },
     /// Ask the coordinator for this many ids.
     RequestLease {
-        /// How many.
+        /// Number of ids.
         count: u64,
     },
-    /// A microbatch has its outcome; said once for every microbatch sent.
+    /// A microbatch has its outcome; occurs once for every microbatch sent.
     Outcome {
-        /// The id.
+        /// The microbatch.
         microbatch: MicrobatchId,
-        /// What became of it.
+        /// Its outcome.
         outcome: Outcome,
     },
     /// An evaluation is over; they end in the order in which they began.
@@ -82,32 +83,33 @@ pub enum Action<P> {
     /// An [`Event::Evaluate`] was not taken: [`EVALUATIONS_MAX`](super::EVALUATIONS_MAX) wait already, or the feeder is
     /// stopped.
     EvaluationDeclined,
-    /// There is nothing left to do. Said once; the last action.
+    /// The feeder has ended. This is its last action.
     End(End),
 }
 
-/// How a feeder ended.
+/// The reason why a feeder ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// Every microbatch of the run has its outcome, and the last evaluations are done.
     Finished,
-    /// It was asked to stop, and what was in flight has its outcome or had its time.
+    /// The feeder was asked to stop, and its microbatches have their outcome or
+    /// [`Config::stop_within`](super::Config::stop_within) is over.
     Stopped,
     /// Another feeder has taken over its ids.
     Succeeded {
-        /// The other feeder.
+        /// The successor.
         by: PeerId,
     },
-    /// The run is finished by the account of the coordinator.
+    /// The coordinator says that the run is finished.
     RunFinished,
-    /// The coordinator wants it to leave; the text is for people.
+    /// The coordinator dismissed the feeder; the text is for people.
     Dismissed(String),
 }
 
-/// Why a feeder wants to be woken.
+/// The reason for a timeout of a feeder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// A replica owes a reply and its status is to be requested.
+    /// A replica's reply is overdue: the status of the microbatch is to be requested.
     ReplyOverdue,
     /// A request for a lease has no reply.
     LeaseRetry,
@@ -115,14 +117,14 @@ pub enum Reason {
     PauseEnds,
     /// A replica of stage 0 may be tried again.
     QuarantineEnds,
-    /// A replica of stage 0 is silent.
+    /// A replica of stage 0 has been silent for so long that its verdict may change.
     NeighbourSilent,
-    /// Replicas expect to hear which microbatches have their outcome.
+    /// The next announcement of outcomes is due.
     AnnouncementDue,
     /// A replica has not ended an averaging round.
     RoundExpires,
     /// Replicas owe a report about a range that is taken over.
     RecoveryDue,
-    /// What is in flight has had its time.
+    /// The time for microbatches in flight after a stop is over.
     StopExpires,
 }

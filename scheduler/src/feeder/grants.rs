@@ -1,4 +1,4 @@
-//! Which replica may apply which gradients: for each microbatch and stage exactly one.
+//! The grants: for each microbatch and stage exactly one replica may apply its gradients.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,22 +12,22 @@ pub(super) const REMEMBERED_MAX: usize = 8_192;
 pub(super) struct Grants {
     by_id: BTreeMap<MicrobatchId, Vec<Hop>>,
     ended: VecDeque<MicrobatchId>,
-    /// Replicas that have a grant by the path of a gradient and have not heard so: their claim is on its way.
+    /// Replicas that have a grant by the path of a gradient and do not know it yet: their claim is on its way.
     owed: BTreeSet<(MicrobatchId, Hop)>,
 }
 
 /// The answer to a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ruling {
-    /// The claimant has it from now on.
+    /// The claimant has the grant from now on.
     New,
-    /// The claimant had it already.
+    /// The claimant had the grant already.
     Again,
-    /// Another replica has it, or the microbatch is forgotten.
+    /// Another replica has the grant, or the microbatch is forgotten.
     Denied,
 }
 
-/// A replica that has left and may have the grant of this stage.
+/// Stands for a replica that has left and may have the grant of this stage.
 pub(super) fn gone(stage: StageIndex) -> Hop {
     Hop::replica(stage, Instance::new(PeerId([0; 32]), Incarnation(0)))
 }
@@ -38,7 +38,7 @@ impl Grants {
         self.by_id.entry(microbatch).or_default();
     }
 
-    /// Its outcome is known; claims still get their answer for a while.
+    /// The microbatch has its outcome. Its claims are answered until [`REMEMBERED_MAX`] others have ended.
     pub(super) fn end(&mut self, microbatch: MicrobatchId) {
         self.ended.push_back(microbatch);
         if self.ended.len() > REMEMBERED_MAX
@@ -50,7 +50,7 @@ impl Grants {
         }
     }
 
-    /// Whether `claimant` may apply its gradients.
+    /// Grants the claim unless another replica has the grant.
     pub(super) fn claim(&mut self, microbatch: MicrobatchId, claimant: Hop) -> Ruling {
         let Some(grants) = self.by_id.get_mut(&microbatch) else { return Ruling::Denied };
         match grants.iter().find(|granted| granted.stage == claimant.stage) {
@@ -72,17 +72,17 @@ impl Grants {
         ruling
     }
 
-    /// The claim of `claimant` gets its answer.
+    /// Notes that the claim of `claimant` is answered.
     pub(super) fn answer(&mut self, microbatch: MicrobatchId, claimant: Hop) {
         self.owed.remove(&(microbatch, claimant));
     }
 
-    /// How many answers are owed to replicas that are still `placed`.
+    /// Number of answers owed to replicas that are still `placed`.
     pub(super) fn owed(&self, placed: impl Fn(&Hop) -> bool) -> u64 {
         self.owed.iter().filter(|(_, hop)| placed(hop)).count() as u64
     }
 
-    /// Stages of `microbatch` that are granted.
+    /// The replicas that have a grant of `microbatch`.
     pub(super) fn of(&self, microbatch: MicrobatchId) -> &[Hop] {
         self.by_id.get(&microbatch).map_or(&[], Vec::as_slice)
     }

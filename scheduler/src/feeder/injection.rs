@@ -1,4 +1,4 @@
-//! Injecting: as many microbatches as have a place, each drawn by the shell and sent to a replica of stage 0.
+//! Injection: microbatches are admitted by the window, drawn by the process and sent to a replica of stage 0.
 
 use std::fmt::Debug;
 
@@ -7,13 +7,13 @@ use super::{Action, Feeder, Record};
 use crate::{Attempt, Envelope, Hop, Message, MicrobatchId, Purpose, Time, WeightVersion};
 
 impl<P: Clone + Default + Debug> Feeder<P> {
-    /// Whether every stage is served and nothing speaks against sending now.
+    /// Whether every stage is served, no pause is on and no takeover is under way.
     pub(super) fn may_inject(&mut self, now: Time) -> bool {
         self.paused_until = self.paused_until.filter(|&until| until > now);
         self.paused_until.is_none() && self.succession.is_over() && self.table.serves_all(self.config.stages)
     }
 
-    /// Asks for the tokens of as many microbatches as have a place.
+    /// Asks for the tokens of as many microbatches as the window admits.
     pub(super) fn admit(&mut self) {
         while let Some((microbatch, open)) = self.next_admitted() {
             let purpose = open.purpose;
@@ -22,7 +22,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// The next microbatch there is a place for. A waiting evaluation lets training run dry first.
+    /// The next microbatch that the window admits. An evaluation waits until training has run dry.
     fn next_admitted(&mut self) -> Option<(MicrobatchId, Open<P>)> {
         if let Some(evaluation) = self.evaluations.front_mut() {
             let free =
@@ -70,7 +70,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         true
     }
 
-    /// The reply of `to` is awaited from now on.
+    /// Notes that the microbatch goes to `to`; its reply is awaited from now on.
     pub(super) fn hand_on(&mut self, now: Time, microbatch: MicrobatchId, to: Hop) -> Attempt {
         let purpose = self.open.get(&microbatch).map_or(Purpose::Train, |open| open.purpose);
         if let Some(open) = self.open.get_mut(&microbatch) {

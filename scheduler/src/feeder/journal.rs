@@ -1,57 +1,57 @@
-//! What a feeder must not forget when it dies.
+//! The records that a feeder needs after a restart.
 
 use super::Outcome;
 use crate::{Hop, Lease, MicrobatchId};
 
-/// A line of the journal. The shell makes it durable before it does any action that follows it.
+/// A record of the journal. The process makes it durable before it does any action that follows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
-    /// These ids are this feeder's.
+    /// The coordinator leased these ids to the feeder.
     Leased(Lease),
-    /// A training microbatch goes to this replica of stage 0.
+    /// A training microbatch is sent to a replica of stage 0.
     Sent {
-        /// The id.
+        /// The microbatch sent.
         microbatch: MicrobatchId,
         /// The replica.
         to: Hop,
     },
-    /// This replica, and no other ever, may apply its gradients of this microbatch at its stage.
+    /// A claim is granted: this replica, and no other ever, may apply the gradients of the microbatch at its stage.
     Granted {
-        /// The id.
+        /// The microbatch granted.
         microbatch: MicrobatchId,
         /// The replica and its stage.
         to: Hop,
     },
     /// A training microbatch has its outcome.
     Ended {
-        /// The id.
+        /// The microbatch.
         microbatch: MicrobatchId,
-        /// What became of it.
+        /// Its outcome.
         outcome: Outcome,
     },
-    /// A range of a feeder that has gone was taken over.
+    /// The range of a former feeder was taken over.
     TakenOver(TakenOver),
 }
 
-/// What a successor makes of a range.
+/// The decisions of a successor about a range.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TakenOver {
     /// The range, with the epoch of this successor.
     pub lease: Lease,
     /// Ids that had their outcome.
     pub ended: u64,
-    /// The id after the last one that was injected, as far as anyone knows; none from there on ever will be.
+    /// The id after the last that is known to have been injected; no id from there on will be.
     pub end: MicrobatchId,
-    /// Microbatches that go on.
+    /// Microbatches that go on; the replica that holds each is asked for it.
     pub continued: Vec<Continued>,
-    /// Microbatches that were injected and cannot go on.
+    /// Microbatches that were injected and cannot safely be retried; refused.
     pub abandoned: Vec<MicrobatchId>,
 }
 
-/// A microbatch that a successor goes on with.
+/// A microbatch that goes on under a successor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Continued {
-    /// The id.
+    /// The microbatch.
     pub microbatch: MicrobatchId,
     /// The replica of stage 0 that holds it.
     pub to: Hop,

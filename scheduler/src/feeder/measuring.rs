@@ -1,4 +1,4 @@
-//! Evaluations wait until training has run dry, and are answered by the last stage.
+//! Evaluations: they wait until training has run dry, and replicas of the last stage answer them.
 
 use std::fmt::Debug;
 
@@ -20,7 +20,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.notice_measured();
     }
 
-    /// Begins the measurement that the schedule wants now. One that finds too many waiting is left out.
+    /// Begins the measurement that is due. It is left out if too many evaluations wait already.
     pub(super) fn evaluate_by_schedule(&mut self) {
         let Some(schedule) = self.config.evaluation.filter(|_| !self.stopped) else { return };
         let (injected, total) = (self.counts.injected, self.config.total);

@@ -12,14 +12,14 @@ pub(super) struct Open<P> {
     pub(super) recalled: bool,
 }
 
-/// How far it is.
+/// The progress of an open microbatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The shell draws its tokens.
+    /// The process draws its tokens.
     Drawing,
-    /// Waits for a replica of stage 0.
+    /// The microbatch waits for a replica of stage 0.
     Drawn,
-    /// A reply is awaited.
+    /// The reply of a replica is awaited.
     Sent,
 }
 

@@ -1,4 +1,4 @@
-//! The ids a feeder may still inject.
+//! The ids that a feeder may still inject.
 
 use crate::{IdSet, Lease, MicrobatchId};
 
@@ -6,12 +6,12 @@ use crate::{IdSet, Lease, MicrobatchId};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ranges {
     open: IdSet,
-    /// Every id below was leased before: a reply that arrives twice gives nothing twice.
+    /// Every id below was leased before: a lease that arrives twice adds no id twice.
     seen: u64,
 }
 
 impl Ranges {
-    /// Adds the new ids of `lease`, as far as they are of training text.
+    /// Adds the ids of `lease` that are new and belong to training text.
     pub(super) fn add(&mut self, lease: &Lease) {
         let end = lease.ids().end.min(MicrobatchId::EVALUATION_BIT);
         let first = lease.first.0.max(self.seen);
@@ -23,7 +23,7 @@ impl Ranges {
         self.open.pop_first()
     }
 
-    /// Takes out one id that was injected before.
+    /// Takes out an id that was injected before.
     pub(super) fn remove(&mut self, id: MicrobatchId) {
         self.open.remove(id);
     }

@@ -1,6 +1,6 @@
-//! What becomes of a microbatch when the replica of stage 0 that had it is lost: it is sent again, and a replica that is
-//! known to hold it further downstream is asked before anything is computed twice. Every wait that becomes long sends a
-//! request.
+//! Recovery of a microbatch when the replica of stage 0 that had it is lost: the feeder retries it and names the
+//! replica that is known to hold it further downstream, so that the holder computes nothing twice. Every wait that
+//! becomes long sends a request.
 
 use std::fmt::Debug;
 
@@ -33,7 +33,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.follow_successions(now);
     }
 
-    /// What lies with a replica that is `gone` is sent to another.
+    /// Retries every microbatch that was sent to a replica that is `gone`.
     fn lose(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) {
         for id in self.handoff.lose(now, gone) {
             self.retry(id);
@@ -52,7 +52,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         else {
             return self.counts.foreign += 1;
         };
-        // An evaluation is sent again after the same time, whatever its replica says.
+        // An evaluation is sent again after the same time, even if a replica holds it.
         if status == Status::Held && open.purpose != Purpose::Train {
             return;
         }
@@ -61,7 +61,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// A replica downstream has lost its upstream: the replica that was sent the microbatch meanwhile is told.
+    /// A replica downstream has lost its upstream: the replica that got the retry meanwhile is told.
     pub(super) fn on_orphan(&mut self, from: Instance, id: MicrobatchId, holder: Hop) {
         let known = self.table.get(from).is_some() && self.table.placed(&holder);
         if !known || holder.stage.is_none() || !self.open.contains_key(&id) {
@@ -72,7 +72,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// Asks replicas that owe a reply; sends evaluations again, whose status no replica knows.
+    /// Requests the status of training microbatches whose reply is overdue, and sends overdue evaluations again.
     pub(super) fn request_overdue(&mut self, now: Time) {
         for (id, leg) in self.handoff.take_overdue(now) {
             let Some(open) = self.open.get(&id) else { continue };
@@ -90,7 +90,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.send(hop, Message::StatusRequest { microbatch, attempt, route });
     }
 
-    /// Asks the replica that had a microbatch before this process was restarted; `false` if none is known to live.
+    /// Asks the replica that had a microbatch before this process was restarted; `false` if it is not in the table.
     pub(super) fn ask_former_holder(&mut self, now: Time, microbatch: MicrobatchId) -> bool {
         let Some(open) = self.open.get_mut(&microbatch) else { return false };
         if !std::mem::take(&mut open.recalled) {

@@ -1,17 +1,17 @@
-//! When the averaging rounds of the run begin.
+//! The clock of averaging rounds: the feeder decides when each round begins.
 //!
-//! Replicas average only if they are in the same round at the same time, and a round takes as long as it takes. So the
-//! next one is not called before the current one has ended everywhere, however many microbatches finish meanwhile: a
-//! replica that is called in the middle of a round would find no partner, and leave fragments out.
+//! Replicas average only if they are in the same round at the same time. A round is not called before the current round
+//! has ended at every member, however many microbatches finish meanwhile: a replica that is called in the middle of a
+//! round would find no other member, and leave fragments out.
 //!
-//! A replica that died is a member until its lease ends. So once most of each stage have ended a round, the others are
-//! waited for only a little longer. That breaks nothing: a replica left behind finds no partner in its round, ends it, and
-//! takes part in the current one. Without care a replica that lives but is always slower than the rest would always be
-//! left behind; so one that reports after the next round was called without it is known to live, and is waited for in
-//! full from then on.
+//! A replica that died is a member until its lease ends. Once more than half of each stage have ended a round, the
+//! feeder waits for the others only [`ROUND_GRACE`] longer. That breaks nothing: a replica left behind finds no other
+//! member in its round, ends it, and takes part in the current round. A live replica that is always slower than the
+//! rest would always be left behind. A replica that reports after the next round was called without it therefore counts
+//! as slow, and the feeder waits for it in full from then on.
 //!
 //! When every microbatch has its outcome and weights no longer change, each fragment is averaged once more, and replicas
-//! of a stage end equal: in these rounds, and in the one before them, every member is waited for in full.
+//! of a stage end equal: in these rounds, and in the round before them, the feeder waits for every member in full.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,11 +20,11 @@ use crate::{Duration, Instance, Time};
 
 use super::AveragingSchedule;
 
-/// How long a replica that has not ended a round is waited for. Members give up on silent ones far sooner; this is for
-/// replicas that do not answer at all, and stay in the table.
+/// How long the feeder waits for a replica that has not ended a round. Members give up on silent members far sooner;
+/// this limit is for replicas that stay in the table and do not answer at all.
 pub const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the others are waited for when more than half of each stage have ended a round.
+/// How long the feeder waits for the others when more than half of each stage have ended a round.
 pub const ROUND_GRACE: Duration = Duration::from_secs(3);
 
 /// The clock of averaging rounds.
@@ -33,26 +33,26 @@ pub(super) struct Rounds {
     schedule: AveragingSchedule,
     /// The current round; 0 before the first.
     round: u64,
-    /// Rounds called by this start of the feeder; a former one may have called others.
+    /// Rounds called by this start of the feeder; a former start may have called others.
     called: u64,
-    /// Those of them that were called when every microbatch had its outcome.
+    /// Rounds of `called` that began after every microbatch had its outcome.
     closing: u64,
     /// Microbatches finished when the current round was called.
     finished: u64,
-    /// Until then the members that have not ended it are waited for.
+    /// The time until which the feeder waits for members that have not ended the current round.
     open_until: Option<Time>,
-    /// The same where most have ended it; the earlier one counts.
+    /// The same when more than half of each stage have ended it; the earlier time counts.
     grace_until: Option<Time>,
-    /// The last round that each member has ended. Only members are ever in here.
+    /// The last round that each member has ended. Contains members only.
     ended: BTreeMap<Instance, u64>,
-    /// Members that the current round was called without, not heard of since.
+    /// Members that had not ended the round before the current one and have not reported since.
     behind: BTreeSet<Instance>,
-    /// Members that were behind, and live.
+    /// Members that were behind and reported later.
     slow: BTreeSet<Instance>,
     over: bool,
 }
 
-/// How far training is.
+/// The progress of training.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Training {
     /// Microbatches finished.
@@ -62,7 +62,7 @@ pub(super) struct Training {
 }
 
 impl Rounds {
-    /// Without a `schedule` there are none.
+    /// A clock at round 0; without a `schedule` it calls no round.
     pub(super) fn new(schedule: Option<AveragingSchedule>) -> Self {
         Self {
             schedule: schedule.unwrap_or(AveragingSchedule { interval: 0, fragments: 0 }),
@@ -99,7 +99,7 @@ impl Rounds {
         self.over
     }
 
-    /// When, after `now`, to go on without the members that have not ended the current round.
+    /// The time after `now` at which the feeder goes on without the members that have not ended the current round.
     pub(super) fn deadline(&self, now: Time) -> Option<Time> {
         let open_until = self.open_until?;
         Some(self.grace_until.filter(|&until| now < until).map_or(open_until, |until| until.min(open_until)))
@@ -113,8 +113,8 @@ impl Rounds {
         }
     }
 
-    /// Calls the next round, if it is time and the members of each stage have ended the current one. Returns whether it
-    /// was called.
+    /// Calls the next round, if it is due and the feeder waits for no member any more. Returns whether a round was
+    /// called.
     pub(super) fn proceed(&mut self, now: Time, training: Training, stages: &[Vec<Instance>]) -> bool {
         let members: BTreeSet<Instance> = stages.iter().flatten().copied().collect();
         self.ended.retain(|member, _| members.contains(member));
@@ -147,7 +147,7 @@ impl Rounds {
         calls
     }
 
-    /// Whether more than half of each stage have ended the current round, and all that are known to be slow.
+    /// Whether more than half of each stage, and every member that is known to be slow, have ended the current round.
     fn most_have_ended(&self, stages: &[Vec<Instance>]) -> bool {
         let ends = |member: &&Instance| self.ended_by(member) >= self.round;
         self.slow.iter().all(|member| ends(&member))
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_feeder_started_again_goes_on_behind_what_all_have_ended() {
+    fn a_restarted_feeder_goes_on_after_the_rounds_that_all_members_have_ended() {
         let (members, mut rounds) = (stage(1..=2), rounds());
         assert!(rounds.proceed(Time(0), at(10), &members));
         rounds.ended(member(1), Round(u64::MAX));

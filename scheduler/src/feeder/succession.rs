@@ -1,9 +1,10 @@
-//! Taking over the ids of a feeder that has gone.
+//! Succession: taking over the ids of a feeder that is gone.
 //!
-//! The coordinator's table names the range and its successor. The successor knows nothing of it, so it asks every replica
-//! for a recovery report; from then on a replica takes no grant from the former feeder, should it still live. A microbatch
-//! that is then known to be held at stage 0 goes on there. One that was injected and cannot safely go on is abandoned, and
-//! counted so: no id is injected twice, and no claim is granted that a replica which has left may have been granted.
+//! The coordinator's table names the range and its successor. The successor knows nothing of the range, so it asks
+//! every replica for a recovery report; a replica with that table takes no grant from the former feeder, even if it
+//! still lives. A microbatch that a replica of stage 0 holds is asked for there. An injected microbatch that cannot
+//! safely go on is abandoned, and counted so: no id is injected twice, and no claim is granted that a replica which has
+//! left may have been granted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -21,31 +22,31 @@ use crate::{
 
 /// Time between two requests to a replica that has not answered.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// A replica that stays in the table and does not answer for so long counts like one that has left.
+/// A replica that stays in the table and does not answer for so long counts as a replica that has left.
 pub const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Ids without an outcome that are remembered of one range; windows are smaller.
+/// Ids without an outcome that are remembered of one range, at most; windows are smaller.
 const KNOWN_MAX: usize = 1 << 17;
 
 /// The ranges to take over.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Succession {
-    /// By first id.
+    /// The ranges that are not fully reported, by first id.
     under_way: BTreeMap<MicrobatchId, Takeover>,
     /// The ranges that were taken over, by first id.
     done: BTreeMap<MicrobatchId, Lease>,
-    /// Claims that came before their answer was known; answered at the end.
+    /// Claims that came before the successor could decide; answered when every range is taken over.
     deferred: BTreeMap<Hop, BTreeSet<MicrobatchId>>,
     /// Denied claims whose answer only the former feeder knew.
     unheard: BTreeSet<(MicrobatchId, Hop)>,
     ask_at: Option<Time>,
 }
 
-/// One range, and what is known of it so far.
+/// One range, and the reports about it so far.
 #[derive(Clone, Debug)]
 struct Takeover {
     lease: Lease,
     began: Time,
-    /// The replicas that owe a page, and which one.
+    /// The replicas that owe a page of their report, and the id that the page begins at.
     owing: BTreeMap<Hop, MicrobatchId>,
     /// Stages with a replica that has not answered and never will.
     silent: BTreeSet<StageIndex>,
@@ -54,13 +55,13 @@ struct Takeover {
     known: BTreeMap<MicrobatchId, Known>,
 }
 
-/// What is known of an id without an outcome.
+/// The reports about an id without an outcome.
 #[derive(Clone, Debug, Default)]
 struct Known {
     grants: Vec<Hop>,
     /// Stages where another replica than the reporting one has the grant.
     denied: BTreeSet<StageIndex>,
-    /// The replica that holds it at stage 0.
+    /// The replica of stage 0 that holds the microbatch.
     held: Option<Held>,
 }
 
@@ -81,7 +82,7 @@ impl Succession {
         self.ask_at
     }
 
-    /// Keeps a claim whose answer is not known yet; `false` if it can be answered.
+    /// Keeps a claim that cannot be decided yet; `false` if it can.
     pub(super) fn defers(&mut self, claimant: Hop, microbatch: MicrobatchId) -> bool {
         let undecided = self.under_way.values().any(|takeover| takeover.lease.contains(microbatch));
         if undecided {
@@ -105,7 +106,8 @@ impl Succession {
 }
 
 impl<P: Clone + Default + Debug> Feeder<P> {
-    /// A newer table: perhaps there is a range to take over, or another feeder has taken over a range from here.
+    /// A newer table: begins the takeover of ranges that it gives to this feeder, and ends if a range of this feeder
+    /// went to another.
     pub(super) fn follow_successions(&mut self, now: Time) {
         let (me, replicas) = (self.config.me.peer, self.table.replicas());
         for succession in self.table.successions().to_vec() {
@@ -162,7 +164,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// A page of what a replica knows; the next one is asked for at once.
+    /// A page of a recovery report arrived; the next page is requested at once.
     pub(super) fn on_recovery_report(&mut self, from: Instance, report: RecoveryReport) {
         let hop = Hop::replica(report.stage, from);
         let takeover = self.succession.under_way.get_mut(&report.first);
@@ -186,8 +188,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// A claim is denied although no known replica has the grant: the former feeder had given it to a replica that left, or
-    /// to this one. The contribution may be lost.
+    /// Counts claims that are denied although no known replica has the grant: the former feeder had given it to a
+    /// replica that left, or to the claimant. The contribution may be lost.
     pub(super) fn count_unheard(&mut self, claimant: Hop, denied: &[MicrobatchId]) {
         for &id in denied {
             let unknown = self.succession.took_over(id) && !self.is_granted(id, claimant.stage);
@@ -221,7 +223,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// A continued microbatch is open as after a restart: the replica that had it is asked for it.
+    /// Applies the decisions about a range. A continued microbatch is open as after a restart: its holder is asked for
+    /// it.
     pub(super) fn remember_taken_over(&mut self, taken: &TakenOver) {
         let TakenOver { lease, ended, end, continued, abandoned } = taken;
         let (open, refused) = (continued.len() as u64, abandoned.len() as u64);
@@ -304,7 +307,7 @@ impl Takeover {
         let end = MicrobatchId(last.max(self.ended.end()));
         let (mut continued, mut abandoned) = (Vec::new(), Vec::new());
         let Self { lease, silent, ended, mut known, .. } = self;
-        // Ids are injected in order, so those before the last known one were, even if no replica knows of them.
+        // Ids are injected in order, so every id before the last known id was, even if no replica knows it.
         let open = ended.gaps(lease.first.0..end.0).flatten().take(KNOWN_MAX);
         for microbatch in open.map(MicrobatchId) {
             let known = known.remove(&microbatch).unwrap_or_default();
@@ -318,7 +321,7 @@ impl Takeover {
 }
 
 impl Held {
-    /// The one from which it can go on with less doubt.
+    /// The holder with less doubt.
     fn or_better(self, other: Option<Self>) -> Self {
         let doubt = |held: &Self| (held.possession != Possession::Returned, held.doubtful.len());
         match other {
@@ -329,8 +332,8 @@ impl Held {
 }
 
 impl Known {
-    /// How it goes on, if it can: it is held at stage 0, and for each stage it is known which replica has the grant, or
-    /// that none can have it. Where the gradient is there already, its path tells the rest.
+    /// The microbatch to continue; `None` if no replica of stage 0 holds it, or a replica that is not known may have
+    /// the grant of a stage. A gradient that has come back names the replicas of every stage by its path.
     fn go_on(self, microbatch: MicrobatchId, silent: &BTreeSet<StageIndex>) -> Option<Continued> {
         let Held { by, possession, doubtful } = self.held?;
         let granted: BTreeSet<_> = self.grants.iter().filter_map(|hop| hop.stage).collect();

@@ -1,4 +1,4 @@
-//! Stories of a feeder, told by what goes in and what comes out. The way through replicas is in `sim`.
+//! Tests of a feeder, by its events and actions. `sim` has the way through replicas.
 
 use super::*;
 use crate::fixtures::{a, b, member, restarted};
@@ -37,7 +37,7 @@ impl Harness {
         harness
     }
 
-    /// What a feeder does that goes on from the journal of this one.
+    /// A feeder that resumes from the journal of this feeder.
     fn restart(&self) -> Self {
         let config = config(self.feeder.config().total, Incarnation(2));
         let mut harness = Self::of(Feeder::resume(config, UniformConfig.build(1), self.journal()));
@@ -45,7 +45,7 @@ impl Harness {
         harness
     }
 
-    /// The coordinator publishes a table; stage 0 is heard.
+    /// The coordinator publishes a table; stage 0 sends heartbeats.
     fn publish(&mut self, members: &[Hop]) -> Vec<Action<u8>> {
         self.version += 1;
         let members = members.iter().copied().map(member).collect();
@@ -58,7 +58,7 @@ impl Harness {
         said
     }
 
-    /// Hands over an event; what follows, announcements and journal apart.
+    /// Handles an event. Returns its actions without announcements and records.
     fn hear(&mut self, event: Event<u8>) -> Vec<Action<u8>> {
         self.feeder.handle(self.now, event);
         let all: Vec<_> = std::iter::from_fn(|| self.feeder.poll_action()).collect();
@@ -124,12 +124,12 @@ fn config(total: u64, incarnation: Incarnation) -> Config {
     config
 }
 
-/// The message of a sending.
+/// The message of a `Send` action.
 fn message_of(action: &Action<u8>) -> Option<&Message> {
     if let Action::Send { envelope, .. } = action { Some(&envelope.message) } else { None }
 }
 
-// --- What they say --------------------------------------------------------------------------------------------------
+// --- Messages -------------------------------------------------------------------------------------------------------
 
 fn lease(first: u64, count: u64) -> Event<u8> {
     Event::Lease(Lease { first: MicrobatchId(first), count, epoch: 0 })
@@ -177,7 +177,7 @@ fn finished(id: u64) -> Action<u8> {
     outcome(id, Outcome::Finished { loss: LOSS })
 }
 
-/// Forwards among these actions: which microbatch, to whom, under which number, and who is said to hold it.
+/// The forwards among the actions: microbatch, receiver, number of the attempt, and downstream holder.
 fn forwards(said: &[Action<u8>]) -> Vec<(u64, PeerId, u32, Option<Hop>)> {
     let forward = |action: &Action<u8>| match (action, message_of(action)) {
         (Action::Send { to, .. }, Some(Message::Forward { microbatch, attempt, downstream_holder, .. })) => {
@@ -266,7 +266,7 @@ fn a_refusal_counts_if_it_is_the_refusers_own() {
 }
 
 #[test]
-fn ids_are_not_burnt_while_a_stage_is_empty() {
+fn ids_are_not_wasted_while_a_stage_is_empty() {
     let mut harness = Harness::under_way(9);
     let refused = Outcome::Refused { by: a(0), reason: Refusal::Undeliverable };
     let said = harness.receive(a(0), refusal(0, a(0), Refusal::Undeliverable));
@@ -318,7 +318,7 @@ fn a_replica_on_the_path_has_the_grant_unless_another_has() {
 }
 
 #[test]
-fn everything_is_in_the_journal_before_it_is_said() {
+fn records_come_before_the_messages_that_rely_on_them() {
     let mut harness = Harness::under_way(2);
     harness.receive(a(1), claim(1, &[0]));
     harness.finish(0);
@@ -354,27 +354,27 @@ fn replicas_hear_which_ids_have_their_outcome() {
     assert_eq!([a(0), a(1)].map(told), [Some(expected.clone()), Some(expected)]);
 }
 
-// --- What is lost on the way ------------------------------------------------------------------------------------------
+// --- Losses -----------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_silent_replica_is_asked_and_sent_what_it_misses() {
+fn a_silent_replica_is_asked_and_sent_a_missing_microbatch() {
     let mut harness = Harness::under_way(2);
     harness.finish(1);
     let route = vec![harness.feeder.config().hop()];
     let ask = status_request(0, 0, route);
-    let patience = harness.feeder.config().status_after;
-    assert_eq!(harness.wait(patience), [send(a(0), ask.clone())]);
+    let timeout = harness.feeder.config().status_after;
+    assert_eq!(harness.wait(timeout), [send(a(0), ask.clone())]);
     for times in [2, 4, 8, 8] {
         assert_eq!(harness.receive(a(0), status(0, 0, Status::Held)), []);
-        assert_eq!(harness.wait(times * patience - SECOND), []);
+        assert_eq!(harness.wait(times * timeout - SECOND), []);
         assert_eq!(harness.wait(SECOND), [send(a(0), ask.clone())]);
     }
-    assert_eq!(harness.wait(patience), [send(a(0), ask)], "that it was not answered changes nothing");
+    assert_eq!(harness.wait(timeout), [send(a(0), ask)], "that it was not answered changes nothing");
     let actions = harness.receive(a(0), status(0, 0, Status::Missing));
     assert_eq!(forwards(&actions), [(0, a(0).peer(), 1, None)]);
     assert_eq!((harness.counts().retried, harness.counts().injected), (1, 2));
-    assert_eq!(harness.receive(a(0), status(0, 0, Status::Missing)), [], "of an earlier sending");
-    assert!(matches!(message_of(&harness.wait(patience)[0]), Some(Message::StatusRequest { .. })));
+    assert_eq!(harness.receive(a(0), status(0, 0, Status::Missing)), [], "of an earlier attempt");
+    assert!(matches!(message_of(&harness.wait(timeout)[0]), Some(Message::StatusRequest { .. })));
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn a_busy_replica_is_left_alone_until_its_heartbeat() {
 }
 
 #[test]
-fn what_a_lost_replica_had_goes_to_another_with_the_known_holder() {
+fn a_microbatch_of_a_lost_replica_goes_to_another_with_the_known_holder() {
     let mut harness = Harness::under_way(2);
     harness.publish(&[a(0), b(0), a(1)]);
     let receipt = Message::Forwarded { microbatch: MicrobatchId(1), attempt: Attempt(0), next: a(1) };
@@ -410,7 +410,7 @@ fn without_another_replica_of_stage_0_everything_waits() {
 // --- After a restart --------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_restarted_feeder_asks_for_what_was_in_flight_and_injects_nothing_twice() {
+fn a_restarted_feeder_asks_for_microbatches_in_flight_and_injects_nothing_twice() {
     let mut before = Harness::under_way(5);
     before.receive(a(1), claim(1, &[1]));
     before.finish(0);
@@ -495,17 +495,17 @@ fn an_evaluation_waits_for_training_and_training_for_the_evaluation() {
 #[test]
 fn an_evaluation_without_an_answer_is_sent_again_and_given_up_at_last() {
     let mut harness = measuring();
-    let patience = harness.feeder.config().evaluation_timeout;
+    let timeout = harness.feeder.config().evaluation_timeout;
     for attempt in 1..EVALUATION_TRIES {
-        let said = harness.wait(patience);
+        let said = harness.wait(timeout);
         assert_eq!(forwards(&said), [(MicrobatchId::evaluation(5).0, a(0).peer(), attempt, None)]);
     }
     let unanswered =
         Action::Outcome { microbatch: MicrobatchId::evaluation(5), outcome: Outcome::Unanswered };
-    assert_eq!(harness.wait(patience), [unanswered, Action::Evaluated(measured(0)), draw(2)]);
+    assert_eq!(harness.wait(timeout), [unanswered, Action::Evaluated(measured(0)), draw(2)]);
 
     let mut harness = measuring();
-    harness.wait(patience);
+    harness.wait(timeout);
     assert!(harness.receive(a(1), evaluated(0)).contains(&Action::Evaluated(measured(1))), "any try counts");
     assert_eq!(harness.receive(a(1), evaluated(1)), []);
 }
@@ -523,7 +523,7 @@ fn evaluations_are_bounded_and_an_empty_one_is_over_at_once() {
 }
 
 #[test]
-fn stopping_finishes_what_is_in_flight_and_no_more() {
+fn stopping_finishes_the_microbatches_in_flight_and_no_more() {
     let mut harness = Harness::under_way(9);
     assert_eq!(harness.finish(0), [finished(0), draw(2)]);
     assert_eq!(harness.hear(Event::Stop), []);
@@ -541,7 +541,7 @@ fn stopping_finishes_what_is_in_flight_and_no_more() {
     assert_eq!(harness.wait(SECOND), []);
 }
 
-// --- Another feeder's ids -------------------------------------------------------------------------------------------
+// --- Succession -----------------------------------------------------------------------------------------------------
 
 fn succession(feeder: PeerId) -> Vec<crate::Succession> {
     let lease = Lease { first: MicrobatchId(0), count: 50, epoch: 1 };
@@ -573,7 +573,7 @@ fn page(of: Hop, items: Vec<Item>) -> Message {
 }
 
 #[test]
-fn a_successor_asks_every_replica_and_goes_on_with_what_is_held() {
+fn a_successor_asks_every_replica_and_continues_microbatches_held() {
     let mut harness = Harness::new(8);
     let recover = Message::RecoverRange { first: MicrobatchId(0), epoch: 1, from: MicrobatchId(0) };
     let asked = [a(0), a(1)].map(|hop| send(hop, recover.clone()));
@@ -620,7 +620,7 @@ fn a_feeder_that_was_succeeded_does_nothing_any_more() {
     assert_eq!(harness.wait(60 * SECOND), []);
 }
 
-// --- By itself ------------------------------------------------------------------------------------------------------
+// --- Schedule and end -----------------------------------------------------------------------------------------------
 
 #[test]
 fn measures_by_its_schedule_before_training_and_after_it() {
@@ -649,7 +649,7 @@ fn measures_by_its_schedule_before_training_and_after_it() {
 }
 
 #[test]
-fn a_stop_waits_for_what_is_in_flight_and_not_without_end() {
+fn a_stop_waits_for_microbatches_in_flight_within_a_time_limit() {
     let mut harness = Harness::under_way(9);
     harness.hear(Event::Stop);
     let within = harness.feeder.config().stop_within;

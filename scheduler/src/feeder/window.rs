@@ -1,12 +1,12 @@
-//! Admission: how many microbatches a feeder may have in flight.
+//! Admission: the limit of microbatches that a feeder has in flight.
 
-/// When the next microbatch may be injected.
+/// The rule for the injection of the next microbatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// Groups of this many: all of a group have an outcome before the next group starts, so every stage sees
     /// the same weights for the whole group. 0 counts as 1.
     Synchronous(u32),
-    /// At most this many in flight, whatever their order. 0 counts as 1.
+    /// At most this many in flight, in any order. 0 counts as 1.
     Asynchronous(u32),
 }
 
@@ -15,25 +15,25 @@ pub enum Admission {
 pub struct Window {
     admission: Admission,
     in_flight: u32,
-    /// Places the current group still has; synchronous only.
+    /// Places left in the current group; synchronous only.
     group_left: u32,
 }
 
 impl Window {
-    /// Nothing in flight.
+    /// A window with no microbatch in flight.
     #[must_use]
     pub fn new(admission: Admission) -> Self {
         Self { admission, in_flight: 0, group_left: 0 }
     }
 
-    /// The most that can be in flight at once.
+    /// The highest number of microbatches in flight at once; at least 1.
     #[must_use]
     pub fn limit(&self) -> u32 {
         let (Admission::Synchronous(limit) | Admission::Asynchronous(limit)) = self.admission;
         limit.max(1)
     }
 
-    /// Places taken.
+    /// Microbatches in flight.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight
@@ -49,7 +49,7 @@ impl Window {
         admitted
     }
 
-    /// Takes a place for a microbatch that was in flight before a restart, whatever the limit says.
+    /// Takes a place for a microbatch that was in flight before a restart, regardless of the limit.
     pub fn readmit(&mut self) {
         self.in_flight = self.in_flight.saturating_add(1);
     }

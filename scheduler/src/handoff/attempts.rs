@@ -5,8 +5,8 @@ use crate::{Attempt, Hop};
 /// Attempts of one microbatch whose reply is still accepted, at most; older ones are forgotten.
 const ATTEMPTS_MAX: usize = 8;
 
-/// One side of an exchange about a microbatch: the neighbour, and the number of the attempt. Upstream and downstream
-/// count apart: a retry changes one of the numbers only.
+/// One direction of an exchange about a microbatch: the neighbour, and the number of the attempt. Attempts are numbered
+/// per direction, so a retry changes only one of the two numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Leg {
     pub(crate) hop: Hop,
@@ -21,7 +21,7 @@ pub(crate) struct Attempts {
 }
 
 impl Attempts {
-    /// None yet; the first will have this number.
+    /// No attempt yet; the first will have this number.
     pub(crate) fn from(first: Attempt) -> Self {
         Self { next: first, legs: Vec::new() }
     }

@@ -1,4 +1,4 @@
-//! The peers this one works with: what they last said of themselves, which of them live, and which may be handed a
+//! The neighbours of a peer: their last heartbeats, the verdicts about them, and the candidates for the next
 //! microbatch.
 
 use std::collections::BTreeMap;
@@ -6,19 +6,19 @@ use std::collections::BTreeMap;
 use crate::router::{Candidate, Router};
 use crate::{Duration, Health, Heartbeat, Hop, Instance, Time, Verdict};
 
-/// Neighbours on both sides.
+/// Neighbours upstream and downstream.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Neighbours {
     health: Health,
-    /// The neighbours watched, and how many unanswered microbatches each lets this peer have; `None` before its first
-    /// heartbeat.
+    /// The credit of each watched neighbour: how many microbatches this peer may have unanswered there; `None` before
+    /// the neighbour's first heartbeat.
     credits: BTreeMap<Hop, Option<u32>>,
-    /// Smoothed round trips as the transport measured them last.
+    /// The latest smoothed round trips that the transport measured.
     round_trips: BTreeMap<Instance, Duration>,
 }
 
 impl Neighbours {
-    /// From now on exactly these are watched.
+    /// Watches exactly `hops` from now on.
     pub(crate) fn watch(&mut self, now: Time, hops: impl IntoIterator<Item = Hop>) {
         let before = std::mem::take(&mut self.credits);
         for hop in hops {
@@ -42,7 +42,7 @@ impl Neighbours {
         }
     }
 
-    /// Another message of a neighbour arrived.
+    /// A message arrived from an instance, heartbeats included.
     pub(crate) fn message(&mut self, now: Time, from: Instance) {
         self.health.message(now, from);
     }
@@ -54,7 +54,7 @@ impl Neighbours {
         }
     }
 
-    /// A peer that is no neighbour was heard: the own link works.
+    /// The coordinator replied: the own link works.
     pub(crate) fn reached(&mut self, now: Time) {
         self.health.reached(now);
     }
@@ -81,7 +81,7 @@ impl Neighbours {
         self.health.next_change(now)
     }
 
-    /// Those of `hops` that are healthy and have a credit left. One that has not said how much it takes is tried with
+    /// The members of `hops` that are healthy and have credit left. A neighbour without a known credit is tried with
     /// one microbatch.
     pub(crate) fn candidates(
         &self,

@@ -1,18 +1,18 @@
-//! When to send a status request, and when to repeat it.
+//! The time of the next status request.
 
 use crate::{Duration, Time};
 
-/// A neighbour that replies again and again that it holds a microbatch is left alone for up to this many timeouts.
+/// Timeouts between two status requests at most, while the neighbour keeps replying that it holds the microbatch.
 const BACKOFF_MAX: u32 = 8;
 
-/// The timer of one microbatch that a neighbour owes a reply for.
+/// The timer of one microbatch for which a neighbour owes a reply.
 ///
-/// A request without a reply is repeated after the same timeout each time, for the request or its reply was lost. After
-/// a reply that the microbatch is held, the neighbour is busy with others, and the wait before the next request doubles:
-/// with a wide window every replica would keep asking otherwise.
+/// A request without a reply is repeated after one timeout each time, for the request or its reply was lost. After a
+/// reply that the microbatch is held, the neighbour is busy with others, and the wait before the next request doubles:
+/// otherwise every replica would keep asking under a wide window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StatusTimer {
-    /// Last sign of the exchange: the microbatch was sent, a request was sent, or a reply came.
+    /// Time of the last message of the exchange: the microbatch, a request or a reply.
     since: Time,
     /// Timeouts that pass before the next request.
     backoff: u32,

@@ -1,25 +1,25 @@
-//! Whether the own link is up, and a clock that stands while it is not.
+//! The own link, and a clock that stands still while the link is down.
 
 use crate::{Duration, Time};
 
-/// No peer heard for so long, while at least two are watched: the own link is down. Below the shortest silence that
-/// makes a peer suspect.
+/// The own link counts as down when no peer was heard for so long while at least two are watched. Below the shortest
+/// silence that makes a peer suspect.
 pub const LINK_DOWN_AFTER: Duration = Duration::from_secs(2);
 
-/// Silence of fewer says nothing about the link: one peer may well have died.
+/// Watched peers that must all be silent: a single silent peer may have died.
 const WATCHED_MIN: usize = 2;
 
-/// The own link, as what arrives over it shows.
+/// The state of the own link, judged by the messages that arrive.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Link {
-    /// The last sign of any peer.
+    /// Time of the last message of any peer.
     latest: Time,
-    /// How long it was down in all.
+    /// Total time that the link was down.
     down: Duration,
 }
 
 impl Link {
-    /// Something arrived; `watched` are watched.
+    /// A message arrived while `watched` peers are watched.
     pub(super) fn sign(&mut self, now: Time, watched: usize) {
         if self.is_down(now, watched) {
             self.down = self.down.saturating_add(now.since(self.latest));
@@ -31,12 +31,12 @@ impl Link {
         self.goes_down(watched).is_some_and(|at| at <= now)
     }
 
-    /// When it counts as down if nothing arrives any more; in the past if it does already.
+    /// The time at which the link counts as down if no message arrives; in the past if it is down already.
     pub(super) fn goes_down(&self, watched: usize) -> Option<Time> {
         (watched >= WATCHED_MIN).then(|| self.latest + LINK_DOWN_AFTER)
     }
 
-    /// The time without the times the link was down; it stands at the last sign while it is.
+    /// The time minus all times that the link was down; stands still at the last message while it is down.
     pub(super) fn clock(&self, now: Time, watched: usize) -> Time {
         let up = if self.is_down(now, watched) { self.latest } else { now };
         Time(0) + up.since(Time(0) + self.down)

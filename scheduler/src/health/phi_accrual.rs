@@ -1,4 +1,4 @@
-//! How long a silence a rhythm of heartbeats explains.
+//! The silence that a rhythm of heartbeats explains.
 //!
 //! The phi accrual failure detector of Hayashibara, Défago, Yared and Katayama (SRDS 2004): intervals between
 //! heartbeats are taken to be normal with the mean and deviation of the recent ones, and
@@ -13,28 +13,28 @@
 //! mean + z(p) * max(sigma, SIGMA_MIN)      where z(p) is the normal quantile of 1 - 10^-p
 //! ```
 //!
-//! Only that moment matters. It takes a mean, a square root and one constant for each verdict, all in whole
-//! nanoseconds: no logarithm, no floating point, and the same answer on every platform.
+//! Only that moment matters. It needs a mean, a square root and one constant for each verdict, all in whole
+//! nanoseconds: no logarithm, no floating point, and the same result on every platform.
 
 use std::collections::VecDeque;
 
 use crate::{Duration, Time};
 
-/// How often a peer sends a heartbeat. A faster rhythm counts as this one, so that no peer is suspect before a
+/// Time between two heartbeats of a peer. A faster rhythm counts as this one, so that no peer is suspect before a
 /// broken own link shows.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// The least deviation of a rhythm, however regular it was: a scheduler's hiccup is no death.
+/// The least deviation of a rhythm, however regular it was: a short delay by a scheduler is no death.
 pub const SIGMA_MIN: Duration = Duration::from_millis(300);
 
-/// How long a newly watched peer may take to its first heartbeat: it has to learn of this one and to connect.
+/// Time that a newly watched peer has for its first heartbeat: it has to learn of this peer and to connect.
 pub const FIRST_BEAT: Duration = Duration::from_secs(5);
 
 /// Recent intervals kept: about a minute.
 const INTERVALS_MAX: usize = 64;
 
-/// Longer intervals count as this long: an outage is no rhythm. With it the deviation is at most half as long, so
-/// whatever was heard, silence is suspect within 11.5 s and dead within 13.6 s.
+/// Longer intervals count as this long: an outage is no rhythm. The deviation is then at most half as long, so a peer
+/// of any rhythm is suspect after 11.5 s of silence and dead after 13.6 s.
 const INTERVAL_MAX: Duration = Duration::from_secs(3);
 
 /// The normal quantile of 1 - 10^-8, in thousandths: phi 8.
@@ -54,7 +54,7 @@ pub(super) struct PhiAccrual {
     limits: Limits,
 }
 
-/// Silences that mean something.
+/// The silences after which a peer is suspect, and dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) suspect: Duration,
@@ -137,7 +137,7 @@ mod tests {
 
     /// 0.5 s and 1.5 s in turn: mean 1 s, sigma 0.5 s.
     #[test]
-    fn an_irregular_rhythm_has_more_patience() {
+    fn an_irregular_rhythm_explains_a_longer_silence() {
         assert_eq!(limits_ms([500, 1_500].repeat(32)), (1_000 + 2_806, 1_000 + 3_517));
     }
 
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_old_is_forgotten() {
+    fn old_intervals_are_forgotten() {
         assert_eq!(limits_ms([60_000; 64].into_iter().chain([1_000; 64])), (2_683, 3_110));
     }
 

@@ -1,21 +1,21 @@
-//! Whether a peer that has work makes progress.
+//! The progress of a peer that has tasks.
 
 use crate::{Duration, Heartbeat, Time};
 
 /// The least time without progress before a peer counts as stalled.
 pub const STALLED_MIN: Duration = Duration::from_secs(5);
 
-/// Forwards a peer could have computed in the time without progress before it counts as stalled.
+/// The time without progress before a peer counts as stalled, in forwards that it could have computed.
 const STALLED_FORWARDS: u32 = 8;
 
-/// What the heartbeats of a peer say about its executor.
+/// The progress of a peer's executor, from its heartbeats.
 ///
-/// The last heartbeat decides: between two of them nothing is known, and a missing one is judged by the rhythm. A peer
-/// that lies here is not found out; it is sent little, since it returns nothing.
+/// The last heartbeat decides; a missing heartbeat is judged by the rhythm. A peer that lies here is not detected; it
+/// gets few microbatches, since it returns none.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ProgressMonitor {
     latest: Option<(Time, Heartbeat)>,
-    /// The last heartbeat that showed progress, or nothing that waits for the executor.
+    /// Time of the last heartbeat that showed progress, or no task that waits for the executor.
     moved: Time,
 }
 
@@ -32,7 +32,8 @@ impl ProgressMonitor {
         self.latest.and_then(|(_, heartbeat)| heartbeat.service)
     }
 
-    /// The oldest task bounds how long it can have been stuck: a heartbeat before it may have shown an empty queue.
+    /// Whether tasks wait without progress. The age of the oldest task bounds the time: an earlier heartbeat may have
+    /// shown an empty queue.
     pub(super) fn is_stalled(&self) -> bool {
         self.latest.is_some_and(|(at, heartbeat)| {
             let stuck = at.since(self.moved).min(heartbeat.oldest);
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_do_is_not_wedged() {
+    fn a_peer_without_waiting_tasks_is_not_stalled() {
         assert!(!stalled((0..60).map(|_| Heartbeat { queued: 0, ..working(7, 60) })));
         assert!(!stalled((0..60).map(|_| working(7, 1))));
     }

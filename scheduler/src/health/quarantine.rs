@@ -1,16 +1,16 @@
-//! Leaves peers alone that failed, the longer the more often they failed.
+//! Quarantine of peers that failed, longer with every failure.
 
 use std::collections::BTreeMap;
 
 use crate::{Duration, Hop, Instance, Time};
 
-/// How long a peer is left alone after its first failure. Doubles with every further one.
+/// Quarantine after the first failure of a peer. Doubles with every further failure.
 pub const QUARANTINE_MIN: Duration = Duration::from_secs(5);
 
-/// The longest a peer is left alone at a time.
+/// Longest quarantine of a peer at a time.
 pub const QUARANTINE_MAX: Duration = Duration::from_secs(600);
 
-/// The instances that failed, and until when each is left alone.
+/// The instances that failed, and the end of the quarantine of each.
 ///
 /// One success clears. The owner adds members only and [`retain`](Self::retain)s those that stay: that bounds the
 /// memory.
@@ -26,14 +26,14 @@ struct Spell {
 }
 
 impl Quarantine {
-    /// Leaves no instance alone.
+    /// A quarantine without instances.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An instance failed. Failures while it is left alone count as the one that began it: a broken connection fails
-    /// everything under way at once.
+    /// An instance failed. Failures during a quarantine do not lengthen it: a broken connection fails every attempt
+    /// under way at once.
     pub fn failed(&mut self, now: Time, instance: Instance) {
         let before = self.spells.get(&instance);
         if before.is_some_and(|spell| spell.until > now) {
@@ -43,26 +43,26 @@ impl Quarantine {
         self.spells.insert(instance, Spell { length, until: now + length });
     }
 
-    /// An instance was heard.
+    /// A message of an instance arrived: its failures are forgotten.
     pub fn succeeded(&mut self, instance: Instance) {
         self.spells.remove(&instance);
     }
 
-    /// Whether an instance is left alone now.
+    /// Whether an instance is in quarantine now.
     #[must_use]
     pub fn holds(&self, now: Time, instance: Instance) -> bool {
         self.spells.get(&instance).is_some_and(|spell| spell.until > now)
     }
 
-    /// The replicas of a stage that may be tried. If that leaves none, all of them: trying a doubtful replica beats
-    /// holding the stage up.
+    /// The replicas that are not in quarantine; all of them if none is left: a doubtful replica is better than a stage
+    /// that stands still.
     pub fn admit(&self, now: Time, replicas: &[Hop]) -> impl Iterator<Item = Hop> {
         let held = move |hop: &Hop| self.holds(now, hop.instance);
         let ignored = replicas.iter().all(held);
         replicas.iter().copied().filter(move |hop| ignored || !held(hop))
     }
 
-    /// When the next peer that is left alone now may be tried.
+    /// The next end of a quarantine after `now`; `None` if no instance is in quarantine.
     #[must_use]
     pub fn next_release(&self, now: Time) -> Option<Time> {
         self.spells.values().map(|spell| spell.until).filter(|&until| until > now).min()
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_together_fails_once() {
+    fn simultaneous_failures_count_once() {
         let mut quarantine = Quarantine::new();
         (0..9).for_each(|nanos| quarantine.failed(Time(nanos), A));
         assert_eq!(quarantine.next_release(Time(9)), Some(Time(0) + QUARANTINE_MIN));

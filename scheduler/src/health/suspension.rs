@@ -1,17 +1,17 @@
-//! Whether this process itself stood still.
+//! Suspension of this process itself.
 
 use crate::{Duration, Time};
 
-/// How often the own loop is called at the least; see [`Suspension::next_call`].
+/// Longest time between two calls of the own loop; see [`Suspension::next_call`].
 pub const TICK: Duration = Duration::from_secs(1);
 
 /// A longer gap between two calls is a suspension: the coordinator may have expelled this peer.
 pub const SUSPENDED_AFTER: Duration = Duration::from_secs(2);
 
-/// Notices that the own process was suspended, a laptop's lid closed or a container frozen.
+/// Notices that the own process was suspended, for example by a closed laptop or a frozen container.
 ///
-/// From then on nothing may be sent until the coordinator confirms the membership: a peer that was expelled meanwhile
-/// goes on only with the state of another replica.
+/// After a suspension no message may be sent until the coordinator confirms the membership: a peer that was expelled
+/// meanwhile needs the state of another replica to go on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Suspension {
     latest: Option<Time>,
@@ -19,13 +19,13 @@ pub struct Suspension {
 }
 
 impl Suspension {
-    /// Not suspended, not called yet.
+    /// A process that was neither called nor suspended.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The own loop runs. `true` if it was suspended before this call: ask the coordinator.
+    /// The own loop runs. Returns `true` if the process was suspended before this call: ask the coordinator.
     pub fn called(&mut self, now: Time) -> bool {
         let suspended = self.latest.is_some_and(|latest| now.since(latest) > SUSPENDED_AFTER);
         self.latest = Some(self.latest.map_or(now, |latest| latest.max(now)));
@@ -33,18 +33,18 @@ impl Suspension {
         suspended
     }
 
-    /// Whether nothing may be sent.
+    /// Whether messages must wait for the coordinator's confirmation.
     #[must_use]
     pub fn is_unsure(&self) -> bool {
         self.unsure
     }
 
-    /// The coordinator answered a question put after the suspension: this instance still is a member.
+    /// The coordinator, asked after the suspension, confirmed the membership of this instance.
     pub fn confirmed(&mut self) {
         self.unsure = false;
     }
 
-    /// When to call again at the latest; otherwise the silence counts as a suspension.
+    /// The latest time for the next call, [`TICK`] after the last; `None` before the first.
     #[must_use]
     pub fn next_call(&self) -> Option<Time> {
         self.latest.map(|latest| latest + TICK)

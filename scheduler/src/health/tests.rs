@@ -1,4 +1,4 @@
-//! Stories of neighbours that live, fall silent and die.
+//! Tests of neighbours that live, fall silent and die.
 
 use proptest::prelude::*;
 
@@ -38,7 +38,7 @@ impl Harness {
         Self { health }
     }
 
-    /// These send a heartbeat each second, from `seconds.start` on, and get on with their work.
+    /// `peers` send a heartbeat with progress each second of `seconds`.
     fn beats(&mut self, peers: &[Instance], seconds: std::ops::Range<u64>) {
         for second in seconds {
             peers.iter().for_each(|&peer| self.health.heard(at(1_000 * second), peer, beat(second)));
@@ -51,7 +51,7 @@ impl Harness {
 }
 
 #[test]
-fn silence_makes_suspect_then_dead_then_a_word_makes_healthy() {
+fn silence_makes_suspect_then_dead_then_a_message_makes_healthy() {
     let mut harness = Harness::watching(&[A, B]);
     harness.beats(&[A, B], 0..20);
     harness.beats(&[B], 20..30);
@@ -65,7 +65,7 @@ fn silence_makes_suspect_then_dead_then_a_word_makes_healthy() {
 }
 
 #[test]
-fn any_message_is_a_sign_of_life_but_not_of_the_rhythm() {
+fn any_message_ends_a_silence_but_does_not_count_for_the_rhythm() {
     let mut harness = Harness::watching(&[A, B]);
     for millis in (0..20_000).step_by(100) {
         harness.health.message(at(millis), A);
@@ -138,7 +138,7 @@ fn a_single_peer_is_judged_and_so_are_all_with_other_evidence() {
 }
 
 #[test]
-fn a_newcomer_has_time_for_its_first_beat() {
+fn a_new_peer_has_time_for_its_first_beat() {
     let mut harness = Harness::watching(&[A, B]);
     harness.beats(&[B], 0..9);
     assert_eq!(harness.verdict(6_600, A), Verdict::Healthy);
@@ -183,7 +183,7 @@ enum Heard {
 }
 
 fn heard() -> impl Strategy<Value = (u64, Instance, Heard)> {
-    let what = prop_oneof![
+    let heard = prop_oneof![
         8 => (0_u64..2).prop_map(Heard::Heartbeat),
         2 => Just(Heard::Message),
         1 => Just(Heard::Lost),
@@ -192,20 +192,19 @@ fn heard() -> impl Strategy<Value = (u64, Instance, Heard)> {
         1 => Just(Heard::Forget),
     ];
     let pause = prop_oneof![9 => 0_u64..1_200, 1 => 0_u64..9_000];
-    (pause, prop::sample::select(vec![A, B, C]), what)
+    (pause, prop::sample::select(vec![A, B, C]), heard)
 }
 
 proptest! {
-    /// Whatever happened: until `next_change` no verdict changes, and there is one as long as a peer may yet fall
-    /// silent.
+    /// After any history no verdict changes before `next_change`.
     #[test]
-    fn nothing_changes_before_it_was_foretold(history in prop::collection::vec(heard(), 1..80)) {
+    fn no_verdict_changes_before_the_predicted_time(history in prop::collection::vec(heard(), 1..80)) {
         let mut harness = Harness::watching(&[A, B]);
         let mut millis = 0;
-        for (pause, peer, what) in history {
+        for (pause, peer, heard) in history {
             millis += pause;
             let now = at(millis);
-            match what {
+            match heard {
                 Heard::Heartbeat(counter) => harness.health.heard(now, peer, beat(counter)),
                 Heard::Message => harness.health.message(now, peer),
                 Heard::Lost => harness.health.lost(now, peer),

@@ -3,10 +3,10 @@
 use crate::stage;
 use crate::transfer::{ChunkHash, Limits};
 
-/// What a replica goes by. `P` is the payload that the digests are taken of.
+/// Settings of a replica. `P` is the payload that the digests are taken of.
 #[derive(Clone, Debug)]
 pub struct Config<P> {
-    /// Identity of the replica, its stage, and what it may hold.
+    /// Identity of the replica, its stage, and its limits.
     pub stage: stage::Config,
     /// Fragments that the numbers of a stage are divided into; 0 if the run does not average.
     pub fragments: u32,
@@ -21,8 +21,9 @@ pub struct Config<P> {
 /// The state that a replica begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begin {
-    /// That of a replica that serves the stage, within these limits; the initial weights of the run if none does.
+    /// The state of a replica that serves the stage, within these limits; the initial weights of the run if there is no
+    /// such replica.
     FromDonor(Limits),
-    /// The one that the executor has been given.
+    /// The state that the executor has already.
     Given,
 }

@@ -1,17 +1,17 @@
-//! How a replica leaves: it finishes what it holds, then averaging gives the others what only its own weights have.
+//! How a replica leaves: it finishes its microbatches, then averaging gives the others the updates that only it has.
 
 use std::collections::BTreeSet;
 
 use crate::averaging::{FragmentIndex, Round};
 use crate::{Duration, Time};
 
-/// A replica that is asked to leave gets this long to finish what it holds.
+/// A replica that is asked to leave gets this long to finish its microbatches.
 pub const DRAIN_WITHIN: Duration = Duration::from_secs(30);
-/// Then this long for each fragment to be averaged once more, and for joiners to take its state. Rounds may stand still:
-/// no replica is kept for longer.
+/// A drained replica waits at most this long until each fragment is averaged once more and joiners have its state.
+/// Rounds may stand still: no replica is kept for longer.
 pub const HAND_OVER_WITHIN: Duration = Duration::from_secs(30);
 
-/// How far a departure is.
+/// The progress of a departure.
 #[derive(Debug, Default)]
 pub(super) struct Departure {
     phase: Phase,
@@ -23,7 +23,7 @@ pub(super) struct Departure {
 enum Phase {
     #[default]
     Serving,
-    /// Until then, if a person asked.
+    /// A request to leave came; unfinished microbatches are given up at this time.
     Draining(Time),
     HandingOver(HandOver),
 }
@@ -42,16 +42,16 @@ struct HandOver {
 pub(super) struct Others {
     /// Replicas of the stage to average with; none where no feeder calls rounds.
     pub(super) members: usize,
-    /// Replicas that take the state from this one now.
+    /// Joiners that take the state from this replica now.
     pub(super) joiners: usize,
 }
 
-/// What a replica left behind.
+/// The work that a replica left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unfinished {
-    /// Microbatches that it held when its time was over; other replicas recover them.
+    /// Microbatches held when [`DRAIN_WITHIN`] was over; other replicas recover them.
     Microbatches(usize),
-    /// Fragments that were not averaged after its last contribution: the others lack its part of them.
+    /// Fragments that were not averaged after the last update: the other replicas lack its part of them.
     Fragments(usize),
 }
 
@@ -68,7 +68,7 @@ impl Departure {
         self.run_finished = true;
     }
 
-    /// No microbatch is held any more. `fragments` are to be averaged once more, in rounds after the one `under_way`.
+    /// No microbatch is held any more. `fragments` are to be averaged once more, in rounds after the round `under_way`.
     pub(super) fn drained(&mut self, now: Time, fragments: u32, under_way: Option<Round>) {
         let missing = (0..fragments).map(FragmentIndex).collect();
         let until = now + HAND_OVER_WITHIN;
@@ -84,7 +84,7 @@ impl Departure {
         }
     }
 
-    /// When to ask [`Departure::is_done`] at the latest.
+    /// The latest time to call [`Departure::is_done`].
     pub(super) fn deadline(&self) -> Option<Time> {
         match &self.phase {
             Phase::Serving => None,
@@ -111,7 +111,7 @@ impl Departure {
         self.run_finished
     }
 
-    /// What is left behind, where `held` microbatches are unfinished; `None` if nothing is.
+    /// The work left behind, with `held` microbatches unfinished; `None` if there is none.
     pub(super) fn unfinished(&self, held: usize, others: Others) -> Option<Unfinished> {
         match &self.phase {
             Phase::Draining(_) => Some(Unfinished::Microbatches(held)),

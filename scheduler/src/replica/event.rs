@@ -1,4 +1,4 @@
-//! What happens to a replica, and what it wants done.
+//! Events and actions of a replica.
 
 use crate::stage::{Job, JobReply};
 use crate::transfer::{DownloadNote, DownloadReason, Manifest, StateId, UploadNote, UploadReason};
@@ -6,10 +6,10 @@ use crate::{Directive, Duration, Envelope, Instance, Membership, PeerId, WeightV
 
 use super::departure::Unfinished;
 
-/// What happens to a replica.
+/// An event of a replica: a message, a reply to one of its actions, or news from the coordinator or the transport.
 #[derive(Clone, Debug)]
 pub enum Event<P> {
-    /// The coordinator published a table. Older ones than the known one are ignored.
+    /// The coordinator published a table. A table that is not newer than the last is ignored.
     Membership(Membership),
     /// A message arrived from an authenticated peer.
     Received {
@@ -24,7 +24,7 @@ pub enum Event<P> {
     Averaged(averaging::Reply<P>),
     /// The reply to [`Action::Export`].
     Exported {
-        /// The copy.
+        /// Number of the copy.
         state: StateId,
         /// Its manifest; `None` if no copy could be made.
         manifest: Option<Manifest>,
@@ -47,25 +47,25 @@ pub enum Event<P> {
     Timeout,
 }
 
-/// What the coordinator says when a replica asks whether it still is a member.
+/// The coordinator's answer to [`Action::Confirm`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Confirmation {
-    /// It is.
+    /// The instance is a member.
     Member,
-    /// It is not: what it holds is of no use any more.
+    /// The instance is no member: its microbatches and weights are of no use any more.
     NotAMember,
-    /// The coordinator does not answer. The last table is all there is to go by.
+    /// The coordinator does not answer: the replica goes on with its last table.
     Unreachable,
 }
 
-/// What a replica wants done.
+/// An action that a replica asks its process for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action<P> {
-    /// Give this to the executor, in order.
+    /// Give the job to the executor, in order.
     Execute(Job<P>),
-    /// Do this job of an averaging round: `Reduce` anywhere, the others by the executor, in order with its jobs.
+    /// Do the job of an averaging round: `Reduce` anywhere, the others by the executor, in order with its jobs.
     Average(averaging::Job<P>),
-    /// Send this.
+    /// Send the message.
     Send {
         /// The receiver.
         to: PeerId,
@@ -78,73 +78,73 @@ pub enum Action<P> {
         /// Number of the copy.
         state: StateId,
     },
-    /// Send a chunk with these bytes of the copy, which has them.
+    /// Send a chunk: these bytes of the copy.
     SendChunk {
         /// The joiner.
         to: PeerId,
-        /// The copy.
+        /// Number of the copy.
         state: StateId,
         /// Number of the chunk.
         chunk: u32,
-        /// Its place in the state, bytes.
+        /// Offset of the chunk in the state, bytes.
         offset: u64,
-        /// Its length, bytes.
+        /// Length of the chunk, bytes.
         bytes: u32,
     },
     /// Drop the copy.
     Release {
-        /// The copy.
+        /// Number of the copy.
         state: StateId,
     },
-    /// Make room for a state of this length, which is within the limits, and drop what was stored before.
+    /// Make room for a state of this length, which is within the limits, and drop all bytes stored before.
     Begin {
         /// Length of the state, bytes.
         bytes: u64,
     },
-    /// Put verified bytes at their place.
+    /// Store verified bytes of the state.
     Store {
-        /// Its place, bytes from the beginning.
+        /// Offset in the state, bytes.
         offset: u64,
         /// The bytes.
         payload: P,
     },
-    /// The state is there: take it over. Reply: [`Event::Imported`].
+    /// Take over the state, which is complete. Reply: [`Event::Imported`].
     Import {
-        /// Where it comes from.
+        /// The replica that the state comes from.
         donor: Instance,
         /// Optimizer steps of its weights.
         version: WeightVersion,
     },
-    /// Tell the coordinator that the stage is served from now on. Repeated until it is heard.
+    /// Tell the coordinator that the replica serves from now on. Repeated until the coordinator knows.
     Ready,
     /// This process stood still for a while. Ask the coordinator whether it still is a member. Reply:
     /// [`Event::Confirmed`]. Nothing is sent before.
     Confirm,
     /// A note for metrics and people.
     Counted(Note),
-    /// There is nothing left to do. Said once; the last action.
+    /// The replica has ended. This is its last action.
     End(End),
 }
 
-/// What a replica counts, by the machine that does.
+/// A note of a replica, by the machine that it comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// It serves from now on, beginning with this state.
+    /// The replica serves from now on, beginning with this state.
     Began(InitialState),
-    /// Of microbatches.
+    /// A note about microbatches.
     Stage(stage::Note),
-    /// Of averaging rounds.
+    /// A note about averaging rounds.
     Averaging(averaging::Note),
-    /// Of the download before it serves.
+    /// A note about the download of the initial state.
     Download(DownloadNote),
-    /// Of joiners that take its state.
+    /// A note about joiners that take the state.
     Upload(UploadNote),
 }
 
 /// The state that a replica began with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitialState {
-    /// That of a replica that serves.
+    /// The state of a replica that serves.
     Downloaded {
         /// The replica.
         donor: Instance,
@@ -153,34 +153,34 @@ pub enum InitialState {
     },
     /// The initial weights of the run: no replica serves the stage.
     Initial {
-        /// Weights of the stage had been updated before: what it had learned is lost.
+        /// Weights of the stage had been updated before: those updates are lost.
         was_trained: bool,
     },
-    /// The one that the executor was given.
+    /// The state that the executor had already.
     Given,
 }
 
-/// How a replica ended.
+/// The reason why a replica ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The run is over.
     RunFinished,
-    /// It left; some of its work may be unfinished.
+    /// The replica left; some of its work may be unfinished.
     Left(Option<Unfinished>),
-    /// It is no member any more: what it holds is of no use. The process may join again as another instance.
+    /// The replica is no member any more: its state is of no use. The process may join again as another instance.
     Expelled,
 }
 
-/// Why a replica wants to be woken.
+/// The machine that a timeout of a replica is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// For its microbatches.
+    /// The machine for microbatches.
     Stage(stage::Reason),
-    /// For an averaging round.
+    /// An averaging round.
     Averaging(averaging::Reason),
-    /// For the download before it serves.
+    /// The download of the initial state.
     Download(DownloadReason),
-    /// For joiners that take its state.
+    /// The upload to joiners.
     Upload(UploadReason),
     /// The time to leave is over.
     DepartureExpires,

@@ -1,5 +1,6 @@
-//! Before a replica serves: it takes over the state of a replica of its stage, from one donor after the other until it is
-//! there. While one serves, it begins with nothing else; if none does, it begins with the initial weights of the run.
+//! Before a replica serves: it takes over the state of a replica of its stage, from one donor after the other until the
+//! state is complete. While a donor serves, the joiner waits for its state; without a donor it begins with the initial
+//! weights of the run.
 
 use std::fmt::Debug;
 
@@ -14,10 +15,10 @@ use super::event::{Action, InitialState, Note};
 #[derive(Debug)]
 pub(super) struct Joining<P> {
     pub(super) table: PeerTable,
-    /// The newest table, for the machines that begin when this is over.
+    /// The newest table, for the machines that begin after the joining.
     membership: Membership,
     download: Option<Download<P>>,
-    /// The state that is being taken over.
+    /// The state that the executor is taking over.
     importing: Option<InitialState>,
 }
 
@@ -52,7 +53,7 @@ impl<P: Clone + Default + Debug> Joining<P> {
         }
     }
 
-    /// A replica that does not serve has nothing to do with microbatches and averaging rounds.
+    /// A replica that does not serve ignores microbatches and averaging rounds.
     pub(super) fn on_message(
         &mut self,
         now: Time,
@@ -92,7 +93,7 @@ impl<P: Clone + Default + Debug> Joining<P> {
         })
     }
 
-    /// The state to begin with, as soon as it is known; `None` while there is one to wait for.
+    /// The state to begin with, as soon as it is known; `None` before the first table and while a donor may send it.
     pub(super) fn outcome(&self, stage: StageIndex) -> Option<InitialState> {
         if self.table.version() == 0 {
             return None;
@@ -106,7 +107,7 @@ impl<P: Clone + Default + Debug> Joining<P> {
     }
 }
 
-/// The replicas that serve the stage. Every joiner begins with another one, so that many joiners do not ask the same.
+/// The replicas that serve the stage, rotated by the joiner's key, so that many joiners do not all ask the same donor.
 fn donors(table: &PeerTable, stage: StageIndex, me: Instance) -> Vec<Instance> {
     let mut donors: Vec<_> = table.serving(stage).map(|member| member.instance).collect();
     let first = usize::from(me.peer.0[0]) % donors.len().max(1);

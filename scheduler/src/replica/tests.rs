@@ -1,5 +1,5 @@
-//! Stories of one replica from the table that places it to its departure: which machine hears what, and what holds all of
-//! them back.
+//! Tests of one replica from its first table to its departure: the machine of each event, and the process that stands
+//! still.
 
 use super::*;
 use crate::averaging::{FragmentIndex, Job as AveragingJob, PartIndex, Reply, Round};
@@ -30,7 +30,7 @@ struct Harness {
 }
 
 impl Harness {
-    /// It is placed, and has heard of no table.
+    /// A replica that is placed and has no table.
     fn placed(begin: Begin) -> Self {
         let me = a(1);
         let stage = stage::Config::new(me.instance, StageIndex(1), 3);
@@ -38,7 +38,7 @@ impl Harness {
         Self { replica: Replica::new(config, UniformConfig.build(1)), now: Time(1_000), version: 0 }
     }
 
-    /// It serves with these replicas and the feeder.
+    /// A replica that serves, with `others` and the feeder.
     fn serving(others: &[Hop]) -> Self {
         let mut harness = Self::placed(Begin::Given);
         let begun = harness.publish(&all(others), &[]);
@@ -46,7 +46,7 @@ impl Harness {
         harness
     }
 
-    /// Hands over an event; what follows, heartbeats apart.
+    /// Handles an event. Returns its actions without heartbeats.
     fn hear(&mut self, event: Event<Payload>) -> Vec<Action<Payload>> {
         self.replica.handle(self.now, event);
         let all = std::iter::from_fn(|| self.replica.poll_action());
@@ -86,7 +86,7 @@ impl Harness {
         actions
     }
 
-    /// It computes the forward of a microbatch.
+    /// A forward arrives.
     fn forward(&mut self) -> Vec<Action<Payload>> {
         let message = Message::Forward {
             microbatch: ID,
@@ -104,8 +104,8 @@ impl Harness {
         self.hear(Event::Completed(JobReply { microbatch: ID, outcome }))
     }
 
-    /// Gradients of one microbatch are applied, and it is over.
-    fn learn(&mut self) {
+    /// Applies the gradients of one microbatch, which then has its outcome.
+    fn train(&mut self) {
         self.forward();
         self.completed(JobOutcome::Forwarded { version: WeightVersion(0), activation: "out" });
         let path = vec![a(2)];
@@ -145,12 +145,12 @@ impl Harness {
     }
 }
 
-/// The feeder, `a(1)`, its neighbours and these.
+/// The feeder, `a(1)`, its neighbours and `others`.
 fn all(others: &[Hop]) -> Vec<Member> {
     [feeder(), a(0), a(1), a(2)].iter().chain(others).copied().map(member).collect()
 }
 
-/// `a(1)` is loading; these serve.
+/// The feeder, the neighbours of `a(1)` and `others`; `a(1)` is loading.
 fn loading(others: &[Hop]) -> Vec<Member> {
     let me = Member { state: MemberState::Loading(StageIndex(1)), ..member(a(1)) };
     [feeder(), a(0), a(2)].iter().chain(others).copied().map(member).chain([me]).collect()
@@ -346,10 +346,10 @@ fn an_unreachable_coordinator_holds_nothing_back_for_good() {
 // --- Leaving ------------------------------------------------------------------------------------------------
 
 #[test]
-fn it_leaves_when_the_others_have_what_it_learned() {
+fn it_leaves_when_its_updates_are_averaged() {
     let mut harness = Harness::serving(&[b(1)]);
     harness.call(3);
-    harness.learn();
+    harness.train();
     assert_eq!(harness.hear(Event::Stop), []);
     let first = harness.average(4);
     assert!(!first.contains(&Action::End(End::Left(None))), "one of two fragments: {first:?}");
@@ -360,7 +360,7 @@ fn it_leaves_when_the_others_have_what_it_learned() {
 #[test]
 fn it_leaves_without_them_when_rounds_stand_still() {
     let mut harness = Harness::serving(&[b(1)]);
-    harness.learn();
+    harness.train();
     harness.hear(Event::Stop);
     let waited = harness.wait(HAND_OVER_WITHIN);
     assert_eq!(waited.last(), Some(&Action::End(End::Left(Some(Unfinished::Fragments(2))))));
@@ -370,14 +370,14 @@ fn it_leaves_without_them_when_rounds_stand_still() {
 fn it_leaves_at_once_with_nothing_to_hand_over() {
     let left = [Action::End(End::Left(None))];
     let mut idle = Harness::serving(&[b(1)]);
-    assert_eq!(idle.hear(Event::Stop), left, "it learned nothing");
+    assert_eq!(idle.hear(Event::Stop), left, "it applied nothing");
     let mut alone = Harness::serving(&[]);
-    alone.learn();
+    alone.train();
     assert_eq!(alone.hear(Event::Directive(Directive::Leave("full".to_owned()))), left, "no other replica");
 }
 
 #[test]
-fn it_finishes_what_it_holds_but_not_without_end() {
+fn it_finishes_its_microbatches_within_a_time_limit() {
     let mut harness = Harness::serving(&[b(1)]);
     harness.forward();
     assert_eq!(harness.hear(Event::Stop), []);
@@ -388,7 +388,7 @@ fn it_finishes_what_it_holds_but_not_without_end() {
 #[test]
 fn a_finished_run_needs_no_further_round() {
     let mut harness = Harness::serving(&[b(1)]);
-    harness.learn();
+    harness.train();
     let ended = harness.hear(Event::Directive(Directive::Finished));
     assert_eq!(ended, [Action::End(End::RunFinished)]);
 }

@@ -1,4 +1,4 @@
-//! What the tests of routers share.
+//! Fixtures for the tests of routers.
 
 use crate::router::{Candidate, Choice};
 use crate::{Duration, Hop, Incarnation, Instance, PeerId, StageIndex};
@@ -10,7 +10,7 @@ pub(super) fn hop(index: u16) -> Hop {
     Hop::replica(StageIndex(1), Instance::new(PeerId(key), Incarnation(1)))
 }
 
-/// A replica next door that computes a forward in `service_ms`.
+/// A replica without a round trip that computes a forward in `service_ms`.
 pub(super) fn candidate(index: u16, service_ms: u64) -> Candidate {
     let service = Some(Duration::from_millis(service_ms));
     Candidate { hop: hop(index), service, rtt: Duration::ZERO }

@@ -1,4 +1,4 @@
-//! Interleaved weighted round robin by response time: how SWARM routes, to compare with.
+//! Interleaved weighted round robin by response time: the routing of SWARM, for comparison.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use crate::rng::Rng;
 use crate::router::{CANDIDATES_MAX, Choice, Completion, Outstanding, Router, RouterFactory};
 use crate::{Duration, Hop, MicrobatchId, MovingAverage, Time};
 
-/// Replicas remembered; of more, those that are no candidates are forgotten.
+/// Replicas remembered; beyond this number, replicas that are no candidates are forgotten.
 const LANES_MAX: usize = 2 * CANDIDATES_MAX;
 
-/// What a response is taken to last before any was seen. Small: it only sets the order of the first round.
+/// Response time assumed before any was measured. Small: it only sets the order of the first round.
 const RESPONSE_GUESS: Duration = Duration::from_millis(1);
 
 /// Settings of [`Iwrr`]: there are none.
@@ -29,33 +29,33 @@ impl RouterFactory for IwrrConfig {
     }
 }
 
-/// Takes replicas in turn, each as often as it answers fast.
+/// Takes replicas in turn, each in inverse proportion to its response time.
 ///
 /// The stochastic wiring of Ryabinin et al., *SWARM Parallelism* (2023, arXiv:2301.11913): every replica has a
 /// moving average of its response time and a turn; the earliest turn is chosen and moves on by that average. Here a
-/// response lasts from handing over to the return of the gradient, whatever lies between.
+/// response lasts from the attempt to the return of the gradient.
 ///
-/// Two things differ. A replica that is new, or was no candidate for a while, starts at the turn of the others instead of
-/// at zero, and counts as fast as their mean until it has answered: at zero it would get every microbatch until it had
-/// caught up. And the first turn of a new replica is drawn, so that senders do not begin with the same one.
+/// Two things differ. A replica that is new, or was no candidate for a while, starts at the turn of the others instead
+/// of at zero, and counts as fast as their mean until it has answered: at zero it would get every microbatch until it
+/// had caught up. And the first turn of a new replica is drawn, so that senders do not all begin with the same replica.
 ///
 /// A replica that never answers keeps its share: only its quarantine stops that.
 #[derive(Clone, Debug)]
 pub struct Iwrr {
     rng: Rng,
     lanes: BTreeMap<Hop, Lane>,
-    /// Whose turn it is: that of the last replica sent to. No candidate's is earlier.
+    /// The current turn: that of the last replica sent to. No candidate has an earlier turn.
     turn: u64,
     /// Mean response time of the candidates looked at last.
     expected: Duration,
-    /// Microbatches that wait for their response; those in flight bound it.
+    /// Attempts that wait for their response; bounded by the microbatches in flight.
     sent: BTreeMap<(Hop, MicrobatchId), Time>,
     outstanding: Outstanding,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Lane {
-    /// When it is next, in nanoseconds of response time used up.
+    /// The next turn of the replica, in nanoseconds of response time used up.
     turn: u64,
     response: MovingAverage,
 }
@@ -80,7 +80,8 @@ impl Iwrr {
         }
     }
 
-    /// Room for at least all candidates, so that none is forgotten and enrolled again for ever.
+    /// Forgets replicas that are no candidates when there are too many lanes. Candidates are never forgotten: they
+    /// would be enrolled again and again.
     fn forget_strangers(&mut self, choice: &Choice<'_>) {
         if self.lanes.len() > LANES_MAX.max(choice.candidates.len()) {
             self.lanes.retain(|hop, _| choice.candidates.iter().any(|candidate| candidate.hop == *hop));

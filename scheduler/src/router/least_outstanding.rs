@@ -7,7 +7,8 @@ use crate::{Duration, Hop, Time};
 /// Forward and backward together cost about three forwards.
 const FORWARDS_PER_MICROBATCH: u128 = 3;
 
-/// No replica computes faster. One that says so would cost nothing, however many microbatches it has.
+/// Shortest service time that counts. A replica that reports less would have a score near zero, however many
+/// microbatches it has.
 const SERVICE_MIN: Duration = Duration::from_micros(1);
 
 /// Settings of [`LeastOutstanding`].
@@ -40,18 +41,18 @@ impl RouterFactory for LeastOutstandingConfig {
 /// score(q) = (senders * outstanding(q) + 1) * 3 * service(q) + rtt(q) / 2
 /// ```
 ///
-/// `outstanding(q)` are the microbatches this sender handed to `q` and has not got back; the other senders are taken to
-/// have handed it as many. Only a returned gradient counts, not an accepted or quickly answered forward, so a replica
-/// that takes work and returns none soon has the worst score.
+/// `outstanding(q)` are the microbatches that this sender handed to `q` and has not got back; the other senders are
+/// assumed to have handed it as many. Only a returned gradient counts, not an accepted or quickly answered forward, so
+/// a replica that takes microbatches and returns none soon has the worst score.
 ///
-/// A replica of unknown service time is taken to be as fast as the fastest known one, and has at most one microbatch
-/// of this sender: enough to learn the time, and no herd.
+/// A replica of unknown service time counts as fast as the fastest known replica, and gets at most one microbatch of
+/// this sender: enough to learn the time, and no herd.
 #[derive(Clone, Debug)]
 pub struct LeastOutstanding {
     config: LeastOutstandingConfig,
     rng: Rng,
     outstanding: Outstanding,
-    /// Scratch of a decision, kept for its allocation.
+    /// Scratch space of a decision, kept for its allocation.
     scores: Vec<(u128, Hop)>,
 }
 
@@ -142,15 +143,15 @@ mod tests {
 
     #[test]
     fn the_unknown_get_one_each() {
-        let newcomer = Candidate::unknown(hop(1));
+        let unmeasured = Candidate::unknown(hop(1));
         let mut router = LeastOutstandingConfig::default().build(1);
-        let both = [newcomer, candidate(2, 100)];
+        let both = [unmeasured, candidate(2, 100)];
         assert_eq!(drawn(&mut *router, &alone(&both)), [hop(1), hop(2)].into());
         router.on_sent(NOW, hop(1), MicrobatchId(0));
         assert_eq!(drawn(&mut *router, &alone(&both)), [hop(2)].into());
-        assert_eq!(router.choose(NOW, &alone(&[newcomer])), None);
+        assert_eq!(router.choose(NOW, &alone(&[unmeasured])), None);
         router.on_completed(NOW, hop(1), MicrobatchId(0), Completion::Lost);
-        assert_eq!(router.choose(NOW, &alone(&[newcomer])), Some(hop(1)));
+        assert_eq!(router.choose(NOW, &alone(&[unmeasured])), Some(hop(1)));
     }
 
     #[test]

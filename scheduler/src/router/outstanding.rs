@@ -1,4 +1,4 @@
-//! How many microbatches each replica has not returned, as their sender knows it.
+//! Number of microbatches that each replica has not returned to this sender.
 
 use std::collections::BTreeMap;
 
@@ -6,21 +6,21 @@ use crate::Hop;
 
 /// Microbatches handed over and not completed, by replica.
 ///
-/// A replica with none has no entry, so the microbatches in flight bound the memory, however many replicas come and
-/// go.
+/// A replica without a microbatch has no entry, so the microbatches in flight bound the memory, however many replicas
+/// come and go.
 #[derive(Clone, Debug, Default)]
 pub struct Outstanding {
     counts: BTreeMap<Hop, u32>,
 }
 
 impl Outstanding {
-    /// `hop` has one more.
+    /// Counts one more microbatch at `hop`.
     pub fn add(&mut self, hop: Hop) {
         let count = self.counts.entry(hop).or_default();
         *count = count.saturating_add(1);
     }
 
-    /// `hop` has one less; nothing changes if it had none.
+    /// Counts one less at `hop`; nothing changes if it has none.
     pub fn remove(&mut self, hop: &Hop) {
         let Some(count) = self.counts.get_mut(hop) else { return };
         *count -= 1;
@@ -29,13 +29,13 @@ impl Outstanding {
         }
     }
 
-    /// How many `hop` has.
+    /// Number of microbatches at `hop`.
     #[must_use]
     pub fn of(&self, hop: &Hop) -> u32 {
         self.counts.get(hop).copied().unwrap_or(0)
     }
 
-    /// Whether no replica has any.
+    /// Whether no replica has a microbatch.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty()

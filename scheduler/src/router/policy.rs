@@ -4,21 +4,21 @@ use strum::{IntoStaticStr, VariantArray};
 
 use crate::router::{IwrrConfig, LeastOutstandingConfig, Router, RouterFactory, UniformConfig};
 
-/// A routing policy with its default settings. Its name, in a run file too, is the variant's in kebab case.
+/// A routing policy with its default settings. Its name, also in a run file, is that of the variant in kebab case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "kebab-case")]
 pub enum Policy {
-    /// To the replica that returns a microbatch soonest: [`LeastOutstanding`](crate::router::LeastOutstanding).
+    /// The replica that returns a microbatch soonest: [`LeastOutstanding`](crate::router::LeastOutstanding).
     #[default]
     LeastOutstanding,
-    /// In turn, by response time: [`Iwrr`](crate::router::Iwrr).
+    /// Replicas in turn, by response time: [`Iwrr`](crate::router::Iwrr).
     Iwrr,
-    /// By chance alone: [`Uniform`](crate::router::Uniform).
+    /// A random replica: [`Uniform`](crate::router::Uniform).
     Uniform,
 }
 
 impl Policy {
-    /// All of them, the default first.
+    /// All policies, the default first.
     pub const ALL: &'static [Self] = Self::VARIANTS;
 }
 

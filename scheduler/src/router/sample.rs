@@ -1,15 +1,15 @@
-//! Which replicas of a large stage a sender looks at.
+//! The selection of replicas of a large stage that a sender chooses among.
 
 use crate::{Hop, PeerId, Rng};
 
-/// Replicas of one stage a sender chooses among, at most: what a decision costs does not grow with the swarm.
+/// Replicas of one stage that a sender chooses among, at most: the cost of a decision does not grow with the swarm.
 pub const CANDIDATES_MAX: usize = 64;
 
 /// A sender's own selection of the replicas of a stage.
 ///
-/// Every replica has a rank, a hash of its key and the sender's; the lowest [`CANDIDATES_MAX`] are in. A replica
-/// that comes or goes therefore changes the selection by at most one, and senders select differently, so that every
-/// replica of a large stage is in the selection of some sender. (Rendezvous hashing: Thaler and Ravishankar, 1998.)
+/// Every replica has a rank, a hash of its key and the sender's; the lowest [`CANDIDATES_MAX`] are selected. A replica
+/// that comes or goes changes at most one place, and senders select differently, so that every replica of a large
+/// stage is in the selection of some sender. (Rendezvous hashing: Thaler and Ravishankar, 1998.)
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sample {
     seed: u64,
@@ -22,7 +22,7 @@ impl Sample {
         Self { seed: hash(0, sender) }
     }
 
-    /// The selected among `replicas`, by peer id.
+    /// The selected members of `replicas`, by peer id.
     #[must_use]
     pub fn select(&self, mut replicas: Vec<Hop>) -> Vec<Hop> {
         if replicas.len() > CANDIDATES_MAX {
@@ -34,7 +34,7 @@ impl Sample {
     }
 }
 
-/// Spreads keys evenly. A peer that chooses its key can choose its rank, which wins it nothing but attention.
+/// Spreads keys evenly. A peer that chooses its key can choose its rank, but gains only more selections by that.
 fn hash(seed: u64, peer: PeerId) -> u64 {
     let (words, _) = peer.0.as_chunks::<8>();
     words.iter().fold(seed, |state, word| Rng::new(state ^ u64::from_le_bytes(*word)).next_u64())

@@ -1,4 +1,4 @@
-//! What every policy keeps to, and how the default shares out work in a closed loop.
+//! Properties of every policy, and the shares of the default policy in a closed loop.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,9 +14,9 @@ const REPLICAS: u16 = 6;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Send to one of the candidates, which are those whose bit is set.
+    /// Send to one of the candidates: the replicas whose bit is set.
     Send { candidates: u8, known: u8, senders: u32 },
-    /// Settle the outstanding microbatch at this place, counted round and round.
+    /// Settle the outstanding microbatch at this place, modulo their number.
     Settle { place: usize, how: Completion },
 }
 
@@ -95,12 +95,12 @@ proptest! {
 
 // --- A closed loop ----------------------------------------------------------------------------------------------
 
-/// A replica that works off one queue: a microbatch takes three times its service time, then returns.
+/// A replica with one queue: a microbatch takes three times its service time, then returns.
 #[derive(Debug)]
 struct Server {
     candidate: Candidate,
     service: Duration,
-    /// Reports its service time once it has served something.
+    /// Reports its service time once it has served a microbatch.
     reports: bool,
     /// Takes everything and returns nothing.
     silent: bool,
@@ -115,7 +115,7 @@ impl Server {
         Self { candidate, service, reports: true, silent: false, queue: VecDeque::new(), served: 0 }
     }
 
-    fn newcomer(index: u16, service_ms: u64) -> Self {
+    fn unmeasured(index: u16, service_ms: u64) -> Self {
         let server = Self::new(index, service_ms);
         Self { candidate: Candidate::unknown(server.candidate.hop), ..server }
     }
@@ -158,8 +158,8 @@ impl Loop {
         self.servers.iter().map(|server| server.served).sum()
     }
 
-    /// Most microbatches a sender has at a server.
-    fn resident_max(&self, server: usize) -> u32 {
+    /// Highest number of microbatches that a sender has at a server.
+    fn outstanding_max(&self, server: usize) -> u32 {
         let hop = self.servers[server].candidate.hop;
         self.routers.iter().map(|router| router.outstanding_at(&hop)).max().unwrap()
     }
@@ -218,25 +218,25 @@ impl Loop {
     }
 }
 
-/// Four to one in speed, two senders: shares within 5 % of the speeds, and no replica idles. Tolerance by the variation of
-/// service times (10 % each, 1,400 of them) and by one microbatch under way at each server.
+/// Four to one in speed, two senders: shares are within 5 % of the speeds, and no replica idles. The tolerance covers
+/// the variation of service times (10 % each, 1,400 of them) and one microbatch under way at each server.
 #[test]
-fn resident_shares_by_speed() {
+fn least_outstanding_shares_by_speed() {
     let servers = vec![Server::new(0, 100), Server::new(1, 200), Server::new(2, 400)];
     let mut world = Loop::new(Policy::LeastOutstanding, 2, 12, servers);
     world.serve(1_400);
     for (server, expected) in world.servers.iter().zip([800.0, 400.0, 200.0]) {
         let ratio = f64::from(server.served) / expected;
-        assert!((0.95..1.05).contains(&ratio), "{ratio} of what server {:?} can", server.candidate.hop);
+        assert!((0.95..1.05).contains(&ratio), "{ratio} of the capacity of {:?}", server.candidate.hop);
     }
     let capacity_per_second = (10.0 + 5.0 + 2.5) / 3.0;
     let used = 1_400.0 / world.now.since(Time(0)).as_secs_f64() / capacity_per_second;
     assert!(used > 0.97, "{used} of the capacity");
 }
 
-/// Each of two senders loses at most its fair share of its window and one more, however long the run.
+/// Each of two senders loses at most its fair share of its window and one microbatch more, however long the run.
 #[test]
-fn resident_gives_little_to_who_returns_nothing() {
+fn least_outstanding_gives_little_to_a_replica_that_returns_nothing() {
     let servers = || {
         let mut servers: Vec<_> = (0..4).map(|index| Server::new(index, 100)).collect();
         servers[2].silent = true;
@@ -245,35 +245,35 @@ fn resident_gives_little_to_who_returns_nothing() {
     let mut world = Loop::new(Policy::LeastOutstanding, 2, 16, servers());
     world.serve(2_000);
     assert_eq!(world.returned(), 2_000);
-    assert!(world.resident_max(2) <= 16 / 4 + 1, "{}", world.resident_max(2));
+    assert!(world.outstanding_max(2) <= 16 / 4 + 1, "{}", world.outstanding_max(2));
     let mut world = Loop::new(Policy::Uniform, 2, 16, servers());
     world.serve(2_000);
-    assert_eq!(world.resident_max(2), 16, "the control loses its whole window");
+    assert_eq!(world.outstanding_max(2), 16, "the control loses its whole window");
 }
 
-/// Before it reports one each; afterwards no more than its part of the windows.
+/// Each sender gives it one microbatch before it reports, and no more than its share of the window afterwards.
 #[test]
-fn resident_sends_no_herd_to_a_newcomer() {
+fn least_outstanding_sends_no_herd_to_a_new_replica() {
     for (reports, most) in [(false, 1), (true, 12 / 4 + 1)] {
         let mut world =
             Loop::new(Policy::LeastOutstanding, 2, 12, (0..3).map(|index| Server::new(index, 100)).collect());
         world.serve(100);
-        world.servers.push(Server { reports, ..Server::newcomer(9, 100) });
+        world.servers.push(Server { reports, ..Server::unmeasured(9, 100) });
         for _ in 0..400 {
             world.serve(1);
-            assert!(world.resident_max(3) <= most, "{}", world.resident_max(3));
+            assert!(world.outstanding_max(3) <= most, "{}", world.outstanding_max(3));
         }
         assert!(world.servers[3].served > 50, "{}", world.servers[3].served);
     }
 }
 
-/// An unknown stage starts with one each and then fills up.
+/// At a stage without known service times each sender gives every replica one microbatch.
 #[test]
-fn resident_starts_from_nothing() {
-    let servers: Vec<_> = (0..3).map(|index| Server::newcomer(index, 100)).collect();
+fn least_outstanding_starts_without_service_times() {
+    let servers: Vec<_> = (0..3).map(|index| Server::unmeasured(index, 100)).collect();
     let mut world = Loop::new(Policy::LeastOutstanding, 2, 12, servers);
     world.fill();
-    assert!((0..3).all(|server| world.resident_max(server) == 1));
+    assert!((0..3).all(|server| world.outstanding_max(server) == 1));
     world.serve(300);
     assert!(world.servers.iter().all(|server| server.served.abs_diff(100) < 10));
 }

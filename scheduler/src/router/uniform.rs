@@ -1,4 +1,4 @@
-//! Every candidate is as likely as the others.
+//! Uniform random routing.
 
 use crate::rng::Rng;
 use crate::router::{Choice, Outstanding, Router, RouterFactory};
@@ -14,7 +14,7 @@ impl RouterFactory for UniformConfig {
     }
 }
 
-/// Draws uniformly and looks at nothing: the baseline.
+/// Draws every candidate with the same probability: the baseline.
 #[derive(Clone, Debug)]
 pub struct Uniform {
     rng: Rng,

@@ -1,4 +1,4 @@
-//! What the living replicas of a world could have done at best.
+//! The upper bound of the microbatches that the live replicas of a world could have computed.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use crate::{Duration, Hop, Time};
 
 use super::executor::FORWARDS_PER_MICROBATCH;
 
-/// What each replica could have done in the time that it served. The bound of the run is the maximum flow through all of
-/// them: queues carry work over the minutes in which another stage is the bottleneck, so the sum of momentary bounds is
-/// none.
+/// The capacity of each replica over the time that it served. The bound of the run is the maximum flow through all
+/// replicas: queues carry microbatches over the time in which another stage is the bottleneck, so the sum of momentary
+/// bounds is no bound.
 #[derive(Debug, Default)]
 pub(super) struct CapacityMeter {
     since: Time,
@@ -18,7 +18,7 @@ pub(super) struct CapacityMeter {
     closed: bool,
 }
 
-/// A replica that serves, and how long it takes for a forward.
+/// A replica that serves, and the time of one forward.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Serving {
     pub(super) hop: Hop,
@@ -26,19 +26,19 @@ pub(super) struct Serving {
 }
 
 impl CapacityMeter {
-    /// From now on exactly these serve.
+    /// Notes that from now on exactly `serving` serve.
     pub(super) fn note(&mut self, now: Time, serving: Vec<Serving>) {
         self.advance(now);
         self.serving = serving;
     }
 
-    /// Training is over: nothing more could have been done.
+    /// Training is over: capacity no longer counts.
     pub(super) fn close(&mut self, now: Time) {
         self.advance(now);
         self.closed = true;
     }
 
-    /// Microbatches that could have been done until `now`.
+    /// Microbatches that the replicas could have computed until `now`.
     pub(super) fn microbatches(&mut self, now: Time, stages: u16) -> f64 {
         self.advance(now);
         let served = self.served.iter().map(|(&hop, &capacity)| (hop, capacity));

@@ -5,20 +5,20 @@ use crate::{Incarnation, MemberState, Membership, StageIndex, coordinator, feede
 use super::fault::Fault;
 use super::payload::Payload;
 
-/// An event that is on its way or due.
+/// An event to come for a process or the world.
 #[derive(Clone, Debug)]
 pub(super) enum Delivery {
-    /// To the coordinator.
+    /// A request to the coordinator.
     Coordinator(coordinator::Event, Purpose),
-    /// To a feeder, if it is still that start of it.
+    /// An event for a feeder, if this start of it still runs.
     Feeder(usize, Incarnation, feeder::Event<Payload>),
-    /// To a replica, if it is still that start of it.
+    /// An event for a replica, if this start of it still runs.
     Replica(usize, Incarnation, replica::Event<Payload>),
-    /// The table, to a replica's process.
+    /// A table for a replica's process.
     Table(usize, Incarnation, Membership),
     /// The coordinator's answer to a heartbeat or a request to join; `None` if this start is no member.
     State(usize, Incarnation, Option<MemberState>, Purpose),
-    /// The coordinator refuses to let this start in: the run is finished.
+    /// The coordinator refuses a start: the run is finished.
     NotNeeded(usize, Incarnation),
     /// A replica's process is started.
     Start(usize),
@@ -26,7 +26,7 @@ pub(super) enum Delivery {
     Built(usize, Incarnation, StageIndex),
     /// A replica's process sends its heartbeat.
     Heartbeat(usize, Incarnation),
-    /// The coordinator has had its time to confirm a membership.
+    /// The time of the coordinator to confirm a membership is over.
     ConfirmExpires(usize, Incarnation),
     /// A feeder's process is started.
     StartFeeder(usize),
@@ -38,11 +38,11 @@ pub(super) enum Delivery {
     Resume(usize, Incarnation),
 }
 
-/// The purpose of a request to the coordinator; its reply comes back with it.
+/// The purpose of a request to the coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// A heartbeat, a request to join or any other duty.
+    /// A usual request.
     Routine,
-    /// After a suspension: is this start still a member?
+    /// A heartbeat that asks for the membership after a suspension.
     Confirm,
 }

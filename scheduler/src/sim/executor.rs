@@ -1,4 +1,4 @@
-//! An executor without tensors: keeps the books on stashes, gradients and weights, and takes its time.
+//! An executor without tensors: it keeps account of stashes, gradients and weights, and replies after a time.
 
 use std::collections::BTreeSet;
 
@@ -19,20 +19,20 @@ pub(super) struct Executor {
     free_at: Time,
     /// A copy of the state for joiners.
     copy: Option<(StateId, Vec<u64>)>,
-    /// A state that arrives.
+    /// The words of a state that is being downloaded.
     inbox: Vec<u64>,
 }
 
-/// What a job does. Jobs run in order, so effects can be noted at once.
+/// The effect of a job. Jobs run in order, so effects can be noted at once.
 #[derive(Debug, Default)]
 pub(super) struct Effect {
-    /// The reply, and when it is there.
+    /// The reply, and its time.
     pub(super) reply: Option<(Time, JobReply<Payload>)>,
-    /// Its gradients are in the weights now.
+    /// The microbatch whose gradients the job applied.
     pub(super) applied: Option<MicrobatchId>,
 }
 
-/// A job that contradicts an earlier one.
+/// A job that contradicts an earlier job.
 pub(super) type Misuse = String;
 
 impl Executor {
@@ -47,12 +47,12 @@ impl Executor {
         }
     }
 
-    /// Replies to nothing until then.
+    /// Delays all replies until then.
     pub(super) fn stall(&mut self, until: Time) {
         self.free_at = self.free_at.max(until);
     }
 
-    /// Does something between two jobs. Returns when it is done.
+    /// Spends `service` between two jobs. Returns the time of its end.
     pub(super) fn busy(&mut self, now: Time, service: Duration) -> Time {
         self.free_at = self.free_at.max(now) + service;
         self.free_at
@@ -145,7 +145,7 @@ impl Executor {
 
     // --- Averaging ------------------------------------------------------------------------------------------
 
-    /// Does a job of an averaging round in `group`; `None` for jobs without a reply.
+    /// Does a job of an averaging round in `group`; the result is `None` for jobs without a reply.
     pub(super) fn average(
         &mut self,
         job: &averaging::Job<Payload>,
@@ -180,7 +180,7 @@ impl Executor {
 
     // --- States ---------------------------------------------------------------------------------------------
 
-    /// Copies the state.
+    /// Copies the state. Returns its manifest and its words.
     pub(super) fn export(&mut self, state: StateId) -> (Manifest, Vec<u64>) {
         let words = self.weights.words();
         self.copy = Some((state, words.clone()));
@@ -207,7 +207,7 @@ impl Executor {
         self.inbox[first..end].copy_from_slice(words);
     }
 
-    /// Takes over the state that arrived. Returns its words.
+    /// Takes over the downloaded state. Returns its words.
     pub(super) fn import(&mut self) -> Vec<u64> {
         let words = std::mem::take(&mut self.inbox);
         self.weights.import(&words);
@@ -236,13 +236,13 @@ fn expect(holds: bool, microbatch: MicrobatchId, otherwise: &str) -> Result<(), 
     if holds { Ok(()) } else { Err(format!("{microbatch} {otherwise}")) }
 }
 
-/// What a forward costs, in the unit of [`forwards`].
+/// Cost of a forward, in the unit of [`forwards`].
 const FORWARD: u32 = 8;
 
-/// What a training microbatch costs a replica in all, in the time of a forward.
+/// Total cost of a training microbatch at a replica, in forwards.
 pub(super) const FORWARDS_PER_MICROBATCH: u32 = 3;
 
-/// A backward costs two forwards, and to add gradients up costs little.
+/// Cost of a job. A backward costs two forwards, and applying gradients costs little.
 fn forwards(job: &Job<Payload>) -> u32 {
     match job {
         Job::Forward { .. } | Job::Evaluate { .. } => FORWARD,

@@ -1,10 +1,10 @@
-//! What can go wrong in the simulated world.
+//! The faults of the simulated world.
 
 use std::collections::BTreeSet;
 
 use crate::Duration;
 
-/// One thing that goes wrong. Replicas are meant by index.
+/// A fault. Replicas are named by index.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// The process dies.
@@ -13,88 +13,88 @@ pub enum Fault {
         replica: usize,
         /// Its connections are reset; otherwise they run into their timeout.
         loud: bool,
-        /// When it is started again, if it is.
+        /// Time until it is started again; `None` if never.
         back_after: Option<Duration>,
     },
-    /// The process is asked to leave in mid-flight, and comes back a while later.
+    /// The process is asked to leave while it holds microbatches, and comes back a while later.
     Leave {
         /// The replica.
         replica: usize,
     },
-    /// The device does nothing for a while.
+    /// The device computes nothing for a while.
     Stall {
         /// The replica.
         replica: usize,
-        /// For how long.
+        /// Length of the stall.
         lasts: Duration,
     },
-    /// The process is stopped for a while.
+    /// The process is suspended for a while.
     Suspend {
         /// The replica.
         replica: usize,
-        /// For how long.
+        /// Length of the suspension.
         lasts: Duration,
     },
     /// The chunks of its state that it sends to joiners are wrong.
     Lie {
         /// The replica.
         replica: usize,
-        /// For how long.
+        /// Length of the fault.
         lasts: Duration,
     },
     /// Messages get lost, silently.
     Loss {
         /// Messages in a thousand.
         per_mille: u64,
-        /// For how long.
+        /// Length of the fault.
         lasts: Duration,
     },
     /// Messages are late.
     Delay {
-        /// Up to so much.
+        /// Upper limit of the random extra delay.
         extra: Duration,
-        /// For how long.
+        /// Length of the fault.
         lasts: Duration,
     },
     /// Two replicas cannot reach each other.
     BrokenLink {
-        /// One of them.
+        /// One replica.
         a: usize,
-        /// The other one.
+        /// The other replica.
         b: usize,
-        /// For how long.
+        /// Length of the fault.
         lasts: Duration,
     },
     /// The feeder and a replica cannot reach each other.
     BrokenFeederLink {
         /// The replica.
         replica: usize,
-        /// For how long.
+        /// Length of the fault.
         lasts: Duration,
     },
     /// These replicas are cut off from every other peer.
     Partition {
         /// The replicas.
         part: BTreeSet<usize>,
-        /// For how long.
+        /// Length of the fault.
         lasts: Duration,
     },
     /// The feeder dies and is started again.
     FeederCrash {
-        /// When it is.
+        /// Time until the start.
         back_after: Duration,
     },
     /// Another feeder takes over.
     Succession {
-        /// The former feeder is dead; otherwise it is only cut off from the coordinator.
+        /// The former feeder dies; otherwise it is only cut off from the coordinator.
         dies: bool,
-        /// When the other one starts.
+        /// Time until the successor starts.
         after: Duration,
     },
 }
 
 impl Fault {
-    /// For the count of paths taken.
+    /// The name in [`Report::paths`](super::Report::paths).
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Crash { loud: true, .. } => "loud crash",

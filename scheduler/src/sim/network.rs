@@ -1,4 +1,4 @@
-//! Links between peers: some lose, some are broken, some lead into another part of the world.
+//! Links between peers, and their disturbances: loss, delay, broken links and partitions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,10 +6,10 @@ use crate::{Duration, PeerId, Rng, Time};
 
 use super::executor::time_between;
 
-/// No message takes less.
+/// Shortest time of a message.
 const DELAY_MIN: Duration = Duration::from_micros(100);
 
-/// How long messages take.
+/// The times of messages.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Links {
@@ -17,7 +17,7 @@ pub struct Links {
     pub delay_max: Duration,
     /// A chunk of a state takes up to this much longer. Default 300 ms.
     pub chunk_delay_max: Duration,
-    /// One way of some pairs of replicas, by index, on top of that. Default none.
+    /// Extra one-way time between two replicas, by index, the lower first. Default none.
     pub distances: BTreeMap<(usize, usize), Duration>,
 }
 
@@ -32,13 +32,13 @@ impl Default for Links {
 }
 
 impl Links {
-    /// Messages between all pairs take a random time below `delay_max`.
+    /// Links on which every message takes a random time below `delay_max`.
     #[must_use]
     pub fn with_delay(delay_max: Duration) -> Self {
         Self { delay_max, ..Self::default() }
     }
 
-    /// How much longer a message between two replicas takes, one way.
+    /// Extra one-way time of a message between two replicas.
     #[must_use]
     pub fn distance(&self, a: usize, b: usize) -> Duration {
         self.distances.get(&(a.min(b), a.max(b))).copied().unwrap_or_default()
@@ -49,14 +49,14 @@ impl Links {
     }
 }
 
-/// What becomes of a message.
+/// The fate of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     Lost,
     Delivered { extra: Duration },
 }
 
-/// Disturbances, each until a time.
+/// The current disturbances, each until a time.
 #[derive(Debug, Default)]
 pub(super) struct Network {
     broken: Vec<(PeerId, PeerId, Time)>,
@@ -66,22 +66,22 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// Nothing passes between two peers, either way.
+    /// Breaks the link between two peers in both directions.
     pub(super) fn break_link(&mut self, a: PeerId, b: PeerId, until: Time) {
         self.broken.push((a, b, until));
     }
 
-    /// Nothing passes between these peers and all others, the coordinator included.
+    /// Cuts these peers off from all others, the coordinator included.
     pub(super) fn split(&mut self, part: BTreeSet<PeerId>, until: Time) {
         self.split.push((part, until));
     }
 
-    /// So many messages in a thousand are lost, silently.
+    /// Loses `per_mille` messages in a thousand, silently.
     pub(super) fn lose(&mut self, per_mille: u64, until: Time) {
         self.lossy = Some((per_mille, until));
     }
 
-    /// Messages take up to so much longer.
+    /// Delays messages by a random time up to `extra`.
     pub(super) fn slow_down(&mut self, extra: Duration, until: Time) {
         self.slow = Some((extra, until));
     }
@@ -95,7 +95,7 @@ impl Network {
         self.broken.iter().any(link) || self.split.iter().any(apart)
     }
 
-    /// `control` messages are repeated by their transport: a cut stops them, loss does not.
+    /// Draws the fate of a message. The transport repeats `control` messages: a cut stops them, loss does not.
     pub(super) fn fate(&self, rng: &mut Rng, now: Time, from: PeerId, to: PeerId, control: bool) -> Fate {
         let dropped =
             self.lossy.is_some_and(|(rate, until)| until > now && !control && rng.chance(rate, 1_000));

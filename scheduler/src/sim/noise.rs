@@ -1,4 +1,4 @@
-//! Messages that no sound peer sends.
+//! Noise: messages that no sound peer sends.
 
 use crate::averaging::Round;
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
 
 use super::payload::Payload;
 
-/// Draws every field from a range that reaches just beyond what is valid.
+/// Draws a message whose fields come from ranges a little beyond the valid values.
 pub(super) fn envelope(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Envelope<Payload> {
     let microbatch = match rng.below(10) {
         0 => MicrobatchId(rng.next_u64()),

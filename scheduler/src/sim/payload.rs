@@ -1,10 +1,10 @@
-//! What travels with messages in the simulated world.
+//! Payloads of the simulated world.
 
 use crate::averaging::{GroupId, PartIndex};
 use crate::transfer::ChunkHash;
 use crate::{Instance, Rng};
 
-/// A payload that tells what it is, in place of tensors.
+/// A payload by kind, in place of tensors.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Payload {
     /// No payload.
@@ -22,12 +22,12 @@ pub(crate) enum Payload {
     Chunk(Vec<u64>),
 }
 
-/// Numbers of a part on their way: a contribution, or a mean.
+/// Numbers of a part: a contribution, or a mean.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Numbers {
     pub(crate) group: GroupId,
     pub(crate) part: PartIndex,
-    /// The members whose contributions are in it, in order.
+    /// The members whose contributions are in the numbers, in order.
     pub(crate) of: Vec<Instance>,
     pub(crate) values: Vec<f64>,
 }
@@ -41,7 +41,7 @@ pub(super) fn digest(payload: &Payload) -> (u64, ChunkHash) {
     (words.len() as u64 * WORD_BYTES, hash(words))
 }
 
-/// A digest that no one tries to forge.
+/// A digest for an environment in which no peer forges one.
 pub(super) fn hash(words: &[u64]) -> ChunkHash {
     let mut hash = [0; 32];
     for (lane, bytes) in (0_u64..).zip(hash.chunks_exact_mut(8)) {

@@ -10,12 +10,12 @@ use super::executor::Executor;
 use super::payload::Payload;
 use super::scenario::Scenario;
 
-/// Whether a process runs.
+/// The liveness of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Liveness {
     Dead,
     Awake,
-    /// Stopped; what arrives waits.
+    /// Stopped; deliveries wait in the backlog.
     Suspended,
 }
 
@@ -24,16 +24,16 @@ pub(super) enum Liveness {
 pub(super) struct ReplicaProcess {
     pub(super) instance: Instance,
     pub(super) liveness: Liveness,
-    /// The coordinator has let this start in.
+    /// This start is a member.
     pub(super) admitted: bool,
     /// The shard of a stage is being built.
     pub(super) is_building: bool,
-    /// The machine, since the coordinator has placed this start.
+    /// The machine; `None` before the shard is built.
     pub(super) replica: Option<Replica<Payload>>,
     pub(super) executor: Executor,
     pub(super) slots: usize,
     pub(super) service: Duration,
-    /// Until then it sends wrong chunks.
+    /// The time until which it sends wrong chunks.
     pub(super) lies_until: Time,
     pub(super) backlog: Vec<Delivery>,
 }
@@ -59,19 +59,19 @@ impl ReplicaProcess {
     }
 }
 
-/// A feeder, and what it has on disk.
+/// A feeder's process and its journal.
 #[derive(Debug)]
 pub(super) struct FeederProcess {
     pub(super) instance: Instance,
     /// The role it joins in.
     pub(super) role: Role,
-    /// The coordinator has let this start in.
+    /// This start is a member.
     pub(super) admitted: bool,
-    /// `None` while it is dead.
+    /// The machine; `None` while the process is dead.
     pub(super) machine: Option<Feeder<Payload>>,
-    /// The machine said that it has nothing left to do.
+    /// The machine has ended.
     pub(super) ended: bool,
-    /// A successor that came when the run was finished.
+    /// The successor came after the run was finished.
     pub(super) is_late: bool,
     pub(super) journal: Vec<Record>,
 }
@@ -90,7 +90,7 @@ impl FeederProcess {
     }
 }
 
-/// Keys of the first kind have the number of a replica, counted from 1, in their first bytes.
+/// A key with `number` in its first bytes; replicas are numbered from 1.
 fn key(number: u32) -> PeerId {
     let mut key = [0; 32];
     key.chunks_exact_mut(4).for_each(|chunk| chunk.copy_from_slice(&number.to_le_bytes()));
@@ -109,7 +109,7 @@ pub(super) fn coordinator_key() -> PeerId {
     key(u32::MAX)
 }
 
-/// The replica with this key, if the key is one.
+/// The index of the replica with this key; `None` if the key has number 0.
 pub(super) fn replica_index(peer: PeerId) -> Option<usize> {
     let number = u32::from_le_bytes(*peer.0.first_chunk()?);
     usize::try_from(number.checked_sub(1)?).ok()

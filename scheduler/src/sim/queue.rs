@@ -1,15 +1,15 @@
-//! Virtual time, and everything that is to happen in it.
+//! Virtual time, and the events to come.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Duration, Time};
 
-/// What happens next.
+/// The next event or alarm.
 #[derive(Debug)]
 pub(crate) enum Next<E, M> {
-    /// This was scheduled.
+    /// A scheduled event.
     Event(E),
-    /// This machine wanted to be woken.
+    /// The alarm of a machine.
     Alarm(M),
 }
 
@@ -20,7 +20,7 @@ pub(crate) struct EventQueue<E, M> {
     now: Time,
     steps: u64,
     sequence: u64,
-    /// In boxes, because the map moves its entries.
+    /// Boxed, because the map moves its entries.
     events: BTreeMap<(Time, u64), Box<E>>,
     alarm_of: BTreeMap<M, Time>,
     alarms: BTreeSet<(Time, M)>,
@@ -57,7 +57,7 @@ impl<E, M: Copy + Ord> EventQueue<E, M> {
         self.events.insert((at, self.sequence), Box::new(event));
     }
 
-    /// What a machine says after every event: when it wants to be woken.
+    /// Replaces the alarm of a machine; called after every event of it.
     pub(crate) fn set_alarm(&mut self, machine: M, at: Option<Time>) {
         let before = match at {
             Some(at) => self.alarm_of.insert(machine, at),
@@ -74,7 +74,7 @@ impl<E, M: Copy + Ord> EventQueue<E, M> {
         }
     }
 
-    /// Takes what happens next and goes forward to its time; `None` if nothing is to happen.
+    /// Takes the next event or alarm and moves to its time; `None` if there is none.
     pub(crate) fn pop(&mut self) -> Option<Next<E, M>> {
         let due = self.events.first_key_value().map(|(&(at, _), _)| at);
         let alarm = self.alarms.first().copied().filter(|(at, _)| due.is_none_or(|due| *at <= due));
@@ -90,7 +90,7 @@ impl<E, M: Copy + Ord> EventQueue<E, M> {
         Some(next)
     }
 
-    /// The events that are to happen, in order.
+    /// The events to come, in order.
     pub(crate) fn events(&self) -> impl Iterator<Item = &E> {
         self.events.values().map(Box::as_ref)
     }

@@ -1,4 +1,4 @@
-//! The reference model: what must hold, whatever happens.
+//! The reference model: the rules that hold in every run.
 
 pub(super) mod averaging;
 
@@ -16,43 +16,43 @@ use crate::{
 use super::payload::Payload;
 use averaging::Means;
 
-/// Watches what goes in and comes out of every machine.
+/// Watches the events and actions of every machine.
 #[derive(Debug, Default)]
 pub(super) struct ReferenceModel {
     /// The first rule that was broken.
     pub(super) broken: Option<String>,
-    /// What was injected, and by which feeder.
+    /// The microbatches injected, each with its feeder.
     pub(super) injected: BTreeMap<MicrobatchId, usize>,
     pub(super) outcomes: BTreeMap<MicrobatchId, Outcome>,
     pub(super) evaluated: u64,
     pub(super) measured: Vec<feeder::Measured>,
-    /// The replica that applied what: one instance for each microbatch and stage, ever.
+    /// For each microbatch and stage, the one instance that applied its gradients.
     pub(super) applied: BTreeMap<(MicrobatchId, StageIndex), Instance>,
-    /// What each feeder has granted.
+    /// The grants of each feeder.
     granted: BTreeMap<(MicrobatchId, StageIndex), BTreeMap<usize, Hop>>,
-    /// The feeders that gave an outcome.
+    /// The outcomes given, by microbatch and feeder.
     decided: BTreeSet<(MicrobatchId, usize)>,
-    /// Ids that a successor never heard of, half-open.
+    /// Half-open ranges of ids that a successor never heard of.
     unknown: Vec<(MicrobatchId, MicrobatchId)>,
-    /// What each replica has seen since it started.
+    /// The observations of each replica since it started.
     seen: BTreeMap<usize, Seen>,
     /// The copies that replicas made of their state.
     exported: BTreeMap<Instance, BTreeMap<StateId, Vec<u64>>>,
     pub(super) in_flight_max: u64,
     pub(super) finished: u32,
     pub(super) means: Means,
-    /// How often each fault struck and each way to recover was taken.
+    /// Number of times that each fault struck and each recovery path was taken.
     pub(super) paths: BTreeMap<&'static str, u64>,
 }
 
-/// What one start of a replica has seen and done.
+/// The observations of one start of a replica.
 #[derive(Debug, Default)]
 struct Seen {
-    /// Number of the latest attempt; a microbatch in here was handed on, and later hints are of no use.
+    /// Number of the latest attempt. A microbatch with an entry was handed on: later hints are of no use.
     attempts: BTreeMap<MicrobatchId, Option<Attempt>>,
     /// Microbatches that took a slot.
     slotted: BTreeSet<MicrobatchId>,
-    /// Holders at the next stage that it was told of and has not asked.
+    /// Holders at the next stage that the replica was told of and has not asked.
     told: BTreeMap<MicrobatchId, Hop>,
 }
 
@@ -67,7 +67,7 @@ impl ReferenceModel {
         }
     }
 
-    /// Takes over the verdict of another watcher.
+    /// Records the violation of a rule, if `rule` is one.
     pub(super) fn check(&mut self, rule: Result<(), String>) {
         if let Err(rule) = rule {
             self.require(false, || rule);
@@ -82,7 +82,7 @@ impl ReferenceModel {
         self.in_flight_max = self.in_flight_max.max(count);
     }
 
-    /// A replica starts from nothing.
+    /// A replica starts without any microbatch.
     pub(super) fn started(&mut self, index: usize) {
         self.seen.remove(&index);
     }
@@ -95,14 +95,14 @@ impl ReferenceModel {
         self.require(granted, || format!("{microbatch} is applied ungranted at {stage}"));
     }
 
-    /// Whether a successor could not know that this was injected.
+    /// Whether a successor could not know that the microbatch was injected.
     pub(super) fn unknown(&self, microbatch: MicrobatchId) -> bool {
         self.unknown.iter().any(|(first, end)| (first..end).contains(&&microbatch))
     }
 
     // --- Feeders --------------------------------------------------------------------------------------------
 
-    /// Training microbatches that finished.
+    /// Number of training microbatches that finished.
     pub(super) fn finished_training(&self) -> u64 {
         self.outcomes.values().filter(|outcome| matches!(outcome, Outcome::Finished { .. })).count() as u64
     }
@@ -125,7 +125,7 @@ impl ReferenceModel {
     fn decide(&mut self, feeder: usize, microbatch: MicrobatchId, outcome: &Outcome) {
         let first = self.decided.insert((microbatch, feeder));
         self.require(first, || format!("{microbatch} has two outcomes"));
-        // A microbatch that a former feeder finished without telling anyone may be decided again.
+        // A successor may decide again about a microbatch that the former feeder finished without an announcement.
         let finished = matches!(self.outcomes.get(&microbatch), Some(Outcome::Finished { .. }));
         if !finished {
             self.outcomes.insert(microbatch, outcome.clone());
@@ -252,8 +252,8 @@ impl ReferenceModel {
                 }
             }
             Message::OrphanNotice { microbatch, holder } => {
-                let first_word = !seen.attempts.contains_key(microbatch);
-                let useful = holder.stage == next && stage.holds(*microbatch) && first_word;
+                let is_first = !seen.attempts.contains_key(microbatch);
+                let useful = holder.stage == next && stage.holds(*microbatch) && is_first;
                 if known && useful && table.placed(holder) {
                     seen.told.insert(*microbatch, *holder);
                 }
@@ -292,7 +292,7 @@ impl ReferenceModel {
             },
             replica::Action::Counted(Note::Began(initial)) => match initial {
                 InitialState::Downloaded { .. } => self.path("began with a downloaded state"),
-                InitialState::Initial { was_trained: true } => self.path("a stage lost what it had learned"),
+                InitialState::Initial { was_trained: true } => self.path("a stage lost its updates"),
                 InitialState::Initial { was_trained: false } | InitialState::Given => {}
             },
             replica::Action::Confirm => self.path("suspension noticed"),
@@ -306,7 +306,7 @@ impl ReferenceModel {
         match &envelope.message {
             Message::Forward { microbatch, attempt, purpose: Purpose::Train, .. } => {
                 let told = seen.told.get(microbatch).copied();
-                // A reply to an earlier attempt is no reply to a later one.
+                // A reply to an earlier attempt is no reply to a later attempt.
                 let before = seen.attempts.insert(*microbatch, Some(*attempt)).flatten();
                 self.require(told.is_none(), || {
                     format!("{microbatch} is retried, but its holder {told:?} was not asked")
@@ -329,7 +329,7 @@ impl ReferenceModel {
 
     fn replica_counts(&mut self, index: usize, note: &StageNote, replica: &Replica<Payload>) {
         match note {
-            // A verdict on a neighbour: it may be the holder that was told of.
+            // The lost neighbour may be the holder that the replica was told of.
             StageNote::Lost { neighbour, .. } => {
                 let seen = self.seen.entry(index).or_default();
                 seen.told.retain(|_, holder| holder.peer() != neighbour.peer);
@@ -347,7 +347,7 @@ impl ReferenceModel {
         }
     }
 
-    /// No more stashes than slots, apart from those of retries.
+    /// Checks that there are no more stashes than slots, apart from stashes of retries.
     pub(super) fn slots(
         &mut self,
         index: usize,
@@ -368,14 +368,14 @@ impl ReferenceModel {
         self.exported.entry(donor).or_default().insert(state, words);
     }
 
-    /// A joiner takes over a state: that of one copy of its donor, and no mixture.
+    /// Checks that a joiner takes over the state of one copy of its donor, and no mixture.
     pub(super) fn imports(&mut self, joiner: Instance, donor: Instance, words: &Vec<u64>) {
         let copies = self.exported.get(&donor);
         let known = copies.is_some_and(|copies| copies.values().any(|copy| copy == words));
         self.require(known, || format!("{joiner:?} takes a state that {donor:?} never had"));
     }
 
-    /// A replica left and says that it left nothing behind: `unaveraged` contributions are in its weights only.
+    /// Checks a replica that left without unfinished work: `unaveraged` contributions are in its weights only.
     pub(super) fn leaves(&mut self, instance: Instance, unaveraged: u64) {
         self.require(unaveraged == 0, || {
             format!("{instance:?} leaves with {unaveraged} contributions that no other replica has")

@@ -9,7 +9,7 @@ use crate::{Duration, Instance, StageIndex, Time, feeder};
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The seed that gives the run again.
+    /// The seed that reproduces the run.
     pub seed: u64,
     /// Virtual time that the run took.
     pub time: Duration,
@@ -23,18 +23,18 @@ pub struct Report {
     pub counts: feeder::Counts,
     /// The results of evaluations by command.
     pub measured: Vec<feeder::Measured>,
-    /// The most microbatches that were in flight at once.
+    /// Highest number of microbatches in flight at once.
     pub in_flight_max: u64,
-    /// Microbatches that the living replicas could have done in the training time at best (see
+    /// Upper bound of the microbatches that the live replicas could have computed in the training time (see
     /// [`topology`](crate::topology)).
     pub bound: f64,
-    /// Number of times that each fault struck and each way to recover was taken.
+    /// Number of times that each fault struck and each recovery path was taken.
     pub paths: BTreeMap<&'static str, u64>,
     /// The replica processes, by index.
     pub replicas: Vec<ReplicaReport>,
 }
 
-/// The end of one replica process.
+/// The final state of one replica process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplicaReport {
     /// Its last start.
@@ -43,7 +43,7 @@ pub struct ReplicaReport {
     pub stage: Option<StageIndex>,
     /// Microbatches that its last start applied.
     pub applied: u64,
-    /// The weights of its last start, as words: replicas that agree have equal ones.
+    /// The weights of its last start, as words: replicas that agree have equal words.
     pub weights: Vec<u64>,
 }
 
@@ -54,7 +54,7 @@ impl Report {
         as_f64(self.finished) / self.training_time.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
-    /// Finished microbatches as a share of what the living replicas could have done at best.
+    /// Finished microbatches as a share of [`Report::bound`].
     #[must_use]
     pub fn share_of_bound(&self) -> f64 {
         as_f64(self.finished) / self.bound.max(f64::MIN_POSITIVE)
@@ -97,11 +97,11 @@ impl fmt::Display for Report {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("seed {seed}, after {:.3} s: {rule}", .at.since(Time(0)).as_secs_f64())]
 pub struct Violation {
-    /// The seed that gives the run again.
+    /// The seed that reproduces the run.
     pub seed: u64,
     /// Virtual time of the violation.
     pub at: Time,
-    /// The rule, and what broke it.
+    /// The rule that was broken, and the details.
     pub rule: String,
 }
 

@@ -1,4 +1,4 @@
-//! A simulated run: its size, its speed, and what goes wrong in it.
+//! A simulated run: its size, its speed and its faults.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use super::executor::time_between;
 use super::fault::Fault;
 use super::network::Links;
 
-/// A run and what goes wrong in it. Everything else follows from `seed`.
+/// A run and its faults. Everything else follows from `seed`.
 ///
 /// ```
 /// use swarmline_scheduler::sim::{Fault, Scenario, World};
@@ -40,35 +40,35 @@ pub struct Scenario {
     pub spares: u16,
     /// Training microbatches of the run.
     pub total: u64,
-    /// How many may be in flight.
+    /// The limit of microbatches in flight.
     pub admission: Admission,
     /// Ids that the feeder leases at a time. Default 32.
     pub lease_count: u64,
-    /// Slots by replica; the list is gone through in turn. Default 64.
+    /// Slots by replica; the list repeats for further replicas. Default 64.
     pub slots: Vec<usize>,
-    /// Mean time of a forward by replica; the list is gone through in turn. Default 5 ms.
+    /// Mean time of a forward by replica; the list repeats for further replicas. Default 5 ms.
     pub service_times: Vec<Duration>,
-    /// How long messages take.
+    /// The times of messages.
     pub links: Links,
     /// Jobs in a thousand that the executor refuses. Default 0.
     pub refused_per_mille: u64,
-    /// Made-up messages in a thousand real ones. Default 0.
+    /// Noise messages in a thousand real messages. Default 0.
     pub noise_per_mille: u64,
-    /// When each fault strikes.
+    /// The faults, each with its time.
     pub faults: Vec<(Duration, Fault)>,
     /// Evaluations by command.
     pub evaluations: Vec<Measure>,
-    /// When replicas average. Default never.
+    /// The schedule of averaging rounds. Default none.
     pub averaging: Option<AveragingSchedule>,
-    /// How replicas are chosen. Default uniform.
+    /// The routing policy. Default uniform.
     pub router: Policy,
     /// How long a reply is awaited before its status is requested. Default 3 s.
     pub status_after: Duration,
-    /// When the feeder is told to stop, if it is.
+    /// Time at which the feeder is told to stop. Default never.
     pub duration: Option<Duration>,
-    /// How long a stopping feeder waits for what is in flight. Default 10 s.
+    /// How long a stopping feeder waits for the microbatches in flight. Default 10 s.
     pub stop_within: Duration,
-    /// The rule to break.
+    /// The rule that a test breaks on purpose.
     #[cfg(test)]
     pub(crate) mutation: Option<Mutation>,
     /// Events after which a run that is not over counts as stuck. Default 400,000.
@@ -78,16 +78,16 @@ pub struct Scenario {
 /// An evaluation by command.
 #[derive(Clone, Copy, Debug)]
 pub struct Measure {
-    /// When.
+    /// The time of the command.
     pub at: Duration,
-    /// Held-out microbatches.
+    /// Number of held-out microbatches.
     pub count: u64,
-    /// With the upstream, or with it cut.
+    /// `Evaluate` or `EvaluateCut`.
     pub purpose: Purpose,
 }
 
 impl Scenario {
-    /// A run of `stages` stages with `replicas` replicas each in which nothing goes wrong.
+    /// A run without faults of `stages` stages with `replicas` replicas each.
     #[must_use]
     pub fn new(seed: u64, stages: u16, replicas: u16, total: u64, admission: Admission) -> Self {
         Self {
@@ -116,45 +116,45 @@ impl Scenario {
         }
     }
 
-    /// Mean time of a forward by replica; the list is gone through in turn.
+    /// Sets the mean time of a forward by replica; the list repeats for further replicas.
     #[must_use]
     pub fn with_service_times(self, service_times: Vec<Duration>) -> Self {
         Self { service_times, ..self }
     }
 
-    /// How long messages take.
+    /// Sets the times of messages.
     #[must_use]
     pub fn with_links(self, links: Links) -> Self {
         Self { links, ..self }
     }
 
-    /// Replicas average one of `fragments` fragments every `interval` microbatches.
+    /// Lets replicas average one of `fragments` fragments every `interval` microbatches.
     #[must_use]
     pub fn with_averaging(self, interval: u64, fragments: u64) -> Self {
         Self { averaging: Some(AveragingSchedule { interval, fragments }), ..self }
     }
 
-    /// How replicas are chosen.
+    /// Sets the routing policy.
     #[must_use]
     pub fn with_router(self, router: Policy) -> Self {
         Self { router, ..self }
     }
 
-    /// Strikes `at` this time, counted from the beginning.
+    /// Adds a fault that strikes `at` this time, counted from the beginning.
     #[must_use]
     pub fn with_fault(mut self, at: Duration, fault: Fault) -> Self {
         self.faults.push((at, fault));
         self
     }
 
-    /// Stops the feeder after this time.
+    /// Lets the feeder stop after this time.
     #[must_use]
     pub fn with_duration(self, duration: Duration) -> Self {
         Self { duration: Some(duration), ..self }
     }
 
-    /// Everything that can go wrong, drawn from the seed: 3 to 5 stages of 2 or 3 replicas with unequal slots and speeds,
-    /// at least 40 microbatches and 5 faults; mostly with averaging rounds.
+    /// A run with faults, all drawn from the seed: 3 to 5 stages of 2 or 3 replicas with unequal slots and speeds, at
+    /// least 40 microbatches and 5 faults; mostly with averaging rounds.
     #[must_use]
     pub fn drawn(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x5EED);
@@ -204,7 +204,7 @@ impl Scenario {
         (at, fault)
     }
 
-    /// Replica processes of the world.
+    /// Number of replica processes.
     #[must_use]
     pub fn members(&self) -> usize {
         usize::from(self.stages * self.replicas + self.spares)

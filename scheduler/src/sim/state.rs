@@ -1,4 +1,4 @@
-//! What a replica has learned, in place of tensors: a few numbers for each fragment.
+//! The weights of a simulated replica, in place of tensors: a few numbers for each fragment.
 
 use std::ops::Range;
 
@@ -8,18 +8,18 @@ use crate::{MicrobatchId, Rng, WeightVersion};
 
 use super::payload::{WORD_BYTES, hash};
 
-/// Numbers of a fragment: enough for every member of a large stage to own some.
+/// Numbers of a fragment: enough for every member of a large stage to own one.
 const NUMBERS: usize = 8;
 
 /// Words of a chunk of a state: few, so that a state has many chunks.
 const CHUNK_WORDS: usize = 1;
 
-/// The numbers of one replica, and how much it has contributed to them.
+/// The numbers of one replica, and its contributions to them.
 #[derive(Clone, Debug)]
 pub(crate) struct Weights {
     by_fragment: Vec<[f64; NUMBERS]>,
     contributions: u64,
-    /// Contributions when each fragment was last averaged; `None` before the first time of a joiner.
+    /// Contributions when each fragment was last averaged; `None` at a joiner before the first time.
     averaged: Vec<Option<u64>>,
     open: Option<Open>,
 }
@@ -35,14 +35,14 @@ struct Open {
 }
 
 impl Weights {
-    /// The initial ones: every contribution counts.
+    /// The initial weights: every contribution counts.
     pub(super) fn initial(fragments: u32) -> Self {
         let fragments = fragments.max(1) as usize;
         let (by_fragment, averaged) = (vec![[0.0; NUMBERS]; fragments], vec![Some(0); fragments]);
         Self { by_fragment, contributions: 0, averaged, open: None }
     }
 
-    /// Adds the gradients of a microbatch, which moves every number by something else.
+    /// Adds the gradients of a microbatch, which move every number by a different amount.
     pub(super) fn contribute(&mut self, microbatch: MicrobatchId) {
         let mut rng = Rng::new(microbatch.0);
         for number in self.by_fragment.iter_mut().flatten() {
@@ -51,7 +51,7 @@ impl Weights {
         self.contributions += 1;
     }
 
-    /// Contributions to a fragment that no round has averaged.
+    /// Contributions that no round has averaged, of the fragment with the most.
     pub(super) fn unaveraged(&self) -> u64 {
         let since = |averaged: &Option<u64>| self.contributions - averaged.unwrap_or(0);
         self.averaged.iter().map(since).max().unwrap_or(0)
@@ -73,7 +73,7 @@ impl Weights {
         (weight, (0..parts).map(|part| numbers[range_of(parts, PartIndex(part))].to_vec()).collect())
     }
 
-    /// Moves the numbers of a part by what the mean differs from the copy. `None` if no such round is open.
+    /// Moves the numbers of a part by the difference of the mean from the copy. `None` if no such round is open.
     pub(super) fn apply(&mut self, round: Round, part: PartIndex, mean: &[f64]) -> Option<()> {
         let open = self.open.as_ref().filter(|open| open.round == round)?;
         let range = range_of(open.parts, part);
@@ -85,7 +85,7 @@ impl Weights {
         Some(())
     }
 
-    /// `None` if no such round is open.
+    /// Ends a round. `None` if no such round is open.
     pub(super) fn finish(&mut self, round: Round, complete: bool) -> Option<()> {
         let open = self.open.take().filter(|open| open.round == round)?;
         if complete {
@@ -94,14 +94,14 @@ impl Weights {
         Some(())
     }
 
-    // --- As a state that joiners take -----------------------------------------------------------------------
+    // --- States ---------------------------------------------------------------------------------------------
 
-    /// Every number, bit for bit.
+    /// The bits of every number.
     pub(super) fn words(&self) -> Vec<u64> {
         self.by_fragment.iter().flatten().map(|number| number.to_bits()).collect()
     }
 
-    /// Takes over the numbers of another replica: their contributions are counted there.
+    /// Takes over the numbers of another replica, which counts their contributions.
     pub(super) fn import(&mut self, words: &[u64]) {
         for (number, word) in self.by_fragment.iter_mut().flatten().zip(words) {
             *number = f64::from_bits(*word);
@@ -131,7 +131,7 @@ pub(super) fn manifest(words: &[u64], version: WeightVersion) -> Manifest {
     }
 }
 
-/// The words at a place of a state.
+/// The words of a state at an offset.
 pub(super) fn words_at(words: &[u64], offset: u64, bytes: u32) -> Vec<u64> {
     let first = usize::try_from(offset / WORD_BYTES).unwrap_or(usize::MAX);
     let count = usize::try_from(u64::from(bytes) / WORD_BYTES).unwrap_or(usize::MAX);

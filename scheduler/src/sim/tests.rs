@@ -1,4 +1,4 @@
-//! Stories and properties over seeds. A failure names its seed; the seed gives the run again.
+//! Scenarios and properties over seeds. A failure names its seed; the seed reproduces the run.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{Admission, Duration, Purpose, Rng};
 
 const SEEDS: u64 = 40;
 
-/// Plays a scenario in which no rule may be broken.
+/// Runs a scenario in which no rule may be broken.
 fn check(scenario: Scenario) -> (World, Report) {
     let mut world = World::new(scenario);
     let report = world.run().unwrap_or_else(|violation| panic!("{violation}"));
@@ -95,9 +95,9 @@ fn noise_neither_panics_nor_leaks() {
     }
 }
 
-/// Seeds of drawn faults; `SWARMLINE_SEEDS=first..end` plays others than the slice for every day.
+/// Seeds of drawn faults; `SWARMLINE_SEEDS=first..end` replaces the default seeds.
 #[test]
-fn nothing_is_lost_whatever_happens() {
+fn no_microbatch_is_lost_under_drawn_faults() {
     let seeds = std::env::var("SWARMLINE_SEEDS").unwrap_or_else(|_| "0..300".to_owned());
     let (first, end) = seeds.split_once("..").expect("SWARMLINE_SEEDS is FIRST..END");
     let (first, end): (u64, u64) = (first.parse().unwrap(), end.parse().unwrap());
@@ -113,8 +113,8 @@ fn nothing_is_lost_whatever_happens() {
     }
 }
 
-/// A dead feeder that kept a run from finishing, a replica that was expelled and placed at another stage while it served,
-/// grants that the end of a run overtook.
+/// A dead feeder that kept a run from finishing, a replica that was expelled and placed at another stage while it
+/// served, grants that the end of a run overtook.
 #[test]
 fn seeds_that_failed_once_pass() {
     for seed in [1729, 2181, 4162, 7344, 8539] {
@@ -122,10 +122,10 @@ fn seeds_that_failed_once_pass() {
     }
 }
 
-/// The last fault is over after 45 s at the latest; a run ends soon after.
+/// Time by which every run is over: the last fault ends after at most 45 s.
 const OVER_BY: Duration = Duration::from_secs(300);
 
-/// Faults that must strike and ways to recover that must be taken, each in a hundredth of the seeds at least.
+/// Faults that must strike and recovery paths that must be taken, each in at least a hundredth of the seeds.
 const PATHS: [&str; 50] = [
     "loud crash",
     "silent crash",
@@ -172,14 +172,14 @@ const PATHS: [&str; 50] = [
     "began with a downloaded state",
     "a donor was lost",
     "a donor lied",
-    "a stage lost what it had learned",
+    "a stage lost its updates",
     "died before it served",
     "left",
     "left with everything averaged",
     "left with fragments unaveraged",
 ];
 
-/// Seeds that reached a path, and how often it was taken in all of them.
+/// For each path, the seeds that reached it and the number of times that it was taken in all seeds.
 type Reached = BTreeMap<&'static str, (u64, u64)>;
 
 fn play_on_all_cores(seeds: std::ops::Range<u64>) -> Reached {
@@ -218,8 +218,8 @@ fn add(reached: &mut Reached, name: &'static str, seeds: u64, count: u64) {
     *total = (total.0 + seeds, total.1 + count);
 }
 
-/// The first of the drawn seeds in which a broken rule has this symptom, and the whole of it. In others it may have
-/// another one first.
+/// The violation in the first drawn seed in which a broken rule has this symptom. Other seeds may show another symptom
+/// first.
 fn notice(mutation: Mutation, symptom: &str) -> Option<Violation> {
     (0..MUTATED_SEEDS).find_map(|seed| {
         let mut scenario = Scenario { mutation: Some(mutation), ..Scenario::drawn(seed) };
@@ -233,7 +233,7 @@ fn notice(mutation: Mutation, symptom: &str) -> Option<Violation> {
 
 const MUTATED_SEEDS: u64 = 300;
 
-/// Every broken rule is noticed, and by the invariant it is there for.
+/// Every broken rule is noticed, by the invariant that protects it.
 #[test]
 fn broken_rules_are_noticed() {
     let rules = [
@@ -253,7 +253,7 @@ fn broken_rules_are_noticed() {
     }
 }
 
-/// Forty minutes of 64 replicas of unequal speed, of which one dies every half minute and comes back minutes later.
+/// Forty minutes of 64 replicas of unequal speed; every half minute a replica dies, and comes back minutes later.
 fn swarm(seed: u64) -> Scenario {
     let minute = Duration::from_secs(60);
     let mut rng = Rng::new(seed);
@@ -278,7 +278,7 @@ fn swarm(seed: u64) -> Scenario {
     scenario
 }
 
-/// The wall time is printed and nothing follows from it.
+/// The wall time is printed, not tested.
 #[allow(clippy::disallowed_types, clippy::disallowed_methods)]
 #[test]
 fn a_swarm_of_64_loses_nothing_in_forty_minutes() {
@@ -304,7 +304,7 @@ fn a_successor_counts_every_contribution_that_is_lost_with_a_feeder() {
 }
 
 #[test]
-fn a_seed_gives_the_run_again() {
+fn a_seed_reproduces_the_run() {
     let play = |seed| {
         let (world, report) = check(Scenario::drawn(seed));
         (report, world.model.outcomes.clone(), world.model.applied.clone())

@@ -1,4 +1,4 @@
-//! The world: carries messages, keeps time, and does what the machines ask.
+//! The world: it carries messages, keeps time, and performs the actions of the machines.
 
 mod ending;
 mod feeders;
@@ -26,7 +26,7 @@ use super::scenario::Scenario;
 
 /// Time between two heartbeats to the coordinator.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How long a connection to a silent peer lives.
+/// Timeout of a connection to a silent peer.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// A state machine of the world.
@@ -44,20 +44,20 @@ pub struct World {
     rng: Rng,
     queue: EventQueue<Delivery, Machine>,
     coordinator: Coordinator,
-    /// The latest table that the coordinator has given out.
+    /// The latest table that the coordinator has published.
     published: Membership,
-    /// The first, and its successors in a row.
+    /// The first feeder, then its successors in order.
     pub(super) feeders: Vec<FeederProcess>,
     pub(super) replicas: Vec<ReplicaProcess>,
     network: Network,
     pub(super) model: ReferenceModel,
     capacity: CapacityMeter,
-    /// When training was over.
+    /// The time at which training was over.
     trained_at: Option<Time>,
 }
 
 impl World {
-    /// The world of this run, at its beginning.
+    /// The world of a scenario, at time 0.
     #[must_use]
     pub fn new(scenario: Scenario) -> Self {
         let mut config = coordinator::Config::new(scenario.stages);
@@ -80,10 +80,10 @@ impl World {
         world
     }
 
-    /// Plays until the feeder has nothing left to do and no microbatch is held.
+    /// Runs until the feeder has ended, no microbatch is held and no fault is to come.
     ///
     /// # Errors
-    /// The first rule that is broken, if one is; a run that does not end within the steps of its scenario breaks one.
+    /// The first rule that is broken. A run that does not end within [`Scenario::steps_max`] breaks a rule, too.
     pub fn run(&mut self) -> Result<Report, Violation> {
         while !self.is_over() {
             self.step()?;
@@ -114,7 +114,7 @@ impl World {
         match self.queue.pop() {
             Some(Next::Event(delivery)) => self.deliver(delivery),
             Some(Next::Alarm(machine)) => self.wake(machine),
-            None => self.model.require(false, || "nothing is to happen any more".to_owned()),
+            None => self.model.require(false, || "no event is left".to_owned()),
         }
         let limit = self.scenario.steps_max;
         if self.queue.steps() >= limit {
@@ -223,21 +223,21 @@ impl World {
         self.carry(coordinator_key(), peer, delivery(index, incarnation));
     }
 
-    // --- Looks ----------------------------------------------------------------------------------------------
+    // --- Getters --------------------------------------------------------------------------------------------
 
-    /// Virtual time.
+    /// The current virtual time.
     #[must_use]
     pub fn now(&self) -> Time {
         self.queue.now()
     }
 
-    /// Microbatches held by replicas that live.
+    /// Number of microbatches that live replicas hold.
     pub(super) fn held(&self) -> usize {
         let alive = self.replicas.iter().filter(|process| process.is_alive());
         alive.filter_map(|process| process.replica.as_ref()).map(|replica| replica.stage().held()).sum()
     }
 
-    /// The feeder that decides now, or will.
+    /// The feeder that decides now, or the successor that will.
     pub(super) fn latest(&self) -> &FeederProcess {
         &self.feeders[self.latest_index()]
     }
@@ -246,7 +246,7 @@ impl World {
         self.feeders.iter().rposition(|feeder| !feeder.is_late).unwrap_or(0)
     }
 
-    /// The replicas that serve have changed.
+    /// Notes a change of the replicas that serve.
     fn note_capacity(&mut self) {
         let serving = |process: &ReplicaProcess| {
             let replica = process.replica.as_ref().filter(|replica| replica.is_serving())?;
@@ -272,7 +272,7 @@ impl World {
         self.queue.schedule_in(delay, delivery);
     }
 
-    /// For the message of a failure.
+    /// The state of the world, for the message of a violation.
     fn describe(&self) -> String {
         let feeder = self.latest().machine.as_ref().map(Feeder::counts);
         let process = |process: &ReplicaProcess| {

@@ -1,4 +1,4 @@
-//! The microbatches that this start of a replica has applied: none twice, whatever the grants say.
+//! The microbatches that this start of a replica has applied: no microbatch twice, even if it is granted twice.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;

@@ -3,7 +3,7 @@
 use crate::mutation::Mutation;
 use crate::{Duration, Hop, Instance, StageIndex};
 
-/// Jobs given to the executor without a reply yet: one runs, one waits. So the device never idles between two, and a
+/// Jobs given to the executor without a reply yet: one runs, one waits. The device never idles between two jobs, and a
 /// microbatch that ends meanwhile rarely ends too late.
 pub const EXECUTOR_DEPTH: usize = 2;
 
@@ -21,8 +21,8 @@ pub struct Config {
     pub stage: StageIndex,
     /// Number of stages of the run.
     pub stages: u16,
-    /// Training microbatches between forward and backward at once, each worth one stash of memory; retried ones come on
-    /// top, see [`RETRIES_PER_SLOT`]. Default 64.
+    /// Training microbatches between forward and backward at once, each worth one stash of memory; retries come on top,
+    /// see [`RETRIES_PER_SLOT`]. Default 64.
     pub slots: usize,
     /// Evaluation microbatches held at once; they keep no stash. Default 64.
     pub evaluations_max: usize,
@@ -37,7 +37,7 @@ pub struct Config {
     /// How long a computed activation waits while the next stage has no replica at all, before it is refused as
     /// undeliverable: a replica may join. Default 10 s.
     pub route_timeout: Duration,
-    /// The rule to break, to see whether the tests notice.
+    /// The rule that a test breaks on purpose.
     #[cfg(test)]
     pub(crate) mutation: Option<Mutation>,
 }
@@ -67,7 +67,7 @@ impl Config {
         Hop::replica(self.stage, self.me)
     }
 
-    /// Jobs, forgets included, that can lie unfinished with the executor: the capacity its channel needs.
+    /// Unfinished jobs of the executor at most, forgets included: the capacity that its channel needs.
     #[must_use]
     pub fn jobs_max(&self) -> usize {
         self.slots.saturating_mul(1 + RETRIES_PER_SLOT).saturating_add(2 * EXECUTOR_DEPTH)
@@ -94,12 +94,12 @@ impl Config {
         self.stage.0.saturating_add(1) >= self.stages
     }
 
-    /// The hop of a sender if it is upstream of here.
+    /// The sender as a hop upstream of this replica.
     pub(super) fn upstream(&self, from: Instance) -> Hop {
         Hop { stage: self.stage.0.checked_sub(1).map(StageIndex), instance: from }
     }
 
-    /// The hop of a sender if it is downstream of here.
+    /// The sender as a hop downstream of this replica.
     pub(super) fn downstream(&self, from: Instance) -> Hop {
         Hop::replica(self.next_stage(), from)
     }

@@ -1,13 +1,13 @@
-//! What a replica counts.
+//! Counters of a replica.
 
 use crate::{Duration, Instance, MicrobatchId, Refusal};
 
 /// A note for metrics and people; the totals are in [`Counts`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// The gradients of a microbatch are applied here.
+    /// The gradients of a microbatch were applied here.
     Applied(MicrobatchId),
-    /// A gradient was computed here for others only: another replica has the grant.
+    /// A gradient was computed here only to pass it upstream: another replica has the grant.
     Relayed(MicrobatchId),
     /// An evaluation was answered.
     Evaluated(MicrobatchId),
@@ -20,11 +20,11 @@ pub enum Note {
         /// Microbatches held here that were handed to it, or came from it.
         affected: usize,
     },
-    /// Handed on again: the replica that had it is lost.
+    /// A microbatch was handed on again: the replica that had it is lost.
     Retried(MicrobatchId),
-    /// Taken over for a replica that is lost.
+    /// A microbatch was taken over for a replica that is lost.
     Recovered(MicrobatchId),
-    /// A replica further downstream was found to hold it, so that nothing is computed twice there.
+    /// A replica that holds the microbatch was asked for it instead of a second forward.
     Found(MicrobatchId),
     /// A forward found no room, or came while draining; it was never held.
     Busy(MicrobatchId),
@@ -38,7 +38,7 @@ pub enum Note {
     Unknown(MicrobatchId),
     /// A message about a microbatch from a peer that is not the neighbour it must come from; ignored.
     Foreign(MicrobatchId),
-    /// The peer sent what only feeders take; ignored.
+    /// The peer sent a message that only a feeder accepts; ignored.
     Misdirected(Instance),
     /// The executor replied to another job than it was given.
     Unexpected(MicrobatchId),
@@ -50,7 +50,7 @@ pub enum Note {
 pub struct Counts {
     /// Microbatches whose gradients were applied here.
     pub applied: u64,
-    /// Microbatches whose gradients were computed here for others only.
+    /// Microbatches whose gradients were computed here only to pass them upstream.
     pub relayed: u64,
     /// Evaluations answered here.
     pub evaluated: u64,
@@ -103,7 +103,7 @@ impl Counts {
     }
 }
 
-/// What a member tells the coordinator of its work; zeros from a feeder or a standby.
+/// A member's progress, as it reports it to the coordinator; zeros from a feeder or a standby.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Microbatches whose gradients were applied since the replica started.
@@ -112,6 +112,6 @@ pub struct Progress {
     pub refused: u64,
     /// Tasks that wait for the executor.
     pub queued: u32,
-    /// Age of the oldest of them; zero if there are none.
+    /// Time that the oldest of them has waited; zero if there are none.
     pub oldest: Duration,
 }

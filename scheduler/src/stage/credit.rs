@@ -1,7 +1,7 @@
 //! Credits: how many microbatches each upstream sender may have unanswered here.
 //!
-//! A credit is a level, not a token: a sender that has more unanswered than its level holds back until answers come.
-//! So nothing has to be returned, and neither a lost message nor a dead sender can leak one.
+//! A credit is a level, not a token: a sender that has as many unanswered as its level holds back until answers come.
+//! No credit has to be returned, so neither a lost message nor a dead sender can leak one.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ const SCALE: u64 = 1_024;
 pub(super) struct Credits {
     /// Microbatches since the last dealing and their moving average, by sender.
     used: BTreeMap<Hop, Use>,
-    /// Times credits were dealt: decides whose turn it is where senders outnumber slots.
+    /// Times credits were dealt: the rotation where senders outnumber slots.
     rounds: u64,
 }
 
@@ -29,14 +29,14 @@ struct Use {
 }
 
 impl Credits {
-    /// A sender used a slot; whether it is its first, and it waits to hear how many it may use.
+    /// Counts a slot used by a sender. Returns whether it is the first: then the sender waits for its level.
     pub(super) fn used(&mut self, sender: Hop) -> bool {
         let used = self.used.entry(sender).or_default();
         used.since += 1;
         !std::mem::replace(&mut used.seen, true)
     }
 
-    /// Levels for `senders`, in proportion to recent use, none without one while slots suffice; their sum is at most
+    /// Levels for `senders`, in proportion to recent use and at least 1 while slots suffice; their sum is at most
     /// `slots`. Senders that are gone are forgotten.
     pub(super) fn deal(&mut self, slots: usize, senders: &[Hop]) -> Vec<(Hop, u32)> {
         self.average(senders);
@@ -60,7 +60,7 @@ impl Credits {
         }
     }
 
-    /// A sender that has sent nothing yet counts like one that sends a little, so that it can begin.
+    /// A sender that has sent nothing yet counts as a sender of a little, so that it can begin.
     fn average_of(&self, sender: &Hop) -> u64 {
         self.used.get(sender).map_or(0, |used| used.average).max(SCALE / 4)
     }

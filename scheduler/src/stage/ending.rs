@@ -11,7 +11,7 @@ use crate::{Duration, Hop, Message, MicrobatchId, Refusal, Time};
 const LAST_GRANTS_WITHIN: Duration = Duration::from_secs(2);
 
 impl<P: Clone + Default + Debug> Stage<P> {
-    // --- Its outcome is known elsewhere ---------------------------------------------------------------------
+    // --- Announced outcomes ---------------------------------------------------------------------------------
 
     pub(super) fn release_ended(&mut self, now: Time) {
         let ended = |id: &&MicrobatchId| self.outcomes.contain(**id);
@@ -24,7 +24,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// The run is finished: what is not granted by now is not applied, but a grant may still be on its way.
+    /// The run is finished: gradients without a grant are not applied, but a grant may still be on its way.
     pub(super) fn on_finished(&mut self, now: Time) {
         if !std::mem::replace(&mut self.finished, true) {
             self.draining = true;
@@ -39,7 +39,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// No feeder answers any more.
+    /// Denies the open claims once [`LAST_GRANTS_WITHIN`] is over: no feeder answers any more.
     pub(super) fn give_up_claims(&mut self, now: Time) {
         if self.grants_until.take_if(|until| *until <= now).is_none() {
             return;
@@ -56,8 +56,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// Frees a microbatch that has its outcome, once nothing is owed for it here: neither a reply of the executor nor
-    /// gradients that were granted.
+    /// Frees a microbatch that has its outcome, unless the executor still owes a reply or granted gradients are not yet
+    /// applied.
     pub(super) fn release_if_over(&mut self, now: Time, id: MicrobatchId) {
         let Some(held) = self.microbatches.get_mut(&id).filter(|held| held.ended) else { return };
         let claimed = matches!(held.claim, ClaimState::Claimed { .. } | ClaimState::Granted);
@@ -95,9 +95,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.actions.push_back(Action::Execute(Job::Forget { microbatch: id }));
     }
 
-    // --- What goes wrong here -------------------------------------------------------------------------------
+    // --- Refusals -------------------------------------------------------------------------------------------
 
-    /// The bad end of a microbatch: the feeder hears of it and announces it to every replica.
+    /// Refuses a microbatch that was held: the feeder is told, and announces the outcome to every replica.
     pub(super) fn refuse(&mut self, now: Time, id: MicrobatchId, reason: Refusal) {
         self.handoff.complete(now, id, Completion::Refused);
         let Some(held) = self.microbatches.get_mut(&id) else { return };
@@ -136,7 +136,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// A forward that was never held and never will be.
+    /// Refuses a forward that does not fit this stage and was never held.
     pub(super) fn decline(&mut self, id: MicrobatchId, feeder: Option<Hop>) {
         let feeder = feeder.filter(|hop| self.table.placed(hop) && hop.stage.is_none());
         let reason = Refusal::Malformed("the route does not lead here".to_owned());
@@ -152,7 +152,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// The executor replied to another job than it was given: a bug on this machine, survivable.
+    /// The executor replied to another job than it was given: a bug on this machine that costs one microbatch.
     pub(super) fn refuse_mismatch(
         &mut self,
         now: Time,

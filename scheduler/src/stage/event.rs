@@ -1,12 +1,12 @@
-//! What happens to a stage, and what it wants done.
+//! Events and actions of the machine for microbatches.
 
 use super::{Job, JobReply, Note};
 use crate::{Duration, Envelope, Instance, Membership, PeerId};
 
-/// What happens to a replica's stage.
+/// An event of a replica's stage: a message, a reply of the executor, or news from the coordinator or the transport.
 #[derive(Clone, Debug)]
 pub enum Event<P> {
-    /// The coordinator published a table. Older ones than the known one are ignored.
+    /// The coordinator published a table. A table that is not newer than the last is ignored.
     Membership(Membership),
     /// A message arrived from an authenticated peer.
     Received {
@@ -23,20 +23,20 @@ pub enum Event<P> {
     RoundTrip(Instance, Duration),
     /// The coordinator replied: the own link works.
     Reached,
-    /// Take no more microbatches, finish those held.
+    /// Take no more microbatches; finish the microbatches held.
     Drain,
-    /// The run is over: every microbatch has its outcome, and nothing held is of use any more.
+    /// The run is over: every microbatch has its outcome.
     Finished,
     /// The time that `poll_timeout` named has come.
     Timeout,
 }
 
-/// What a replica's stage wants done.
+/// An action that a replica's stage asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action<P> {
-    /// Give this to the executor, in order. At most [`Config::jobs_max`](super::Config::jobs_max) are unfinished at once.
+    /// Give the job to the executor, in order. At most [`Config::jobs_max`](super::Config::jobs_max) are unfinished.
     Execute(Job<P>),
-    /// Send this.
+    /// Send the message.
     Send {
         /// The receiver.
         to: PeerId,
@@ -45,25 +45,25 @@ pub enum Action<P> {
     },
     /// A note for metrics and people.
     Counted(Note),
-    /// Draining is over: no microbatch is held any more. Said once.
+    /// Draining is over: no microbatch is held any more. Occurs once.
     Drained,
 }
 
-/// Why a stage wants to be woken.
+/// The reason for a timeout of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// A neighbour owes a reply and its status is to be requested.
+    /// A neighbour's reply is overdue: the status of the microbatch is to be requested.
     ReplyOverdue,
-    /// A feeder owes an answer: to a claim, or to a refusal.
+    /// A feeder's answer to a claim or a refusal is overdue.
     FeederOverdue,
     /// The run is finished, and claims have no answer.
     LastGrantsOverdue,
     /// A computed activation has found no replica of the next stage.
     RouteExpires,
-    /// A forward came from a peer that the table does not place.
+    /// A forward from a peer that the table does not place has waited long enough.
     ParkedExpires,
     /// Neighbours expect a heartbeat.
     HeartbeatDue,
-    /// A neighbour is silent.
+    /// A neighbour has been silent for so long that its verdict may change.
     NeighbourSilent,
 }

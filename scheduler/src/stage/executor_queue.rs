@@ -1,4 +1,4 @@
-//! The microbatches that wait for the executor, and what the executor has.
+//! The microbatches that wait for the executor, and the jobs that the executor has.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ pub(super) struct ExecutorQueue {
     regular: VecDeque<MicrobatchId>,
     /// Jobs without a reply.
     running: usize,
-    /// The microbatch whose gradients the executor keeps, or computes, without a grant. One at a time.
+    /// The microbatch whose gradients the executor keeps, or computes, without a grant; at most one.
     ungranted: Option<MicrobatchId>,
     /// Average time of a forward.
     pub(super) service: MovingAverage,
@@ -25,7 +25,7 @@ impl ExecutorQueue {
         if is_retry { self.retries.push_back(id) } else { self.regular.push_back(id) }
     }
 
-    /// Takes the first that may start now.
+    /// Takes the first microbatch that may start now.
     pub(super) fn pop(&mut self, startable: impl Fn(MicrobatchId) -> bool) -> Option<MicrobatchId> {
         [&mut self.retries, &mut self.regular].into_iter().find_map(|queue| {
             let index = queue.iter().position(|&id| startable(id))?;
@@ -46,7 +46,7 @@ impl ExecutorQueue {
         self.retries.len() + self.regular.len()
     }
 
-    // --- What the executor has ------------------------------------------------------------------------------
+    // --- Jobs of the executor -------------------------------------------------------------------------------
 
     pub(super) fn has_room(&self) -> bool {
         self.running < EXECUTOR_DEPTH
@@ -60,12 +60,12 @@ impl ExecutorQueue {
         self.running += 1;
     }
 
-    /// A job with a reply was given to the executor that costs next to nothing.
+    /// A job that will have a reply, but costs next to nothing, was given to the executor.
     pub(super) fn started_short(&mut self) {
         self.running += 1;
     }
 
-    /// The executor replied to a job. Returns how long it was at it.
+    /// The executor replied to a job. Returns how long the job took.
     pub(super) fn replied(&mut self, now: Time) -> Duration {
         self.running = self.running.saturating_sub(1);
         self.replies += 1;
@@ -85,7 +85,7 @@ impl ExecutorQueue {
         self.ungranted.is_some()
     }
 
-    /// No task waits for the executor: it waits for the feeder's answer, and for nothing else.
+    /// Whether the executor waits for the feeder's answer to a claim and for nothing else.
     pub(super) fn waits_for_grant(&self) -> bool {
         self.running == 0 && self.is_blocked()
     }

@@ -1,4 +1,5 @@
-//! Which replica may apply the gradients of a microbatch: for each stage the feeder grants exactly one claim.
+//! Claims and grants: for each microbatch and stage the feeder grants exactly one claim, and only the replica that has
+//! the grant applies its gradients.
 //!
 //! The claim goes out when the gradient arrives, so its answer is rarely waited for. Until it comes the executor keeps
 //! the gradients apart and computes no others.
@@ -12,7 +13,7 @@ use crate::message::CLAIM_MAX;
 use crate::{Hop, Instance, Message, MicrobatchId, Time};
 
 impl<P: Clone + Default + Debug> Stage<P> {
-    /// Asks the feeder for the grant as early as may be: when the gradient is on its way into the executor.
+    /// Claims a microbatch from its feeder as early as possible: when its gradient is on its way into the executor.
     pub(super) fn claim(&mut self, now: Time, id: MicrobatchId) {
         let applied = self.applied.contains(id);
         if let Some(held) = self.microbatches.get_mut(&id)

@@ -1,4 +1,4 @@
-//! What a stage gives the executor, and what the executor replies.
+//! Jobs that a stage gives the executor, and the executor's replies.
 
 use crate::{Loss, MicrobatchId, Refusal, WeightVersion};
 
@@ -10,7 +10,7 @@ use crate::{Loss, MicrobatchId, Refusal, WeightVersion};
 pub enum Job<P> {
     /// Compute the activation and keep a stash. Reply: [`JobOutcome::Forwarded`].
     Forward {
-        /// The id.
+        /// The microbatch of the job.
         microbatch: MicrobatchId,
         /// Its token ids, packed.
         ids: P,
@@ -19,7 +19,7 @@ pub enum Job<P> {
     },
     /// Forward, loss and backward of the last stage in one pass; keeps no stash. Reply: [`JobOutcome::LossAndBackward`].
     LossAndBackward {
-        /// The id.
+        /// The microbatch of the job.
         microbatch: MicrobatchId,
         /// Its token ids, packed.
         ids: P,
@@ -31,7 +31,7 @@ pub enum Job<P> {
     },
     /// Compute the gradients and consume the stash. Reply: [`JobOutcome::Backwarded`].
     Backward {
-        /// The id.
+        /// The microbatch of the job.
         microbatch: MicrobatchId,
         /// The packed gradient of the activation sent downstream.
         gradient: P,
@@ -40,17 +40,17 @@ pub enum Job<P> {
     },
     /// Apply the gradients that wait. Reply: [`JobOutcome::Applied`].
     Apply {
-        /// The id.
+        /// The microbatch of the job.
         microbatch: MicrobatchId,
     },
     /// Drop the gradients that wait. No reply.
     Drop {
-        /// The id.
+        /// The microbatch of the job.
         microbatch: MicrobatchId,
     },
     /// Forward without a stash. Reply: [`JobOutcome::Evaluated`] with an activation, or with a loss at the last stage.
     Evaluate {
-        /// The id.
+        /// The microbatch of the job.
         microbatch: MicrobatchId,
         /// Its token ids, packed.
         ids: P,
@@ -61,13 +61,13 @@ pub enum Job<P> {
     },
     /// Drop the stash. No reply.
     Forget {
-        /// The id.
+        /// The microbatch of the job.
         microbatch: MicrobatchId,
     },
 }
 
 impl<P> Job<P> {
-    /// The microbatch it is about.
+    /// The microbatch of the job.
     #[must_use]
     pub fn microbatch(&self) -> MicrobatchId {
         match self {
@@ -99,11 +99,11 @@ impl<P> Job<P> {
 pub struct JobReply<P> {
     /// The microbatch of the job.
     pub microbatch: MicrobatchId,
-    /// What came of it.
+    /// The result of the job.
     pub outcome: JobOutcome<P>,
 }
 
-/// What came of a job.
+/// The result of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub enum JobOutcome<P> {
     /// The activation is computed, the stash is kept.
@@ -117,12 +117,12 @@ pub enum JobOutcome<P> {
     LossAndBackward {
         /// The training loss.
         loss: Loss,
-        /// The packed gradient of what was received; empty if there is one stage only.
+        /// The packed gradient of the activation received; empty if there is one stage only.
         gradient: P,
     },
     /// Gradients are computed, the stash is gone.
     Backwarded {
-        /// The packed gradient of what was received; empty at stage 0.
+        /// The packed gradient of the activation received; empty at stage 0.
         gradient: P,
     },
     /// The gradients that waited are applied.
@@ -133,16 +133,16 @@ pub enum JobOutcome<P> {
     Refused(Refusal),
 }
 
-/// What an evaluation gives at a stage.
+/// The result of an evaluation at a stage.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Evaluation<P> {
-    /// Not the last stage: the activation.
+    /// The activation, at every stage but the last.
     Activation {
         /// Weight version it was computed with.
         version: WeightVersion,
         /// The packed activation.
         activation: P,
     },
-    /// The last stage: the loss.
+    /// The loss, at the last stage.
     Loss(Loss),
 }

@@ -17,14 +17,14 @@ pub(super) struct Arrival<P> {
     pub(super) activation: P,
 }
 
-/// What a replica knows of a microbatch it holds. Everything computed is kept until the microbatch has its outcome, so
-/// that a neighbour that loses it can be given it again.
+/// A microbatch that a replica holds. Everything computed is kept until the microbatch has its outcome, so that it can
+/// be sent again if a neighbour is lost.
 #[derive(Clone, Debug)]
 pub(super) struct Microbatch<P> {
     pub(super) purpose: Purpose,
     /// The receiver of the gradient: the sender of the latest forward or status request.
     pub(super) upstream: Leg,
-    /// The hops before this one.
+    /// The hops before this replica.
     pub(super) route: Vec<Hop>,
     pub(super) ids: P,
     /// Takes a slot until its backward is done; a retry takes none.
@@ -33,7 +33,7 @@ pub(super) struct Microbatch<P> {
     /// The result of the forward; none at the last stage.
     pub(super) output: Option<Output<P>>,
     pub(super) taken_at: Time,
-    /// Another replica of this stage had it before, and is lost.
+    /// The sender marked it as a retry: another replica of this stage may have had it before, and is lost.
     pub(super) is_retry: bool,
     pub(super) claim: ClaimState,
     pub(super) update: UpdateState,
@@ -48,7 +48,7 @@ pub(super) struct Output<P> {
     pub(super) activation: P,
 }
 
-/// How far a microbatch is here.
+/// The progress of a microbatch at a replica.
 #[derive(Clone, Debug)]
 pub(super) enum Phase<P> {
     /// The forward waits for the executor.
@@ -63,11 +63,11 @@ pub(super) enum Phase<P> {
     BackwardQueued { since: Time, reply: GradientReply<P> },
     /// The executor computes backward.
     Backwarding { loss: Loss, path: Vec<Hop> },
-    /// The gradient went upstream and is kept, should it get lost.
+    /// The gradient went upstream and is kept, in case it gets lost.
     Returned(GradientReply<P>),
     /// Refused here; the feeder was told.
     Refused { reason: Refusal, told_at: Time },
-    /// Ended elsewhere while the executor computed forward: its reply is thrown away.
+    /// The outcome was announced while the executor computed forward: its reply is discarded.
     Cancelled,
 }
 
@@ -89,14 +89,14 @@ pub(super) enum ClaimState {
     Denied,
 }
 
-/// What became of the gradients of the weights.
+/// The progress of the gradients of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UpdateState {
     NotComputed,
     /// Computed; the executor keeps them until the feeder answers the claim.
     AwaitingGrant,
     Applying,
-    /// Applied, dropped or never to be.
+    /// Applied, dropped, or never to be computed.
     Done,
 }
 
@@ -123,17 +123,17 @@ impl<P> Microbatch<P> {
         self.purpose == Purpose::Train
     }
 
-    /// Whether its gradients may be applied here.
+    /// Whether this replica may apply its weight gradients.
     pub(super) fn is_granted(&self) -> bool {
         self.claim == ClaimState::Granted
     }
 
-    /// The feeder that decides about it.
+    /// The feeder that decides about the microbatch.
     pub(super) fn feeder(&self) -> Option<Hop> {
         self.route.first().copied()
     }
 
-    /// The job that it waits for at its stage; from now on the executor has it.
+    /// The job that the microbatch waits for at its stage; from now on the executor has it.
     pub(super) fn start(&mut self, microbatch: MicrobatchId, first: bool, last: bool) -> Option<Job<P>>
     where
         P: Clone,
@@ -157,7 +157,7 @@ impl<P> Microbatch<P> {
         }
     }
 
-    /// Since when it waits for the executor.
+    /// The time since which the microbatch waits for the executor.
     pub(super) fn queued_since(&self) -> Option<Time> {
         match self.phase {
             Phase::ForwardQueued { since, .. } | Phase::BackwardQueued { since, .. } => Some(since),
@@ -171,19 +171,19 @@ impl<P> Microbatch<P> {
         }
     }
 
-    /// Since when it waits for a replica of the next stage.
+    /// The time since which the microbatch waits for a replica of the next stage.
     pub(super) fn unrouted_since(&self) -> Option<Time> {
         if let Phase::Unrouted { since } = self.phase { Some(since) } else { None }
     }
 
-    /// When the feeder was last told something that it has not answered: a claim, or a refusal.
+    /// The time of the oldest claim or refusal that the feeder has not answered.
     pub(super) fn feeder_told_at(&self) -> Option<Time> {
         let refusal = if let Phase::Refused { told_at, .. } = self.phase { Some(told_at) } else { None };
         let claim = if let ClaimState::Claimed { at } = self.claim { Some(at) } else { None };
         refusal.into_iter().chain(claim).min()
     }
 
-    /// Whether a gradient from downstream is of use.
+    /// Whether a gradient from downstream is needed.
     pub(super) fn awaits_gradient(&self) -> bool {
         matches!(self.phase, Phase::Unrouted { .. } | Phase::HandedOn)
     }
@@ -195,7 +195,7 @@ impl<P> Microbatch<P> {
         kept && self.trains()
     }
 
-    /// Whether all that was to be done here is done.
+    /// Whether the replica has done all its work for the microbatch.
     pub(super) fn is_settled(&self) -> bool {
         matches!(self.phase, Phase::Returned(_)) && self.update == UpdateState::Done
     }

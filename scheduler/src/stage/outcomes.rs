@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 
 use crate::{ACK_BITMAP_BYTES_MAX, ACK_RANGES_MAX, AckRange, IdSet, Lease, MicrobatchId, PeerId};
 
-/// Feeders whose announcements are remembered, at most; the one with the lowest key gives way.
+/// Feeders whose announcements are remembered, at most; the feeder with the lowest key gives way.
 const FEEDERS_MAX: usize = 64;
 
 /// Runs of ids remembered of a feeder, at most: as many as one announcement can name. The lowest are forgotten first.
 const RUNS_MAX: usize = ACK_RANGES_MAX * ACK_BITMAP_BYTES_MAX * 4;
 
-/// What each feeder has announced. A frame about an id in it is late.
+/// The ids that each feeder has announced. A message about such an id is late.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcomes {
     by_feeder: BTreeMap<PeerId, IdSet>,
 }
 
 impl Outcomes {
-    /// Adds an announcement. Announcements overtake each other, so an older one takes nothing back. More ranges than
-    /// allowed are cut off: those ids are announced again later.
+    /// Adds an announcement. Announcements overtake each other, so an older announcement takes nothing back. More
+    /// ranges than [`ACK_RANGES_MAX`] are cut off: their ids are announced again later.
     pub(super) fn announce(&mut self, feeder: PeerId, ranges: &[AckRange]) {
         if self.by_feeder.len() >= FEEDERS_MAX && !self.by_feeder.contains_key(&feeder) {
             self.by_feeder.pop_first();

@@ -1,7 +1,7 @@
 //! Forwards that overtook the table.
 //!
-//! The coordinator tells every member of a new replica at once, but not in one instant: a neighbour that knows more may
-//! send before this replica has heard of it. Such a forward waits a moment for the table.
+//! The coordinator sends a new table to every member, but it does not reach them in one instant: a neighbour with the
+//! newer table may send before this replica knows it. Such a forward waits a moment for the table.
 
 use std::collections::VecDeque;
 
@@ -32,7 +32,7 @@ impl<P> Parked<P> {
         Self { entries: VecDeque::new() }
     }
 
-    /// Adds a forward. Returns the id of the one that gave way for it.
+    /// Adds a forward. Returns the id of the forward that gave way for it.
     pub(super) fn park(&mut self, now: Time, sender: Hop, arrival: Arrival<P>) -> Option<MicrobatchId> {
         let full = self.entries.len() >= PARKED_MAX;
         let displaced = if full { self.entries.pop_front() } else { None };
@@ -40,12 +40,12 @@ impl<P> Parked<P> {
         displaced.map(|entry| entry.arrival.id)
     }
 
-    /// Takes out one that has waited long enough.
+    /// Takes out a forward that has waited for [`PARKED_TIMEOUT`].
     pub(super) fn pop_expired(&mut self, now: Time) -> Option<MicrobatchId> {
         self.entries.pop_front_if(|entry| entry.until <= now).map(|entry| entry.arrival.id)
     }
 
-    /// Takes out all whose sender is `placed` by now.
+    /// Takes out the forwards whose sender is `placed` by now.
     pub(super) fn take_placed(&mut self, placed: impl Fn(&Hop) -> bool) -> Vec<(Hop, Arrival<P>)> {
         let all = std::mem::take(&mut self.entries);
         let (ready, waiting): (VecDeque<_>, VecDeque<_>) =

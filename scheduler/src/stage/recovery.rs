@@ -1,10 +1,10 @@
-//! What becomes of a microbatch when a peer that had it is lost.
+//! Recovery of a microbatch when a peer that had it is lost.
 //!
-//! The replica that handed it to the lost peer still has the output, and hands it to another replica, which computes the
-//! forward again for its backward. If a receipt or an orphan notice named a replica further downstream that holds the
-//! microbatch, that one is asked first, and the forward goes on only if it denies or is lost: nothing is computed twice
-//! there. A holder whose upstream is lost tells the nearest live hop of the route. Every wait that becomes long sends a
-//! request, so a lost message costs time and nothing else.
+//! The replica that handed it to the lost peer still has the output, and hands it to another replica, which computes
+//! the forward again for its backward. If a receipt or an orphan notice named a replica further downstream that holds
+//! the microbatch, that holder is asked first, and the forward goes on only if the holder denies or is lost: a holder
+//! computes nothing twice. A holder whose upstream is lost tells the nearest live hop of the route. Every wait that
+//! becomes long sends a request, so a lost message costs time and nothing else.
 
 use std::fmt::Debug;
 
@@ -17,7 +17,8 @@ use crate::{Hop, Instance, Membership, Message, MicrobatchId, Status, Time};
 impl<P: Clone + Default + Debug> Stage<P> {
     // --- A peer is lost -------------------------------------------------------------------------------------
 
-    /// A connection is gone. Of a neighbour that is evidence, to be judged with the rest; another peer is lost at once.
+    /// A connection is gone. For a neighbour this is evidence, to be judged with the rest; any other peer is lost at
+    /// once.
     pub(super) fn on_peer_lost(&mut self, now: Time, instance: Instance) {
         if self.handoff.neighbours.watches(instance) {
             self.handoff.neighbours.lost(now, instance);
@@ -26,7 +27,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// Acts on the verdicts about neighbours: the dead and the stalled are lost with all they have.
+    /// Acts on the verdicts about neighbours: a dead or stalled neighbour is lost with all its microbatches.
     pub(super) fn judge_neighbours(&mut self, now: Time) {
         let lost = self.handoff.judge(now, &mut self.table);
         for neighbour in lost {
@@ -43,7 +44,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// A newer table: a replica that is no longer where it was is lost.
+    /// A newer table: a replica that no longer has its place is lost.
     pub(super) fn on_membership(&mut self, now: Time, membership: Membership) {
         let before = self.table.replicas();
         if !self.table.update(membership) {
@@ -66,7 +67,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// Finds another way for everything that lies with a peer that is `gone`.
+    /// Retries every microbatch that was handed to a peer that is `gone`, and sends an orphan notice for each that came
+    /// from such a peer.
     fn lose(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) {
         for id in self.handoff.lose(now, &gone) {
             self.retry(now, id);
@@ -82,7 +84,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// The replica that it was handed to does not answer for it: it waits for another.
+    /// The latest attempt failed: the microbatch waits for another replica.
     fn retry(&mut self, now: Time, id: MicrobatchId) {
         if let Some(held) = self.microbatches.get_mut(&id) {
             held.phase = Phase::Unrouted { since: now };
@@ -90,9 +92,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    // --- Finding things again -------------------------------------------------------------------------------
+    // --- Holders --------------------------------------------------------------------------------------------
 
-    /// The neighbour downstream handed it on to `next`.
+    /// The neighbour downstream handed the microbatch on to `next`.
     pub(super) fn on_forwarded(&mut self, sender: Leg, id: MicrobatchId, next: Hop) {
         if self.table.placed(&next) {
             self.handoff.on_forwarded(sender, id, next);
@@ -111,7 +113,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// Before a retry, the replica of the next stage that is known to have it is asked for it.
+    /// Asks the replica of the next stage that is known to hold the microbatch, before a retry; `false` if there is
+    /// none.
     pub(super) fn ask_next_holder(&mut self, now: Time, id: MicrobatchId) -> bool {
         let Some(holder) = self.handoff.take_next_holder(id) else { return false };
         if self.config.breaks(Mutation::ForwardUnasked) {
@@ -142,7 +145,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// `upstream` gets the gradient from now on, or at once if it is there.
+    /// Makes `upstream` the receiver of the gradient, and sends the gradient at once if it is computed.
     pub(super) fn change_upstream(&mut self, now: Time, upstream: Leg, id: MicrobatchId, route: Vec<Hop>) {
         if !self.config.accepts_route(&route) || route.last() != Some(&upstream.hop) {
             return self.count(Note::Malformed(id));
@@ -160,7 +163,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// The neighbour downstream says what it knows of a microbatch that it was sent or asked for.
+    /// A neighbour downstream replied with the status of a microbatch that was sent to it or requested from it.
     pub(super) fn on_status_reply(&mut self, now: Time, sender: Leg, id: MicrobatchId, status: Status) {
         if !self.table.placed(&sender.hop) || !self.microbatches.contains_key(&id) {
             return self.count(Note::Unknown(id));
@@ -173,7 +176,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    // --- Waits that become long -----------------------------------------------------------------------------
+    // --- Overdue replies ------------------------------------------------------------------------------------
 
     /// Asks every neighbour, and reminds every feeder, that has owed an answer for too long.
     pub(super) fn request_overdue(&mut self, now: Time) {
@@ -193,7 +196,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
 }
 
 impl<P: Clone + Default + Debug> Stage<P> {
-    /// What is held, for the message of a failure.
+    /// The microbatches held, for the message of a failed test.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn describe(&self) -> String {
         let states: Vec<_> =

@@ -1,7 +1,8 @@
-//! A feeder has gone and another one takes over its ids.
+//! A feeder is gone and a successor takes over its ids.
 //!
-//! The coordinator's table says so. From then on the successor decides about the microbatches of the range, and the former
-//! feeder is no longer believed. The successor knows nothing of the range: it asks every replica for a recovery report.
+//! The coordinator's table names the successor. From then on the successor decides about the microbatches of the range,
+//! and messages of the former feeder are ignored. The successor knows nothing of the range: it asks every replica for a
+//! recovery report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -11,10 +12,10 @@ use super::{Note, Stage};
 use crate::recovery_report::{Item, Possession, RECOVERY_ITEMS_MAX, RecoveryReport};
 use crate::{Duration, Hop, Instance, Lease, Message, MicrobatchId, PeerTable, StageIndex, Time};
 
-/// A replica may have left that long before this one heard of it: tables take their time.
+/// The departure of a replica may reach this replica so much later: tables take their time.
 const TABLE_DELAY_MAX: Duration = Duration::from_secs(20);
 
-/// When a replica of each stage left last, as this replica heard of it.
+/// For each stage, the time at which this replica last saw a replica leave.
 #[derive(Clone, Debug, Default)]
 pub(super) struct DepartureLog {
     latest: BTreeMap<StageIndex, Time>,
@@ -28,7 +29,7 @@ impl DepartureLog {
         }
     }
 
-    /// Stages of which a replica has left since.
+    /// Stages of which a replica has left since `time`.
     fn since(&self, time: Time) -> Vec<StageIndex> {
         let later = |(&stage, &left): (&StageIndex, &Time)| (left + TABLE_DELAY_MAX > time).then_some(stage);
         self.latest.iter().filter_map(later).collect()
@@ -36,7 +37,7 @@ impl DepartureLog {
 }
 
 impl<P: Clone + Default + Debug> Stage<P> {
-    /// The successor of a range decides about every microbatch of it that is held here.
+    /// Replaces the former feeder by its successor in every microbatch held, and repeats the open claims.
     pub(super) fn follow_successors(&mut self, now: Time) {
         let table = &self.table;
         let mut claimed = Vec::new();
@@ -52,7 +53,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// The successor of a feeder asks what is known here.
+    /// The successor of a feeder asks for a recovery report.
     pub(super) fn on_recover_range(
         &mut self,
         from: Instance,
@@ -91,7 +92,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             ClaimState::Unclaimed | ClaimState::Claimed { .. } => None,
         };
         let may_have_been_granted = held.map_or_else(Vec::new, |held| {
-            // The replicas that had a retried microbatch before are not known here.
+            // This replica does not know which replicas had a retried microbatch before.
             if held.is_retry { self.stages() } else { self.departures.since(held.taken_at) }
         });
         let possession = held.map_or(Possession::Gone, Microbatch::possession);

@@ -1,4 +1,4 @@
-//! Stories of single microbatches at one replica, told by what goes in and what comes out.
+//! Tests of single microbatches at one replica, by its events and actions.
 
 use super::*;
 use crate::fixtures::{a, b, feeder, member, restarted};
@@ -20,7 +20,7 @@ fn line(stages: u16) -> Vec<Hop> {
     std::iter::once(feeder()).chain((0..stages).map(a)).collect()
 }
 
-/// One replica and everything it said.
+/// One replica and all its actions.
 struct Harness {
     stage: Stage<Payload>,
     now: Time,
@@ -44,7 +44,7 @@ impl Harness {
         harness
     }
 
-    /// The coordinator publishes a table; everyone in it is heard.
+    /// The coordinator publishes a table; every neighbour in it sends a heartbeat.
     fn publish(&mut self, members: &[Hop]) -> Vec<Action<Payload>> {
         self.version += 1;
         let members = members.iter().copied().map(member).collect();
@@ -57,7 +57,7 @@ impl Harness {
         said
     }
 
-    /// Hands over an event; what follows, notes and heartbeats apart.
+    /// Handles an event. Returns its actions without notes and heartbeats.
     fn hear(&mut self, event: Event<Payload>) -> Vec<Action<Payload>> {
         self.stage.handle(self.now, event);
         let all: Vec<_> = std::iter::from_fn(|| self.stage.poll_action()).collect();
@@ -113,12 +113,12 @@ impl Harness {
     }
 }
 
-/// The message of a sending.
+/// The message of a `Send` action.
 fn message_of(action: &Action<Payload>) -> Option<&Message> {
     if let Action::Send { envelope, .. } = action { Some(&envelope.message) } else { None }
 }
 
-// --- What they say --------------------------------------------------------------------------------------------------
+// --- Messages and jobs ----------------------------------------------------------------------------------------------
 
 fn forward() -> Forward {
     Forward { id: ID, attempt: FIRST, purpose: Purpose::Train, holder: None, version: 4, activation: "in" }
@@ -149,7 +149,7 @@ impl Forward {
         Envelope { message, ids: "ids", payload: activation }
     }
 
-    /// What a replica makes of it.
+    /// The forward that a replica computes from [`forward`].
     fn computed() -> Self {
         Self { version: 9, activation: "out", ..forward() }
     }
@@ -233,7 +233,7 @@ fn backwarded() -> JobOutcome<Payload> {
     JobOutcome::Backwarded { gradient: "upward" }
 }
 
-// --- Beginnings of stories: the middle replica of three ----------------------------------------------------------------
+// --- Initial states: the middle replica of three -----------------------------------------------------------------------
 
 /// The microbatch is on its way to `a(2)`.
 fn handed_on() -> Harness {
@@ -243,7 +243,7 @@ fn handed_on() -> Harness {
     harness
 }
 
-/// The gradient is back and in the executor.
+/// The executor computes the gradients of the microbatch.
 fn computing_back() -> Harness {
     let mut harness = handed_on();
     harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
@@ -414,7 +414,7 @@ fn a_claim_is_repeated_until_it_is_answered_and_only_the_feeder_answers() {
 }
 
 #[test]
-fn what_was_applied_here_is_never_claimed_again() {
+fn a_microbatch_applied_here_is_never_claimed_again() {
     let mut harness = applied();
     harness.receive(feeder(), ended());
     assert_eq!(harness.stage.held(), 0);
@@ -444,7 +444,7 @@ fn the_gradient_is_kept_until_the_outcome_is_announced() {
 }
 
 #[test]
-fn the_end_frees_whatever_is_held() {
+fn an_outcome_frees_a_microbatch_in_every_phase() {
     let mut harness = handed_on();
     assert_eq!(harness.receive(feeder(), ended()), [forget()]);
     assert_eq!(harness.stage.held(), 0);
@@ -464,7 +464,7 @@ fn the_end_frees_whatever_is_held() {
 }
 
 #[test]
-fn what_is_granted_is_applied_although_it_has_ended() {
+fn granted_gradients_are_applied_after_the_outcome() {
     let mut harness = returned();
     assert_eq!(harness.receive(feeder(), ended()), []);
     assert_eq!(harness.stage.held(), 1);
@@ -536,7 +536,7 @@ fn no_replica_gets_more_than_its_credit() {
     assert_eq!(sent(&said), 1);
 }
 
-/// Levels by sender as the latest heartbeats said.
+/// Levels by sender in the latest heartbeats.
 fn levels(harness: &Harness) -> BTreeMap<PeerId, u32> {
     let credit = |action: &Action<Payload>| match (action, message_of(action)) {
         (Action::Send { to, .. }, Some(Message::Heartbeat(heartbeat))) => Some((*to, heartbeat.credit)),
@@ -580,7 +580,7 @@ fn where_senders_outnumber_slots_they_take_turns() {
 // --- A peer is lost -------------------------------------------------------------------------------------------------
 
 #[test]
-fn what_a_lost_replica_had_goes_to_another_under_a_new_number() {
+fn a_microbatch_of_a_lost_replica_goes_to_another_under_a_new_number() {
     let mut harness = handed_on();
     harness.publish(&[line(3), vec![b(2)]].concat());
     let again = Forward { attempt: SECOND, ..Forward::computed() }.by(&[feeder(), a(0), a(1)]);
@@ -604,7 +604,7 @@ fn a_restart_is_another_instance() {
 }
 
 #[test]
-fn the_first_gradient_wins_from_whichever_replica() {
+fn the_first_gradient_wins_from_any_replica() {
     let mut harness = handed_on();
     harness.publish(&[line(3), vec![b(2)]].concat());
     harness.lose(a(2));
@@ -770,14 +770,14 @@ fn strangers_are_ignored() {
     for (from, path) in [(b(2), b(2)), (a(0), a(0)), (restarted(a(2)), restarted(a(2)))] {
         assert_eq!(harness.receive(from, backward(FIRST, &[path], "forged")), []);
     }
-    assert_eq!(harness.receive(a(2), backward(SECOND, &[a(2)], "of another sending")), []);
+    assert_eq!(harness.receive(a(2), backward(SECOND, &[a(2)], "of another attempt")), []);
     assert_eq!(harness.counts().foreign, 4);
     assert_eq!(harness.receive(a(2), Message::Claim { stage: StageIndex(2), microbatches: vec![ID] }), []);
     assert_eq!((harness.counts().foreign, harness.stage.held()), (5, 1));
 }
 
 #[test]
-fn a_gradient_of_something_unknown_is_counted() {
+fn a_gradient_of_an_unknown_microbatch_is_counted() {
     let mut harness = Harness::new(1, 3);
     assert_eq!(harness.receive(a(2), backward(FIRST, &[a(2)], "gradient")), []);
     assert_eq!(harness.counts().unknown, 1);
@@ -844,7 +844,7 @@ fn a_forward_that_is_faster_than_the_table_waits_for_it() {
     assert_eq!((harness.counts().foreign, harness.stage.held()), (PARKED_MAX as u64 + 1, 0));
 }
 
-// --- What goes wrong here ---------------------------------------------------------------------------------------------
+// --- Refusals ---------------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_refusal_is_told_again_until_its_end_is_announced() {
@@ -871,18 +871,18 @@ fn an_activation_that_no_replica_takes_for_long_is_undeliverable() {
         assert_eq!(harness.complete(forwarded()), []);
         harness
     };
-    let patience = emptied().stage.config().route_timeout;
+    let timeout = emptied().stage.config().route_timeout;
     let mut harness = emptied();
-    assert_eq!(harness.wait(patience - Duration::from_secs(1)), []);
+    assert_eq!(harness.wait(timeout - Duration::from_secs(1)), []);
     let said = harness.publish(&line(3));
     assert!(matches!(message_of(&said[1]), Some(Message::Forward { .. })));
 
     let mut harness = emptied();
-    assert_eq!(harness.wait(patience), [forget(), refused(a(1), Refusal::Undeliverable)]);
+    assert_eq!(harness.wait(timeout), [forget(), refused(a(1), Refusal::Undeliverable)]);
 }
 
 #[test]
-fn an_executor_that_answers_something_else_costs_one_microbatch() {
+fn an_unexpected_reply_of_the_executor_costs_one_microbatch() {
     let mut harness = Harness::new(1, 3);
     assert_eq!(harness.complete(forwarded()), []);
     harness.receive(a(0), forward().by(&[feeder(), a(0)]));
@@ -895,7 +895,7 @@ fn an_executor_that_answers_something_else_costs_one_microbatch() {
 // --- The end ----------------------------------------------------------------------------------------------------------
 
 #[test]
-fn draining_finishes_what_is_held_and_takes_no_more() {
+fn draining_finishes_the_microbatches_held_and_takes_no_more() {
     let mut harness = applied();
     assert_eq!(harness.hear(Event::Drain), []);
     let more = Forward { id: MicrobatchId(8), ..forward() }.by(&[feeder(), a(0)]);
@@ -919,7 +919,7 @@ fn the_end_of_the_run_applies_nothing_that_was_not_granted() {
 
 // --- Another feeder takes over --------------------------------------------------------------------------------------
 
-fn heir() -> Hop {
+fn successor() -> Hop {
     Hop::feeder(Instance::new(PeerId([0xAA; 32]), Incarnation(4)))
 }
 
@@ -930,9 +930,9 @@ fn inherited() -> (Harness, Vec<Action<Payload>>) {
     harness.complete(JobOutcome::Forwarded { version: WeightVersion(9), activation: "out" });
     harness.receive(a(2), backward(FIRST, &[a(2)], "back"));
     let lease = crate::Lease { first: MicrobatchId(0), count: 50, epoch: 1 };
-    let mut members: Vec<_> = [heir(), a(0), a(1), a(2)].map(member).to_vec();
+    let mut members: Vec<_> = [successor(), a(0), a(1), a(2)].map(member).to_vec();
     members.sort_by_key(|member| member.instance);
-    let successions = vec![crate::Succession { lease, feeder: heir().peer() }];
+    let successions = vec![crate::Succession { lease, feeder: successor().peer() }];
     harness.version += 1;
     let table = Membership { version: harness.version, members, successions, ..Membership::default() };
     let said = harness.hear(Event::Membership(table));
@@ -946,7 +946,7 @@ fn recover() -> Message {
 fn report(said: Vec<Action<Payload>>) -> Option<RecoveryReport> {
     said.into_iter().find_map(|action| match action {
         Action::Send { to, envelope: Envelope { message: Message::RecoveryReport(report), .. } } => {
-            assert_eq!(to, heir().peer());
+            assert_eq!(to, successor().peer());
             Some(report)
         }
         _ => None,
@@ -957,16 +957,17 @@ fn report(said: Vec<Action<Payload>>) -> Option<RecoveryReport> {
 fn a_successor_is_asked_for_the_grant_and_the_former_feeder_is_not_believed() {
     let (mut harness, said) = inherited();
     let claim = Message::Claim { stage: StageIndex(1), microbatches: vec![ID] };
-    assert_eq!(said, [send(heir(), claim)]);
+    assert_eq!(said, [send(successor(), claim)]);
     harness.receive(feeder(), granted(&[ID]));
-    let item = |harness: &mut Harness| report(harness.receive(heir(), recover())).unwrap().items.remove(0);
+    let item =
+        |harness: &mut Harness| report(harness.receive(successor(), recover())).unwrap().items.remove(0);
     assert_eq!(item(&mut harness).granted, None);
-    harness.receive(heir(), granted(&[ID]));
+    harness.receive(successor(), granted(&[ID]));
     assert_eq!(item(&mut harness).granted, Some(true));
 }
 
 #[test]
-fn a_recovery_report_tells_what_is_held_and_what_is_in_doubt() {
+fn a_recovery_report_lists_microbatches_held_and_doubtful_grants() {
     let (mut harness, _) = inherited();
     let item = |may_have_been_granted| Item {
         microbatch: ID,
@@ -974,12 +975,12 @@ fn a_recovery_report_tells_what_is_held_and_what_is_in_doubt() {
         possession: Possession::Held,
         may_have_been_granted,
     };
-    let told = report(harness.receive(heir(), recover())).unwrap();
+    let told = report(harness.receive(successor(), recover())).unwrap();
     assert_eq!(
         (told.stage, told.next, told.ended, told.items),
         (StageIndex(1), None, vec![], vec![item(vec![])])
     );
-    let mut members: Vec<_> = [heir(), a(0), a(1)].map(member).to_vec();
+    let mut members: Vec<_> = [successor(), a(0), a(1)].map(member).to_vec();
     members.sort_by_key(|member| member.instance);
     let successions = harness.stage.table().successions().to_vec();
     harness.version += 1;
@@ -989,15 +990,15 @@ fn a_recovery_report_tells_what_is_held_and_what_is_in_doubt() {
         successions,
         ..Membership::default()
     }));
-    let told = report(harness.receive(heir(), recover())).unwrap();
+    let told = report(harness.receive(successor(), recover())).unwrap();
     assert_eq!(told.items, [item(vec![StageIndex(2)])]);
 }
 
 #[test]
-fn only_the_successor_in_the_table_hears_what_is_known() {
+fn only_the_successor_in_the_table_gets_a_report() {
     let (mut harness, _) = inherited();
     let later = Message::RecoverRange { first: MicrobatchId(0), epoch: 2, from: MicrobatchId(0) };
-    assert_eq!(report(harness.receive(heir(), later)), None);
+    assert_eq!(report(harness.receive(successor(), later)), None);
     assert_eq!(report(harness.receive(a(0), recover())), None);
     assert_eq!(report(harness.receive(feeder(), recover())), None);
 }

@@ -1,4 +1,4 @@
-//! The joiner's side of a download.
+//! The joiner's machine: a download.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Debug;
@@ -8,21 +8,19 @@ use crate::{Duration, Instance, PeerId, Time, WeightVersion};
 use super::manifest::{ChunkHash, Limits, Manifest, ManifestError};
 use super::{StateId, TransferMessage};
 
-/// Chunks asked for and not there yet: enough to fill a link while the next request travels.
+/// Chunks requested and not received, at most: enough to fill a link while the next request travels.
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 8;
-/// A donor that sends nothing for this long is asked again, or left. A chunk over the slowest link worth having takes
-/// less.
+/// A donor that sends nothing for this long is asked again, or left. A chunk over the slowest useful link takes less.
 pub const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Times a silent donor is asked again for what is missing: frames get lost when a connection breaks.
+/// Times a silent donor is asked again for the missing chunks: frames get lost when a connection breaks.
 pub const RETRIES_MAX: u32 = 1;
-/// When every donor has been tried in vain, how long to wait before the next turn: a donor's table may not list the
-/// joiner yet.
+/// Wait after every donor was tried in vain, before they are asked again: a donor's table may not list the joiner yet.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// What happens to a download.
+/// An event of a download.
 #[derive(Clone, Debug)]
 pub enum Event<P> {
-    /// Replicas of the stage that serve, the preferred first. They replace the former ones.
+    /// Replicas that serve the stage, the preferred first. They replace the former list.
     Donors(Vec<Instance>),
     /// A message arrived from an authenticated peer; chunks come as [`Event::Chunk`].
     Received {
@@ -35,7 +33,7 @@ pub enum Event<P> {
     Chunk {
         /// The donor.
         from: Instance,
-        /// The copy.
+        /// Number of the copy.
         state: StateId,
         /// Number of the chunk.
         chunk: u32,
@@ -50,35 +48,35 @@ pub enum Event<P> {
     Imported(bool),
     /// The connection to a peer is gone, or a message to it could not be delivered.
     PeerLost(Instance),
-    /// The time `poll_timeout` named has come.
+    /// The time that `poll_timeout` named has come.
     Timeout,
 }
 
-/// What a download wants done.
+/// An action that a download asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action<P> {
-    /// Send this.
+    /// Send the message.
     Send {
         /// The donor.
         to: PeerId,
         /// The message.
         message: TransferMessage,
     },
-    /// Make room for a state of this length, which is within the limits, and drop what was stored before.
+    /// Make room for a state of this length, which is within the limits, and drop all bytes stored before.
     Begin {
         /// Length of the state, bytes.
         bytes: u64,
     },
-    /// Put verified bytes at their place.
+    /// Store verified bytes of the state.
     Store {
-        /// Its place, bytes from the beginning.
+        /// Offset in the state, bytes.
         offset: u64,
         /// The bytes.
         payload: P,
     },
-    /// The state is there: take it over. Reply: [`Event::Imported`].
+    /// Take over the state, which is complete. Reply: [`Event::Imported`].
     Import {
-        /// Where it comes from.
+        /// The replica that the state comes from.
         donor: Instance,
         /// Optimizer steps of its weights.
         version: WeightVersion,
@@ -87,43 +85,43 @@ pub enum Action<P> {
     Counted(Note),
 }
 
-/// What went wrong on the way; the download goes on with the next donor.
+/// A failure of a donor; the download goes on with the next donor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// A chunk is not what the donor's own manifest says. The donor is never asked again.
+    /// A chunk differs from the donor's own manifest. The donor is never asked again.
     Wrong(Instance),
     /// A manifest describes no state of this run. The donor is never asked again.
     Unusable(Instance, ManifestError),
     /// A state arrived that does not fit the stage. The donor is never asked again.
     Unfit(Instance),
-    /// A donor said nothing for too long.
+    /// A donor sent nothing for too long.
     Silent(Instance),
-    /// A donor is gone.
+    /// A donor was lost, or left the list.
     Lost(Instance),
-    /// A donor will not give.
+    /// A donor declined.
     Declined(Instance),
-    /// No donor is left to ask; another turn begins after a while.
+    /// No donor is left to ask; they are asked again after [`ASK_AGAIN_AFTER`].
     NoDonor,
 }
 
-/// Why a download wants to be woken.
+/// The reason for a timeout of a download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The donor is silent.
+    /// The donor has been silent for too long.
     DonorSilent,
-    /// Every donor was tried; ask again.
+    /// Every donor was tried; they are asked again.
     AskAgain,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// No donor to ask before the time given, if any.
+    /// No donor to ask: until the time given, or until the list changes.
     Waiting(Option<Time>),
     Asking {
         donor: Instance,
     },
     Fetching(Fetch),
-    /// The whole state is there and is being taken over.
+    /// The state is complete, and the executor takes it over.
     Importing(Instance),
     Complete,
 }
@@ -134,9 +132,9 @@ struct Fetch {
     donor: Instance,
     state: StateId,
     manifest: Manifest,
-    /// The first chunk not asked for.
+    /// The first chunk not requested.
     next: u32,
-    /// Asked for and not there; at most [`CHUNKS_IN_FLIGHT_MAX`].
+    /// Chunks requested and not received; at most [`CHUNKS_IN_FLIGHT_MAX`].
     in_flight: BTreeSet<u32>,
 }
 
@@ -145,16 +143,16 @@ struct Fetch {
 pub struct Download<P> {
     limits: Limits,
     donors: Vec<Instance>,
-    /// Donors asked in this turn.
+    /// Donors asked since the last wait.
     tried: BTreeSet<Instance>,
-    /// Donors that sent something wrong. Bounded: only one of `donors` is ever added, and instances that left the list are
-    /// dropped.
+    /// Donors that sent a wrong chunk, manifest or state. Bounded: only members of `donors` are added, and instances
+    /// that left the list are dropped.
     blamed: BTreeSet<Instance>,
     phase: Phase,
-    /// When the donor counts as silent.
+    /// The time at which the donor counts as silent.
     deadline: Time,
     retries: u32,
-    /// Stores whatever it is sent, to see whether the tests notice.
+    /// Breaks a rule for a test: every chunk is stored without a check of its digest.
     trusts_chunks: bool,
     actions: VecDeque<Action<P>>,
 }
@@ -176,12 +174,12 @@ impl<P: Debug> Download<P> {
         }
     }
 
-    /// Whether to break the rule that a chunk is what the manifest says.
+    /// Sets whether digests of chunks go unchecked, for tests.
     pub(crate) fn trusting_chunks(self, trusts_chunks: bool) -> Self {
         Self { trusts_chunks, ..self }
     }
 
-    /// Tells what happened. Drain [`Download::poll_action`] afterwards.
+    /// Takes one event; drain [`Download::poll_action`] before the next.
     pub fn handle(&mut self, now: Time, event: Event<P>) {
         match event {
             Event::Donors(donors) => self.on_donors(now, donors),
@@ -198,7 +196,7 @@ impl<P: Debug> Download<P> {
         }
     }
 
-    /// The next thing to do; `None` when all is done.
+    /// Takes the oldest action that is not yet done; `None` if there is none.
     pub fn poll_action(&mut self) -> Option<Action<P>> {
         self.actions.pop_front()
     }
@@ -209,7 +207,7 @@ impl<P: Debug> Download<P> {
         matches!(self.phase, Phase::Importing(_))
     }
 
-    /// When to call [`Download::handle`] with [`Event::Timeout`] at the latest, and why.
+    /// The latest time for the next call of [`Download::handle`], with [`Event::Timeout`], and the reason.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         match &self.phase {
@@ -225,7 +223,7 @@ impl<P: Debug> Download<P> {
         matches!(self.phase, Phase::Complete)
     }
 
-    // --- What arrives ---------------------------------------------------------------------------------------
+    // --- Events ---------------------------------------------------------------------------------------------
 
     fn on_donors(&mut self, now: Time, donors: Vec<Instance>) {
         self.donors = donors;
@@ -315,7 +313,7 @@ impl<P: Debug> Download<P> {
         }
     }
 
-    /// A state that does not fit was well-formed down to its digests: its donor serves something else.
+    /// A state that does not fit has passed every digest, so the donor serves a state of another kind.
     fn on_imported(&mut self, now: Time, fits: bool) {
         let Phase::Importing(donor) = self.phase else { return };
         if fits {
@@ -326,9 +324,9 @@ impl<P: Debug> Download<P> {
         }
     }
 
-    // --- What follows ---------------------------------------------------------------------------------------
+    // --- Requests -------------------------------------------------------------------------------------------
 
-    /// Away from this donor, on to the next.
+    /// Leaves the donor and asks the next.
     fn leave(&mut self, now: Time, note: Note) {
         self.actions.push_back(Action::Counted(note));
         if let Phase::Fetching(fetch) = &self.phase {
@@ -352,7 +350,7 @@ impl<P: Debug> Download<P> {
         self.send(donor, TransferMessage::Request);
     }
 
-    /// The chunks that are missing may have been lost on the way.
+    /// Repeats the open requests: they or their replies may have been lost.
     fn ask_again(&mut self, now: Time) {
         self.deadline = now + SILENCE_MAX;
         self.retries += 1;
@@ -389,7 +387,7 @@ impl<P: Debug> Download<P> {
         }
     }
 
-    // --- Hands ----------------------------------------------------------------------------------------------
+    // --- Donor ----------------------------------------------------------------------------------------------
 
     fn donor(&self) -> Option<Instance> {
         match &self.phase {
@@ -398,7 +396,7 @@ impl<P: Debug> Download<P> {
         }
     }
 
-    /// The donor lives.
+    /// Notes that the donor answered.
     fn hear(&mut self, now: Time) {
         self.deadline = now + SILENCE_MAX;
         self.retries = 0;

@@ -1,4 +1,4 @@
-//! The manifest of a state, and how much of it a joiner is ready to take.
+//! The manifest of a state, and the limits of a joiner.
 
 use crate::WeightVersion;
 
@@ -18,7 +18,7 @@ pub struct Manifest {
     pub hashes: Vec<ChunkHash>,
 }
 
-/// What a joiner takes at most. It follows from the run, so anything larger is no state of this run.
+/// The largest state and chunk that a joiner takes. Both follow from the run: a larger state is no state of this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Length of a state, bytes.
@@ -27,34 +27,34 @@ pub struct Limits {
     pub chunk_bytes_max: u32,
 }
 
-/// Why a manifest describes no state of this run.
+/// The reason why a manifest describes no state of this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// A state without bytes, or chunks without.
+    /// The state or its chunks have no bytes.
     #[error("it is empty")]
     Empty,
-    /// More than the run allows.
+    /// The state is longer than the run allows.
     #[error("a state of {bytes} bytes where the run allows {allowed}")]
     TooLong {
-        /// Announced, bytes.
+        /// Length announced, bytes.
         bytes: u64,
-        /// Allowed, bytes.
+        /// Length allowed, bytes.
         allowed: u64,
     },
-    /// Chunks longer than a frame.
+    /// The chunks are longer than a frame.
     #[error("chunks of {bytes} bytes where {allowed} are allowed")]
     ChunkTooLong {
-        /// Announced, bytes.
+        /// Length announced, bytes.
         bytes: u32,
-        /// Allowed, bytes.
+        /// Length allowed, bytes.
         allowed: u32,
     },
-    /// Not one digest for each chunk.
+    /// The number of digests is not the number of chunks.
     #[error("{found} digests for {expected} chunks")]
     Hashes {
-        /// Chunks there are.
+        /// Number of chunks.
         expected: u64,
-        /// Digests there are.
+        /// Number of digests.
         found: usize,
     },
 }
@@ -66,23 +66,23 @@ impl Manifest {
         u32::try_from(self.chunks_announced()).unwrap_or(u32::MAX)
     }
 
-    /// Where a chunk begins in the state, bytes.
+    /// Offset of a chunk in the state, bytes.
     #[must_use]
     pub fn offset(&self, chunk: u32) -> u64 {
         u64::from(chunk).saturating_mul(u64::from(self.chunk_bytes))
     }
 
-    /// Length of a chunk, bytes; 0 behind the last one.
+    /// Length of a chunk, bytes; 0 behind the last chunk.
     #[must_use]
     pub fn chunk_len(&self, chunk: u32) -> u32 {
         let rest = self.bytes.saturating_sub(self.offset(chunk)).min(u64::from(self.chunk_bytes));
         u32::try_from(rest).unwrap_or(self.chunk_bytes)
     }
 
-    /// Whether a joiner may reserve memory for this.
+    /// Checks that a joiner may reserve memory for the state.
     ///
     /// # Errors
-    /// If it contradicts itself or exceeds `limits`.
+    /// If the manifest contradicts itself or exceeds `limits`.
     pub fn check(&self, limits: &Limits) -> Result<(), ManifestError> {
         if self.bytes == 0 || self.chunk_bytes == 0 {
             return Err(ManifestError::Empty);

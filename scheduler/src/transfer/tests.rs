@@ -1,4 +1,4 @@
-//! Downloads among honest, forgetful, dying and lying donors. A failure names its seed; the seed gives the run again.
+//! Downloads from honest, lossy, dying and lying donors. A failure names its seed; the seed reproduces the run.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ fn manifest(donor: u8, state: StateId, bytes: u64) -> Manifest {
     Manifest { version: WeightVersion(u64::from(donor)), bytes, chunk_bytes: CHUNK_BYTES, hashes }
 }
 
-/// What may go wrong.
+/// A download and its faults.
 #[derive(Clone, Copy, Debug)]
 struct Scenario {
     seed: u64,
@@ -41,7 +41,7 @@ struct Scenario {
     lost_per_mille: u64,
     /// Chunks that donor 1 falsifies.
     lies_per_mille: u64,
-    /// When donors die, in order.
+    /// Time between two deaths of donors, in order; `None` if no donor dies.
     kill_every: Option<Duration>,
     chunks: u64,
 }
@@ -57,7 +57,7 @@ enum Delivery {
 struct World {
     scenario: Scenario,
     rng: Rng,
-    /// Alarms are those of the joiner, 0, and the donors.
+    /// Alarms of the joiner, 0, and of the donors.
     queue: EventQueue<Delivery, u8>,
     joiner: Download<Bytes>,
     donors: BTreeMap<u8, Upload>,
@@ -189,7 +189,7 @@ fn play(scenario: Scenario) -> World {
     world
 }
 
-/// Plays, and checks that the joiner ends with all of one copy.
+/// Runs a scenario, and checks that the joiner ends with all of one copy.
 fn check(scenario: Scenario) -> World {
     let world = play(scenario);
     let seed = scenario.seed;
@@ -253,7 +253,7 @@ fn donors_that_die_are_followed_by_the_next() {
 }
 
 #[test]
-fn what_is_lost_is_asked_for_again() {
+fn requests_for_lost_chunks_are_repeated() {
     let mut silent = 0;
     for seed in 0..SEEDS {
         let world = check(Scenario { lost_per_mille: 120, ..calm(seed) });
@@ -268,7 +268,7 @@ fn only_liars_give_nothing() {
     assert_eq!((world.imported, &world.notes[..]), (None, &[Note::Wrong(instance(1)), Note::NoDonor][..]));
 }
 
-// --- Stories ------------------------------------------------------------------------------------------------
+// --- Single cases -------------------------------------------------------------------------------------------
 
 #[test]
 fn a_manifest_beyond_the_limits_reserves_nothing() {

@@ -1,4 +1,4 @@
-//! The donor's side of downloads.
+//! The donor's machine: the uploads of a replica.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,39 +7,39 @@ use crate::{Duration, Instance, PeerId, Time};
 use super::manifest::Manifest;
 use super::{StateId, TransferMessage};
 
-/// Joiners served at once; more are declined and ask another donor, or again. They share one copy of the state.
+/// Joiners served at once, at most; they share one copy of the state. Further joiners are declined.
 pub const SESSIONS_MAX: usize = 4;
-/// A joiner that asks for nothing this long is gone. Longer than a joiner waits for a donor.
+/// A joiner that asks for nothing this long counts as gone. Longer than a joiner waits for a donor.
 pub const SESSION_SILENCE_MAX: Duration = Duration::from_secs(90);
-/// A copy older than this is not offered to a further joiner, if no joiner is at it: it would start far behind.
+/// A copy older than this is not offered if no other joiner downloads it: the joiner would start far behind.
 pub const STATE_AGE_MAX: Duration = Duration::from_secs(30);
 
-/// What happens to a donor.
+/// An event of a donor.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The replicas that may ask: those the coordinator put on this stage.
+    /// The replicas that may ask: those that the coordinator has placed on this stage.
     Joiners(Vec<Instance>),
     /// A message arrived from an authenticated peer.
     Received {
-        /// Who sent it.
+        /// The sender.
         from: Instance,
-        /// What it says.
+        /// The message.
         message: TransferMessage,
     },
     /// The reply to [`Action::Export`].
     Exported {
-        /// The copy.
+        /// Number of the copy.
         state: StateId,
         /// Its manifest; `None` if no copy could be made.
         manifest: Option<Manifest>,
     },
     /// The connection to a peer is gone.
     PeerLost(Instance),
-    /// The time `poll_timeout` named has come.
+    /// The time that `poll_timeout` named has come.
     Timeout,
 }
 
-/// What a donor wants done.
+/// An action that a donor asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Copy the whole state, between two jobs, and keep the bytes until [`Action::Release`]. Reply:
@@ -48,50 +48,50 @@ pub enum Action {
         /// Number of the copy.
         state: StateId,
     },
-    /// Send this.
+    /// Send the message.
     Send {
         /// The joiner.
         to: PeerId,
         /// The message.
         message: TransferMessage,
     },
-    /// Send a [`TransferMessage::Chunk`] with these bytes of the copy, which has them.
+    /// Send a [`TransferMessage::Chunk`] with these bytes of the copy.
     SendChunk {
         /// The joiner.
         to: PeerId,
-        /// The copy.
+        /// Number of the copy.
         state: StateId,
         /// Number of the chunk.
         chunk: u32,
-        /// Its place in the state, bytes.
+        /// Offset of the chunk in the state, bytes.
         offset: u64,
-        /// Its length, bytes.
+        /// Length of the chunk, bytes.
         bytes: u32,
     },
     /// Drop the copy.
     Release {
-        /// The copy.
+        /// Number of the copy.
         state: StateId,
     },
-    /// A note for the metrics.
+    /// A note for metrics and people.
     Counted(Note),
 }
 
-/// What a donor counts.
+/// A note of a donor about a joiner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// A joiner has all it wanted.
+    /// A joiner needs no more of the copy.
     Served(Instance),
-    /// A joiner was declined: no room, or no replica of this stage.
+    /// A joiner was declined: all sessions are taken, it is not placed on this stage, or there is no such copy.
     Declined(Instance),
-    /// A joiner was lost, or asked for nothing for too long.
+    /// A joiner was lost, left the table, or asked for nothing for too long.
     Abandoned(Instance),
 }
 
-/// Why a donor wants to be woken.
+/// The reason for a timeout of a donor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// A joiner is silent.
+    /// A joiner has been silent for too long.
     JoinerSilent,
 }
 
@@ -109,7 +109,7 @@ pub struct Upload {
     /// The latest copy.
     state: StateId,
     copy: Copy,
-    /// The joiners that are served from the copy, or wait for it, and when each counts as gone. At most
+    /// The joiners that are served from the copy, or wait for it, and the time at which each counts as gone. At most
     /// [`SESSIONS_MAX`].
     sessions: BTreeMap<Instance, Time>,
     actions: VecDeque<Action>,
@@ -122,7 +122,7 @@ impl Default for Upload {
 }
 
 impl Upload {
-    /// A donor that no replica may ask.
+    /// A donor that no replica may ask yet.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -134,7 +134,7 @@ impl Upload {
         }
     }
 
-    /// Tells what happened. Drain [`Upload::poll_action`] afterwards.
+    /// Takes one event; drain [`Upload::poll_action`] before the next.
     pub fn handle(&mut self, now: Time, event: Event) {
         match event {
             Event::Joiners(joiners) => {
@@ -149,24 +149,24 @@ impl Upload {
         self.release_unused();
     }
 
-    /// The next thing to do; `None` when all is done.
+    /// Takes the oldest action that is not yet done; `None` if there is none.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// When to call [`Upload::handle`] with [`Event::Timeout`] at the latest, and why.
+    /// The latest time for the next call of [`Upload::handle`], with [`Event::Timeout`], and the reason.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         self.sessions.values().min().map(|&until| (until, Reason::JoinerSilent))
     }
 
-    /// Joiners that are being served.
+    /// Number of joiners that are served, or wait for the copy.
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.sessions.len()
     }
 
-    // --- What arrives ---------------------------------------------------------------------------------------
+    // --- Messages -------------------------------------------------------------------------------------------
 
     fn on_message(&mut self, now: Time, from: Instance, message: &TransferMessage) {
         match *message {
@@ -236,7 +236,7 @@ impl Upload {
         self.actions.push_back(Action::SendChunk { to: from.peer, state, chunk, offset, bytes });
     }
 
-    // --- What follows ---------------------------------------------------------------------------------------
+    // --- Sessions -------------------------------------------------------------------------------------------
 
     fn end_sessions(&mut self, is_over: impl Fn(&Instance, Time) -> bool) {
         let over: Vec<Instance> = self
@@ -263,7 +263,7 @@ impl Upload {
         self.actions.push_back(Action::Release { state: self.state });
     }
 
-    // --- Hands ----------------------------------------------------------------------------------------------
+    // --- Replies --------------------------------------------------------------------------------------------
 
     fn offer(&mut self, to: Instance, manifest: Manifest) {
         let message = TransferMessage::Offer { state: self.state, manifest };

@@ -1,6 +1,6 @@
-//! What must hold of averaging, whatever happens: a mean is made of contributions of one round, each of them once and as it
-//! was copied; a majority has accepted it before any member applies it; and members that apply one in a group apply the
-//! same.
+//! The rules of averaging that hold in every run. A mean is made of contributions of one round, each counted once and
+//! as it was copied. A majority has accepted a mean before any member applies it. Members of a group apply the same
+//! mean.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use super::super::state::mean;
 #[derive(Debug, Default)]
 pub(in crate::sim) struct Means {
     members: BTreeMap<Instance, Member>,
-    /// Everything that was copied, with its weight.
+    /// Every contribution copied, with its weight.
     contributions: BTreeMap<(GroupId, PartIndex), BTreeMap<Instance, (u64, Numbers)>>,
     proposals: BTreeMap<(GroupId, PartIndex, Attempt), Proposal>,
     applied: BTreeMap<(GroupId, PartIndex), Applied>,
@@ -102,12 +102,12 @@ impl Means {
             })?;
             let given = copied.and_then(|copied| copied.get(&from));
             let same = given.is_some_and(|(given, numbers)| given == weight && numbers == input);
-            require(same, || format!("{from:?} gave something else than it copied"))?;
+            require(same, || format!("{from:?} contributed other numbers than it copied"))?;
         }
-        require(!inputs.is_empty(), || "a mean of nothing".to_owned())
+        require(!inputs.is_empty(), || "a mean without contributions".to_owned())
     }
 
-    /// `me` sends something to another member.
+    /// `me` sends a message to another member.
     pub(in crate::sim) fn send(
         &mut self,
         me: Instance,
@@ -125,7 +125,7 @@ impl Means {
             }
             Content::Accepted => {
                 let proposal = self.proposals.get_mut(&key);
-                let proposal = proposal.ok_or_else(|| format!("nothing to accept in {key:?}"))?;
+                let proposal = proposal.ok_or_else(|| format!("no mean to accept in {key:?}"))?;
                 proposal.acceptors.insert(me);
                 Ok(())
             }
@@ -137,7 +137,7 @@ impl Means {
         }
     }
 
-    /// `me` takes a mean into its numbers. Returns whether the members that have are a majority just now.
+    /// `me` applies a mean. Returns whether the members that have applied it are just now a majority.
     pub(in crate::sim) fn apply(
         &mut self,
         me: Instance,
@@ -154,7 +154,7 @@ impl Means {
         require(self.is_mean(mean), || format!("{mean:?} is not the mean of its contributions"))?;
         let acceptors = self.acceptors(mean);
         require(acceptors >= majority, || {
-            format!("{acceptors} have accepted what {me:?} applies, not {majority}")
+            format!("{acceptors} members have accepted the mean that {me:?} applies, not {majority}")
         })?;
         let by = BTreeSet::new();
         let applied = self.applied.entry((group, part)).or_insert(Applied { mean: mean.clone(), by });
@@ -162,13 +162,13 @@ impl Means {
         Ok(applied.by.insert(me) && applied.by.len() == majority)
     }
 
-    /// The executor of `me` is done with a mean.
+    /// The executor of `me` has applied a mean.
     pub(in crate::sim) fn replied(&mut self, me: Instance) -> Rule {
         self.open_mut(me)?.applying -= 1;
         Ok(())
     }
 
-    /// `me` is done with a round.
+    /// `me` has ended a round.
     pub(in crate::sim) fn finish(&mut self, me: Instance, round: Round) -> Rule {
         let open = self.members.get_mut(&me).and_then(|member| member.open.take());
         let same = open.is_some_and(|open| open.group.round == round);
@@ -180,7 +180,7 @@ impl Means {
         self.members.get(&me).is_some_and(|member| member.open.is_some())
     }
 
-    /// Whether the numbers are the mean of what the members had copied whose contributions are said to be in it.
+    /// Whether the numbers are the mean of the copies of the members that they name.
     fn is_mean(&self, numbers: &Numbers) -> bool {
         let Some(copied) = self.contributions.get(&(numbers.group, numbers.part)) else { return false };
         let of =
@@ -188,7 +188,7 @@ impl Means {
         of.collect::<Option<Vec<_>>>().is_some_and(|of| mean(of) == numbers.values)
     }
 
-    /// How many members at most have accepted a mean that the owner of one attempt gave them.
+    /// Number of members that have accepted the mean in one attempt, of the attempt with the most.
     fn acceptors(&self, mean: &Numbers) -> usize {
         let key = |attempt| (mean.group, mean.part, Attempt(attempt));
         let proposals = self.proposals.range(key(0)..=key(u32::MAX)).map(|(_, proposal)| proposal);

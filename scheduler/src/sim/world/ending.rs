@@ -1,4 +1,4 @@
-//! When a run is over, what must hold then, and what it came to.
+//! The end of a run: its condition, its rules and its report.
 
 use crate::coordinator::RunState;
 use crate::sim::process::ReplicaProcess;
@@ -9,8 +9,8 @@ use super::super::delivery::Delivery;
 use super::World;
 
 impl World {
-    /// Whether the last feeder has nothing left to do, no microbatch is held and no fault is to strike; where the run is
-    /// finished, also every replica has left.
+    /// Whether the last feeder has ended, no microbatch is held, no fault is to come, and every replica has left if the
+    /// run is finished.
     pub(super) fn is_over(&self) -> bool {
         self.latest().ended && self.held() == 0 && self.faults_left() == 0 && self.has_left()
     }
@@ -25,7 +25,7 @@ impl World {
         self.queue.events().filter(faults).count()
     }
 
-    /// Nothing is lost and nothing is left behind.
+    /// Checks that no microbatch is lost and no stash is left.
     pub(super) fn check_ending(&mut self) {
         let stashes = self.stashes();
         self.model.require(stashes == 0, || format!("{stashes} stashes are left behind"));

@@ -77,7 +77,7 @@ impl World {
         let feeder = &mut self.feeders[index];
         let journal = feeder.journal.clone();
         if !journal.is_empty() {
-            // It knows what was its own; the table names its successor.
+            // The journal has its own ids; the table names its successor.
             feeder.role = Role::Feeder;
             self.model.path(if index == 0 { "feeder resumed" } else { "resumed by a successor" });
         }
@@ -126,7 +126,7 @@ impl World {
                 let directive = if finished { Directive::Finished } else { Directive::Continue };
                 self.tell_feeder(index, coordinator_key(), Event::Directive(directive));
             }
-            // The person who started it does as the refusal says.
+            // The operator follows the text of the refusal.
             coordinator::Reply::JoinRefused(JoinRefusal::NothingToSucceed) => {
                 self.feeders[index].role = Role::Feeder;
             }
@@ -140,7 +140,7 @@ impl World {
         }
     }
 
-    /// The process ends. It is started again, and finds in the table which feeder has its ids.
+    /// Ends the process. It is started again, and the table tells it which feeder has its ids.
     fn expel_feeder(&mut self, index: usize) {
         let table = self.coordinator.membership();
         if table.get(self.feeders[index].instance).is_some() || self.feeders[index].ended {

@@ -1,5 +1,5 @@
-//! The life of a volunteer's process: it registers, waits for a place, builds its shard, and then does what its replica
-//! asks.
+//! The life of a volunteer's process: it registers, waits for a place, builds its shard, and then performs the actions
+//! of its replica.
 
 use crate::coordinator::{self, RunState};
 use crate::replica::{Action, Begin, Config, Confirmation, End, Event, Unfinished};
@@ -16,19 +16,19 @@ use super::super::process::{Liveness, ReplicaProcess, address};
 use super::super::state::{self, Weights};
 use super::{HEARTBEAT, Machine, World};
 
-/// The coordinator's answer about a membership is awaited so long.
+/// How long the coordinator's confirmation of a membership is awaited.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(4);
-/// Building a shard takes a time below this.
+/// Building a shard takes a random time below this.
 const BUILD_MAX: Duration = Duration::from_secs(2);
-/// Averaging the contributions to a part takes a time below this.
+/// Reducing the contributions to a part takes a random time below this.
 const REDUCTION_MAX: Duration = Duration::from_millis(20);
 /// A process that left comes back after this.
 const BACK_AFTER: Duration = Duration::from_secs(3);
 
 impl World {
-    // --- Before there is a replica --------------------------------------------------------------------------
+    // --- Before the replica ---------------------------------------------------------------------------------
 
-    /// A new start of a process, which knows nothing.
+    /// Starts a process, without any state.
     pub(super) fn start(&mut self, index: usize) {
         if self.replicas[index].is_alive() {
             return;
@@ -74,7 +74,7 @@ impl World {
             Delivery::Heartbeat(_, incarnation) => {
                 if self.replicas[index].admitted {
                     self.send_heartbeat(index, Purpose::Routine);
-                    // The stream of tables is opened again where it broke.
+                    // The process opens the stream of tables again if it broke.
                     let table = self.coordinator.membership();
                     self.send_table(index, table);
                 } else {
@@ -90,7 +90,7 @@ impl World {
         }
     }
 
-    /// The coordinator answered: what it says depends on how far the process is.
+    /// The coordinator answered with the state of the process: the reaction depends on the phase of the process.
     fn on_state(&mut self, index: usize, state: Option<MemberState>, purpose: Purpose) {
         let Some(state) = state else { return self.on_expelled(index, purpose) };
         self.replicas[index].admitted = true;
@@ -260,7 +260,7 @@ impl World {
         }
     }
 
-    /// When the executor will be done with something short.
+    /// The time at which the executor is done with a short task.
     fn executor_done(&mut self, index: usize) -> Time {
         let now = self.now();
         let process = &mut self.replicas[index];
@@ -357,7 +357,7 @@ impl World {
         self.post(me, to, Envelope::with_payload(message, Payload::Chunk(words)));
     }
 
-    /// The round trip to the replicas that are not near, as the transport would measure it.
+    /// Reports the round trips to distant replicas, as the transport would measure them.
     fn measure_links(&mut self, index: usize) {
         let links = &self.scenario.links;
         let far = links.distances.iter().filter_map(|(&(a, b), &time)| match (a == index, b == index) {
@@ -393,7 +393,7 @@ impl World {
         }
     }
 
-    /// A replica that leaves nothing behind has no contribution that the others lack, where there are others.
+    /// Checks that a replica which leaves without unfinished work has no contribution that the other replicas lack.
     fn check_departure(&mut self, index: usize) {
         self.model.path("left");
         let process = &self.replicas[index];
@@ -406,7 +406,7 @@ impl World {
         }
     }
 
-    /// The process is gone, and is started again if it comes back.
+    /// Ends a process, and starts it again after `back_after`.
     fn end_process(&mut self, index: usize, back_after: Option<Duration>) {
         let from = self.replicas[index].instance;
         self.replicas[index].liveness = Liveness::Dead;

@@ -1,4 +1,4 @@
-//! The way of a message through the network.
+//! Delivery of messages through the network.
 
 use crate::{Duration, Envelope, Incarnation, Instance, Membership, PeerId, coordinator, feeder, replica};
 
@@ -9,11 +9,11 @@ use super::super::payload::Payload;
 use super::super::process::coordinator_key;
 use super::World;
 
-/// A peer that does not listen is noticed after so long.
+/// Time after which a sender notices that the receiver is dead.
 const UNREACHABLE_AFTER: Duration = Duration::from_millis(500);
 
 impl World {
-    /// Takes a message to a peer, if the network lets it.
+    /// Sends a message to a peer through the network.
     pub(super) fn post(&mut self, from: Instance, to: PeerId, envelope: Envelope<Payload>) {
         if self.rng.chance(self.scenario.noise_per_mille, 1_000) {
             self.post_noise();
@@ -31,7 +31,7 @@ impl World {
         self.carry(from.peer, to, Delivery::Replica(index, receiver.incarnation, event));
     }
 
-    /// The receiver does not listen: the sender notices after a while.
+    /// The receiver is dead: the sender notices after [`UNREACHABLE_AFTER`].
     fn unreachable(&mut self, sender: Instance, receiver: Instance) {
         let Instance { peer, incarnation } = sender;
         if let Some(index) = self.feeder_of(peer) {
@@ -81,7 +81,7 @@ impl World {
         self.carry(from, peer, Delivery::Feeder(index, incarnation, event));
     }
 
-    /// Only members hear of the table.
+    /// Sends a table to a feeder, if the feeder is a member.
     pub(super) fn send_table_to_feeder(&mut self, index: usize, table: Membership) {
         let peer = self.feeders[index].instance.peer;
         if table.members.iter().any(|member| member.instance.peer == peer) {
@@ -94,7 +94,7 @@ impl World {
         self.carry(coordinator_key(), peer, Delivery::Table(index, incarnation, membership));
     }
 
-    /// Every peer that talks to this one notices, after `silence`.
+    /// Every other process notices the lost instance, after `silence`.
     pub(super) fn break_connections(&mut self, lost: Instance, silence: Duration) {
         for index in 0..self.feeders.len() {
             let known = self.feeders[index].instance.incarnation;

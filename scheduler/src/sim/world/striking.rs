@@ -1,4 +1,4 @@
-//! How the world takes what goes wrong.
+//! Faults: how each of them changes the world.
 
 use std::collections::BTreeSet;
 
@@ -9,9 +9,9 @@ use super::super::fault::Fault;
 use super::super::process::{FeederProcess, Liveness, coordinator_key};
 use super::{IDLE, Machine, World};
 
-/// Long enough for the coordinator to take a feeder for dead.
+/// Shortest cut of a feeder from the coordinator: long enough for the coordinator to count it as dead.
 const CUT_OFF: Duration = Duration::from_secs(20);
-/// A former feeder hears of its successor so much later.
+/// The cut lasts this much longer, so that the former feeder hears of its successor late.
 const CUT_OFF_LONGER: Duration = Duration::from_secs(5);
 
 impl World {
@@ -47,7 +47,7 @@ impl World {
         }
     }
 
-    /// Whether there is no process that it could hit.
+    /// Whether there is no process that the fault could hit.
     fn misses(&self, fault: &Fault) -> bool {
         let liveness = |replica: &usize| self.replicas[*replica].liveness;
         match fault {
@@ -117,7 +117,7 @@ impl World {
         self.queue.schedule_in(lasts, Delivery::Resume(index, instance.incarnation));
     }
 
-    /// Goes on with what has arrived meanwhile.
+    /// A suspended process goes on with its backlog.
     pub(super) fn resume(&mut self, index: usize, incarnation: Incarnation) {
         let process = &mut self.replicas[index];
         if process.instance.incarnation == incarnation && process.liveness == Liveness::Suspended {
@@ -137,7 +137,7 @@ impl World {
         self.notice_cut(b, a);
     }
 
-    /// Connections across the border of a part run into their timeout.
+    /// Splits the world: connections across the border of `part` run into their timeout.
     fn partition(&mut self, part: &BTreeSet<usize>, until: Time) {
         let inside = self.peers_of(part);
         self.network.split(inside.clone(), until);
