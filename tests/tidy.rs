@@ -1,4 +1,4 @@
-//! Reads the sources and fails where a rule of ARCHITECTURE.md is broken that no compiler guards.
+//! Checks the sources for rules of ARCHITECTURE.md that no compiler guards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,18 +29,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("net", &["swarmline_kernels", "crate::model", "crate::optim", "crate::subspace", "crate::stage"]),
 ];
 
-/// What each crate must not depend on.
+/// The crates that each crate must not depend on.
 const CRATES: &[(&str, &[&str])] = &[
     ("proto", &["swarmline-scheduler", "swarmline-kernels"]),
     ("scheduler", &["swarmline-proto", "swarmline-kernels", "tokio", "rand", "getrandom"]),
     ("kernels", &["swarmline-proto", "swarmline-scheduler", "tokio"]),
 ];
 
-/// Names that say nothing about what is inside.
+/// Names that do not describe a module's content.
 const GRAB_BAGS: &[&str] = &["utils", "util", "common", "helpers", "helper", "misc"];
 
-/// Seen from the folder of this package, where cargo starts tests. Not from the one known when this was compiled:
-/// checkouts that share a target folder share test binaries.
+/// The workspace, relative to the folder of this package, where cargo starts tests. The folder known at compile time is
+/// no use: checkouts that share a target folder share test binaries.
 fn root() -> PathBuf {
     PathBuf::from("..")
 }
@@ -121,7 +121,7 @@ fn no_module_is_a_grab_bag() {
             path.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
         assert!(
             !GRAB_BAGS.contains(&stem) && !GRAB_BAGS.contains(&folder),
-            "{}: name the module after what is inside",
+            "{}: name the module after its content",
             path.display()
         );
     }
