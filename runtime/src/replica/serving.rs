@@ -291,8 +291,8 @@ impl Serving {
         self.send(to, Envelope::with_payload(message, payload))
     }
 
-    /// Calls `ready` at the coordinator. The machine repeats the action until the membership table shows the stage
-    /// served, so a failure is only logged.
+    /// Reports in the background that the stage is served. The coordinator repeats its directive until it has the
+    /// report, so a failure is only logged.
     fn tell_ready(&self) {
         let (mut control, stage) = (self.handles.control.clone(), self.machine.config().stage.stage);
         tokio::spawn(async move {
