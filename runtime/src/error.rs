@@ -78,7 +78,7 @@ pub enum Error {
         /// Number of expulsions in a row.
         times: u32,
     },
-    /// The device cannot do what the stage needs.
+    /// The device failed, or has no memory for the stage.
     #[error("the device failed: {0}")]
     Device(#[from] swarmline_kernels::Error),
     /// A file cannot be read or written.
@@ -139,13 +139,13 @@ pub enum Error {
     #[error("a microbatch could not be processed ({0}); this is a defect, please report it")]
     Engine(#[from] EngineError),
     /// Work on another thread ended with a panic.
-    #[error("{work} ended with a panic; this is a defect, please report it with what is printed above")]
+    #[error("{work} ended with a panic; this is a defect, please report it with the output above")]
     Panicked {
         /// The work.
         work: &'static str,
     },
     /// The executor thread has ended.
-    #[error("the executor thread has ended; this is a defect, please report it with what is printed above")]
+    #[error("the executor thread has ended; this is a defect, please report it with the output above")]
     ExecutorGone,
 }
 

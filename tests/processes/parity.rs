@@ -1,4 +1,4 @@
-//! A synchronous swarm computes what one process computes, bit for bit.
+//! A synchronous swarm and one process compute the same losses and weights, bit for bit.
 
 use crate::gpu::Gpu;
 use crate::process::Process;

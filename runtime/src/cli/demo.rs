@@ -257,7 +257,7 @@ fn present(summary: &Summary, json: bool) {
     }
 }
 
-/// A demo that lost a microbatch has failed, whatever its loss.
+/// A demo that lost a microbatch has failed, even with a good loss.
 fn verdict(summary: &Summary) -> Result<(), Failure> {
     if summary.lost + summary.duplicates + summary.ungranted > 0 {
         return Err(Failure::failed(format!(

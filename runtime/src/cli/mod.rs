@@ -41,9 +41,9 @@ enum Command {
     Feed(feed::Arguments),
     /// Train the model of a run file in this one process: the reference
     Train(train::Arguments),
-    /// Look at this machine: processor, GPUs, driver, compiler of kernels, and what is missing
+    /// Look at this machine: processor, GPUs, driver, compiler of kernels, and missing parts
     Doctor(doctor::Arguments),
-    /// Print a run file with every default filled in, or say what is wrong with it
+    /// Print a run file with every default filled in, or name its mistake
     Check(check::Arguments),
     /// Measure the cost of training on this machine
     Bench(bench::Arguments),

@@ -25,7 +25,7 @@ impl Corpus {
     ///
     /// Files are read in the order named, in a directory by name. Hidden files and links inside directories are
     /// skipped; binary files inside directories are skipped, counted and logged. Text loses its byte order mark and
-    /// carriage returns at line ends. The same text and seed give the same corpus, whatever the paths.
+    /// carriage returns at line ends. The same text and seed give the same corpus under any paths.
     ///
     /// A file is held out by a hash of the run seed and its text; see [`Corpus::heldout`].
     ///

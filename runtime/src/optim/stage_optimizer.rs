@@ -133,7 +133,7 @@ impl<B: Backend> StageOptimizer<B> {
     }
 
     /// Takes the gradients of a microbatch whose forward pass ran `staleness` steps ago, and steps if they complete a
-    /// step. The gradients are zero afterwards, whatever the outcome.
+    /// step. The gradients are zero afterwards in any case.
     ///
     /// # Panics
     ///
