@@ -40,7 +40,7 @@ pub struct TrainOptions {
     pub setup: Setup,
     /// Folder for the final weights, one file a stage. Default: none.
     pub save: Option<PathBuf>,
-    /// Whether stages before the last learn; frozen stages are a control. Default: [`Learning::Active`].
+    /// Whether stages before the last learn; frozen stages are a control. Default: `Learning::Active`.
     pub upstream: Learning,
     /// Microbatches between two evaluations, besides those at the start and the end. Default: none between.
     pub evaluate_every: Option<u64>,
