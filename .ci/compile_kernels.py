@@ -1,7 +1,7 @@
-"""Compiles the kernels for each architecture at run-time-compiler settings and judges what comes out.
+"""Compiles the kernels for each architecture with the settings of the run-time compiler and checks the result.
 
-Prints registers and spills of every kernel; fails on errors and spills, with `--fallback` also when the committed
-fallback differs from what the compiler makes (`--write` replaces it).
+Prints registers and spills of every kernel; fails on errors and spills, with `--fallback` also if the committed
+fallback differs from the compiler's (`--write` replaces it).
 """
 
 import ctypes

@@ -1,1 +1,1 @@
-//! Examples live in the `[[example]]` targets of this package; see README.md beside this file.
+//! The examples are the `[[example]]` targets of this package; see README.md beside this file.

@@ -36,7 +36,7 @@ paths = ["runtime/src", "scheduler/src", "kernels/src"]
 extensions = ["rs"]
 "#;
 
-/// Where the paths in [`RUN`] start from.
+/// Folder that the paths in [`RUN`] start from.
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 #[tokio::main]
@@ -72,7 +72,7 @@ fn run_on(path: Option<PathBuf>) -> anyhow::Result<Run> {
     Ok(run)
 }
 
-/// Prints the events of one task behind its name.
+/// A reporter that prints each event after the name of its task.
 #[expect(clippy::print_stdout, reason = "standard output is where this program shows its events")]
 fn printing(name: &str) -> Reporter {
     let name = name.to_owned();

@@ -1,7 +1,7 @@
 //! A swarm in virtual time: `cargo run --release --example simulate -- [SEED]`.
 //!
-//! The machines that production runs play a run with faults drawn from the seed: replicas crash, stall and leave, donors
-//! lie, links break. Equal seeds give equal runs. Prints the report, with each fault and each recovery that took place.
+//! The state machines of production play a run with faults drawn from the seed: replicas crash, stall and leave, donors
+//! lie, links break. Equal seeds give equal runs. The program prints the report, with each fault and each recovery.
 
 use anyhow::Context as _;
 use swarmline_scheduler::sim::{Scenario, World};

@@ -1,6 +1,6 @@
 //! The shortest program that serves a stage: `cargo run --release --example volunteer -- KEY@HOST:PORT`.
 //!
-//! It joins the run behind the address, trains the stage it is given, and leaves when the run is over or on Ctrl-C.
+//! It joins the run at the address, trains its stage, and leaves at the end of the run or on Ctrl-C.
 
 use anyhow::Context as _;
 use swarmline::report::{Audience, Reporter};

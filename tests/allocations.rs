@@ -1,5 +1,5 @@
-//! A stage that has done its first microbatches asks for no more memory: tensors come from scratch and slots that are
-//! made once. It still asks for the codes and gradients that it hands over, and for the small change of a call.
+//! After its first microbatches, a stage allocates no more tensors: scratch and slots are made once. It still allocates
+//! codes and gradients to send, and small change of each call.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -11,7 +11,7 @@ use swarmline::stage::{Engine, Grant, Learning};
 use swarmline_kernels::Cpu;
 use swarmline_scheduler::{MicrobatchId, StageIndex};
 
-/// Microbatches after which everything has been asked for.
+/// Microbatches after which scratch and slots exist.
 const FIRST: u64 = 3;
 /// Names, lists of parameters and token ids of one microbatch; a single tensor of this model has 128 KiB.
 const SMALL_CHANGE: u64 = 32 << 10;

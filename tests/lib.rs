@@ -1,1 +1,1 @@
-//! Tests of the workspace as a whole; the targets beside this file hold them.
+//! Tests of the workspace as a whole, in the targets beside this file.

@@ -1,7 +1,7 @@
 // The part of the CUDA language the kernels use, for a C++ compiler and a CPU.
 //
-// A block runs as fibers, one per thread, each until it waits for others. Every wait has a place in the source;
-// threads that should meet but wait at different places, or ended before, are reported: on a GPU that is undefined.
+// A block runs as fibers, one per thread, each until it waits for others. Every wait has a place in the source.
+// Threads that should meet but wait at different places, or have ended, are reported: on a GPU that is undefined.
 // A warp runs as far ahead of the others as barriers let it. Blocks, warps and threads run first to last or last to
 // first, as the caller says: a kernel that gives other bits in the other order misses a barrier. Dynamic shared memory
 // is filled with NaN before each block.

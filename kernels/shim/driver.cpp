@@ -1,5 +1,5 @@
 // The driver's interface, as far as swarmline calls it, on a machine without a GPU: a `libcuda.so` whose one device is
-// the CPU. Whatever module is loaded, its kernels are those compiled into this library from the same sources.
+// the CPU. The kernels of every module are those compiled into this library from the same sources.
 //
 // The thread that waits for a task also runs it, under one lock. Arguments that a real driver refuses are refused.
 // Races are found because streams work early or late by chance (`stream.h`) and kernels run in two orders
@@ -103,7 +103,7 @@ shim::Stream &stream_of(void *handle) { return **static_cast<StreamHandle *>(han
 
 bool known(void *handle) { return machine().streams.count(static_cast<StreamHandle *>(handle)) > 0; }
 
-// Ends a program that makes a mistake which no answer of the driver could mend.
+// Ends a program after a mistake that no status of the driver reports.
 [[noreturn]] void misused(const char *call, const char *how) {
     std::fprintf(stderr, "%s: %s\n", call, how);
     std::abort();

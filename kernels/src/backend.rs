@@ -78,7 +78,7 @@ pub struct AdamStep {
     pub bias_correction2: f32,
     /// Added to the denominator.
     pub epsilon: f32,
-    /// Factor on the gradient before anything else (averaging, clipping).
+    /// Factor on the gradient, applied first (averaging, clipping).
     pub gradient_scale: f32,
     /// Learning rate times weight decay; 0 for parameters that do not decay.
     pub decay: f32,
@@ -88,7 +88,7 @@ pub struct AdamStep {
     pub momentum_rate: f32,
 }
 
-/// Where [`Backend::head`] writes the gradients of `scale * sum(losses)`.
+/// Outputs of [`Backend::head`]: the gradients of `scale * sum(losses)`.
 #[derive(Debug)]
 pub struct HeadGradients<'a, T> {
     /// Gradient by `x[N,d]`, `=`.
@@ -105,7 +105,7 @@ pub struct HeadGradients<'a, T> {
 /// operation needs (buffers are reused between microbatches); the operation then works on its beginning.
 /// A shorter tensor is a programming error and panics. No operation allocates in proportion to `T x T`.
 ///
-/// Every operation returns an [`Error`] if the device fails; those that refuse a number or a length say so.
+/// Every operation returns an [`Error`] if the device fails; operations that refuse a number or a length say so.
 pub trait Backend: 'static {
     /// A flat buffer of f32 on the device.
     type Tensor: std::fmt::Debug + 'static;
@@ -189,7 +189,7 @@ pub trait Backend: 'static {
         rows: usize,
         width: usize,
     ) -> Result<()>;
-    /// `dx[N,d] (= | +=)`, `dgain[d] +=`, from `dy[N,d]` and what the forward pass read and wrote.
+    /// `dx[N,d] (= | +=)`, `dgain[d] +=`, from `dy[N,d]` and the tensors of the forward pass.
     fn rmsnorm_backward(
         &mut self,
         dx: &mut Self::Tensor,
@@ -216,8 +216,8 @@ pub trait Backend: 'static {
         v: &Self::Tensor,
         shape: AttentionShape,
     ) -> Result<()>;
-    /// `dq =`, `dk =`, `dv =`, from `dout` and what the forward pass read and wrote; `dq` and `dk` are by `q` and `k`
-    /// before their rotation.
+    /// `dq =`, `dk =`, `dv =`, from `dout` and the tensors of the forward pass; `dq` and `dk` are gradients by `q` and
+    /// `k` before their rotation.
     fn attention_backward(
         &mut self,
         dq: &mut Self::Tensor,
@@ -276,11 +276,11 @@ pub trait Backend: 'static {
         scale: f32,
     ) -> Result<()>;
 
-    /// `losses[N] =` the cross-entropy, in nats, of `softmax(x[N,d] w[V,d]^T)`; with `gradients` also those.
+    /// `losses[N] =` the cross-entropy, in nats, of `softmax(x[N,d] w[V,d]^T)`, and the `gradients`, if any.
     /// `shape` has `N` rows, `d` inputs and `V` outputs.
     ///
-    /// `logits` is scratch of [`Backend::head_logits`] numbers. This default makes all logits at once; a device
-    /// does better in blocks of rows.
+    /// `logits` is scratch of [`Backend::head_logits`] numbers. This default makes all logits at once; blocks of rows
+    /// need less memory.
     fn head(
         &mut self,
         losses: &mut Self::Tensor,
@@ -299,7 +299,7 @@ pub trait Backend: 'static {
         self.linear_backward_weight(dw, logits, x, shape, Write::Add)
     }
 
-    /// Numbers of scratch that [`Backend::head`] needs.
+    /// Length of the scratch of [`Backend::head`].
     fn head_logits(&self, shape: LinearShape) -> usize {
         shape.rows * shape.outputs
     }
@@ -362,7 +362,7 @@ pub trait Backend: 'static {
         key: RoundingKey,
     ) -> Result<()>;
     /// [`Backend::project`] and [`Backend::pack`] in one pass: `bytes` (cleared first) are the packed coordinates
-    /// `x[N,d] basis[k,d]^T`, which are never in memory all together. Bytes and errors are those of the two.
+    /// `x[N,d] basis[k,d]^T`, which are never in memory all together. Bytes and errors equal those of two passes.
     fn project_pack(
         &mut self,
         bytes: &mut Vec<u8>,
@@ -375,7 +375,7 @@ pub trait Backend: 'static {
         key: RoundingKey,
     ) -> Result<()>;
     /// [`Backend::unpack`] and [`Backend::reconstruct`] in one pass: `x[N,d] = anchor[N,d] + z[N,k] basis[k,d]`,
-    /// where `bytes` are the packed `z`. Bits and errors are those of the two; after an error `x` is undefined.
+    /// where `bytes` are the packed `z`. Bits and errors equal those of two passes; after an error `x` is undefined.
     fn unpack_reconstruct(
         &mut self,
         x: &mut Self::Tensor,

@@ -1,6 +1,6 @@
-//! The device that computes: how a caller chooses it, and what a machine offers.
+//! The device that computes: choices of a caller, and reports of a machine.
 //!
-//! A [`DeviceChoice`] is what a person types. [`DeviceChoice::resolve`] turns it into a [`Device`] of this machine, or
+//! A [`DeviceChoice`] is the text of a person. [`DeviceChoice::resolve`] turns it into a [`Device`] of this machine, or
 //! says why the device is [`Unavailable`]. A [`Setup`] adds a [`Profile`] and a number of threads.
 //!
 //! ```
@@ -24,13 +24,13 @@ pub use crate::report::{
     CAPABILITY_MIN, CacheReport, CpuReport, CudaDevice, CudaReport, Unavailable, Version,
 };
 
-/// The device a caller asks for, written `auto`, `cpu`, `cuda` (which means `cuda:0`) or `cuda:N`.
+/// The device that a caller requests, written `auto`, `cpu`, `cuda` (which means `cuda:0`) or `cuda:N`.
 ///
 /// A choice names no device of this machine before [`DeviceChoice::resolve`]. The default is `auto`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceChoice {
-    /// The first CUDA device if the kernels run on it, else the CPU; resolving it never fails.
+    /// The first CUDA device if the kernels run on it, else the CPU. `auto` always resolves.
     #[default]
     Auto,
     /// This device or an error: no other device stands in for it.
@@ -53,7 +53,7 @@ pub enum Device {
 pub struct Setup {
     /// The device that computes.
     pub device: Device,
-    /// How exactly it computes. [`Setup::effective_profile`] is the profile after the limits of the device.
+    /// Requested arithmetic. [`Setup::effective_profile`] is the profile after the limits of the device.
     pub profile: Profile,
     /// Threads of the CPU backend; 0 counts as 1, and a CUDA device ignores them. They change the speed, never the
     /// results.
@@ -64,7 +64,7 @@ pub struct Setup {
 pub trait Work {
     /// The result of the work.
     type Output;
-    /// Does the work. Each call of `open` makes one more backend on the same device, or says why it cannot.
+    /// Does the work. Each call of `open` makes a further backend on the same device, or fails.
     fn on<B: Backend>(self, open: impl FnMut() -> Result<B>) -> Self::Output;
 }
 
@@ -82,7 +82,7 @@ impl DeviceChoice {
         }
     }
 
-    /// [`DeviceChoice::resolve`] on a machine whose CUDA is as `cuda` reports.
+    /// [`DeviceChoice::resolve`] on a machine with the CUDA of `cuda`.
     ///
     /// # Errors
     ///
@@ -144,7 +144,7 @@ impl Setup {
         }
     }
 
-    /// The profile that runs: [`Profile::Repro`] on a CPU that does not multiply bf16, else the one asked for.
+    /// The profile that runs: [`Profile::Repro`] on a CPU that does not multiply bf16, else the requested profile.
     #[must_use]
     pub fn effective_profile(self) -> Profile {
         match self.device {
@@ -202,7 +202,7 @@ pub fn cpu_report() -> CpuReport {
 
 /// The driver, the run-time compiler, the libraries and the devices of CUDA on this machine.
 ///
-/// Takes no memory on any device. What is missing is `None`, `false` or [`CudaReport::unavailable`], never a panic.
+/// Takes no memory on any device. A missing part is `None`, `false` or [`CudaReport::unavailable`], never a panic.
 #[must_use]
 pub fn cuda_report() -> CudaReport {
     #[cfg(feature = "cuda")]

@@ -6,7 +6,7 @@ use crate::report::Unavailable;
 /// The outcome of a backend operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a backend cannot be made or an operation failed. A wrong shape is a programming error and panics instead.
+/// Errors of making a backend and of operations. A wrong shape is a programming error and panics instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -29,10 +29,10 @@ pub enum Error {
     /// A packed tensor cannot be read or written.
     #[error(transparent)]
     Packing(#[from] PackingError),
-    /// The device that was asked for cannot be used.
+    /// The requested device cannot be used.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-    /// The driver, a kernel or the operating system failed, or a size or setting is refused; the text says which.
+    /// The driver, a kernel or the operating system failed, or a size or setting is refused; the text has the details.
     #[error("device error: {0}")]
     Device(String),
 }

@@ -1,16 +1,15 @@
-//! The part of swarmline that computes.
+//! The arithmetic of swarmline.
 //!
-//! One [`Backend`] trait, one implementation per device. The CPU backend ([`Cpu`]) is the specification:
-//! every other backend computes the same function. Operations take outputs, then inputs, then sizes; the
-//! caller owns all buffers; the doc of each operation says the shapes and whether it writes (`=`) or
-//! accumulates (`+=`). There is no autograd tape: backward passes are written by hand beside the forward.
-//! [`device`] chooses a backend for this machine.
+//! The trait [`Backend`] has one implementation per device. The CPU backend ([`Cpu`]) is the specification: every other
+//! backend computes the same function. Operations take outputs, then inputs, then sizes; the caller owns all buffers;
+//! the doc of each operation says the shapes and whether it writes (`=`) or accumulates (`+=`). There is no autograd
+//! tape: backward passes are written by hand beside the forward. [`device`] chooses a backend for this machine.
 //!
 //! Shapes use one alphabet: `N` rows (tokens of a microbatch), `d` width of the residual stream, `k` width of
 //! a code, `f` width of the feed-forward layer, `h`/`g` query/key-value heads, `e` head width, `T` tokens of a
 //! sequence, `B` sequences, `V` vocabulary. All matrices are row-major.
 //!
-//! The crate knows no model, no peer and no tokio.
+//! The crate does not know models, peers or tokio.
 
 mod backend;
 mod cpu;

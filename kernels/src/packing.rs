@@ -1,4 +1,4 @@
-//! Packed formats: how numbers become bytes, identically on every backend.
+//! Packed formats of numbers, identical on every backend.
 
 /// Layout of a packed tensor of `rows x width` numbers.
 ///
@@ -41,7 +41,7 @@ impl PackedFormat {
         rows.checked_mul(row)
     }
 
-    /// The largest level; 0 where numbers are not quantised.
+    /// The largest level; 0 for formats without levels.
     #[must_use]
     pub fn top_level(self) -> i8 {
         match self {
@@ -55,7 +55,7 @@ impl PackedFormat {
     ///
     /// # Errors
     ///
-    /// [`PackingError::Length`] if it has another.
+    /// [`PackingError::Length`] if the length differs.
     pub fn check_len(self, bytes: &[u8], rows: usize, width: usize) -> Result<usize, PackingError> {
         let expected = self.packed_len(rows, width).unwrap_or(usize::MAX);
         let found = bytes.len();
@@ -65,8 +65,8 @@ impl PackedFormat {
 
 /// Key of the random signs and of the stochastic rounding of one tensor.
 ///
-/// Equal keys give equal bytes: a re-sent tensor is the same tensor. The caller derives it from (run seed,
-/// microbatch, boundary, direction), never from the attempt.
+/// Equal keys give equal bytes, so a tensor that is sent again has the same bytes. The caller derives the key from (run
+/// seed, microbatch, boundary, direction), never from the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoundingKey {
     /// Shared by a whole run.
@@ -75,7 +75,7 @@ pub struct RoundingKey {
     pub tensor: u64,
 }
 
-/// Why a tensor cannot be packed or unpacked.
+/// Reasons why a tensor cannot be packed or unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PackingError {

@@ -1,4 +1,4 @@
-//! Peaks of this machine: loops that only multiply or only move numbers, for a caller with a clock.
+//! Peaks of this machine: loops that only multiply or only move numbers, for a caller to time.
 
 use std::hint::black_box;
 

@@ -1,9 +1,9 @@
-//! How exactly a backend computes.
+//! The arithmetic of a backend.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How exactly a backend computes, written `repro` or `fast`.
+/// The arithmetic of a backend, written `repro` or `fast`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Profile {
     /// In f32 and in one fixed order: the same bits on every processor, for every number of threads, and on a GPU. The

@@ -1,9 +1,9 @@
-//! Reports of the devices a machine has, and reasons why one cannot be used.
+//! Reports of the devices of a machine, and reasons why a device cannot be used.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Why a CUDA device cannot be used. The message names cause and remedy.
+/// Reasons why a CUDA device cannot be used. Messages name cause and remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unavailable {
@@ -16,14 +16,14 @@ pub enum Unavailable {
          with its GPUs), or use --device cpu"
     )]
     NoDriver,
-    /// The driver is older than what the program calls.
+    /// The driver is older than the functions that the program calls.
     #[error(
         "the NVIDIA driver speaks CUDA {found}, {needed} is needed; install a newer driver, or use --device cpu"
     )]
     DriverTooOld {
         /// The CUDA version of the driver.
         found: Version,
-        /// The lowest that works.
+        /// The lowest version that works.
         needed: Version,
     },
     /// A library lacks a function that the program calls.
@@ -45,7 +45,7 @@ pub enum Unavailable {
     /// The ordinal is beyond the devices of this machine.
     #[error("there is no cuda:{ordinal}: this machine has {count} CUDA device(s), counted from 0")]
     NoSuchDevice {
-        /// The ordinal asked for, counted from 0.
+        /// The requested ordinal, counted from 0.
         ordinal: usize,
         /// Devices of this machine.
         count: usize,
@@ -57,21 +57,21 @@ pub enum Unavailable {
     DeviceTooOld {
         /// Name of the device.
         name: String,
-        /// Its compute capability.
+        /// Compute capability of the device.
         found: Version,
-        /// The lowest that works.
+        /// The lowest capability that works.
         needed: Version,
     },
-    /// The driver loads neither the kernels compiled here nor the precompiled ones.
+    /// The driver loads neither the kernels compiled here nor the precompiled kernels.
     #[error("the kernels cannot be loaded ({compiled}; precompiled ones: {precompiled}); use --device cpu")]
     NoKernels {
-        /// Why there are none compiled here, or what the driver said to them.
+        /// Why no kernels are compiled here, or the driver's error for them.
         compiled: String,
-        /// What the driver said to those built into this program.
+        /// The driver's error for the kernels built into this program.
         precompiled: String,
     },
-    /// The driver refuses for another reason; the text is its own.
-    #[error("the NVIDIA driver refuses: {0}; see what nvidia-smi says, or use --device cpu")]
+    /// The driver refuses for another reason; the text is the driver's.
+    #[error("the NVIDIA driver refuses: {0}; see the output of nvidia-smi, or use --device cpu")]
     Driver(String),
 }
 
@@ -90,12 +90,12 @@ impl fmt::Display for Version {
     }
 }
 
-/// What the processor offers to the CPU backend.
+/// The parts of the processor that the CPU backend uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuReport {
     /// Threads that run at once.
     pub cores: usize,
-    /// Those of AVX2, FMA, AVX-512F and AVX512-BF16 that the processor has.
+    /// The instruction sets of the processor among AVX2, FMA, AVX-512F and AVX512-BF16.
     pub instruction_sets: Vec<&'static str>,
     /// Instructions that the loops use: `AVX-512`, `AVX2 and FMA` or `baseline`.
     pub loops: &'static str,
@@ -106,7 +106,7 @@ pub struct CpuReport {
 /// The parts of CUDA that a machine has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaReport {
-    /// The CUDA version of the driver, also of one that is too old; `None` without a driver.
+    /// The CUDA version of the driver, even if it is too old; `None` without a driver.
     pub driver: Option<Version>,
     /// The version of NVRTC; without it a device runs the precompiled kernels.
     pub compiler: Option<Version>,
@@ -123,11 +123,11 @@ pub struct CudaReport {
 /// A CUDA device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaDevice {
-    /// Its name in the words of the driver.
+    /// Name of the device, from the driver.
     pub name: String,
-    /// Its compute capability; the kernels need [`CAPABILITY_MIN`].
+    /// Compute capability; the kernels need [`CAPABILITY_MIN`].
     pub capability: Version,
-    /// Bytes of its memory.
+    /// Memory of the device, bytes.
     pub memory_bytes: usize,
 }
 
@@ -136,13 +136,13 @@ pub struct CudaDevice {
 pub struct CacheReport {
     /// `$XDG_CACHE_HOME/swarmline/kernels`, else `~/.cache/swarmline/kernels`; `None` if neither variable is set.
     pub folder: Option<PathBuf>,
-    /// Compiled modules in it, one for each kind of device and version of the compiler.
+    /// Number of compiled modules, one for each kind of device and version of the compiler.
     pub entries: usize,
     /// Whether the folder can be written; if not, kernels are compiled at every start.
     pub writable: bool,
 }
 
-/// The lowest compute capability the kernels run on: the first with bf16 on tensor cores.
+/// The lowest compute capability of the kernels: the first with bf16 on tensor cores.
 pub const CAPABILITY_MIN: Version = Version { major: 8, minor: 0 };
 
 impl CudaReport {

@@ -1,4 +1,4 @@
-//! On one thread, operations allocate nothing once they have run: they borrow scratch, which is kept.
+//! On one thread, operations that have run once allocate no more: they borrow scratch, which is kept.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

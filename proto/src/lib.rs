@@ -19,5 +19,5 @@ pub mod v1 {
     include!("gen/swarmline.v1.rs");
 }
 
-/// Version of the protocol that this code speaks; peers must have the same.
+/// Version of the protocol of this code; peers must have the same version.
 pub const PROTOCOL_VERSION: u32 = 2;

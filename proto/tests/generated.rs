@@ -1,14 +1,14 @@
-//! The committed code is what the `.proto` files say.
+//! The committed code is that generated from the `.proto` files.
 
 use std::path::Path;
 
 const SOURCES: [&str; 3] =
     ["swarmline/v1/types.proto", "swarmline/v1/stage.proto", "swarmline/v1/coordinator.proto"];
 const GENERATED: &str = "swarmline.v1.rs";
-/// The folder of this package, where cargo starts tests. Not the one known when this was compiled: checkouts that share
-/// a target folder share test binaries.
+/// The folder of this package, where cargo starts tests. The folder known at compile time is no use: checkouts that
+/// share a target folder share test binaries.
 const PACKAGE: &str = ".";
-/// Set to 1, the test writes the committed file instead of comparing.
+/// Environment variable; 1 makes the test write the committed file instead of comparing with it.
 const WRITE: &str = "SWARMLINE_WRITE_GENERATED";
 
 #[test]
@@ -26,7 +26,7 @@ fn committed_code_matches_the_proto_files() {
     );
 }
 
-/// No transport code is generated: it would offer an unencrypted connection.
+/// The code without transport, which would offer an unencrypted connection.
 fn generate() -> String {
     let descriptors = protox::compile(SOURCES, [PACKAGE]).expect("the proto files are valid");
     let out = tempfile::tempdir().expect("a temporary directory can be made");

@@ -1,7 +1,7 @@
-//! The coordinator's process: a loop around the scheduler's [`Coordinator`](swarmline_scheduler::Coordinator), and the gRPC
-//! service in front of it.
+//! The coordinator's process: a loop around the scheduler's [`Coordinator`](swarmline_scheduler::Coordinator), and the
+//! gRPC service in front of it.
 //!
-//! Only small messages pass here: members and their places, leases of ids. Never a tensor.
+//! All its messages are small: members and their stages, leases of ids. A tensor never passes a coordinator.
 
 mod coordinator_loop;
 mod options;
@@ -30,7 +30,7 @@ pub use options::CoordinatorOptions;
 use coordinator_loop::CoordinatorLoop;
 use service::Service;
 
-/// Requests that wait for the loop; more make their callers wait.
+/// Limit of the requests in the channel to the loop; beyond it, callers wait.
 const REQUESTS_MAX: usize = 256;
 
 /// A request, and the channel for its reply.
@@ -47,7 +47,7 @@ struct Reply {
     finished: bool,
 }
 
-/// What the service and the loop share.
+/// State that the service replies with, published by the loop.
 #[derive(Clone, Debug)]
 struct Published {
     manifest: String,
@@ -58,7 +58,7 @@ struct Published {
     reports: mpsc::Sender<FeederReport>,
 }
 
-/// A coordinator that listens.
+/// A coordinator whose port is open.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -87,10 +87,10 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Opens the port. Peers that call before [`Coordinator::run`] wait for it.
+    /// Opens the port. Peers that call before [`Coordinator::run`] wait until it runs.
     ///
     /// # Errors
-    /// If the run file's tokenizer cannot be read, a key of its policy is none, or the port is taken.
+    /// If the tokenizer of the run cannot be read, its policy has a malformed key, or the port is taken.
     pub async fn bind(options: CoordinatorOptions) -> Result<Self, Error> {
         let CoordinatorOptions { run, base, identity, listen } = options;
         let manifest = Manifest::of(&run, &base)?;
@@ -112,7 +112,7 @@ impl Coordinator {
         Ok(Self { listener, invite, identity, digest, published, config, table, reports })
     }
 
-    /// The address that peers join, with the key that they pin.
+    /// The address that peers call, with the key that they pin.
     #[must_use]
     pub fn invite(&self) -> &Invite {
         &self.invite
@@ -134,7 +134,7 @@ impl Coordinator {
         let (requests, request_queue) = mpsc::channel(REQUESTS_MAX);
         let service = Service::new(self.published, requests);
         let (stop_serving, serving_stopped) = oneshot::channel::<()>();
-        // The machine decides which peers join; the transport only demands a key.
+        // The state machine decides which peers join; the transport only demands a key.
         let serving = grpc::serve(self.listener, &self.identity, Trust::anyone(), service, async {
             let _ = serving_stopped.await;
         });

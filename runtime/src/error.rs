@@ -1,4 +1,4 @@
-//! Why a process of a run could not go on.
+//! Errors that end a process.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ pub use crate::packing::TokenError;
 pub use crate::stage::{EngineError, StateError};
 pub use crate::train::TrainError;
 
-/// What ends a command, by situation. The message names the cause and the remedy.
+/// An error that ends a process or a command. The message names the cause and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -52,7 +52,7 @@ pub enum Error {
     /// The coordinator's server failed.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// A key in the policy of the run is none.
+    /// A key in the policy of the run is malformed.
     #[error("policy.join: {0}")]
     Policy(#[from] InviteError),
     /// A feeder joined a run that is over.
@@ -70,21 +70,21 @@ pub enum Error {
         /// The successor.
         by: PeerId,
     },
-    /// A replica was taken for dead too often.
+    /// The coordinator expelled a replica too often.
     #[error("{reason}, {times} times in a row; is the connection to the coordinator good enough?")]
     ExpelledTooOften {
         /// The coordinator's last reason.
         reason: String,
-        /// How often.
+        /// Number of expulsions in a row.
         times: u32,
     },
-    /// The device cannot do what the stage needs.
+    /// The device failed, or has no memory for the stage.
     #[error("the device failed: {0}")]
     Device(#[from] swarmline_kernels::Error),
     /// A file cannot be read or written.
     #[error("cannot {action} {path}: {error}")]
     File {
-        /// What was tried, e.g. `write`.
+        /// The attempted action, e.g. `write`.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -109,10 +109,10 @@ pub enum Error {
     Weights {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
+        /// The mismatch.
         reason: String,
     },
-    /// The state that a donor gave does not fit the stage.
+    /// The state from a donor does not fit the stage.
     #[error("the state of the donor cannot be used: {0}")]
     State(#[from] StateError),
     /// Training in one process cannot go on.
@@ -135,22 +135,22 @@ pub enum Error {
         /// The fault.
         source: TokenError,
     },
-    /// A stage cannot process a microbatch for a reason that is no property of the data.
+    /// A stage cannot process a microbatch, and the data is not the cause.
     #[error("a microbatch could not be processed ({0}); this is a defect, please report it")]
     Engine(#[from] EngineError),
     /// Work on another thread ended with a panic.
-    #[error("{work} ended with a panic; this is a defect, please report it with what is printed above")]
+    #[error("{work} ended with a panic; this is a defect, please report it with the output above")]
     Panicked {
         /// The work.
         work: &'static str,
     },
     /// The executor thread has ended.
-    #[error("the executor thread has ended; this is a defect, please report it with what is printed above")]
+    #[error("the executor thread has ended; this is a defect, please report it with the output above")]
     ExecutorGone,
 }
 
 impl Error {
-    /// Whether the coordinator refused: the process was well, and trying again does not help.
+    /// Whether the coordinator refused: the process works, and a retry does not help.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(

@@ -1,5 +1,5 @@
-//! A feeder's process: draws text, lets the scheduler's [`Feeder`](swarmline_scheduler::Feeder) inject it, and is the one
-//! place where outcomes are counted.
+//! A feeder's process: it draws text, the scheduler's [`Feeder`](swarmline_scheduler::Feeder) injects it as
+//! microbatches, and the process counts their outcomes.
 
 mod feeder_loop;
 mod journal;
@@ -32,7 +32,7 @@ use feeder_loop::{FeederLoop, Handles};
 use journal::Journal;
 use throughput::Throughput;
 
-/// Ids leased at a time, at most.
+/// Limit of the ids of a lease.
 const LEASE_COUNT_MAX: u64 = 1_024;
 
 /// A feeder that has joined a run and opened its text.
@@ -97,13 +97,13 @@ impl Feeder {
         Ok(Self { work: FeederLoop::new(machine, handles), corpus, address, peer })
     }
 
-    /// Address of its data plane.
+    /// Address of the feeder's data plane.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its identity in the run.
+    /// Key of the feeder.
     #[must_use]
     pub fn peer(&self) -> PeerId {
         self.peer
@@ -131,7 +131,7 @@ fn config(run: &Run, me: Instance, options: &FeederOptions) -> Config {
     config
 }
 
-/// Replicas average where a stage has several of them.
+/// The averaging schedule; `None` if each stage has one replica, or the run does not average.
 fn averaging(run: &Run) -> Option<AveragingSchedule> {
     let averages = run.pipeline.replicas > 1 && run.averaging.interval > 0;
     let (interval, fragments) = (run.averaging.interval, u64::from(run.averaging.fragments));
@@ -146,7 +146,7 @@ fn admission(run: &Run) -> Admission {
     }
 }
 
-/// The run of the manifest, with the paths that this feeder reads.
+/// The run of the manifest, with this feeder's paths of text and tokenizer.
 fn run_with_text(options: &FeederOptions, joined: &Joined) -> Result<Run, Error> {
     let manifest = Manifest::from_bytes(&joined.manifest)?;
     let mut run = manifest.run().clone();
@@ -160,7 +160,7 @@ fn run_with_text(options: &FeederOptions, joined: &Joined) -> Result<Run, Error>
     Ok(run)
 }
 
-/// Reading and tokenising megabytes takes a while; heartbeats go on meanwhile.
+/// Reads and tokenises the text on a thread of its own, so that heartbeats go on.
 async fn open_corpus(run: Run) -> Result<Corpus, Error> {
     let opened = tokio::task::spawn_blocking(move || Corpus::open(&run, Path::new("")));
     Ok(opened.await.map_err(|_| Error::Panicked { work: "reading the text" })??)

@@ -1,8 +1,7 @@
-//! Hashes that every process of a run must compute alike: keys for random numbers, and digests of tensors.
-//!
-//! A changed bit here is another run: initial weights, fragments, roundings or digests would differ.
+//! Hashes that every process of a run must compute alike: keys for random numbers, and digests of tensors. A change
+//! here changes initial weights, fragments, roundings or digests.
 
-/// Numbers that are turned into bytes at once.
+/// Numbers that are converted to bytes at a time.
 const CHUNK: usize = 1024;
 
 /// A key for generators that take a `u64`: the first eight bytes, little-endian, of the BLAKE3 of `parts` one after the

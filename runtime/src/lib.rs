@@ -1,8 +1,8 @@
 //! Trains transformers that no single machine holds: the library behind the `swarmline` command.
 //!
-//! A run has one [`Coordinator`], a [`Feeder`] that injects microbatches, and [`Replica`]s that serve its stages. Each is
-//! opened first, so that its address is known, and then runs until the run is over or it is asked to stop. Here all of them
-//! share a program and train on real text over real sockets:
+//! A run has one [`Coordinator`], a [`Feeder`] that injects microbatches, and [`Replica`]s that serve its stages. Each
+//! of them opens its port first, and then runs until the run is over or the caller stops it. In this example all of
+//! them share a process and train on real text over real sockets:
 //!
 //! ```
 //! use std::future::pending;
@@ -51,14 +51,14 @@
 //! # }
 //! ```
 //!
-//! A process tells what happens in [`report::Event`]s; what goes wrong is a [`report::Incident`]. [`train`] trains the whole
-//! model of a run in this process, as a reference. Rules live in `swarmline_scheduler`, arithmetic in `swarmline_kernels`;
-//! this crate acts: threads, sockets, weights and files.
+//! A process reports [`report::Event`]s; a fault is a [`report::Incident`]. [`train`] trains the whole model of a run
+//! in this process, as a reference. `swarmline_scheduler` has the rules and `swarmline_kernels` the arithmetic; this
+//! crate has the threads, sockets, weights and files.
 //!
-//! The feature `internals` makes the modules public that tests and benchmarks of this workspace look into. Nothing in them
-//! is stable.
+//! The feature `internals` makes the modules public that tests and benchmarks of this workspace use. Their interface is
+//! not stable.
 
-// Without `internals` the parts of those modules that only tests and benchmarks use have no reader.
+// Without `internals`, some parts of those modules are unused: only tests and benchmarks use them.
 #![cfg_attr(not(feature = "internals"), allow(dead_code, unreachable_pub, unused_imports))]
 
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! The one binary.
+//! The `swarmline` command.
 
 use std::process::ExitCode;
 

@@ -1,10 +1,10 @@
-//! How a process of a run ended.
+//! The outcome of a process.
 
-/// How a coordinator, a feeder, a replica or a training ended, if nothing went wrong.
+/// The end of a coordinator, a feeder, a replica or a training that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The run is over: every microbatch has its outcome.
     Finished,
-    /// It was asked to stop before that, and has handed over its work.
+    /// The process was asked to stop earlier, and has handed over its work.
     Stopped,
 }

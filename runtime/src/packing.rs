@@ -1,7 +1,7 @@
 //! Packed format, rounding key and length of the tensors and token ids of a run on the wire.
 //!
-//! All lengths follow from the [`Run`], never from the bytes: a code that comes in is checked against its length before
-//! anything is allocated or read.
+//! All lengths follow from the [`Run`], never from the bytes: the length of an incoming code is checked before memory
+//! is allocated or the code is read.
 
 mod tokens;
 
@@ -23,11 +23,11 @@ pub enum Direction {
     Backward,
 }
 
-/// Why the bytes of a code cannot be written or read.
+/// Errors of packing and unpacking a code.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CodeError {
-    /// A NaN or an infinity among the numbers.
+    /// A number is a NaN or an infinity.
     #[error("a number in row {row} of a code is not finite")]
     NonFinite {
         /// First row with such a number.
@@ -38,7 +38,7 @@ pub enum CodeError {
     Length {
         /// Bytes the run demands.
         expected: usize,
-        /// Bytes that came in.
+        /// Length of the code, bytes.
         found: usize,
     },
     /// The device failed.
@@ -70,7 +70,7 @@ pub struct Codec {
 }
 
 impl Codec {
-    /// The codec of the cut in front of `layer`; in front of layer 0 and behind the last one its width is 0.
+    /// The codec of the cut in front of `layer`. Its width is 0 in front of layer 0 and behind the last layer.
     #[must_use]
     pub fn in_front_of(run: &Run, layer: usize) -> Self {
         Self {
@@ -117,7 +117,7 @@ impl Codec {
         Ok(bytes)
     }
 
-    /// `x[N, width] =` the numbers in `bytes`; `x` is left alone if the width is 0.
+    /// `x[N, width] =` the numbers in `bytes`; `x` is unchanged if the width is 0.
     ///
     /// # Errors
     /// [`CodeError::Length`] or [`CodeError::NonFinite`] if the bytes are wrong, [`CodeError::Device`] if the
@@ -174,7 +174,7 @@ impl Codec {
         Ok(space.lift_packed(backend, x, bytes, anchor, self.format, key)?)
     }
 
-    /// The attempt is left out on purpose: a re-sent tensor is the same tensor.
+    /// The key does not depend on the attempt: a tensor that is sent again has the same bytes.
     fn rounding_key(&self, microbatch: MicrobatchId, direction: Direction) -> RoundingKey {
         let direction: &[u8] = match direction {
             Direction::Forward => b"forward",

@@ -1,5 +1,5 @@
-//! What the processes of a run have in common: a clock, heartbeats to the coordinator, the data plane, and a rule about
-//! which network events a person hears of.
+//! Shared parts of feeders and replicas: a clock, heartbeats to the coordinator, the data plane, and notices of network
+//! incidents.
 
 mod clock;
 mod heartbeats;

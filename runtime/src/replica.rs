@@ -1,8 +1,9 @@
 //! A volunteer's process: one replica of one stage, around the scheduler's [`Replica`](swarmline_scheduler::Replica).
 //!
-//! `registered` is the way in: the coordinator gives the process a stage, and the shard is built. `serving` is the loop,
-//! which waits for one thing, hands it to the machine and does what the machine asks. The rest are its hands:
-//! `reductions` compute means, `copies` move states in and out of the executor, `notes` tell people and metrics.
+//! `registered` joins the run: the coordinator gives the process a stage, and the shard is built. `serving` is the
+//! loop: it waits for an event, passes it to the machine, and performs the machine's actions. The loop uses the other
+//! files: `reductions` computes means, `copies` moves states in and out of the executor, `notes` reports to people and
+//! metrics.
 
 mod applied_log;
 mod copies;
@@ -28,7 +29,7 @@ pub use options::ReplicaOptions;
 
 use registered::Registered;
 
-/// A process that was taken for dead joins again this often; then something is wrong with it.
+/// Limit of the times that an expelled process joins again.
 const REJOINS_MAX: u32 = 1_000;
 
 /// A replica that has joined a run.
@@ -60,29 +61,30 @@ impl Replica {
         Ok(Self { options, registered })
     }
 
-    /// Address of its data plane.
+    /// Address of the replica's data plane.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.registered.address()
     }
 
-    /// Its identity in the run.
+    /// Key of the replica.
     #[must_use]
     pub fn peer(&self) -> PeerId {
         self.options.identity.peer()
     }
 
-    /// The stage that it was placed on, from 0; `None` if every stage has its replicas.
+    /// The stage of the replica, from 0; `None` if it waits for a stage.
     #[must_use]
     pub fn stage(&self) -> Option<u16> {
         self.registered.stage()
     }
 
-    /// Serves its stage until the run is over or `stop` resolves; then hands over and leaves. A replica that the
+    /// Serves the stage until the run is over or `stop` resolves; then hands over and leaves. A replica that the
     /// coordinator took for dead joins again.
     ///
     /// # Errors
-    /// If the coordinator refuses, the device fails or has no memory for the shard, or a file cannot be read or written.
+    /// If the coordinator refuses, the device fails or has no memory for the shard, or a file cannot be read or
+    /// written.
     pub async fn run(self, reporter: &Reporter, stop: impl Future<Output = ()>) -> Result<Outcome, Error> {
         let Self { options, mut registered } = self;
         let mut stop = pin!(stop);
@@ -90,7 +92,7 @@ impl Replica {
         for _ in 0..REJOINS_MAX {
             let ended = registered.take_part(&options, reporter, stop.as_mut()).await;
             registered.leave().await;
-            // Its port is free again.
+            // This frees the port.
             drop(registered);
             let Err(Error::Control(ControlError::NotAMember(reason))) = ended else { return ended };
             reporter.tell(&Event::Incident(Incident::Expelled { reason: reason.clone() }));

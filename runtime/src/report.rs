@@ -1,8 +1,8 @@
-//! What a process of a run tells, for people or for programs.
+//! Reports of a process, for people or for programs.
 //!
-//! Every command speaks in [`Event`]s. A [`Reporter`] prints them either as one calm line each or, with `--json`, as one
-//! JSON object a line; `swarmline demo` reads the latter from the processes it starts. A program that embeds swarmline gets
-//! the events themselves from [`Reporter::to`].
+//! Every command reports [`Event`]s. A [`Reporter`] prints each as a line of prose or, with `--json`, as a line of
+//! JSON; `swarmline demo` reads the JSON of the processes that it starts. A program that embeds swarmline gets the
+//! events from [`Reporter::to`].
 
 mod event;
 mod incident;

@@ -1,5 +1,5 @@
-//! What computes a stage: the engine that does the work of a microbatch, the thread that runs it, and the state of a stage
-//! as bytes on its way to a joining replica.
+//! Computation of a stage: the engine that does the work of a microbatch, the thread that runs it, and the state of a
+//! stage as bytes for a joining replica.
 
 mod engine;
 mod executor;

@@ -8,7 +8,7 @@ use swarmline_kernels::{Backend, PackedFormat, RoundingKey, Write, random};
 use crate::config::{Run, Stream};
 use crate::hashing;
 
-/// Basis `U^T[k,d]` (orthonormal rows) and anchor `E0` of a run, both made from its seed.
+/// Basis `U^T[k,d]` (orthonormal rows) and anchor `E0` of a run, both drawn from its seed.
 #[derive(Debug)]
 pub struct Subspace<B: Backend> {
     basis: B::Tensor,
@@ -41,7 +41,7 @@ impl<B: Backend> Subspace<B> {
         })
     }
 
-    /// Digest of the basis as little-endian f32: replicas with different random generators notice before they
+    /// Digest of the basis as little-endian f32, with which replicas detect different random generators before they
     /// exchange codes.
     #[must_use]
     pub fn basis_digest(&self) -> blake3::Hash {
@@ -129,7 +129,7 @@ impl<B: Backend> Subspace<B> {
     }
 }
 
-/// Basis, anchor and weights draw from the same kind of generator; seeds of their own keep them apart.
+/// Basis, anchor and weights use the same generator with different seeds.
 fn seed_for(purpose: &str, run_seed: u64) -> u64 {
     hashing::key(&[purpose.as_bytes(), &run_seed.to_le_bytes()])
 }

@@ -1,7 +1,7 @@
-//! The metrics of swarmline: every name, its unit and its description, and the one place that records them.
+//! The metrics of swarmline: names, units, descriptions, and the functions that record them.
 //!
-//! Records go to the recorder that the process has installed with the `metrics` crate; without one they cost nothing.
-//! Counters are totals since the process started.
+//! Records go to the recorder that the process has installed with the `metrics` crate; without a recorder they are
+//! dropped. Counters are totals since the process started.
 
 use std::sync::Once;
 
@@ -31,7 +31,7 @@ const TOKENS: &str = "swarmline_tokens_total";
 const BYTES_SENT: &str = "swarmline_sent_bytes_total";
 const OLDEST_TASK: &str = "swarmline_oldest_task_seconds";
 
-/// Gives the recorder the unit and the description of every metric. Only the first call does.
+/// Gives the recorder the unit and the description of every metric. Later calls have no effect.
 pub(crate) fn describe() {
     static DESCRIBED: Once = Once::new();
     DESCRIBED.call_once(describe_all);
@@ -39,7 +39,7 @@ pub(crate) fn describe() {
 
 fn describe_all() {
     let counters = [
-        (MICROBATCHES, Unit::Count, "Microbatches by what became of them here (label outcome)."),
+        (MICROBATCHES, Unit::Count, "Microbatches of this replica by outcome (label outcome)."),
         (MESSAGES_IGNORED, Unit::Count, "Messages about microbatches that were ignored, by reason."),
         (FORWARDS_BUSY, Unit::Count, "Forwards that found no free slot."),
         (NEIGHBOURS_LOST, Unit::Count, "Neighbours found dead or stalled."),
@@ -51,7 +51,7 @@ fn describe_all() {
             Unit::Count,
             "Averaging rounds that ended here, by whether every part was averaged.",
         ),
-        (AVERAGING_PARTS, Unit::Count, "Parts of averaging rounds by what became of them here."),
+        (AVERAGING_PARTS, Unit::Count, "Parts of averaging rounds at this replica by outcome."),
         (AVERAGING_CONTRIBUTIONS_REFUSED, Unit::Count, "Contributions left out of a mean, by reason."),
         (AVERAGING_MESSAGES_IGNORED, Unit::Count, "Averaging messages that were ignored, by reason."),
         (STATE_DOWNLOADS_FAILED, Unit::Count, "Donors that did not give their state, by fault."),
@@ -73,7 +73,7 @@ fn describe_all() {
     }
 }
 
-/// The counters of a member's heartbeat.
+/// Records the counters of a member's heartbeat.
 pub(crate) fn record_member(stats: &MemberStats) {
     counter!(TOKENS).absolute(stats.tokens);
     counter!(BYTES_SENT).absolute(stats.bytes_sent);
@@ -82,7 +82,7 @@ pub(crate) fn record_member(stats: &MemberStats) {
     gauge!(OLDEST_TASK).set(stats.oldest_task.as_secs_f64());
 }
 
-/// A replica's counts of microbatches.
+/// Records a replica's counts of microbatches.
 pub(crate) fn record_stage(at: StageIndex, counts: &stage::Counts) {
     let stage = at.0.to_string();
     let microbatches = [
@@ -112,7 +112,7 @@ pub(crate) fn record_stage(at: StageIndex, counts: &stage::Counts) {
     counter!(NEIGHBOURS_LOST, "stage" => stage).absolute(counts.lost);
 }
 
-/// A replica's counts of averaging rounds.
+/// Records a replica's counts of averaging rounds.
 pub(crate) fn record_averaging(at: StageIndex, counts: &averaging::Counts) {
     let stage = at.0.to_string();
     let rounds = [("yes", counts.complete), ("no", counts.rounds.saturating_sub(counts.complete))];
@@ -143,7 +143,7 @@ pub(crate) fn record_averaging(at: StageIndex, counts: &averaging::Counts) {
     }
 }
 
-/// A donor that did not give its state.
+/// Counts a donor that did not give its state.
 pub(crate) fn count_download(note: &DownloadNote) {
     let fault = match note {
         DownloadNote::Wrong(_) => "wrong_chunk",
@@ -157,7 +157,7 @@ pub(crate) fn count_download(note: &DownloadNote) {
     counter!(STATE_DOWNLOADS_FAILED, "fault" => fault).increment(1);
 }
 
-/// A joiner that asked for the state.
+/// Counts a joiner that requested the state.
 pub(crate) fn count_upload(note: &UploadNote) {
     let result = match note {
         UploadNote::Served(_) => "served",
@@ -167,7 +167,7 @@ pub(crate) fn count_upload(note: &UploadNote) {
     counter!(STATE_UPLOADS, "result" => result).increment(1);
 }
 
-/// A feeder's counts.
+/// Records a feeder's counts.
 pub(crate) fn record_feeder(counts: &feeder::Counts) {
     let microbatches = [
         ("injected", counts.injected),

@@ -1,6 +1,6 @@
-//! The engines of a swarm in one process, one after the other: the reference for every other way to train.
+//! The engines of all stages in one process, one after the other: the reference for training with a swarm.
 //!
-//! Codes are packed and unpacked at every cut as on the wire, so the loss is that of the synchronous swarm.
+//! Every cut packs and unpacks codes as on the wire, so the loss equals the synchronous swarm's.
 
 mod error;
 
@@ -25,24 +25,24 @@ use crate::stage::{Engine, EngineError, Grant, Learning};
 
 pub use error::TrainError;
 
-/// Time between two lines of progress, at least.
+/// Least time between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A run to train in this process.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TrainOptions {
-    /// The run.
+    /// The run to train.
     pub run: Run,
     /// Folder that relative paths of the run start from.
     pub base: PathBuf,
     /// Device, profile and threads.
     pub setup: Setup,
-    /// Folder for the final weights, one file a stage. Default: they are not written.
+    /// Folder for the final weights, one file a stage. Default: none.
     pub save: Option<PathBuf>,
-    /// Whether stages before the last learn; frozen, they are a control. Default: they do.
+    /// Whether stages before the last learn; frozen stages are a control. Default: `Learning::Active`.
     pub upstream: Learning,
-    /// Microbatches between two evaluations, besides those at the start and the end. Default: no others.
+    /// Microbatches between two evaluations, besides those at the start and the end. Default: none between.
     pub evaluate_every: Option<u64>,
 }
 
@@ -54,11 +54,11 @@ impl TrainOptions {
     }
 }
 
-/// Trains the model of a run in this process, until its last optimizer step or until `stop` is raised.
+/// Trains the model of a run in this process, until its last optimizer step or until `stop` is true.
 ///
 /// # Errors
-/// The text cannot be used, the device has no memory or fails, training diverges ([`TrainError`]), or the weights cannot
-/// be written.
+/// The text cannot be used, the device has no memory or fails, training diverges ([`TrainError`]), or the weights
+/// cannot be written.
 pub fn train(options: &TrainOptions, reporter: &Reporter, stop: &AtomicBool) -> Result<Outcome, Error> {
     let corpus = Arc::new(Corpus::open(&options.run, &options.base)?);
     reporter.tell(&Event::corpus(&corpus));
@@ -140,7 +140,7 @@ impl<'a, B: Backend> Training<'a, B> {
         })
     }
 
-    /// One microbatch through all stages and back.
+    /// Trains one microbatch through all stages and back.
     fn microbatch(&mut self) -> Result<(), Error> {
         let started = Instant::now();
         let id = MicrobatchId(self.report.injected);
@@ -163,7 +163,7 @@ impl<'a, B: Backend> Training<'a, B> {
         self.tokens.encode(ids).map_err(|error| TrainError::Refused { id, cause: error.to_string() })
     }
 
-    /// Numbers that are not finite cost the microbatch; any other error is a defect or a failing device.
+    /// Refuses a microbatch whose numbers are not finite; other errors are a defect or a failed device.
     fn refuse(&mut self, id: MicrobatchId, error: EngineError) -> Result<(), Error> {
         let cause = error.to_string();
         if error.refusal()? != Refusal::NonFinite {
@@ -174,7 +174,7 @@ impl<'a, B: Backend> Training<'a, B> {
         Ok(())
     }
 
-    /// Loss on held-out text, with the upstream and, where there is one, without.
+    /// Loss on held-out text, with the upstream, and without it if there is an upstream.
     fn evaluate(&mut self, reporter: &Reporter) -> Result<(), Error> {
         if self.evaluated_at.replace(self.report.injected) == Some(self.report.injected) {
             return Ok(());

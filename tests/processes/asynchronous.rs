@@ -5,7 +5,7 @@ use crate::swarm::{Swarm, account};
 
 #[test]
 fn an_asynchronous_run_loses_nothing() {
-    // Long enough that the start, when replicas do not know each other yet, does not decide the median.
+    // Long enough that the start, before replicas know each other, does not decide the median.
     let recipe = Recipe { steps: 2_000, ..Recipe::asynchronous() };
     let mut swarm = Swarm::serve(&recipe);
     let mut feeder = swarm.start_feeder(&[]);

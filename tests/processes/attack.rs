@@ -1,4 +1,4 @@
-//! A standby that attacks every member, all through a run, and a stranger that tries to.
+//! A standby that attacks every member throughout a run, and a stranger that tries to connect.
 
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -25,19 +25,19 @@ use crate::swarm::{Swarm, account};
 const STANDBY: [u8; 32] = [66; 32];
 const STRANGER: [u8; 32] = [99; 32];
 const ME: Incarnation = Incarnation(1);
-/// Between two rounds, so that there is time for the run as well.
+/// Pause between two rounds, so that the run gets time too.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Wider than any member's: what is too long for the run leaves this side.
+/// Wider than any member's limits, so that the attacker can send frames that are too long for the run.
 const LIMITS: FrameLimits =
     FrameLimits { header_bytes_max: 4096, ids_bytes_max: 1 << 20, activation_bytes_max: 1 << 20 };
 /// Distance of the ids of the run that are lied about in one round.
 const LIE_EVERY: u64 = 64;
-/// An id that no feeder was given.
+/// An id that no feeder has leased.
 const FOREIGN: u64 = 1 << 40;
 /// `SWL` and version 2 of the frame layout.
 const MAGIC: u32 = 0x5357_4C02;
 
-/// What victims say of the frames of [`malformed`].
+/// Parts of the victims' lines about the frames of [`malformed`].
 const SIGNS: [&str; 5] = [
     "the header is announced with 4294967295 bytes",
     "the activation or gradient is announced with 4294967296 bytes",
@@ -66,7 +66,7 @@ fn a_run_under_attack_loses_nothing() {
     }
 }
 
-/// Waits until every victim has said that it threw every kind of malformed frame away; it says so only now and then.
+/// Waits until every victim has reported every kind of malformed frame, which it does only now and then.
 fn hear_every_sign(victims: &mut [Process]) {
     for victim in victims {
         for sign in SIGNS {
@@ -78,7 +78,7 @@ fn hear_every_sign(victims: &mut [Process]) {
     }
 }
 
-/// Goes on in a thread of its own until it is ended or dropped.
+/// An attack in a thread of its own, until it is ended or dropped.
 struct Attack {
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
@@ -107,7 +107,7 @@ impl Attack {
     }
 }
 
-/// A genuine member of the run, and a key that is no member's.
+/// A genuine member of the run, and a stranger's key.
 struct Attacker {
     standby: Rogue,
     stranger: Rogue,
@@ -141,7 +141,7 @@ impl Attacker {
     }
 
     async fn attack(&self) {
-        // A closed connection takes along what its victim has not read: each stays open for another round.
+        // Closing a connection drops frames that its victim has not read: each stays open for another round.
         let mut connections = Vec::new();
         for round in 0.. {
             // Fails when the run is over and the victims are gone.
@@ -178,7 +178,7 @@ impl Attacker {
     }
 }
 
-/// Bytes that are no frames of this run, in the order of [`SIGNS`].
+/// Bytes that are not frames of this run, in the order of [`SIGNS`].
 fn malformed() -> [Vec<u8>; 5] {
     let huge = v1::Backward { loss: Some(v1::Loss::default()), ..Default::default() };
     let huge = v1::frame::Message::Backward(huge);
@@ -195,7 +195,7 @@ fn malformed() -> [Vec<u8>; 5] {
     ]
 }
 
-/// Frames without a fault, from a peer that has nothing to say about this microbatch.
+/// Well-formed frames from a peer that has no part in this microbatch.
 fn lies(microbatch: MicrobatchId) -> [Envelope<Bytes>; 4] {
     let (attempt, loss) = (Attempt(0), Loss { sum: 1.0, tokens: 1 });
     [

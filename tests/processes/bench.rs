@@ -1,4 +1,4 @@
-//! `bench kernels`: the smallest model from the command line to the file, beside a PyTorch that is none.
+//! `bench kernels`: the smallest model from the command line to the file, beside a fake PyTorch.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -7,7 +7,7 @@ use crate::process::Process;
 
 const USAGE: i32 = 2;
 
-/// An interpreter that claims to have PyTorch, fails to compile, and is as fast as it says.
+/// An interpreter that claims to have PyTorch, fails to compile, and reports a made-up speed.
 const INTERPRETER: &str = r#"#!/bin/sh
 case "$*" in
     -c*) echo 9.9.9 ;;

@@ -1,4 +1,4 @@
-//! Replicas and feeders that join, leave and are killed: no microbatch is lost, none counts twice.
+//! Replicas and feeders that join, leave and are killed: no microbatch is lost, and none is applied twice.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use crate::process::Process;
 use crate::recipe::Recipe;
 use crate::swarm::{STAGES, Swarm, account, last_word, serving};
 
-/// Of each stage.
+/// Replicas of each stage.
 const REPLICAS: usize = 2;
 const WINDOW: usize = 16;
-/// Stopped by a person before the work was done.
+/// Exit code of a process that was stopped before its work was done.
 const INTERRUPTED: i32 = 130;
 
 #[test]
@@ -93,7 +93,7 @@ fn a_feeder_is_killed_for_good_and_another_one_takes_over() {
 struct Flock {
     swarm: Swarm,
     replicas: Vec<Process>,
-    /// By replica; `None` is dead.
+    /// The stage of each replica; `None` for a dead replica.
     stages: Vec<Option<u16>>,
     feeder: Process,
 }
@@ -147,7 +147,7 @@ impl Flock {
         self.progress();
     }
 
-    /// Waits until training has gone on from now, for longer than what was in flight could take it.
+    /// Waits until training has gone on by more than the microbatches in flight.
     fn progress(&mut self) {
         let now = self.feeder.moment();
         let mut first = None;
@@ -204,7 +204,7 @@ impl Flock {
         (account, reports)
     }
 
-    /// How often each stage of each microbatch was applied, by all replicas of the test, dead or alive.
+    /// Number of times that each stage of each microbatch was applied, by all replicas of the test, dead or alive.
     fn applied(&self) -> BTreeMap<String, usize> {
         let mut applied = BTreeMap::new();
         for index in 0..self.replicas.len() {

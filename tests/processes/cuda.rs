@@ -1,4 +1,4 @@
-//! Swarms with replicas on a GPU, or on the library that stands in for one.
+//! Swarms with replicas on a GPU, or on the library that takes the place of a GPU.
 
 use swarmline::report::Event;
 use swarmline_cuda_on_cpu::{BREAKS_WITH, DRIVER, MEMORY};
@@ -13,7 +13,7 @@ use crate::replicas::{
 };
 use crate::swarm::{Swarm, account, serving};
 
-/// Done, but not what was asked for.
+/// Exit code of a command that failed.
 const FAILED: i32 = 1;
 
 #[test]

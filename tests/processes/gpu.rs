@@ -1,4 +1,4 @@
-//! A GPU for machines without one: the CPU, behind a driver of our own.
+//! The CPU behind a CUDA driver of our own, in place of a GPU.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -7,25 +7,25 @@ use swarmline_cuda_on_cpu::{Library, Sanitizer};
 
 use crate::process::Process;
 
-/// What processes need in their environment to find the GPU.
+/// Environment in which a process finds the GPU.
 pub(crate) struct Gpu {
     environment: Vec<(&'static str, OsString)>,
 }
 
 impl Gpu {
-    /// Nothing, with the reason printed, where no C++ compiler is found and none is required.
+    /// The GPU; `None`, with the reason printed, if there is no C++ compiler and none is required.
     pub(crate) fn find() -> Option<Self> {
         let library = Library::for_test(Path::new(env!("CARGO_TARGET_TMPDIR")), Sanitizer::None)?;
         Some(Self { environment: library.environment().unwrap() })
     }
 
-    /// The same with a property, one of those the crate of the driver names.
+    /// The GPU with a property, one of the variables of the driver's crate.
     pub(crate) fn with(mut self, property: &'static str, value: impl Into<OsString>) -> Self {
         self.environment.push((property, value.into()));
         self
     }
 
-    /// Starts a `swarmline` that finds it.
+    /// Starts a `swarmline` that finds the GPU.
     pub(crate) fn start<'a>(&self, name: &str, arguments: impl IntoIterator<Item = &'a str>) -> Process {
         Process::start_in(&self.environment, name, arguments)
     }

@@ -22,9 +22,9 @@ use crate::process::Process;
 use crate::recipe::Recipe;
 use crate::swarm::{STAGES, Swarm, last_word, serving};
 
-/// No step takes longer.
+/// Limit of each step.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// Wider than any replica's: what is too long for the run leaves this side.
+/// Wider than any replica's limits, so that the test can send frames that are too long for the run.
 const LIMITS: FrameLimits =
     FrameLimits { header_bytes_max: 4096, ids_bytes_max: 1 << 20, activation_bytes_max: 1 << 20 };
 const ME: Incarnation = Incarnation(1);
@@ -67,7 +67,7 @@ fn a_stranger_and_a_peer_of_another_run_are_turned_away_with_the_reason() {
     assert!(reason.contains("does not trust the key"), "{reason}");
 }
 
-/// A swarm whose stage 0 is the test.
+/// A swarm in which the test serves stage 0.
 fn swarm_behind_a_neighbour() -> (Swarm, Neighbour) {
     let mut swarm = Swarm::coordinate(&Recipe::exact());
     let neighbour = Neighbour::join(&swarm.invite);
@@ -79,7 +79,7 @@ fn swarm_behind_a_neighbour() -> (Swarm, Neighbour) {
     (swarm, neighbour)
 }
 
-/// A replica of stage 0 that computes nothing and sends what it likes.
+/// A replica of stage 0 that computes nothing and sends arbitrary messages.
 struct Neighbour {
     runtime: Runtime,
     identity: Identity,
@@ -189,7 +189,7 @@ impl Neighbour {
         })
     }
 
-    /// Sends a microbatch; gives the reason of its refusal.
+    /// Sends a microbatch; returns the reason of its refusal.
     fn refused(&mut self, id: u64, ids: Vec<u8>, activation: Vec<u8>) -> Refusal {
         self.send(self.forward(id, ids, activation));
         match self.reply() {
@@ -201,7 +201,7 @@ impl Neighbour {
         }
     }
 
-    /// Dials the victim with another identity or handshake; gives why that fails.
+    /// Dials the victim with another identity or handshake; returns the error.
     fn turned_away(&self, identity: &Identity, handshake: HandshakeInfo) -> String {
         let (victim, envelope) = (self.victim(), self.forward(0, self.ids(), self.activation()));
         self.runtime.block_on(async {

@@ -6,7 +6,7 @@ use crate::process::Process;
 use crate::recipe::Recipe;
 use crate::swarm::{Swarm, account, last_word, serving};
 
-/// Stopped by a person before the work was done.
+/// Exit code of a process that was stopped before its work was done.
 const INTERRUPTED: i32 = 130;
 
 #[test]
@@ -33,7 +33,7 @@ fn a_replica_leaves_a_run_that_then_holds_until_another_takes_its_stage() {
     assert_eq!(serving(&mut successor), 1);
     progress(&mut feeder);
     let lost = stop(&mut feeder);
-    assert_eq!(lost, 0, "what the first one held is finished or refused");
+    assert_eq!(lost, 0, "the microbatches of the first replica are finished or refused");
     successor.interrupt();
     assert_eq!(successor.end(), 0);
     assert!(last_word(&mut successor).done > 0, "the run went on through it");
@@ -45,7 +45,7 @@ fn a_feeder_accounts_for_everything_and_leaves() {
     let mut feeder = swarm.start_feeder(&[]);
     progress(&mut feeder);
     let lost = stop(&mut feeder);
-    assert_eq!(lost, 0, "what was in flight has its outcome");
+    assert_eq!(lost, 0, "the microbatches in flight have their outcome");
     swarm.coordinator.interrupt();
     assert_eq!(swarm.coordinator.end(), INTERRUPTED);
 }
@@ -76,7 +76,7 @@ fn progress(process: &mut Process) {
     process.hear_since(now, "progress", |event| matches!(event, Event::Progress(_)).then_some(()));
 }
 
-/// Waits until a feeder says that it holds the run because of this stage.
+/// Waits until a feeder reports that this stage has no replica.
 fn hear_that_no_replica_serves(stage: u16, feeder: &mut Process) {
     feeder.hear("that the run holds", |event| match event {
         Event::Incident(Incident::StagesUnserved { stages }) => (stages == [stage]).then_some(()),
@@ -84,7 +84,7 @@ fn hear_that_no_replica_serves(stage: u16, feeder: &mut Process) {
     });
 }
 
-/// Stops a feeder; gives how many microbatches it lost.
+/// Stops a feeder; returns the number of microbatches that it lost.
 fn stop(feeder: &mut Process) -> u64 {
     feeder.interrupt();
     assert_eq!(feeder.end(), INTERRUPTED);

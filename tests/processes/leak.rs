@@ -1,4 +1,4 @@
-//! No replica is ever given parameters of a stage it does not serve.
+//! A replica never gets parameters of a stage that it does not serve.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -28,7 +28,7 @@ fn replicas_hold_no_parameters_but_their_own() {
     }
 }
 
-/// The test of the test above: where there is a leak, it is found.
+/// The test of the test above: it finds a leak.
 #[test]
 fn a_replica_given_the_weights_of_another_stage_refuses_them_and_the_leak_shows() {
     let swarm = Swarm::coordinate(&Recipe::exact());
@@ -53,7 +53,7 @@ fn read_log(path: &Path) -> BTreeSet<String> {
     std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// What is in the log of a replica and not in its stage.
+/// Entries of a replica's log that are not in its stage.
 fn leaked(log: &BTreeSet<String>, folder: &RunFolder, stage: usize) -> Vec<String> {
     let own = shard(folder, stage).digests().unwrap();
     let own: BTreeSet<String> = own.iter().map(|(name, digest)| format!("{name} {digest}")).collect();

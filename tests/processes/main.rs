@@ -1,4 +1,4 @@
-//! Real processes on loopback: the binary as people start it, its messages and its exit codes.
+//! Real processes of the binary on loopback: their behaviour, messages and exit codes.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

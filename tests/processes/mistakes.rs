@@ -1,4 +1,4 @@
-//! A mistake of a person is named in a sentence, and the exit code tells mistakes in usage from failures and refusals.
+//! Messages name a person's mistake in a sentence, and exit codes tell mistakes in usage from failures and refusals.
 
 use std::net::TcpListener;
 
@@ -12,7 +12,7 @@ const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const REFUSED: i32 = 3;
 
-/// Runs a command to its end: it must fail with this code, and its message have these parts.
+/// Runs a command to its end: it must fail with this code and a message with these parts.
 #[track_caller]
 fn expect_failure(arguments: &[&str], code: i32, parts: &[&str]) {
     let mut process = Process::start(arguments[0], arguments.iter().copied());

@@ -1,4 +1,4 @@
-//! A synchronous swarm computes what one process computes, bit for bit.
+//! A synchronous swarm and one process compute the same losses and weights, bit for bit.
 
 use crate::gpu::Gpu;
 use crate::process::Process;
@@ -24,7 +24,7 @@ fn check(recipe: &Recipe) {
     check_on(recipe, |_| None);
 }
 
-/// The same for a swarm whose stages compute where `gpu` says.
+/// Compares a swarm with one process; `gpu` gives the GPU of a stage, if any.
 pub(crate) fn check_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gpu>) {
     let interval = recipe.gradient_accumulation_steps.to_string();
     let every = ["--evaluate-every", interval.as_str()];
@@ -54,7 +54,7 @@ pub(crate) fn check_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gp
     }
 }
 
-/// The same run in one process.
+/// Trains the run in one process.
 fn train(folder: &RunFolder, every: &[&str]) -> Process {
     let (run_file, save) = (folder.run_file(), folder.argument("reference"));
     let fixed = ["train", "--run", &run_file, "--threads", "1", "--json", "--save", &save];
@@ -63,8 +63,7 @@ fn train(folder: &RunFolder, every: &[&str]) -> Process {
     train
 }
 
-/// The held-out losses as they were printed: the shortest digits that give the same number. Reading them would
-/// round once more.
+/// The held-out losses as printed: the shortest digits that give the same number. Parsing would round once more.
 fn losses(process: &Process) -> Vec<&str> {
     let evaluations = process.lines().iter().map(String::as_str);
     evaluations.filter(|line| line.contains(r#""event":"evaluation""#)).collect()

@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use swarmline::report::Event;
 
-/// No wait of a test takes longer, on a busy machine either. A test that gets here has failed.
+/// Limit of each wait of a test, generous for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// Between two looks whether a process has ended.
+/// Pause between two checks for the end of a process.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// A started `swarmline`. Dropping it kills it; its output is printed if the test has failed.
+/// A started `swarmline`. Dropping it kills the process; if the test has failed, its output is printed.
 pub(crate) struct Process {
     name: String,
     child: Child,
-    /// Ends with this process: a child started with `--leash` stops then.
+    /// Closes when this process ends, which stops a child started with `--leash`.
     _leash: Option<ChildStdin>,
     lines: Receiver<Line>,
     out: Vec<String>,
@@ -35,7 +35,7 @@ impl Process {
         Self::start_in(&[], name, arguments)
     }
 
-    /// The same with more in its environment.
+    /// Starts `swarmline` with further variables in its environment.
     pub(crate) fn start_in<'a>(
         environment: &[(&str, OsString)],
         name: &str,
@@ -56,12 +56,12 @@ impl Process {
         Self { name: name.to_owned(), child, _leash: leash, lines, out: Vec::new(), err: Vec::new() }
     }
 
-    /// The first event that `pick` accepts, of those so far or else of those to come.
+    /// The first event that `pick` accepts, past or future.
     pub(crate) fn hear<T>(&mut self, what: &str, pick: impl FnMut(Event) -> Option<T>) -> T {
         self.hear_since(0, what, pick)
     }
 
-    /// As [`Process::hear`], of the events after a [`Process::moment`].
+    /// As [`Process::hear`], among the events after a [`Process::moment`].
     pub(crate) fn hear_since<T>(
         &mut self,
         moment: usize,
@@ -79,7 +79,7 @@ impl Process {
         }
     }
 
-    /// Now, as far as this process has been heard.
+    /// The current position in the events of this process.
     pub(crate) fn moment(&mut self) -> usize {
         while let Ok(line) = self.lines.try_recv() {
             self.note(line);
@@ -87,7 +87,7 @@ impl Process {
         self.out.len()
     }
 
-    /// Waits until the process and all it has started have ended; gives the exit code. Nothing ends in a panic.
+    /// Waits until the process and its children have ended; returns the exit code. No process may end in a panic.
     pub(crate) fn end(&mut self) -> i32 {
         let deadline = Instant::now() + PATIENCE;
         // A child's child holds the pipe of its standard error open.
@@ -103,12 +103,12 @@ impl Process {
         status.code().unwrap_or_else(|| panic!("{} was killed: {status}", self.name))
     }
 
-    /// Ctrl-C.
+    /// Interrupts the process, as Ctrl-C does.
     pub(crate) fn interrupt(&self) {
         self.signal(libc::SIGINT);
     }
 
-    /// Stands still until [`Process::resume`].
+    /// Suspends the process until [`Process::resume`].
     pub(crate) fn suspend(&self) {
         self.signal(libc::SIGSTOP);
     }
@@ -117,7 +117,7 @@ impl Process {
         self.signal(libc::SIGCONT);
     }
 
-    /// Ends it without a chance to say goodbye.
+    /// Kills the process with SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -125,7 +125,7 @@ impl Process {
 
     fn signal(&self, signal: libc::c_int) {
         let id = libc::pid_t::try_from(self.child.id()).unwrap();
-        // SAFETY: no memory is involved, and the child has not been waited for: no other process has its id.
+        // SAFETY: the call touches no memory, and the child has not been waited for, so no other process has its id.
         #[allow(unsafe_code, reason = "the standard library sends no other signal than SIGKILL")]
         let sent = unsafe { libc::kill(id, signal) };
         assert_eq!(sent, 0, "{} cannot be signalled", self.name);

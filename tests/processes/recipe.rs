@@ -1,4 +1,4 @@
-//! The runs that tests make: small ones, on text of their own.
+//! The small runs of the tests, on text of their own.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 #[derive(Clone, Debug)]
 pub(crate) struct Recipe {
     pub(crate) stages: usize,
-    /// Of each stage.
+    /// Replicas of each stage.
     pub(crate) replicas: usize,
     pub(crate) mode: &'static str,
     pub(crate) max_in_flight: usize,
@@ -22,7 +22,7 @@ pub(crate) struct Recipe {
 }
 
 impl Recipe {
-    /// Exact gradients, one microbatch after the other, everything in full precision.
+    /// Exact gradients, one microbatch after the other, all numbers in full precision.
     pub(crate) fn exact() -> Self {
         Self {
             stages: 4,
@@ -116,7 +116,7 @@ heldout_microbatches = 2
     }
 }
 
-/// A folder with a run file and its text; gone when dropped.
+/// A folder with a run file and its text, deleted on drop.
 pub(crate) struct RunFolder {
     folder: TempDir,
 }
@@ -131,7 +131,7 @@ impl RunFolder {
         self.path().join(name)
     }
 
-    /// The same, as an argument.
+    /// A path in this folder, as an argument.
     pub(crate) fn argument(&self, name: impl AsRef<Path>) -> String {
         self.file(name).to_str().unwrap().to_owned()
     }
@@ -142,7 +142,7 @@ impl RunFolder {
     }
 }
 
-/// A few kilobytes with something to learn in them, other ones for each file.
+/// A few kilobytes of learnable text, different for each file.
 fn rhymes(file: usize) -> String {
     let words = ["swarm", "line", "stage", "shard", "peer", "weight", "token", "batch"];
     let mut text = String::new();

@@ -8,7 +8,7 @@ use crate::process::Process;
 use crate::recipe::Recipe;
 use crate::swarm::{Swarm, account, last_word, serving};
 
-/// Stopped by a person before the work was done.
+/// Exit code of a process that was stopped before its work was done.
 pub(crate) const INTERRUPTED: i32 = 130;
 
 #[test]
@@ -49,7 +49,7 @@ fn a_joiner_takes_over_the_state_of_the_others_when_one_of_them_was_killed() {
     assert_disjoint(&swarm, 4);
 }
 
-/// Feeds two replicas to the end; both take part, and what they save is equal. Gives the feeder, which has ended.
+/// Feeds two replicas to the end: both take part and save equal weights. Returns the feeder, which has ended.
 pub(crate) fn feed_to_equal_weights(swarm: &mut Swarm, replicas: &mut [Process]) -> Process {
     let mut feeder = swarm.start_feeder(&[]);
     assert_eq!(feeder.end(), 0);
@@ -88,7 +88,7 @@ pub(crate) fn weights_of(index: usize) -> String {
     format!("weights-{index}.safetensors")
 }
 
-/// The numbers of a file of weights. The metadata before them say how many steps there were, which differs.
+/// The numbers of a file of weights, without the metadata, which has the number of steps and so differs.
 fn tensors(swarm: &Swarm, index: usize) -> Vec<u8> {
     let bytes = std::fs::read(swarm.folder.file(weights_of(index))).unwrap();
     let (length, rest) = bytes.split_first_chunk::<8>().unwrap();

@@ -1,4 +1,4 @@
-//! A peer that breaks the protocol. It speaks QUIC by hand, because the library sends nothing but whole frames.
+//! A peer that breaks the protocol. It speaks QUIC by hand, because the library sends only whole frames.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use swarmline_scheduler::Member;
 /// DER of an ed25519 private key (RFC 8410) up to the 32 bytes of the seed.
 const PKCS8_PREFIX: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-/// Longest answer to a greeting, bytes.
+/// Longest reply to Hello, bytes.
 const REPLY_BYTES_MAX: usize = 4096;
 
 /// Dials any member with one key.
@@ -35,7 +35,7 @@ impl Rogue {
         Self { endpoint, hello: hello.encode_to_vec() }
     }
 
-    /// Connects and greets; an error if the victim turns this peer away, or is gone.
+    /// Connects and sends Hello; an error if the victim rejects this peer, or is gone.
     pub(crate) async fn intrude(&self, victim: &Member) -> anyhow::Result<Connection> {
         let connection = self.endpoint.connect(victim.address, "swarmline")?.await?;
         let (mut send, mut receive) = connection.open_bi().await?;
@@ -47,10 +47,10 @@ impl Rogue {
     }
 }
 
-/// Writes `bytes` on a stream of their own, or as many of them as the victim reads.
+/// Writes `bytes` on a stream of their own, as far as the victim reads them.
 pub(crate) async fn throw(connection: &Connection, bytes: &[u8]) -> anyhow::Result<()> {
     let mut stream = connection.open_uni().await?;
-    // Both fail where the victim has seen enough.
+    // Both calls fail if the victim stops the stream.
     let _ = stream.write_all(bytes).await;
     let _ = stream.finish();
     Ok(())
@@ -72,7 +72,7 @@ fn client(seed: [u8; 32]) -> ClientConfig {
     ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()))
 }
 
-/// Believes every victim's key without proof.
+/// A verifier that accepts every key without proof.
 #[derive(Debug)]
 struct Gullible(Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! A replica more than the run has places for.
+//! A replica beyond the number that the run takes.
 
 use swarmline::report::Event;
 

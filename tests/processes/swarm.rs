@@ -8,13 +8,13 @@ use crate::gpu::Gpu;
 use crate::process::Process;
 use crate::recipe::{Recipe, RunFolder};
 
-/// A machine with two cores holds one swarm at a time.
+/// Lock that lets one swarm run at a time, for machines with two cores.
 static ONE_SWARM: Mutex<()> = Mutex::new(());
 
 /// The processes of one run, and its folder.
 pub(crate) struct Swarm {
     pub(crate) coordinator: Process,
-    /// By the order in which they joined, which is that of the stages.
+    /// Replicas in the order in which they joined, which is the order of the stages.
     pub(crate) replicas: Vec<Process>,
     pub(crate) invite: String,
     pub(crate) folder: RunFolder,
@@ -38,7 +38,7 @@ impl Swarm {
         Self::serve_on(recipe, |_| None)
     }
 
-    /// The same, each stage on the GPU it is given, if any.
+    /// As [`Swarm::serve`], with the GPU of each stage, if any.
     pub(crate) fn serve_on<'a>(recipe: &Recipe, gpu: impl Fn(usize) -> Option<&'a Gpu>) -> Self {
         let mut swarm = Self::coordinate(recipe);
         for stage in 0..STAGES {
@@ -69,25 +69,25 @@ impl Swarm {
         self.replicas.push(replica);
     }
 
-    /// Starts a replica and waits for nothing.
+    /// Starts a replica, without a wait.
     pub(crate) fn start_replica(&self, name: &str, more: &[&str]) -> Process {
         let fixed = ["join", &self.invite, "--json", "--leash", "--threads", "1"];
         Process::start(name, fixed.iter().chain(more).copied())
     }
 
-    /// The same on a GPU.
+    /// Starts a replica on a GPU, without a wait.
     pub(crate) fn start_replica_on(&self, gpu: &Gpu, name: &str, more: &[&str]) -> Process {
         let fixed = ["join", &self.invite, "--json", "--leash", "--device", "cuda"];
         gpu.start(name, fixed.iter().chain(more).copied())
     }
 
-    /// Starts a feeder and waits for nothing.
+    /// Starts a feeder, without a wait.
     pub(crate) fn start_feeder(&self, more: &[&str]) -> Process {
         let fixed = ["feed", &self.invite, "--json", "--leash"];
         Process::start("feeder", fixed.iter().chain(more).copied())
     }
 
-    /// Waits until every process has ended well; gives the last reports of the replicas.
+    /// Waits until every process has ended well; returns the last reports of the replicas.
     pub(crate) fn end(&mut self) -> Vec<ReplicaReport> {
         for replica in &mut self.replicas {
             assert_eq!(replica.end(), 0, "{}", replica.errors());
@@ -97,7 +97,7 @@ impl Swarm {
     }
 }
 
-/// Starts a coordinator of the run in `folder` and gives its invite.
+/// Starts a coordinator of the run in `folder`; returns its invite too.
 pub(crate) fn start_coordinator(folder: &RunFolder, more: &[&str]) -> (Process, String) {
     let run_file = folder.run_file();
     let fixed = ["coordinator", "--run", &run_file, "--listen", "127.0.0.1:0", "--json", "--leash"];
@@ -109,7 +109,7 @@ pub(crate) fn start_coordinator(folder: &RunFolder, more: &[&str]) -> (Process, 
     (coordinator, invite)
 }
 
-/// Waits until a replica serves; gives its stage.
+/// Waits until a replica serves; returns its stage.
 pub(crate) fn serving(replica: &mut Process) -> u16 {
     replica.hear("that it serves", |event| match event {
         Event::Serving { stage } => Some(stage),

@@ -1,10 +1,10 @@
-//! Reads the tensors of PyTorch, and compares with them.
+//! Reads the fixtures of PyTorch's tensors, and compares tensors with them.
 
 use std::path::Path;
 
 use safetensors::SafeTensors;
 
-/// Seen from the folder of the package, where cargo starts tests. Not from the one known when this was compiled:
+/// Relative to the folder of the package, where cargo starts tests. The folder known at compile time is no use:
 /// checkouts that share a target folder share test binaries.
 const FIXTURES: &str = "../tests/fixtures";
 

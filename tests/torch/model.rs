@@ -1,4 +1,4 @@
-//! Two small LLaMA models: logits, loss, every gradient and ten AdamW steps must be those of PyTorch.
+//! Two small LLaMA models: logits, loss, every gradient and ten AdamW steps must equal PyTorch's.
 
 use swarmline::config::{
     Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
@@ -40,7 +40,7 @@ impl Case {
         Self::of(name, run)
     }
 
-    /// The same weights in a model whose sequences end after `context` tokens.
+    /// The same weights in a model with sequences of `context` tokens.
     fn shortened(&self, context: usize) -> Self {
         let mut run = self.run.clone();
         run.model.max_position_embeddings = context;
@@ -96,7 +96,7 @@ fn the_loss_and_every_gradient_are_those_of_torch() {
     }
 }
 
-/// Attention is causal, so every position is the last one of a shorter model.
+/// Attention is causal, so every position is the last of a shorter model.
 #[test]
 fn the_logits_of_every_position_are_those_of_torch() {
     for case in Case::all() {
@@ -121,8 +121,8 @@ fn the_logits_of_every_position_are_those_of_torch() {
     }
 }
 
-/// The last target of a sequence is no input, so trying every id there reads the logits of that position off the
-/// losses, up to a constant that the softmax does not see: here the logit of id 0 is 0.
+/// The last target of a sequence is no input. So the losses with each id in its place give the logits of that position,
+/// up to a constant that the softmax does not see: here the logit of id 0 is 0.
 fn last_logits(case: &mut Case, ids: &[u32], sequence: usize) -> Vec<f32> {
     let (context, vocab) = (case.run.model.max_position_embeddings, case.run.model.vocab_size);
     let mut ids = ids.to_vec();
@@ -171,7 +171,7 @@ fn step(shard: &mut Shard<Cpu>, optimizer: &mut StageOptimizer<Cpu>) -> Result<C
     optimizer.contribute(backend, &mut lent.collect::<Vec<_>>(), 0)
 }
 
-/// A run of one stage with the sizes in `config`, which has the names of `generate.py` for them.
+/// A run of one stage with the sizes in `config`, under the names of `generate.py`.
 fn run(config: &serde_json::Value) -> Run {
     let count = |key: &str| usize::try_from(config[key].as_u64().unwrap()).unwrap();
     let number = |key: &str| config[key].as_f64().unwrap() as f32;

@@ -1,4 +1,4 @@
-//! 25 steps of given gradients: our weights must be those of `torch.optim`.
+//! 25 steps of given gradients: our weights must equal those of `torch.optim`.
 
 use swarmline::config::{Optimizer, OptimizerKind};
 use swarmline::optim::{Contribution, ParameterMut, StageOptimizer};

@@ -1,8 +1,8 @@
 //! Builds a `libcuda.so` whose one device is the CPU, for tests of the CUDA backend on machines without a GPU.
 //!
 //! The library has the driver's interface and the kernels of `kernels/src/cuda/src`, compiled by the system's C++
-//! compiler. A process that finds it by [`Library::environment`] runs the whole of the CUDA backend: looking for
-//! devices, loading modules, allocating, copying, launching, waiting.
+//! compiler. A process that finds the library by [`Library::environment`] runs the whole CUDA backend: it looks for
+//! devices, loads modules, allocates, copies, launches and waits.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +17,7 @@ use std::{
 pub const MEMORY: &str = "CUDA_ON_CPU_MEMORY";
 /// Variable: the CUDA version of the driver, as 1000 major + 10 minor. Default: 12000.
 pub const DRIVER: &str = "CUDA_ON_CPU_DRIVER";
-/// Variable: seed of the coin by which a stream works at once or as late as it may. Default: 1.
+/// Variable: seed of the coin by which a stream works at once or as late as possible. Default: 1.
 pub const SEED: &str = "CUDA_ON_CPU_SEED";
 /// Variable: a path. The device fails as soon as a file exists there.
 pub const BREAKS_WITH: &str = "CUDA_ON_CPU_BREAKS_WITH";
@@ -28,7 +28,7 @@ pub const BOTH_ORDERS: &str = "CUDA_ON_CPU_BOTH_ORDERS";
 
 static BUILDING: Mutex<()> = Mutex::new(());
 
-/// Why a library cannot be built or found.
+/// Errors of building or finding a library.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -42,7 +42,7 @@ pub enum Error {
         /// The error of the system.
         cause: io::Error,
     },
-    /// The compiler refuses the sources; the text is its output.
+    /// The compiler refuses the sources; the text is the compiler's output.
     #[error("the C++ compiler refuses the kernels:\n{0}")]
     Refused(String),
     /// A file cannot be read or written.
@@ -58,7 +58,7 @@ pub enum Error {
 /// The sanitizer a library is built with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sanitizer {
-    /// No checks of accesses, optimised.
+    /// No sanitizer: optimised, without checks of accesses.
     None,
     /// The address sanitizer: it ends the process at the first access outside an allocation.
     Address,
@@ -72,13 +72,13 @@ pub struct Library {
 }
 
 impl Library {
-    /// The library in a folder of its own under `folder`, built unless it is there.
+    /// The library, built unless a folder of its own under `folder` has it.
     ///
     /// # Errors
     ///
-    /// If there is no compiler, if it refuses the sources, or if files cannot be read or written.
+    /// If there is no compiler, the compiler refuses the sources, or files cannot be read or written.
     pub fn build(folder: &Path, sanitizer: Sanitizer) -> Result<Self, Error> {
-        // Tests of one process run at once; the first builds, the others find its library.
+        // Tests of one process run concurrently: the first builds the library, the others find it.
         let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         let inputs = Inputs::read()?;
         let library = Self { folder: folder.join(inputs.digest(sanitizer)), sanitizer };
@@ -134,14 +134,14 @@ impl Library {
         if self.sanitizer == Sanitizer::Address {
             let said = run(Command::new(compiler()).arg("-print-file-name=libasan.so"))?;
             variables.push(("LD_PRELOAD", said.trim().into()));
-            // Fibers change stacks behind the sanitizer's back; a program that ends may leave memory behind.
+            // The sanitizer does not see that fibers change stacks; a program that ends may leave memory behind.
             variables.push(("ASAN_OPTIONS", "detect_stack_use_after_return=0:detect_leaks=0".into()));
         }
         Ok(variables)
     }
 
     fn compile(&self) -> Result<(), Error> {
-        // Several processes may build at once: each writes a file of its own, and the last to rename it wins.
+        // Several processes may build concurrently: each writes a file of its own, and the last rename wins.
         let fresh = self.folder.join(format!("libcuda.{}.so", std::process::id()));
         let mut command = Command::new(compiler());
         command
@@ -170,7 +170,7 @@ pub fn kernels() -> Result<BTreeSet<String>, Error> {
     Ok(Inputs::read()?.kernels)
 }
 
-/// Everything that the library is made from.
+/// The sources of the library.
 struct Inputs {
     sources: Vec<PathBuf>,
     kernels: BTreeSet<String>,
@@ -198,7 +198,7 @@ impl Inputs {
         hasher.finalize().to_hex()[..16].to_owned()
     }
 
-    /// Writes the files in which the C++ side finds all sources and the names of all kernels.
+    /// Writes the files that give the C++ code all sources and the names of all kernels.
     fn generate(&self, folder: &Path) -> Result<(), Error> {
         let includes = self.sources.iter().map(|source| format!("#include \"{}\"\n", source.display()));
         let names = self.kernels.iter().map(|name| format!("KERNEL({name})\n"));

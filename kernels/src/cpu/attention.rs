@@ -1,11 +1,11 @@
 //! Causal grouped-query attention, in blocks of query rows.
 //!
-//! One job is one (sequence, key-value head): it copies the keys and values it reads again and again into dense
-//! scratch, and makes scores for [`BLOCK_ROWS`] queries at a time over the keys those queries may see; most of the
-//! masked half is not computed. Queries and keys are rotated by their positions where they are copied to scratch,
-//! their gradients back where they are copied out of it. Scores lie turned, a row per key and a column per query, so
-//! that a softmax goes down whole vectors and adds up nothing across them. Backward makes the probabilities again
-//! from the stored log-sum-exp (as in Dao et al., arXiv 2205.14135).
+//! A job is one (sequence, key-value head). It copies keys and values, which it reads many times, into dense scratch,
+//! and computes scores for [`BLOCK_ROWS`] queries at a time over the keys that those queries see; most of the masked
+//! half is not computed. The copy to scratch rotates queries and keys by their positions; the copy out of scratch
+//! rotates their gradients back. Scores are transposed, a row per key and a column per query, so that a softmax works
+//! on whole vectors and never sums within a vector. Backward recomputes the probabilities from the stored log-sum-exp
+//! (as in Dao et al., arXiv 2205.14135).
 
 use super::{
     columns::{self, Columns},
@@ -21,9 +21,9 @@ use crate::{AttentionShape, Write};
 use pulp::{Arch, Simd, WithSimd};
 use std::ops::Range;
 
-/// Query rows whose scores exist at a time: two vectors of the widest instruction set.
+/// Query rows of a block of scores: two vectors of the widest instruction set.
 const BLOCK_ROWS: usize = 2 * HALF_ROWS;
-/// Rows of half a block: products leave out the keys that no row of a half sees.
+/// Rows of half a block: products skip the keys that no row of a half sees.
 const HALF_ROWS: usize = small_product::ALIGN;
 /// Side of the squares in which queries are turned.
 const SQUARE: usize = 8;
@@ -148,7 +148,7 @@ pub(super) fn backward(
     );
 }
 
-/// The job of one (sequence, key-value head): where its numbers are, and the shape of its scratch.
+/// The job of one (sequence, key-value head): positions of its numbers, and shape of its scratch.
 #[derive(Clone, Copy, Debug)]
 struct Job {
     sequence: usize,
@@ -251,7 +251,7 @@ impl Job {
     }
 }
 
-/// Some consecutive query rows and the keys the last of them sees.
+/// Consecutive query rows, and the keys that the last row sees.
 #[derive(Clone, Copy, Debug)]
 struct Block {
     first: usize,

@@ -15,10 +15,10 @@ use std::ops::Range;
 
 /// Rows of one job.
 const BLOCK_ROWS: usize = 32;
-/// Coordinates that are projected and packed, or unpacked and lifted, before the next ones: 256 KiB, which stay in
-/// the second cache.
+/// Coordinates of a block that is projected and packed, or unpacked and lifted: 256 KiB, which stay in the second
+/// cache.
 const CACHED: usize = 1 << 16;
-/// Rows of such a block at least: the product packs the basis again for every block.
+/// Least rows of such a block: the product packs the basis again for every block.
 const CACHED_ROWS_MIN: usize = 1024;
 /// Deviation of a sum of eight uniform bytes: sqrt(8 (256^2 - 1) / 12).
 const DEVIATION: f64 = 209.022_327_2;
@@ -98,7 +98,7 @@ pub(super) fn reconstruct(
 }
 
 /// `bytes =` packed `x[N,d] basis[k,d]^T`, in blocks of rows, so the coordinates are never in memory all together.
-/// `packer` is that of the coordinates.
+/// `packer` packs the coordinates.
 pub(super) fn project_pack(
     products: &mut Products,
     threads: &Threads,

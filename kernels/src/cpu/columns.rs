@@ -1,4 +1,4 @@
-//! Column blocks of a row-major matrix, handed to different threads.
+//! Column blocks of a row-major matrix, for different threads.
 
 use std::marker::PhantomData;
 

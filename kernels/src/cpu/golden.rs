@@ -11,7 +11,7 @@ use super::{
 use crate::{AdamStep, AttentionShape, Backend, LinearShape, PackedFormat, RoundingKey, Write, random};
 use std::{env, fmt::Write as _, fs, path::Path, process::Command};
 
-/// If this variable is set, the tests write the tables before they compare.
+/// Environment variable that makes the tests write the tables before they compare.
 const REWRITE: &str = "SWARMLINE_WRITE_GOLDEN";
 
 /// Runs an operation and returns the tensors it wrote.
@@ -183,7 +183,7 @@ fn anchor(cpu: &mut Cpu) -> Vec<CpuTensor> {
     with(tensor(ROWS * WIDTH, 1), |x| cpu.anchor(x, &ids, 1 << 40, WIDTH, 0.02))
 }
 
-/// The bytes, and the numbers they are read as.
+/// The packed bytes, and the unpacked numbers.
 fn pack(cpu: &mut Cpu, format: PackedFormat) -> Vec<CpuTensor> {
     const EVEN: usize = 48;
     let key = RoundingKey { run: 7, tensor: 1 << 33 };

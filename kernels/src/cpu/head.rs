@@ -4,8 +4,8 @@
 use super::{cross_entropy, linear, product::Products, threads::Threads};
 use crate::{LinearShape, Write};
 
-/// Rows whose logits exist at a time: as many terms as a product sums before it adds them to its result, so that
-/// the gradient of the weights has the bits of one product over all rows.
+/// Rows of a block of logits: as many terms as a product sums before it adds them to its result, so that the gradient
+/// of the weights has the bits of one product over all rows.
 pub(super) const BLOCK_ROWS: usize = 256;
 
 /// Numbers of `logits` that [`forward_backward`] needs.

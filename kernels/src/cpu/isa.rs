@@ -12,7 +12,7 @@ const VARIABLE: &str = "SWARMLINE_ISA";
 pub(super) enum Isa {
     /// The instructions that every processor of the target has.
     Scalar,
-    /// AVX2 with fused multiply-add: one without the other counts as scalar, as it would round differently.
+    /// AVX2 and fused multiply-add. A processor with only one of the two counts as scalar: it would round differently.
     Avx2,
     /// AVX-512.
     Avx512,

@@ -62,7 +62,7 @@ pub(super) fn dot3(x: &[f32], y: &[f32], z: &[f32]) -> f32 {
     tree(sums)
 }
 
-/// The largest number of `x`, negative infinity if there is none; NaN is passed over.
+/// The largest number of `x`, negative infinity if there is none; NaN is skipped.
 #[inline(always)]
 pub(super) fn max(x: &[f32]) -> f32 {
     let mut tops = [f32::NEG_INFINITY; LANES];

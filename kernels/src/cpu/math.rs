@@ -6,7 +6,7 @@
 use pulp::Simd;
 use std::f64::consts::{FRAC_PI_2, LN_2, LOG2_E, SQRT_2};
 
-/// Adding this to a small f32 rounds it to an integer, which then sits in the low mantissa bits.
+/// The sum of this and a small f32 has the rounded integer in its low mantissa bits.
 const ROUND_F32: f32 = 12_582_912.0; // 1.5 * 2^23
 
 /// `ln 2` cut off after nine bits: its product with a small whole number is exact.
@@ -19,7 +19,7 @@ const EXP_SERIES: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_57
 /// NaN stays NaN.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    // Comparisons instead of `clamp`/`max`: they let NaN through.
+    // Comparisons keep NaN, which `clamp` and `max` would drop.
     let x = if x < -87.3 { -87.3 } else { x };
     let x = if x > 88.3 { 88.3 } else { x };
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND_F32);

@@ -52,12 +52,12 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A CPU backend on `threads` threads, in [`Profile::Repro`]; 0 counts as 1. One thread is the caller, more are a
-    /// pool. Their number changes the speed, never the results.
+    /// A CPU backend on `threads` threads, in [`Profile::Repro`]; 0 counts as 1. One thread is the caller's, more are a
+    /// pool. The number changes the speed, never the results.
     ///
-    /// The environment variable `SWARMLINE_ISA`, read once, keeps all operations to an instruction set: `scalar`,
-    /// `avx2` or `avx512`. Unset, or set to more than the processor has, it means the best set of the processor. It
-    /// changes the speed, never the results under [`Profile::Repro`].
+    /// The environment variable `SWARMLINE_ISA`, read once, limits all operations to an instruction set: `scalar`,
+    /// `avx2` or `avx512`. Without it, or for a set that the processor lacks, operations use the best set of the
+    /// processor. The set changes the speed, never the results under [`Profile::Repro`].
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ impl Cpu {
         Self::with_profile(threads, Profile::default())
     }
 
-    /// A CPU backend in `profile`, as far as the processor has it: [`Cpu::profile`] is the one that runs.
+    /// A CPU backend in `profile`, if the processor can; [`Cpu::profile`] is the profile that runs.
     ///
     /// # Errors
     ///
@@ -87,15 +87,15 @@ impl Cpu {
         })
     }
 
-    /// The profile that runs: [`Profile::Repro`] also if [`Profile::Fast`] was asked for but the processor does not
-    /// multiply bf16 or `SWARMLINE_ISA` forbids it.
+    /// The profile that runs: [`Profile::Repro`] also in place of [`Profile::Fast`] if the processor does not multiply
+    /// bf16 or `SWARMLINE_ISA` forbids it.
     #[must_use]
     pub fn profile(&self) -> Profile {
         self.products.profile()
     }
 
-    /// Bytes of all tensors this backend has made so far. A caller that makes its tensors once and keeps them, as a
-    /// shard does, reads their peak here; scratch of single operations is not counted.
+    /// Bytes of all tensors that this backend has made so far, which is the peak of a caller that makes its tensors
+    /// once, as a shard does. Scratch of single operations is not counted.
     #[must_use]
     pub fn tensor_bytes(&self) -> usize {
         self.tensor_bytes
@@ -119,7 +119,7 @@ impl CpuTensor {
         &self.0
     }
 
-    /// The numbers, to write.
+    /// The numbers, mutable.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
         &mut self.0
     }

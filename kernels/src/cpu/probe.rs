@@ -1,9 +1,9 @@
-//! Looks at the processor, for reports.
+//! The report of the processor.
 
 use super::{isa::Isa, product::Products};
 use crate::{Profile, report::CpuReport};
 
-/// Cores and instruction sets of this machine, and which of them the loops are compiled for.
+/// Cores and instruction sets of this machine, and the set that the loops use.
 pub(crate) fn report() -> CpuReport {
     CpuReport {
         cores: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
@@ -29,7 +29,7 @@ fn instruction_sets() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// If the environment names an unknown set, no backend can be made; the report then shows the best of the processor.
+/// The set of the loops; the best of the processor if the environment names an unknown set, which makes no backend.
 fn isa() -> Isa {
     Isa::allowed().unwrap_or(Isa::best())
 }

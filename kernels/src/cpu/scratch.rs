@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Free buffers: in the end as many as jobs ever ran at a time, each as long as its longest loan.
+/// Free buffers: at most as many as jobs have run at a time, each as long as its longest loan.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     free: Mutex<Vec<Vec<Line>>>,

@@ -15,7 +15,7 @@ const BF16_TILE: usize = 64;
 /// The widest head that the kernels hold.
 const HEAD_WIDTH_MAX: usize = 256;
 
-/// Computes attention on one device and keeps the scratch it needs.
+/// Computes attention on one device and keeps its scratch.
 #[derive(Debug)]
 pub(super) struct Attention {
     profile: Profile,
@@ -70,7 +70,7 @@ impl Attention {
         kernel(kernels, launch, out, lse, q, k, v, cos, sin, tokens, heads, kv_heads, head_width)
     }
 
-    /// `gradients` `[dq, dk, dv]` `=`, from `dout` and what the forward pass read and wrote.
+    /// `gradients` `[dq, dk, dv]` `=`, from `dout` and the tensors of the forward pass.
     pub(super) fn backward(
         &mut self,
         kernels: &Kernels,

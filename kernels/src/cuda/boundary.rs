@@ -1,7 +1,7 @@
-//! Tensors on their way to and from the wire.
+//! Packs tensors for the wire and unpacks them.
 //!
-//! Bytes travel through pinned memory on a stream of their own, so incoming bytes are copied while the device still
-//! computes. A header in front of them names the first rows with a fault, as the kernels found them.
+//! Bytes pass through pinned memory on a stream of their own, so incoming bytes are copied while the device computes. A
+//! header in front of them has the first rows in which the kernels found a fault.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub(super) struct Boundary {
     compute: Arc<CudaStream>,
     copies: Arc<CudaStream>,
     device: Buffer<u8>,
-    /// Coordinates in the formats that no kernel projects into or lifts from.
+    /// Coordinates for formats without a kernel that projects and packs in one pass.
     coordinates: Option<Buffer<f32>>,
     pinned: PinnedHostSlice<u8>,
     computed: CudaEvent,

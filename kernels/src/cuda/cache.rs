@@ -1,7 +1,7 @@
 //! Compiled kernels on disk, so that only the first start on a machine waits for the compiler.
 //!
-//! The name of an entry is the digest of its recipe. Its first bytes are a digest of the rest, so a damaged entry
-//! counts as absent. A failure of the cache costs time, never the run.
+//! The name of an entry is the digest of its recipe. The first bytes of an entry are a digest of the rest, so a damaged
+//! entry counts as absent. A failure of the cache costs time, never the run.
 
 use std::fs;
 use std::io::Write as _;
@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use super::compile::Recipe;
 use crate::report::CacheReport;
 
-/// How names of entries end.
+/// Extension of the names of entries.
 const EXTENSION: &str = "cubin";
 /// Bytes of a digest.
 const DIGEST_LEN: usize = 32;
-/// No compiled file of kernels is nearly this long.
+/// Limit of an entry, bytes, far above any compiled file of kernels.
 const ENTRY_BYTES_MAX: u64 = 64 << 20;
 
 /// A folder of compiled kernels, or none.
@@ -51,7 +51,7 @@ impl Cache {
         Some(bytes)
     }
 
-    /// Keeps `compiled` if the folder can be written. A reader sees all of it or nothing.
+    /// Keeps `compiled` if the folder can be written. A reader sees the whole entry or none.
     pub(super) fn store(&self, recipe: &Recipe, compiled: &[u8]) {
         let _ = self.try_store(recipe, compiled);
     }
@@ -62,7 +62,7 @@ impl Cache {
         let named = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|end| end == EXTENSION);
         let entries =
             fs::read_dir(folder).map_or(0, |entries| entries.flatten().filter(|entry| named(entry)).count());
-        // A folder that does not exist yet is as writable as the nearest one above it that does.
+        // A folder that does not exist yet is as writable as its nearest ancestor that exists.
         let nearest = folder.ancestors().find(|folder| folder.is_dir());
         let writable = nearest.is_some_and(|folder| TrialFile::new(folder.to_owned()).is_some());
         CacheReport { folder: self.folder.clone(), entries, writable }
@@ -91,7 +91,7 @@ impl Cache {
     }
 }
 
-/// An empty file that exists for a moment, to try whether a folder can be written.
+/// A short-lived empty file, to test whether a folder can be written.
 struct TrialFile(PathBuf);
 
 impl TrialFile {

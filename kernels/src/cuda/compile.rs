@@ -1,7 +1,7 @@
 //! From the sources of the kernels to code for a device.
 //!
-//! NVRTC makes machine code for exactly the capability of the device, so no driver can find it too new. Without NVRTC
-//! the driver translates the PTX built into this program.
+//! NVRTC makes machine code for exactly the capability of the device, which every driver loads. Without NVRTC the
+//! driver translates the PTX built into this program.
 
 use std::ffi::CString;
 
@@ -33,7 +33,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("update.cu", include_str!("src/update.cu")),
 ];
 
-/// Everything that compiled code depends on.
+/// The inputs of a compilation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Recipe {
     pub(super) source: String,
@@ -46,7 +46,7 @@ impl Recipe {
     pub(super) fn new(capability: Version, compiler: Version) -> Self {
         let options = vec![
             format!("--gpu-architecture=sm_{}{}", capability.major, capability.minor),
-            // An operation is fused where the sources say so and nowhere else.
+            // Only operations written as `fmaf` are fused.
             "--fmad=false".to_owned(),
             "--std=c++17".to_owned(),
         ];
@@ -56,7 +56,7 @@ impl Recipe {
     /// A name for the result, in hexadecimal: equal recipes give equal code.
     pub(super) fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        // Lengths in front, so that no two recipes run together into the same bytes.
+        // Each part has its length in front, so that different recipes give different bytes.
         for part in self.options.iter().chain([&self.source, &self.compiler.to_string()]) {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());

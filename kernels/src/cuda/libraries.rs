@@ -1,16 +1,16 @@
 //! Checks that the vendor's libraries can be called.
 //!
-//! The bindings load a library at the first call and panic if the library or a function of it is missing. So each
-//! library is looked for first, then every function of it that is called before another check could refuse; after the
-//! version check of the driver all its other functions exist. Nothing panics, and nothing has to be caught.
+//! The bindings load a library at the first call and panic if the library or a function is missing. So this module
+//! first looks for each library, then for every function that is called before another check could refuse; after the
+//! version check of the driver all its other functions exist. No call panics, so no panic has to be caught.
 
 use cudarc::driver::{result, sys};
 use cudarc::{cublaslt, nvrtc};
 
 use crate::report::{Unavailable, Version};
 
-/// The oldest CUDA version of a driver that works: it has every function that is called, stream-ordered memory among
-/// them, and reads the precompiled kernels.
+/// The oldest CUDA version of a driver that works: it has every called function, including stream-ordered memory, and
+/// reads the precompiled kernels.
 pub(super) const DRIVER_MIN: Version = Version { major: 12, minor: 0 };
 
 /// Functions of the driver called before or for the version check, and the newest of those called later.

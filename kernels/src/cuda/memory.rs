@@ -1,7 +1,7 @@
 //! Buffers on the device, and the addresses that kernels take.
 //!
-//! Buffers are allocated and freed in the order of the compute stream. The bindings' own bookkeeping of events is off:
-//! everything runs on that stream except the copies of the boundary, which `boundary.rs` orders.
+//! Buffers are allocated and freed in the order of the compute stream. The bindings' event tracking is off: all work is
+//! on that stream except the copies of the boundary, which `boundary.rs` orders.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -118,7 +118,7 @@ impl<'a, T> Out<'a, T> {
     }
 }
 
-/// Lets the driver keep freed memory for the next allocation. By default it gives all of it back whenever the host
+/// Lets the driver keep freed memory for the next allocation. By default the driver returns all of it whenever the host
 /// waits for the device, which is every microbatch.
 pub(super) fn keep_freed_memory(context: &CudaContext) -> Result<()> {
     if !context.has_async_alloc() {

@@ -1,8 +1,8 @@
 //! The CUDA backend.
 //!
-//! Computes the functions that the CPU backend specifies, on one device, in the order of one stream. Kernels are
-//! compiled for the device when the backend is made, and kept on disk. Nothing of CUDA is needed to build this crate; a
-//! machine without CUDA gets a reason instead of a backend.
+//! This backend computes the functions that the CPU backend specifies, on one device, in the order of one stream.
+//! Kernels are compiled for the device when the backend is made, and kept on disk. A build of this crate needs no part
+//! of CUDA; a machine without CUDA gets an error instead of a backend.
 //!
 //! Two profiles: the fast one multiplies in bf16 on tensor cores; the reproducible one repeats the bits of the CPU.
 
@@ -60,7 +60,7 @@ pub struct CudaTensor(Buffer<f32>);
 #[derive(Debug)]
 pub struct CudaIds {
     ids: Buffer<u32>,
-    /// Every id is below it.
+    /// Bound of the ids: every id is below.
     bound: usize,
 }
 

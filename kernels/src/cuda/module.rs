@@ -29,7 +29,7 @@ pub(super) fn load(
 fn compiled(context: &Arc<CudaContext>, recipe: &Recipe, cache: &Cache) -> Result<Arc<CudaModule>, String> {
     let load =
         |code| context.load_module(Ptx::from_binary(code)).map_err(|error: DriverError| error.to_string());
-    // A kept module that the driver refuses is compiled again, whatever its digest says.
+    // A kept module that the driver refuses is compiled again, even with a correct digest.
     if let Some(Ok(module)) = cache.load(recipe).map(load) {
         return Ok(module);
     }

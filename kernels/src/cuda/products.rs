@@ -20,7 +20,7 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 /// Side of the square of the result that a block of this crate's kernels makes.
 const TILE: usize = 64;
 
-/// Multiplies matrices on one device and keeps the scratch it needs.
+/// Multiplies matrices on one device and keeps its scratch.
 #[derive(Debug)]
 pub(super) struct Products {
     profile: Profile,
@@ -142,7 +142,8 @@ impl Products {
     }
 }
 
-/// `z[N,k] (= | +=) x[N,d] basis[k,d]^T` with the bits of the CPU, as machines compare the numbers that cross a cut.
+/// `z[N,k] (= | +=) x[N,d] basis[k,d]^T` with the bits of the CPU, as the numbers that cross a cut must agree between
+/// devices.
 pub(super) fn project(
     kernels: &Kernels,
     z: &mut Buffer<f32>,
@@ -199,7 +200,7 @@ fn round(kernels: &Kernels, to: Out<'_, u16>, from: Factor<'_>) -> Result<()> {
     kernels.swl_to_bf16(Launch::each(rows * columns, 256), to, from.numbers, int(rows)?, int(columns)?)
 }
 
-/// cuBLASLt.
+/// The library cuBLASLt.
 #[derive(Debug)]
 struct Blas {
     handle: sys::cublasLtHandle_t,

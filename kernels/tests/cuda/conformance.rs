@@ -9,7 +9,7 @@ use swarmline_kernels::{
     random::{fill_normal, orthonormal_rows, uniform_u64},
 };
 
-/// No difference at all.
+/// Tolerance that demands equal bits.
 pub(crate) const BITS: f64 = 0.0;
 
 /// Numbers of a buffer behind those an operation works on, which it must not change.
@@ -18,11 +18,11 @@ const SPARE: usize = 3;
 /// Largest differences, relative to `1 + |want|`, of operations in which a backend sums in an order of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tolerance {
-    /// Of products whose factors bf16 has, so that only the order of the sums differs.
+    /// Products of factors that bf16 represents exactly, so that only the order of the sums differs.
     pub(crate) product: f64,
-    /// Of the forward pass of attention.
+    /// The forward pass of attention.
     pub(crate) attention: f64,
-    /// Of both passes of attention for the head widths that tensor cores take.
+    /// Both passes of attention for the head widths that tensor cores take.
     pub(crate) bf16_attention: f64,
 }
 

@@ -11,7 +11,7 @@ use super::merge::{shifted, shifted_square};
 use super::part::Numbers;
 use crate::config::Run;
 
-/// One parameter and its moments on the device, lent for a call.
+/// A parameter and its moments on the device, borrowed for one call.
 #[derive(Debug)]
 pub struct TensorsMut<'a, T> {
     /// Global name of the parameter.
@@ -26,26 +26,26 @@ pub struct TensorsMut<'a, T> {
     pub moment2: &'a mut T,
 }
 
-/// Weights and moments of a replica, lent for a call.
+/// Weights and moments of a replica, borrowed for one call.
 #[derive(Debug)]
 pub struct Learned<'a, T> {
-    /// Optimizer steps in them.
+    /// Optimizer steps that the weights have taken.
     pub version: WeightVersion,
-    /// All its tensors, in the order the averager was made for.
+    /// All tensors of the stage, in the order that [`Averager::new`] got.
     pub tensors: Vec<TensorsMut<'a, T>>,
 }
 
-/// Why a mean was not applied. Nothing has changed, unless the device failed.
+/// Why a mean was not applied. Unless the device failed, the weights are unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
-    /// It belongs to no round that is open here.
+    /// The round of the mean is not open here, or has no such part.
     #[error("the mean belongs to no round that is open here")]
     NotOpen,
-    /// It is not a mean of this part: another length, or impossible numbers.
+    /// The mean has another length than the part, or numbers that no replica can have.
     #[error("the mean cannot be used: {0:?}")]
     Unusable(Fault),
-    /// The device failed.
+    /// The device failed. Some tensors may have moved.
     #[error(transparent)]
     Device(#[from] swarmline_kernels::Error),
 }
@@ -81,8 +81,8 @@ pub struct FragmentSnapshot {
 }
 
 impl Averager {
-    /// For a stage of `run` with these tensors (global name and length, in the order in which they will be lent),
-    /// whose weights are the run's initial ones.
+    /// The averager of a stage with the initial weights of `run`. `tensors` are global names and lengths, in the order
+    /// of [`Learned::tensors`].
     #[must_use]
     pub fn new<'a>(run: &Run, tensors: impl IntoIterator<Item = (&'a str, usize)>) -> Self {
         let fragment_count = run.averaging.fragments;
@@ -107,20 +107,20 @@ impl Averager {
         self.contributions.add(contributions);
     }
 
-    /// Notes that a donor's weights have replaced this replica's. An open round is over, and the contributions in the
-    /// weights are counted at the donor.
+    /// Notes that a donor's weights have replaced this replica's. That closes an open round; the donor counts the
+    /// contributions in its weights.
     pub fn joined(&mut self) {
         self.contributions = Contributions::joined(self.fragment_count);
         self.open = None;
     }
 
-    /// Copies `fragment` as `parts` parts and keeps the copy until [`Averager::finish`]; an older one is dropped.
+    /// Copies `fragment` as `parts` parts and keeps the copy until [`Averager::finish`]. An older copy is dropped.
     ///
     /// # Errors
     /// If the device fails; no round is open then.
     ///
     /// # Panics
-    /// If `learned` has other tensors than the averager was made for; likewise below.
+    /// If `learned` has other tensors than [`Averager::new`] got; likewise below.
     pub fn snapshot<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -174,7 +174,7 @@ impl Averager {
         Ok(moves.scatter(backend, &mut learned.tensors, &stretches)?)
     }
 
-    /// Closes the round, if it is the open one; `complete` says that its fragment was averaged in full.
+    /// Closes `round` if it is open. `complete`: the fragment was averaged in full.
     pub fn finish(&mut self, round: Round, complete: bool) {
         if let Some(open) = self.open.take_if(|open| open.round == round)
             && complete
@@ -190,7 +190,7 @@ impl Averager {
     }
 }
 
-/// The numbers that the stretches name.
+/// The numbers at the positions of the stretches.
 fn gather<B: Backend>(
     backend: &mut B,
     tensors: &[TensorsMut<'_, B::Tensor>],
@@ -251,9 +251,9 @@ impl Moves<'_> {
 struct Region<'a> {
     /// Positions in the tensor, ascending.
     positions: &'a [usize],
-    /// Index of the first of them in the part.
+    /// Index in the part of the number at the first position.
     first: usize,
-    /// Numbers of the tensor.
+    /// Length of the tensor.
     len: usize,
 }
 

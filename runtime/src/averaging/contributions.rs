@@ -1,10 +1,10 @@
-//! How many contributions a replica brings to a round: those that its weights have gained since the fragment was last
-//! averaged.
+//! The weight of a replica in a round: the contributions that its weights have gained since the last round of the
+//! fragment.
 
 use swarmline_scheduler::averaging::FragmentIndex;
 
-/// Contributions of a replica, one for each microbatch in its weights, and how many there were when each fragment was
-/// last averaged.
+/// Contributions of a replica, one for each microbatch in its weights, and their number at the last round of each
+/// fragment.
 #[derive(Clone, Debug)]
 pub struct Contributions {
     total: u64,
@@ -19,8 +19,8 @@ impl Contributions {
         Self { total: 0, averaged: vec![Some(0); fragments.max(1) as usize] }
     }
 
-    /// For a replica that starts from the weights of a donor, where its contributions are counted: it has weight 0 in a
-    /// fragment until that has been averaged once.
+    /// For a replica that starts from the weights of a donor, which counts the contributions in them: the replica has
+    /// weight 0 in a fragment until that fragment has been averaged once.
     #[must_use]
     pub fn joined(fragments: u32) -> Self {
         Self { total: 0, averaged: vec![None; fragments.max(1) as usize] }

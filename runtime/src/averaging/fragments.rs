@@ -1,4 +1,4 @@
-//! Which numbers are averaged together: fragments that every replica computes for itself.
+//! Fragments: the numbers that are averaged together. Every replica computes the same fragments for itself.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::hashing;
 /// The numbers of a stage, divided into disjoint fragments of nearly equal size that are spread over every tensor.
 ///
 /// A tensor is cut into blocks of as many numbers as there are fragments. A block gives one number to each fragment, in
-/// turn, from a position that counter-based random numbers keyed by (run seed, tensor name, block) draw: so no table is
+/// turn, from a position drawn by a counter-based random number keyed by (run seed, tensor name, block). So no table is
 /// sent or stored. The numbers of a fragment are ordered by tensor, then by position.
 #[derive(Clone, Debug)]
 pub struct Fragments {
@@ -36,7 +36,7 @@ pub(super) struct Stretch {
 }
 
 impl Fragments {
-    /// `count` (at least 1) fragments of `tensors`, by global name and length.
+    /// Divides `tensors`, given by global name and length, into `count` fragments, at least 1.
     #[must_use]
     pub fn new<'a>(seed: u64, count: u32, tensors: impl IntoIterator<Item = (&'a str, usize)>) -> Self {
         let tensor = |(name, len): (&str, usize)| Tensor {
@@ -52,7 +52,7 @@ impl Fragments {
         self.tensors.iter().map(|tensor| self.numbers_of(tensor, fragment)).sum()
     }
 
-    /// Fewest parts that any fragment can be cut into without a part longer than `bytes_max`.
+    /// Smallest number of parts with which no part of any fragment is longer than `bytes_max`.
     #[must_use]
     pub fn parts_min(&self, bytes_max: usize) -> u32 {
         // A fragment has at most one number more of each tensor than its fair share.
@@ -66,7 +66,7 @@ impl Fragments {
         range_of(self.len(fragment), parts, part).len() * NUMBER_BYTES
     }
 
-    /// Where the numbers of part `part` of `parts` lie.
+    /// The positions of the numbers of part `part` of `parts`.
     pub(super) fn stretches(&self, fragment: FragmentIndex, parts: u32, part: PartIndex) -> Vec<Stretch> {
         let wanted = range_of(self.len(fragment), parts, part);
         let mut stretches = Vec::new();
@@ -89,7 +89,7 @@ impl Fragments {
         blocks + usize::from(self.position(tensor, fragment, blocks) < tensor.len)
     }
 
-    /// Where the number that a block gives to a fragment lies in the tensor.
+    /// Position in the tensor of the number that a block gives to a fragment.
     fn position(&self, tensor: &Tensor, fragment: FragmentIndex, block: usize) -> usize {
         let drawn = random::uniform_u64(self.seed, tensor.stream, block as u64) % self.count as u64;
         // `drawn` is below `count`, a usize.

@@ -1,7 +1,7 @@
-//! How one number moves to the mean of its round when the optimizer has stepped meanwhile.
+//! The delta rule: how a number moves to the mean of its round after the optimizer has stepped.
 //!
-//! With `a` the number in the snapshot and `tau` steps since (the delta rule of AsyncMesh, arXiv 2601.22442; the
-//! factors follow from how moments decay):
+//! With `a` the number in the snapshot and `tau` steps since (AsyncMesh, arXiv 2601.22442; the factors follow from the
+//! decay of moments):
 //!
 //! ```text
 //! w <- w + (mean - a)
@@ -9,8 +9,8 @@
 //! v <- max(0, v + beta2^tau (mean - a))
 //! ```
 //!
-//! Moments forget: of a difference `tau` steps ago, `beta^tau` is left. Without the factor the second moment would go
-//! below zero. A number that has not changed since the snapshot becomes the mean itself, in every bit, so replicas
+//! Moments decay: of a difference `tau` steps ago, `beta^tau` is left. Without the factor the second moment could go
+//! below zero. A number that has not changed since the snapshot becomes the mean itself, bit for bit, so replicas
 //! at rest end equal.
 
 /// A weight, or a first moment with its `decay` (`beta1^tau`; 1 for a weight).

@@ -1,12 +1,12 @@
-//! The arithmetic of an averaging round. [`swarmline_scheduler::Averaging`] decides when a round happens and among which
-//! replicas.
+//! The arithmetic of an averaging round. [`swarmline_scheduler::Averaging`] decides when a round starts and which
+//! replicas take part.
 //!
 //! The numbers of a stage are divided into [`Fragments`]. For a round, [`Averager::snapshot`] copies the weights and
 //! both moments of one fragment, as parts; [`reduce`] computes the mean of a part over the replicas; and
-//! [`Averager::apply`] moves the replica's own numbers by the difference of that mean from the copy, so a step taken
-//! meanwhile is kept. Averaging only ever sees weights between two optimizer steps.
+//! [`Averager::apply`] moves the replica's own numbers by the difference of that mean from the copy, which keeps the
+//! steps taken meanwhile. Averaging reads and writes weights only between two optimizer steps.
 //!
-//! Nothing here knows the model: tensors come in as a list of [`TensorsMut`].
+//! This module does not know the model: tensors are a list of [`TensorsMut`].
 
 mod averager;
 mod contributions;

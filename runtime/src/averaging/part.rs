@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use swarmline_scheduler::averaging::Fault;
 
-/// Bytes that travel for each number of a part.
+/// Bytes of a number of a part: its weight and both moments.
 pub(super) const NUMBER_BYTES: usize = 12;
 
-/// The numbers of a part.
+/// The numbers of a part: one weight and two moments each.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Numbers {
     pub(super) weights: Vec<f32>,

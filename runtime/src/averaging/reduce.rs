@@ -1,4 +1,4 @@
-//! The mean of a part over the replicas of a stage. Only the owner of a part computes it, and the owner applies the very
+//! The mean of a part over the replicas of a stage. Only the owner of a part computes it, and the owner applies the
 //! bytes that it sends.
 
 use bytes::Bytes;
@@ -6,12 +6,12 @@ use swarmline_scheduler::averaging::Fault;
 
 use super::part::{NUMBER_BYTES, Numbers};
 
-/// The mean of `inputs`, each with its weight (above 0): every number by itself, summed in f64 in the order given, and
-/// rounded once. Equal inputs have themselves as their mean, bit for bit, while weights sum to less than 2^29.
+/// The mean of `inputs`, each with its weight (above 0), number by number: summed in f64 in the order given, and
+/// rounded once. Equal inputs are their own mean, bit for bit, while weights sum to less than 2^29.
 ///
 /// # Errors
-/// The index of the first input that cannot be used. An input must have as many bytes as `own`, and only numbers that a
-/// replica can have: finite ones, and no negative second moment.
+/// The index of the first input that cannot be used. An input must be as long as `own`, with finite numbers and no
+/// negative second moment.
 pub fn reduce(own: &[u8], inputs: &[(u64, Bytes)]) -> Result<Bytes, (usize, Fault)> {
     let len = own.len() / NUMBER_BYTES;
     let read = |(index, (_, bytes)): (usize, &(u64, Bytes))| {

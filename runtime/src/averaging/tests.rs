@@ -1,4 +1,4 @@
-//! The arithmetic of rounds, without a network: the tests hand parts and means from one replica to the next.
+//! The arithmetic of rounds, without a network: the tests pass parts and means from replica to replica.
 
 use std::path::Path;
 

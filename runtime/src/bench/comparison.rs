@@ -1,4 +1,4 @@
-//! Two programs in turn, so that the load of the machine slows both.
+//! Our step and PyTorch's run in turn, so that the load of the machine slows both.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,9 @@ use super::statistics::Spread;
 use super::step::StepReport;
 use super::torch::{TorchError, TorchMode};
 
-/// Seconds of a comparison, at most, beside [`STEPS_MAX`] steps.
+/// Limit of a comparison, seconds, beside [`STEPS_MAX`] steps.
 const TIME_MAX_S: f64 = 200.0;
-/// Steps of ours that a comparison may take beside [`TIME_MAX_S`].
+/// Steps of ours whose time a comparison may take beside [`TIME_MAX_S`].
 const STEPS_MAX: f64 = 20.0;
 /// After the first round, modes slower than this share of the fastest do not run again; the best in f32 always does.
 const CANDIDATE_SHARE: f64 = 0.75;
@@ -31,7 +31,7 @@ pub struct Comparison {
 pub struct ModeReport {
     /// Name of the mode.
     pub mode: &'static str,
-    /// Whether it computes in f32; otherwise in bf16.
+    /// Whether the mode computes in f32; otherwise in bf16.
     pub f32: bool,
     /// Tokens per second of the mode.
     pub tokens_per_s: Spread,
@@ -46,7 +46,7 @@ pub struct ModeReport {
 pub struct LeftOut {
     /// Name of the mode.
     pub mode: &'static str,
-    /// Why it did not run.
+    /// The error of its run, or that no time was left.
     pub reason: String,
 }
 
@@ -63,7 +63,8 @@ impl Comparison {
         self.smallest_ratio(|mode| mode.f32)
     }
 
-    /// The smallest ratio among the modes that ran in most rounds: a mode that fell behind in the first did not run again.
+    /// The mode of `among` with the smallest ratio. Modes that left after the first round do not count: their ratio
+    /// comes from fewer rounds.
     fn smallest_ratio(&self, among: impl Fn(&ModeReport) -> bool) -> Option<&ModeReport> {
         let candidates = || self.modes.iter().filter(|mode| among(mode));
         let rounds = candidates().map(|mode| mode.ratio.count).max()?;
@@ -73,7 +74,7 @@ impl Comparison {
     }
 }
 
-/// Runs our step and every mode of PyTorch in turn, ours first, for `rounds` rounds. Fewer where time runs out; a mode
+/// Runs our step and every mode of PyTorch in turn, ours first, for `rounds` rounds, or fewer if time runs out. A mode
 /// without time in the first round is left out. `theirs` gets the time that it may take. Returns the reports of our
 /// steps, and the comparison.
 ///
@@ -116,19 +117,19 @@ pub fn run<E>(
     Ok((own, Comparison { torch: torch.to_owned(), modes, left_out }))
 }
 
-/// Time left of a comparison; `None` if it is over.
+/// Time left of a comparison; `None` after its limit.
 fn time_left(own: &[StepReport], started: Instant) -> Option<Duration> {
     let step_s = own.first().map_or(0.0, |step| step.step_s_median);
     Duration::from_secs_f64(TIME_MAX_S + STEPS_MAX * step_s).checked_sub(started.elapsed())
 }
 
-/// A mode of PyTorch and its runs, each behind one of ours.
+/// A mode of PyTorch and its runs, each paired with the run of ours before it.
 struct Candidate {
     mode: TorchMode,
     runs: Vec<(StepReport, StepReport)>,
     /// Duration of its latest turn, ours included.
     time: Duration,
-    /// Whether it does not run again.
+    /// Whether the mode does not run again.
     is_out: bool,
 }
 

@@ -1,10 +1,10 @@
-//! Why a benchmark has no figures.
+//! Errors of a benchmark.
 
-/// A measurement of our own that failed. The message says how to repeat it alone.
+/// A measurement of our own step that failed. The message says how to repeat it alone.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BenchError {
-    /// The process that measures the step did not end well.
+    /// The process that measures the step did not start, failed, or took too long.
     #[error(
         "the step of configuration {size}, {profile}, was not measured: {cause}; `swarmline bench step --config {size} \
          --profile {profile}` measures it alone"

@@ -1,4 +1,4 @@
-//! Floating-point operations by the book: those that the mathematics needs. A kernel may compute more.
+//! Floating-point operations that the mathematics needs. A kernel may compute more.
 //!
 //! A step of `N = B T` tokens is counted as
 //!
@@ -6,10 +6,10 @@
 //! 6 P N  +  6 L N T d
 //! ```
 //!
-//! `P` are the weights that multiply: all matrices but the embedding, which is only looked up. Each meets every
+//! `P` are the weights that multiply: all matrices but the embedding, which is only looked up. Each multiplies every
 //! token in one multiply-add (2 operations) forward and two backward. Attention of a layer is two products of
 //! `T x T x d` a sequence, half of which the mask saves: `2 N T d` forward and twice that backward. The scores that
-//! backward computes once more, norms, activations and the optimizer are not counted.
+//! backward computes again, norms, activations and the optimizer are not counted.
 
 use swarmline_kernels::{AttentionShape, LinearShape};
 

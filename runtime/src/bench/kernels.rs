@@ -19,7 +19,7 @@ use super::step::StepReport;
 use super::{BenchError, NO_FAST, Torch, cpu, flops};
 use crate::error::Error;
 
-/// Limit of one measurement of our step in a process of its own. It takes seconds, unless the machine hangs.
+/// Limit of one measurement of our step in a process of its own. A measurement takes seconds.
 const STEP_LIMIT: Duration = Duration::from_secs(600);
 
 /// Scope of a benchmark.
@@ -60,9 +60,9 @@ impl Options {
 pub struct Report {
     /// The machine that was measured.
     pub machine: Machine,
-    /// Commit of the checkout that this program was built from; `None` without one.
+    /// Commit of the checkout that this program was built from; `None` without a checkout.
     pub commit: Option<String>,
-    /// The most that the machine does: products and memory traffic.
+    /// Peaks of products and of memory traffic.
     pub peaks: Peaks,
     /// Remarks, e.g. on a profile that does not run here.
     pub notes: Vec<String>,
@@ -119,7 +119,7 @@ pub struct ProfileReport {
     pub operations: Vec<OperationReport>,
 }
 
-/// A figure for each profile; null for one that was not asked for or does not run here.
+/// A figure for each profile; null for a profile that was not asked for or does not run here.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ByProfile<T> {
     /// Profile `repro`.

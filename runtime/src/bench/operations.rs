@@ -16,7 +16,7 @@ use crate::packing::packed_format;
 
 /// Bounds of one operation; a benchmark measures about sixty.
 const BOUNDS: Bounds = Bounds { samples_min: 3, samples_max: 25, time: Duration::from_millis(100) };
-/// Numbers that the operations of the optimizer run over, at most; more would take longer at the same rate.
+/// Limit of the numbers that the operations of the optimizer run over; more would take longer at the same rate.
 const OPTIMIZER_NUMBERS_MAX: usize = 1 << 24;
 
 /// Least work of one call.
@@ -25,12 +25,12 @@ const OPTIMIZER_NUMBERS_MAX: usize = 1 << 24;
 pub enum Work {
     /// Floating-point operations.
     Flops(f64),
-    /// Bytes read and written, each once. In caches this may go faster than any memory.
+    /// Bytes read and written, each once. In caches the rate may exceed that of any memory.
     Bytes(f64),
 }
 
 impl Work {
-    /// The most that the machine does of it per second: of products right now, of streams by `peaks`.
+    /// Most work per second of the machine: for products measured now, for streams from `peaks`.
     fn peak(self, peaks: &Peaks) -> f64 {
         match self {
             Self::Flops(_) => 1e9 * product_gflops_now(peaks.threads),
@@ -69,8 +69,8 @@ pub struct OperationReport {
     pub rate: f64,
     /// Share of the product peak, measured before and after, or of the stream bandwidth, that the median call reaches.
     pub share_of_peak: f64,
-    /// The same of the fastest call. On a busy machine it says more about the operation, for the peaks are the best of
-    /// several as well.
+    /// The same of the fastest call. On a busy machine it tells more about the operation: the peaks are the best of
+    /// several measurements too.
     pub share_of_peak_best: f64,
     /// Calls in a step; 0 for an operation that a model in one stage does not use.
     pub calls_per_step: f64,

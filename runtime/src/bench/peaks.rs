@@ -7,12 +7,12 @@ use swarmline_kernels::peak;
 
 use super::machine::cache_bytes;
 
-/// The most that this machine does on a number of threads; the best of several measurements.
+/// Peaks of this machine on a number of threads, each the best of several measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Peaks {
     /// Threads of both measurements.
     pub threads: usize,
-    /// f32 fused multiply-adds with nothing but registers, GFLOP/s.
+    /// f32 fused multiply-adds in registers alone, GFLOP/s.
     pub product_gflops: f64,
     /// Triad `a = b + s c` over arrays much larger than the caches, GB/s. Counts two reads and one write a number,
     /// not the read of a line before it is written.
@@ -26,7 +26,7 @@ pub struct Peaks {
 pub struct PeakPlan {
     /// Measurements of each kind, at least 1.
     pub repeats: usize,
-    /// Rounds of multiply-adds in one.
+    /// Rounds of multiply-adds in one measurement.
     pub rounds: u64,
     /// Bytes of each array of the triad.
     pub array_bytes: usize,
@@ -44,7 +44,7 @@ const ARRAY_BYTES_MIN: usize = 64 << 20;
 const ARRAY_BYTES_MAX: usize = 192 << 20;
 
 impl PeakPlan {
-    /// A plan for this machine; it takes about a second.
+    /// The plan for this machine, which takes about a second.
     #[must_use]
     pub fn here() -> Self {
         let array_bytes = (CACHES * cache_bytes()).clamp(ARRAY_BYTES_MIN, ARRAY_BYTES_MAX);
@@ -107,7 +107,7 @@ fn stream_gb_s(threads: usize, plan: PeakPlan) -> f64 {
     best(plan.repeats, rate) / 1e9
 }
 
-/// The best of several, after one that warms up.
+/// The best of `repeats` rates, after a measurement that warms up.
 fn best(repeats: usize, mut rate: impl FnMut() -> f64) -> f64 {
     let _ = rate();
     (0..repeats.max(1)).map(|_| rate()).fold(0.0, f64::max)

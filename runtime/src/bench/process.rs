@@ -4,12 +4,12 @@ use std::io::{Read as _, Seek as _};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Pause between two checks whether the process has ended; short beside any measurement.
+/// Pause between two checks for the end of the process; short beside any measurement.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Characters of the last line of a process that are passed on, at most.
+/// Limit of the last line of a process in a message, characters.
 const WORDS_MAX: usize = 300;
 
-/// Why there is no output.
+/// Why a process gave no output.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProcessError {
     #[error("it cannot be started: {0}")]
@@ -20,8 +20,8 @@ pub(super) enum ProcessError {
     Failed(String),
 }
 
-/// Runs `command` to its end, at most for `limit`, and returns its standard output. The last line of its standard error
-/// is in the message if it fails.
+/// Runs `command` to its end, at most for `limit`, and returns its standard output. If the process fails, the message
+/// has the last line of its standard error.
 pub(super) fn output(command: &mut Command, limit: Duration) -> Result<String, ProcessError> {
     let (mut out, mut err) = (
         tempfile::tempfile().map_err(ProcessError::Start)?,
@@ -54,7 +54,7 @@ pub(super) fn output(command: &mut Command, limit: Duration) -> Result<String, P
     if status.success() { read(&mut out) } else { Err(ProcessError::Failed(last_words(&read(&mut err)?))) }
 }
 
-/// The last line: interpreters put the cause there.
+/// The last line that is not empty: interpreters put the cause there.
 fn last_words(text: &str) -> String {
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
     line.unwrap_or("without a message").chars().take(WORDS_MAX).collect()

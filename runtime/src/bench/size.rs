@@ -23,7 +23,7 @@ pub enum Size {
 pub(super) const SEQUENCES: usize = 16;
 
 impl Size {
-    /// Its name on the command line and in files.
+    /// Name of the model on the command line and in files.
     #[must_use]
     pub fn letter(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! Figures of a noisy machine: medians, and ratios of measurements next to each other.
+//! Medians, and ratios of neighbouring measurements, for figures of a noisy machine.
 
 use serde::Serialize;
 

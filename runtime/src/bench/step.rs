@@ -16,15 +16,15 @@ use crate::error::Error;
 use crate::packing::TokenCodec;
 use crate::stage::{Engine, EngineError, Grant, Learning};
 
-/// Different microbatches, taken in turn.
+/// Number of different microbatches; steps take them in turn.
 const MICROBATCHES: u64 = 4;
-/// Seconds of steps that a measurement aims at.
+/// Target length of a measurement, seconds of steps.
 const SECONDS: f64 = 3.0;
-/// Steps of a measurement, at most.
+/// Limit of the steps of a measurement.
 const STEPS_MAX: usize = 25;
-/// From this length on, one step is measured behind one that does not count.
+/// From this length on, a measurement is one step, after one warm-up step.
 const LONG_STEP_S: f64 = 2.5;
-/// Short steps that do not count.
+/// Steps before a measurement of short steps that do not count.
 const WARM_UP_STEPS: usize = 2;
 
 /// Figures of a step, ours or PyTorch's: the same fields.
@@ -42,7 +42,7 @@ pub struct StepReport {
     pub params: usize,
     /// Threads that computed.
     pub threads: usize,
-    /// Share of the f32 product peak, measured before and after each step; the median of the steps. `None` of PyTorch.
+    /// Share of the f32 product peak, measured before and after each step; the median of the steps. `None` for PyTorch.
     #[serde(default)]
     pub share_of_peak: Option<f64>,
     /// Loss of the first step, nats a token.
@@ -51,7 +51,7 @@ pub struct StepReport {
     pub loss_last: f64,
 }
 
-/// Measures the step in this process. Its memory counts everything that the process has done before.
+/// Measures the step in this process. The peak of memory includes all earlier work of the process.
 ///
 /// # Errors
 /// If the device has no memory for the model.

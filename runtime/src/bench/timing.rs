@@ -21,15 +21,15 @@ pub(super) struct Timing {
     pub(super) best_s: f64,
 }
 
-/// Shortest sample: beside it, the time to read the clock does not show.
+/// Shortest sample: long enough that the time to read the clock does not count.
 const SAMPLE_MIN: Duration = Duration::from_micros(200);
-/// Calls in one sample, at most.
+/// Limit of the calls in one sample.
 const CALLS_MAX: u32 = 10_000;
 
 /// Seconds of one call of `work`, after one call that does not count.
 ///
 /// # Errors
-/// Those of `work`.
+/// The errors of `work`.
 pub(super) fn time<E>(bounds: Bounds, mut work: impl FnMut() -> Result<(), E>) -> Result<Timing, E> {
     let mut sample = |calls: u32| {
         let started = Instant::now();

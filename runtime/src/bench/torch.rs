@@ -10,13 +10,13 @@ use super::step::{StepReport, steps_for};
 
 /// Limit of the check. On a cold disk the first import of PyTorch takes long.
 const CHECK_LIMIT: Duration = Duration::from_secs(120);
-/// Seconds of a run, at most, beside its steps: start of the interpreter, initial weights.
+/// Limit of a run beside its steps, seconds: start of the interpreter, initial weights.
 const START_LIMIT_S: f64 = 30.0;
-/// Seconds to compile, at most.
+/// Limit of compilation, seconds.
 const COMPILE_LIMIT_S: f64 = 90.0;
-/// Steps of PyTorch may take this many times as long as ours; a slower mode is not the best one.
+/// Steps of PyTorch may take this many times as long as ours; a slower mode cannot be the best.
 const SLOWNESS_MAX: f64 = 4.0;
-/// Steps of PyTorch that do not count.
+/// Steps of PyTorch before the measurement that do not count.
 const WARM_UP_STEPS: usize = 3;
 
 /// A way to run a model in PyTorch.
@@ -29,8 +29,7 @@ pub struct TorchMode {
 }
 
 impl TorchMode {
-    /// All modes, f32 first. On a CPU without instructions for bf16, that takes so long that no mode behind it has
-    /// time.
+    /// All modes, f32 first: on a CPU without instructions for bf16, a mode in bf16 takes all the time that is left.
     pub const ALL: [Self; 4] = [
         Self { compiled: false, bf16: false },
         Self { compiled: true, bf16: false },
@@ -38,7 +37,7 @@ impl TorchMode {
         Self { compiled: false, bf16: true },
     ];
 
-    /// Its name in tables and files.
+    /// Name of the mode in tables and files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match (self.compiled, self.bf16) {
@@ -50,7 +49,7 @@ impl TorchMode {
     }
 }
 
-/// Why PyTorch cannot be measured.
+/// Reasons why PyTorch cannot be measured.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TorchError {
@@ -67,7 +66,7 @@ pub enum TorchError {
         "--against needs Python, and `{python}` does not start ({reason}); name an interpreter with --python"
     )]
     Python {
-        /// The interpreter.
+        /// Path or name of the interpreter.
         python: PathBuf,
         /// Error of the operating system.
         reason: String,
@@ -78,9 +77,9 @@ pub enum TorchError {
          another interpreter with --python"
     )]
     Torch {
-        /// The interpreter.
+        /// Path or name of the interpreter.
         python: PathBuf,
-        /// Its last line.
+        /// Last line of its standard error.
         reason: String,
     },
     /// A measurement failed.
@@ -122,11 +121,11 @@ impl Torch {
         &self.version
     }
 
-    /// One measurement on `threads` threads, of as many steps as ours. It may take `time_max`, and no longer than the
-    /// time of our step allows.
+    /// Measures PyTorch on `threads` threads, for as many steps as ours. The measurement may take `time_max`, and no
+    /// longer than the time of our step allows.
     ///
     /// # Errors
-    /// [`TorchError::Run`] if it fails, takes too long, or measures another model.
+    /// [`TorchError::Run`] if the process fails, takes too long, or measures another model.
     pub fn measure(
         &self,
         size: Size,

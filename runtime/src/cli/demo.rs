@@ -1,4 +1,4 @@
-//! `swarmline demo`: the whole system on one machine, with nothing to prepare.
+//! `swarmline demo`: a whole swarm on one machine, without preparation.
 
 mod audit;
 mod screen;
@@ -38,7 +38,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// Enough for a model of a million parameters to leave bigrams well behind on two cores within two minutes.
+/// Enough for a model of a million parameters to beat bigrams clearly, on two cores within two minutes.
 const STEPS: u64 = 350;
 
 /// The run, as a coordinator would write it.
@@ -72,7 +72,7 @@ async fn demonstrate(arguments: &Arguments) -> Result<(), Failure> {
     verdict(&summary)
 }
 
-/// Fills in what the run file leaves open, and checks the result as any run file is checked.
+/// Completes the run file and checks it like any run file.
 fn write_run_file(arguments: &Arguments, path: &Path, screen: &mut Screen) -> Result<Run, Failure> {
     let data = if arguments.data.is_empty() {
         let found = sources::find().map_err(|error| Failure::failed(error.to_string()))?;
@@ -110,7 +110,7 @@ fn json(list: &impl serde::Serialize) -> String {
     serde_json::to_string(list).unwrap_or_else(|_| "[]".to_owned())
 }
 
-/// Starts every process and follows them until the last one has ended.
+/// Starts every process and follows the output until the last process has ended.
 async fn train(
     run: &Run,
     run_file: &Path,
@@ -152,7 +152,7 @@ fn middle(stages: usize) -> u16 {
     u16::try_from(stages / 2).unwrap_or(0)
 }
 
-/// The output so far.
+/// The state of the demo, from the output so far.
 #[derive(Debug, Default)]
 struct Followed {
     serving: usize,
@@ -226,7 +226,7 @@ impl Followed {
         Ok(())
     }
 
-    /// A process that ends before its work is done has printed why on standard error.
+    /// Handles the end of a process. A process that ends before its work is done has printed why on standard error.
     fn left(&mut self, source: Source) -> Result<(), Failure> {
         if let (Source::Replica(index), Some(killed)) = (source, self.killed)
             && index == killed
@@ -257,7 +257,7 @@ fn present(summary: &Summary, json: bool) {
     }
 }
 
-/// A demo that lost something has failed, whatever it learned.
+/// A demo that lost a microbatch has failed, even with a good loss.
 fn verdict(summary: &Summary) -> Result<(), Failure> {
     if summary.lost + summary.duplicates + summary.ungranted > 0 {
         return Err(Failure::failed(format!(

@@ -1,4 +1,4 @@
-//! `swarmline doctor`: what this machine can compute with, and what to install for more.
+//! `swarmline doctor`: devices and software of this machine, and the packages that would add more.
 
 use std::io::Write as _;
 
@@ -17,21 +17,21 @@ pub(super) fn run(arguments: &Arguments) {
     let findings = Findings::new(&cpu_report(), &cuda_report(), DeviceChoice::Auto);
     let mut out = std::io::stdout();
     if !arguments.json {
-        for (what, finding) in findings.rows() {
-            let _ = writeln!(out, "{what:<10} {finding}");
+        for (subject, finding) in findings.rows() {
+            let _ = writeln!(out, "{subject:<10} {finding}");
         }
     } else if let Ok(line) = serde_json::to_string(&findings) {
         let _ = writeln!(out, "{line}");
     }
 }
 
-/// What was found, in the words of the output for programs.
+/// Findings, with the names that `--json` prints.
 #[derive(Debug, PartialEq, Serialize)]
 struct Findings {
     version: &'static str,
     cores: usize,
     instruction_sets: Vec<&'static str>,
-    /// What the loops on the CPU run with.
+    /// Instruction set of the loops on the CPU.
     cpu_loops: &'static str,
     /// Whether the CPU can do the profile `fast`.
     cpu_fast: bool,
@@ -43,7 +43,7 @@ struct Findings {
     devices: Vec<Gpu>,
     /// Why `--device cuda` would be refused.
     cuda_unavailable: Option<String>,
-    /// What `--device auto` means here.
+    /// Device that `--device auto` chooses here.
     auto: String,
     cache: Option<String>,
     cache_entries: usize,
@@ -56,7 +56,7 @@ struct Gpu {
     name: String,
     capability: String,
     memory_bytes: usize,
-    /// Why it cannot be used.
+    /// Why the device cannot be used.
     unusable: Option<String>,
 }
 
@@ -106,8 +106,8 @@ impl Findings {
             let usable =
                 gpu.unusable.as_ref().map_or(String::new(), |reason| format!("; not usable: {reason}"));
             let (name, gigabytes) = (&gpu.name, gpu.memory_bytes as f64 / 1e9);
-            let what = format!("{}, {name}, capability {}, {gigabytes:.1} GB", gpu.device, gpu.capability);
-            ("gpu", what + &usable)
+            let device = format!("{}, {name}, capability {}, {gigabytes:.1} GB", gpu.device, gpu.capability);
+            ("gpu", device + &usable)
         }));
         if let Some(reason) = self.cuda_unavailable.as_ref().filter(|_| self.devices.is_empty()) {
             rows.push(("gpu", reason.clone()));
@@ -159,7 +159,7 @@ mod tests {
 
     fn findings(cuda: &CudaReport) -> (String, serde_json::Value) {
         let findings = Findings::new(&CPU, cuda, DeviceChoice::Auto);
-        let text = findings.rows().into_iter().map(|(what, row)| format!("{what}: {row}\n")).collect();
+        let text = findings.rows().into_iter().map(|(subject, row)| format!("{subject}: {row}\n")).collect();
         (text, serde_json::to_value(&findings).unwrap())
     }
 

@@ -1,4 +1,4 @@
-//! How a command ends that did not do its work.
+//! The end of a command that failed.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Exit code 1: it was tried and failed.
+    /// Exit code 1: the command failed.
     pub(super) fn failed(message: impl Into<String>) -> Self {
         Self { code: 1, message: message.into() }
     }
@@ -32,12 +32,12 @@ impl Failure {
         Self { code: 3, message: message.into() }
     }
 
-    /// Exit code 130: a person stopped it before it was done; it ended cleanly.
+    /// Exit code 130: a person stopped the command before it was done, and it ended cleanly.
     pub(super) fn interrupted(message: impl Into<String>) -> Self {
         Self { code: 130, message: message.into() }
     }
 
-    /// Tells the person and gives the exit code.
+    /// Prints the message and returns the exit code.
     pub(super) fn report(&self) -> ExitCode {
         let _ = writeln!(std::io::stderr(), "swarmline: {}", self.message);
         ExitCode::from(self.code)

@@ -35,17 +35,17 @@ enum Command {
     Demo(demo::Arguments),
     /// Launch a run: place peers on stages, sign the membership table, lease microbatch ids
     Coordinator(coordinator::Arguments),
-    /// Serve a stage of somebody's run
+    /// Serve a stage of a run
     Join(join::Arguments),
     /// Draw text and inject microbatches into a run
     Feed(feed::Arguments),
     /// Train the model of a run file in this one process: the reference
     Train(train::Arguments),
-    /// Look at this machine: processor, GPUs, driver, compiler of kernels, and what is missing
+    /// Look at this machine: processor, GPUs, driver, compiler of kernels, and missing parts
     Doctor(doctor::Arguments),
-    /// Print a run file with every default filled in, or say what is wrong with it
+    /// Print a run file with every default filled in, or name its mistake
     Check(check::Arguments),
-    /// Measure what the product costs on this machine
+    /// Measure the cost of training on this machine
     Bench(bench::Arguments),
 }
 
@@ -72,7 +72,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Logs go to standard error, quiet unless `SWARMLINE_LOG` asks (e.g. `SWARMLINE_LOG=swarmline=debug`).
+/// Logs go to standard error, none unless `SWARMLINE_LOG` asks (e.g. `SWARMLINE_LOG=swarmline=debug`).
 fn init_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("SWARMLINE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
@@ -83,7 +83,7 @@ fn reporter(json: bool) -> Reporter {
     Reporter::new(if json { Audience::Programs } else { Audience::People })
 }
 
-/// The asynchronous part of a command runs here; compute has threads of its own.
+/// Runs the asynchronous part of a command; compute has threads of its own.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(NETWORK_THREADS)
@@ -96,7 +96,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 /// Frames are few and large; two threads keep the sockets served while one encrypts.
 const NETWORK_THREADS: usize = 2;
 
-/// Ties a process to the one that started it.
+/// Ties a process to its parent.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 struct Leash {
     /// Stop when standard input ends, as it does when the process that started this one dies
@@ -104,7 +104,7 @@ struct Leash {
     leash: bool,
 }
 
-/// Resolves when a person, a supervisor or the end of the leash asks this process to stop.
+/// Resolves when Ctrl-C, a SIGTERM or the end of the leash asks this process to stop.
 async fn stop_requested(leash: Leash) {
     use tokio::signal::unix::{SignalKind, signal};
     let interrupt = signal(SignalKind::interrupt());
@@ -137,7 +137,7 @@ fn all_cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
-/// Where relative paths in a run file start from.
+/// The folder of a run file: relative paths in the file start from it.
 fn folder_of(run_file: &Path) -> PathBuf {
     run_file.parent().map_or_else(PathBuf::new, Path::to_owned)
 }

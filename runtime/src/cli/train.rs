@@ -54,7 +54,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Raises `stop` when asked to stop; the training loop looks at it between microbatches.
+/// Sets `stop` when the process is asked to stop; the training loop reads it between microbatches.
 fn raise_on_request(stop: &Arc<AtomicBool>) -> Result<(), Failure> {
     let stop = Arc::clone(stop);
     let runtime = tokio::runtime::Builder::new_current_thread()

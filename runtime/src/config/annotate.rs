@@ -6,9 +6,9 @@ use super::Run;
 use super::fields::{Field, SECTIONS};
 
 impl Run {
-    /// The run as a TOML file with nothing left to a default and one comment line per field.
+    /// The run as a TOML file: every field, each with a comment line.
     ///
-    /// Reading it back from the same folder gives the same run.
+    /// Reading the file back from the same folder gives the same run.
     #[must_use]
     pub fn to_annotated_toml(&self) -> String {
         write_sections(self, |_| true, Style::Annotated)
@@ -22,7 +22,7 @@ pub(super) enum Style {
     Bare,
 }
 
-/// The fields that `wanted` picks, section by section; sections left empty are not written.
+/// The fields that `wanted` picks, section by section, without empty sections.
 pub(super) fn write_sections(run: &Run, wanted: impl Fn(&Field) -> bool, style: Style) -> String {
     let mut out = String::new();
     for section in SECTIONS {

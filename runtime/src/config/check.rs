@@ -1,4 +1,4 @@
-//! Every rule about values, for run files and manifests alike.
+//! All rules about values, for run files and manifests alike.
 
 use data_encoding::HEXLOWER_PERMISSIVE;
 
@@ -10,7 +10,7 @@ const KEY_BYTES: usize = 32;
 
 type Checked = Result<(), Violation>;
 
-/// Checks a run against the vocabulary of its tokenizer. Sizes come before anything that multiplies them.
+/// Checks a run against the vocabulary of its tokenizer. Sizes are checked before their products.
 pub(super) fn run(run: &Run, tokenizer_vocab: usize) -> Checked {
     if !name_is_fine(&run.name) {
         let allowed = format!("1 to {} bytes without control characters", limits::NAME_BYTES_MAX);

@@ -1,4 +1,4 @@
-//! TOML with the line of everything in it, read field by field.
+//! TOML that keeps the line of each value, read field by field.
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -8,7 +8,7 @@ use super::limits;
 use super::suggest::{self, Known, join};
 use super::words::Word;
 
-/// A parsed run file that still knows its lines.
+/// A parsed run file with the position of each value.
 pub(super) struct Document<'t> {
     file: &'t str,
     text: &'t str,
@@ -18,7 +18,7 @@ pub(super) struct Document<'t> {
 /// A value and its position in the text.
 struct Found<'d, 't> {
     value: &'d DeValue<'t>,
-    /// Turned into a line only for a message: counting lines for every item of a long list would take forever.
+    /// Byte of the text. It becomes a line only for a message: counting lines for each item of a long list is too slow.
     start: usize,
     field: String,
 }
@@ -93,7 +93,7 @@ impl<'t> Document<'t> {
     pub(super) fn real(&self, section: &str, name: &str) -> Result<Option<f32>, ConfigError> {
         let Some(found) = self.find(section, name)? else { return Ok(None) };
         let value = match found.value {
-            // Straight from the text: by way of f64 a value would be rounded twice.
+            // Parsed from the text, as f64 on the way would round twice.
             DeValue::Float(float) => float.as_str().parse().ok(),
             DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str().parse().ok(),
             DeValue::Integer(_)
@@ -103,7 +103,7 @@ impl<'t> Document<'t> {
             | DeValue::Array(_)
             | DeValue::Table(_) => None,
         };
-        // One zero: -0.0 equals 0.0 but would be written, and so digested, in another way.
+        // -0.0 becomes 0.0: they are equal but would be written, and so digested, differently.
         value
             .map(|value: f32| Some(value + 0.0))
             .ok_or_else(|| self.wrong_type(&found, "a number, e.g. 0.001"))

@@ -135,7 +135,7 @@ pub enum ConfigError {
         /// Protocol version of this program.
         ours: u64,
     },
-    /// A manifest whose values are right and whose bytes are not the canonical ones.
+    /// A valid manifest whose bytes are not the canonical ones.
     #[error("{file}: the manifest is not in canonical form. Ask the coordinator for the bytes it signed")]
     NotCanonical {
         /// The source of the manifest.

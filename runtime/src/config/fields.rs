@@ -1,4 +1,4 @@
-//! Every field of a run file, once: its name, its comment for a reader, and its value in TOML.
+//! The fields of a run file: name, comment, and value in TOML.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -11,10 +11,10 @@ use super::{Join, Kind, Mode, OptimizerKind, Packing, Run, Tokenizer};
 
 /// The word for [`Tokenizer::Bytes`]; any other text is the path of a tokenizer file.
 pub(super) const BYTES: &str = "bytes";
-/// The word for [`Join::Anyone`], where a list of keys could stand.
+/// The word for [`Join::Anyone`]; the field can also be a list of keys.
 pub(super) const ANYONE: &str = "anyone";
 
-/// A table of the run file; the one without a name holds the fields at the top.
+/// A table of the run file; the section without a name holds the fields at the top.
 pub(super) struct Section {
     pub(super) name: &'static str,
     pub(super) fields: &'static [Field],
@@ -23,9 +23,9 @@ pub(super) struct Section {
 /// A field of a section.
 pub(super) struct Field {
     pub(super) name: &'static str,
-    /// Comment for a reader of the file: one line.
+    /// Comment in an annotated file: one line.
     pub(super) says: &'static str,
-    /// The words that the field is a choice of; none if it is no such choice.
+    /// The words that the field may be; empty if it is no choice of words.
     pub(super) words: fn() -> Vec<&'static str>,
     /// Whether all processes of a run must agree on it.
     pub(super) shared: bool,

@@ -1,7 +1,7 @@
 //! Limits on the sizes of a run.
 //!
-//! They keep every product of sizes far from overflow, and bound the memory that a manifest from a stranger can make a
-//! peer allocate. They are wide: a run that reaches one is a mistake or an attack.
+//! The limits keep every product of sizes far from overflow, and bound the memory that a manifest from a stranger can
+//! make a peer allocate. They are wide: a run that reaches a limit is a mistake or an attack.
 
 /// Bytes of a run file; thousands of data paths fit.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;
@@ -41,7 +41,7 @@ pub const HELDOUT_MICROBATCHES_MAX: usize = 1 << 16;
 pub const AVERAGING_INTERVAL_MAX: u64 = 1 << 40;
 /// Fragments of averaging.
 pub const AVERAGING_FRAGMENTS_MAX: u64 = 1 << 12;
-/// Bytes of a part of an averaging round, weights and moments together. A fragment with more is cut into more parts.
+/// Bytes of a part of an averaging round, weights and moments together. A longer fragment is cut into more parts.
 pub const AVERAGING_PART_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a chunk of a stage's state on its way to a joining replica.
 pub const STATE_CHUNK_BYTES_MAX: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! The manifest: everything that all processes of a run must agree on.
+//! The manifest: the part of a run that all its processes must agree on.
 
 use std::path::{Path, PathBuf};
 
@@ -11,23 +11,23 @@ use super::fields::{BYTES, SECTIONS, text};
 use super::{Join, Run, Tokenizer, check, limits, resolve};
 use crate::data::TextTokenizer;
 
-/// Version of everything peers must share beside the run: frames, messages, initial weights, random numbers.
+/// Version of the rules that peers share beside the run: frames, messages, initial weights, random numbers.
 ///
-/// It changes whenever two programs with equal manifests could compute different things.
+/// It changes whenever two programs with equal manifests could compute different numbers.
 pub const PROTOCOL: u64 = 3;
 
 /// Name used in messages about a manifest.
 const SOURCE: &str = "manifest";
 /// The word for a tokenizer file, beside [`BYTES`].
 const FILE: &str = "file";
-/// Stands in for the path of a tokenizer file, which is the feeder's alone.
+/// Stands for the path of a tokenizer file, which only the feeder has.
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// Everything that all processes of a run must agree on: the run without the coordinator's own choices (data paths,
+/// The part of a run that all its processes must agree on: the run without the coordinator's own choices (data paths,
 /// policy), the digest of the tokenizer, and the protocol version.
 ///
-/// Its canonical bytes are TOML without comments, in a fixed order, with nothing left to a default. Two manifests
-/// are equal exactly when their bytes are. A manifest is data: nothing in it is executed or opened.
+/// The canonical bytes are TOML without comments: every field, in a fixed order. Two manifests are equal exactly when
+/// their bytes are equal. A peer never executes or opens any part of a manifest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Manifest {
     run: Run,
@@ -39,7 +39,7 @@ impl Manifest {
     /// The manifest of a run whose paths are relative to `base`.
     ///
     /// # Errors
-    /// The tokenizer cannot be loaded; or `run` was built by hand and breaks a rule.
+    /// The tokenizer cannot be loaded, or `run` was built in code and breaks a rule.
     pub fn of(run: &Run, base: &Path) -> Result<Self, ConfigError> {
         let tokenizer = TextTokenizer::load(&run.data.tokenizer, base)
             .map_err(|cause| ConfigError::Tokenizer { file: run.name.clone(), line: 1, cause })?;
@@ -79,7 +79,7 @@ impl Manifest {
         let is_file = document.word("", "tokenizer", &[BYTES, FILE])? == Some(FILE);
         let tokenizer =
             if is_file { Tokenizer::File(PathBuf::from(TOKENIZER_FILE)) } else { Tokenizer::Bytes };
-        // The file itself is the feeder's; here only the number it claims is known.
+        // Only the feeder has the file; the manifest states the size of its vocabulary.
         let tokenizer_vocab = document.count("", "tokenizer_vocab")?.unwrap_or(0);
         let run = resolve::read_run(document, tokenizer, tokenizer_vocab)?;
         check::run(&run, tokenizer_vocab).map_err(|violation| resolve::impossible(document, violation))?;
@@ -92,7 +92,7 @@ impl Manifest {
         &self.run
     }
 
-    /// Digest of the tokenizer: of its file, or of its name where it has none.
+    /// Digest of the tokenizer: of its file, or of its name for a tokenizer without a file.
     #[must_use]
     pub fn tokenizer_digest(&self) -> [u8; 32] {
         self.tokenizer

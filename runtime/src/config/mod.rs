@@ -1,8 +1,8 @@
-//! A run, described once and parsed once into types that cannot hold nonsense.
+//! A run: its file, its manifest, and the types that both are parsed into.
 //!
-//! The way of a run file: `document` keeps the line of everything it reads, `resolve` fills in the defaults,
-//! `check` holds every rule about values. A [`Manifest`] from a stranger passes through the same three.
-//! `parameters` and `stream` say what follows from a run: the shapes of its parameters and the form of its stream.
+//! A run file passes three modules: `document` reads TOML and keeps the line of each value, `resolve` fills in the
+//! defaults, `check` holds the rules about values. A [`Manifest`] from a stranger passes the same three.
+//! `parameters` and `stream` derive the shapes of the parameters and the form of the stream from a run.
 
 mod annotate;
 mod check;

@@ -1,4 +1,4 @@
-//! Which parameters a run has: their names, shapes and initial values, and so how many there are.
+//! The parameters of a run: names, shapes, initial values, and their number.
 
 use std::ops::Range;
 
@@ -47,7 +47,7 @@ impl ParameterSpec {
         self.shape.iter().product()
     }
 
-    /// Whether it holds no number; no parameter of a valid run does.
+    /// Whether the parameter has no numbers; false for each parameter of a valid run.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -61,13 +61,13 @@ impl ParameterSpec {
 }
 
 impl Run {
-    /// The parameters of `layers`: with the embedding if they start at 0, with the head if they end at the last
+    /// The parameters of `layers`: with the embedding if the range starts at 0, with the head if it ends at the last
     /// layer. The order is fixed: embedding, layers, head.
     ///
     /// In constrained layers `wo`, `ffn.down` and `embed` keep their names and have `k` instead of `d` outputs; their
     /// entries start larger by `sqrt(d/k)`, so that `U A` has the variance of the dense weight. A layer that restarts
-    /// the stream has a trained anchor. The frozen basis and anchor of the subspace are no parameters: they are made
-    /// from the seed.
+    /// the stream has a trained anchor. The frozen basis and anchor of the subspace follow from the seed and are no
+    /// parameters.
     #[must_use]
     pub fn parameter_specs(&self, layers: Range<usize>) -> Vec<ParameterSpec> {
         let mut specs = Vec::new();
@@ -106,7 +106,7 @@ impl Run {
         let (d, f, kv_width) = (model.hidden_size, model.intermediate_size, model.kv_width());
         let stream = self.stream(layer);
         let w = self.stream_width(stream);
-        // Writers to the residual stream shrink with depth (GPT-2), so the stream's variance does not grow.
+        // Initial writers to the residual stream shrink with depth (GPT-2), so the stream's variance does not grow.
         let writer_std = WEIGHT_STD / (2.0 * model.num_hidden_layers as f32).sqrt() * self.widening(stream);
         let name = |part: &str| format!("layers.{layer}.{part}");
         let restarts = self.entry(layer) == Entry::Restart;

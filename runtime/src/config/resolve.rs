@@ -19,15 +19,15 @@ const DEFAULT_SEQUENCES: usize = 8;
 const DEFAULT_STEPS: u64 = 1000;
 const DEFAULT_AVERAGING_INTERVAL: u64 = 16;
 const DEFAULT_AVERAGING_FRAGMENTS: u32 = 20;
-/// Width of a head, at least: a narrower one tells few positions apart.
+/// Least width of a head by default: a narrower head tells few positions apart.
 const DEFAULT_HEAD_WIDTH_MIN: usize = 32;
 
 impl Run {
     /// Reads a run file.
     ///
     /// # Errors
-    /// The file cannot be read, or is too long, or not TOML; a field is unknown, missing, of the wrong type or breaks a
-    /// rule; the tokenizer it names cannot be loaded.
+    /// The file cannot be read, is too long, or is not TOML; a field is unknown, missing, of the wrong type, or breaks
+    /// a rule; the tokenizer cannot be loaded.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
         let bytes =
@@ -71,7 +71,7 @@ pub(super) fn impossible(document: &Document<'_>, violation: Violation) -> Confi
 fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
-    // One byte over the limit, so that the parser sees that it is exceeded.
+    // One byte over the limit, so that the parser can tell a file that is too long.
     let limit = limits::CONFIG_BYTES_MAX as u64 + 1;
     std::fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -100,7 +100,7 @@ fn load_vocab(document: &Document<'_>, tokenizer: &Tokenizer, base: &Path) -> Re
     Ok(loaded.vocab())
 }
 
-/// The run in `document` with every default filled in; only types are checked.
+/// The run in `document` with its defaults; only types are checked.
 pub(super) fn read_run(
     document: &Document<'_>,
     tokenizer: Tokenizer,
@@ -181,7 +181,7 @@ fn read_pipeline(document: &Document<'_>, layers: usize) -> Result<Pipeline, Con
     })
 }
 
-/// As even as possible, earlier stages take the remainder. Empty where no cut is possible; the check says why.
+/// The most even cut; earlier stages take the remainder. Empty if no cut is possible, which `check` refuses.
 fn even_cut(layers: usize, stages: usize) -> Vec<usize> {
     if stages == 0 || stages > layers || layers > limits::LAYERS_MAX {
         return Vec::new();
@@ -224,7 +224,7 @@ fn read_averaging(document: &Document<'_>) -> Result<Averaging, ConfigError> {
     let number = |name| document.number("averaging", name);
     Ok(Averaging {
         interval: number("interval")?.unwrap_or(DEFAULT_AVERAGING_INTERVAL),
-        // A number beyond u32 is far above the limit, and is refused for that.
+        // A number beyond u32 is above the limit, and `check` refuses it.
         fragments: number("fragments")?
             .map_or(DEFAULT_AVERAGING_FRAGMENTS, |fragments| u32::try_from(fragments).unwrap_or(u32::MAX)),
     })
@@ -248,6 +248,6 @@ fn read_join(document: &Document<'_>) -> Result<Join, ConfigError> {
     if document.is_list("policy", "join")? {
         return Ok(Join::Keys(document.texts("policy", "join")?.unwrap_or_default()));
     }
-    // The only word there is means the default.
+    // The only word is the default.
     document.word("policy", "join", &[ANYONE]).map(|_| Join::Anyone)
 }

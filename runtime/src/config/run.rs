@@ -1,4 +1,4 @@
-//! The resolved run: every default filled in, every rule checked.
+//! The resolved run: defaults filled in, rules checked.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use strum::{IntoStaticStr, VariantArray};
 use swarmline_scheduler::{StageIndex, router};
 
-/// Everything the processes of a run must agree on, and the coordinator's own choices.
+/// A run: the settings that its processes must agree on, and the coordinator's own choices.
 ///
-/// All of it but the paths in [`Run::data`] and [`Run::policy`] is in the *manifest*, whose digest is part of every
-/// handshake.
+/// The *manifest* has all of it but [`Run::policy`] and the paths in [`Run::data`]; the digest of the manifest is part
+/// of every handshake.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
     /// Name shown to people. Default: the run file's name without its ending.
@@ -18,17 +18,17 @@ pub struct Run {
     pub seed: u64,
     /// The transformer.
     pub model: Model,
-    /// How layers are cut and how microbatches flow.
+    /// Cut of the layers and flow of the microbatches.
     pub pipeline: Pipeline,
     /// The boundary between two stages.
     pub boundary: Boundary,
     /// Size of a microbatch.
     pub batch: Batch,
-    /// How weights change.
+    /// Update rule, schedule and clipping.
     pub optimizer: Optimizer,
-    /// How replicas of a stage stay together.
+    /// Averaging among the replicas of a stage.
     pub averaging: Averaging,
-    /// The text.
+    /// The text to learn from, and its tokenizer.
     pub data: Data,
     /// The peers that may take part.
     pub policy: Policy,
@@ -58,19 +58,19 @@ pub struct Model {
     pub rms_norm_eps: f32,
 }
 
-/// How layers are cut into stages and how microbatches flow through them.
+/// Cut of the layers into stages, and flow of the microbatches through them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pipeline {
-    /// Number of stages. Default: as many as `layers_per_stage` names, or the smaller of 4 and `model.num_hidden_layers`.
+    /// Number of stages. Default: the length of `layers_per_stage`, or the smaller of 4 and `model.num_hidden_layers`.
     pub stages: usize,
     /// Layers of each stage, in order; sums to `model.num_hidden_layers`. Default: as even as possible, earlier stages
     /// take the remainder.
     pub layers_per_stage: Vec<usize>,
-    /// Replicas that serve a stage, at most; a peer that joins later stands by. Default 1.
+    /// Limit of the replicas of a stage; a peer that joins later stands by. Default 1.
     pub replicas: usize,
     /// Whether stages wait for each other. Default asynchronous.
     pub mode: Mode,
-    /// Microbatches between their first forward and their last backward, at most. Default: 2 x stages x replicas
+    /// Limit of the microbatches between first forward and last backward. Default: 2 x stages x replicas
     /// asynchronous, `gradient_accumulation_steps` x replicas synchronous.
     pub max_in_flight: usize,
     /// Microbatches `K` whose gradients a replica accumulates before its optimizer steps. Default 1.
@@ -78,7 +78,7 @@ pub struct Pipeline {
     /// Whether a stage keeps only its input between forward and backward, and backward recomputes the forward at
     /// current weights. Least memory, and a third more arithmetic. Default false: forward keeps all activations.
     pub activation_checkpointing: bool,
-    /// How feeders and replicas choose among the replicas of the next stage. Default least-outstanding.
+    /// Policy of feeders and replicas to choose the next stage's replica for a microbatch. Default least-outstanding.
     pub router: router::Policy,
 }
 
@@ -100,7 +100,7 @@ pub struct Boundary {
     /// Rank `k` of the column space, for `subspace`: the numbers per token that cross. The other kinds do not read
     /// it. Default `hidden_size / 8`.
     pub rank: usize,
-    /// How numbers become bytes, both directions. Default q8.
+    /// Format of the numbers, in both directions. Default q8.
     pub packing: Packing,
     /// Standard deviation of the entries of the frozen anchor, for `subspace`. Default 0.02, that of the initial
     /// weights.
@@ -115,12 +115,11 @@ pub enum Kind {
     Identity,
     /// Coordinates in a fixed column space that all writers before the last stage are confined to.
     Subspace,
-    /// Nothing crosses: the receiver starts from a trained anchor of its own. The control that every other kind is
-    /// compared with.
+    /// Nothing crosses: the receiver starts from a trained anchor of its own. This is the control of the other kinds.
     None,
 }
 
-/// How numbers become bytes.
+/// Format of the numbers that cross a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum Packing {
@@ -141,7 +140,7 @@ pub struct Batch {
     pub sequences: usize,
 }
 
-/// How weights change (algorithm NAdamW: Dozat 2016 with decoupled decay; schedule: linear warm-up, cosine).
+/// Update rule and schedule (NAdamW: Dozat 2016 with decoupled decay; linear warm-up, then cosine).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Optimizer {
     /// Update rule. Default nadamw.
@@ -169,7 +168,7 @@ pub struct Optimizer {
     pub max_grad_norm_ratio: f32,
     /// The accumulated gradient of a stage is clipped at this norm; 0 turns it off. Default 1.
     pub max_grad_norm: f32,
-    /// Staleness correction: the rate is divided by `max(1, tau)^rho`, with rho annealed from this to 0 over
+    /// Staleness correction: the rate is divided by `max(1, tau)^rho`, with `rho` annealed from this value to 0 over
     /// the run (arXiv 2505.01099). 0 turns it off. Default 1 asynchronous, 0 synchronous.
     pub staleness_power: f32,
 }
@@ -203,7 +202,7 @@ impl Optimizer {
         }
     }
 
-    /// The update rule alone, for comparisons: a constant rate, and nothing that changes gradients.
+    /// The update rule alone, for comparisons: a constant rate, without decay, clipping or staleness correction.
     #[must_use]
     pub fn plain(kind: OptimizerKind, learning_rate: f32, steps: u64) -> Self {
         Self {
@@ -217,7 +216,7 @@ impl Optimizer {
     }
 }
 
-/// Update rule.
+/// Update rule of the optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum OptimizerKind {
@@ -227,13 +226,13 @@ pub enum OptimizerKind {
     NAdamW,
 }
 
-/// How replicas of a stage average weights and moments (AsyncMesh, arXiv 2601.22442). A stage with one
+/// Averaging of weights and moments among the replicas of a stage (AsyncMesh, arXiv 2601.22442). A stage with one
 /// replica does not average.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Averaging {
     /// Finished microbatches of the whole run between two averaging rounds; 0 turns averaging off. A shorter interval
-    /// keeps replicas closer together and costs more traffic: a round moves about `24 / fragments` bytes for each
-    /// parameter of a stage, up and down at every replica. Default 16.
+    /// keeps replicas closer together and costs more traffic: each replica sends and receives about `24 / fragments`
+    /// bytes in a round for each parameter of the stage. Default 16.
     pub interval: u64,
     /// Disjoint fragments that the parameters of a stage are divided into (Streaming DiLoCo, arXiv 2501.18512); a round
     /// averages one of them. Default 20, so that a round averages 5 %.
@@ -247,7 +246,7 @@ pub struct Data {
     pub paths: Vec<PathBuf>,
     /// File name endings to take from directories, e.g. `rs`; empty takes every file. Default empty.
     pub extensions: Vec<String>,
-    /// How text becomes token ids. Default bytes.
+    /// Tokenizer of the text. Default bytes.
     pub tokenizer: Tokenizer,
     /// Share of the text held out for evaluation, between 0 and 1, drawn by file from the run seed. Default 0.05.
     pub heldout: f32,
@@ -255,7 +254,7 @@ pub struct Data {
     pub heldout_microbatches: usize,
 }
 
-/// How text becomes token ids.
+/// The tokenizer of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tokenizer {
     /// Each byte is a token.
@@ -281,7 +280,7 @@ pub enum Join {
 }
 
 impl Data {
-    /// These files or directories, everything else at its default.
+    /// `paths`, with the other fields at their defaults.
     #[must_use]
     pub fn of(paths: Vec<PathBuf>) -> Self {
         Self {
@@ -301,7 +300,7 @@ impl Model {
         self.hidden_size / self.num_attention_heads
     }
 
-    /// Width `g * e` of all key heads of a token together; that of all value heads.
+    /// Width `g * e` of all key heads of a token together, and of all value heads.
     #[must_use]
     pub fn kv_width(&self) -> usize {
         self.num_key_value_heads * self.head_width()
@@ -321,7 +320,7 @@ impl Run {
         first..first + self.pipeline.layers_per_stage[usize::from(stage.0)]
     }
 
-    /// The last stage: the one with the head.
+    /// The last stage, which has the head.
     #[must_use]
     pub fn last_stage(&self) -> StageIndex {
         StageIndex(u16::try_from(self.pipeline.stages - 1).unwrap_or(u16::MAX))

@@ -1,7 +1,7 @@
 //! The form of the residual stream in each layer, and the part of it that crosses a cut.
 //!
-//! Both follow from the [`Run`] and the index of a layer alone, so a shard of any layer range computes the same function
-//! as the layers it holds in one piece.
+//! Both depend on the [`Run`] and the index of the layer alone, so shards of any layer ranges compute the same
+//! function.
 //!
 //! | kind | stream in front of the last stage | crosses a cut |
 //! | --- | --- | --- |
@@ -9,19 +9,19 @@
 //! | subspace | coordinates `Z[N,k]`, with `X = E0[ids] + Z U^T` | `Z` |
 //! | none | `X[N,d]`, restarted behind each cut from a trained anchor | 0 bytes |
 //!
-//! Constrained layers keep the stream as coordinates, so a code is a copy of it and nothing is lost. The first
-//! layer of the last stage lifts the coordinates to a dense stream; a run with one stage constrains no layer.
+//! Constrained layers keep the stream as coordinates, so a code is an exact copy of the stream. The first layer of the
+//! last stage lifts the coordinates to a dense stream; a run with one stage constrains no layer.
 
 use super::{Kind, Run};
 
 /// Change of the stream at the entry of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// It flows on.
+    /// The stream is unchanged.
     Continue,
     /// Coordinates become a dense stream.
     Lift,
-    /// It is dropped; a trained anchor takes its place.
+    /// A trained anchor replaces the stream.
     Restart,
 }
 

@@ -1,15 +1,15 @@
-//! "Did you mean": from a name or word that a run file does not have to the one it stands for.
+//! "Did you mean": suggestions for names and words that a run file does not have.
 
 use super::synonyms::{FIELDS, VALUES, WITHOUT_FIELD};
 
-/// Longer names are no slip of the finger, and comparing them costs their length.
+/// Limit of the names that are compared, characters: a longer name is no slip of the finger.
 const NAME_CHARS_MAX: usize = 64;
 
 /// The sections and fields that may stand in a file; the section without a name holds the fields at the top.
 pub(super) type Known<'k> = [(&'k str, Vec<&'k str>)];
 
-/// A sentence that leads from the unknown field `name` of `section` to the field it stands for; `text` is its value if
-/// that is a text. `None` where no name is close.
+/// A sentence that names the field meant by the unknown field `name` of `section`; `text` is its value if that is a
+/// text. `None` if no name is close.
 pub(super) fn for_field(known: &Known<'_>, section: &str, name: &str, text: Option<&str>) -> Option<String> {
     if let Some((_, advice)) = WITHOUT_FIELD.iter().find(|(names, _)| names.contains(&name)) {
         return Some((*advice).to_owned());
@@ -21,7 +21,7 @@ pub(super) fn for_field(known: &Known<'_>, section: &str, name: &str, text: Opti
     })
 }
 
-/// The value, in TOML, that the word `text` of the field at `path` stands for; `None` where no word is close.
+/// The value, in TOML, that the word `text` of the field at `path` stands for; `None` if no word is close.
 pub(super) fn for_word(path: &str, text: &str, words: &[&str]) -> Option<String> {
     let known = words.iter().map(|word| (*word, format!("\"{word}\"")));
     let others =
@@ -51,7 +51,7 @@ fn close_by(known: &Known<'_>, section: &str, name: &str) -> Option<String> {
     nearest(name, own.chain(synonyms))
 }
 
-/// The one path of the file with this very name or synonym; `None` if there are several.
+/// The path of the file with exactly this name or synonym; `None` if there are several.
 fn elsewhere(known: &Known<'_>, name: &str) -> Option<String> {
     let own =
         known.iter().filter(|(_, fields)| fields.contains(&name)).map(|(section, _)| join(section, name));
@@ -81,7 +81,7 @@ fn split(path: &str) -> (&str, &str) {
     path.split_once('.').unwrap_or(("", path))
 }
 
-/// The meaning of the spelling that differs least from `name`, by a third of its letters at most.
+/// The meaning of the spelling that differs least from `name`, by at most a third of its letters.
 fn nearest<'s>(name: &str, candidates: impl Iterator<Item = (&'s str, String)>) -> Option<String> {
     if name.chars().count() > NAME_CHARS_MAX {
         return None;

@@ -1,4 +1,4 @@
-//! Other names for the fields and words of a run file: those of Hugging Face and of other trainers, and our former ones.
+//! Other names for the fields and words of a run file: of Hugging Face, of other trainers, and of earlier versions.
 
 /// Names that people try, by the path of the field or section that has them.
 pub(super) const FIELDS: &[(&str, &[&str])] = &[
@@ -86,7 +86,7 @@ pub(super) const FIELDS: &[(&str, &[&str])] = &[
     ("policy.join", &["allow", "allowlist", "peers"]),
 ];
 
-/// Names for which a run file has no field, and the advice instead.
+/// Names for which a run file has no field, each with an advice.
 pub(super) const WITHOUT_FIELD: &[(&[&str], &str)] = &[
     (
         &["epochs", "num_epochs", "num_train_epochs", "max_epochs"],

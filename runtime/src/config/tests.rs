@@ -1,4 +1,4 @@
-//! Run files as people write them, with their slips.
+//! Run files, right and wrong.
 
 use std::path::{Path, PathBuf};
 
@@ -83,7 +83,7 @@ fn with(section: &str, line: &str) -> String {
     }
 }
 
-/// The message names file, line and field, and every part of `says`.
+/// Asserts that the message names file, line and field, and every part of `says`.
 fn check_refused(text: &str, line: usize, field: &str, says: &[&str]) {
     let error = parse(text).expect_err(text);
     let message = error.to_string();
@@ -405,7 +405,7 @@ fn files_that_are_no_run_files() {
     assert_eq!(Run::load(&path).unwrap().name, "latin");
 }
 
-/// Attacks of a hostile file: deep recursion and long lists.
+/// A hostile file: deep recursion and long lists.
 #[test]
 fn deep_and_long_files_are_refused() {
     let room = limits::CONFIG_BYTES_MAX / 8;
@@ -440,7 +440,7 @@ fn the_annotated_run_reads_back_as_the_same_run() {
     }
 }
 
-/// Seen from the folder of the package, where cargo starts tests. Not from the one known when this was compiled:
+/// Relative to the folder of the package, where cargo starts tests. The folder known at compile time is no use:
 /// checkouts that share a target folder share test binaries.
 const EXAMPLES: &str = "../examples/configs";
 
@@ -464,7 +464,7 @@ fn all_example_configs_are_valid() {
     assert!(seen >= 4);
 }
 
-/// The header of the file promises it.
+/// The header of the file says so.
 #[test]
 fn the_laptop_model_has_about_a_million_parameters() {
     let run = Run::load(&Path::new(EXAMPLES).join("laptop.toml")).unwrap();
@@ -542,7 +542,7 @@ fn parameters_are_counted_by_stage() {
     assert_eq!(run.stage_parameters(StageIndex(1)), 65_536 + 135_168 + 256 + 256 * 128, "with its anchor");
 }
 
-/// Words that make an edit likelier to stay TOML and still be wrong.
+/// Pieces that keep an edited file TOML and make it wrong.
 const PIECES: &[&str] = &[
     "0",
     "-1",

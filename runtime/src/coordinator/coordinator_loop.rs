@@ -1,4 +1,5 @@
-//! The loop around a coordinator: one request, one timeout or one wish to stop at a time. It holds no rule of its own.
+//! The loop around a coordinator: it waits for a request, a timeout or the stop, and performs the machine's actions.
+//! All rules are in the machine.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -15,7 +16,7 @@ use crate::outcome::Outcome;
 use crate::process::Clock;
 use crate::report::{self, FeederReport, Reporter};
 
-/// One coordinator at work.
+/// The state of the loop.
 #[derive(Debug)]
 pub(super) struct CoordinatorLoop<'a> {
     machine: Coordinator,
@@ -24,7 +25,7 @@ pub(super) struct CoordinatorLoop<'a> {
     digest: ManifestDigest,
     table: watch::Sender<v1::SignedMembership>,
     reporter: &'a Reporter,
-    /// The callers whose reply comes next, in order.
+    /// Callers that wait for a reply, in the order of their requests.
     callers: VecDeque<oneshot::Sender<Reply>>,
     ended: bool,
 }

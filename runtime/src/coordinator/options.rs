@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::config::Run;
 use crate::net::Identity;
 
-/// The run to coordinate, and how.
+/// Settings of a coordinator: run, identity, address.
 #[derive(Clone, Debug)]
 pub struct CoordinatorOptions {
     pub(super) run: Run,
@@ -16,8 +16,8 @@ pub struct CoordinatorOptions {
 }
 
 impl CoordinatorOptions {
-    /// Coordinates `run` on loopback, with any free port. Peers pin the key of `identity`; relative paths of the run start
-    /// from the current folder.
+    /// Coordinates `run` on loopback, with any free port. Peers pin the key of `identity`; relative paths of the run
+    /// start from the current folder.
     #[must_use]
     pub fn new(run: Run, identity: Identity) -> Self {
         Self { run, base: PathBuf::new(), identity, listen: SocketAddr::from(([127, 0, 0, 1], 0)) }

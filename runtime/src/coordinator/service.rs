@@ -1,4 +1,4 @@
-//! gRPC requests in, events of the machine out, replies back.
+//! The gRPC service: requests become events of the machine, and its replies become responses.
 
 use std::pin::Pin;
 
@@ -16,7 +16,7 @@ use crate::net::grpc::Caller;
 use crate::net::wire;
 use crate::report::FeederReport;
 
-/// The coordinator as its peers see it.
+/// The service that peers call.
 #[derive(Debug)]
 pub(super) struct Service {
     published: Published,
@@ -35,7 +35,7 @@ impl Service {
         replied.await.map_err(|_| gone(()))
     }
 
-    /// Asks, and returns the state of the member and whether the run is finished.
+    /// Sends `event` to the loop; returns the state of the member and whether the run is finished.
     async fn ask_member(&self, event: Event) -> Result<(MemberState, bool), Status> {
         match self.ask(event).await? {
             Reply { reply: MachineReply::Noted(state), finished } => Ok((state, finished)),
@@ -204,5 +204,5 @@ fn heartbeat(from: Instance, request: &v1::HeartbeatRequest) -> Event {
 }
 
 fn not_a_member() -> Status {
-    Status::aborted("it has not heard from this process for too long, or a newer start of it took its place")
+    Status::aborted("no heartbeat came from this process for too long, or a newer start of it took its place")
 }

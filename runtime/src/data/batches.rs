@@ -7,10 +7,10 @@ use swarmline_scheduler::MicrobatchId;
 use super::{Corpus, TokenStream};
 use crate::config::Run;
 
-/// Draws microbatches: each is `B` sequences of `T + 1` ids, row after row, that begin anywhere in the stream with
-/// equal chance. The first `T` ids of a sequence are inputs, the last `T` targets.
+/// Draws microbatches: each is `B` sequences of `T + 1` ids, row after row. A sequence begins at any position of the
+/// stream with equal chance. Its first `T` ids are inputs, its last `T` targets.
 ///
-/// A draw depends on the run seed and the number of the microbatch alone, and costs microseconds.
+/// A draw depends on the run seed and the number of the microbatch alone, and takes microseconds.
 #[derive(Clone, Debug)]
 pub struct Batches {
     corpus: Arc<Corpus>,
@@ -48,7 +48,7 @@ impl Batches {
 
     fn draw(&self, tokens: &TokenStream, key: &[u8; 32], number: u64) -> Vec<u32> {
         let mut random = blake3::Hasher::new_keyed(key).update(&number.to_le_bytes()).finalize_xof();
-        // A corpus of this run has at least one sequence on either side; a draw from another corpus may be shorter.
+        // Each side of a corpus of this run has at least one sequence; a draw from another corpus may be shorter.
         let starts = tokens.len().saturating_sub(self.sequence) as u64 + 1;
         let mut ids = Vec::with_capacity(self.sequences * self.sequence);
         for _ in 0..self.sequences {
@@ -62,7 +62,7 @@ impl Batches {
     }
 }
 
-/// A 64-bit draw scaled to `0..bound`. Uneven by at most `bound / 2^64`, far less than can be noticed.
+/// A 64-bit draw scaled to `0..bound`. The bias is at most `bound / 2^64`.
 fn below(draw: u64, bound: u64) -> u64 {
     ((u128::from(draw) * u128::from(bound)) >> 64) as u64
 }

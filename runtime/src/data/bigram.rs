@@ -5,11 +5,11 @@ use std::collections::HashMap;
 /// Largest vocabulary whose pairs are counted in a table.
 const DENSE_VOCAB_MAX: usize = 2048;
 
-/// Loss in nats per token of a bigram model counted on `train` and judged on `heldout`.
+/// Loss on `heldout`, nats per token, of a bigram model counted on `train`.
 ///
 /// Smoothing is Witten and Bell's: `p(b|a) = (c(ab) + t(a) p(b)) / (c(a) + t(a))`, where `c` counts and `t(a)` is the
 /// number of different tokens seen after `a`; `p(b)` is the unigram share with one added to every count. The first
-/// held-out token is judged by `p(b)`. About 2.5 on Rust source in bytes. 0 for no held-out tokens.
+/// held-out token has probability `p(b)`. About 2.5 on Rust source in bytes. 0 without held-out tokens.
 ///
 /// # Panics
 /// If an id is not below `vocab`.
@@ -73,7 +73,7 @@ impl Counts {
     }
 }
 
-/// Counts of pairs. They are only looked up, so the order of the map never shows.
+/// Counts of pairs. They are only looked up, so the order of the map has no effect.
 enum Pairs {
     Dense { counts: Vec<u32>, vocab: usize },
     Sparse(HashMap<(u32, u32), u32>),
@@ -88,7 +88,7 @@ impl Pairs {
         }
     }
 
-    /// Counts a pair; returns whether it is the first of its kind.
+    /// Counts a pair; returns whether it is new.
     fn add(&mut self, first: u32, second: u32) -> bool {
         let count = match self {
             Self::Dense { counts, vocab } => &mut counts[first as usize * *vocab + second as usize],

@@ -23,15 +23,14 @@ pub struct Corpus {
 impl Corpus {
     /// Reads the text that `run.data` names, relative to `base`, the folder of the run file.
     ///
-    /// Files are taken in the order named, in a directory by name; hidden files and links inside
-    /// directories are passed over, binary files inside directories are counted and warned about. Text loses
-    /// its byte order mark and carriage returns at line ends. The same text and seed give the same corpus wherever
-    /// the files lie.
+    /// Files are read in the order named, in a directory by name. Hidden files and links inside directories are
+    /// skipped; binary files inside directories are skipped, counted and logged. Text loses its byte order mark and
+    /// carriage returns at line ends. The same text and seed give the same corpus under any paths.
     ///
     /// A file is held out by a hash of the run seed and its text; see [`Corpus::heldout`].
     ///
     /// # Errors
-    /// A path that is missing, unreadable, empty or not text; a directory with nothing usable; a tokenizer that
+    /// A path that is missing, unreadable, empty or not text; a directory without a usable file; a tokenizer that
     /// cannot be loaded or does not fit the model's vocabulary; less than one sequence on either side.
     pub fn open(run: &Run, base: &Path) -> Result<Self, DataError> {
         let tokenizer = TextTokenizer::load(&run.data.tokenizer, base)?;
@@ -55,39 +54,39 @@ impl Corpus {
         &self.sides.train
     }
 
-    /// Tokens held out for evaluation: whole files; or the last part of the largest file, where whole files would miss
-    /// the share by far or leave either side without a sequence.
+    /// Tokens held out for evaluation: whole files; or the last part of the largest file, if whole files miss the share
+    /// by far or leave either side without a sequence.
     #[must_use]
     pub fn heldout(&self) -> &TokenStream {
         &self.sides.heldout
     }
 
-    /// Files of text used.
+    /// Number of text files read.
     #[must_use]
     pub fn files(&self) -> usize {
         self.files
     }
 
-    /// Binary files inside directories that were left out.
+    /// Number of binary files inside directories that were skipped.
     #[must_use]
     pub fn skipped(&self) -> usize {
         self.skipped
     }
 
-    /// Bytes of text used.
+    /// Length of the text, bytes.
     #[must_use]
     pub fn text_bytes(&self) -> u64 {
         self.text_bytes
     }
 
-    /// blake3 of the text used, file by file in order; independent of where the files lie.
+    /// blake3 of the text, file by file in order, independent of paths.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         self.digest
     }
 
-    /// [`bigram_loss`] of the held-out text, in nats per token: a model with a lower loss has learned more than which
-    /// token follows which.
+    /// [`bigram_loss`] of the held-out text, nats per token: a model with a lower loss has learned more than pairs of
+    /// tokens.
     #[must_use]
     pub fn bigram_loss(&self) -> f64 {
         bigram_loss(self.train().iter(), self.heldout().iter(), self.vocab)

@@ -1,11 +1,11 @@
-//! Why text cannot be used.
+//! Errors of reading text.
 
 use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// Why text cannot be used. Every message names the file and the remedy.
+/// Reasons why text cannot be used. Messages name the file and the remedy.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DataError {
@@ -29,7 +29,7 @@ pub enum DataError {
         /// The path.
         path: PathBuf,
     },
-    /// A file named in the run file has nothing in it.
+    /// A file named in the run file is empty.
     #[error("{}: the file is empty. Leave it out of `data.paths`", path.display())]
     Empty {
         /// The path.
@@ -51,13 +51,13 @@ pub enum DataError {
         /// The file endings looked for, and the files found.
         found: String,
     },
-    /// More text than is read into memory.
+    /// The text exceeds the limit of text in memory.
     #[error("the text has more than {limit_bytes} bytes; it is held in memory. Name fewer files")]
     TooMuchText {
         /// The limit, in bytes.
         limit_bytes: u64,
     },
-    /// Less than one sequence on one of the two sides.
+    /// One of the two sides has less than one sequence.
     #[error(
         "too little text: {tokens} tokens are {side}, but one sequence takes {needed} (model.max_position_embeddings + 1). \
          Add text to `data.paths` or lower `model.max_position_embeddings`"
@@ -86,7 +86,7 @@ pub enum DataError {
         /// Error of the `tokenizers` library.
         cause: String,
     },
-    /// The text has ids the model has no embedding for.
+    /// The text has an id outside the model's vocabulary.
     #[error("{}: token {id} is outside model.vocab_size = {vocab}. Raise `model.vocab_size`, or leave it out", path.display())]
     OutsideVocabulary {
         /// The file.

@@ -10,16 +10,16 @@ use walkdir::{DirEntry, WalkDir};
 use super::DataError;
 use crate::config::Data;
 
-/// Bytes of text held in memory, at most.
+/// Limit of text in memory, bytes.
 const TEXT_BYTES_MAX: u64 = 8 << 30;
-/// A file with more than one invalid byte in this many is not text.
+/// A file with more than one invalid byte in every 10 is not text.
 const BYTES_PER_INVALID_MIN: usize = 10;
 
 /// A file of text.
 #[derive(Debug)]
 pub(super) struct TextFile {
     pub(super) path: PathBuf,
-    /// Without byte order mark, lines ended by `\n`, and one at the end.
+    /// Without byte order mark; each line ends with `\n`, the last one too.
     pub(super) text: Vec<u8>,
 }
 
@@ -27,16 +27,16 @@ pub(super) struct TextFile {
 #[derive(Debug, Default)]
 pub(super) struct TextFiles {
     pub(super) files: Vec<TextFile>,
-    /// Binary files inside directories that were left out.
+    /// Number of binary files inside directories that were skipped.
     pub(super) skipped: usize,
     bytes: u64,
-    /// Paths read so far: a file may be named twice, by itself and by its directory.
+    /// Paths read so far: a run may name a file twice, directly and by its directory.
     seen: BTreeSet<PathBuf>,
 }
 
 impl TextFiles {
     /// Reads `data.paths`, relative to `base`, in the order given and by name within a directory. Links inside
-    /// directories and names that begin with a dot are passed over.
+    /// directories and names that begin with a dot are skipped.
     pub(super) fn read(data: &Data, base: &Path) -> Result<Self, DataError> {
         let mut found = Self::default();
         for path in &data.paths {

@@ -1,7 +1,7 @@
-//! Text to batches of token ids.
+//! From text to batches of token ids.
 //!
-//! [`Corpus`] reads the files once and splits them, [`Batches`] draws microbatches from it. A microbatch is a pure
-//! function of the run seed and its number: every process draws the same one.
+//! [`Corpus`] reads the files once and splits them; [`Batches`] draws microbatches from it. A microbatch is a pure
+//! function of the run seed, its number and the text, so every process draws the same microbatch.
 
 mod batches;
 mod bigram;

@@ -1,4 +1,4 @@
-//! Text that is already on a machine that has built a Rust program: the sources cargo fetched.
+//! Default text of the demo: the sources that cargo has fetched on this machine.
 
 use std::env;
 use std::fs;
@@ -8,17 +8,17 @@ use super::DataError;
 use super::files::walk;
 use crate::config::Data;
 
-/// Bytes of text taken, at most.
+/// Limit of the text, bytes.
 const SOURCES_BYTES_MAX: usize = 12 << 20;
-/// Bytes taken of one crate, at most, so that no single style of writing fills the text.
+/// Limit of the text of one crate, bytes, so that no single style of writing fills the text.
 const CRATE_BYTES_MAX: usize = 1 << 20;
-/// Bytes of a file, at most: larger ones are rarely written by hand.
+/// Limit of a file, bytes: larger files are rarely written by hand.
 const FILE_BYTES_MAX: u64 = 256 << 10;
-/// Bytes of a line, at most: longer lines are rarely written by hand; tables have them.
+/// Limit of a line, bytes: longer lines are rarely written by hand; tables have them.
 const LINE_BYTES_MAX: usize = 400;
-/// Mean bytes of a line, at most: a larger mean is a table too.
+/// Limit of the mean line, bytes: a file above it is a table too.
 const MEAN_LINE_BYTES_MAX: usize = 80;
-/// Bytes at the start of a file in which a generator leaves its name.
+/// Bytes at the start of a file that are searched for the name of a generator.
 const HEAD_BYTES: usize = 2 << 10;
 
 /// Hand-written crates that this program is built from, in the order in which they are taken.
@@ -61,18 +61,18 @@ pub struct Found {
 
 /// Finds hand-written Rust sources in cargo's registry folder: `$CARGO_HOME`, else `~/.cargo`.
 ///
-/// Takes a fixed list of crates in the versions this program is built with, so that the text is the same on every
-/// machine; where none of them is there, any crates. Generated files, tables and files over 256 KiB are left out.
-/// At most 1 MiB of a crate, at most 12 MiB in all.
+/// Takes a fixed list of crates in the versions that this program is built with, so that the text is the same on every
+/// machine; without any of them, takes any crates. Generated files, tables and files over 256 KiB are left out. The
+/// limits are 1 MiB of a crate and 12 MiB in all.
 ///
 /// # Errors
-/// [`DataError::NoSources`] where there is no text; its message names `--data PATH`.
+/// [`DataError::NoSources`] without any text; its message names `--data PATH`.
 pub fn find() -> Result<Found, DataError> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
     find_in(&home.unwrap_or_else(|| PathBuf::from(".cargo")))
 }
 
-/// As [`find`], with cargo's folder named.
+/// As [`find`], in the cargo folder `cargo_home`.
 ///
 /// # Errors
 /// As [`find`].

@@ -16,12 +16,12 @@ pub(super) struct Sides {
     pub(super) heldout: TokenStream,
 }
 
-/// Splits by file: a file is held out if the hash of (seed, its text) falls below `heldout`. By its text and not its
-/// name, so that copies of a file never end on both sides, and the split is the same wherever the files lie.
+/// Splits by file: a file is held out if the hash of (seed, its text) falls below `heldout`. The hash covers the text
+/// and not the name, so copies of a file are always on one side, and the split does not depend on paths.
 ///
-/// With few files of different sizes the draw can miss the share by far. Where either side is left without a whole
+/// With few files of different sizes the draw can miss the share by far. If either side is left without a whole
 /// sequence, or the held-out side with less than a quarter of its share or more than halfway from it to all of the
-/// text, everything is trained on but the last part of the largest file.
+/// text, the held-out side is the last part of the largest file alone.
 pub(super) fn split(
     pieces: Vec<Piece>,
     seed: u64,

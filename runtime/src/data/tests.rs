@@ -1,4 +1,4 @@
-//! Text as it lies on disks.
+//! Text files: hidden, binary, empty, linked, and too short.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ fn paths_that_lead_nowhere() {
 
 #[test]
 fn unreadable_files_are_named() {
-    // A path below a file cannot be opened, even by a user who may read everything.
+    // A path below a file cannot be opened, even by root.
     check_refused(&[("a", LONG)], "paths = [\"a/b\"]", &["a/b", "cannot be read", "leave it out"]);
 }
 
@@ -147,7 +147,7 @@ fn a_single_file_is_split_at_its_end() {
     assert_eq!(corpus.train().len(), text.len() - held);
 }
 
-/// Whichever of the two the seed would hold out, neither draw is worth training with.
+/// Either file is too far from the share, so the seed cannot choose one.
 #[test]
 fn a_draw_far_from_the_share_falls_back_to_the_largest_file() {
     let large: Vec<u8> = (0..20_000u32).flat_map(|i| format!("{i}\n").into_bytes()).collect();

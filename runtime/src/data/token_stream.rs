@@ -1,8 +1,8 @@
-//! A long stream of token ids in as few bytes as they need.
+//! A compact stream of token ids.
 
 use std::ops::Range;
 
-/// Token ids, one after another: one byte each while they all fit, four otherwise.
+/// Token ids in order: one byte each if all are below 256, four otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenStream {
     /// Ids below 256.
@@ -60,7 +60,7 @@ impl TokenStream {
         }
     }
 
-    /// Cuts off everything from `at` on.
+    /// Cuts off the tokens from `at` on and returns them.
     pub(super) fn split_off(&mut self, at: usize) -> Self {
         match self {
             Self::Bytes(bytes) => Self::Bytes(bytes.split_off(at)),

@@ -1,4 +1,4 @@
-//! Text to token ids.
+//! From text to token ids and back.
 
 use std::fmt;
 use std::fs::File;
@@ -8,7 +8,7 @@ use std::path::Path;
 use super::{DataError, TokenStream};
 use crate::config::Tokenizer;
 
-/// Bytes of a tokenizer file, at most. The largest in use have some 20 MB.
+/// Limit of a tokenizer file, bytes. The largest in use have some 20 MB.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// A loaded tokenizer.
@@ -29,7 +29,7 @@ impl fmt::Debug for TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Loads the tokenizer a run names; its path is relative to `base`.
+    /// Loads the tokenizer that a run names; its path is relative to `base`.
     ///
     /// # Errors
     /// [`DataError::BadTokenizer`]: the file is missing, unreadable or not a tokenizer.
@@ -49,7 +49,7 @@ impl TextTokenizer {
             return Err(bad(format!("it has more than {FILE_BYTES_MAX} bytes")));
         }
         let tokenizer = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|cause| bad(cause.to_string()))?;
-        // Ids may have gaps, so their number says nothing about the largest.
+        // Ids may have gaps, so the largest id does not follow from their number.
         let largest = tokenizer.get_vocab(true).into_values().max();
         let vocab = largest.ok_or_else(|| bad("it has no entries".to_owned()))? as usize + 1;
         let inner = Inner::File { tokenizer: Box::new(tokenizer), vocab };
@@ -71,8 +71,8 @@ impl TextTokenizer {
         self.digest
     }
 
-    /// The ids of `text`, without any special tokens around it. Bytes that are not UTF-8 reach a tokenizer file as
-    /// the replacement character, and `bytes` as they are.
+    /// The ids of `text`, without special tokens around it. For a tokenizer file, bytes that are not UTF-8 become the
+    /// replacement character; `bytes` keeps them.
     ///
     /// # Errors
     /// Error of the `tokenizers` library, where a tokenizer file cannot encode the text.

@@ -1,5 +1,5 @@
-//! The loop around a feeder: waits for one thing, hands it to the machine, and does what the machine asks. It holds no
-//! rule of its own.
+//! The loop around a feeder: it waits for an event, passes it to the machine, and performs the machine's actions. All
+//! rules are in the machine.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -26,10 +26,10 @@ use crate::telemetry;
 
 /// Time between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-/// A stage without a replica holds the run; a person hears of it once in this time.
+/// Time between two reports of a stage without a replica, which halts the run.
 const UNSERVED_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What the loop works with.
+/// Handles of the loop: network, coordinator, text and files.
 #[derive(Debug)]
 pub(super) struct Handles {
     pub(super) network: Network,
@@ -46,7 +46,7 @@ pub(super) struct Handles {
 /// The coordinator's reply to a request for microbatch ids.
 type LeaseReply = Result<Lease, ControlError>;
 
-/// One feeder at work.
+/// The state of the loop.
 #[derive(Debug)]
 pub(super) struct FeederLoop {
     machine: Feeder<Bytes>,
@@ -54,7 +54,7 @@ pub(super) struct FeederLoop {
     clock: Clock,
     lease_sender: mpsc::Sender<LeaseReply>,
     leases: mpsc::Receiver<LeaseReply>,
-    /// When a person was last told that a stage is unserved; the first wait is ordinary.
+    /// Time of the last report of an unserved stage, or of the last moment when all stages were served.
     unserved_told: Instant,
     refusals: RateLimit,
     notices: Notices,
@@ -127,7 +127,7 @@ impl FeederLoop {
         }
     }
 
-    /// Reports the outcomes; the coordinator ends the run when every feeder has.
+    /// Reports the outcomes; the coordinator ends the run after every feeder's report.
     async fn close(&mut self, end: End, reporter: &Reporter) -> Result<Outcome, Error> {
         let outcome = match end {
             End::Finished => Outcome::Finished,
@@ -152,7 +152,7 @@ impl FeederLoop {
         Ok(outcome)
     }
 
-    // --- Into the machine -----------------------------------------------------------------------------------
+    // --- Events ---------------------------------------------------------------------------------------------
 
     fn on_network(&mut self, event: NetEvent, reporter: &Reporter) -> Result<(), Error> {
         let now = Instant::now();
@@ -189,7 +189,7 @@ impl FeederLoop {
         Ok(())
     }
 
-    /// Hands an event to the machine and does what it asks, until nothing follows.
+    /// Passes an event to the machine and performs its actions, with the events that follow from them.
     fn handle(&mut self, event: Event<Bytes>, reporter: &Reporter) -> Result<(), Error> {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
@@ -201,9 +201,9 @@ impl FeederLoop {
         Ok(())
     }
 
-    // --- Out of the machine ---------------------------------------------------------------------------------
+    // --- Actions --------------------------------------------------------------------------------------------
 
-    /// Does one thing; returns the event that follows at once, if one does.
+    /// Performs an action; returns the event that follows at once, if any.
     fn act(&mut self, action: Action<Bytes>, reporter: &Reporter) -> Result<Option<Event<Bytes>>, Error> {
         match action {
             Action::Journal(record) => self.handles.journal.write(&record)?,
@@ -237,20 +237,20 @@ impl FeederLoop {
         self.handles.network.send(self.machine.table(), to, envelope).map(Event::PeerLost)
     }
 
-    /// Asks in the background: training goes on with the ids still left.
+    /// Requests a lease in the background: training goes on with the ids left.
     fn request_lease(&self, count: u64) {
         let (mut control, sender) = (self.handles.control.clone(), self.lease_sender.clone());
         tokio::spawn(async move {
             let lease = control.lease(count).await;
             if let Err(ControlError::Silent { .. }) = lease {
-                // The machine asks again.
+                // The machine retries.
                 return;
             }
             let _ = sender.send(lease).await;
         });
     }
 
-    // --- What people hear -----------------------------------------------------------------------------------
+    // --- Reports --------------------------------------------------------------------------------------------
 
     fn count(&mut self, id: MicrobatchId, outcome: &MicrobatchOutcome, reporter: &Reporter) {
         let microbatch = id.to_string();
@@ -267,7 +267,7 @@ impl FeederLoop {
         }
     }
 
-    /// Tells a measurement; the time that it took is no training time.
+    /// Reports an evaluation; its time does not count as training time.
     fn measured(&mut self, measured: &Measured, reporter: &Reporter) {
         self.handles.throughput.paused();
         let counts = self.machine.counts();

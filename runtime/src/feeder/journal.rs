@@ -1,6 +1,6 @@
 //! The feeder's journal as a file: JSON, one record a line, each written before the actions that follow from it.
 //!
-//! A process that is killed loses nothing it wrote; a machine that loses power may lose the last moments.
+//! A killed process keeps all records it wrote; a machine that loses power may lose the latest.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -79,8 +79,8 @@ struct Station {
 }
 
 impl Journal {
-    /// Opens the journal and reads the records of an earlier start. A last line without an end, in which the earlier start
-    /// died, is cut off.
+    /// Opens the journal and reads the records of an earlier start. If the earlier start died within a line, that line
+    /// is cut off.
     pub(super) fn open(path: Option<&Path>, digest: &ManifestDigest) -> Result<(Self, Vec<Record>), Error> {
         let Some(path) = path else { return Ok((Self { file: None }, Vec::new())) };
         let failed = |action| move |error| Error::File { action, path: path.to_owned(), error };
@@ -172,7 +172,7 @@ impl Line {
                 let outcome = Outcome::Finished { loss: Loss { sum, tokens } };
                 Record::Ended { microbatch: MicrobatchId(id), outcome }
             }
-            // The refusal counts; its reason was told when it happened.
+            // Only the count matters: the reason was reported at the time.
             Self::Refused { id, by, reason } => {
                 let outcome = Outcome::Refused { by: by.hop()?, reason: Refusal::Malformed(reason) };
                 Record::Ended { microbatch: MicrobatchId(id), outcome }

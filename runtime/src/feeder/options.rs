@@ -7,7 +7,7 @@ use swarmline_scheduler::Role;
 
 use crate::net::{Identity, Invite};
 
-/// How to feed a run.
+/// Settings of a feeder: invite, identity, address, text, journal.
 #[derive(Clone, Debug)]
 pub struct FeederOptions {
     pub(crate) invite: Invite,
@@ -20,8 +20,8 @@ pub struct FeederOptions {
 }
 
 impl FeederOptions {
-    /// Feeds the run of `invite` on loopback, with any free port. It reads the coordinator's paths, measures the held-out
-    /// loss at the beginning and the end, and keeps no journal.
+    /// Feeds the run of `invite` on loopback, with any free port. The feeder reads the coordinator's paths, measures
+    /// the held-out loss at the beginning and the end, and keeps no journal.
     #[must_use]
     pub fn new(invite: Invite, identity: Identity) -> Self {
         Self {
@@ -53,20 +53,20 @@ impl FeederOptions {
         Self { evaluate_every: microbatches.into(), ..self }
     }
 
-    /// File for what must survive this process; a feeder that is started again with it and the same identity resumes where
-    /// this one died.
+    /// File of the journal. A feeder that is started again with this file and the same identity resumes where this
+    /// feeder died.
     #[must_use]
     pub fn with_journal(self, journal: impl Into<Option<PathBuf>>) -> Self {
         Self { journal: journal.into(), ..self }
     }
 
-    /// Whether it takes over the ids of feeders that are gone for good.
+    /// Whether the feeder takes over the ids of feeders that are gone for good.
     #[must_use]
     pub fn with_succession(self, succeed: bool) -> Self {
         Self { succeed, ..self }
     }
 
-    /// A successor that is started again finds in its journal what it has taken over.
+    /// The role of the feeder. A successor that is started again reads from its journal which ids it has taken over.
     pub(super) fn role(&self) -> Role {
         let resumes =
             self.journal.as_deref().is_some_and(|path| path.metadata().is_ok_and(|file| file.len() > 0));

@@ -7,7 +7,7 @@ use swarmline_scheduler::feeder::Counts;
 
 use crate::report::{FeederReport, ProgressReport};
 
-/// Tokens, losses and the time that they took.
+/// Tokens and losses of finished microbatches, and the time of training.
 #[derive(Debug)]
 pub(super) struct Throughput {
     total: u64,
@@ -15,7 +15,7 @@ pub(super) struct Throughput {
     tokens: u64,
     since_progress: Loss,
     progress_at: Instant,
-    /// When training went on last; `None` while it is held for an evaluation.
+    /// Time of the last finished microbatch, or of the start of training; `None` during an evaluation.
     training_since: Option<Instant>,
     training: Duration,
 }
@@ -54,7 +54,7 @@ impl Throughput {
         self.training_since = None;
     }
 
-    /// Since the last one; `None` if nothing was finished.
+    /// Progress since the last call; `None` if no microbatch has finished since.
     pub(super) fn progress(&mut self, counts: &Counts) -> Option<ProgressReport> {
         let elapsed = std::mem::replace(&mut self.progress_at, Instant::now()).elapsed();
         let since = std::mem::take(&mut self.since_progress);

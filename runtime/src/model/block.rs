@@ -12,7 +12,7 @@ use crate::model::pass::Pass;
 use crate::model::stash::LayerActivations;
 use crate::subspace::Subspace;
 
-/// Takes `scratch.stream` through the layer and fills `kept`.
+/// Forward pass of `scratch.stream` through the layer; fills `kept`.
 pub(super) fn forward<B: Backend>(
     pass: &mut Pass<'_, B>,
     layer: &Layer,
@@ -22,7 +22,7 @@ pub(super) fn forward<B: Backend>(
     ffn(pass, layer, kept)
 }
 
-/// Takes `scratch.gradient` back through the layer; adds to the gradients of its parameters.
+/// Backward pass of `scratch.gradient` through the layer; adds to the gradients of its parameters.
 pub(super) fn backward<B: Backend>(
     pass: &mut Pass<'_, B>,
     layer: &Layer,

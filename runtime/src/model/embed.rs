@@ -1,4 +1,4 @@
-//! Where the stream starts: the embedding, or the anchor behind a cut that nothing crosses.
+//! The start of the stream: the embedding, or the anchor behind a cut that nothing crosses.
 
 use swarmline_kernels::{Backend, Result, Write};
 

@@ -16,8 +16,8 @@ pub(super) enum Purpose {
 
 /// Sum over the microbatch of the cross-entropies, nats. The sum is taken in f64, row by row.
 ///
-/// To train, also leaves the gradient of the mean by the norm's output in `scratch.normed_gradient`, and adds
-/// that by the head's weights: logits exist for some rows at a time, so their gradients are used at once.
+/// To train, also stores the gradient of the mean by the norm's output in `scratch.normed_gradient`, and adds the
+/// gradient by the head's weights: logits exist for some rows at a time, so their gradients are used at once.
 pub(super) fn forward<B: Backend>(
     pass: &mut Pass<'_, B>,
     head: Head,

@@ -1,5 +1,5 @@
-//! Initial values, drawn from (run seed, parameter name) and nothing else: replicas agree on them bit for bit
-//! without anyone holding the whole model.
+//! Initial values, drawn from (run seed, parameter name) alone: replicas agree on them bit for bit without the whole
+//! model.
 
 use swarmline_kernels::random;
 

@@ -8,7 +8,7 @@ use crate::model::pass::Pass;
 use crate::model::stash::Activations;
 use crate::model::{block, embed};
 
-/// Takes the stream through all layers and fills `kept`.
+/// Forward pass of the stream through all layers; fills `kept`.
 pub(super) fn forward<B: Backend>(
     pass: &mut Pass<'_, B>,
     ids: &B::Ids,
@@ -22,7 +22,7 @@ pub(super) fn forward<B: Backend>(
     Ok(())
 }
 
-/// Takes the gradient of the stream back through all layers and adds to the parameters' gradients.
+/// Backward pass of the gradient through all layers; adds to the parameters' gradients.
 pub(super) fn backward<B: Backend>(
     pass: &mut Pass<'_, B>,
     ids: &B::Ids,
@@ -34,7 +34,7 @@ pub(super) fn backward<B: Backend>(
         match layer.entry {
             Entry::Continue => {}
             Entry::Lift => lift_backward(pass)?,
-            // The layers before have no part in the loss.
+            // The loss does not depend on the layers before.
             Entry::Restart => return embed::restart_backward(pass, layer, ids),
         }
     }

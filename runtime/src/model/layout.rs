@@ -1,4 +1,4 @@
-//! Where the parameters of a shard stand in its list, and the form of the stream in each of its layers.
+//! Positions of the parameters of a shard in its list, and the form of the stream in each of its layers.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,14 +10,14 @@ use crate::config::{Entry, ParameterSpec, Run, Stream};
 pub(super) struct Layout {
     pub(super) specs: Vec<ParameterSpec>,
     pub(super) embed: Option<Embed>,
-    /// Whether the code that comes in holds coordinates for a dense stream. They are lifted while they are unpacked, so
-    /// the first layer just continues.
+    /// Whether the incoming code holds coordinates for a dense stream. Unpacking lifts them, so the entry of the first
+    /// layer is [`Entry::Continue`].
     pub(super) lifts_code: bool,
     pub(super) layers: Vec<Layer>,
     pub(super) head: Option<Head>,
 }
 
-/// Position of the embedding and how wide its rows are.
+/// Position of the embedding and width of its rows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Embed {
     pub(super) table: usize,
@@ -67,12 +67,12 @@ impl Layout {
         Self { specs, embed, lifts_code, layers: blocks, head }
     }
 
-    /// Whether coordinates are kept or turned into a dense stream anywhere.
+    /// Whether the shard keeps coordinates or lifts them, in a layer or while it unpacks a code.
     pub(super) fn needs_subspace(&self) -> bool {
         self.lifts_code || self.layers_need_anchor()
     }
 
-    /// Whether any layer keeps coordinates or turns them into a dense stream.
+    /// Whether any layer keeps coordinates or lifts them.
     pub(super) fn layers_need_anchor(&self) -> bool {
         self.layers.iter().any(|layer| layer.stream == Stream::Coordinates || layer.entry == Entry::Lift)
     }

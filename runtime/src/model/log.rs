@@ -1,19 +1,19 @@
-//! A record of every parameter value that came into this process.
+//! A record of every parameter value that has been in this process.
 
 use std::collections::BTreeMap;
 
-/// Digests kept per name; later arrivals are only counted. A replica that averages for weeks would fill its memory
-/// otherwise, and a leak shows in the first value of a foreign name.
+/// Limit of the digests per name; further values are only counted. Otherwise a replica that averages for weeks would
+/// fill its memory. A leak shows in the first value of a foreign name.
 const DIGESTS_PER_NAME_MAX: usize = 64;
 
-/// Names kept; beyond it arrivals are counted as [`ParameterLog::unnamed`]. Far above any shard's number of
-/// parameters, so that only forged files reach it.
+/// Limit of the names; beyond it values are counted as [`ParameterLog::unnamed`]. It is far above any shard's number
+/// of parameters, so only forged files reach it.
 const NAMES_MAX: usize = 65_536;
 
-/// Every parameter value that came into this process, by name and digest: initial values, downloads,
-/// checkpoints, and values that were read and then refused.
+/// Every parameter value that has been in this process, by name and digest: initial values, downloads, checkpoints,
+/// and values that were read and then refused.
 ///
-/// Audits read it: no process is given parameters of a stage it does not serve.
+/// Audits read the log: a process never gets parameters of a stage that it does not serve.
 #[derive(Clone, Debug, Default)]
 pub struct ParameterLog {
     arrivals: BTreeMap<String, Arrivals>,
@@ -27,7 +27,7 @@ struct Arrivals {
 }
 
 impl ParameterLog {
-    /// Notes that a value of parameter `name` came in; `digest` is that of its bytes.
+    /// Notes a value of parameter `name`, with the digest of its bytes.
     pub fn record(&mut self, name: &str, digest: blake3::Hash) {
         if !self.arrivals.contains_key(name) && self.arrivals.len() >= NAMES_MAX {
             self.unnamed += 1;
@@ -40,7 +40,7 @@ impl ParameterLog {
         }
     }
 
-    /// Names of all parameters that came in, in order.
+    /// Names of all parameters noted, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.arrivals.keys().map(String::as_str)
     }
@@ -51,13 +51,13 @@ impl ParameterLog {
         self.arrivals.get(name).map_or(&[], |arrivals| &arrivals.digests)
     }
 
-    /// How many values of `name` came in.
+    /// Number of values of `name`.
     #[must_use]
     pub fn count(&self, name: &str) -> u64 {
         self.arrivals.get(name).map_or(0, |arrivals| arrivals.count)
     }
 
-    /// How many values came in under names that the log had no room for.
+    /// Number of values under names beyond the limit.
     #[must_use]
     pub fn unnamed(&self) -> u64 {
         self.unnamed

@@ -1,9 +1,8 @@
 //! The transformer, cut into shards of layers.
 //!
 //! LLaMA: pre-norm RMSNorm, rotary positions, grouped-query causal attention, SwiGLU, final RMSNorm, untied
-//! head. Forward and backward are written by hand beside each other; the device is a [`Backend`] and there is
-//! no autograd tape. A [`Shard`] holds a range of layers, whatever the number of stages: the embedding comes
-//! with layer 0, the head with the last layer.
+//! head. Forward and backward are written by hand, side by side, without an autograd tape; the device is a
+//! [`Backend`]. A [`Shard`] holds any range of layers: the embedding comes with layer 0, the head with the last layer.
 //!
 //! Names of parameters are global (`layers.7.attention.wq`) and all matrices are `[out, in]`, row-major.
 //!

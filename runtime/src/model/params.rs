@@ -30,7 +30,7 @@ impl<B: Backend> Parameter<B> {
         self.shape.iter().product()
     }
 
-    /// Whether it holds no number; no parameter of a valid run does.
+    /// Whether the parameter has no numbers; false for each parameter of a valid run.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -73,7 +73,7 @@ impl<B: Backend> Params<B> {
         self.list.iter()
     }
 
-    /// All parameters, to change them. Values from outside the process go through
+    /// All parameters, mutable. Values from outside the process go through
     /// [`Shard::upload`](crate::model::Shard::upload) or
     /// [`Shard::restore`](crate::model::Shard::restore) instead, which record them.
     pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut Parameter<B>> {
@@ -86,7 +86,7 @@ impl<B: Backend> Params<B> {
         self.list.iter().find(|parameter| parameter.name == name)
     }
 
-    /// The parameter called `name`, to change it.
+    /// The parameter called `name`, mutable.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Parameter<B>> {
         self.list.iter_mut().find(|parameter| parameter.name == name)
     }

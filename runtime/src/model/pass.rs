@@ -7,12 +7,12 @@ use crate::model::params::Params;
 use crate::model::sizes::Sizes;
 use crate::subspace::Subspace;
 
-/// Buffers whose content does not outlive a pass.
+/// Buffers that hold values during one pass.
 #[derive(Debug)]
 pub(super) struct Scratch<B: Backend> {
-    /// The stream as it flows through the layers, `[N,d]` or `[N,k]`.
+    /// The stream between layers, `[N,d]` or `[N,k]`.
     pub(super) stream: B::Tensor,
-    /// The gradient of the stream as it flows back, `[N,d]` or `[N,k]`.
+    /// The gradient of the stream between layers, `[N,d]` or `[N,k]`.
     pub(super) gradient: B::Tensor,
     /// A stream of coordinates in its dense form, and its gradient, `[N,d]`.
     pub(super) dense: B::Tensor,
@@ -71,7 +71,7 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
-/// Everything that the steps of a pass share. `scratch.stream` flows forward, `scratch.gradient` flows back.
+/// The state that the steps of a pass share. `scratch.stream` is the value of forward, `scratch.gradient` of backward.
 pub(super) struct Pass<'a, B: Backend> {
     pub(super) backend: &'a mut B,
     pub(super) params: &'a mut Params<B>,

@@ -17,20 +17,20 @@ use crate::model::{ParameterLog, Params, embed, layers};
 use crate::packing::{CodeError, Codec, Direction, Tokens};
 use crate::subspace::Subspace;
 
-/// Why a shard cannot compute.
+/// Errors of a shard.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShardError {
-    /// A code that came in is malformed, or a code to send is not finite.
+    /// An incoming code is malformed, or an outgoing code is not finite.
     #[error(transparent)]
     Code(CodeError),
     /// The loss is a NaN or an infinity.
     #[error("the loss is not finite")]
     NonFiniteLoss,
-    /// A gradient came in for a microbatch without a stash.
+    /// The microbatch of a gradient has no stash.
     #[error("{0} is not held here")]
     NotHeld(MicrobatchId),
-    /// All stash slots are taken; the caller waits for one or refuses the microbatch.
+    /// All stash slots are taken; the caller waits for a slot or refuses the microbatch.
     #[error("all {slots} stash slots are taken")]
     Full {
         /// Slots of the shard.
@@ -53,10 +53,10 @@ impl From<CodeError> for ShardError {
 /// Input of the last stage in an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upstream {
-    /// The code.
+    /// The code from the stage before.
     Connected,
-    /// Zeros in place of the code: the control that shows whether the upstream matters. No change without an upstream, or
-    /// where the cut has no content.
+    /// Zeros in place of the code: the control that shows whether the upstream matters. Without an upstream, or behind
+    /// a cut that nothing crosses, there is no change.
     Cut,
 }
 
@@ -65,7 +65,7 @@ pub enum Upstream {
 pub struct LossAndGradient {
     /// Summed over the tokens of the microbatch.
     pub loss: Loss,
-    /// The packed gradient of the code that came in; empty if no code did.
+    /// The packed gradient of the incoming code; empty without a code.
     pub gradient: Vec<u8>,
 }
 
@@ -74,14 +74,14 @@ pub struct LossAndGradient {
 pub struct Backward {
     /// Weight version of the forward pass.
     pub version: WeightVersion,
-    /// The packed gradient of the code that came in; empty if no code did.
+    /// The packed gradient of the incoming code; empty without a code.
     pub gradient: Vec<u8>,
 }
 
-/// The weights of a range of layers and everything needed to compute with them.
+/// The weights of a range of layers, and the device and buffers to compute with them.
 ///
-/// All buffers are allocated when the shard is made. Gradients accumulate into [`Params`]; the caller decides
-/// when they are used and zeroed. If a call that adds gradients fails, they hold part of a sum: zero them.
+/// All buffers are allocated when the shard is made. Gradients accumulate in [`Params`]; the caller decides
+/// when they are used and zeroed. If a call that adds gradients fails, they hold part of a sum and must be zeroed.
 #[derive(Debug)]
 pub struct Shard<B: Backend> {
     backend: B,
@@ -92,7 +92,7 @@ pub struct Shard<B: Backend> {
     input: Codec,
     output: Codec,
     scratch: Scratch<B>,
-    /// For passes that start and end within one call.
+    /// Activations of passes that start and end within one call.
     workspace: Activations<B>,
     stashes: Stashes<B>,
     log: ParameterLog,
@@ -243,7 +243,7 @@ impl<B: Backend> Shard<B> {
         Ok(LossAndGradient { loss, gradient: self.send_gradient(microbatch)? })
     }
 
-    /// Frees the slot of a microbatch whose gradient will not come; returns whether it held one.
+    /// Frees the slot of a microbatch whose gradient will not come; returns whether there was a slot.
     pub fn release(&mut self, microbatch: MicrobatchId) -> bool {
         let stash = self.stashes.remove(microbatch);
         let held = stash.is_some();
@@ -334,19 +334,19 @@ impl<B: Backend> Shard<B> {
         &self.output
     }
 
-    /// Digest of the column space's basis, for the handshake; `None` if the shard has nothing to do with it.
+    /// Digest of the column space's basis, for the handshake; `None` if the shard does not use the basis.
     #[must_use]
     pub fn basis_digest(&self) -> Option<blake3::Hash> {
         self.space.as_ref().map(Subspace::basis_digest)
     }
 
-    // ---- the steps of a call --------------------------------------------------------------------------------
+    // ---- steps of a call ------------------------------------------------------------------------------------
 
     fn ids(&mut self, ids: &[u32]) -> Result<B::Ids, ShardError> {
         Ok(self.backend.ids(ids, self.sizes.model.vocab_size)?)
     }
 
-    /// `scratch.stream =` the code, in its dense form where the first layer wants that, or the embedding.
+    /// `scratch.stream =` the code, in its dense form if the first layer needs it, or the embedding.
     fn receive(&mut self, microbatch: MicrobatchId, ids: &B::Ids, code: &[u8]) -> Result<(), ShardError> {
         let Scratch { stream, anchor, .. } = &mut self.scratch;
         if let Some(space) = self.space.as_ref().filter(|_| self.layout.lifts_code) {
@@ -375,7 +375,7 @@ impl<B: Backend> Shard<B> {
         Ok(())
     }
 
-    /// `scratch.gradient =` the gradient of the code that went out.
+    /// `scratch.gradient =` the gradient of the outgoing code.
     fn receive_gradient(&mut self, microbatch: MicrobatchId, gradient: &[u8]) -> Result<(), ShardError> {
         let stream = &mut self.scratch.gradient;
         Ok(self.output.decode(&mut self.backend, stream, gradient, microbatch, Direction::Backward)?)

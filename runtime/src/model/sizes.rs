@@ -23,7 +23,7 @@ impl Sizes {
         LinearShape { rows: self.rows, inputs, outputs }
     }
 
-    /// Of the logits.
+    /// Shape of the product that makes the logits.
     pub(crate) fn head(&self) -> LinearShape {
         self.linear(self.model.hidden_size, self.model.vocab_size)
     }

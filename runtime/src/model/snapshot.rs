@@ -1,4 +1,4 @@
-//! Tensors as safetensors bytes, read with suspicion.
+//! Tensors as safetensors bytes. Bytes from outside are not trusted.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::model::ParameterLog;
 
-/// Named f32 tensors and a map of notes beside them.
+/// Named f32 tensors and a map of notes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// Notes of the writer, e.g. the weight version.
@@ -22,11 +22,11 @@ pub struct SnapshotTensor {
     pub name: String,
     /// Size of each axis.
     pub shape: Vec<usize>,
-    /// Row-major; as many as `shape` says.
+    /// Row-major; their number is the product of `shape`.
     pub values: Vec<f32>,
 }
 
-/// Why a snapshot cannot be written, read or restored.
+/// Reasons why a snapshot cannot be written, read or restored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
@@ -88,11 +88,10 @@ impl Snapshot {
         Ok(bytes)
     }
 
-    /// Reads a safetensors file. Every tensor in it is recorded in `log`, even if it is refused later: it has been in
-    /// this process.
+    /// Reads a safetensors file. `log` records every tensor, even one refused later: it has been in this process.
     ///
     /// # Errors
-    /// If the bytes are no safetensors file or hold anything but f32.
+    /// If the bytes are not a safetensors file, or hold a tensor that is not f32.
     pub fn read(bytes: &[u8], log: &mut ParameterLog) -> Result<Self, SnapshotError> {
         let malformed = |error: safetensors::SafeTensorError| SnapshotError::Malformed(error.to_string());
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
@@ -113,8 +112,8 @@ impl Snapshot {
         Ok(Self { metadata: metadata.collect(), tensors })
     }
 
-    /// Length, then JSON padded to 8 bytes. The `safetensors` crate would write the metadata in the order of a
-    /// hash map, another one in each process.
+    /// Length, then JSON padded to 8 bytes. The `safetensors` crate would write the metadata in the order of a hash
+    /// map, which differs in each process.
     fn header(&self) -> Result<Vec<u8>, SnapshotError> {
         let mut entries = BTreeMap::new();
         entries.insert("__metadata__", serde_json::json!(self.metadata));

@@ -8,8 +8,8 @@ use swarmline_scheduler::{MicrobatchId, WeightVersion};
 use crate::model::layout::Layout;
 use crate::model::sizes::Sizes;
 
-/// Activations that the backward pass of one layer reads. Norm outputs and the hidden layer are cheap and are computed
-/// again.
+/// Activations that the backward pass of one layer reads. Norm outputs and the hidden layer are cheap, so backward
+/// recomputes them.
 #[derive(Debug)]
 pub(super) struct LayerActivations<B: Backend> {
     /// Stream in front of the attention, `[N,d]` or `[N,k]`.
@@ -72,9 +72,9 @@ impl<B: Backend> Activations<B> {
 /// The content of a slot, as the run's `activation_checkpointing` says.
 #[derive(Debug)]
 pub(super) enum Kept<B: Backend> {
-    /// Backward reads these, with the weights of its own time.
+    /// The activations; backward reads them and the current weights.
     Activations(Activations<B>),
-    /// The packed code that came in; backward computes the forward pass again, at the weights of its own time.
+    /// The packed incoming code; backward recomputes the forward pass at the current weights.
     Input(Vec<u8>),
 }
 

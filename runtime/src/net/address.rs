@@ -1,32 +1,32 @@
-//! Addresses as people pass them on: `KEY@HOST:PORT`.
+//! The invite of a coordinator: `KEY@HOST:PORT`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use swarmline_scheduler::PeerId;
 
-/// How to reach a coordinator, and the key it must prove: printed as `KEY@HOST:PORT`, the key being 64
-/// hexadecimal digits. The host is a name, an IPv4 address, or an IPv6 address in brackets.
+/// Address and key of a coordinator, printed as `KEY@HOST:PORT`. The key has 64 hexadecimal digits. The host is a name,
+/// an IPv4 address, or an IPv6 address in brackets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invite {
-    /// The key the other side must present.
+    /// The key that the coordinator must prove.
     pub peer: PeerId,
-    /// Name or address; an IPv6 address without its brackets.
+    /// Name or address, an IPv6 address without brackets.
     pub host: String,
-    /// Port; not 0.
+    /// Port, 1 to 65535.
     pub port: u16,
 }
 
-/// Why a text is not an invite, or not a key.
+/// Errors of reading an invite or a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InviteError {
-    /// No `@`.
+    /// The invite has no `@`.
     #[error("the invite {0:?} has no '@'; it looks like KEY@HOST:PORT, as the coordinator prints it")]
     NoKey(String),
     /// The key is not 64 hexadecimal digits.
-    #[error("the key {0:?} is not 64 hexadecimal digits; copy it whole from what the coordinator prints")]
+    #[error("the key {0:?} is not 64 hexadecimal digits; copy all of it from the coordinator's output")]
     Key(String),
-    /// No host or no port.
+    /// The host or the port is missing.
     #[error("{0:?} is not HOST:PORT; write an IPv6 address in brackets, like [::1]:7000")]
     Host(String),
     /// The port is not a number from 1 to 65535.

@@ -18,37 +18,37 @@ use super::identity::Identity;
 use super::membership::{self, MembershipError};
 use super::wire;
 
-/// Time between two heartbeats; the lease of a membership is five times that.
+/// Time between two heartbeats; the lease of a membership is five times as long.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// Pauses between attempts to follow the table again after the stream broke.
+/// Pauses between attempts to open a broken stream of tables again.
 const FOLLOW_PAUSE_MIN: Duration = Duration::from_millis(500);
 const FOLLOW_PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Why a call to the coordinator failed.
+/// Errors of a call to the coordinator.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
-    /// It cannot be reached at all.
+    /// The coordinator cannot be reached at all.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// It refuses; the text is its own.
+    /// The coordinator refused; the text is the coordinator's.
     #[error("the coordinator refused: {0}")]
     Refused(String),
-    /// It takes this process for dead, or does not know it.
+    /// The coordinator takes this process for dead, or does not know it.
     #[error("the coordinator takes this process for dead ({0}); start it again to join again")]
     NotAMember(String),
-    /// It was reached before and does not reply now.
+    /// The coordinator was reached before and does not reply now.
     #[error("the coordinator at {address} does not reply: {cause}")]
     Silent {
-        /// Its address.
+        /// Address of the coordinator.
         address: String,
         /// The error of the call.
         cause: String,
     },
-    /// Its reply breaks the contract.
+    /// A reply breaks the contract.
     #[error("the coordinator's reply breaks the contract ({0}); run the same release on both sides")]
     Reply(String),
-    /// Its membership table does not verify.
+    /// A membership table does not verify.
     #[error(transparent)]
     Membership(#[from] MembershipError),
 }
@@ -58,33 +58,33 @@ pub enum ControlError {
 pub struct Registration {
     /// Number of this start of the process.
     pub incarnation: Incarnation,
-    /// The work that the process wants to do.
+    /// The requested role.
     pub role: Role,
-    /// Address of its data plane; an unspecified IP stands for the one that the coordinator sees.
+    /// Address of the process's data plane; for an unspecified IP the coordinator takes the IP that it sees.
     pub data_address: SocketAddr,
 }
 
 /// The reply to a registration.
 #[derive(Clone, Debug)]
 pub struct Joined {
-    /// The run manifest, not yet parsed; its digest is checked.
+    /// The run manifest, not yet parsed. Its bytes match [`Joined::digest`].
     pub manifest: Vec<u8>,
-    /// Its digest.
+    /// Digest of the manifest.
     pub digest: ManifestDigest,
-    /// The place of the process.
+    /// The placement of the process.
     pub placement: Placement,
     /// The members of the run.
     pub membership: Membership,
 }
 
-/// The place that the coordinator gives to a process.
+/// The work that the coordinator gives to a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// Serve this stage.
     Stage(StageIndex),
-    /// Every stage has its replicas: wait.
+    /// Wait: every stage has its replicas.
     Standby,
-    /// Feed the run; the paths are the coordinator's.
+    /// Feed the run; the paths come from the coordinator's run file.
     Feeder {
         /// Files and directories of text.
         data_paths: Vec<PathBuf>,
@@ -96,9 +96,9 @@ pub enum Placement {
 /// The counters in a member's heartbeat; totals since its process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MemberStats {
-    /// Microbatches whose gradients it has applied; of a feeder, those finished.
+    /// Microbatches that the replica has applied, or that the feeder has seen finish.
     pub done: u64,
-    /// Microbatches it has refused.
+    /// Microbatches refused.
     pub refused: u64,
     /// Tokens of the microbatches done.
     pub tokens: u64,
@@ -117,15 +117,15 @@ pub struct MemberStats {
 pub struct FeederTotals {
     /// Microbatches sent to stage 0.
     pub injected: u64,
-    /// Finished.
+    /// Microbatches finished.
     pub finished: u64,
-    /// Refused.
+    /// Microbatches refused.
     pub refused: u64,
-    /// Injected, without an outcome and not in flight.
+    /// Microbatches injected that have no outcome and are not in flight.
     pub lost: u64,
     /// Stages of finished microbatches without a grant.
     pub ungranted: u64,
-    /// Nothing is left to inject and nothing in flight.
+    /// Whether the feeder has no microbatch in flight or left to inject.
     pub done: bool,
 }
 
@@ -143,7 +143,7 @@ impl Control {
     /// Connects to the coordinator of `invite` and joins its run.
     ///
     /// # Errors
-    /// If it cannot be reached, refuses, or sends a reply that does not verify.
+    /// If the coordinator cannot be reached, refuses, or sends a reply that does not verify.
     pub async fn join(
         invite: &Invite,
         identity: &Identity,
@@ -165,7 +165,7 @@ impl Control {
         Ok((Self { client, address, coordinator, incarnation: registration.incarnation, digest }, joined))
     }
 
-    /// Tells that this process has the state of `stage` and its data plane listens.
+    /// Reports that this process has the state of `stage` and that its data plane listens.
     ///
     /// # Errors
     /// If the coordinator cannot be reached or refuses.
@@ -174,7 +174,7 @@ impl Control {
         self.client.ready(request).await.map(drop).map_err(|status| refusal(&self.address, &status))
     }
 
-    /// Sends a heartbeat; the reply is what to do next.
+    /// Sends a heartbeat; the reply is the next directive.
     ///
     /// # Errors
     /// If the coordinator cannot be reached or takes this process for dead.
@@ -196,7 +196,7 @@ impl Control {
     /// Leases up to `count` microbatch ids.
     ///
     /// # Errors
-    /// If the coordinator cannot be reached or leases nothing.
+    /// If the coordinator cannot be reached or refuses the lease.
     pub async fn lease(&mut self, count: u64) -> Result<Lease, ControlError> {
         let request = v1::LeaseRequest { incarnation: self.incarnation.0, count };
         let reply = self.client.lease(request).await.map_err(|status| refusal(&self.address, &status))?;
@@ -222,16 +222,16 @@ impl Control {
         self.client.report(request).await.map(drop).map_err(|status| refusal(&self.address, &status))
     }
 
-    /// Leaves in an orderly way. A failure changes nothing for the process that leaves.
+    /// Leaves the run. A failed call is only logged: the process leaves anyway.
     pub async fn leave(&mut self, reason: &str) {
         let request = v1::LeaveRequest { incarnation: self.incarnation.0, reason: reason.to_owned() };
         if let Err(status) = self.client.leave(request).await {
-            tracing::debug!(%status, "the coordinator did not hear the farewell");
+            tracing::debug!(%status, "the coordinator did not get the request to leave");
         }
     }
 
-    /// Follows the membership table: the receiver always has the newest one. A broken stream is opened again; the
-    /// table known stays valid meanwhile. Ends when the receiver is dropped.
+    /// Follows the membership table: the receiver always has the newest. A broken stream is opened again; meanwhile the
+    /// known table stays valid. Ends when the receiver is dropped.
     #[must_use]
     pub fn follow(&self, known: Membership) -> watch::Receiver<Membership> {
         let (newest, receiver) = watch::channel(known);

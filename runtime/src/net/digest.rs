@@ -1,4 +1,4 @@
-//! The name of a run: the digest of its manifest.
+//! The digest of a run manifest, which identifies the run.
 
 use std::fmt;
 
@@ -7,21 +7,21 @@ use std::fmt;
 pub struct ManifestDigest(pub [u8; 32]);
 
 impl ManifestDigest {
-    /// Digest of a manifest as it is sent, byte for byte.
+    /// Digest of the bytes of a manifest.
     #[must_use]
     pub fn of(manifest: &[u8]) -> Self {
         Self(*blake3::hash(manifest).as_bytes())
     }
 }
 
-/// The whole digest in hexadecimal.
+/// Prints the whole digest in hexadecimal.
 impl fmt::Display for ManifestDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
-/// The first four bytes: enough to tell runs apart in a log.
+/// Prints the first four bytes: enough to tell runs apart in a log.
 impl fmt::Debug for ManifestDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))

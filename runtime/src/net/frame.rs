@@ -1,7 +1,7 @@
-//! One envelope as bytes: `[magic and version u32][header length u32][header][token ids][payload]`, numbers big endian.
+//! An envelope as bytes: `[magic and version u32][header length u32][header][token ids][payload]`, numbers big endian.
 //!
-//! The header is protobuf and announces how long the rest is; token ids and payload follow as they are. Every announced
-//! length is compared with the limit of its message before memory is reserved for it.
+//! The header is protobuf and announces the length of token ids and payload, which follow unencoded. The receiver
+//! compares each announced length with the limit of the message before it reserves memory.
 
 use std::fmt;
 
@@ -21,10 +21,10 @@ const VERSION_MASK: u32 = 0xFF;
 /// Bytes before the header.
 pub(super) const PREAMBLE_BYTES: usize = 8;
 
-/// Bytes of the longest payload between replicas of a stage. Longer data is cut before it gets here: fragments into more
-/// parts, states into more chunks. The digests of a state's chunks are one payload.
+/// Limit of a payload between replicas of a stage, bytes. Fragments are cut into parts and states into chunks below it.
+/// The digests of a state's chunks are one payload.
 pub const BULK_BYTES_MAX: usize = 1 << 20;
-/// Bulk frames on their way to one peer: a few chunks of a state, and beside them a part of a round and its mean.
+/// Bulk frames in flight to one peer: a few chunks of a state, a part of a round, and its mean.
 pub(super) const BULK_FRAMES: usize = 10;
 
 const _: () = assert!(run_limits::AVERAGING_PART_BYTES_MAX <= BULK_BYTES_MAX);
@@ -33,7 +33,7 @@ const _: () = assert!(run_limits::STATE_CHUNKS_MAX * HASH_BYTES <= BULK_BYTES_MA
 /// Bytes of the digest of a chunk.
 const HASH_BYTES: usize = size_of::<ChunkHash>();
 
-/// Longest parts of a frame, bytes. They follow from the run manifest, so all peers have the same.
+/// Limits of the parts of a frame, bytes. They follow from the run manifest, so all peers have the same limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameLimits {
     /// The header: a hop of a route takes about 50 bytes, lists of ids and ranges up to 28 KiB.
@@ -71,7 +71,7 @@ pub enum Part {
     Chunk,
     /// The digests of the chunks of a state.
     Hashes,
-    /// The payload of a message that has none.
+    /// The empty payload of a message without one.
     Nothing,
 }
 
@@ -90,7 +90,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// Why bytes are not a frame of this run, or an envelope does not fit into one.
+/// Reasons why bytes are not a frame of this run, or why an envelope does not fit into a frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The first bytes are not those of a frame.
@@ -99,7 +99,7 @@ pub enum FrameError {
         /// The first four bytes.
         found: u32,
     },
-    /// Another version of the layout.
+    /// The frame has another version of the layout.
     #[error("frame layout version {theirs}, this peer speaks {ours}; run the same release on both sides")]
     Version {
         /// Version of the frame.
@@ -107,7 +107,7 @@ pub enum FrameError {
         /// Version of this code.
         ours: u32,
     },
-    /// A part longer than the run allows.
+    /// A part is longer than the run allows.
     #[error("the {part} is announced with {announced} bytes, the run allows {allowed}")]
     TooLong {
         /// The part.
@@ -124,7 +124,7 @@ pub enum FrameError {
         part: Part,
         /// Announced length, bytes.
         announced: usize,
-        /// Bytes that are there.
+        /// Received length, bytes.
         received: usize,
     },
     /// The frame goes on after its end.
@@ -147,7 +147,7 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// The part that is wrong, where the error is about one.
+    /// The part that is wrong; `None` if the error is not about a part.
     #[must_use]
     pub fn part(&self) -> Option<Part> {
         match self {
@@ -216,7 +216,7 @@ pub fn encode(envelope: &Envelope<Bytes>, limits: &FrameLimits) -> Result<Encode
 /// Reads a whole frame.
 ///
 /// # Errors
-/// For anything but exactly one frame within `limits`.
+/// If `frame` is not exactly one frame within `limits`.
 pub fn decode(frame: &Bytes, limits: &FrameLimits) -> Result<Envelope<Bytes>, FrameError> {
     let mut rest = frame.clone();
     let preamble = take(&mut rest, Part::Preamble, PREAMBLE_BYTES)?;
@@ -263,14 +263,14 @@ pub(super) fn decode_header(header: &[u8], limits: &FrameLimits) -> Result<Annou
     Ok(Announced { ids_bytes, payload_bytes, part: allowed.part, message })
 }
 
-/// A message whose token ids and payload are still to come.
+/// A message whose token ids and payload have not arrived yet.
 #[derive(Debug)]
 pub(super) struct Announced {
     /// Length of the token ids, within the limits.
     pub(super) ids_bytes: usize,
     /// Length of the payload, within the limits.
     pub(super) payload_bytes: usize,
-    /// What the payload is.
+    /// Kind of the payload.
     pub(super) part: Part,
     message: Message,
 }
@@ -281,7 +281,7 @@ impl Announced {
         self.ids_bytes.saturating_add(self.payload_bytes)
     }
 
-    /// The message with what came after it.
+    /// The envelope of the message, with `ids` and `payload`.
     pub(super) fn fill(self, ids: Bytes, payload: Bytes) -> Envelope<Bytes> {
         match self.message {
             Message::Transfer(TransferMessage::Offer { state, manifest }) => {
@@ -294,7 +294,7 @@ impl Announced {
     }
 }
 
-/// What travels behind the header: the digests of an offer leave the message for it.
+/// The payload of the frame: the envelope's, or the digests of an offer, which the header leaves out.
 fn payload(envelope: &Envelope<Bytes>) -> Bytes {
     match &envelope.message {
         Message::Transfer(TransferMessage::Offer { manifest, .. }) => manifest.hashes.concat().into(),
@@ -302,7 +302,7 @@ fn payload(envelope: &Envelope<Bytes>) -> Bytes {
     }
 }
 
-/// What may follow the header of a message.
+/// Limits of the parts that follow the header of a message.
 struct Allowed {
     ids_bytes: usize,
     payload_bytes: usize,
@@ -331,7 +331,7 @@ impl Allowed {
     }
 }
 
-/// An offer has a digest for each chunk.
+/// Checks that an offer has a digest for each chunk.
 fn check_digests(message: &Message, payload_bytes: usize) -> Result<(), WireError> {
     let Message::Transfer(TransferMessage::Offer { manifest, .. }) = message else { return Ok(()) };
     if u64::from(manifest.chunks()).checked_mul(HASH_BYTES as u64) == Some(payload_bytes as u64) {

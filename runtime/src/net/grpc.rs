@@ -1,7 +1,7 @@
 //! The control plane: gRPC between keys.
 //!
-//! HTTP/2 over TLS 1.3 with raw public keys on both sides. The TLS handshake proves who calls; a key that the run does
-//! not admit is told so in a status it can read, not in a TLS alert.
+//! HTTP/2 over TLS 1.3 with raw public keys on both sides. The TLS handshake proves the caller's key. A caller whose
+//! key the run does not admit gets a readable status, not a TLS alert.
 
 mod connect;
 mod incoming;
@@ -28,45 +28,44 @@ use super::trust::Trust;
 
 /// Protocol name negotiated in the TLS handshake.
 const ALPN: &[u8] = b"h2";
-/// Longest message, bytes, both ways: a manifest, or a membership table of ten thousand.
+/// Longest message, bytes, in both directions: a manifest, or a membership table of ten thousand members.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
-/// Bytes that may be on their way before they are read. The default of 64 KiB would make a long message wait for a
-/// round trip every 64 KiB.
+/// Flow-control window, bytes. With the default of 64 KiB, a long message would wait for a round trip every 64 KiB.
 const HTTP2_WINDOW: u32 = 8 << 20;
-/// Calls at a time on one connection; a peer needs a handful.
+/// Concurrent calls on one connection; a peer needs a handful.
 const CALLS_MAX: u32 = 64;
-/// After this much silence the other side is asked whether it is there.
+/// Silence after which the server pings the caller.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// How long it may take to answer.
+/// Longest time for the reply to the ping.
 const KEEP_ALIVE_ANSWER_MAX: Duration = Duration::from_secs(5);
-/// How long open calls are waited for when the server stops.
+/// Longest wait for open calls when the server stops.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 
-/// A connection with a coordinator. Clones share it; it is made anew when it breaks. Every call but the stream of
-/// `watch` gives up after 10 s.
+/// A connection with a coordinator. Clones share the connection, which reconnects after it breaks. Every call but the
+/// stream of `watch` gives up after 10 s.
 pub type Client = CoordinatorClient<Channel>;
 
-/// Who calls, as proven by TLS. Found in the extensions of every request.
+/// The caller, as proven by TLS. It is in the extensions of every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Its key.
+    /// Key of the caller.
     pub peer: PeerId,
-    /// Where it calls from.
+    /// Source address of the connection.
     pub address: SocketAddr,
 }
 
 impl Caller {
-    /// Who made `request`.
+    /// The caller of `request`.
     ///
     /// # Errors
-    /// If it did not come through [`serve`].
+    /// If the request did not come through [`serve`].
     pub fn of<T>(request: &Request<T>) -> Result<Self, Status> {
         let caller = request.extensions().get::<Self>().copied();
         caller.ok_or_else(|| Status::unauthenticated("the call did not come over TLS with a key"))
     }
 }
 
-/// Why a server ended.
+/// Errors that end a server.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// TLS could not be set up.
@@ -77,7 +76,7 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// How far a server is. Connections break when it has ended, or when it is dropped.
+/// Phase of a server. Connections break when it has ended or is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Serving,
@@ -85,7 +84,7 @@ enum Phase {
     Ended,
 }
 
-/// Serves `coordinator` on `listener` until `shutdown`, then waits up to 1 s for calls under way. Callers `trust` does
+/// Serves `coordinator` on `listener` until `shutdown`, then waits up to 1 s for open calls. Callers that `trust` does
 /// not admit get PERMISSION_DENIED.
 ///
 /// # Errors
@@ -110,13 +109,13 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_ANSWER_MAX))
         .serve_with_incoming_shutdown(admitting, connections, async move {
-            // An error means that the sender is gone, which is the end as well.
+            // An error means that the sender is dropped, which ends the server too.
             let _ = draining.wait_for(|phase| *phase != Phase::Serving).await;
         });
     let cut_off = async {
         shutdown.await;
         phase.send_replace(Phase::Draining);
-        // Calls of `watch` never end by themselves.
+        // Calls of `watch` do not end on their own.
         tokio::time::sleep(SHUTDOWN_MAX).await;
         phase.send_replace(Phase::Ended);
     };
@@ -133,7 +132,7 @@ fn admit(trust: &Trust, request: Request<()>) -> Result<Request<()>, Status> {
         return Ok(request);
     }
     Err(Status::permission_denied(format!(
-        "key {} is not admitted to this run; ask who runs the coordinator to add it to policy.join",
+        "key {} is not admitted to this run; ask the owner of the coordinator to add it to policy.join",
         caller.peer
     )))
 }

@@ -1,4 +1,4 @@
-//! Who a peer is: an ed25519 key pair.
+//! The identity of a peer: an ed25519 key pair.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -9,7 +9,7 @@ use ed25519_dalek::pkcs8::{self, EncodePrivateKey, SecretDocument};
 use ed25519_dalek::{Signer, SigningKey};
 use swarmline_scheduler::PeerId;
 
-/// Bytes of an identity file that are read at most; a valid one has 65.
+/// Limit of a key file, bytes; a valid file has 65.
 const FILE_BYTES_MAX: u64 = 256;
 
 /// A key pair. Its public half is the [`PeerId`]; `Debug` prints that half only.
@@ -18,7 +18,7 @@ pub struct Identity {
     key: SigningKey,
 }
 
-/// Why there is no identity.
+/// Errors of creating or loading a key.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The operating system gave no entropy.
@@ -27,40 +27,40 @@ pub enum IdentityError {
     /// The file could not be read.
     #[error("cannot read the key file {path}: {source}; check its owner and permissions")]
     Read {
-        /// Which file.
+        /// Path of the key file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// The file could not be written.
     #[error("cannot write the key file {path}: {source}; choose a place this user may write to")]
     Write {
-        /// Which file.
+        /// Path of the key file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// The file holds something else.
+    /// The file does not hold a key.
     #[error(
         "{path} does not hold a key (64 hexadecimal digits); restore it from a backup, or remove it to get \
          a new identity"
     )]
     Content {
-        /// Which file.
+        /// Path of the key file.
         path: PathBuf,
     },
-    /// Others may read the file.
+    /// Other users can read the file.
     #[error("the key file {path} can be read by other users (mode {mode:o}); run: chmod 600 {path}")]
     Permissions {
-        /// Which file.
+        /// Path of the key file.
         path: PathBuf,
-        /// Its permission bits.
+        /// Permission bits of the file.
         mode: u32,
     },
 }
 
 impl Identity {
-    /// A new key that is gone with the process.
+    /// A new key, in memory only.
     ///
     /// # Errors
     /// [`IdentityError::Entropy`].
@@ -76,10 +76,10 @@ impl Identity {
         Self { key: SigningKey::from_bytes(&seed) }
     }
 
-    /// The key in the file at `path`; if there is no such file, a new key, written there with mode 0600.
+    /// The key in the file at `path`. If there is no such file, creates it with a new key and mode 0600.
     ///
     /// # Errors
-    /// If the file cannot be read or written, holds something else, or can be read by other users.
+    /// If the file cannot be read or written, does not hold a key, or can be read by other users.
     pub fn load_or_create(path: &Path) -> Result<Self, IdentityError> {
         match std::fs::File::open(path) {
             Ok(file) => load(file, path),
@@ -88,7 +88,7 @@ impl Identity {
         }
     }
 
-    /// The key in the file at `path`, made if there is none yet; without a path a key that is gone with the process.
+    /// [`Identity::load_or_create`] with a path, [`Identity::ephemeral`] without.
     ///
     /// # Errors
     /// As [`Identity::load_or_create`] and [`Identity::ephemeral`].
@@ -143,7 +143,7 @@ fn create(path: &Path) -> Result<Identity, IdentityError> {
     Ok(identity)
 }
 
-/// The mode is set when the file is made, so that the key is at no moment readable by others.
+/// The file is created with its mode, so that other users can never read the key.
 fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);

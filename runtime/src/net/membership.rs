@@ -1,4 +1,4 @@
-//! The membership table, signed by its coordinator so that peers can trust it after the coordinator is gone.
+//! The membership table, signed by its coordinator, so that peers can trust a table from any sender.
 
 use ed25519_dalek::{Signature, VerifyingKey};
 use prost::Message as _;
@@ -9,10 +9,10 @@ use super::digest::ManifestDigest;
 use super::identity::Identity;
 use super::wire::{self, WireError};
 
-/// Makes a signature over a table worthless as a signature over anything else.
+/// Prefix of the signed bytes: a signature over a table is not valid for other kinds of bytes.
 const DOMAIN: &[u8; 24] = b"swarmline/v1/membership\0";
 
-/// Why a membership table is not the coordinator's.
+/// Reasons to ignore a membership table.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MembershipError {
     /// The coordinator's id is not a public key.
@@ -21,7 +21,7 @@ pub enum MembershipError {
     /// The signature is not the coordinator's over these bytes for this run.
     #[error("a membership table that coordinator {0:?} did not sign for this run; it is ignored")]
     Signature(PeerId),
-    /// Signed, but not a membership table.
+    /// The signed bytes are not a membership table.
     #[error(
         "coordinator {coordinator:?} signed a malformed membership table: {source}; run the same release"
     )]
@@ -41,8 +41,8 @@ pub fn sign(identity: &Identity, run: &ManifestDigest, membership: &Membership) 
     v1::SignedMembership { membership: bytes, signature }
 }
 
-/// The table in `signed`, if `coordinator` signed it for the run with this manifest. Older tables verify too: a peer
-/// that has a newer one compares versions.
+/// The table in `signed`, if `coordinator` signed it for the run with this manifest. Older tables verify too: the
+/// caller compares versions.
 ///
 /// # Errors
 /// If the signature or the content is wrong.

@@ -1,7 +1,7 @@
 //! Bytes between peers: identity, QUIC data plane, gRPC control plane.
 //!
-//! Sees bytes, ids and messages; never a tensor, never a model. Both planes speak TLS 1.3 between ed25519 keys; there
-//! is no plaintext mode.
+//! This module handles bytes, ids and messages, and does not know tensors or models. Both planes speak TLS 1.3 between
+//! ed25519 keys; there is no plaintext mode.
 
 pub mod address;
 pub mod control;

@@ -1,12 +1,13 @@
 //! The data plane: frames between neighbours over QUIC.
 //!
-//! One socket both listens and dials. A connection carries frames both ways, whichever side dialled it: a peer behind a
-//! NAT that dialled out can be answered. Each frame has a stream of its own, so that a lost packet delays one frame
-//! and not those behind it. If two peers dial each other at once both connections stay, and nothing is lost.
+//! One socket both listens and dials. A connection carries frames both ways, whichever peer dialled it, so a peer
+//! behind a NAT gets replies on the connection that it dialled. Each frame has a stream of its own, so a lost packet
+//! delays one frame and not those behind it. If two peers dial each other at once, both connections stay, and no frame
+//! is lost.
 //!
-//! Delivery is at least once while the peer lives: a frame counts as delivered when the other side's QUIC has
-//! acknowledged all of it. When a connection breaks, unacknowledged frames are sent once more over a new one; those that
-//! cannot be delivered come back in [`NetEvent::Unreachable`].
+//! Delivery is at least once while the peer lives: a frame is delivered when the peer's QUIC has acknowledged all of
+//! it. When a connection breaks, unacknowledged frames are sent once more over a new connection; frames that cannot be
+//! delivered come back in [`NetEvent::Unreachable`].
 
 mod connection;
 mod counters;
@@ -45,21 +46,22 @@ use super::identity::Identity;
 use super::tls::TlsError;
 use super::trust::Trust;
 
-/// Connections at a time, all peers together. More are refused.
+/// Limit of the open connections, all peers together. Further connections are refused.
 const CONNECTIONS_MAX: usize = 1024;
-/// Incoming handshakes at a time; more are refused, so that strangers cannot keep the processor busy with signatures.
+/// Limit of the concurrent incoming handshakes; further ones are refused, so that strangers cannot keep the processor
+/// busy with signatures.
 const HANDSHAKES_MAX: usize = 64;
-/// Frames that wait for one peer, at most.
+/// Limit of the frames that wait for one peer.
 const OUTBOX_FRAMES_MAX: usize = 1024;
-/// The same, for small windows: room for control messages beside the microbatches.
+/// That limit for small windows: room for control messages beside the microbatches.
 const OUTBOX_FRAMES_MIN: usize = 32;
-/// Events that wait for the reader, at most. A full queue stops reading from the network.
+/// Limit of the events that wait for the reader. A full queue stops reads from the network.
 const EVENTS_MAX: usize = 256;
-/// The same, for small windows.
+/// That limit for small windows.
 const EVENTS_MIN: usize = 32;
-/// How long [`DataPlane::close`] waits for frames that are on their way.
+/// Longest wait of [`DataPlane::close`] for frames in flight.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
-/// How long [`DataPlane::close`] waits for peers to hear that the connection is closed.
+/// Longest wait of [`DataPlane::close`] for peers to acknowledge the close.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
 /// Application error codes of QUIC, on connections and streams.
@@ -72,15 +74,15 @@ mod code {
     pub(super) const REJECTED: VarInt = VarInt::from_u32(1);
     /// A frame, or too many of them, broke the rules.
     pub(super) const MALFORMED: VarInt = VarInt::from_u32(2);
-    /// A newer connection took the place of this one.
+    /// A newer connection replaces this connection.
     pub(super) const SUPERSEDED: VarInt = VarInt::from_u32(3);
-    /// The key is not trusted any longer.
+    /// The key is no longer trusted.
     pub(super) const UNTRUSTED: VarInt = VarInt::from_u32(4);
     /// A frame could not be written in time.
     pub(super) const STALLED: VarInt = VarInt::from_u32(5);
 }
 
-/// What this side tells of itself in a handshake.
+/// This process's part of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandshakeInfo {
     /// Version of the protocol.
@@ -92,7 +94,7 @@ pub struct HandshakeInfo {
 }
 
 impl HandshakeInfo {
-    /// A process of this release, in the run with this manifest.
+    /// A process of this release in the run with `manifest`.
     #[must_use]
     pub fn new(manifest: ManifestDigest, incarnation: Incarnation) -> Self {
         Self { protocol_version: PROTOCOL_VERSION, manifest, incarnation }
@@ -104,21 +106,21 @@ impl HandshakeInfo {
 pub struct Settings {
     /// Longest parts of a frame.
     pub limits: FrameLimits,
-    /// Microbatches in flight; decides how many bytes and frames may wait.
+    /// Limit of the microbatches in flight; the limits of bytes and frames in queues follow from it.
     pub window: usize,
-    /// Congestion control: how fast to send over a path that loses packets.
+    /// Congestion control.
     pub congestion: Congestion,
 }
 
-/// Why the data plane could not start.
+/// Errors of starting the data plane.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The socket could not be opened.
     #[error("cannot listen on UDP {address}: {source}; is another process using the port?")]
     Socket {
-        /// Where.
+        /// The address to listen on.
         address: SocketAddr,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// TLS could not be set up.
@@ -126,35 +128,35 @@ pub enum BindError {
     Tls(#[from] TlsError),
 }
 
-/// An envelope that was not taken.
+/// An envelope that was not queued.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("nothing is sent to peer {to:?}: {reason}")]
 pub struct SendError {
     /// The receiver.
     pub to: PeerId,
-    /// Why not.
+    /// The cause.
     pub reason: SendFailure,
     /// The envelope.
     pub envelope: Box<Envelope<Bytes>>,
 }
 
-/// Why an envelope was not taken.
+/// Reasons why an envelope is not queued.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendFailure {
-    /// Too many frames wait for this peer: it is slower than what is sent to it.
+    /// The queue is full: the peer is slower than the frames sent to it.
     #[error("{capacity} frames wait for it already; choose another peer, or wait")]
     Full {
-        /// Frames that may wait.
+        /// Capacity of the queue, frames.
         capacity: usize,
     },
     /// The envelope is longer than the run allows.
     #[error("the message does not fit into a frame: {0}")]
     TooLong(FrameError),
-    /// As many peers as this process keeps track of.
+    /// The table of peers is full.
     #[error("{limit} peers are known already, and it is one too many")]
     TooManyPeers {
-        /// Peers that are kept track of.
+        /// Limit of the peers.
         limit: usize,
     },
     /// The data plane is closed.
@@ -162,13 +164,13 @@ pub enum SendFailure {
     Closed,
 }
 
-/// One side of the data plane. Dropping it closes all connections at once.
+/// The data plane of a process. Dropping it closes all connections at once.
 #[derive(Debug)]
 pub struct DataPlane {
     shared: Arc<Shared>,
 }
 
-/// What all tasks of one data plane use.
+/// State that all tasks of a data plane share.
 #[derive(Debug)]
 struct Shared {
     identity: Identity,
@@ -181,7 +183,7 @@ struct Shared {
     peers: Peers,
     events: mpsc::Sender<NetEvent>,
     sent: Counters,
-    /// Frames accepted by `send` whose fate is open.
+    /// Number of frames queued by `send` that are neither delivered nor given back.
     outstanding: watch::Sender<usize>,
 }
 
@@ -209,8 +211,8 @@ impl DataPlane {
         Self::start(identity, socket, handshake, trust, settings)
     }
 
-    /// As [`DataPlane::bind`], on a socket that [`bind_socket`] opened before the run was known: a peer tells the
-    /// coordinator its port and learns the manifest in return.
+    /// As [`DataPlane::bind`], on a socket of [`bind_socket`]: a peer sends its port to the coordinator before it gets
+    /// the manifest.
     ///
     /// # Errors
     /// If the socket or TLS cannot be set up.
@@ -246,7 +248,7 @@ impl DataPlane {
         Ok((Self { shared }, receiver))
     }
 
-    /// Address of this side.
+    /// Local address of the socket.
     ///
     /// # Errors
     /// If the operating system does not say.
@@ -254,12 +256,12 @@ impl DataPlane {
         self.shared.endpoint.local_addr()
     }
 
-    /// Queues `envelope` for the peer `to`, which listens at `address`, and returns at once. Uses a live connection with
-    /// the peer if there is one, else dials. Envelopes for one peer are sent in order; they may arrive in another. Must be
-    /// called in a tokio runtime.
+    /// Queues `envelope` for the peer `to`, which listens at `address`, and returns at once. Uses a live connection
+    /// with the peer or dials. Envelopes for one peer are sent in order; they may arrive out of order. Must be called
+    /// in a tokio runtime.
     ///
     /// # Errors
-    /// If the envelope does not fit, or the peer's queue is full; it comes back in the error.
+    /// If the envelope is too long, or the peer's queue is full. The error has the envelope.
     pub fn send(&self, to: PeerId, address: SocketAddr, envelope: Envelope<Bytes>) -> Result<(), SendError> {
         let frame = match frame::encode(&envelope, &self.shared.settings.limits) {
             Ok(frame) => frame,
@@ -285,20 +287,20 @@ impl DataPlane {
         })
     }
 
-    /// The round trip to every connected peer, as QUIC estimates it.
+    /// QUIC's estimate of the round trip to every connected peer.
     #[must_use]
     pub fn round_trips(&self) -> Vec<(Instance, Duration)> {
         self.shared.peers.round_trips()
     }
 
-    /// Bytes of all frames sent so far: preambles, headers, ids and payloads, and those sent again.
+    /// Bytes of all frames sent so far: preambles, headers, ids and payloads, retries included.
     #[must_use]
     pub fn bytes_sent(&self) -> BytesSent {
         self.shared.sent.read()
     }
 
-    /// Takes no more envelopes, waits up to 2 s for those on their way, and closes all connections, so that the peers
-    /// know at once.
+    /// Refuses further envelopes, waits up to 2 s for envelopes in flight, and closes all connections, so that peers
+    /// notice at once.
     pub async fn close(&self) {
         let mut outstanding = self.shared.outstanding.subscribe();
         let flushed = tokio::time::timeout(FLUSH_MAX, outstanding.wait_for(|frames| *frames == 0));
@@ -306,7 +308,7 @@ impl DataPlane {
             tracing::warn!(frames = *self.shared.outstanding.borrow(), "closing with frames undelivered");
         }
         self.shared.shut(code::CLOSED, b"the peer left");
-        // Nothing depends on the farewell: peers that miss it notice by their idle timeout.
+        // A peer that misses the close notices by its idle timeout.
         let _ = tokio::time::timeout(FAREWELL_MAX, self.shared.endpoint.wait_idle()).await;
     }
 }

@@ -1,5 +1,4 @@
-//! TLS 1.3 between keys instead of names: both sides present a raw public key (RFC 7250), and there is nothing else
-//! to negotiate. Used by QUIC and gRPC alike.
+//! TLS 1.3 between keys instead of names: both peers present a raw public key (RFC 7250). QUIC and gRPC use it alike.
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,7 +19,7 @@ use swarmline_scheduler::PeerId;
 use super::identity::Identity;
 use super::trust::Trust;
 
-/// Name sent where the protocol wants one. Keys decide; names mean nothing.
+/// Name sent where the protocol demands one. Only keys are verified.
 pub(super) const SERVER_NAME: &str = "swarmline";
 
 /// DER of an ed25519 SubjectPublicKeyInfo (RFC 8410) up to the 32 bytes of the key.
@@ -31,7 +30,7 @@ const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0
 #[error("cannot set up TLS: {0}; this is a defect of swarmline, please report it")]
 pub struct TlsError(#[from] Error);
 
-/// Settings of a side that accepts connections of whom `trust` admits.
+/// Settings of a listener that accepts the keys that `trust` admits.
 pub(super) fn server(identity: &Identity, trust: Trust, alpn: &[u8]) -> Result<ServerConfig, TlsError> {
     let provider = provider();
     let verifier = Arc::new(TrustedClients { trust, algorithms: provider.signature_verification_algorithms });
@@ -40,13 +39,13 @@ pub(super) fn server(identity: &Identity, trust: Trust, alpn: &[u8]) -> Result<S
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(key);
-    // A resumed session would skip the verifier, and with it what `trust` says by then.
+    // A resumed session would skip the verifier, and with it the current keys of `trust`.
     config.send_tls13_tickets = 0;
     config.alpn_protocols = vec![alpn.to_vec()];
     Ok(config)
 }
 
-/// Settings of a side that dials and accepts the key in `pin` only. For one connection.
+/// Settings of a dialler that accepts only the key in `pin`. For one connection.
 pub(super) fn client(identity: &Identity, pin: &Arc<Pin>, alpn: &[u8]) -> Result<ClientConfig, TlsError> {
     let provider = provider();
     let key = Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified(identity)?));
@@ -61,13 +60,13 @@ pub(super) fn client(identity: &Identity, pin: &Arc<Pin>, alpn: &[u8]) -> Result
     Ok(config)
 }
 
-/// The key in what the other side presented: a SubjectPublicKeyInfo where X.509 would have a certificate.
+/// The key that the peer presented: a SubjectPublicKeyInfo in place of an X.509 certificate.
 pub(super) fn presented_key(presented: &CertificateDer<'_>) -> Option<PeerId> {
     let key = presented.as_ref().strip_prefix(SPKI_PREFIX.as_slice())?;
     key.try_into().ok().map(PeerId)
 }
 
-/// Chosen here rather than installed for the whole process, which may hold other users of the library.
+/// The provider of this crate alone: another user of the library in the process may install a different one.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
@@ -117,7 +116,7 @@ impl ClientCertVerifier for TrustedClients {
         if self.trust.admits(&require_key(presented)?) {
             Ok(ClientCertVerified::assertion())
         } else {
-            // The alert for this reads "access denied", which is what happened.
+            // This error becomes the alert "access denied".
             Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
         }
     }
@@ -149,8 +148,8 @@ impl ClientCertVerifier for TrustedClients {
     }
 }
 
-/// The only key a dialler accepts. Remembers which key was presented: by the time the connection has failed, TLS and
-/// QUIC have made text of the reason.
+/// The only key that a dialler accepts. The pin keeps a wrong key that was presented, because TLS and QUIC report the
+/// failure as text.
 #[derive(Debug)]
 pub(super) struct Pin {
     expected: PeerId,
@@ -164,7 +163,7 @@ impl Pin {
         Arc::new(Self { expected, presented: OnceLock::new(), algorithms })
     }
 
-    /// The key that was presented, if it was another one.
+    /// The key that was presented, if it was another key.
     pub(super) fn wrong_key(&self) -> Option<PeerId> {
         self.presented.get().copied().filter(|presented| *presented != self.expected)
     }

@@ -1,12 +1,12 @@
-//! Whose connections are accepted.
+//! The keys whose connections are accepted.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use swarmline_scheduler::PeerId;
 
-/// Whose keys are accepted. Clones share one rule, so that a change reaches every server at once; connections of a
-/// peer that is trusted no longer are closed when it next sends something.
+/// The rule that accepts keys. Clones share the rule, so a change reaches every server at once. The connection of a
+/// peer that is no longer trusted is closed at its next frame.
 #[derive(Clone, Debug)]
 pub struct Trust {
     rule: Arc<RwLock<Rule>>,
@@ -19,19 +19,19 @@ enum Rule {
 }
 
 impl Trust {
-    /// Any key; the peer must still prove that it holds it.
+    /// Accepts any key that the peer proves.
     #[must_use]
     pub fn anyone() -> Self {
         Self { rule: Arc::new(RwLock::new(Rule::Anyone)) }
     }
 
-    /// These keys only.
+    /// Accepts these keys only.
     #[must_use]
     pub fn keys(keys: impl IntoIterator<Item = PeerId>) -> Self {
         Self { rule: Arc::new(RwLock::new(Rule::Keys(keys.into_iter().collect()))) }
     }
 
-    /// From now on these keys only, for every clone.
+    /// Accepts these keys only from now on, in every clone.
     pub fn set_keys(&self, keys: impl IntoIterator<Item = PeerId>) {
         let keys = keys.into_iter().collect();
         *self.rule.write().unwrap_or_else(PoisonError::into_inner) = Rule::Keys(keys);

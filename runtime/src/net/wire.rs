@@ -1,6 +1,6 @@
-//! Between the types of the wire contract and those of the scheduler; the only place that knows both.
+//! Conversion between the types of the wire contract and of the scheduler. Only `net` and `coordinator` know both.
 //!
-//! Decoding checks everything that the contract promises and answers with a [`WireError`] that names the field.
+//! Decoding checks the rules of the contract; a [`WireError`] names the field that breaks a rule.
 
 mod averaging;
 mod membership;
@@ -19,13 +19,13 @@ use super::digest::ManifestDigest;
 pub use membership::{decode_membership, encode_membership};
 pub(super) use message::{decode_message, encode_message};
 
-/// Bytes of a line for people that travels with a refusal; the rest of a longer one is cut off.
+/// Limit of a line of text in a message, bytes; the rest of a longer line is cut off.
 pub const DETAIL_BYTES_MAX: usize = 512;
 
-/// Why a received message is not what the contract allows.
+/// Reasons why a received message breaks the contract.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// Not protobuf, or not this message.
+    /// The bytes are not protobuf, or not this message.
     #[error("not a {message} message: {detail}")]
     Protobuf {
         /// Name of the expected message.
@@ -39,14 +39,14 @@ pub enum WireError {
         /// Name of the field.
         field: &'static str,
     },
-    /// A field outside its documented range.
+    /// A field is outside its documented range.
     #[error("{field} is {value}, which is not {allowed}")]
     Range {
         /// Name of the field.
         field: &'static str,
-        /// Its value.
+        /// Value of the field.
         value: String,
-        /// Its documented range.
+        /// Documented range of the field.
         allowed: &'static str,
     },
 }
@@ -80,16 +80,16 @@ pub fn encode_loss(loss: Loss) -> v1::Loss {
     v1::Loss { sum: loss.sum, tokens: loss.tokens }
 }
 
-/// The loss in a message. Its sum may be any number, NaN included: the receiver judges it.
+/// The loss in a message. Its sum may be any number, NaN included: the receiver checks it.
 #[must_use]
 pub fn decode_loss(loss: &v1::Loss) -> Loss {
     Loss { sum: loss.sum, tokens: loss.tokens }
 }
 
-/// The peer whose key these bytes are.
+/// The peer with this key.
 ///
 /// # Errors
-/// If they are not 32.
+/// If the key is not 32 bytes long.
 pub fn decode_peer(bytes: &[u8]) -> Result<PeerId, WireError> {
     bytes.try_into().map(PeerId).map_err(|_| length("the key of a peer", bytes))
 }
@@ -97,7 +97,7 @@ pub fn decode_peer(bytes: &[u8]) -> Result<PeerId, WireError> {
 /// The manifest digest in these bytes.
 ///
 /// # Errors
-/// If they are not 32.
+/// If the digest is not 32 bytes long.
 pub fn decode_digest(bytes: &[u8]) -> Result<ManifestDigest, WireError> {
     bytes.try_into().map(ManifestDigest).map_err(|_| length("the manifest digest", bytes))
 }
@@ -105,7 +105,7 @@ pub fn decode_digest(bytes: &[u8]) -> Result<ManifestDigest, WireError> {
 /// The stage with this number.
 ///
 /// # Errors
-/// If it is above 65535.
+/// If the number is above 65535.
 pub fn decode_stage(stage: u32) -> Result<StageIndex, WireError> {
     u16::try_from(stage).map(StageIndex).map_err(|_| out_of_range("stage", stage, "a number up to 65535"))
 }
@@ -113,7 +113,7 @@ pub fn decode_stage(stage: u32) -> Result<StageIndex, WireError> {
 /// The address of a data plane.
 ///
 /// # Errors
-/// If it is not `IP:PORT`, or the port is 0.
+/// If the address is not `IP:PORT`, or the port is 0.
 pub fn decode_address(address: &str) -> Result<SocketAddr, WireError> {
     let parsed: Option<SocketAddr> = address.parse().ok();
     parsed.filter(|address| address.port() != 0).ok_or_else(|| WireError::Range {
@@ -123,8 +123,8 @@ pub fn decode_address(address: &str) -> Result<SocketAddr, WireError> {
     })
 }
 
-/// A line for people, as it may travel and be logged: one line, at most [`DETAIL_BYTES_MAX`] bytes. Remote text
-/// goes through here too, so that no peer writes lines into the log of another.
+/// `text` as one line of at most [`DETAIL_BYTES_MAX`] bytes, safe to send and to log. Remote text passes here too, so
+/// that no peer can write lines into the log of another peer.
 #[must_use]
 pub fn single_line(text: &str) -> String {
     let mut line = String::new();

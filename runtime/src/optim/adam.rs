@@ -7,7 +7,7 @@ use crate::config::{Optimizer, OptimizerKind};
 /// Base of the decay of NAdam's momentum schedule (Dozat 2016, "Incorporating Nesterov Momentum into Adam").
 const MOMENTUM_SCHEDULE_BASE: f64 = 0.96;
 
-/// Turns step numbers into the coefficients of [`swarmline_kernels::Backend::adam_update`].
+/// Computes the coefficients of [`swarmline_kernels::Backend::adam_update`] from step numbers.
 ///
 /// With step `t` counted from 1, learning rate `eta` and `bc2 = 1 - beta2^t`:
 ///
@@ -18,8 +18,8 @@ const MOMENTUM_SCHEDULE_BASE: f64 = 0.96;
 ///                                 - eta mu_{t+1}/(1 - Pi_t mu_{t+1}) m/den       (arXiv 2505.01099, Dozat 2016)
 /// ```
 ///
-/// Weights so hold Nesterov's look-ahead point, which is where a delayed gradient should be taken. The product
-/// `Pi_t` is carried in f64: in f32 it would drift over the thousands of steps of a run.
+/// So the weights are Nesterov's look-ahead point, at which a delayed gradient should be computed. The product `Pi_t`
+/// is kept in f64: in f32 it would drift over the thousands of steps of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adam {
     kind: OptimizerKind,
@@ -60,7 +60,7 @@ impl Adam {
         self.momentum_product
     }
 
-    /// Goes on where another replica's counters stand.
+    /// Takes over the counters of another replica.
     pub(super) fn resume(&mut self, steps: u64, momentum_product: f64) {
         self.steps = steps;
         self.momentum_product = momentum_product;
@@ -101,7 +101,7 @@ impl Adam {
     }
 }
 
-/// `1 - beta^t`, of the beta that the device uses: the one rounded to f32.
+/// `1 - beta^t`, with `beta` rounded to f32 as on the device.
 fn bias_correction(beta: f32, step: u64) -> f64 {
     1.0 - f64::from(beta).powf(step as f64)
 }

@@ -1,11 +1,11 @@
 //! The optimizer of one replica of a stage: from the gradients of microbatches to changed weights.
 //!
-//! [`StageOptimizer::contribute`] is the whole story: the gradients of a microbatch are refused if they are not finite,
-//! clipped against those before them, accumulated until their step is complete, clipped again, and applied at a learning
+//! [`StageOptimizer::contribute`] does all of it: the gradients of a microbatch are refused if they are not finite,
+//! clipped against earlier norms, accumulated until their step is complete, clipped again, and applied at a learning
 //! rate that follows a [`Schedule`] and shrinks with measured staleness. Each of the other files holds one of these
-//! rules as plain arithmetic on scalars, in f64; only `stage_optimizer` touches tensors.
+//! rules as arithmetic on f64 scalars; only `stage_optimizer` handles tensors.
 //!
-//! Nothing here knows the model: parameters come in as a list of [`ParameterMut`].
+//! This module does not know the model: parameters are a list of [`ParameterMut`].
 
 mod adam;
 mod clip;

@@ -1,4 +1,4 @@
-//! One replica's way from microbatch gradients to changed weights.
+//! From microbatch gradients to changed weights.
 
 use swarmline_kernels::{AdamStep, Backend, Result};
 use swarmline_scheduler::WeightVersion;
@@ -14,7 +14,7 @@ use crate::config::Optimizer;
 /// would freeze its weight for the rest of the run.
 const SUM_SQUARES_MAX: f64 = f32::MAX as f64;
 
-/// One parameter of a shard, lent to the optimizer for a call.
+/// One parameter of a shard, borrowed for a call.
 #[derive(Debug)]
 pub struct ParameterMut<'a, T> {
     /// Global name, e.g. `layers.7.attention.wq`.
@@ -23,7 +23,7 @@ pub struct ParameterMut<'a, T> {
     pub weight: &'a mut T,
     /// The gradient of one microbatch; zero again after the call.
     pub gradient: &'a mut T,
-    /// How many numbers of both tensors belong to the parameter.
+    /// Length of the parameter; both tensors may be longer.
     pub len: usize,
     /// Whether weight decay applies (matrices: yes, norm gains: no).
     pub decays: bool,
@@ -32,32 +32,34 @@ pub struct ParameterMut<'a, T> {
 /// Outcome of the gradients of one microbatch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Contribution {
-    /// They wait for the other contributions of their step.
+    /// The gradients wait for the other contributions of their step.
     Accumulated {
-        /// Contributions that wait, this one included.
+        /// Contributions that wait, including this microbatch's.
         contributions: usize,
     },
-    /// They were the last of their step, and the weights have changed.
+    /// The gradients completed their step, and the weights have changed.
     Stepped {
         /// Version of the new weights: the number of steps taken.
         version: WeightVersion,
         /// Learning rate of the step, after the correction for staleness.
         learning_rate: f64,
-        /// Mean staleness of its contributions, in steps.
+        /// Mean staleness of the step's contributions, in steps.
         staleness: f64,
-        /// Norm of the mean gradient before the stage's clipping, after that of the microbatches.
+        /// Norm of the mean gradient, after the clipping of microbatches and before that of the stage.
         gradient_norm: f64,
     },
-    /// Their norm is not finite, or too large to square in f32. They were dropped; weights and moments are unchanged.
+    /// The norm is not finite, or too large to square in f32. The gradients were dropped; weights and moments are
+    /// unchanged.
     RefusedNonFinite,
 }
 
 /// The optimizer of one replica of a stage.
 ///
-/// All memory is allocated once: two moments per parameter, and an accumulator where a step has more than one
+/// All memory is allocated once: two moments per parameter, and an accumulator if a step has more than one
 /// contribution. Sums run in a fixed order, so equal gradients in equal order give bit-equal weights.
 ///
-/// An error of the device leaves weights and moments half updated; the replica must then take them from another one.
+/// An error of the device leaves weights and moments half updated; the replica must then take them from another
+/// replica.
 #[derive(Debug)]
 pub struct StageOptimizer<B: Backend> {
     slots: Vec<Slot<B::Tensor>>,
@@ -79,7 +81,7 @@ struct Slot<T> {
     len: usize,
     moment1: T,
     moment2: T,
-    /// Sum of the contributions so far; none where every contribution is a step.
+    /// Sum of the contributions so far; `None` if every contribution is a step.
     accumulator: Option<T>,
 }
 
@@ -105,9 +107,8 @@ impl Pending {
 }
 
 impl<B: Backend> StageOptimizer<B> {
-    /// An optimizer before its first step, for `parameters` (name and length, in the order in which
-    /// [`Self::contribute`] will get them). It steps once for `gradient_accumulation_steps` (`K`, at least 1)
-    /// microbatches.
+    /// An optimizer before its first step, for `parameters` (name and length, in the order of
+    /// [`Self::contribute`]). It steps once for `gradient_accumulation_steps` (`K`, at least 1) microbatches.
     pub fn new<'a>(
         backend: &mut B,
         config: &Optimizer,
@@ -131,12 +132,12 @@ impl<B: Backend> StageOptimizer<B> {
         })
     }
 
-    /// Takes the gradients of one microbatch whose forward pass ran `staleness` steps ago, and steps if it is the last
-    /// of its step. The gradients are zero afterwards, whatever the outcome.
+    /// Takes the gradients of a microbatch whose forward pass ran `staleness` steps ago, and steps if they complete a
+    /// step. The gradients are zero afterwards in any case.
     ///
     /// # Panics
     ///
-    /// If `parameters` are not those the optimizer was made for, in the same order.
+    /// If `parameters` are not those of [`Self::new`], in the same order.
     pub fn contribute(
         &mut self,
         backend: &mut B,
@@ -165,7 +166,7 @@ impl<B: Backend> StageOptimizer<B> {
         self.step(backend, parameters, norm, mean)
     }
 
-    /// Whether the gradients of one microbatch can be contributed: their norm is finite and can be squared in f32.
+    /// Whether [`Self::contribute`] would take the gradients: their norm is finite and can be squared in f32.
     pub fn accepts(&self, backend: &mut B, parameters: &mut [ParameterMut<'_, B::Tensor>]) -> Result<bool> {
         self.assert_fits(parameters);
         Ok(gradient_norm(backend, parameters)?.is_some())
@@ -189,7 +190,7 @@ impl<B: Backend> StageOptimizer<B> {
         &self.staleness
     }
 
-    /// Contributions refused because their norm was not finite.
+    /// Number of contributions refused because their norm was not finite.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused
@@ -201,7 +202,7 @@ impl<B: Backend> StageOptimizer<B> {
         self.slots.iter_mut().map(|slot| (slot.name.as_str(), slot.len, &mut slot.moment1, &mut slot.moment2))
     }
 
-    /// A copy of everything the optimizer remembers between two steps.
+    /// A copy of the state between two steps.
     pub fn export(&self, backend: &mut B) -> Result<OptimizerState> {
         let mut tensors = Vec::with_capacity(2 * self.slots.len());
         for slot in &self.slots {
@@ -219,13 +220,13 @@ impl<B: Backend> StageOptimizer<B> {
         Ok(OptimizerState { counters, tensors })
     }
 
-    /// Whether [`StageOptimizer::import`] would take `state`. Nothing changes.
+    /// Checks whether [`StageOptimizer::import`] would take `state`.
     pub fn check(&self, state: &OptimizerState) -> std::result::Result<(), ImportError> {
         self.checked_moments(state).map(drop)
     }
 
-    /// Goes on from `state`, which another process may have sent: it is checked before anything is taken from it.
-    /// Contributions that wait for the rest of their step are dropped.
+    /// Replaces the state by `state`, which may come from another process: all of it is checked first. Contributions
+    /// that wait for the rest of their step are dropped.
     pub fn import(
         &mut self,
         backend: &mut B,
@@ -295,8 +296,8 @@ impl<B: Backend> StageOptimizer<B> {
         Ok(squares.sqrt())
     }
 
-    /// One step, from the accumulators where there are any, else straight from the microbatch's gradients.
-    /// `scale` turns their sum into the mean, `norm` is the norm of that mean.
+    /// One step, from the accumulators, or from the microbatch's gradients if there are no accumulators. `scale` turns
+    /// their sum into the mean, `norm` is the norm of that mean.
     fn step(
         &mut self,
         backend: &mut B,
@@ -333,7 +334,7 @@ impl<T: 'static> Slot<T> {
         })
     }
 
-    /// Changes the weights by one step and zeroes the gradient behind it.
+    /// Changes the weights by one step and zeroes the gradient.
     fn step<B: Backend<Tensor = T>>(
         &mut self,
         backend: &mut B,

@@ -1,14 +1,14 @@
-//! Late gradients: how late they came, and the learning rate they get.
+//! Staleness of gradients, and the learning rate that follows from it.
 //!
-//! The staleness `tau` of a contribution is the number of steps the stage took between its forward pass and the
-//! arrival of its gradient: the weight version now minus the one stamped on the activation.
+//! The staleness `tau` of a contribution is the number of steps that the stage took between its forward pass and the
+//! arrival of its gradient: the current weight version minus the version stamped on the activation.
 
 use crate::config::Optimizer;
 
-/// Staleness values counted one by one; everything above them shares the last bucket.
+/// Number of buckets, one for each staleness; larger values share the last bucket.
 const BUCKETS: usize = 256;
 
-/// Slows learning down where gradients are late: `eta / max(1, tau)^rho` (arXiv 2505.01099), where `rho` falls
+/// Lowers the learning rate of stale gradients: `eta / max(1, tau)^rho` (arXiv 2505.01099), where `rho` falls
 /// linearly from its start at step 1 to 0 at the last step of the schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StalenessCorrection {
@@ -23,8 +23,8 @@ impl StalenessCorrection {
         Self { power: f64::from(config.staleness_power), steps: config.steps }
     }
 
-    /// Divisor of the learning rate of `step` (counted from 1) when its contributions are on average `staleness` steps
-    /// old; at least 1.
+    /// Divisor, at least 1, of the learning rate of `step` (counted from 1) whose contributions have mean staleness
+    /// `staleness`.
     #[must_use]
     pub fn divisor(&self, staleness: f64, step: u64) -> f64 {
         staleness.max(1.0).powf(self.rho(step))
@@ -37,7 +37,7 @@ impl StalenessCorrection {
     }
 }
 
-/// How often each staleness occurred. Values from 255 on are counted together, the maximum is exact.
+/// Counts of each staleness. Values from 255 on are counted together; the maximum is exact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StalenessHistogram {
     counts: Box<[u64; BUCKETS]>,
@@ -51,7 +51,7 @@ impl Default for StalenessHistogram {
 }
 
 impl StalenessHistogram {
-    /// Counts a contribution that was `staleness` steps old.
+    /// Counts a contribution of staleness `staleness`.
     pub fn record(&mut self, staleness: u64) {
         let bucket = usize::try_from(staleness).unwrap_or(usize::MAX).min(BUCKETS - 1);
         self.counts[bucket] += 1;
@@ -64,13 +64,13 @@ impl StalenessHistogram {
         self.counts.iter().sum()
     }
 
-    /// Median staleness in steps; 0 when nothing was counted.
+    /// Median staleness in steps; 0 without contributions.
     #[must_use]
     pub fn p50(&self) -> u64 {
         self.quantile(0.50)
     }
 
-    /// Staleness in steps that 99 % of the contributions do not exceed; 0 when nothing was counted.
+    /// Staleness in steps that 99 % of the contributions do not exceed; 0 without contributions.
     #[must_use]
     pub fn p99(&self) -> u64 {
         self.quantile(0.99)

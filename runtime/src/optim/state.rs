@@ -1,15 +1,13 @@
-//! The state of an optimizer, in a form that can travel to a joining replica or into a checkpoint.
+//! The state of an optimizer, to send to a joining replica.
 
 use serde::{Deserialize, Serialize};
 
-/// Everything that the optimizer of a stage remembers between two steps.
-///
-/// Gradients that were accumulated but not yet applied are not part of it.
+/// State of a stage's optimizer between two steps, without gradients that are accumulated and not yet applied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OptimizerState {
-    /// The scalars.
+    /// Steps, momentum product and norms.
     pub counters: Counters,
-    /// For every parameter its two moments, named `<parameter>.moment1` and `<parameter>.moment2`.
+    /// The two moments of every parameter, named `<parameter>.moment1` and `<parameter>.moment2`.
     pub tensors: Vec<NamedTensor>,
 }
 
@@ -30,18 +28,18 @@ pub struct Counters {
 pub struct NamedTensor {
     /// `<parameter>.moment1` or `<parameter>.moment2`, with the parameter's global name.
     pub name: String,
-    /// The numbers, as many as the parameter has.
+    /// The numbers; the length is the parameter's.
     pub values: Vec<f32>,
 }
 
-/// Why a state does not fit the optimizer that should import it. Nothing of it was taken, unless the device failed.
+/// Reasons why an optimizer refuses a state. Unless the device failed, the optimizer is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImportError {
-    /// A tensor the optimizer needs is not in the state.
+    /// A tensor that the optimizer needs is not in the state.
     #[error("the optimizer state lacks {0}")]
     Missing(String),
-    /// The state has more tensors than the optimizer needs, or one of them twice.
+    /// The state has more tensors than the optimizer needs, or a tensor twice.
     #[error("the optimizer state has {found} tensors instead of {expected}")]
     TensorCount {
         /// Tensors of the optimizer.
@@ -75,7 +73,7 @@ pub enum ImportError {
 pub(super) enum Moment {
     /// Running mean of the gradient.
     First,
-    /// Running mean of its square.
+    /// Running mean of the gradient's square.
     Second,
 }
 

@@ -96,10 +96,10 @@ fn every_code_has_the_length_that_its_codec_tells() {
     }
 }
 
-/// The header of the file promises it.
+/// The header of the file says so.
 #[test]
 fn the_laptop_run_sends_18_bytes_a_token() {
-    // Seen from the folder of the package, where cargo starts tests.
+    // Relative to the folder of the package, where cargo starts tests.
     let run = Run::load(Path::new("../examples/configs/laptop.toml")).unwrap();
     assert_eq!(Codec::in_front_of(&run, 2).byte_len(), 18 * run.tokens_per_microbatch());
 }

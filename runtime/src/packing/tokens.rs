@@ -23,7 +23,7 @@ impl Tokens {
     }
 }
 
-/// Why token ids do not fit the run.
+/// Reasons why token ids do not fit the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
@@ -32,7 +32,7 @@ pub enum TokenError {
     Length {
         /// Bytes the run demands.
         expected: usize,
-        /// Bytes that came in.
+        /// Length of the packed ids, bytes.
         found: usize,
     },
     /// There are not `B * (T + 1)` ids.
@@ -40,10 +40,10 @@ pub enum TokenError {
     Count {
         /// Ids the run demands.
         expected: usize,
-        /// Ids that came in.
+        /// Number of ids.
         found: usize,
     },
-    /// An id does not exist in the vocabulary.
+    /// An id is outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocab}")]
     OutOfRange {
         /// The first such id.
@@ -53,8 +53,8 @@ pub enum TokenError {
     },
 }
 
-/// How the `B * (T + 1)` token ids of a microbatch become bytes: 1, 2 or 4 little-endian bytes each, the
-/// fewest that hold every id of the vocabulary.
+/// Packs the `B * (T + 1)` token ids of a microbatch: 1, 2 or 4 little-endian bytes each, the fewest that hold every
+/// id of the vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenCodec {
     sequences: usize,
@@ -98,7 +98,7 @@ impl TokenCodec {
     /// Packs `ids[B, T + 1]`.
     ///
     /// # Errors
-    /// If their number or one of them does not fit the run.
+    /// If the number of ids or an id does not fit the run.
     pub fn encode(&self, ids: &[u32]) -> Result<Vec<u8>, TokenError> {
         self.check(ids)?;
         let bytes_per_id = self.id_bytes();
@@ -108,7 +108,7 @@ impl TokenCodec {
     /// Reads packed ids.
     ///
     /// # Errors
-    /// If their length or one of them does not fit the run.
+    /// If the length or an id does not fit the run.
     pub fn decode(&self, bytes: &[u8]) -> Result<Tokens, TokenError> {
         if bytes.len() != self.byte_len() {
             return Err(TokenError::Length { expected: self.byte_len(), found: bytes.len() });
@@ -121,7 +121,7 @@ impl TokenCodec {
     /// Splits `ids[B, T + 1]` into inputs and targets.
     ///
     /// # Errors
-    /// If their number or one of them does not fit the run.
+    /// If the number of ids or an id does not fit the run.
     pub fn tokens(&self, ids: &[u32]) -> Result<Tokens, TokenError> {
         self.check(ids)?;
         let sequences = || ids.chunks_exact(self.context + 1);

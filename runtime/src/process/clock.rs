@@ -1,10 +1,10 @@
-//! The clock that tells the state machines the time.
+//! The clock of the state machines.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use swarmline_scheduler::{Incarnation, Time};
 
-/// Time since this process began its work.
+/// Time since [`Clock::start`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     origin: Instant,
@@ -20,7 +20,7 @@ impl Clock {
         Time(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// Sleeps until `deadline`; without one, it never wakes.
+    /// Sleeps until `deadline`; for ever without a deadline.
     pub(crate) async fn sleep_until(&self, deadline: Option<Time>) {
         match deadline {
             Some(deadline) => tokio::time::sleep(deadline.since(self.now())).await,
@@ -29,7 +29,7 @@ impl Clock {
     }
 }
 
-/// The number of this start of a process: nanoseconds since 1970, so a later start has a higher one.
+/// The number of this start of a process: nanoseconds since 1970, so a later start has a higher number.
 pub(crate) fn incarnation() -> Incarnation {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Incarnation(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))

@@ -7,7 +7,8 @@ use tokio::sync::watch;
 
 use crate::net::control::{Control, ControlError, HEARTBEAT_INTERVAL, MemberStats};
 
-/// Sends heartbeats for a member, however busy its loop is. Clones share them; they end when every clone is dropped.
+/// Sends heartbeats for a member, however busy its loop is. Clones share them; the heartbeats end when every clone is
+/// dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Heartbeats {
     stats: watch::Sender<MemberStats>,
@@ -29,12 +30,12 @@ impl Heartbeats {
         Self { stats, replies }
     }
 
-    /// Sets what the next heartbeats say.
+    /// Sets the counters of the next heartbeats.
     pub(crate) fn set_stats(&self, stats: MemberStats) {
         self.stats.send_replace(stats);
     }
 
-    /// What the next heartbeat says.
+    /// The counters of the next heartbeat.
     pub(crate) fn stats(&self) -> MemberStats {
         *self.stats.borrow()
     }
@@ -56,7 +57,7 @@ impl Heartbeats {
 
 async fn send(mut control: Control, stats: watch::Receiver<MemberStats>, replied: watch::Sender<Reply>) {
     let mut silent_since = None;
-    // The sender of `stats` lives in the clones.
+    // The clones hold the sender of `stats`.
     while stats.has_changed().is_ok() {
         tokio::time::sleep(HEARTBEAT_INTERVAL).await;
         let stats = *stats.borrow();
@@ -74,7 +75,7 @@ async fn send(mut control: Control, stats: watch::Receiver<MemberStats>, replied
     }
 }
 
-/// The coordinator may be away for a while: one line for each absence, with its consequence.
+/// Logs one line for each absence of the coordinator.
 fn warn_once(silent_since: &mut Option<Instant>, error: &ControlError) {
     if silent_since.replace(Instant::now()).is_none() {
         tracing::warn!(%error, "the coordinator does not reply; the last membership table stays valid");

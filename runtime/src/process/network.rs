@@ -1,4 +1,4 @@
-//! A member's data plane: it trusts the members of the run and sends to them.
+//! A member's data plane, which trusts the members of the run and sends to them.
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -16,19 +16,19 @@ use crate::net::quic::{BytesSent, Congestion, DataPlane, HandshakeInfo, NetEvent
 use crate::net::trust::Trust;
 use crate::packing::{Codec, TokenCodec};
 
-/// Bytes of a frame header beside its route: room for the longest claim, announcement and recovery report.
+/// Limit of a frame header without its route, bytes: room for the longest claim, outcomes and recovery report.
 const HEADER_BYTES: usize = 32 << 10;
-/// Bytes of one hop of a route.
+/// Limit of a hop of a route, bytes.
 const HOP_BYTES: usize = 64;
 
-/// What a data plane needs to know of its run and its process.
+/// Run and process of a data plane.
 #[derive(Debug)]
 pub(crate) struct NetworkOptions<'a> {
     pub(crate) run: &'a Run,
     pub(crate) digest: ManifestDigest,
     pub(crate) identity: &'a Identity,
     pub(crate) incarnation: Incarnation,
-    /// Microbatches in flight; decides how much may wait.
+    /// Limit of the microbatches in flight; the limits of queues follow from it.
     pub(crate) window: usize,
 }
 
@@ -55,13 +55,13 @@ impl Network {
         Ok((Self { plane, trust }, arrivals))
     }
 
-    /// From now on these members are trusted, and no other peer.
+    /// Trusts these members from now on, and no other peer.
     pub(crate) fn trust_members(&self, table: &Membership) {
         self.trust.set_keys(table.members.iter().map(|member| member.instance.peer));
     }
 
-    /// Sends to a member. An envelope that cannot even be queued is as undeliverable as one that came back: returns the
-    /// member that is lost then.
+    /// Sends to a member. If the envelope cannot be queued, it is undeliverable: returns the member, which counts as
+    /// lost.
     pub(crate) fn send(&self, table: &PeerTable, to: PeerId, envelope: Envelope<Bytes>) -> Option<Instance> {
         let error = self.plane.send(to, table.address(to)?, envelope).err()?;
         tracing::warn!(%error, "not sent");
@@ -81,7 +81,7 @@ impl Network {
     }
 }
 
-/// Longest frames of a run: nothing longer is read.
+/// Limits of the frames of a run.
 fn frame_limits(run: &Run) -> FrameLimits {
     let cuts = run.stages().map(|stage| Codec::in_front_of(run, run.layers_of(stage).start).byte_len());
     FrameLimits {
@@ -91,7 +91,7 @@ fn frame_limits(run: &Run) -> FrameLimits {
     }
 }
 
-/// The member that is lost according to an event.
+/// The member that an event shows as lost.
 pub(crate) fn lost_instance(event: &NetEvent, table: &PeerTable) -> Option<Instance> {
     match event {
         NetEvent::Disconnected { instance, .. } => Some(*instance),

@@ -1,4 +1,4 @@
-//! The rule about which events of the network a person hears of, and when.
+//! Selects the network events that become incidents, and their time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem::{Discriminant, discriminant};
@@ -11,30 +11,30 @@ use crate::net::frame::{FrameError, Part};
 use crate::net::quic::{LinkError, NetEvent};
 use crate::report::{Event, Incident, RateLimit, Reporter};
 
-/// A peer that vanishes may be the first to hear that the run is over. Every member hears it within a heartbeat; lines
-/// about a vanished peer wait for this long.
+/// Delay of lines about a vanished peer. The peer may be the first to learn that the run is over; every member learns
+/// it within a heartbeat, and then drops the line.
 const HOLD: Duration = HEARTBEAT_INTERVAL.saturating_mul(2);
 /// Pause between two lines about one kind of malformed frames of one peer.
 const MALFORMED_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The fault of a frame; `None` if the peer only told that the frame is malformed.
+/// The fault of a frame; `None` if the peer only reported that the frame is malformed.
 type Kind = Option<(Discriminant<FrameError>, Option<Part>)>;
 
-/// The incidents that are to be told. Each loss is told once for each start of a peer, and none when the run is over: then
+/// The incidents to report. A loss is reported once for each start of a peer, and not at all when the run is over: then
 /// every member leaves.
 #[derive(Debug, Default)]
 pub(crate) struct Notices {
     run_finished: bool,
-    /// Instances whose loss was noticed. Only members are in here, as in the two that follow.
+    /// Instances whose loss was noticed. This set and the next two collections hold members only.
     lost: BTreeSet<Instance>,
     unreachable: BTreeSet<Instance>,
     malformed: HashMap<(PeerId, Kind), RateLimit>,
-    /// Incidents to be told, each not before its time.
+    /// Incidents to report, each not before its time.
     waiting: Vec<(Instant, Incident)>,
 }
 
 impl Notices {
-    /// Something happened on the network.
+    /// Takes an event of the network.
     pub(crate) fn on_event(&mut self, now: Instant, event: &NetEvent, table: &PeerTable) {
         match event {
             NetEvent::Malformed { from, error } => {
@@ -61,7 +61,7 @@ impl Notices {
         }
     }
 
-    /// A neighbour is dead or stalled, and this many microbatches lie with it.
+    /// Takes the loss of a neighbour that is dead or stalled and holds `affected` microbatches.
     pub(crate) fn on_lost(&mut self, now: Instant, neighbour: Instance, affected: usize, table: &PeerTable) {
         self.lost.retain(|&instance| table.get(instance).is_some());
         if affected > 0 && self.lost.insert(neighbour) {
@@ -70,13 +70,13 @@ impl Notices {
         }
     }
 
-    /// The run is over. A peer that has vanished has finished.
+    /// The run is over, so vanished peers have finished: drops the lines about them.
     pub(crate) fn run_finished(&mut self) {
         self.run_finished = true;
         self.waiting.clear();
     }
 
-    /// Tells the incidents that are due.
+    /// Reports the incidents that are due.
     pub(crate) fn tell(&mut self, now: Instant, reporter: &Reporter) {
         for (_, incident) in self.waiting.extract_if(.., |(at, _)| *at <= now) {
             reporter.tell(&Event::Incident(incident));
@@ -108,7 +108,7 @@ mod tests {
     const PEER: PeerId = PeerId([1; 32]);
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// What a person hears, with a table of one member.
+    /// Notices with a table of one member, and the reported lines.
     struct Harness {
         notices: Notices,
         table: PeerTable,
@@ -181,7 +181,7 @@ mod tests {
         harness.publish(2);
         harness.unreachable(gone());
         harness.lost(2, 0);
-        assert_eq!(harness.wait(HOLD).len(), 1, "nothing lay with it");
+        assert_eq!(harness.wait(HOLD).len(), 1, "it held no microbatch");
         harness.lost(2, 1);
         assert_eq!(harness.wait(HOLD).len(), 1);
     }

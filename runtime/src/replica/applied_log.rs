@@ -1,4 +1,4 @@
-//! The applied microbatches of a replica as a file, one line each: whether any counts twice can be checked there.
+//! The applied microbatches of a replica as a file, one line each, to check that none is applied twice.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -8,7 +8,8 @@ use swarmline_scheduler::{MicrobatchId, StageIndex};
 
 use crate::error::Error;
 
-/// Lines of `STAGE MICROBATCH`, written at once: the file of a killed process names every microbatch in its weights.
+/// Lines of `STAGE MICROBATCH`, written without a buffer: the file of a killed process has every microbatch in its
+/// weights.
 #[derive(Debug)]
 pub(super) struct AppliedLog {
     file: File,

@@ -1,4 +1,4 @@
-//! States on their way between executor and network: the copy that joiners download, and the one that arrives.
+//! States between executor and network: the copy that joiners download, and the state that this replica downloads.
 
 use bytes::Bytes;
 use swarmline_scheduler::replica::Event;
@@ -8,27 +8,27 @@ use tokio::task::JoinHandle;
 use crate::error::Error;
 use crate::stage::{Executor, Exported, StateCopy, StateInbox};
 
-/// The states that a replica gives and takes.
+/// The states that a replica exports and imports.
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     given: Option<(StateId, StateCopy)>,
-    /// The copy being made. At most one at a time.
+    /// The export under way, at most one.
     exporting: Option<(StateId, JoinHandle<Option<StateCopy>>)>,
     inbox: StateInbox,
-    /// The state that the executor takes over, and its length in bytes.
+    /// The import under way.
     importing: Option<JoinHandle<Result<(), Error>>>,
-    /// Length of the state that arrived last, bytes.
+    /// Length of the latest state that arrived, bytes.
     pub(super) imported_bytes: u64,
 }
 
 impl Copies {
-    // --- Giving ---------------------------------------------------------------------------------------------
+    // --- Exports --------------------------------------------------------------------------------------------
 
     pub(super) fn export(&mut self, state: StateId, executor: &Executor) {
         self.exporting = Some((state, tokio::spawn(copy(executor.export_state()))));
     }
 
-    /// Bytes of a copy, if it still is here.
+    /// Bytes of a copy; `None` after its release.
     pub(super) fn chunk(&self, state: StateId, offset: u64, bytes: u32) -> Option<Bytes> {
         let (_, copy) = self.given.as_ref().filter(|(given, _)| *given == state)?;
         Some(copy.chunk(offset, bytes))
@@ -38,7 +38,7 @@ impl Copies {
         self.given.take_if(|(given, _)| *given == state);
     }
 
-    // --- Taking ---------------------------------------------------------------------------------------------
+    // --- Imports --------------------------------------------------------------------------------------------
 
     pub(super) fn begin(&mut self, bytes: u64) -> Result<(), Error> {
         self.imported_bytes = bytes;
@@ -54,9 +54,9 @@ impl Copies {
         self.importing = Some(tokio::spawn(executor.import_state(state)));
     }
 
-    // --- What the executor replies --------------------------------------------------------------------------
+    // --- Replies of the executor ----------------------------------------------------------------------------
 
-    /// The next copy made or state taken over. Nothing is lost if the wait is cancelled.
+    /// The next export or import that completes. Cancelling the wait loses no event.
     pub(super) async fn next(&mut self) -> Result<Event<Bytes>, Error> {
         let Self { exporting, importing, .. } = self;
         let event = tokio::select! {
@@ -102,7 +102,7 @@ async fn finished<T>(task: Option<&mut JoinHandle<T>>) -> Option<T> {
     }
 }
 
-/// A copy with the digests of its chunks; `None` if none could be made.
+/// A copy with the digests of its chunks; `None` if the export fails.
 async fn copy(exported: impl Future<Output = Result<Exported, Error>>) -> Option<StateCopy> {
     let exported = exported.await.inspect_err(|error| {
         tracing::warn!(%error, "no copy of the state for a joining replica");

@@ -1,4 +1,4 @@
-//! What a replica counts, for people, metrics and the applied log.
+//! Notes of the machine, reported to people, metrics and the applied log.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use crate::process::Notices;
 use crate::report::{Event, Incident, RateLimit, Reporter};
 use crate::telemetry;
 
-/// Tells people what went wrong, not every microbatch.
+/// Reports notes: incidents to people, all of them to metrics and logs.
 #[derive(Debug)]
 pub(super) struct Notes {
     stage: StageIndex,
@@ -108,7 +108,7 @@ impl Notes {
         }
     }
 
-    /// It left with something unfinished.
+    /// Reports that the replica left with unfinished work.
     pub(super) fn left(unfinished: Unfinished, reporter: &Reporter) {
         tell(
             reporter,

@@ -7,7 +7,7 @@ use swarmline_kernels::device::Setup;
 
 use crate::net::{Identity, Invite};
 
-/// How to join a run as a replica.
+/// Settings of a replica: invite, identity, address, device, files.
 #[derive(Clone, Debug)]
 pub struct ReplicaOptions {
     pub(crate) invite: Invite,
@@ -21,8 +21,8 @@ pub struct ReplicaOptions {
 }
 
 impl ReplicaOptions {
-    /// Joins the run of `invite` on loopback, with any free port and one computing thread of the CPU. It begins with the
-    /// state of another replica of its stage, or the initial weights of the run, and writes no file.
+    /// Joins the run of `invite` on loopback, with any free port and one computing thread of the CPU. The replica
+    /// begins with the state of another replica of its stage, or the initial weights of the run, and writes no file.
     #[must_use]
     pub fn new(invite: Invite, identity: Identity) -> Self {
         Self {
@@ -61,13 +61,13 @@ impl ReplicaOptions {
         Self { resume: resume.into(), ..self }
     }
 
-    /// File for name and digest of every parameter value that is ever present in this process.
+    /// File for name and digest of every parameter value that has been in this process.
     #[must_use]
     pub fn with_parameter_log(self, log: impl Into<Option<PathBuf>>) -> Self {
         Self { parameter_log: log.into(), ..self }
     }
 
-    /// File to which stage and id of every microbatch are appended when its gradients are applied here.
+    /// File to append stage and id of every microbatch to when its gradients are applied here.
     #[must_use]
     pub fn with_applied_log(self, log: impl Into<Option<PathBuf>>) -> Self {
         Self { applied_log: log.into(), ..self }

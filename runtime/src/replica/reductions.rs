@@ -1,4 +1,4 @@
-//! Means of averaging rounds, computed one after the other beside the executor's thread and the loop.
+//! Means of averaging rounds, computed in order on a thread of their own.
 
 use std::collections::VecDeque;
 
@@ -9,8 +9,8 @@ use tokio::task::JoinHandle;
 
 use crate::averaging::reduce;
 
-/// Reductions that can wait: a round has one part for each member open. Beyond that the oldest is given up; its owner
-/// runs into a timeout, and the next owner computes it.
+/// Limit of the waiting reductions: a round has one open part for each member. Beyond it the oldest is dropped; its
+/// owner times out, and the next owner computes it.
 const WAITING_MAX: usize = MEMBERS_MAX;
 
 /// A mean to compute.
@@ -28,7 +28,7 @@ impl Reduction {
         self.reply(reduce(&self.own, &self.inputs))
     }
 
-    /// The thread panicked: no input is to blame.
+    /// The reply after a panic of the thread: no input is to blame.
     fn failed(&self) -> Reply<Bytes> {
         self.reply(Err((usize::MAX, Fault::Malformed)))
     }
@@ -38,7 +38,7 @@ impl Reduction {
     }
 }
 
-/// The reductions that wait, and the one being computed.
+/// The waiting reductions and the running one.
 #[derive(Debug, Default)]
 pub(super) struct Reductions {
     waiting: VecDeque<Reduction>,
@@ -54,7 +54,7 @@ impl Reductions {
         self.start();
     }
 
-    /// The next mean computed; never, if there is none. Nothing is lost if the wait is cancelled.
+    /// The next mean; never resolves without a running reduction. Cancelling the wait loses no mean.
     pub(super) async fn next(&mut self) -> Reply<Bytes> {
         let Some((running, failed)) = &mut self.running else { return std::future::pending().await };
         let reply = running.await.unwrap_or_else(|_| failed.clone());

@@ -1,4 +1,4 @@
-//! A volunteer's way into a run: registration, a place, the shard on its device, the data plane.
+//! A replica before it serves: registration, placement, the shard on its device, the data plane.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::ControlFlow;
@@ -71,7 +71,7 @@ impl Registered {
         self.control.leave("done").await;
     }
 
-    /// Waits for a stage if there is none yet, serves it, and leaves.
+    /// Waits for a stage, unless there is one, serves it, and leaves.
     pub(super) async fn take_part(
         &mut self,
         options: &ReplicaOptions,
@@ -92,7 +92,7 @@ impl Registered {
         Box::pin(serving.run(reporter, options.save.as_deref(), stop)).await
     }
 
-    /// The stage of this replica; an outcome if the run ends before it is given one.
+    /// The stage of this replica; an outcome if the run ends before the replica gets a stage.
     async fn wait_for_stage(
         &mut self,
         reporter: &Reporter,

@@ -1,5 +1,5 @@
-//! The loop around a replica: waits for one thing, hands it to the machine, and does what the machine asks. It holds no
-//! rule of its own.
+//! The loop around a replica: it waits for an event, passes it to the machine, and performs the machine's actions. All
+//! rules are in the machine.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -30,7 +30,7 @@ use crate::telemetry;
 /// Time between two reports of a replica.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What the loop works with.
+/// Handles of the loop: executor, network, coordinator, notes.
 #[derive(Debug)]
 pub(super) struct Handles {
     pub(super) executor: Executor,
@@ -42,7 +42,7 @@ pub(super) struct Handles {
     pub(super) notes: Notes,
 }
 
-/// One replica at work, from its registration to its departure.
+/// The state of the loop.
 #[derive(Debug)]
 pub(super) struct Serving {
     machine: Replica<Bytes>,
@@ -52,9 +52,9 @@ pub(super) struct Serving {
     clock: Clock,
     traffic: Traffic,
     tokens_per_microbatch: u64,
-    /// The coordinator's reply to whether this start still is a member.
+    /// The coordinator's reply to the question whether this start is still a member.
     confirmation: Option<oneshot::Receiver<Result<Directive, ControlError>>>,
-    /// Why the coordinator takes this process for dead.
+    /// The coordinator's reason to take this process for dead.
     expelled: Option<String>,
     reported: Instant,
     end: Option<End>,
@@ -161,7 +161,7 @@ impl Serving {
         }
     }
 
-    // --- Into the machine -----------------------------------------------------------------------------------
+    // --- Events ---------------------------------------------------------------------------------------------
 
     fn on_network(&mut self, event: NetEvent, reporter: &Reporter) {
         let now = Instant::now();
@@ -227,7 +227,7 @@ impl Serving {
         }
     }
 
-    /// Hands an event to the machine and does what it asks, until nothing follows.
+    /// Passes an event to the machine and performs its actions, with the events that follow from them.
     fn handle(&mut self, event: Event<Bytes>, reporter: &Reporter) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
@@ -241,9 +241,9 @@ impl Serving {
         }
     }
 
-    // --- Out of the machine ---------------------------------------------------------------------------------
+    // --- Actions --------------------------------------------------------------------------------------------
 
-    /// Does one thing; returns the event that follows at once, if one does.
+    /// Performs an action; returns the event that follows at once, if any.
     fn act(&mut self, action: Action<Bytes>, reporter: &Reporter) -> Result<Option<Event<Bytes>>, Error> {
         match action {
             Action::Execute(job) => self.handles.executor.submit(job)?,
@@ -291,12 +291,13 @@ impl Serving {
         self.send(to, Envelope::with_payload(message, payload))
     }
 
-    /// Repeated until the coordinator has heard, so a failure needs no answer here.
+    /// Reports in the background that the stage is served. The coordinator repeats its directive until it has the
+    /// report, so a failure is only logged.
     fn tell_ready(&self) {
         let (mut control, stage) = (self.handles.control.clone(), self.machine.config().stage.stage);
         tokio::spawn(async move {
             if let Err(error) = control.ready(stage).await {
-                tracing::debug!(%error, "the coordinator did not hear that the stage is served");
+                tracing::debug!(%error, "the coordinator did not get the report that the stage is served");
             }
         });
     }
@@ -379,7 +380,7 @@ impl Serving {
     }
 }
 
-/// The coordinator's reply, if one is awaited.
+/// The coordinator's reply; never resolves if none is awaited.
 async fn confirmed(
     confirmation: &mut Option<oneshot::Receiver<Result<Directive, ControlError>>>,
 ) -> Result<Directive, ControlError> {

@@ -10,14 +10,14 @@ use crate::config::Run;
 use crate::error::Error;
 use crate::stage::{Compute, Engine, Learning};
 
-/// The engine of a stage, on whichever device.
+/// Builds the engine of a stage, on any device.
 #[derive(Debug)]
 pub(super) struct ShardBuilder {
     pub(super) run: Run,
     pub(super) stage: StageIndex,
-    /// Microbatches between forward and backward at once.
+    /// Limit of the microbatches between forward and backward.
     pub(super) stashes: usize,
-    /// Weights to begin with.
+    /// File of the weights to begin with.
     pub(super) resume: Option<PathBuf>,
     pub(super) parameter_log: Option<PathBuf>,
 }

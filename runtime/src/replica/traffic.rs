@@ -1,4 +1,4 @@
-//! The saving of compression, counted on the frames that were sent.
+//! Counts the bytes that compression saves on frames to neighbouring stages.
 
 use bytes::Bytes;
 use swarmline_scheduler::{Envelope, Message, StageIndex};
@@ -19,10 +19,10 @@ pub(super) struct Traffic {
     payload_bytes: u64,
 }
 
-/// Bytes that left for neighbours.
+/// Bytes sent to neighbouring stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Totals {
-    /// As sent: frames with headers and token ids. Messages between replicas of a stage do not count.
+    /// Bytes as sent: frames with headers and token ids. Messages between replicas of a stage do not count.
     pub(super) sent: u64,
     /// The same frames with the whole stream in bf16 in place of each payload.
     pub(super) uncompressed: u64,

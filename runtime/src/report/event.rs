@@ -1,4 +1,4 @@
-//! What a process tells.
+//! Events of a process.
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Incident;
 use crate::data::Corpus;
 
-/// Something that a process tells.
+/// An event that a process reports.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -24,16 +24,16 @@ pub enum Event {
         version: u64,
         /// Serving replicas of each stage.
         serving: Vec<usize>,
-        /// Replicas that wait for a place.
+        /// Replicas that wait for a stage.
         standby: usize,
-        /// Feeders.
+        /// Number of feeders.
         feeders: usize,
     },
-    /// A process has chosen what it computes on.
+    /// A process has chosen its device.
     Computing {
         /// `cpu` or `cuda:N`.
         device: String,
-        /// Its precision: `repro` or `fast`.
+        /// Arithmetic: `repro` or `fast`.
         profile: String,
     },
     /// A replica was placed and builds its shard.
@@ -49,7 +49,7 @@ pub enum Event {
         /// Its number of parameters.
         parameters: u64,
     },
-    /// Every stage has its replica; this one waits.
+    /// Every stage has its replicas, and this replica waits.
     Standby {
         /// Stages of the run.
         stages: usize,
@@ -62,9 +62,9 @@ pub enum Event {
         peer: String,
         /// Length of the state, bytes.
         bytes: u64,
-        /// Time that it took, seconds.
+        /// Time from the start of serving to the imported state, seconds.
         seconds: f64,
-        /// Optimizer steps in it.
+        /// Optimizer steps in the state.
         version: u64,
     },
     /// A replica's shard is built and takes microbatches.
@@ -89,16 +89,16 @@ pub enum Event {
     Progress(ProgressReport),
     /// Loss on held-out text.
     Evaluation {
-        /// Microbatches with an outcome when it was measured.
+        /// Microbatches with an outcome at the time.
         done: u64,
-        /// Nats a token.
+        /// Mean loss, nats a token.
         loss: f64,
-        /// The last stage saw zeros instead of the upstream's activations.
+        /// Whether the last stage got zeros instead of the upstream's activations.
         upstream_cut: bool,
     },
     /// A feeder's counters at the end.
     Feeder(FeederReport),
-    /// Something a person should know about: one line per incident, with its consequence.
+    /// A fault, with its consequence.
     Incident(Incident),
     /// A checkpoint was written.
     Saved {
@@ -131,7 +131,7 @@ pub struct ReplicaReport {
     pub refused: u64,
     /// Microbatches taken over from a lost replica.
     pub recovered: u64,
-    /// Microbatches handed on again, because the replica that had them was lost.
+    /// Microbatches sent downstream again, because their replica was lost.
     pub retried: u64,
     /// Microbatches whose gradient went upstream only, because another replica had the grant.
     pub relayed: u64,
@@ -149,7 +149,7 @@ pub struct ReplicaReport {
     pub boundary_bytes: u64,
     /// The same frames with the whole stream in bf16, bytes.
     pub boundary_bytes_bf16: u64,
-    /// No further report follows.
+    /// Whether this is the last report.
     pub last: bool,
 }
 
@@ -160,7 +160,7 @@ pub struct ProgressReport {
     pub done: u64,
     /// Microbatches of the run.
     pub total: u64,
-    /// Microbatches on their way.
+    /// Microbatches in flight.
     pub in_flight: u64,
     /// Mean training loss since the previous report, nats a token.
     pub loss: f64,
@@ -177,17 +177,17 @@ pub struct FeederReport {
     pub finished: u64,
     /// Microbatches refused.
     pub refused: u64,
-    /// Refused microbatches that a former feeder had injected and no replica held any more.
+    /// Refused microbatches that a former feeder had injected and that no replica holds any more.
     pub abandoned: u64,
-    /// Microbatches that had their outcome under a former feeder; in no other figure here.
+    /// Microbatches that had their outcome under a former feeder; no other figure here counts them.
     pub inherited: u64,
     /// Microbatches injected that have no outcome and are not in flight.
     pub lost: u64,
     /// Stages of finished microbatches without a grant.
     pub ungranted: u64,
-    /// Microbatches sent to stage 0 again, because the replica that had them was lost.
+    /// Microbatches sent to stage 0 again, because their replica was lost.
     pub retried: u64,
-    /// Contributions granted to replicas that died before an averaging round gave them to another replica.
+    /// Contributions granted to replicas that died before an averaging round carried them to another replica.
     pub contributions_lost: u64,
     /// Tokens trained on.
     pub tokens: u64,

@@ -1,15 +1,15 @@
-//! Incidents: what went wrong, and what follows from it.
+//! Incidents: faults and their consequences.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Something a person should know about. Peers are named by the first bytes of their keys, hexadecimal.
+/// A fault to report. Peers are named by the first bytes of their keys, hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "incident", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Incident {
-    /// The coordinator takes this process for dead. It joins again and knows nothing of its former start.
+    /// The coordinator takes this process for dead. The process joins again, without its microbatches and weights.
     Expelled {
         /// The coordinator's reason.
         reason: String,
@@ -27,14 +27,14 @@ pub enum Incident {
     FrameRefused {
         /// The receiver.
         peer: String,
-        /// Its error code.
+        /// Error code of the receiver.
         code: u64,
         /// Such frames since the last line about them, this one included.
         times: u64,
     },
     /// Messages for a peer could not be delivered.
     Unreachable {
-        /// Why not; names the peer.
+        /// The cause, with the name of the peer.
         reason: String,
         /// Number of messages.
         undelivered: usize,
@@ -43,16 +43,16 @@ pub enum Incident {
     NeighbourLost {
         /// The neighbour.
         peer: String,
-        /// Microbatches that lie with it; other replicas recover them.
+        /// Microbatches that the neighbour holds; other replicas recover them.
         affected: usize,
     },
     /// A microbatch was refused.
     MicrobatchRefused {
-        /// Its id, as people read it.
+        /// Id of the microbatch, for people.
         microbatch: String,
-        /// The replica that refused it; absent if it is this one.
+        /// The replica that refused the microbatch; `None` for this process.
         by: Option<String>,
-        /// Why.
+        /// The reason of the refusal.
         reason: String,
         /// Refusals since the last line about them, this one included.
         times: u64,
@@ -72,10 +72,10 @@ pub enum Incident {
         peer: String,
         /// The stage, from 0.
         stage: u16,
-        /// What it did instead.
+        /// The fault of the donor, as the rest of a sentence that begins with the donor.
         fault: String,
     },
-    /// Every replica of a trained stage is gone: this one begins it with the initial weights of the run.
+    /// Every replica of a trained stage is gone: this replica begins with the initial weights of the run.
     StageLost {
         /// The stage, from 0.
         stage: u16,
@@ -84,24 +84,24 @@ pub enum Incident {
     LeftMicrobatches {
         /// Number of microbatches; other replicas recover them.
         microbatches: usize,
-        /// Time that it was given to finish them, seconds.
+        /// Limit of the time to finish them, seconds.
         seconds: u64,
     },
-    /// A replica left before averaging had given its last contributions to the others.
+    /// A replica left before averaging had carried its last contributions to other replicas.
     LeftFragments {
         /// Fragments that were not averaged after its last contribution.
         fragments: usize,
-        /// Time that it waited for them, seconds.
+        /// Limit of the time to average them, seconds.
         seconds: u64,
     },
     /// A held-out microbatch was never answered.
     EvaluationUnanswered {
-        /// Its id, as people read it.
+        /// Id of the microbatch, for people.
         microbatch: String,
     },
-    /// An evaluation had no answer at all: the held-out loss is missing there.
+    /// No microbatch of an evaluation was answered: its held-out loss is missing.
     EvaluationMissing,
-    /// Stages without a replica hold the run.
+    /// Stages have no replica, which halts the run.
     StagesUnserved {
         /// Their numbers, from 0.
         stages: Vec<u16>,
@@ -114,7 +114,7 @@ impl fmt::Display for Incident {
             Self::Expelled { reason } => {
                 write!(
                     f,
-                    "the coordinator takes this process for dead ({reason}); it joins again, without what it held"
+                    "the coordinator takes this process for dead ({reason}); it joins again, without its microbatches"
                 )
             }
             Self::MalformedFrame { peer, fault, times } => {
@@ -155,7 +155,7 @@ impl fmt::Display for Incident {
             Self::StageLost { stage } => write!(
                 f,
                 "no replica serves stage {stage}, which had been trained: it begins with the initial weights of the \
-                 run, and what it had learned is lost"
+                 run, and its updates are lost"
             ),
             Self::LeftMicrobatches { microbatches, seconds } => write!(
                 f,
@@ -164,13 +164,13 @@ impl fmt::Display for Incident {
             Self::LeftFragments { fragments, seconds } => write!(
                 f,
                 "left after {seconds} s; {fragments} fragments were not averaged meanwhile, and the other replicas \
-                 lack this one's last contributions to them"
+                 lack the last contributions of this replica to them"
             ),
             Self::EvaluationUnanswered { microbatch } => {
                 write!(f, "held-out {microbatch} was never answered; the figure leaves it out")
             }
             Self::EvaluationMissing => {
-                write!(f, "an evaluation had no answer; the held-out loss is missing there")
+                write!(f, "no microbatch of an evaluation was answered; its held-out loss is missing")
             }
             Self::StagesUnserved { stages } => {
                 write!(f, "stages {stages:?} have no replica; nothing is injected until one joins")

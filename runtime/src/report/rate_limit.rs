@@ -1,11 +1,11 @@
-//! Lines about events that may repeat for every microbatch.
+//! Limits the lines about events that may repeat for every microbatch.
 
 use std::time::{Duration, Instant};
 
-/// Pause between two lines about the same kind of incident, by default.
+/// Default pause between two lines about one kind of incident.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Lets the first of many equal events through at once, then one in an interval, with the number of those before it.
+/// Lets the first of many equal events through at once, then one event in an interval, with the number of events since.
 #[derive(Debug)]
 pub(crate) struct RateLimit {
     interval: Duration,
@@ -20,12 +20,12 @@ impl Default for RateLimit {
 }
 
 impl RateLimit {
-    /// One event in `interval` is told.
+    /// Lets one event in `interval` through.
     pub(crate) fn new(interval: Duration) -> Self {
         Self { interval, told: None, untold: 0 }
     }
 
-    /// The event happened. If it is time to tell: how often since it was told last.
+    /// Counts an event. If it may be reported, returns the number of events since the last report.
     pub(crate) fn happened(&mut self) -> Option<u64> {
         self.happened_at(Instant::now())
     }

@@ -1,4 +1,4 @@
-//! Tells events to a person, a program or a closure.
+//! Passes events to a person, a program or a closure.
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -15,7 +15,7 @@ pub enum Audience {
     Programs,
 }
 
-/// Tells events to its listener.
+/// Passes events to its listener.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};
@@ -33,7 +33,7 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter that prints to standard output, for this audience. A closed pipe is not an error: no reader is left.
+    /// A reporter that prints to standard output for this audience. A closed pipe is not an error.
     #[must_use]
     pub fn new(audience: Audience) -> Self {
         let out = Mutex::new(io::stdout());
@@ -47,8 +47,8 @@ impl Reporter {
         })
     }
 
-    /// A reporter that hands every event to `sink`, for programs that embed a process of a run. The process waits for
-    /// `sink`, so it must not block.
+    /// A reporter that calls `sink` with every event, for programs that embed a process of a run. The process waits for
+    /// `sink`, which must not block.
     #[must_use]
     pub fn to(sink: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         Self { sink: Box::new(sink) }
@@ -60,7 +60,7 @@ impl Reporter {
         Self::to(|_| {})
     }
 
-    /// Tells one event.
+    /// Passes an event to the listener.
     pub fn tell(&self, event: &Event) {
         (self.sink)(event);
     }

@@ -1,4 +1,4 @@
-//! Events as one line each, for people.
+//! Events as lines of prose.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! The work of a stage on a microbatch: unpack, forward, stash, pack; unpack, backward, step.
 //!
-//! Synchronous and without a network: the executor of a replica runs one engine, `train` runs all of them in a row. A job
-//! that fails leaves no stash and no part of a gradient behind.
+//! An engine is synchronous and has no network: the executor of a replica runs one engine, `train` runs the engines of
+//! all stages in a row. A job that fails leaves no stash and no part of a gradient.
 
 mod average;
 mod state;
@@ -30,9 +30,9 @@ pub use self::state::{StateError, state_bytes_max};
 /// Whether an engine's weights change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learning {
-    /// Every contribution counts.
+    /// Contributions change the weights.
     Active,
-    /// Gradients are computed and thrown away: a control.
+    /// Gradients are computed and dropped: a control.
     Frozen,
 }
 
@@ -43,20 +43,20 @@ pub struct Engine<B: Backend> {
     optimizer: StageOptimizer<B>,
     tokens: TokenCodec,
     learning: Learning,
-    /// The microbatch whose gradients wait for [`Engine::apply`] or [`Engine::drop_gradients`], and the weights that its
-    /// forward ran with.
+    /// The microbatch whose gradients wait for [`Engine::apply`] or [`Engine::drop_gradients`], and the weight version
+    /// of its forward pass.
     ungranted: Option<(MicrobatchId, WeightVersion)>,
     averager: Averager,
     gradient_accumulation_steps: u64,
     parameter_log: Option<PathBuf>,
 }
 
-/// Whether the gradients of a microbatch count as soon as they are computed.
+/// Whether the feeder has granted the gradients of a microbatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grant {
-    /// They do.
+    /// The gradients are applied at once.
     Given,
-    /// They wait for the feeder's answer.
+    /// The gradients wait for the feeder's reply.
     Awaited,
 }
 
@@ -65,11 +65,11 @@ pub enum Grant {
 pub struct LossAndGradient {
     /// Training loss of the microbatch.
     pub loss: Loss,
-    /// Packed gradient for the stage before; empty if there is none.
+    /// Packed gradient for the stage before; empty at stage 0.
     pub gradient: Vec<u8>,
 }
 
-/// Why a microbatch cannot be processed here.
+/// Reasons why an engine cannot process a microbatch.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The token ids do not fit the run.
@@ -84,7 +84,7 @@ pub enum EngineError {
     /// The engine holds ungranted gradients of at most one microbatch.
     #[error("the gradients of {0} wait for their grant; no others are computed meanwhile")]
     GradientsWait(MicrobatchId),
-    /// A grant for gradients that are not here.
+    /// A grant names gradients that are not here.
     #[error("no gradients of {0} wait for a grant")]
     NothingWaits(MicrobatchId),
 }
@@ -93,7 +93,7 @@ impl<B: Backend> Engine<B> {
     /// The engine of `stage`, with initial weights and room for `slots` microbatches between forward and backward.
     ///
     /// # Errors
-    /// If the device has no memory for it.
+    /// If the device has no memory for the stage.
     pub fn new(
         backend: B,
         run: &Run,
@@ -133,8 +133,8 @@ impl<B: Backend> Engine<B> {
         Ok(self.shard.forward(id, self.optimizer.version(), &tokens, activation)?)
     }
 
-    /// Backward pass of a microbatch whose stash is held. With the grant given, its gradients of the weights are
-    /// contributed and the optimizer steps if they complete an update. Returns the packed gradient for the stage before.
+    /// Backward pass of a microbatch with a stash. With the grant given, its weight gradients are contributed, and the
+    /// optimizer steps if they complete an update. Returns the packed gradient for the stage before.
     ///
     /// # Errors
     /// If the gradient is wrong or not finite, or other gradients wait. The stash is gone then.
@@ -170,17 +170,17 @@ impl<B: Backend> Engine<B> {
         Ok(LossAndGradient { loss: result.loss, gradient: result.gradient })
     }
 
-    /// Contributes the gradients of `id`, which wait.
+    /// Contributes the waiting gradients of `id`.
     ///
     /// # Errors
-    /// If they do not wait, or the device fails.
+    /// If no gradients of `id` wait, or the device fails.
     pub fn apply(&mut self, id: MicrobatchId) -> Result<(), EngineError> {
         let (_, version) =
             self.ungranted.take_if(|(waits, _)| *waits == id).ok_or(EngineError::NothingWaits(id))?;
         self.contribute(version)
     }
 
-    /// Drops the gradients of `id`, if they wait.
+    /// Drops the waiting gradients of `id`, if any.
     ///
     /// # Errors
     /// If the device fails.
@@ -210,12 +210,12 @@ impl<B: Backend> Engine<B> {
         Ok(Evaluation::Activation { version: self.optimizer.version(), activation })
     }
 
-    /// Drops the stash of a microbatch that will not come back.
+    /// Drops the stash of a microbatch whose gradient will not come.
     pub fn forget(&mut self, id: MicrobatchId) {
         self.shard.release(id);
     }
 
-    /// The weights.
+    /// The shard with the weights.
     pub fn shard(&mut self) -> &mut Shard<B> {
         &mut self.shard
     }
@@ -245,7 +245,7 @@ impl<B: Backend> Engine<B> {
     /// Takes the weights of a file that [`Engine::save`] wrote for the same stage.
     ///
     /// # Errors
-    /// If the file cannot be read or holds anything but this stage's parameters; nothing has changed then.
+    /// If the file cannot be read or does not hold exactly this stage's parameters; the weights are unchanged then.
     pub fn resume(&mut self, path: &Path) -> Result<(), Error> {
         let bytes = std::fs::read(path).map_err(|error| Error::File {
             action: "read",
@@ -258,8 +258,8 @@ impl<B: Backend> Engine<B> {
             .map_err(|error| Error::Weights { path: path.to_owned(), reason: error.to_string() })
     }
 
-    /// From now on keeps in the file at `path`, if any, name and digest of every parameter value that was ever
-    /// brought into this engine, one a line.
+    /// Keeps name and digest of every parameter value that has been in this engine in the file at `path`, one a line;
+    /// `None` turns that off.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -286,7 +286,7 @@ impl<B: Backend> Engine<B> {
         })
     }
 
-    /// Leaves nothing of `id` behind if other gradients are in the way.
+    /// Fails, and drops the stash of `id`, if gradients of another microbatch wait.
     fn assert_free(&mut self, id: MicrobatchId) -> Result<(), EngineError> {
         match self.ungranted {
             Some((waits, _)) => {
@@ -341,14 +341,14 @@ impl<B: Backend> Engine<B> {
         (&mut self.optimizer, backend, parameters.collect())
     }
 
-    /// Leaves nothing of a failed microbatch behind.
+    /// Drops stash and gradients of a failed microbatch.
     fn give_up<T>(&mut self, id: MicrobatchId, error: EngineError) -> Result<T, EngineError> {
         self.shard.release(id);
         self.shard.zero_gradients()?;
         Err(error)
     }
 
-    /// `None` for jobs without a reply.
+    /// Does a job; `None` for jobs without a reply.
     fn outcome(&mut self, job: Job<Bytes>) -> Option<Result<JobOutcome<Bytes>, EngineError>> {
         Some(match job {
             Job::Forward { microbatch, ids, activation } => {
@@ -439,8 +439,8 @@ impl<B: Backend> Compute for Engine<B> {
 }
 
 impl EngineError {
-    /// The refusal that other peers hear of. They hear nothing of a failing device: its replica leaves at once, as after a
-    /// sudden death, and other replicas recover the microbatch; a refusal would lose it instead.
+    /// The refusal to send to other peers. A failed device gives an error and no refusal: its replica leaves at once,
+    /// and other replicas recover the microbatch, which a refusal would lose.
     ///
     /// # Errors
     /// The failure of the device.

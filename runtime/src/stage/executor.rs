@@ -1,8 +1,8 @@
 //! The thread that owns weights, optimizer state and device.
 //!
-//! The loop of a replica sends it jobs over a bounded channel; there is no lock around weights. The engine is built on the
-//! thread itself, so that nothing outside is generic over the device. If the device fails, the thread ends, and the loop
-//! hears why when it sends a job or waits for a reply.
+//! The loop of a replica sends jobs over a bounded channel; there is no lock around weights. The engine is built on the
+//! thread itself, so that no code outside is generic over the device. If the device fails, the thread ends, and the
+//! loop gets the error when it sends a job or waits for a reply.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,23 +17,23 @@ use crate::error::Error;
 
 /// The engine on the executor's thread.
 pub(crate) trait Compute {
-    /// Does a job; `None` for jobs without a reply. An error is the end: the device failed.
+    /// Does a job; `None` for jobs without a reply. An error means that the device failed, and ends the thread.
     fn run(&mut self, job: Job<Bytes>) -> Result<Option<JobReply<Bytes>>, Error>;
-    /// Does a job of an averaging round; `None` for jobs without a reply. An error is the end: the device failed.
+    /// Does a job of an averaging round, likewise.
     fn average(&mut self, job: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error>;
-    /// Parts that a fragment must at least be cut into so that each fits a frame.
+    /// Smallest number of parts with which every part of a fragment fits a frame.
     fn parts_min(&self) -> u32;
     /// A copy of the whole state, for a joiner.
     fn export_state(&mut self) -> Result<Exported, Error>;
-    /// Takes over a state from a donor, or changes nothing.
+    /// Imports a state from a donor. After [`Error::State`], the engine is unchanged.
     fn import_state(&mut self, state: &[u8]) -> Result<(), Error>;
     /// Counters for reports.
     fn statistics(&self) -> Statistics;
-    /// The last call: writes the weights to `save`, if there is such a path, and the parameter log.
+    /// The last call: writes the parameter log, and the weights to `save`, if any.
     fn finish(&mut self, save: Option<&Path>) -> Result<(), Error>;
 }
 
-/// The counters of the thread.
+/// Counters of the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Statistics {
     /// Optimizer steps.
@@ -47,18 +47,18 @@ pub(crate) struct Statistics {
 /// A copy of a whole state.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Exported {
-    /// Optimizer steps in it.
+    /// Optimizer steps in the state.
     pub(crate) version: WeightVersion,
-    /// The whole state.
+    /// The state as a safetensors file.
     pub(crate) bytes: Bytes,
 }
 
 /// A reply of the thread to a job.
 #[derive(Debug)]
 pub(crate) enum ExecutorEvent {
-    /// To a job of a microbatch.
+    /// Reply to a job of a microbatch.
     Completed(JobReply<Bytes>),
-    /// To a job of an averaging round.
+    /// Reply to a job of an averaging round.
     Averaged(AveragingReply<Bytes>),
 }
 
@@ -71,7 +71,7 @@ enum Task {
     Finish(Option<PathBuf>, oneshot::Sender<Result<(), Error>>),
 }
 
-/// Handle to the executor. Dropping it ends the thread after the jobs it still has.
+/// Handle to the executor. Dropping the handle ends the thread after the jobs in its channel.
 #[derive(Debug)]
 pub(crate) struct Executor {
     tasks: mpsc::Sender<Task>,
@@ -82,7 +82,7 @@ pub(crate) struct Executor {
     parts_min: u32,
 }
 
-/// Why the thread ended before it was told to.
+/// The error that ended the thread.
 #[derive(Clone, Debug, Default)]
 struct Fault(Arc<Mutex<Option<Error>>>);
 
@@ -91,19 +91,20 @@ impl Fault {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
-    /// The reason; later calls get [`Error::ExecutorGone`].
+    /// The error; later calls get [`Error::ExecutorGone`].
     fn take(&self) -> Error {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(Error::ExecutorGone)
     }
 }
 
-/// Requests besides jobs that can lie in the channel: to copy a state, to take one, to finish.
+/// Limit of the requests in the channel besides jobs: export, import, finish.
 const REQUESTS_MAX: usize = 3;
-/// Jobs of averaging that can lie in the channel: means, the end of a round and the begin of the next.
+/// Limit of the averaging jobs in the channel: means, the end of a round and the begin of the next.
 const AVERAGING_JOBS_MAX: usize = APPLYING_MAX + 2;
 
 impl Executor {
-    /// Starts the thread and waits until `build` has made what it runs. `jobs_max` bounds the channel both ways.
+    /// Starts the thread and waits until `build` has made the engine. `jobs_max` bounds the channels of jobs and
+    /// replies.
     pub(crate) async fn start(
         jobs_max: usize,
         build: impl FnOnce() -> Result<Box<dyn Compute>, Error> + Send + 'static,
@@ -121,7 +122,7 @@ impl Executor {
                 Ok(compute) => {
                     let _ = built.send(Ok(compute.parts_min()));
                     let replies = Replies { completed: completed_sender, averaged: averaged_sender };
-                    // Noted before the channels close.
+                    // The fault is noted before the channels close.
                     let _ = work(compute, &mut task_queue, &replies, &publish)
                         .map_err(|error| thread_fault.note(error));
                 }
@@ -134,12 +135,12 @@ impl Executor {
         Ok(Self { tasks, completed, averaged, statistics, fault, parts_min })
     }
 
-    /// Hands over a job. The channel has room for every job the stage may have outstanding.
+    /// Queues a job. The channel has room for every job that the stage may have outstanding.
     pub(crate) fn submit(&self, job: Job<Bytes>) -> Result<(), Error> {
         self.tasks.try_send(Task::Job(job)).map_err(|_| self.fault.take())
     }
 
-    /// The next reply to a job of either kind.
+    /// The next reply.
     pub(crate) async fn event(&mut self) -> Result<ExecutorEvent, Error> {
         tokio::select! {
             Some(reply) = self.completed.recv() => Ok(ExecutorEvent::Completed(reply)),
@@ -148,12 +149,12 @@ impl Executor {
         }
     }
 
-    /// Parts that a fragment must at least be cut into so that each fits a frame.
+    /// Smallest number of parts with which every part of a fragment fits a frame.
     pub(crate) fn parts_min(&self) -> u32 {
         self.parts_min
     }
 
-    /// Hands over a job of an averaging round. The channel has room for every one that may be outstanding.
+    /// Queues a job of an averaging round. The channel has room for every job that may be outstanding.
     pub(crate) fn average(&self, job: AveragingJob<Bytes>) -> Result<(), Error> {
         self.tasks.try_send(Task::Average(job)).map_err(|_| self.fault.take())
     }
@@ -164,7 +165,7 @@ impl Executor {
         async move { request(&tasks, Task::Export).await }
     }
 
-    /// Takes over a state from a donor, between two jobs; if it is refused, nothing has changed.
+    /// Imports a state from a donor, between two jobs. After [`Error::State`], the engine is unchanged.
     pub(crate) fn import_state(&self, state: Bytes) -> impl Future<Output = Result<(), Error>> + use<> {
         let tasks = self.tasks.clone();
         async move { request(&tasks, |reply| Task::Import(state, reply)).await }
@@ -175,7 +176,7 @@ impl Executor {
         *self.statistics.borrow()
     }
 
-    /// After all jobs handed over: writes the weights to `save`, if there is such a path.
+    /// Writes the weights to `save`, if any, after all jobs queued before.
     pub(crate) async fn finish(&self, save: Option<PathBuf>) -> Result<(), Error> {
         request(&self.tasks, |reply| Task::Finish(save, reply)).await
     }

@@ -1,5 +1,5 @@
-//! The state of a stage on its way to a joining replica, as bytes. [`swarmline_scheduler::transfer`] decides which bytes
-//! travel when.
+//! The state of a stage as bytes for a joining replica. [`swarmline_scheduler::transfer`] decides when each chunk is
+//! sent.
 
 use bytes::Bytes;
 use swarmline_scheduler::transfer::{ChunkHash, Limits, Manifest};
@@ -10,7 +10,7 @@ use crate::config::{Run, limits};
 
 const CHUNK_BYTES: u32 = limits::STATE_CHUNK_BYTES_MAX as u32;
 
-/// The longest state and chunk that a joiner of `stage` takes.
+/// Limits of the state and the chunks that a joiner of `stage` takes.
 #[must_use]
 pub fn download_limits(run: &Run, stage: StageIndex) -> Limits {
     Limits { bytes_max: state_bytes_max(run, stage), chunk_bytes_max: CHUNK_BYTES }
@@ -22,7 +22,7 @@ pub fn chunk_digest(chunk: &Bytes) -> (u64, ChunkHash) {
     (chunk.len() as u64, *blake3::hash(chunk).as_bytes())
 }
 
-/// A donor's copy of its state, while joiners download it.
+/// A donor's copy of its state, for joiners to download.
 #[derive(Clone, Debug)]
 pub struct StateCopy {
     manifest: Manifest,
@@ -30,8 +30,8 @@ pub struct StateCopy {
 }
 
 impl StateCopy {
-    /// `bytes` is an exported state with `version` optimizer steps in it; `None` if it has more chunks than a manifest may
-    /// name.
+    /// A copy of the exported state `bytes` with `version` optimizer steps; `None` if it has more chunks than a
+    /// manifest may name.
     #[must_use]
     pub fn new(version: WeightVersion, bytes: Bytes) -> Option<Self> {
         let hashes: Vec<_> =
@@ -41,13 +41,13 @@ impl StateCopy {
         fits.then_some(Self { manifest, bytes })
     }
 
-    /// Its length and the digests of its chunks.
+    /// Length of the state and digests of its chunks.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// `bytes` bytes from `offset` on, not copied; fewer where the state ends.
+    /// `bytes` bytes from `offset` on, without a copy; fewer at the end of the state.
     #[must_use]
     pub fn chunk(&self, offset: u64, bytes: u32) -> Bytes {
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.bytes.len());
@@ -56,18 +56,18 @@ impl StateCopy {
     }
 }
 
-/// The state that a joiner gathers.
+/// The state that a joiner downloads.
 #[derive(Debug, Default)]
 pub struct StateInbox {
     bytes: Vec<u8>,
 }
 
 impl StateInbox {
-    /// Makes room for a state of this length, which the scheduler has compared with the limits. Chunks stored before are
-    /// dropped.
+    /// Makes room for a state of this length, which the scheduler has compared with the limits. Chunks stored before
+    /// are dropped.
     ///
     /// # Errors
-    /// If there is no memory for it.
+    /// If there is no memory for the state.
     pub fn begin(&mut self, bytes: u64) -> swarmline_kernels::Result<()> {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         self.bytes.clear();
@@ -77,7 +77,7 @@ impl StateInbox {
         Ok(())
     }
 
-    /// Puts a verified chunk at its place; one that does not fit is left out.
+    /// Stores a verified chunk at `offset`. A chunk beyond the end of the state is dropped.
     pub fn store(&mut self, offset: u64, chunk: &[u8]) {
         let place = usize::try_from(offset).ok().and_then(|start| {
             let end = start.checked_add(chunk.len())?;
@@ -88,7 +88,7 @@ impl StateInbox {
         }
     }
 
-    /// The state.
+    /// The bytes of the state, zeros for chunks that were not stored.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         self.bytes.into()

@@ -1,4 +1,4 @@
-//! Names, units and values, as a recorder sees them.
+//! Names, units and values in a recorder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use metrics::{
 
 use super::*;
 
-/// A recorder that remembers everything.
+/// A recorder that keeps all records.
 #[derive(Debug, Default)]
 struct Memory {
     described: Mutex<BTreeMap<String, Option<Unit>>>,

@@ -1,8 +1,8 @@
-//! Why training in one process cannot go on.
+//! Errors of training in one process.
 
 use swarmline_scheduler::MicrobatchId;
 
-/// Why training cannot go on.
+/// Errors that end a training.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
@@ -15,7 +15,7 @@ pub enum TrainError {
         /// Microbatches trained before the evaluation.
         done: u64,
     },
-    /// A stage refused a microbatch for a reason that is no property of its numbers.
+    /// A stage refused a microbatch, and its numbers are not the cause.
     #[error("{id} was refused: {cause}; this is a defect, please report it")]
     Refused {
         /// The microbatch.

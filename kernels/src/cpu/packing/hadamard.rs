@@ -9,7 +9,7 @@ use std::hint::black_box;
 pub(super) fn hadamard(x: &mut [f32], block: usize, fused: bool) {
     let mut half = 1;
     if block >= LANES {
-        // Not known to the compiler, or it makes sums and differences of them and no vectors of those.
+        // Hidden from the compiler, which would otherwise make scalar sums and differences of them.
         let signs = black_box(&SIGNS);
         for chunk in x.as_chunks_mut::<LANES>().0 {
             *chunk = if fused {
@@ -66,7 +66,7 @@ fn chunk_stage<const HALF: usize, const FUSED: bool>(x: [f32; LANES], signs: &[f
     out
 }
 
-/// The butterflies whose halves are `half` apart, then those whose halves are `2 half` apart, in one pass.
+/// Butterflies with halves `half` apart, then butterflies with halves `2 half` apart, in one pass.
 #[inline(always)]
 fn two_stages(x: &mut [f32], half: usize) {
     for x in x.chunks_exact_mut(4 * half) {
@@ -79,7 +79,7 @@ fn two_stages(x: &mut [f32], half: usize) {
     }
 }
 
-/// The butterflies whose halves are `half` apart.
+/// Butterflies with halves `half` apart.
 #[inline(always)]
 fn one_stage(x: &mut [f32], half: usize) {
     for x in x.chunks_exact_mut(2 * half) {

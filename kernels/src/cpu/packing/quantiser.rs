@@ -93,7 +93,7 @@ impl<'a> Quantiser<'a> {
     #[inline(always)]
     fn scale(&self, turned: &[f32]) -> bf16 {
         let step = f32::from_bits(largest_bits(turned) as u32) / f32::from(self.top);
-        // Below the normal numbers 1/step would overflow; such a row is zero for every purpose.
+        // For a step below the normal numbers, 1/step would overflow; such a row packs to zeros.
         if step < f32::MIN_POSITIVE {
             return bf16::ZERO;
         }
@@ -111,7 +111,7 @@ impl<'a> Quantiser<'a> {
             for lane in 0..LANES {
                 let counter =
                     [group * LANES as u32 + lane as u32, row as u32, low(self.tensor), high(self.tensor)];
-                // One statement a row: a loop over the words keeps the loop over the lanes from its registers.
+                // One statement a row: with a loop over the words, the loop over the lanes would not use registers.
                 let [a, b, c, d] = philox4x32(counter, self.rounding);
                 columns[0][lane] = uniform(a & 0xFFFF);
                 columns[1][lane] = uniform(a >> 16);

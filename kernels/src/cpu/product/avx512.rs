@@ -19,8 +19,8 @@ pub(super) const fn kernel(pairs: bool, compute: Compute) -> Kernel {
     Kernel { rows: HEIGHT, columns: VECTORS * LANES, heights: &[HEIGHT, 4, 2, 1], pairs, compute }
 }
 
-/// Makes the `compute` of a kernel that needs `$features` and whose words are multiplied by `$multiply_add`. A
-/// macro, as a function is compiled for the features it names, and inlines only functions that need no more.
+/// Makes the `compute` of a kernel that needs `$features` and multiplies words with `$multiply_add`. It is a macro
+/// because a function is compiled for the features that it names, and inlines only functions that need no more.
 macro_rules! micro_kernel {
     ($features:literal, $multiply_add:ident) => {
         /// # Safety

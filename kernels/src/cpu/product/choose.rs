@@ -7,7 +7,7 @@ use crate::{Profile, cpu::isa::Isa};
 
 /// The fastest kernel of `profile` that the processor and `isa` allow.
 pub(super) fn kernel(isa: Isa, profile: Profile) -> &'static Kernel {
-    // `Kernel::run` relies on it: no kernel is chosen that the processor lacks.
+    // `Kernel::run` relies on this limit: the processor has the instructions of the chosen kernel.
     match isa.min(Isa::best()) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 if profile == Profile::Fast && is_x86_feature_detected!("avx512bf16") => &bf16::KERNEL,

@@ -2,13 +2,13 @@
 //!
 //! **One order of summation.** The terms of a number of the result are taken in the order of `k`, in chunks of
 //! [`DEPTH`]: a chunk is one chain of fused multiply-adds that starts at zero, and the chunks are added to the
-//! result one after the other. Threads, blocks and instruction sets share out rows and columns only, so none of
-//! them shows in the bits.
+//! result one after the other. Threads, blocks and instruction sets divide rows and columns only, so they do not
+//! change the bits.
 //!
 //! **One way through memory.** Chunk by chunk, a block of columns of `b` is packed into panels as wide as a
-//! register tile and as large together as the second cache can hold. Then one job for each panel of rows packs
-//! those rows of `a`, which stay in the first cache while all panels of `b` pass by, and a micro-kernel holds
-//! one tile of the result in registers for the whole chunk.
+//! register tile, which together fill the second cache. Then one job for each panel of rows packs those rows of `a`,
+//! which stay in the first cache while all panels of `b` pass by, and a micro-kernel keeps one tile of the result in
+//! registers for the whole chunk.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -42,7 +42,7 @@ const PANELS_TOGETHER: usize = 4;
 /// Multiply-adds below which waking other threads costs more than they save.
 const ALONE: usize = 1 << 17;
 
-/// Computes products and keeps the memory they need.
+/// Computes products and keeps their scratch.
 #[derive(Debug)]
 pub(super) struct Products {
     kernel: &'static Kernel,

@@ -1,4 +1,4 @@
-//! Operands copied into the order in which a micro-kernel reads them.
+//! Copies operands into the order in which a micro-kernel reads them.
 
 use super::tile::{DEPTH, PITCH, ROWS, Strip};
 use crate::cpu::{aligned::Line, view::MatrixView};
@@ -58,8 +58,8 @@ fn by_term(a: MatrixView<'_>) -> bool {
     a.row_stride == 1 && a.column_stride != 1
 }
 
-/// Copies the first `rows` numbers of each term, and more behind them that are never read: a copy of known length is a
-/// few moves rather than a call. Of the last terms, which may have no more behind them, it copies `rows` exactly.
+/// Copies the first `rows` numbers of each term, and further numbers that are never read: a copy of known length is a
+/// few moves rather than a call. From the last terms, which may have no further numbers, it copies exactly `rows`.
 fn copy_terms(lines: &mut [[f32; ROWS]], a: MatrixView<'_>, rows: usize, depth: usize) {
     let whole = a.data.len().checked_sub(ROWS).map_or(0, |last| last / a.column_stride + 1).min(depth);
     let (whole_lines, lines) = lines[..depth].split_at_mut(whole);
@@ -71,8 +71,8 @@ fn copy_terms(lines: &mut [[f32; ROWS]], a: MatrixView<'_>, rows: usize, depth: 
     }
 }
 
-/// Fetches part `part` of `parts` of the numbers of the next strip, so that packing it does not wait for memory.
-/// Fetching beyond the last row does no harm.
+/// Fetches part `part` of `parts` of the numbers of the next strip, so that its packing does not wait for memory. A
+/// fetch beyond the last row is harmless.
 pub(super) fn fetch(a: MatrixView<'_>, rows: usize, depth: usize, part: usize, parts: usize) {
     if by_term(a) {
         // The last row of a term, as the first has come with the strip before.
@@ -131,7 +131,7 @@ fn copy<const WIDTH: usize>(panels: &mut [f32], b: MatrixView<'_>, columns: usiz
     }
 }
 
-/// Copies `b[depth, columns]`, whose rows are not contiguous, into rows of `width`.
+/// Copies `b[depth, columns]` with non-contiguous rows into rows of `width`.
 fn turn_all(panel: &mut [f32], b: MatrixView<'_>, width: usize, columns: usize, depth: usize) {
     for column in (0..columns).step_by(SQUARE) {
         for term in (0..depth).step_by(SQUARE) {
@@ -141,7 +141,7 @@ fn turn_all(panel: &mut [f32], b: MatrixView<'_>, width: usize, columns: usize, 
     }
 }
 
-/// Copies `b[terms, columns]`, whose columns are contiguous or nearly so, into rows of `width`.
+/// Copies `b[terms, columns]` with contiguous or nearly contiguous columns into rows of `width`.
 fn turn(to: &mut [f32], b: MatrixView<'_>, width: usize, columns: usize, terms: usize) {
     if columns == SQUARE && terms == SQUARE && b.row_stride == 1 {
         let mut square = [[0.0; SQUARE]; SQUARE];

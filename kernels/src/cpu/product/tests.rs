@@ -16,7 +16,7 @@ const SIZES: [[usize; 3]; 8] = [
     [1, 64, 9],
 ];
 
-/// How the numbers of a factor lie.
+/// Layout of the numbers of a factor.
 #[derive(Clone, Copy, Debug)]
 enum Layout {
     Rows,
@@ -26,7 +26,7 @@ enum Layout {
 
 const LAYOUTS: [Layout; 3] = [Layout::Rows, Layout::Columns, Layout::Apart];
 
-/// A factor of `rows x columns` numbers, exactly as long as it must be.
+/// A factor of `rows x columns` numbers, without spare numbers.
 fn factor(layout: Layout, rows: usize, columns: usize, stream: u64) -> (Vec<f32>, [usize; 2]) {
     let strides = match layout {
         Layout::Rows => [columns, 1],

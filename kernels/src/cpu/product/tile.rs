@@ -13,8 +13,8 @@ pub(super) const PITCH: usize = DEPTH + Line::LEN;
 #[derive(Debug)]
 pub(super) struct Strip {
     lines: [Line; ROWS * PITCH / Line::LEN],
-    /// Whether the numbers of one term lie side by side, [`ROWS`] apart from the next, or else those of one
-    /// row, [`PITCH`] apart from the next.
+    /// Whether the numbers of a term are contiguous, with terms [`ROWS`] apart; otherwise the numbers of a row are,
+    /// with rows [`PITCH`] apart.
     pub(super) by_term: bool,
 }
 
@@ -61,11 +61,11 @@ pub(super) struct Kernel {
     pub(super) rows: usize,
     /// Columns of a tile.
     pub(super) columns: usize,
-    /// Heights it computes, the largest first; the last is 1.
+    /// Heights of tiles that `compute` takes, the largest first; the last is 1.
     pub(super) heights: &'static [usize],
-    /// Whether a word of its operands is a pair of bf16 rather than one f32.
+    /// Whether a word of the operands is a pair of bf16 rather than one f32.
     pub(super) pairs: bool,
-    /// Computes a tile whose height is one of `heights`.
+    /// Computes a tile with a height of `heights`.
     pub(super) compute: Compute,
 }
 

@@ -245,7 +245,7 @@ extern "C" __global__ void swl_attention_delta(
     }
 }
 
-// dq = from dout and what the forward pass read and wrote. Bits of the CPU.
+// dq = from dout and the tensors of the forward pass. Bits of the CPU.
 // Grid (ceil(T / 16), h, B), block 256, dynamic shared 256 (e + 1) bytes.
 extern "C" __global__ void __launch_bounds__(256) swl_attention_backward_query(
     float *dq, const float *dout, const float *q, const float *k, const float *v,

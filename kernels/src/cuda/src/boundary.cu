@@ -96,7 +96,7 @@ __device__ inline void hadamard(float *row, int width, int block) {
 // The bf16 step between levels, rounded up so that no level overflows.
 __device__ inline u16 step_of(float largest, int top) {
     float step = largest / (float)top;
-    // Below the normal numbers 1/step would overflow; such a row is zero for every purpose.
+    // For a step below the normal numbers, 1/step would overflow; such a row packs to zeros.
     if (step < __uint_as_float(0x00800000u)) {
         return 0;
     }

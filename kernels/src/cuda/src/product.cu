@@ -122,7 +122,7 @@ __device__ inline void mma_bf16(float *c, const u32 *a, const u32 *b) {
 #endif
 }
 
-// What a lane brings to `load_matrices`: shared memory of this type is aligned as the instruction needs it.
+// The words that a lane addresses in `load_matrices`: shared memory of this type has the alignment of the instruction.
 struct alignas(16) MatrixRow {
     u32 words[4];
 };

@@ -50,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     file.map_or(Ok(()), |file| file.write(&report))
 }
 
-/// The options of the arguments. Every mistake is found here, before anything is measured.
+/// The options of the arguments. Mistakes are found here, before the first measurement.
 fn options(arguments: &Arguments) -> Result<Options, Failure> {
     let program = std::env::current_exe().map_err(|error| {
         Failure::failed(format!("cannot find this program: {error}; start it by its path"))
@@ -66,7 +66,7 @@ fn options(arguments: &Arguments) -> Result<Options, Failure> {
     Ok(options)
 }
 
-/// Each name once, in the order in which they were given.
+/// Each name once, in the order given.
 fn once<T: Copy + PartialEq>(named: &[T]) -> Vec<T> {
     let mut once = Vec::new();
     for name in named {

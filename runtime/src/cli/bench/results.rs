@@ -15,7 +15,7 @@ pub(super) struct ResultFile {
 }
 
 impl ResultFile {
-    /// Checks that `path` can be written, without touching it: minutes of measuring must not end in an error.
+    /// Checks that `path` can be written, without touching it, so that minutes of measurement do not end in an error.
     pub(super) fn prepare(path: &Path) -> Result<Self, Failure> {
         let file = Self { path: path.to_owned() };
         if path.is_dir() {
@@ -25,7 +25,7 @@ impl ResultFile {
         Ok(file)
     }
 
-    /// Writes `result` in one go: a reader sees the former file or all of the new one.
+    /// Writes `result` atomically: a reader sees the former file or all of the new one.
     pub(super) fn write(&self, result: &impl Serialize) -> Result<(), Failure> {
         let failed = |error: std::io::Error| Failure::failed(self.unwritable(&error));
         let mut bytes = serde_json::to_vec_pretty(result).map_err(|error| failed(error.into()))?;
@@ -36,11 +36,11 @@ impl ResultFile {
         Ok(())
     }
 
-    /// A file beside it, which becomes it or vanishes.
+    /// A file in the same folder, to be renamed to the path; dropped, it is deleted.
     fn temporary(&self) -> std::io::Result<NamedTempFile> {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        // As of any new file, less the umask.
+        // The permissions of any new file, less the umask.
         let permissions = std::fs::Permissions::from_mode(0o666);
         tempfile::Builder::new().permissions(permissions).tempfile_in(folder.unwrap_or(Path::new(".")))
     }

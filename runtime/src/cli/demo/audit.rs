@@ -1,4 +1,4 @@
-//! Reads the applied logs of all replicas, the killed one's included: was any microbatch counted twice?
+//! Counts duplicates in the applied logs of all replicas, including the killed replica's.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,17 +1,17 @@
-//! Draws a running demo: a line that is redrawn on a terminal, a line now and then elsewhere.
+//! Draws a running demo: one line that is redrawn on a terminal, a line every few seconds elsewhere.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use crate::report::ProgressReport;
 
-/// On a screen that is not redrawn, one line in this time.
+/// Interval between lines on a screen that is not redrawn.
 const PLAIN_LINE_EVERY: Duration = Duration::from_secs(5);
 /// Points of the loss curve.
 const CURVE_WIDTH: usize = 40;
 const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// Standard error as the demo uses it; standard output belongs to the result.
+/// Standard error of the demo; standard output is for the result.
 #[derive(Debug)]
 pub(super) struct Screen {
     redraws: bool,
@@ -25,13 +25,13 @@ impl Screen {
         Self { redraws: io::stderr().is_terminal(), losses: Vec::new(), last_plain: None, dirty: false }
     }
 
-    /// A sentence that stays.
+    /// Prints a sentence that is not redrawn.
     pub(super) fn say(&mut self, sentence: &str) {
         self.clear();
         let _ = writeln!(io::stderr(), "{sentence}");
     }
 
-    /// The latest state of training.
+    /// Draws the latest progress.
     pub(super) fn progress(&mut self, report: &ProgressReport, serving: usize) {
         self.losses.push(report.loss);
         let line = format!(

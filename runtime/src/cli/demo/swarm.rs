@@ -1,4 +1,4 @@
-//! The processes of a demo: this very binary, started once for each role.
+//! The processes of a demo: this binary, started once for each member.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,7 +17,7 @@ use crate::report::Event;
 const FIRST_EVENT_WITHIN: Duration = Duration::from_secs(20);
 /// A process that was asked to stop gets this long to hand over and leave.
 const LEAVE_WITHIN: Duration = Duration::from_secs(15);
-/// Events waiting to be drawn; beyond that, a process blocks on its own pipe.
+/// Limit of the events that wait to be drawn; beyond it, a process blocks on its pipe.
 const EVENTS_QUEUED_MAX: usize = 1024;
 
 /// A process of the demo.
@@ -28,7 +28,7 @@ pub(super) enum Source {
     Replica(usize),
 }
 
-/// What a process prints, and its end.
+/// Output of a process, and its end.
 #[derive(Debug)]
 pub(super) enum Output {
     /// An event on standard output.
@@ -39,7 +39,7 @@ pub(super) enum Output {
     Ended,
 }
 
-/// The running processes. Dropping it closes their standard input, which is their sign to stop.
+/// The running processes. Dropping the swarm closes their standard input, which asks them to stop.
 #[derive(Debug)]
 pub(super) struct Swarm {
     processes: Vec<(Source, Process)>,
@@ -90,7 +90,7 @@ impl Swarm {
         self.start(Source::Replica(index), &[&["join", invite], &computing[..], &place[..]].concat())
     }
 
-    /// Ends a replica with SIGKILL: it hands nothing over.
+    /// Ends a replica with SIGKILL, so it cannot hand over its microbatches.
     pub(super) async fn kill(&mut self, index: usize) -> Result<(), Failure> {
         let victim = self.processes.iter_mut().find(|(source, _)| *source == Source::Replica(index));
         let Some((_, process)) = victim else { return Ok(()) };
@@ -107,7 +107,7 @@ impl Swarm {
         self.events.recv().await
     }
 
-    /// Asks every process to stop and waits until it has; one that does not is killed.
+    /// Asks every process to stop and waits for its end; a process that takes too long is killed.
     pub(super) async fn stop(&mut self) {
         for (_, process) in &mut self.processes {
             process.leash = None;
@@ -128,7 +128,7 @@ impl Swarm {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl-C in a terminal reaches the demo alone, which then ends the others in order.
+            // Ctrl-C in a terminal reaches the demo alone, which then ends the processes in order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -142,7 +142,7 @@ impl Swarm {
     }
 }
 
-/// Passes on everything that a process prints, and its end.
+/// Passes on the output of a process, and its end.
 async fn listen(
     source: Source,
     stdout: ChildStdout,

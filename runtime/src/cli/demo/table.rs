@@ -22,7 +22,7 @@ pub(super) struct Summary {
     /// Held-out loss when the last stage sees zeros instead of its upstream, nats a token.
     pub(super) loss_without_upstream: Option<f64>,
     pub(super) tokens: u64,
-    /// Optimizer steps of the replica that took the fewest; one that joins late begins with the number of its donor.
+    /// Optimizer steps of the replica that took the fewest; a joiner begins with the number of its donor.
     pub(super) steps: Option<u64>,
     pub(super) tokens_per_s: f64,
     /// Median staleness at stage 0, where it is largest, weight versions.
@@ -33,20 +33,20 @@ pub(super) struct Summary {
     pub(super) duplicates: u64,
     /// Stages of finished microbatches without a grant.
     pub(super) ungranted: u64,
-    /// Contributions granted to the replica that was killed, before an averaging round gave them to another one.
+    /// Contributions granted to the killed replica that no averaging round had carried to another replica.
     pub(super) contributions_lost: u64,
     pub(super) killed: u64,
-    /// Handed on again, because the replica that had them was killed.
+    /// Microbatches sent again, because their replica was killed.
     pub(super) retried: u64,
-    /// Taken over from the replica that was killed.
+    /// Microbatches taken over from the killed replica.
     pub(super) recovered: u64,
     /// Bytes that left a process for a neighbouring stage, headers and token ids included.
     pub(super) boundary_bytes: u64,
     /// The same frames with the whole stream in bf16.
     pub(super) boundary_bytes_bf16: u64,
-    /// From the first process started to the last one gone.
+    /// Time from the start of the first process to the end of the last.
     pub(super) seconds: f64,
-    /// The last report of each replica; a killed one sends no further.
+    /// The last report of each replica, including a killed replica's.
     #[serde(skip)]
     replicas: BTreeMap<usize, ReplicaReport>,
 }

@@ -1,4 +1,4 @@
-//! The way of weights into a shard and out of it.
+//! Weights into a shard and out of it.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ impl<B: Backend> Shard<B> {
         (&mut self.backend, &mut self.params, &mut self.log)
     }
 
-    /// Every parameter value that came into this shard, or was refused by it.
+    /// Every parameter value that this shard took or refused.
     #[must_use]
     pub fn parameter_log(&self) -> &ParameterLog {
         &self.log
@@ -106,8 +106,8 @@ impl<B: Backend> Shard<B> {
         Ok(tensors)
     }
 
-    /// Replaces all parameters by those of a safetensors file; returns its metadata. Everything in the file is
-    /// recorded in the log, even if it is refused then.
+    /// Replaces all parameters by those of a safetensors file; returns its metadata. The log records every tensor of
+    /// the file, even if it is refused.
     ///
     /// # Errors
     /// If the file cannot be read, names a parameter the shard does not have, misses one, or holds one in
@@ -119,7 +119,7 @@ impl<B: Backend> Shard<B> {
         Ok(snapshot.metadata)
     }
 
-    /// Reads a safetensors file without taking anything from it; everything in it is recorded in the log.
+    /// Reads a safetensors file and records its tensors in the log; the weights stay.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -136,12 +136,12 @@ impl<B: Backend> Shard<B> {
         self.put(tensors)
     }
 
-    /// Whether [`Shard::replace`] would take `tensors`. Nothing changes.
+    /// Checks whether [`Shard::replace`] would take `tensors`.
     ///
     /// # Errors
     /// As [`Shard::restore`].
     pub fn check_all(&self, tensors: &[SnapshotTensor]) -> Result<(), SnapshotError> {
-        // A foreign tensor explains more than the gap it leaves.
+        // A foreign tensor is reported first: it explains more than a missing parameter.
         self.check(tensors)?;
         let has = |name: &str| tensors.iter().any(|tensor| tensor.name == name);
         match self.params.iter().find(|parameter| !has(&parameter.name)) {
@@ -150,7 +150,7 @@ impl<B: Backend> Shard<B> {
         }
     }
 
-    /// The way of foreign values into weights; the caller has recorded them.
+    /// Puts foreign values into weights; the caller has recorded them.
     fn put(&mut self, tensors: &[SnapshotTensor]) -> Result<(), SnapshotError> {
         self.check(tensors)?;
         for tensor in tensors {

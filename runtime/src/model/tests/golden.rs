@@ -1,4 +1,4 @@
-//! The bits of one training step, written down: loss, gradients, and weights after one update.
+//! The recorded bits of one training step: loss, gradients, and weights after one update.
 //!
 //! After a change that is meant to show, `SWARMLINE_WRITE_GOLDEN=1 cargo test -p swarmline golden` writes the table
 //! beside this file again.
@@ -15,7 +15,7 @@ use crate::config::{Kind, Packing, Run};
 use crate::model::Shard;
 use crate::optim::{Contribution, ParameterMut, StageOptimizer};
 
-/// Set, it makes the test write the table instead of comparing with it.
+/// Environment variable that makes the test write the table instead of comparing with it.
 const REWRITE: &str = "SWARMLINE_WRITE_GOLDEN";
 
 #[test]

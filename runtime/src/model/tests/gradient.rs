@@ -9,9 +9,9 @@ use crate::packing::Tokens;
 
 const STEP: f32 = 1e-3;
 
-/// As share of the largest entry of the parameter's gradient.
+/// Tolerance as a share of the largest entry of the parameter's gradient.
 const TOLERANCE: f64 = 0.004;
-/// Rounding of the loss over the step.
+/// Tolerance for the rounding of the loss, divided by the step.
 const TOLERANCE_ABSOLUTE: f64 = 3e-4;
 
 #[test]

@@ -1,4 +1,4 @@
-//! Bytes from others that are wrong in every way: errors, never panics, and no slot lost.
+//! Wrong bytes from peers give errors, never panics, and lose no slot.
 
 use swarmline_scheduler::WeightVersion;
 

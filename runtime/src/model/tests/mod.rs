@@ -1,4 +1,4 @@
-//! The shards against each other, against finite differences, and against hostile bytes.
+//! Shards against each other, against finite differences, and against hostile bytes.
 
 mod count;
 mod cut;
@@ -76,7 +76,7 @@ pub(super) fn tokens(run: &Run, microbatch: MicrobatchId) -> Tokens {
     codec.tokens(&(0..codec.ids()).map(id).collect::<Vec<_>>()).unwrap()
 }
 
-/// The whole model in one shard. Weights of a size at which every gradient is far above rounding.
+/// The whole model in one shard, with weights large enough that every gradient is far above rounding.
 pub(super) fn whole(run: &Run) -> Shard<Cpu> {
     let mut shard = Shard::new(cpu(), run, 0..run.model.num_hidden_layers, 2).unwrap();
     enlarge(&mut shard);

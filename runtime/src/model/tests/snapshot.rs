@@ -1,4 +1,4 @@
-//! Weights out of a shard and into another, and the record of values that came in.
+//! Weights out of a shard and into another, and the log of values.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Frames and what is almost a frame.
+//! Frames: valid, truncated, mutated and arbitrary bytes.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -62,7 +62,7 @@ fn one_of_each() -> Vec<Envelope<Bytes>> {
     all
 }
 
-/// Messages of feeders and replicas that carry nothing but themselves.
+/// Messages of feeders and replicas without ids or payload.
 fn without_payload() -> Vec<Message> {
     let (microbatch, attempt) = (MicrobatchId(5), Attempt(1));
     let microbatches = vec![microbatch, MicrobatchId(u64::MAX)];
@@ -174,7 +174,7 @@ fn decoded(frame: impl Into<Bytes>) -> Result<Envelope<Bytes>, FrameError> {
     decode(&frame.into(), &LIMITS)
 }
 
-/// A frame with this header and nothing behind it.
+/// A frame that ends after this header.
 fn announcing(message: v1::frame::Message, ids_bytes: u64, payload_bytes: u64) -> Vec<u8> {
     let header = v1::Frame { message: Some(message), ids_bytes, payload_bytes }.encode_to_vec();
     [&MAGIC.to_be_bytes()[..], &(header.len() as u32).to_be_bytes(), &header].concat()
@@ -314,7 +314,7 @@ proptest! {
         let _ = decoded([&MAGIC.to_be_bytes()[..], &length, &header, &rest].concat());
     }
 
-    /// What a mutated frame decodes to is again a frame within the limits.
+    /// A mutated frame that decodes gives an envelope within the limits.
     #[test]
     fn mutated_frames_never_panic(
         which in any::<prop::sample::Index>(),

@@ -1,4 +1,4 @@
-//! Reaches a coordinator, or says why not.
+//! Connects to a coordinator, with an error that says why it cannot be reached.
 
 use std::error::Error;
 use std::io;
@@ -19,54 +19,54 @@ use crate::net::address::Invite;
 use crate::net::identity::Identity;
 use crate::net::tls::{self, Pin, SERVER_NAME};
 
-/// Longest time from a name to a TLS connection.
+/// Limit of name resolution, TCP and TLS together.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// Longest time a call waits for its answer.
+/// Limit of a call.
 const CALL_MAX: Duration = Duration::from_secs(10);
 
-/// Why a coordinator cannot be reached. The address is the one in the invite.
+/// Reasons why a coordinator cannot be reached. Addresses are those of the invite.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// No TCP connection.
+    /// There is no TCP connection.
     #[error("cannot reach the coordinator at {address}: {cause}; is it running?")]
     Unreachable {
-        /// Where.
+        /// Address of the coordinator.
         address: String,
-        /// What the operating system said.
+        /// Error of the operating system.
         cause: String,
     },
-    /// No answer.
+    /// The coordinator did not answer in time.
     #[error(
         "cannot reach the coordinator at {address}: no answer within {waited_ms} ms; is it running, and does a \
          firewall let the port through?"
     )]
     Timeout {
-        /// Where.
+        /// Address of the coordinator.
         address: String,
         /// Time waited, milliseconds.
         waited_ms: u64,
     },
-    /// Somebody else answered.
+    /// The listener presented another key.
     #[error(
         "the coordinator at {address} presents key {presented}, the invite says {expected}; ask for a fresh \
          invite, and do not join if the key keeps changing"
     )]
     WrongKey {
-        /// Where.
+        /// Address of the coordinator.
         address: String,
-        /// The key of who answered.
+        /// The key of the listener.
         presented: PeerId,
         /// The key in the invite.
         expected: PeerId,
     },
-    /// Something answered that is no coordinator.
+    /// The listener is not a coordinator.
     #[error(
-        "what listens at {address} is not a swarmline coordinator ({cause}); check the port in the invite"
+        "the listener at {address} is not a swarmline coordinator ({cause}); check the port in the invite"
     )]
     NotACoordinator {
-        /// Where.
+        /// Address of the coordinator.
         address: String,
-        /// What TLS or HTTP/2 said.
+        /// Error of TLS or HTTP/2.
         cause: String,
     },
     /// TLS could not be set up.
@@ -74,10 +74,11 @@ pub enum ConnectError {
     Tls(String),
 }
 
-/// Connects to the coordinator that `invite` names, proving `identity` and accepting no other key than the invite's.
+/// Connects to the coordinator of `invite`. Proves `identity` and accepts only the key of the invite.
 ///
 /// # Errors
-/// If it cannot be reached, or somebody else answers. Later breaks surface as the status UNAVAILABLE of a call.
+/// If the coordinator cannot be reached, or the listener is not the coordinator. Later breaks surface as the status
+/// UNAVAILABLE of a call.
 pub async fn connect(invite: &Invite, identity: &Identity) -> Result<Client, ConnectError> {
     let dialler = Dialler { invite: invite.clone(), identity: identity.clone() };
     let connector = tower::service_fn(move |_: Uri| {
@@ -91,7 +92,7 @@ pub async fn connect(invite: &Invite, identity: &Identity) -> Result<Client, Con
         .max_encoding_message_size(MESSAGE_BYTES_MAX))
 }
 
-/// The scheme says http because TLS is the connector's business; nothing is ever sent without it.
+/// The scheme is http because the connector adds TLS to every connection.
 fn endpoint(invite: &Invite) -> Result<Endpoint, ConnectError> {
     let endpoint = Endpoint::from_shared(format!("http://{}", invite.authority())).map_err(|error| {
         ConnectError::Unreachable { address: invite.authority(), cause: error.to_string() }
@@ -144,7 +145,7 @@ impl Dialler {
     }
 }
 
-/// The dialler's own error, if it is in the chain.
+/// The [`ConnectError`] of the connector, if it is in the chain.
 fn explain(error: &tonic::transport::Error, invite: &Invite) -> ConnectError {
     let mut cause: &(dyn Error + 'static) = error;
     loop {

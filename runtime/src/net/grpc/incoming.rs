@@ -1,4 +1,4 @@
-//! TCP connections that become TLS connections before the server sees them.
+//! Incoming TCP connections, with TLS set up before the server gets them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,16 +21,16 @@ use crate::net::identity::Identity;
 use crate::net::tls::{self, TlsError};
 use crate::net::trust::Trust;
 
-/// Connections at a time; further ones wait in the listener's backlog.
+/// Limit of the open connections; further connections wait in the listener's backlog.
 const CONNECTIONS_MAX: usize = 2048;
-/// Connections that wait for the server to take them.
+/// Limit of the connections that wait for the server.
 const ACCEPTED_MAX: usize = 16;
 /// Longest TLS handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
-/// Pause after the operating system could not accept, usually for lack of file descriptors.
+/// Pause after a failed accept, which usually lacks file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections of proven keys, any key. Ends when dropped.
+/// Connections with a proven key, whichever key. Dropping the stream stops accepting.
 pub(super) fn accept(
     listener: TcpListener,
     identity: &Identity,
@@ -86,7 +86,7 @@ async fn secure(
     tcp: TcpStream,
     address: SocketAddr,
 ) -> io::Result<(TlsStream<TcpStream>, Caller)> {
-    // Calls are small and wait for each other.
+    // Calls are small, and Nagle's algorithm would delay them.
     tcp.set_nodelay(true)?;
     let tls = acceptor.accept(tcp).await?;
     let presented = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -96,13 +96,13 @@ async fn secure(
     Ok((tls, Caller { peer, address }))
 }
 
-/// Completes when the server has ended; it also has when nobody can say so any more.
+/// Completes when the server has ended or its sender is dropped.
 async fn end_of(mut phase: watch::Receiver<Phase>) {
     let _ = phase.wait_for(|phase| *phase == Phase::Ended).await;
 }
 
-/// A TLS connection that knows whose it is, and breaks when the server ends: the server's own tasks would wait for
-/// the caller.
+/// A TLS connection with its caller's key. It breaks when the server ends, or the server's tasks would wait for the
+/// caller.
 pub(super) struct CallerStream {
     tls: TlsStream<TcpStream>,
     caller: Caller,

@@ -12,10 +12,10 @@ use tonic::{Code, Response};
 use super::*;
 use crate::net::address::Invite;
 
-/// No step of a test takes longer.
+/// Limit of each step of a test.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Answers with who called, where an answer has room for it.
+/// A coordinator that replies to `join` with the caller's key.
 struct Echo;
 
 type Answer<T> = Result<Response<T>, Status>;

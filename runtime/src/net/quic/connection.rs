@@ -1,4 +1,4 @@
-//! A connection from its first packet to its last.
+//! A connection: handshake, registration, receiving.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::net::tls;
 
 /// Longest time from the first packet to the end of the handshake.
 pub(super) const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
-/// Malformed frames a connection survives: a bug of one kind of message is reported, a flood is cut off.
+/// Malformed frames that a connection survives: a bug of one kind of message is reported, a flood is cut off.
 const MALFORMED_MAX: usize = 8;
 
-/// Takes connections until the endpoint closes.
+/// Accepts connections until the endpoint closes.
 pub(super) async fn accept(shared: Arc<Shared>) {
     while let Some(incoming) = shared.endpoint.accept().await {
         let permit = Arc::clone(&shared.handshakes).try_acquire_owned();
@@ -34,14 +34,14 @@ pub(super) async fn accept(shared: Arc<Shared>) {
                 });
             }
             _ => {
-                tracing::warn!(from = %incoming.remote_address(), "too many connections; one is refused");
+                tracing::warn!(from = %incoming.remote_address(), "too many connections; this peer is refused");
                 incoming.refuse();
             }
         }
     }
 }
 
-/// Starts receiving from a connection this side dialled.
+/// Starts to receive from a connection that this process dialled.
 pub(super) fn spawn_serve(shared: &Arc<Shared>, connection: &Connection, instance: Instance) {
     tokio::spawn(serve(Arc::clone(shared), connection.clone(), instance));
 }
@@ -111,7 +111,7 @@ async fn serve(shared: Arc<Shared>, connection: Connection, instance: Instance) 
             }
         }
     };
-    // Frames that had arrived whole are still to be heard.
+    // Frames that have arrived in full are still delivered.
     while readers.join_next().await.is_some() {}
     if let Ok(permit) = shared.events.reserve().await {
         shared.peers.disconnected(instance.peer, &connection, handshake::describe(&end), permit);
@@ -127,7 +127,7 @@ async fn receive(shared: Arc<Shared>, mut stream: RecvStream, from: Instance) ->
     let (event, verdict) = match receive::read_frame(&mut stream, &shared.settings.limits).await {
         Ok(envelope) => (NetEvent::Received { from, envelope }, Verdict::Fine),
         Err(ReceiveError::Malformed(error)) => {
-            // Fails only if the stream is over already.
+            // Fails only if the stream has ended.
             let _ = stream.stop(code::MALFORMED);
             (NetEvent::Malformed { from: from.peer, error }, Verdict::Malformed)
         }

@@ -7,13 +7,13 @@ use swarmline_scheduler::Message;
 /// Bytes of frames sent: preambles, headers, ids and payloads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BytesSent {
-    /// In activations and token ids going downstream.
+    /// Activations and token ids that go downstream.
     pub forward: u64,
-    /// In gradients going upstream.
+    /// Gradients that go upstream.
     pub backward: u64,
-    /// In every other message.
+    /// All other messages.
     pub other: u64,
-    /// Between replicas of a stage: averaging rounds and downloads of its state.
+    /// Averaging rounds and state downloads between replicas of a stage.
     pub replicas: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What a data plane tells its reader.
+//! Events of a data plane.
 
 use std::fmt;
 
@@ -8,40 +8,40 @@ use swarmline_scheduler::{Envelope, Instance, Message, PeerId};
 use super::link::LinkError;
 use crate::net::frame::FrameError;
 
-/// What happened on the network. `Debug` leaves payloads out.
+/// An event of the network. `Debug` leaves payloads out.
 #[derive(Clone)]
 pub enum NetEvent {
-    /// A peer is connected; comes before its first message, and again when it returns as a new incarnation.
+    /// A peer is connected. This comes before its first message, and again for each new incarnation.
     Connected(Instance),
     /// An envelope arrived.
     Received {
         /// The sender; its key is proven.
         from: Instance,
-        /// The envelope. After a reconnection it may be one that came before.
+        /// The envelope. After a reconnection, it may be a duplicate.
         envelope: Envelope<Bytes>,
     },
-    /// A peer sent bytes that are no frame of this run. Its other frames are unaffected; after repeated ones the
-    /// connection is closed.
+    /// A peer sent bytes that are not a frame of this run. Its other frames are unaffected; repeated faults close the
+    /// connection.
     Malformed {
         /// The sender.
         from: PeerId,
         /// The fault.
         error: FrameError,
     },
-    /// The last connection with a peer ended; comes after its last message.
+    /// The last connection with a peer ended. This comes after its last message.
     Disconnected {
         /// The peer.
         instance: Instance,
-        /// One line for people.
+        /// The cause, one line.
         reason: String,
     },
     /// Envelopes could not be delivered.
     Unreachable {
         /// The receiver.
         peer: PeerId,
-        /// Why not.
+        /// The cause.
         reason: LinkError,
-        /// The envelopes, in the order in which they were sent. The peer may have seen some of them.
+        /// The envelopes, in the order sent. Some of them may have reached the peer.
         undelivered: Vec<Envelope<Bytes>>,
     },
 }

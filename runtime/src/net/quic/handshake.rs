@@ -1,4 +1,4 @@
-//! The first messages on a connection: same protocol, same run, and the incarnation of each side.
+//! The first messages on a connection: they compare protocol and run, and exchange incarnations.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::net::wire;
 
 /// Longest message of a handshake, bytes.
 const MESSAGE_BYTES_MAX: usize = 4096;
-/// How long a rejection is given to arrive before the connection is closed.
+/// Longest wait for a rejection to arrive before the connection is closed.
 const REJECTION_MAX: Duration = Duration::from_secs(1);
 
-/// Why two peers do not talk.
+/// Reasons why two peers do not connect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// Different releases.
+    /// The peers run different releases.
     #[error("it speaks protocol version {theirs}, this process {ours}; run the same release on both sides")]
     Version {
         /// Version of this process.
@@ -27,7 +27,7 @@ pub enum HandshakeError {
         /// Version of the peer.
         theirs: u32,
     },
-    /// Different runs.
+    /// The peers are in different runs.
     #[error("it is in the run with manifest {theirs}, this process in {ours}; join the same coordinator")]
     Digest {
         /// Digest of this process.
@@ -35,25 +35,25 @@ pub enum HandshakeError {
         /// Digest of the peer.
         theirs: ManifestDigest,
     },
-    /// Another reason, as the peer gave it.
+    /// Another reason, in the peer's words.
     #[error("it rejected this process: {0}")]
     Rejected(String),
     /// The peer does not trust this process's key.
     #[error("it does not trust the key of this process; the run may be closed to it, ask its coordinator")]
     Untrusted,
-    /// Another peer answered.
+    /// Another peer listens at the address.
     #[error("{presented} answered instead; the address may have a new owner")]
     WrongKey {
-        /// The key that answered.
+        /// Key of the listener.
         presented: PeerId,
     },
-    /// The answer is not a handshake.
-    #[error("it answered with something that is not a handshake ({0}); run the same release on both sides")]
+    /// The reply is not a handshake.
+    #[error("its reply is not a handshake ({0}); run the same release on both sides")]
     Malformed(String),
     /// The connection broke.
     #[error("{0}")]
     Lost(String),
-    /// No answer.
+    /// The peer did not answer in time.
     #[error("no answer within {waited_ms} ms; is it running, and is UDP let through?")]
     Timeout {
         /// Time waited, milliseconds.
@@ -61,9 +61,9 @@ pub enum HandshakeError {
     },
 }
 
-/// TLS alerts by which a peer refuses a key arrive as QUIC error codes above this.
+/// QUIC error code of TLS alert 0; the other alerts follow.
 const TLS_ALERT_BASE: u64 = 0x100;
-/// The alerts: access_denied, and bad_certificate for peers that say it less precisely.
+/// The alerts of a refused key: access_denied, and bad_certificate from less precise peers.
 const TLS_ALERTS_UNTRUSTED: [u64; 2] = [49, 42];
 
 impl From<ConnectionError> for HandshakeError {
@@ -78,7 +78,7 @@ impl From<ConnectionError> for HandshakeError {
     }
 }
 
-/// A connection's end, for people; what the other side wrote is made harmless.
+/// The end of a connection, one line; text from the peer is made safe to log.
 pub(super) fn describe(error: &ConnectionError) -> String {
     match error {
         ConnectionError::ApplicationClosed(close) => {
@@ -91,7 +91,7 @@ pub(super) fn describe(error: &ConnectionError) -> String {
     }
 }
 
-/// The dialler's part. Gives the incarnation of the peer.
+/// The dialler's part of the handshake. Returns the incarnation of the peer.
 pub(super) async fn greet(
     connection: &Connection,
     ours: &HandshakeInfo,
@@ -112,7 +112,7 @@ pub(super) async fn greet(
     }
 }
 
-/// The listener's part. Gives the incarnation of the peer. A mismatch is told to the peer.
+/// The listener's part of the handshake. Returns the incarnation of the peer, or tells the peer the mismatch.
 pub(super) async fn answer(
     connection: &Connection,
     ours: &HandshakeInfo,
@@ -156,7 +156,7 @@ fn compare(version: u32, digest: &[u8], ours: &HandshakeInfo) -> Result<(), Hand
     Ok(())
 }
 
-/// Why this process was rejected, in its own words if the values tell.
+/// The error of a rejection: a mismatch that this process can see itself, or the peer's reason.
 fn rejection(rejected: &v1::Rejected, ours: &HandshakeInfo) -> HandshakeError {
     match compare(rejected.protocol_version, &rejected.manifest_digest, ours) {
         Err(error @ (HandshakeError::Version { .. } | HandshakeError::Digest { .. })) => error,
@@ -168,7 +168,7 @@ fn malformed(error: impl Into<Box<dyn std::error::Error>>) -> HandshakeError {
     HandshakeError::Malformed(wire::single_line(&error.into().to_string()))
 }
 
-/// A stream fails for the reason its connection failed, if it did.
+/// The cause of a failed stream: the connection's close reason, or `error`.
 fn lost(connection: &Connection, error: &dyn std::error::Error) -> HandshakeError {
     match connection.close_reason() {
         Some(reason) => reason.into(),

@@ -1,4 +1,4 @@
-//! Sends the frames for one peer: finds or makes a connection, keeps order, tries again once, gives back the rest.
+//! Sends the frames for one peer: finds or makes a connection, keeps order, retries once, gives back the rest.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -17,20 +17,20 @@ use super::{NetEvent, Shared, code, tuning};
 use crate::net::frame::Encoded;
 use crate::net::tls::{Pin, SERVER_NAME};
 
-/// Times one frame is put on the wire: once, and once more after its connection broke.
+/// Times that a frame is sent: once, and once more after its connection broke.
 const SENDINGS_MAX: u32 = 2;
-/// Times a peer is dialled before its frames are given back.
+/// Times that a peer is dialled before its frames are given back.
 const DIALS_MAX: u32 = 2;
 /// Pause between two dials; the peer may just be restarting.
 const DIAL_PAUSE: Duration = Duration::from_millis(250);
-/// Time without any frame after which the task ends; a later frame starts a new one.
+/// Time without any frame after which the task ends; a later frame starts a new task.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// Silence of a slow receiver that is forgiven, however short the frame.
+/// Time that a receiver gets for any frame, however short.
 const STALL_MAX: Duration = Duration::from_secs(20);
-/// Slowest link that is served: a long frame gets more time than a short one.
+/// Slowest link that is served: a frame gets further time in proportion to its length.
 const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
 
-/// Why envelopes came back.
+/// Reasons why envelopes come back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
     /// No connection could be made.
@@ -40,28 +40,28 @@ pub enum LinkError {
         peer: PeerId,
         /// Its address, according to the membership table.
         address: SocketAddr,
-        /// Why not.
+        /// The failure of the handshake.
         cause: HandshakeError,
     },
-    /// The connection broke, and the new one too.
+    /// The connection broke, and so did its successor.
     #[error("lost peer {peer:?}: {cause}; its microbatches go to other peers")]
     Lost {
         /// The peer.
         peer: PeerId,
-        /// One line for people.
+        /// The cause, one line.
         cause: String,
     },
-    /// The peer stopped the frame as malformed before it had all of it. Later faults stand in its own log only.
+    /// The peer stopped the frame as malformed before it had all of it. Faults found later are in the peer's log only.
     #[error("peer {peer:?} refused a frame as malformed (code {code}); its log says why")]
     FrameRefused {
         /// The peer.
         peer: PeerId,
-        /// Its error code.
+        /// Error code of the peer.
         code: u64,
     },
 }
 
-/// A frame on its way.
+/// An envelope and its frame.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) envelope: Envelope<Bytes>,
@@ -75,7 +75,7 @@ impl Outgoing {
     }
 }
 
-/// Sends what comes through `outbox` until it closes or nothing comes for a while.
+/// Sends the frames in `outbox` until it closes or stays empty for [`IDLE_MAX`].
 pub(super) async fn run(shared: Arc<Shared>, peer: PeerId, mut outbox: mpsc::Receiver<Outgoing>) {
     let unacknowledged_max = shared.outbox_frames();
     let mut link = Link::new(shared, peer);
@@ -110,18 +110,18 @@ pub(super) async fn run(shared: Arc<Shared>, peer: PeerId, mut outbox: mpsc::Rec
 struct Link {
     shared: Arc<Shared>,
     peer: PeerId,
-    /// To be sent, in order.
+    /// Frames to send, in order.
     pending: VecDeque<Outgoing>,
-    /// Sent, by number, in order; and over which connection.
+    /// Frames sent, by number, each with the id of its connection.
     unacknowledged: BTreeMap<u64, (usize, Outgoing)>,
-    /// One task for each frame in `unacknowledged`, and some for frames that are no longer waited for.
+    /// One task for each frame in `unacknowledged`, and perhaps tasks of frames that have been sent again.
     acknowledgements: JoinSet<(u64, Fate)>,
     numbers: u64,
-    /// To be reported.
+    /// Frames to give back, each with its error.
     failed: Vec<(LinkError, Outgoing)>,
 }
 
-/// What the peer's QUIC says of a frame.
+/// The fate of a frame: acknowledged, stopped by the peer with a code, or lost with its connection.
 type Fate = Result<Option<VarInt>, StoppedError>;
 
 impl Link {
@@ -139,7 +139,7 @@ impl Link {
 
     fn learn(&mut self, number: u64, fate: Fate) {
         match fate {
-            // None after a recovery: the frame is on its way again.
+            // Not in the map after a recovery: the frame has been queued again.
             Ok(None) => {
                 self.shared.settle(self.unacknowledged.remove(&number).into_iter().count());
             }
@@ -160,7 +160,7 @@ impl Link {
         }
     }
 
-    /// A connection broke: its unacknowledged frames are sent again, in order, before all others.
+    /// Queues the unacknowledged frames of a broken connection again, in order, before all others.
     fn recover(&mut self, connection: usize, cause: &str) {
         let broken = self.unacknowledged.extract_if(.., |_, (over, _)| *over == connection);
         let frames: Vec<Outgoing> = broken.map(|(_, (_, outgoing))| outgoing).collect();
@@ -174,7 +174,7 @@ impl Link {
         }
     }
 
-    /// An error means that there is no way to the peer now.
+    /// Sends the pending frames. An error means that the peer cannot be reached now.
     async fn transmit_pending(&mut self) -> Result<(), LinkError> {
         while !self.pending.is_empty() {
             let connection = self.connection().await?;
@@ -190,7 +190,7 @@ impl Link {
                     self.acknowledgements.spawn(async move { (number, fate.await) });
                 }
                 Err(cause) => {
-                    // No acknowledgement can come any more; this frame goes where the others go.
+                    // A closed connection acknowledges no frame: this frame is recovered with the others.
                     connection.close(code::STALLED, b"a frame could not be written");
                     self.unacknowledged.insert(number, (connection.stable_id(), outgoing));
                     self.recover(connection.stable_id(), &cause);
@@ -203,7 +203,7 @@ impl Link {
     async fn connection(&self) -> Result<Connection, LinkError> {
         let mut dials = 0;
         loop {
-            // The peer may have dialled meanwhile.
+            // The peer may have dialled in the meantime.
             if let Some(connection) = self.shared.peers.connection(&self.peer) {
                 return Ok(connection);
             }
@@ -257,7 +257,7 @@ impl Link {
         Ok(connection)
     }
 
-    /// Reports frames that failed one by one.
+    /// Gives back the frames that failed one by one.
     async fn report(&mut self) {
         for (reason, outgoing) in std::mem::take(&mut self.failed) {
             self.give_back(reason, [outgoing]).await;
@@ -272,7 +272,7 @@ impl Link {
         let _ = self.shared.events.send(event).await;
     }
 
-    /// The data plane closed: no further acknowledgement comes.
+    /// Gives back all frames left: the data plane is closed, so no further acknowledgement comes.
     async fn finish(mut self) {
         let sent = std::mem::take(&mut self.unacknowledged).into_values().map(|(_, outgoing)| outgoing);
         let undelivered: Vec<Outgoing> = sent.chain(std::mem::take(&mut self.pending)).collect();
@@ -283,13 +283,13 @@ impl Link {
     }
 }
 
-/// A peer that has said no says no again; but one that does not trust this key may just have an older table.
+/// A rejection is final, except for lack of trust: the peer may have an older table.
 fn worth_another_dial(error: &LinkError) -> bool {
     let LinkError::Dial { cause, .. } = error else { return false };
     matches!(cause, HandshakeError::Lost(_) | HandshakeError::Timeout { .. } | HandshakeError::Untrusted)
 }
 
-/// Writes one frame on a stream of its own. The future tells, later, what became of it.
+/// Writes a frame on a stream of its own. The future resolves to the fate of the frame.
 async fn write(
     connection: &Connection,
     frame: &Encoded,
@@ -300,7 +300,7 @@ async fn write(
         let mut pieces: Vec<Bytes> =
             frame.clone().into_pieces().into_iter().filter(|piece| !piece.is_empty()).collect();
         match stream.write_all_chunks(&mut pieces).await {
-            // Refused in the middle: the fate says so.
+            // If the peer stops the stream midway, the fate has the code.
             Ok(()) | Err(quinn::WriteError::Stopped(_)) => {}
             Err(error) => return Err(error.to_string()),
         }

@@ -13,12 +13,12 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::link::Outgoing;
 use super::{CONNECTIONS_MAX, NetEvent, code};
 
-/// Connections with one peer: one for each side that dialled, and no more.
+/// Limit of the connections with one peer: each of the two may have dialled one.
 const CONNECTIONS_PER_PEER_MAX: usize = 2;
-/// Peers that are kept track of; those without connection and without queue are forgotten.
+/// Limit of the peers in the table; a peer without connection and queue is removed.
 const PEERS_MAX: usize = 2 * CONNECTIONS_MAX;
 
-/// The table of peers. Locked for moments only, never across an await.
+/// The table of peers. The lock is held briefly, never across an await.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     table: Mutex<Table>,
@@ -32,16 +32,16 @@ struct Table {
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// Address of the peer, as last told.
+    /// Address in the latest call of [`Peers::push`].
     address: Option<SocketAddr>,
-    /// Leads to the task that sends; absent until something is sent.
+    /// Queue of the task that sends; `None` until a frame is sent.
     outbox: Option<mpsc::Sender<Outgoing>>,
     incarnation: Incarnation,
-    /// Oldest first, all of `incarnation`.
+    /// Connections of `incarnation`, oldest first.
     connections: Vec<Connection>,
 }
 
-/// Why a frame was not queued.
+/// Reasons why a frame is not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PushError {
     Full,
@@ -50,7 +50,7 @@ pub(super) enum PushError {
 }
 
 impl Peers {
-    /// Queues a frame. `start` is called with the other end of a new queue.
+    /// Queues a frame. `start` is called with the receiver of a new queue.
     pub(super) fn push(
         &self,
         peer: PeerId,
@@ -78,7 +78,7 @@ impl Peers {
         })
     }
 
-    /// Address of the peer, as last told.
+    /// Address of the peer, from its latest frame.
     pub(super) fn address(&self, peer: &PeerId) -> Option<SocketAddr> {
         self.lock().entries.get(peer)?.address
     }
@@ -90,8 +90,8 @@ impl Peers {
         connections.iter().rev().find(|connection| connection.close_reason().is_none()).cloned()
     }
 
-    /// Adds a connection; false if there is no room. News goes into `permit`: taken before the lock and used under
-    /// it, so that events come in the order of the changes.
+    /// Adds a connection; false if there is no room. A new peer or incarnation is reported through `permit`, which is
+    /// taken before the lock and used under it, so that events come in the order of the changes.
     pub(super) fn connected(
         &self,
         instance: Instance,
@@ -119,7 +119,7 @@ impl Peers {
         true
     }
 
-    /// Removes a connection. If it was the last one, that goes into `permit`.
+    /// Removes a connection. If it was the peer's last, that is reported through `permit`.
     pub(super) fn disconnected(
         &self,
         peer: PeerId,
@@ -148,8 +148,8 @@ impl Peers {
         table.entries.iter().filter_map(round_trip).collect()
     }
 
-    /// Takes the queue of a peer away if it is empty: true means the sender's task may end. Nothing can be queued in
-    /// between.
+    /// Removes the queue of a peer if it is empty, under the lock, so that no frame is queued in between. If true, the
+    /// sending task may end.
     pub(super) fn retire(&self, peer: &PeerId, outbox: &mpsc::Receiver<Outgoing>) -> bool {
         let mut table = self.lock();
         if !outbox.is_empty() {
@@ -162,7 +162,7 @@ impl Peers {
         true
     }
 
-    /// From now on nothing is queued and no peer connects.
+    /// Refuses further frames and connections.
     pub(super) fn close(&self) {
         let mut table = self.lock();
         table.closed = true;

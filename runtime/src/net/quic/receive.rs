@@ -1,4 +1,4 @@
-//! One stream, one envelope.
+//! Reads an envelope from its stream.
 
 use std::time::Duration;
 
@@ -8,21 +8,21 @@ use swarmline_scheduler::Envelope;
 
 use crate::net::frame::{self, FrameError, FrameLimits, PREAMBLE_BYTES, Part};
 
-/// Silence inside a frame that is forgiven, however short the frame.
+/// Time that a sender gets for any frame, however short.
 const STALL_MAX: Duration = Duration::from_secs(10);
-/// Slowest frame that is waited for: a long one gets more time than a short one.
+/// Slowest link that is served: a frame gets further time in proportion to its length.
 const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
 
-/// Why there is no envelope.
+/// Reasons why a stream gives no envelope.
 #[derive(Debug)]
 pub(super) enum ReceiveError {
     /// The sender broke the rules.
     Malformed(FrameError),
-    /// The connection ended, or the sender gave the frame up.
+    /// The connection ended, or the sender gave up the frame.
     Lost,
 }
 
-/// Reads the only frame of `stream`. Memory is reserved part by part, each after its length is checked.
+/// Reads the only frame of `stream`. Memory is reserved part by part, after the check of each length.
 pub(super) async fn read_frame(
     stream: &mut RecvStream,
     limits: &FrameLimits,

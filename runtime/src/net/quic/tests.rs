@@ -11,14 +11,14 @@ use super::*;
 use crate::net::frame::Part;
 use crate::net::tls::Pin;
 
-/// No step of a test takes longer.
+/// Limit of each step of a test.
 const PATIENCE: Duration = Duration::from_secs(20);
 const LIMITS: FrameLimits =
     FrameLimits { header_bytes_max: 2048, ids_bytes_max: 4096, activation_bytes_max: 64 << 10 };
 const SETTINGS: Settings = Settings { limits: LIMITS, window: 64, congestion: Congestion::Bbr };
 const RUN: ManifestDigest = ManifestDigest([7; 32]);
 
-/// A data plane and what a test needs to talk to it.
+/// A data plane with its identity and events.
 struct Side {
     identity: Identity,
     plane: DataPlane,
@@ -180,7 +180,7 @@ async fn a_peer_that_dialled_is_answered_over_its_connection() {
         "{connected:?}"
     );
     assert_eq!(right.message().await, (left.peer(), forward(0, vec![5; 60_000])));
-    // Nobody listens there: only the connection that exists can carry the answer.
+    // No peer listens at this address: only the existing connection can carry the answer.
     let nowhere = "127.0.0.1:9".parse().unwrap();
     right.plane.send(left.peer(), nowhere, backward(0)).unwrap();
     assert_eq!(left.message().await, (right.peer(), backward(0)));
@@ -319,11 +319,11 @@ async fn a_restarted_peer_is_a_new_incarnation_and_gets_what_is_sent_to_it() {
         matches!(event, NetEvent::Connected(instance) if instance.incarnation == Incarnation(2)).then_some(())
     })
     .await;
-    // The first message may come again: the first incarnation may not have heard it.
+    // The first message may come again: the first incarnation may not have acknowledged it.
     while id_of(&second.message().await.1) != 1 {}
 }
 
-/// A peer with a trusted key and no manners.
+/// A hostile peer with a trusted key.
 struct Hostile {
     endpoint: Endpoint,
     identity: Identity,
@@ -349,7 +349,7 @@ impl Hostile {
         hostile
     }
 
-    /// A stream with these bytes; gives the code it is stopped with.
+    /// Sends these bytes on a stream; returns the code that stops the stream.
     async fn stream(&self, bytes: &[u8]) -> Option<VarInt> {
         let mut stream = soon(self.connection.open_uni()).await.unwrap();
         let _ = soon(stream.write_all(bytes)).await;
@@ -389,7 +389,7 @@ async fn malformed_frames_harm_no_other_peer() {
     hostile.stream(&[whole_frame(), vec![0]].concat()).await;
     assert!(matches!(victim.malformed().await, FrameError::Trailing { .. }));
 
-    // The same connection, and another peer, are heard as before.
+    // Messages of the same connection and of another peer still arrive.
     hostile.stream(&whole_frame()).await;
     assert_eq!(victim.message().await, (hostile.identity.peer(), forward(4, vec![1; 500])));
     let honest = Side::new(2);

@@ -1,4 +1,4 @@
-//! How QUIC is set up, and why.
+//! Settings of QUIC, with reasons.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,25 +15,25 @@ use crate::net::trust::Trust;
 
 /// Protocol name negotiated in the TLS handshake.
 const ALPN: &[u8] = b"swarmline-data/1";
-/// A peer that says nothing for this long is gone. Long enough for a Wi-Fi roaming, short enough that a microbatch is
-/// sent to another replica before the pipeline runs dry.
+/// Idle timeout of a peer: long enough for a Wi-Fi roaming, short enough that a microbatch is sent to another replica
+/// before the pipeline runs dry.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(5);
-/// Five chances to be heard before [`IDLE_MAX`], and a NAT binding that stays open.
+/// Five pings within [`IDLE_MAX`], which also keep a NAT binding open.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
-/// Bounds of the bytes one stream may carry unread. The upper one is what a link of 1 Gbit/s holds in 0.5 s.
+/// Bounds of the unread bytes of a stream. A link of 1 Gbit/s carries the upper bound in 0.5 s.
 const STREAM_WINDOW_MIN: u32 = 64 << 10;
 const STREAM_WINDOW_MAX: u32 = 64 << 20;
-/// Bounds of the bytes one connection may carry unread or unacknowledged; the upper one is memory a single peer can
-/// make us hold.
+/// Bounds of the unread or unacknowledged bytes of a connection; the upper bound limits the memory that one peer can
+/// take here.
 const CONNECTION_WINDOW_MIN: u32 = 1 << 20;
 const CONNECTION_WINDOW_MAX: u32 = 256 << 20;
-/// Bounds of the frames one peer may have in flight towards us.
+/// Bounds of the frames that a peer may have in flight to this process.
 const STREAMS_MIN: u32 = 16;
 const STREAMS_MAX: u32 = 512;
-/// The handshake, and nothing else, is bidirectional.
+/// Only the handshake has a bidirectional stream.
 const BIDIRECTIONAL_STREAMS_MAX: u32 = 1;
 
-/// How fast to send over a path that loses packets.
+/// Congestion control: the sending rate over a path that loses packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Congestion {
     /// Paces by measured bandwidth and delay. Default: home links lose packets for reasons other than congestion, and
@@ -49,12 +49,12 @@ pub(super) fn transport(settings: &Settings) -> TransportConfig {
     let window = u32::try_from(settings.window).unwrap_or(u32::MAX);
     let (bulk, bulk_frames) = (BULK_BYTES_MAX as u32, BULK_FRAMES as u32);
     let stream_window = frame.max(bulk).clamp(STREAM_WINDOW_MIN, STREAM_WINDOW_MAX);
-    // Parts of a round and chunks of a state take no room from microbatches.
+    // Room for parts of a round and chunks of a state, beside that of the microbatches.
     let connection_window = frame
         .saturating_mul(window)
         .saturating_add(bulk * bulk_frames)
         .clamp(CONNECTION_WINDOW_MIN, CONNECTION_WINDOW_MAX);
-    // Twice the window: every microbatch may travel down and another one's gradient up.
+    // Twice the window: a peer may send the activation of every microbatch and a gradient of every microbatch.
     let streams = window.saturating_mul(2).saturating_add(bulk_frames).clamp(STREAMS_MIN, STREAMS_MAX);
     let mut config = TransportConfig::default();
     config
@@ -65,7 +65,7 @@ pub(super) fn transport(settings: &Settings) -> TransportConfig {
         .send_window(connection_window.into())
         .max_concurrent_uni_streams(VarInt::from_u32(streams))
         .max_concurrent_bidi_streams(VarInt::from_u32(BIDIRECTIONAL_STREAMS_MAX))
-        // A frame is of use only when it is whole: finish the first before the next.
+        // A receiver can use only whole frames: finish a frame before the next.
         .send_fairness(false)
         .datagram_receive_buffer_size(None);
     match settings.congestion {

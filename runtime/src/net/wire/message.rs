@@ -13,7 +13,7 @@ use super::{
     out_of_range, recovery, require_hop, require_loss, single_line, transfer,
 };
 
-/// A message as it stands in the header of a frame.
+/// A message as part of the header of a frame.
 pub(in crate::net) fn encode_message(message: &Message) -> Wire {
     match message {
         Message::Forward { microbatch, attempt, purpose, is_retry, route, downstream_holder, version } => {

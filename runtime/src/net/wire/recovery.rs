@@ -1,4 +1,4 @@
-//! The answer to a feeder that takes over a range of ids.
+//! Recovery reports: replies to a feeder that takes over a range of ids.
 
 use swarmline_proto::v1;
 use swarmline_proto::v1::recovery_report::item;

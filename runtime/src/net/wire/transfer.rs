@@ -1,4 +1,4 @@
-//! Messages of a state on its way to a joining replica.
+//! Messages of a state download by a joining replica.
 
 use swarmline_proto::v1;
 use swarmline_proto::v1::frame::Message as Wire;
@@ -25,7 +25,7 @@ pub(super) fn encode(message: &TransferMessage) -> Wire {
     }
 }
 
-/// The message; an offer is still without digests, which follow as its payload.
+/// The message. An offer has no digests yet: they follow as its payload.
 pub(super) fn decode(message: &Wire) -> Result<TransferMessage, WireError> {
     Ok(match *message {
         Wire::StateRequest(v1::StateRequest {}) => TransferMessage::Request,

@@ -1,4 +1,4 @@
-//! Rules on scalars first, then the optimizer that ties them together.
+//! Tests of the rules on scalars, then of the optimizer.
 
 mod clip;
 mod schedule;
@@ -9,7 +9,7 @@ mod toy;
 
 use crate::config::{Optimizer, OptimizerKind};
 
-/// AdamW at a constant rate of 0.01 without anything that changes gradients.
+/// AdamW at a constant rate of 0.01, without clipping or staleness correction.
 fn plain() -> Optimizer {
     Optimizer::plain(OptimizerKind::AdamW, 0.01, 100)
 }

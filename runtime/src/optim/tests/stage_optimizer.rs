@@ -5,7 +5,7 @@ use super::{assert_near, plain};
 use crate::config::{Optimizer, OptimizerKind};
 use crate::optim::Contribution;
 
-/// Everything on, as in a real run.
+/// All rules on, as in a real run.
 fn full() -> Optimizer {
     Optimizer {
         kind: OptimizerKind::NAdamW,

@@ -5,7 +5,7 @@ use swarmline_kernels::{Backend, Cpu, CpuTensor};
 use crate::config::Optimizer;
 use crate::optim::{Contribution, ParameterMut, StageOptimizer};
 
-/// Name, length and whether it decays.
+/// Name, length and weight decay of each parameter.
 const PARAMETERS: [(&str, usize, bool); 2] = [("matrix", 35, true), ("gain", 7, false)];
 
 /// Numbers of both parameters, one after the other.

@@ -9,7 +9,7 @@ use crate::averaging::{ApplyError, Averager, FragmentSnapshot, Fragments, Learne
 use crate::hashing::digest;
 use crate::model::ParameterLog;
 
-/// An engine in its parts, for code that brings in values from outside.
+/// Parts of an engine, for code that writes values from outside into the weights.
 pub(super) struct Opened<'a, B: Backend> {
     pub(super) backend: &'a mut B,
     pub(super) learned: Learned<'a, B::Tensor>,
@@ -18,14 +18,14 @@ pub(super) struct Opened<'a, B: Backend> {
 }
 
 impl<B: Backend> Engine<B> {
-    /// The fragments into which this stage's numbers are divided.
+    /// The fragments of this stage's numbers.
     #[must_use]
     pub fn fragments(&self) -> &Fragments {
         self.averager.fragments()
     }
 
-    /// Does a job of an averaging round; `Finish` has no reply. A mean that cannot be used is logged, and the reply lets the
-    /// round go on without it.
+    /// Does a job of an averaging round; `Finish` has no reply. A mean that cannot be used is logged, and the round
+    /// goes on without it.
     ///
     /// # Errors
     /// If the device fails.

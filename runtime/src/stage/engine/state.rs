@@ -1,8 +1,8 @@
-//! The complete state of a stage as one run of bytes: how a joining replica becomes like its donor.
+//! The complete state of a stage as bytes, which makes a joining replica equal to its donor.
 //!
-//! A safetensors file. Its tensors are the parameters and, for each, `<name>.moment1` and `<name>.moment2`; its
-//! metadata are the optimizer's counters, with every f64 as its bits in hexadecimal, so that nothing is rounded.
-//! Gradients that wait for the rest of their update, and stashes, are not part of it.
+//! The bytes are a safetensors file. Its tensors are the parameters and, for each, `<name>.moment1` and
+//! `<name>.moment2`; its metadata are the optimizer's counters, with the bits of each f64 in hexadecimal, so that no
+//! number is rounded. Stashes and gradients that wait for the rest of their update are not part of the state.
 
 use std::collections::BTreeMap;
 
@@ -20,21 +20,21 @@ use crate::optim::{Counters, ImportError, NamedTensor, OptimizerState};
 const STEPS: &str = "steps";
 const MOMENTUM_PRODUCT: &str = "momentum_product";
 const RECENT_NORMS: &str = "recent_norms";
-/// What the names of both moments contain, and no parameter's does.
+/// Part of the names of both moments, and of no parameter's name.
 const MOMENT: &str = ".moment";
 
-/// Bytes of three tensors for each parameter.
+/// Bytes of each number of the parameters: weight and two moments.
 const PARAMETER_BYTES: u64 = 12;
-/// Bytes of the names, shapes and counters: more than the largest run has.
+/// Limit of the names, shapes and counters, bytes: more than the largest run has.
 const HEADER_BYTES_MAX: u64 = 8 << 20;
 
-/// Why a state cannot be written or taken over.
+/// Errors of exporting and importing a state.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The file or its parameters.
+    /// The file or a parameter is wrong.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// The optimizer's part.
+    /// The state of the optimizer is wrong.
     #[error(transparent)]
     Optimizer(#[from] ImportError),
     /// A counter is missing or cannot be read.
@@ -45,14 +45,14 @@ pub enum StateError {
     Device(#[from] swarmline_kernels::Error),
 }
 
-/// Bytes that the state of a stage may have at most; nothing longer is downloaded.
+/// Limit of the state of a stage, bytes; a longer state is not downloaded.
 #[must_use]
 pub fn state_bytes_max(run: &Run, stage: StageIndex) -> u64 {
     run.stage_parameters(stage).saturating_mul(PARAMETER_BYTES).saturating_add(HEADER_BYTES_MAX)
 }
 
 impl<B: Backend> Engine<B> {
-    /// Weights, moments and counters, as they are between two optimizer steps. Equal states have equal bytes.
+    /// Weights, moments and counters between two optimizer steps. Equal states have equal bytes.
     ///
     /// # Errors
     /// If the device fails.
@@ -68,11 +68,11 @@ impl<B: Backend> Engine<B> {
         Ok(Snapshot { metadata: write_counters(&counters), tensors }.write()?)
     }
 
-    /// Goes on from a state that [`Engine::export_state`] gave at another replica of the same stage, and counts as a
-    /// joiner in averaging from then on. Everything in it is recorded in the parameter log, even if it is refused.
+    /// Replaces the state by an [`Engine::export_state`] of another replica of the stage; in averaging, this replica is
+    /// a joiner then. The parameter log records every tensor, even if the state is refused.
     ///
     /// # Errors
-    /// If the bytes are no state, or one of another stage, or hold an impossible number; nothing has changed then.
+    /// If the bytes are not a state of this stage or hold an impossible number; the engine is unchanged then.
     pub fn import_state(&mut self, bytes: &[u8]) -> Result<(), StateError> {
         let Snapshot { metadata, tensors } = self.shard.read(bytes)?;
         let counters = read_counters(&metadata)?;
@@ -90,7 +90,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Digest (BLAKE3) of weights and moments, in order. Counters are left out: replicas of a stage take different
-    /// numbers of updates, and yet hold the same numbers after each set has been round while nobody learned.
+    /// numbers of steps, and still hold equal weights and moments after a cycle of averaging rounds without steps.
     ///
     /// # Errors
     /// If the device fails.
@@ -117,7 +117,7 @@ fn write_counters(counters: &Counters) -> BTreeMap<String, String> {
     ])
 }
 
-/// Whether the counters make sense is the optimizer's business.
+/// Reads the counters; the optimizer checks their values.
 fn read_counters(metadata: &BTreeMap<String, String>) -> Result<Counters, StateError> {
     let text = |key: &'static str| metadata.get(key).ok_or(StateError::Counter(key));
     let steps = text(STEPS)?.parse().map_err(|_| StateError::Counter(STEPS))?;

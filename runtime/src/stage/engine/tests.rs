@@ -1,4 +1,4 @@
-//! Engines side by side: what averaging and a download of the state do to them.
+//! Averaging among engines, and downloads of a state from one engine to another.
 
 use swarmline_kernels::Cpu;
 use swarmline_scheduler::averaging::{PartIndex, Round};
@@ -101,7 +101,7 @@ fn a_joiner_goes_on_like_its_donor_bit_for_bit() {
     learn(&mut donor, 7..10);
     learn(&mut joiner, 7..10);
     assert_eq!(joiner.state_hash().unwrap(), donor.state_hash().unwrap());
-    assert_eq!(snapshot(&mut joiner, Round(1)).0, 0, "its weights are counted at the donor");
+    assert_eq!(snapshot(&mut joiner, Round(1)).0, 0, "the donor counts its contributions");
 }
 
 /// Behind a cut that nothing crosses a stage has an anchor with a row for every token.

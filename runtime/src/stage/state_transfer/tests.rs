@@ -1,4 +1,4 @@
-//! A state from donor to joiner, with the wire left out.
+//! A state from donor to joiner, without a network.
 
 use swarmline_scheduler::transfer::{
     Download, DownloadAction, DownloadEvent, TransferMessage, Upload, UploadAction, UploadEvent,
@@ -16,7 +16,7 @@ fn instance(index: u8) -> Instance {
     Instance::new(PeerId([index; 32]), Incarnation(1))
 }
 
-/// Lets a joiner download `state` from one donor; returns the state that it imports, if it imports one.
+/// Lets a joiner download `state` from one donor; returns the state that it imports, if any.
 fn download(state: &Bytes, limits: Limits, tamper: impl Fn(u32, Bytes) -> Bytes) -> Option<Bytes> {
     let (joiner, donor) = (instance(1), instance(2));
     let mut upload = Upload::new();
