@@ -1,4 +1,4 @@
-//! Reads the sources and fails where a rule of ARCHITECTURE.md is broken that no compiler guards.
+//! Checks the sources for rules of ARCHITECTURE.md that no compiler guards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,8 +56,8 @@ const FILE_LINES_MAX: usize = 600;
 /// Longest function that counts as short, lines.
 const SHORT_FUNCTION_LINES: usize = 70;
 
-/// The root as seen from the folder of this package, where cargo starts tests. Not from the one known when this was
-/// compiled: checkouts that share a target folder share test binaries.
+/// The workspace, relative to the folder of this package, where cargo starts tests. The folder known at compile time is
+/// no use: checkouts that share a target folder share test binaries.
 fn root() -> PathBuf {
     PathBuf::from("..")
 }
@@ -180,7 +180,7 @@ fn no_module_is_a_grab_bag() {
             path.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
         assert!(
             !GRAB_BAGS.contains(&stem) && !GRAB_BAGS.contains(&folder),
-            "{}: name the module after what is inside",
+            "{}: name the module after its content",
             path.display()
         );
     }

@@ -69,7 +69,7 @@ impl Notes {
                 self.notices.on_lost(Instant::now(), *neighbour, *affected, table);
             }
             stage::Note::Foreign(id) => {
-                tracing::warn!(%id, "ignored a message from a peer that is no neighbour")
+                tracing::warn!(%id, "ignored a message from a peer that is no neighbour");
             }
             stage::Note::Misdirected(from) => {
                 tracing::warn!(?from, "ignored a message that only feeders take");

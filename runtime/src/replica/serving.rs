@@ -169,7 +169,7 @@ impl Serving {
         self.handles.notes.notices.tell(now, reporter);
         match event {
             NetEvent::Received { from, envelope } => {
-                self.handle(Event::Received { from, envelope }, reporter)
+                self.handle(Event::Received { from, envelope }, reporter);
             }
             other => {
                 if let Some(lost) = lost_instance(&other, self.machine.table()) {
