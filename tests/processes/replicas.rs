@@ -16,7 +16,8 @@ fn replicas_of_a_stage_save_equal_weights() {
     let mut swarm = Swarm::coordinate(&recipe(2, 120));
     let mut replicas: Vec<Process> = (0..2).map(|index| start_saving(&swarm, index)).collect();
     replicas.iter_mut().for_each(|replica| assert_eq!(serving(replica), 0));
-    feed_to_equal_weights(&mut swarm, &mut replicas);
+    let mut feeder = swarm.start_feeder(&[]);
+    end_with_equal_weights(&mut swarm, &mut feeder, &mut replicas);
 }
 
 #[test]
@@ -49,11 +50,10 @@ fn a_joiner_takes_over_the_state_of_the_others_when_one_of_them_was_killed() {
     assert_disjoint(&swarm, 4);
 }
 
-/// Feeds two replicas to the end: both take part and save equal weights. Returns the feeder, which has ended.
-pub(crate) fn feed_to_equal_weights(swarm: &mut Swarm, replicas: &mut [Process]) -> Process {
-    let mut feeder = swarm.start_feeder(&[]);
+/// Waits for the end of the run: both replicas have taken part and save equal weights.
+pub(crate) fn end_with_equal_weights(swarm: &mut Swarm, feeder: &mut Process, replicas: &mut [Process]) {
     assert_eq!(feeder.end(), 0);
-    assert_sound(&account(&mut feeder));
+    assert_sound(&account(feeder));
     for replica in replicas {
         assert_eq!(replica.end(), 0, "{}", replica.errors());
         let report = last_word(replica);
@@ -61,7 +61,6 @@ pub(crate) fn feed_to_equal_weights(swarm: &mut Swarm, replicas: &mut [Process])
     }
     assert_eq!(swarm.coordinator.end(), 0);
     assert!(tensors(swarm, 0) == tensors(swarm, 1), "the weights differ");
-    feeder
 }
 
 /// One stage with this many replicas; a fragment is averaged every few microbatches.
