@@ -78,7 +78,7 @@ fn rust_files(under: &Path) -> Vec<PathBuf> {
     files(under).into_iter().filter(is_rust).collect()
 }
 
-/// Whether a file holds nothing but tests, or code made by a generator.
+/// Whether a file is part of the product: neither a test nor made by a generator.
 fn is_production(path: &Path) -> bool {
     let named = |name: &str| path.components().any(|part| part.as_os_str() == name);
     let tests = ["tests", "tests.rs", "fixtures.rs", "benches", "gen"];
