@@ -23,7 +23,7 @@ use crate::net::digest::ManifestDigest;
 use crate::net::trust::Trust;
 use crate::net::{Identity, Invite, grpc, membership};
 use crate::outcome::Outcome;
-use crate::report::{Event, FeederReport, Reporter};
+use crate::report::{Event, Reporter, Totals};
 
 pub use options::CoordinatorOptions;
 
@@ -55,7 +55,7 @@ struct Published {
     data_paths: Vec<String>,
     tokenizer_path: String,
     table: watch::Receiver<v1::SignedMembership>,
-    reports: mpsc::Sender<FeederReport>,
+    totals: mpsc::Sender<Totals>,
 }
 
 /// A coordinator whose port is open.
@@ -83,11 +83,12 @@ pub struct Coordinator {
     published: Published,
     config: Config,
     table: watch::Sender<v1::SignedMembership>,
-    reports: mpsc::Receiver<FeederReport>,
+    totals: mpsc::Receiver<Totals>,
 }
 
 impl Coordinator {
-    /// Opens the port. Peers that call before [`Coordinator::run`] wait until it runs.
+    /// Opens the port. A peer that calls before [`Coordinator::run`] is polled waits for it, 5 s at most. So poll it
+    /// beside `join` and `open` in the same program, or spawn it first.
     ///
     /// # Errors
     /// If the tokenizer of the run cannot be read, its policy has a malformed key, or the port is taken.
@@ -100,16 +101,16 @@ impl Coordinator {
         let address = listener.local_addr().map_err(Error::Address)?;
         let invite = Invite { peer: identity.peer(), host: address.ip().to_string(), port: address.port() };
         let (table, signed) = watch::channel(membership::sign(&identity, &digest, &Membership::default()));
-        let (report_sender, reports) = mpsc::channel(REQUESTS_MAX);
+        let (totals_sender, totals) = mpsc::channel(REQUESTS_MAX);
         let published = Published {
             manifest: String::from_utf8_lossy(&manifest.to_bytes()).into_owned(),
             digest,
             data_paths: absolute(&base, &run.data.paths),
             tokenizer_path: tokenizer_path(&run, &base),
             table: signed,
-            reports: report_sender,
+            totals: totals_sender,
         };
-        Ok(Self { listener, invite, identity, digest, published, config, table, reports })
+        Ok(Self { listener, invite, identity, digest, published, config, table, totals })
     }
 
     /// The address that peers call, with the key that they pin.
@@ -141,7 +142,7 @@ impl Coordinator {
         let work =
             CoordinatorLoop::new(self.config, self.identity.clone(), self.digest, self.table, reporter);
         let working = async {
-            let outcome = work.run(request_queue, self.reports, stop).await;
+            let outcome = work.run(request_queue, self.totals, stop).await;
             drop(stop_serving);
             outcome
         };

@@ -40,6 +40,7 @@
 //! let feeder = Feeder::open(FeederOptions::new(invite, Identity::ephemeral()?));
 //!
 //! let reporter = Reporter::silent();
+//! // Peers get in once the coordinator runs, so all of them are polled together.
 //! let outcomes = tokio::try_join!(
 //!     coordinator.run(&reporter, pending()),
 //!     async { first.await?.run(&reporter, pending()).await },

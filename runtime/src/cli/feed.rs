@@ -57,7 +57,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         };
         match outcome {
             Outcome::Finished => Ok(()),
-            Outcome::Stopped => Err(Failure::interrupted("stopped before every microbatch had its outcome")),
+            Outcome::Stopped => Err(Failure::interrupted(
+                "stopped before the run was complete; `swarmline feed --succeed` continues it",
+            )),
         }
     })
 }

@@ -14,7 +14,7 @@ use crate::net::digest::ManifestDigest;
 use crate::net::{Identity, membership};
 use crate::outcome::Outcome;
 use crate::process::Clock;
-use crate::report::{self, FeederReport, Reporter};
+use crate::report::{self, Reporter, Totals};
 
 /// The state of the loop.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl<'a> CoordinatorLoop<'a> {
     pub(super) async fn run(
         mut self,
         mut requests: mpsc::Receiver<Request>,
-        mut reports: mpsc::Receiver<FeederReport>,
+        mut totals: mpsc::Receiver<Totals>,
         stop: impl Future<Output = ()>,
     ) -> Outcome {
         let mut stop = pin!(stop);
@@ -64,7 +64,7 @@ impl<'a> CoordinatorLoop<'a> {
                     self.callers.push_back(request.reply);
                     self.handle(request.event);
                 }
-                Some(report) = reports.recv() => self.reporter.tell(&report::Event::Feeder(report)),
+                Some(totals) = totals.recv() => self.reporter.tell(&report::Event::FeederDone(totals)),
                 () = self.clock.sleep_until(deadline) => self.handle(Event::Timeout),
                 () = &mut stop => return Outcome::Stopped,
             }

@@ -14,7 +14,7 @@ use tonic::{Request as Call, Response, Status};
 use super::{Published, Reply, Request};
 use crate::net::grpc::Caller;
 use crate::net::wire;
-use crate::report::FeederReport;
+use crate::report::Totals;
 
 /// The service that peers call.
 #[derive(Debug)]
@@ -143,15 +143,9 @@ impl v1::coordinator_server::Coordinator for Service {
         if report.done {
             let from = caller.instance(report.incarnation);
             self.ask_member(Event::FeederDone { from }).await?;
-            let totals = FeederReport {
-                injected: report.injected,
-                finished: report.finished,
-                refused: report.refused,
-                lost: report.lost,
-                ungranted: report.ungranted,
-                ..FeederReport::default()
-            };
-            let _ = self.published.reports.send(totals).await;
+            let v1::FeederReport { injected, finished, refused, lost, ungranted, .. } = report;
+            let totals = Totals { injected, finished, refused, lost, ungranted };
+            let _ = self.published.totals.send(totals).await;
         }
         Ok(Response::new(v1::ReportResponse {}))
     }

@@ -7,7 +7,9 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use swarmline_scheduler::replica::{Action, Confirmation, End, Event, InitialState, Note};
+use swarmline_scheduler::replica::{
+    Action, Confirmation, DRAIN_WITHIN, End, Event, HAND_OVER_WITHIN, InitialState, Note,
+};
 use swarmline_scheduler::transfer::{StateId, TransferMessage};
 use swarmline_scheduler::{Directive, Envelope, Membership, Message, PeerId, Replica, averaging};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,6 +31,9 @@ use crate::telemetry;
 
 /// Time between two reports of a replica.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Longest departure of a replica.
+const LEAVE_WITHIN: Duration = DRAIN_WITHIN.saturating_add(HAND_OVER_WITHIN);
 
 /// Handles of the loop: executor, network, coordinator, notes.
 #[derive(Debug)]
@@ -138,6 +143,9 @@ impl Serving {
                 reply = confirmed(&mut self.confirmation) => self.on_confirmation(reply, reporter),
                 () = stop.as_mut(), if !stopping => {
                     stopping = true;
+                    if self.machine.is_serving() {
+                        reporter.tell(&report::Event::Leaving { seconds_max: LEAVE_WITHIN.as_secs() });
+                    }
                     self.handle(Event::Stop, reporter);
                 }
             }

@@ -72,6 +72,11 @@ pub enum Event {
         /// Its stage, from 0.
         stage: u16,
     },
+    /// A replica was asked to leave: it finishes its microbatches, then waits until other replicas have its last updates.
+    Leaving {
+        /// Limit of the time to leave, seconds.
+        seconds_max: u64,
+    },
     /// A replica's counters, every 10 s and at the end.
     Replica(ReplicaReport),
     /// A feeder has opened its text.
@@ -98,6 +103,8 @@ pub enum Event {
     },
     /// A feeder's counters at the end.
     Feeder(FeederReport),
+    /// The outcomes that a feeder reported to its coordinator at the end.
+    FeederDone(Totals),
     /// A fault, with its consequence.
     Incident(Incident),
     /// A checkpoint was written.
@@ -168,6 +175,21 @@ pub struct ProgressReport {
     pub tokens_per_s: f64,
 }
 
+/// The outcomes that a feeder reports to its coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Microbatches sent to stage 0.
+    pub injected: u64,
+    /// Microbatches finished.
+    pub finished: u64,
+    /// Microbatches refused.
+    pub refused: u64,
+    /// Microbatches injected that have no outcome and are not in flight.
+    pub lost: u64,
+    /// Stages of finished microbatches without a grant.
+    pub ungranted: u64,
+}
+
 /// The outcomes of the microbatches that a feeder injected.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FeederReport {
@@ -197,4 +219,13 @@ pub struct FeederReport {
     pub tokens_per_s: f64,
     /// Bytes of all frames sent to stage 0.
     pub bytes_sent: u64,
+}
+
+impl FeederReport {
+    /// The part of the report that the coordinator is told.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let Self { injected, finished, refused, lost, ungranted, .. } = *self;
+        Totals { injected, finished, refused, lost, ungranted }
+    }
 }

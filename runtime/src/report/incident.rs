@@ -129,13 +129,10 @@ impl fmt::Display for Incident {
                 repeated(f, *times)
             }
             Self::Unreachable { reason, undelivered } => {
-                write!(f, "{reason}; {undelivered} messages were not delivered")
+                write!(f, "{reason}; messages not delivered: {undelivered}")
             }
             Self::NeighbourLost { peer, affected } => {
-                write!(
-                    f,
-                    "neighbour {peer} is dead or stalled; other replicas recover {affected} microbatches"
-                )
+                write!(f, "neighbour {peer} is dead or stalled; microbatches to recover: {affected}")
             }
             Self::MicrobatchRefused { microbatch, by, reason, times } => {
                 write!(f, "{microbatch} refused")?;
@@ -159,12 +156,12 @@ impl fmt::Display for Incident {
             ),
             Self::LeftMicrobatches { microbatches, seconds } => write!(
                 f,
-                "left after {seconds} s with {microbatches} microbatches unfinished; other replicas recover them"
+                "left after {seconds} s; unfinished microbatches, which other replicas recover: {microbatches}"
             ),
             Self::LeftFragments { fragments, seconds } => write!(
                 f,
-                "left after {seconds} s; {fragments} fragments were not averaged meanwhile, and the other replicas \
-                 lack the last contributions of this replica to them"
+                "left after {seconds} s; fragments not averaged meanwhile, in which the other replicas lack this \
+                 replica's last contributions: {fragments}"
             ),
             Self::EvaluationUnanswered { microbatch } => {
                 write!(f, "held-out {microbatch} was never answered; the figure leaves it out")

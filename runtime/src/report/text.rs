@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Event, FeederReport, ProgressReport, ReplicaReport};
+use super::{Event, FeederReport, ProgressReport, ReplicaReport, Totals};
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,6 +34,10 @@ impl fmt::Display for Event {
                 *bytes as f64 / 1e6
             ),
             Self::Serving { stage } => write!(f, "serving stage {stage}; Ctrl-C leaves cleanly"),
+            Self::Leaving { seconds_max } => write!(
+                f,
+                "leaving: its microbatches are finished and its last updates averaged first, {seconds_max} s at most"
+            ),
             Self::Replica(report) => report.fmt(f),
             Self::Corpus { files, bytes, digest, bigram } => write!(
                 f,
@@ -47,6 +51,7 @@ impl fmt::Display for Event {
                 write!(f, "held-out loss{cut} after {done} microbatches: {loss:.4} nats/token")
             }
             Self::Feeder(report) => report.fmt(f),
+            Self::FeederDone(totals) => write!(f, "a feeder is done: {totals}"),
             Self::Incident(incident) => write!(f, "! {incident}"),
             Self::Saved { path } => write!(f, "saved {path}"),
         }
@@ -79,20 +84,20 @@ impl fmt::Display for ProgressReport {
     }
 }
 
-impl fmt::Display for FeederReport {
+impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { injected, finished, refused, lost, ungranted } = self;
         write!(
             f,
-            "{} injected, {} finished, {} refused, {} lost, {} ungranted; {} tokens in {:.1} s, {:.0} tokens/s",
-            self.injected,
-            self.finished,
-            self.refused,
-            self.lost,
-            self.ungranted,
-            self.tokens,
-            self.seconds,
-            self.tokens_per_s
-        )?;
+            "{injected} injected, {finished} finished, {refused} refused, {lost} lost, {ungranted} ungranted"
+        )
+    }
+}
+
+impl fmt::Display for FeederReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (totals, Self { tokens, seconds, tokens_per_s, .. }) = (self.totals(), self);
+        write!(f, "{totals}; {tokens} tokens in {seconds:.1} s, {tokens_per_s:.0} tokens/s")?;
         if self.inherited + self.abandoned > 0 {
             write!(f, "; taken over: {} had ended, {} abandoned", self.inherited, self.abandoned)?;
         }
