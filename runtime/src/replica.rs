@@ -15,7 +15,9 @@ mod serving;
 mod shard;
 mod traffic;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::pin;
 
 use swarmline_scheduler::PeerId;
@@ -55,8 +57,9 @@ impl Replica {
     /// Joins the run of the coordinator in `options`, which places the replica on a stage or lets it wait for one.
     ///
     /// # Errors
-    /// If the coordinator cannot be reached or refuses, or the port is taken.
+    /// If the coordinator cannot be reached or refuses, the port is taken, or the weights could not be saved at the end.
     pub async fn join(options: ReplicaOptions) -> Result<Self, Error> {
+        options.save.as_deref().map_or(Ok(()), check_place)?;
         let registered = Registered::register(&options).await?;
         Ok(Self { options, registered })
     }
@@ -103,5 +106,30 @@ impl Replica {
             };
         }
         Err(Error::ExpelledTooOften { reason: last_reason, times: REJOINS_MAX })
+    }
+}
+
+/// Whether a file can be written at `path` at the end: better a refusal now than weights lost then.
+fn check_place(path: &Path) -> Result<(), Error> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let kind = match folder {
+        _ if path.is_dir() => ErrorKind::IsADirectory,
+        Some(folder) if !folder.is_dir() => ErrorKind::NotFound,
+        _ => return Ok(()),
+    };
+    Err(Error::File { action: "write", path: path.to_owned(), error: kind.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_cannot_hold_a_file_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(check_place(folder.path()).unwrap_err().to_string().contains("directory"));
+        assert!(check_place(&folder.path().join("none/weights")).is_err());
+        assert!(check_place(&folder.path().join("weights")).is_ok());
+        assert!(check_place(Path::new("weights")).is_ok());
     }
 }

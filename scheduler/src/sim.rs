@@ -20,6 +20,7 @@ pub(crate) mod queue;
 mod reference_model;
 mod report;
 mod scenario;
+mod scenario_error;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -29,4 +30,5 @@ pub use fault::Fault;
 pub use network::Links;
 pub use report::{ReplicaReport, Report, Violation};
 pub use scenario::{Measure, Scenario};
+pub use scenario_error::{FRAGMENTS_MAX, MEMBERS_MAX, SLOTS_MAX, ScenarioError};
 pub use world::World;

@@ -51,6 +51,30 @@ fn a_feeder_accounts_for_everything_and_leaves() {
 }
 
 #[test]
+fn a_feeder_stops_although_its_coordinator_is_gone() {
+    let mut swarm = Swarm::serve(&Recipe::endless());
+    let mut feeder = swarm.start_feeder(&[]);
+    progress(&mut feeder);
+    swarm.coordinator.kill();
+    assert_eq!(stop(&mut feeder), 0, "the microbatches in flight have their outcome");
+}
+
+#[test]
+fn a_second_interrupt_ends_a_departure_at_once() {
+    let mut swarm = Swarm::serve(&Recipe::endless());
+    let mut feeder = swarm.start_feeder(&[]);
+    progress(&mut feeder);
+    // The replica waits for outcomes of the microbatches that it holds.
+    feeder.suspend();
+    let replica = &mut swarm.replicas[0];
+    replica.interrupt();
+    replica.hear("that it leaves", |event| matches!(event, Event::Leaving { .. }).then_some(()));
+    replica.interrupt();
+    assert_eq!(replica.end(), INTERRUPTED);
+    feeder.resume();
+}
+
+#[test]
 fn training_in_one_process_stops() {
     let folder = Recipe::endless().write();
     let run_file = folder.run_file();

@@ -1,5 +1,7 @@
 //! Device and profile: arguments of every command that trains.
 
+use std::num::NonZeroUsize;
+
 use swarmline_kernels::Profile;
 use swarmline_kernels::device::{DeviceChoice, Setup, Unavailable};
 
@@ -29,4 +31,13 @@ impl Computing {
 /// The event that names device and profile.
 pub(super) fn announcement(setup: Setup) -> Event {
     Event::Computing { device: setup.device.to_string(), profile: setup.effective_profile().to_string() }
+}
+
+/// Most threads that compute: more than any machine has, few enough to start.
+const THREADS_MAX: usize = 1_024;
+
+/// The number of an option `--threads`.
+pub(super) fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+    let threads = text.parse().ok().filter(|threads: &NonZeroUsize| threads.get() <= THREADS_MAX);
+    threads.ok_or_else(|| format!("a whole number from 1 to {THREADS_MAX} is needed"))
 }

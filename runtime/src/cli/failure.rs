@@ -9,6 +9,9 @@ use crate::config::ConfigError;
 use crate::error::Error;
 use crate::net::identity::IdentityError;
 
+/// Exit code of a command that a person stopped before it was done.
+pub(super) const INTERRUPTED: u8 = 130;
+
 /// A message for a person and the exit code that goes with it.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -34,7 +37,7 @@ impl Failure {
 
     /// Exit code 130: a person stopped the command before it was done, and it ended cleanly.
     pub(super) fn interrupted(message: impl Into<String>) -> Self {
-        Self { code: 130, message: message.into() }
+        Self { code: INTERRUPTED, message: message.into() }
     }
 
     /// Prints the message and returns the exit code.

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::pin::pin;
 
-use super::computing::{Computing, announcement};
+use super::computing::{Computing, announcement, parse_threads};
 use super::{Failure, Leash, all_cores, block_on, reporter, stop_requested};
 use crate::net::{Identity, Invite};
 use crate::replica::{Replica, ReplicaOptions};
@@ -22,7 +22,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     computing: Computing,
     /// Threads that compute, if that is the CPU [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
     /// Keep this peer's key in a file, so that it is known again after a restart
     #[arg(long, value_name = "FILE")]

@@ -104,7 +104,8 @@ struct Leash {
     leash: bool,
 }
 
-/// Resolves when Ctrl-C, a SIGTERM or the end of the leash asks this process to stop.
+/// Resolves when Ctrl-C, a SIGTERM or the end of the leash asks this process to stop. A further signal ends the process
+/// at once.
 async fn stop_requested(leash: Leash) {
     use tokio::signal::unix::{SignalKind, signal};
     let interrupt = signal(SignalKind::interrupt());
@@ -117,6 +118,13 @@ async fn stop_requested(leash: Leash) {
         _ = terminate.recv() => {}
         () = end_of_input(leash) => {}
     }
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        std::process::exit(failure::INTERRUPTED.into());
+    });
 }
 
 /// Resolves at the end of standard input, never without a leash. A thread of its own reads: a blocked read would

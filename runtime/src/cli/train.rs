@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, atomic};
 
-use super::computing::{Computing, announcement};
+use super::computing::{Computing, announcement, parse_threads};
 use super::{Failure, Leash, all_cores, folder_of, reporter, stop_requested};
 use crate::config::Run;
 use crate::outcome::Outcome;
@@ -21,7 +21,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     computing: Computing,
     /// Threads that compute, if that is the CPU [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
     /// Write the weights of each stage into this folder at the end
     #[arg(long, value_name = "FOLDER")]

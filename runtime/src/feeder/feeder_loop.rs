@@ -148,7 +148,13 @@ impl FeederLoop {
             ungranted: counts.ungranted,
             done: outcome == Outcome::Finished,
         };
-        self.handles.control.report(&totals).await?;
+        match self.handles.control.report(&totals).await {
+            Err(error) if outcome == Outcome::Finished => return Err(error.into()),
+            Err(error) => {
+                tracing::debug!(%error, "the coordinator did not get the outcomes of a stopped feeder");
+            }
+            Ok(()) => {}
+        }
         Ok(outcome)
     }
 

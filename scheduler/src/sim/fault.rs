@@ -94,6 +94,23 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// The replicas that the fault names.
+    pub(super) fn replicas(&self) -> Vec<usize> {
+        match self {
+            Self::Crash { replica, .. }
+            | Self::Leave { replica }
+            | Self::Stall { replica, .. }
+            | Self::Suspend { replica, .. }
+            | Self::Lie { replica, .. }
+            | Self::BrokenFeederLink { replica, .. } => vec![*replica],
+            Self::BrokenLink { a, b, .. } => vec![*a, *b],
+            Self::Partition { part, .. } => part.iter().copied().collect(),
+            Self::Loss { .. } | Self::Delay { .. } | Self::FeederCrash { .. } | Self::Succession { .. } => {
+                Vec::new()
+            }
+        }
+    }
+
     /// The name in [`Report::paths`](super::Report::paths).
     pub(super) fn name(&self) -> &'static str {
         match self {

@@ -23,9 +23,10 @@ use super::network::Links;
 ///     .with_service_times(vec![Duration::from_millis(20), Duration::from_millis(40)])
 ///     .with_averaging(20, 4)
 ///     .with_fault(Duration::from_secs(5), crash);
-/// let report = World::new(scenario).run().expect("no rule is broken");
+/// let report = World::new(scenario)?.run()?;
 /// assert_eq!((report.counts.finished, report.counts.lost), (200, 0));
 /// println!("{report}");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -207,7 +208,7 @@ impl Scenario {
     /// Number of replica processes.
     #[must_use]
     pub fn members(&self) -> usize {
-        usize::from(self.stages * self.replicas + self.spares)
+        usize::from(self.stages) * usize::from(self.replicas) + usize::from(self.spares)
     }
 
     pub(super) fn slots_of(&self, index: usize) -> usize {

@@ -13,7 +13,7 @@ const SEEDS: u64 = 40;
 
 /// Runs a scenario in which no rule may be broken.
 fn check(scenario: Scenario) -> (World, Report) {
-    let mut world = World::new(scenario);
+    let mut world = World::new(scenario).unwrap();
     let report = world.run().unwrap_or_else(|violation| panic!("{violation}"));
     (world, report)
 }
@@ -227,7 +227,7 @@ fn notice(mutation: Mutation, symptom: &str) -> Option<Violation> {
         if mutation != Mutation::LeaveUnaveraged {
             scenario.averaging = None;
         }
-        World::new(scenario).run().err().filter(|violation| violation.rule.contains(symptom))
+        World::new(scenario).unwrap().run().err().filter(|violation| violation.rule.contains(symptom))
     })
 }
 

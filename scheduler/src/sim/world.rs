@@ -23,6 +23,7 @@ use super::queue::{EventQueue, Next};
 use super::reference_model::ReferenceModel;
 use super::report::{Report, Violation};
 use super::scenario::Scenario;
+use super::scenario_error::ScenarioError;
 
 /// Time between two heartbeats to the coordinator.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -58,8 +59,11 @@ pub struct World {
 
 impl World {
     /// The world of a scenario, at time 0.
-    #[must_use]
-    pub fn new(scenario: Scenario) -> Self {
+    ///
+    /// # Errors
+    /// If the scenario cannot be played.
+    pub fn new(scenario: Scenario) -> Result<Self, ScenarioError> {
+        scenario.check()?;
         let mut config = coordinator::Config::new(scenario.stages);
         config.replicas_per_stage = u32::from(scenario.replicas);
         let replica = |index| ReplicaProcess::new(index, Incarnation(0), &scenario);
@@ -77,7 +81,7 @@ impl World {
             scenario,
         };
         world.open();
-        world
+        Ok(world)
     }
 
     /// Runs until the feeder has ended, no microbatch is held and no fault is to come.

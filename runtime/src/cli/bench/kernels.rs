@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use swarmline_kernels::Profile;
 
 use super::super::Failure;
+use super::super::computing::parse_threads;
 use super::results::ResultFile;
 use crate::bench::kernels::{self, Options};
 use crate::bench::{Size, Torch};
@@ -27,7 +28,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE", default_value = "python3")]
     python: PathBuf,
     /// Threads that compute, here and in PyTorch
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_threads)]
     threads: NonZeroUsize,
     /// Times the whole step is measured
     #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u64).range(1..=ROUNDS_MAX))]
