@@ -190,6 +190,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 self.counts.settle(microbatch, &outcome);
             }
             Record::TakenOver(taken) => self.remember_taken_over(&taken),
+            Record::RoundCalled => self.rounds.remember(),
         }
     }
 
@@ -508,6 +509,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         let stages = self.averaging_members();
         if self.rounds.proceed(now, training, &stages) {
+            self.actions.push_back(Action::Journal(Record::RoundCalled));
             self.announce_at = now;
         }
     }

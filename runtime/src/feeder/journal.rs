@@ -60,6 +60,7 @@ enum Line {
         continued: Vec<Open>,
         abandoned: Vec<u64>,
     },
+    RoundCalled,
 }
 
 /// A microbatch of a former feeder that goes on.
@@ -153,6 +154,7 @@ impl Line {
                 continued: taken.continued.iter().map(Open::of).collect(),
                 abandoned: taken.abandoned.iter().map(|id| id.0).collect(),
             },
+            Record::RoundCalled => Self::RoundCalled,
             Record::Ended { microbatch, outcome } => {
                 let loss = if let Outcome::Finished { loss } = outcome { *loss } else { Loss::default() };
                 Self::Finished { id: microbatch.0, sum: loss.sum, tokens: loss.tokens }
@@ -163,6 +165,7 @@ impl Line {
     fn record(self) -> Option<Record> {
         Some(match self {
             Self::Run(_) => return None,
+            Self::RoundCalled => Record::RoundCalled,
             Self::Leased { first, count, epoch } => {
                 Record::Leased(Lease { first: MicrobatchId(first), count, epoch })
             }
@@ -230,6 +233,7 @@ mod tests {
             Record::Leased(Lease { first: MicrobatchId(0), count: 8, epoch: 0 }),
             Record::Sent { microbatch, to: hop(0) },
             Record::Granted { microbatch, to: hop(1) },
+            Record::RoundCalled,
             Record::TakenOver(TakenOver {
                 lease: Lease { first: MicrobatchId(64), count: 32, epoch: 1 },
                 ended: 5,
@@ -265,8 +269,8 @@ mod tests {
         for torn in 1..20 {
             std::fs::write(&path, &whole[..whole.len() - torn]).unwrap();
             let (mut journal, read) = Journal::open(Some(&path), &RUN).unwrap();
-            assert_eq!(read, records()[..4]);
-            journal.write(&records()[4]).unwrap();
+            assert_eq!(read, records()[..5]);
+            journal.write(&records()[5]).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), whole);
         }
     }

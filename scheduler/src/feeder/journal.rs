@@ -31,6 +31,8 @@ pub enum Record {
     },
     /// The range of a former feeder was taken over.
     TakenOver(TakenOver),
+    /// An averaging round is called: contributions of earlier cycles of rounds are lost with no replica any more.
+    RoundCalled,
 }
 
 /// The decisions of a successor about a range.

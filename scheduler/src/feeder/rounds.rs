@@ -33,7 +33,7 @@ pub(super) struct Rounds {
     schedule: AveragingSchedule,
     /// The current round; 0 before the first.
     round: u64,
-    /// Rounds called by this start of the feeder; a former start may have called others.
+    /// Rounds called by this feeder, before a restart included; another feeder may have called others.
     called: u64,
     /// Rounds of `called` that began after every microbatch had its outcome.
     closing: u64,
@@ -89,6 +89,11 @@ impl Rounds {
         self.called
     }
 
+    /// A former start of the feeder called a round.
+    pub(super) fn remember(&mut self) {
+        self.called += 1;
+    }
+
     /// Whether the current round is one of the last.
     pub(super) fn closes(&self) -> bool {
         self.closing > 0
@@ -138,7 +143,7 @@ impl Rounds {
         if calls {
             self.behind = members.into_iter().filter(|member| self.ended_by(member) < self.round).collect();
             self.called += 1;
-            // All members may have ended more rounds than this start of the feeder has called.
+            // All members may have ended more rounds than this start of the feeder knows.
             self.round = self.round.max(ended.unwrap_or(0)).saturating_add(1);
             self.finished = training.finished;
             self.open_until = Some(now + ROUND_TIMEOUT);

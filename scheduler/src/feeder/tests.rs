@@ -541,6 +541,25 @@ fn stopping_finishes_the_microbatches_in_flight_and_no_more() {
     assert_eq!(harness.wait(SECOND), []);
 }
 
+#[test]
+fn a_resumed_feeder_counts_lost_contributions_since_the_last_cycle_of_rounds_only() {
+    let averaging = Some(AveragingSchedule { interval: 1, fragments: 2 });
+    let config = Config { averaging, ..config(100, Incarnation(2)) };
+    let mut journal = vec![Record::Leased(Lease { first: MicrobatchId(0), count: 100, epoch: 0 })];
+    for microbatch in (0..20).map(MicrobatchId) {
+        let outcome = Outcome::Finished { loss: LOSS };
+        journal.extend([
+            Record::Sent { microbatch, to: a(0) },
+            Record::Granted { microbatch, to: a(1) },
+            Record::Ended { microbatch, outcome },
+            Record::RoundCalled,
+        ]);
+    }
+    let mut harness = Harness::of(Feeder::resume(config, UniformConfig.build(1), journal));
+    harness.publish(&[a(0), b(1)]);
+    assert_eq!(harness.counts().contributions_lost, 3);
+}
+
 // --- Succession -----------------------------------------------------------------------------------------------------
 
 fn succession(feeder: PeerId) -> Vec<crate::Succession> {
