@@ -172,9 +172,7 @@ mod tests {
         harness.lost(1, 3);
         assert_eq!(harness.wait(HOLD - SECOND), Vec::<String>::new());
         let told = harness.wait(SECOND);
-        assert!(
-            told[0].starts_with("lost peer") && told[1].contains("recover 3 microbatches") && told.len() == 2
-        );
+        assert!(told[0].starts_with("lost peer") && told[1].contains("recover: 3") && told.len() == 2);
         harness.unreachable(gone());
         harness.lost(1, 1);
         assert_eq!(harness.wait(HOLD), Vec::<String>::new());
