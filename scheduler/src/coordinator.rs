@@ -1,7 +1,8 @@
 //! The life of a run: its members, the stage each replica serves, the ids each feeder injects, and the end.
 //!
 //! A run waits until every stage is served, runs while it is, and is finished when its feeders say so. Every change of the
-//! members makes a new table, one version up. A member that is silent for the lease is removed.
+//! members makes a new table, one version up. A member that is silent for the lease is removed, unless all are silent:
+//! then the coordinator's own link is down, or its process stood still, and the leases stand still too.
 
 mod config;
 mod event;
@@ -14,6 +15,7 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
+use crate::health::Link;
 use crate::stage::Progress;
 use crate::{
     HeldLease, Instance, LeaseRefusal, Member, MemberState, Membership, PeerId, Role, StageIndex, Time,
@@ -44,6 +46,7 @@ pub enum RunState {
 #[derive(Clone, Debug)]
 struct Entry {
     member: Member,
+    /// Time of its last request, on the clock of the leases.
     heard: Time,
     progress: Progress,
     /// A feeder that has reported the end of its work.
@@ -56,6 +59,7 @@ pub struct Coordinator {
     config: Config,
     version: u64,
     entries: BTreeMap<PeerId, Entry>,
+    link: Link,
     leases: LeaseBook,
     /// Stages whose weights have been updated, ascending.
     trained: Vec<StageIndex>,
@@ -78,6 +82,7 @@ impl Coordinator {
             config,
             version: 0,
             entries: BTreeMap::new(),
+            link: Link::default(),
             leases: LeaseBook::default(),
             trained: Vec::new(),
             fed: false,
@@ -95,8 +100,9 @@ impl Coordinator {
     /// no claim that only the former feeder could judge.
     pub fn handle(&mut self, now: Time, event: Event) {
         let sender = event.sender();
-        self.remove_silent(now, sender);
-        let reply = self.reply(now, event);
+        let clock = self.lease_clock(now, sender);
+        self.remove_silent(clock, sender);
+        let reply = self.reply(clock, event);
         self.notice_finished(now);
         self.promote_standbys();
         self.publish();
@@ -131,7 +137,10 @@ impl Coordinator {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         let oldest = self.entries.values().map(|entry| entry.heard).min();
-        let expires = oldest.map(|heard| (heard + self.config.lease, Reason::MemberExpires));
+        let expires = oldest.map(|heard| self.link.told_by_caller(heard + self.config.lease));
+        let stands = self.link.goes_down(self.entries.len());
+        let expires = expires.filter(|&at| stands.is_none_or(|stands| at < stands));
+        let expires = expires.map(|at| (at, Reason::MemberExpires));
         let farewell = self.farewell_until.filter(|_| !self.ended).map(|at| (at, Reason::FarewellEnds));
         [expires, farewell].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
@@ -159,12 +168,6 @@ impl Coordinator {
     #[must_use]
     pub fn progress(&self, peer: PeerId) -> Option<Progress> {
         self.entries.get(&peer).map(|entry| entry.progress)
-    }
-
-    /// The time of a member's last request.
-    #[must_use]
-    pub fn heard(&self, peer: PeerId) -> Option<Time> {
-        self.entries.get(&peer).map(|entry| entry.heard)
     }
 
     /// Ranges of ids given out, by first id.
@@ -300,6 +303,15 @@ impl Coordinator {
     }
 
     // --- Consequences ---------------------------------------------------------------------------------------
+
+    /// The clock of the members' leases. It stands still while no member is heard.
+    fn lease_clock(&mut self, now: Time, sender: Option<PeerId>) -> Time {
+        let members = self.entries.len();
+        if sender.is_some() {
+            self.link.sign(now, members);
+        }
+        self.link.clock(now, members)
+    }
 
     /// Removes members that were silent for a lease, except the sender of the current event.
     fn remove_silent(&mut self, now: Time, sender: Option<PeerId>) {

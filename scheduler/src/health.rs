@@ -20,12 +20,12 @@ use std::collections::BTreeMap;
 use crate::{Duration, Heartbeat, Instance, Time};
 
 pub use link::LINK_DOWN_AFTER;
+pub(crate) use link::Link;
 pub use phi_accrual::{FIRST_BEAT, HEARTBEAT, SIGMA_MIN};
 pub use progress_monitor::STALLED_MIN;
 pub use quarantine::{QUARANTINE_MAX, QUARANTINE_MIN, Quarantine};
 pub use suspension::{SUSPENDED_AFTER, Suspension, TICK};
 
-use link::Link;
 use phi_accrual::PhiAccrual;
 use progress_monitor::ProgressMonitor;
 

@@ -1,6 +1,7 @@
 //! Replicas and feeders that join, leave and are killed: no microbatch is lost, and none is applied twice.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use swarmline::report::{Event, FeederReport, ReplicaReport};
 
@@ -11,6 +12,8 @@ use crate::swarm::{STAGES, Swarm, account, last_word, serving};
 /// Replicas of each stage.
 const REPLICAS: usize = 2;
 const WINDOW: usize = 16;
+/// The coordinator's leases of members last 15 s.
+const LONGER_THAN_A_LEASE: Duration = Duration::from_secs(17);
 /// Exit code of a process that was stopped before its work was done.
 const INTERRUPTED: i32 = 130;
 
@@ -49,6 +52,22 @@ fn a_replica_that_was_suspended_notices_and_joins_again() {
     flock.replicas[sleeper].hear_since(asleep, "that it serves again", awake);
     flock.progress();
     flock.end();
+}
+
+#[test]
+fn a_coordinator_that_stood_still_expels_no_member() {
+    let mut flock = Flock::gather();
+    flock.swarm.coordinator.suspend();
+    std::thread::sleep(LONGER_THAN_A_LEASE);
+    flock.swarm.coordinator.resume();
+    flock.progress();
+    flock.progress();
+    for replica in &flock.replicas {
+        let expelled = |line: &String| line.contains("expelled");
+        assert!(!replica.lines().iter().any(expelled), "{:?}", replica.lines());
+    }
+    let (account, _) = flock.end();
+    assert_eq!((account.retried, account.contributions_lost), (0, 0));
 }
 
 #[test]

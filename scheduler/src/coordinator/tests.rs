@@ -82,6 +82,16 @@ impl Harness {
         self.hear(Event::Heartbeat { from: start(peer), progress }).unwrap()
     }
 
+    /// These members send a heartbeat a second; the others are silent.
+    fn pass(&mut self, seconds: u64, members: &[PeerId]) {
+        for _ in 0..seconds {
+            self.now = self.now + Duration::from_secs(1);
+            for &peer in members {
+                self.beat(peer);
+            }
+        }
+    }
+
     fn lease(&mut self, peer: PeerId, count: u64) -> Reply {
         self.hear(Event::LeaseRequest { from: start(peer), count }).unwrap()
     }
@@ -172,16 +182,13 @@ fn the_policy_decides_which_peers_join() {
 #[test]
 fn silence_removes_a_member_and_heartbeats_keep_it() {
     let mut harness = Harness::running();
-    harness.now = Time(0) + Duration::from_secs(3);
-    for peer in [key(0), FEEDER] {
-        harness.beat(peer);
-    }
+    harness.pass(14, &[key(0), FEEDER]);
+    let version = harness.coordinator.membership().version;
     assert_eq!(harness.coordinator.progress(key(0)).unwrap().done, 3);
     assert_eq!(
         harness.coordinator.poll_timeout().unwrap(),
         (Time(0) + Duration::from_secs(15), Reason::MemberExpires)
     );
-    let version = harness.coordinator.membership().version;
     harness.now = Time(0) + Duration::from_secs(15);
     assert_eq!(harness.hear(Event::Timeout), None);
     assert_eq!(harness.coordinator.membership().version, version + 1);
@@ -193,9 +200,25 @@ fn silence_removes_a_member_and_heartbeats_keep_it() {
 #[test]
 fn a_late_heartbeat_is_a_sign_of_life() {
     let mut harness = Harness::running();
-    harness.now = Time(0) + Duration::from_secs(60);
+    harness.pass(14, &[FEEDER]);
+    harness.now = Time(0) + Duration::from_secs(15);
     assert_eq!(harness.beat(key(0)), Reply::Noted(MemberState::Serving(StageIndex(0))));
     assert_eq!(harness.state(key(1)), None);
+}
+
+#[test]
+fn an_outage_of_the_coordinator_removes_no_member() {
+    let mut harness = Harness::running();
+    harness.pass(3, &[key(0), key(1), FEEDER]);
+    let version = harness.coordinator.membership().version;
+    harness.now = Time(0) + Duration::from_secs(60);
+    assert_eq!(harness.hear(Event::Timeout), None);
+    assert_eq!(harness.coordinator.poll_timeout(), None, "no lease ends while no member is heard");
+    harness.pass(10, &[FEEDER]);
+    assert_eq!(harness.coordinator.membership().version, version);
+    assert_eq!(harness.beat(key(0)), Reply::Noted(MemberState::Serving(StageIndex(0))));
+    harness.pass(6, &[key(0), FEEDER]);
+    assert_eq!(harness.state(key(1)), None, "its lease goes on where it stood");
 }
 
 #[test]

@@ -11,7 +11,7 @@ const WATCHED_MIN: usize = 2;
 
 /// The state of the own link, judged by the messages that arrive.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Link {
+pub(crate) struct Link {
     /// Time of the last message of any peer.
     latest: Time,
     /// Total time that the link was down.
@@ -20,30 +20,30 @@ pub(super) struct Link {
 
 impl Link {
     /// A message arrived while `watched` peers are watched.
-    pub(super) fn sign(&mut self, now: Time, watched: usize) {
+    pub(crate) fn sign(&mut self, now: Time, watched: usize) {
         if self.is_down(now, watched) {
             self.down = self.down.saturating_add(now.since(self.latest));
         }
         self.latest = self.latest.max(now);
     }
 
-    pub(super) fn is_down(&self, now: Time, watched: usize) -> bool {
+    pub(crate) fn is_down(&self, now: Time, watched: usize) -> bool {
         self.goes_down(watched).is_some_and(|at| at <= now)
     }
 
     /// The time at which the link counts as down if no message arrives; in the past if it is down already.
-    pub(super) fn goes_down(&self, watched: usize) -> Option<Time> {
+    pub(crate) fn goes_down(&self, watched: usize) -> Option<Time> {
         (watched >= WATCHED_MIN).then(|| self.latest + LINK_DOWN_AFTER)
     }
 
     /// The time minus all times that the link was down; stands still at the last message while it is down.
-    pub(super) fn clock(&self, now: Time, watched: usize) -> Time {
+    pub(crate) fn clock(&self, now: Time, watched: usize) -> Time {
         let up = if self.is_down(now, watched) { self.latest } else { now };
         Time(0) + up.since(Time(0) + self.down)
     }
 
     /// The caller's time at which the clock will show `at` if the link stays up.
-    pub(super) fn told_by_caller(&self, at: Time) -> Time {
+    pub(crate) fn told_by_caller(&self, at: Time) -> Time {
         at + self.down
     }
 }

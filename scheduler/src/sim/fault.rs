@@ -79,6 +79,11 @@ pub enum Fault {
         /// Length of the fault.
         lasts: Duration,
     },
+    /// The coordinator reaches no member, and no member reaches it.
+    CoordinatorOutage {
+        /// Length of the fault.
+        lasts: Duration,
+    },
     /// The feeder dies and is started again.
     FeederCrash {
         /// Time until the start.
@@ -105,9 +110,11 @@ impl Fault {
             | Self::BrokenFeederLink { replica, .. } => vec![*replica],
             Self::BrokenLink { a, b, .. } => vec![*a, *b],
             Self::Partition { part, .. } => part.iter().copied().collect(),
-            Self::Loss { .. } | Self::Delay { .. } | Self::FeederCrash { .. } | Self::Succession { .. } => {
-                Vec::new()
-            }
+            Self::Loss { .. }
+            | Self::Delay { .. }
+            | Self::CoordinatorOutage { .. }
+            | Self::FeederCrash { .. }
+            | Self::Succession { .. } => Vec::new(),
         }
     }
 
@@ -125,6 +132,7 @@ impl Fault {
             Self::BrokenLink { .. } => "broken link",
             Self::BrokenFeederLink { .. } => "broken feeder link",
             Self::Partition { .. } => "partition",
+            Self::CoordinatorOutage { .. } => "coordinator outage",
             Self::FeederCrash { .. } => "feeder crash",
             Self::Succession { dies: true, .. } => "succession after a death",
             Self::Succession { dies: false, .. } => "succession while the former feeder lives",

@@ -289,6 +289,21 @@ fn a_swarm_of_64_loses_nothing_in_forty_minutes() {
 }
 
 #[test]
+fn an_outage_of_the_coordinator_costs_nothing() {
+    for (seed, lasts) in (0..SEEDS).zip([5, 14, 20, 60, 300].into_iter().cycle()) {
+        let outage = Fault::CoordinatorOutage { lasts: Duration::from_secs(lasts) };
+        let service_times = vec![Duration::from_millis(300)];
+        let scenario = Scenario { service_times, replicas: 2, ..scenario(seed) };
+        let (_, report) = check(scenario.with_averaging(10, 2).with_fault(Duration::from_secs(4), outage));
+        let counts = report.counts;
+        assert_eq!((counts.finished, counts.contributions_lost), (50, 0), "seed {seed}, {lasts} s");
+        for path in ["expelled", "feeder expelled", "a stage lost its updates"] {
+            assert!(!report.paths.contains_key(path), "seed {seed}, {lasts} s: {path}");
+        }
+    }
+}
+
+#[test]
 fn a_successor_counts_every_contribution_that_is_lost_with_a_feeder() {
     for seed in 0..10 * SEEDS {
         let succession = Fault::Succession { dies: true, after: Duration::from_millis(seed) };

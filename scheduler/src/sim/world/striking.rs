@@ -38,6 +38,9 @@ impl World {
                 self.break_link(peer, self.latest().instance.peer, now + lasts);
             }
             Fault::Partition { part, lasts } => self.partition(&part, now + lasts),
+            Fault::CoordinatorOutage { lasts } => {
+                self.network.split(BTreeSet::from([coordinator_key()]), now + lasts);
+            }
             Fault::FeederCrash { back_after } => {
                 self.kill_feeder();
                 let index = self.latest_index();
@@ -65,6 +68,7 @@ impl World {
             Fault::Loss { .. }
             | Fault::Delay { .. }
             | Fault::BrokenFeederLink { .. }
+            | Fault::CoordinatorOutage { .. }
             | Fault::Partition { .. } => false,
         }
     }
