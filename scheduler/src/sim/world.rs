@@ -10,8 +10,7 @@ use std::collections::BTreeSet;
 
 use crate::coordinator::{self, JoinRefusal};
 use crate::{
-    Coordinator, Duration, Feeder, Incarnation, Instance, Membership, PeerId, Replica, Rng, Time, feeder,
-    replica,
+    Coordinator, Duration, Feeder, Incarnation, Instance, PeerId, Replica, Rng, Time, feeder, replica,
 };
 
 use super::capacity::{CapacityMeter, Serving};
@@ -45,8 +44,6 @@ pub struct World {
     rng: Rng,
     queue: EventQueue<Delivery, Machine>,
     coordinator: Coordinator,
-    /// The latest table that the coordinator has published.
-    published: Membership,
     /// The first feeder, then its successors in order.
     pub(super) feeders: Vec<FeederProcess>,
     pub(super) replicas: Vec<ReplicaProcess>,
@@ -71,7 +68,6 @@ impl World {
             rng: Rng::new(scenario.seed),
             queue: EventQueue::new(),
             coordinator: Coordinator::new(config),
-            published: Membership::default(),
             feeders: vec![FeederProcess::new(0)],
             replicas: (0..scenario.members()).map(replica).collect(),
             network: Network::default(),
@@ -190,7 +186,6 @@ impl World {
             match action {
                 coordinator::Action::Reply { to, reply } => self.carry_reply(to, &reply, purpose),
                 coordinator::Action::Membership(membership) => {
-                    self.published = membership.clone();
                     for index in 0..self.feeders.len() {
                         self.send_table_to_feeder(index, membership.clone());
                     }

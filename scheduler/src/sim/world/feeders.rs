@@ -118,7 +118,7 @@ impl World {
             }
             coordinator::Reply::Joined(_) => {
                 self.feeders[index].admitted = true;
-                let table = self.published.clone();
+                let table = self.coordinator.membership();
                 self.tell_feeder(index, coordinator_key(), Event::Membership(table));
             }
             coordinator::Reply::Noted(_) => {
