@@ -16,7 +16,7 @@ use super::journal::Journal;
 use super::throughput::Throughput;
 use crate::data::Batches;
 use crate::error::Error;
-use crate::net::control::{Control, ControlError, FeederTotals, MemberStats};
+use crate::net::control::{Control, ControlError, MemberStats};
 use crate::net::quic::NetEvent;
 use crate::outcome::Outcome;
 use crate::packing::TokenCodec;
@@ -140,15 +140,7 @@ impl FeederLoop {
         telemetry::record_feeder(&counts);
         let bytes_sent = self.handles.network.bytes_sent().total();
         reporter.tell(&report::Event::Feeder(self.handles.throughput.report(&counts, bytes_sent)));
-        let totals = FeederTotals {
-            injected: counts.injected,
-            finished: counts.finished,
-            refused: counts.refused,
-            lost: counts.lost,
-            ungranted: counts.ungranted,
-            done: outcome == Outcome::Finished,
-        };
-        match self.handles.control.report(&totals).await {
+        match self.handles.control.report(&counts, outcome == Outcome::Finished).await {
             Err(error) if outcome == Outcome::Finished => return Err(error.into()),
             Err(error) => {
                 tracing::debug!(%error, "the coordinator did not get the outcomes of a stopped feeder");

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use swarmline_proto::{PROTOCOL_VERSION, v1};
+use swarmline_scheduler::feeder::Counts;
 use swarmline_scheduler::{
     Directive, Incarnation, Lease, Membership, MicrobatchId, PeerId, Role, StageIndex,
 };
@@ -112,23 +113,6 @@ pub struct MemberStats {
     pub oldest_task: Duration,
 }
 
-/// A feeder's report; totals since it started.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct FeederTotals {
-    /// Microbatches sent to stage 0.
-    pub injected: u64,
-    /// Microbatches finished.
-    pub finished: u64,
-    /// Microbatches refused.
-    pub refused: u64,
-    /// Microbatches injected that have no outcome and are not in flight.
-    pub lost: u64,
-    /// Stages of finished microbatches without a grant.
-    pub ungranted: u64,
-    /// Whether the feeder has no microbatch in flight or left to inject.
-    pub done: bool,
-}
-
 /// A member's connection to its coordinator. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Control {
@@ -204,19 +188,19 @@ impl Control {
         Ok(Lease { first: MicrobatchId(first), count, epoch })
     }
 
-    /// Reports the outcomes of the microbatches injected.
+    /// Reports the outcomes of the microbatches injected, and whether none is in flight or left to inject.
     ///
     /// # Errors
     /// If the coordinator cannot be reached or takes this process for dead.
-    pub async fn report(&mut self, totals: &FeederTotals) -> Result<(), ControlError> {
+    pub async fn report(&mut self, counts: &Counts, done: bool) -> Result<(), ControlError> {
         let request = v1::FeederReport {
             incarnation: self.incarnation.0,
-            injected: totals.injected,
-            finished: totals.finished,
-            refused: totals.refused,
-            lost: totals.lost,
-            ungranted: totals.ungranted,
-            done: totals.done,
+            injected: counts.injected,
+            finished: counts.finished,
+            refused: counts.refused,
+            lost: counts.lost,
+            ungranted: counts.ungranted,
+            done,
             ..v1::FeederReport::default()
         };
         self.client.report(request).await.map(drop).map_err(|status| refusal(&self.address, &status))
