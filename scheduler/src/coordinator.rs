@@ -136,11 +136,7 @@ impl Coordinator {
     /// The latest time for the next call of `handle`, with [`Event::Timeout`]; `None` if there is nothing to wait for.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        let oldest = self.entries.values().map(|entry| entry.heard).min();
-        let expires = oldest.map(|heard| self.link.told_by_caller(heard + self.config.lease));
-        let stands = self.link.goes_down(self.entries.len());
-        let expires = expires.filter(|&at| stands.is_none_or(|stands| at < stands));
-        let expires = expires.map(|at| (at, Reason::MemberExpires));
+        let expires = self.next_expiry().map(|at| (at, Reason::MemberExpires));
         let farewell = self.farewell_until.filter(|_| !self.ended).map(|at| (at, Reason::FarewellEnds));
         [expires, farewell].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
@@ -303,6 +299,14 @@ impl Coordinator {
     }
 
     // --- Consequences ---------------------------------------------------------------------------------------
+
+    /// The time at which the next lease ends; `None` if the clock of the leases stands still before.
+    fn next_expiry(&self) -> Option<Time> {
+        let oldest = self.entries.values().map(|entry| entry.heard).min()?;
+        let expires = self.link.told_by_caller(oldest + self.config.lease);
+        let stands = self.link.goes_down(self.entries.len());
+        stands.is_none_or(|stands| expires < stands).then_some(expires)
+    }
 
     /// The clock of the members' leases. It stands still while no member is heard.
     fn lease_clock(&mut self, now: Time, sender: Option<PeerId>) -> Time {
