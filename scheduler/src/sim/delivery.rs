@@ -24,6 +24,8 @@ pub(super) enum Delivery {
     Start(usize),
     /// The shard of a replica is built.
     Built(usize, Incarnation, StageIndex),
+    /// The oldest task of a replica's executor has run.
+    Ran(usize, Incarnation),
     /// A replica's process sends its heartbeat.
     Heartbeat(usize, Incarnation),
     /// The time of the coordinator to confirm a membership is over.

@@ -1,6 +1,7 @@
-//! An executor without tensors: it keeps account of stashes, gradients and weights, and replies after a time.
+//! An executor without tensors: it runs its tasks one after the other, and keeps account of stashes, gradients and
+//! weights. A task takes effect when it has run: a process that dies before takes the effect along.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::averaging::{self, GroupId, PartIndex, Reply};
 use crate::stage::{Evaluation, Job, JobOutcome, JobReply};
@@ -12,6 +13,8 @@ use super::state::{self, Weights};
 
 #[derive(Debug)]
 pub(super) struct Executor {
+    /// The tasks that have not run, in order.
+    tasks: VecDeque<Task>,
     pub(super) stashes: BTreeSet<MicrobatchId>,
     pub(super) weights: Weights,
     /// The microbatch whose gradients wait for the feeder's answer.
@@ -23,11 +26,27 @@ pub(super) struct Executor {
     inbox: Vec<u64>,
 }
 
-/// The effect of a job. Jobs run in order, so effects can be noted at once.
+/// A task of the executor.
+#[derive(Clone, Debug)]
+pub(super) enum Task {
+    /// A job of a microbatch.
+    Compute {
+        job: Job<Payload>,
+        /// The job fails.
+        refuse: bool,
+    },
+    /// A job of an averaging round in `group`.
+    Average { job: averaging::Job<Payload>, group: Option<GroupId>, members: Vec<Instance> },
+    /// Copy the state for joiners.
+    Export(StateId),
+    /// Take over the state that was downloaded.
+    Import { donor: Instance },
+}
+
+/// The effect of a job.
 #[derive(Debug, Default)]
 pub(super) struct Effect {
-    /// The reply, and its time.
-    pub(super) reply: Option<(Time, JobReply<Payload>)>,
+    pub(super) reply: Option<JobReply<Payload>>,
     /// The microbatch whose gradients the job applied.
     pub(super) applied: Option<MicrobatchId>,
 }
@@ -38,6 +57,7 @@ pub(super) type Misuse = String;
 impl Executor {
     pub(super) fn new(fragments: u32) -> Self {
         Self {
+            tasks: VecDeque::new(),
             stashes: BTreeSet::new(),
             weights: Weights::initial(fragments),
             waiting: None,
@@ -52,22 +72,32 @@ impl Executor {
         self.free_at = self.free_at.max(until);
     }
 
-    /// Spends `service` between two jobs. Returns the time of its end.
-    pub(super) fn busy(&mut self, now: Time, service: Duration) -> Time {
-        self.free_at = self.free_at.max(now) + service;
+    /// Queues a task of which a forward's share of work takes `service`. Returns the time at which it will have run.
+    pub(super) fn submit(&mut self, now: Time, task: Task, service: Duration) -> Time {
+        self.free_at = self.free_at.max(now) + service * task.forwards() / FORWARD;
+        self.tasks.push_back(task);
         self.free_at
+    }
+
+    /// Takes the task that has run; its effect is still to be noted.
+    pub(super) fn take_done(&mut self) -> Option<Task> {
+        self.tasks.pop_front()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Means that wait to be applied.
+    pub(super) fn applying(&self) -> usize {
+        let applies = |task: &&Task| matches!(task, Task::Average { job: averaging::Job::Apply { .. }, .. });
+        self.tasks.iter().filter(applies).count()
     }
 
     // --- Microbatches ---------------------------------------------------------------------------------------
 
-    pub(super) fn run(
-        &mut self,
-        now: Time,
-        job: &Job<Payload>,
-        last: bool,
-        refuse: bool,
-        service: Duration,
-    ) -> Result<Effect, Misuse> {
+    /// Notes the effect of a job.
+    pub(super) fn compute(&mut self, job: &Job<Payload>, last: bool, refuse: bool) -> Result<Effect, Misuse> {
         let microbatch = job.microbatch();
         match job {
             Job::Forget { .. } => {
@@ -80,23 +110,20 @@ impl Executor {
             }
             _ => {}
         }
-        self.free_at = self.free_at.max(now) + service * forwards(job) / FORWARD;
-        let at = self.free_at;
-        let reply = |outcome| Some((at, JobReply { microbatch, outcome }));
+        let reply = |outcome| Some(JobReply { microbatch, outcome });
         let applies = matches!(job, Job::Apply { .. });
         if refuse && !applies {
             self.stashes.remove(&microbatch);
-            let outcome = JobOutcome::Refused(Refusal::NonFinite);
-            return Ok(Effect { reply: reply(outcome), applied: None });
+            return Ok(Effect { reply: reply(JobOutcome::Refused(Refusal::NonFinite)), applied: None });
         }
-        let (outcome, applied) = self.compute(job, last)?;
+        let (outcome, applied) = self.result(job, last)?;
         if let Some(applied) = applied {
             self.weights.contribute(applied);
         }
         Ok(Effect { reply: reply(outcome), applied })
     }
 
-    fn compute(
+    fn result(
         &mut self,
         job: &Job<Payload>,
         last: bool,
@@ -236,19 +263,23 @@ fn expect(holds: bool, microbatch: MicrobatchId, otherwise: &str) -> Result<(), 
     if holds { Ok(()) } else { Err(format!("{microbatch} {otherwise}")) }
 }
 
-/// Cost of a forward, in the unit of [`forwards`].
+/// Cost of a forward, in the unit of [`Task::forwards`].
 const FORWARD: u32 = 8;
 
 /// Total cost of a training microbatch at a replica, in forwards.
 pub(super) const FORWARDS_PER_MICROBATCH: u32 = 3;
 
-/// Cost of a job. A backward costs two forwards, and applying gradients costs little.
-fn forwards(job: &Job<Payload>) -> u32 {
-    match job {
-        Job::Forward { .. } | Job::Evaluate { .. } => FORWARD,
-        Job::Backward { .. } => 2 * FORWARD,
-        Job::LossAndBackward { .. } => FORWARDS_PER_MICROBATCH * FORWARD,
-        Job::Apply { .. } | Job::Drop { .. } | Job::Forget { .. } => 1,
+impl Task {
+    /// Its cost. A backward costs two forwards; applying gradients or copying numbers costs little.
+    fn forwards(&self) -> u32 {
+        let Self::Compute { job, .. } = self else { return 1 };
+        match job {
+            Job::Forward { .. } | Job::Evaluate { .. } => FORWARD,
+            Job::Backward { .. } => 2 * FORWARD,
+            Job::LossAndBackward { .. } => FORWARDS_PER_MICROBATCH * FORWARD,
+            Job::Apply { .. } => 1,
+            Job::Drop { .. } | Job::Forget { .. } => 0,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The world: it carries messages, keeps time, and performs the actions of the machines.
 
 mod ending;
+mod executing;
 mod feeders;
 mod replicas;
 mod sending;
@@ -163,6 +164,7 @@ impl World {
             | Delivery::State(index, incarnation, ..)
             | Delivery::NotNeeded(index, incarnation)
             | Delivery::Built(index, incarnation, _)
+            | Delivery::Ran(index, incarnation)
             | Delivery::Heartbeat(index, incarnation)
             | Delivery::ConfirmExpires(index, incarnation) => {
                 let process = &mut self.replicas[index];

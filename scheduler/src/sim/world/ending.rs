@@ -9,10 +9,19 @@ use super::super::delivery::Delivery;
 use super::World;
 
 impl World {
-    /// Whether the last feeder has ended, no microbatch is held, no fault is to come, and every replica has left if the
-    /// run is finished.
+    /// Whether the last feeder has ended, no microbatch is held, no task is left, no fault is to come, and every replica
+    /// has left if the run is finished.
     pub(super) fn is_over(&self) -> bool {
-        self.latest().ended && self.held() == 0 && self.faults_left() == 0 && self.has_left()
+        self.latest().ended
+            && self.held() == 0
+            && self.faults_left() == 0
+            && self.has_left()
+            && self.is_idle()
+    }
+
+    fn is_idle(&self) -> bool {
+        let mut alive = self.replicas.iter().filter(|process| process.is_alive());
+        alive.all(|process| process.executor.is_idle())
     }
 
     fn has_left(&self) -> bool {

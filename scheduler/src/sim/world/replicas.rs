@@ -7,10 +7,11 @@ use crate::router::RouterFactory as _;
 use crate::transfer::{Limits, StateId, TransferMessage};
 use crate::{
     Directive, Duration, Envelope, Incarnation, Instance, MemberState, Message, PeerId, Replica, Role,
-    StageIndex, Time, averaging, stage,
+    StageIndex, averaging, stage,
 };
 
 use super::super::delivery::{Delivery, Purpose};
+use super::super::executor::Task;
 use super::super::payload::{Payload, digest};
 use super::super::process::{Liveness, ReplicaProcess, address};
 use super::super::state::{self, Weights};
@@ -20,8 +21,6 @@ use super::{HEARTBEAT, Machine, World};
 const CONFIRM_WITHIN: Duration = Duration::from_secs(4);
 /// Building a shard takes a random time below this.
 const BUILD_MAX: Duration = Duration::from_secs(2);
-/// Reducing the contributions to a part takes a random time below this.
-const REDUCTION_MAX: Duration = Duration::from_millis(20);
 /// A process that left comes back after this.
 const BACK_AFTER: Duration = Duration::from_secs(3);
 
@@ -71,6 +70,7 @@ impl World {
             Delivery::State(_, _, state, purpose) => self.on_state(index, state, purpose),
             Delivery::NotNeeded(..) => self.end_process(index, None),
             Delivery::Built(_, _, stage) => self.on_built(index, stage),
+            Delivery::Ran(..) => self.on_ran(index),
             Delivery::Heartbeat(_, incarnation) => {
                 if self.replicas[index].admitted {
                     self.send_heartbeat(index, Purpose::Routine);
@@ -173,14 +173,11 @@ impl World {
         let served = replica.is_serving();
         replica.handle(now, event);
         let serves = replica.is_serving();
-        let mut stashes = stores;
         while let Some(action) = self.replicas[index].replica.as_mut().and_then(Replica::poll_action) {
-            stashes |= matches!(&action, Action::Execute(stage::Job::Forward { .. }));
             self.act(index, action);
         }
-        let process = &self.replicas[index];
-        if let Some(replica) = process.replica.as_ref().filter(|_| stashes) {
-            self.model.slots(index, replica, &process.executor.stashes);
+        if stores {
+            self.check_slots(index);
         }
         if serves != served {
             self.note_capacity();
@@ -197,8 +194,8 @@ impl World {
             self.model.replica_acts(index, &action, replica);
         }
         match action {
-            Action::Execute(job) => self.execute(index, &job),
-            Action::Average(job) => self.average(index, &job),
+            Action::Execute(job) => self.compute(index, job),
+            Action::Average(job) => self.average(index, job),
             Action::Send { to, envelope } => {
                 if let Message::Averaging(message) = &envelope.message {
                     let rule = self.model.means.send(me, message, &envelope.payload);
@@ -206,7 +203,7 @@ impl World {
                 }
                 self.post(me, to, envelope);
             }
-            Action::Export { state } => self.export(index, state),
+            Action::Export { state } => self.submit_short(index, Task::Export(state)),
             Action::SendChunk { to, state, chunk, offset, bytes } => {
                 self.send_chunk(index, to, (state, chunk), (offset, bytes));
             }
@@ -217,12 +214,7 @@ impl World {
                     process.executor.store(offset, &words);
                 }
             }
-            Action::Import { donor, .. } => {
-                let words = process.executor.import();
-                self.model.imports(me, donor, &words);
-                let at = self.executor_done(index);
-                self.queue.schedule(at, Delivery::Replica(index, me.incarnation, Event::Imported(true)));
-            }
+            Action::Import { donor, .. } => self.submit_short(index, Task::Import { donor }),
             Action::Ready => {
                 let Some(stage) = process.replica.as_ref().map(|replica| replica.config().stage.stage) else {
                     return;
@@ -239,105 +231,7 @@ impl World {
         }
     }
 
-    fn execute(&mut self, index: usize, job: &stage::Job<Payload>) {
-        let refuse = self.rng.chance(self.scenario.refused_per_mille, 1_000);
-        let service = self.replicas[index].service;
-        let service = self.time_between(service / 2, service * 3 / 2);
-        let now = self.now();
-        let process = &mut self.replicas[index];
-        let Some(replica) = process.replica.as_ref() else { return };
-        let (stage, me) = (replica.config().stage.stage, process.instance);
-        let last = stage.0 + 1 == self.scenario.stages;
-        let effect = match process.executor.run(now, job, last, refuse, service) {
-            Ok(effect) => effect,
-            Err(misuse) => return self.model.require(false, || format!("{misuse} at {me:?}")),
-        };
-        if let Some(microbatch) = effect.applied {
-            self.model.applied(microbatch, stage, me);
-        }
-        if let Some((at, reply)) = effect.reply {
-            self.queue.schedule(at, Delivery::Replica(index, me.incarnation, Event::Completed(reply)));
-        }
-    }
-
-    /// The time at which the executor is done with a short task.
-    fn executor_done(&mut self, index: usize) -> Time {
-        let now = self.now();
-        let process = &mut self.replicas[index];
-        process.executor.busy(now, process.service / 8)
-    }
-
-    // --- Averaging ------------------------------------------------------------------------------------------
-
-    fn average(&mut self, index: usize, job: &averaging::Job<Payload>) {
-        let process = &mut self.replicas[index];
-        let me = process.instance;
-        let group = process.replica.as_ref().and_then(|replica| replica.averaging().group());
-        let reply = process.executor.average(job, me, group.as_ref().map(|(id, _)| *id));
-        let members = group.map(|(_, members)| members).unwrap_or_default();
-        let rule = reply
-            .as_ref()
-            .map_err(Clone::clone)
-            .and_then(|reply| self.watch_average(me, job, reply.as_ref(), &members));
-        self.model.check(rule);
-        let Ok(Some(reply)) = reply else { return };
-        let at = match job {
-            averaging::Job::Reduce { .. } => self.now() + self.time_between(Duration::ZERO, REDUCTION_MAX),
-            _ => self.executor_done(index),
-        };
-        self.queue.schedule(at, Delivery::Replica(index, me.incarnation, Event::Averaged(reply)));
-    }
-
-    fn watch_average(
-        &mut self,
-        me: Instance,
-        job: &averaging::Job<Payload>,
-        reply: Option<&averaging::Reply<Payload>>,
-        members: &[Instance],
-    ) -> Result<(), String> {
-        match (job, reply) {
-            (averaging::Job::Snapshot { .. }, Some(averaging::Reply::Snapshot { weight, parts, .. })) => {
-                self.model.path("averaging round");
-                let first = parts.iter().find_map(|part| match part {
-                    Payload::Numbers(numbers) => Some(numbers.group),
-                    _ => None,
-                });
-                let group = first.ok_or_else(|| format!("{me:?} copies no part"))?;
-                self.model.means.begin(me, group, members.len(), *weight, parts)
-            }
-            (averaging::Job::Reduce { part, inputs, .. }, _) => self.model.means.reduce(me, *part, inputs),
-            (averaging::Job::Apply { part, mean, .. }, _) => {
-                if self.model.means.apply(me, *part, mean)? {
-                    self.model.path("averaged");
-                    let Payload::Numbers(numbers) = mean else { return Ok(()) };
-                    let left_out = members.iter().filter(|member| !numbers.of.contains(member));
-                    if left_out.copied().any(|member| !self.lives(member)) {
-                        self.model.path("averaged without a dead member");
-                    }
-                }
-                Ok(())
-            }
-            (averaging::Job::Finish { round, .. }, _) => self.model.means.finish(me, *round),
-            (averaging::Job::Snapshot { .. }, _) => Ok(()),
-        }
-    }
-
-    fn lives(&self, member: Instance) -> bool {
-        let process = self.replica_of(member.peer).map(|index| &self.replicas[index]);
-        process.is_some_and(|process| process.instance == member && process.is_alive())
-    }
-
     // --- The state ------------------------------------------------------------------------------------------
-
-    fn export(&mut self, index: usize, state: StateId) {
-        let at = self.executor_done(index);
-        let process = &mut self.replicas[index];
-        let (manifest, words) = process.executor.export(state);
-        let me = process.instance;
-        self.model.exports(me, state, words);
-        let event = Event::Exported { state, manifest: Some(manifest) };
-        self.queue.schedule(at, Delivery::Replica(index, me.incarnation, event));
-    }
 
     fn send_chunk(
         &mut self,
@@ -379,6 +273,7 @@ impl World {
         match end {
             End::RunFinished => self.end_process(index, None),
             End::Left(unfinished) => {
+                self.finish_tasks(index);
                 match unfinished {
                     None => self.check_departure(index),
                     Some(Unfinished::Microbatches(_)) => self.model.path("left with microbatches"),
