@@ -4,88 +4,56 @@ use std::ops::Range;
 
 use crate::{IdSet, MicrobatchId};
 
-/// Longest bitmap of an [`AckRange`], bytes: 8,192 ids, far more than a window holds.
-pub const ACK_BITMAP_BYTES_MAX: usize = 1_024;
+/// Open ids that an [`AckRange`] names at most. The feeder admits no id so far beyond its oldest open id that more could
+/// be open.
+pub const ACK_OPEN_MAX: usize = 65_536;
 
 /// Ranges of one announcement at most: a feeder names those of its latest leases.
 pub const ACK_RANGES_MAX: usize = 16;
 
-/// Ids that a bitmap can name.
-const BITMAP_IDS: u64 = 8 * ACK_BITMAP_BYTES_MAX as u64;
-
-/// The outcomes in one range of leased ids: all of `first..watermark`, and those whose bit is set from there on.
+/// The outcomes in one range of leased ids: every id of the range has its outcome, except those that are open.
+///
+/// A window bounds the open ids, so a microbatch that is stuck makes no announcement longer and holds back no other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AckRange {
     /// The first id of the range.
     pub first: u64,
-    /// The first id without an outcome; at least `first`.
-    pub watermark: u64,
-    /// One bit for each id from `watermark` on, least significant first; at most [`ACK_BITMAP_BYTES_MAX`] long.
-    pub bitmap: Vec<u8>,
+    /// The id after the last that has its outcome.
+    pub end: u64,
+    /// The ids between `first` and `end` without an outcome, ascending; at most [`ACK_OPEN_MAX`].
+    pub open: Vec<u64>,
 }
 
 impl AckRange {
-    /// The ids of `range` that are in `ended`, as far as one bitmap reaches.
+    /// The ids of `range` that are in `ended`, as far as the open ids between them can be named.
     #[must_use]
     pub fn of(range: Range<u64>, ended: &IdSet) -> Self {
-        let watermark = ended.first_missing(range.start).min(range.end);
-        let mut bitmap = Vec::new();
-        let reach = range.end.min(watermark.saturating_add(BITMAP_IDS));
-        for id in ended.runs(watermark..reach).flatten() {
-            set_bit(&mut bitmap, id - watermark);
-        }
-        Self { first: range.start, watermark, bitmap }
-    }
-
-    /// The ids of `range` that are in `ended`, in as many ranges as needed, but only the last [`ACK_RANGES_MAX`].
-    #[must_use]
-    pub fn all_of(range: &Range<u64>, ended: &IdSet) -> Vec<Self> {
-        let mut named: Vec<Self> = Vec::new();
-        let mut from = range.start;
-        while let Some(run) = ended.runs(from..range.end).next() {
-            let next = Self::of(run.start..range.end, ended);
-            from = next.watermark.saturating_add(BITMAP_IDS).min(range.end);
-            named.push(next);
-        }
-        named.split_off(named.len().saturating_sub(ACK_RANGES_MAX))
+        let first = range.start;
+        let end = ended.end_within(range).unwrap_or(first);
+        let mut open: Vec<u64> = ended.gaps(first..end).flatten().take(ACK_OPEN_MAX + 1).collect();
+        let end = if open.len() > ACK_OPEN_MAX { open.pop().unwrap_or(first) } else { end };
+        Self { first, end, open }
     }
 
     /// Whether `microbatch` has its outcome according to this range.
     #[must_use]
     pub fn contains(&self, microbatch: MicrobatchId) -> bool {
-        self.runs().iter().any(|run| run.contains(&microbatch.0))
+        (self.first..self.end).contains(&microbatch.0) && self.open.binary_search(&microbatch.0).is_err()
     }
 
-    /// The ids with an outcome, as runs in ascending order that do not touch. A bitmap beyond its limit is cut off.
-    #[must_use]
-    pub fn runs(&self) -> Vec<Range<u64>> {
-        let mut runs = Vec::new();
-        runs.push(self.first..self.watermark);
-        for id in self.ids_of_bitmap() {
-            match runs.last_mut() {
-                Some(run) if run.end == id => run.end = id + 1,
-                _ => runs.push(id..id + 1),
-            }
-        }
-        runs
+    /// The ids with an outcome, as runs in ascending order that do not touch. More open ids than [`ACK_OPEN_MAX`], and
+    /// open ids that are not ascending, cut the range off.
+    pub fn runs(&self) -> impl Iterator<Item = Range<u64>> {
+        let named = &self.open[..self.open.len().min(ACK_OPEN_MAX)];
+        let beyond = self.open.get(ACK_OPEN_MAX).map_or(self.end, |&id| id.min(self.end));
+        let starts = std::iter::once(self.first).chain(named.iter().map(|id| id.saturating_add(1)));
+        let ends = named.iter().copied().chain([beyond]);
+        starts
+            .zip(ends)
+            .map(|(start, end)| start..end)
+            .take_while(|run| run.start <= run.end)
+            .filter(|run| !run.is_empty())
     }
-
-    /// The ids whose bit is set, in ascending order; `u64::MAX` cannot be named.
-    fn ids_of_bitmap(&self) -> impl Iterator<Item = u64> {
-        let bytes = (0_u64..).zip(self.bitmap.iter().take(ACK_BITMAP_BYTES_MAX));
-        let offsets = bytes.flat_map(|(index, byte)| {
-            (0..8).filter(move |bit| byte & (1 << bit) != 0).map(move |bit| index * 8 + bit)
-        });
-        offsets.filter_map(|offset| self.watermark.checked_add(offset)).filter(|&id| id < u64::MAX)
-    }
-}
-
-fn set_bit(bitmap: &mut Vec<u8>, offset: u64) {
-    let byte = usize::try_from(offset / 8).unwrap_or(usize::MAX);
-    if byte >= bitmap.len() {
-        bitmap.resize(byte + 1, 0);
-    }
-    bitmap[byte] |= 1 << (offset % 8);
 }
 
 #[cfg(test)]
@@ -105,28 +73,41 @@ mod tests {
     }
 
     #[test]
-    fn a_range_names_the_ids_up_to_the_first_gap_and_then_bit_by_bit() {
+    fn a_range_names_the_open_ids_below_its_newest_outcome() {
         let ended = set([4, 5, 7, 16, 40]);
         let range = AckRange::of(4..20, &ended);
-        assert_eq!(range, AckRange { first: 4, watermark: 6, bitmap: vec![0b10, 0b100] });
+        assert_eq!(range, AckRange { first: 4, end: 17, open: vec![6, 8, 9, 10, 11, 12, 13, 14, 15] });
         let named: Vec<_> = (0..50).filter(|&id| range.contains(MicrobatchId(id))).collect();
         assert_eq!(named, [4, 5, 7, 16]);
+        assert_eq!(union(&[range]), set([4, 5, 7, 16]));
+        assert_eq!(AckRange::of(20..40, &ended), AckRange { first: 20, end: 20, open: Vec::new() });
     }
 
     #[test]
-    fn ids_beyond_the_reach_of_one_bitmap_take_several_ranges() {
-        let ended = set([10, 11, 30_000, 90_000]);
-        assert_eq!(AckRange::of(0..100_000, &ended).bitmap.len(), 2);
-        let all = AckRange::all_of(&(0..100_000), &ended);
-        assert_eq!((all.len(), union(&all)), (3, ended));
+    fn one_open_id_hides_no_outcome_behind_it() {
+        let ended = set((0..1).chain(2..1_000_000));
+        let range = AckRange::of(0..u64::MAX, &ended);
+        assert_eq!((range.end, &*range.open), (1_000_000, &[1][..]));
+        assert_eq!(union(&[range]), ended);
+    }
+
+    #[test]
+    fn more_open_ids_than_a_range_may_name_cut_it_off() {
+        let max = ACK_OPEN_MAX as u64;
+        let range = AckRange::of(0..u64::MAX, &set([max, max + 2]));
+        assert_eq!((range.end, range.open.len()), (max + 1, ACK_OPEN_MAX));
+        assert_eq!(union(&[range]), set([max]));
     }
 
     #[test]
     fn absurd_ranges_do_not_overflow() {
-        let range =
-            AckRange { first: 9, watermark: u64::MAX - 1, bitmap: vec![0xFF; ACK_BITMAP_BYTES_MAX + 9] };
-        assert_eq!(union(&[range]).end(), u64::MAX);
-        let backwards = AckRange { first: 9, watermark: 3, bitmap: Vec::new() };
+        let many = AckRange { first: 0, end: u64::MAX, open: (1..).take(2 * ACK_OPEN_MAX).collect() };
+        assert_eq!(union(&[many]), set([0]));
+        let last = AckRange { first: 9, end: u64::MAX, open: vec![u64::MAX] };
+        assert_eq!(union(&[last]).end(), u64::MAX);
+        let unsorted = AckRange { first: 0, end: 10, open: vec![8, 3] };
+        assert_eq!(union(&[unsorted]).end(), 8);
+        let backwards = AckRange { first: 9, end: 3, open: vec![1] };
         assert!(union(&[backwards]).is_empty());
     }
 }

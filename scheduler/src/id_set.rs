@@ -51,11 +51,17 @@ impl IdSet {
         self.runs.extend(rest.into_iter().filter(|run| !run.is_empty()).map(|run| (run.start, run.end)));
     }
 
+    /// The lowest id.
+    #[must_use]
+    pub fn first(&self) -> Option<MicrobatchId> {
+        self.runs.first_key_value().map(|(&first, _)| MicrobatchId(first))
+    }
+
     /// Removes the lowest id and returns it.
     pub fn pop_first(&mut self) -> Option<MicrobatchId> {
-        let (&first, _) = self.runs.first_key_value()?;
-        self.remove(MicrobatchId(first));
-        Some(MicrobatchId(first))
+        let first = self.first()?;
+        self.remove(first);
+        Some(first)
     }
 
     /// Drops the lowest runs until at most `limit` are left.
@@ -89,10 +95,12 @@ impl IdSet {
         self.runs.last_key_value().map_or(0, |(_, &end)| end)
     }
 
-    /// The first id from `from` on that is not in the set.
+    /// The id after the highest of `within`; `None` if the set has no id of it.
     #[must_use]
-    pub fn first_missing(&self, from: u64) -> u64 {
-        self.runs.range(..=from).next_back().map_or(from, |(_, &end)| end.max(from))
+    pub fn end_within(&self, within: Range<u64>) -> Option<u64> {
+        let (&first, &end) = self.runs.range(..within.end).next_back()?;
+        let run = first.max(within.start)..end.min(within.end);
+        (!run.is_empty()).then_some(run.end)
     }
 
     /// The runs, clipped to `within`, in ascending order.
@@ -183,8 +191,7 @@ mod tests {
             assert_eq!(set.runs(within.clone()).flatten().collect::<Vec<_>>(), inside, "seed {seed}");
             assert_eq!(set.gaps(within.clone()).flatten().collect::<Vec<_>>(), outside, "seed {seed}");
             assert_eq!(set.len(), plain.len() as u64, "seed {seed}");
-            let missing = (within.start..).find(|id| !plain.contains(id)).unwrap();
-            assert_eq!(set.first_missing(within.start), missing, "seed {seed}");
+            assert_eq!(set.end_within(within.clone()), inside.last().map(|id| id + 1), "seed {seed}");
         }
     }
 }

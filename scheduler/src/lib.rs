@@ -41,7 +41,7 @@ mod time;
 pub mod topology;
 pub mod transfer;
 
-pub use ack_range::{ACK_BITMAP_BYTES_MAX, ACK_RANGES_MAX, AckRange};
+pub use ack_range::{ACK_OPEN_MAX, ACK_RANGES_MAX, AckRange};
 pub use averaging::Averaging;
 pub use coordinator::Coordinator;
 pub use directive::Directive;

@@ -299,7 +299,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if recovers {
             self.count(Note::Recovered(id));
         }
-        if let Some(holder) = arrival.downstream_holder {
+        if let Some(holder) = arrival.downstream_holder.filter(|holder| self.table.placed(holder)) {
             self.handoff.hint(id, holder);
         }
         self.microbatches.insert(id, Microbatch::new(arrival, sender, now, takes_slot));

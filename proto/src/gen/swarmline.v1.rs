@@ -594,18 +594,19 @@ pub struct ClaimReply {
     #[prost(uint64, repeated, tag = "2")]
     pub denied: ::prost::alloc::vec::Vec<u64>,
 }
-/// Outcomes in one range of leased ids.
+/// Outcomes in one range of leased ids: every id of the range has its outcome, except those that are open.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AckRange {
     /// The first id of the range.
     #[prost(uint64, tag = "1")]
     pub first: u64,
-    /// The first id without an outcome, at least `first`.
+    /// The id after the last that has its outcome, at least `first`.
     #[prost(uint64, tag = "2")]
-    pub watermark: u64,
-    /// One bit for each id from `watermark` on, least significant first; at most 1024 bytes.
-    #[prost(bytes = "vec", tag = "3")]
-    pub bitmap: ::prost::alloc::vec::Vec<u8>,
+    pub end: u64,
+    /// The open ids from `first` to `end`, ascending, at most 65536: each as its distance from the id before, the first as
+    /// its distance from `first`.
+    #[prost(uint64, repeated, tag = "3")]
+    pub open: ::prost::alloc::vec::Vec<u64>,
 }
 /// From a feeder to every replica: its microbatches that have their outcome. Replicas free all they hold of them.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -1,5 +1,7 @@
 //! The ids that have their outcome, as ranges for the replicas.
 
+use std::ops::Range;
+
 use crate::{ACK_RANGES_MAX, AckRange, IdSet, Lease, MicrobatchId};
 
 /// Consecutive leased ids.
@@ -60,6 +62,12 @@ impl Announcement {
         self.leased.iter().any(|leased| (leased.first..leased.unused).contains(&microbatch.0))
     }
 
+    /// The leased ids around `microbatch`, from the first up to it: those of its range that were injected before it.
+    pub(super) fn before(&self, microbatch: MicrobatchId) -> Range<MicrobatchId> {
+        let leased = self.leased.iter().find(|leased| (leased.first..leased.end).contains(&microbatch.0));
+        leased.map_or(microbatch, |leased| MicrobatchId(leased.first))..microbatch
+    }
+
     /// Adds the outcome of an id. Ids that are not leased are ignored.
     pub(super) fn end(&mut self, microbatch: MicrobatchId) {
         if self.leased.iter().any(|leased| (leased.first..leased.end).contains(&microbatch.0)) {
@@ -106,7 +114,7 @@ mod tests {
             announcement.end(MicrobatchId(id));
         }
         assert_eq!(announcement.news(), ended.len() as u64);
-        assert_eq!(announcement.announce().iter().map(|range| range.watermark).collect::<Vec<_>>(), [12, 91]);
+        assert_eq!(announcement.announce().iter().map(|range| range.end).collect::<Vec<_>>(), [39, 100]);
         assert_eq!((announced(&mut announcement), announcement.news()), (ended.to_vec(), 0));
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use super::open::{Open, Phase};
 use super::{Action, Feeder, Record};
-use crate::{Attempt, Envelope, Hop, Message, MicrobatchId, Purpose, Time, WeightVersion};
+use crate::{ACK_OPEN_MAX, Attempt, Envelope, Hop, Message, MicrobatchId, Purpose, Time, WeightVersion};
 
 impl<P: Clone + Default + Debug> Feeder<P> {
     /// Whether every stage is served, no pause is on and no takeover is under way.
@@ -31,12 +31,21 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.handoff.number_from(id, evaluation.attempt);
             return Some((id, Open::new(evaluation.measured().purpose)));
         }
-        let wanted = !self.stopped && self.admitted < self.config.total && self.ranges.left() > 0;
-        if !wanted || !self.window.admit() {
+        let wanted = !self.stopped && self.admitted < self.config.total;
+        let next = self.ranges.next().filter(|&next| wanted && self.can_be_announced(next))?;
+        if !self.window.admit() {
             return None;
         }
         self.admitted += 1;
-        self.ranges.take().map(|id| (id, Open::new(Purpose::Train)))
+        self.ranges.take();
+        Some((next, Open::new(Purpose::Train)))
+    }
+
+    /// Whether an announcement can name every id that may be open below `next`. Ids are injected in order, so only a
+    /// microbatch that stays open while many thousands end comes near this limit.
+    fn can_be_announced(&self, next: MicrobatchId) -> bool {
+        let oldest = self.open.range(self.announcement.before(next)).next();
+        oldest.is_none_or(|(oldest, _)| next.0 - oldest.0 < ACK_OPEN_MAX as u64)
     }
 
     pub(super) fn send_drawn(&mut self, now: Time) {

@@ -19,6 +19,11 @@ impl Ranges {
         self.seen = self.seen.max(end);
     }
 
+    /// The id that [`Ranges::take`] gives next.
+    pub(super) fn next(&self) -> Option<MicrobatchId> {
+        self.open.first()
+    }
+
     pub(super) fn take(&mut self) -> Option<MicrobatchId> {
         self.open.pop_first()
     }

@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn a_microbatch_held_at_stage_0_goes_on_and_others_are_abandoned() {
         let mut takeover = takeover(&[a(0), a(1)]);
-        takeover.note_ended(&[AckRange { first: 10, watermark: 12, bitmap: vec![0b100] }]);
+        takeover.note_ended(&[AckRange { first: 10, end: 15, open: vec![12, 13] }]);
         takeover.learn(a(0), item(12, None, Possession::Held, &[]));
         takeover.learn(a(1), item(12, Some(true), Possession::Held, &[]));
         takeover.learn(a(1), item(16, None, Possession::Held, &[]));

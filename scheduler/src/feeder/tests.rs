@@ -350,7 +350,7 @@ fn replicas_hear_which_ids_have_their_outcome() {
         };
         harness.said.iter().rev().find_map(ranges)
     };
-    let expected = vec![AckRange { first: 0, watermark: 1, bitmap: vec![0b10] }];
+    let expected = vec![AckRange { first: 0, end: 3, open: vec![1] }];
     assert_eq!([a(0), a(1)].map(told), [Some(expected.clone()), Some(expected)]);
 }
 
@@ -586,7 +586,7 @@ fn page(of: Hop, items: Vec<Item>) -> Message {
         from: MicrobatchId(0),
         next: None,
         stage: of.stage.unwrap(),
-        ended: vec![AckRange { first: 0, watermark: 4, bitmap: Vec::new() }],
+        ended: vec![AckRange { first: 0, end: 4, open: Vec::new() }],
         items,
     })
 }

@@ -115,7 +115,7 @@ impl Harness {
         self.completed(JobOutcome::Backwarded { gradient: "up" });
         self.receive(feeder(), Message::ClaimReply { granted: vec![ID], denied: Vec::new() });
         self.completed(JobOutcome::Applied);
-        let range = crate::AckRange { first: 0, watermark: 100, bitmap: Vec::new() };
+        let range = crate::AckRange { first: 0, end: 100, open: Vec::new() };
         self.receive(feeder(), Message::Outcomes { ranges: vec![range] });
         assert_eq!((self.replica.stage().held(), self.replica.stage().counts().applied), (0, 1));
     }

@@ -36,7 +36,7 @@ pub(super) fn envelope(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Envel
         6 => Message::OrphanNotice { microbatch, holder: hop(rng, peers) },
         7 => Message::Claim { stage: StageIndex(9), microbatches: vec![microbatch] },
         8 => {
-            let range = AckRange { first: 0, watermark: u64::MAX, bitmap: vec![255; 3] };
+            let range = AckRange { first: 0, end: u64::MAX, open: vec![3, 9] };
             Message::Outcomes { ranges: vec![range] }
         }
         9 => Message::Heartbeat(Heartbeat { credit: u32::MAX, ..Heartbeat::default() }),

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ACK_BITMAP_BYTES_MAX, ACK_RANGES_MAX, AckRange, IdSet, Lease, MicrobatchId, PeerId};
+use crate::{ACK_OPEN_MAX, ACK_RANGES_MAX, AckRange, IdSet, Lease, MicrobatchId, PeerId};
 
 /// Feeders whose announcements are remembered, at most; the feeder with the lowest key gives way.
 const FEEDERS_MAX: usize = 64;
 
 /// Runs of ids remembered of a feeder, at most: as many as one announcement can name. The lowest are forgotten first.
-const RUNS_MAX: usize = ACK_RANGES_MAX * ACK_BITMAP_BYTES_MAX * 4;
+const RUNS_MAX: usize = ACK_RANGES_MAX + ACK_OPEN_MAX;
 
 /// The ids that each feeder has announced. A message about such an id is late.
 #[derive(Clone, Debug, Default)]
@@ -31,13 +31,13 @@ impl Outcomes {
     }
 
     /// The outcomes in the range of a lease.
-    pub(super) fn within(&self, lease: &Lease) -> Vec<AckRange> {
+    pub(super) fn within(&self, lease: &Lease) -> AckRange {
         let ids = lease.ids();
         let mut ended = IdSet::default();
         for run in self.by_feeder.values().flat_map(|set| set.runs(ids.clone())) {
             ended.insert_run(run);
         }
-        AckRange::all_of(&ids, &ended)
+        AckRange::of(ids, &ended)
     }
 
     pub(super) fn contain(&self, microbatch: MicrobatchId) -> bool {
@@ -49,30 +49,26 @@ impl Outcomes {
 mod tests {
     use super::*;
 
-    fn range(watermark: u64, bitmap: &[u8]) -> [AckRange; 1] {
-        [AckRange { first: 4, watermark, bitmap: bitmap.to_vec() }]
-    }
-
     #[test]
     fn an_announcement_that_was_overtaken_takes_nothing_back() {
         let mut outcomes = Outcomes::default();
         let feeder = PeerId([1; 32]);
-        for ranges in [range(8, &[0b100]), range(8, &[0b10, 1]), range(6, &[]), range(4, &[0])] {
-            outcomes.announce(feeder, &ranges);
+        for (end, open) in [(11, &[8, 9][..]), (17, &[8, 11, 12, 13, 14, 15]), (6, &[]), (5, &[4])] {
+            outcomes.announce(feeder, &[AckRange { first: 4, end, open: open.to_vec() }]);
         }
         let ended: Vec<_> = (0..40).filter(|&id| outcomes.contain(MicrobatchId(id))).collect();
         assert_eq!(ended, [4, 5, 6, 7, 9, 10, 16]);
         let lease = Lease { first: MicrobatchId(6), count: 5, epoch: 1 };
-        assert_eq!(outcomes.within(&lease), [AckRange { first: 6, watermark: 8, bitmap: vec![0b110] }]);
+        assert_eq!(outcomes.within(&lease), AckRange { first: 6, end: 11, open: vec![8] });
     }
 
     #[test]
     fn a_feeder_that_announces_absurd_ranges_fills_no_memory() {
         let mut outcomes = Outcomes::default();
-        let every_other = vec![0b0101_0101; ACK_BITMAP_BYTES_MAX];
-        for first in (0..100).map(|index| index * 10_000) {
-            let range = AckRange { first, watermark: first, bitmap: every_other.clone() };
-            outcomes.announce(PeerId([1; 32]), &vec![range; 2 * ACK_RANGES_MAX]);
+        for first in (0..10).map(|index| index * 1_000_000) {
+            let open: Vec<u64> = (first..).step_by(2).take(ACK_OPEN_MAX).collect();
+            let range = AckRange { first, end: first + 1_000_000, open };
+            outcomes.announce(PeerId([1; 32]), &vec![range; 2]);
         }
         let runs = outcomes.by_feeder.values().flat_map(|ended| ended.runs(0..u64::MAX)).count();
         assert!(runs <= RUNS_MAX, "{runs}");

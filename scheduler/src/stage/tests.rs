@@ -194,7 +194,7 @@ fn denied(ids: &[MicrobatchId]) -> Message {
 
 /// Every id below 100 has its outcome.
 fn ended() -> Message {
-    Message::Outcomes { ranges: vec![AckRange { first: 0, watermark: 100, bitmap: Vec::new() }] }
+    Message::Outcomes { ranges: vec![AckRange { first: 0, end: 100, open: Vec::new() }] }
 }
 
 fn refused(by: Hop, reason: Refusal) -> Action<Payload> {

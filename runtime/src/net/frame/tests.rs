@@ -66,7 +66,7 @@ fn one_of_each() -> Vec<Envelope<Bytes>> {
 fn without_payload() -> Vec<Message> {
     let (microbatch, attempt) = (MicrobatchId(5), Attempt(1));
     let microbatches = vec![microbatch, MicrobatchId(u64::MAX)];
-    let range = AckRange { first: 1, watermark: 5, bitmap: vec![3, 0, 1] };
+    let range = AckRange { first: 1, end: 50, open: vec![1, 5, 49] };
     let heartbeat = Heartbeat {
         counter: 9,
         queued: 3,
