@@ -4,7 +4,10 @@ use super::*;
 use crate::fixtures::{a, b, member, restarted};
 use crate::recovery_report::{Item, Possession, RecoveryReport};
 use crate::router::{RouterFactory, UniformConfig};
-use crate::{AckRange, Attempt, Duration, Heartbeat, Incarnation, Membership, PeerId, Status, WeightVersion};
+use crate::{
+    ACK_OPEN_MAX, AckRange, Attempt, Duration, Heartbeat, Incarnation, Membership, PeerId, Status,
+    WeightVersion,
+};
 
 const START: Incarnation = Incarnation(1);
 const LOSS: Loss = Loss { sum: 3.0, tokens: 2 };
@@ -352,6 +355,20 @@ fn replicas_hear_which_ids_have_their_outcome() {
     };
     let expected = vec![AckRange { first: 0, end: 3, open: vec![1] }];
     assert_eq!([a(0), a(1)].map(told), [Some(expected.clone()), Some(expected)]);
+}
+
+#[test]
+fn a_stuck_microbatch_holds_back_no_announcement_and_stops_admission_far_behind_it() {
+    let reach = ACK_OPEN_MAX as u64;
+    let mut harness = Harness::under_way(2 * reach);
+    for id in 1..reach {
+        harness.finish(id);
+        harness.draw(id + 1);
+    }
+    assert_eq!((harness.counts().finished, harness.counts().in_flight), (reach - 1, 1));
+    let ranges = harness.feeder.announcement.announce();
+    assert_eq!(ranges, [AckRange { first: 0, end: reach, open: vec![0] }]);
+    assert!(harness.finish(0).contains(&draw(reach)), "admission goes on");
 }
 
 // --- Losses -----------------------------------------------------------------------------------------------------------

@@ -30,14 +30,14 @@ impl Outcomes {
         ended.keep_last_runs(RUNS_MAX);
     }
 
-    /// The outcomes in the range of a lease.
-    pub(super) fn within(&self, lease: &Lease) -> AckRange {
+    /// The outcomes in the range of a lease; `None` if there are none.
+    pub(super) fn within(&self, lease: &Lease) -> Option<AckRange> {
         let ids = lease.ids();
         let mut ended = IdSet::default();
         for run in self.by_feeder.values().flat_map(|set| set.runs(ids.clone())) {
             ended.insert_run(run);
         }
-        AckRange::of(ids, &ended)
+        Some(AckRange::of(ids, &ended)).filter(|_| !ended.is_empty())
     }
 
     pub(super) fn contain(&self, microbatch: MicrobatchId) -> bool {
@@ -59,7 +59,8 @@ mod tests {
         let ended: Vec<_> = (0..40).filter(|&id| outcomes.contain(MicrobatchId(id))).collect();
         assert_eq!(ended, [4, 5, 6, 7, 9, 10, 16]);
         let lease = Lease { first: MicrobatchId(6), count: 5, epoch: 1 };
-        assert_eq!(outcomes.within(&lease), AckRange { first: 6, end: 11, open: vec![8] });
+        assert_eq!(outcomes.within(&lease), Some(AckRange { first: 6, end: 11, open: vec![8] }));
+        assert_eq!(outcomes.within(&Lease { first: MicrobatchId(17), count: 5, epoch: 1 }), None);
     }
 
     #[test]

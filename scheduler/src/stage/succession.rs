@@ -79,7 +79,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let mut open = known.into_iter().filter(|&id| !self.outcomes.contain(id));
         let items = open.by_ref().take(RECOVERY_ITEMS_MAX).map(|id| self.item(id)).collect();
         let Lease { first, epoch, .. } = *lease;
-        let ended = vec![self.outcomes.within(lease)];
+        let ended = self.outcomes.within(lease).into_iter().collect();
         RecoveryReport { first, epoch, from, next: open.next(), stage: self.config.stage, ended, items }
     }
 

@@ -646,6 +646,17 @@ fn a_receipt_tells_the_replacement_of_a_lost_replica_which_holder_to_ask() {
     assert_eq!((replacement.counts().found, replacement.counts().recovered), (1, 1));
 }
 
+#[test]
+fn a_holder_that_was_replaced_before_the_forward_came_is_not_asked() {
+    let mut harness = Harness::new(1, 3);
+    harness.publish(&[feeder(), a(0), a(1), restarted(a(2))]);
+    let retry = Forward { attempt: SECOND, holder: Some(a(2)), ..forward() };
+    harness.receive(a(0), retry.by(&[feeder(), a(0)]));
+    let said = harness.complete(forwarded());
+    let onward = Forward::computed().by(&[feeder(), a(0), a(1)]);
+    assert!(said.contains(&send(restarted(a(2)), onward)), "{said:?}");
+}
+
 /// A replica that has asked `a(2)` whether it holds the microbatch.
 fn asked() -> Harness {
     let mut harness = Harness::new(1, 3);
