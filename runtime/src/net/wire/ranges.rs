@@ -3,7 +3,7 @@
 use swarmline_proto::v1;
 use swarmline_scheduler::{ACK_OPEN_MAX, ACK_RANGES_MAX, AckRange};
 
-use super::{WireError, check_count, out_of_range};
+use super::{WireError, check_count};
 
 pub(super) fn encode_range(range: &AckRange) -> v1::AckRange {
     let before = std::iter::once(range.first).chain(range.open.iter().copied());
@@ -24,7 +24,11 @@ fn decode_range(range: v1::AckRange) -> Result<AckRange, WireError> {
         let before = open.last().copied().unwrap_or(first);
         let ascends = distance > 0 || open.is_empty();
         let id = before.checked_add(distance).filter(|&id| id < end && ascends);
-        open.push(id.ok_or_else(|| out_of_range("an open id", distance, "ascending, and below the end"))?);
+        open.push(id.ok_or_else(|| WireError::Range {
+            field: "the distance of an open id",
+            value: distance.to_string(),
+            allowed: "ascending ids below the end",
+        })?);
     }
     Ok(AckRange { first, end, open })
 }
