@@ -7,16 +7,17 @@ mod coordinator_loop;
 mod options;
 mod service;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use swarmline_proto::v1;
-use swarmline_scheduler::Membership;
-use swarmline_scheduler::coordinator::{Config, Policy};
+use swarmline_scheduler::coordinator::{Config, FeedPolicy, Policy};
+use swarmline_scheduler::{Membership, PeerId};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::{Join, Manifest, Run, Tokenizer};
+use crate::config::{Feed, Join, Manifest, Run, Tokenizer};
 use crate::error::Error;
 use crate::net::address::parse_peer;
 use crate::net::digest::ManifestDigest;
@@ -159,6 +160,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 fn config(run: &Run) -> Result<Config, Error> {
     let mut config = Config::new(run.last_stage().0 + 1);
     config.policy = policy(run)?;
+    config.feed = feed_policy(run)?;
     config.replicas_per_stage = u32::try_from(run.pipeline.replicas).unwrap_or(u32::MAX);
     Ok(config)
 }
@@ -166,10 +168,20 @@ fn config(run: &Run) -> Result<Config, Error> {
 fn policy(run: &Run) -> Result<Policy, Error> {
     match &run.policy.join {
         Join::Anyone => Ok(Policy::Anyone),
-        Join::Keys(keys) => {
-            Ok(Policy::Keys(keys.iter().map(|key| parse_peer(key)).collect::<Result<_, _>>()?))
-        }
+        Join::Keys(keys) => Ok(Policy::Keys(peers(keys)?)),
     }
+}
+
+fn feed_policy(run: &Run) -> Result<FeedPolicy, Error> {
+    Ok(match &run.policy.feed {
+        Feed::First => FeedPolicy::First,
+        Feed::Members => FeedPolicy::Members,
+        Feed::Keys(keys) => FeedPolicy::Keys(peers(keys)?),
+    })
+}
+
+fn peers(keys: &[String]) -> Result<BTreeSet<PeerId>, Error> {
+    Ok(keys.iter().map(|key| parse_peer(key)).collect::<Result<_, _>>()?)
 }
 
 fn absolute(base: &Path, paths: &[PathBuf]) -> Vec<String> {

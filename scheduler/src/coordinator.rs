@@ -21,7 +21,7 @@ use crate::{
     HeldLease, Instance, LeaseRefusal, Member, MemberState, Membership, PeerId, Role, StageIndex, Time,
 };
 
-pub use config::{Config, MEMBERS_MAX, Policy};
+pub use config::{Config, FeedPolicy, MEMBERS_MAX, Policy};
 pub use event::{Action, Event, Reason};
 pub use lease_book::{LEASES_MAX, LeaseBook};
 pub use reply::{JoinRefusal, Reply};
@@ -61,6 +61,8 @@ pub struct Coordinator {
     entries: BTreeMap<PeerId, Entry>,
     link: Link,
     leases: LeaseBook,
+    /// The first peer that was admitted as a feeder.
+    first_feeder: Option<PeerId>,
     /// Stages whose weights have been updated, ascending.
     trained: Vec<StageIndex>,
     /// A feeder has reported the end of its work; it may have left since.
@@ -84,6 +86,7 @@ impl Coordinator {
             entries: BTreeMap::new(),
             link: Link::default(),
             leases: LeaseBook::default(),
+            first_feeder: None,
             trained: Vec::new(),
             fed: false,
             finished: false,
@@ -193,6 +196,9 @@ impl Coordinator {
         if !self.config.policy.admits(from.peer) {
             return Err(JoinRefusal::NotListed);
         }
+        if role != Role::Replica {
+            self.check_may_feed(from.peer)?;
+        }
         let known = self.entries.get(&from.peer).map(|entry| (entry.member.instance, entry.member.state));
         match known {
             Some((known, _)) if known > from => {
@@ -210,6 +216,9 @@ impl Coordinator {
         if role == Role::Successor {
             self.succeed(from)?;
         }
+        if role != Role::Replica {
+            self.first_feeder.get_or_insert(from.peer);
+        }
         self.entries.remove(&from.peer);
         let previous = known.and_then(|(_, state)| state.stage());
         let state = match role {
@@ -221,6 +230,15 @@ impl Coordinator {
         self.entries.insert(from.peer, Entry { member, heard: now, progress, done: false });
         self.changed = true;
         Ok(state)
+    }
+
+    /// Refuses a feeder that the policy does not name.
+    fn check_may_feed(&self, key: PeerId) -> Result<(), JoinRefusal> {
+        match (&self.config.feed, self.first_feeder) {
+            (FeedPolicy::First, Some(first)) if first != key => Err(JoinRefusal::FedByAnother { key, first }),
+            (FeedPolicy::Keys(keys), _) if !keys.contains(&key) => Err(JoinRefusal::MayNotFeed { key }),
+            (FeedPolicy::First | FeedPolicy::Members | FeedPolicy::Keys(_), _) => Ok(()),
+        }
     }
 
     /// Gives every range of a feeder that is gone to `successor`; a former start of the successor counts as gone.

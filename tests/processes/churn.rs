@@ -119,7 +119,9 @@ struct Flock {
 
 impl Flock {
     fn gather() -> Self {
-        let recipe = Recipe { replicas: REPLICAS, max_in_flight: WINDOW, ..Recipe::endless() };
+        // One test goes on with a feeder of another key.
+        let more = "[policy]\nfeed = \"members\"\n".to_owned();
+        let recipe = Recipe { replicas: REPLICAS, max_in_flight: WINDOW, more, ..Recipe::endless() };
         let swarm = Swarm::coordinate(&recipe);
         let feeder = start_feeder(&swarm);
         let mut flock = Self { swarm, replicas: Vec::new(), stages: Vec::new(), feeder };

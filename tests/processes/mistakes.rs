@@ -109,6 +109,18 @@ fn a_peer_that_is_not_listed_is_refused() {
 }
 
 #[test]
+fn a_feeder_that_is_not_listed_is_refused_and_told_its_key() {
+    let listed = Identity::from_seed([1; 32]).peer();
+    let more = format!("[policy]\nfeed = [\"{listed}\"]");
+    let folder: RunFolder = Recipe { more, ..Recipe::exact() }.write();
+    let (_coordinator, invite) = start_coordinator(&folder, &[]);
+    let key_file = folder.file("feeder.key");
+    let key = Identity::load_or_create(&key_file).unwrap().peer().to_string();
+    let arguments = ["feed", &invite, "--identity", key_file.to_str().unwrap()];
+    expect_failure(&arguments, REFUSED, &["the coordinator refused", &key, "`feed`", "[policy]"]);
+}
+
+#[test]
 fn an_invite_that_is_none_is_explained() {
     expect_failure(&["join", "127.0.0.1:7700"], USAGE, &["no '@'", "KEY@HOST:PORT"]);
     expect_failure(&["feed", "12@127.0.0.1:7700"], USAGE, &["64 hexadecimal digits"]);

@@ -1,8 +1,8 @@
 //! The models that are measured; `torch_llama.py` has the same table.
 
 use crate::config::{
-    Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
-    Policy, Run,
+    Averaging, Batch, Boundary, Data, Feed, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing,
+    Pipeline, Policy, Run,
 };
 use crate::model::Sizes;
 
@@ -83,7 +83,7 @@ impl Size {
             optimizer: Optimizer::of(OptimizerKind::NAdamW, Mode::Asynchronous, 1000),
             averaging: Averaging { interval: 0, fragments: 20 },
             data: Data::of(Vec::new()),
-            policy: Policy { join: Join::Anyone },
+            policy: Policy { join: Join::Anyone, feed: Feed::First },
             model,
         }
     }

@@ -3,7 +3,7 @@
 use data_encoding::HEXLOWER_PERMISSIVE;
 
 use super::error::Violation;
-use super::{Averaging, Data, Join, Kind, Model, Optimizer, Pipeline, Run, Tokenizer, limits};
+use super::{Averaging, Data, Feed, Join, Kind, Model, Optimizer, Pipeline, Run, Tokenizer, limits};
 
 /// Bytes of an ed25519 public key.
 const KEY_BYTES: usize = 32;
@@ -27,6 +27,7 @@ pub(super) fn run(run: &Run, tokenizer_vocab: usize) -> Checked {
     averaging(&run.averaging)?;
     data(&run.data)?;
     join(&run.policy.join)?;
+    feed(&run.policy.feed)?;
     totals(run)
 }
 
@@ -197,20 +198,33 @@ fn ending_is_fine(ending: &str) -> bool {
 
 fn join(join: &Join) -> Checked {
     let Join::Keys(keys) = join else { return Ok(()) };
-    let allowed = || "\"anyone\", or a list of ed25519 public keys of 64 hexadecimal digits each".to_owned();
+    let allowed = "\"anyone\", or a list of ed25519 public keys of 64 hexadecimal digits each";
     if keys.is_empty() {
         let problem = "is an empty list, so no peer could join".to_owned();
-        return Err(broken("policy.join", problem, allowed(), "List the keys of your volunteers"));
+        return Err(broken("policy.join", problem, allowed.to_owned(), "List the keys of your volunteers"));
     }
+    self::keys("policy.join", keys, allowed, "Copy the key that the volunteer's program prints")
+}
+
+fn feed(feed: &Feed) -> Checked {
+    let Feed::Keys(keys) = feed else { return Ok(()) };
+    let allowed = format!(
+        "\"first\", \"members\", or a list of 1 to {} public keys of 64 hexadecimal digits each",
+        limits::FEEDERS_MAX
+    );
+    if keys.is_empty() || keys.len() > limits::FEEDERS_MAX {
+        let problem = format!("is a list of {} keys", keys.len());
+        return Err(broken("policy.feed", problem, allowed, "List the keys of your feeders"));
+    }
+    self::keys("policy.feed", keys, &allowed, "A feeder that is refused hears its key: copy it from there")
+}
+
+fn keys(field: &'static str, keys: &[String], allowed: &str, remedy: &str) -> Checked {
     let is_key =
         |key: &String| HEXLOWER_PERMISSIVE.decode(key.as_bytes()).is_ok_and(|bytes| bytes.len() == KEY_BYTES);
-    match keys.iter().position(|key| !is_key(key)) {
-        Some(index) => {
-            let problem = format!("has an entry, number {}, that is not a key", index + 1);
-            Err(broken("policy.join", problem, allowed(), "Copy the key that the volunteer's program prints"))
-        }
-        None => Ok(()),
-    }
+    let Some(index) = keys.iter().position(|key| !is_key(key)) else { return Ok(()) };
+    let problem = format!("has an entry, number {}, that is not a key", index + 1);
+    Err(broken(field, problem, allowed.to_owned(), remedy))
 }
 
 /// Products of sizes that are each allowed.

@@ -7,12 +7,17 @@ use swarmline_scheduler::router;
 use toml::Value;
 
 use super::words::Word;
-use super::{Join, Kind, Mode, OptimizerKind, Packing, Run, Tokenizer};
+use super::{Feed, Join, Kind, Mode, OptimizerKind, Packing, Run, Tokenizer};
 
 /// The word for [`Tokenizer::Bytes`]; any other text is the path of a tokenizer file.
 pub(super) const BYTES: &str = "bytes";
 /// The word for [`Join::Anyone`]; the field can also be a list of keys.
 pub(super) const ANYONE: &str = "anyone";
+
+/// The word for [`Feed::First`].
+pub(super) const FIRST: &str = "first";
+/// The word for [`Feed::Members`]; the field can also be a list of keys.
+pub(super) const MEMBERS: &str = "members";
 
 /// A table of the run file; the section without a name holds the fields at the top.
 pub(super) struct Section {
@@ -184,13 +189,23 @@ const DATA: &[Field] = &[
     }),
 ];
 
-const POLICY: &[Field] =
-    &[Field::own("join", "Peers that may join: anyone, or a list of public keys in hexadecimal.", |run| {
+const POLICY: &[Field] = &[
+    Field::own("join", "Peers that may join: anyone, or a list of public keys in hexadecimal.", |run| {
         match &run.policy.join {
             Join::Anyone => text(ANYONE),
             Join::Keys(keys) => list(keys, |key| text(key)),
         }
-    })];
+    }),
+    Field::shared(
+        "feed",
+        "Peers that may feed the run: first (the first feeder alone), members (all that may join), or a list of keys.",
+        |run| match &run.policy.feed {
+            Feed::First => text(FIRST),
+            Feed::Members => text(MEMBERS),
+            Feed::Keys(keys) => list(keys, |key| text(key)),
+        },
+    ),
+];
 
 /// The value in TOML, quoted and escaped.
 pub(super) fn text(value: &str) -> String {

@@ -47,6 +47,8 @@ pub const AVERAGING_PART_BYTES_MAX: usize = 1 << 20;
 pub const STATE_CHUNK_BYTES_MAX: usize = 1 << 20;
 /// Chunks of a stage's state; with chunks of full length, 32 GiB.
 pub const STATE_CHUNKS_MAX: usize = 1 << 15;
+/// Keys that may feed a run.
+pub const FEEDERS_MAX: usize = 256;
 /// Learning rate.
 pub const LEARNING_RATE_MAX: f32 = 10.0;
 /// File name endings.

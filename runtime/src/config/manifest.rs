@@ -14,7 +14,7 @@ use crate::data::TextTokenizer;
 /// Version of the rules that peers share beside the run: frames, messages, initial weights, random numbers.
 ///
 /// It changes whenever two programs with equal manifests could compute different numbers.
-pub const PROTOCOL: u64 = 3;
+pub const PROTOCOL: u64 = 4;
 
 /// Name used in messages about a manifest.
 const SOURCE: &str = "manifest";
@@ -24,7 +24,7 @@ const FILE: &str = "file";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// The part of a run that all its processes must agree on: the run without the coordinator's own choices (data paths,
-/// policy), the digest of the tokenizer, and the protocol version.
+/// the peers that may join), the digest of the tokenizer, and the protocol version.
 ///
 /// The canonical bytes are TOML without comments: every field, in a fixed order. Two manifests are equal exactly when
 /// their bytes are equal. A peer never executes or opens any part of a manifest.
@@ -86,7 +86,7 @@ impl Manifest {
         Ok(Self { run, tokenizer: read_digest(document)?, tokenizer_vocab })
     }
 
-    /// The run, without data paths and with the default policy.
+    /// The run, without data paths and as if any peer may join.
     #[must_use]
     pub fn run(&self) -> &Run {
         &self.run

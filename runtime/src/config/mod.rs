@@ -25,7 +25,7 @@ pub use error::{ConfigError, Violation};
 pub use manifest::{Manifest, PROTOCOL};
 pub use parameters::{Initial, ParameterSpec};
 pub use run::{
-    Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
-    Policy, Run, Tokenizer,
+    Averaging, Batch, Boundary, Data, Feed, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing,
+    Pipeline, Policy, Run, Tokenizer,
 };
 pub use stream::{Entry, Stream};

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Document, position};
 use super::error::{ConfigError, Violation};
-use super::fields::{ANYONE, BYTES, SECTIONS};
+use super::fields::{ANYONE, BYTES, FIRST, MEMBERS, SECTIONS};
 use super::{
-    Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
-    Policy, Run, Tokenizer, check, limits,
+    Averaging, Batch, Boundary, Data, Feed, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing,
+    Pipeline, Policy, Run, Tokenizer, check, limits,
 };
 use crate::data::TextTokenizer;
 
@@ -116,7 +116,7 @@ pub(super) fn read_run(
         optimizer: read_optimizer(document, pipeline.mode)?,
         averaging: read_averaging(document)?,
         data: read_data(document, tokenizer)?,
-        policy: Policy { join: read_join(document)? },
+        policy: read_policy(document)?,
         model,
         pipeline,
     })
@@ -242,6 +242,20 @@ fn read_data(document: &Document<'_>, tokenizer: Tokenizer) -> Result<Data, Conf
             .unwrap_or(default.heldout_microbatches),
         paths: default.paths,
     })
+}
+
+fn read_policy(document: &Document<'_>) -> Result<Policy, ConfigError> {
+    let join = read_join(document)?;
+    let feed = read_feed(document)?.unwrap_or_else(|| Policy::default_feed(&join));
+    Ok(Policy { join, feed })
+}
+
+fn read_feed(document: &Document<'_>) -> Result<Option<Feed>, ConfigError> {
+    if document.is_list("policy", "feed")? {
+        return Ok(document.texts("policy", "feed")?.map(Feed::Keys));
+    }
+    let word = document.word("policy", "feed", &[FIRST, MEMBERS])?;
+    Ok(word.map(|word| if word == FIRST { Feed::First } else { Feed::Members }))
 }
 
 fn read_join(document: &Document<'_>) -> Result<Join, ConfigError> {

@@ -8,7 +8,7 @@ use swarmline_scheduler::{StageIndex, router};
 
 /// A run: the settings that its processes must agree on, and the coordinator's own choices.
 ///
-/// The *manifest* has all of it but [`Run::policy`] and the paths in [`Run::data`]; the digest of the manifest is part
+/// The *manifest* has all of it but [`Policy::join`] and the paths in [`Run::data`]; the digest of the manifest is part
 /// of every handshake.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
@@ -268,6 +268,9 @@ pub enum Tokenizer {
 pub struct Policy {
     /// The peers that may join. Default anyone.
     pub join: Join,
+    /// The peers that may feed the run and take over from a feeder that is gone. Default: the members if `join` is a
+    /// list, else the first feeder alone.
+    pub feed: Feed,
 }
 
 /// The peers that may join.
@@ -277,6 +280,28 @@ pub enum Join {
     Anyone,
     /// The peers with these ed25519 public keys, in hexadecimal.
     Keys(Vec<String>),
+}
+
+/// The peers that may feed a run: a feeder decides which gradients count and when the run is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Feed {
+    /// The key that feeds the run first, and no other after it.
+    First,
+    /// Every peer that may join.
+    Members,
+    /// The peers with these ed25519 public keys, in hexadecimal.
+    Keys(Vec<String>),
+}
+
+impl Policy {
+    /// The default of [`Policy::feed`] for these peers.
+    #[must_use]
+    pub fn default_feed(join: &Join) -> Feed {
+        match join {
+            Join::Anyone => Feed::First,
+            Join::Keys(_) => Feed::Members,
+        }
+    }
 }
 
 impl Data {

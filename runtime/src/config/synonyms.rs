@@ -84,6 +84,7 @@ pub(super) const FIELDS: &[(&str, &[&str])] = &[
     ("data.heldout", &["val_ratio", "val_split", "validation_split", "eval_split"]),
     ("data.heldout_microbatches", &["eval_iters", "eval_batches"]),
     ("policy.join", &["allow", "allowlist", "peers"]),
+    ("policy.feed", &["feeders", "succeed", "owner"]),
 ];
 
 /// Names for which a run file has no field, each with an advice.

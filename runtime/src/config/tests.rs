@@ -68,6 +68,7 @@ heldout_microbatches = 3
 
 [policy]
 join = ["d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"]
+feed = ["d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"]
 "#;
 
 fn parse(text: &str) -> Result<Run, ConfigError> {
@@ -115,6 +116,7 @@ fn a_minimal_file_gets_every_default() {
     assert_eq!(run.averaging, Averaging { interval: 16, fragments: 20 });
     assert_eq!(run.data.paths, [PathBuf::from("text")]);
     assert_eq!((&run.data.tokenizer, &run.policy.join), (&Tokenizer::Bytes, &Join::Anyone));
+    assert_eq!(run.policy.feed, Feed::First);
 }
 
 #[test]
@@ -124,6 +126,8 @@ fn defaults_follow_what_is_written() {
     assert_eq!((synchronous.pipeline.max_in_flight, synchronous.optimizer.staleness_power), (6, 0.0));
     let adamw = parse(&with("optimizer", "kind = \"adamw\"\nsteps = 50")).unwrap();
     assert_eq!((adamw.optimizer.beta1, adamw.optimizer.beta2, adamw.optimizer.warmup_steps), (0.9, 0.95, 5));
+    let listed = parse(&with("policy", &format!("join = [\"{}\"]", "0".repeat(64)))).unwrap();
+    assert_eq!(listed.policy.feed, Feed::Members);
     let cut = parse(&with("pipeline", "layers_per_stage = [3, 1]")).unwrap();
     assert_eq!(cut.pipeline.stages, 2);
     let uneven = parse(&with("model", "num_hidden_layers = 6")).unwrap();
@@ -138,6 +142,7 @@ fn every_field_can_be_written() {
     assert_eq!((run.pipeline.activation_checkpointing, run.boundary.packing), (true, Packing::Q4));
     assert_eq!((run.optimizer.learning_rate, run.optimizer.min_lr_ratio), (3e-4, 0.0));
     assert!(matches!(run.policy.join, Join::Keys(ref keys) if keys.len() == 1));
+    assert!(matches!(run.policy.feed, Feed::Keys(ref keys) if keys.len() == 1));
 }
 
 #[test]
@@ -368,6 +373,8 @@ fn impossible_choices() {
     check_refused(&with("data", "extensions = [\".rs\"]"), 2, "data.extensions", &["dot"]);
     check_refused(&with("data", "heldout_microbatches = 0"), 2, "data.heldout_microbatches", &["is 0"]);
     check_refused(&with("policy", "join = []"), 2, "policy.join", &["no peer"]);
+    check_refused(&with("policy", "feed = []"), 2, "policy.feed", &["0 keys", "\"members\""]);
+    check_refused(&with("policy", "feed = [\"abc\"]"), 2, "policy.feed", &["number 1", "64 hexadecimal"]);
     check_refused(&with("policy", "join = [\"abc\"]"), 2, "policy.join", &["number 1", "64 hexadecimal"]);
     check_refused(&with("", "name = \"\""), 2, "name", &["is not a name"]);
     check_refused(
@@ -492,7 +499,7 @@ fn the_digest_of_a_fixed_run_is_golden() {
     let digest = data_encoding::HEXLOWER.encode(&manifest.digest());
     assert_eq!(
         digest,
-        "e98698cbb71c5e91dac8d8248f8a320ec0d81f99dac5a6a326c5b84675c538c7",
+        "96c5a9d08f502199333332d305fa64332ce12c064c4889921253cdf74cd01d5f",
         "{}",
         String::from_utf8(manifest.to_bytes()).unwrap()
     );
@@ -516,7 +523,7 @@ fn a_manifest_from_a_stranger_is_held_to_the_rules() {
     };
     let huge = edit("hidden_size = 64", "hidden_size = 6400000000");
     assert_eq!(huge.field(), Some("model.hidden_size"));
-    assert!(matches!(edit("protocol = 3", "protocol = 1"), ConfigError::Protocol { theirs: 1, ours: 3, .. }));
+    assert!(matches!(edit("protocol = 4", "protocol = 1"), ConfigError::Protocol { theirs: 1, ours: 4, .. }));
     assert!(matches!(edit("hidden_size = 64", "hidden_size = 0x40"), ConfigError::NotCanonical { .. }));
     assert!(matches!(edit("intermediate_size = 100\n", ""), ConfigError::NotCanonical { .. }));
     assert_eq!(edit("heldout =", "paths = [\"/\"]\nheldout =").field(), Some("data.paths"));

@@ -25,6 +25,18 @@ impl Policy {
     }
 }
 
+/// The peers that may feed the run, and take over from a feeder that is gone. A feeder decides which gradients count
+/// and when the run is over, so a run that admits any peer must not take any peer for a feeder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedPolicy {
+    /// The first peer that asks, and no other after it.
+    First,
+    /// Every peer that the policy admits.
+    Members,
+    /// These keys only.
+    Keys(BTreeSet<PeerId>),
+}
+
 /// Settings of a coordinator.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -35,6 +47,8 @@ pub struct Config {
     pub replicas_per_stage: u32,
     /// The peers that may join. Default [`Policy::Anyone`].
     pub policy: Policy,
+    /// The peers that may feed. Default [`FeedPolicy::Members`].
+    pub feed: FeedPolicy,
     /// A member silent for this long is removed. Heartbeats come every second; a loaded machine may drop several, and
     /// neighbours notice a death by their connections long before. Default 15 s.
     pub lease: Duration,
@@ -52,6 +66,7 @@ impl Config {
             stages,
             replicas_per_stage: 1,
             policy: Policy::Anyone,
+            feed: FeedPolicy::Members,
             lease: Duration::from_secs(15),
             members_max: MEMBERS_MAX,
             farewell: Duration::from_secs(20),

@@ -28,6 +28,25 @@ pub enum JoinRefusal {
     /// The policy lists keys, and the caller's key is not among them.
     #[error("this run admits listed keys only, and yours is not among them; ask its coordinator to list it")]
     NotListed,
+    /// The caller asks for the role of a feeder, which the policy gives to listed keys.
+    #[error(
+        "key {key} may not feed this run; ask its coordinator to list it as `feed` in the section [policy]"
+    )]
+    MayNotFeed {
+        /// The caller.
+        key: PeerId,
+    },
+    /// The caller asks for the role of a feeder, which belongs to the peer that had it first.
+    #[error(
+        "key {key} may not feed this run, which belongs to its first feeder {first}; use that key with --identity, or \
+         ask the coordinator to list yours as `feed` in the section [policy]"
+    )]
+    FedByAnother {
+        /// The caller.
+        key: PeerId,
+        /// The first feeder.
+        first: PeerId,
+    },
     /// A later start of the same key is a member.
     #[error("a later start of your key (incarnation {}) is a member already; is it running elsewhere?", .known.0)]
     Superseded {

@@ -180,6 +180,33 @@ fn the_policy_decides_which_peers_join() {
 }
 
 #[test]
+fn the_policy_decides_which_peers_feed_and_succeed() {
+    let (listed, other) = (key(1), key(2));
+    let mut harness =
+        Harness::with(Config { feed: FeedPolicy::Keys(BTreeSet::from([listed])), ..Config::new(1) });
+    assert_eq!(harness.join(other, 1, Role::Replica), loading(0));
+    for role in [Role::Feeder, Role::Successor] {
+        let refusal = JoinRefusal::MayNotFeed { key: key(3) };
+        assert_eq!(harness.join(key(3), 1, role), Reply::JoinRefused(refusal));
+        assert!(refusal.to_string().contains(&key(3).to_string()), "{refusal}");
+    }
+    assert_eq!(harness.join(listed, 1, Role::Feeder), Reply::Joined(MemberState::Feeding));
+}
+
+#[test]
+fn an_open_run_belongs_to_its_first_feeder_even_while_that_is_away() {
+    let mut harness = Harness::with(Config { feed: FeedPolicy::First, ..Config::new(1) });
+    harness.join(FEEDER, 1, Role::Feeder);
+    harness.hear(Event::Leave { from: start(FEEDER) });
+    let refusal = JoinRefusal::FedByAnother { key: key(1), first: FEEDER };
+    for role in [Role::Feeder, Role::Successor] {
+        assert_eq!(harness.join(key(1), 1, role), Reply::JoinRefused(refusal));
+    }
+    assert!(refusal.to_string().contains("--identity"), "{refusal}");
+    assert_eq!(harness.join(FEEDER, 2, Role::Feeder), Reply::Joined(MemberState::Feeding));
+}
+
+#[test]
 fn silence_removes_a_member_and_heartbeats_keep_it() {
     let mut harness = Harness::running();
     harness.pass(14, &[key(0), FEEDER]);

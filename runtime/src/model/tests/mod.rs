@@ -14,8 +14,8 @@ use swarmline_kernels::Cpu;
 use swarmline_scheduler::{Loss, MicrobatchId, StageIndex, WeightVersion};
 
 use crate::config::{
-    Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
-    Policy, Run, Tokenizer,
+    Averaging, Batch, Boundary, Data, Feed, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing,
+    Pipeline, Policy, Run, Tokenizer,
 };
 use crate::model::{Shard, Upstream};
 use crate::packing::{TokenCodec, Tokens};
@@ -61,7 +61,7 @@ pub(crate) fn tiny(kind: Kind, packing: Packing) -> Run {
             heldout: 0.05,
             heldout_microbatches: 8,
         },
-        policy: Policy { join: Join::Anyone },
+        policy: Policy { join: Join::Anyone, feed: Feed::First },
     }
 }
 
