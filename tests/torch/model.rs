@@ -1,8 +1,8 @@
 //! Two small LLaMA models: logits, loss, every gradient and ten AdamW steps must equal PyTorch's.
 
 use swarmline::config::{
-    Averaging, Batch, Boundary, Data, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing, Pipeline,
-    Policy, Run, Tokenizer,
+    Averaging, Batch, Boundary, Data, Feed, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing,
+    Pipeline, Policy, Run, Tokenizer,
 };
 use swarmline::model::{Shard, Upstream};
 use swarmline::optim::{Contribution, ParameterMut, StageOptimizer};
@@ -207,7 +207,7 @@ fn run(config: &serde_json::Value) -> Run {
             heldout: 0.0,
             heldout_microbatches: 1,
         },
-        policy: Policy { join: Join::Anyone },
+        policy: Policy { join: Join::Anyone, feed: Feed::First },
     }
 }
 
