@@ -2,6 +2,7 @@
 
 mod kernels;
 mod results;
+mod scheduler;
 mod step;
 
 use clap::Subcommand;
@@ -20,6 +21,8 @@ pub(super) struct Arguments {
 enum Bench {
     /// Every operation against the peaks of this machine, the whole step against PyTorch
     Kernels(kernels::Arguments),
+    /// The cost of the decisions of feeder, replica and coordinator in swarms of 64 to 10,000 peers
+    Scheduler(scheduler::Arguments),
     /// One measurement of the whole step, for `kernels`, which starts it as a process of its own
     #[command(hide = true)]
     Step(step::Arguments),
@@ -28,6 +31,7 @@ enum Bench {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.bench {
         Bench::Kernels(arguments) => kernels::run(arguments),
+        Bench::Scheduler(arguments) => scheduler::run(arguments),
         Bench::Step(arguments) => step::run(arguments),
     }
 }

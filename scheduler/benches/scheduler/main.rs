@@ -1,0 +1,84 @@
+//! The cost of a decision in swarms of 64 to 10,000 peers: of a microbatch at the feeder and at a replica, of a second of
+//! heartbeats and of a change of the table at a replica, of a heartbeat at the coordinator.
+//!
+//! The machines are those that production runs. A flat line over the sizes is the aim; a logarithm is the limit.
+
+mod coordinator;
+mod feeder;
+mod replica;
+mod swarm;
+
+use std::time::Duration;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use swarmline_scheduler::coordinator::Config;
+
+use coordinator::Members;
+use feeder::Injection;
+use replica::Serving;
+use swarm::PEERS;
+
+fn feeder(c: &mut Criterion) {
+    for (averaging, name) in
+        [(false, "microbatch at the feeder"), (true, "microbatch at the feeder, averaging")]
+    {
+        let mut group = c.benchmark_group(name);
+        for peers in PEERS {
+            let mut injection = Injection::new(peers, averaging);
+            group.bench_function(BenchmarkId::from_parameter(peers), |b| b.iter(|| injection.microbatch()));
+        }
+        group.finish();
+    }
+}
+
+fn replica_microbatch(c: &mut Criterion) {
+    let mut group = c.benchmark_group("microbatch at a replica");
+    for peers in PEERS {
+        let mut serving = Serving::new(peers);
+        group.bench_function(BenchmarkId::from_parameter(peers), |b| b.iter(|| serving.microbatch()));
+    }
+    group.finish();
+}
+
+fn replica_heartbeats(c: &mut Criterion) {
+    let mut group = c.benchmark_group("second of heartbeats at a replica");
+    for peers in PEERS {
+        let mut serving = Serving::new(peers);
+        group.throughput(Throughput::Elements(serving.neighbours() as u64));
+        group.bench_function(BenchmarkId::from_parameter(peers), |b| {
+            b.iter(|| serving.second_of_heartbeats());
+        });
+    }
+    group.finish();
+}
+
+fn replica_table(c: &mut Criterion) {
+    let mut group = c.benchmark_group("change of the table at a replica");
+    for peers in PEERS {
+        let mut serving = Serving::new(peers);
+        let mut tables = serving.tables();
+        group.bench_function(BenchmarkId::from_parameter(peers), |b| {
+            b.iter_batched(|| tables.next(), |table| serving.change(table), BatchSize::PerIteration);
+        });
+    }
+    group.finish();
+}
+
+fn coordinator(c: &mut Criterion) {
+    let mut group = c.benchmark_group("heartbeat at the coordinator");
+    for peers in PEERS {
+        let mut members = Members::new(Config::new(swarm::STAGES), peers);
+        group.bench_function(BenchmarkId::from_parameter(peers), |b| b.iter(|| members.heartbeat()));
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1));
+    targets = feeder, replica_microbatch, replica_heartbeats, replica_table, coordinator
+}
+criterion_main!(benches);
