@@ -66,7 +66,7 @@ impl Sender {
     fn send(&mut self) {
         let now = Time(self.sent * 1_000_000);
         self.candidates.clear();
-        self.candidates.extend(self.table.eligible(now, STAGE).map(|hop| {
+        self.candidates.extend(self.table.candidates(STAGE).take(CANDIDATES_MAX).map(|hop| {
             let service = Some(Duration::from_millis(50 + u64::from(hop.peer().0[0] % 64)));
             Candidate { service, ..Candidate::unknown(hop) }
         }));

@@ -11,6 +11,7 @@
 //! Facts that must survive this process go into a journal first; [`Feeder::resume`] goes on from it.
 
 mod announcement;
+mod averaging_members;
 mod config;
 mod contributions;
 mod counts;
@@ -30,10 +31,10 @@ mod succession;
 mod tests;
 mod window;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 
-use crate::averaging::{MEMBERS_MAX, Round};
+use crate::averaging::Round;
 use crate::handoff::{Handoff, Leg};
 use crate::mutation::Mutation;
 use crate::router::{Completion, Router};
@@ -54,6 +55,7 @@ pub use succession::RECOVERY_TIMEOUT;
 pub use window::{Admission, Window};
 
 use announcement::Announcement;
+use averaging_members::AveragingMembers;
 use config::CLAIMS_WITHIN;
 use contributions::Contributions;
 use evaluation::Evaluation;
@@ -78,12 +80,15 @@ pub struct Feeder<P> {
     schedule: ScheduleProgress,
     /// Bounded by the two windows.
     open: BTreeMap<MicrobatchId, Open<P>>,
+    /// The microbatches of `open` that wait for a replica of stage 0.
+    drawn: BTreeSet<MicrobatchId>,
     /// The microbatches of `open` that were handed to stage 0.
     handoff: Handoff,
     grants: Grants,
     contributions: Contributions,
     announcement: Announcement,
     rounds: Rounds,
+    averaging_members: AveragingMembers,
     succession: Succession,
     counts: Counts,
     admitted: u64,
@@ -120,11 +125,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             evaluation_heard: Time::default(),
             schedule: ScheduleProgress::default(),
             open: BTreeMap::new(),
+            drawn: BTreeSet::new(),
             handoff: Handoff::new(StageIndex(0), router),
             grants: Grants::default(),
             contributions: Contributions::new(averaging),
             announcement: Announcement::default(),
             rounds: Rounds::new(averaging),
+            averaging_members: AveragingMembers::default(),
             succession: Succession::default(),
             counts: Counts::default(),
             admitted: 0,
@@ -460,6 +467,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Records the one outcome of a microbatch that was sent.
     fn settle(&mut self, now: Time, microbatch: MicrobatchId, outcome: Outcome) {
         self.handoff.forget(now, microbatch, outcome.completion());
+        self.drawn.remove(&microbatch);
         let Some(open) = self.open.remove(&microbatch) else { return };
         if matches!(outcome, Outcome::Refused { reason: Refusal::Undeliverable, .. }) {
             self.paused_until = Some(now + REFUSED_PAUSE);
@@ -487,6 +495,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let unsent: Vec<_> = self.open.keys().copied().filter(|&id| self.handoff.attempts(id) == 0).collect();
         for id in unsent {
             self.handoff.forget(now, id, Completion::Refused);
+            self.drawn.remove(&id);
             match self.open.remove(&id) {
                 Some(open) if open.trains() => self.window.release(),
                 Some(_) | None => self.settle_evaluation(None),
@@ -507,20 +516,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if self.config.averaging.is_none() && !over {
             return;
         }
-        let stages = self.averaging_members();
-        if self.rounds.proceed(now, training, &stages) {
+        let changed = self.averaging_members.follow(&self.table, self.config.stages);
+        let looks = self.rounds.may_proceed(now, training) || changed;
+        if looks && self.rounds.proceed(now, training, self.averaging_members.stages()) {
             self.actions.push_back(Action::Journal(Record::RoundCalled));
             self.announce_at = now;
         }
-    }
-
-    /// The replicas that have another replica to average with, stage by stage.
-    fn averaging_members(&self) -> Vec<Vec<Instance>> {
-        (0..self.config.stages)
-            .map(|stage| self.table.hops(StageIndex(stage)))
-            .filter(|hops| hops.len() > 1)
-            .map(|hops| hops.into_iter().take(MEMBERS_MAX).map(|hop| hop.instance).collect())
-            .collect()
     }
 
     /// Whether enough microbatches have their outcome, and no microbatch or evaluation is open.

@@ -9,7 +9,7 @@ mod attempts;
 mod neighbours;
 mod status_timer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::router::{Choice, Completion, Router};
 use crate::{Attempt, Duration, Hop, Instance, MicrobatchId, PeerTable, StageIndex, Status, Time, Verdict};
@@ -28,8 +28,8 @@ pub(crate) struct Handoff {
     router: Box<dyn Router>,
     pub(crate) neighbours: Neighbours,
     entries: BTreeMap<MicrobatchId, Entry>,
-    /// No reply is overdue before.
-    check_at: Option<Time>,
+    /// The microbatches whose reply is awaited, by the time at which it is overdue.
+    due: BTreeSet<(Time, MicrobatchId)>,
 }
 
 /// One microbatch further down the pipeline.
@@ -57,15 +57,15 @@ impl Entry {
 impl Handoff {
     /// A handoff to the stage `next`, with no microbatch and no neighbour.
     pub(crate) fn new(next: StageIndex, router: Box<dyn Router>) -> Self {
-        Self { next, router, neighbours: Neighbours::default(), entries: BTreeMap::new(), check_at: None }
+        let (neighbours, entries) = (Neighbours::new(next), BTreeMap::new());
+        Self { next, router, neighbours, entries, due: BTreeSet::new() }
     }
 
     // --- Handing on -----------------------------------------------------------------------------------------
 
     /// The replica that should get the next microbatch; `None` if no replica takes one now.
     pub(crate) fn choose(&mut self, now: Time, table: &PeerTable) -> Option<Hop> {
-        let hops = table.eligible(now, self.next);
-        let candidates = self.neighbours.candidates(now, hops, self.router.as_ref());
+        let candidates = self.neighbours.candidates(now, table);
         self.router.choose(now, &Choice { candidates: &candidates, senders: table.senders(self.next) })
     }
 
@@ -73,11 +73,39 @@ impl Handoff {
     /// Returns the number of the attempt.
     pub(crate) fn sent(&mut self, now: Time, id: MicrobatchId, to: Hop, timeout: Duration) -> Attempt {
         self.router.on_sent(now, to, id);
+        self.neighbours.has(to, self.router.outstanding_at(&to));
+        self.set_timer(id, Some((StatusTimer::sent(now), timeout)));
+        self.entries.entry(id).or_default().attempts.add(to)
+    }
+
+    /// Watches exactly the peers `upstream` and `downstream`, and the replicas that have microbatches of this peer and
+    /// are still `placed`. Returns all of them that are downstream.
+    pub(crate) fn watch(
+        &mut self,
+        now: Time,
+        upstream: impl Iterator<Item = Hop>,
+        downstream: impl Iterator<Item = Hop>,
+        placed: impl Fn(&Hop) -> bool,
+    ) -> BTreeSet<Hop> {
+        let handed = self.entries.values().filter_map(|entry| Some(entry.awaited()?.hop)).filter(placed);
+        let downstream: BTreeSet<Hop> = downstream.chain(handed).collect();
+        let hops = upstream.chain(downstream.iter().copied());
+        self.neighbours.watch(now, hops, |hop| self.router.outstanding_at(hop));
+        downstream
+    }
+
+    fn set_timer(&mut self, id: MicrobatchId, timer: Option<(StatusTimer, Duration)>) {
         let entry = self.entries.entry(id).or_default();
-        entry.timer = Some((StatusTimer::sent(now), timeout));
-        let at = now + timeout;
-        self.check_at = Some(self.check_at.map_or(at, |known| known.min(at)));
-        entry.attempts.add(to)
+        let before = entry.due();
+        entry.timer = timer;
+        let after = entry.due();
+        if before == after {
+            return;
+        }
+        if let Some(before) = before {
+            self.due.remove(&(before, id));
+        }
+        self.due.extend(after.map(|after| (after, id)));
     }
 
     /// Numbers the attempts of a microbatch from `first` on.
@@ -104,11 +132,10 @@ impl Handoff {
 
     /// The latest attempt is over; its reply is no longer awaited.
     pub(crate) fn complete(&mut self, now: Time, id: MicrobatchId, how: Completion) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        if let Some(awaited) = entry.awaited() {
-            entry.timer = None;
-            self.router.on_completed(now, awaited.hop, id, how);
-        }
+        let Some(Leg { hop, .. }) = self.awaited(id) else { return };
+        self.set_timer(id, None);
+        self.router.on_completed(now, hop, id, how);
+        self.neighbours.has(hop, self.router.outstanding_at(&hop));
     }
 
     /// The latest attempt failed; the microbatch needs another attempt.
@@ -143,8 +170,9 @@ impl Handoff {
     pub(crate) fn on_status(&mut self, now: Time, leg: Leg, id: MicrobatchId, status: Status) -> bool {
         match status {
             Status::Held => {
-                if let Some((timer, _)) = self.entries.get_mut(&id).and_then(|entry| entry.timer.as_mut()) {
+                if let Some((mut timer, timeout)) = self.entries.get(&id).and_then(|entry| entry.timer) {
                     timer.held(now);
+                    self.set_timer(id, Some((timer, timeout)));
                 }
                 return false;
             }
@@ -189,27 +217,23 @@ impl Handoff {
 
     // --- Waits ----------------------------------------------------------------------------------------------
 
-    /// The attempts whose reply is overdue. Each counts as requested now.
+    /// The attempts whose reply is overdue, by id. Each counts as requested now.
     pub(crate) fn take_overdue(&mut self, now: Time) -> Vec<(MicrobatchId, Leg)> {
-        if self.check_at.is_none_or(|at| at > now) {
-            return Vec::new();
-        }
-        let mut overdue = Vec::new();
-        for (&id, entry) in &mut self.entries {
-            if entry.due().is_some_and(|due| due <= now) {
-                overdue.extend(entry.awaited().map(|leg| (id, leg)));
-                if let Some((timer, _)) = &mut entry.timer {
-                    timer.requested(now);
-                }
+        let due = self.due.iter().take_while(|(at, _)| *at <= now);
+        let mut overdue: Vec<_> = due.filter_map(|&(_, id)| Some((id, self.awaited(id)?))).collect();
+        overdue.sort_unstable_by_key(|(id, _)| *id);
+        for &(id, _) in &overdue {
+            if let Some((mut timer, timeout)) = self.entries.get(&id).and_then(|entry| entry.timer) {
+                timer.requested(now);
+                self.set_timer(id, Some((timer, timeout)));
             }
         }
-        self.check_at = self.entries.values().filter_map(Entry::due).min();
         overdue
     }
 
     /// When the next reply is overdue.
     pub(crate) fn next_check(&self) -> Option<Time> {
-        self.check_at
+        self.due.first().map(|(at, _)| *at)
     }
 
     /// Acts on the verdicts that have changed: a healthy peer may be chosen again, a dead or stalled peer is

@@ -7,6 +7,7 @@
 //! A verdict is about a link as much as about a peer: a peer that is heard again is healthy again. The membership table
 //! decides whether its contributions still count.
 
+mod expiries;
 mod link;
 mod phi_accrual;
 mod progress_monitor;
@@ -26,6 +27,7 @@ pub use progress_monitor::STALLED_MIN;
 pub use quarantine::{QUARANTINE_MAX, QUARANTINE_MIN, Quarantine};
 pub use suspension::{SUSPENDED_AFTER, Suspension, TICK};
 
+use expiries::Expiries;
 use phi_accrual::PhiAccrual;
 use progress_monitor::ProgressMonitor;
 
@@ -53,8 +55,10 @@ pub enum Verdict {
 pub struct Health {
     watched: BTreeMap<Instance, Watched>,
     link: Link,
-    /// No verdict changes before this time; new evidence resets it.
-    quiet_until: Time,
+    /// On the link's clock. A verdict costs nothing until evidence arrives or its time comes.
+    expiries: Expiries,
+    /// The own link was down when the verdicts were last looked at, or has been since.
+    was_down: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -79,29 +83,29 @@ impl Health {
     /// Begins to watch an instance; nothing changes if it is watched already. Its first heartbeat may take
     /// [`FIRST_BEAT`] before its silence counts.
     pub fn watch(&mut self, now: Time, instance: Instance) {
-        self.quiet_until = Time::default();
         if self.watched.is_empty() {
             self.link.sign(now, 0);
         }
         let heard = self.clock(now);
         self.watched.entry(instance).or_insert_with(|| Watched::new(heard));
+        self.judge_later(instance, heard);
     }
 
     /// Stops watching an instance.
     pub fn forget(&mut self, instance: Instance) {
-        self.quiet_until = Time::default();
         self.watched.remove(&instance);
+        self.expiries.forget(instance);
     }
 
     /// A heartbeat arrived from an instance.
     pub fn heard(&mut self, now: Time, instance: Instance, heartbeat: Heartbeat) {
-        self.quiet_until = Time::default();
-        self.link.sign(now, self.watched.len());
+        self.reached(now);
         let at = self.clock(now);
         if let Some(watched) = self.watched.get_mut(&instance) {
             watched.sign(at);
             watched.rhythm.beat(at);
             watched.progress.beat(at, heartbeat);
+            self.judge_later(instance, at);
         }
     }
 
@@ -110,19 +114,15 @@ impl Health {
         self.reached(now);
         let at = self.clock(now);
         if let Some(watched) = self.watched.get_mut(&instance) {
-            if watched.told != Verdict::Healthy {
-                self.quiet_until = Time::default();
-            }
             watched.sign(at);
+            self.judge_later(instance, at);
         }
     }
 
     /// A message arrived from a peer that is not watched, such as the coordinator: the own link works. Without such
     /// evidence the death of every watched peer looks like a failure of the own link.
     pub fn reached(&mut self, now: Time) {
-        if self.link.is_down(now, self.watched.len()) {
-            self.quiet_until = Time::default();
-        }
+        self.was_down |= self.link.is_down(now, self.watched.len());
         self.link.sign(now, self.watched.len());
     }
 
@@ -132,10 +132,20 @@ impl Health {
         if self.link.is_down(now, self.watched.len()) {
             return;
         }
+        let at = self.clock(now);
         if let Some(watched) = self.watched.get_mut(&instance) {
-            self.quiet_until = Time::default();
             watched.gone = true;
+            self.judge_later(instance, at);
         }
+    }
+
+    /// Notes when the verdict on an instance changes if no more evidence arrives, and whether it has changed.
+    fn judge_later(&mut self, instance: Instance, at: Time) {
+        let Some(watched) = self.watched.get(&instance) else { return };
+        if watched.verdict(at) != watched.told {
+            self.expiries.judge(instance);
+        }
+        self.expiries.set(instance, watched.next_change(at));
     }
 
     /// The current verdict on an instance; healthy if it is not watched.
@@ -147,18 +157,20 @@ impl Health {
 
     /// The verdicts that have changed since the last call, by peer id; a newly watched peer counts as healthy before.
     pub fn changes(&mut self, now: Time) -> Vec<(Instance, Verdict)> {
-        if now < self.quiet_until {
-            return Vec::new();
+        let (at, is_down) = (self.clock(now), self.link.is_down(now, self.watched.len()));
+        if std::mem::replace(&mut self.was_down, is_down) != is_down {
+            // The clock has gone back to the last message.
+            self.watched.keys().for_each(|&instance| self.expiries.judge(instance));
         }
-        let at = self.clock(now);
         let mut changes = Vec::new();
-        for (&instance, watched) in &mut self.watched {
+        for instance in self.expiries.take_due(at) {
+            let Some(watched) = self.watched.get_mut(&instance) else { continue };
             let verdict = watched.verdict(at);
             if std::mem::replace(&mut watched.told, verdict) != verdict {
                 changes.push((instance, verdict));
             }
+            self.judge_later(instance, at);
         }
-        self.quiet_until = self.next_change(now).unwrap_or(Time(u64::MAX));
         changes
     }
 
@@ -169,9 +181,7 @@ impl Health {
         if down.is_some_and(|down| down <= now) {
             return None;
         }
-        let at = self.clock(now);
-        let change = self.watched.values().filter_map(|watched| watched.next_change(at)).min();
-        let change = change.map(|change| self.link.told_by_caller(change));
+        let change = self.expiries.next().map(|change| self.link.told_by_caller(change));
         change.into_iter().chain(down).min()
     }
 

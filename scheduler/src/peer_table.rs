@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::router::Sample;
+use crate::router::Pairing;
 use crate::{
     Hop, Instance, Member, MemberState, Membership, MicrobatchId, PeerId, Quarantine, StageIndex, Succession,
     Time,
@@ -12,32 +12,27 @@ use crate::{
 /// The membership table with lookups, and the quarantine of this peer.
 #[derive(Clone, Debug, Default)]
 pub struct PeerTable {
+    owner: Option<PeerId>,
     version: u64,
     members: BTreeMap<PeerId, Member>,
-    sample: Sample,
-    stages: BTreeMap<StageIndex, Serving>,
-    feeders: usize,
+    /// The replicas that serve each stage, by peer id; noted once for every table, so that no decision looks at all
+    /// members.
+    stages: BTreeMap<StageIndex, Vec<Hop>>,
+    /// By peer id.
+    feeders: Vec<Hop>,
+    /// The replicas that the table before had placed and this one has not.
+    departed: Vec<Hop>,
     successions: Vec<Succession>,
     trained: Vec<StageIndex>,
     /// Contains members only, so the table bounds it.
     quarantine: Quarantine,
 }
 
-/// The replicas that serve a stage. Computed once for every table, so that a decision does not look at all members.
-#[derive(Clone, Debug, Default)]
-struct Serving {
-    /// The replicas that this peer chooses among, by peer id.
-    sample: Vec<Hop>,
-    /// Number of all replicas that serve the stage.
-    count: usize,
-}
-
 impl PeerTable {
-    /// The empty table, version 0. Of a stage with more than [`CANDIDATES_MAX`](crate::router::CANDIDATES_MAX) replicas
-    /// only some are eligible: a different selection for every owner.
+    /// The empty table, version 0. Of large stages the owner works with a part: see [`Pairing`].
     #[must_use]
     pub fn new(owner: PeerId) -> Self {
-        Self { sample: Sample::new(owner), ..Self::default() }
+        Self { owner: Some(owner), ..Self::default() }
     }
 
     /// Takes over a newer table; `false` and no change if `membership` is not newer.
@@ -46,9 +41,12 @@ impl PeerTable {
             return false;
         }
         self.version = membership.version;
-        self.members = membership.members.into_iter().map(|member| (member.instance.peer, member)).collect();
-        self.stages = serving(&self.members, self.sample);
-        self.feeders = self.feeders().count();
+        let members = membership.members.into_iter().map(|member| (member.instance.peer, member)).collect();
+        let before = std::mem::replace(&mut self.members, members);
+        self.departed = before.values().filter_map(Member::hop).filter(|hop| !self.placed(hop)).collect();
+        self.departed.retain(|hop| hop.stage.is_some());
+        self.stages = serving(&self.members);
+        self.feeders = self.feeders().map(|member| Hop::feeder(member.instance)).collect();
         self.successions = membership.successions;
         self.trained = membership.trained;
         let members = &self.members;
@@ -115,40 +113,50 @@ impl PeerTable {
         (0..stages).all(|stage| self.serves(StageIndex(stage)))
     }
 
-    /// Replicas of `stage` that a microbatch may be sent to now, by peer id; at most
-    /// [`CANDIDATES_MAX`](crate::router::CANDIDATES_MAX). Quarantined replicas only if there are no others.
-    pub fn eligible(&self, now: Time, stage: StageIndex) -> impl Iterator<Item = Hop> {
-        self.quarantine.admit(now, self.sample(stage))
+    /// The replicas of `stage` that the owner may hand microbatches to, by peer id.
+    pub fn candidates(&self, stage: StageIndex) -> impl Iterator<Item = Hop> {
+        let (pairing, owner) = (self.pairing(stage), self.owner);
+        let pairs = move |hop: &Hop| owner.is_none_or(|owner| pairing.pairs(owner, hop.peer()));
+        self.serving_hops(stage).iter().copied().filter(pairs)
     }
 
-    /// Peers that hand microbatches to one replica of `stage`; at least 1.
-    ///
-    /// The replicas of the stage before, or the feeders; of these only the expected number that have the replica in
-    /// their sample.
+    /// The peers that may hand microbatches to the owner, a replica of `stage`: of the replicas before it, or of the
+    /// feeders; by peer id.
+    pub fn senders_to(&self, stage: StageIndex) -> impl Iterator<Item = Hop> {
+        let (pairing, owner) = (self.pairing(stage), self.owner);
+        let pairs = move |hop: &Hop| owner.is_none_or(|owner| pairing.pairs(hop.peer(), owner));
+        self.all_senders_to(stage).iter().copied().filter(pairs)
+    }
+
+    /// The expected number of peers that may hand microbatches to one replica of `stage`; at least 1.
     #[must_use]
     pub fn senders(&self, stage: StageIndex) -> u32 {
-        let before = match stage.0.checked_sub(1).map(StageIndex) {
-            Some(before) => self.stages.get(&before).map_or(0, |serving| serving.count),
-            None => self.feeders,
-        };
-        let count = self.stages.get(&stage).map_or(1, |serving| serving.count);
-        let expected = (before * self.sample(stage).len()).div_ceil(count);
-        u32::try_from(expected.max(1)).unwrap_or(u32::MAX)
+        let expected = self.pairing(stage).expected(self.all_senders_to(stage).len());
+        u32::try_from(expected).unwrap_or(u32::MAX)
     }
 
     /// The replicas that serve `stage`, as hops, by peer id.
     #[must_use]
     pub fn hops(&self, stage: StageIndex) -> Vec<Hop> {
-        self.serving(stage).map(|member| Hop::replica(stage, member.instance)).collect()
+        self.serving_hops(stage).to_vec()
     }
 
-    /// The senders of microbatches to replicas of `stage`: the replicas before it, or the feeders.
+    /// The replicas that the table before had placed, and that no longer have their place.
     #[must_use]
-    pub fn senders_to(&self, stage: StageIndex) -> Vec<Hop> {
-        match stage.0.checked_sub(1) {
-            Some(before) => self.hops(StageIndex(before)),
-            None => self.feeders().map(|member| Hop::feeder(member.instance)).collect(),
-        }
+    pub fn departed(&self) -> &[Hop] {
+        &self.departed
+    }
+
+    fn pairing(&self, stage: StageIndex) -> Pairing {
+        Pairing::new(self.all_senders_to(stage).len(), self.serving_hops(stage).len())
+    }
+
+    fn serving_hops(&self, stage: StageIndex) -> &[Hop] {
+        self.stages.get(&stage).map_or(&[], Vec::as_slice)
+    }
+
+    fn all_senders_to(&self, stage: StageIndex) -> &[Hop] {
+        stage.0.checked_sub(1).map_or(&self.feeders, |before| self.serving_hops(StageIndex(before)))
     }
 
     /// Whether this instance is a feeder.
@@ -188,15 +196,17 @@ impl PeerTable {
         self.members.get(&succession.feeder).map(|member| Hop::feeder(member.instance))
     }
 
-    fn sample(&self, stage: StageIndex) -> &[Hop] {
-        self.stages.get(&stage).map_or(&[], |serving| &serving.sample)
-    }
-
     /// Quarantines a member that failed. An instance that is no member is ignored.
     pub fn quarantine(&mut self, now: Time, instance: Instance) {
         if is_member(&self.members, instance) {
             self.quarantine.failed(now, instance);
         }
+    }
+
+    /// Whether an instance is in quarantine now.
+    #[must_use]
+    pub fn is_quarantined(&self, now: Time, instance: Instance) -> bool {
+        self.quarantine.holds(now, instance)
     }
 
     /// Ends the quarantine of a peer that was heard.
@@ -215,15 +225,14 @@ fn is_member(members: &BTreeMap<PeerId, Member>, instance: Instance) -> bool {
     members.get(&instance.peer).is_some_and(|member| member.instance == instance)
 }
 
-fn serving(members: &BTreeMap<PeerId, Member>, sample: Sample) -> BTreeMap<StageIndex, Serving> {
-    let mut hops = BTreeMap::<StageIndex, Vec<Hop>>::new();
+fn serving(members: &BTreeMap<PeerId, Member>) -> BTreeMap<StageIndex, Vec<Hop>> {
+    let mut stages = BTreeMap::<StageIndex, Vec<Hop>>::new();
     for &Member { instance, state, .. } in members.values() {
         if let MemberState::Serving(stage) = state {
-            hops.entry(stage).or_default().push(Hop::replica(stage, instance));
+            stages.entry(stage).or_default().push(Hop::replica(stage, instance));
         }
     }
-    let serving = |hops: Vec<Hop>| Serving { count: hops.len(), sample: sample.select(hops) };
-    hops.into_iter().map(|(stage, hops)| (stage, serving(hops))).collect()
+    stages
 }
 
 #[cfg(test)]
@@ -231,7 +240,6 @@ mod tests {
     use super::*;
     use crate::Incarnation;
     use crate::health::QUARANTINE_MIN;
-    use crate::router::CANDIDATES_MAX;
 
     const OWNER: PeerId = PeerId([0xEE; 32]);
     const A: PeerId = PeerId([1; 32]);
@@ -281,44 +289,59 @@ mod tests {
         assert!(table.get(start(B, 9)).is_none());
     }
 
+    fn replica(stage: u16, index: u16) -> Member {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&[stage.to_be_bytes(), index.to_be_bytes()].concat());
+        member(PeerId(key), 1, MemberState::Serving(StageIndex(stage)))
+    }
+
     #[test]
-    fn a_large_stage_is_seen_in_part_and_its_senders_are_shared() {
-        let replica = |stage: u16| {
-            move |index: u8| {
-                let mut key = [index; 32];
-                key[0] = stage.to_le_bytes()[0];
-                member(PeerId(key), 1, MemberState::Serving(StageIndex(stage)))
-            }
+    fn a_sender_and_a_replica_agree_that_they_work_together() {
+        let members: Vec<Member> =
+            (0..2).flat_map(|stage| (0..300).map(move |index| replica(stage, index))).collect();
+        let seen_by = |member: &Member| {
+            let mut table = PeerTable::new(member.instance.peer);
+            table.update(Membership { version: 1, members: members.clone(), ..Membership::default() });
+            table
         };
-        let members = (0..10).map(replica(0)).chain((0..128).map(replica(1))).chain((0..8).map(replica(2)));
-        let feeder = member(OWNER, 1, MemberState::Feeding);
-        let table = table(1, members.chain([feeder]).collect());
-        let seen = |stage| table.eligible(Time(0), StageIndex(stage)).count();
-        assert_eq!([0, 1, 2, 3].map(seen), [10, CANDIDATES_MAX, 8, 0]);
-        assert_eq!([0, 1, 2, 3].map(|stage| table.senders(StageIndex(stage))), [1, 5, 128, 1]);
-        assert!(table.serves_all(3) && !table.serves_all(4));
+        let (sender, next) = (&members[7], StageIndex(1));
+        let table = seen_by(sender);
+        let chosen: Vec<Hop> = table.candidates(next).collect();
+        assert!((40..140).contains(&chosen.len()), "{}", chosen.len());
+        assert_eq!(table.senders(next), 75);
+        for replica in members.iter().filter(|member| member.state.stage() == Some(next)) {
+            let hop = replica.hop().unwrap();
+            let knows = seen_by(replica).senders_to(next).any(|hop| hop.instance == sender.instance);
+            assert_eq!(knows, chosen.contains(&hop), "{hop:?}");
+        }
+    }
+
+    #[test]
+    fn a_table_names_the_replicas_that_lost_their_place() {
+        let mut table = table(1, (0..3).map(|index| replica(0, index)).collect());
+        let mut moved = replica(0, 1);
+        moved.state = MemberState::Loading(StageIndex(1));
+        let members = vec![replica(0, 0), moved];
+        assert!(table.update(Membership { version: 2, members, ..Membership::default() }));
+        let departed: Vec<Member> = vec![replica(0, 1), replica(0, 2)];
+        assert_eq!(table.departed(), departed.iter().filter_map(Member::hop).collect::<Vec<_>>());
+        assert!(table.serves_all(1) && !table.serves_all(2));
     }
 
     #[test]
     fn a_quarantine_ends_by_time_by_a_message_or_by_a_restart() {
-        let stage = StageIndex(0);
-        let members = |incarnation| {
-            vec![
-                member(A, incarnation, MemberState::Serving(stage)),
-                member(B, 1, MemberState::Serving(stage)),
-            ]
-        };
+        let members = |incarnation| vec![member(A, incarnation, MemberState::Serving(StageIndex(0)))];
         let mut table = table(1, members(1));
-        let now = Time(100);
-        table.quarantine(now, start(A, 1));
-        assert_eq!(table.eligible(now, stage).map(|hop| hop.peer()).collect::<Vec<_>>(), [B]);
+        let (now, failed) = (Time(100), start(A, 1));
+        table.quarantine(now, failed);
+        assert!(table.is_quarantined(now, failed));
         assert_eq!(table.next_release(now), Some(now + QUARANTINE_MIN));
-        assert_eq!(table.eligible(now + QUARANTINE_MIN, stage).count(), 2);
-        table.heard(start(A, 1));
-        assert_eq!(table.eligible(now, stage).count(), 2);
-        table.quarantine(now, start(A, 1));
+        assert!(!table.is_quarantined(now + QUARANTINE_MIN, failed));
+        table.heard(failed);
+        assert!(!table.is_quarantined(now, failed));
+        table.quarantine(now, failed);
         assert!(table.update(Membership { version: 2, members: members(2), ..Membership::default() }));
-        assert_eq!(table.eligible(now, stage).count(), 2);
+        assert!(!table.is_quarantined(now, failed) && !table.is_quarantined(now, start(A, 2)));
         assert_eq!(table.next_release(now), None);
     }
 }

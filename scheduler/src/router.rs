@@ -8,8 +8,8 @@ mod fixtures;
 mod iwrr;
 mod least_outstanding;
 mod outstanding;
+mod pairing;
 mod policy;
-mod sample;
 #[cfg(test)]
 mod tests;
 mod uniform;
@@ -21,9 +21,12 @@ use crate::{Duration, Hop, MicrobatchId, Time};
 pub use iwrr::{Iwrr, IwrrConfig};
 pub use least_outstanding::{LeastOutstanding, LeastOutstandingConfig};
 pub use outstanding::Outstanding;
+pub use pairing::{Pairing, REPLICAS_OF_A_SENDER, SENDERS_OF_A_REPLICA};
 pub use policy::Policy;
-pub use sample::{CANDIDATES_MAX, Sample};
 pub use uniform::{Uniform, UniformConfig};
+
+/// Replicas that one decision looks at, at most: its cost does not grow with the swarm.
+pub const CANDIDATES_MAX: usize = 64;
 
 /// The way in which an attempt with a replica ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@
 
 mod applied_set;
 mod config;
+mod contacts;
 mod counts;
 mod credit;
 mod ending;
@@ -46,6 +47,7 @@ pub use job::{Evaluation, Job, JobOutcome, JobReply};
 pub use parked::{PARKED_MAX, PARKED_TIMEOUT};
 
 use applied_set::AppliedSet;
+use contacts::Contacts;
 use credit::Credits;
 use executor_queue::ExecutorQueue;
 use microbatch::{Arrival, GradientReply, Microbatch, Output, Phase, UpdateState};
@@ -62,6 +64,7 @@ pub struct Stage<P> {
     microbatches: BTreeMap<MicrobatchId, Microbatch<P>>,
     /// The microbatches that a replica of the next stage has.
     handoff: Handoff,
+    contacts: Contacts,
     credits: Credits,
     queue: ExecutorQueue,
     /// The microbatches in phase `Unrouted`, oldest first: computed, but no replica of the next stage takes them.
@@ -96,6 +99,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             table,
             microbatches: BTreeMap::new(),
             handoff,
+            contacts: Contacts::default(),
             credits: Credits::default(),
             queue: ExecutorQueue::default(),
             unrouted: VecDeque::new(),
@@ -293,9 +297,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     fn take(&mut self, now: Time, sender: Hop, arrival: Arrival<P>, takes_slot: bool) {
         let (id, trains) = (arrival.id, arrival.purpose == Purpose::Train);
         let recovers = trains && !takes_slot;
-        if takes_slot && self.credits.used(sender) {
-            self.heartbeat_at = now;
-        }
+        self.meet_sender(now, sender, takes_slot);
         if recovers {
             self.count(Note::Recovered(id));
         }

@@ -1,6 +1,7 @@
 //! Injection: microbatches are admitted by the window, drawn by the process and sent to a replica of stage 0.
 
 use std::fmt::Debug;
+use std::ops::Bound;
 
 use super::open::{Open, Phase};
 use super::{Action, Feeder, Record};
@@ -48,13 +49,22 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         oldest.is_none_or(|(oldest, _)| next.0 - oldest.0 < ACK_OPEN_MAX as u64)
     }
 
+    /// Sends the microbatches that wait for a replica, by id, as long as a replica takes one.
     pub(super) fn send_drawn(&mut self, now: Time) {
-        let drawn = |open: &Open<P>| open.phase == Phase::Drawn;
-        let ids: Vec<_> = self.open.iter().filter(|(_, open)| drawn(open)).map(|(&id, _)| id).collect();
-        for id in ids {
+        let mut next = self.drawn.first().copied();
+        while let Some(id) = next {
             if !self.ask_former_holder(now, id) && !self.inject(now, id) {
                 return;
             }
+            next = self.drawn.range((Bound::Excluded(id), Bound::Unbounded)).next().copied();
+        }
+    }
+
+    /// The microbatch waits for a replica of stage 0.
+    pub(super) fn wait_for_replica(&mut self, microbatch: MicrobatchId) {
+        if let Some(open) = self.open.get_mut(&microbatch) {
+            open.phase = Phase::Drawn;
+            self.drawn.insert(microbatch);
         }
     }
 
@@ -85,6 +95,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if let Some(open) = self.open.get_mut(&microbatch) {
             open.phase = Phase::Sent;
         }
+        self.drawn.remove(&microbatch);
         self.handoff.sent(now, microbatch, to, self.config.timeout(purpose))
     }
 
@@ -102,7 +113,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             && open.phase == Phase::Drawing
         {
             open.ids = Some(ids);
-            open.phase = Phase::Drawn;
+            self.wait_for_replica(microbatch);
         }
     }
 }

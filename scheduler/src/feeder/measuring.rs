@@ -3,7 +3,6 @@
 use std::fmt::Debug;
 
 use super::evaluation::Evaluation;
-use super::open::{Open, Phase};
 use super::{Action, EVALUATION_TRIES, EVALUATIONS_MAX, Feeder, Outcome};
 use crate::router::Completion;
 use crate::{Attempt, Hop, Instance, Loss, MicrobatchId, Purpose, Refusal, StageIndex, Time};
@@ -68,9 +67,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return self.settle(now, id, Outcome::Unanswered);
         }
         self.handoff.fail(now, id, Completion::Lost);
-        if let Some(Open { phase, .. }) = self.open.get_mut(&id) {
-            *phase = Phase::Drawn;
-        }
+        self.wait_for_replica(id);
     }
 
     pub(super) fn settle_evaluation(&mut self, loss: Option<Loss>) {

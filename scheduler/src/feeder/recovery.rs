@@ -4,7 +4,6 @@
 
 use std::fmt::Debug;
 
-use super::open::Phase;
 use super::{Action, Feeder};
 use crate::handoff::Leg;
 use crate::{Envelope, Hop, Instance, Membership, Message, MicrobatchId, Purpose, StageIndex, Status, Time};
@@ -23,7 +22,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         self.paused_until = None;
         let table = std::mem::take(&mut self.table);
-        self.handoff.neighbours.watch(now, table.hops(StageIndex(0)));
+        self.handoff.watch(now, std::iter::empty(), table.candidates(StageIndex(0)), |hop| table.placed(hop));
         let gone: Vec<Hop> = self.contributions.hops().filter(|hop| !table.placed(hop)).copied().collect();
         for hop in gone {
             self.counts.contributions_lost += self.contributions.lose(&hop);
@@ -36,13 +35,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Retries every microbatch that was sent to a replica that is `gone`.
     fn lose(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) {
         for id in self.handoff.lose(now, gone) {
-            self.retry(id);
-        }
-    }
-
-    fn retry(&mut self, id: MicrobatchId) {
-        if let Some(open) = self.open.get_mut(&id) {
-            open.phase = Phase::Drawn;
+            self.wait_for_replica(id);
         }
     }
 
@@ -57,7 +50,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return;
         }
         if self.handoff.on_status(now, sender, id, status) {
-            self.retry(id);
+            self.wait_for_replica(id);
         }
     }
 

@@ -50,6 +50,8 @@ pub(super) struct Rounds {
     /// Members that were behind and reported later.
     slow: BTreeSet<Instance>,
     over: bool,
+    /// A member has reported since the last look at all members.
+    news: bool,
 }
 
 /// The progress of training.
@@ -76,6 +78,7 @@ impl Rounds {
             behind: BTreeSet::new(),
             slow: BTreeSet::new(),
             over: false,
+            news: true,
         }
     }
 
@@ -112,10 +115,20 @@ impl Rounds {
 
     /// A member has ended this round and all before it.
     pub(super) fn ended(&mut self, member: Instance, round: Round) {
+        self.news = true;
         self.ended.insert(member, round.0);
         if self.behind.remove(&member) {
             self.slow.insert(member);
         }
+    }
+
+    /// Whether `proceed` may find more than at its last call, while the members are the same: it looks at all of them,
+    /// and events are frequent.
+    pub(super) fn may_proceed(&mut self, now: Time, training: Training) -> bool {
+        let expired = |until: Option<Time>| until.is_some_and(|until| until <= now);
+        let waits = self.open_until.is_some() && !expired(self.open_until) && !expired(self.grace_until);
+        let due = !waits && self.is_due(training.finished);
+        std::mem::take(&mut self.news) || expired(self.open_until) || due || training.over
     }
 
     /// Calls the next round, if it is due and the feeder waits for no member any more. Returns whether a round was

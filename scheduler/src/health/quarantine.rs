@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Duration, Hop, Instance, Time};
+use crate::{Duration, Instance, Time};
 
 /// Quarantine after the first failure of a peer. Doubles with every further failure.
 pub const QUARANTINE_MIN: Duration = Duration::from_secs(5);
@@ -54,14 +54,6 @@ impl Quarantine {
         self.spells.get(&instance).is_some_and(|spell| spell.until > now)
     }
 
-    /// The replicas that are not in quarantine; all of them if none is left: a doubtful replica is better than a stage
-    /// that stands still.
-    pub fn admit(&self, now: Time, replicas: &[Hop]) -> impl Iterator<Item = Hop> {
-        let held = move |hop: &Hop| self.holds(now, hop.instance);
-        let ignored = replicas.iter().all(held);
-        replicas.iter().copied().filter(move |hop| ignored || !held(hop))
-    }
-
     /// The next end of a quarantine after `now`; `None` if no instance is in quarantine.
     #[must_use]
     pub fn next_release(&self, now: Time) -> Option<Time> {
@@ -85,10 +77,6 @@ mod tests {
         Instance::new(PeerId([key; 32]), Incarnation(incarnation))
     }
 
-    fn hop(key: u8) -> Hop {
-        Hop::feeder(start(key, 1))
-    }
-
     #[test]
     fn doubles_up_to_ten_minutes_and_one_success_clears() {
         let mut quarantine = Quarantine::new();
@@ -110,20 +98,6 @@ mod tests {
         let mut quarantine = Quarantine::new();
         (0..9).for_each(|nanos| quarantine.failed(Time(nanos), A));
         assert_eq!(quarantine.next_release(Time(9)), Some(Time(0) + QUARANTINE_MIN));
-    }
-
-    #[test]
-    fn ignored_when_it_would_leave_no_replica() {
-        let mut quarantine = Quarantine::new();
-        let replicas = [hop(1), hop(2)];
-        let admitted = |quarantine: &Quarantine| quarantine.admit(Time(0), &replicas).collect::<Vec<_>>();
-        quarantine.failed(Time(0), A);
-        assert_eq!(admitted(&quarantine), [hop(2)]);
-        quarantine.failed(Time(0), hop(2).instance);
-        assert_eq!(admitted(&quarantine), replicas);
-        quarantine.retain(|instance| instance != A);
-        assert_eq!(admitted(&quarantine), [hop(1)]);
-        assert_eq!(quarantine.admit(Time(0), &[]).count(), 0);
     }
 
     #[test]

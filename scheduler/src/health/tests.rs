@@ -212,6 +212,7 @@ proptest! {
                 Heard::Watch => harness.health.watch(now, peer),
                 Heard::Forget => harness.health.forget(peer),
             }
+            harness.health.changes(now);
             let judge = |now| [A, B, C].map(|peer| harness.health.verdict(now, peer));
             let before = judge(now);
             let change = harness.health.next_change(now);

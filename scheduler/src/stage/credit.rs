@@ -3,7 +3,7 @@
 //! A credit is a level, not a token: a sender that has as many unanswered as its level holds back until answers come.
 //! No credit has to be returned, so neither a lost message nor a dead sender can leak one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Hop;
 
@@ -15,17 +15,20 @@ const SCALE: u64 = 1_024;
 /// Deals the slots of a replica out to its senders.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Credits {
-    /// Microbatches since the last dealing and their moving average, by sender.
+    /// By sender.
     used: BTreeMap<Hop, Use>,
-    /// Times credits were dealt: the rotation where senders outnumber slots.
+    /// Times credits were dealt: the rotation of the slots that are left over.
     rounds: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Use {
+    /// Microbatches since the last dealing.
     since: u64,
+    /// The moving average of microbatches between two dealings.
     average: u64,
     seen: bool,
+    level: u32,
 }
 
 impl Credits {
@@ -36,22 +39,40 @@ impl Credits {
         !std::mem::replace(&mut used.seen, true)
     }
 
-    /// Levels for `senders`, in proportion to recent use and at least 1 while slots suffice; their sum is at most
-    /// `slots`. Senders that are gone are forgotten.
-    pub(super) fn deal(&mut self, slots: usize, senders: &[Hop]) -> Vec<(Hop, u32)> {
+    /// Levels for `senders`, in proportion to recent use and at least 1 while slots suffice; their sum is `slots`.
+    /// Senders that are gone are forgotten.
+    pub(super) fn deal(&mut self, slots: usize, senders: &BTreeSet<Hop>) -> Vec<(Hop, u32)> {
         self.average(senders);
-        self.rounds = self.rounds.wrapping_add(1);
-        if senders.len() > slots {
-            return self.take_turns(slots, senders);
+        let spare = slots.saturating_sub(senders.len()) as u64;
+        let total = self.used.values().map(Use::weight).sum::<u64>().max(1);
+        for used in self.used.values_mut() {
+            let share = spare * used.weight() / total;
+            let one = u32::from(senders.len() <= slots);
+            used.level = one.saturating_add(u32::try_from(share).unwrap_or(u32::MAX));
         }
-        let spare = (slots - senders.len()) as u64;
-        let uses: Vec<u64> = senders.iter().map(|sender| self.average_of(sender)).collect();
-        let total: u64 = uses.iter().sum::<u64>().max(1);
-        let level = |used: u64| 1 + u32::try_from(spare * used / total).unwrap_or(u32::MAX);
-        senders.iter().zip(uses).map(|(&sender, used)| (sender, level(used))).collect()
+        self.deal_remainder(slots);
+        self.used.iter().map(|(&sender, used)| (sender, used.level)).collect()
     }
 
-    fn average(&mut self, senders: &[Hop]) {
+    /// The level of one sender between two dealings; of a newcomer, its share if all were equal.
+    pub(super) fn level(&self, slots: usize, sender: &Hop, senders: usize) -> u32 {
+        let level = self.used.get(sender).map(|used| used.level).filter(|&level| level > 0);
+        level.unwrap_or_else(|| u32::try_from(slots / senders.max(1)).unwrap_or(u32::MAX).max(1))
+    }
+
+    /// The slots that shares leave over, one each, to other senders every time.
+    fn deal_remainder(&mut self, slots: usize) {
+        let dealt: u64 = self.used.values().map(|used| u64::from(used.level)).sum();
+        let left = (slots as u64).saturating_sub(dealt);
+        let (senders, start) = (self.used.len().max(1) as u64, self.rounds);
+        for (place, used) in (0..).zip(self.used.values_mut()) {
+            used.level =
+                used.level.saturating_add(u32::from((place + senders - start % senders) % senders < left));
+        }
+        self.rounds = self.rounds.wrapping_add(left.max(1));
+    }
+
+    fn average(&mut self, senders: &BTreeSet<Hop>) {
         self.used.retain(|sender, _| senders.contains(sender));
         for sender in senders {
             let entry = self.used.entry(*sender).or_default();
@@ -59,16 +80,12 @@ impl Credits {
             entry.since = 0;
         }
     }
+}
 
+impl Use {
     /// A sender that has sent nothing yet counts as a sender of a little, so that it can begin.
-    fn average_of(&self, sender: &Hop) -> u64 {
-        self.used.get(sender).map_or(0, |used| used.average).max(SCALE / 4)
-    }
-
-    fn take_turns(&self, slots: usize, senders: &[Hop]) -> Vec<(Hop, u32)> {
-        let start = usize::try_from(self.rounds % senders.len().max(1) as u64).unwrap_or(0);
-        let place = |index: usize| (index + senders.len() - start) % senders.len();
-        senders.iter().enumerate().map(|(index, &sender)| (sender, u32::from(place(index) < slots))).collect()
+    fn weight(&self) -> u64 {
+        self.average.max(SCALE / 4)
     }
 }
 
@@ -86,9 +103,9 @@ mod tests {
     }
 
     #[test]
-    fn follow_use_and_never_exceed_the_slots() {
+    fn follow_use_and_fill_the_slots() {
         let mut credits = Credits::default();
-        let senders = [hop(1), hop(2), hop(3)];
+        let senders = [hop(1), hop(2), hop(3)].into();
         assert_eq!(levels(&credits.deal(63, &senders)), [21, 21, 21]);
         for _ in 0..20 {
             assert!((0..30).filter(|_| credits.used(hop(1))).count() <= 1);
@@ -96,14 +113,27 @@ mod tests {
             credits.deal(64, &senders);
         }
         let dealt = levels(&credits.deal(64, &senders));
-        assert!(dealt.iter().sum::<u32>() <= 64, "{dealt:?}");
+        assert_eq!(dealt.iter().sum::<u32>(), 64, "{dealt:?}");
         assert!(dealt[0] > 2 * dealt[1] && dealt[2] >= 1, "{dealt:?}");
+    }
+
+    #[test]
+    fn no_slot_stays_idle_because_shares_are_rounded() {
+        let mut credits = Credits::default();
+        let senders: BTreeSet<Hop> = (0..33).map(hop).collect();
+        let mut totals = [0; 33];
+        for _ in 0..33 {
+            let dealt = levels(&credits.deal(64, &senders));
+            assert_eq!(dealt.iter().sum::<u32>(), 64);
+            dealt.iter().zip(&mut totals).for_each(|(level, total)| *total += level);
+        }
+        assert_eq!(totals, [64; 33]);
     }
 
     #[test]
     fn senders_without_a_slot_are_served_in_rotation() {
         let mut credits = Credits::default();
-        let senders: Vec<Hop> = (0..5).map(hop).collect();
+        let senders: BTreeSet<Hop> = (0..5).map(hop).collect();
         let mut turns = [0; 5];
         for _ in 0..10 {
             let dealt = credits.deal(2, &senders);
@@ -111,5 +141,13 @@ mod tests {
             dealt.iter().zip(&mut turns).for_each(|((_, level), turns)| *turns += level);
         }
         assert_eq!(turns, [4; 5]);
+    }
+
+    #[test]
+    fn a_newcomer_begins_with_an_equal_share() {
+        let mut credits = Credits::default();
+        credits.deal(64, &[hop(1)].into());
+        assert_eq!((credits.level(64, &hop(1), 2), credits.level(64, &hop(2), 2)), (64, 32));
+        assert_eq!(credits.level(1, &hop(3), 2), 1);
     }
 }

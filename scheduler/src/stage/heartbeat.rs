@@ -1,10 +1,11 @@
 //! Signs of life of a replica's stage: its progress for the coordinator, heartbeats and credits for its neighbours.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use super::microbatch::Microbatch;
 use super::{Progress, Stage};
-use crate::{Heartbeat, Message, Time};
+use crate::{Heartbeat, Hop, Message, Time};
 
 impl<P: Clone + Default + Debug> Stage<P> {
     /// The contents of the next heartbeat to the coordinator.
@@ -21,21 +22,56 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// Tells both neighbouring stages, and at stage 0 the feeders, that this replica lives, and deals out credits.
+    /// Follows a change of the table: the neighbours are those that the routing pairs with this replica, and those that
+    /// still have work of it, or it of them.
+    pub(super) fn renew_contacts(&mut self, now: Time) {
+        let table = &self.table;
+        let placed = |hop: &Hop| table.placed(hop);
+        let gave = self.microbatches.values().filter(|held| !held.is_settled()).map(|held| held.upstream.hop);
+        let senders: BTreeSet<Hop> = table.senders_to(self.config.stage).chain(gave.filter(placed)).collect();
+        let upstream = senders.iter().copied().filter(|hop| hop.stage.is_some());
+        let downstream = table.candidates(self.config.next_stage());
+        let receivers = self.handoff.watch(now, upstream, downstream, placed);
+        self.contacts.renew(senders, receivers);
+    }
+
+    /// A microbatch came from `sender`, which waits for its credit and its heartbeats from now on.
+    pub(super) fn meet_sender(&mut self, now: Time, sender: Hop, takes_slot: bool) {
+        if self.contacts.meet(sender) && sender.stage.is_some() {
+            self.handoff.neighbours.watch_too(now, sender, 0);
+        }
+        if takes_slot && self.credits.used(sender) {
+            self.contacts.hurry(sender);
+        }
+    }
+
+    /// Tells the neighbours that this replica lives, and deals out credits: every second to all of them, at once to new
+    /// ones.
     pub(super) fn send_heartbeats(&mut self, now: Time) {
-        if now < self.heartbeat_at {
-            return;
+        if self.heartbeat_at <= now {
+            self.heartbeat_at = now + self.config.heartbeat_interval;
+            self.contacts.take_waiting();
+            let credits = self.credits.deal(self.slots_open(), self.contacts.senders());
+            let receivers: Vec<_> = self.contacts.receivers().iter().map(|&hop| (hop, 0)).collect();
+            self.send_heartbeat(now, credits.into_iter().chain(receivers));
         }
-        self.heartbeat_at = now + self.config.heartbeat_interval;
-        let senders = self.table.senders_to(self.config.stage);
-        let slots = if self.draining { 0 } else { self.config.slots };
+        let (slots, senders) = (self.slots_open(), self.contacts.senders().len());
+        let waiting = self.contacts.take_waiting();
+        let levels: Vec<_> =
+            waiting.iter().map(|hop| (*hop, self.credits.level(slots, hop, senders))).collect();
+        self.send_heartbeat(now, levels);
+    }
+
+    fn send_heartbeat(&mut self, now: Time, to: impl IntoIterator<Item = (Hop, u32)>) {
         let heartbeat = self.heartbeat(now);
-        for (sender, credit) in self.credits.deal(slots, &senders) {
-            self.send(sender, Message::Heartbeat(Heartbeat { credit, ..heartbeat }));
+        for (hop, credit) in to {
+            self.send(hop, Message::Heartbeat(Heartbeat { credit, ..heartbeat }));
         }
-        for next in self.table.hops(self.config.next_stage()) {
-            self.send(next, Message::Heartbeat(heartbeat));
-        }
+    }
+
+    /// The slots that senders may use.
+    fn slots_open(&self) -> usize {
+        if self.draining { 0 } else { self.config.slots }
     }
 
     fn heartbeat(&self, now: Time) -> Heartbeat {

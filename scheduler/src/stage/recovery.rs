@@ -46,19 +46,14 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// A newer table: a replica that no longer has its place is lost.
     pub(super) fn on_membership(&mut self, now: Time, membership: Membership) {
-        let before = self.table.replicas();
         if !self.table.update(membership) {
             return;
         }
+        self.renew_contacts(now);
         let table = std::mem::take(&mut self.table);
         let ignores_starts = self.config.breaks(Mutation::IgnoreIncarnation);
         let known = |hop: &Hop| table.placed(hop) || (ignores_starts && table.address(hop.peer()).is_some());
-        // New neighbours wait for their credit.
-        self.heartbeat_at = now;
-        let downstream = table.hops(self.config.next_stage()).into_iter();
-        let upstream = table.senders_to(self.config.stage).into_iter().filter(|hop| hop.stage.is_some());
-        self.handoff.neighbours.watch(now, downstream.chain(upstream));
-        self.departures.note(now, &before, &table);
+        self.departures.note(now, table.departed());
         self.lose(now, |hop| !known(hop));
         self.table = table;
         self.follow_successors(now);

@@ -22,9 +22,9 @@ pub(super) struct DepartureLog {
 }
 
 impl DepartureLog {
-    /// Notes the stages of the replicas that were there `before` and are not in the table.
-    pub(super) fn note(&mut self, now: Time, before: &[Hop], table: &PeerTable) {
-        for stage in before.iter().filter(|hop| !table.placed(hop)).filter_map(|hop| hop.stage) {
+    /// Notes the stages of the replicas that have `departed`.
+    pub(super) fn note(&mut self, now: Time, departed: &[Hop]) {
+        for stage in departed.iter().filter_map(|hop| hop.stage) {
             self.latest.insert(stage, now);
         }
     }

@@ -103,9 +103,10 @@ impl Harness {
     fn neighbours_beat(&mut self) -> Vec<Action<Payload>> {
         let me = self.stage.config().hop();
         let next = self.stage.table().hops(self.stage.config().next_stage());
-        let neighbours = next.into_iter().chain(self.stage.table().senders_to(me.stage.unwrap()));
+        let senders: Vec<Hop> = self.stage.table().senders_to(me.stage.unwrap()).collect();
+        let neighbours = next.into_iter().chain(senders);
         let beat = Message::Heartbeat(Heartbeat { credit: 8, ..Heartbeat::default() });
-        neighbours.collect::<Vec<_>>().into_iter().flat_map(|hop| self.receive(hop, beat.clone())).collect()
+        neighbours.flat_map(|hop| self.receive(hop, beat.clone())).collect()
     }
 
     fn counts(&self) -> Counts {
