@@ -4,8 +4,8 @@
 //! A training microbatch is admitted by the window, drawn by the process and sent to a replica of stage 0. On its way
 //! back replicas claim it, each for its stage; the feeder grants exactly one claim a stage. A microbatch that comes
 //! back through stage 0 is finished; a microbatch that a replica refuses is refused; there is no other outcome. A
-//! microbatch whose replica is lost is retried. Evaluations wait until no training microbatch is in flight, so that the
-//! figure belongs to one set of weights. When every microbatch has its outcome, replicas of a stage average every
+//! microbatch whose replica is lost is retried. Evaluations go among the training microbatches; in a synchronous run they
+//! wait until none is in flight, so that the figure belongs to one set of weights. When every microbatch has its outcome, replicas of a stage average every
 //! fragment once more (`rounds`).
 //!
 //! Facts that must survive this process go into a journal first; [`Feeder::resume`] goes on from it.
@@ -19,6 +19,7 @@ mod evaluation;
 mod evaluation_schedule;
 mod event;
 mod grants;
+mod growth;
 mod injection;
 mod journal;
 mod measuring;
@@ -56,7 +57,7 @@ pub use window::{Admission, Window};
 
 use announcement::Announcement;
 use averaging_members::AveragingMembers;
-use config::CLAIMS_WITHIN;
+use config::{CLAIMS_WITHIN, SCARCE};
 use contributions::Contributions;
 use evaluation::Evaluation;
 use evaluation_schedule::ScheduleProgress;
@@ -80,8 +81,8 @@ pub struct Feeder<P> {
     schedule: ScheduleProgress,
     /// Bounded by the two windows.
     open: BTreeMap<MicrobatchId, Open<P>>,
-    /// The microbatches of `open` that wait for a replica of stage 0.
-    drawn: BTreeSet<MicrobatchId>,
+    /// The microbatches of `open` that wait for a replica of stage 0, and whether they train.
+    drawn: BTreeSet<(bool, MicrobatchId)>,
     /// The microbatches of `open` that were handed to stage 0.
     handoff: Handoff,
     grants: Grants,
@@ -467,8 +468,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Records the one outcome of a microbatch that was sent.
     fn settle(&mut self, now: Time, microbatch: MicrobatchId, outcome: Outcome) {
         self.handoff.forget(now, microbatch, outcome.completion());
-        self.drawn.remove(&microbatch);
         let Some(open) = self.open.remove(&microbatch) else { return };
+        self.drawn.remove(&(open.trains(), microbatch));
         if matches!(outcome, Outcome::Refused { reason: Refusal::Undeliverable, .. }) {
             self.paused_until = Some(now + REFUSED_PAUSE);
         }
@@ -478,6 +479,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.grants.end(microbatch);
             self.announcement.end(microbatch);
             self.window.release();
+            self.window.finished(now, self.drawn.len() > SCARCE);
         }
         self.counts.settle(microbatch, &outcome);
         let loss = outcome.evaluated();
@@ -495,8 +497,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let unsent: Vec<_> = self.open.keys().copied().filter(|&id| self.handoff.attempts(id) == 0).collect();
         for id in unsent {
             self.handoff.forget(now, id, Completion::Refused);
-            self.drawn.remove(&id);
-            match self.open.remove(&id) {
+            let open = self.open.remove(&id);
+            self.drawn.retain(|(_, drawn)| *drawn != id);
+            match open {
                 Some(open) if open.trains() => self.window.release(),
                 Some(_) | None => self.settle_evaluation(None),
             }

@@ -113,6 +113,12 @@ impl PeerTable {
         (0..stages).all(|stage| self.serves(StageIndex(stage)))
     }
 
+    /// Replicas that serve the narrowest of the first `stages` stages.
+    #[must_use]
+    pub fn width(&self, stages: u16) -> usize {
+        (0..stages).map(|stage| self.serving_hops(StageIndex(stage)).len()).min().unwrap_or(0)
+    }
+
     /// The replicas of `stage` that the owner may hand microbatches to, by peer id.
     pub fn candidates(&self, stage: StageIndex) -> impl Iterator<Item = Hop> {
         let (pairing, owner) = (self.pairing(stage), self.owner);

@@ -61,7 +61,7 @@ impl Serving {
         self.next += 1;
         self.forward(MicrobatchId(id));
         if self.next.is_multiple_of(ANNOUNCED) {
-            let ranges = vec![AckRange { first: 0, watermark: self.next, bitmap: Vec::new() }];
+            let ranges = vec![AckRange { first: 0, end: self.next, open: Vec::new() }];
             self.hear(self.swarm.feeder, Message::Outcomes { ranges });
         }
     }

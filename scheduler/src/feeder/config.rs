@@ -14,6 +14,9 @@ pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// Time that a feeder waits at most for claims on their way, once every microbatch has its outcome.
 pub(super) const CLAIMS_WITHIN: Duration = Duration::from_secs(3);
 
+/// More microbatches than this that wait for a replica show that the replicas of stage 0 have no room.
+pub(super) const SCARCE: usize = 4;
+
 /// Times that an evaluation microbatch without an answer is sent; then the figure leaves it out.
 pub const EVALUATION_TRIES: u32 = 8;
 

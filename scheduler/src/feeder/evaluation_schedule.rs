@@ -22,7 +22,7 @@ pub(super) struct ScheduleProgress {
 
 impl ScheduleProgress {
     /// The measurement that is due now, after `injected` of `total` training microbatches. It is due when the last
-    /// microbatch before it is sent, so that training runs dry behind that microbatch.
+    /// microbatch before it is sent, so that a synchronous run dries up behind that microbatch.
     pub(super) fn take_due(
         &mut self,
         schedule: EvaluationSchedule,

@@ -31,8 +31,8 @@ pub enum Event<P> {
     RoundTrip(Instance, Duration),
     /// The coordinator replied to a heartbeat.
     Directive(Directive),
-    /// Measure the loss on held-out microbatches `first..first + count`, besides those of the schedule. Training pauses
-    /// meanwhile.
+    /// Measure the loss on held-out microbatches `first..first + count`, besides those of the schedule. Training goes on,
+    /// except in a synchronous run.
     Evaluate {
         /// Index of the first microbatch, from 0; its id is [`MicrobatchId::evaluation`] of the index.
         first: u64,

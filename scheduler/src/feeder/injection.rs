@@ -23,14 +23,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// The next microbatch that the window admits. An evaluation waits until training has run dry.
+    /// The next microbatch that the window admits.
     fn next_admitted(&mut self) -> Option<(MicrobatchId, Open<P>)> {
-        if let Some(evaluation) = self.evaluations.front_mut() {
-            let free =
-                self.window.in_flight() == 0 && evaluation.has_more() && self.evaluation_window.admit();
-            let id = if free { evaluation.take()? } else { return None };
-            self.handoff.number_from(id, evaluation.attempt);
-            return Some((id, Open::new(evaluation.measured().purpose)));
+        if let Some(evaluation) = self.next_evaluation() {
+            return Some(evaluation);
+        }
+        if self.holds_training() {
+            return None;
         }
         let wanted = !self.stopped && self.admitted < self.config.total;
         let next = self.ranges.next().filter(|&next| wanted && self.can_be_announced(next))?;
@@ -42,6 +41,24 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         Some((next, Open::new(Purpose::Train)))
     }
 
+    /// The next microbatch of an evaluation. It goes among the training microbatches, except where those must see the
+    /// same weights: there it waits until they have run dry.
+    fn next_evaluation(&mut self) -> Option<(MicrobatchId, Open<P>)> {
+        let (waits, dry) = (self.window.is_in_step(), self.window.in_flight() == 0);
+        let evaluation = self.evaluations.front_mut().filter(|_| dry || !waits)?;
+        if !evaluation.has_more() || !self.evaluation_window.admit() {
+            return None;
+        }
+        let id = evaluation.take()?;
+        self.handoff.number_from(id, evaluation.attempt);
+        Some((id, Open::new(evaluation.measured().purpose)))
+    }
+
+    /// Whether training waits for an evaluation: in step, and for the evaluation of the initial weights.
+    fn holds_training(&self) -> bool {
+        !self.evaluations.is_empty() && (self.window.is_in_step() || self.counts.injected == 0)
+    }
+
     /// Whether an announcement can name every id that may be open below `next`. Ids are injected in order, so only a
     /// microbatch that stays open while many thousands end comes near this limit.
     fn can_be_announced(&self, next: MicrobatchId) -> bool {
@@ -49,14 +66,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         oldest.is_none_or(|(oldest, _)| next.0 - oldest.0 < ACK_OPEN_MAX as u64)
     }
 
-    /// Sends the microbatches that wait for a replica, by id, as long as a replica takes one.
+    /// Sends the microbatches that wait for a replica, those of evaluations first, as long as a replica takes one.
     pub(super) fn send_drawn(&mut self, now: Time) {
         let mut next = self.drawn.first().copied();
-        while let Some(id) = next {
+        while let Some((trains, id)) = next {
             if !self.ask_former_holder(now, id) && !self.inject(now, id) {
                 return;
             }
-            next = self.drawn.range((Bound::Excluded(id), Bound::Unbounded)).next().copied();
+            next = self.drawn.range((Bound::Excluded((trains, id)), Bound::Unbounded)).next().copied();
         }
     }
 
@@ -64,7 +81,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     pub(super) fn wait_for_replica(&mut self, microbatch: MicrobatchId) {
         if let Some(open) = self.open.get_mut(&microbatch) {
             open.phase = Phase::Drawn;
-            self.drawn.insert(microbatch);
+            self.drawn.insert((open.trains(), microbatch));
         }
     }
 
@@ -95,7 +112,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if let Some(open) = self.open.get_mut(&microbatch) {
             open.phase = Phase::Sent;
         }
-        self.drawn.remove(&microbatch);
+        self.drawn.remove(&(purpose == Purpose::Train, microbatch));
         self.handoff.sent(now, microbatch, to, self.config.timeout(purpose))
     }
 

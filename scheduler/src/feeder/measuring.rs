@@ -1,4 +1,4 @@
-//! Evaluations: they wait until training has run dry, and replicas of the last stage answer them.
+//! Evaluations: forward only, answered by replicas of the last stage.
 
 use std::fmt::Debug;
 

@@ -21,6 +21,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return;
         }
         self.paused_until = None;
+        self.window.served_by(self.table.width(self.config.stages));
         let table = std::mem::take(&mut self.table);
         self.handoff.watch(now, std::iter::empty(), table.candidates(StageIndex(0)), |hop| table.placed(hop));
         let gone: Vec<Hop> = self.contributions.hops().filter(|hop| !table.placed(hop)).copied().collect();

@@ -32,7 +32,12 @@ impl Harness {
 
     /// Both stages serve, ids are leased, the first two microbatches are on their way.
     fn under_way(total: u64) -> Self {
-        let mut harness = Self::new(total);
+        Self::under_way_by(Admission::Asynchronous(2), total)
+    }
+
+    fn under_way_by(admission: Admission, total: u64) -> Self {
+        let config = Config { admission, ..config(total, START) };
+        let mut harness = Self::of(Feeder::new(config, UniformConfig.build(1)));
         harness.publish(&[a(0), a(1)]);
         harness.hear(lease(0, total));
         harness.draw(0);
@@ -395,6 +400,29 @@ fn a_silent_replica_is_asked_and_sent_a_missing_microbatch() {
 }
 
 #[test]
+fn one_feeder_feeds_each_replica_of_a_wide_stage() {
+    let replica = |index: u16| {
+        let mut key = [9; 32];
+        key[..2].copy_from_slice(&index.to_be_bytes());
+        Hop::replica(StageIndex(0), Instance::new(PeerId(key), START))
+    };
+    let replicas: Vec<Hop> = (0..300).map(replica).collect();
+    let wide = Config { admission: Admission::Asynchronous(300), ..config(900, START) };
+    let mut harness = Harness::of(Feeder::new(wide, UniformConfig.build(1)));
+    harness.publish(&[&replicas[..], &[a(1)]].concat());
+    harness.hear(lease(0, 900));
+    let mut fed = BTreeSet::new();
+    for id in 0..900 {
+        let said = harness.draw(id);
+        let Some((_, to, ..)) = forwards(&said).first().copied() else { continue };
+        fed.insert(to);
+        let from = *replicas.iter().find(|hop| hop.peer() == to).unwrap();
+        harness.receive(from, returned(id, 0, &[a(1), from]));
+    }
+    assert!(fed.len() > 250, "{} of 300 replicas got one of 900 microbatches", fed.len());
+}
+
+#[test]
 fn a_busy_replica_is_left_alone_until_its_heartbeat() {
     let mut harness = Harness::under_way(2);
     assert_eq!(harness.receive(a(0), status(0, 0, Status::Busy)), []);
@@ -478,7 +506,7 @@ fn a_feeder_that_was_done_is_done_again() {
 
 /// Training is over but for id 2; an evaluation of one text is on its way.
 fn measuring() -> Harness {
-    let mut harness = Harness::under_way(3);
+    let mut harness = Harness::under_way_by(Admission::Synchronous(2), 3);
     harness.hear(Event::Evaluate { first: 5, count: 1, purpose: Purpose::Evaluate });
     harness.finish(0);
     harness.finish(1);
@@ -496,8 +524,21 @@ fn measured(answered: u64) -> Measured {
 }
 
 #[test]
-fn an_evaluation_waits_for_training_and_training_for_the_evaluation() {
-    let mut harness = Harness::under_way(3);
+fn an_evaluation_goes_among_training_microbatches() {
+    let mut harness = Harness::under_way(4);
+    let id = MicrobatchId::evaluation(5);
+    let draw_held_out = Action::Draw { microbatch: id, purpose: Purpose::Evaluate };
+    let evaluate = Event::Evaluate { first: 5, count: 1, purpose: Purpose::Evaluate };
+    assert_eq!(harness.hear(evaluate), [draw_held_out]);
+    assert_eq!(harness.finish(0), [finished(0), draw(2)], "training goes on");
+    let drawn = harness.hear(Event::Drawn { microbatch: id, ids: 1 });
+    assert_eq!(forwards(&drawn), [(id.0, a(0).peer(), 0, None)]);
+    assert!(harness.receive(a(1), evaluated(0)).contains(&Action::Evaluated(measured(1))));
+}
+
+#[test]
+fn in_step_an_evaluation_waits_for_training_and_training_for_the_evaluation() {
+    let mut harness = Harness::under_way_by(Admission::Synchronous(2), 3);
     assert_eq!(harness.hear(Event::Evaluate { first: 5, count: 1, purpose: Purpose::Evaluate }), []);
     assert_eq!(harness.finish(0), [finished(0)]);
     let id = MicrobatchId::evaluation(5);
@@ -534,7 +575,7 @@ fn evaluations_are_bounded_and_an_empty_one_is_over_at_once() {
     let said = harness.hear(evaluate(0));
     assert!(matches!(said[..], [Action::Evaluated(Measured { answered: 0, .. })]));
     for _ in 0..EVALUATIONS_MAX {
-        assert_eq!(harness.hear(evaluate(1)), []);
+        assert!(!harness.hear(evaluate(1)).contains(&Action::EvaluationDeclined));
     }
     assert_eq!(harness.hear(evaluate(1)), [Action::EvaluationDeclined]);
 }

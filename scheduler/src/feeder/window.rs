@@ -1,5 +1,8 @@
 //! Admission: the limit of microbatches that a feeder has in flight.
 
+use super::growth::Growth;
+use crate::Time;
+
 /// The rule for the injection of the next microbatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
@@ -8,12 +11,20 @@ pub enum Admission {
     Synchronous(u32),
     /// At most this many in flight, in any order. 0 counts as 1.
     Asynchronous(u32),
+    /// In any order, at most `start` in flight at first, then as many as raise the throughput.
+    Adaptive {
+        /// The least limit. 0 counts as 1.
+        start: u32,
+        /// The highest limit: it bounds how stale a gradient can be.
+        max: u32,
+    },
 }
 
 /// Counts places in flight under an [`Admission`].
 #[derive(Clone, Debug)]
 pub struct Window {
     admission: Admission,
+    growth: Growth,
     in_flight: u32,
     /// Places left in the current group; synchronous only.
     group_left: u32,
@@ -23,14 +34,35 @@ impl Window {
     /// A window with no microbatch in flight.
     #[must_use]
     pub fn new(admission: Admission) -> Self {
-        Self { admission, in_flight: 0, group_left: 0 }
+        let (start, max) = match admission {
+            Admission::Synchronous(limit) | Admission::Asynchronous(limit) => (limit, limit),
+            Admission::Adaptive { start, max } => (start, max),
+        };
+        Self { admission, growth: Growth::new(start, max), in_flight: 0, group_left: 0 }
     }
 
-    /// The highest number of microbatches in flight at once; at least 1.
+    /// The highest number of microbatches in flight at once, for now; at least 1.
     #[must_use]
     pub fn limit(&self) -> u32 {
-        let (Admission::Synchronous(limit) | Admission::Asynchronous(limit)) = self.admission;
-        limit.max(1)
+        self.growth.limit()
+    }
+
+    /// A microbatch finished. `is_scarce`: others wait for a replica that takes them.
+    pub fn finished(&mut self, now: Time, is_scarce: bool) {
+        if matches!(self.admission, Admission::Adaptive { .. }) {
+            self.growth.outcome(now, is_scarce);
+        }
+    }
+
+    /// The narrowest stage has this many replicas.
+    pub fn served_by(&mut self, width: usize) {
+        self.growth.served_by(width);
+    }
+
+    /// Whether microbatches see weights that no other microbatch changes meanwhile.
+    #[must_use]
+    pub fn is_in_step(&self) -> bool {
+        matches!(self.admission, Admission::Synchronous(_)) || self.limit() == 1
     }
 
     /// Microbatches in flight.
@@ -43,7 +75,7 @@ impl Window {
     pub fn admit(&mut self) -> bool {
         let admitted = match self.admission {
             Admission::Synchronous(_) => self.admit_to_group(),
-            Admission::Asynchronous(_) => self.in_flight < self.limit(),
+            Admission::Asynchronous(_) | Admission::Adaptive { .. } => self.in_flight < self.limit(),
         };
         self.in_flight += u32::from(admitted);
         admitted

@@ -38,7 +38,7 @@ impl RouterFactory for LeastOutstandingConfig {
 /// Draws among the replicas that would return a microbatch soonest.
 ///
 /// ```text
-/// score(q) = (senders * outstanding(q) + 1) * 3 * service(q) + rtt(q) / 2
+/// score(q) = (senders * outstanding(q) + 1) * 3 * service(q) + rtt(q)
 /// ```
 ///
 /// `outstanding(q)` are the microbatches that this sender handed to `q` and has not got back; the other senders are
@@ -65,7 +65,8 @@ impl LeastOutstanding {
         let service = candidate.service.unwrap_or(fastest).max(SERVICE_MIN).as_nanos();
         let queue = u128::from(senders.max(1)) * u128::from(outstanding) + 1;
         let wait = queue.saturating_mul(FORWARDS_PER_MICROBATCH).saturating_mul(service);
-        Some(wait.saturating_add(candidate.rtt.as_nanos() / 2))
+        // The activation goes there, and the gradient comes back.
+        Some(wait.saturating_add(candidate.rtt.as_nanos()))
     }
 }
 
@@ -134,8 +135,8 @@ mod tests {
     }
 
     #[test]
-    fn half_a_round_trip_counts() {
-        let far = Candidate { rtt: Duration::from_millis(200), ..candidate(1, 100) };
+    fn a_round_trip_counts() {
+        let far = Candidate { rtt: Duration::from_millis(100), ..candidate(1, 100) };
         let mut router = LeastOutstandingConfig::default().build(1);
         assert_eq!(drawn(&mut *router, &alone(&[far, candidate(2, 120)])), [hop(2)].into());
         assert_eq!(drawn(&mut *router, &alone(&[far, candidate(2, 160)])), [hop(1)].into());

@@ -1,5 +1,7 @@
 //! Scenarios and properties over seeds. A failure names its seed; the seed reproduces the run.
 
+mod throughput;
+
 use std::collections::BTreeMap;
 
 use super::executor::time_between;
@@ -71,7 +73,7 @@ fn no_layout_of_slots_blocks_a_run() {
 }
 
 #[test]
-fn evaluations_hold_training_and_measure_the_same_text_again() {
+fn evaluations_measure_the_same_text_again() {
     for seed in 0..SEEDS {
         let measure = |ms, purpose| Measure { at: Duration::from_millis(ms), count: 12, purpose };
         let evaluations = vec![

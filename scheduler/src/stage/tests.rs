@@ -268,6 +268,46 @@ fn applied() -> Harness {
 
 // --- The life of a microbatch -----------------------------------------------------------------------------------------
 
+/// The receivers of heartbeats among these actions.
+fn greeted(harness: &mut Harness, event: Event<Payload>) -> Vec<PeerId> {
+    harness.said.clear();
+    harness.hear(event);
+    let sent = harness.said.iter().filter_map(|action| match action {
+        Action::Send { to, envelope } => matches!(envelope.message, Message::Heartbeat(_)).then_some(*to),
+        _ => None,
+    });
+    sent.collect()
+}
+
+#[test]
+fn a_change_of_the_table_is_told_to_new_neighbours_only() {
+    let mut harness = Harness::new(1, 4);
+    let mut change = |members: &[Hop]| {
+        harness.version += 1;
+        let members = members.iter().copied().map(member).collect();
+        let version = harness.version;
+        greeted(&mut harness, Event::Membership(Membership { version, members, ..Membership::default() }))
+    };
+    let mut members = line(4);
+    members.push(b(3));
+    assert_eq!(change(&members), [], "no neighbour");
+    members.push(b(2));
+    assert_eq!(change(&members), [b(2).peer()]);
+    members.push(b(0));
+    assert_eq!(change(&members), [b(0).peer()]);
+}
+
+#[test]
+fn a_sender_that_begins_learns_its_credit_and_the_others_are_left_alone() {
+    let mut harness = Harness::new(1, 3);
+    harness.publish(&[line(3), vec![b(0)]].concat());
+    let envelope = forward().by(&[feeder(), a(0)]);
+    let first = greeted(&mut harness, Event::Received { from: a(0).instance, envelope });
+    assert_eq!(first, [a(0).peer()]);
+    let envelope = Forward { id: MicrobatchId(8), ..forward() }.by(&[feeder(), a(0)]);
+    assert_eq!(greeted(&mut harness, Event::Received { from: a(0).instance, envelope }), []);
+}
+
 #[test]
 fn a_middle_replica_hands_on_returns_the_gradient_and_applies() {
     let mut harness = Harness::new(1, 3);
