@@ -417,7 +417,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         // The grants of a range that is being taken over are not known yet.
         let decided: Vec<_> =
             microbatches.iter().copied().filter(|&id| !self.succession.defers(claimant, id)).collect();
-        if decided.is_empty() {
+        // An empty claim asks for a sign of life.
+        if decided.is_empty() && !microbatches.is_empty() {
             return;
         }
         let (granted, denied): (Vec<_>, Vec<_>) =

@@ -44,6 +44,15 @@ struct Entry {
     holder: Option<Hop>,
 }
 
+/// The attempts whose reply is overdue.
+#[derive(Debug, Default)]
+pub(crate) struct Overdue {
+    /// The attempts whose status is to be requested.
+    pub(crate) requests: Vec<(MicrobatchId, Leg)>,
+    /// The microbatches whose attempt has failed: the neighbour answers no request about it.
+    pub(crate) hopeless: Vec<MicrobatchId>,
+}
+
 impl Entry {
     fn awaited(&self) -> Option<Leg> {
         self.timer.and(self.attempts.latest())
@@ -176,7 +185,7 @@ impl Handoff {
                 }
                 return false;
             }
-            Status::Missing => self.fail(now, id, Completion::Lost),
+            Status::Missing | Status::Returned => self.fail(now, id, Completion::Lost),
             Status::Busy => {
                 self.neighbours.busy(leg.hop);
                 self.fail(now, id, Completion::Refused);
@@ -217,13 +226,18 @@ impl Handoff {
 
     // --- Waits ----------------------------------------------------------------------------------------------
 
-    /// The attempts whose reply is overdue, by id. Each counts as requested now.
-    pub(crate) fn take_overdue(&mut self, now: Time) -> Vec<(MicrobatchId, Leg)> {
-        let due = self.due.iter().take_while(|(at, _)| *at <= now);
-        let mut overdue: Vec<_> = due.filter_map(|&(_, id)| Some((id, self.awaited(id)?))).collect();
-        overdue.sort_unstable_by_key(|(id, _)| *id);
-        for &(id, _) in &overdue {
-            if let Some((mut timer, timeout)) = self.entries.get(&id).and_then(|entry| entry.timer) {
+    /// The attempts whose reply is overdue, by id. Each counts as requested now; an attempt whose requests go unanswered
+    /// fails.
+    pub(crate) fn take_overdue(&mut self, now: Time) -> Overdue {
+        let mut overdue = Overdue::default();
+        let due: BTreeSet<_> = self.due.iter().take_while(|(at, _)| *at <= now).map(|&(_, id)| id).collect();
+        for id in due {
+            let Some((mut timer, timeout)) = self.entries.get(&id).and_then(|entry| entry.timer) else { continue };
+            if timer.is_hopeless() {
+                overdue.hopeless.push(id);
+                self.fail(now, id, Completion::Lost);
+            } else {
+                overdue.requests.extend(self.awaited(id).map(|leg| (id, leg)));
                 timer.requested(now);
                 self.set_timer(id, Some((timer, timeout)));
             }

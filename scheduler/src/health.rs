@@ -192,7 +192,7 @@ impl Health {
     }
 
     /// The time at which silence is measured.
-    fn clock(&self, now: Time) -> Time {
+    pub(crate) fn clock(&self, now: Time) -> Time {
         self.link.clock(now, self.watched.len())
     }
 }

@@ -72,6 +72,8 @@ pub enum Status {
     Missing,
     /// The replica did not take it, because no slot is free. This is no fault.
     Busy,
+    /// The replica gives it back: it reaches its feeder, or the next stage, no more. Send it to another replica.
+    Returned,
 }
 
 /// Heartbeat between neighbours, every second, with the figures that routing needs.

@@ -18,10 +18,12 @@ mod credit;
 mod ending;
 mod event;
 mod executor_queue;
+mod feeder_links;
 mod grants;
 mod heartbeat;
 mod job;
 mod microbatch;
+mod next_stage;
 mod outcomes;
 mod parked;
 mod recovery;
@@ -43,13 +45,16 @@ use crate::{
 pub use config::{Config, EXECUTOR_DEPTH, RETRIES_PER_SLOT};
 pub use counts::{Counts, Note, Progress};
 pub use event::{Action, Event, Reason};
+pub use feeder_links::{FEEDER_LOST_AFTER, KEPT_FOR_SUCCESSOR};
 pub use job::{Evaluation, Job, JobOutcome, JobReply};
+pub use next_stage::NEXT_STAGE_LOST_AFTER;
 pub use parked::{PARKED_MAX, PARKED_TIMEOUT};
 
 use applied_set::AppliedSet;
 use contacts::Contacts;
 use credit::Credits;
 use executor_queue::ExecutorQueue;
+use feeder_links::FeederLinks;
 use microbatch::{Arrival, GradientReply, Microbatch, Output, Phase, UpdateState};
 use outcomes::Outcomes;
 use parked::Parked;
@@ -72,6 +77,9 @@ pub struct Stage<P> {
     parked: Parked<P>,
     outcomes: Outcomes,
     departures: DepartureLog,
+    feeders: FeederLinks,
+    /// Since then no replica of the next stage takes microbatches, although the coordinator lists some.
+    next_stage_lost: Option<Time>,
     applied: AppliedSet,
     /// Microbatches to claim from their feeders at the end of this `handle`.
     claims: Vec<MicrobatchId>,
@@ -106,6 +114,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             parked: Parked::new(),
             outcomes: Outcomes::default(),
             departures: DepartureLog::default(),
+            feeders: FeederLinks::default(),
+            next_stage_lost: None,
             applied: AppliedSet::default(),
             claims: Vec::new(),
             feeder_check_at: None,
@@ -210,6 +220,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let upstream = self.config.upstream(from);
         let downstream = self.config.downstream(from);
         self.handoff.neighbours.message(now, from);
+        if self.table.feeds(from) {
+            self.hear_feeder(from.peer);
+        }
         match message {
             Message::Forward {
                 microbatch: id, attempt, purpose, is_retry, route, downstream_holder, ..
@@ -287,7 +300,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             return self.change_upstream(now, upstream, id, arrival.route);
         }
         let takes_slot = arrival.purpose == Purpose::Train && !arrival.is_retry;
-        if self.draining || !self.has_room(arrival.purpose, takes_slot) {
+        let feeder_lost = arrival.route.first().is_some_and(|feeder| self.feeders.is_lost(feeder.peer()));
+        if self.draining || feeder_lost || !self.has_room(arrival.purpose, takes_slot) {
             self.count(Note::Busy(id));
             return self.send(sender, Message::StatusReply { microbatch: id, attempt, status: Status::Busy });
         }
@@ -409,6 +423,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             held.output = Some(output);
             held.phase = Phase::Unrouted { since: now };
             self.unrouted.push_back(id);
+            self.give_back_if_lost(now, id);
         }
     }
 
@@ -417,6 +432,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         while let Some(id) = self.parked.pop_expired(now) {
             self.count(Note::Foreign(id));
         }
+        self.give_back_unroutable(now);
         let empty = !self.table.serves(self.config.next_stage());
         let mut taken = true;
         for id in std::mem::take(&mut self.unrouted) {
@@ -509,6 +525,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             self.unrouted.retain(|&unrouted| unrouted != id);
             self.queue.push(id, recovers);
             self.claim(now, id);
+            self.set_aside_if_lost(id);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use swarmline_scheduler::replica::{DRAIN_WITHIN, HAND_OVER_WITHIN, InitialState, Note, Unfinished};
+use swarmline_scheduler::stage::FEEDER_LOST_AFTER;
 use swarmline_scheduler::transfer::DownloadNote;
 use swarmline_scheduler::{Instance, PeerTable, StageIndex, averaging, stage};
 
@@ -67,6 +68,10 @@ impl Notes {
             }
             stage::Note::Lost { neighbour, affected } => {
                 self.notices.on_lost(Instant::now(), *neighbour, *affected, table);
+            }
+            stage::Note::FeederLost { feeder, affected } => {
+                let (peer, seconds) = (format!("{feeder:?}"), FEEDER_LOST_AFTER.as_secs());
+                tell(reporter, Incident::FeederSilent { peer, seconds, affected: *affected });
             }
             stage::Note::Foreign(id) => {
                 tracing::warn!(%id, "ignored a message from a peer that is no neighbour");

@@ -66,6 +66,15 @@ pub enum Incident {
         /// Such contributions since the last line about them, this one included.
         times: u64,
     },
+    /// A feeder leaves the claims of a replica unanswered.
+    FeederSilent {
+        /// The feeder.
+        peer: String,
+        /// Seconds without any message from it.
+        seconds: u64,
+        /// Microbatches of the feeder that the replica held.
+        affected: usize,
+    },
     /// A donor did not give the state of the stage.
     DonorFailed {
         /// The donor.
@@ -144,6 +153,11 @@ impl fmt::Display for Incident {
             Self::ContributionRefused { peer, fault, times } => write!(
                 f,
                 "a contribution of peer {peer} to an average is left out ({fault}); {times} since the last such line"
+            ),
+            Self::FeederSilent { peer, seconds, affected } => write!(
+                f,
+                "nothing heard from feeder {peer} for {seconds} s: it is gone, or the network between it and this \
+                 replica drops its packets; other replicas take its {affected} microbatches"
             ),
             Self::DonorFailed { peer, stage, fault } => write!(
                 f,

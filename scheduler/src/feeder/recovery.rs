@@ -5,7 +5,7 @@
 use std::fmt::Debug;
 
 use super::{Action, Feeder};
-use crate::handoff::Leg;
+use crate::handoff::{Leg, Overdue};
 use crate::{Envelope, Hop, Instance, Membership, Message, MicrobatchId, Purpose, StageIndex, Status, Time};
 
 impl<P: Clone + Default + Debug> Feeder<P> {
@@ -68,7 +68,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Requests the status of training microbatches whose reply is overdue, and sends overdue evaluations again.
     pub(super) fn request_overdue(&mut self, now: Time) {
-        for (id, leg) in self.handoff.take_overdue(now) {
+        let Overdue { requests, hopeless } = self.handoff.take_overdue(now);
+        hopeless.into_iter().for_each(|id| self.retry(id));
+        for (id, leg) in requests {
             let Some(open) = self.open.get(&id) else { continue };
             if open.trains() {
                 self.request_status(id, leg);

@@ -128,6 +128,17 @@ impl Neighbours {
         changes
     }
 
+    /// Whether the neighbour lives and gives this peer credit, be it used up or not.
+    pub(crate) fn gives_credit(&self, now: Time, hop: &Hop) -> bool {
+        let credit = self.credits.get(hop).copied().flatten();
+        credit > Some(0) && self.health.verdict(now, hop.instance) != Verdict::Dead
+    }
+
+    /// The time at which silence is measured: it stands still while the own link is down.
+    pub(crate) fn clock(&self, now: Time) -> Time {
+        self.health.clock(now)
+    }
+
     /// When a verdict may change.
     pub(crate) fn next_change(&self, now: Time) -> Option<Time> {
         self.health.next_change(now)

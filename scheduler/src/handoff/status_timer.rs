@@ -5,6 +5,9 @@ use crate::{Duration, Time};
 /// Timeouts between two status requests at most, while the neighbour keeps replying that it holds the microbatch.
 const BACKOFF_MAX: u32 = 8;
 
+/// Requests in a row without any reply after which none is expected: the link to the neighbour is broken.
+const REQUESTS_MAX: u32 = 5;
+
 /// The timer of one microbatch for which a neighbour owes a reply.
 ///
 /// A request without a reply is repeated after one timeout each time, for the request or its reply was lost. After a
@@ -18,21 +21,30 @@ pub(crate) struct StatusTimer {
     backoff: u32,
     /// A request has no reply yet; until then one timeout counts.
     open: bool,
+    /// Requests in a row without a reply.
+    unanswered: u32,
 }
 
 impl StatusTimer {
     /// The microbatch was sent.
     pub(crate) fn sent(now: Time) -> Self {
-        Self { since: now, backoff: 1, open: true }
+        Self { since: now, backoff: 1, open: true, unanswered: 0 }
     }
 
     /// A status request was sent.
     pub(crate) fn requested(&mut self, now: Time) {
         (self.since, self.open) = (now, true);
+        self.unanswered += 1;
+    }
+
+    /// Whether so many requests went unanswered that no reply will come.
+    pub(crate) fn is_hopeless(&self) -> bool {
+        self.unanswered >= REQUESTS_MAX
     }
 
     /// The neighbour replied that it holds the microbatch. Without a request the reply changes nothing.
     pub(crate) fn held(&mut self, now: Time) {
+        self.unanswered = 0;
         if self.open {
             (self.since, self.open) = (now, false);
             self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
@@ -70,12 +82,14 @@ mod tests {
         let due = timer.due(TIMEOUT);
         timer.held(Time(9));
         assert_eq!((due, timer.due(TIMEOUT)), (Time(0) + TIMEOUT * 2, due));
-        for _ in 0..20 {
+        for request in 0..20 {
+            assert_eq!(timer.is_hopeless(), request >= REQUESTS_MAX);
             let now = timer.due(TIMEOUT);
             timer.requested(now);
             assert_eq!(timer.due(TIMEOUT), now + TIMEOUT);
         }
         timer.held(Time(0));
+        assert!(!timer.is_hopeless());
         assert_eq!(timer.due(TIMEOUT), Time(0) + TIMEOUT * 4);
     }
 }

@@ -266,6 +266,7 @@ impl ReferenceModel {
                     Status::Held => {}
                     Status::Missing => self.path("denied by a holder"),
                     Status::Busy => self.path("busy"),
+                    Status::Returned => self.path("given back"),
                 }
             }
             _ => {}

@@ -1,6 +1,6 @@
 //! Counters of a replica.
 
-use crate::{Duration, Instance, MicrobatchId, Refusal};
+use crate::{Duration, Instance, MicrobatchId, PeerId, Refusal};
 
 /// A note for metrics and people; the totals are in [`Counts`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,15 @@ pub enum Note {
         /// Microbatches held here that were handed to it, or came from it.
         affected: usize,
     },
+    /// A feeder leaves claims unanswered and sends nothing else.
+    FeederLost {
+        /// The feeder.
+        feeder: PeerId,
+        /// Microbatches of the feeder that were held here.
+        affected: usize,
+    },
+    /// A microbatch was given back to its upstream: its feeder, or the next stage, cannot be reached from here.
+    GivenBack(MicrobatchId),
     /// A microbatch was handed on again: the replica that had it is lost.
     Retried(MicrobatchId),
     /// A microbatch was taken over for a replica that is lost.
@@ -58,6 +67,10 @@ pub struct Counts {
     pub refused: u64,
     /// Neighbours found dead or stalled.
     pub lost: u64,
+    /// Feeders that left claims unanswered for too long.
+    pub feeders_lost: u64,
+    /// Microbatches given back to their upstream.
+    pub given_back: u64,
     /// Microbatches handed on again.
     pub retried: u64,
     /// Microbatches taken over for a lost replica.
@@ -88,6 +101,8 @@ impl Counts {
             Note::Evaluated(_) => &mut self.evaluated,
             Note::Refused(..) => &mut self.refused,
             Note::Lost { .. } => &mut self.lost,
+            Note::FeederLost { .. } => &mut self.feeders_lost,
+            Note::GivenBack(_) => &mut self.given_back,
             Note::Retried(_) => &mut self.retried,
             Note::Recovered(_) => &mut self.recovered,
             Note::Found(_) => &mut self.found,

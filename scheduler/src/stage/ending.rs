@@ -111,7 +111,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if stashed {
             self.forget_stash(id);
         }
-        self.check_feeder_by(now + self.config.status_after);
+        self.await_feeder(now, feeder);
         self.tell_refused(feeder, id, reason.clone());
         self.count(Note::Refused(id, reason));
         if !trains {

@@ -24,8 +24,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 return;
             }
             held.claim = ClaimState::Claimed { at: now };
+            let feeder = held.feeder();
             self.claims.push(id);
-            self.check_feeder_by(now + self.config.status_after);
+            self.await_feeder(now, feeder);
         }
     }
 
@@ -68,13 +69,17 @@ impl<P: Clone + Default + Debug> Stage<P> {
     pub(super) fn settle_update(&mut self, id: MicrobatchId) {
         let waiting = |held: &&mut Microbatch<P>| held.update == UpdateState::AwaitingGrant;
         let Some(held) = self.microbatches.get_mut(&id).filter(waiting) else { return };
+        let unanswered = matches!(held.claim, ClaimState::Unclaimed | ClaimState::Claimed { .. });
+        if unanswered && held.feeder().is_some_and(|feeder| self.feeders.is_lost(feeder.peer())) {
+            held.claim = ClaimState::GivenUp;
+        }
         match held.claim {
             ClaimState::Granted => {
                 held.update = UpdateState::Applying;
                 self.queue.started_short();
                 self.actions.push_back(Action::Execute(Job::Apply { microbatch: id }));
             }
-            ClaimState::Denied => {
+            ClaimState::Denied | ClaimState::GivenUp => {
                 held.update = UpdateState::Done;
                 self.queue.unblock(id);
                 self.actions.push_back(Action::Execute(Job::Drop { microbatch: id }));
@@ -109,11 +114,27 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 self.claim(now, id);
             }
         }
+        self.probe_lost_feeders();
         let told = self.microbatches.values().filter_map(Microbatch::feeder_told_at);
-        self.feeder_check_at = told.min().map(|at| at + after);
+        let probe = self.feeders.lost().next().map(|_| now);
+        self.feeder_check_at = told.chain(probe).min().map(|at| at + after);
     }
 
-    pub(super) fn check_feeder_by(&mut self, at: Time) {
+    /// An empty claim asks a lost feeder for a sign of life.
+    fn probe_lost_feeders(&mut self) {
+        let lost: Vec<_> = self.feeders.lost().filter_map(|feeder| self.table.instance(feeder)).collect();
+        for feeder in lost {
+            let claim = Message::Claim { stage: self.config.stage, microbatches: Vec::new() };
+            self.send(Hop::feeder(feeder), claim);
+        }
+    }
+
+    /// A feeder was told something that it answers: it is reminded after [`super::Config::status_after`].
+    pub(super) fn await_feeder(&mut self, now: Time, feeder: Option<Hop>) {
+        let at = now + self.config.status_after;
         self.feeder_check_at = Some(self.feeder_check_at.map_or(at, |known| known.min(at)));
+        if let Some(feeder) = feeder {
+            self.feeders.asked(self.handoff.neighbours.clock(now), feeder.peer());
+        }
     }
 }

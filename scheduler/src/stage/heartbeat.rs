@@ -50,6 +50,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
     pub(super) fn send_heartbeats(&mut self, now: Time) {
         if self.heartbeat_at <= now {
             self.heartbeat_at = now + self.config.heartbeat_interval;
+            self.watch_next_stage(now);
+            self.judge_feeders(now);
             self.contacts.take_waiting();
             let credits = self.credits.deal(self.slots_open(), self.contacts.senders());
             let receivers: Vec<_> = self.contacts.receivers().iter().map(|&hop| (hop, 0)).collect();
@@ -71,7 +73,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// The slots that senders may use.
     fn slots_open(&self) -> usize {
-        if self.draining { 0 } else { self.config.slots }
+        let takes_none = self.draining || self.is_cut_off() || self.is_next_stage_lost(self.now);
+        if takes_none { 0 } else { self.config.slots }
     }
 
     fn heartbeat(&self, now: Time) -> Heartbeat {

@@ -84,9 +84,14 @@ pub(super) struct GradientReply<P> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClaimState {
     Unclaimed,
-    Claimed { at: Time },
+    Claimed {
+        at: Time,
+    },
     Granted,
     Denied,
+    /// The feeder left the claim unanswered for too long, or the grant was handed back: the gradients are never applied
+    /// here, whatever the feeder answers.
+    GivenUp,
 }
 
 /// The progress of the gradients of the weights.

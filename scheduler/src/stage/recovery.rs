@@ -10,7 +10,7 @@ use std::fmt::Debug;
 
 use super::microbatch::Phase;
 use super::{Note, Stage, replace_feeder};
-use crate::handoff::Leg;
+use crate::handoff::{Leg, Overdue};
 use crate::mutation::Mutation;
 use crate::{Hop, Instance, Membership, Message, MicrobatchId, Status, Time};
 
@@ -57,6 +57,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.lose(now, |hop| !known(hop));
         self.table = table;
         self.follow_successors(now);
+        self.note_absent_feeders(now);
         for (sender, arrival) in self.parked.take_placed(|hop| self.table.placed(hop)) {
             self.on_forward(now, sender, arrival);
         }
@@ -175,9 +176,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// Asks every neighbour, and reminds every feeder, that has owed an answer for too long.
     pub(super) fn request_overdue(&mut self, now: Time) {
-        for (id, leg) in self.handoff.take_overdue(now) {
-            self.request_status(id, leg);
-        }
+        let Overdue { requests, hopeless } = self.handoff.take_overdue(now);
+        requests.into_iter().for_each(|(id, leg)| self.request_status(id, leg));
+        hopeless.into_iter().for_each(|id| self.retry(now, id));
         self.remind_feeders(now);
     }
 

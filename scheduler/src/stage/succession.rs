@@ -50,6 +50,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
         for id in claimed {
             self.claim(now, id);
+            self.queue_again(id);
         }
     }
 
@@ -89,7 +90,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             _ if self.applied.contains(microbatch) => Some(true),
             ClaimState::Granted => Some(true),
             ClaimState::Denied => Some(false),
-            ClaimState::Unclaimed | ClaimState::Claimed { .. } => None,
+            ClaimState::Unclaimed | ClaimState::Claimed { .. } | ClaimState::GivenUp => None,
         };
         let may_have_been_granted = held.map_or_else(Vec::new, |held| {
             // This replica does not know which replicas had a retried microbatch before.

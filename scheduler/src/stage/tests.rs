@@ -195,7 +195,7 @@ fn denied(ids: &[MicrobatchId]) -> Message {
 
 /// Every id below 100 has its outcome.
 fn ended() -> Message {
-    Message::Outcomes { ranges: vec![AckRange { first: 0, end: 100, open: Vec::new() }] }
+    ended_below(100)
 }
 
 fn refused(by: Hop, reason: Refusal) -> Action<Payload> {
@@ -1053,4 +1053,91 @@ fn only_the_successor_in_the_table_gets_a_report() {
     assert_eq!(report(harness.receive(successor(), later)), None);
     assert_eq!(report(harness.receive(a(0), recover())), None);
     assert_eq!(report(harness.receive(feeder(), recover())), None);
+}
+
+// --- Links that stay broken -------------------------------------------------------------------------------------------
+
+const OTHER: MicrobatchId = MicrobatchId(8);
+
+/// The gradient of `ID` waits for its grant, `OTHER` is with the executor, and the feeder answers nothing.
+fn unanswered() -> Harness {
+    let mut harness = returned();
+    harness.receive(a(0), Forward { id: OTHER, ..forward() }.by(&[feeder(), a(0)]));
+    harness.complete_of(OTHER, forwarded());
+    harness
+}
+
+fn last_credit(harness: &Harness) -> u32 {
+    let credit = |action: &Action<Payload>| match (action, message_of(action)) {
+        (Action::Send { to, .. }, Some(Message::Heartbeat(beat))) if *to == a(0).peer() => Some(beat.credit),
+        _ => None,
+    };
+    harness.said.iter().rev().find_map(credit).unwrap()
+}
+
+#[test]
+fn a_replica_that_does_not_reach_the_feeder_gives_its_microbatches_back_and_takes_no_more() {
+    let mut harness = unanswered();
+    let said = harness.wait(FEEDER_LOST_AFTER + STATUS_AFTER);
+    assert!(said.contains(&drop_gradients()), "{said:?}");
+    let back = Message::StatusReply { microbatch: OTHER, attempt: FIRST, status: Status::Returned };
+    assert!(said.contains(&send(a(0), back)), "{said:?}");
+    assert!(harness.stage.holds(ID) && !harness.stage.holds(OTHER));
+    assert_eq!((last_credit(&harness), harness.counts().given_back), (0, 1));
+    let said = harness.receive(a(0), Forward { id: OTHER, ..forward() }.by(&[feeder(), a(0)]));
+    let busy = Message::StatusReply { microbatch: OTHER, attempt: FIRST, status: Status::Busy };
+    assert_eq!(said, [send(a(0), busy)]);
+
+    harness.receive(feeder(), Message::ClaimReply { granted: Vec::new(), denied: Vec::new() });
+    harness.wait(Duration::from_secs(1));
+    assert!(last_credit(&harness) > 0, "the link works again");
+    assert_eq!(harness.receive(feeder(), granted(&[ID])), [], "its gradients are gone");
+}
+
+#[test]
+fn the_gradients_of_a_feeder_that_is_gone_hold_up_no_other_feeder() {
+    let mut harness = unanswered();
+    let second = Hop::feeder(Instance::new(PeerId([0xF2; 32]), Incarnation(1)));
+    harness.publish(&[a(0), a(1), a(2), second]);
+    harness.wait(FEEDER_LOST_AFTER + STATUS_AFTER);
+    assert!(harness.stage.holds(ID) && harness.stage.holds(OTHER), "a successor may come");
+    harness.receive(a(2), backward_of(OTHER, FIRST, &[a(2)], "gradient"));
+    let third = MicrobatchId(9);
+    harness.receive(a(0), Forward { id: third, ..forward() }.by(&[second, a(0)]));
+    harness.complete_of(third, forwarded());
+    harness.receive(second, granted(&[third]));
+    let said = harness.receive(a(2), backward_of(third, FIRST, &[a(2)], "gradient"));
+    let job = |job: &Action<Payload>| matches!(job, Action::Execute(Job::Backward { microbatch, .. }) if *microbatch == third);
+    assert!(said.iter().any(job), "{said:?}");
+    harness.wait(KEPT_FOR_SUCCESSOR);
+    assert!(!harness.stage.holds(ID) && !harness.stage.holds(OTHER), "no successor came");
+}
+
+#[test]
+fn a_replica_that_hears_no_replica_of_the_next_stage_gives_its_activations_back() {
+    let mut harness = Harness::new(1, 3);
+    harness.publish(&[feeder(), a(0), a(1), restarted(a(2))]);
+    let silent = restarted(restarted(a(2)));
+    harness.version += 1;
+    let members = [feeder(), a(0), a(1), silent].map(member).to_vec();
+    let version = harness.version;
+    harness.hear(Event::Membership(Membership { version, members, ..Membership::default() }));
+    let beat = Message::Heartbeat(Heartbeat { credit: 8, ..Heartbeat::default() });
+    for second in 0..=NEXT_STAGE_LOST_AFTER.as_secs() + 6 {
+        harness.now = harness.now + Duration::from_secs(1);
+        harness.receive(a(0), beat.clone());
+        harness.receive(feeder(), ended_below(0));
+        if second == 8 {
+            harness.receive(a(0), forward().by(&[feeder(), a(0)]));
+            harness.complete(forwarded());
+        }
+        harness.hear(Event::Timeout);
+    }
+    assert!(harness.said.contains(&send(a(0), status(FIRST, Status::Returned))), "{:?}", harness.said);
+    assert_eq!((harness.stage.held(), last_credit(&harness)), (0, 0));
+}
+
+/// Every id below `end` has its outcome.
+fn ended_below(end: u64) -> Message {
+    Message::Outcomes { ranges: vec![AckRange { first: 0, end, open: Vec::new() }] }
 }

@@ -193,6 +193,7 @@ fn encode_status(status: Status) -> v1::status_reply::Status {
         Status::Held => v1::status_reply::Status::Held,
         Status::Missing => v1::status_reply::Status::Missing,
         Status::Busy => v1::status_reply::Status::Busy,
+        Status::Returned => v1::status_reply::Status::Returned,
     }
 }
 
@@ -202,6 +203,7 @@ fn decode_status(status: i32) -> Result<Status, WireError> {
         Ok(Wire::Held) => Ok(Status::Held),
         Ok(Wire::Missing) => Ok(Status::Missing),
         Ok(Wire::Busy) => Ok(Status::Busy),
+        Ok(Wire::Returned) => Ok(Status::Returned),
         Ok(Wire::Unspecified) | Err(_) => Err(out_of_range("status", status, "a known status")),
     }
 }
