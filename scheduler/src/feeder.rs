@@ -12,6 +12,7 @@
 
 mod announcement;
 mod averaging_members;
+mod claims;
 mod config;
 mod contributions;
 mod counts;
@@ -37,7 +38,6 @@ use std::fmt::Debug;
 
 use crate::averaging::Round;
 use crate::handoff::{Handoff, Leg};
-use crate::mutation::Mutation;
 use crate::router::{Completion, Router};
 use crate::{
     Directive, Envelope, Hop, Instance, Lease, Loss, Message, MicrobatchId, PeerTable, Purpose, Refusal,
@@ -61,7 +61,7 @@ use config::{CLAIMS_WITHIN, SCARCE};
 use contributions::Contributions;
 use evaluation::Evaluation;
 use evaluation_schedule::ScheduleProgress;
-use grants::{Grants, Ruling};
+use grants::Grants;
 use open::Open;
 use ranges::Ranges;
 use rounds::{Rounds, Training};
@@ -188,12 +188,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             Record::Granted { microbatch, to } => {
                 self.grants.claim(microbatch, to);
-                self.contributions.grant(to, self.rounds.called());
             }
+            Record::Withdrawn { microbatch, from } => self.take_back(microbatch, from),
             Record::Ended { microbatch, outcome } => {
                 self.open.remove(&microbatch);
                 self.handoff.forget(Time::default(), microbatch, outcome.completion());
-                self.grants.end(microbatch);
+                self.note_contributions(microbatch, &outcome);
+                self.grants.end(Time::default(), microbatch);
                 self.announcement.end(microbatch);
                 self.counts.settle(microbatch, &outcome);
             }
@@ -223,6 +224,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if self.ended {
             return;
         }
+        self.forget_old_grants(now);
         self.take_over_ranges(now);
         self.judge_neighbours(now);
         self.request_overdue(now);
@@ -360,8 +362,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 }
             }
             Message::OrphanNotice { microbatch, holder } => self.on_orphan(from, microbatch, holder),
-            Message::Claim { stage, microbatches } => {
-                self.on_claim(Hop::replica(stage, from), &microbatches);
+            Message::Claim { stage, microbatches, forfeited } => {
+                self.on_claim(Hop::replica(stage, from), &microbatches, forfeited);
             }
             Message::Evaluated { microbatch, attempt, loss } => {
                 self.on_evaluated(now, from, microbatch, attempt, loss);
@@ -409,44 +411,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.settle(now, id, outcome);
     }
 
-    /// Grants the first claim of a stage; a replica that repeats its claim gets the same answer.
-    fn on_claim(&mut self, claimant: Hop, microbatches: &[MicrobatchId]) {
-        if !self.may_claim(&claimant) {
-            return self.counts.foreign += 1;
-        }
-        // The grants of a range that is being taken over are not known yet.
-        let decided: Vec<_> =
-            microbatches.iter().copied().filter(|&id| !self.succession.defers(claimant, id)).collect();
-        // An empty claim asks for a sign of life.
-        if decided.is_empty() && !microbatches.is_empty() {
-            return;
-        }
-        let (granted, denied): (Vec<_>, Vec<_>) =
-            decided.into_iter().partition(|&microbatch| self.grant(microbatch, claimant));
-        self.counts.denied += denied.len() as u64;
-        self.count_unheard(claimant, &denied);
-        self.send(claimant, Message::ClaimReply { granted, denied });
-    }
-
-    fn may_claim(&self, claimant: &Hop) -> bool {
-        let placed = self.table.placed(claimant) || self.config.breaks(Mutation::IgnoreIncarnation);
-        placed && claimant.stage.is_some()
-    }
-
-    fn grant(&mut self, microbatch: MicrobatchId, claimant: Hop) -> bool {
-        let ruling = self.grants.claim(microbatch, claimant);
-        self.note_grant(microbatch, claimant, ruling);
-        self.grants.answer(microbatch, claimant);
-        ruling != Ruling::Denied || self.config.breaks(Mutation::GrantTwice)
-    }
-
-    fn note_grant(&mut self, microbatch: MicrobatchId, to: Hop, ruling: Ruling) {
-        if ruling == Ruling::New {
-            self.contributions.grant(to, self.rounds.called());
-            self.actions.push_back(Action::Journal(Record::Granted { microbatch, to }));
-        }
-    }
-
     fn on_refused(&mut self, now: Time, from: Instance, id: MicrobatchId, by: Hop, reason: Refusal) {
         let own = by.instance == from && self.table.placed(&by);
         let sent = self.handoff.attempts(id) > 0;
@@ -477,7 +441,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if open.trains() {
             let record = Record::Ended { microbatch, outcome: outcome.clone() };
             self.actions.push_back(Action::Journal(record));
-            self.grants.end(microbatch);
+            self.note_contributions(microbatch, &outcome);
+            self.lose_contributions_of_absent(microbatch);
+            self.grants.end(now, microbatch);
             self.announcement.end(microbatch);
             self.window.release();
             self.window.finished(now, self.drawn.len() > SCARCE);

@@ -5,7 +5,7 @@ use crate::recovery_report::RecoveryReport;
 use crate::transfer::TransferMessage;
 use crate::{AckRange, Attempt, Duration, Hop, MicrobatchId, StageIndex, WeightVersion};
 
-/// Ids in one claim or claim reply at most.
+/// Ids in one list of a claim or a claim reply at most.
 pub const CLAIM_MAX: usize = 1_024;
 
 /// The purpose of a microbatch.
@@ -164,14 +164,17 @@ pub enum Message {
     Claim {
         /// The stage of the sender.
         stage: StageIndex,
-        /// The ids, at most [`CLAIM_MAX`].
+        /// The ids, at most [`CLAIM_MAX`]; none asks for a sign of life.
         microbatches: Vec<MicrobatchId>,
+        /// Microbatches that the sender claimed earlier and promises never to apply, at most [`CLAIM_MAX`]. The reply
+        /// denies them.
+        forfeited: Vec<MicrobatchId>,
     },
     /// From the feeder: the answer to claims. For each microbatch and stage it grants exactly one claim.
     ClaimReply {
         /// The claimant applies its gradients of these microbatches.
         granted: Vec<MicrobatchId>,
-        /// Another replica applies its gradients of these microbatches.
+        /// The claimant does not apply its gradients of these microbatches.
         denied: Vec<MicrobatchId>,
     },
     /// To the feeder: the result of an evaluation.

@@ -19,6 +19,7 @@ mod ending;
 mod event;
 mod executor_queue;
 mod feeder_links;
+mod forfeits;
 mod grants;
 mod heartbeat;
 mod job;
@@ -27,11 +28,12 @@ mod next_stage;
 mod outcomes;
 mod parked;
 mod recovery;
+mod returned;
 mod succession;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 
 use crate::handoff::{Handoff, Leg};
@@ -55,9 +57,11 @@ use contacts::Contacts;
 use credit::Credits;
 use executor_queue::ExecutorQueue;
 use feeder_links::FeederLinks;
+use forfeits::Forfeits;
 use microbatch::{Arrival, GradientReply, Microbatch, Output, Phase, UpdateState};
 use outcomes::Outcomes;
 use parked::Parked;
+use returned::Returned;
 use succession::{DepartureLog, replace_feeder};
 
 /// The stage that a replica serves: its microbatches, and the neighbours they come from and go to.
@@ -83,6 +87,10 @@ pub struct Stage<P> {
     applied: AppliedSet,
     /// Microbatches to claim from their feeders at the end of this `handle`.
     claims: Vec<MicrobatchId>,
+    forfeits: Forfeits,
+    returned: Returned,
+    /// Feeders to tell of grants handed back, or to ask for a sign of life, at the end of this `handle`.
+    forfeiting: BTreeSet<Hop>,
     /// No feeder is overdue before.
     feeder_check_at: Option<Time>,
     heartbeat_at: Time,
@@ -118,6 +126,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
             next_stage_lost: None,
             applied: AppliedSet::default(),
             claims: Vec::new(),
+            forfeits: Forfeits::default(),
+            returned: Returned::default(),
+            forfeiting: BTreeSet::new(),
             feeder_check_at: None,
             heartbeat_at: Time::default(),
             counts: Counts::default(),
@@ -315,12 +326,15 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if recovers {
             self.count(Note::Recovered(id));
         }
+        if let Some(next) = self.returned.next_attempt(id) {
+            self.handoff.number_from(id, next);
+        }
         if let Some(holder) = arrival.downstream_holder.filter(|holder| self.table.placed(holder)) {
             self.handoff.hint(id, holder);
         }
         self.microbatches.insert(id, Microbatch::new(arrival, sender, now, takes_slot));
         self.queue.push(id, recovers);
-        if trains && self.config.is_last() {
+        if trains {
             self.claim(now, id);
         }
     }
@@ -524,7 +538,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
             held.phase = Phase::BackwardQueued { since: now, reply };
             self.unrouted.retain(|&unrouted| unrouted != id);
             self.queue.push(id, recovers);
-            self.claim(now, id);
             self.set_aside_if_lost(id);
         }
     }

@@ -525,6 +525,9 @@ pub mod status_reply {
         Missing = 2,
         /// The microbatch was not taken: no slot is free.
         Busy = 3,
+        /// The sender gives the microbatch back: its feeder, or the next stage, cannot be reached from there. Send it to
+        /// another replica.
+        Returned = 4,
     }
     impl Status {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -537,6 +540,7 @@ pub mod status_reply {
                 Self::Held => "STATUS_HELD",
                 Self::Missing => "STATUS_MISSING",
                 Self::Busy => "STATUS_BUSY",
+                Self::Returned => "STATUS_RETURNED",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -546,6 +550,7 @@ pub mod status_reply {
                 "STATUS_HELD" => Some(Self::Held),
                 "STATUS_MISSING" => Some(Self::Missing),
                 "STATUS_BUSY" => Some(Self::Busy),
+                "STATUS_RETURNED" => Some(Self::Returned),
                 _ => None,
             }
         }
@@ -580,9 +585,12 @@ pub struct Claim {
     /// The sender's stage, 0 to 65535.
     #[prost(uint32, tag = "1")]
     pub stage: u32,
-    /// Ids of the microbatches, at most 1024.
+    /// Ids of the microbatches, at most 1024; none asks for a sign of life.
     #[prost(uint64, repeated, tag = "2")]
     pub microbatches: ::prost::alloc::vec::Vec<u64>,
+    /// Microbatches that the sender claimed earlier and promises never to apply, at most 1024. The reply denies them.
+    #[prost(uint64, repeated, tag = "3")]
+    pub forfeited: ::prost::alloc::vec::Vec<u64>,
 }
 /// From the feeder: the reply to claims. A feeder grants exactly one claim for each microbatch and stage.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -37,6 +37,16 @@ impl Contributions {
         *rounds.entry(round).or_default() += 1;
     }
 
+    /// One of the latest contributions of `hop` was never applied.
+    pub(super) fn forfeit(&mut self, hop: &Hop) {
+        if let Some(mut latest) = self.by_hop.get_mut(hop).and_then(BTreeMap::last_entry) {
+            *latest.get_mut() -= 1;
+            if *latest.get() == 0 {
+                latest.remove();
+            }
+        }
+    }
+
     /// `hop` is dead. Returns how many contributions may be lost with it: the feeder knows only that it died after its
     /// last claim, not in which round.
     pub(super) fn lose(&mut self, hop: &Hop) -> u64 {

@@ -2,18 +2,32 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::{Hop, Incarnation, Instance, MicrobatchId, PeerId, StageIndex};
+use crate::{Duration, Hop, Incarnation, Instance, MicrobatchId, PeerId, StageIndex, Time};
 
-/// Microbatches with an outcome whose grants are remembered for late claims; claims older than that are denied.
-pub(super) const REMEMBERED_MAX: usize = 8_192;
+/// Grants of a microbatch are remembered for late claims for so long after its outcome; claims after that are denied.
+pub(super) const REMEMBERED_FOR: Duration = Duration::from_secs(60);
+
+/// Microbatches with an outcome whose grants are remembered at most.
+const REMEMBERED_MAX: usize = 131_072;
 
 /// The grants of open and of lately ended microbatches.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Grants {
-    by_id: BTreeMap<MicrobatchId, Vec<Hop>>,
-    ended: VecDeque<MicrobatchId>,
+    by_id: BTreeMap<MicrobatchId, Granted>,
+    /// The microbatches with an outcome, and when it was given.
+    ended: VecDeque<(Time, MicrobatchId)>,
+    /// Time of the first event of this process: outcomes before it have no time.
+    began: Option<Time>,
     /// Replicas that have a grant by the path of a gradient and do not know it yet: their claim is on its way.
     owed: BTreeSet<(MicrobatchId, Hop)>,
+}
+
+/// The grants of one microbatch.
+#[derive(Clone, Debug, Default)]
+struct Granted {
+    hops: Vec<Hop>,
+    /// Its gradient came back.
+    finished: bool,
 }
 
 /// The answer to a claim.
@@ -38,21 +52,40 @@ impl Grants {
         self.by_id.entry(microbatch).or_default();
     }
 
-    /// The microbatch has its outcome. Its claims are answered until [`REMEMBERED_MAX`] others have ended.
-    pub(super) fn end(&mut self, microbatch: MicrobatchId) {
-        self.ended.push_back(microbatch);
-        if self.ended.len() > REMEMBERED_MAX
-            && let Some(oldest) = self.ended.pop_front()
-        {
-            for hop in self.by_id.remove(&oldest).into_iter().flatten() {
-                self.owed.remove(&(oldest, hop));
-            }
+    /// The microbatch has its outcome. Its claims are answered for [`REMEMBERED_FOR`].
+    pub(super) fn end(&mut self, now: Time, microbatch: MicrobatchId) {
+        self.ended.push_back((now, microbatch));
+    }
+
+    /// Forgets the microbatches that ended long ago. Returns the replicas that never claimed what a path granted them.
+    pub(super) fn forget(&mut self, now: Time) -> Vec<Hop> {
+        let began = *self.began.get_or_insert(now);
+        let mut unclaimed = Vec::new();
+        let old = |ended: Time| ended.max(began) + REMEMBERED_FOR <= now;
+        while self.ended.front().is_some_and(|&(at, _)| old(at) || self.ended.len() > REMEMBERED_MAX) {
+            let Some((_, oldest)) = self.ended.pop_front() else { break };
+            let hops = self.by_id.remove(&oldest).unwrap_or_default().hops.into_iter();
+            unclaimed.extend(hops.filter(|&hop| self.owed.remove(&(oldest, hop))));
         }
+        unclaimed
+    }
+
+    /// The replica hands the grant back; `false` if it has none.
+    pub(super) fn withdraw(&mut self, microbatch: MicrobatchId, hop: Hop) -> bool {
+        self.owed.remove(&(microbatch, hop));
+        let grants = self.by_id.get_mut(&microbatch).map(|granted| &mut granted.hops);
+        let index = grants.as_ref().and_then(|grants| grants.iter().position(|granted| *granted == hop));
+        if let (Some(grants), Some(index)) = (grants, index) {
+            grants.swap_remove(index);
+        }
+        index.is_some()
     }
 
     /// Grants the claim unless another replica has the grant.
     pub(super) fn claim(&mut self, microbatch: MicrobatchId, claimant: Hop) -> Ruling {
-        let Some(grants) = self.by_id.get_mut(&microbatch) else { return Ruling::Denied };
+        let Some(Granted { hops: grants, .. }) = self.by_id.get_mut(&microbatch) else {
+            return Ruling::Denied;
+        };
         match grants.iter().find(|granted| granted.stage == claimant.stage) {
             Some(granted) if *granted == claimant => Ruling::Again,
             Some(_) => Ruling::Denied,
@@ -82,9 +115,20 @@ impl Grants {
         self.owed.iter().filter(|(_, hop)| placed(hop)).count() as u64
     }
 
+    /// The gradient of the microbatch came back: its grants are contributions.
+    pub(super) fn finish(&mut self, microbatch: MicrobatchId) {
+        if let Some(granted) = self.by_id.get_mut(&microbatch) {
+            granted.finished = true;
+        }
+    }
+
+    pub(super) fn is_finished(&self, microbatch: MicrobatchId) -> bool {
+        self.by_id.get(&microbatch).is_some_and(|granted| granted.finished)
+    }
+
     /// The replicas that have a grant of `microbatch`.
     pub(super) fn of(&self, microbatch: MicrobatchId) -> &[Hop] {
-        self.by_id.get(&microbatch).map_or(&[], Vec::as_slice)
+        self.by_id.get(&microbatch).map_or(&[], |granted| &granted.hops)
     }
 }
 
@@ -107,7 +151,7 @@ mod tests {
         assert_eq!(grants.claim(ID, hop(0, 1, 1)), Ruling::Again);
         assert_eq!(grants.claim(ID, hop(0, 1, 2)), Ruling::Denied);
         assert_eq!(grants.claim(ID, hop(1, 2, 1)), Ruling::New);
-        grants.end(ID);
+        grants.end(Time(0), ID);
         assert_eq!(grants.claim(ID, hop(1, 2, 1)), Ruling::Again);
         assert_eq!(grants.claim(ID, hop(1, 3, 1)), Ruling::Denied);
         assert_eq!(grants.of(ID).len(), 2);
@@ -128,13 +172,28 @@ mod tests {
     #[test]
     fn long_ended_microbatches_are_forgotten() {
         let mut grants = Grants::default();
+        assert_eq!(grants.forget(Time(9)), []);
         for id in 0..=REMEMBERED_MAX as u64 {
             grants.open(MicrobatchId(id));
-            grants.claim(MicrobatchId(id), hop(0, 1, 1));
-            grants.end(MicrobatchId(id));
+            grants.claim_by_path(MicrobatchId(id), hop(0, 1, 1));
+            grants.end(Time(10 + id), MicrobatchId(id));
         }
+        assert_eq!(grants.forget(Time(10)), [hop(0, 1, 1)], "too many");
         assert_eq!(grants.claim(MicrobatchId(0), hop(0, 1, 1)), Ruling::Denied);
         assert_eq!(grants.claim(MicrobatchId(1), hop(0, 1, 1)), Ruling::Again);
-        assert_eq!(grants.by_id.len(), REMEMBERED_MAX);
+        assert_eq!(grants.forget(Time(11) + REMEMBERED_FOR), [hop(0, 1, 1)], "too long ago");
+        assert_eq!(
+            (grants.claim(MicrobatchId(1), hop(0, 1, 1)), grants.by_id.len()),
+            (Ruling::Denied, REMEMBERED_MAX - 1)
+        );
+    }
+
+    #[test]
+    fn a_grant_that_was_handed_back_is_free_again() {
+        let mut grants = Grants::default();
+        grants.open(ID);
+        grants.claim_by_path(ID, hop(0, 1, 1));
+        assert!(!grants.withdraw(ID, hop(0, 2, 1)) && grants.withdraw(ID, hop(0, 1, 1)));
+        assert_eq!((grants.owed(|_| true), grants.claim(ID, hop(0, 2, 1))), (0, Ruling::New));
     }
 }

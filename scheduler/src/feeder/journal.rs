@@ -22,6 +22,13 @@ pub enum Record {
         /// The replica and its stage.
         to: Hop,
     },
+    /// A replica handed a grant back and promised never to apply the microbatch: the grant is free again.
+    Withdrawn {
+        /// The microbatch.
+        microbatch: MicrobatchId,
+        /// The replica and its stage.
+        from: Hop,
+    },
     /// A training microbatch has its outcome.
     Ended {
         /// The microbatch.

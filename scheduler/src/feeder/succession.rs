@@ -84,7 +84,7 @@ impl Succession {
 
     /// Keeps a claim that cannot be decided yet; `false` if it can.
     pub(super) fn defers(&mut self, claimant: Hop, microbatch: MicrobatchId) -> bool {
-        let undecided = self.under_way.values().any(|takeover| takeover.lease.contains(microbatch));
+        let undecided = self.is_undecided(microbatch);
         if undecided {
             let deferred = self.deferred.entry(claimant).or_default();
             if deferred.len() < CLAIM_MAX {
@@ -92,6 +92,11 @@ impl Succession {
             }
         }
         undecided
+    }
+
+    /// Whether the grants of the microbatch are not known yet.
+    pub(super) fn is_undecided(&self, microbatch: MicrobatchId) -> bool {
+        self.under_way.values().any(|takeover| takeover.lease.contains(microbatch))
     }
 
     fn took_over(&self, microbatch: MicrobatchId) -> bool {
@@ -145,7 +150,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if self.succession.is_over() {
             self.succession.ask_at = None;
             for (claimant, deferred) in std::mem::take(&mut self.succession.deferred) {
-                self.on_claim(claimant, &deferred.into_iter().collect::<Vec<_>>());
+                self.on_claim(claimant, &deferred.into_iter().collect::<Vec<_>>(), Vec::new());
             }
         }
     }
@@ -240,7 +245,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.grants.open(*microbatch);
             for &hop in grants {
                 self.grants.claim(*microbatch, hop);
-                self.contributions.grant(hop, self.rounds.called());
             }
             self.handoff.remember(*microbatch, *to);
             self.handoff.mark_failed(*microbatch);

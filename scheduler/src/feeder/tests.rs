@@ -157,7 +157,12 @@ fn status_request(id: u64, attempt: u32, route: Vec<Hop>) -> Message {
 }
 
 fn claim(stage: u16, ids: &[u64]) -> Message {
-    Message::Claim { stage: StageIndex(stage), microbatches: ids.iter().copied().map(MicrobatchId).collect() }
+    claim_and_forfeit(stage, ids, &[])
+}
+
+fn claim_and_forfeit(stage: u16, claimed: &[u64], forfeited: &[u64]) -> Message {
+    let ids = |ids: &[u64]| ids.iter().copied().map(MicrobatchId).collect();
+    Message::Claim { stage: StageIndex(stage), microbatches: ids(claimed), forfeited: ids(forfeited) }
 }
 
 fn answer(granted: &[u64], denied: &[u64]) -> Message {
@@ -374,6 +379,26 @@ fn a_stuck_microbatch_holds_back_no_announcement_and_stops_admission_far_behind_
     let ranges = harness.feeder.announcement.announce();
     assert_eq!(ranges, [AckRange { first: 0, end: reach, open: vec![0] }]);
     assert!(harness.finish(0).contains(&draw(reach)), "admission goes on");
+}
+
+#[test]
+fn a_grant_handed_back_is_free_while_the_microbatch_is_open_and_lost_afterwards() {
+    let mut harness = Harness::under_way(3);
+    harness.publish(&[a(0), a(1), b(1)]);
+    assert_eq!(harness.receive(a(1), claim(1, &[0, 1])), [send(a(1), answer(&[0, 1], &[]))]);
+    assert_eq!(
+        harness.receive(a(1), claim_and_forfeit(1, &[], &[0])),
+        [send(a(1), answer(&[], &[0])), send(a(1), answer(&[], &[])),]
+    );
+    assert_eq!(harness.receive(b(1), claim(1, &[0, 1])), [send(b(1), answer(&[0], &[1]))]);
+    harness.receive(a(0), returned(1, 0, &[b(1), a(0)]));
+    for _ in 0..2 {
+        harness.receive(a(1), claim_and_forfeit(1, &[], &[1]));
+    }
+    assert_eq!((harness.counts().contributions_lost, harness.counts().ungranted), (1, 0));
+    let granted = |id| Record::Granted { microbatch: MicrobatchId(id), to: b(1) };
+    assert!(harness.journal().contains(&granted(0)) && !harness.journal().contains(&granted(1)));
+    assert_eq!(harness.restart().counts().contributions_lost, 1);
 }
 
 // --- Losses -----------------------------------------------------------------------------------------------------------
@@ -662,7 +687,7 @@ fn a_successor_asks_every_replica_and_continues_microbatches_held() {
         may_have_been_granted: Vec::new(),
     };
     harness.receive(a(0), page(a(0), vec![item(4, None)]));
-    let claim = |id| Message::Claim { stage: StageIndex(1), microbatches: vec![MicrobatchId(id)] };
+    let claim = |id| claim(1, &[id]);
     assert_eq!(harness.receive(b(1), claim(4)), [], "not decided yet");
     let actions = harness.receive(a(1), page(a(1), vec![item(4, Some(true)), item(5, None)]));
     let refused = |id| Action::Outcome {

@@ -274,7 +274,8 @@ fn every_message_goes_to_the_machine_that_it_concerns() {
     let mut harness = Harness::serving(&[b(1)]);
     let computed = harness.forward();
     let job = Job::Forward { microbatch: ID, ids: "ids", activation: "in" };
-    assert_eq!(computed, [Action::Execute(job)]);
+    assert_eq!(computed[0], Action::Execute(job));
+    assert!(matches!(message_of(&computed[1]), Some(Message::Claim { .. })), "{computed:?}");
 
     let joiner = Member { state: MemberState::Loading(StageIndex(1)), ..member(restarted(b(1))) };
     let mut members = all(&[]);

@@ -34,7 +34,11 @@ pub(super) fn envelope(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Envel
         4 => Message::StatusReply { microbatch, attempt, status: Status::Missing },
         5 => Message::Forwarded { microbatch, attempt, next: hop(rng, peers) },
         6 => Message::OrphanNotice { microbatch, holder: hop(rng, peers) },
-        7 => Message::Claim { stage: StageIndex(9), microbatches: vec![microbatch] },
+        7 => Message::Claim {
+            stage: StageIndex(9),
+            microbatches: vec![microbatch],
+            forfeited: vec![microbatch],
+        },
         8 => {
             let range = AckRange { first: 0, end: u64::MAX, open: vec![3, 9] };
             Message::Outcomes { ranges: vec![range] }

@@ -113,6 +113,16 @@ impl ReferenceModel {
         self.require(before.is_none(), || format!("{microbatch} is granted twice at {stage}"));
     }
 
+    /// A replica handed its grant back: it applies the microbatch no more.
+    fn withdraw(&mut self, feeder: usize, microbatch: MicrobatchId, from: Hop) {
+        self.path("grant handed back");
+        let Some(stage) = from.stage else { return };
+        let by = self.granted.entry((microbatch, stage)).or_default().remove(&feeder);
+        self.require(by == Some(from), || format!("{from:?} hands back {microbatch}, which {by:?} has"));
+        let applied = self.applied.get(&(microbatch, stage)) == Some(&from.instance);
+        self.require(!applied, || format!("{from:?} hands back {microbatch}, which it has applied"));
+    }
+
     fn taken_over(&mut self, feeder: usize, taken: &TakenOver) {
         self.path("taken over");
         self.unknown.push((taken.end, MicrobatchId(taken.lease.ids().end)));
@@ -141,6 +151,9 @@ impl ReferenceModel {
         match action {
             feeder::Action::Journal(Record::Granted { microbatch, to }) => {
                 self.grant(index, *microbatch, *to);
+            }
+            feeder::Action::Journal(Record::Withdrawn { microbatch, from }) => {
+                self.withdraw(index, *microbatch, *from);
             }
             feeder::Action::Journal(Record::TakenOver(taken)) => self.taken_over(index, taken),
             feeder::Action::Send { to, envelope } => {

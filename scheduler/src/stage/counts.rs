@@ -27,6 +27,8 @@ pub enum Note {
         /// Microbatches of the feeder that were held here.
         affected: usize,
     },
+    /// The grant of a microbatch was handed back: its gradient never came.
+    Forfeited(MicrobatchId),
     /// A microbatch was given back to its upstream: its feeder, or the next stage, cannot be reached from here.
     GivenBack(MicrobatchId),
     /// A microbatch was handed on again: the replica that had it is lost.
@@ -69,6 +71,8 @@ pub struct Counts {
     pub lost: u64,
     /// Feeders that left claims unanswered for too long.
     pub feeders_lost: u64,
+    /// Grants handed back.
+    pub forfeited: u64,
     /// Microbatches given back to their upstream.
     pub given_back: u64,
     /// Microbatches handed on again.
@@ -102,6 +106,7 @@ impl Counts {
             Note::Refused(..) => &mut self.refused,
             Note::Lost { .. } => &mut self.lost,
             Note::FeederLost { .. } => &mut self.feeders_lost,
+            Note::Forfeited(_) => &mut self.forfeited,
             Note::GivenBack(_) => &mut self.given_back,
             Note::Retried(_) => &mut self.retried,
             Note::Recovered(_) => &mut self.recovered,

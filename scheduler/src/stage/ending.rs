@@ -16,6 +16,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
     pub(super) fn release_ended(&mut self, now: Time) {
         let ended = |id: &&MicrobatchId| self.outcomes.contain(**id);
         let ids: Vec<_> = self.microbatches.keys().filter(ended).copied().collect();
+        self.forfeits.release(|id| self.outcomes.contain(id));
+        self.returned.release(|id| self.outcomes.contain(id));
         for id in ids {
             if let Some(held) = self.microbatches.get_mut(&id) {
                 held.ended = true;
@@ -62,11 +64,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let Some(held) = self.microbatches.get_mut(&id).filter(|held| held.ended) else { return };
         let claimed = matches!(held.claim, ClaimState::Claimed { .. } | ClaimState::Granted);
         let over = match held.phase {
-            Phase::ForwardQueued { .. }
-            | Phase::Unrouted { .. }
-            | Phase::HandedOn
-            | Phase::BackwardQueued { .. } => !claimed,
-            Phase::Forwarding if held.claim == ClaimState::Unclaimed => {
+            // The gradient went another way.
+            Phase::ForwardQueued { .. } | Phase::Unrouted { .. } | Phase::HandedOn => true,
+            Phase::BackwardQueued { .. } => !claimed,
+            Phase::Forwarding if !self.config.is_last() => {
                 held.phase = Phase::Cancelled;
                 false
             }
@@ -88,6 +89,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             }
             self.queue.remove(id);
             self.unrouted.retain(|&unrouted| unrouted != id);
+            self.forfeit_unapplied(id, &held);
         }
     }
 

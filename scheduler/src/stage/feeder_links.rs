@@ -172,6 +172,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let status = Status::Returned;
             self.send(hop, Message::StatusReply { microbatch: id, attempt, status });
         }
+        self.returned.insert(id, self.handoff.latest(id).map(|latest| latest.attempt));
         self.remove(now, id, Completion::Refused);
         self.count(Note::GivenBack(id));
     }
@@ -193,6 +194,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// Notes the feeders of held microbatches that the newer table does not list.
     pub(super) fn note_absent_feeders(&mut self, now: Time) {
+        self.forfeits.keep_feeders(|feeder| self.table.address(feeder).is_some());
         let feeders = self.microbatches.values().filter_map(Microbatch::feeder);
         let absent =
             feeders.map(|feeder| feeder.peer()).filter(|&feeder| self.table.address(feeder).is_none());

@@ -1,8 +1,8 @@
 //! Claims and grants: for each microbatch and stage the feeder grants exactly one claim, and only the replica that has
 //! the grant applies its gradients.
 //!
-//! The claim goes out when the gradient arrives, so its answer is rarely waited for. Until it comes the executor keeps
-//! the gradients apart and computes no others.
+//! The claim goes out when the forward arrives: its answer is there before the gradient, however far the feeder is. If it
+//! is not, the executor keeps the gradients apart and computes no others.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -13,14 +13,14 @@ use crate::message::CLAIM_MAX;
 use crate::{Hop, Instance, Message, MicrobatchId, Time};
 
 impl<P: Clone + Default + Debug> Stage<P> {
-    /// Claims a microbatch from its feeder as early as possible: when its gradient is on its way into the executor.
+    /// Claims a microbatch from its feeder, unless its grant was used or handed back here before.
     pub(super) fn claim(&mut self, now: Time, id: MicrobatchId) {
-        let applied = self.applied.contains(id);
+        let (applied, forfeited) = (self.applied.contains(id), self.forfeits.contain(id));
         if let Some(held) = self.microbatches.get_mut(&id)
             && matches!(held.claim, ClaimState::Unclaimed | ClaimState::Claimed { .. })
         {
-            if applied {
-                held.claim = ClaimState::Denied;
+            if applied || forfeited {
+                held.claim = if applied { ClaimState::Denied } else { ClaimState::GivenUp };
                 return;
             }
             held.claim = ClaimState::Claimed { at: now };
@@ -30,9 +30,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// One message a feeder for all claims of the current event.
+    /// One message a feeder for all claims of the current event, and for the grants that are handed back to it.
     pub(super) fn send_claims(&mut self) {
-        let mut by_feeder: BTreeMap<Hop, Vec<MicrobatchId>> = BTreeMap::new();
+        let forfeiting = std::mem::take(&mut self.forfeiting);
+        let mut by_feeder: BTreeMap<Hop, Vec<MicrobatchId>> =
+            forfeiting.into_iter().map(|feeder| (feeder, Vec::new())).collect();
         for id in std::mem::take(&mut self.claims) {
             if let Some(feeder) = self.microbatches.get(&id).and_then(Microbatch::feeder) {
                 by_feeder.entry(feeder).or_default().push(id);
@@ -40,8 +42,12 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
         let stage = self.config.stage;
         for (feeder, ids) in by_feeder {
-            for microbatches in ids.chunks(CLAIM_MAX) {
-                self.send(feeder, Message::Claim { stage, microbatches: microbatches.to_vec() });
+            let mut forfeited = self.forfeits.owed_to(feeder.peer());
+            let chunks = ids.chunks(CLAIM_MAX).map(<[_]>::to_vec);
+            let none = ids.is_empty().then(Vec::new);
+            for microbatches in chunks.chain(none) {
+                let forfeited = std::mem::take(&mut forfeited);
+                self.send(feeder, Message::Claim { stage, microbatches, forfeited });
             }
         }
     }
@@ -53,8 +59,12 @@ impl<P: Clone + Default + Debug> Stage<P> {
         granted: &[MicrobatchId],
         denied: &[MicrobatchId],
     ) {
+        self.forfeits.acknowledged(from.peer, denied);
         let granted = granted.iter().map(|id| (id, ClaimState::Granted));
         for (&id, answer) in granted.chain(denied.iter().map(|id| (id, ClaimState::Denied))) {
+            if answer == ClaimState::Granted && self.forfeits.contain(id) {
+                self.forfeit(id, Hop::feeder(from));
+            }
             let Some(held) = self.microbatches.get_mut(&id) else { continue };
             let claimed = matches!(held.claim, ClaimState::Claimed { .. });
             if claimed && held.feeder().is_some_and(|feeder| feeder.peer() == from.peer) {
@@ -70,9 +80,12 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let waiting = |held: &&mut Microbatch<P>| held.update == UpdateState::AwaitingGrant;
         let Some(held) = self.microbatches.get_mut(&id).filter(waiting) else { return };
         let unanswered = matches!(held.claim, ClaimState::Unclaimed | ClaimState::Claimed { .. });
-        if unanswered && held.feeder().is_some_and(|feeder| self.feeders.is_lost(feeder.peer())) {
+        let lost = held.feeder().filter(|feeder| unanswered && self.feeders.is_lost(feeder.peer()));
+        if let Some(feeder) = lost {
             held.claim = ClaimState::GivenUp;
+            self.forfeit(id, feeder);
         }
+        let Some(held) = self.microbatches.get_mut(&id) else { return };
         match held.claim {
             ClaimState::Granted => {
                 held.update = UpdateState::Applying;
@@ -114,19 +127,17 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 self.claim(now, id);
             }
         }
-        self.probe_lost_feeders();
+        self.tell_again();
         let told = self.microbatches.values().filter_map(Microbatch::feeder_told_at);
-        let probe = self.feeders.lost().next().map(|_| now);
-        self.feeder_check_at = told.chain(probe).min().map(|at| at + after);
+        let owes = self.feeders.lost().chain(self.forfeits.feeders()).next().map(|_| now);
+        self.feeder_check_at = told.chain(owes).min().map(|at| at + after);
     }
 
-    /// An empty claim asks a lost feeder for a sign of life.
-    fn probe_lost_feeders(&mut self) {
-        let lost: Vec<_> = self.feeders.lost().filter_map(|feeder| self.table.instance(feeder)).collect();
-        for feeder in lost {
-            let claim = Message::Claim { stage: self.config.stage, microbatches: Vec::new() };
-            self.send(Hop::feeder(feeder), claim);
-        }
+    /// Repeats the grants handed back. An empty claim asks a lost feeder for a sign of life.
+    fn tell_again(&mut self) {
+        let feeders = self.feeders.lost().chain(self.forfeits.feeders());
+        let members = feeders.filter_map(|feeder| self.table.instance(feeder)).map(Hop::feeder);
+        self.forfeiting.extend(members.collect::<Vec<_>>());
     }
 
     /// A feeder was told something that it answers: it is reminded after [`super::Config::status_after`].

@@ -57,13 +57,14 @@ impl Harness {
         said
     }
 
-    /// Handles an event. Returns its actions without notes and heartbeats.
+    /// Handles an event. Returns its actions without notes, heartbeats and claims.
     fn hear(&mut self, event: Event<Payload>) -> Vec<Action<Payload>> {
         self.stage.handle(self.now, event);
         let all: Vec<_> = std::iter::from_fn(|| self.stage.poll_action()).collect();
         self.said.extend(all.iter().cloned());
         let aside = |action: &Action<Payload>| {
-            matches!(action, Action::Counted(_)) || matches!(message_of(action), Some(Message::Heartbeat(_)))
+            matches!(action, Action::Counted(_))
+                || matches!(message_of(action), Some(Message::Heartbeat(_) | Message::Claim { .. }))
         };
         all.into_iter().filter(|action| !aside(action)).collect()
     }
@@ -107,6 +108,12 @@ impl Harness {
         let neighbours = next.into_iter().chain(senders);
         let beat = Message::Heartbeat(Heartbeat { credit: 8, ..Heartbeat::default() });
         neighbours.flat_map(|hop| self.receive(hop, beat.clone())).collect()
+    }
+
+    /// Number of claims of `ID` so far.
+    fn claims(&self) -> usize {
+        let claims = |action: &&Action<Payload>| matches!(message_of(action), Some(Message::Claim { microbatches, .. }) if microbatches.contains(&ID));
+        self.said.iter().filter(claims).count()
     }
 
     fn counts(&self) -> Counts {
@@ -182,7 +189,11 @@ fn orphan(holder: Hop) -> Message {
 }
 
 fn claim(stage: u16) -> Action<Payload> {
-    send(feeder(), Message::Claim { stage: StageIndex(stage), microbatches: vec![ID] })
+    send(feeder(), claim_of(stage, vec![ID], Vec::new()))
+}
+
+fn claim_of(stage: u16, microbatches: Vec<MicrobatchId>, forfeited: Vec<MicrobatchId>) -> Message {
+    Message::Claim { stage: StageIndex(stage), microbatches, forfeited }
 }
 
 fn granted(ids: &[MicrobatchId]) -> Message {
@@ -312,12 +323,13 @@ fn a_sender_that_begins_learns_its_credit_and_the_others_are_left_alone() {
 fn a_middle_replica_hands_on_returns_the_gradient_and_applies() {
     let mut harness = Harness::new(1, 3);
     assert_eq!(harness.receive(a(0), forward().by(&[feeder(), a(0)])), [compute(ID)]);
+    assert!(harness.said.contains(&claim(1)), "the answer is there before the gradient");
     let onward = Forward::computed().by(&[feeder(), a(0), a(1)]);
     assert_eq!(harness.complete(forwarded()), [send(a(0), forwarded_to(a(2))), send(a(2), onward)]);
     assert_eq!(harness.stage.slots_used(), 1);
 
     let said = harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
-    assert_eq!(said, [compute_back(false), claim(1)]);
+    assert_eq!(said, [compute_back(false)]);
     assert_eq!(
         harness.complete(backwarded()),
         [send(a(0), backward(FIRST, &[a(2), a(1)], "upward"))],
@@ -334,7 +346,8 @@ fn the_last_stage_computes_in_one_pass() {
     let mut harness = Harness::new(2, 3);
     let said = harness.receive(a(1), forward().by(&[feeder(), a(0), a(1)]));
     let job = Job::LossAndBackward { microbatch: ID, ids: "ids", activation: "in", granted: false };
-    assert_eq!(said, [Action::Execute(job), claim(2)]);
+    assert_eq!(said, [Action::Execute(job)]);
+    assert!(harness.said.contains(&claim(2)));
     let said = harness.complete(JobOutcome::LossAndBackward { loss: LOSS, gradient: "upward" });
     assert_eq!(said, [send(a(1), backward(FIRST, &[a(2)], "upward"))]);
 }
@@ -403,7 +416,7 @@ fn a_grant_that_comes_before_the_job_goes_with_it() {
     for id in others {
         harness.receive(a(0), Forward { id, ..forward() }.by(&[feeder(), a(0)]));
     }
-    assert_eq!(harness.receive(a(2), backward(FIRST, &[a(2)], "gradient")), [claim(1)]);
+    assert_eq!(harness.receive(a(2), backward(FIRST, &[a(2)], "gradient")), []);
     assert_eq!(harness.receive(feeder(), granted(&[ID])), []);
     assert!(harness.complete_of(others[0], forwarded()).contains(&compute_back(true)));
     assert_eq!(harness.complete(backwarded()), [send(a(0), backward(FIRST, &[a(2), a(1)], "upward"))]);
@@ -432,7 +445,7 @@ fn gradients_that_wait_for_their_grant_hold_back_others_but_no_forwards() {
     harness.complete_of(other, forwarded());
     harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
     let heard = harness.receive(a(2), backward_of(other, FIRST, &[a(2)], "gradient"));
-    assert!(heard.len() == 1 && matches!(message_of(&heard[0]), Some(Message::Claim { .. })), "{heard:?}");
+    assert_eq!(heard, []);
     let more = Forward { id: MicrobatchId(9), ..forward() };
     assert_eq!(harness.receive(a(0), more.by(&[feeder(), a(0)])), [compute(MicrobatchId(9))]);
     harness.complete(backwarded());
@@ -446,12 +459,15 @@ fn a_claim_is_repeated_until_it_is_answered_and_only_the_feeder_answers() {
     for stranger in [a(0), a(2), b(2)] {
         assert_eq!(harness.receive(stranger, granted(&[ID])), []);
     }
-    assert_eq!(harness.wait(STATUS_AFTER), [claim(1)]);
+    assert_eq!(harness.claims(), 1);
+    harness.wait(STATUS_AFTER);
+    assert_eq!(harness.claims(), 2);
     assert_eq!(harness.receive(feeder(), granted(&[ID])), [apply()]);
     assert_eq!(harness.receive(feeder(), granted(&[ID])), []);
     assert_eq!(harness.receive(feeder(), denied(&[ID])), []);
     harness.complete(JobOutcome::Applied);
-    assert_eq!(harness.wait(STATUS_AFTER), []);
+    harness.wait(STATUS_AFTER);
+    assert_eq!(harness.claims(), 2);
 }
 
 #[test]
@@ -629,7 +645,7 @@ fn a_microbatch_of_a_lost_replica_goes_to_another_under_a_new_number() {
     assert_eq!((harness.counts().lost, harness.counts().retried), (1, 1));
     assert_eq!(harness.lose(a(2)), [], "once");
     let said = harness.receive(b(2), backward(SECOND, &[b(2)], "gradient"));
-    assert_eq!(said, [compute_back(false), claim(1)]);
+    assert_eq!(said, [compute_back(false)]);
 }
 
 #[test]
@@ -650,7 +666,7 @@ fn the_first_gradient_wins_from_any_replica() {
     harness.publish(&[line(3), vec![b(2)]].concat());
     harness.lose(a(2));
     let said = harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
-    assert_eq!(said, [compute_back(false), claim(1)]);
+    assert_eq!(said, [compute_back(false)]);
     assert_eq!(harness.receive(b(2), backward(SECOND, &[b(2)], "second")), []);
     assert_eq!((harness.counts().duplicate, harness.counts().foreign), (1, 0));
 }
@@ -712,7 +728,7 @@ fn a_holder_that_was_asked_is_waited_for_without_a_retry() {
     let mut harness = asked();
     assert_eq!(harness.receive(a(2), status(FIRST, Status::Held)), []);
     let said = harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
-    assert_eq!(said, [compute_back(false), claim(1)]);
+    assert_eq!(said, [compute_back(false)]);
 }
 
 #[test]
@@ -781,18 +797,20 @@ fn a_microbatch_that_is_not_here_is_missing() {
 }
 
 #[test]
-fn a_silent_neighbour_is_asked_again_and_again() {
+fn a_neighbour_that_answers_no_request_has_lost_the_microbatch() {
     let mut harness = handed_on();
     let question = send(a(2), status_request(FIRST, &[feeder(), a(0), a(1)]));
-    for _ in 0..9 {
+    for _ in 0..5 {
         assert_eq!(harness.wait(STATUS_AFTER), std::slice::from_ref(&question));
     }
-    assert_eq!(harness.stage.poll_timeout().map(|(_, reason)| reason), Some(Reason::HeartbeatDue));
+    let retry = Forward { attempt: SECOND, ..Forward::computed() }.by(&[feeder(), a(0), a(1)]);
+    assert!(harness.wait(STATUS_AFTER).contains(&send(a(2), retry)));
 }
 
 #[test]
 fn a_neighbour_that_holds_a_microbatch_is_asked_less_and_less_often() {
     let mut harness = handed_on();
+    harness.receive(feeder(), granted(&[ID]));
     let question = |attempt| send(a(2), status_request(attempt, &[feeder(), a(0), a(1)]));
     assert_eq!(harness.wait(STATUS_AFTER), [question(FIRST)]);
     for times in [2, 4, 8, 8] {
@@ -824,7 +842,7 @@ fn strangers_are_ignored() {
     }
     assert_eq!(harness.receive(a(2), backward(SECOND, &[a(2)], "of another attempt")), []);
     assert_eq!(harness.counts().foreign, 4);
-    assert_eq!(harness.receive(a(2), Message::Claim { stage: StageIndex(2), microbatches: vec![ID] }), []);
+    assert_eq!(harness.receive(a(2), claim_of(2, vec![ID], Vec::new())), []);
     assert_eq!((harness.counts().foreign, harness.stage.held()), (5, 1));
 }
 
@@ -976,7 +994,7 @@ fn successor() -> Hop {
 }
 
 /// `a(1)` of three stages holds `ID` and has claimed it; then the feeder is gone and there is a successor.
-fn inherited() -> (Harness, Vec<Action<Payload>>) {
+fn inherited() -> Harness {
     let mut harness = Harness::new(1, 3);
     harness.receive(a(0), forward().by(&line(1)));
     harness.complete(JobOutcome::Forwarded { version: WeightVersion(9), activation: "out" });
@@ -987,8 +1005,8 @@ fn inherited() -> (Harness, Vec<Action<Payload>>) {
     let successions = vec![crate::Succession { lease, feeder: successor().peer() }];
     harness.version += 1;
     let table = Membership { version: harness.version, members, successions, ..Membership::default() };
-    let said = harness.hear(Event::Membership(table));
-    (harness, said)
+    harness.hear(Event::Membership(table));
+    harness
 }
 
 fn recover() -> Message {
@@ -1007,9 +1025,9 @@ fn report(said: Vec<Action<Payload>>) -> Option<RecoveryReport> {
 
 #[test]
 fn a_successor_is_asked_for_the_grant_and_the_former_feeder_is_not_believed() {
-    let (mut harness, said) = inherited();
-    let claim = Message::Claim { stage: StageIndex(1), microbatches: vec![ID] };
-    assert_eq!(said, [send(successor(), claim)]);
+    let mut harness = inherited();
+    let claim = send(successor(), claim_of(1, vec![ID], Vec::new()));
+    assert!(harness.said.contains(&claim));
     harness.receive(feeder(), granted(&[ID]));
     let item =
         |harness: &mut Harness| report(harness.receive(successor(), recover())).unwrap().items.remove(0);
@@ -1020,7 +1038,7 @@ fn a_successor_is_asked_for_the_grant_and_the_former_feeder_is_not_believed() {
 
 #[test]
 fn a_recovery_report_lists_microbatches_held_and_doubtful_grants() {
-    let (mut harness, _) = inherited();
+    let mut harness = inherited();
     let item = |may_have_been_granted| Item {
         microbatch: ID,
         granted: None,
@@ -1048,11 +1066,41 @@ fn a_recovery_report_lists_microbatches_held_and_doubtful_grants() {
 
 #[test]
 fn only_the_successor_in_the_table_gets_a_report() {
-    let (mut harness, _) = inherited();
+    let mut harness = inherited();
     let later = Message::RecoverRange { first: MicrobatchId(0), epoch: 2, from: MicrobatchId(0) };
     assert_eq!(report(harness.receive(successor(), later)), None);
     assert_eq!(report(harness.receive(a(0), recover())), None);
     assert_eq!(report(harness.receive(feeder(), recover())), None);
+}
+
+// --- Grants handed back -----------------------------------------------------------------------------------------------
+
+#[test]
+fn a_granted_microbatch_that_goes_another_way_is_forfeited_until_the_feeder_knows() {
+    let mut harness = handed_on();
+    harness.receive(feeder(), granted(&[ID]));
+    assert_eq!(harness.receive(feeder(), ended()), [forget()]);
+    let told = send(feeder(), claim_of(1, Vec::new(), vec![ID]));
+    let times = |harness: &Harness| harness.said.iter().filter(|&action| *action == told).count();
+    assert_eq!((times(&harness), harness.counts().forfeited), (1, 1));
+    harness.wait(STATUS_AFTER);
+    assert_eq!(times(&harness), 2, "the first may be lost");
+    harness.receive(feeder(), denied(&[ID]));
+    harness.wait(STATUS_AFTER * 3);
+    assert_eq!(times(&harness), 2);
+}
+
+#[test]
+fn a_microbatch_given_back_is_never_applied_here_and_its_attempts_are_numbered_on() {
+    let mut harness = handed_on();
+    harness.stage.give_back(harness.now, ID);
+    harness.receive(a(0), forward().by(&[feeder(), a(0)]));
+    let again = Forward { attempt: SECOND, ..Forward::computed() }.sent(&[feeder(), a(0), a(1)], false);
+    assert!(harness.complete(forwarded()).contains(&send(a(2), again)));
+    harness.receive(feeder(), granted(&[ID]));
+    harness.receive(a(2), backward(SECOND, &[a(2)], "gradient"));
+    assert!(harness.complete(backwarded()).contains(&drop_gradients()));
+    assert_eq!((harness.counts().applied, harness.counts().relayed), (0, 1));
 }
 
 // --- Links that stay broken -------------------------------------------------------------------------------------------

@@ -81,7 +81,11 @@ fn without_payload() -> Vec<Message> {
         Message::StatusRequest { microbatch, attempt, route: vec![hop(None)] },
         Message::Forwarded { microbatch, attempt, next: hop(Some(2)) },
         Message::OrphanNotice { microbatch, holder: hop(Some(2)) },
-        Message::Claim { stage: StageIndex(3), microbatches: microbatches.clone() },
+        Message::Claim {
+            stage: StageIndex(3),
+            microbatches: microbatches.clone(),
+            forfeited: vec![microbatch],
+        },
         Message::ClaimReply { granted: microbatches, denied: Vec::new() },
         Message::Outcomes { ranges: vec![range.clone()] },
         Message::RoundCall { round: Round(6), is_closing: true },

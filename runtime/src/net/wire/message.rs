@@ -59,9 +59,11 @@ pub(in crate::net) fn encode_message(message: &Message) -> Wire {
             let holder = Some(encode_hop(holder));
             Wire::OrphanNotice(v1::OrphanNotice { microbatch: microbatch.0, holder })
         }
-        Message::Claim { stage, microbatches } => {
-            Wire::Claim(v1::Claim { stage: stage.0.into(), microbatches: encode_ids(microbatches) })
-        }
+        Message::Claim { stage, microbatches, forfeited } => Wire::Claim(v1::Claim {
+            stage: stage.0.into(),
+            microbatches: encode_ids(microbatches),
+            forfeited: encode_ids(forfeited),
+        }),
         Message::ClaimReply { granted, denied } => {
             Wire::ClaimReply(v1::ClaimReply { granted: encode_ids(granted), denied: encode_ids(denied) })
         }
@@ -132,6 +134,7 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         Wire::Claim(claim) => Message::Claim {
             stage: decode_stage(claim.stage)?,
             microbatches: decode_ids(&claim.microbatches)?,
+            forfeited: decode_ids(&claim.forfeited)?,
         },
         Wire::ClaimReply(reply) => {
             Message::ClaimReply { granted: decode_ids(&reply.granted)?, denied: decode_ids(&reply.denied)? }
