@@ -232,7 +232,9 @@ impl Handoff {
         let mut overdue = Overdue::default();
         let due: BTreeSet<_> = self.due.iter().take_while(|(at, _)| *at <= now).map(|&(_, id)| id).collect();
         for id in due {
-            let Some((mut timer, timeout)) = self.entries.get(&id).and_then(|entry| entry.timer) else { continue };
+            let Some((mut timer, timeout)) = self.entries.get(&id).and_then(|entry| entry.timer) else {
+                continue;
+            };
             if timer.is_hopeless() {
                 overdue.hopeless.push(id);
                 self.fail(now, id, Completion::Lost);

@@ -69,7 +69,10 @@ impl Injection {
         self.hear(first, Message::Forwarded { microbatch, attempt, next });
         for &claimant in &path {
             let stage = claimant.stage.expect("a replica");
-            self.hear(claimant, Message::Claim { stage, microbatches: vec![microbatch] });
+            self.hear(
+                claimant,
+                Message::Claim { stage, microbatches: vec![microbatch], forfeited: Vec::new() },
+            );
         }
         let loss = Loss { sum: 2.0, tokens: 1 };
         self.hear(first, Message::Backward { microbatch, attempt, loss, path });

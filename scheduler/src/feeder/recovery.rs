@@ -69,7 +69,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Requests the status of training microbatches whose reply is overdue, and sends overdue evaluations again.
     pub(super) fn request_overdue(&mut self, now: Time) {
         let Overdue { requests, hopeless } = self.handoff.take_overdue(now);
-        hopeless.into_iter().for_each(|id| self.retry(id));
+        hopeless.into_iter().for_each(|id| self.wait_for_replica(id));
         for (id, leg) in requests {
             let Some(open) = self.open.get(&id) else { continue };
             if open.trains() {

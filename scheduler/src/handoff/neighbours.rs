@@ -128,10 +128,11 @@ impl Neighbours {
         changes
     }
 
-    /// Whether the neighbour lives and gives this peer credit, be it used up or not.
-    pub(crate) fn gives_credit(&self, now: Time, hop: &Hop) -> bool {
-        let credit = self.credits.get(hop).copied().flatten();
-        credit > Some(0) && self.health.verdict(now, hop.instance) != Verdict::Dead
+    /// Whether any replica of the next stage lives and gives this peer credit, be it used up or not.
+    pub(crate) fn next_stage_takes(&self, now: Time) -> bool {
+        let mut next = self.watched.values().filter(|neighbour| neighbour.hop.stage == Some(self.next));
+        let lives = |neighbour: &Neighbour| self.health.verdict(now, neighbour.hop.instance) != Verdict::Dead;
+        next.any(|neighbour| neighbour.credit > Some(0) && lives(neighbour))
     }
 
     /// The time at which silence is measured: it stands still while the own link is down.

@@ -12,10 +12,8 @@ pub const NEXT_STAGE_LOST_AFTER: Duration = Duration::from_secs(20);
 impl<P: Clone + Default + Debug> Stage<P> {
     /// Notes, at every heartbeat, whether any replica of the next stage takes microbatches from this one.
     pub(super) fn watch_next_stage(&mut self, now: Time) {
-        let next = self.config.next_stage();
         let neighbours = &self.handoff.neighbours;
-        let takes = self.table.eligible(now, next).any(|hop| neighbours.gives_credit(now, &hop));
-        let lost = self.table.serves(next) && !takes;
+        let lost = self.table.serves(self.config.next_stage()) && !neighbours.next_stage_takes(now);
         self.next_stage_lost = self.next_stage_lost.or(Some(neighbours.clock(now))).filter(|_| lost);
     }
 
