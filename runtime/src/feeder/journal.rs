@@ -41,6 +41,10 @@ enum Line {
         id: u64,
         to: Station,
     },
+    Withdrawn {
+        id: u64,
+        from: Station,
+    },
     Finished {
         id: u64,
         sum: f64,
@@ -142,6 +146,9 @@ impl Line {
             }
             Record::Sent { microbatch, to } => Self::Sent { id: microbatch.0, to: Station::of(to) },
             Record::Granted { microbatch, to } => Self::Granted { id: microbatch.0, to: Station::of(to) },
+            Record::Withdrawn { microbatch, from } => {
+                Self::Withdrawn { id: microbatch.0, from: Station::of(from) }
+            }
             Record::Ended { microbatch, outcome: Outcome::Refused { by, reason } } => {
                 Self::Refused { id: microbatch.0, by: Station::of(by), reason: reason.to_string() }
             }
@@ -171,6 +178,9 @@ impl Line {
             }
             Self::Sent { id, to } => Record::Sent { microbatch: MicrobatchId(id), to: to.hop()? },
             Self::Granted { id, to } => Record::Granted { microbatch: MicrobatchId(id), to: to.hop()? },
+            Self::Withdrawn { id, from } => {
+                Record::Withdrawn { microbatch: MicrobatchId(id), from: from.hop()? }
+            }
             Self::Finished { id, sum, tokens } => {
                 let outcome = Outcome::Finished { loss: Loss { sum, tokens } };
                 Record::Ended { microbatch: MicrobatchId(id), outcome }
@@ -233,6 +243,7 @@ mod tests {
             Record::Leased(Lease { first: MicrobatchId(0), count: 8, epoch: 0 }),
             Record::Sent { microbatch, to: hop(0) },
             Record::Granted { microbatch, to: hop(1) },
+            Record::Withdrawn { microbatch, from: hop(1) },
             Record::RoundCalled,
             Record::TakenOver(TakenOver {
                 lease: Lease { first: MicrobatchId(64), count: 32, epoch: 1 },
