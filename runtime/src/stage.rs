@@ -8,4 +8,5 @@ mod state_transfer;
 pub use engine::{Engine, EngineError, Grant, Learning, LossAndGradient, StateError, state_bytes_max};
 pub use state_transfer::{StateCopy, StateInbox, chunk_digest, download_limits};
 
-pub(crate) use executor::{Compute, Executor, ExecutorEvent, Exported};
+pub(crate) use engine::Exported;
+pub(crate) use executor::{Compute, Executor, ExecutorEvent};

@@ -19,8 +19,8 @@ pub use download::{
 };
 pub use manifest::{ChunkHash, Limits, Manifest, ManifestError};
 pub use upload::{
-    Action as UploadAction, Event as UploadEvent, Note as UploadNote, Reason as UploadReason,
-    SESSION_SILENCE_MAX, SESSIONS_MAX, STATE_AGE_MAX, Upload,
+    Action as UploadAction, BYTES_PER_SECOND_MIN, Event as UploadEvent, Note as UploadNote,
+    Reason as UploadReason, SENDINGS_MAX, SESSION_SILENCE_MAX, SESSIONS_MAX, STATE_AGE_MAX, Upload,
 };
 
 /// Number of a copy that a donor made of its state; the donor counts them.

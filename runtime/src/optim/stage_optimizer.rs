@@ -202,22 +202,43 @@ impl<B: Backend> StageOptimizer<B> {
         self.slots.iter_mut().map(|slot| (slot.name.as_str(), slot.len, &mut slot.moment1, &mut slot.moment2))
     }
 
-    /// A copy of the state between two steps.
-    pub fn export(&self, backend: &mut B) -> Result<OptimizerState> {
-        let mut tensors = Vec::with_capacity(2 * self.slots.len());
-        for slot in &self.slots {
-            for (moment, tensor) in [(Moment::First, &slot.moment1), (Moment::Second, &slot.moment2)] {
-                let mut values = vec![0.0; slot.len];
-                backend.download(&mut values, tensor)?;
-                tensors.push(NamedTensor { name: moment.name(&slot.name), values });
-            }
-        }
-        let counters = Counters {
+    /// Number of moments: two for each parameter.
+    #[must_use]
+    pub fn moments(&self) -> usize {
+        2 * self.slots.len()
+    }
+
+    /// A copy of one moment, by number: both of the first parameter, then both of the next; `None` beyond the last.
+    pub fn export_moment(&self, backend: &mut B, index: usize) -> Result<Option<NamedTensor>> {
+        let Some(slot) = self.slots.get(index / 2) else { return Ok(None) };
+        let (moment, tensor) =
+            if index % 2 == 0 { (Moment::First, &slot.moment1) } else { (Moment::Second, &slot.moment2) };
+        let mut values = vec![0.0; slot.len];
+        backend.download(&mut values, tensor)?;
+        Ok(Some(NamedTensor { name: moment.name(&slot.name), values }))
+    }
+
+    /// The counters of the state.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters {
             steps: self.adam.steps(),
             momentum_product: self.adam.momentum_product(),
             recent_norms: self.microbatch_clip.recent().collect(),
-        };
-        Ok(OptimizerState { counters, tensors })
+        }
+    }
+
+    /// A copy of the state between two steps.
+    pub fn export(&self, backend: &mut B) -> Result<OptimizerState> {
+        let moments = (0..self.moments()).map(|index| self.export_moment(backend, index));
+        let tensors = moments.filter_map(Result::transpose).collect::<Result<_>>()?;
+        Ok(OptimizerState { counters: self.counters(), tensors })
+    }
+
+    /// Whether the next contribution completes a step.
+    #[must_use]
+    pub fn completes_next(&self) -> bool {
+        self.pending.contributions + 1 >= self.gradient_accumulation_steps
     }
 
     /// Checks whether [`StageOptimizer::import`] would take `state`.

@@ -107,6 +107,12 @@ async fn copy(exported: impl Future<Output = Result<Exported, Error>>) -> Option
     let exported = exported.await.inspect_err(|error| {
         tracing::warn!(%error, "no copy of the state for a joining replica");
     });
-    let Exported { version, bytes } = exported.ok()?;
-    tokio::task::spawn_blocking(move || StateCopy::new(version, bytes)).await.ok()?
+    let exported: Exported = exported.ok()?;
+    tokio::task::spawn_blocking(move || {
+        let version = exported.version;
+        let bytes = exported.into_bytes().inspect_err(|error| tracing::warn!(%error, "no copy of the state"));
+        StateCopy::new(version, bytes.ok()?.into())
+    })
+    .await
+    .ok()?
 }

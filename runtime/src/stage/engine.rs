@@ -17,7 +17,7 @@ use swarmline_scheduler::averaging::{Job as AveragingJob, Reply as AveragingRepl
 use swarmline_scheduler::stage::{Evaluation, Job, JobOutcome, JobReply};
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
 
-use super::executor::{Compute, Exported, Statistics};
+use super::executor::{Compute, Statistics};
 use crate::averaging::Averager;
 use crate::config::{Run, limits};
 use crate::error::Error;
@@ -25,7 +25,10 @@ use crate::model::{Shard, ShardError, Upstream};
 use crate::optim::{Contribution, ParameterMut, StageOptimizer, StalenessHistogram};
 use crate::packing::{CodeError, TokenCodec, TokenError, Tokens};
 
+pub(crate) use self::state::Exported;
 pub use self::state::{StateError, state_bytes_max};
+
+use self::state::Draft;
 
 /// Whether an engine's weights change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub struct Engine<B: Backend> {
     /// of its forward pass.
     ungranted: Option<(MicrobatchId, WeightVersion)>,
     averager: Averager,
+    /// The copy of the state that is under way, for a joiner.
+    draft: Option<Draft>,
     gradient_accumulation_steps: u64,
     parameter_log: Option<PathBuf>,
 }
@@ -114,6 +119,7 @@ impl<B: Backend> Engine<B> {
             learning,
             ungranted: None,
             averager,
+            draft: None,
             gradient_accumulation_steps: gradient_accumulation_steps as u64,
             parameter_log: None,
         })
@@ -315,6 +321,9 @@ impl<B: Backend> Engine<B> {
         if self.learning == Learning::Frozen {
             return Ok(self.shard.zero_gradients()?);
         }
+        if self.optimizer.completes_next() {
+            self.complete_export().map_err(ShardError::from)?;
+        }
         let (optimizer, backend, mut parameters) = self.optimizer_and_parameters();
         let contribution = optimizer.contribute(backend, &mut parameters, staleness);
         match contribution.map_err(ShardError::from)? {
@@ -414,8 +423,12 @@ impl<B: Backend> Compute for Engine<B> {
         self.fragments().parts_min(limits::AVERAGING_PART_BYTES_MAX)
     }
 
-    fn export_state(&mut self) -> Result<Exported, Error> {
-        Ok(Exported { version: self.optimizer.version(), bytes: self.export_state()?.into() })
+    fn begin_export(&mut self) {
+        Self::begin_export(self);
+    }
+
+    fn export_more(&mut self, bytes: usize) -> Result<Option<Exported>, Error> {
+        Ok(Self::export_more(self, bytes)?)
     }
 
     fn import_state(&mut self, state: &[u8]) -> Result<(), Error> {

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use swarmline_scheduler::WeightVersion;
 use swarmline_scheduler::averaging::{APPLYING_MAX, Job as AveragingJob, Reply as AveragingReply};
 use swarmline_scheduler::stage::{Job, JobReply};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::engine::Exported;
 use crate::error::Error;
 
 /// The engine on the executor's thread.
@@ -23,8 +24,10 @@ pub(crate) trait Compute {
     fn average(&mut self, job: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error>;
     /// Smallest number of parts with which every part of a fragment fits a frame.
     fn parts_min(&self) -> u32;
-    /// A copy of the whole state, for a joiner.
-    fn export_state(&mut self) -> Result<Exported, Error>;
+    /// Begins a copy of the state as it is now, for a joiner, in place of a copy under way.
+    fn begin_export(&mut self);
+    /// Copies about `bytes` more bytes. Returns the copy when it is complete; `None` if none is under way.
+    fn export_more(&mut self, bytes: usize) -> Result<Option<Exported>, Error>;
     /// Imports a state from a donor. After [`Error::State`], the engine is unchanged.
     fn import_state(&mut self, state: &[u8]) -> Result<(), Error>;
     /// Counters for reports.
@@ -42,15 +45,6 @@ pub(crate) struct Statistics {
     pub staleness_p50: u64,
     /// Largest staleness, weight versions.
     pub staleness_max: u64,
-}
-
-/// A copy of a whole state.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Exported {
-    /// Optimizer steps in the state.
-    pub(crate) version: WeightVersion,
-    /// The state as a safetensors file.
-    pub(crate) bytes: Bytes,
 }
 
 /// A reply of the thread to a job.
@@ -99,6 +93,8 @@ impl Fault {
 
 /// Limit of the requests in the channel besides jobs: export, import, finish.
 const REQUESTS_MAX: usize = 3;
+/// Bytes of a state that are copied between two jobs while a joiner waits for the state: some milliseconds.
+const EXPORT_SLICE_BYTES: usize = 8 << 20;
 /// Limit of the averaging jobs in the channel: means, the end of a round and the begin of the next.
 const AVERAGING_JOBS_MAX: usize = APPLYING_MAX + 2;
 
@@ -159,7 +155,8 @@ impl Executor {
         self.tasks.try_send(Task::Average(job)).map_err(|_| self.fault.take())
     }
 
-    /// A copy of the whole state, between two jobs.
+    /// A copy of the whole state as it is between two jobs. It is made a slice at a time, so that no job waits long; of
+    /// several copies at once only the latest is made.
     pub(crate) fn export_state(&self) -> impl Future<Output = Result<Exported, Error>> + use<> {
         let tasks = self.tasks.clone();
         async move { request(&tasks, Task::Export).await }
@@ -197,46 +194,79 @@ struct Replies {
     averaged: mpsc::Sender<AveragingReply<Bytes>>,
 }
 
-/// Does tasks until the executor is dropped or the device fails.
+/// The caller that waits for a copy of the state.
+type ExportReply = Option<oneshot::Sender<Result<Exported, Error>>>;
+
+/// Does tasks until the executor is dropped or the device fails. Between tasks it goes on with a copy of the state.
 fn work(
     mut compute: Box<dyn Compute>,
     tasks: &mut mpsc::Receiver<Task>,
     replies: &Replies,
     statistics: &watch::Sender<Statistics>,
 ) -> Result<(), Error> {
-    while let Some(task) = tasks.blocking_recv() {
-        match task {
-            Task::Job(job) => {
-                let reply = compute.run(job)?;
-                statistics.send_replace(compute.statistics());
-                if let Some(reply) = reply
-                    && replies.completed.blocking_send(reply).is_err()
-                {
-                    return Ok(());
-                }
-            }
-            Task::Average(job) => {
-                if let Some(reply) = compute.average(job)?
-                    && replies.averaged.blocking_send(reply).is_err()
-                {
-                    return Ok(());
-                }
-            }
-            // A copy fails only with the device.
-            Task::Export(reply) => {
-                let _ = reply.send(Ok(compute.export_state()?));
-            }
-            Task::Import(state, reply) => {
-                let imported = compute.import_state(&state);
-                statistics.send_replace(compute.statistics());
-                let _ = reply.send(imported);
-            }
-            Task::Finish(save, reply) => {
-                let _ = reply.send(compute.finish(save.as_deref()));
-            }
+    let mut export: ExportReply = None;
+    while let Some(task) = next_task(tasks, export.is_some()) {
+        if let Some(task) = task
+            && !perform(task, compute.as_mut(), replies, statistics, &mut export)?
+        {
+            return Ok(());
+        }
+        // A copy fails only with the device.
+        if export.is_some()
+            && let Some(copy) = compute.export_more(EXPORT_SLICE_BYTES)?
+        {
+            let _ = export.take().map(|reply| reply.send(Ok(copy)));
         }
     }
     Ok(())
+}
+
+/// The next task; `None` if the executor is dropped. With other work to do it does not wait: `Some(None)`.
+fn next_task(tasks: &mut mpsc::Receiver<Task>, is_busy: bool) -> Option<Option<Task>> {
+    if !is_busy {
+        return tasks.blocking_recv().map(Some);
+    }
+    match tasks.try_recv() {
+        Ok(task) => Some(Some(task)),
+        Err(TryRecvError::Empty) => Some(None),
+        Err(TryRecvError::Disconnected) => None,
+    }
+}
+
+/// Does one task; `false` if the executor is dropped.
+fn perform(
+    task: Task,
+    compute: &mut dyn Compute,
+    replies: &Replies,
+    statistics: &watch::Sender<Statistics>,
+    export: &mut ExportReply,
+) -> Result<bool, Error> {
+    match task {
+        Task::Job(job) => {
+            let reply = compute.run(job)?;
+            statistics.send_replace(compute.statistics());
+            return Ok(reply.is_none_or(|reply| replies.completed.blocking_send(reply).is_ok()));
+        }
+        Task::Average(job) => {
+            let reply = compute.average(job)?;
+            return Ok(reply.is_none_or(|reply| replies.averaged.blocking_send(reply).is_ok()));
+        }
+        Task::Export(reply) => {
+            compute.begin_export();
+            *export = Some(reply);
+        }
+        Task::Import(state, reply) => {
+            let imported = compute.import_state(&state);
+            statistics.send_replace(compute.statistics());
+            // The copy under way is of a state that is gone.
+            *export = None;
+            let _ = reply.send(imported);
+        }
+        Task::Finish(save, reply) => {
+            let _ = reply.send(compute.finish(save.as_deref()));
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

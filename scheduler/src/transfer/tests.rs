@@ -335,9 +335,11 @@ fn a_donor_copies_once_for_all_joiners_that_ask_and_declines_the_rest() {
     for joiner in 1..=3 {
         upload_actions(&mut donor, 2, said(joiner, TransferMessage::Done { state }));
     }
-    let gone = upload_actions(&mut donor, 3, UploadEvent::PeerLost(instance(4)));
-    assert_eq!(gone.last(), Some(&UploadAction::Release { state }));
-    assert_eq!((donor.sessions(), donor.poll_timeout()), (0, None));
+    upload_actions(&mut donor, 3, UploadEvent::PeerLost(instance(4)));
+    assert_eq!(donor.sessions(), 0);
+    let (at, _) = donor.poll_timeout().expect("the copy is kept for further joiners");
+    let expired = upload_actions(&mut donor, at.0 / 1_000_000_000, UploadEvent::Timeout);
+    assert_eq!((expired, donor.poll_timeout()), (vec![UploadAction::Release { state }], None));
 }
 
 #[test]
@@ -356,4 +358,80 @@ fn a_silent_joiner_is_forgotten_and_an_old_copy_replaced() {
     donor.handle(at, UploadEvent::Timeout);
     let actions: Vec<_> = std::iter::from_fn(|| donor.poll_action()).collect();
     assert_eq!(actions.last(), Some(&UploadAction::Release { state: second }));
+}
+
+/// Requests, and takes the offer.
+fn exports(donor: &mut Upload, at: u64, from: u8) -> usize {
+    let said = upload_actions(donor, at, said(from, TransferMessage::Request));
+    let states = said.into_iter().filter_map(|action| match action {
+        UploadAction::Export { state } => Some(state),
+        _ => None,
+    });
+    let states: Vec<_> = states.collect();
+    for &state in &states {
+        let manifest = Some(manifest(0, state, 450));
+        upload_actions(donor, at, UploadEvent::Exported { state, manifest });
+    }
+    states.len()
+}
+
+#[test]
+fn a_donor_copies_its_state_once_a_minute_however_joiners_ask() {
+    let mut donor = Upload::new();
+    upload_actions(&mut donor, 0, UploadEvent::Joiners(vec![instance(1), instance(2)]));
+    let mut copies = 0;
+    for second in 0..600 {
+        for joiner in [1, 2] {
+            copies += exports(&mut donor, second, joiner);
+            let state = StateId(copies as u64);
+            upload_actions(&mut donor, second, said(joiner, TransferMessage::Done { state }));
+        }
+    }
+    assert_eq!(copies, 10);
+}
+
+#[test]
+fn an_old_copy_goes_to_no_further_joiner_while_others_still_download_it() {
+    let mut donor = Upload::new();
+    upload_actions(&mut donor, 0, UploadEvent::Joiners((1..=3).map(instance).collect()));
+    assert_eq!(exports(&mut donor, 0, 1), 1);
+    let state = StateId(1);
+    for second in 1..70 {
+        let ask = said(1, TransferMessage::ChunkRequest { state, chunk: 0 });
+        if second % 30 == 0 {
+            upload_actions(&mut donor, second, ask);
+        }
+    }
+    let late = upload_actions(&mut donor, 70, said(2, TransferMessage::Request));
+    assert!(late.contains(&UploadAction::Counted(upload::Note::Declined(instance(2)))), "{late:?}");
+    upload_actions(&mut donor, 71, said(1, TransferMessage::Done { state }));
+    assert_eq!(exports(&mut donor, 72, 2), 1, "a fresh copy");
+}
+
+#[test]
+fn a_joiner_gets_a_copy_twice_at_most_and_only_at_a_pace() {
+    let mut donor = Upload::new();
+    upload_actions(&mut donor, 0, UploadEvent::Joiners(vec![instance(1)]));
+    exports(&mut donor, 0, 1);
+    let state = StateId(1);
+    let ask = || said(1, TransferMessage::ChunkRequest { state, chunk: 0 });
+    let sent = (0..100).filter(|_| {
+        let said = upload_actions(&mut donor, 1, ask());
+        upload_actions(&mut donor, 1, said_request());
+        said.iter().any(|action| matches!(action, UploadAction::SendChunk { .. }))
+    });
+    assert_eq!(sent.count() as u64, 5 * SENDINGS_MAX);
+    // A joiner that asks for a chunk now and then holds no session for ever.
+    let mut slow = Upload::new();
+    upload_actions(&mut slow, 0, UploadEvent::Joiners(vec![instance(1)]));
+    exports(&mut slow, 0, 1);
+    for second in [30, 60, 89] {
+        upload_actions(&mut slow, second, ask());
+    }
+    upload_actions(&mut slow, 90, UploadEvent::Timeout);
+    assert_eq!(slow.sessions(), 0);
+}
+
+fn said_request() -> UploadEvent {
+    said(1, TransferMessage::Request)
 }

@@ -11,8 +11,14 @@ use super::{StateId, TransferMessage};
 pub const SESSIONS_MAX: usize = 4;
 /// A joiner that asks for nothing this long counts as gone. Longer than a joiner waits for a donor.
 pub const SESSION_SILENCE_MAX: Duration = Duration::from_secs(90);
-/// A copy older than this is not offered if no other joiner downloads it: the joiner would start far behind.
-pub const STATE_AGE_MAX: Duration = Duration::from_secs(30);
+/// A copy is offered to joiners for this long, and kept for them; a joiner that took an older copy would start far
+/// behind. No other copy is made meanwhile, so a donor copies its state once in this time, however often joiners ask.
+pub const STATE_AGE_MAX: Duration = Duration::from_secs(60);
+/// Slowest joiner that is served, bytes a second: a session has [`SESSION_SILENCE_MAX`], and further time in proportion
+/// to the state.
+pub const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
+/// Times that a joiner gets each chunk of one copy at most, on average: a chunk may be lost once.
+pub const SENDINGS_MAX: u64 = 2;
 
 /// An event of a donor.
 #[derive(Clone, Debug)]
@@ -91,8 +97,10 @@ pub enum Note {
 /// The reason for a timeout of a donor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// A joiner has been silent for too long.
+    /// A joiner has been silent or slow for too long.
     JoinerSilent,
+    /// A copy that no joiner downloads is too old.
+    CopyExpires,
 }
 
 #[derive(Debug)]
@@ -102,6 +110,28 @@ enum Copy {
     Ready { manifest: Manifest, since: Time },
 }
 
+impl Copy {
+    /// When the copy is too old for a further joiner.
+    fn expires(&self) -> Option<Time> {
+        if let Self::Ready { since, .. } = self { Some(*since + STATE_AGE_MAX) } else { None }
+    }
+}
+
+/// A joiner that is served from the copy, or waits for it.
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    /// The joiner counts as gone then, if it asks for nothing before.
+    silent_at: Time,
+    /// The time for the whole state is over; `None` until the copy is ready.
+    ends_at: Option<Time>,
+}
+
+impl Session {
+    fn deadline(&self) -> Time {
+        self.ends_at.map_or(self.silent_at, |ends_at| self.silent_at.min(ends_at))
+    }
+}
+
 /// One replica as a donor.
 #[derive(Debug)]
 pub struct Upload {
@@ -109,9 +139,12 @@ pub struct Upload {
     /// The latest copy.
     state: StateId,
     copy: Copy,
-    /// The joiners that are served from the copy, or wait for it, and the time at which each counts as gone. At most
-    /// [`SESSIONS_MAX`].
-    sessions: BTreeMap<Instance, Time>,
+    /// Time of the latest [`Action::Export`].
+    exported: Option<Time>,
+    /// At most [`SESSIONS_MAX`].
+    sessions: BTreeMap<Instance, Session>,
+    /// Chunks of the copy sent to each joiner, those of ended sessions included.
+    sent: BTreeMap<Instance, u64>,
     actions: VecDeque<Action>,
 }
 
@@ -129,7 +162,9 @@ impl Upload {
             joiners: Vec::new(),
             state: StateId(0),
             copy: Copy::None,
+            exported: None,
             sessions: BTreeMap::new(),
+            sent: BTreeMap::new(),
             actions: VecDeque::new(),
         }
     }
@@ -144,9 +179,9 @@ impl Upload {
             Event::Received { from, message } => self.on_message(now, from, &message),
             Event::Exported { state, manifest } => self.on_exported(now, state, manifest),
             Event::PeerLost(instance) => self.end_sessions(|joiner, _| *joiner == instance),
-            Event::Timeout => self.end_sessions(|_, until| until <= now),
+            Event::Timeout => self.end_sessions(|_, deadline| deadline <= now),
         }
-        self.release_unused();
+        self.release_unused(now);
     }
 
     /// Takes the oldest action that is not yet done; `None` if there is none.
@@ -157,7 +192,9 @@ impl Upload {
     /// The latest time for the next call of [`Upload::handle`], with [`Event::Timeout`], and the reason.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        self.sessions.values().min().map(|&until| (until, Reason::JoinerSilent))
+        let silent = self.sessions.values().map(Session::deadline).min();
+        let expires = self.copy.expires().filter(|_| self.sessions.is_empty());
+        silent.map(|at| (at, Reason::JoinerSilent)).or(expires.map(|at| (at, Reason::CopyExpires)))
     }
 
     /// Number of joiners that are served, or wait for the copy.
@@ -191,24 +228,37 @@ impl Upload {
         if !self.joiners.contains(&from) || (!known && self.sessions.len() >= SESSIONS_MAX) {
             return self.decline(from);
         }
-        let alone = self.sessions.keys().all(|joiner| *joiner == from);
-        let old = matches!(self.copy, Copy::Ready { since, .. } if since + STATE_AGE_MAX <= now);
-        if alone && old {
+        let old = self.copy.expires().is_some_and(|at| at <= now);
+        if old && self.sessions.keys().any(|joiner| *joiner != from) {
+            return self.decline(from);
+        }
+        if old {
+            self.sessions.remove(&from);
             self.release();
         }
-        self.sessions.insert(from, now + SESSION_SILENCE_MAX);
         match &self.copy {
+            Copy::None if self.exported.is_some_and(|at| now < at + STATE_AGE_MAX) => self.decline(from),
             Copy::None => {
+                self.open_session(now, from, None);
                 self.state = StateId(self.state.0 + 1);
-                self.copy = Copy::Asked;
+                (self.copy, self.exported) = (Copy::Asked, Some(now));
                 self.actions.push_back(Action::Export { state: self.state });
             }
-            Copy::Asked => {}
+            Copy::Asked => self.open_session(now, from, None),
             Copy::Ready { manifest, .. } => {
                 let manifest = manifest.clone();
+                self.open_session(now, from, Some(manifest.bytes));
                 self.offer(from, manifest);
             }
         }
+    }
+
+    /// Serves the joiner, from a state of this length if its copy is ready. A joiner that asks again gets no more time.
+    fn open_session(&mut self, now: Time, joiner: Instance, bytes: Option<u64>) {
+        let silent_at = now + SESSION_SILENCE_MAX;
+        let session = self.sessions.entry(joiner).or_insert(Session { silent_at, ends_at: None });
+        session.silent_at = silent_at;
+        session.ends_at = session.ends_at.or(bytes.map(|bytes| ends_at(now, bytes)));
     }
 
     fn on_exported(&mut self, now: Time, state: StateId, manifest: Option<Manifest>) {
@@ -221,18 +271,28 @@ impl Upload {
             self.sessions.clear();
             return waiting.into_iter().for_each(|joiner| self.decline(joiner));
         };
-        waiting.into_iter().for_each(|joiner| self.offer(joiner, manifest.clone()));
+        for joiner in waiting {
+            self.open_session(now, joiner, Some(manifest.bytes));
+            self.offer(joiner, manifest.clone());
+        }
         self.copy = Copy::Ready { manifest, since: now };
     }
 
     fn on_chunk_request(&mut self, now: Time, from: Instance, state: StateId, chunk: u32) {
         let Copy::Ready { manifest, .. } = &self.copy else { return self.decline(from) };
         let bytes = manifest.chunk_len(chunk);
-        let offset = manifest.offset(chunk);
-        let Some(until) = self.sessions.get_mut(&from).filter(|_| state == self.state && bytes > 0) else {
+        let (offset, sendings_max) = (manifest.offset(chunk), u64::from(manifest.chunks()) * SENDINGS_MAX);
+        let Some(session) = self.sessions.get_mut(&from).filter(|_| state == self.state && bytes > 0) else {
             return self.decline(from);
         };
-        *until = now + SESSION_SILENCE_MAX;
+        let sent = self.sent.entry(from).or_default();
+        if *sent >= sendings_max {
+            self.sessions.remove(&from);
+            self.count(Note::Abandoned(from));
+            return self.decline(from);
+        }
+        *sent += 1;
+        session.silent_at = now + SESSION_SILENCE_MAX;
         self.actions.push_back(Action::SendChunk { to: from.peer, state, chunk, offset, bytes });
     }
 
@@ -242,7 +302,7 @@ impl Upload {
         let over: Vec<Instance> = self
             .sessions
             .iter()
-            .filter(|(joiner, until)| is_over(joiner, **until))
+            .filter(|(joiner, session)| is_over(joiner, session.deadline()))
             .map(|(&joiner, _)| joiner)
             .collect();
         for joiner in over {
@@ -251,15 +311,16 @@ impl Upload {
         }
     }
 
-    /// A copy is as large as the state: it is kept only while a joiner downloads.
-    fn release_unused(&mut self) {
-        if self.sessions.is_empty() && matches!(self.copy, Copy::Ready { .. }) {
+    /// A copy is as large as the state: it is kept only for joiners that may still take it.
+    fn release_unused(&mut self, now: Time) {
+        if self.sessions.is_empty() && self.copy.expires().is_some_and(|at| at <= now) {
             self.release();
         }
     }
 
     fn release(&mut self) {
         self.copy = Copy::None;
+        self.sent.clear();
         self.actions.push_back(Action::Release { state: self.state });
     }
 
@@ -278,4 +339,9 @@ impl Upload {
     fn count(&mut self, note: Note) {
         self.actions.push_back(Action::Counted(note));
     }
+}
+
+/// When a session ends that downloads this many bytes from now on.
+fn ends_at(now: Time, bytes: u64) -> Time {
+    now + SESSION_SILENCE_MAX + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN)
 }

@@ -94,16 +94,18 @@ impl<B: Backend> Shard<B> {
     /// # Errors
     /// If the device fails.
     pub fn tensors(&mut self) -> Result<Vec<SnapshotTensor>, SnapshotError> {
-        let mut tensors = Vec::new();
-        for parameter in self.params.iter() {
-            let values = value(&mut self.backend, parameter)?;
-            tensors.push(SnapshotTensor {
-                name: parameter.name.clone(),
-                shape: parameter.shape.clone(),
-                values,
-            });
-        }
-        Ok(tensors)
+        let count = self.params.iter().count();
+        (0..count).filter_map(|index| self.tensor(index).transpose()).map(|tensor| Ok(tensor?)).collect()
+    }
+
+    /// One parameter, by number; `None` beyond the last.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn tensor(&mut self, index: usize) -> swarmline_kernels::Result<Option<SnapshotTensor>> {
+        let Some(parameter) = self.params.iter().nth(index) else { return Ok(None) };
+        let values = value(&mut self.backend, parameter)?;
+        Ok(Some(SnapshotTensor { name: parameter.name.clone(), shape: parameter.shape.clone(), values }))
     }
 
     /// Replaces all parameters by those of a safetensors file; returns its metadata. The log records every tensor of

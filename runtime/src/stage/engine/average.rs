@@ -30,6 +30,9 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// If the device fails.
     pub fn average(&mut self, job: Job<Bytes>) -> Result<Option<Reply<Bytes>>> {
+        if matches!(job, Job::Apply { .. }) {
+            self.complete_export()?;
+        }
         let Opened { backend, mut learned, log, averager } = self.opened();
         Ok(match job {
             Job::Snapshot { round, fragment, parts } => {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use swarmline_kernels::Backend;
-use swarmline_scheduler::StageIndex;
+use swarmline_scheduler::{StageIndex, WeightVersion};
 
 use super::Engine;
 use super::average::Opened;
@@ -51,21 +51,105 @@ pub fn state_bytes_max(run: &Run, stage: StageIndex) -> u64 {
     run.stage_parameters(stage).saturating_mul(PARAMETER_BYTES).saturating_add(HEADER_BYTES_MAX)
 }
 
+/// A copy of the state that is under way, tensor by tensor between jobs: weights, then moments. It is the state at its
+/// beginning.
+#[derive(Debug)]
+pub(super) struct Draft {
+    counters: Counters,
+    tensors: Vec<SnapshotTensor>,
+    is_complete: bool,
+}
+
+impl Draft {
+    fn into_exported(self) -> Exported {
+        let version = WeightVersion(self.counters.steps);
+        Exported {
+            version,
+            state: Snapshot { metadata: write_counters(&self.counters), tensors: self.tensors },
+        }
+    }
+}
+
+/// A copy of a whole state.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Exported {
+    /// Optimizer steps in the state.
+    pub(crate) version: WeightVersion,
+    state: Snapshot,
+}
+
+impl Exported {
+    /// The state as a safetensors file. Slow for a long state: not for the executor's thread.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(crate) fn into_bytes(self) -> Result<Vec<u8>, StateError> {
+        Ok(self.state.write()?)
+    }
+}
+
 impl<B: Backend> Engine<B> {
     /// Weights, moments and counters between two optimizer steps. Equal states have equal bytes.
     ///
     /// # Errors
     /// If the device fails.
     pub fn export_state(&mut self) -> Result<Vec<u8>, StateError> {
-        let mut tensors = self.shard.tensors()?;
-        let (backend, _) = self.shard.backend_and_params();
-        let OptimizerState { counters, tensors: moments } = self.optimizer.export(backend)?;
-        tensors.extend(moments.into_iter().map(|moment| SnapshotTensor {
-            shape: vec![moment.values.len()],
-            name: moment.name,
-            values: moment.values,
-        }));
-        Ok(Snapshot { metadata: write_counters(&counters), tensors }.write()?)
+        self.begin_export();
+        loop {
+            if let Some(exported) = self.export_more(usize::MAX)? {
+                return exported.into_bytes();
+            }
+        }
+    }
+
+    /// Begins a copy of the state as it is now; [`Engine::export_more`] makes it.
+    pub fn begin_export(&mut self) {
+        self.draft =
+            Some(Draft { counters: self.optimizer.counters(), tensors: Vec::new(), is_complete: false });
+    }
+
+    /// Copies `bytes` more bytes of the state, or one tensor if that is longer. Returns the whole copy with its last
+    /// tensor; `None` before, and if no copy is under way.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) fn export_more(&mut self, bytes: usize) -> swarmline_kernels::Result<Option<Exported>> {
+        let mut copied = 0;
+        while copied < bytes
+            && let Some(more) = self.copy_tensor()?
+        {
+            copied += more;
+        }
+        Ok(self.draft.take_if(|draft| draft.is_complete).map(Draft::into_exported))
+    }
+
+    /// The weights or moments are about to change: what of a copy under way is missing is copied before.
+    pub(super) fn complete_export(&mut self) -> swarmline_kernels::Result<()> {
+        while self.copy_tensor()?.is_some() {}
+        Ok(())
+    }
+
+    /// Copies the next tensor of the draft and returns its length in bytes; `None` if there is none to copy.
+    fn copy_tensor(&mut self) -> swarmline_kernels::Result<Option<usize>> {
+        let Some(draft) = self.draft.as_mut().filter(|draft| !draft.is_complete) else { return Ok(None) };
+        let index = draft.tensors.len();
+        let tensor = match self.shard.tensor(index)? {
+            Some(weight) => Some(weight),
+            None => {
+                let (backend, params) = self.shard.backend_and_params();
+                let moment = index.saturating_sub(params.iter().count());
+                let moment = self.optimizer.export_moment(backend, moment)?;
+                moment.map(|NamedTensor { name, values }| SnapshotTensor {
+                    shape: vec![values.len()],
+                    name,
+                    values,
+                })
+            }
+        };
+        draft.is_complete = tensor.is_none();
+        let copied = tensor.as_ref().map(|tensor| size_of_val(&tensor.values[..]));
+        draft.tensors.extend(tensor);
+        Ok(copied)
     }
 
     /// Replaces the state by an [`Engine::export_state`] of another replica of the stage; in averaging, this replica is
@@ -82,6 +166,7 @@ impl<B: Backend> Engine<B> {
         let state = OptimizerState { counters, tensors: moments.into_iter().map(named).collect() };
         self.shard.check_all(&weights)?;
         self.optimizer.check(&state)?;
+        self.draft = None;
         self.shard.replace(&weights)?;
         let (backend, _) = self.shard.backend_and_params();
         self.optimizer.import(backend, &state)?;

@@ -104,6 +104,23 @@ fn a_joiner_goes_on_like_its_donor_bit_for_bit() {
     assert_eq!(snapshot(&mut joiner, Round(1)).0, 0, "the donor counts its contributions");
 }
 
+#[test]
+fn a_copy_made_in_slices_is_the_state_at_its_beginning_whatever_is_learned_meanwhile() {
+    let mut engine = trained(0..3);
+    let state = engine.export_state().unwrap();
+    for slices in 0..6 {
+        let mut engine = trained(0..3);
+        engine.begin_export();
+        let mut early = (0..slices).filter_map(|_| engine.export_more(1).unwrap());
+        assert!(early.next().is_none(), "it has more tensors");
+        learn(&mut engine, 3..5);
+        average(std::slice::from_mut(&mut engine), Round(1));
+        let exported = engine.export_more(usize::MAX).unwrap().unwrap();
+        assert_eq!((exported.version.0, exported.into_bytes().unwrap() == state), (3, true), "{slices}");
+        assert!(engine.export_more(usize::MAX).unwrap().is_none(), "it is made once");
+    }
+}
+
 /// Behind a cut that nothing crosses a stage has an anchor with a row for every token.
 #[test]
 fn a_state_with_a_large_anchor_is_within_the_limit() {

@@ -1,5 +1,7 @@
 //! The thread, and its tasks besides microbatches.
 
+use std::time::{Duration, Instant};
+
 use swarmline_kernels::Cpu;
 use swarmline_scheduler::averaging::{PartIndex, Round};
 use swarmline_scheduler::{MicrobatchId, StageIndex};
@@ -23,9 +25,10 @@ async fn a_state_goes_from_one_thread_to_another() {
     let (donor, joiner) = (executor(1).await, executor(2).await);
     let state = donor.export_state().await.unwrap();
     assert_ne!(joiner.export_state().await.unwrap(), state);
-    joiner.import_state(state.bytes.clone()).await.unwrap();
+    let bytes = Bytes::from(state.clone().into_bytes().unwrap());
+    joiner.import_state(bytes.clone()).await.unwrap();
     assert_eq!(joiner.export_state().await.unwrap(), state);
-    assert!(matches!(joiner.import_state(state.bytes.slice(1..)).await, Err(Error::State(_))));
+    assert!(matches!(joiner.import_state(bytes.slice(1..)).await, Err(Error::State(_))));
 }
 
 /// A device that fails at the first job of any kind.
@@ -44,7 +47,9 @@ impl Compute for Failing {
         1
     }
 
-    fn export_state(&mut self) -> Result<Exported, Error> {
+    fn begin_export(&mut self) {}
+
+    fn export_more(&mut self, _: usize) -> Result<Option<Exported>, Error> {
         Err(swarmline_kernels::Error::Device("export".to_owned()).into())
     }
 
@@ -98,4 +103,35 @@ async fn means_and_the_end_of_a_round_find_room() {
         let applied = executor.event().await.unwrap();
         assert!(matches!(applied, ExecutorEvent::Averaged(AveragingReply::Applied { applied: true, .. })));
     }
+}
+
+/// A state of 200 MB: 16.7 million parameters with two moments each.
+fn large_engine() -> Result<Engine<Cpu>, Error> {
+    let mut run = tiny(Kind::None, Packing::F32);
+    (run.model.vocab_size, run.model.hidden_size, run.pipeline.replicas) = (65_536, 256, 1);
+    Ok(Engine::new(Cpu::new(1)?, &run, run.last_stage(), 1, Learning::Active)?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_copy_of_a_large_state_delays_no_job_for_long() {
+    let mut engine = large_engine().unwrap();
+    let began = Instant::now();
+    let bytes = engine.export_state().unwrap().len();
+    let in_one_piece = began.elapsed();
+    let mut executor = Executor::start(4, move || Ok(Box::new(engine))).await.unwrap();
+    let mut export = std::pin::pin!(executor.export_state());
+    let (mut longest, mut jobs) = (Duration::ZERO, 0);
+    loop {
+        // A job without work, whose reply shows when the thread came to it.
+        let asked = Instant::now();
+        executor.submit(Job::Apply { microbatch: MicrobatchId(1) }).unwrap();
+        executor.event().await.unwrap();
+        (longest, jobs) = (longest.max(asked.elapsed()), jobs + 1);
+        if tokio::time::timeout(Duration::ZERO, export.as_mut()).await.is_ok() {
+            break;
+        }
+    }
+    println!("{bytes} bytes: {in_one_piece:?} in one piece; in slices {longest:?} at most for {jobs} jobs");
+    assert!(bytes > 190_000_000 && jobs > 3);
+    assert!(longest < in_one_piece / 2, "{longest:?} of {in_one_piece:?}");
 }
