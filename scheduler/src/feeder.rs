@@ -214,6 +214,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             Event::Lease(lease) => self.on_lease(&lease),
             Event::Drawn { microbatch, ids } => self.on_drawn(microbatch, ids),
             Event::Received { from, envelope } => self.on_message(now, from, envelope),
+            Event::Arriving(instance) => self.handoff.neighbours.message(now, instance),
+            Event::SendQueueFull { to, message } => self.on_send_queue_full(now, to, &message),
             Event::PeerLost(instance) => self.handoff.neighbours.lost(now, instance),
             Event::RoundTrip(instance, time) => self.handoff.neighbours.measured(instance, time),
             Event::Directive(directive) => self.on_directive(now, directive),

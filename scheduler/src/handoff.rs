@@ -12,7 +12,10 @@ mod status_timer;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::router::{Choice, Completion, Router};
-use crate::{Attempt, Duration, Hop, Instance, MicrobatchId, PeerTable, StageIndex, Status, Time, Verdict};
+use crate::{
+    Attempt, Duration, Hop, Instance, Message, MicrobatchId, PeerId, PeerTable, StageIndex, Status, Time,
+    Verdict,
+};
 
 pub(crate) use attempts::Leg;
 pub(crate) use neighbours::Neighbours;
@@ -192,6 +195,20 @@ impl Handoff {
             }
         }
         true
+    }
+
+    /// The own queue for `to` did not take `message`. A microbatch in it waits as if the neighbour were busy: until the
+    /// next heartbeat of the neighbour, or for another replica. Returns the microbatch.
+    pub(crate) fn on_send_queue_full(
+        &mut self,
+        now: Time,
+        to: PeerId,
+        message: &Message,
+    ) -> Option<MicrobatchId> {
+        let Message::Forward { microbatch, attempt, .. } = message else { return None };
+        let unsent =
+            self.awaited(*microbatch).filter(|leg| leg.hop.peer() == to && leg.attempt == *attempt)?;
+        self.on_status(now, unsent, *microbatch, Status::Busy).then_some(*microbatch)
     }
 
     /// The neighbour of the awaited attempt handed the microbatch on to `next`: if the neighbour is lost, `next` is

@@ -35,6 +35,10 @@ pub use event::{Action, Confirmation, End, Event, InitialState, Note, Reason};
 use departure::{Departure, Others};
 use joining::Joining;
 
+/// Messages that are withheld at most while the coordinator is asked; of any further one it is as if it were lost on
+/// its way.
+pub const WITHHELD_MAX: usize = 4_096;
+
 /// One replica of one stage.
 #[derive(Debug)]
 pub struct Replica<P> {
@@ -181,6 +185,8 @@ impl<P: Clone + Default + Debug> Replica<P> {
             | Event::Completed(_)
             | Event::Averaged(_)
             | Event::Exported { .. }
+            | Event::Arriving(_)
+            | Event::SendQueueFull { .. }
             | Event::RoundTrip(..) => {}
         }
         self.actions.extend(std::iter::from_fn(|| joining.poll_action()));
@@ -206,6 +212,11 @@ impl<P: Clone + Default + Debug> Replica<P> {
             Event::Averaged(reply) => self.at_averaging(now, averaging::Event::Replied(reply)),
             Event::Exported { state, manifest } => {
                 self.at_upload(now, UploadEvent::Exported { state, manifest });
+            }
+            Event::Arriving(instance) => self.at_stage(now, stage::Event::Arriving(instance)),
+            // Averaging and transfers repeat what gets no answer.
+            Event::SendQueueFull { to, message } => {
+                self.at_stage(now, stage::Event::SendQueueFull { to, message });
             }
             Event::PeerLost(instance) => self.on_peer_lost(now, instance),
             Event::RoundTrip(instance, time) => self.at_stage(now, stage::Event::RoundTrip(instance, time)),
@@ -418,7 +429,11 @@ impl<P: Clone + Default + Debug> Replica<P> {
     }
 
     fn send(&mut self, action: Action<P>) {
-        if self.suspension.is_unsure() { self.withheld.push(action) } else { self.actions.push_back(action) }
+        if !self.suspension.is_unsure() {
+            self.actions.push_back(action);
+        } else if self.withheld.len() < WITHHELD_MAX {
+            self.withheld.push(action);
+        }
     }
 
     fn count(&mut self, note: Note) {

@@ -80,6 +80,8 @@ pub struct Stage<P> {
     unrouted: VecDeque<MicrobatchId>,
     parked: Parked<P>,
     outcomes: Outcomes,
+    /// The gradients that a full send queue did not take; they are sent with the next heartbeat.
+    unsent_gradients: BTreeSet<MicrobatchId>,
     departures: DepartureLog,
     feeders: FeederLinks,
     /// Since then no replica of the next stage takes microbatches, although the coordinator lists some.
@@ -121,6 +123,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             unrouted: VecDeque::new(),
             parked: Parked::new(),
             outcomes: Outcomes::default(),
+            unsent_gradients: BTreeSet::new(),
             departures: DepartureLog::default(),
             feeders: FeederLinks::default(),
             next_stage_lost: None,
@@ -148,6 +151,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             Event::Membership(membership) => self.on_membership(now, membership),
             Event::Received { from, envelope } => self.on_message(now, from, envelope),
             Event::Completed(reply) => self.on_completed(now, reply),
+            Event::Arriving(instance) => self.handoff.neighbours.message(now, instance),
+            Event::SendQueueFull { to, message } => self.on_send_queue_full(now, to, &message),
             Event::PeerLost(instance) => self.on_peer_lost(now, instance),
             Event::RoundTrip(instance, time) => self.handoff.neighbours.measured(instance, time),
             Event::Reached => self.handoff.neighbours.reached(now),

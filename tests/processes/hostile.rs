@@ -7,7 +7,9 @@ use swarmline::config::{Manifest, Run};
 use swarmline::net::control::{Control, HEARTBEAT_INTERVAL, MemberStats, Placement, Registration};
 use swarmline::net::digest::ManifestDigest;
 use swarmline::net::frame::FrameLimits;
-use swarmline::net::quic::{Congestion, DataPlane, HandshakeInfo, NetEvent, Settings, bind_socket};
+use swarmline::net::quic::{
+    CONNECTIONS_MAX, Congestion, DataPlane, HandshakeInfo, NetEvent, Settings, bind_socket,
+};
 use swarmline::net::trust::Trust;
 use swarmline::net::{Identity, Invite};
 use swarmline::packing::{Codec, TokenCodec};
@@ -220,5 +222,10 @@ impl Neighbour {
 }
 
 fn settings() -> Settings {
-    Settings { limits: LIMITS, window: 8, congestion: Congestion::default() }
+    Settings {
+        limits: LIMITS,
+        window: 8,
+        congestion: Congestion::default(),
+        connections_max: CONNECTIONS_MAX,
+    }
 }

@@ -160,6 +160,7 @@ impl FeederLoop {
             NetEvent::Received { from, envelope } => {
                 self.handle(Event::Received { from, envelope }, reporter)
             }
+            NetEvent::Arriving(instance) => self.handle(Event::Arriving(instance), reporter),
             other => match lost_instance(&other, self.machine.table()) {
                 Some(lost) => self.handle(Event::PeerLost(lost), reporter),
                 None => Ok(()),
@@ -232,7 +233,8 @@ impl FeederLoop {
 
     fn send(&mut self, to: PeerId, envelope: Envelope<Bytes>) -> Option<Event<Bytes>> {
         self.handles.throughput.started();
-        self.handles.network.send(self.machine.table(), to, envelope).map(Event::PeerLost)
+        let unsent = self.handles.network.send(self.machine.table(), to, envelope);
+        unsent.map(|message| Event::SendQueueFull { to, message })
     }
 
     /// Requests a lease in the background: training goes on with the ids left.

@@ -2,8 +2,8 @@
 //!
 //! One socket both listens and dials. A connection carries frames both ways, whichever peer dialled it, so a peer
 //! behind a NAT gets replies on the connection that it dialled. Each frame has a stream of its own, so a lost packet
-//! delays one frame and not those behind it. If two peers dial each other at once, both connections stay, and no frame
-//! is lost.
+//! delays one frame and not those behind it; short messages overtake long frames (`lane`). If two peers dial each other
+//! at once, both connections stay, and no frame is lost.
 //!
 //! Delivery is at least once while the peer lives: a frame is delivered when the peer's QUIC has acknowledged all of
 //! it. When a connection breaks, unacknowledged frames are sent once more over a new connection; frames that cannot be
@@ -13,6 +13,7 @@ mod connection;
 mod counters;
 mod event;
 mod handshake;
+mod lane;
 mod link;
 mod peers;
 mod receive;
@@ -28,7 +29,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{Endpoint, EndpointConfig, TokioRuntime, VarInt};
 use swarmline_proto::PROTOCOL_VERSION;
-use swarmline_scheduler::{Envelope, Incarnation, Instance, PeerId};
+use swarmline_scheduler::{Envelope, Incarnation, Instance, Message, PeerId};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 pub use self::counters::BytesSent;
@@ -39,22 +40,18 @@ pub use self::tuning::Congestion;
 
 use self::counters::Counters;
 use self::link::Outgoing;
-use self::peers::{Peers, PushError};
+use self::peers::{Peers, PushError, Pushed};
 use super::digest::ManifestDigest;
 use super::frame::{self, FrameError, FrameLimits};
 use super::identity::Identity;
 use super::tls::TlsError;
 use super::trust::Trust;
 
-/// Limit of the open connections, all peers together. Further connections are refused.
-const CONNECTIONS_MAX: usize = 1024;
+/// Usual limit of the open connections, all peers together. For a further one the least recently used one is closed.
+pub const CONNECTIONS_MAX: usize = 1024;
 /// Limit of the concurrent incoming handshakes; further ones are refused, so that strangers cannot keep the processor
 /// busy with signatures.
 const HANDSHAKES_MAX: usize = 64;
-/// Limit of the frames that wait for one peer.
-const OUTBOX_FRAMES_MAX: usize = 1024;
-/// That limit for small windows: room for control messages beside the microbatches.
-const OUTBOX_FRAMES_MIN: usize = 32;
 /// Limit of the events that wait for the reader. A full queue stops reads from the network.
 const EVENTS_MAX: usize = 256;
 /// That limit for small windows.
@@ -80,6 +77,8 @@ mod code {
     pub(super) const UNTRUSTED: VarInt = VarInt::from_u32(4);
     /// A frame could not be written in time.
     pub(super) const STALLED: VarInt = VarInt::from_u32(5);
+    /// The connection makes room for one with another peer.
+    pub(super) const RECYCLED: VarInt = VarInt::from_u32(6);
 }
 
 /// This process's part of a handshake.
@@ -110,6 +109,8 @@ pub struct Settings {
     pub window: usize,
     /// Congestion control.
     pub congestion: Congestion,
+    /// Limit of the open connections, all peers together.
+    pub connections_max: usize,
 }
 
 /// Errors of starting the data plane.
@@ -153,8 +154,8 @@ pub enum SendFailure {
     /// The envelope is longer than the run allows.
     #[error("the message does not fit into a frame: {0}")]
     TooLong(FrameError),
-    /// The table of peers is full.
-    #[error("{limit} peers are known already, and it is one too many")]
+    /// The table of peers is full, and frames for every one of them are on their way.
+    #[error("frames for {limit} other peers are on their way; wait until one of them has its frames")]
     TooManyPeers {
         /// Limit of the peers.
         limit: usize,
@@ -239,7 +240,7 @@ impl DataPlane {
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             settings,
             trust,
-            peers: Peers::default(),
+            peers: Peers::new(settings),
             events,
             sent: Counters::default(),
             outstanding: watch::Sender::new(0),
@@ -257,8 +258,9 @@ impl DataPlane {
     }
 
     /// Queues `envelope` for the peer `to`, which listens at `address`, and returns at once. Uses a live connection
-    /// with the peer or dials. Envelopes for one peer are sent in order; they may arrive out of order. Must be called
-    /// in a tokio runtime.
+    /// with the peer or dials. Short messages overtake long ones; apart from that, envelopes for one peer are sent in
+    /// order. They may arrive out of order. A tensor of a microbatch that is on its way already is not queued twice, and
+    /// a status request for it is dropped. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// If the envelope is too long, or the peer's queue is full. The error has the envelope.
@@ -274,12 +276,13 @@ impl DataPlane {
         let start = |outbox| {
             tokio::spawn(link::run(Arc::clone(&self.shared), to, outbox));
         };
-        let outgoing = Outgoing::new(envelope, frame);
-        let capacity = self.shared.outbox_frames();
-        self.shared.peers.push(to, address, outgoing, capacity, start).map_err(|(error, outgoing)| {
-            self.shared.settle(1);
+        let pushed = self.shared.peers.push(to, address, Outgoing::new(envelope, frame), start);
+        if !matches!(pushed, Ok(Pushed::Queued)) {
+            self.shared.settle();
+        }
+        pushed.map(drop).map_err(|(error, outgoing)| {
             let reason = match error {
-                PushError::Full => SendFailure::Full { capacity },
+                PushError::Full { capacity } => SendFailure::Full { capacity },
                 PushError::TooManyPeers { limit } => SendFailure::TooManyPeers { limit },
                 PushError::Closed => SendFailure::Closed,
             };
@@ -326,11 +329,13 @@ impl Shared {
         self.endpoint.close(code, reason);
     }
 
-    fn settle(&self, frames: usize) {
-        self.outstanding.send_modify(|outstanding| *outstanding = outstanding.saturating_sub(frames));
+    /// A frame for `peer` is acknowledged or given back.
+    fn settled(&self, peer: &PeerId, message: &Message) {
+        self.peers.settled(peer, message);
+        self.settle();
     }
 
-    fn outbox_frames(&self) -> usize {
-        self.settings.window.saturating_mul(2).clamp(OUTBOX_FRAMES_MIN, OUTBOX_FRAMES_MAX)
+    fn settle(&self) {
+        self.outstanding.send_modify(|outstanding| *outstanding = outstanding.saturating_sub(1));
     }
 }

@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use bytes::Bytes;
-use swarmline_scheduler::{Envelope, Incarnation, Instance, Membership, PeerId, PeerTable};
+use swarmline_scheduler::{Envelope, Incarnation, Instance, Membership, Message, PeerId, PeerTable};
 use tokio::sync::mpsc;
 
 use crate::config::Run;
@@ -12,7 +12,9 @@ use crate::error::Error;
 use crate::net::Identity;
 use crate::net::digest::ManifestDigest;
 use crate::net::frame::FrameLimits;
-use crate::net::quic::{BytesSent, Congestion, DataPlane, HandshakeInfo, NetEvent, Settings};
+use crate::net::quic::{
+    BytesSent, CONNECTIONS_MAX, Congestion, DataPlane, HandshakeInfo, NetEvent, SendFailure, Settings,
+};
 use crate::net::trust::Trust;
 use crate::packing::{Codec, TokenCodec};
 
@@ -48,7 +50,12 @@ impl Network {
     ) -> Result<(Self, mpsc::Receiver<NetEvent>), Error> {
         let trust = Trust::keys(table.members.iter().map(|member| member.instance.peer));
         let limits = frame_limits(options.run);
-        let settings = Settings { limits, window: options.window, congestion: Congestion::default() };
+        let settings = Settings {
+            limits,
+            window: options.window,
+            congestion: Congestion::default(),
+            connections_max: CONNECTIONS_MAX,
+        };
         let handshake = HandshakeInfo::new(options.digest, options.incarnation);
         let (plane, arrivals) =
             DataPlane::start(options.identity, socket, handshake, trust.clone(), settings)?;
@@ -60,12 +67,17 @@ impl Network {
         self.trust.set_keys(table.members.iter().map(|member| member.instance.peer));
     }
 
-    /// Sends to a member. If the envelope cannot be queued, it is undeliverable: returns the member, which counts as
-    /// lost.
-    pub(crate) fn send(&self, table: &PeerTable, to: PeerId, envelope: Envelope<Bytes>) -> Option<Instance> {
+    /// Sends to a member. Returns a message that its full queue did not take.
+    pub(crate) fn send(&self, table: &PeerTable, to: PeerId, envelope: Envelope<Bytes>) -> Option<Message> {
         let error = self.plane.send(to, table.address(to)?, envelope).err()?;
-        tracing::warn!(%error, "not sent");
-        table.instance(to)
+        match error.reason {
+            SendFailure::Full { .. } | SendFailure::TooManyPeers { .. } => Some(error.envelope.message),
+            SendFailure::Closed => None,
+            SendFailure::TooLong(_) => {
+                tracing::error!(%error, "a message is lost; please report this line");
+                None
+            }
+        }
     }
 
     pub(crate) fn round_trips(&self) -> Vec<(Instance, Duration)> {
@@ -91,11 +103,14 @@ fn frame_limits(run: &Run) -> FrameLimits {
     }
 }
 
-/// The member that an event shows as lost.
+/// The member that an event shows as lost. A full queue shows no loss: this process sends more than the link takes.
 pub(crate) fn lost_instance(event: &NetEvent, table: &PeerTable) -> Option<Instance> {
     match event {
         NetEvent::Disconnected { instance, .. } => Some(*instance),
         NetEvent::Unreachable { peer, .. } => table.instance(*peer),
-        NetEvent::Connected(_) | NetEvent::Received { .. } | NetEvent::Malformed { .. } => None,
+        NetEvent::Connected(_)
+        | NetEvent::Received { .. }
+        | NetEvent::Arriving(_)
+        | NetEvent::Malformed { .. } => None,
     }
 }

@@ -57,7 +57,10 @@ impl Notices {
                     self.hold(now, Incident::Unreachable { reason: reason.to_string(), undelivered });
                 }
             }
-            NetEvent::Connected(_) | NetEvent::Received { .. } | NetEvent::Disconnected { .. } => {}
+            NetEvent::Connected(_)
+            | NetEvent::Received { .. }
+            | NetEvent::Arriving(_)
+            | NetEvent::Disconnected { .. } => {}
         }
     }
 

@@ -179,6 +179,7 @@ impl Serving {
             NetEvent::Received { from, envelope } => {
                 self.handle(Event::Received { from, envelope }, reporter);
             }
+            NetEvent::Arriving(instance) => self.handle(Event::Arriving(instance), reporter),
             other => {
                 if let Some(lost) = lost_instance(&other, self.machine.table()) {
                     self.handle(Event::PeerLost(lost), reporter);
@@ -285,7 +286,8 @@ impl Serving {
 
     fn send(&mut self, to: PeerId, envelope: Envelope<Bytes>) -> Option<Event<Bytes>> {
         self.traffic.count(&envelope);
-        self.handles.network.send(self.machine.table(), to, envelope).map(Event::PeerLost)
+        let unsent = self.handles.network.send(self.machine.table(), to, envelope);
+        unsent.map(|message| Event::SendQueueFull { to, message })
     }
 
     fn send_chunk(

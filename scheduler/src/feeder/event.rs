@@ -1,7 +1,9 @@
 //! Events and actions of a feeder.
 
 use super::{Measured, Outcome, Record};
-use crate::{Directive, Duration, Envelope, Instance, Lease, Membership, MicrobatchId, PeerId, Purpose};
+use crate::{
+    Directive, Duration, Envelope, Instance, Lease, Membership, Message, MicrobatchId, PeerId, Purpose,
+};
 
 /// An event of a feeder: a message, a reply to one of its actions, a command, or news from the coordinator or the
 /// transport.
@@ -24,6 +26,15 @@ pub enum Event<P> {
         from: Instance,
         /// The message and its payloads.
         envelope: Envelope<P>,
+    },
+    /// Bytes of a message from a peer arrive, but not yet all of them: the peer lives.
+    Arriving(Instance),
+    /// The own queue for a peer is full: this message was not sent. That says nothing about the peer.
+    SendQueueFull {
+        /// The receiver.
+        to: PeerId,
+        /// The message.
+        message: Message,
     },
     /// The connection to a peer is gone, or a message to it could not be delivered.
     PeerLost(Instance),

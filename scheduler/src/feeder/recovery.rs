@@ -6,7 +6,9 @@ use std::fmt::Debug;
 
 use super::{Action, Feeder};
 use crate::handoff::{Leg, Overdue};
-use crate::{Envelope, Hop, Instance, Membership, Message, MicrobatchId, Purpose, StageIndex, Status, Time};
+use crate::{
+    Envelope, Hop, Instance, Membership, Message, MicrobatchId, PeerId, Purpose, StageIndex, Status, Time,
+};
 
 impl<P: Clone + Default + Debug> Feeder<P> {
     /// Acts on the verdicts about replicas of stage 0.
@@ -51,6 +53,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return;
         }
         if self.handoff.on_status(now, sender, id, status) {
+            self.wait_for_replica(id);
+        }
+    }
+
+    /// The own queue for a replica is full. A microbatch waits as if the replica were busy; any other message is
+    /// repeated, or asked for.
+    pub(super) fn on_send_queue_full(&mut self, now: Time, to: PeerId, message: &Message) {
+        if let Some(id) = self.handoff.on_send_queue_full(now, to, message) {
             self.wait_for_replica(id);
         }
     }

@@ -456,6 +456,24 @@ fn a_busy_replica_is_left_alone_until_its_heartbeat() {
 }
 
 #[test]
+fn a_full_send_queue_holds_a_microbatch_back_until_the_next_heartbeat() {
+    let mut harness = Harness::under_way(2);
+    let message = Message::Forward {
+        microbatch: MicrobatchId(0),
+        attempt: Attempt(0),
+        purpose: Purpose::Train,
+        is_retry: false,
+        downstream_holder: None,
+        route: Vec::new(),
+        version: WeightVersion(0),
+    };
+    assert_eq!(harness.hear(Event::SendQueueFull { to: a(0).peer(), message }), []);
+    let said = harness.receive(a(0), Message::Heartbeat(Heartbeat { credit: 2, ..Heartbeat::default() }));
+    assert_eq!(forwards(&said), [(0, a(0).peer(), 1, None)]);
+    assert_eq!((harness.counts().retried, harness.counts().injected), (0, 2));
+}
+
+#[test]
 fn a_microbatch_of_a_lost_replica_goes_to_another_with_the_known_holder() {
     let mut harness = Harness::under_way(2);
     harness.publish(&[a(0), b(0), a(1)]);

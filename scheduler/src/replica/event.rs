@@ -2,7 +2,9 @@
 
 use crate::stage::{Job, JobReply};
 use crate::transfer::{DownloadNote, DownloadReason, Manifest, StateId, UploadNote, UploadReason};
-use crate::{Directive, Duration, Envelope, Instance, Membership, PeerId, WeightVersion, averaging, stage};
+use crate::{
+    Directive, Duration, Envelope, Instance, Membership, Message, PeerId, WeightVersion, averaging, stage,
+};
 
 use super::departure::Unfinished;
 
@@ -31,6 +33,15 @@ pub enum Event<P> {
     },
     /// The reply to [`Action::Import`]: whether the state fits the stage. If not, nothing has changed.
     Imported(bool),
+    /// Bytes of a message from a peer arrive, but not yet all of them: the peer lives.
+    Arriving(Instance),
+    /// The own queue for a peer is full: this message was not sent. That says nothing about the peer.
+    SendQueueFull {
+        /// The receiver.
+        to: PeerId,
+        /// The message.
+        message: Message,
+    },
     /// The connection to a peer is gone, or a message to it could not be delivered.
     PeerLost(Instance),
     /// The transport measured the round trip to a peer.

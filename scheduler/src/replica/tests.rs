@@ -325,6 +325,18 @@ fn after_a_suspension_nothing_is_sent_before_the_coordinator_confirms() {
 }
 
 #[test]
+fn a_coordinator_that_never_answers_fills_no_memory() {
+    let mut harness = Harness::serving(&[b(1)]);
+    harness.forward();
+    harness.now = harness.now + 60 * SECOND;
+    for _ in 0..2 * WITHHELD_MAX {
+        // Each repetition is answered with the status of the microbatch.
+        harness.forward();
+    }
+    assert_eq!(harness.replica.withheld.len(), WITHHELD_MAX);
+}
+
+#[test]
 fn a_replica_that_was_expelled_meanwhile_sends_nothing_more() {
     let mut harness = Harness::serving(&[]);
     harness.forward();

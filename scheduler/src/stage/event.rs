@@ -1,7 +1,7 @@
 //! Events and actions of the machine for microbatches.
 
 use super::{Job, JobReply, Note};
-use crate::{Duration, Envelope, Instance, Membership, PeerId};
+use crate::{Duration, Envelope, Instance, Membership, Message, PeerId};
 
 /// An event of a replica's stage: a message, a reply of the executor, or news from the coordinator or the transport.
 #[derive(Clone, Debug)]
@@ -17,6 +17,15 @@ pub enum Event<P> {
     },
     /// The executor replied to a job.
     Completed(JobReply<P>),
+    /// Bytes of a message from a peer arrive, but not yet all of them: the peer lives.
+    Arriving(Instance),
+    /// The own queue for a peer is full: this message was not sent. That says nothing about the peer.
+    SendQueueFull {
+        /// The receiver.
+        to: PeerId,
+        /// The message.
+        message: Message,
+    },
     /// The connection to a peer is gone, or a message to it could not be delivered.
     PeerLost(Instance),
     /// The transport measured the round trip to a peer.

@@ -52,6 +52,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
             self.heartbeat_at = now + self.config.heartbeat_interval;
             self.watch_next_stage(now);
             self.judge_feeders(now);
+            for id in std::mem::take(&mut self.unsent_gradients) {
+                self.send_gradient(id);
+            }
             self.contacts.take_waiting();
             let credits = self.credits.deal(self.slots_open(), self.contacts.senders());
             let receivers: Vec<_> = self.contacts.receivers().iter().map(|&hop| (hop, 0)).collect();

@@ -12,7 +12,7 @@ use super::microbatch::Phase;
 use super::{Note, Stage, replace_feeder};
 use crate::handoff::{Leg, Overdue};
 use crate::mutation::Mutation;
-use crate::{Hop, Instance, Membership, Message, MicrobatchId, Status, Time};
+use crate::{Hop, Instance, Membership, Message, MicrobatchId, PeerId, Status, Time};
 
 impl<P: Clone + Default + Debug> Stage<P> {
     // --- A peer is lost -------------------------------------------------------------------------------------
@@ -60,6 +60,17 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.note_absent_feeders(now);
         for (sender, arrival) in self.parked.take_placed(|hop| self.table.placed(hop)) {
             self.on_forward(now, sender, arrival);
+        }
+    }
+
+    /// The own queue for a neighbour is full. An activation waits as if the neighbour were busy, a gradient until the
+    /// next heartbeat; any other message is repeated, or asked for.
+    pub(super) fn on_send_queue_full(&mut self, now: Time, to: PeerId, message: &Message) {
+        if let Some(id) = self.handoff.on_send_queue_full(now, to, message) {
+            self.retry(now, id);
+        }
+        if let Message::Backward { microbatch, .. } = message {
+            self.unsent_gradients.insert(*microbatch);
         }
     }
 

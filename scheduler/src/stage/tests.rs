@@ -578,6 +578,48 @@ fn a_busy_neighbour_is_left_alone_until_it_beats() {
 }
 
 #[test]
+fn a_full_send_queue_holds_an_activation_back_and_is_no_loss() {
+    let mut harness = handed_on();
+    let full = |message| Event::SendQueueFull { to: a(2).peer(), message };
+    let sent = Forward::computed().sent(&[feeder(), a(0), a(1)], false);
+    assert_eq!(harness.hear(full(sent.message.clone())), []);
+    let again = Forward { attempt: SECOND, ..Forward::computed() }.sent(&[feeder(), a(0), a(1)], false);
+    let said = harness.receive(a(2), Message::Heartbeat(Heartbeat { credit: 1, ..Heartbeat::default() }));
+    assert_eq!(said, [send(a(0), forwarded_to(a(2))), send(a(2), again)], "no retry: it takes a slot there");
+    assert_eq!(harness.hear(full(sent.message)), [], "of an earlier attempt");
+    assert_eq!((harness.counts().lost, harness.counts().retried), (0, 0));
+}
+
+#[test]
+fn a_gradient_that_a_full_send_queue_did_not_take_is_sent_with_the_next_heartbeat() {
+    let mut harness = returned();
+    let gradient = backward(FIRST, &[a(2), a(1)], "gradient up");
+    let message = gradient.message.clone();
+    harness.hear(Event::SendQueueFull { to: a(0).peer(), message });
+    let gradients = |said: &[Action<Payload>]| {
+        said.iter().filter(|action| matches!(message_of(action), Some(Message::Backward { .. }))).count()
+    };
+    assert_eq!(gradients(&harness.wait(Duration::from_secs(1))), 1);
+    assert_eq!(gradients(&harness.wait(Duration::from_secs(1))), 0);
+}
+
+#[test]
+fn a_neighbour_whose_long_message_arrives_is_alive_without_a_heartbeat() {
+    let mut harness = Harness::new(1, 3);
+    for _ in 0..20 {
+        harness.now = harness.now + Duration::from_secs(1);
+        harness.receive(a(2), Message::Heartbeat(Heartbeat::default()));
+        harness.hear(Event::Arriving(a(0).instance));
+    }
+    assert_eq!(harness.counts().lost, 0);
+    for _ in 0..20 {
+        harness.now = harness.now + Duration::from_secs(1);
+        harness.receive(a(2), Message::Heartbeat(Heartbeat::default()));
+    }
+    assert_eq!(harness.counts().lost, 1);
+}
+
+#[test]
 fn no_replica_gets_more_than_its_credit() {
     let mut harness = Harness::new(0, 2);
     harness.receive(a(1), Message::Heartbeat(Heartbeat { credit: 1, ..Heartbeat::default() }));

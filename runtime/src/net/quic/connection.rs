@@ -9,8 +9,8 @@ use swarmline_scheduler::{Instance, PeerId};
 use tokio::task::JoinSet;
 
 use super::handshake::{self, HandshakeError};
-use super::receive::{self, ReceiveError};
-use super::{CONNECTIONS_MAX, NetEvent, Shared, code};
+use super::receive::{self, ArrivalReports, ReceiveError};
+use super::{HANDSHAKES_MAX, NetEvent, Shared, code, tuning};
 use crate::net::tls;
 
 /// Longest time from the first packet to the end of the handshake.
@@ -20,10 +20,12 @@ const MALFORMED_MAX: usize = 8;
 
 /// Accepts connections until the endpoint closes.
 pub(super) async fn accept(shared: Arc<Shared>) {
+    // Above the limit of connections one is recycled. Those that are closing, and handshakes, count here too.
+    let open_max = shared.settings.connections_max.saturating_mul(2).saturating_add(HANDSHAKES_MAX);
     while let Some(incoming) = shared.endpoint.accept().await {
         let permit = Arc::clone(&shared.handshakes).try_acquire_owned();
         match permit {
-            Ok(permit) if shared.endpoint.open_connections() < CONNECTIONS_MAX => {
+            Ok(permit) if shared.endpoint.open_connections() < open_max => {
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {
                     let admitted = admit(&shared, incoming).await;
@@ -93,12 +95,16 @@ fn proven_peer(connection: &Connection) -> Option<PeerId> {
 /// Receives frames until the connection ends.
 async fn serve(shared: Arc<Shared>, connection: Connection, instance: Instance) {
     let mut readers = JoinSet::new();
+    let reports = Arc::new(ArrivalReports::new(instance, shared.events.clone()));
+    let readers_max = tuning::streams(&shared.settings) as usize;
     let mut malformed = 0;
     let end = loop {
         tokio::select! {
-            accepted = connection.accept_uni() => match accepted {
+            // A frame that waits for room among the events has freed its stream already.
+            accepted = connection.accept_uni(), if readers.len() < readers_max => match accepted {
                 Ok(stream) if shared.trust.admits(&instance.peer) => {
-                    readers.spawn(receive(Arc::clone(&shared), stream, instance));
+                    shared.peers.heard(&instance.peer);
+                    readers.spawn(receive(Arc::clone(&shared), stream, instance, Arc::clone(&reports)));
                 }
                 Ok(_) => connection.close(code::UNTRUSTED, b"the key is not trusted any longer"),
                 Err(end) => break end,
@@ -114,7 +120,7 @@ async fn serve(shared: Arc<Shared>, connection: Connection, instance: Instance) 
     // Frames that have arrived in full are still delivered.
     while readers.join_next().await.is_some() {}
     if let Ok(permit) = shared.events.reserve().await {
-        shared.peers.disconnected(instance.peer, &connection, handshake::describe(&end), permit);
+        shared.peers.disconnected(instance.peer, &connection, &end, permit);
     }
 }
 
@@ -123,8 +129,14 @@ enum Verdict {
     Malformed,
 }
 
-async fn receive(shared: Arc<Shared>, mut stream: RecvStream, from: Instance) -> Verdict {
-    let (event, verdict) = match receive::read_frame(&mut stream, &shared.settings.limits).await {
+async fn receive(
+    shared: Arc<Shared>,
+    mut stream: RecvStream,
+    from: Instance,
+    reports: Arc<ArrivalReports>,
+) -> Verdict {
+    let frame = receive::read_frame(&mut stream, &shared.settings.limits, &reports).await;
+    let (event, verdict) = match frame {
         Ok(envelope) => (NetEvent::Received { from, envelope }, Verdict::Fine),
         Err(ReceiveError::Malformed(error)) => {
             // Fails only if the stream has ended.

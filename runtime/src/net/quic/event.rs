@@ -20,6 +20,8 @@ pub enum NetEvent {
         /// The envelope. After a reconnection, it may be a duplicate.
         envelope: Envelope<Bytes>,
     },
+    /// Bytes of a frame arrive that is still incomplete, at most a few times a second: the peer lives.
+    Arriving(Instance),
     /// A peer sent bytes that are not a frame of this run. Its other frames are unaffected; repeated faults close the
     /// connection.
     Malformed {
@@ -28,7 +30,7 @@ pub enum NetEvent {
         /// The fault.
         error: FrameError,
     },
-    /// The last connection with a peer ended. This comes after its last message.
+    /// The last connection with a peer ended, and not to make room for another. This comes after its last message.
     Disconnected {
         /// The peer.
         instance: Instance,
@@ -50,6 +52,7 @@ impl fmt::Debug for NetEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connected(instance) => write!(f, "Connected({instance:?})"),
+            Self::Arriving(instance) => write!(f, "Arriving({instance:?})"),
             Self::Received { from, envelope } => {
                 write!(f, "Received({from:?}, {})", describe(&envelope.message))
             }

@@ -1,18 +1,20 @@
-//! Sends the frames for one peer: finds or makes a connection, keeps order, retries once, gives back the rest.
+//! Sends the frames of one lane to one peer: finds or makes a connection, keeps order, retries once, gives back the
+//! rest.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::{Connection, StoppedError, VarInt};
+use quinn::{Connection, ConnectionError, StoppedError, VarInt};
 use swarmline_scheduler::{Envelope, Instance, PeerId};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::connection::{self, HANDSHAKE_MAX};
 use super::handshake::{self, HandshakeError};
+use super::lane::Lane;
+use super::peers::{Outbox, was_recycled};
 use super::{NetEvent, Shared, code, tuning};
 use crate::net::frame::Encoded;
 use crate::net::tls::{Pin, SERVER_NAME};
@@ -75,28 +77,32 @@ impl Outgoing {
     }
 }
 
+/// The latest dial of a peer that failed, and when. The lanes of a peer share it: one of them dials, and the other,
+/// which waits for the lock meanwhile, takes the connection or the error.
+pub(super) type Dialling = Arc<tokio::sync::Mutex<Option<(Instant, LinkError)>>>;
+
 /// Sends the frames in `outbox` until it closes or stays empty for [`IDLE_MAX`].
-pub(super) async fn run(shared: Arc<Shared>, peer: PeerId, mut outbox: mpsc::Receiver<Outgoing>) {
-    let unacknowledged_max = shared.outbox_frames();
-    let mut link = Link::new(shared, peer);
+pub(super) async fn run(shared: Arc<Shared>, peer: PeerId, outbox: Outbox) {
+    let Outbox { lane, mut frames, dialling } = outbox;
+    let mut link = Link::new(shared, peer, lane, dialling);
     loop {
-        let room = link.unacknowledged.len() < unacknowledged_max;
+        let room = link.has_room();
         let idle = link.unacknowledged.is_empty();
         tokio::select! {
             Some(Ok((number, fate))) = link.acknowledgements.join_next() => link.learn(number, fate),
-            outgoing = outbox.recv(), if room => match outgoing {
+            outgoing = frames.recv(), if room => match outgoing {
                 Some(outgoing) => link.pending.push_back(outgoing),
                 None => break,
             },
             () = tokio::time::sleep(IDLE_MAX), if idle => {
-                if link.shared.peers.retire(&link.peer, &outbox) {
+                if link.shared.peers.retire(&link.peer, lane, &frames) {
                     return;
                 }
             }
         }
         if let Err(reason) = link.transmit_pending().await {
             // The frames queued behind are for the same dead address.
-            while let Ok(outgoing) = outbox.try_recv() {
+            while let Ok(outgoing) = frames.try_recv() {
                 link.pending.push_back(outgoing);
             }
             let undelivered = std::mem::take(&mut link.pending);
@@ -110,6 +116,8 @@ pub(super) async fn run(shared: Arc<Shared>, peer: PeerId, mut outbox: mpsc::Rec
 struct Link {
     shared: Arc<Shared>,
     peer: PeerId,
+    lane: Lane,
+    dialling: Dialling,
     /// Frames to send, in order.
     pending: VecDeque<Outgoing>,
     /// Frames sent, by number, each with the id of its connection.
@@ -125,10 +133,12 @@ struct Link {
 type Fate = Result<Option<VarInt>, StoppedError>;
 
 impl Link {
-    fn new(shared: Arc<Shared>, peer: PeerId) -> Self {
+    fn new(shared: Arc<Shared>, peer: PeerId, lane: Lane, dialling: Dialling) -> Self {
         Self {
             shared,
             peer,
+            lane,
+            dialling,
             pending: VecDeque::new(),
             unacknowledged: BTreeMap::new(),
             acknowledgements: JoinSet::new(),
@@ -137,11 +147,19 @@ impl Link {
         }
     }
 
+    fn has_room(&self) -> bool {
+        let (frames_max, bytes_max) = self.lane.unacknowledged_max(&self.shared.settings);
+        let frames = self.unacknowledged.values().map(|(_, outgoing)| outgoing.frame.bytes());
+        self.unacknowledged.len() < frames_max && frames.sum::<usize>() < bytes_max
+    }
+
     fn learn(&mut self, number: u64, fate: Fate) {
         match fate {
             // Not in the map after a recovery: the frame has been queued again.
             Ok(None) => {
-                self.shared.settle(self.unacknowledged.remove(&number).into_iter().count());
+                if let Some((_, outgoing)) = self.unacknowledged.remove(&number) {
+                    self.shared.settled(&self.peer, &outgoing.envelope.message);
+                }
             }
             Ok(Some(code)) => {
                 let refused = LinkError::FrameRefused { peer: self.peer, code: code.into_inner() };
@@ -149,22 +167,24 @@ impl Link {
                 self.failed.extend(outgoing.map(|(_, outgoing)| (refused, outgoing)));
             }
             Err(error) => {
-                let cause = match &error {
-                    StoppedError::ConnectionLost(error) => handshake::describe(error),
-                    StoppedError::ZeroRttRejected => error.to_string(),
+                let (cause, recycled) = match &error {
+                    StoppedError::ConnectionLost(end) => (handshake::describe(end), is_no_loss(end)),
+                    StoppedError::ZeroRttRejected => (error.to_string(), false),
                 };
                 if let Some((connection, _)) = self.unacknowledged.get(&number) {
-                    self.recover(*connection, &cause);
+                    self.recover(*connection, &cause, recycled);
                 }
             }
         }
     }
 
-    /// Queues the unacknowledged frames of a broken connection again, in order, before all others.
-    fn recover(&mut self, connection: usize, cause: &str) {
+    /// Queues the unacknowledged frames of a broken connection again, in order, before all others. A connection that
+    /// was recycled was not lost: its frames may be sent as often as before.
+    fn recover(&mut self, connection: usize, cause: &str, recycled: bool) {
         let broken = self.unacknowledged.extract_if(.., |_, (over, _)| *over == connection);
         let frames: Vec<Outgoing> = broken.map(|(_, (_, outgoing))| outgoing).collect();
-        for outgoing in frames.into_iter().rev() {
+        for mut outgoing in frames.into_iter().rev() {
+            outgoing.sendings -= u32::from(recycled && outgoing.sendings > 0);
             if outgoing.sendings < SENDINGS_MAX {
                 self.pending.push_front(outgoing);
             } else {
@@ -180,9 +200,9 @@ impl Link {
             let connection = self.connection().await?;
             let Some(mut outgoing) = self.pending.pop_front() else { break };
             outgoing.sendings += 1;
-            let written = write(&connection, &outgoing.frame).await;
             let number = self.numbers;
             self.numbers += 1;
+            let written = write(&connection, &outgoing.frame, self.lane.priority(number)).await;
             match written {
                 Ok(fate) => {
                     self.shared.sent.add(&outgoing.envelope.message, outgoing.frame.bytes());
@@ -191,16 +211,34 @@ impl Link {
                 }
                 Err(cause) => {
                     // A closed connection acknowledges no frame: this frame is recovered with the others.
+                    let recycled = connection.close_reason().is_some_and(|end| is_no_loss(&end));
                     connection.close(code::STALLED, b"a frame could not be written");
                     self.unacknowledged.insert(number, (connection.stable_id(), outgoing));
-                    self.recover(connection.stable_id(), &cause);
+                    self.recover(connection.stable_id(), &cause, recycled);
                 }
             }
         }
         Ok(())
     }
 
+    /// A connection with the peer, dialled if there is none.
     async fn connection(&self) -> Result<Connection, LinkError> {
+        if let Some(connection) = self.shared.peers.connection(&self.peer) {
+            return Ok(connection);
+        }
+        let asked = Instant::now();
+        let mut failed = self.dialling.lock().await;
+        if let Some((at, error)) = &*failed
+            && *at >= asked
+        {
+            return Err(error.clone());
+        }
+        let dialled = self.dial_until_connected().await;
+        *failed = dialled.as_ref().err().map(|error| (Instant::now(), error.clone()));
+        dialled
+    }
+
+    async fn dial_until_connected(&self) -> Result<Connection, LinkError> {
         let mut dials = 0;
         loop {
             // The peer may have dialled in the meantime.
@@ -266,7 +304,9 @@ impl Link {
 
     async fn give_back(&self, reason: LinkError, frames: impl IntoIterator<Item = Outgoing>) {
         let undelivered: Vec<_> = frames.into_iter().map(|outgoing| outgoing.envelope).collect();
-        self.shared.settle(undelivered.len());
+        undelivered
+            .iter()
+            .for_each(|envelope: &Envelope<_>| self.shared.settled(&self.peer, &envelope.message));
         let event = NetEvent::Unreachable { peer: self.peer, reason, undelivered };
         // Fails only if the reader is gone.
         let _ = self.shared.events.send(event).await;
@@ -283,6 +323,11 @@ impl Link {
     }
 }
 
+/// Whether a connection ended without a sign that the peer is lost: one of the two made room, or this process closed it.
+fn is_no_loss(end: &ConnectionError) -> bool {
+    was_recycled(end) || matches!(end, ConnectionError::LocallyClosed)
+}
+
 /// A rejection is final, except for lack of trust: the peer may have an older table.
 fn worth_another_dial(error: &LinkError) -> bool {
     let LinkError::Dial { cause, .. } = error else { return false };
@@ -293,10 +338,13 @@ fn worth_another_dial(error: &LinkError) -> bool {
 async fn write(
     connection: &Connection,
     frame: &Encoded,
+    priority: i32,
 ) -> Result<impl Future<Output = Fate> + Send + 'static, String> {
     let allowed = STALL_MAX.saturating_add(Duration::from_secs(frame.bytes() as u64 / BYTES_PER_SECOND_MIN));
     let written = tokio::time::timeout(allowed, async {
         let mut stream = connection.open_uni().await.map_err(|error| handshake::describe(&error))?;
+        // Fails only if the stream is closed.
+        let _ = stream.set_priority(priority);
         let mut pieces: Vec<Bytes> =
             frame.clone().into_pieces().into_iter().filter(|piece| !piece.is_empty()).collect();
         match stream.write_all_chunks(&mut pieces).await {

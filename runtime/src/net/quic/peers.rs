@@ -1,26 +1,31 @@
 //! The known peers and their connections.
+//!
+//! Connections are bounded and recycled: where one is too many, the least recently used one is closed with a code of its
+//! own, which neither side takes for a loss. So a process speaks to any number of peers over time.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use quinn::Connection;
-use swarmline_scheduler::{Incarnation, Instance, PeerId};
+use quinn::{Connection, ConnectionError};
+use swarmline_scheduler::{Incarnation, Instance, Message, PeerId};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::link::Outgoing;
-use super::{CONNECTIONS_MAX, NetEvent, code};
+use super::lane::{Lane, Underway};
+use super::link::{Dialling, Outgoing};
+use super::{NetEvent, Settings, code, handshake};
 
 /// Limit of the connections with one peer: each of the two may have dialled one.
 const CONNECTIONS_PER_PEER_MAX: usize = 2;
-/// Limit of the peers in the table; a peer without connection and queue is removed.
-const PEERS_MAX: usize = 2 * CONNECTIONS_MAX;
+/// Peers in the table for each connection that may be open: some are being dialled, or have just been recycled.
+const PEERS_PER_CONNECTION: usize = 2;
 
 /// The table of peers. The lock is held briefly, never across an await.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Peers {
+    settings: Settings,
     table: Mutex<Table>,
 }
 
@@ -30,52 +35,123 @@ struct Table {
     entries: BTreeMap<PeerId, Entry>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Entry {
     /// Address in the latest call of [`Peers::push`].
     address: Option<SocketAddr>,
-    /// Queue of the task that sends; `None` until a frame is sent.
-    outbox: Option<mpsc::Sender<Outgoing>>,
+    /// Queue of each lane's task that sends; `None` until a frame is sent.
+    lanes: [Option<mpsc::Sender<Outgoing>>; Lane::COUNT],
+    underway: Underway,
+    dialling: Dialling,
     incarnation: Incarnation,
     /// Connections of `incarnation`, oldest first.
     connections: Vec<Connection>,
+    /// Time of the latest frame to or from the peer.
+    used: Instant,
+}
+
+impl Entry {
+    fn new() -> Self {
+        Self {
+            address: None,
+            lanes: [None, None],
+            underway: Underway::default(),
+            dialling: Dialling::default(),
+            incarnation: Incarnation::default(),
+            connections: Vec::new(),
+            used: Instant::now(),
+        }
+    }
+
+    fn live_connection(&self) -> Option<&Connection> {
+        self.connections.iter().rev().find(|connection| connection.close_reason().is_none())
+    }
+
+    fn is_unused(&self) -> bool {
+        self.lanes.iter().all(Option::is_none) && self.connections.is_empty()
+    }
+}
+
+/// A queue of frames as its task gets it.
+pub(super) struct Outbox {
+    pub(super) lane: Lane,
+    pub(super) frames: mpsc::Receiver<Outgoing>,
+    pub(super) dialling: Dialling,
+}
+
+/// What became of a frame that was not refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pushed {
+    Queued,
+    /// A frame on its way makes it needless: it was dropped.
+    Needless,
 }
 
 /// Reasons why a frame is not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PushError {
-    Full,
+    Full { capacity: usize },
     TooManyPeers { limit: usize },
     Closed,
 }
 
 impl Peers {
-    /// Queues a frame. `start` is called with the receiver of a new queue.
+    pub(super) fn new(settings: Settings) -> Self {
+        Self { settings, table: Mutex::default() }
+    }
+
+    /// Queues a frame. `start` is called with each new queue.
     pub(super) fn push(
         &self,
         peer: PeerId,
         address: SocketAddr,
         outgoing: Outgoing,
-        capacity: usize,
-        start: impl FnOnce(mpsc::Receiver<Outgoing>),
-    ) -> Result<(), (PushError, Box<Outgoing>)> {
+        start: impl FnOnce(Outbox),
+    ) -> Result<Pushed, (PushError, Box<Outgoing>)> {
         let mut table = self.lock();
         if table.closed {
             return Err((PushError::Closed, Box::new(outgoing)));
         }
-        let Some(entry) = table.entry(peer) else {
-            return Err((PushError::TooManyPeers { limit: PEERS_MAX }, Box::new(outgoing)));
+        let limit = self.peers_max();
+        let Some(entry) = table.entry(peer, limit) else {
+            return Err((PushError::TooManyPeers { limit }, Box::new(outgoing)));
         };
-        entry.address = Some(address);
-        let outbox = entry.outbox.get_or_insert_with(|| {
-            let (sender, receiver) = mpsc::channel(capacity);
-            start(receiver);
+        (entry.address, entry.used) = (Some(address), Instant::now());
+        let message = &outgoing.envelope.message;
+        if entry.underway.makes_needless(message) {
+            return Ok(Pushed::Needless);
+        }
+        let lane = Lane::of(message);
+        let capacity = lane.capacity(&self.settings);
+        let dialling = &entry.dialling;
+        let queue = entry.lanes[lane as usize].get_or_insert_with(|| {
+            let (sender, frames) = mpsc::channel(capacity);
+            start(Outbox { lane, frames, dialling: Arc::clone(dialling) });
             sender
         });
-        outbox.try_send(outgoing).map_err(|error| match error {
-            TrySendError::Full(outgoing) => (PushError::Full, Box::new(outgoing)),
-            TrySendError::Closed(outgoing) => (PushError::Closed, Box::new(outgoing)),
-        })
+        // Under the lock, so the task cannot settle the frame before it is counted.
+        let permit = match queue.try_reserve() {
+            Ok(permit) => permit,
+            Err(TrySendError::Full(())) => return Err((PushError::Full { capacity }, Box::new(outgoing))),
+            Err(TrySendError::Closed(())) => return Err((PushError::Closed, Box::new(outgoing))),
+        };
+        entry.underway.add(message);
+        permit.send(outgoing);
+        Ok(Pushed::Queued)
+    }
+
+    /// A frame is acknowledged or given back.
+    pub(super) fn settled(&self, peer: &PeerId, message: &Message) {
+        if let Some(entry) = self.lock().entries.get_mut(peer) {
+            entry.underway.remove(message);
+        }
+    }
+
+    /// A frame of the peer begins to arrive.
+    pub(super) fn heard(&self, peer: &PeerId) {
+        if let Some(entry) = self.lock().entries.get_mut(peer) {
+            entry.used = Instant::now();
+        }
     }
 
     /// Address of the peer, from its latest frame.
@@ -85,9 +161,7 @@ impl Peers {
 
     /// The newest live connection with the peer.
     pub(super) fn connection(&self, peer: &PeerId) -> Option<Connection> {
-        let table = self.lock();
-        let connections = &table.entries.get(peer)?.connections;
-        connections.iter().rev().find(|connection| connection.close_reason().is_none()).cloned()
+        self.lock().entries.get(peer)?.live_connection().cloned()
     }
 
     /// Adds a connection; false if there is no room. A new peer or incarnation is reported through `permit`, which is
@@ -103,7 +177,8 @@ impl Peers {
         if table.closed {
             return false;
         }
-        let Some(entry) = table.entry(peer) else { return false };
+        table.make_room(self.settings.connections_max, &peer);
+        let Some(entry) = table.entry(peer, self.peers_max()) else { return false };
         let news = entry.connections.is_empty() || entry.incarnation != incarnation;
         if entry.incarnation != incarnation {
             entry.incarnation = incarnation;
@@ -113,52 +188,57 @@ impl Peers {
             supersede(&entry.connections.remove(0));
         }
         entry.connections.push(connection.clone());
+        entry.used = Instant::now();
         if news {
             permit.send(NetEvent::Connected(instance));
         }
         true
     }
 
-    /// Removes a connection. If it was the peer's last, that is reported through `permit`.
+    /// Removes a connection. If it was the peer's last, that is reported through `permit`, unless the peer recycled it.
     pub(super) fn disconnected(
         &self,
         peer: PeerId,
         connection: &Connection,
-        reason: String,
+        end: &ConnectionError,
         permit: mpsc::Permit<'_, NetEvent>,
     ) {
         let mut table = self.lock();
         let Some(entry) = table.entries.get_mut(&peer) else { return };
         let before = entry.connections.len();
         entry.connections.retain(|known| known.stable_id() != connection.stable_id());
-        if entry.connections.len() < before && entry.connections.is_empty() {
-            let instance = Instance::new(peer, entry.incarnation);
+        let was_last = entry.connections.len() < before && entry.connections.is_empty();
+        if was_last && !was_recycled(end) {
+            let (instance, reason) = (Instance::new(peer, entry.incarnation), handshake::describe(end));
             permit.send(NetEvent::Disconnected { instance, reason });
         }
-        table.forget_if_idle(&peer);
+        table.forget_if_unused(&peer);
     }
 
     /// The round trip to every peer with a live connection.
     pub(super) fn round_trips(&self) -> Vec<(Instance, Duration)> {
         let table = self.lock();
         let round_trip = |(&peer, entry): (&PeerId, &Entry)| {
-            let live = entry.connections.iter().rev().find(|connection| connection.close_reason().is_none());
-            live.map(|connection| (Instance::new(peer, entry.incarnation), connection.rtt()))
+            let instance = Instance::new(peer, entry.incarnation);
+            entry.live_connection().map(|connection| (instance, connection.rtt()))
         };
         table.entries.iter().filter_map(round_trip).collect()
     }
 
-    /// Removes the queue of a peer if it is empty, under the lock, so that no frame is queued in between. If true, the
-    /// sending task may end.
-    pub(super) fn retire(&self, peer: &PeerId, outbox: &mpsc::Receiver<Outgoing>) -> bool {
+    /// Removes a queue if it is empty, under the lock, so that no frame is queued in between. If true, the sending task
+    /// may end.
+    pub(super) fn retire(&self, peer: &PeerId, lane: Lane, frames: &mpsc::Receiver<Outgoing>) -> bool {
         let mut table = self.lock();
-        if !outbox.is_empty() {
+        if !frames.is_empty() {
             return false;
         }
-        if let Some(entry) = table.entries.get_mut(peer) {
-            entry.outbox = None;
+        // A closed queue is not in the table any more.
+        if !frames.is_closed()
+            && let Some(entry) = table.entries.get_mut(peer)
+        {
+            entry.lanes[lane as usize] = None;
         }
-        table.forget_if_idle(peer);
+        table.forget_if_unused(peer);
         true
     }
 
@@ -166,7 +246,11 @@ impl Peers {
     pub(super) fn close(&self) {
         let mut table = self.lock();
         table.closed = true;
-        table.entries.values_mut().for_each(|entry| entry.outbox = None);
+        table.entries.values_mut().for_each(|entry| entry.lanes = [None, None]);
+    }
+
+    fn peers_max(&self) -> usize {
+        self.settings.connections_max.saturating_mul(PEERS_PER_CONNECTION)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -175,16 +259,36 @@ impl Peers {
 }
 
 impl Table {
-    fn entry(&mut self, peer: PeerId) -> Option<&mut Entry> {
-        if self.entries.len() >= PEERS_MAX && !self.entries.contains_key(&peer) {
-            return None;
+    /// The entry of a peer, in place of the least recently used peer without frames on their way if the table is full.
+    fn entry(&mut self, peer: PeerId, limit: usize) -> Option<&mut Entry> {
+        if self.entries.len() >= limit && !self.entries.contains_key(&peer) {
+            let idle = self.entries.iter().filter(|(_, entry)| entry.underway.is_empty());
+            let idle = idle.min_by_key(|(_, entry)| entry.used).map(|(&peer, _)| peer)?;
+            let entry = self.entries.remove(&idle);
+            entry.into_iter().flat_map(|entry| entry.connections).for_each(|old| recycle(&old));
         }
-        Some(self.entries.entry(peer).or_default())
+        Some(self.entries.entry(peer).or_insert_with(Entry::new))
     }
 
-    fn forget_if_idle(&mut self, peer: &PeerId) {
-        let idle = |entry: &Entry| entry.outbox.is_none() && entry.connections.is_empty();
-        if self.entries.get(peer).is_some_and(idle) {
+    /// Closes connections of others until one for `peer` can be added; those without frames on their way first. A frame
+    /// that is on its way is sent again over the next connection.
+    fn make_room(&mut self, limit: usize, peer: &PeerId) {
+        let mut open: usize = self.entries.values().map(|entry| entry.connections.len()).sum();
+        while open >= limit {
+            let others = self
+                .entries
+                .iter_mut()
+                .filter(|(other, entry)| *other != peer && !entry.connections.is_empty());
+            let oldest = others.min_by_key(|(_, entry)| (!entry.underway.is_empty(), entry.used));
+            let Some((&other, entry)) = oldest else { return };
+            open -= entry.connections.len();
+            entry.connections.drain(..).for_each(|old| recycle(&old));
+            self.forget_if_unused(&other);
+        }
+    }
+
+    fn forget_if_unused(&mut self, peer: &PeerId) {
+        if self.entries.get(peer).is_some_and(Entry::is_unused) {
             self.entries.remove(peer);
         }
     }
@@ -192,4 +296,13 @@ impl Table {
 
 fn supersede(connection: &Connection) {
     connection.close(code::SUPERSEDED, b"a newer connection took its place");
+}
+
+fn recycle(connection: &Connection) {
+    connection.close(code::RECYCLED, b"room for another peer; dial again when there is something to send");
+}
+
+/// Whether the peer closed a connection to make room, which says nothing about its life.
+pub(super) fn was_recycled(end: &ConnectionError) -> bool {
+    matches!(end, ConnectionError::ApplicationClosed(close) if close.error_code == code::RECYCLED)
 }

@@ -4,8 +4,12 @@ use std::collections::BTreeSet;
 
 use prost::Message as _;
 use quinn::Connection;
+use std::time::Instant;
 use swarmline_proto::v1;
-use swarmline_scheduler::{Attempt, Loss, Message, MicrobatchId, Purpose, WeightVersion};
+
+use swarmline_scheduler::{
+    Attempt, Health, Heartbeat, Loss, Message, MicrobatchId, Purpose, Time, Verdict, WeightVersion,
+};
 
 use super::*;
 use crate::net::frame::Part;
@@ -15,7 +19,8 @@ use crate::net::tls::Pin;
 const PATIENCE: Duration = Duration::from_secs(20);
 const LIMITS: FrameLimits =
     FrameLimits { header_bytes_max: 2048, ids_bytes_max: 4096, activation_bytes_max: 64 << 10 };
-const SETTINGS: Settings = Settings { limits: LIMITS, window: 64, congestion: Congestion::Bbr };
+const SETTINGS: Settings =
+    Settings { limits: LIMITS, window: 64, congestion: Congestion::Bbr, connections_max: CONNECTIONS_MAX };
 const RUN: ManifestDigest = ManifestDigest([7; 32]);
 
 /// A data plane with its identity and events.
@@ -271,7 +276,7 @@ async fn a_full_queue_gives_the_message_back_at_once() {
     let left = Side::new(1);
     let nowhere = "127.0.0.1:9".parse().unwrap();
     let peer = Identity::from_seed([3; 32]).peer();
-    let capacity = left.plane.shared.outbox_frames() as u64;
+    let capacity = lane::Lane::Bulk.capacity(&SETTINGS) as u64;
     let error = (0..=capacity + 1)
         .find_map(|id| left.plane.send(peer, nowhere, forward(id, Vec::new())).err())
         .expect("the queue is bounded");
@@ -287,7 +292,7 @@ async fn a_clean_close_flushes_and_is_seen_at_once() {
         left.send(&right, &forward(id, vec![1; 50_000])).await;
     }
     let peer = left.peer();
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let (_, ()) = tokio::join!(left.plane.close(), receive_ids(&mut right.events, 20));
     let (gone, reason) = right
         .until(|event| match event {
@@ -459,5 +464,192 @@ fn silence_is_noticed_within_seconds_and_memory_is_bounded() {
     for part in ["max_idle_timeout: Some(5000)", "keep_alive_interval: Some(1s)", "receive_window: 268435456"]
     {
         assert!(config.contains(part), "{part} in {config}");
+    }
+}
+
+#[test]
+fn long_frames_leave_streams_and_bytes_to_short_messages() {
+    for (window, activation_bytes_max) in
+        [(1, 100), (64, 64 << 10), (1024, 32 << 20), (usize::MAX, usize::MAX)]
+    {
+        let limits = FrameLimits { activation_bytes_max, ..LIMITS };
+        let settings = Settings { limits, window, ..SETTINGS };
+        let config = format!("{:?}", tuning::transport(&settings));
+        let (frames, bytes) = lane::Lane::Bulk.unacknowledged_max(&settings);
+        let allowed = format!("max_concurrent_uni_streams: {}", frames as u32 + tuning::CONTROL_STREAMS);
+        assert!(config.contains(&allowed), "{allowed} in {config}");
+        assert!(bytes + limits.frame_bytes_max().min(64 << 20) + (1 << 20) <= 256 << 20, "{bytes}");
+        assert!(bytes >= 10 << 20, "{bytes}");
+    }
+}
+
+/// Carries datagrams between two sockets, one way at `bytes_per_second` through a short buffer that drops from its end,
+/// like a home router with a thin uplink.
+struct ThinUplink {
+    address: SocketAddr,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl ThinUplink {
+    async fn to(inner: SocketAddr, bytes_per_second: u32) -> Self {
+        const BUFFER: usize = 64;
+        let outside = Arc::new(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let inside = Arc::new(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        inside.connect(inner).await.unwrap();
+        let address = outside.local_addr().unwrap();
+        let (buffer, mut buffered) = mpsc::channel::<Vec<u8>>(BUFFER);
+        let (client, mut known) = watch::channel(None);
+        let slow = Arc::clone(&inside);
+        let task = tokio::spawn(async move {
+            let up = async {
+                let mut bytes = vec![0; 2048];
+                while let Ok((length, from)) = outside.recv_from(&mut bytes).await {
+                    client.send_replace(Some(from));
+                    let _ = buffer.try_send(bytes[..length].to_vec());
+                }
+            };
+            let out = async {
+                let mut free_at = tokio::time::Instant::now();
+                while let Some(datagram) = buffered.recv().await {
+                    let takes = Duration::from_secs(1) * datagram.len() as u32 / bytes_per_second;
+                    free_at = free_at.max(tokio::time::Instant::now()) + takes;
+                    tokio::time::sleep_until(free_at).await;
+                    let _ = slow.send(&datagram).await;
+                }
+            };
+            let down = async {
+                let mut bytes = vec![0; 2048];
+                while let Ok(length) = inside.recv(&mut bytes).await {
+                    let to = *known.borrow_and_update();
+                    if let Some(to) = to {
+                        let _ = outside.send_to(&bytes[..length], to).await;
+                    }
+                }
+            };
+            tokio::join!(up, out, down);
+        });
+        Self { address, task }
+    }
+}
+
+impl Drop for ThinUplink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// 4 MB at 400 kB/s take 10 s. Meanwhile heartbeats overtake them, and their own bytes show that the sender lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_frame_over_a_thin_uplink_delays_no_heartbeat_and_shows_that_its_sender_lives() {
+    const BYTES: usize = 4_000_000;
+    let wide = Settings { limits: FrameLimits { activation_bytes_max: BYTES, ..LIMITS }, ..SETTINGS };
+    let (left, _left_events) = bind(1, wide);
+    let (right, mut events) = bind(2, wide);
+    let uplink = ThinUplink::to(right.local_addr().unwrap(), 400_000).await;
+    let receiver = Identity::from_seed([2; 32]).peer();
+    let beat = |counter| {
+        let heartbeat = Heartbeat { counter, ..Heartbeat::default() };
+        left.send(receiver, uplink.address, Message::Heartbeat(heartbeat).into()).unwrap();
+    };
+    let began = Instant::now();
+    let now = || Time(u64::try_from(began.elapsed().as_nanos()).unwrap());
+    let sender = Instance::new(Identity::from_seed([1; 32]).peer(), Incarnation(0));
+    // One judge hears everything, the other only bytes of the unfinished frame.
+    let (mut all, mut bytes_only) = (Health::default(), Health::default());
+    [&mut all, &mut bytes_only].into_iter().for_each(|health| health.watch(now(), sender));
+    left.send(receiver, uplink.address, forward(0, vec![5; BYTES])).unwrap();
+    let (mut beats, mut latest, mut worst) = (0, 0, Duration::ZERO);
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut sent_at = Vec::new();
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {
+                sent_at.push(Instant::now());
+                beat(sent_at.len() as u64);
+                [&mut all, &mut bytes_only].into_iter().for_each(|health| health.reached(now()));
+            }
+            event = events.recv() => match event.unwrap() {
+                NetEvent::Received { envelope, .. } => match envelope.message {
+                    Message::Heartbeat(heartbeat) => {
+                        (beats, latest) = (beats + 1, heartbeat.counter);
+                        worst = worst.max(sent_at[latest as usize - 1].elapsed());
+                        all.heard(now(), sender, heartbeat);
+                    }
+                    _ => break,
+                },
+                NetEvent::Arriving(from) => {
+                    assert_eq!(from, sender);
+                    all.message(now(), sender);
+                    bytes_only.message(now(), sender);
+                }
+                _ => {}
+            },
+        }
+        for health in [&all, &bytes_only] {
+            assert_ne!(health.verdict(now(), sender), Verdict::Dead, "after {:?}", began.elapsed());
+        }
+        assert!(began.elapsed() < PATIENCE * 3, "the frame does not arrive");
+    }
+    let took = began.elapsed();
+    println!("{BYTES} bytes in {took:?}; {beats} heartbeats meanwhile, the slowest in {worst:?}");
+    assert!(took > Duration::from_secs(9), "the uplink is thin: {took:?}");
+    assert!(beats + 2 >= latest && worst < Duration::from_secs(2), "{beats} of {latest}, {worst:?}");
+    assert!(sent_at.len() as u64 <= latest + 3, "heartbeats pass while the frame is on its way");
+}
+
+#[tokio::test]
+async fn a_status_request_does_not_overtake_the_microbatch_it_asks_about() {
+    let left = Side::new(1);
+    let mut right = Side::new(2);
+    let route = Vec::new();
+    let status = Message::StatusRequest { microbatch: MicrobatchId(0), attempt: Attempt(0), route };
+    let (to, at) = (right.peer(), right.address);
+    left.plane.send(to, at, forward(0, vec![1; 60_000])).unwrap();
+    left.plane.send(to, at, status.clone().into()).unwrap();
+    left.plane.send(to, at, forward(0, vec![1; 60_000])).unwrap();
+    assert_eq!(id_of(&right.message().await.1), 0);
+    // The acknowledgement may come a moment after the microbatch.
+    let mut outstanding = left.plane.shared.outstanding.subscribe();
+    soon(outstanding.wait_for(|frames| *frames == 0)).await.unwrap();
+    left.plane.send(to, at, status.clone().into()).unwrap();
+    assert_eq!(right.message().await.1.message, status, "neither a second forward nor an early question");
+}
+
+#[tokio::test]
+async fn a_peer_speaks_to_more_peers_than_it_may_have_connections() {
+    const CONNECTIONS: usize = 4;
+    let few = Settings { connections_max: CONNECTIONS, ..SETTINGS };
+    let (hub, mut events) = bind(1, few);
+    let mut spokes: Vec<Side> = (2..12).map(Side::new).collect();
+    for round in 0..2 {
+        for spoke in &mut spokes {
+            let message = forward(round, vec![1; 1000]);
+            hub.send(spoke.peer(), spoke.address, message.clone()).unwrap();
+            assert_eq!(spoke.message().await.1, message);
+            let mut outstanding = hub.shared.outstanding.subscribe();
+            soon(outstanding.wait_for(|frames| *frames == 0)).await.unwrap();
+            assert!(hub.round_trips().len() <= CONNECTIONS);
+        }
+    }
+    // And in the other direction: strangers that dial it.
+    let hub_address = hub.local_addr().unwrap();
+    let hub_peer = Identity::from_seed([1; 32]).peer();
+    for spoke in &spokes {
+        spoke.plane.send(hub_peer, hub_address, backward(7)).unwrap();
+        loop {
+            match soon(events.recv()).await.unwrap() {
+                NetEvent::Received { from, .. } if from.peer == spoke.peer() => break,
+                NetEvent::Received { .. } | NetEvent::Connected(_) | NetEvent::Arriving(_) => {}
+                other => panic!("a recycled connection is no loss: {other:?}"),
+            }
+        }
+    }
+    for spoke in &mut spokes {
+        while let Ok(event) = spoke.events.try_recv() {
+            assert!(
+                !matches!(event, NetEvent::Disconnected { .. } | NetEvent::Unreachable { .. }),
+                "{event:?}"
+            );
+        }
     }
 }

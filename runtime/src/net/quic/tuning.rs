@@ -20,16 +20,17 @@ const ALPN: &[u8] = b"swarmline-data/1";
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(5);
 /// Five pings within [`IDLE_MAX`], which also keep a NAT binding open.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
-/// Bounds of the unread bytes of a stream. A link of 1 Gbit/s carries the upper bound in 0.5 s.
-const STREAM_WINDOW_MIN: u32 = 64 << 10;
+/// Limit of the unread bytes of a stream. A link of 1 Gbit/s carries them in 0.5 s.
 const STREAM_WINDOW_MAX: u32 = 64 << 20;
-/// Bounds of the unread or unacknowledged bytes of a connection; the upper bound limits the memory that one peer can
-/// take here.
-const CONNECTION_WINDOW_MIN: u32 = 1 << 20;
+/// Limit of the unread or unacknowledged bytes of a connection: the memory that one peer can take here.
 const CONNECTION_WINDOW_MAX: u32 = 256 << 20;
-/// Bounds of the frames that a peer may have in flight to this process.
-const STREAMS_MIN: u32 = 16;
-const STREAMS_MAX: u32 = 512;
+/// Bytes of a connection's window that long frames leave to short messages.
+const CONTROL_WINDOW: u32 = 1 << 20;
+/// Bounds of the long frames that a peer may have in flight to this process.
+const BULK_STREAMS_MIN: u32 = 16;
+const BULK_STREAMS_MAX: u32 = 512;
+/// Streams that a peer may have open beside those: room for short messages when every long frame stands still.
+pub(super) const CONTROL_STREAMS: u32 = 64;
 /// Only the handshake has a bidirectional stream.
 const BIDIRECTIONAL_STREAMS_MAX: u32 = 1;
 
@@ -45,34 +46,56 @@ pub enum Congestion {
 }
 
 pub(super) fn transport(settings: &Settings) -> TransportConfig {
-    let frame = u32::try_from(settings.limits.frame_bytes_max()).unwrap_or(u32::MAX);
-    let window = u32::try_from(settings.window).unwrap_or(u32::MAX);
-    let (bulk, bulk_frames) = (BULK_BYTES_MAX as u32, BULK_FRAMES as u32);
-    let stream_window = frame.max(bulk).clamp(STREAM_WINDOW_MIN, STREAM_WINDOW_MAX);
-    // Room for parts of a round and chunks of a state, beside that of the microbatches.
-    let connection_window = frame
-        .saturating_mul(window)
-        .saturating_add(bulk * bulk_frames)
-        .clamp(CONNECTION_WINDOW_MIN, CONNECTION_WINDOW_MAX);
-    // Twice the window: a peer may send the activation of every microbatch and a gradient of every microbatch.
-    let streams = window.saturating_mul(2).saturating_add(bulk_frames).clamp(STREAMS_MIN, STREAMS_MAX);
     let mut config = TransportConfig::default();
     config
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MAX.as_millis() as u32))))
-        .stream_receive_window(VarInt::from_u32(stream_window))
-        .receive_window(VarInt::from_u32(connection_window))
-        .send_window(connection_window.into())
-        .max_concurrent_uni_streams(VarInt::from_u32(streams))
+        .stream_receive_window(VarInt::from_u32(stream_window(settings)))
+        .receive_window(VarInt::from_u32(connection_window(settings)))
+        .send_window(connection_window(settings).into())
+        .max_concurrent_uni_streams(VarInt::from_u32(streams(settings)))
         .max_concurrent_bidi_streams(VarInt::from_u32(BIDIRECTIONAL_STREAMS_MAX))
-        // A receiver can use only whole frames: finish a frame before the next.
-        .send_fairness(false)
+        // Otherwise a stream that has begun is finished before any other, whatever their priorities.
+        .send_fairness(true)
         .datagram_receive_buffer_size(None);
     match settings.congestion {
         Congestion::Bbr => config.congestion_controller_factory(Arc::new(BbrConfig::default())),
         Congestion::Cubic => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
     };
     config
+}
+
+/// Frames in flight from one peer.
+pub(super) fn streams(settings: &Settings) -> u32 {
+    bulk_streams(settings) + CONTROL_STREAMS
+}
+
+/// Long frames in flight to one peer. Twice the window: a peer may send the activation of every microbatch and a
+/// gradient of every microbatch.
+pub(super) fn bulk_streams(settings: &Settings) -> u32 {
+    let window = u32::try_from(settings.window).unwrap_or(u32::MAX);
+    let bulk_frames = BULK_FRAMES as u32;
+    window.saturating_mul(2).saturating_add(bulk_frames).clamp(BULK_STREAMS_MIN, BULK_STREAMS_MAX)
+}
+
+/// Bytes of long frames in flight to one peer after which no further one is begun; the latest one may exceed it.
+pub(super) fn bulk_bytes(settings: &Settings) -> u32 {
+    connection_window(settings) - stream_window(settings) - CONTROL_WINDOW
+}
+
+fn connection_window(settings: &Settings) -> u32 {
+    let window = u32::try_from(settings.window).unwrap_or(u32::MAX);
+    let (bulk, bulk_frames) = (BULK_BYTES_MAX as u32, BULK_FRAMES as u32);
+    // Room for parts of a round and chunks of a state, beside that of the microbatches.
+    stream_window(settings)
+        .saturating_mul(window.saturating_add(1))
+        .saturating_add(bulk * bulk_frames + CONTROL_WINDOW)
+        .min(CONNECTION_WINDOW_MAX)
+}
+
+fn stream_window(settings: &Settings) -> u32 {
+    let frame = u32::try_from(settings.limits.frame_bytes_max()).unwrap_or(u32::MAX);
+    frame.max(BULK_BYTES_MAX as u32).min(STREAM_WINDOW_MAX)
 }
 
 pub(super) fn server(
