@@ -142,7 +142,10 @@ fn admission(run: &Run) -> Admission {
     let limit = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     match run.pipeline.mode {
         Mode::Synchronous => Admission::Synchronous(limit(run.pipeline.gradient_accumulation_steps)),
-        Mode::Asynchronous => Admission::Asynchronous(limit(run.pipeline.max_in_flight)),
+        Mode::Asynchronous => Admission::Adaptive {
+            start: limit(run.pipeline.initial_in_flight),
+            max: limit(run.pipeline.max_in_flight),
+        },
     }
 }
 

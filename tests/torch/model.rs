@@ -218,6 +218,7 @@ fn pipeline(layers: usize) -> Pipeline {
         layers_per_stage: vec![layers],
         mode: Mode::Synchronous,
         max_in_flight: 1,
+        initial_in_flight: 1,
         gradient_accumulation_steps: 1,
         activation_checkpointing: false,
         router: Default::default(),

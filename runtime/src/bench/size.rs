@@ -69,6 +69,7 @@ impl Size {
                 replicas: 1,
                 mode: Mode::Asynchronous,
                 max_in_flight: 1,
+                initial_in_flight: 1,
                 gradient_accumulation_steps: 1,
                 activation_checkpointing: false,
                 router: Default::default(),

@@ -101,6 +101,7 @@ fn pipeline(pipeline: &Pipeline, model: &Model) -> Checked {
     layers_per_stage(pipeline, model)?;
     count("pipeline.replicas", pipeline.replicas, 1, limits::REPLICAS_MAX)?;
     count("pipeline.max_in_flight", pipeline.max_in_flight, 1, limits::IN_FLIGHT_MAX)?;
+    count("pipeline.initial_in_flight", pipeline.initial_in_flight, 1, pipeline.max_in_flight)?;
     let accumulated = pipeline.gradient_accumulation_steps;
     count("pipeline.gradient_accumulation_steps", accumulated, 1, limits::ACCUMULATION_STEPS_MAX)
 }

@@ -106,6 +106,11 @@ const PIPELINE: &[Field] = &[
     Field::shared("max_in_flight", "Microbatches in flight, at most.", |run| {
         plain(run.pipeline.max_in_flight)
     }),
+    Field::shared(
+        "initial_in_flight",
+        "The same at the beginning; raised up to max_in_flight while throughput rises.",
+        |run| plain(run.pipeline.initial_in_flight),
+    ),
     Field::shared("gradient_accumulation_steps", "Microbatches per optimizer step of a replica.", |run| {
         plain(run.pipeline.gradient_accumulation_steps)
     }),

@@ -15,6 +15,8 @@ const DEFAULT_HIDDEN_SIZE: usize = 128;
 const DEFAULT_LAYERS: usize = 4;
 const DEFAULT_POSITIONS: usize = 128;
 const DEFAULT_STAGES: usize = 4;
+/// How far the window grows by default, as a multiple of its start.
+const IN_FLIGHT_GROWTH: usize = 8;
 const DEFAULT_SEQUENCES: usize = 8;
 const DEFAULT_STEPS: u64 = 1000;
 const DEFAULT_AVERAGING_INTERVAL: u64 = 16;
@@ -165,16 +167,25 @@ fn read_pipeline(document: &Document<'_>, layers: usize) -> Result<Pipeline, Con
     let mode = document.choice("pipeline", "mode")?.unwrap_or(Mode::Asynchronous);
     let gradient_accumulation_steps = count("gradient_accumulation_steps")?.unwrap_or(1);
     let replicas = count("replicas")?.unwrap_or(1);
-    let default_in_flight = match mode {
-        Mode::Asynchronous => stages.saturating_mul(2).saturating_mul(replicas),
-        Mode::Synchronous => gradient_accumulation_steps.saturating_mul(replicas),
+    let initial = count("initial_in_flight")?;
+    let (max_in_flight, default_initial) = match (count("max_in_flight")?, mode) {
+        (Some(max), _) => (max, max),
+        (None, Mode::Asynchronous) => {
+            let default_initial = stages.saturating_mul(2).saturating_mul(replicas);
+            (initial.unwrap_or(default_initial).saturating_mul(IN_FLIGHT_GROWTH), default_initial)
+        }
+        (None, Mode::Synchronous) => {
+            let group = gradient_accumulation_steps.saturating_mul(replicas);
+            (group, group)
+        }
     };
     Ok(Pipeline {
         stages,
         layers_per_stage: named.unwrap_or_else(|| even_cut(layers, stages)),
         replicas,
         mode,
-        max_in_flight: count("max_in_flight")?.unwrap_or(default_in_flight),
+        max_in_flight,
+        initial_in_flight: initial.unwrap_or(default_initial),
         gradient_accumulation_steps,
         activation_checkpointing: document.flag("pipeline", "activation_checkpointing")?.unwrap_or(false),
         router: document.choice("pipeline", "router")?.unwrap_or_default(),

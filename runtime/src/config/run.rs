@@ -70,9 +70,13 @@ pub struct Pipeline {
     pub replicas: usize,
     /// Whether stages wait for each other. Default asynchronous.
     pub mode: Mode,
-    /// Limit of the microbatches between first forward and last backward. Default: 2 x stages x replicas
-    /// asynchronous, `gradient_accumulation_steps` x replicas synchronous.
+    /// Limit of the microbatches between first forward and last backward: it bounds how stale a gradient can be.
+    /// Default: 8 x `initial_in_flight` asynchronous, `gradient_accumulation_steps` x replicas synchronous.
     pub max_in_flight: usize,
+    /// The same limit at the beginning of an asynchronous run; the feeder raises it up to `max_in_flight` while that
+    /// raises the throughput. Default: `max_in_flight` if that is given, which then stays fixed; otherwise 2 x stages x
+    /// replicas.
+    pub initial_in_flight: usize,
     /// Microbatches `K` whose gradients a replica accumulates before its optimizer steps. Default 1.
     pub gradient_accumulation_steps: usize,
     /// Whether a stage keeps only its input between forward and backward, and backward recomputes the forward at

@@ -28,6 +28,7 @@ stages = 3
 layers_per_stage = [2, 2, 1]
 mode = "synchronous"
 max_in_flight = 3
+initial_in_flight = 2
 gradient_accumulation_steps = 4
 activation_checkpointing = true
 
@@ -106,7 +107,8 @@ fn a_minimal_file_gets_every_default() {
     assert_eq!((run.model.num_attention_heads, run.model.num_key_value_heads), (4, 4));
     assert_eq!((run.model.intermediate_size, run.model.vocab_size), (352, 256));
     assert_eq!(run.pipeline.layers_per_stage, [1, 1, 1, 1]);
-    assert_eq!((run.pipeline.mode, run.pipeline.max_in_flight), (Mode::Asynchronous, 8));
+    assert_eq!((run.pipeline.mode, run.pipeline.initial_in_flight), (Mode::Asynchronous, 8));
+    assert_eq!(run.pipeline.max_in_flight, 64);
     assert_eq!(
         (run.boundary.kind, run.boundary.rank, run.boundary.packing),
         (Kind::Subspace, 16, Packing::Q8)
@@ -124,6 +126,10 @@ fn defaults_follow_what_is_written() {
     let synchronous =
         parse(&with("pipeline", "mode = \"synchronous\"\ngradient_accumulation_steps = 6")).unwrap();
     assert_eq!((synchronous.pipeline.max_in_flight, synchronous.optimizer.staleness_power), (6, 0.0));
+    let fixed = parse(&with("pipeline", "max_in_flight = 5")).unwrap().pipeline;
+    assert_eq!((fixed.initial_in_flight, fixed.max_in_flight), (5, 5));
+    let grows = parse(&with("pipeline", "initial_in_flight = 5")).unwrap().pipeline;
+    assert_eq!((grows.initial_in_flight, grows.max_in_flight), (5, 40));
     let adamw = parse(&with("optimizer", "kind = \"adamw\"\nsteps = 50")).unwrap();
     assert_eq!((adamw.optimizer.beta1, adamw.optimizer.beta2, adamw.optimizer.warmup_steps), (0.9, 0.95, 5));
     let listed = parse(&with("policy", &format!("join = [\"{}\"]", "0".repeat(64)))).unwrap();
@@ -268,6 +274,8 @@ fn impossible_pipelines() {
         &["more than model.num_hidden_layers = 4"],
     );
     check_refused(&with("pipeline", "max_in_flight = 0"), 2, "pipeline.max_in_flight", &["is 0"]);
+    let larger = with("pipeline", "max_in_flight = 4\ninitial_in_flight = 5");
+    check_refused(&larger, 3, "pipeline.initial_in_flight", &["is 5", "4"]);
     let accumulated = "pipeline.gradient_accumulation_steps";
     check_refused(&with("pipeline", "gradient_accumulation_steps = 0"), 2, accumulated, &["is 0"]);
     let cut = "pipeline.layers_per_stage";

@@ -171,9 +171,9 @@ impl Registered {
     fn stage_config(&self, stage: StageIndex) -> stage::Config {
         let pipeline = &self.run.pipeline;
         let mut config = stage::Config::new(self.me, stage, self.run.last_stage().0 + 1);
-        // A feeder keeps at most the run's window in flight; the rest is room for a second feeder, and for the
-        // microbatches of a lost neighbour.
-        config.slots = 2 * pipeline.max_in_flight.max(pipeline.gradient_accumulation_steps);
+        // A window that grows is shared by more replicas. Each has room for twice the initial window: for a second feeder,
+        // and for the microbatches of a lost neighbour.
+        config.slots = 2 * pipeline.initial_in_flight.max(pipeline.gradient_accumulation_steps);
         config.synchronous = pipeline.mode == Mode::Synchronous;
         config
     }

@@ -46,6 +46,7 @@ pub(crate) fn tiny(kind: Kind, packing: Packing) -> Run {
             layers_per_stage: vec![2, 1, 1],
             mode: Mode::Asynchronous,
             max_in_flight: 6,
+            initial_in_flight: 6,
             gradient_accumulation_steps: 1,
             activation_checkpointing: false,
             router: Default::default(),
