@@ -43,8 +43,7 @@ impl PeerTable {
         self.version = membership.version;
         let members = membership.members.into_iter().map(|member| (member.instance.peer, member)).collect();
         let before = std::mem::replace(&mut self.members, members);
-        self.departed = before.values().filter_map(Member::hop).filter(|hop| !self.placed(hop)).collect();
-        self.departed.retain(|hop| hop.stage.is_some());
+        self.departed = departed(&before, &self.members);
         self.stages = serving(&self.members);
         self.feeders = self.feeders().map(|member| Hop::feeder(member.instance)).collect();
         self.successions = membership.successions;
@@ -229,6 +228,17 @@ impl PeerTable {
 
 fn is_member(members: &BTreeMap<PeerId, Member>, instance: Instance) -> bool {
     members.get(&instance.peer).is_some_and(|member| member.instance == instance)
+}
+
+/// The replicas `before` that have another place `now`, or none. Both tables are in order: one pass compares them.
+fn departed(before: &BTreeMap<PeerId, Member>, now: &BTreeMap<PeerId, Member>) -> Vec<Hop> {
+    let mut now = now.values().peekable();
+    let mut is_gone = |hop: &Hop| {
+        while now.next_if(|member| member.instance.peer < hop.peer()).is_some() {}
+        now.peek().and_then(|member| member.hop()) != Some(*hop)
+    };
+    let replicas = before.values().filter_map(Member::hop).filter(|hop| hop.stage.is_some());
+    replicas.filter(|hop| is_gone(hop)).collect()
 }
 
 fn serving(members: &BTreeMap<PeerId, Member>) -> BTreeMap<StageIndex, Vec<Hop>> {
