@@ -172,7 +172,8 @@ fn read_pipeline(document: &Document<'_>, layers: usize) -> Result<Pipeline, Con
         (Some(max), _) => (max, max),
         (None, Mode::Asynchronous) => {
             let default_initial = stages.saturating_mul(2).saturating_mul(replicas);
-            (initial.unwrap_or(default_initial).saturating_mul(IN_FLIGHT_GROWTH), default_initial)
+            let start = initial.unwrap_or(default_initial);
+            (start.saturating_mul(IN_FLIGHT_GROWTH).min(limits::IN_FLIGHT_MAX).max(start), default_initial)
         }
         (None, Mode::Synchronous) => {
             let group = gradient_accumulation_steps.saturating_mul(replicas);
