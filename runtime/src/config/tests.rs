@@ -507,7 +507,7 @@ fn the_digest_of_a_fixed_run_is_golden() {
     let digest = data_encoding::HEXLOWER.encode(&manifest.digest());
     assert_eq!(
         digest,
-        "96c5a9d08f502199333332d305fa64332ce12c064c4889921253cdf74cd01d5f",
+        "36d5fbed0fab6300c403ffbf4a46e9e200f0b7ef9de736ef21db98f97dae7c6f",
         "{}",
         String::from_utf8(manifest.to_bytes()).unwrap()
     );
