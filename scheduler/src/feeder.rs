@@ -27,8 +27,10 @@ mod measuring;
 mod open;
 mod ranges;
 mod recovery;
+mod returns;
 mod rounds;
 mod succession;
+mod suspicion;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -40,8 +42,8 @@ use crate::averaging::Round;
 use crate::handoff::{Handoff, Leg};
 use crate::router::{Completion, Router};
 use crate::{
-    Directive, Envelope, Hop, Instance, Lease, Loss, Message, MicrobatchId, PeerTable, Purpose, Refusal,
-    StageIndex, Time,
+    Directive, Envelope, Hop, Instance, Lease, Message, MicrobatchId, PeerTable, Purpose, Refusal,
+    RouteProof, StageIndex, Time,
 };
 
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
@@ -57,15 +59,17 @@ pub use window::{Admission, Window};
 
 use announcement::Announcement;
 use averaging_members::AveragingMembers;
-use config::{CLAIMS_WITHIN, SCARCE};
+use config::SCARCE;
 use contributions::Contributions;
 use evaluation::Evaluation;
 use evaluation_schedule::ScheduleProgress;
 use grants::Grants;
 use open::Open;
 use ranges::Ranges;
+use returns::Returns;
 use rounds::{Rounds, Training};
 use succession::Succession;
+use suspicion::Suspicion;
 
 /// Injects microbatches, arbitrates between replicas and counts outcomes.
 #[derive(Debug)]
@@ -95,8 +99,8 @@ pub struct Feeder<P> {
     admitted: u64,
     lease_asked: Option<Time>,
     paused_until: Option<Time>,
-    /// Claims are answered until then, once every microbatch has its outcome.
-    claims_until: Option<Time>,
+    returns: Returns,
+    suspicion: Suspicion,
     announce_at: Time,
     now: Time,
     stopped: bool,
@@ -138,7 +142,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             admitted: 0,
             lease_asked: None,
             paused_until: None,
-            claims_until: None,
+            returns: Returns::default(),
+            suspicion: Suspicion::default(),
             announce_at: Time::default(),
             now: Time::default(),
             stopped: false,
@@ -226,7 +231,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if self.ended {
             return;
         }
-        self.forget_old_grants(now);
+        self.grants.forget(now);
+        self.finish_without_claims(now);
         self.take_over_ranges(now);
         self.judge_neighbours(now);
         self.request_overdue(now);
@@ -260,6 +266,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             (self.rounds.deadline(self.now), Reason::RoundExpires),
             (self.succession.ask_at(), Reason::RecoveryDue),
             (self.stop_until, Reason::StopExpires),
+            (self.returns.next_deadline(), Reason::ClaimsOverdue),
         ];
         let reasons = reasons.into_iter().filter(|_| !self.ended);
         reasons.filter_map(|(at, reason)| Some((at?, reason))).min_by_key(|(at, _)| *at)
@@ -364,13 +371,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 }
             }
             Message::OrphanNotice { microbatch, holder } => self.on_orphan(from, microbatch, holder),
-            Message::Claim { stage, microbatches, forfeited } => {
-                self.on_claim(Hop::replica(stage, from), &microbatches, forfeited);
+            Message::Claim { stage, claimed, forfeited } => {
+                self.on_claim(now, Hop::replica(stage, from), claimed, forfeited);
             }
-            Message::Evaluated { microbatch, attempt, loss } => {
-                self.on_evaluated(now, from, microbatch, attempt, loss);
+            Message::Evaluated { proof, attempt, loss } => {
+                self.on_evaluated(now, from, &proof, attempt, loss);
             }
-            Message::Refused { microbatch, by, reason } => self.on_refused(now, from, microbatch, by, reason),
+            Message::Refused { proof, by, reason } => self.on_refused(now, from, &proof, by, reason),
             Message::RecoveryReport(report) => self.on_recovery_report(from, report),
             Message::RoundReport { round } => self.on_round_report(from, round),
             Message::Heartbeat(heartbeat) => {
@@ -389,32 +396,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// A training microbatch is back. The path counts as a claim of every replica on it.
-    fn on_returned(&mut self, now: Time, sender: Leg, id: MicrobatchId, loss: Loss, path: &[Hop]) {
-        let stages = (0..self.config.stages).rev().map(|stage| Some(StageIndex(stage)));
-        let fits = path.iter().map(|hop| hop.stage).eq(stages) && path.last() == Some(&sender.hop);
-        let Some(open) = self.open.get(&id) else { return self.counts.late += 1 };
-        let expected = open.trains() && self.handoff.contains(id, sender);
-        if !fits || !self.table.placed(&sender.hop) || !expected {
-            return self.counts.foreign += 1;
-        }
-        for &hop in path {
-            let ruling = self.grants.claim_by_path(id, hop);
-            self.note_grant(id, hop, ruling);
-        }
-        let granted = self.grants.of(id).len() as u64;
-        self.counts.ungranted += u64::from(self.config.stages).saturating_sub(granted);
-        // A loss that is not finite is refused: a single one would spoil every mean.
-        let outcome = if loss.sum.is_finite() {
-            Outcome::Finished { loss }
-        } else {
-            Outcome::Refused { by: sender.hop, reason: Refusal::NonFinite }
-        };
-        self.settle(now, id, outcome);
-    }
-
-    fn on_refused(&mut self, now: Time, from: Instance, id: MicrobatchId, by: Hop, reason: Refusal) {
-        let own = by.instance == from && self.table.placed(&by);
+    fn on_refused(&mut self, now: Time, from: Instance, proof: &RouteProof, by: Hop, reason: Refusal) {
+        let id = proof.microbatch;
+        let own = by.instance == from && self.table.placed(&by) && self.believes(proof, by);
         let sent = self.handoff.attempts(id) > 0;
         match self.open.get(&id) {
             Some(_) if own && sent => self.settle(now, id, Outcome::Refused { by, reason }),
@@ -435,6 +419,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Records the one outcome of a microbatch that was sent.
     fn settle(&mut self, now: Time, microbatch: MicrobatchId, outcome: Outcome) {
         self.handoff.forget(now, microbatch, outcome.completion());
+        self.returns.remove(microbatch);
         let Some(open) = self.open.remove(&microbatch) else { return };
         self.drawn.remove(&(open.trains(), microbatch));
         if matches!(outcome, Outcome::Refused { reason: Refusal::Undeliverable, .. }) {
@@ -503,16 +488,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         enough && self.open.is_empty() && self.evaluations.is_empty()
     }
 
-    /// Training is over when the last round has ended and the claims on their way are answered: every replica that has
-    /// a grant hears of it before this feeder leaves.
+    /// Training is over when the last round has ended.
     fn notice_trained(&mut self, now: Time) {
         if !self.trained && self.settled() && (self.stopped || self.rounds.is_over()) {
-            let owed = self.grants.owed(|hop| self.table.placed(hop));
-            let until = *self.claims_until.get_or_insert(now + CLAIMS_WITHIN);
-            if owed > 0 && now < until {
-                return;
-            }
-            self.counts.contributions_lost += owed;
             self.trained = true;
             self.announce_at = now;
             self.announce(now);

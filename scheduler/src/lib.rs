@@ -33,6 +33,7 @@ mod peer_table;
 pub mod recovery_report;
 pub mod replica;
 mod rng;
+mod route_proof;
 pub mod router;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
@@ -56,5 +57,6 @@ pub use moving_average::MovingAverage;
 pub use peer_table::PeerTable;
 pub use replica::Replica;
 pub use rng::Rng;
+pub use route_proof::{ROUTE_KEY_BYTES, RouteKey, RouteProof, RouteSecret};
 pub use stage::Stage;
 pub use time::{Duration, Time};

@@ -3,7 +3,9 @@
 use crate::averaging::{AveragingMessage, Round};
 use crate::recovery_report::RecoveryReport;
 use crate::transfer::TransferMessage;
-use crate::{AckRange, Attempt, Duration, Hop, MicrobatchId, StageIndex, WeightVersion};
+use crate::{
+    AckRange, Attempt, Duration, Hop, MicrobatchId, RouteKey, RouteProof, StageIndex, WeightVersion,
+};
 
 /// Ids in one list of a claim or a claim reply at most.
 pub const CLAIM_MAX: usize = 1_024;
@@ -108,6 +110,8 @@ pub enum Message {
         is_retry: bool,
         /// The hops so far, the feeder first, the sender last.
         route: Vec<Hop>,
+        /// The key of the receiver on this route.
+        key: RouteKey,
         /// A replica further downstream that is known to hold the microbatch: the receiver asks it before it sends a
         /// forward.
         downstream_holder: Option<Hop>,
@@ -122,8 +126,7 @@ pub enum Message {
         attempt: Attempt,
         /// Training loss of the microbatch.
         loss: Loss,
-        /// The replicas that computed the gradient, the last stage first, the sender last. To the feeder the path
-        /// counts as a claim of each replica.
+        /// The replicas that computed the gradient, the last stage first, the sender last.
         path: Vec<Hop>,
     },
     /// Downstream: does the receiver hold the microbatch? From now on the sender is its upstream.
@@ -134,6 +137,8 @@ pub enum Message {
         attempt: Attempt,
         /// The hops so far, the feeder first, the sender last.
         route: Vec<Hop>,
+        /// The key of the receiver on this route.
+        key: RouteKey,
     },
     /// Upstream: the answer to a status request as long as there is no gradient, or to a forward that was not taken.
     StatusReply {
@@ -164,8 +169,9 @@ pub enum Message {
     Claim {
         /// The stage of the sender.
         stage: StageIndex,
-        /// The ids, at most [`CLAIM_MAX`]; none asks for a sign of life.
-        microbatches: Vec<MicrobatchId>,
+        /// The microbatches, at most [`CLAIM_MAX`], each with the proof that the sender was handed it; none asks for a
+        /// sign of life.
+        claimed: Vec<RouteProof>,
         /// Microbatches that the sender claimed earlier and promises never to apply, at most [`CLAIM_MAX`]. The reply
         /// denies them.
         forfeited: Vec<MicrobatchId>,
@@ -176,11 +182,13 @@ pub enum Message {
         granted: Vec<MicrobatchId>,
         /// The claimant does not apply its gradients of these microbatches.
         denied: Vec<MicrobatchId>,
+        /// The proof of these does not hold: the claimant, or the replica that handed them to it, lies.
+        forged: Vec<MicrobatchId>,
     },
     /// To the feeder: the result of an evaluation.
     Evaluated {
-        /// The microbatch.
-        microbatch: MicrobatchId,
+        /// The microbatch, with the proof that the sender was handed it.
+        proof: RouteProof,
         /// Number of an attempt of the feeder.
         attempt: Attempt,
         /// Loss of the microbatch.
@@ -188,8 +196,8 @@ pub enum Message {
     },
     /// To the feeder: a replica refused the microbatch, which is its outcome.
     Refused {
-        /// The microbatch.
-        microbatch: MicrobatchId,
+        /// The microbatch, with the proof that the sender was handed it.
+        proof: RouteProof,
         /// The replica that refused it.
         by: Hop,
         /// The reason.

@@ -17,6 +17,8 @@ pub(crate) enum Mutation {
     ForwardUnasked,
     /// A replica leaves when it is drained, with contributions that no other replica has.
     LeaveUnaveraged,
+    /// A feeder believes every claim, without proof that the replica was handed the microbatch.
+    BelieveClaims,
     /// A joiner stores every chunk without a check.
     TrustChunks,
 }

@@ -41,7 +41,7 @@ use crate::mutation::Mutation;
 use crate::router::{Completion, Router};
 use crate::{
     Attempt, Duration, Envelope, Hop, Instance, Loss, Message, MicrobatchId, PeerTable, Purpose, Refusal,
-    Status, Time,
+    RouteProof, Status, Time,
 };
 
 pub use config::{Config, EXECUTOR_DEPTH, RETRIES_PER_SLOT};
@@ -241,15 +241,31 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
         match message {
             Message::Forward {
-                microbatch: id, attempt, purpose, is_retry, route, downstream_holder, ..
+                microbatch: id,
+                attempt,
+                purpose,
+                is_retry,
+                route,
+                key,
+                downstream_holder,
+                ..
             } => {
                 let activation = payload;
-                let arrival =
-                    Arrival { id, attempt, purpose, is_retry, route, downstream_holder, ids, activation };
+                let arrival = Arrival {
+                    id,
+                    attempt,
+                    purpose,
+                    is_retry,
+                    route,
+                    key,
+                    downstream_holder,
+                    ids,
+                    activation,
+                };
                 self.on_forward(now, upstream, arrival);
             }
-            Message::StatusRequest { microbatch, attempt, route } => {
-                self.on_status_request(now, Leg { hop: upstream, attempt }, microbatch, route);
+            Message::StatusRequest { microbatch, attempt, route, key } => {
+                self.on_status_request(now, Leg { hop: upstream, attempt }, microbatch, (route, key));
             }
             Message::Backward { microbatch, attempt, loss, path } => {
                 let reply = GradientReply { loss, path, gradient: payload };
@@ -262,9 +278,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 self.on_forwarded(Leg { hop: downstream, attempt }, microbatch, next);
             }
             Message::OrphanNotice { microbatch, holder } => self.on_orphan(from, microbatch, holder),
-            Message::ClaimReply { granted, denied } => {
+            Message::ClaimReply { granted, denied, forged } => {
                 if self.table.feeds(from) {
                     self.on_claim_reply(now, from, &granted, &denied);
+                    self.on_forged(now, from, &forged);
                 }
             }
             Message::RecoverRange { first, epoch, from: page } => {
@@ -309,15 +326,17 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
         let upstream = Leg { hop: sender, attempt };
         if !self.config.accepts_route(&arrival.route) || arrival.route.last() != Some(&sender) {
-            return self.decline(id, arrival.route.first().copied());
+            let proof = RouteProof { microbatch: id, route: arrival.route, key: arrival.key };
+            return self.decline(proof);
         }
         if self.microbatches.contains_key(&id) {
             self.count(Note::Duplicate(id));
-            return self.change_upstream(now, upstream, id, arrival.route);
+            return self.change_upstream(now, upstream, id, (arrival.route, arrival.key));
         }
         let takes_slot = arrival.purpose == Purpose::Train && !arrival.is_retry;
+        let distrusted = self.table.is_quarantined(now, sender.instance);
         let feeder_lost = arrival.route.first().is_some_and(|feeder| self.feeders.is_lost(feeder.peer()));
-        if self.draining || feeder_lost || !self.has_room(arrival.purpose, takes_slot) {
+        if self.draining || distrusted || feeder_lost || !self.has_room(arrival.purpose, takes_slot) {
             self.count(Note::Busy(id));
             return self.send(sender, Message::StatusReply { microbatch: id, attempt, status: Status::Busy });
         }
@@ -479,7 +498,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let Some(held) = self.microbatches.get(&id) else { return true };
         let Some(Output { version, activation }) = held.output.clone() else { return true };
         let (ids, purpose) = (held.ids.clone(), held.purpose);
-        let (received, trains) = (held.upstream.attempt, held.trains());
+        let (received, trains, key) = (held.upstream.attempt, held.trains(), held.key.next(hop));
         let route = held.route.iter().copied().chain([self.config.hop()]).collect();
         let is_retry = self.handoff.had_failed(id);
         let downstream_holder = self.handoff.holder_beyond(id);
@@ -499,6 +518,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             purpose,
             is_retry,
             route,
+            key,
             downstream_holder,
             version,
         };
@@ -566,18 +586,20 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 
     fn send_gradient(&mut self, id: MicrobatchId) {
-        let Some(held) = self.microbatches.get(&id) else { return };
-        let Phase::Returned(GradientReply { loss, path, gradient }) = held.phase.clone() else { return };
-        let Leg { hop, attempt } = held.upstream;
-        let message = Message::Backward { microbatch: id, attempt, loss, path };
-        self.send(hop, Envelope::with_payload(message, gradient));
+        let Some(held) = self.microbatches.get(&id).cloned() else { return };
+        let Phase::Returned(GradientReply { loss, path, gradient }) = held.phase else { return };
+        for Leg { hop, attempt } in [Some(held.upstream), held.second_upstream].into_iter().flatten() {
+            let message = Message::Backward { microbatch: id, attempt, loss, path: path.clone() };
+            self.send(hop, Envelope::with_payload(message, gradient.clone()));
+        }
     }
 
     fn evaluated(&mut self, now: Time, id: MicrobatchId, loss: Loss) {
-        let told = self.microbatches.get(&id).map(|held| (held.feeder(), held.upstream.attempt));
+        let told =
+            self.microbatches.get(&id).map(|held| (held.feeder(), held.proof(id), held.upstream.attempt));
         self.remove(now, id, Completion::Returned);
-        if let Some((Some(feeder), attempt)) = told {
-            self.send(feeder, Message::Evaluated { microbatch: id, attempt, loss });
+        if let Some((Some(feeder), proof, attempt)) = told {
+            self.send(feeder, Message::Evaluated { proof, attempt, loss });
             self.count(Note::Evaluated(id));
         }
     }

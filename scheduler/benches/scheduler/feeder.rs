@@ -6,7 +6,8 @@ use std::time::Duration;
 use swarmline_scheduler::feeder::{Action, AveragingSchedule, Config, Event};
 use swarmline_scheduler::router::{Policy, RouterFactory};
 use swarmline_scheduler::{
-    Admission, Attempt, Envelope, Feeder, Hop, Lease, Loss, Message, MicrobatchId, Time,
+    Admission, Attempt, Envelope, Feeder, Hop, Lease, Loss, Message, MicrobatchId, RouteKey, RouteProof,
+    RouteSecret, Time,
 };
 
 use super::swarm::{STAGES, Swarm, heartbeat};
@@ -69,13 +70,25 @@ impl Injection {
         self.hear(first, Message::Forwarded { microbatch, attempt, next });
         for &claimant in &path {
             let stage = claimant.stage.expect("a replica");
-            self.hear(
-                claimant,
-                Message::Claim { stage, microbatches: vec![microbatch], forfeited: Vec::new() },
-            );
+            let claimed = vec![self.proof(microbatch, &path, claimant)];
+            self.hear(claimant, Message::Claim { stage, claimed, forfeited: Vec::new() });
         }
         let loss = Loss { sum: 2.0, tokens: 1 };
         self.hear(first, Message::Backward { microbatch, attempt, loss, path });
+    }
+
+    fn proof(&self, microbatch: MicrobatchId, path: &[Hop], of: Hop) -> RouteProof {
+        let mut hops: Vec<Hop> = path.iter().copied().filter(|hop| hop.stage < of.stage).collect();
+        hops.sort_by_key(|hop| hop.stage);
+        let chain = hops.iter().copied().chain([of]);
+        let key = chain.fold(None, |key: Option<RouteKey>, hop| {
+            Some(key.map_or_else(
+                || RouteKey::first(&RouteSecret::default(), microbatch, hop),
+                |key| key.next(hop),
+            ))
+        });
+        let route = std::iter::once(self.swarm.feeder).chain(hops).collect();
+        RouteProof { microbatch, route, key: key.expect("a replica") }
     }
 
     fn heartbeat_interval(&self) -> Duration {

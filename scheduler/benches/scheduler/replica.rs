@@ -7,7 +7,7 @@ use swarmline_scheduler::router::{Policy, RouterFactory};
 use swarmline_scheduler::stage::{Action, Config, Event, Job, JobOutcome, JobReply};
 use swarmline_scheduler::{
     AckRange, Attempt, Envelope, Hop, Loss, Member, Membership, Message, MicrobatchId, PeerId, Purpose, Rng,
-    Stage, StageIndex, Time, WeightVersion,
+    RouteKey, Stage, StageIndex, Time, WeightVersion,
 };
 
 use super::swarm::{STAGES, Swarm, heartbeat, instance, member};
@@ -115,6 +115,7 @@ impl Serving {
             purpose: Purpose::Train,
             is_retry: false,
             route: vec![self.swarm.feeder, sender],
+            key: RouteKey::default(),
             downstream_holder: None,
             version: WeightVersion(0),
         };
@@ -154,8 +155,9 @@ impl Serving {
                 let message = Message::Backward { microbatch, attempt, loss, path };
                 Some(Event::Received { from: from.instance, envelope: Envelope::with_payload(message, 1) })
             }
-            Message::Claim { microbatches, .. } => {
-                let message = Message::ClaimReply { granted: microbatches, denied: Vec::new() };
+            Message::Claim { claimed, .. } => {
+                let granted = claimed.iter().map(|proof| proof.microbatch).collect();
+                let message = Message::ClaimReply { granted, denied: Vec::new(), forged: Vec::new() };
                 Some(Event::Received { from: self.swarm.feeder.instance, envelope: message.into() })
             }
             _ => None,

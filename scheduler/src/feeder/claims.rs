@@ -6,14 +6,15 @@ use std::fmt::Debug;
 use super::grants::Ruling;
 use super::{Action, Feeder, Outcome, Record};
 use crate::mutation::Mutation;
-use crate::{Hop, Message, MicrobatchId, Time};
+use crate::{Hop, Message, MicrobatchId, RouteProof, Time};
 
 impl<P: Clone + Default + Debug> Feeder<P> {
     /// Answers the claims of a replica, and takes back what it forfeits.
     pub(super) fn on_claim(
         &mut self,
+        now: Time,
         claimant: Hop,
-        microbatches: &[MicrobatchId],
+        claimed: Vec<RouteProof>,
         mut forfeited: Vec<MicrobatchId>,
     ) {
         if !self.may_claim(&claimant) {
@@ -22,36 +23,84 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if !forfeited.is_empty() {
             forfeited.retain(|&id| !self.succession.is_undecided(id));
             forfeited.iter().for_each(|&id| self.withdraw(id, claimant));
-            self.send(claimant, Message::ClaimReply { granted: Vec::new(), denied: forfeited });
+            self.reply(claimant, Vec::new(), forfeited, Vec::new());
         }
-        self.answer_claims(claimant, microbatches);
+        let (proven, forged): (Vec<_>, Vec<_>) =
+            claimed.into_iter().partition(|proof| self.believes(proof, claimant));
+        let ids = |proofs: Vec<RouteProof>| proofs.into_iter().map(|proof| proof.microbatch).collect();
+        self.answer_claims(now, claimant, ids(proven), ids(forged));
     }
 
     /// Grants the first claim of a stage; a replica that repeats its claim gets the same answer.
-    pub(super) fn answer_claims(&mut self, claimant: Hop, microbatches: &[MicrobatchId]) {
+    pub(super) fn answer_claims(
+        &mut self,
+        now: Time,
+        claimant: Hop,
+        claimed: Vec<MicrobatchId>,
+        forged: Vec<MicrobatchId>,
+    ) {
+        let asks_for_life = claimed.is_empty();
         // The grants of a range that is being taken over are not known yet.
         let decided: Vec<_> =
-            microbatches.iter().copied().filter(|&id| !self.succession.defers(claimant, id)).collect();
-        // An empty claim asks for a sign of life.
-        if decided.is_empty() && !microbatches.is_empty() {
+            claimed.into_iter().filter(|&id| !self.succession.defers(claimant, id)).collect();
+        if decided.is_empty() && forged.is_empty() && !asks_for_life {
             return;
         }
         let (granted, denied): (Vec<_>, Vec<_>) =
             decided.into_iter().partition(|&microbatch| self.grant(microbatch, claimant));
         self.counts.denied += denied.len() as u64;
         self.count_unheard(claimant, &denied);
-        self.send(claimant, Message::ClaimReply { granted, denied });
+        self.reply(claimant, granted.clone(), denied, forged);
+        granted.into_iter().for_each(|id| self.finish_if_granted(now, id));
+    }
+
+    fn reply(
+        &mut self,
+        to: Hop,
+        granted: Vec<MicrobatchId>,
+        denied: Vec<MicrobatchId>,
+        forged: Vec<MicrobatchId>,
+    ) {
+        self.send(to, Message::ClaimReply { granted, denied, forged });
+    }
+
+    /// Whether the replica was handed the microbatch. A false proof casts doubt on the replica, and on the replica that it
+    /// names as its upstream. The keys of ids that were taken over are those of the former feeder: they prove nothing here.
+    pub(super) fn believes(&mut self, proof: &RouteProof, shown_by: Hop) -> bool {
+        if self.succession.took_over(proof.microbatch) || self.config.breaks(Mutation::BelieveClaims) {
+            return true;
+        }
+        let own = proof.route.first().is_some_and(|feeder| feeder.peer() == self.config.me.peer);
+        let holds = own && proof.holds(&self.config.secret, shown_by);
+        let upstream = proof.route.last().copied().filter(|hop| hop.stage.is_some());
+        let both = [Some(shown_by), upstream].into_iter().flatten();
+        if holds {
+            both.for_each(|hop| self.suspicion.sound(hop.peer()));
+        } else {
+            self.counts.forged += 1;
+            self.doubt(both.collect());
+        }
+        holds
+    }
+
+    /// One of these lies. A peer of which more is false than sound is struck.
+    pub(super) fn doubt(&mut self, hops: Vec<Hop>) {
+        for hop in hops {
+            if self.table.placed(&hop) && self.suspicion.doubt(hop.peer()) {
+                self.table.quarantine(self.now, hop.instance);
+                self.actions.push_back(Action::Struck(hop));
+            }
+        }
     }
 
     fn may_claim(&self, claimant: &Hop) -> bool {
         let placed = self.table.placed(claimant) || self.config.breaks(Mutation::IgnoreIncarnation);
-        placed && claimant.stage.is_some()
+        placed && claimant.stage.is_some() && !self.suspicion.is_struck(claimant.peer())
     }
 
     fn grant(&mut self, microbatch: MicrobatchId, claimant: Hop) -> bool {
         let ruling = self.grants.claim(microbatch, claimant);
         self.note_grant(microbatch, claimant, ruling);
-        self.grants.answer(microbatch, claimant);
         ruling != Ruling::Denied || self.config.breaks(Mutation::GrantTwice)
     }
 
@@ -95,12 +144,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             if !self.table.placed(hop) {
                 self.counts.contributions_lost += self.contributions.lose(hop);
             }
-        }
-    }
-
-    pub(super) fn forget_old_grants(&mut self, now: Time) {
-        for hop in self.grants.forget(now) {
-            self.forfeit_contribution(hop);
         }
     }
 

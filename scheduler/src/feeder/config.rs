@@ -2,7 +2,7 @@
 
 use super::{AveragingSchedule, EvaluationSchedule};
 use crate::mutation::Mutation;
-use crate::{Admission, Duration, Hop, Instance, Purpose};
+use crate::{Admission, Duration, Hop, Instance, Purpose, RouteSecret};
 
 /// How long a reply to a request for a lease is awaited before the request is repeated.
 pub const LEASE_RETRY: Duration = Duration::from_secs(5);
@@ -11,8 +11,9 @@ pub const LEASE_RETRY: Duration = Duration::from_secs(5);
 /// it yet, and ids must not be wasted meanwhile.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
-/// Time that a feeder waits at most for claims on their way, once every microbatch has its outcome.
-pub(super) const CLAIMS_WITHIN: Duration = Duration::from_secs(3);
+/// Time that a feeder waits for the claims of a microbatch whose gradient is back. Replicas repeat their claims three
+/// times within it.
+pub(super) const CLAIMS_WITHIN: Duration = Duration::from_secs(10);
 
 /// More microbatches than this that wait for a replica show that the replicas of stage 0 have no room.
 pub(super) const SCARCE: usize = 4;
@@ -48,6 +49,9 @@ pub struct Config {
     pub averaging: Option<AveragingSchedule>,
     /// The schedule of measurements of the loss on held-out text, besides commands. Default none.
     pub evaluation: Option<EvaluationSchedule>,
+    /// The secret of this feeder, by which it knows the replicas that were handed a microbatch. The same after a restart.
+    /// Default zeros, which any peer can guess.
+    pub secret: RouteSecret,
     /// How long a feeder that was asked to stop waits for the microbatches in flight. Default 10 s.
     pub stop_within: Duration,
     /// The rule that a test breaks on purpose.
@@ -70,6 +74,7 @@ impl Config {
             lease_count: 1_024,
             averaging: None,
             evaluation: None,
+            secret: RouteSecret::default(),
             stop_within: Duration::from_secs(10),
             #[cfg(test)]
             mutation: None,

@@ -67,6 +67,8 @@ pub struct Counts {
     pub contributions_lost: u64,
     /// Claims denied because another replica has the grant: work done twice, applied once.
     pub denied: u64,
+    /// Claims, refusals and evaluations whose proof does not hold: a replica lies.
+    pub forged: u64,
     /// Evaluations answered with a loss.
     pub evaluated: u64,
     /// Messages about microbatches that have their outcome.

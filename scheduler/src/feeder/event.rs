@@ -2,7 +2,7 @@
 
 use super::{Measured, Outcome, Record};
 use crate::{
-    Directive, Duration, Envelope, Instance, Lease, Membership, Message, MicrobatchId, PeerId, Purpose,
+    Directive, Duration, Envelope, Hop, Instance, Lease, Membership, Message, MicrobatchId, PeerId, Purpose,
 };
 
 /// An event of a feeder: a message, a reply to one of its actions, a command, or news from the coordinator or the
@@ -82,6 +82,8 @@ pub enum Action<P> {
         /// Number of ids.
         count: u64,
     },
+    /// More of what this replica says is false than true: it is believed no more, and should leave the run.
+    Struck(Hop),
     /// A microbatch has its outcome; occurs once for every microbatch sent.
     Outcome {
         /// The microbatch.
@@ -138,4 +140,6 @@ pub enum Reason {
     RecoveryDue,
     /// The time for microbatches in flight after a stop is over.
     StopExpires,
+    /// A microbatch is back, and claims of it have not come.
+    ClaimsOverdue,
 }

@@ -1,6 +1,6 @@
 //! The grants: for each microbatch and stage exactly one replica may apply its gradients.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::{Duration, Hop, Incarnation, Instance, MicrobatchId, PeerId, StageIndex, Time};
 
@@ -18,8 +18,6 @@ pub(super) struct Grants {
     ended: VecDeque<(Time, MicrobatchId)>,
     /// Time of the first event of this process: outcomes before it have no time.
     began: Option<Time>,
-    /// Replicas that have a grant by the path of a gradient and do not know it yet: their claim is on its way.
-    owed: BTreeSet<(MicrobatchId, Hop)>,
 }
 
 /// The grants of one microbatch.
@@ -57,22 +55,19 @@ impl Grants {
         self.ended.push_back((now, microbatch));
     }
 
-    /// Forgets the microbatches that ended long ago. Returns the replicas that never claimed what a path granted them.
-    pub(super) fn forget(&mut self, now: Time) -> Vec<Hop> {
+    /// Forgets the microbatches that ended long ago.
+    pub(super) fn forget(&mut self, now: Time) {
         let began = *self.began.get_or_insert(now);
-        let mut unclaimed = Vec::new();
         let old = |ended: Time| ended.max(began) + REMEMBERED_FOR <= now;
         while self.ended.front().is_some_and(|&(at, _)| old(at) || self.ended.len() > REMEMBERED_MAX) {
-            let Some((_, oldest)) = self.ended.pop_front() else { break };
-            let hops = self.by_id.remove(&oldest).unwrap_or_default().hops.into_iter();
-            unclaimed.extend(hops.filter(|&hop| self.owed.remove(&(oldest, hop))));
+            if let Some((_, oldest)) = self.ended.pop_front() {
+                self.by_id.remove(&oldest);
+            }
         }
-        unclaimed
     }
 
     /// The replica hands the grant back; `false` if it has none.
     pub(super) fn withdraw(&mut self, microbatch: MicrobatchId, hop: Hop) -> bool {
-        self.owed.remove(&(microbatch, hop));
         let grants = self.by_id.get_mut(&microbatch).map(|granted| &mut granted.hops);
         let index = grants.as_ref().and_then(|grants| grants.iter().position(|granted| *granted == hop));
         if let (Some(grants), Some(index)) = (grants, index) {
@@ -94,25 +89,6 @@ impl Grants {
                 Ruling::New
             }
         }
-    }
-
-    /// As [`Grants::claim`], for a replica whose claim has not come yet.
-    pub(super) fn claim_by_path(&mut self, microbatch: MicrobatchId, hop: Hop) -> Ruling {
-        let ruling = self.claim(microbatch, hop);
-        if ruling == Ruling::New {
-            self.owed.insert((microbatch, hop));
-        }
-        ruling
-    }
-
-    /// Notes that the claim of `claimant` is answered.
-    pub(super) fn answer(&mut self, microbatch: MicrobatchId, claimant: Hop) {
-        self.owed.remove(&(microbatch, claimant));
-    }
-
-    /// Number of answers owed to replicas that are still `placed`.
-    pub(super) fn owed(&self, placed: impl Fn(&Hop) -> bool) -> u64 {
-        self.owed.iter().filter(|(_, hop)| placed(hop)).count() as u64
     }
 
     /// The gradient of the microbatch came back: its grants are contributions.
@@ -158,30 +134,18 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_granted_by_a_path_is_owed_the_answer_to_its_claim() {
-        let mut grants = Grants::default();
-        grants.open(ID);
-        grants.claim(ID, hop(1, 2, 1));
-        grants.claim_by_path(ID, hop(1, 2, 1));
-        grants.claim_by_path(ID, hop(0, 1, 1));
-        assert_eq!((grants.owed(|_| true), grants.owed(|_| false)), (1, 0));
-        grants.answer(ID, hop(0, 1, 1));
-        assert_eq!(grants.owed(|_| true), 0);
-    }
-
-    #[test]
     fn long_ended_microbatches_are_forgotten() {
         let mut grants = Grants::default();
-        assert_eq!(grants.forget(Time(9)), []);
+        grants.forget(Time(9));
         for id in 0..=REMEMBERED_MAX as u64 {
             grants.open(MicrobatchId(id));
-            grants.claim_by_path(MicrobatchId(id), hop(0, 1, 1));
+            grants.claim(MicrobatchId(id), hop(0, 1, 1));
             grants.end(Time(10 + id), MicrobatchId(id));
         }
-        assert_eq!(grants.forget(Time(10)), [hop(0, 1, 1)], "too many");
+        grants.forget(Time(10));
         assert_eq!(grants.claim(MicrobatchId(0), hop(0, 1, 1)), Ruling::Denied);
         assert_eq!(grants.claim(MicrobatchId(1), hop(0, 1, 1)), Ruling::Again);
-        assert_eq!(grants.forget(Time(11) + REMEMBERED_FOR), [hop(0, 1, 1)], "too long ago");
+        grants.forget(Time(11) + REMEMBERED_FOR);
         assert_eq!(
             (grants.claim(MicrobatchId(1), hop(0, 1, 1)), grants.by_id.len()),
             (Ruling::Denied, REMEMBERED_MAX - 1)
@@ -192,8 +156,8 @@ mod tests {
     fn a_grant_that_was_handed_back_is_free_again() {
         let mut grants = Grants::default();
         grants.open(ID);
-        grants.claim_by_path(ID, hop(0, 1, 1));
+        grants.claim(ID, hop(0, 1, 1));
         assert!(!grants.withdraw(ID, hop(0, 2, 1)) && grants.withdraw(ID, hop(0, 1, 1)));
-        assert_eq!((grants.owed(|_| true), grants.claim(ID, hop(0, 2, 1))), (0, Ruling::New));
+        assert_eq!(grants.claim(ID, hop(0, 2, 1)), Ruling::New);
     }
 }

@@ -5,7 +5,9 @@ use std::ops::Bound;
 
 use super::open::{Open, Phase};
 use super::{Action, Feeder, Record};
-use crate::{ACK_OPEN_MAX, Attempt, Envelope, Hop, Message, MicrobatchId, Purpose, Time, WeightVersion};
+use crate::{
+    ACK_OPEN_MAX, Attempt, Envelope, Hop, Message, MicrobatchId, Purpose, RouteKey, Time, WeightVersion,
+};
 
 impl<P: Clone + Default + Debug> Feeder<P> {
     /// Whether every stage is served, no pause is on and no takeover is under way.
@@ -98,9 +100,16 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.count_sent(microbatch, again, is_retry);
         }
         let attempt = self.hand_on(now, microbatch, to);
-        let (route, version) = (vec![self.config.hop()], WeightVersion(0));
-        let message =
-            Message::Forward { microbatch, attempt, purpose, is_retry, route, downstream_holder, version };
+        let message = Message::Forward {
+            microbatch,
+            attempt,
+            purpose,
+            is_retry,
+            route: vec![self.config.hop()],
+            key: RouteKey::first(&self.config.secret, microbatch, to),
+            downstream_holder,
+            version: WeightVersion(0),
+        };
         let envelope = Envelope { message, ids, payload: P::default() };
         self.actions.push_back(Action::Send { to: to.peer(), envelope });
         true

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use super::evaluation::Evaluation;
 use super::{Action, EVALUATION_TRIES, EVALUATIONS_MAX, Feeder, Outcome};
 use crate::router::Completion;
-use crate::{Attempt, Hop, Instance, Loss, MicrobatchId, Purpose, Refusal, StageIndex, Time};
+use crate::{Attempt, Hop, Instance, Loss, MicrobatchId, Purpose, Refusal, RouteProof, StageIndex, Time};
 
 impl<P: Clone + Default + Debug> Feeder<P> {
     pub(super) fn on_evaluate(&mut self, first: u64, count: u64, purpose: Purpose) {
@@ -40,14 +40,15 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         &mut self,
         now: Time,
         from: Instance,
-        id: MicrobatchId,
+        proof: &RouteProof,
         attempt: Attempt,
         loss: Loss,
     ) {
+        let id = proof.microbatch;
         let last = Hop::replica(StageIndex(self.config.stages.saturating_sub(1)), from);
         let asked = self.open.get(&id).is_some_and(|open| !open.trains())
             && self.handoff.contains_number(id, attempt);
-        if !self.table.placed(&last) || !asked {
+        if !self.table.placed(&last) || !asked || !self.believes(proof, last) {
             return self.counts.late += 1;
         }
         self.evaluation_heard = now;

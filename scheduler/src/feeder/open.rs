@@ -21,6 +21,8 @@ pub(super) enum Phase {
     Drawn,
     /// The reply of a replica is awaited.
     Sent,
+    /// The gradient is back; claims are awaited.
+    Returned,
 }
 
 impl<P> Open<P> {

@@ -7,7 +7,8 @@ use std::fmt::Debug;
 use super::{Action, Feeder};
 use crate::handoff::{Leg, Overdue};
 use crate::{
-    Envelope, Hop, Instance, Membership, Message, MicrobatchId, PeerId, Purpose, StageIndex, Status, Time,
+    Envelope, Hop, Instance, Membership, Message, MicrobatchId, PeerId, Purpose, RouteKey, StageIndex,
+    Status, Time,
 };
 
 impl<P: Clone + Default + Debug> Feeder<P> {
@@ -23,6 +24,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return;
         }
         self.paused_until = None;
+        let table = &self.table;
+        self.suspicion.keep(|peer| table.instance(peer).is_some());
         self.window.served_by(self.table.width(self.config.stages));
         let table = std::mem::take(&mut self.table);
         self.handoff.watch(now, std::iter::empty(), table.candidates(StageIndex(0)), |hop| table.placed(hop));
@@ -92,8 +95,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     fn request_status(&mut self, microbatch: MicrobatchId, of: Leg) {
         let Leg { hop, attempt } = of;
-        let route = vec![self.config.hop()];
-        self.send(hop, Message::StatusRequest { microbatch, attempt, route });
+        let (route, key) = (vec![self.config.hop()], RouteKey::first(&self.config.secret, microbatch, hop));
+        self.send(hop, Message::StatusRequest { microbatch, attempt, route, key });
     }
 
     /// Asks the replica that had a microbatch before this process was restarted; `false` if it is not in the table.

@@ -99,7 +99,7 @@ impl Succession {
         self.under_way.values().any(|takeover| takeover.lease.contains(microbatch))
     }
 
-    fn took_over(&self, microbatch: MicrobatchId) -> bool {
+    pub(super) fn took_over(&self, microbatch: MicrobatchId) -> bool {
         let before = self.done.range(..=microbatch).next_back();
         before.is_some_and(|(_, lease)| lease.contains(microbatch))
     }
@@ -150,7 +150,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if self.succession.is_over() {
             self.succession.ask_at = None;
             for (claimant, deferred) in std::mem::take(&mut self.succession.deferred) {
-                self.on_claim(claimant, &deferred.into_iter().collect::<Vec<_>>(), Vec::new());
+                self.answer_claims(now, claimant, deferred.into_iter().collect(), Vec::new());
             }
         }
     }

@@ -1,12 +1,13 @@
 //! Tests of a feeder, by its events and actions. `sim` has the way through replicas.
 
+use super::config::CLAIMS_WITHIN;
 use super::*;
 use crate::fixtures::{a, b, member, restarted};
 use crate::recovery_report::{Item, Possession, RecoveryReport};
 use crate::router::{RouterFactory, UniformConfig};
 use crate::{
-    ACK_OPEN_MAX, AckRange, Attempt, Duration, Heartbeat, Incarnation, Membership, PeerId, Status,
-    WeightVersion,
+    ACK_OPEN_MAX, AckRange, Attempt, Duration, Heartbeat, Incarnation, Loss, Membership, PeerId, RouteKey,
+    RouteProof, RouteSecret, Status, WeightVersion,
 };
 
 const START: Incarnation = Incarnation(1);
@@ -78,8 +79,21 @@ impl Harness {
         all.into_iter().filter(|action| !aside(action)).collect()
     }
 
+    /// A replica sends a message, with proofs that hold.
     fn receive(&mut self, from: Hop, message: Message) -> Vec<Action<u8>> {
+        self.receive_as_it_is(from, proven(message, from))
+    }
+
+    fn receive_as_it_is(&mut self, from: Hop, message: Message) -> Vec<Action<u8>> {
         self.hear(Event::Received { from: from.instance, envelope: message.into() })
+    }
+
+    /// A microbatch is back, and every replica on its path has claimed it.
+    fn receive_back(&mut self, id: u64, attempt: u32, path: &[Hop]) -> Vec<Action<u8>> {
+        for &hop in path {
+            self.receive(hop, claim(hop.stage.unwrap().0, &[id]));
+        }
+        self.receive(path[path.len() - 1], returned(id, attempt, path))
     }
 
     fn draw(&mut self, id: u64) -> Vec<Action<u8>> {
@@ -87,7 +101,7 @@ impl Harness {
     }
 
     fn finish(&mut self, id: u64) -> Vec<Action<u8>> {
-        self.receive(a(0), returned(id, 0, &[a(1), a(0)]))
+        self.receive_back(id, 0, &[a(1), a(0)])
     }
 
     fn lose(&mut self, hop: Hop) -> Vec<Action<u8>> {
@@ -137,6 +151,34 @@ fn message_of(action: &Action<u8>) -> Option<&Message> {
     if let Action::Send { envelope, .. } = action { Some(&envelope.message) } else { None }
 }
 
+/// The proof of a replica of stage 0, or of a replica of stage 1 that `a(0)` handed the microbatch to.
+fn proof(microbatch: MicrobatchId, of: Hop) -> RouteProof {
+    let (secret, me) = (RouteSecret::default(), Hop::feeder(Instance::new(PeerId([0; 32]), START)));
+    if of.stage == Some(StageIndex(0)) {
+        return RouteProof { microbatch, route: vec![me], key: RouteKey::first(&secret, microbatch, of) };
+    }
+    let key = RouteKey::first(&secret, microbatch, a(0)).next(of);
+    RouteProof { microbatch, route: vec![me, a(0)], key }
+}
+
+/// The same message with proofs of `from` that hold.
+fn proven(mut message: Message, from: Hop) -> Message {
+    match &mut message {
+        Message::Claim { claimed, .. } => {
+            claimed.iter_mut().for_each(|one| *one = proof(one.microbatch, from))
+        }
+        Message::Refused { proof: one, .. } | Message::Evaluated { proof: one, .. } => {
+            *one = proof(one.microbatch, from);
+        }
+        _ => {}
+    }
+    message
+}
+
+fn unproven(microbatch: MicrobatchId) -> RouteProof {
+    RouteProof { microbatch, route: Vec::new(), key: RouteKey::default() }
+}
+
 // --- Messages -------------------------------------------------------------------------------------------------------
 
 fn lease(first: u64, count: u64) -> Event<u8> {
@@ -153,7 +195,9 @@ fn status(id: u64, attempt: u32, status: Status) -> Message {
 }
 
 fn status_request(id: u64, attempt: u32, route: Vec<Hop>) -> Message {
-    Message::StatusRequest { microbatch: MicrobatchId(id), attempt: Attempt(attempt), route }
+    let (microbatch, key) =
+        (MicrobatchId(id), RouteKey::first(&RouteSecret::default(), MicrobatchId(id), a(0)));
+    Message::StatusRequest { microbatch, attempt: Attempt(attempt), route, key }
 }
 
 fn claim(stage: u16, ids: &[u64]) -> Message {
@@ -162,16 +206,17 @@ fn claim(stage: u16, ids: &[u64]) -> Message {
 
 fn claim_and_forfeit(stage: u16, claimed: &[u64], forfeited: &[u64]) -> Message {
     let ids = |ids: &[u64]| ids.iter().copied().map(MicrobatchId).collect();
-    Message::Claim { stage: StageIndex(stage), microbatches: ids(claimed), forfeited: ids(forfeited) }
+    let claimed = claimed.iter().map(|&id| unproven(MicrobatchId(id))).collect();
+    Message::Claim { stage: StageIndex(stage), claimed, forfeited: ids(forfeited) }
 }
 
 fn answer(granted: &[u64], denied: &[u64]) -> Message {
     let ids = |ids: &[u64]| ids.iter().copied().map(MicrobatchId).collect();
-    Message::ClaimReply { granted: ids(granted), denied: ids(denied) }
+    Message::ClaimReply { granted: ids(granted), denied: ids(denied), forged: Vec::new() }
 }
 
 fn refusal(id: u64, by: Hop, reason: Refusal) -> Message {
-    Message::Refused { microbatch: MicrobatchId(id), by, reason }
+    Message::Refused { proof: unproven(MicrobatchId(id)), by, reason }
 }
 
 fn send(to: Hop, message: Message) -> Action<u8> {
@@ -558,7 +603,7 @@ fn measuring() -> Harness {
 }
 
 fn evaluated(attempt: u32) -> Message {
-    Message::Evaluated { microbatch: MicrobatchId::evaluation(5), attempt: Attempt(attempt), loss: LOSS }
+    Message::Evaluated { proof: unproven(MicrobatchId::evaluation(5)), attempt: Attempt(attempt), loss: LOSS }
 }
 
 fn measured(answered: u64) -> Measured {
@@ -752,7 +797,7 @@ fn measures_by_its_schedule_before_training_and_after_it() {
     let draw_held_out = |purpose| Action::Draw { microbatch: id, purpose };
     let measure = |harness: &mut Harness, attempt| {
         harness.hear(Event::Drawn { microbatch: id, ids: 1 });
-        let result = Message::Evaluated { microbatch: id, attempt: Attempt(attempt), loss: LOSS };
+        let result = Message::Evaluated { proof: unproven(id), attempt: Attempt(attempt), loss: LOSS };
         harness.receive(a(1), result)
     };
     assert_eq!(harness.publish(&[a(0), a(1)]), [draw_held_out(Purpose::Evaluate)]);

@@ -94,6 +94,7 @@ impl Harness {
             purpose: Purpose::Train,
             is_retry: false,
             route: vec![feeder(), a(0)],
+            key: crate::RouteKey::default(),
             downstream_holder: None,
             version: WeightVersion(0),
         };
@@ -113,7 +114,10 @@ impl Harness {
         let message = Message::Backward { microbatch: ID, attempt: Attempt(0), loss, path };
         self.receive(a(2), Envelope::with_payload(message, "back"));
         self.completed(JobOutcome::Backwarded { gradient: "up" });
-        self.receive(feeder(), Message::ClaimReply { granted: vec![ID], denied: Vec::new() });
+        self.receive(
+            feeder(),
+            Message::ClaimReply { granted: vec![ID], denied: Vec::new(), forged: Vec::new() },
+        );
         self.completed(JobOutcome::Applied);
         let range = crate::AckRange { first: 0, end: 100, open: Vec::new() };
         self.receive(feeder(), Message::Outcomes { ranges: vec![range] });

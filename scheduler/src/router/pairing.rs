@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn small_stages_are_paired_in_full() {
         assert_eq!(counts(128, 128), [vec![128; 128], vec![128; 128]]);
-        assert_eq!(counts(0, 0), [vec![], vec![]]);
+        assert_eq!(counts(0, 0), [Vec::<usize>::new(), Vec::new()]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::averaging::Round;
 use crate::{
     AckRange, Attempt, Envelope, Heartbeat, Hop, Incarnation, Instance, Loss, Message, MicrobatchId, PeerId,
-    Purpose, Refusal, Rng, StageIndex, Status, WeightVersion,
+    Purpose, Refusal, Rng, RouteKey, RouteProof, StageIndex, Status, WeightVersion,
 };
 
 use super::payload::Payload;
@@ -18,6 +18,7 @@ pub(super) fn envelope(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Envel
     let attempt = Attempt(if rng.chance(4, 5) { 0 } else { small(rng, 4) });
     let loss = Loss { sum: if rng.chance(1, 5) { f64::NAN } else { 1.0 }, tokens: 1 };
     let route = |rng: &mut Rng| (0..rng.below(6)).map(|_| hop(rng, peers)).collect();
+    let proof = |route| RouteProof { microbatch, route, key: RouteKey::default() };
     let message = match rng.below(12) {
         0 => Message::Forward {
             microbatch,
@@ -25,27 +26,28 @@ pub(super) fn envelope(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Envel
             purpose: purpose(rng),
             is_retry: rng.chance(1, 2),
             route: route(rng),
+            key: RouteKey::default(),
             downstream_holder: Some(hop(rng, peers)),
             version: WeightVersion(rng.next_u64()),
         },
         1 => Message::Backward { microbatch, attempt, loss, path: route(rng) },
-        2 => Message::Evaluated { microbatch, attempt, loss },
-        3 => Message::StatusRequest { microbatch, attempt, route: route(rng) },
+        2 => Message::Evaluated { proof: proof(route(rng)), attempt, loss },
+        3 => Message::StatusRequest { microbatch, attempt, route: route(rng), key: RouteKey::default() },
         4 => Message::StatusReply { microbatch, attempt, status: Status::Missing },
         5 => Message::Forwarded { microbatch, attempt, next: hop(rng, peers) },
         6 => Message::OrphanNotice { microbatch, holder: hop(rng, peers) },
-        7 => Message::Claim {
-            stage: StageIndex(9),
-            microbatches: vec![microbatch],
-            forfeited: vec![microbatch],
-        },
+        // A claim that a peer never made could take its grants from it.
+        7 => Message::Claim { stage: StageIndex(9), claimed: Vec::new(), forfeited: Vec::new() },
         8 => {
             let range = AckRange { first: 0, end: u64::MAX, open: vec![3, 9] };
             Message::Outcomes { ranges: vec![range] }
         }
         9 => Message::Heartbeat(Heartbeat { credit: u32::MAX, ..Heartbeat::default() }),
         10 => Message::RoundCall { round: Round(rng.next_u64()), is_closing: rng.chance(1, 2) },
-        _ => Message::Refused { microbatch, by: hop(rng, peers), reason: Refusal::NonFinite },
+        _ => {
+            let (proof, by) = (proof(route(rng)), hop(rng, peers));
+            Message::Refused { proof, by, reason: Refusal::NonFinite }
+        }
     };
     Envelope { message, ids: Payload::Tokens, payload: Payload::Activation }
 }

@@ -172,7 +172,10 @@ impl ReferenceModel {
 
     fn feeder_sends(&mut self, index: usize, to: PeerId, message: &Message, feeder: &Feeder<Payload>) {
         match message {
-            Message::ClaimReply { granted, denied } => {
+            Message::ClaimReply { granted, denied, forged } => {
+                if !forged.is_empty() {
+                    self.path("false proof");
+                }
                 if !denied.is_empty() {
                     self.path("claim denied");
                 }

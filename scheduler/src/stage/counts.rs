@@ -27,6 +27,8 @@ pub enum Note {
         /// Microbatches of the feeder that were held here.
         affected: usize,
     },
+    /// The feeder of a microbatch did not send it on the route that this neighbour named.
+    Forged(MicrobatchId, Instance),
     /// The grant of a microbatch was handed back: its gradient never came.
     Forfeited(MicrobatchId),
     /// A microbatch was given back to its upstream: its feeder, or the next stage, cannot be reached from here.
@@ -71,6 +73,8 @@ pub struct Counts {
     pub lost: u64,
     /// Feeders that left claims unanswered for too long.
     pub feeders_lost: u64,
+    /// Microbatches that came with a false route.
+    pub forged: u64,
     /// Grants handed back.
     pub forfeited: u64,
     /// Microbatches given back to their upstream.
@@ -106,6 +110,7 @@ impl Counts {
             Note::Refused(..) => &mut self.refused,
             Note::Lost { .. } => &mut self.lost,
             Note::FeederLost { .. } => &mut self.feeders_lost,
+            Note::Forged(..) => &mut self.forged,
             Note::Forfeited(_) => &mut self.forfeited,
             Note::GivenBack(_) => &mut self.given_back,
             Note::Retried(_) => &mut self.retried,

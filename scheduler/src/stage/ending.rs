@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use super::microbatch::{ClaimState, Microbatch, Phase, UpdateState};
 use super::{Action, Job, JobOutcome, Note, Stage};
 use crate::router::Completion;
-use crate::{Duration, Hop, Message, MicrobatchId, Refusal, Time};
+use crate::{Duration, Hop, Message, MicrobatchId, Refusal, RouteProof, Time};
 
 /// When the run is finished, grants that were given before are awaited for this long.
 const LAST_GRANTS_WITHIN: Duration = Duration::from_secs(2);
@@ -104,7 +104,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.handoff.complete(now, id, Completion::Refused);
         let Some(held) = self.microbatches.get_mut(&id) else { return };
         let stashed = matches!(held.phase, Phase::Unrouted { .. } | Phase::HandedOn) && held.trains();
-        let (trains, feeder) = (held.trains(), held.feeder());
+        let (trains, proof) = (held.trains(), held.proof(id));
+        let feeder = held.feeder();
         held.takes_slot = false;
         held.update = UpdateState::Done;
         held.phase = Phase::Refused { reason: reason.clone(), told_at: now };
@@ -114,35 +115,36 @@ impl<P: Clone + Default + Debug> Stage<P> {
             self.forget_stash(id);
         }
         self.await_feeder(now, feeder);
-        self.tell_refused(feeder, id, reason.clone());
+        self.tell_refused(feeder, proof, reason.clone());
         self.count(Note::Refused(id, reason));
         if !trains {
             self.remove(now, id, Completion::Refused);
         }
     }
 
-    fn tell_refused(&mut self, feeder: Option<Hop>, id: MicrobatchId, reason: Refusal) {
+    fn tell_refused(&mut self, feeder: Option<Hop>, proof: RouteProof, reason: Refusal) {
         if let Some(feeder) = feeder {
-            self.send(feeder, Message::Refused { microbatch: id, by: self.config.hop(), reason });
+            self.send(feeder, Message::Refused { proof, by: self.config.hop(), reason });
         }
     }
 
     /// Repeats a refusal that the feeder has not announced.
     pub(super) fn tell_refused_again(&mut self, now: Time, id: MicrobatchId) {
         let Some(held) = self.microbatches.get_mut(&id) else { return };
-        let feeder = held.feeder();
+        let (feeder, proof) = (held.feeder(), held.proof(id));
         if let Phase::Refused { reason, told_at } = &mut held.phase {
             *told_at = now;
             let reason = reason.clone();
-            self.tell_refused(feeder, id, reason);
+            self.tell_refused(feeder, proof, reason);
         }
     }
 
     /// Refuses a forward that does not fit this stage and was never held.
-    pub(super) fn decline(&mut self, id: MicrobatchId, feeder: Option<Hop>) {
+    pub(super) fn decline(&mut self, proof: RouteProof) {
+        let (id, feeder) = (proof.microbatch, proof.route.first().copied());
         let feeder = feeder.filter(|hop| self.table.placed(hop) && hop.stage.is_none());
         let reason = Refusal::Malformed("the route does not lead here".to_owned());
-        self.tell_refused(feeder, id, reason);
+        self.tell_refused(feeder, proof, reason);
         self.count(Note::Malformed(id));
     }
 

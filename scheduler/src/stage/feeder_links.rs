@@ -206,14 +206,19 @@ impl<P: Clone + Default + Debug> Stage<P> {
     fn give_up_feeder(&mut self, now: Time, feeder: PeerId) {
         self.feeders.forget(feeder);
         for id in self.microbatches_of(feeder) {
-            if let Some(held) = self.microbatches.get_mut(&id) {
-                held.ended = true;
-                if matches!(held.claim, ClaimState::Claimed { .. }) {
-                    held.claim = ClaimState::GivenUp;
-                }
-                self.settle_update(id);
-                self.release_if_over(now, id);
+            self.give_up(now, id);
+        }
+    }
+
+    /// Frees a microbatch that no feeder wants, as if it had its outcome.
+    pub(super) fn give_up(&mut self, now: Time, id: MicrobatchId) {
+        if let Some(held) = self.microbatches.get_mut(&id) {
+            held.ended = true;
+            if matches!(held.claim, ClaimState::Claimed { .. }) {
+                held.claim = ClaimState::GivenUp;
             }
+            self.settle_update(id);
+            self.release_if_over(now, id);
         }
     }
 

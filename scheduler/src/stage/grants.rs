@@ -42,12 +42,14 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
         let stage = self.config.stage;
         for (feeder, ids) in by_feeder {
+            let claimed: Vec<_> =
+                ids.iter().filter_map(|id| Some(self.microbatches.get(id)?.proof(*id))).collect();
             let mut forfeited = self.forfeits.owed_to(feeder.peer());
-            let chunks = ids.chunks(CLAIM_MAX).map(<[_]>::to_vec);
+            let chunks = claimed.chunks(CLAIM_MAX).map(<[_]>::to_vec);
             let none = ids.is_empty().then(Vec::new);
-            for microbatches in chunks.chain(none) {
+            for claimed in chunks.chain(none) {
                 let forfeited = std::mem::take(&mut forfeited);
-                self.send(feeder, Message::Claim { stage, microbatches, forfeited });
+                self.send(feeder, Message::Claim { stage, claimed, forfeited });
             }
         }
     }
@@ -71,6 +73,20 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 held.claim = answer;
                 self.settle_update(id);
                 self.release_if_over(now, id);
+            }
+        }
+    }
+
+    /// The feeder did not hand these microbatches to the sender that they came from: the sender lies, or was lied to.
+    pub(super) fn on_forged(&mut self, now: Time, from: Instance, forged: &[MicrobatchId]) {
+        for &id in forged {
+            let Some(held) = self.microbatches.get(&id) else { continue };
+            let claimed = matches!(held.claim, ClaimState::Claimed { .. });
+            if claimed && held.feeder().is_some_and(|feeder| feeder.peer() == from.peer) {
+                let by = held.upstream.hop.instance;
+                self.table.quarantine(now, by);
+                self.count(Note::Forged(id, by));
+                self.give_up(now, id);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::job::Job;
 use crate::handoff::Leg;
-use crate::{Attempt, Hop, Loss, MicrobatchId, Purpose, Refusal, Time, WeightVersion};
+use crate::{Attempt, Hop, Loss, MicrobatchId, Purpose, Refusal, RouteKey, RouteProof, Time, WeightVersion};
 
 /// A forward as it arrived.
 #[derive(Clone, Debug)]
@@ -12,6 +12,7 @@ pub(super) struct Arrival<P> {
     pub(super) purpose: Purpose,
     pub(super) is_retry: bool,
     pub(super) route: Vec<Hop>,
+    pub(super) key: RouteKey,
     pub(super) downstream_holder: Option<Hop>,
     pub(super) ids: P,
     pub(super) activation: P,
@@ -22,10 +23,15 @@ pub(super) struct Arrival<P> {
 #[derive(Clone, Debug)]
 pub(super) struct Microbatch<P> {
     pub(super) purpose: Purpose,
-    /// The receiver of the gradient: the sender of the latest forward or status request.
+    /// The receiver of the gradient: the peer that handed the microbatch on to this replica.
     pub(super) upstream: Leg,
+    /// Another replica that asked for the gradient while the upstream is a member: it takes the place of a lost one. It
+    /// gets the gradient too.
+    pub(super) second_upstream: Option<Leg>,
     /// The hops before this replica.
     pub(super) route: Vec<Hop>,
+    /// The key of this replica on that route.
+    pub(super) key: RouteKey,
     pub(super) ids: P,
     /// Takes a slot until its backward is done; a retry takes none.
     pub(super) takes_slot: bool,
@@ -107,11 +113,13 @@ pub(super) enum UpdateState {
 
 impl<P> Microbatch<P> {
     pub(super) fn new(arrival: Arrival<P>, sender: Hop, now: Time, takes_slot: bool) -> Self {
-        let Arrival { attempt, purpose, is_retry, route, ids, activation, .. } = arrival;
+        let Arrival { attempt, purpose, is_retry, route, key, ids, activation, .. } = arrival;
         Self {
             purpose,
             upstream: Leg { hop: sender, attempt },
+            second_upstream: None,
             route,
+            key,
             ids,
             takes_slot,
             phase: Phase::ForwardQueued { since: now, activation },
@@ -131,6 +139,11 @@ impl<P> Microbatch<P> {
     /// Whether this replica may apply its weight gradients.
     pub(super) fn is_granted(&self) -> bool {
         self.claim == ClaimState::Granted
+    }
+
+    /// The proof that this replica was handed the microbatch.
+    pub(super) fn proof(&self, microbatch: MicrobatchId) -> RouteProof {
+        RouteProof { microbatch, route: self.route.clone(), key: self.key }
     }
 
     /// The feeder that decides about the microbatch.

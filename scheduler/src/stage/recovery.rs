@@ -12,7 +12,7 @@ use super::microbatch::Phase;
 use super::{Note, Stage, replace_feeder};
 use crate::handoff::{Leg, Overdue};
 use crate::mutation::Mutation;
-use crate::{Hop, Instance, Membership, Message, MicrobatchId, PeerId, Status, Time};
+use crate::{Hop, Instance, Membership, Message, MicrobatchId, PeerId, RouteKey, Status, Time};
 
 impl<P: Clone + Default + Debug> Stage<P> {
     // --- A peer is lost -------------------------------------------------------------------------------------
@@ -80,6 +80,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         for id in self.handoff.lose(now, &gone) {
             self.retry(now, id);
         }
+        self.promote_second_upstreams(&gone);
         let orphaned: Vec<_> = self
             .microbatches
             .iter()
@@ -88,6 +89,18 @@ impl<P: Clone + Default + Debug> Stage<P> {
             .collect();
         for (microbatch, nearest) in orphaned {
             self.send(nearest, Message::OrphanNotice { microbatch, holder: self.config.hop() });
+        }
+    }
+
+    /// Of two receivers of a gradient, one is `gone`: the other is the only one.
+    fn promote_second_upstreams(&mut self, gone: impl Fn(&Hop) -> bool) {
+        for held in self.microbatches.values_mut() {
+            held.second_upstream = held.second_upstream.filter(|second| !gone(&second.hop));
+            if gone(&held.upstream.hop)
+                && let Some(second) = held.second_upstream.take()
+            {
+                held.upstream = second;
+            }
         }
     }
 
@@ -139,26 +152,38 @@ impl<P: Clone + Default + Debug> Stage<P> {
         now: Time,
         sender: Leg,
         id: MicrobatchId,
-        mut route: Vec<Hop>,
+        (mut route, key): (Vec<Hop>, RouteKey),
     ) {
         let Leg { hop, attempt } = sender;
         if !self.table.placed(&hop) || !replace_feeder(&self.table, hop, id, &mut route) {
             return self.count(Note::Foreign(id));
         }
         if self.microbatches.contains_key(&id) {
-            self.change_upstream(now, sender, id, route);
+            self.change_upstream(now, sender, id, (route, key));
         } else if !self.outcomes.contain(id) {
             self.send(hop, Message::StatusReply { microbatch: id, attempt, status: Status::Missing });
         }
     }
 
-    /// Makes `upstream` the receiver of the gradient, and sends the gradient at once if it is computed.
-    pub(super) fn change_upstream(&mut self, now: Time, upstream: Leg, id: MicrobatchId, route: Vec<Hop>) {
+    /// Makes `upstream` a receiver of the gradient, and sends the gradient at once if it is computed. While the former
+    /// upstream is a member it gets the gradient too: a peer that asks for a gradient takes it from no other.
+    pub(super) fn change_upstream(
+        &mut self,
+        now: Time,
+        upstream: Leg,
+        id: MicrobatchId,
+        (route, key): (Vec<Hop>, RouteKey),
+    ) {
         if !self.config.accepts_route(&route) || route.last() != Some(&upstream.hop) {
             return self.count(Note::Malformed(id));
         }
         let Some(held) = self.microbatches.get_mut(&id) else { return };
-        (held.upstream, held.route) = (upstream, route);
+        if held.upstream.hop == upstream.hop || !self.table.placed(&held.upstream.hop) {
+            (held.upstream, held.route, held.key) = (upstream, route, key);
+            held.second_upstream = None;
+        } else {
+            held.second_upstream = Some(upstream);
+        }
         if matches!(held.phase, Phase::Returned(_)) {
             return self.send_gradient(id);
         }
@@ -197,7 +222,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if let Some(held) = self.microbatches.get(&id) {
             let route = held.route.iter().copied().chain([self.config.hop()]).collect();
             let Leg { hop, attempt } = of;
-            self.send(hop, Message::StatusRequest { microbatch: id, attempt, route });
+            let key = held.key.next(hop);
+            self.send(hop, Message::StatusRequest { microbatch: id, attempt, route, key });
         }
     }
 }

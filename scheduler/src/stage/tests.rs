@@ -4,7 +4,10 @@ use super::*;
 use crate::fixtures::{a, b, feeder, member, restarted};
 use crate::recovery_report::{Item, Possession, RecoveryReport};
 use crate::router::{RouterFactory, UniformConfig};
-use crate::{AckRange, Duration, Heartbeat, Incarnation, Membership, PeerId, StageIndex, WeightVersion};
+use crate::{
+    AckRange, Duration, Heartbeat, Incarnation, Membership, PeerId, RouteKey, RouteProof, StageIndex,
+    WeightVersion,
+};
 
 type Payload = &'static str;
 
@@ -60,7 +63,7 @@ impl Harness {
     /// Handles an event. Returns its actions without notes, heartbeats and claims.
     fn hear(&mut self, event: Event<Payload>) -> Vec<Action<Payload>> {
         self.stage.handle(self.now, event);
-        let all: Vec<_> = std::iter::from_fn(|| self.stage.poll_action()).collect();
+        let all: Vec<_> = std::iter::from_fn(|| self.stage.poll_action()).map(without_keys).collect();
         self.said.extend(all.iter().cloned());
         let aside = |action: &Action<Payload>| {
             matches!(action, Action::Counted(_))
@@ -112,13 +115,35 @@ impl Harness {
 
     /// Number of claims of `ID` so far.
     fn claims(&self) -> usize {
-        let claims = |action: &&Action<Payload>| matches!(message_of(action), Some(Message::Claim { microbatches, .. }) if microbatches.contains(&ID));
+        let claims = |action: &&Action<Payload>| matches!(message_of(action), Some(Message::Claim { claimed, .. }) if claimed.iter().any(|one| one.microbatch == ID));
         self.said.iter().filter(claims).count()
     }
 
     fn counts(&self) -> Counts {
         self.stage.counts()
     }
+}
+
+/// The same action as if all keys were zeros.
+fn without_keys(mut action: Action<Payload>) -> Action<Payload> {
+    if let Action::Send { envelope, .. } = &mut action {
+        match &mut envelope.message {
+            Message::Forward { key, .. } | Message::StatusRequest { key, .. } => *key = RouteKey::default(),
+            Message::Claim { claimed, .. } => {
+                claimed.iter_mut().for_each(|proof| proof.key = RouteKey::default());
+            }
+            Message::Refused { proof, .. } | Message::Evaluated { proof, .. } => {
+                proof.key = RouteKey::default()
+            }
+            _ => {}
+        }
+    }
+    action
+}
+
+/// The proof of `a(stage)` on the route through all `a` before it, without its key.
+fn proof(microbatch: MicrobatchId, stage: u16) -> RouteProof {
+    RouteProof { microbatch, route: line(stage), key: RouteKey::default() }
 }
 
 /// The message of a `Send` action.
@@ -151,9 +176,17 @@ impl Forward {
 
     fn sent(self, route: &[Hop], is_retry: bool) -> Envelope<Payload> {
         let Self { id: microbatch, attempt, purpose, holder: downstream_holder, version, activation } = self;
-        let (version, route) = (WeightVersion(version), route.to_vec());
-        let message =
-            Message::Forward { microbatch, attempt, purpose, is_retry, route, downstream_holder, version };
+        let (version, route, key) = (WeightVersion(version), route.to_vec(), RouteKey::default());
+        let message = Message::Forward {
+            microbatch,
+            attempt,
+            purpose,
+            is_retry,
+            route,
+            key,
+            downstream_holder,
+            version,
+        };
         Envelope { message, ids: "ids", payload: activation }
     }
 
@@ -181,7 +214,7 @@ fn forwarded_to(next: Hop) -> Message {
 }
 
 fn status_request(attempt: Attempt, route: &[Hop]) -> Message {
-    Message::StatusRequest { microbatch: ID, attempt, route: route.to_vec() }
+    Message::StatusRequest { microbatch: ID, attempt, route: route.to_vec(), key: RouteKey::default() }
 }
 
 fn orphan(holder: Hop) -> Message {
@@ -192,16 +225,17 @@ fn claim(stage: u16) -> Action<Payload> {
     send(feeder(), claim_of(stage, vec![ID], Vec::new()))
 }
 
-fn claim_of(stage: u16, microbatches: Vec<MicrobatchId>, forfeited: Vec<MicrobatchId>) -> Message {
-    Message::Claim { stage: StageIndex(stage), microbatches, forfeited }
+fn claim_of(stage: u16, ids: Vec<MicrobatchId>, forfeited: Vec<MicrobatchId>) -> Message {
+    let claimed = ids.into_iter().map(|id| proof(id, stage)).collect();
+    Message::Claim { stage: StageIndex(stage), claimed, forfeited }
 }
 
 fn granted(ids: &[MicrobatchId]) -> Message {
-    Message::ClaimReply { granted: ids.to_vec(), denied: Vec::new() }
+    Message::ClaimReply { granted: ids.to_vec(), denied: Vec::new(), forged: Vec::new() }
 }
 
 fn denied(ids: &[MicrobatchId]) -> Message {
-    Message::ClaimReply { granted: Vec::new(), denied: ids.to_vec() }
+    Message::ClaimReply { granted: Vec::new(), denied: ids.to_vec(), forged: Vec::new() }
 }
 
 /// Every id below 100 has its outcome.
@@ -210,7 +244,7 @@ fn ended() -> Message {
 }
 
 fn refused(by: Hop, reason: Refusal) -> Action<Payload> {
-    send(feeder(), Message::Refused { microbatch: ID, by, reason })
+    send(feeder(), Message::Refused { proof: proof(ID, by.stage.unwrap().0), by, reason })
 }
 
 fn send(to: Hop, envelope: impl Into<Envelope<Payload>>) -> Action<Payload> {
@@ -374,7 +408,7 @@ fn an_evaluation_goes_forward_only_and_the_last_stage_tells_the_feeder() {
 
     let mut last = Harness::new(1, 2);
     assert_eq!(last.receive(a(0), evaluation.by(&[feeder(), a(0)])), [job(true)]);
-    let evaluated = Message::Evaluated { microbatch: ID, attempt: Attempt(8), loss: LOSS };
+    let evaluated = Message::Evaluated { proof: proof(ID, 1), attempt: Attempt(8), loss: LOSS };
     assert_eq!(last.complete(JobOutcome::Evaluated(Evaluation::Loss(LOSS))), [send(feeder(), evaluated)]);
     assert_eq!((last.stage.held(), last.counts().evaluated), (0, 1));
 }
@@ -1115,6 +1149,55 @@ fn only_the_successor_in_the_table_gets_a_report() {
     assert_eq!(report(harness.receive(feeder(), recover())), None);
 }
 
+// --- Routes that can be proved -----------------------------------------------------------------------------------------
+
+#[test]
+fn each_hop_hands_the_next_one_its_key() {
+    let mut harness = Harness::new(1, 3);
+    let secret = crate::RouteSecret([1; 32]);
+    let key = RouteKey::first(&secret, ID, a(0)).next(a(1));
+    let mut envelope = forward().by(&[feeder(), a(0)]);
+    if let Message::Forward { key: own, .. } = &mut envelope.message {
+        *own = key;
+    }
+    let received = Event::Received { from: a(0).instance, envelope };
+    harness.stage.handle(harness.now, received);
+    harness.stage.handle(harness.now, Event::Completed(JobReply { microbatch: ID, outcome: forwarded() }));
+    let said: Vec<_> = std::iter::from_fn(|| harness.stage.poll_action()).collect();
+    let proven = said.iter().any(|action| match message_of(action) {
+        Some(Message::Claim { claimed, .. }) => claimed.iter().all(|proof| proof.holds(&secret, a(1))),
+        _ => false,
+    });
+    let next = said.iter().any(|action| match message_of(action) {
+        Some(Message::Forward { key: sent, .. }) => *sent == key.next(a(2)),
+        _ => false,
+    });
+    assert!(proven && next, "{said:?}");
+}
+
+#[test]
+fn a_neighbour_that_names_a_false_route_is_avoided_and_its_microbatch_blocks_nothing() {
+    let mut harness = returned();
+    let forged = Message::ClaimReply { granted: Vec::new(), denied: Vec::new(), forged: vec![ID] };
+    assert_eq!(harness.receive(a(2), forged.clone()), [], "only the feeder says so");
+    assert_eq!(harness.receive(feeder(), forged), [drop_gradients()]);
+    assert_eq!((harness.stage.held(), harness.counts().forged), (0, 1));
+    let said = harness.receive(a(0), Forward { id: MicrobatchId(8), ..forward() }.by(&[feeder(), a(0)]));
+    let busy = Message::StatusReply { microbatch: MicrobatchId(8), attempt: FIRST, status: Status::Busy };
+    assert_eq!(said, [send(a(0), busy)]);
+}
+
+#[test]
+fn a_peer_that_asks_for_a_gradient_takes_it_from_no_other() {
+    let mut harness = handed_on();
+    harness.publish(&[line(3), vec![b(0)]].concat());
+    harness.receive(b(0), status_request(SECOND, &[feeder(), b(0)]));
+    harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
+    let said = harness.complete(backwarded());
+    let up = |to, attempt| send(to, backward(attempt, &[a(2), a(1)], "upward"));
+    assert_eq!(said[..2], [up(a(0), FIRST), up(b(0), SECOND)]);
+}
+
 // --- Grants handed back -----------------------------------------------------------------------------------------------
 
 #[test]
@@ -1178,7 +1261,7 @@ fn a_replica_that_does_not_reach_the_feeder_gives_its_microbatches_back_and_take
     let busy = Message::StatusReply { microbatch: OTHER, attempt: FIRST, status: Status::Busy };
     assert_eq!(said, [send(a(0), busy)]);
 
-    harness.receive(feeder(), Message::ClaimReply { granted: Vec::new(), denied: Vec::new() });
+    harness.receive(feeder(), granted(&[]));
     harness.wait(Duration::from_secs(1));
     assert!(last_credit(&harness) > 0, "the link works again");
     assert_eq!(harness.receive(feeder(), granted(&[ID])), [], "its gradients are gone");

@@ -4,7 +4,7 @@ use crate::coordinator::{self, JoinRefusal, RunState};
 use crate::feeder::{Action, Config, End, Event};
 use crate::router::RouterFactory as _;
 use crate::stage::Progress;
-use crate::{Directive, Duration, Feeder, Incarnation, Instance, Role};
+use crate::{Directive, Duration, Feeder, Incarnation, Instance, Role, RouteSecret};
 
 use super::super::delivery::{Delivery, Purpose};
 use super::super::payload::Payload;
@@ -32,6 +32,7 @@ impl World {
                     let request = coordinator::Event::LeaseRequest { from: me, count };
                     self.tell_coordinator(me.peer, request, Purpose::Routine);
                 }
+                Action::Struck(_) => self.model.path("struck"),
                 Action::End(end) => self.feeder_ended(index, &end),
                 Action::Outcome { .. } | Action::Evaluated(_) | Action::EvaluationDeclined => {}
             }
@@ -65,6 +66,7 @@ impl World {
         let me = Instance::new(peer, Incarnation(incarnation.0 + 1));
         let scenario = &self.scenario;
         let mut config = Config::new(me, scenario.stages, scenario.total, scenario.admission);
+        config.secret = RouteSecret(peer.0);
         config.lease_count = scenario.lease_count;
         config.status_after = scenario.status_after;
         config.averaging = scenario.averaging;
