@@ -586,12 +586,17 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 
     fn send_gradient(&mut self, id: MicrobatchId) {
-        let Some(held) = self.microbatches.get(&id).cloned() else { return };
-        let Phase::Returned(GradientReply { loss, path, gradient }) = held.phase else { return };
-        for Leg { hop, attempt } in [Some(held.upstream), held.second_upstream].into_iter().flatten() {
-            let message = Message::Backward { microbatch: id, attempt, loss, path: path.clone() };
-            self.send(hop, Envelope::with_payload(message, gradient.clone()));
+        let Some(held) = self.microbatches.get(&id) else { return };
+        for receiver in [Some(held.upstream), held.second_upstream].into_iter().flatten() {
+            self.send_gradient_to(receiver, id);
         }
+    }
+
+    fn send_gradient_to(&mut self, receiver: Leg, id: MicrobatchId) {
+        let Some(held) = self.microbatches.get(&id) else { return };
+        let Phase::Returned(GradientReply { loss, path, gradient }) = held.phase.clone() else { return };
+        let message = Message::Backward { microbatch: id, attempt: receiver.attempt, loss, path };
+        self.send(receiver.hop, Envelope::with_payload(message, gradient));
     }
 
     fn evaluated(&mut self, now: Time, id: MicrobatchId, loss: Loss) {

@@ -67,7 +67,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Whether the replica was handed the microbatch. A false proof casts doubt on the replica, and on the replica that it
     /// names as its upstream. The keys of ids that were taken over are those of the former feeder: they prove nothing here.
     pub(super) fn believes(&mut self, proof: &RouteProof, shown_by: Hop) -> bool {
-        if self.succession.took_over(proof.microbatch) || self.config.breaks(Mutation::BelieveClaims) {
+        let id = proof.microbatch;
+        let taken_over = self.succession.took_over(id) || self.succession.is_undecided(id);
+        if taken_over || self.config.breaks(Mutation::BelieveClaims) {
             return true;
         }
         let own = proof.route.first().is_some_and(|feeder| feeder.peer() == self.config.me.peer);

@@ -262,10 +262,7 @@ fn waits_for_every_stage_then_draws_sends_and_counts() {
     assert_eq!(harness.finish(0), [finished(0), draw(2)]);
     harness.draw(2);
     assert_eq!(harness.finish(2), [finished(2)]);
-    assert_eq!(harness.finish(1), [finished(1)]);
-    harness.receive(a(0), claim(0, &[0, 1, 2]));
-    assert_eq!(harness.receive(a(1), claim(1, &[0, 1])).len(), 1, "one claim more is on its way");
-    assert_eq!(harness.receive(a(1), claim(1, &[2])).last(), Some(&Action::End(End::Finished)));
+    assert_eq!(harness.finish(1), [finished(1), Action::End(End::Finished)]);
     let Counts { finished, in_flight, lost, ungranted, contributions_lost, .. } = harness.counts();
     assert_eq!((finished, in_flight, lost, ungranted, contributions_lost), (3, 0, 0, 0, 0));
 }
@@ -427,6 +424,42 @@ fn a_stuck_microbatch_holds_back_no_announcement_and_stops_admission_far_behind_
 }
 
 #[test]
+fn a_path_is_the_word_of_its_sender_and_claims_are_awaited_for_a_while_only() {
+    let mut harness = Harness::under_way(9);
+    harness.receive(a(0), claim(0, &[0]));
+    assert_eq!(harness.receive(a(0), returned(0, 0, &[a(1), a(0)])), []);
+    assert!(harness.receive(a(1), claim(1, &[0])).contains(&finished(0)));
+    harness.receive(a(0), claim(0, &[1]));
+    harness.receive(a(0), returned(1, 0, &[a(1), a(0)]));
+    assert!(!harness.wait(CLAIMS_WITHIN - SECOND).contains(&finished(1)));
+    assert!(harness.wait(SECOND).contains(&finished(1)));
+    assert_eq!((harness.counts().contributions_lost, harness.counts().ungranted), (1, 0));
+    assert_eq!(harness.receive(a(1), claim(1, &[1])), [send(a(1), answer(&[], &[1]))]);
+}
+
+#[test]
+fn a_replica_that_was_handed_nothing_gets_no_grant_refuses_nothing_and_is_struck() {
+    let mut harness = Harness::under_way(1_000);
+    harness.publish(&[a(0), a(1), b(1)]);
+    for _ in 0..20 {
+        harness.receive(a(1), claim(1, &[0]));
+    }
+    let mut said = Vec::new();
+    for _ in 0..20 {
+        said.extend(harness.receive_as_it_is(b(1), claim(1, &[0, 1])));
+        said.extend(harness.receive_as_it_is(b(1), refusal(1, b(1), Refusal::NonFinite)));
+    }
+    let struck: Vec<_> = said.iter().filter(|action| matches!(action, Action::Struck(_))).collect();
+    assert_eq!(struck, [&Action::Struck(b(1))]);
+    let forged = vec![MicrobatchId(0), MicrobatchId(1)];
+    let reply = Message::ClaimReply { granted: Vec::new(), denied: Vec::new(), forged };
+    assert_eq!(said[0], send(b(1), reply));
+    assert_eq!((harness.counts().refused, harness.counts().denied), (0, 0));
+    assert_eq!(harness.receive(b(1), claim(1, &[1])), [], "not believed any more");
+    assert_eq!(harness.finish(1).first(), Some(&finished(1)), "honest replicas go on");
+}
+
+#[test]
 fn a_grant_handed_back_is_free_while_the_microbatch_is_open_and_lost_afterwards() {
     let mut harness = Harness::under_way(3);
     harness.publish(&[a(0), a(1), b(1)]);
@@ -436,7 +469,7 @@ fn a_grant_handed_back_is_free_while_the_microbatch_is_open_and_lost_afterwards(
         [send(a(1), answer(&[], &[0])), send(a(1), answer(&[], &[])),]
     );
     assert_eq!(harness.receive(b(1), claim(1, &[0, 1])), [send(b(1), answer(&[0], &[1]))]);
-    harness.receive(a(0), returned(1, 0, &[b(1), a(0)]));
+    harness.receive_back(1, 0, &[b(1), a(0)]);
     for _ in 0..2 {
         harness.receive(a(1), claim_and_forfeit(1, &[], &[1]));
     }
@@ -487,7 +520,7 @@ fn one_feeder_feeds_each_replica_of_a_wide_stage() {
         let Some((_, to, ..)) = forwards(&said).first().copied() else { continue };
         fed.insert(to);
         let from = *replicas.iter().find(|hop| hop.peer() == to).unwrap();
-        harness.receive(from, returned(id, 0, &[a(1), from]));
+        harness.receive_back(id, 0, &[a(1), from]);
     }
     assert!(fed.len() > 250, "{} of 300 replicas got one of 900 microbatches", fed.len());
 }
@@ -508,6 +541,7 @@ fn a_full_send_queue_holds_a_microbatch_back_until_the_next_heartbeat() {
         attempt: Attempt(0),
         purpose: Purpose::Train,
         is_retry: false,
+        key: RouteKey::default(),
         downstream_holder: None,
         route: Vec::new(),
         version: WeightVersion(0),
@@ -528,7 +562,7 @@ fn a_microbatch_of_a_lost_replica_goes_to_another_with_the_known_holder() {
     assert_eq!(forwards(&said), [(0, b(0).peer(), 1, None), (1, b(0).peer(), 1, Some(a(1)))]);
     let orphan = Message::OrphanNotice { microbatch: MicrobatchId(0), holder: a(1) };
     assert_eq!(harness.receive(a(1), orphan.clone()), [send(b(0), orphan)], "passed on");
-    assert_eq!(harness.receive(a(0), returned(0, 0, &[a(1), a(0)])), [finished(0)], "the first answer wins");
+    assert_eq!(harness.receive_back(0, 0, &[a(1), a(0)]), [finished(0)], "the first answer wins");
 }
 
 #[test]
@@ -557,7 +591,7 @@ fn a_restarted_feeder_asks_for_microbatches_in_flight_and_injects_nothing_twice(
     let ask = status_request(1, 1, route);
     assert_eq!(harness.draw(1), [send(a(0), ask)]);
     assert_eq!(harness.receive(b(1), claim(1, &[1])), [send(b(1), answer(&[], &[1]))], "grants count on");
-    let said = harness.receive(a(0), returned(1, 1, &[a(1), a(0)]));
+    let said = harness.receive_back(1, 1, &[a(1), a(0)]);
     assert_eq!(said, [finished(1), draw(3)]);
     let Counts { injected, finished, in_flight, lost, .. } = harness.counts();
     assert_eq!((injected, finished, in_flight, lost), (2, 2, 0, 0));
@@ -676,14 +710,8 @@ fn stopping_finishes_the_microbatches_in_flight_and_no_more() {
     assert_eq!(harness.draw(2), []);
     let evaluate = Event::Evaluate { first: 0, count: 1, purpose: Purpose::Evaluate };
     assert_eq!(harness.hear(evaluate), [Action::EvaluationDeclined]);
-    assert_eq!(harness.finish(1), [finished(1)]);
-    harness.receive(a(0), claim(0, &[0, 1]));
-    assert_eq!(
-        harness.wait(CLAIMS_WITHIN),
-        [Action::End(End::Stopped)],
-        "no claim is waited for without end"
-    );
-    assert_eq!((harness.counts().injected, harness.counts().contributions_lost), (2, 2));
+    assert_eq!(harness.finish(1), [finished(1), Action::End(End::Stopped)]);
+    assert_eq!(harness.counts().injected, 2);
     assert_eq!(harness.wait(SECOND), []);
 }
 
@@ -803,9 +831,7 @@ fn measures_by_its_schedule_before_training_and_after_it() {
     assert_eq!(harness.publish(&[a(0), a(1)]), [draw_held_out(Purpose::Evaluate)]);
     assert!(measure(&mut harness, 0).contains(&draw(0)));
     harness.draw(0);
-    harness.finish(0);
-    harness.receive(a(0), claim(0, &[0]));
-    let actions = harness.receive(a(1), claim(1, &[0]));
+    let actions = harness.finish(0);
     assert!(actions.contains(&draw_held_out(Purpose::Evaluate)), "{actions:?}");
     assert!(harness.feeder.is_trained());
     assert!(measure(&mut harness, EVALUATION_TRIES).contains(&draw_held_out(Purpose::EvaluateCut)));

@@ -212,6 +212,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// Frees a microbatch that no feeder wants, as if it had its outcome.
     pub(super) fn give_up(&mut self, now: Time, id: MicrobatchId) {
+        self.returned.insert(id, self.handoff.latest(id).map(|latest| latest.attempt));
         if let Some(held) = self.microbatches.get_mut(&id) {
             held.ended = true;
             if matches!(held.claim, ClaimState::Claimed { .. }) {

@@ -185,7 +185,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             held.second_upstream = Some(upstream);
         }
         if matches!(held.phase, Phase::Returned(_)) {
-            return self.send_gradient(id);
+            return self.send_gradient_to(upstream, id);
         }
         self.tell_refused_again(now, id);
         let Leg { hop, attempt } = upstream;

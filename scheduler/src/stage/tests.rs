@@ -852,7 +852,7 @@ fn an_orphan_notice_that_comes_in_time_spares_a_retry() {
 }
 
 #[test]
-fn a_peer_that_asks_is_the_upstream_from_then_on() {
+fn a_peer_that_asks_gets_the_gradient() {
     let mut harness = handed_on();
     harness.publish(&[line(3), vec![b(0)]].concat());
     let said = harness.receive(b(0), status_request(Attempt(5), &[feeder(), b(0)]));
@@ -860,7 +860,7 @@ fn a_peer_that_asks_is_the_upstream_from_then_on() {
     assert_eq!(said, [send(b(0), status(Attempt(5), Status::Held)), send(b(0), receipt)]);
     harness.receive(a(2), backward(FIRST, &[a(2)], "gradient"));
     let said = harness.complete(backwarded());
-    assert_eq!(said, [send(b(0), backward(Attempt(5), &[a(2), a(1)], "upward"))]);
+    assert!(said.contains(&send(b(0), backward(Attempt(5), &[a(2), a(1)], "upward"))), "{said:?}");
 }
 
 #[test]
@@ -1102,8 +1102,13 @@ fn report(said: Vec<Action<Payload>>) -> Option<RecoveryReport> {
 #[test]
 fn a_successor_is_asked_for_the_grant_and_the_former_feeder_is_not_believed() {
     let mut harness = inherited();
-    let claim = send(successor(), claim_of(1, vec![ID], Vec::new()));
-    assert!(harness.said.contains(&claim));
+    let claims = |action: &Action<Payload>| match (action, message_of(action)) {
+        (Action::Send { to, .. }, Some(Message::Claim { claimed, .. })) => {
+            *to == successor().peer() && claimed.iter().any(|proof| proof.microbatch == ID)
+        }
+        _ => false,
+    };
+    assert!(harness.said.iter().any(claims));
     harness.receive(feeder(), granted(&[ID]));
     let item =
         |harness: &mut Harness| report(harness.receive(successor(), recover())).unwrap().items.remove(0);
