@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use swarmline_scheduler::feeder::{AveragingSchedule, Config, EvaluationSchedule};
 use swarmline_scheduler::router::RouterFactory as _;
-use swarmline_scheduler::{Admission, Instance, PeerId};
+use swarmline_scheduler::{Admission, Instance, PeerId, RouteSecret};
 
 use crate::config::{Manifest, Mode, Run, Tokenizer};
 use crate::data::{Batches, Corpus};
@@ -120,8 +120,12 @@ impl Feeder {
     }
 }
 
+/// The purpose of the secret that the keys of routes are made from.
+const ROUTE_KEYS: &str = "swarmline 2026-11-28 keys of the routes of microbatches";
+
 fn config(run: &Run, me: Instance, options: &FeederOptions) -> Config {
     let mut config = Config::new(me, run.last_stage().0 + 1, run.microbatches(), admission(run));
+    config.secret = RouteSecret(options.identity.derive_secret(ROUTE_KEYS));
     config.lease_count = run.microbatches().clamp(1, LEASE_COUNT_MAX);
     config.averaging = averaging(run);
     config.evaluation = Some(EvaluationSchedule {

@@ -10,6 +10,9 @@ use crate::{
 /// Ids in one list of a claim or a claim reply at most.
 pub const CLAIM_MAX: usize = 1_024;
 
+/// Hops in the routes of one claim, so that a claim fits the header of a frame.
+pub(crate) const CLAIM_HOPS_MAX: usize = 2_048;
+
 /// The purpose of a microbatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Purpose {

@@ -29,6 +29,7 @@ mod outcomes;
 mod parked;
 mod recovery;
 mod returned;
+mod room;
 mod succession;
 #[cfg(test)]
 mod tests;
@@ -40,8 +41,8 @@ use crate::handoff::{Handoff, Leg};
 use crate::mutation::Mutation;
 use crate::router::{Completion, Router};
 use crate::{
-    Attempt, Duration, Envelope, Hop, Instance, Loss, Message, MicrobatchId, PeerTable, Purpose, Refusal,
-    RouteProof, Status, Time,
+    Attempt, Envelope, Hop, Instance, Loss, Message, MicrobatchId, PeerTable, Purpose, Refusal, RouteProof,
+    Status, Time,
 };
 
 pub use config::{Config, EXECUTOR_DEPTH, RETRIES_PER_SLOT};
@@ -197,24 +198,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.counts
-    }
-
-    /// Slots taken: training microbatches in flight here that are no retries.
-    #[must_use]
-    pub fn slots_used(&self) -> usize {
-        self.microbatches.values().filter(|microbatch| microbatch.takes_slot).count()
-    }
-
-    /// Microbatches held: training, retries and evaluations.
-    #[must_use]
-    pub fn held(&self) -> usize {
-        self.microbatches.len()
-    }
-
-    /// Whether this replica holds the microbatch in any phase.
-    #[must_use]
-    pub fn holds(&self, microbatch: MicrobatchId) -> bool {
-        self.microbatches.contains_key(&microbatch)
     }
 
     /// The peers of the latest membership table.
@@ -445,14 +428,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.release_if_over(now, id);
     }
 
-    /// Neighbours wait for the first figure: a replica that has none is tried with one microbatch only.
-    fn measure(&mut self, now: Time, took: Duration) {
-        if self.queue.service.get().is_none() {
-            self.heartbeat_at = now;
-        }
-        self.queue.service.add(took);
-    }
-
     // --- It goes on -----------------------------------------------------------------------------------------
 
     /// An activation is computed: it waits for nothing but a replica of the next stage.
@@ -606,33 +581,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if let Some((Some(feeder), proof, attempt)) = told {
             self.send(feeder, Message::Evaluated { proof, attempt, loss });
             self.count(Note::Evaluated(id));
-        }
-    }
-
-    // --- Room and departure ---------------------------------------------------------------------------------
-
-    fn has_room(&self, purpose: Purpose, takes_slot: bool) -> bool {
-        let count = |which: &dyn Fn(&Microbatch<P>) -> bool| {
-            self.microbatches.values().filter(|held| which(held)).count()
-        };
-        match purpose {
-            Purpose::Train if takes_slot => self.slots_used() < self.config.slots,
-            Purpose::Train => count(&|held| held.trains() && !held.takes_slot) < self.config.retries_max(),
-            Purpose::Evaluate | Purpose::EvaluateCut => {
-                count(&|held| !held.trains()) < self.config.evaluations_max
-            }
-        }
-    }
-
-    fn notice_drained(&mut self) {
-        // A microbatch is kept for its feeder's sake only: without the feeder it needs no keeping.
-        let kept = |held: &Microbatch<P>| {
-            let feeder = held.feeder().map(|feeder| feeder.peer());
-            held.is_settled() && feeder.is_some_and(|feeder| self.table.address(feeder).is_none())
-        };
-        if self.draining && !self.drained && self.microbatches.values().all(kept) {
-            self.drained = true;
-            self.actions.push_back(Action::Drained);
         }
     }
 

@@ -13,7 +13,7 @@ use swarmline::report::Event;
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::{
     Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, Membership, Message, MicrobatchId, Purpose,
-    Refusal, Role, StageIndex, WeightVersion,
+    Refusal, Role, RouteKey, RouteProof, StageIndex, WeightVersion,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -198,11 +198,12 @@ fn malformed() -> [Vec<u8>; 5] {
 /// Well-formed frames from a peer that has no part in this microbatch.
 fn lies(microbatch: MicrobatchId) -> [Envelope<Bytes>; 4] {
     let (attempt, loss) = (Attempt(0), Loss { sum: 1.0, tokens: 1 });
+    let proof = || RouteProof { microbatch, route: vec![hop(None)], key: RouteKey::default() };
     [
         forward(microbatch, 8),
         Message::Backward { microbatch, attempt, loss, path: Vec::new() }.into(),
-        Message::Evaluated { microbatch, attempt, loss }.into(),
-        Message::Refused { microbatch, by: hop(Some(StageIndex(3))), reason: Refusal::Unknown }.into(),
+        Message::Evaluated { proof: proof(), attempt, loss }.into(),
+        Message::Refused { proof: proof(), by: hop(Some(StageIndex(3))), reason: Refusal::Unknown }.into(),
     ]
 }
 
@@ -214,6 +215,7 @@ fn forward(microbatch: MicrobatchId, ids_bytes: usize) -> Envelope<Bytes> {
         is_retry: false,
         downstream_holder: None,
         route: vec![hop(None)],
+        key: RouteKey::default(),
         version: WeightVersion(0),
     };
     Envelope { message, ids: vec![65; ids_bytes].into(), payload: vec![0; 8].into() }

@@ -15,7 +15,7 @@ use swarmline::net::{Identity, Invite};
 use swarmline::packing::{Codec, TokenCodec};
 use swarmline_scheduler::{
     Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, MemberState, Membership, Message,
-    MicrobatchId, Purpose, Refusal, Role, StageIndex, WeightVersion,
+    MicrobatchId, Purpose, Refusal, Role, RouteKey, StageIndex, WeightVersion,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
@@ -141,6 +141,7 @@ impl Neighbour {
             is_retry: false,
             downstream_holder: None,
             route: vec![hop(None), hop(Some(StageIndex(0)))],
+            key: RouteKey::default(),
             version: WeightVersion(0),
         };
         Envelope { message, ids: ids.into(), payload: activation.into() }
@@ -195,8 +196,8 @@ impl Neighbour {
     fn refused(&mut self, id: u64, ids: Vec<u8>, activation: Vec<u8>) -> Refusal {
         self.send(self.forward(id, ids, activation));
         match self.reply() {
-            Message::Refused { microbatch, by, reason, .. } => {
-                assert_eq!((microbatch, by.stage), (MicrobatchId(id), Some(StageIndex(1))));
+            Message::Refused { proof, by, reason } => {
+                assert_eq!((proof.microbatch, by.stage), (MicrobatchId(id), Some(StageIndex(1))));
                 reason
             }
             other => panic!("{other:?} is no refusal"),

@@ -363,6 +363,26 @@ pub struct Forward {
     /// An earlier attempt was lost with its receiver. A retry takes no slot.
     #[prost(bool, tag = "7")]
     pub is_retry: bool,
+    /// Key of the receiver on this route: see RouteProof.
+    #[prost(bytes = "vec", tag = "8")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+}
+/// Proof that its sender was handed a microbatch.
+///
+/// The feeder has a secret. The key of a replica of stage 0 is the first 16 bytes of BLAKE3, keyed by the secret, of the id
+/// (u64) and the replica; the key of each later replica is the first 16 bytes of BLAKE3 of the key before it and the
+/// replica. A replica is hashed as its stage (u16), its public key and its incarnation (u64); integers are big endian.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RouteProof {
+    /// Id of the microbatch.
+    #[prost(uint64, tag = "1")]
+    pub microbatch: u64,
+    /// The hops before the sender, the feeder first.
+    #[prost(message, repeated, tag = "2")]
+    pub route: ::prost::alloc::vec::Vec<Hop>,
+    /// Key of the sender, 16 bytes.
+    #[prost(bytes = "vec", tag = "3")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
 }
 /// Upstream: the gradient of a microbatch. Payload: the packed gradient of the activation; none to a feeder.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -381,11 +401,11 @@ pub struct Backward {
     pub path: ::prost::alloc::vec::Vec<Hop>,
 }
 /// To the feeder: the result of an evaluation.
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Evaluated {
-    /// Id of the microbatch.
-    #[prost(uint64, tag = "1")]
-    pub microbatch: u64,
+    /// The microbatch, and the proof that the sender was handed it.
+    #[prost(message, optional, tag = "4")]
+    pub proof: ::core::option::Option<RouteProof>,
     /// Attempt number of the Forward that this answers.
     #[prost(uint32, tag = "2")]
     pub attempt: u32,
@@ -394,11 +414,11 @@ pub struct Evaluated {
     pub loss: ::core::option::Option<Loss>,
 }
 /// To the feeder: a replica refuses a microbatch, which gives the microbatch its outcome.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Refused {
-    /// Id of the microbatch.
-    #[prost(uint64, tag = "1")]
-    pub microbatch: u64,
+    /// The microbatch, and the proof that the sender was handed it.
+    #[prost(message, optional, tag = "5")]
+    pub proof: ::core::option::Option<RouteProof>,
     /// The replica that refuses the microbatch.
     #[prost(message, optional, tag = "2")]
     pub by: ::core::option::Option<Hop>,
@@ -487,6 +507,9 @@ pub struct StatusRequest {
     /// Hops of the microbatch so far, the feeder first, the sender last.
     #[prost(message, repeated, tag = "3")]
     pub route: ::prost::alloc::vec::Vec<Hop>,
+    /// Key of the receiver on this route: see RouteProof.
+    #[prost(bytes = "vec", tag = "4")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
 }
 /// Upstream: the reply to a StatusRequest while there is no gradient, or to a Forward that was not taken.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -580,14 +603,14 @@ pub struct OrphanNotice {
     pub holder: ::core::option::Option<Hop>,
 }
 /// To the feeder: asks for the grant to apply the sender's gradients of these microbatches.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Claim {
     /// The sender's stage, 0 to 65535.
     #[prost(uint32, tag = "1")]
     pub stage: u32,
-    /// Ids of the microbatches, at most 1024; none asks for a sign of life.
-    #[prost(uint64, repeated, tag = "2")]
-    pub microbatches: ::prost::alloc::vec::Vec<u64>,
+    /// The microbatches, at most 1024, each with the proof that the sender was handed it; none asks for a sign of life.
+    #[prost(message, repeated, tag = "4")]
+    pub claimed: ::prost::alloc::vec::Vec<RouteProof>,
     /// Microbatches that the sender claimed earlier and promises never to apply, at most 1024. The reply denies them.
     #[prost(uint64, repeated, tag = "3")]
     pub forfeited: ::prost::alloc::vec::Vec<u64>,
@@ -601,6 +624,9 @@ pub struct ClaimReply {
     /// Microbatches that another replica applies; at most 1024.
     #[prost(uint64, repeated, tag = "2")]
     pub denied: ::prost::alloc::vec::Vec<u64>,
+    /// Microbatches whose proof does not hold; at most 1024.
+    #[prost(uint64, repeated, tag = "3")]
+    pub forged: ::prost::alloc::vec::Vec<u64>,
 }
 /// Outcomes in one range of leased ids: every id of the range has its outcome, except those that are open.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

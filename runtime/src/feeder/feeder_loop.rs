@@ -214,6 +214,10 @@ impl FeederLoop {
             Action::RequestLease { count } => self.request_lease(count),
             Action::Outcome { microbatch, outcome } => self.count(microbatch, &outcome, reporter),
             Action::Evaluated(measured) => self.measured(&measured, reporter),
+            Action::Struck(hop) => {
+                let (peer, stage) = (format!("{:?}", hop.peer()), hop.stage.map_or(0, |stage| stage.0));
+                tell(reporter, Incident::ReplicaLies { peer, stage });
+            }
             Action::EvaluationDeclined => tracing::debug!("an evaluation was left out"),
             Action::End(end) => self.end = Some(end),
         }

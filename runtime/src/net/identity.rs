@@ -107,6 +107,12 @@ impl Identity {
         self.key.sign(message).to_bytes()
     }
 
+    /// A secret for one purpose, the same after every start with this key.
+    #[must_use]
+    pub fn derive_secret(&self, purpose: &str) -> [u8; 32] {
+        blake3::derive_key(purpose, self.key.as_bytes())
+    }
+
     /// The key pair as PKCS #8, which TLS reads.
     pub(super) fn to_pkcs8(&self) -> pkcs8::Result<SecretDocument> {
         self.key.to_pkcs8_der()

@@ -19,7 +19,7 @@ use crate::net::trust::Trust;
 use crate::packing::{Codec, TokenCodec};
 
 /// Limit of a frame header without its route, bytes: room for the longest claim, outcomes and recovery report.
-const HEADER_BYTES: usize = 32 << 10;
+const HEADER_BYTES: usize = 256 << 10;
 /// Limit of a hop of a route, bytes.
 const HOP_BYTES: usize = 64;
 

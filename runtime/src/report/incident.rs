@@ -75,6 +75,13 @@ pub enum Incident {
         /// Microbatches of the feeder that the replica held.
         affected: usize,
     },
+    /// More of what a replica says about microbatches is false than true.
+    ReplicaLies {
+        /// The replica.
+        peer: String,
+        /// Its stage, from 0.
+        stage: u16,
+    },
     /// A donor did not give the state of the stage.
     DonorFailed {
         /// The donor.
@@ -158,6 +165,11 @@ impl fmt::Display for Incident {
                 f,
                 "nothing heard from feeder {peer} for {seconds} s: it is gone, or the network between it and this \
                  replica drops its packets; other replicas take its {affected} microbatches"
+            ),
+            Self::ReplicaLies { peer, stage } => write!(
+                f,
+                "replica {peer} of stage {stage} lies: it claims or hands on microbatches that were never sent to it; it \
+                 gets no more"
             ),
             Self::DonorFailed { peer, stage, fault } => write!(
                 f,

@@ -1,5 +1,6 @@
 //! Limits of a replica.
 
+use crate::message::{CLAIM_HOPS_MAX, CLAIM_MAX};
 use crate::mutation::Mutation;
 use crate::{Duration, Hop, Instance, StageIndex};
 
@@ -71,6 +72,11 @@ impl Config {
     #[must_use]
     pub fn jobs_max(&self) -> usize {
         self.slots.saturating_mul(1 + RETRIES_PER_SLOT).saturating_add(2 * EXECUTOR_DEPTH)
+    }
+
+    /// Microbatches in one claim: their routes are no longer than [`CLAIM_HOPS_MAX`] together.
+    pub(super) fn claims_max(&self) -> usize {
+        (CLAIM_HOPS_MAX / (usize::from(self.stage.0) + 1)).clamp(1, CLAIM_MAX)
     }
 
     /// Retried microbatches held at once.

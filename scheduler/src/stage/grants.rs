@@ -9,7 +9,6 @@ use std::fmt::Debug;
 
 use super::microbatch::{ClaimState, Microbatch, UpdateState};
 use super::{Action, Job, Note, Stage};
-use crate::message::CLAIM_MAX;
 use crate::{Hop, Instance, Message, MicrobatchId, Time};
 
 impl<P: Clone + Default + Debug> Stage<P> {
@@ -45,7 +44,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let claimed: Vec<_> =
                 ids.iter().filter_map(|id| Some(self.microbatches.get(id)?.proof(*id))).collect();
             let mut forfeited = self.forfeits.owed_to(feeder.peer());
-            let chunks = claimed.chunks(CLAIM_MAX).map(<[_]>::to_vec);
+            let chunks = claimed.chunks(self.config.claims_max()).map(<[_]>::to_vec);
             let none = ids.is_empty().then(Vec::new);
             for claimed in chunks.chain(none) {
                 let forfeited = std::mem::take(&mut forfeited);

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use super::microbatch::Microbatch;
 use super::{Progress, Stage};
-use crate::{Heartbeat, Hop, Message, Time};
+use crate::{Duration, Heartbeat, Hop, Message, Time};
 
 impl<P: Clone + Default + Debug> Stage<P> {
     /// The contents of the next heartbeat to the coordinator.
@@ -78,6 +78,14 @@ impl<P: Clone + Default + Debug> Stage<P> {
     fn slots_open(&self) -> usize {
         let takes_none = self.draining || self.is_cut_off() || self.is_next_stage_lost(self.now);
         if takes_none { 0 } else { self.config.slots }
+    }
+
+    /// Neighbours wait for the first figure: a replica that has none is tried with one microbatch only.
+    pub(super) fn measure(&mut self, now: Time, took: Duration) {
+        if self.queue.service.get().is_none() {
+            self.heartbeat_at = now;
+        }
+        self.queue.service.add(took);
     }
 
     fn heartbeat(&self, now: Time) -> Heartbeat {

@@ -7,7 +7,7 @@ use swarmline_scheduler::recovery_report::{Item, Possession, RecoveryReport};
 use swarmline_scheduler::transfer::StateId;
 use swarmline_scheduler::{
     AckRange, Attempt, Heartbeat, Hop, Incarnation, Instance, Loss, MicrobatchId, PeerId, Purpose, Refusal,
-    StageIndex, Status, WeightVersion,
+    RouteKey, RouteProof, StageIndex, Status, WeightVersion,
 };
 
 use super::*;
@@ -26,6 +26,7 @@ fn forward() -> Envelope<Bytes> {
         attempt: Attempt(2),
         purpose: Purpose::EvaluateCut,
         is_retry: true,
+        key: KEY,
         downstream_holder: Some(hop(Some(4))),
         route: vec![hop(None), hop(Some(0)), hop(Some(u16::MAX))],
         version: WeightVersion(77),
@@ -49,8 +50,7 @@ fn one_of_each() -> Vec<Envelope<Bytes>> {
         Refusal::Abandoned,
         Refusal::Device("out of memory".into()),
     ];
-    let microbatch = MicrobatchId(5);
-    let refused = reasons.map(|reason| Message::Refused { microbatch, by: hop(Some(1)), reason });
+    let refused = reasons.map(|reason| Message::Refused { proof: proof(), by: hop(Some(1)), reason });
     let mut all = vec![
         forward(),
         backward(vec![hop(Some(3)), hop(Some(2))], vec![7; 256]),
@@ -60,6 +60,12 @@ fn one_of_each() -> Vec<Envelope<Bytes>> {
     all.extend(without_payload().into_iter().map(Envelope::from));
     all.extend(between_replicas());
     all
+}
+
+const KEY: RouteKey = RouteKey([7; 16]);
+
+fn proof() -> RouteProof {
+    RouteProof { microbatch: MicrobatchId(5), route: vec![hop(None), hop(Some(0))], key: KEY }
 }
 
 /// Messages of feeders and replicas without ids or payload.
@@ -77,16 +83,12 @@ fn without_payload() -> Vec<Message> {
     let statuses = [Status::Held, Status::Missing, Status::Busy];
     let statuses = statuses.map(|status| Message::StatusReply { microbatch, attempt, status });
     let mut messages = vec![
-        Message::Evaluated { microbatch, attempt, loss: Loss { sum: 2.5, tokens: 4 } },
-        Message::StatusRequest { microbatch, attempt, route: vec![hop(None)] },
+        Message::Evaluated { proof: proof(), attempt, loss: Loss { sum: 2.5, tokens: 4 } },
+        Message::StatusRequest { microbatch, attempt, route: vec![hop(None)], key: KEY },
         Message::Forwarded { microbatch, attempt, next: hop(Some(2)) },
         Message::OrphanNotice { microbatch, holder: hop(Some(2)) },
-        Message::Claim {
-            stage: StageIndex(3),
-            microbatches: microbatches.clone(),
-            forfeited: vec![microbatch],
-        },
-        Message::ClaimReply { granted: microbatches, denied: Vec::new() },
+        Message::Claim { stage: StageIndex(3), claimed: vec![proof()], forfeited: vec![microbatch] },
+        Message::ClaimReply { granted: microbatches, denied: Vec::new(), forged: vec![microbatch] },
         Message::Outcomes { ranges: vec![range.clone()] },
         Message::RoundCall { round: Round(6), is_closing: true },
         Message::RoundReport { round: Round(7) },
@@ -298,7 +300,7 @@ fn a_message_beyond_the_limits_is_not_sent() {
 #[test]
 fn a_refusal_cannot_write_lines_into_a_log() {
     let reason = Refusal::Malformed(format!("first\nsecond {}", "x".repeat(5000)));
-    let message = Message::Refused { microbatch: MicrobatchId(1), by: hop(None), reason };
+    let message = Message::Refused { proof: proof(), by: hop(None), reason };
     let received = decoded(encoded(&message.into())).unwrap().message;
     let Message::Refused { reason: Refusal::Malformed(detail), .. } = received else {
         panic!("not the refusal that was sent");

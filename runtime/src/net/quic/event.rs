@@ -71,8 +71,8 @@ fn describe(message: &Message) -> String {
     match message {
         Message::Forward { microbatch, attempt, .. } => format!("forward {microbatch}.{}", attempt.0),
         Message::Backward { microbatch, attempt, .. } => format!("backward {microbatch}.{}", attempt.0),
-        Message::Evaluated { microbatch, attempt, .. } => format!("evaluated {microbatch}.{}", attempt.0),
-        Message::Refused { microbatch, .. } => format!("refused {microbatch}"),
+        Message::Evaluated { proof, attempt, .. } => format!("evaluated {}.{}", proof.microbatch, attempt.0),
+        Message::Refused { proof, .. } => format!("refused {}", proof.microbatch),
         Message::StatusRequest { microbatch, attempt, .. } => {
             format!("status request {microbatch}.{}", attempt.0)
         }
@@ -81,7 +81,7 @@ fn describe(message: &Message) -> String {
         }
         Message::Forwarded { microbatch, attempt, .. } => format!("forwarded {microbatch}.{}", attempt.0),
         Message::OrphanNotice { microbatch, .. } => format!("orphan {microbatch}"),
-        Message::Claim { microbatches, .. } => format!("claim of {}", microbatches.len()),
+        Message::Claim { claimed, .. } => format!("claim of {}", claimed.len()),
         Message::ClaimReply { granted, .. } => format!("grant of {}", granted.len()),
         Message::Outcomes { .. } => "outcomes".to_owned(),
         Message::RoundCall { round, .. } => format!("round call {}", round.0),

@@ -141,7 +141,12 @@ mod tests {
     #[test]
     fn only_long_frames_are_bulk() {
         assert_eq!(Lane::of(&backward(0)), Lane::Bulk);
-        let status = Message::StatusRequest { microbatch: ID, attempt: Attempt(0), route: Vec::new() };
+        let status = Message::StatusRequest {
+            microbatch: ID,
+            attempt: Attempt(0),
+            route: Vec::new(),
+            key: swarmline_scheduler::RouteKey::default(),
+        };
         assert_eq!(Lane::of(&status), Lane::Control);
         assert_eq!(Lane::of(&Message::Heartbeat(Heartbeat::default())), Lane::Control);
         assert_eq!(Lane::of(&Message::Transfer(TransferMessage::Request)), Lane::Control);
@@ -155,7 +160,12 @@ mod tests {
         underway.add(&backward(1));
         assert!(underway.makes_needless(&backward(1)));
         assert!(!underway.makes_needless(&backward(2)));
-        let status = Message::StatusRequest { microbatch: ID, attempt: Attempt(1), route: Vec::new() };
+        let status = Message::StatusRequest {
+            microbatch: ID,
+            attempt: Attempt(1),
+            route: Vec::new(),
+            key: swarmline_scheduler::RouteKey::default(),
+        };
         assert!(!underway.makes_needless(&status), "it asks for the forward, and that has arrived");
         underway.remove(&backward(1));
         assert!(!underway.makes_needless(&backward(1)) && underway.is_empty());

@@ -8,7 +8,7 @@ use std::time::Instant;
 use swarmline_proto::v1;
 
 use swarmline_scheduler::{
-    Attempt, Health, Heartbeat, Loss, Message, MicrobatchId, Purpose, Time, Verdict, WeightVersion,
+    Attempt, Health, Heartbeat, Loss, Message, MicrobatchId, Purpose, RouteKey, Time, Verdict, WeightVersion,
 };
 
 use super::*;
@@ -108,6 +108,7 @@ fn forward(id: u64, activation: Vec<u8>) -> Envelope<Bytes> {
         is_retry: false,
         downstream_holder: None,
         route: Vec::new(),
+        key: RouteKey::default(),
         version: WeightVersion(1),
     };
     Envelope { message, ids: Bytes::from_static(&[1; 100]), payload: activation.into() }
@@ -121,11 +122,9 @@ fn backward(id: u64) -> Envelope<Bytes> {
 }
 
 fn id_of(envelope: &Envelope<Bytes>) -> u64 {
-    match envelope.message {
-        Message::Forward { microbatch, .. }
-        | Message::Backward { microbatch, .. }
-        | Message::Evaluated { microbatch, .. }
-        | Message::Refused { microbatch, .. } => microbatch.0,
+    match &envelope.message {
+        Message::Forward { microbatch, .. } | Message::Backward { microbatch, .. } => microbatch.0,
+        Message::Evaluated { proof, .. } | Message::Refused { proof, .. } => proof.microbatch.0,
         _ => unreachable!("these tests send none"),
     }
 }
@@ -602,7 +601,12 @@ async fn a_status_request_does_not_overtake_the_microbatch_it_asks_about() {
     let left = Side::new(1);
     let mut right = Side::new(2);
     let route = Vec::new();
-    let status = Message::StatusRequest { microbatch: MicrobatchId(0), attempt: Attempt(0), route };
+    let status = Message::StatusRequest {
+        microbatch: MicrobatchId(0),
+        attempt: Attempt(0),
+        route,
+        key: RouteKey::default(),
+    };
     let (to, at) = (right.peer(), right.address);
     left.plane.send(to, at, forward(0, vec![1; 60_000])).unwrap();
     left.plane.send(to, at, status.clone().into()).unwrap();

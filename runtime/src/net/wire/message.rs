@@ -4,7 +4,8 @@ use swarmline_proto::v1;
 use swarmline_proto::v1::frame::Message as Wire;
 use swarmline_scheduler::averaging::Round;
 use swarmline_scheduler::{
-    Attempt, CLAIM_MAX, Duration, Heartbeat, Message, MicrobatchId, Purpose, Refusal, Status, WeightVersion,
+    Attempt, CLAIM_MAX, Duration, Heartbeat, Message, MicrobatchId, Purpose, Refusal, RouteKey, RouteProof,
+    Status, WeightVersion,
 };
 
 use super::ranges::{decode_ranges, encode_range};
@@ -16,36 +17,49 @@ use super::{
 /// A message as part of the header of a frame.
 pub(in crate::net) fn encode_message(message: &Message) -> Wire {
     match message {
-        Message::Forward { microbatch, attempt, purpose, is_retry, route, downstream_holder, version } => {
-            Wire::Forward(v1::Forward {
-                microbatch: microbatch.0,
-                attempt: attempt.0,
-                purpose: encode_purpose(*purpose).into(),
-                is_retry: *is_retry,
-                route: route.iter().map(encode_hop).collect(),
-                downstream_holder: downstream_holder.as_ref().map(encode_hop),
-                weight_version: version.0,
-            })
-        }
+        Message::Forward {
+            microbatch,
+            attempt,
+            purpose,
+            is_retry,
+            route,
+            key,
+            downstream_holder,
+            version,
+        } => Wire::Forward(v1::Forward {
+            microbatch: microbatch.0,
+            attempt: attempt.0,
+            purpose: encode_purpose(*purpose).into(),
+            is_retry: *is_retry,
+            route: route.iter().map(encode_hop).collect(),
+            downstream_holder: downstream_holder.as_ref().map(encode_hop),
+            weight_version: version.0,
+            key: key.0.to_vec(),
+        }),
         Message::Backward { microbatch, attempt, loss, path } => Wire::Backward(v1::Backward {
             microbatch: microbatch.0,
             attempt: attempt.0,
             loss: Some(encode_loss(*loss)),
             path: path.iter().map(encode_hop).collect(),
         }),
-        Message::Evaluated { microbatch, attempt, loss } => Wire::Evaluated(v1::Evaluated {
-            microbatch: microbatch.0,
+        Message::Evaluated { proof, attempt, loss } => Wire::Evaluated(v1::Evaluated {
+            proof: Some(encode_proof(proof)),
             attempt: attempt.0,
             loss: Some(encode_loss(*loss)),
         }),
-        Message::Refused { microbatch, by, reason } => {
+        Message::Refused { proof, by, reason } => {
             let (cause, detail) = encode_refusal(reason);
             let by = Some(encode_hop(by));
-            Wire::Refused(v1::Refused { microbatch: microbatch.0, by, cause: cause.into(), detail })
+            let proof = Some(encode_proof(proof));
+            Wire::Refused(v1::Refused { proof, by, cause: cause.into(), detail })
         }
-        Message::StatusRequest { microbatch, attempt, route } => {
-            let route = route.iter().map(encode_hop).collect();
-            Wire::StatusRequest(v1::StatusRequest { microbatch: microbatch.0, attempt: attempt.0, route })
+        Message::StatusRequest { microbatch, attempt, route, key } => {
+            Wire::StatusRequest(v1::StatusRequest {
+                microbatch: microbatch.0,
+                attempt: attempt.0,
+                route: route.iter().map(encode_hop).collect(),
+                key: key.0.to_vec(),
+            })
         }
         Message::StatusReply { microbatch, attempt, status } => {
             let status = encode_status(*status).into();
@@ -59,14 +73,16 @@ pub(in crate::net) fn encode_message(message: &Message) -> Wire {
             let holder = Some(encode_hop(holder));
             Wire::OrphanNotice(v1::OrphanNotice { microbatch: microbatch.0, holder })
         }
-        Message::Claim { stage, microbatches, forfeited } => Wire::Claim(v1::Claim {
+        Message::Claim { stage, claimed, forfeited } => Wire::Claim(v1::Claim {
             stage: stage.0.into(),
-            microbatches: encode_ids(microbatches),
+            claimed: claimed.iter().map(encode_proof).collect(),
             forfeited: encode_ids(forfeited),
         }),
-        Message::ClaimReply { granted, denied } => {
-            Wire::ClaimReply(v1::ClaimReply { granted: encode_ids(granted), denied: encode_ids(denied) })
-        }
+        Message::ClaimReply { granted, denied, forged } => Wire::ClaimReply(v1::ClaimReply {
+            granted: encode_ids(granted),
+            denied: encode_ids(denied),
+            forged: encode_ids(forged),
+        }),
         Message::Outcomes { ranges } => {
             Wire::Outcomes(v1::Outcomes { ranges: ranges.iter().map(encode_range).collect() })
         }
@@ -93,6 +109,7 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
             purpose: decode_purpose(forward.purpose)?,
             is_retry: forward.is_retry,
             route: decode_hops(&forward.route)?,
+            key: decode_key(&forward.key)?,
             downstream_holder: forward.downstream_holder.as_ref().map(decode_hop).transpose()?,
             version: WeightVersion(forward.weight_version),
         },
@@ -103,12 +120,12 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
             path: decode_hops(&backward.path)?,
         },
         Wire::Evaluated(evaluated) => Message::Evaluated {
-            microbatch: MicrobatchId(evaluated.microbatch),
+            proof: require_proof(evaluated.proof)?,
             attempt: Attempt(evaluated.attempt),
             loss: require_loss(evaluated.loss)?,
         },
         Wire::Refused(refused) => Message::Refused {
-            microbatch: MicrobatchId(refused.microbatch),
+            proof: require_proof(refused.proof)?,
             by: require_hop(refused.by.as_ref(), "the replica that refuses")?,
             reason: decode_refusal(refused.cause, &refused.detail)?,
         },
@@ -116,6 +133,7 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
             microbatch: MicrobatchId(request.microbatch),
             attempt: Attempt(request.attempt),
             route: decode_hops(&request.route)?,
+            key: decode_key(&request.key)?,
         },
         Wire::StatusReply(reply) => Message::StatusReply {
             microbatch: MicrobatchId(reply.microbatch),
@@ -133,12 +151,14 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         },
         Wire::Claim(claim) => Message::Claim {
             stage: decode_stage(claim.stage)?,
-            microbatches: decode_ids(&claim.microbatches)?,
+            claimed: decode_proofs(claim.claimed)?,
             forfeited: decode_ids(&claim.forfeited)?,
         },
-        Wire::ClaimReply(reply) => {
-            Message::ClaimReply { granted: decode_ids(&reply.granted)?, denied: decode_ids(&reply.denied)? }
-        }
+        Wire::ClaimReply(reply) => Message::ClaimReply {
+            granted: decode_ids(&reply.granted)?,
+            denied: decode_ids(&reply.denied)?,
+            forged: decode_ids(&reply.forged)?,
+        },
         Wire::Outcomes(outcomes) => Message::Outcomes { ranges: decode_ranges(outcomes.ranges)? },
         Wire::Heartbeat(heartbeat) => Message::Heartbeat(decode_heartbeat(&heartbeat)),
         Wire::RoundCall(call) => Message::RoundCall { round: Round(call.round), is_closing: call.is_closing },
@@ -189,6 +209,34 @@ fn encode_ids(ids: &[MicrobatchId]) -> Vec<u64> {
 fn decode_ids(ids: &[u64]) -> Result<Vec<MicrobatchId>, WireError> {
     check_count(ids, CLAIM_MAX, "the number of microbatches", "at most 1024")?;
     Ok(ids.iter().copied().map(MicrobatchId).collect())
+}
+
+fn encode_proof(proof: &RouteProof) -> v1::RouteProof {
+    v1::RouteProof {
+        microbatch: proof.microbatch.0,
+        route: proof.route.iter().map(encode_hop).collect(),
+        key: proof.key.0.to_vec(),
+    }
+}
+
+fn decode_proofs(proofs: Vec<v1::RouteProof>) -> Result<Vec<RouteProof>, WireError> {
+    check_count(&proofs, CLAIM_MAX, "the number of claims", "at most 1024")?;
+    proofs.into_iter().map(decode_proof).collect()
+}
+
+fn require_proof(proof: Option<v1::RouteProof>) -> Result<RouteProof, WireError> {
+    decode_proof(proof.ok_or(WireError::Missing { field: "the proof of the route" })?)
+}
+
+fn decode_proof(proof: v1::RouteProof) -> Result<RouteProof, WireError> {
+    let (route, key) = (decode_hops(&proof.route)?, decode_key(&proof.key)?);
+    Ok(RouteProof { microbatch: MicrobatchId(proof.microbatch), route, key })
+}
+
+fn decode_key(key: &[u8]) -> Result<RouteKey, WireError> {
+    let value = || format!("{} bytes long", key.len());
+    let wrong = || WireError::Range { field: "the key of a route", value: value(), allowed: "16 bytes long" };
+    key.try_into().map(RouteKey).map_err(|_| wrong())
 }
 
 fn encode_status(status: Status) -> v1::status_reply::Status {
