@@ -35,13 +35,13 @@ mod world;
 use std::collections::VecDeque;
 use std::fmt::Debug;
 
-use crate::{Instance, Time};
+use crate::{Attempt, Duration, Instance, Time};
 
 pub use adaptive_timeout::{TIMEOUT_FIRST, TIMEOUT_MAX, TIMEOUT_MIN};
 pub use counts::{Counts, Fault, Note};
 pub use deferred::DEFERRED_PER_MEMBER;
 pub use event::{Action, Event, Reason};
-pub use group::{ATTEMPTS_MAX, FragmentIndex, GroupId, MEMBERS_MAX, PartIndex, Round};
+pub use group::{ATTEMPTS_MAX, FragmentIndex, GroupId, MEMBERS_MAX, MemberSet, PartIndex, Round};
 pub use job::{Job, Reply};
 pub use message::{AveragingMessage, Content};
 pub use part::WEIGHT_MAX;
@@ -51,6 +51,7 @@ use adaptive_timeout::AdaptiveTimeout;
 use deferred::Deferred;
 use group::Group;
 use part::{Context, PartState};
+use reducer::Mean;
 use unreachable::Unreachable;
 
 /// Settings of averaging: the replica's identity, and the division of its numbers.
@@ -68,8 +69,9 @@ pub struct Config {
 /// Means the executor has at once: one is applied, one waits. Microbatches go on between them.
 pub const APPLYING_MAX: usize = 2;
 
-/// Timeouts for a snapshot: the executor may be in a long job.
-const SNAPSHOT_TIMEOUTS: u32 = 4;
+/// How long a snapshot is awaited: the executor may be in a long job. A copy that takes longer than [`TIMEOUT_MAX`] is
+/// in no mean, but its replica still learns the means of the others.
+pub const SNAPSHOT_WITHIN: Duration = Duration::from_secs(30);
 
 /// A round under way.
 #[derive(Debug)]
@@ -79,6 +81,8 @@ struct Current<P> {
     /// The time at which the round is given up if there is no snapshot.
     deadline: Time,
     weight: u64,
+    /// Contributions of this replica that no mean has carried.
+    uncarried: u64,
     /// The state of each part; empty before the snapshot is there.
     parts: Vec<PartState<P>>,
 }
@@ -93,6 +97,8 @@ pub struct Averaging<P> {
     /// The last round begun here.
     begun: Option<Round>,
     current: Option<Current<P>>,
+    /// The round that ended last, until the next begins: members that are late are told its means.
+    settled: Option<Current<P>>,
     unreachable: Unreachable,
     deferred: Deferred<P>,
     timeout: AdaptiveTimeout,
@@ -110,6 +116,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
             newest: None,
             begun: None,
             current: None,
+            settled: None,
             unreachable: Unreachable::default(),
             deferred: Deferred::default(),
             timeout: AdaptiveTimeout::default(),
@@ -144,8 +151,8 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         if current.parts.is_empty() {
             return Some((current.deadline, Reason::SnapshotExpires));
         }
-        let timeout = self.timeout.current();
-        let deadlines = current.parts.iter().filter_map(|part| part.deadline(&current.group, timeout));
+        let deadline = |part: &PartState<P>| part.deadline(&current.group, &self.timeout);
+        let deadlines = current.parts.iter().filter_map(deadline);
         deadlines.min_by_key(|(at, _)| *at)
     }
 
@@ -190,7 +197,9 @@ impl<P: Clone + Default + Debug> Averaging<P> {
 
     fn on_reply(&mut self, now: Time, reply: Reply<P>) {
         match reply {
-            Reply::Snapshot { round, weight, parts } => self.on_snapshot(now, round, weight, parts),
+            Reply::Snapshot { round, uncarried, weight, parts } => {
+                self.on_snapshot(now, round, (uncarried, weight), parts);
+            }
             Reply::Reduced { round, part, attempt, outcome } => {
                 self.at(now, round, part, |part, x| part.reduced(x, attempt, outcome));
             }
@@ -200,7 +209,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         }
     }
 
-    fn on_snapshot(&mut self, now: Time, round: Round, weight: u64, parts: Vec<P>) {
+    fn on_snapshot(&mut self, now: Time, round: Round, (uncarried, weight): (u64, u64), parts: Vec<P>) {
         let Some(current) = self
             .current
             .as_mut()
@@ -212,6 +221,8 @@ impl<P: Clone + Default + Debug> Averaging<P> {
             return self.finish();
         }
         current.weight = weight.min(WEIGHT_MAX);
+        current.uncarried = uncarried;
+        current.group.copied(now);
         current.parts = parts.into_iter().map(PartState::new).collect();
         let id = current.group.id;
         if !current.group.can_choose() {
@@ -233,8 +244,10 @@ impl<P: Clone + Default + Debug> Averaging<P> {
             Some((id, _)) if id == message.group && matches!(message.content, Content::NotAMember) => {
                 self.lose(now, |member| *member == from);
             }
-            Some((id, true)) if id == message.group => self.defer(from, message, payload),
-            Some((id, false)) if id == message.group => {
+            Some((id, true)) if id == message.group && !matches!(message.content, Content::Copying) => {
+                self.defer(from, message, payload);
+            }
+            Some((id, _)) if id == message.group => {
                 self.deliver(now, from, message, payload);
             }
             Some((id, _)) if id.round == round => {
@@ -242,10 +255,34 @@ impl<P: Clone + Default + Debug> Averaging<P> {
                 self.decline(from, &message);
             }
             Some(_) | None if self.begun < Some(round) => self.defer(from, message, payload),
-            Some(_) | None => {
-                self.count(Note::Late(from));
-                self.decline(from, &message);
-            }
+            Some(_) | None => self.on_late(from, &message),
+        }
+    }
+
+    fn on_copying(&mut self, from: Instance) {
+        if let Some(current) = &mut self.current
+            && let Some(member) = current.group.position(from)
+        {
+            current.group.copy_begins(member);
+        }
+    }
+
+    /// A message about a round that has ended here. A member that is late is told the mean, if there is one.
+    fn on_late(&mut self, from: Instance, message: &AveragingMessage) {
+        self.count(Note::Late(from));
+        let &AveragingMessage { group, part, attempt, .. } = message;
+        let settled = self.settled.as_ref().filter(|settled| settled.group.id == group);
+        let settled = settled.filter(|_| message.content.awaits_answer());
+        let state = settled.and_then(|settled| Some((settled, settled.parts.get(part.0 as usize)?)));
+        let mean = state.and_then(|(settled, state)| state.chosen_for(&settled.group, part, attempt));
+        let Some((attempt, Mean { contributors, numbers })) = mean.map(|(of, mean)| (of, mean.clone()))
+        else {
+            return self.decline(from, message);
+        };
+        let accept = Content::Accept { contributors };
+        for (content, payload) in [(accept, numbers), (Content::Chosen, P::default())] {
+            let message = AveragingMessage { group, part, attempt, content };
+            self.actions.push_back(Action::Send { to: from.peer, message, payload });
         }
     }
 
@@ -266,6 +303,9 @@ impl<P: Clone + Default + Debug> Averaging<P> {
 
     fn deliver(&mut self, now: Time, from: Instance, message: AveragingMessage, payload: P) {
         let AveragingMessage { group, part, attempt, content } = message;
+        if matches!(content, Content::Copying) {
+            return self.on_copying(from);
+        }
         let Some(current) = &self.current else { return };
         match current.group.position(from) {
             Some(member) if part.0 < current.group.parts() => {
@@ -354,9 +394,21 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         self.begun = Some(round);
         self.decline_deferred(|id| id.round <= round && id != group.id);
         let (fragment, parts) = (round.fragment(self.config.fragments), group.parts());
-        let deadline = now + self.timeout.current() * SNAPSHOT_TIMEOUTS;
-        self.current = Some(Current { group, fragment, deadline, weight: 0, parts: Vec::new() });
+        let deadline = now + SNAPSHOT_WITHIN;
+        self.announce_copy(&group);
+        self.settled = None;
+        self.current =
+            Some(Current { group, fragment, deadline, weight: 0, uncarried: 0, parts: Vec::new() });
         self.execute(Job::Snapshot { round, fragment, parts });
+    }
+
+    /// Tells the other members that this replica's copy is under way.
+    fn announce_copy(&mut self, group: &Group) {
+        let (part, attempt) = (PartIndex(0), Attempt(0));
+        for to in group.others().filter_map(|member| group.instance(member)) {
+            let message = AveragingMessage { group: group.id, part, attempt, content: Content::Copying };
+            self.actions.push_back(Action::Send { to: to.peer, message, payload: P::default() });
+        }
     }
 
     /// Leaves out every round up to `round` that has not begun here.
@@ -375,11 +427,12 @@ impl<P: Clone + Default + Debug> Averaging<P> {
 
     fn finish(&mut self) {
         let Some(current) = self.current.take() else { return };
-        let complete = !current.parts.is_empty() && current.parts.iter().all(PartState::is_done);
+        let complete = !current.parts.is_empty() && current.parts.iter().all(PartState::is_carried);
         self.counts.rounds += 1;
         self.counts.complete += u64::from(complete);
         let (round, fragment) = (current.group.id.round, current.fragment);
         self.execute(Job::Finish { round, fragment, complete });
+        self.settled = Some(current);
     }
 
     // --- Access to parts ------------------------------------------------------------------------------------
@@ -420,9 +473,10 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         for (part, state) in parts.skip(range.start).take(range.len()) {
             let mut context = Context {
                 now,
-                group: &current.group,
+                group: &mut current.group,
                 part,
                 weight: current.weight,
+                uncarried: current.uncarried,
                 superseded,
                 timeout: &mut self.timeout,
                 actions: &mut self.actions,

@@ -4,9 +4,9 @@
 //! A training microbatch is admitted by the window, drawn by the process and sent to a replica of stage 0. On its way
 //! back replicas claim it, each for its stage; the feeder grants exactly one claim a stage. A microbatch that comes
 //! back through stage 0 is finished; a microbatch that a replica refuses is refused; there is no other outcome. A
-//! microbatch whose replica is lost is retried. Evaluations go among the training microbatches; in a synchronous run they
-//! wait until none is in flight, so that the figure belongs to one set of weights. When every microbatch has its outcome, replicas of a stage average every
-//! fragment once more (`rounds`).
+//! microbatch whose replica is lost is retried. Evaluations go among the training microbatches; in a synchronous run
+//! they wait until none is in flight, so that the figure belongs to one set of weights. When every microbatch has its
+//! outcome, replicas of a stage average every fragment once more (`rounds`).
 //!
 //! Facts that must survive this process go into a journal first; [`Feeder::resume`] goes on from it.
 
@@ -42,8 +42,8 @@ use crate::averaging::Round;
 use crate::handoff::{Handoff, Leg};
 use crate::router::{Completion, Router};
 use crate::{
-    Directive, Envelope, Hop, Instance, Lease, Message, MicrobatchId, PeerTable, Purpose, Refusal,
-    RouteProof, StageIndex, Time,
+    Directive, Envelope, Hop, Instance, Lease, MemberState, Message, MicrobatchId, PeerTable, Purpose,
+    Refusal, RouteProof, StageIndex, Time,
 };
 
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
@@ -198,7 +198,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             Record::Ended { microbatch, outcome } => {
                 self.open.remove(&microbatch);
                 self.handoff.forget(Time::default(), microbatch, outcome.completion());
-                self.note_contributions(microbatch, &outcome);
+                self.note_contributions(microbatch, &outcome, Contributions::remember);
                 self.grants.end(Time::default(), microbatch);
                 self.announcement.end(microbatch);
                 self.counts.settle(microbatch, &outcome);
@@ -379,7 +379,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             Message::Refused { proof, by, reason } => self.on_refused(now, from, &proof, by, reason),
             Message::RecoveryReport(report) => self.on_recovery_report(from, report),
-            Message::RoundReport { round } => self.on_round_report(from, round),
+            Message::RoundReport { round, carried } => self.on_round_report(from, round, carried),
             Message::Heartbeat(heartbeat) => {
                 if self.table.placed(&first) {
                     self.handoff.neighbours.heartbeat(now, first, heartbeat);
@@ -407,11 +407,15 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    fn on_round_report(&mut self, from: Instance, round: Round) {
-        if self.table.get(from).is_none() {
-            return self.counts.foreign += 1;
+    /// A report about rounds that this feeder does not know yet says nothing about the grants that it knows.
+    fn on_round_report(&mut self, from: Instance, round: Round, carried: Option<Round>) {
+        let Some(member) = self.table.get(from) else { return self.counts.foreign += 1 };
+        if let (MemberState::Serving(stage), Some(carried)) = (member.state, carried)
+            && carried <= self.rounds.current()
+        {
+            self.contributions.carried(&Hop::replica(stage, from), carried.0);
         }
-        self.rounds.ended(from, round);
+        self.rounds.ended(from, round, carried);
     }
 
     // --- Outcomes -------------------------------------------------------------------------------------------
@@ -428,7 +432,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if open.trains() {
             let record = Record::Ended { microbatch, outcome: outcome.clone() };
             self.actions.push_back(Action::Journal(record));
-            self.note_contributions(microbatch, &outcome);
+            self.note_contributions(microbatch, &outcome, Contributions::grant);
             self.lose_contributions_of_absent(microbatch);
             self.grants.end(now, microbatch);
             self.announcement.end(microbatch);
@@ -473,9 +477,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if self.config.averaging.is_none() && !over {
             return;
         }
+        let before = self.rounds.current().0;
         let changed = self.averaging_members.follow(&self.table, self.config.stages);
         let looks = self.rounds.may_proceed(now, training) || changed;
         if looks && self.rounds.proceed(now, training, self.averaging_members.stages()) {
+            let round = self.rounds.current().0;
+            if round > before + 1 {
+                self.contributions.catch_up(round);
+            }
             self.actions.push_back(Action::Journal(Record::RoundCalled));
             self.announce_at = now;
         }

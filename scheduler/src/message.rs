@@ -222,6 +222,9 @@ pub enum Message {
     RoundReport {
         /// The latest round that has ended.
         round: Round,
+        /// Every fragment has been averaged with the sender's contribution in this round or a later one; `None` before
+        /// that.
+        carried: Option<Round>,
     },
     /// From a feeder that takes over a range of ids: a request for the receiver's recovery report.
     RecoverRange {

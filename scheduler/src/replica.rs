@@ -1,10 +1,11 @@
 //! One replica of one stage, from its initial state to its departure: the machine of a volunteer's process.
 //!
-//! A replica that the coordinator has placed first takes over the state of another replica of its stage (`joining`). Then
-//! it tells the coordinator that it serves. From then on three machines work side by side: [`Stage`] for microbatches,
-//! [`Averaging`] for the rounds that keep replicas of a stage together, and [`Upload`] for joiners that take its state. A
-//! message goes to the machine that it concerns, and every machine hears of the table and of lost peers. A replica that
-//! is asked to leave finishes its microbatches and waits until its updates are averaged (`departure`).
+//! A replica that the coordinator has placed first takes over the state of another replica of its stage (`joining`).
+//! Then it tells the coordinator that it serves. From then on three machines work side by side: [`Stage`] for
+//! microbatches,
+//! [`Averaging`] for the rounds that keep replicas of a stage together, and [`Upload`] for joiners that take its state.
+//! A message goes to the machine that it concerns, and every machine hears of the table and of lost peers. A replica
+//! that is asked to leave finishes its microbatches and waits until its updates are averaged (`departure`).
 //!
 //! A process that stood still asks the coordinator whether it still is a member, and sends nothing before the answer.
 
@@ -343,6 +344,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
         if let averaging::Job::Finish { round, fragment, complete } = job {
             if complete {
                 self.departure.averaged(round, fragment);
+                self.rounds.carry(round, fragment, self.config.fragments.max(1));
             }
             let report = self.rounds.end(now, round);
             self.report_round(report);
@@ -418,8 +420,8 @@ impl<P: Clone + Default + Debug> Replica<P> {
     }
 
     fn report_round(&mut self, report: Option<RoundReport>) {
-        if let Some(RoundReport { feeder, ended }) = report {
-            let envelope = Message::RoundReport { round: ended }.into();
+        if let Some(RoundReport { feeder, ended, carried }) = report {
+            let envelope = Message::RoundReport { round: ended, carried }.into();
             self.send(Action::Send { to: feeder, envelope });
         }
     }

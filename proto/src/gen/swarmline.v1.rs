@@ -262,7 +262,7 @@ pub struct Frame {
     pub payload_bytes: u64,
     #[prost(
         oneof = "frame::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 26, 30, 31, 32, 33, 34, 35"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 26, 27, 30, 31, 32, 33, 34, 35"
     )]
     pub message: ::core::option::Option<frame::Message>,
 }
@@ -323,6 +323,8 @@ pub mod frame {
         EmptyPart(super::EmptyPart),
         #[prost(message, tag = "26")]
         NotAMember(super::NotAMember),
+        #[prost(message, tag = "27")]
+        CopyUnderWay(super::CopyUnderWay),
         /// The state of a stage, from a serving replica to a joining replica.
         #[prost(message, tag = "30")]
         StateRequest(super::StateRequest),
@@ -685,6 +687,9 @@ pub struct RoundReport {
     /// The round, which has ended at the sender like all before it.
     #[prost(uint64, tag = "1")]
     pub round: u64,
+    /// Every fragment has been averaged with the sender's contribution in this round or a later one; absent before that.
+    #[prost(uint64, optional, tag = "2")]
+    pub carried: ::core::option::Option<u64>,
 }
 /// From the successor: asks for the receiver's knowledge of a range of ids, repeated until the reply arrives. A replica
 /// replies only to the feeder that its membership table names, and takes no grants from former feeders any more.
@@ -837,6 +842,9 @@ pub struct Promise {
     /// Attempt of the owner that proposed the mean; below that of this message.
     #[prost(uint32, tag = "2")]
     pub of_attempt: u32,
+    /// The members whose contributions are in the mean: bit i stands for member i.
+    #[prost(fixed64, tag = "3")]
+    pub contributors: u64,
 }
 /// From the owner to every member. Payload: the mean. A receiver replies Accepted; it MUST NOT apply the mean yet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -844,6 +852,10 @@ pub struct Accept {
     /// The part.
     #[prost(message, optional, tag = "1")]
     pub at: ::core::option::Option<PartOfRound>,
+    /// The members whose contributions are in the mean: bit i stands for member i. A member that is not among them MUST
+    /// NOT lose what it has learned to the mean.
+    #[prost(fixed64, tag = "2")]
+    pub contributors: u64,
 }
 /// To the owner: the sender has accepted its mean.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -860,10 +872,20 @@ pub struct Chosen {
     #[prost(message, optional, tag = "1")]
     pub at: ::core::option::Option<PartOfRound>,
 }
-/// From the owner to every member: no member has contributed to the part.
+/// From the owner to every member: no member that was heard has anything to contribute to the part.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EmptyPart {
     /// The part.
+    #[prost(message, optional, tag = "1")]
+    pub at: ::core::option::Option<PartOfRound>,
+    /// The members heard: bit i stands for member i. Unless they are all members, this was no round of the part.
+    #[prost(fixed64, tag = "2")]
+    pub heard: u64,
+}
+/// To every member, as soon as a round begins: the sender's copy of its numbers is under way, and owners wait for it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CopyUnderWay {
+    /// The round; its part and attempt mean nothing.
     #[prost(message, optional, tag = "1")]
     pub at: ::core::option::Option<PartOfRound>,
 }

@@ -8,7 +8,8 @@ use swarmline_scheduler::averaging::{Fault, FragmentIndex, PartIndex, Round};
 use super::contributions::Contributions;
 use super::fragments::{Fragments, Stretch, range_of};
 use super::merge::{shifted, shifted_square};
-use super::part::Numbers;
+use super::part::{NUMBER_BYTES, Number, Numbers, PartView};
+use super::references::References;
 use crate::config::Run;
 
 /// A parameter and its moments on the device, borrowed for one call.
@@ -35,7 +36,7 @@ pub struct Learned<'a, T> {
     pub tensors: Vec<TensorsMut<'a, T>>,
 }
 
-/// Why a mean was not applied. Unless the device failed, the weights are unchanged.
+/// Why a mean was not taken. The weights are unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
@@ -45,9 +46,6 @@ pub enum ApplyError {
     /// The mean has another length than the part, or numbers that no replica can have.
     #[error("the mean cannot be used: {0:?}")]
     Unusable(Fault),
-    /// The device failed. Some tensors may have moved.
-    #[error(transparent)]
-    Device(#[from] swarmline_kernels::Error),
 }
 
 /// The averaging state of a replica: its fragments, its contributions, and the copy of the open round.
@@ -56,9 +54,11 @@ pub struct Averager {
     fragments: Fragments,
     fragment_count: u32,
     contributions: Contributions,
+    references: References,
     beta1: f64,
     beta2: f64,
     open: Option<Open>,
+    transferred_bytes: u64,
 }
 
 /// The round that waits for its means.
@@ -66,15 +66,27 @@ pub struct Averager {
 struct Open {
     round: Round,
     fragment: FragmentIndex,
-    parts: Vec<Bytes>,
+    copies: Vec<Bytes>,
+    /// The means that have arrived, by part.
+    means: Vec<Option<Arrived>>,
     contributions: u64,
     version: WeightVersion,
+}
+
+/// A mean that waits for the end of its round.
+#[derive(Clone, Debug)]
+struct Arrived {
+    numbers: Bytes,
+    /// Whether this replica's contribution is in it.
+    contributed: bool,
 }
 
 /// A copy of a fragment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FragmentSnapshot {
-    /// Weight of this replica in the mean: its contributions since the fragment's last round.
+    /// Contributions in the copy that no mean of the fragment has carried.
+    pub uncarried: u64,
+    /// Weight of this replica in the mean: the same, but 0 for a joiner before its first mean of the fragment.
     pub weight: u64,
     /// The parts of the copy, in order.
     pub parts: Vec<Bytes>,
@@ -90,9 +102,11 @@ impl Averager {
             fragments: Fragments::new(run.seed, fragment_count, tensors),
             fragment_count,
             contributions: Contributions::fresh(fragment_count),
+            references: References::none(fragment_count),
             beta1: f64::from(run.optimizer.beta1),
             beta2: f64::from(run.optimizer.beta2),
             open: None,
+            transferred_bytes: 0,
         }
     }
 
@@ -107,11 +121,36 @@ impl Averager {
         self.contributions.add(contributions);
     }
 
-    /// Notes that a donor's weights have replaced this replica's. That closes an open round; the donor counts the
-    /// contributions in its weights.
-    pub fn joined(&mut self) {
+    /// Bytes of tensors copied from the device and to it, since this averager was made: a round copies each tensor and
+    /// its moments once for the snapshot, and once in both directions for its means.
+    #[must_use]
+    pub fn transferred_bytes(&self) -> u64 {
+        self.transferred_bytes
+    }
+
+    /// Notes that a donor's weights have replaced this replica's. That closes an open round. The donor counts the
+    /// contributions in its weights; this replica counts what it learns from here on.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn joined<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        learned: &Learned<'_, B::Tensor>,
+    ) -> swarmline_kernels::Result<()> {
         self.contributions = Contributions::joined(self.fragment_count);
         self.open = None;
+        self.references = References::none(self.fragment_count);
+        for fragment in (0..self.fragment_count).map(FragmentIndex) {
+            let stretches = self.fragments.stretches(fragment, 1, PartIndex(0));
+            let mut weights = Vec::new();
+            for Stretch { tensor, positions } in &stretches {
+                let tensor = &learned.tensors[*tensor];
+                gather(backend, tensor.weight, tensor.len, positions, &mut weights)?;
+            }
+            self.references.set(fragment, weights);
+        }
+        Ok(())
     }
 
     /// Copies `fragment` as `parts` parts and keeps the copy until [`Averager::finish`]. An older copy is dropped.
@@ -130,57 +169,116 @@ impl Averager {
         parts: u32,
     ) -> swarmline_kernels::Result<FragmentSnapshot> {
         self.open = None;
-        let part = |part| {
-            let stretches = self.fragments.stretches(fragment, parts, PartIndex(part));
-            Ok(gather(backend, &learned.tensors, &stretches)?.to_bytes())
-        };
-        let parts = (0..parts).map(part).collect::<swarmline_kernels::Result<Vec<Bytes>>>()?;
-        let contributions = self.contributions.total();
-        self.open =
-            Some(Open { round, fragment, parts: parts.clone(), contributions, version: learned.version });
-        Ok(FragmentSnapshot { weight: self.contributions.weight(fragment), parts })
+        let mut numbers = Numbers::default();
+        for Stretch { tensor, positions } in &self.fragments.stretches(fragment, 1, PartIndex(0)) {
+            let tensor = &learned.tensors[*tensor];
+            let columns = [
+                (&*tensor.weight, &mut numbers.weights),
+                (&*tensor.moment1, &mut numbers.moments1),
+                (&*tensor.moment2, &mut numbers.moments2),
+            ];
+            for (values, column) in columns {
+                self.transferred_bytes += tensor_bytes(tensor.len);
+                gather(backend, values, tensor.len, positions, column)?;
+            }
+        }
+        let len = numbers.weights.len();
+        let copies: Vec<Bytes> =
+            (0..parts).map(|part| numbers.slice(range_of(len, parts, PartIndex(part))).to_bytes()).collect();
+        let (contributions, version) = (self.contributions.total(), learned.version);
+        let means = vec![None; copies.len()];
+        self.open = Some(Open { round, fragment, copies: copies.clone(), means, contributions, version });
+        let (uncarried, weight) =
+            (self.contributions.uncarried(fragment), self.contributions.weight(fragment));
+        Ok(FragmentSnapshot { uncarried, weight, parts: copies })
     }
 
-    /// Moves the numbers of `part` by the difference of `mean` from the copy. `recorded` is called with the name and the
-    /// mean weights of every tensor that has numbers in the part.
+    /// Takes the mean of a part. [`Averager::finish`] moves the numbers of all parts at once, so that no tensor is
+    /// copied twice. `contributed`: this replica's contribution is in the mean.
     ///
     /// # Errors
-    /// [`ApplyError::NotOpen`] if the open round has no such part; [`ApplyError::Unusable`] if `mean` has another length
-    /// than the part, or impossible numbers.
-    pub fn apply<B: Backend>(
-        &self,
+    /// [`ApplyError::NotOpen`] if the open round has no such part; [`ApplyError::Unusable`] if `mean` has another
+    /// length than the part, or impossible numbers.
+    pub fn apply(
+        &mut self,
+        round: Round,
+        part: PartIndex,
+        mean: Bytes,
+        contributed: bool,
+    ) -> Result<(), ApplyError> {
+        let open = self.open.as_mut().filter(|open| open.round == round).ok_or(ApplyError::NotOpen)?;
+        let copy = open.copies.get(part.0 as usize).ok_or(ApplyError::NotOpen)?;
+        Numbers::from_bytes(&mean, copy.len() / NUMBER_BYTES).map_err(ApplyError::Unusable)?;
+        open.means[part.0 as usize] = Some(Arrived { numbers: mean, contributed });
+        Ok(())
+    }
+
+    /// Closes `round` if it is open, and moves the numbers of every part whose mean has arrived. `complete`: the copy
+    /// was averaged in full. `recorded` is called with the name and the mean weights of every tensor that moves.
+    ///
+    /// # Errors
+    /// If the device fails; some tensors may have moved.
+    pub fn finish<B: Backend>(
+        &mut self,
         backend: &mut B,
         learned: &mut Learned<'_, B::Tensor>,
         round: Round,
-        part: PartIndex,
-        mean: &[u8],
+        complete: bool,
         mut recorded: impl FnMut(&str, &[f32]),
-    ) -> Result<(), ApplyError> {
-        let open = self.open.as_ref().filter(|open| open.round == round).ok_or(ApplyError::NotOpen)?;
-        let snapshot = open.parts.get(part.0 as usize).ok_or(ApplyError::NotOpen)?;
-        let parts = u32::try_from(open.parts.len()).unwrap_or(u32::MAX);
-        let len = range_of(self.fragments.len(open.fragment), parts, part).len();
-        let mean = Numbers::from_bytes(mean, len).map_err(ApplyError::Unusable)?;
-        let snapshot = Numbers::from_bytes(snapshot, len).map_err(ApplyError::Unusable)?;
-        let stretches = self.fragments.stretches(open.fragment, parts, part);
-        let mut rest = mean.weights.as_slice();
-        for stretch in &stretches {
-            let (weights, others) = rest.split_at(stretch.positions.len());
-            rest = others;
-            recorded(learned.tensors[stretch.tensor].name, weights);
+    ) -> swarmline_kernels::Result<()> {
+        let Some(open) = self.open.take_if(|open| open.round == round) else { return Ok(()) };
+        let was_new = self.contributions.is_new(open.fragment);
+        if open.means.iter().any(Option::is_some) {
+            self.scatter(backend, learned, &open, &mut recorded)?;
         }
-        let moves =
-            Moves { mean: &mean, snapshot: &snapshot, decays: self.decays(open.version, learned.version) };
-        Ok(moves.scatter(backend, &mut learned.tensors, &stretches)?)
+        if complete {
+            self.contributions.set_averaged(open.fragment, open.contributions);
+        } else if open.means.iter().all(Option::is_some) {
+            self.contributions.set_followed(open.fragment);
+        }
+        if was_new && !self.contributions.is_new(open.fragment) {
+            self.references.forget(open.fragment);
+        }
+        Ok(())
     }
 
-    /// Closes `round` if it is open. `complete`: the fragment was averaged in full.
-    pub fn finish(&mut self, round: Round, complete: bool) {
-        if let Some(open) = self.open.take_if(|open| open.round == round)
-            && complete
-        {
-            self.contributions.set_averaged(open.fragment, open.contributions);
+    fn scatter<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        learned: &mut Learned<'_, B::Tensor>,
+        open: &Open,
+        recorded: &mut impl FnMut(&str, &[f32]),
+    ) -> swarmline_kernels::Result<()> {
+        let [decay1, decay2] = self.decays(open.version, learned.version);
+        let has_own = self.contributions.uncarried_at(open.fragment, open.contributions) > 0;
+        let is_new = self.contributions.is_new(open.fragment);
+        let movement = Movement::new(open, has_own, is_new);
+        let mut first = 0;
+        for Stretch { tensor, positions } in &self.fragments.stretches(open.fragment, 1, PartIndex(0)) {
+            let tensor = &mut learned.tensors[*tensor];
+            let region = Region { positions, first, len: tensor.len };
+            let mut means = Vec::new();
+            let references = &mut self.references;
+            region.shift(backend, tensor.weight, |index, now| {
+                let Some(number) = movement.at(index) else { return now };
+                means.push(number.mean.weight);
+                let reference = references.follow(open.fragment, index, number.mean.weight, number.keeps);
+                let before = if number.keeps { reference } else { Some(number.copy.weight) };
+                before.map_or(now, |before| shifted(now, before, number.mean.weight, 1.0))
+            })?;
+            region.shift(backend, tensor.moment1, |index, now| match movement.moments_at(index) {
+                Some((copy, mean)) => shifted(now, copy.moment1, mean.moment1, decay1),
+                None => now,
+            })?;
+            region.shift(backend, tensor.moment2, |index, now| match movement.moments_at(index) {
+                Some((copy, mean)) => shifted_square(now, copy.moment2, mean.moment2, decay2),
+                None => now,
+            })?;
+            recorded(tensor.name, &means);
+            first += positions.len();
+            self.transferred_bytes += 6 * tensor_bytes(tensor.len);
         }
+        Ok(())
     }
 
     /// `beta1^tau`, `beta2^tau`
@@ -190,80 +288,87 @@ impl Averager {
     }
 }
 
-/// The numbers at the positions of the stretches.
+fn tensor_bytes(len: usize) -> u64 {
+    len as u64 * 4
+}
+
+/// Appends the numbers of a tensor at these positions.
 fn gather<B: Backend>(
     backend: &mut B,
-    tensors: &[TensorsMut<'_, B::Tensor>],
-    stretches: &[Stretch],
-) -> swarmline_kernels::Result<Numbers> {
-    let mut numbers = Numbers::default();
-    for stretch in stretches {
-        let tensor = &tensors[stretch.tensor];
-        let mut whole = vec![0.0; tensor.len];
-        let columns = [
-            (&*tensor.weight, &mut numbers.weights),
-            (&*tensor.moment1, &mut numbers.moments1),
-            (&*tensor.moment2, &mut numbers.moments2),
-        ];
-        for (tensor, column) in columns {
-            backend.download(&mut whole, tensor)?;
-            column.extend(stretch.positions.iter().map(|&position| whole[position]));
-        }
-    }
-    Ok(numbers)
+    tensor: &B::Tensor,
+    len: usize,
+    positions: &[usize],
+    column: &mut Vec<f32>,
+) -> swarmline_kernels::Result<()> {
+    let mut whole = vec![0.0; len];
+    backend.download(&mut whole, tensor)?;
+    column.extend(positions.iter().map(|&position| whole[position]));
+    Ok(())
 }
 
-/// How a mean moves the numbers of a part.
-struct Moves<'a> {
-    mean: &'a Numbers,
-    snapshot: &'a Numbers,
-    decays: [f64; 2],
+/// How the means of a round move the numbers of its fragment.
+struct Movement<'a> {
+    /// By part: where its numbers begin in the fragment, its copy, and its mean if there is one.
+    parts: Vec<(usize, PartView<'a>, Option<(PartView<'a>, bool)>)>,
+    /// The copy has contributions that no mean has carried.
+    has_own: bool,
+    /// This replica is a joiner whose first mean of the fragment this is: it has no moments of its own to keep.
+    is_new: bool,
 }
 
-impl Moves<'_> {
-    fn scatter<B: Backend>(
-        &self,
-        backend: &mut B,
-        tensors: &mut [TensorsMut<'_, B::Tensor>],
-        stretches: &[Stretch],
-    ) -> swarmline_kernels::Result<()> {
-        let (mean, snapshot, [decay1, decay2]) = (self.mean, self.snapshot, self.decays);
+/// A number of a fragment, in the copy and in the mean.
+struct Moved {
+    copy: Number,
+    mean: Number,
+    /// The mean lacks what this replica has learned, which must stay.
+    keeps: bool,
+}
+
+impl<'a> Movement<'a> {
+    fn new(open: &'a Open, has_own: bool, is_new: bool) -> Self {
         let mut first = 0;
-        for stretch in stretches {
-            let tensor = &mut tensors[stretch.tensor];
-            let region = Region { positions: &stretch.positions, first, len: tensor.len };
-            region.shift(backend, tensor.weight, |i, now| {
-                shifted(now, snapshot.weights[i], mean.weights[i], 1.0)
-            })?;
-            region.shift(backend, tensor.moment1, |i, now| {
-                shifted(now, snapshot.moments1[i], mean.moments1[i], decay1)
-            })?;
-            region.shift(backend, tensor.moment2, |i, now| {
-                shifted_square(now, snapshot.moments2[i], mean.moments2[i], decay2)
-            })?;
-            first += stretch.positions.len();
-        }
-        Ok(())
+        let part = |(copy, mean): (&'a Bytes, &'a Option<Arrived>)| {
+            let mean = mean.as_ref().map(|mean| (PartView(&mean.numbers), mean.contributed));
+            let part = (first, PartView(copy), mean);
+            first += PartView(copy).len();
+            part
+        };
+        Self { parts: open.copies.iter().zip(&open.means).map(part).collect(), has_own, is_new }
+    }
+
+    /// The number at this index of the fragment; `None` if its part has no mean.
+    fn at(&self, index: usize) -> Option<Moved> {
+        let part = self.parts.partition_point(|(first, ..)| *first <= index).checked_sub(1)?;
+        let (first, copy, mean) = &self.parts[part];
+        let (mean, contributed) = mean.as_ref()?;
+        let index = index - first;
+        Some(Moved { copy: copy.at(index), mean: mean.at(index), keeps: self.has_own && !contributed })
+    }
+
+    /// Moments in the copy and in the mean; `None` if they stay as they are.
+    fn moments_at(&self, index: usize) -> Option<(Number, Number)> {
+        let Moved { copy, mean, keeps } = self.at(index)?;
+        (!keeps || self.is_new).then_some((copy, mean))
     }
 }
 
-/// The numbers of a part that lie in one tensor.
+/// The numbers of a fragment that lie in one tensor.
 struct Region<'a> {
     /// Positions in the tensor, ascending.
     positions: &'a [usize],
-    /// Index in the part of the number at the first position.
+    /// Index in the fragment of the number at the first position.
     first: usize,
     /// Length of the tensor.
     len: usize,
 }
 
 impl Region<'_> {
-    /// `tensor[position] = rule(index in the part, tensor[position])`
+    /// `tensor[position] = rule(index in the fragment, tensor[position])`
     fn shift<B: Backend>(
         &self,
         backend: &mut B,
         tensor: &mut B::Tensor,
-        rule: impl Fn(usize, f32) -> f32,
+        mut rule: impl FnMut(usize, f32) -> f32,
     ) -> swarmline_kernels::Result<()> {
         let mut whole = vec![0.0; self.len];
         backend.download(&mut whole, tensor)?;

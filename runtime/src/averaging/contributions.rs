@@ -37,6 +37,30 @@ impl Contributions {
         self.total
     }
 
+    /// Contributions that no mean of `fragment` has carried.
+    #[must_use]
+    pub fn uncarried(&self, fragment: FragmentIndex) -> u64 {
+        self.uncarried_at(fragment, self.total)
+    }
+
+    /// The same when there were `total` contributions.
+    pub(super) fn uncarried_at(&self, fragment: FragmentIndex, total: u64) -> u64 {
+        let averaged = self.averaged.get(fragment.0 as usize).copied().flatten();
+        total.saturating_sub(averaged.unwrap_or(0))
+    }
+
+    /// Whether this replica is a joiner that has no mean of `fragment` yet.
+    pub(super) fn is_new(&self, fragment: FragmentIndex) -> bool {
+        self.averaged.get(fragment.0 as usize).is_some_and(Option::is_none)
+    }
+
+    /// Notes that a joiner has followed the mean of `fragment`: its contributions count from the next round on.
+    pub(super) fn set_followed(&mut self, fragment: FragmentIndex) {
+        if let Some(averaged) = self.averaged.get_mut(fragment.0 as usize) {
+            averaged.get_or_insert(0);
+        }
+    }
+
     /// Weight of this replica in the mean of `fragment`: its contributions since the last round of that fragment.
     #[must_use]
     pub fn weight(&self, fragment: FragmentIndex) -> u64 {

@@ -3,7 +3,7 @@
 //!
 //! The numbers of a stage are divided into [`Fragments`]. For a round, [`Averager::snapshot`] copies the weights and
 //! both moments of one fragment, as parts; [`reduce`] computes the mean of a part over the replicas; and
-//! [`Averager::apply`] moves the replica's own numbers by the difference of that mean from the copy, which keeps the
+//! [`Averager::finish`] moves the replica's own numbers by the difference of the means from the copy, which keeps the
 //! steps taken meanwhile. Averaging reads and writes weights only between two optimizer steps.
 //!
 //! This module does not know the model: tensors are a list of [`TensorsMut`].
@@ -14,6 +14,7 @@ mod fragments;
 mod merge;
 mod part;
 mod reduce;
+mod references;
 
 pub use averager::{ApplyError, Averager, FragmentSnapshot, Learned, TensorsMut};
 pub use contributions::Contributions;

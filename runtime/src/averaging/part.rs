@@ -1,5 +1,7 @@
 //! A part of a fragment as bytes: all weights, then all first moments, then all second moments, little-endian f32.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use swarmline_scheduler::averaging::Fault;
 
@@ -14,7 +16,40 @@ pub(super) struct Numbers {
     pub(super) moments2: Vec<f32>,
 }
 
+/// One number of a part: a weight and its moments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Number {
+    pub(super) weight: f32,
+    pub(super) moment1: f32,
+    pub(super) moment2: f32,
+}
+
+/// A part in bytes, read number by number.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PartView<'a>(pub(super) &'a [u8]);
+
+impl PartView<'_> {
+    pub(super) fn len(self) -> usize {
+        self.0.len() / NUMBER_BYTES
+    }
+
+    /// The number at `index`, below [`PartView::len`].
+    pub(super) fn at(self, index: usize) -> Number {
+        let (numbers, len) = (self.0.as_chunks::<4>().0, self.len());
+        let [weight, moment1, moment2] =
+            [0, len, 2 * len].map(|column| f32::from_le_bytes(numbers[column + index]));
+        Number { weight, moment1, moment2 }
+    }
+}
+
 impl Numbers {
+    /// The numbers at these indices.
+    pub(super) fn slice(&self, range: Range<usize>) -> Self {
+        let [weights, moments1, moments2] =
+            [&self.weights, &self.moments1, &self.moments2].map(|column| column[range.clone()].to_vec());
+        Self { weights, moments1, moments2 }
+    }
+
     pub(super) fn to_bytes(&self) -> Bytes {
         let columns = [&self.weights, &self.moments1, &self.moments2];
         columns.into_iter().flatten().flat_map(|number| number.to_le_bytes()).collect()

@@ -1,5 +1,6 @@
 //! The arithmetic of rounds, without a network: the tests pass parts and means from replica to replica.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -94,9 +95,24 @@ impl Replica {
         averager.snapshot(cpu, &learned, round, round.fragment(FRAGMENTS), PARTS).unwrap()
     }
 
-    fn apply(&mut self, round: Round, part: PartIndex, mean: &[u8]) -> Result<(), ApplyError> {
+    fn apply(
+        &mut self,
+        round: Round,
+        part: PartIndex,
+        mean: &Bytes,
+        contributed: bool,
+    ) -> Result<(), ApplyError> {
+        self.averager.apply(round, part, mean.clone(), contributed)
+    }
+
+    fn finish(&mut self, round: Round, complete: bool) {
         let (cpu, mut learned, averager) = self.lent();
-        averager.apply(cpu, &mut learned, round, part, mean, |_, _| {})
+        averager.finish(cpu, &mut learned, round, complete, |_, _| {}).unwrap();
+    }
+
+    fn join(&mut self) {
+        let (cpu, learned, averager) = self.lent();
+        averager.joined(cpu, &learned).unwrap();
     }
 }
 
@@ -117,9 +133,9 @@ fn play(replicas: &mut [Replica], round: Round, between: impl Fn(&mut Replica)) 
     for replica in replicas {
         between(replica);
         for (part, mean) in (0..).zip(&means) {
-            replica.apply(round, PartIndex(part), mean).unwrap();
+            replica.apply(round, PartIndex(part), mean, true).unwrap();
         }
-        replica.averager.finish(round, true);
+        replica.finish(round, true);
     }
 }
 
@@ -151,7 +167,7 @@ fn fragments_follow_from_seed_and_name_and_spread() {
     assert_ne!(positions(&fragments(7)), positions(&fragments(8)));
     let renamed = Fragments::new(7, FRAGMENTS, [("other", 1_003)]);
     assert_ne!(positions(&fragments(7))[0], positions(&renamed)[0]);
-    let places: std::collections::BTreeSet<_> =
+    let places: BTreeSet<_> =
         positions(&fragments(7))[0].positions.iter().map(|position| position % 20).collect();
     assert!(places.len() > 10, "not one column: {places:?}");
 }
@@ -262,15 +278,92 @@ fn what_is_learned_during_a_round_is_kept() {
 #[test]
 fn a_joiner_has_no_weight_until_a_fragment_was_averaged() {
     let mut joiner = Replica::new(1);
-    joiner.averager.joined();
+    joiner.join();
     joiner.learn(2, 5);
     assert_eq!(joiner.snapshot(Round(1)).weight, 0);
-    joiner.averager.finish(Round(1), false);
+    joiner.finish(Round(1), false);
     assert_eq!(joiner.snapshot(Round(21)).weight, 0, "an incomplete round does not count");
     joiner.learn(3, 2);
-    joiner.averager.finish(Round(21), true);
+    joiner.finish(Round(21), true);
     assert_eq!(joiner.snapshot(Round(41)).weight, 2, "contributions after the snapshot count");
     assert_eq!(joiner.snapshot(Round(2)).weight, 0, "another fragment");
+}
+
+/// Fragment 1 of a replica, with all its weights.
+fn weights_of(replica: &mut Replica) -> Vec<f32> {
+    let fragments = fragments(run().seed);
+    let mut weights = Vec::new();
+    for (tensor, (_, len)) in TENSORS.iter().enumerate() {
+        let mut numbers = vec![0.0; *len];
+        replica.cpu.download(&mut numbers, &replica.columns[tensor][0]).unwrap();
+        let stretches = fragments.stretches(FragmentIndex(1), 1, PartIndex(0));
+        let here = stretches.into_iter().filter(|stretch| stretch.tensor == tensor);
+        weights.extend(here.flat_map(|stretch| stretch.positions).map(|position| numbers[position]));
+    }
+    weights
+}
+
+/// A round whose means go on without the last replica, which learns of them.
+fn play_without_the_last(replicas: &mut [Replica], round: Round) -> Vec<Bytes> {
+    let snapshots: Vec<_> = replicas.iter_mut().map(|replica| replica.snapshot(round)).collect();
+    let others = replicas.len() - 1;
+    let means = means(&snapshots[..others]);
+    for (index, replica) in replicas.iter_mut().enumerate() {
+        for (part, mean) in (0..).zip(&means) {
+            replica.apply(round, PartIndex(part), mean, index < others).unwrap();
+        }
+        replica.finish(round, index < others);
+    }
+    means
+}
+
+#[test]
+fn a_replica_that_a_mean_leaves_out_keeps_what_it_learned_and_follows_the_others() {
+    let mut replicas: Vec<Replica> = (1..4).map(Replica::new).collect();
+    let before = weights_of(&mut replicas[2]);
+    let weight = replicas[2].snapshot(Round(1)).weight;
+    play_without_the_last(&mut replicas, Round(1));
+    assert_eq!(weights_of(&mut replicas[2]), before, "the first mean it knows is where it begins");
+    let first = weights_of(&mut replicas[0]);
+
+    replicas[0].learn(5, 1);
+    play_without_the_last(&mut replicas, Round(21));
+    let second = weights_of(&mut replicas[0]);
+    let followed = weights_of(&mut replicas[2]);
+    assert_ne!(first, second);
+    for ((before, followed), (first, second)) in before.iter().zip(&followed).zip(first.iter().zip(&second)) {
+        assert!((followed - (before + second - first)).abs() < 1e-6);
+    }
+    assert_eq!(replicas[2].snapshot(Round(41)).weight, weight, "its contributions still count");
+}
+
+#[test]
+fn a_joiner_keeps_what_it_learned_before_its_first_mean() {
+    let mut replicas: Vec<Replica> = (0..3).map(|_| Replica::new(7)).collect();
+    replicas[2].join();
+    let donated = weights_of(&mut replicas[2]);
+    replicas[2].learn(8, 3);
+    replicas[0].learn(9, 1);
+    let learned = weights_of(&mut replicas[2]);
+    play_without_the_last(&mut replicas, Round(1));
+    let (mean, joiner) = (weights_of(&mut replicas[0]), weights_of(&mut replicas[2]));
+    for ((mean, joiner), (learned, donated)) in mean.iter().zip(&joiner).zip(learned.iter().zip(&donated)) {
+        assert!((joiner - (mean + learned - donated)).abs() < 1e-6);
+    }
+    let snapshot = replicas[2].snapshot(Round(21));
+    assert_eq!((snapshot.weight, snapshot.uncarried), (3, 3), "from then on its contributions count");
+}
+
+#[test]
+fn a_round_copies_each_tensor_once_however_many_parts_it_has() {
+    let round = Round(1);
+    let stretches = fragments(run().seed).stretches(round.fragment(FRAGMENTS), 1, PartIndex(0));
+    let touched: BTreeSet<usize> = stretches.iter().map(|stretch| stretch.tensor).collect();
+    let bytes: usize = touched.into_iter().map(|tensor| TENSORS[tensor].1 * size_of::<f32>()).sum();
+    let mut replicas = vec![Replica::new(1)];
+    play(&mut replicas, round, |_| {});
+    // Weights and two moments go out for the copy; for the means they go out again and come back.
+    assert_eq!(replicas[0].averager.transferred_bytes(), 9 * bytes as u64);
 }
 
 #[test]
@@ -280,15 +373,15 @@ fn means_of_no_open_round_change_nothing() {
     let before = replica.numbers();
     let first = PartIndex(0);
     let not_open = |outcome| assert!(matches!(outcome, Err(ApplyError::NotOpen)));
-    not_open(replica.apply(Round(5), first, &parts[0]));
-    not_open(replica.apply(Round(4), PartIndex(3), &parts[0]));
-    let short = replica.apply(Round(4), first, &parts[0][1..]);
+    not_open(replica.apply(Round(5), first, &parts[0], true));
+    not_open(replica.apply(Round(4), PartIndex(3), &parts[0], true));
+    let short = replica.apply(Round(4), first, &parts[0].slice(1..), true);
     assert!(matches!(short, Err(ApplyError::Unusable(Fault::Malformed))));
     let mut poisoned = parts[0].to_vec();
     poisoned[..4].copy_from_slice(&f32::NAN.to_le_bytes());
-    let poisoned = replica.apply(Round(4), first, &poisoned);
+    let poisoned = replica.apply(Round(4), first, &poisoned.into(), true);
     assert!(matches!(poisoned, Err(ApplyError::Unusable(Fault::NonFinite))));
-    replica.averager.finish(Round(4), true);
-    not_open(replica.apply(Round(4), first, &parts[0]));
+    replica.finish(Round(4), true);
+    not_open(replica.apply(Round(4), first, &parts[0], true));
     assert_eq!(replica.numbers(), before);
 }

@@ -32,8 +32,8 @@ impl AdaptiveTimeout {
         self.remembered.map_or(TIMEOUT_FIRST, |spread| (spread * MARGIN).clamp(TIMEOUT_MIN, TIMEOUT_MAX))
     }
 
-    /// How long a member waits for an owner: one timeout for the owner to collect, one for the messages. Not below a
-    /// floor, because the owner may have measured a larger spread.
+    /// How long a member waits for an owner whose copy, like those of all members, is ready: one timeout for the owner
+    /// to collect, one for the messages. Not below a floor, because the owner may have measured a larger spread.
     pub(super) fn with_owner(&self) -> Duration {
         self.current().max(TIMEOUT_FIRST) * 2
     }

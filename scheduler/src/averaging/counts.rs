@@ -19,6 +19,8 @@ pub enum Fault {
 pub enum Note {
     /// A part was applied here.
     Applied(Round, PartIndex),
+    /// A part was applied here, but its mean lacks this replica's contribution, which waits for the next round.
+    NotCarried(Round, PartIndex),
     /// A part was given to the next owner, because its owner is silent or gone.
     Reassigned(Round, PartIndex),
     /// The contribution of a member did not arrive in time; the mean is made without it.
@@ -45,10 +47,12 @@ pub enum Note {
 pub struct Counts {
     /// Rounds ended here.
     pub rounds: u64,
-    /// Rounds of `rounds` in which every part was applied, or had nothing to apply.
+    /// Rounds of `rounds` that have carried this replica's contributions in full, or had nothing to carry.
     pub complete: u64,
     /// Parts applied.
     pub applied: u64,
+    /// Parts of `applied` whose mean lacks this replica's contribution.
+    pub not_carried: u64,
     /// Parts given to another owner.
     pub reassigned: u64,
     /// Contributions that came too late for their mean, at parts owned here.
@@ -73,6 +77,7 @@ impl Counts {
     pub(super) fn add(&mut self, note: &Note) {
         let total = match note {
             Note::Applied(..) => &mut self.applied,
+            Note::NotCarried(..) => &mut self.not_carried,
             Note::Reassigned(..) => &mut self.reassigned,
             Note::LeftOut(..) => &mut self.left_out,
             Note::Refused(..) => &mut self.refused,

@@ -6,9 +6,10 @@ use super::group::GroupId;
 use super::message::AveragingMessage;
 use crate::Instance;
 
-/// Messages kept for each member: a contribution to the part owned here, the mean of the part that the member owns, the
-/// notice that this mean is chosen, and a contribution to a part owned here later.
-pub const DEFERRED_PER_MEMBER: usize = 4;
+/// Messages kept for each member: the news that its copy is under way, a contribution to the part owned here, the mean
+/// of the part that the member owns, the notice that this mean is chosen, and a contribution to a part owned here
+/// later.
+pub const DEFERRED_PER_MEMBER: usize = 5;
 
 /// Messages that arrived before this replica could use them, in order of arrival for each member.
 #[derive(Debug)]

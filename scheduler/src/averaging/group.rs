@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Attempt, Instance};
+use super::adaptive_timeout::TIMEOUT_MAX;
+use crate::{Attempt, Instance, Time};
 
 /// Members of a group at most; replicas after them by peer id do not average. Bounds the memory and traffic of a round.
 pub const MEMBERS_MAX: usize = 64;
@@ -41,6 +42,22 @@ pub struct GroupId {
     pub members: u64,
 }
 
+/// Members of a group, by their position in its list: bit `i` stands for member `i`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberSet(pub u64);
+
+impl MemberSet {
+    /// The set of these positions; those from [`MEMBERS_MAX`] on are left out.
+    pub(super) fn of(members: impl IntoIterator<Item = usize>) -> Self {
+        let bits = members.into_iter().filter(|&member| member < MEMBERS_MAX).map(|member| 1 << member);
+        Self(bits.fold(0, |set, bit: u64| set | bit))
+    }
+
+    pub(super) fn contains(self, member: usize) -> bool {
+        member < MEMBERS_MAX && self.0 >> member & 1 == 1
+    }
+}
+
 /// The members of a round, as this replica saw them when it began. The list stays as it is until the round ends; a
 /// member that is lost meanwhile is marked.
 #[derive(Clone, Debug)]
@@ -50,6 +67,16 @@ pub(super) struct Group {
     me: usize,
     parts: u32,
     absent: BTreeSet<usize>,
+    /// Members whose copies are under way.
+    copying: BTreeSet<usize>,
+    /// Members that have said so or were heard: the news may come late, and each is believed once.
+    announced: BTreeSet<usize>,
+    /// The time at which the last of these copies became ready.
+    copied_at: Time,
+    /// The time until which copies are waited for.
+    copies_due: Time,
+    /// Members that a part went on without, and that were not heard since.
+    overdue: BTreeSet<usize>,
 }
 
 impl Group {
@@ -59,7 +86,18 @@ impl Group {
         let each = u32::try_from(members.len()).unwrap_or(u32::MAX).max(1);
         let parts = parts_min.max(1).div_ceil(each).saturating_mul(each);
         let id = GroupId { round, members: digest(&members, parts) };
-        Self { id, members, me, parts, absent: BTreeSet::new() }
+        Self {
+            id,
+            members,
+            me,
+            parts,
+            absent: BTreeSet::new(),
+            copying: BTreeSet::new(),
+            announced: BTreeSet::new(),
+            copied_at: Time::default(),
+            copies_due: Time::default(),
+            overdue: BTreeSet::new(),
+        }
     }
 
     pub(super) fn parts(&self) -> u32 {
@@ -115,6 +153,49 @@ impl Group {
     /// The other members that are not known to be gone.
     pub(super) fn others(&self) -> impl Iterator<Item = usize> {
         (0..self.members.len()).filter(|&member| member != self.me && self.is_present(member))
+    }
+
+    // --- Members that are late ------------------------------------------------------------------------------
+
+    /// This replica's copy is ready: the others have [`TIMEOUT_MAX`] more for theirs.
+    pub(super) fn copied(&mut self, now: Time) {
+        self.copies_due = now + TIMEOUT_MAX;
+    }
+
+    /// A member says that its copy is under way.
+    pub(super) fn copy_begins(&mut self, member: usize) {
+        if member != self.me && self.announced.insert(member) {
+            self.copying.insert(member);
+        }
+    }
+
+    /// Numbers of a member arrived, so its copy is ready.
+    pub(super) fn heard(&mut self, now: Time, member: usize) {
+        self.overdue.remove(&member);
+        self.announced.insert(member);
+        if self.copying.remove(&member) {
+            self.copied_at = now;
+        }
+    }
+
+    /// A part goes on without a member: later parts of the round do not wait for it again, unless it is heard.
+    pub(super) fn go_on_without(&mut self, member: usize) {
+        self.overdue.insert(member);
+        self.copying.remove(&member);
+    }
+
+    pub(super) fn is_copying(&self, member: usize) -> bool {
+        self.copying.contains(&member) && self.is_present(member)
+    }
+
+    pub(super) fn is_overdue(&self, member: usize) -> bool {
+        self.overdue.contains(&member)
+    }
+
+    /// The time from which a timeout counts that began at `since`: when the copies are ready that are waited for.
+    /// `waits`: one of them is under way.
+    pub(super) fn counts_from(&self, since: Time, waits: bool) -> Time {
+        since.max(if waits { self.copies_due } else { self.copied_at.min(self.copies_due) })
     }
 
     /// Marks the members that `is_gone` picks. Returns whether one of them was not marked before.

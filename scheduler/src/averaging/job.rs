@@ -33,7 +33,7 @@ pub enum Job<P> {
         /// Weights and contributions.
         inputs: Vec<(u64, P)>,
     },
-    /// Move this replica's numbers to the mean. Reply: [`Reply::Applied`]. At most
+    /// Move this replica's numbers by the mean. Reply: [`Reply::Applied`]. At most
     /// [`APPLYING_MAX`](super::APPLYING_MAX) have no reply.
     Apply {
         /// The round.
@@ -42,6 +42,9 @@ pub enum Job<P> {
         part: PartIndex,
         /// The mean.
         mean: P,
+        /// Whether this replica's contribution is in the mean. If not, what the replica has learned since it was last
+        /// in a mean of this fragment exists nowhere else: the mean must not take it away.
+        contributed: bool,
     },
     /// The round is over: drop its snapshot. No reply.
     Finish {
@@ -49,7 +52,8 @@ pub enum Job<P> {
         round: Round,
         /// The fragment.
         fragment: FragmentIndex,
-        /// Whether the fragment was averaged in full: every part was applied, or no member had contributed to it.
+        /// Whether the copy was averaged in full: every part was applied with this replica's contribution in its mean,
+        /// or there was nothing to contribute.
         complete: bool,
     },
 }
@@ -61,7 +65,9 @@ pub enum Reply<P> {
     Snapshot {
         /// The round.
         round: Round,
-        /// Contributions in these numbers since the fragment was last averaged here; 0 for a joiner before that.
+        /// Contributions in these numbers that no mean of the fragment has carried.
+        uncarried: u64,
+        /// Weight of these numbers in the mean: the same, but 0 for a joiner before its first mean of the fragment.
         weight: u64,
         /// The parts, in order, as many as the job names; empty if there is no snapshot.
         parts: Vec<P>,

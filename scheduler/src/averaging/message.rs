@@ -2,7 +2,7 @@
 
 use crate::Attempt;
 
-use super::group::{GroupId, PartIndex};
+use super::group::{GroupId, MemberSet, PartIndex};
 
 /// A message between two members, without its payload.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,9 @@ pub struct AveragingMessage {
 /// The content of a message about a part. The names are those of single-decree Paxos, with one ballot for each owner.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
+    /// To every member, as soon as a round begins: the sender's copy is under way, so owners wait for it up to
+    /// [`TIMEOUT_MAX`](super::TIMEOUT_MAX). It is about all parts; its part and attempt mean nothing.
+    Copying,
     /// To the owner, with the sender's numbers as they were when the round began. Also a promise to accept no mean from
     /// earlier owners.
     Contribution {
@@ -31,15 +34,23 @@ pub enum Content {
     Promise {
         /// The attempt whose owner proposed the mean.
         of: Attempt,
+        /// The members whose contributions are in the mean.
+        contributors: MemberSet,
     },
     /// From the owner to every member, with the mean: accept the mean, but do not apply it yet.
-    Accept,
+    Accept {
+        /// The members whose contributions are in the mean.
+        contributors: MemberSet,
+    },
     /// To the owner: the sender has accepted its mean.
     Accepted,
     /// From the owner to every member: a majority has accepted the mean, so no other mean can replace it. Apply it.
     Chosen,
-    /// From the owner to every member: no member has anything to contribute to this part.
-    Empty,
+    /// From the owner to every member: of the members heard, none has anything to contribute to this part.
+    Empty {
+        /// The members heard.
+        heard: MemberSet,
+    },
     /// To a member that waits for an answer: the sender takes no part in this group, or no longer. Final.
     NotAMember,
 }
@@ -48,7 +59,7 @@ impl Content {
     /// Whether the message has numbers as its payload.
     #[must_use]
     pub fn has_payload(&self) -> bool {
-        matches!(self, Self::Contribution { .. } | Self::Promise { .. } | Self::Accept)
+        matches!(self, Self::Contribution { .. } | Self::Promise { .. } | Self::Accept { .. })
     }
 
     /// Whether the sender waits for an answer: exactly if the message has numbers.

@@ -9,15 +9,15 @@
 
 use std::collections::VecDeque;
 
-use crate::{Attempt, Duration, Time};
+use crate::{Attempt, Time};
 
 use super::adaptive_timeout::AdaptiveTimeout;
 use super::counts::{Fault, Note};
 use super::event::{Action, Reason};
-use super::group::{Group, PartIndex};
+use super::group::{Group, MemberSet, PartIndex};
 use super::job::Job;
 use super::message::{AveragingMessage, Content};
-use super::reducer::{Decision, Given, Reducer};
+use super::reducer::{Decision, Given, Mean, Reducer};
 
 /// Largest weight of a contribution: larger than in any run, and small enough that sums of weights are exact.
 pub const WEIGHT_MAX: u64 = 1 << 40;
@@ -26,10 +26,12 @@ pub const WEIGHT_MAX: u64 = 1 << 40;
 #[derive(Debug)]
 pub(super) struct Context<'a, P> {
     pub(super) now: Time,
-    pub(super) group: &'a Group,
+    pub(super) group: &'a mut Group,
     pub(super) part: PartIndex,
-    /// This replica's contributions since the fragment was last averaged.
+    /// Weight of this replica in the mean.
     pub(super) weight: u64,
+    /// Contributions of this replica that no mean has carried.
+    pub(super) uncarried: u64,
     /// A newer round waits: a part whose owner is overdue is given up.
     pub(super) superseded: bool,
     pub(super) timeout: &'a mut AdaptiveTimeout,
@@ -62,10 +64,6 @@ impl<P: Clone + Default> Context<'_, P> {
         self.notes.extend(self.group.instance(from).map(Note::Late));
     }
 
-    fn deadline(&self) -> Time {
-        self.now + self.timeout.with_owner()
-    }
-
     fn is_owner(&self, member: usize, attempt: Attempt) -> bool {
         attempt.0 < self.group.attempts() && self.group.owner(self.part, attempt) == member
     }
@@ -76,7 +74,7 @@ impl<P: Clone + Default> Context<'_, P> {
 enum Phase {
     /// Not opened.
     Waiting,
-    /// An owner works on it, until the deadline.
+    /// An owner works on it, since then.
     Open(Time),
     /// A majority has accepted the mean kept; the executor does not have it yet.
     Chosen,
@@ -88,8 +86,11 @@ enum Phase {
 /// The way in which a part ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    Applied,
-    /// No member had contributed to it.
+    /// The mean was applied, and this replica's contribution is in it, or it had nothing to contribute.
+    Carried,
+    /// A mean without this replica's contribution was applied.
+    LeftOut,
+    /// No member had anything to contribute.
     Empty,
     /// The round does not change the part.
     GivenUp,
@@ -102,8 +103,10 @@ pub(super) struct PartState<P> {
     phase: Phase,
     /// The owner that this replica has turned to: it accepts no mean from earlier owners, unless the mean is chosen.
     attempt: Attempt,
+    /// The time at which this replica had turned to the first owner.
+    opened: Time,
     /// The mean accepted last, and its attempt.
-    accepted: Option<(Attempt, P)>,
+    accepted: Option<(Attempt, Mean<P>)>,
     /// The mean of this attempt is chosen, but has not arrived.
     chosen: Option<Attempt>,
     /// Present while this replica is the owner.
@@ -112,7 +115,15 @@ pub(super) struct PartState<P> {
 
 impl<P: Clone + Default> PartState<P> {
     pub(super) fn new(mine: P) -> Self {
-        Self { mine, phase: Phase::Waiting, attempt: Attempt(0), accepted: None, chosen: None, reducer: None }
+        Self {
+            mine,
+            phase: Phase::Waiting,
+            attempt: Attempt(0),
+            opened: Time::default(),
+            accepted: None,
+            chosen: None,
+            reducer: None,
+        }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -123,34 +134,37 @@ impl<P: Clone + Default> PartState<P> {
         self.phase == Phase::Applying
     }
 
-    /// Whether the part was averaged: applied, or there was nothing to apply.
-    pub(super) fn is_done(&self) -> bool {
-        matches!(self.phase, Phase::Over(Ending::Applied | Ending::Empty))
+    /// Whether the part has carried this replica's contribution, or there was nothing to carry.
+    pub(super) fn is_carried(&self) -> bool {
+        matches!(self.phase, Phase::Over(Ending::Carried | Ending::Empty))
     }
 
     /// Sends the contribution to the first owner.
     pub(super) fn open(&mut self, x: &mut Context<'_, P>) {
         if self.phase == Phase::Waiting {
+            self.opened = x.now;
             self.turn_to(x, Attempt(0));
         }
     }
 
     /// The latest time to call [`PartState::expire`], and the reason.
-    pub(super) fn deadline(&self, group: &Group, timeout: Duration) -> Option<(Time, Reason)> {
-        let Phase::Open(deadline) = self.phase else { return None };
+    pub(super) fn deadline(&self, group: &Group, timeout: &AdaptiveTimeout) -> Option<(Time, Reason)> {
+        let Phase::Open(since) = self.phase else { return None };
         let collects = self
             .reducer
             .as_ref()
             .filter(|reducer| reducer.is_collecting() && self.may_conclude(group, reducer));
-        let concludes = collects.map(|reducer| (reducer.since() + timeout, Reason::ContributionsExpire));
-        concludes.into_iter().chain([(deadline, Reason::OwnerExpires)]).min_by_key(|(at, _)| *at)
+        let due = |reducer| (contributions_due(group, timeout, reducer), Reason::ContributionsExpire);
+        let concludes = collects.map(due);
+        let owner = (owner_due(group, timeout, since), Reason::OwnerExpires);
+        concludes.into_iter().chain([owner]).min_by_key(|(at, _)| *at)
     }
 
     /// Goes on without the members that are overdue.
     pub(super) fn expire(&mut self, x: &mut Context<'_, P>) {
         self.conclude(x);
-        if let Phase::Open(deadline) = self.phase
-            && deadline <= x.now
+        if let Phase::Open(since) = self.phase
+            && owner_due(x.group, x.timeout, since) <= x.now
         {
             if x.superseded {
                 self.give_up(x);
@@ -185,8 +199,9 @@ impl<P: Clone + Default> PartState<P> {
         let Some((_, mean)) = self.accepted.as_ref().filter(|_| self.phase == Phase::Chosen) else {
             return false;
         };
-        let (round, part) = (x.group.id.round, x.part);
-        x.actions.push_back(Action::Execute(Job::Apply { round, part, mean: mean.clone() }));
+        let (round, part, mean, contributed) =
+            (x.group.id.round, x.part, mean.numbers.clone(), mean.contributors.contains(x.group.me()));
+        x.actions.push_back(Action::Execute(Job::Apply { round, part, mean, contributed }));
         self.phase = Phase::Applying;
         true
     }
@@ -196,8 +211,18 @@ impl<P: Clone + Default> PartState<P> {
         if self.phase == Phase::Applying {
             let (round, part) = (x.group.id.round, x.part);
             x.note(if applied { Note::Applied(round, part) } else { Note::GivenUp(round, part) });
-            self.phase = Phase::Over(if applied { Ending::Applied } else { Ending::GivenUp });
+            self.phase = Phase::Over(if applied { self.ending(x) } else { Ending::GivenUp });
         }
+    }
+
+    /// The way in which an applied part ended.
+    fn ending(&self, x: &mut Context<'_, P>) -> Ending {
+        let named = |(_, mean): &(Attempt, Mean<P>)| mean.contributors.contains(x.group.me());
+        if x.uncarried == 0 || self.accepted.as_ref().is_some_and(named) {
+            return Ending::Carried;
+        }
+        x.note(Note::NotCarried(x.group.id.round, x.part));
+        Ending::LeftOut
     }
 
     // --- Messages of members --------------------------------------------------------------------------------
@@ -220,23 +245,28 @@ impl<P: Clone + Default> PartState<P> {
             Content::Contribution { weight } => {
                 self.on_given(x, from, attempt, Given::Contribution { weight, numbers: payload });
             }
-            Content::Promise { of } if of >= attempt => x.malformed(from),
-            Content::Promise { of } => {
-                self.on_given(x, from, attempt, Given::Promise { of, mean: payload });
+            Content::Promise { of, .. } if of >= attempt => x.malformed(from),
+            Content::Promise { of, contributors } => {
+                let mean = Mean { contributors, numbers: payload };
+                self.on_given(x, from, attempt, Given::Promise { of, mean });
             }
-            Content::Accept => self.on_accept(x, from, attempt, payload),
+            Content::Accept { contributors } => {
+                self.on_accept(x, from, attempt, Mean { contributors, numbers: payload });
+            }
             Content::Accepted => self.on_accepted(x, from, attempt),
             Content::Chosen => self.on_chosen(x, from, attempt),
-            Content::Empty => self.on_empty(x, from, attempt),
-            // This message is about the group, not about the part.
-            Content::NotAMember => {}
+            Content::Empty { heard } => self.on_empty(x, from, attempt, heard),
+            // These messages are about the group, not about the part.
+            Content::Copying | Content::NotAMember => {}
         }
     }
 
     /// A member takes this replica for the owner, which it is unless it has turned to a later owner.
     fn on_given(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, given: Given<P>) {
+        x.group.heard(x.now, from);
         match self.phase {
-            Phase::Chosen | Phase::Applying | Phase::Over(Ending::Applied) => {
+            Phase::Chosen | Phase::Applying | Phase::Over(Ending::Carried | Ending::LeftOut) => {
+                x.timeout.saw(x.now.since(self.opened));
                 return self.help(x, from, attempt);
             }
             Phase::Over(Ending::Empty | Ending::GivenUp) => return x.late(from),
@@ -251,19 +281,40 @@ impl<P: Clone + Default> PartState<P> {
         if reducer.take(from, given) { self.conclude(x) } else { x.late(from) }
     }
 
-    /// A member has missed that the mean of this part is chosen. As a later owner this replica would propose the same
-    /// mean.
+    /// A member has missed that the mean of this part is chosen.
     fn help(&self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
-        if let Some((_, mean)) = &self.accepted {
-            x.send(from, attempt, Content::Accept, mean.clone());
-            x.send(from, attempt, Content::Chosen, P::default());
+        match self.chosen_for(x.group, x.part, attempt) {
+            Some((attempt, Mean { contributors, numbers })) => {
+                let accept = Content::Accept { contributors: *contributors };
+                x.send(from, attempt, accept, numbers.clone());
+                x.send(from, attempt, Content::Chosen, P::default());
+            }
+            None => x.late(from),
         }
     }
 
-    fn on_accept(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, mean: P) {
+    /// The chosen mean, for a member that is still at `attempt`, and the attempt in which this replica may propose it:
+    /// as the owner of a later attempt it would propose the same mean.
+    pub(super) fn chosen_for(
+        &self,
+        group: &Group,
+        part: PartIndex,
+        attempt: Attempt,
+    ) -> Option<(Attempt, &Mean<P>)> {
+        let chosen = matches!(
+            self.phase,
+            Phase::Chosen | Phase::Applying | Phase::Over(Ending::Carried | Ending::LeftOut)
+        );
+        let (of, mean) = self.accepted.as_ref().filter(|_| chosen)?;
+        let owned = |attempt: &Attempt| group.owner(part, *attempt) == group.me();
+        let attempt = [attempt, *of].into_iter().find(owned)?;
+        Some((attempt, mean))
+    }
+
+    fn on_accept(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, mean: Mean<P>) {
         let (chosen, overtaken) = (self.chosen == Some(attempt), attempt < self.attempt);
         match self.phase {
-            Phase::Chosen | Phase::Applying | Phase::Over(_) => x.late(from),
+            Phase::Chosen | Phase::Applying | Phase::Over(_) => self.help(x, from, attempt),
             Phase::Waiting | Phase::Open(_) if chosen => {
                 self.accepted = Some((attempt, mean));
                 self.choose();
@@ -275,7 +326,7 @@ impl<P: Clone + Default> PartState<P> {
                 self.attempt = attempt;
                 self.reducer = None;
                 self.accepted = Some((attempt, mean));
-                self.phase = Phase::Open(x.deadline());
+                self.phase = Phase::Open(x.now);
                 x.send(from, attempt, Content::Accepted, P::default());
             }
         }
@@ -299,9 +350,9 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
-    fn on_empty(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
+    fn on_empty(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, heard: MemberSet) {
         match self.phase {
-            Phase::Waiting | Phase::Open(_) if attempt >= self.attempt => self.end_empty(x),
+            Phase::Waiting | Phase::Open(_) if attempt >= self.attempt => self.end_empty(x, heard),
             Phase::Waiting | Phase::Open(_) | Phase::Chosen | Phase::Applying | Phase::Over(_) => {
                 x.late(from);
             }
@@ -323,7 +374,7 @@ impl<P: Clone + Default> PartState<P> {
             x.note(Note::Reassigned(x.group.id.round, x.part));
         }
         self.attempt = attempt;
-        self.phase = Phase::Open(x.deadline());
+        self.phase = Phase::Open(x.now);
         self.reducer = None;
         let owner = x.group.owner(x.part, attempt);
         if owner == x.group.me() {
@@ -332,7 +383,9 @@ impl<P: Clone + Default> PartState<P> {
         } else {
             let (content, payload) = match self.given(x.weight) {
                 Given::Contribution { weight, numbers } => (Content::Contribution { weight }, numbers),
-                Given::Promise { of, mean } => (Content::Promise { of }, mean),
+                Given::Promise { of, mean: Mean { contributors, numbers } } => {
+                    (Content::Promise { of, contributors }, numbers)
+                }
             };
             x.send(owner, attempt, content, payload);
         }
@@ -354,27 +407,31 @@ impl<P: Clone + Default> PartState<P> {
     /// Stops collecting if every present member has contributed, or the missing members are overdue.
     fn conclude(&mut self, x: &mut Context<'_, P>) {
         let Some(reducer) = self.reducer.as_ref().filter(|reducer| reducer.is_collecting()) else { return };
-        let missing: Vec<usize> = x.group.others().filter(|&member| !reducer.has(member)).collect();
-        let over = missing.is_empty() || reducer.since() + x.timeout.current() <= x.now;
+        let missing: Vec<usize> = missing(x.group, reducer).collect();
+        let due = contributions_due(x.group, x.timeout, reducer) <= x.now;
+        let over = due || missing.iter().all(|&member| x.group.is_overdue(member));
         if !over || !self.may_conclude(x.group, reducer) {
             return;
         }
-        for member in missing.into_iter().filter_map(|member| x.group.instance(member)) {
-            x.note(Note::LeftOut(x.group.id.round, x.part, member));
+        for member in missing {
+            x.group.go_on_without(member);
+            let note = |member| Note::LeftOut(x.group.id.round, x.part, member);
+            x.notes.extend(x.group.instance(member).map(note));
         }
         self.decide(x);
     }
 
     fn decide(&mut self, x: &mut Context<'_, P>) {
         match self.reducer.as_mut().map(Reducer::conclude) {
-            Some(Decision::Adopt(mean)) => self.propose(x, &mean),
+            Some(Decision::Adopt(mean)) => self.propose(x, mean),
             Some(Decision::Reduce(inputs)) => {
                 let (round, part, attempt, own) = (x.group.id.round, x.part, self.attempt, self.mine.clone());
                 x.actions.push_back(Action::Execute(Job::Reduce { round, part, attempt, own, inputs }));
             }
             Some(Decision::Empty) => {
-                x.broadcast(self.attempt, &Content::Empty, &P::default());
-                self.end_empty(x);
+                let heard = self.reducer.as_ref().map(Reducer::heard).unwrap_or_default();
+                x.broadcast(self.attempt, &Content::Empty { heard }, &P::default());
+                self.end_empty(x, heard);
             }
             None => {}
         }
@@ -390,7 +447,10 @@ impl<P: Clone + Default> PartState<P> {
         let current = |reducer: &&mut Reducer<P>| attempt == self.attempt && reducer.is_reducing();
         let Some(reducer) = self.reducer.as_mut().filter(current) else { return };
         match outcome {
-            Ok(mean) => self.propose(x, &mean),
+            Ok(numbers) => {
+                let contributors = reducer.contributors();
+                self.propose(x, Mean { contributors, numbers });
+            }
             Err((input, fault)) => match reducer.refuse(input).and_then(|member| x.group.instance(member)) {
                 Some(member) => {
                     x.note(Note::Refused(member, fault));
@@ -401,13 +461,14 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
-    fn propose(&mut self, x: &mut Context<'_, P>, mean: &P) {
+    fn propose(&mut self, x: &mut Context<'_, P>, mean: Mean<P>) {
         if let Some(reducer) = &mut self.reducer {
             reducer.propose(x.group.me());
         }
-        self.accepted = Some((self.attempt, mean.clone()));
-        self.phase = Phase::Open(x.deadline());
-        x.broadcast(self.attempt, &Content::Accept, mean);
+        self.phase = Phase::Open(x.now);
+        let accept = Content::Accept { contributors: mean.contributors };
+        x.broadcast(self.attempt, &accept, &mean.numbers);
+        self.accepted = Some((self.attempt, mean));
     }
 
     fn has_accepted(&self, attempt: Attempt) -> bool {
@@ -419,7 +480,12 @@ impl<P: Clone + Default> PartState<P> {
         self.reducer = None;
     }
 
-    fn end_empty(&mut self, x: &mut Context<'_, P>) {
+    /// No mean is made. A member that was not heard may have something to contribute: then this was no round.
+    fn end_empty(&mut self, x: &mut Context<'_, P>, heard: MemberSet) {
+        let all = x.uncarried == 0 && (0..x.group.len()).all(|member| heard.contains(member));
+        if !all {
+            return self.give_up(x);
+        }
         x.note(Note::Empty(x.group.id.round, x.part));
         self.end(Ending::Empty);
     }
@@ -429,4 +495,21 @@ impl<P: Clone + Default> PartState<P> {
         self.reducer = None;
         self.accepted = None;
     }
+}
+
+/// The members that the owner has not heard.
+fn missing<P: Clone>(group: &Group, reducer: &Reducer<P>) -> impl Iterator<Item = usize> {
+    group.others().filter(|&member| !reducer.has(member))
+}
+
+/// The time at which an owner goes on without the members that it has not heard.
+fn contributions_due<P: Clone>(group: &Group, timeout: &AdaptiveTimeout, reducer: &Reducer<P>) -> Time {
+    let waits = missing(group, reducer).any(|member| group.is_copying(member));
+    group.counts_from(reducer.since(), waits) + timeout.current()
+}
+
+/// The time at which a member turns to the next owner.
+fn owner_due(group: &Group, timeout: &AdaptiveTimeout, since: Time) -> Time {
+    let waits = group.others().any(|member| group.is_copying(member));
+    group.counts_from(since, waits) + timeout.with_owner()
 }

@@ -4,23 +4,32 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Attempt, Time};
 
+use super::group::MemberSet;
+
+/// A mean, and the members whose contributions are in it.
+#[derive(Clone, Debug)]
+pub(super) struct Mean<P> {
+    pub(super) contributors: MemberSet,
+    pub(super) numbers: P,
+}
+
 /// A message of a member to the owner.
 #[derive(Clone, Debug)]
 pub(super) enum Given<P> {
     /// The member's own numbers.
     Contribution { weight: u64, numbers: P },
     /// A mean that it accepted from an earlier owner.
-    Promise { of: Attempt, mean: P },
+    Promise { of: Attempt, mean: Mean<P> },
 }
 
 /// The decision of an owner about the contributions.
 #[derive(Clone, Debug)]
 pub(super) enum Decision<P> {
     /// Propose this mean: it may be chosen already.
-    Adopt(P),
+    Adopt(Mean<P>),
     /// Reduce these contributions, each with its weight.
     Reduce(Vec<(u64, P)>),
-    /// There is nothing to reduce.
+    /// The members heard have nothing to reduce.
     Empty,
 }
 
@@ -109,6 +118,19 @@ impl<P: Clone> Reducer<P> {
         matches!(self.phase, Phase::Reducing(_))
     }
 
+    /// The members whose contributions are being reduced.
+    pub(super) fn contributors(&self) -> MemberSet {
+        match &self.phase {
+            Phase::Reducing(members) => MemberSet::of(members.iter().copied()),
+            Phase::Collecting | Phase::Proposed(_) => MemberSet::default(),
+        }
+    }
+
+    /// The members that have contributed or promised.
+    pub(super) fn heard(&self) -> MemberSet {
+        MemberSet::of(self.given.keys().copied())
+    }
+
     /// The mean is proposed; `owner` accepts it first. The contributions are no longer needed.
     pub(super) fn propose(&mut self, owner: usize) {
         self.given.clear();
@@ -126,7 +148,7 @@ impl<P: Clone> Reducer<P> {
         }
     }
 
-    fn latest_promised(&self) -> Option<P> {
+    fn latest_promised(&self) -> Option<Mean<P>> {
         let promised = self.given.values().filter_map(|given| match given {
             Given::Promise { of, mean } => Some((*of, mean)),
             Given::Contribution { .. } => None,

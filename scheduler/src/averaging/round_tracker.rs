@@ -1,8 +1,10 @@
 //! The averaging rounds that a feeder calls, and the reports to the feeder.
 
+use std::collections::BTreeMap;
+
 use crate::{Duration, PeerId, Time};
 
-use super::Round;
+use super::{FragmentIndex, Round};
 
 /// A report is repeated after this time if the feeder goes on calling a round that has ended here.
 const REPORT_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -18,6 +20,10 @@ pub struct RoundTracker {
     feeder: Option<PeerId>,
     /// Every round up to this one has ended here; `None` before a feeder was heard.
     ended: Option<Round>,
+    /// The last round of each fragment that has carried this replica's contribution.
+    carried: BTreeMap<FragmentIndex, Round>,
+    /// Number of fragments; 0 before the first round.
+    fragments: usize,
     /// The last report, and its time.
     reported: Option<(RoundReport, Time)>,
 }
@@ -29,6 +35,9 @@ pub struct RoundReport {
     pub feeder: PeerId,
     /// The last round that has ended here.
     pub ended: Round,
+    /// Every fragment has been averaged with this replica's contribution in this round or a later one; `None` before
+    /// that.
+    pub carried: Option<Round>,
 }
 
 impl RoundTracker {
@@ -66,6 +75,12 @@ impl RoundTracker {
         self.report_at(now)
     }
 
+    /// A round has carried this replica's contribution to a fragment, or there was none; the run has `fragments`.
+    pub fn carry(&mut self, round: Round, fragment: FragmentIndex, fragments: u32) {
+        self.carried.insert(fragment, round);
+        self.fragments = fragments as usize;
+    }
+
     fn report_at(&mut self, now: Time) -> Option<RoundReport> {
         let report = self.report()?;
         self.reported = Some((report, now));
@@ -73,7 +88,9 @@ impl RoundTracker {
     }
 
     fn report(&self) -> Option<RoundReport> {
-        Some(RoundReport { feeder: self.feeder?, ended: self.ended? })
+        let all = self.fragments > 0 && self.carried.len() >= self.fragments;
+        let carried = self.carried.values().min().copied().filter(|_| all);
+        Some(RoundReport { feeder: self.feeder?, ended: self.ended?, carried })
     }
 }
 
@@ -85,7 +102,7 @@ mod tests {
     const NOW: Time = Time(0);
 
     fn report(ended: u64) -> Option<RoundReport> {
-        Some(RoundReport { feeder: FEEDER, ended: Round(ended) })
+        Some(RoundReport { feeder: FEEDER, ended: Round(ended), carried: None })
     }
 
     #[test]
@@ -99,6 +116,20 @@ mod tests {
     }
 
     #[test]
+    fn a_report_says_since_when_every_fragment_has_carried_the_replica() {
+        let mut tracker = RoundTracker::default();
+        tracker.on_call(NOW, FEEDER, Round(4), false);
+        let mut carried = |round, fragment| {
+            tracker.carry(Round(round), FragmentIndex(fragment), 2);
+            tracker.end(NOW, Round(round)).and_then(|report| report.carried)
+        };
+        assert_eq!(carried(5, 1), None, "the other fragment has not had its turn");
+        assert_eq!(carried(6, 0), Some(Round(5)));
+        assert_eq!(carried(8, 0), Some(Round(5)), "round 7 left this replica out");
+        assert_eq!(carried(9, 1), Some(Round(8)));
+    }
+
+    #[test]
     fn a_feeder_that_missed_the_end_hears_it_again_in_time() {
         let mut tracker = RoundTracker::default();
         tracker.on_call(NOW, FEEDER, Round(4), false);
@@ -106,7 +137,7 @@ mod tests {
         assert_eq!(tracker.on_call(NOW + REPORT_AGAIN_AFTER, FEEDER, Round(3), false), report(4));
         let other = PeerId([8; 32]);
         let told = tracker.on_call(NOW + REPORT_AGAIN_AFTER, other, Round(4), false);
-        assert_eq!(told, Some(RoundReport { feeder: other, ended: Round(4) }));
+        assert_eq!(told, Some(RoundReport { feeder: other, ended: Round(4), carried: None }));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::unreachable::LEFT_OUT_FOR;
-use super::world::{Numbers, Scenario, World, member};
+use super::world::{Numbers, Scenario, World, copied, member};
 use super::*;
 use crate::{Attempt, Duration, Incarnation};
 
@@ -24,7 +24,20 @@ fn check(scenario: Scenario) -> World {
             assert_eq!(first, mean, "seed {seed}: two means of {part:?} were applied");
         }
     }
+    (0..world.replicas.len()).for_each(|index| check_carried(&world, index));
     world
+}
+
+/// A round that a replica counts as carried has its contribution in every mean.
+fn check_carried(world: &World, index: usize) {
+    let replica = &world.replicas[index];
+    for (&(group, part), mean) in &replica.applied {
+        let counts = replica.finished.get(&group.round) == Some(&true) && world.weight(index) > 0;
+        let own = copied(group.round, part, index);
+        let carried = world.means[mean].iter().any(|input| input.value == own);
+        let seed = world.scenario.seed;
+        assert!(carried || !counts, "seed {seed}: replica {index} counts {group:?} {part:?} as carried");
+    }
 }
 
 fn applied(world: &World) -> u64 {
@@ -109,6 +122,33 @@ fn losses_mistakes_and_deaths_never_give_two_means() {
 }
 
 #[test]
+fn a_copy_that_is_ready_late_is_in_every_mean_or_counted_as_not_carried() {
+    let on_time = [1, 4, 6, 9, 15].map(|late| (late, 120, 40));
+    // Parts that the late member owns wait for it.
+    for (late, means, carried) in on_time.into_iter().chain([(25, 40, 0)]) {
+        let slow = vec![(2, Duration::from_secs(late))];
+        let world = check(Scenario { slow, rounds: 40, ..Scenario::new(late, 3) });
+        let (applied, with) = world.shares(2);
+        let complete = world.replicas[2].averaging.counts().complete;
+        println!("late by {late} s: in {with} of {applied} means, {complete} rounds carried");
+        assert_eq!((with, complete), (means, carried), "late by {late} s");
+        let others = &world.replicas[0].averaging.counts();
+        assert_eq!((others.complete, others.applied), (40, 120), "late by {late} s");
+    }
+}
+
+#[test]
+fn a_slow_joiner_never_turns_nothing_into_a_round() {
+    let slow = vec![(0, Duration::from_secs(6))];
+    let world = check(Scenario { slow, joiners: 1, rounds: 20, ..Scenario::new(1, 2) });
+    assert_eq!(world.shares(0), (40, 40));
+    let slow = vec![(0, Duration::from_secs(25))];
+    let world = check(Scenario { slow, joiners: 1, rounds: 20, ..Scenario::new(1, 2) });
+    let complete = |index: usize| world.replicas[index].averaging.counts().complete;
+    assert_eq!((complete(0), complete(1)), (0, 0), "no member counts a round that carried nothing");
+}
+
+#[test]
 fn one_seed_gives_one_run() {
     let run = || {
         let scenario = Scenario { lost_per_mille: 100, mistaken_per_mille: 200, ..Scenario::new(9, 4) };
@@ -144,13 +184,22 @@ fn joiners_take_the_mean_and_add_nothing_to_it() {
 
 const SECOND: u64 = 1_000_000_000;
 
+/// A mean with the contributions of the first three members.
+const ACCEPT: Content = Content::Accept { contributors: MemberSet(0b111) };
+
 fn machine(index: usize) -> Averaging<u32> {
     Averaging::new(Config { me: member(index), fragments: 20, parts_min: 1 })
 }
 
 fn tell(averaging: &mut Averaging<u32>, at: u64, event: Event<u32>) -> Vec<Action<u32>> {
     averaging.handle(Time(at * SECOND), event);
-    std::iter::from_fn(|| averaging.poll_action()).collect()
+    let actions = std::iter::from_fn(|| averaging.poll_action());
+    actions.filter(|action| !is_copying(action)).collect()
+}
+
+/// The news that a copy is under way: it precedes every snapshot.
+fn is_copying(action: &Action<u32>) -> bool {
+    matches!(action, Action::Send { message, .. } if message.content == Content::Copying)
 }
 
 fn reply(reply: Reply<u32>) -> Event<u32> {
@@ -166,7 +215,11 @@ fn in_round(me: usize, count: usize) -> (Averaging<u32>, Vec<Action<u32>>) {
     let snapshot = Job::Snapshot { round: Round(1), fragment: FragmentIndex(1), parts };
     assert_eq!(wanted, [Action::Execute(snapshot)]);
     let own = (0..parts).map(|part| 10 * me as u32 + part).collect();
-    let begun = tell(&mut averaging, 0, reply(Reply::Snapshot { round: Round(1), weight: 2, parts: own }));
+    let begun = tell(
+        &mut averaging,
+        0,
+        reply(Reply::Snapshot { round: Round(1), uncarried: 2, weight: 2, parts: own }),
+    );
     (averaging, begun)
 }
 
@@ -227,10 +280,12 @@ fn an_owner_reduces_proposes_and_chooses() {
     assert_eq!(reduce, [Action::Execute(Job::Reduce { round, part, attempt, own: 0, inputs })]);
 
     let proposed = tell(&mut owner, 1, reply(Reply::Reduced { round, part, attempt, outcome: Ok(77) }));
-    assert_eq!(proposed, [send(1, message(&owner, 0, 0, Content::Accept), 77)]);
+    let accept = Content::Accept { contributors: MemberSet(0b11) };
+    assert_eq!(proposed, [send(1, message(&owner, 0, 0, accept), 77)]);
 
     let chosen = hear(&mut owner, 1, (0, 0), Content::Accepted, 0);
-    let apply = Action::Execute(Job::Apply { round: Round(1), part: PartIndex(0), mean: 77 });
+    let apply =
+        Action::Execute(Job::Apply { round: Round(1), part: PartIndex(0), mean: 77, contributed: true });
     assert_eq!(chosen, [send(1, message(&owner, 0, 0, Content::Chosen), 0), apply]);
     let counted = tell(&mut owner, 1, reply(Reply::Applied { round, part, applied: true }));
     assert_eq!(counted, [Action::Counted(Note::Applied(round, part))]);
@@ -238,24 +293,30 @@ fn an_owner_reduces_proposes_and_chooses() {
 
 #[test]
 fn a_mean_waits_until_it_is_chosen_in_any_order_of_arrival() {
-    let apply = |part, mean| Action::Execute(Job::Apply { round: Round(1), part: PartIndex(part), mean });
+    let apply = |part, mean| {
+        Action::Execute(Job::Apply { round: Round(1), part: PartIndex(part), mean, contributed: true })
+    };
     let (mut averaging, _) = in_round(0, 3);
-    let accepted = hear(&mut averaging, 1, (1, 0), Content::Accept, 5);
+    let accepted = hear(&mut averaging, 1, (1, 0), ACCEPT, 5);
     assert_eq!(accepted, [send(1, message(&averaging, 1, 0, Content::Accepted), 0)]);
-    assert_eq!(hear(&mut averaging, 1, (1, 0), Content::Accept, 5), [], "it came twice");
+    assert_eq!(hear(&mut averaging, 1, (1, 0), ACCEPT, 5), [], "it came twice");
     assert_eq!(hear(&mut averaging, 1, (1, 0), Content::Chosen, 0), [apply(1, 5)]);
 
     assert_eq!(hear(&mut averaging, 2, (2, 0), Content::Chosen, 0), []);
-    assert_eq!(hear(&mut averaging, 2, (2, 0), Content::Accept, 6), [apply(2, 6)]);
+    assert_eq!(hear(&mut averaging, 2, (2, 0), ACCEPT, 6), [apply(2, 6)]);
 }
 
 #[test]
 fn the_next_owner_proposes_a_mean_again_that_may_have_been_chosen() {
     // Member 2 has accepted the mean of owner 1, which then dies.
     let (mut averaging, _) = in_round(2, 3);
-    hear(&mut averaging, 1, (1, 0), Content::Accept, 5);
+    hear(&mut averaging, 1, (1, 0), ACCEPT, 5);
     let actions = tell(&mut averaging, 2, Event::PeerLost(member(1)));
-    let proposes = |action: &Action<u32>| matches!(action, Action::Send { message, payload: 5, .. } if message.content == Content::Accept);
+    let accept = |content: &Content| matches!(content, Content::Accept { .. });
+    let proposes = |action: &Action<u32>| match action {
+        Action::Send { message, payload: 5, .. } => accept(&message.content),
+        _ => false,
+    };
     assert!(!actions.iter().any(proposes), "not before a majority is heard: {actions:?}");
     let actions = hear(&mut averaging, 0, (1, 1), Content::Contribution { weight: 3 }, 1);
     assert!(actions.iter().any(proposes), "{actions:?}");
@@ -265,7 +326,7 @@ fn the_next_owner_proposes_a_mean_again_that_may_have_been_chosen() {
 fn a_member_that_has_turned_to_the_next_owner_accepts_nothing_from_the_former_owner() {
     let (mut averaging, _) = in_round(0, 3);
     tell(&mut averaging, 2, Event::PeerLost(member(1)));
-    let late = hear(&mut averaging, 1, (1, 0), Content::Accept, 5);
+    let late = hear(&mut averaging, 1, (1, 0), ACCEPT, 5);
     assert_eq!(late, [Action::Counted(Note::Late(member(1)))]);
 }
 
@@ -288,8 +349,8 @@ fn the_dead_strangers_and_other_lists_are_not_heard() {
         (9, 0, Content::Chosen),
         (0, u32::MAX, Content::Contribution { weight: 1 }),
         (0, 0, Content::Contribution { weight: u64::MAX }),
-        (0, 0, Content::Promise { of: Attempt(0) }),
-        (2, 0, Content::Accept),
+        (0, 0, Content::Promise { of: Attempt(0), contributors: MemberSet::default() }),
+        (2, 0, ACCEPT),
     ];
     for (part, attempt, content) in odd {
         let heard = hear(&mut averaging, 1, (part, attempt), content.clone(), 1);
@@ -338,7 +399,7 @@ fn early_messages_are_kept_but_not_without_end() {
     let begun = tell(&mut averaging, 2, Event::Round(Round(2)));
     assert!(begins(&begun, Round(2)), "{begun:?}");
     let (round, parts) = (Round(2), vec![1, 2]);
-    let actions = tell(&mut averaging, 2, reply(Reply::Snapshot { round, weight: 1, parts }));
+    let actions = tell(&mut averaging, 2, reply(Reply::Snapshot { round, uncarried: 1, weight: 1, parts }));
     let reduces = |action: &Action<u32>| matches!(action, Action::Execute(Job::Reduce { .. }));
     assert!(actions.iter().any(reduces), "{actions:?}");
 }
@@ -390,7 +451,11 @@ fn a_lost_member_is_left_out_from_the_beginning_until_it_speaks() {
     assert!(begins(&begun, Round(3)), "{begun:?}");
 
     tell(&mut averaging, 4, Event::PeerLost(member(1)));
-    tell(&mut averaging, 4, reply(Reply::Snapshot { round: Round(3), weight: 1, parts: vec![1, 2] }));
+    tell(
+        &mut averaging,
+        4,
+        reply(Reply::Snapshot { round: Round(3), uncarried: 1, weight: 1, parts: vec![1, 2] }),
+    );
     assert_eq!(averaging.round(), None, "the round is over before it is copied");
     assert_eq!(tell(&mut averaging, 4, Event::Round(Round(4))), []);
     let later = 4 + LEFT_OUT_FOR.as_secs();

@@ -43,6 +43,8 @@ pub(super) struct Scenario {
     pub(super) is_silent: bool,
     /// Number of replicas that joined last and have contributed to nothing.
     pub(super) joiners: usize,
+    /// Replicas whose copies are ready this long after they were asked for.
+    pub(super) slow: Vec<(usize, Duration)>,
     pub(super) steps_max: u64,
 }
 
@@ -64,6 +66,7 @@ impl Scenario {
             kills: Vec::new(),
             is_silent: false,
             joiners: 0,
+            slow: Vec::new(),
             steps_max: 200_000,
         }
     }
@@ -101,6 +104,11 @@ pub(super) struct World {
 pub(super) fn member(index: usize) -> Instance {
     let byte = u8::try_from(index).unwrap() + 1;
     Instance { peer: PeerId([byte; 32]), incarnation: Incarnation(1) }
+}
+
+/// The value of a replica's copy of a part.
+pub(super) fn copied(round: Round, part: PartIndex, index: usize) -> u64 {
+    Rng::new(round.0 << 32 | u64::from(part.0) << 16 | index as u64).next_u64()
 }
 
 impl World {
@@ -198,7 +206,10 @@ impl World {
                 let outcome = self.reduce(&inputs);
                 self.reply(index, Reply::Reduced { round, part, attempt, outcome });
             }
-            Job::Apply { round, part, mean } => {
+            Job::Apply { round, part, mean, contributed } => {
+                let own = copied(round, part, index);
+                let named = self.means[&mean].iter().any(|input| input.value == own);
+                assert_eq!(named, contributed, "seed {}: {part:?}", self.scenario.seed);
                 let replica = &mut self.replicas[index];
                 replica.applying += 1;
                 assert!(replica.applying <= APPLYING_MAX, "seed {}", self.scenario.seed);
@@ -221,15 +232,19 @@ impl World {
         let open = &mut self.replicas[index].open;
         assert!(open.is_empty(), "seed {}: two rounds at once", self.scenario.seed);
         open.insert(round);
-        let poisoned = self.rng.chance(self.scenario.poisoned_per_mille, 1_000);
-        let numbers = |part| Numbers {
-            value: Rng::new(round.0 << 32 | u64::from(part) << 16 | index as u64).next_u64(),
-            finite: !poisoned,
-        };
+        let finite = !self.rng.chance(self.scenario.poisoned_per_mille, 1_000);
+        let numbers = |part| Numbers { value: copied(round, PartIndex(part), index), finite };
         let parts = (0..parts).map(numbers).collect();
-        let joined = index + self.scenario.joiners >= self.replicas.len();
-        let weight = if joined { 0 } else { index as u64 + 1 };
-        self.reply(index, Reply::Snapshot { round, weight, parts });
+        let reply = Event::Replied(Reply::Snapshot {
+            round,
+            uncarried: self.weight(index),
+            weight: self.weight(index),
+            parts,
+        });
+        let slow = self.scenario.slow.iter().find(|(slow, _)| *slow == index);
+        let late = slow.map_or(Duration::ZERO, |(_, late)| *late);
+        let at = self.queue.now() + late + self.time_below(self.scenario.service_max);
+        self.send(at, index, reply);
     }
 
     fn reduce(&mut self, inputs: &[(u64, Numbers)]) -> Result<Numbers, (usize, Fault)> {
@@ -289,6 +304,22 @@ impl World {
     }
 
     // --- Getters --------------------------------------------------------------------------------------------
+
+    /// The weight of the contributions of a replica.
+    pub(super) fn weight(&self, index: usize) -> u64 {
+        let joined = index + self.scenario.joiners >= self.replicas.len();
+        if joined { 0 } else { index as u64 + 1 }
+    }
+
+    /// Means that a replica has applied, and those of them with its contribution.
+    pub(super) fn shares(&self, index: usize) -> (usize, usize) {
+        let applied = self.replicas[index].applied.iter();
+        let with = applied.clone().filter(|((group, part), mean)| {
+            let own = copied(group.round, *part, index);
+            self.means[mean].iter().any(|input| input.value == own)
+        });
+        (applied.count(), with.count())
+    }
 
     pub(super) fn survivors(&self) -> impl Iterator<Item = &Replica> {
         self.replicas.iter().filter(|replica| replica.alive)

@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 
+use super::contributions::Contributions;
 use super::grants::Ruling;
 use super::{Action, Feeder, Outcome, Record};
 use crate::mutation::Mutation;
@@ -130,13 +131,18 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     /// From now on the contributions of a finished microbatch are in the weights of the replicas that have the grants.
-    pub(super) fn note_contributions(&mut self, microbatch: MicrobatchId, outcome: &Outcome) {
+    pub(super) fn note_contributions(
+        &mut self,
+        microbatch: MicrobatchId,
+        outcome: &Outcome,
+        count: fn(&mut Contributions, Hop, u64),
+    ) {
         if !matches!(outcome, Outcome::Finished { .. }) {
             return;
         }
         self.grants.finish(microbatch);
         for &hop in self.grants.of(microbatch) {
-            self.contributions.grant(hop, self.rounds.called());
+            count(&mut self.contributions, hop, self.rounds.current().0);
         }
     }
 

@@ -1,7 +1,8 @@
 //! Contributions that were granted and may still be lost with their replica.
 //!
 //! Replicas of a stage average one fragment a round. Until every fragment was averaged once, the contributions that a
-//! replica was granted exist in its weights only.
+//! replica was granted exist in its weights only. The replica reports in which rounds its contributions were in the
+//! mean: a round that went on without it has carried nothing of it.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,9 @@ pub struct AveragingSchedule {
     pub fragments: u64,
 }
 
+/// Rounds of a replica that are told apart; beyond it the oldest counts as the next.
+const ROUNDS_MAX: usize = 256;
+
 /// Grants by replica and by the round they fell into.
 #[derive(Clone, Debug)]
 pub(super) struct Contributions {
@@ -29,12 +33,40 @@ impl Contributions {
         Self { schedule, by_hop: BTreeMap::new() }
     }
 
-    /// Counts a grant to `hop` after `round` averaging rounds.
+    /// Counts a grant to `hop` in `round`.
     pub(super) fn grant(&mut self, hop: Hop, round: u64) {
-        let averaged = round.saturating_sub(self.schedule.map_or(u64::MAX, |schedule| schedule.fragments));
         let rounds = self.by_hop.entry(hop).or_default();
-        *rounds = rounds.split_off(&averaged);
         *rounds.entry(round).or_default() += 1;
+        if rounds.len() > ROUNDS_MAX
+            && let Some((_, oldest)) = rounds.pop_first()
+            && let Some(mut next) = rounds.first_entry()
+        {
+            *next.get_mut() += oldest;
+        }
+    }
+
+    /// Counts a grant of a former start of the feeder. The reports of replicas are not in the journal: every round
+    /// since then counts as one that has carried the replica.
+    pub(super) fn remember(&mut self, hop: Hop, round: u64) {
+        let fragments = self.schedule.map_or(u64::MAX, |schedule| schedule.fragments);
+        self.carried(&hop, round.saturating_sub(fragments));
+        self.grant(hop, round);
+    }
+
+    /// Every fragment has been averaged with the contribution of `hop` in this round or a later one.
+    pub(super) fn carried(&mut self, hop: &Hop, round: u64) {
+        if let Some(rounds) = self.by_hop.get_mut(hop) {
+            *rounds = rounds.split_off(&round);
+        }
+    }
+
+    /// The rounds of the run are ahead of this feeder, which calls `round` next: all grants that it knows may be as
+    /// late as the round before.
+    pub(super) fn catch_up(&mut self, round: u64) {
+        for rounds in self.by_hop.values_mut().filter(|rounds| !rounds.is_empty()) {
+            let all = rounds.values().sum();
+            *rounds = BTreeMap::from([(round.saturating_sub(1), all)]);
+        }
     }
 
     /// One of the latest contributions of `hop` was never applied.
@@ -66,13 +98,51 @@ mod tests {
 
     const HOP: Hop = Hop::replica(StageIndex(1), Instance::new(PeerId([1; 32]), Incarnation(1)));
 
+    fn averaged() -> Contributions {
+        Contributions::new(Some(AveragingSchedule { interval: 10, fragments: 3 }))
+    }
+
     #[test]
     fn only_contributions_that_no_full_cycle_has_averaged_are_lost() {
-        let mut contributions = Contributions::new(Some(AveragingSchedule { interval: 10, fragments: 3 }));
+        let mut contributions = averaged();
         (0..100).for_each(|granted| contributions.grant(HOP, granted / 10));
-        assert_eq!(contributions.by_hop[&HOP].len(), 4);
+        contributions.carried(&HOP, 6);
         assert_eq!(contributions.lose(&HOP), 40);
         assert_eq!(contributions.lose(&HOP), 0);
+    }
+
+    #[test]
+    fn rounds_that_went_on_without_a_replica_have_carried_nothing_of_it() {
+        let mut contributions = averaged();
+        (0..1_000).for_each(|granted| contributions.grant(HOP, granted));
+        assert_eq!(contributions.by_hop[&HOP].len(), ROUNDS_MAX);
+        assert_eq!(contributions.lose(&HOP), 1_000);
+    }
+
+    #[test]
+    fn a_feeder_behind_the_rounds_of_the_run_takes_its_grants_for_new() {
+        let mut contributions = averaged();
+        (0..5).for_each(|granted| contributions.grant(HOP, granted));
+        contributions.catch_up(40);
+        contributions.carried(&HOP, 39);
+        assert_eq!(contributions.lose(&HOP), 5);
+    }
+
+    #[test]
+    fn a_replica_whose_grants_were_all_carried_has_none_to_forfeit() {
+        let mut contributions = averaged();
+        contributions.grant(HOP, 3);
+        contributions.carried(&HOP, 4);
+        contributions.catch_up(9);
+        contributions.forfeit(&HOP);
+        assert_eq!(contributions.lose(&HOP), 0);
+    }
+
+    #[test]
+    fn before_a_restart_rounds_count_as_they_were_called() {
+        let mut contributions = averaged();
+        (0..100).for_each(|granted| contributions.remember(HOP, granted / 10));
+        assert_eq!(contributions.lose(&HOP), 40);
     }
 
     #[test]

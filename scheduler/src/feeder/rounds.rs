@@ -10,8 +10,9 @@
 //! rest would always be left behind. A replica that reports after the next round was called without it therefore counts
 //! as slow, and the feeder waits for it in full from then on.
 //!
-//! When every microbatch has its outcome and weights no longer change, each fragment is averaged once more, and replicas
-//! of a stage end equal: in these rounds, and in the round before them, the feeder waits for every member in full.
+//! When every microbatch has its outcome and weights no longer change, each fragment is averaged once more, and
+//! replicas of a stage end equal: in these rounds, and in the round before them, the feeder waits for every member in
+//! full. Where a mean went on without a member, or a member joined late, each fragment has a second turn.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,15 +28,16 @@ pub const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the feeder waits for the others when more than half of each stage have ended a round.
 pub const ROUND_GRACE: Duration = Duration::from_secs(3);
 
+/// Times that each fragment is averaged at most when every microbatch has its outcome.
+const CLOSING_TURNS: u64 = 2;
+
 /// The clock of averaging rounds.
 #[derive(Clone, Debug)]
 pub(super) struct Rounds {
     schedule: AveragingSchedule,
     /// The current round; 0 before the first.
     round: u64,
-    /// Rounds called by this feeder, before a restart included; another feeder may have called others.
-    called: u64,
-    /// Rounds of `called` that began after every microbatch had its outcome.
+    /// Rounds that began after every microbatch had its outcome.
     closing: u64,
     /// Microbatches finished when the current round was called.
     finished: u64,
@@ -45,6 +47,10 @@ pub(super) struct Rounds {
     grace_until: Option<Time>,
     /// The last round that each member has ended. Contains members only.
     ended: BTreeMap<Instance, u64>,
+    /// The round since which every fragment was averaged with each member. Contains members only.
+    carried: BTreeMap<Instance, u64>,
+    /// The first of the last rounds.
+    first_closing: u64,
     /// Members that had not ended the round before the current one and have not reported since.
     behind: BTreeSet<Instance>,
     /// Members that were behind and reported later.
@@ -69,12 +75,13 @@ impl Rounds {
         Self {
             schedule: schedule.unwrap_or(AveragingSchedule { interval: 0, fragments: 0 }),
             round: 0,
-            called: 0,
             closing: 0,
             finished: 0,
             open_until: None,
             grace_until: None,
             ended: BTreeMap::new(),
+            carried: BTreeMap::new(),
+            first_closing: 0,
             behind: BTreeSet::new(),
             slow: BTreeSet::new(),
             over: false,
@@ -87,14 +94,9 @@ impl Rounds {
         Round(self.round)
     }
 
-    /// Rounds called so far.
-    pub(super) fn called(&self) -> u64 {
-        self.called
-    }
-
     /// A former start of the feeder called a round.
     pub(super) fn remember(&mut self) {
-        self.called += 1;
+        self.round += 1;
     }
 
     /// Whether the current round is one of the last.
@@ -113,10 +115,14 @@ impl Rounds {
         Some(self.grace_until.filter(|&until| now < until).map_or(open_until, |until| until.min(open_until)))
     }
 
-    /// A member has ended this round and all before it.
-    pub(super) fn ended(&mut self, member: Instance, round: Round) {
+    /// A member has ended this round and all before it; `carried`: every fragment was averaged with its contribution
+    /// since then.
+    pub(super) fn ended(&mut self, member: Instance, round: Round, carried: Option<Round>) {
         self.news = true;
         self.ended.insert(member, round.0);
+        if let Some(carried) = carried {
+            self.carried.insert(member, carried.0);
+        }
         if self.behind.remove(&member) {
             self.slow.insert(member);
         }
@@ -136,6 +142,7 @@ impl Rounds {
     pub(super) fn proceed(&mut self, now: Time, training: Training, stages: &[Vec<Instance>]) -> bool {
         let members: BTreeSet<Instance> = stages.iter().flatten().copied().collect();
         self.ended.retain(|member, _| members.contains(member));
+        self.carried.retain(|member, _| members.contains(member));
         self.behind.retain(|member| members.contains(member));
         self.slow.retain(|member| members.contains(member));
         let ended = members.iter().map(|member| self.ended_by(member)).min();
@@ -148,21 +155,31 @@ impl Rounds {
             return false;
         }
         if training.over {
-            self.over = members.is_empty() || self.closing >= self.schedule.fragments;
+            self.over = members.is_empty() || self.is_closed(&members);
             self.closing += u64::from(!self.over);
         }
         let due = !training.over && self.is_due(training.finished) && !members.is_empty();
         let calls = due || (training.over && !self.over);
         if calls {
             self.behind = members.into_iter().filter(|member| self.ended_by(member) < self.round).collect();
-            self.called += 1;
             // All members may have ended more rounds than this start of the feeder knows.
             self.round = self.round.max(ended.unwrap_or(0)).saturating_add(1);
+            if self.closing == 1 {
+                self.first_closing = self.round;
+            }
             self.finished = training.finished;
             self.open_until = Some(now + ROUND_TIMEOUT);
             self.grace_until = None;
         }
         calls
+    }
+
+    /// Whether the last rounds have carried every member, or each fragment has had two turns.
+    fn is_closed(&self, members: &BTreeSet<Instance>) -> bool {
+        let fragments = self.schedule.fragments;
+        let carried = |member| self.carried.get(member).is_some_and(|&round| round >= self.first_closing);
+        let all = self.closing >= fragments && members.iter().all(carried);
+        all || self.closing >= fragments.saturating_mul(CLOSING_TURNS)
     }
 
     /// Whether more than half of each stage, and every member that is known to be slow, have ended the current round.
@@ -208,12 +225,12 @@ mod tests {
         let (members, mut rounds) = (stage(1..=2), rounds());
         assert!(!rounds.proceed(Time(0), at(9), &members));
         assert!(rounds.proceed(Time(0), at(10), &members));
-        rounds.ended(member(1), Round(1));
+        rounds.ended(member(1), Round(1), Some(Round(1)));
         assert!(!rounds.proceed(Time(1), at(99), &members));
-        rounds.ended(member(2), Round(1));
+        rounds.ended(member(2), Round(1), Some(Round(1)));
         assert!(rounds.proceed(Time(2), at(99), &members));
         assert_eq!(rounds.current(), Round(2));
-        rounds.ended(member(1), Round(2));
+        rounds.ended(member(1), Round(2), Some(Round(2)));
         assert!(rounds.proceed(Time(3), at(109), &stage(1..=1)), "the other one has left");
     }
 
@@ -232,7 +249,7 @@ mod tests {
     fn under_way(stages: &[Vec<Instance>], ended: std::ops::RangeInclusive<u8>) -> Rounds {
         let mut rounds = rounds();
         assert!(rounds.proceed(Time(0), at(10), stages));
-        ended.for_each(|key| rounds.ended(member(key), Round(1)));
+        ended.for_each(|key| rounds.ended(member(key), Round(1), Some(Round(1))));
         assert!(!rounds.proceed(Time(1), at(99), stages));
         rounds
     }
@@ -256,7 +273,7 @@ mod tests {
         let two = [stage(1..=3).concat(), stage(4..=5).concat()];
         let mut other_stage = under_way(&two, 1..=4);
         assert_eq!(other_stage.deadline(Time(1)), Some(Time(0) + ROUND_TIMEOUT), "one of two is not most");
-        other_stage.ended(member(5), Round(1));
+        other_stage.ended(member(5), Round(1), Some(Round(1)));
         assert!(other_stage.proceed(Time(2), at(99), &two));
     }
 
@@ -266,15 +283,15 @@ mod tests {
         let mut rounds = under_way(&members, 1..=2);
         let second = Time(1) + ROUND_GRACE;
         assert!(rounds.proceed(second, at(20), &members));
-        (1..=2).for_each(|key| rounds.ended(member(key), Round(2)));
-        rounds.ended(member(3), Round(1));
+        (1..=2).for_each(|key| rounds.ended(member(key), Round(2), Some(Round(2))));
+        rounds.ended(member(3), Round(1), Some(Round(1)));
         assert!(!rounds.proceed(second + ROUND_GRACE, at(99), &members));
         assert!(!rounds.proceed(second + ROUND_GRACE * 2, at(99), &members));
         assert_eq!(rounds.deadline(second), Some(second + ROUND_TIMEOUT));
-        rounds.ended(member(3), Round(2));
+        rounds.ended(member(3), Round(2), Some(Round(2)));
         let third = second + ROUND_GRACE * 3;
         assert!(rounds.proceed(third, at(99), &members));
-        (1..=2).for_each(|key| rounds.ended(member(key), Round(3)));
+        (1..=2).for_each(|key| rounds.ended(member(key), Round(3), Some(Round(3))));
         assert!(!rounds.proceed(third, at(199), &members));
         assert_eq!(rounds.deadline(third), Some(third + ROUND_TIMEOUT));
         assert!(rounds.proceed(third, at(199), &stage(1..=2)), "until it leaves");
@@ -288,7 +305,7 @@ mod tests {
         for round in 2..9 {
             assert!(rounds.proceed(now + ROUND_GRACE, at(round * 10), &members));
             now = now + ROUND_GRACE;
-            (1..=2).for_each(|key| rounds.ended(member(key), Round(round)));
+            (1..=2).for_each(|key| rounds.ended(member(key), Round(round), Some(Round(round))));
             assert!(!rounds.proceed(now, at(999), &members));
         }
     }
@@ -303,9 +320,9 @@ mod tests {
         for round in 1..=3 {
             assert!(!rounds.proceed(late, over, &members));
             assert!(rounds.deadline(late) > Some(late));
-            (1..=3).for_each(|key| rounds.ended(member(key), Round(round)));
+            (1..=3).for_each(|key| rounds.ended(member(key), Round(round), Some(Round(round))));
             assert_eq!(rounds.proceed(late, over, &members), round < 3);
-            (1..=2).for_each(|key| rounds.ended(member(key), Round(round + 1)));
+            (1..=2).for_each(|key| rounds.ended(member(key), Round(round + 1), Some(Round(round + 1))));
         }
         assert!(rounds.is_over());
     }
@@ -317,20 +334,32 @@ mod tests {
         for round in 1..=2 {
             assert!(rounds.proceed(Time(round), over, &members) && rounds.closes());
             assert!(!rounds.proceed(Time(round), over, &members) && !rounds.is_over());
-            rounds.ended(member(1), Round(round));
+            rounds.ended(member(1), Round(round), Some(Round(round)));
         }
         assert!(!rounds.proceed(Time(3), over, &members) && rounds.is_over());
         assert!(!rounds.proceed(Time(4), over, &members));
     }
 
     #[test]
+    fn a_member_that_the_last_rounds_have_not_carried_has_a_second_turn_and_no_third() {
+        let (members, mut rounds) = (stage(1..=2), rounds());
+        let over = Training { finished: 15, over: true };
+        for round in 1..=4 {
+            assert!(rounds.proceed(Time(round), over, &members), "round {round}");
+            rounds.ended(member(1), Round(round), Some(Round(round)));
+            rounds.ended(member(2), Round(round), None);
+        }
+        assert!(!rounds.proceed(Time(5), over, &members) && rounds.is_over());
+    }
+
+    #[test]
     fn a_restarted_feeder_goes_on_after_the_rounds_that_all_members_have_ended() {
         let (members, mut rounds) = (stage(1..=2), rounds());
         assert!(rounds.proceed(Time(0), at(10), &members));
-        rounds.ended(member(1), Round(u64::MAX));
-        rounds.ended(member(2), Round(40));
+        rounds.ended(member(1), Round(u64::MAX), Some(Round(u64::MAX)));
+        rounds.ended(member(2), Round(40), Some(Round(40)));
         assert!(rounds.proceed(Time(1), at(20), &members));
-        assert_eq!((rounds.current(), rounds.called()), (Round(41), 2));
+        assert_eq!(rounds.current(), Round(41));
     }
 
     #[test]

@@ -183,19 +183,19 @@ impl Executor {
         Ok(match *job {
             averaging::Job::Snapshot { round, fragment, parts } => {
                 let group = group.ok_or_else(closed)?;
-                let (weight, parts) = self.weights.snapshot(round, fragment, parts);
+                let (uncarried, weight, parts) = self.weights.snapshot(round, fragment, parts);
                 let numbers = |(part, values)| {
                     Payload::Numbers(Numbers { group, part: PartIndex(part), of: vec![me], values })
                 };
                 let parts = (0..).zip(parts).map(numbers).collect();
-                Some(Reply::Snapshot { round, weight, parts })
+                Some(Reply::Snapshot { round, uncarried, weight, parts })
             }
             averaging::Job::Reduce { round, part, attempt, ref inputs, .. } => {
                 Some(Reply::Reduced { round, part, attempt, outcome: Ok(reduce(part, inputs)) })
             }
-            averaging::Job::Apply { round, part, ref mean } => {
+            averaging::Job::Apply { round, part, ref mean, contributed } => {
                 let Payload::Numbers(numbers) = mean else { return Err(closed()) };
-                self.weights.apply(round, part, &numbers.values).ok_or_else(closed)?;
+                self.weights.apply(round, part, &numbers.values, contributed).ok_or_else(closed)?;
                 Some(Reply::Applied { round, part, applied: true })
             }
             averaging::Job::Finish { round, complete, .. } => {

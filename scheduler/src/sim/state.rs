@@ -19,8 +19,11 @@ const CHUNK_WORDS: usize = 1;
 pub(crate) struct Weights {
     by_fragment: Vec<[f64; NUMBERS]>,
     contributions: u64,
-    /// Contributions when each fragment was last averaged; `None` at a joiner before the first time.
+    /// Contributions carried when each fragment was last averaged; `None` at a joiner before the first time.
     averaged: Vec<Option<u64>>,
+    /// The mean of each fragment that came last, as far as it is known: a replica that a mean leaves out follows its
+    /// movement.
+    references: Vec<[Option<f64>; NUMBERS]>,
     open: Option<Open>,
 }
 
@@ -32,14 +35,21 @@ struct Open {
     parts: u32,
     numbers: [f64; NUMBERS],
     contributions: u64,
+    /// Parts whose mean was applied.
+    applied: u32,
 }
 
 impl Weights {
     /// The initial weights: every contribution counts.
     pub(super) fn initial(fragments: u32) -> Self {
         let fragments = fragments.max(1) as usize;
-        let (by_fragment, averaged) = (vec![[0.0; NUMBERS]; fragments], vec![Some(0); fragments]);
-        Self { by_fragment, contributions: 0, averaged, open: None }
+        Self {
+            by_fragment: vec![[0.0; NUMBERS]; fragments],
+            contributions: 0,
+            averaged: vec![Some(0); fragments],
+            references: vec![[None; NUMBERS]; fragments],
+            open: None,
+        }
     }
 
     /// Adds the gradients of a microbatch, which move every number by a different amount.
@@ -59,28 +69,44 @@ impl Weights {
 
     // --- Averaging ------------------------------------------------------------------------------------------
 
-    /// Copies a fragment in parts, with the contributions since it was last averaged.
+    /// Copies a fragment in parts, with the contributions that no mean has carried, and their weight.
     pub(super) fn snapshot(
         &mut self,
         round: Round,
         fragment: FragmentIndex,
         parts: u32,
-    ) -> (u64, Vec<Vec<f64>>) {
+    ) -> (u64, u64, Vec<Vec<f64>>) {
         let fragment = fragment.0 as usize;
         let (numbers, contributions) = (self.by_fragment[fragment], self.contributions);
-        self.open = Some(Open { round, fragment, parts, numbers, contributions });
-        let weight = self.averaged[fragment].map_or(0, |averaged| contributions - averaged);
-        (weight, (0..parts).map(|part| numbers[range_of(parts, PartIndex(part))].to_vec()).collect())
+        self.open = Some(Open { round, fragment, parts, numbers, contributions, applied: 0 });
+        let carried = self.averaged[fragment];
+        let (uncarried, weight) =
+            (contributions - carried.unwrap_or(0), carried.map_or(0, |carried| contributions - carried));
+        (
+            uncarried,
+            weight,
+            (0..parts).map(|part| numbers[range_of(parts, PartIndex(part))].to_vec()).collect(),
+        )
     }
 
-    /// Moves the numbers of a part by the difference of the mean from the copy. `None` if no such round is open.
-    pub(super) fn apply(&mut self, round: Round, part: PartIndex, mean: &[f64]) -> Option<()> {
-        let open = self.open.as_ref().filter(|open| open.round == round)?;
-        let range = range_of(open.parts, part);
-        for (place, mean) in range.zip(mean) {
-            let (now, before) = (&mut self.by_fragment[open.fragment][place], open.numbers[place]);
-            let rests = now.to_bits() == before.to_bits();
-            *now = if rests { *mean } else { *now + (mean - before) };
+    /// Moves the numbers of a part by the difference of the mean from the copy; a replica whose contribution is not in
+    /// the mean moves as far as the mean has moved. `None` if no such round is open.
+    pub(super) fn apply(
+        &mut self,
+        round: Round,
+        part: PartIndex,
+        mean: &[f64],
+        contributed: bool,
+    ) -> Option<()> {
+        let open = self.open.as_mut().filter(|open| open.round == round)?;
+        open.applied += 1;
+        let has_own = self.averaged[open.fragment] != Some(open.contributions);
+        for (place, mean) in range_of(open.parts, part).zip(mean) {
+            let (now, copied) = (&mut self.by_fragment[open.fragment][place], open.numbers[place]);
+            let reference = self.references[open.fragment][place].replace(*mean);
+            let before = if contributed || !has_own { Some(copied) } else { reference };
+            let rests = before.is_some_and(|before| now.to_bits() == before.to_bits());
+            *now = if rests { *mean } else { *now + before.map_or(0.0, |before| mean - before) };
         }
         Some(())
     }
@@ -88,8 +114,11 @@ impl Weights {
     /// Ends a round. `None` if no such round is open.
     pub(super) fn finish(&mut self, round: Round, complete: bool) -> Option<()> {
         let open = self.open.take().filter(|open| open.round == round)?;
+        let averaged = &mut self.averaged[open.fragment];
         if complete {
-            self.averaged[open.fragment] = Some(open.contributions);
+            *averaged = Some(open.contributions);
+        } else if open.applied == open.parts {
+            averaged.get_or_insert(0);
         }
         Some(())
     }
@@ -108,6 +137,7 @@ impl Weights {
         }
         self.contributions = 0;
         self.averaged.fill(None);
+        self.references = self.by_fragment.iter().map(|numbers| numbers.map(Some)).collect();
     }
 
     /// Length of a state, bytes.

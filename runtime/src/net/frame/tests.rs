@@ -2,7 +2,7 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use swarmline_scheduler::averaging::{AveragingMessage, Content, GroupId, PartIndex, Round};
+use swarmline_scheduler::averaging::{AveragingMessage, Content, GroupId, MemberSet, PartIndex, Round};
 use swarmline_scheduler::recovery_report::{Item, Possession, RecoveryReport};
 use swarmline_scheduler::transfer::StateId;
 use swarmline_scheduler::{
@@ -91,7 +91,8 @@ fn without_payload() -> Vec<Message> {
         Message::ClaimReply { granted: microbatches, denied: Vec::new(), forged: vec![microbatch] },
         Message::Outcomes { ranges: vec![range.clone()] },
         Message::RoundCall { round: Round(6), is_closing: true },
-        Message::RoundReport { round: Round(7) },
+        Message::RoundReport { round: Round(7), carried: None },
+        Message::RoundReport { round: Round(7), carried: Some(Round(3)) },
         Message::RecoverRange { first: MicrobatchId(1), epoch: 2, from: MicrobatchId(3) },
         Message::RecoveryReport(recovery_report(range)),
         Message::Heartbeat(heartbeat),
@@ -150,11 +151,12 @@ fn between_replicas() -> Vec<Envelope<Bytes>> {
     let state = StateId(3);
     let contents = [
         Content::Contribution { weight: 1 << 40 },
-        Content::Promise { of: Attempt(1) },
-        Content::Accept,
+        Content::Copying,
+        Content::Promise { of: Attempt(1), contributors: MemberSet(5) },
+        Content::Accept { contributors: MemberSet(u64::MAX) },
         Content::Accepted,
         Content::Chosen,
-        Content::Empty,
+        Content::Empty { heard: MemberSet(2) },
         Content::NotAMember,
     ];
     let transfers = [
@@ -220,16 +222,29 @@ fn every_message_has_limits_of_its_own() {
     let longer = BULK_BYTES_MAX as u64 + 1;
     let contribution = v1::Contribution { at, weight: 1 };
     check(v1::frame::Message::Contribution(contribution), longer, Part::Numbers);
-    check(v1::frame::Message::Accept(v1::Accept { at }), u64::MAX, Part::Numbers);
+    check(v1::frame::Message::Accept(v1::Accept { at, contributors: 3 }), u64::MAX, Part::Numbers);
     check(v1::frame::Message::Accepted(v1::Accepted { at }), 1, Part::Nothing);
     check(v1::frame::Message::StateRequest(v1::StateRequest {}), 1, Part::Nothing);
     check(v1::frame::Message::Chunk(v1::Chunk::default()), 1 << 40, Part::Chunk);
     let offer = v1::StateOffer { bytes: 1, chunk_bytes: 1, ..Default::default() };
     check(v1::frame::Message::StateOffer(offer), longer, Part::Hashes);
-    let ids = decoded(announcing(v1::frame::Message::Accept(v1::Accept { at }), 1, 0)).unwrap_err();
+    let ids = decoded(announcing(v1::frame::Message::Accept(v1::Accept { at, contributors: 3 }), 1, 0))
+        .unwrap_err();
     assert_eq!(ids, FrameError::TooLong { part: Part::Ids, announced: 1, allowed: 0 });
-    assert!(encode(&with_numbers(Content::Accept, vec![0; BULK_BYTES_MAX].into()), &LIMITS).is_ok());
-    assert!(encode(&with_numbers(Content::Accept, vec![0; BULK_BYTES_MAX + 1].into()), &LIMITS).is_err());
+    assert!(
+        encode(
+            &with_numbers(Content::Accept { contributors: MemberSet(3) }, vec![0; BULK_BYTES_MAX].into()),
+            &LIMITS
+        )
+        .is_ok()
+    );
+    assert!(
+        encode(
+            &with_numbers(Content::Accept { contributors: MemberSet(3) }, vec![0; BULK_BYTES_MAX + 1].into()),
+            &LIMITS
+        )
+        .is_err()
+    );
 }
 
 #[test]
@@ -243,7 +258,11 @@ fn an_offer_has_a_digest_for_each_chunk() {
 
 #[test]
 fn every_truncation_is_an_error() {
-    for frame in [forward(), averaging(Content::Accept), Message::Transfer(offer(3)).into()] {
+    for frame in [
+        forward(),
+        averaging(Content::Accept { contributors: MemberSet(3) }),
+        Message::Transfer(offer(3)).into(),
+    ] {
         let frame = encoded(&frame);
         for length in 0..frame.len() {
             let error = decoded(frame[..length].to_vec()).unwrap_err();

@@ -85,7 +85,7 @@ fn describe(message: &Message) -> String {
         Message::ClaimReply { granted, .. } => format!("grant of {}", granted.len()),
         Message::Outcomes { .. } => "outcomes".to_owned(),
         Message::RoundCall { round, .. } => format!("round call {}", round.0),
-        Message::RoundReport { round } => format!("round report {}", round.0),
+        Message::RoundReport { round, .. } => format!("round report {}", round.0),
         Message::RecoverRange { first, from, .. } => format!("recover range {first} from {from}"),
         Message::RecoveryReport(report) => format!("recovery report of {}", report.first),
         Message::Heartbeat(_) => "heartbeat".to_owned(),

@@ -4,7 +4,7 @@ use swarmline_proto::v1;
 use swarmline_proto::v1::frame::Message as Wire;
 use swarmline_scheduler::Attempt;
 use swarmline_scheduler::averaging::{
-    ATTEMPTS_MAX, AveragingMessage, Content, GroupId, PartIndex, Round, WEIGHT_MAX,
+    ATTEMPTS_MAX, AveragingMessage, Content, GroupId, MemberSet, PartIndex, Round, WEIGHT_MAX,
 };
 
 use super::{WireError, out_of_range};
@@ -18,12 +18,15 @@ pub(super) fn encode(message: &AveragingMessage) -> Wire {
         attempt: attempt.0,
     });
     match content {
+        Content::Copying => Wire::CopyUnderWay(v1::CopyUnderWay { at }),
         Content::Contribution { weight } => Wire::Contribution(v1::Contribution { at, weight: *weight }),
-        Content::Promise { of } => Wire::Promise(v1::Promise { at, of_attempt: of.0 }),
-        Content::Accept => Wire::Accept(v1::Accept { at }),
+        Content::Promise { of, contributors } => {
+            Wire::Promise(v1::Promise { at, of_attempt: of.0, contributors: contributors.0 })
+        }
+        Content::Accept { contributors } => Wire::Accept(v1::Accept { at, contributors: contributors.0 }),
         Content::Accepted => Wire::Accepted(v1::Accepted { at }),
         Content::Chosen => Wire::Chosen(v1::Chosen { at }),
-        Content::Empty => Wire::EmptyPart(v1::EmptyPart { at }),
+        Content::Empty { heard } => Wire::EmptyPart(v1::EmptyPart { at, heard: heard.0 }),
         Content::NotAMember => Wire::NotAMember(v1::NotAMember { at }),
     }
 }
@@ -38,13 +41,17 @@ pub(super) fn decode(message: &Wire) -> Result<AveragingMessage, WireError> {
             }
             (at, Content::Contribution { weight })
         }
-        Wire::Promise(v1::Promise { at, of_attempt }) => {
-            (at, Content::Promise { of: decode_attempt(of_attempt)? })
+        Wire::CopyUnderWay(v1::CopyUnderWay { at }) => (at, Content::Copying),
+        Wire::Promise(v1::Promise { at, of_attempt, contributors }) => {
+            let of = decode_attempt(of_attempt)?;
+            (at, Content::Promise { of, contributors: MemberSet(contributors) })
         }
-        Wire::Accept(v1::Accept { at }) => (at, Content::Accept),
+        Wire::Accept(v1::Accept { at, contributors }) => {
+            (at, Content::Accept { contributors: MemberSet(contributors) })
+        }
         Wire::Accepted(v1::Accepted { at }) => (at, Content::Accepted),
         Wire::Chosen(v1::Chosen { at }) => (at, Content::Chosen),
-        Wire::EmptyPart(v1::EmptyPart { at }) => (at, Content::Empty),
+        Wire::EmptyPart(v1::EmptyPart { at, heard }) => (at, Content::Empty { heard: MemberSet(heard) }),
         Wire::NotAMember(v1::NotAMember { at }) => (at, Content::NotAMember),
         _ => return Err(WireError::Missing { field: "the message of an averaging round" }),
     };

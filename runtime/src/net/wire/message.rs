@@ -90,7 +90,9 @@ pub(in crate::net) fn encode_message(message: &Message) -> Wire {
         Message::RoundCall { round, is_closing } => {
             Wire::RoundCall(v1::RoundCall { round: round.0, is_closing: *is_closing })
         }
-        Message::RoundReport { round } => Wire::RoundReport(v1::RoundReport { round: round.0 }),
+        Message::RoundReport { round, carried } => {
+            Wire::RoundReport(v1::RoundReport { round: round.0, carried: carried.map(|round| round.0) })
+        }
         Message::RecoverRange { first, epoch, from } => {
             Wire::RecoverRange(v1::RecoverRange { first: first.0, epoch: *epoch, from: from.0 })
         }
@@ -162,7 +164,9 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         Wire::Outcomes(outcomes) => Message::Outcomes { ranges: decode_ranges(outcomes.ranges)? },
         Wire::Heartbeat(heartbeat) => Message::Heartbeat(decode_heartbeat(&heartbeat)),
         Wire::RoundCall(call) => Message::RoundCall { round: Round(call.round), is_closing: call.is_closing },
-        Wire::RoundReport(report) => Message::RoundReport { round: Round(report.round) },
+        Wire::RoundReport(report) => {
+            Message::RoundReport { round: Round(report.round), carried: report.carried.map(Round) }
+        }
         Wire::RecoverRange(request) => Message::RecoverRange {
             first: MicrobatchId(request.first),
             epoch: request.epoch,
@@ -175,7 +179,8 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         | Wire::Accepted(_)
         | Wire::Chosen(_)
         | Wire::EmptyPart(_)
-        | Wire::NotAMember(_) => Message::Averaging(averaging::decode(&message)?),
+        | Wire::NotAMember(_)
+        | Wire::CopyUnderWay(_) => Message::Averaging(averaging::decode(&message)?),
         Wire::StateRequest(_)
         | Wire::StateOffer(_)
         | Wire::ChunkRequest(_)

@@ -5,7 +5,7 @@ use swarmline_kernels::{Backend, Result};
 use swarmline_scheduler::averaging::{Job, Reply};
 
 use super::Engine;
-use crate::averaging::{ApplyError, Averager, FragmentSnapshot, Fragments, Learned, TensorsMut, reduce};
+use crate::averaging::{Averager, FragmentSnapshot, Fragments, Learned, TensorsMut, reduce};
 use crate::hashing::digest;
 use crate::model::ParameterLog;
 
@@ -14,7 +14,7 @@ pub(super) struct Opened<'a, B: Backend> {
     pub(super) backend: &'a mut B,
     pub(super) learned: Learned<'a, B::Tensor>,
     log: &'a mut ParameterLog,
-    averager: &'a mut Averager,
+    pub(super) averager: &'a mut Averager,
 }
 
 impl<B: Backend> Engine<B> {
@@ -36,27 +36,22 @@ impl<B: Backend> Engine<B> {
         let Opened { backend, mut learned, log, averager } = self.opened();
         Ok(match job {
             Job::Snapshot { round, fragment, parts } => {
-                let FragmentSnapshot { weight, parts } =
+                let FragmentSnapshot { uncarried, weight, parts } =
                     averager.snapshot(backend, &learned, round, fragment, parts)?;
-                Some(Reply::Snapshot { round, weight, parts })
+                Some(Reply::Snapshot { round, uncarried, weight, parts })
             }
             Job::Reduce { round, part, attempt, own, inputs } => {
                 Some(Reply::Reduced { round, part, attempt, outcome: reduce(&own, &inputs) })
             }
-            Job::Apply { round, part, mean } => {
-                let record = |name: &str, weights: &[f32]| log.record(name, digest(weights));
-                let applied = match averager.apply(backend, &mut learned, round, part, &mean, record) {
-                    Ok(()) => true,
-                    Err(ApplyError::Device(error)) => return Err(error),
-                    Err(error @ (ApplyError::NotOpen | ApplyError::Unusable(_))) => {
-                        tracing::warn!(%error, round = round.0, part = part.0, "a mean was not applied");
-                        false
-                    }
-                };
-                Some(Reply::Applied { round, part, applied })
+            Job::Apply { round, part, mean, contributed } => {
+                let taken = averager.apply(round, part, mean, contributed).inspect_err(|error| {
+                    tracing::warn!(%error, round = round.0, part = part.0, "a mean was not applied");
+                });
+                Some(Reply::Applied { round, part, applied: taken.is_ok() })
             }
             Job::Finish { round, complete, .. } => {
-                averager.finish(round, complete);
+                let record = |name: &str, weights: &[f32]| log.record(name, digest(weights));
+                averager.finish(backend, &mut learned, round, complete, record)?;
                 None
             }
         })

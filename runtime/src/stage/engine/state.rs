@@ -170,7 +170,8 @@ impl<B: Backend> Engine<B> {
         self.shard.replace(&weights)?;
         let (backend, _) = self.shard.backend_and_params();
         self.optimizer.import(backend, &state)?;
-        self.averager.joined();
+        let Opened { backend, learned, averager, .. } = self.opened();
+        averager.joined(backend, &learned)?;
         Ok(())
     }
 

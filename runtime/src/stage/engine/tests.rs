@@ -59,7 +59,8 @@ fn average(engines: &mut [Engine<Cpu>], round: Round) {
             snapshots.iter().map(|(weight, parts)| (*weight, parts[part as usize].clone())).collect();
         let mean = reduce(&inputs[0].1, &inputs).unwrap();
         for engine in engines.iter_mut() {
-            let job = AveragingJob::Apply { round, part: PartIndex(part), mean: mean.clone() };
+            let job =
+                AveragingJob::Apply { round, part: PartIndex(part), mean: mean.clone(), contributed: true };
             assert!(matches!(engine.average(job), Ok(Some(AveragingReply::Applied { applied: true, .. }))));
         }
     }

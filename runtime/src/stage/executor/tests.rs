@@ -95,7 +95,8 @@ async fn means_and_the_end_of_a_round_find_room() {
         panic!("no snapshot")
     };
     for _ in 0..APPLYING_MAX {
-        let job = AveragingJob::Apply { round, part: PartIndex(1), mean: parts[1].clone() };
+        let job =
+            AveragingJob::Apply { round, part: PartIndex(1), mean: parts[1].clone(), contributed: true };
         executor.average(job).unwrap();
     }
     executor.average(AveragingJob::Finish { round, fragment, complete: true }).unwrap();

@@ -1,6 +1,6 @@
 //! The rules of averaging that hold in every run. A mean is made of contributions of one round, each counted once and
 //! as it was copied. A majority has accepted a mean before any member applies it. Members of a group apply the same
-//! mean.
+//! mean. A round that a member counts as carried has its contribution in every mean.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +32,10 @@ struct Open {
     group: GroupId,
     /// Number of members.
     size: usize,
+    /// Contributions of the member that no mean has carried.
+    uncarried: u64,
+    /// Parts whose mean lacks the member's contribution.
+    left_out: BTreeSet<PartIndex>,
     applied: BTreeSet<PartIndex>,
     /// Means without a reply of the executor.
     applying: usize,
@@ -69,9 +73,8 @@ impl Means {
     pub(in crate::sim) fn begin(
         &mut self,
         me: Instance,
-        group: GroupId,
-        size: usize,
-        weight: u64,
+        (group, size): (GroupId, usize),
+        (uncarried, weight): (u64, u64),
         parts: &[Payload],
     ) -> Rule {
         let round = group.round;
@@ -79,7 +82,15 @@ impl Means {
         require(member.open.is_none(), || format!("{me:?} is in two rounds"))?;
         require(member.begun < Some(round), || format!("{me:?} begins {round:?} after {:?}", member.begun))?;
         member.begun = Some(round);
-        member.open = Some(Open { group, size, applied: BTreeSet::new(), applying: 0 });
+        member.open = Some(Open {
+            group,
+            size,
+            uncarried,
+            left_out: BTreeSet::new(),
+            applied: BTreeSet::new(),
+            applying: 0,
+        });
+        require(weight <= uncarried, || format!("{me:?} weighs more than it has to give"))?;
         for part in parts {
             let part = numbers(part)?;
             let copied = self.contributions.entry((group, part.part)).or_default();
@@ -116,8 +127,10 @@ impl Means {
     ) -> Rule {
         let key = (message.group, message.part, message.attempt);
         match &message.content {
-            Content::Accept => {
+            Content::Accept { contributors } => {
                 let mean = numbers(payload)?.clone();
+                let named = contributors.0.count_ones() as usize;
+                require(named == mean.of.len(), || format!("{contributors:?} are named for {mean:?}"))?;
                 let acceptors = BTreeSet::from([me]);
                 let proposal = self.proposals.entry(key);
                 let proposal = proposal.or_insert(Proposal { mean: mean.clone(), acceptors });
@@ -131,8 +144,9 @@ impl Means {
             }
             Content::Contribution { .. }
             | Content::Promise { .. }
+            | Content::Copying
             | Content::Chosen
-            | Content::Empty
+            | Content::Empty { .. }
             | Content::NotAMember => Ok(()),
         }
     }
@@ -143,6 +157,7 @@ impl Means {
         me: Instance,
         part: PartIndex,
         mean: &Payload,
+        contributed: bool,
     ) -> Result<bool, String> {
         let mean = numbers(mean)?;
         let open = self.open_mut(me)?;
@@ -150,6 +165,10 @@ impl Means {
         open.applying += 1;
         require(open.applying <= APPLYING_MAX, || format!("{me:?} applies too much at once"))?;
         require(open.applied.insert(part), || format!("{me:?} applies {part:?} twice"))?;
+        require(mean.of.contains(&me) == contributed, || format!("{me:?} mistakes who is in {mean:?}"))?;
+        if !contributed {
+            open.left_out.insert(part);
+        }
         require((mean.group, mean.part) == (group, part), || format!("{me:?} mixes rounds"))?;
         require(self.is_mean(mean), || format!("{mean:?} is not the mean of its contributions"))?;
         let acceptors = self.acceptors(mean);
@@ -169,10 +188,13 @@ impl Means {
     }
 
     /// `me` has ended a round.
-    pub(in crate::sim) fn finish(&mut self, me: Instance, round: Round) -> Rule {
+    pub(in crate::sim) fn finish(&mut self, me: Instance, round: Round, complete: bool) -> Rule {
         let open = self.members.get_mut(&me).and_then(|member| member.open.take());
-        let same = open.is_some_and(|open| open.group.round == round);
-        require(same, || format!("{me:?} ends another round than its own"))
+        let Some(open) = open.filter(|open| open.group.round == round) else {
+            return Err(format!("{me:?} ends another round than its own"));
+        };
+        let carried = open.uncarried == 0 || open.left_out.is_empty();
+        require(carried || !complete, || format!("{me:?} counts {round:?} as carried, but was left out"))
     }
 
     /// Whether `me` is inside a round.

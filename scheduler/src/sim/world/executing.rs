@@ -139,18 +139,21 @@ impl World {
         members: &[Instance],
     ) -> Result<(), String> {
         match (job, reply) {
-            (averaging::Job::Snapshot { .. }, Some(Reply::Snapshot { weight, parts, .. })) => {
+            (averaging::Job::Snapshot { .. }, Some(Reply::Snapshot { uncarried, weight, parts, .. })) => {
                 self.model.path("averaging round");
                 let first = parts.iter().find_map(|part| match part {
                     Payload::Numbers(numbers) => Some(numbers.group),
                     _ => None,
                 });
                 let group = first.ok_or_else(|| format!("{me:?} copies no part"))?;
-                self.model.means.begin(me, group, members.len(), *weight, parts)
+                self.model.means.begin(me, (group, members.len()), (*uncarried, *weight), parts)
             }
             (averaging::Job::Reduce { part, inputs, .. }, _) => self.model.means.reduce(me, *part, inputs),
-            (averaging::Job::Apply { part, mean, .. }, _) => {
-                if self.model.means.apply(me, *part, mean)? {
+            (averaging::Job::Apply { part, mean, contributed, .. }, _) => {
+                if !contributed {
+                    self.model.path("left out of a mean");
+                }
+                if self.model.means.apply(me, *part, mean, *contributed)? {
                     self.model.path("averaged");
                     let Payload::Numbers(numbers) = mean else { return Ok(()) };
                     let left_out = members.iter().filter(|member| !numbers.of.contains(member));
@@ -160,7 +163,9 @@ impl World {
                 }
                 Ok(())
             }
-            (averaging::Job::Finish { round, .. }, _) => self.model.means.finish(me, *round),
+            (averaging::Job::Finish { round, complete, .. }, _) => {
+                self.model.means.finish(me, *round, *complete)
+            }
             (averaging::Job::Snapshot { .. }, _) => Ok(()),
         }
     }
