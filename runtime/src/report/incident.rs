@@ -127,12 +127,10 @@ pub enum Incident {
 impl fmt::Display for Incident {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Expelled { reason } => {
-                write!(
-                    f,
-                    "the coordinator takes this process for dead ({reason}); it joins again, without its microbatches"
-                )
-            }
+            Self::Expelled { reason } => write!(
+                f,
+                "the coordinator takes this process for dead ({reason}); it joins again, without its microbatches"
+            ),
             Self::MalformedFrame { peer, fault, times } => {
                 write!(
                     f,
@@ -151,11 +149,7 @@ impl fmt::Display for Incident {
                 write!(f, "neighbour {peer} is dead or stalled; microbatches to recover: {affected}")
             }
             Self::MicrobatchRefused { microbatch, by, reason, times } => {
-                write!(f, "{microbatch} refused")?;
-                if let Some(by) = by {
-                    write!(f, " by peer {by}")?;
-                }
-                write!(f, " ({reason}); {times} since the last such line, all counted")
+                refused(f, microbatch, by.as_deref(), reason, *times)
             }
             Self::ContributionRefused { peer, fault, times } => write!(
                 f,
@@ -200,6 +194,20 @@ impl fmt::Display for Incident {
             }
         }
     }
+}
+
+fn refused(
+    f: &mut fmt::Formatter<'_>,
+    microbatch: &str,
+    by: Option<&str>,
+    reason: &str,
+    times: u64,
+) -> fmt::Result {
+    write!(f, "{microbatch} refused")?;
+    if let Some(by) = by {
+        write!(f, " by peer {by}")?;
+    }
+    write!(f, " ({reason}); {times} since the last such line, all counted")
 }
 
 fn repeated(f: &mut fmt::Formatter<'_>, times: u64) -> fmt::Result {

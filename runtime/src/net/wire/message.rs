@@ -105,16 +105,7 @@ pub(in crate::net) fn encode_message(message: &Message) -> Wire {
 /// The message in the header of a frame.
 pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError> {
     Ok(match message {
-        Wire::Forward(forward) => Message::Forward {
-            microbatch: MicrobatchId(forward.microbatch),
-            attempt: Attempt(forward.attempt),
-            purpose: decode_purpose(forward.purpose)?,
-            is_retry: forward.is_retry,
-            route: decode_hops(&forward.route)?,
-            key: decode_key(&forward.key)?,
-            downstream_holder: forward.downstream_holder.as_ref().map(decode_hop).transpose()?,
-            version: WeightVersion(forward.weight_version),
-        },
+        Wire::Forward(forward) => decode_forward(&forward)?,
         Wire::Backward(backward) => Message::Backward {
             microbatch: MicrobatchId(backward.microbatch),
             attempt: Attempt(backward.attempt),
@@ -126,17 +117,8 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
             attempt: Attempt(evaluated.attempt),
             loss: require_loss(evaluated.loss)?,
         },
-        Wire::Refused(refused) => Message::Refused {
-            proof: require_proof(refused.proof)?,
-            by: require_hop(refused.by.as_ref(), "the replica that refuses")?,
-            reason: decode_refusal(refused.cause, &refused.detail)?,
-        },
-        Wire::StatusRequest(request) => Message::StatusRequest {
-            microbatch: MicrobatchId(request.microbatch),
-            attempt: Attempt(request.attempt),
-            route: decode_hops(&request.route)?,
-            key: decode_key(&request.key)?,
-        },
+        Wire::Refused(refused) => decode_refused(refused)?,
+        Wire::StatusRequest(request) => decode_status_request(&request)?,
         Wire::StatusReply(reply) => Message::StatusReply {
             microbatch: MicrobatchId(reply.microbatch),
             attempt: Attempt(reply.attempt),
@@ -187,6 +169,36 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         | Wire::Chunk(_)
         | Wire::StateDeclined(_)
         | Wire::StateDone(_) => Message::Transfer(transfer::decode(&message)?),
+    })
+}
+
+fn decode_forward(forward: &v1::Forward) -> Result<Message, WireError> {
+    Ok(Message::Forward {
+        microbatch: MicrobatchId(forward.microbatch),
+        attempt: Attempt(forward.attempt),
+        purpose: decode_purpose(forward.purpose)?,
+        is_retry: forward.is_retry,
+        route: decode_hops(&forward.route)?,
+        key: decode_key(&forward.key)?,
+        downstream_holder: forward.downstream_holder.as_ref().map(decode_hop).transpose()?,
+        version: WeightVersion(forward.weight_version),
+    })
+}
+
+fn decode_refused(refused: v1::Refused) -> Result<Message, WireError> {
+    Ok(Message::Refused {
+        proof: require_proof(refused.proof)?,
+        by: require_hop(refused.by.as_ref(), "the replica that refuses")?,
+        reason: decode_refusal(refused.cause, &refused.detail)?,
+    })
+}
+
+fn decode_status_request(request: &v1::StatusRequest) -> Result<Message, WireError> {
+    Ok(Message::StatusRequest {
+        microbatch: MicrobatchId(request.microbatch),
+        attempt: Attempt(request.attempt),
+        route: decode_hops(&request.route)?,
+        key: decode_key(&request.key)?,
     })
 }
 
