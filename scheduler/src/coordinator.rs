@@ -60,6 +60,7 @@ pub struct Coordinator {
     version: u64,
     entries: BTreeMap<PeerId, Entry>,
     link: Link,
+    now: Time,
     leases: LeaseBook,
     /// The first peer that was admitted as a feeder.
     first_feeder: Option<PeerId>,
@@ -85,6 +86,7 @@ impl Coordinator {
             version: 0,
             entries: BTreeMap::new(),
             link: Link::default(),
+            now: Time::default(),
             leases: LeaseBook::default(),
             first_feeder: None,
             trained: Vec::new(),
@@ -102,6 +104,7 @@ impl Coordinator {
     /// A table comes before the reply: the first table of a successor names the ranges that it takes over, so it denies
     /// no claim that only the former feeder could judge.
     pub fn handle(&mut self, now: Time, event: Event) {
+        self.now = self.now.max(now);
         let sender = event.sender();
         let clock = self.lease_clock(now, sender);
         self.remove_silent(clock, sender);
@@ -323,7 +326,7 @@ impl Coordinator {
         let oldest = self.entries.values().map(|entry| entry.heard).min()?;
         let expires = self.link.told_by_caller(oldest + self.config.lease);
         let stands = self.link.goes_down(self.entries.len());
-        stands.is_none_or(|stands| expires < stands).then_some(expires)
+        stands.is_none_or(|stands| expires < stands && self.now < stands).then_some(expires)
     }
 
     /// The clock of the members' leases. It stands still while no member is heard.

@@ -9,6 +9,7 @@
 //! Describe a run with a [`Scenario`], run it in a [`World`], and read the [`Report`].
 
 mod capacity;
+mod connections;
 mod delivery;
 mod executor;
 mod fault;
@@ -26,7 +27,7 @@ mod state;
 mod tests;
 mod world;
 
-pub use fault::Fault;
+pub use fault::{End, Fault, Way};
 pub use network::Links;
 pub use report::{ReplicaReport, Report, Violation};
 pub use scenario::{Measure, Scenario};

@@ -249,6 +249,21 @@ fn an_outage_of_the_coordinator_removes_no_member() {
 }
 
 #[test]
+fn a_coordinator_that_stood_still_waits_for_a_member_and_not_for_a_lease() {
+    let mut run = Harness::new(1);
+    run.join(key(1), 1, Role::Replica);
+    run.join(key(2), 1, Role::Replica);
+    run.pass(14, &[key(1)]);
+    let (expires, _) = run.coordinator.poll_timeout().expect("a member is silent");
+    run.now = expires + Duration::from_secs(60);
+    run.hear(Event::Timeout);
+    let next = run.coordinator.poll_timeout().map(|(at, _)| at);
+    assert!(next.is_none_or(|at| at > run.now), "{next:?} is over");
+    run.beat(key(1));
+    assert!(run.state(key(2)).is_some(), "its heartbeats wait to be read");
+}
+
+#[test]
 fn a_standby_takes_a_place_that_becomes_free_before_the_run_and_in_it() {
     let mut harness = Harness::new(2);
     for index in [0, 1, 2] {

@@ -1,6 +1,8 @@
 //! The events in the queue of the simulated world.
 
-use crate::{Incarnation, MemberState, Membership, StageIndex, coordinator, feeder, replica};
+use crate::{
+    Incarnation, Instance, MemberState, Membership, PeerId, StageIndex, coordinator, feeder, replica,
+};
 
 use super::fault::Fault;
 use super::payload::Payload;
@@ -34,6 +36,12 @@ pub(super) enum Delivery {
     StartFeeder(usize),
     /// A feeder's process sends its heartbeat.
     FeederHeartbeat(usize, Incarnation),
+    /// The records among the first pending actions of a feeder are durable.
+    Synced(usize, Incarnation, usize),
+    /// Nothing may have arrived over this connection for too long.
+    Idle(Instance, Instance),
+    /// A dial may have failed.
+    DialFails(Instance, PeerId),
     /// A fault strikes.
     Fault(Fault),
     /// A suspended process goes on.
@@ -47,4 +55,6 @@ pub(super) enum Purpose {
     Routine,
     /// A heartbeat that asks for the membership after a suspension.
     Confirm,
+    /// The report of a feeder that its work is done.
+    Done,
 }

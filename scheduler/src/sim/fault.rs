@@ -4,6 +4,11 @@ use std::collections::BTreeSet;
 
 use crate::Duration;
 
+/// Shortest cut of a feeder from the coordinator: long enough for the coordinator to count it as dead.
+pub(super) const CUT_OFF: Duration = Duration::from_secs(20);
+/// The cut lasts this much longer, so that the former feeder hears of its successor late.
+pub(super) const CUT_OFF_LONGER: Duration = Duration::from_secs(5);
+
 /// A fault. Replicas are named by index.
 #[derive(Clone, Debug)]
 pub enum Fault {
@@ -56,21 +61,23 @@ pub enum Fault {
         /// Length of the fault.
         lasts: Duration,
     },
-    /// Two replicas cannot reach each other.
-    BrokenLink {
-        /// One replica.
-        a: usize,
-        /// The other replica.
-        b: usize,
+    /// Messages from and to the coordinator are late: heartbeats, their answers and tables.
+    LateControl {
+        /// Upper limit of the random extra delay of each message.
+        extra: Duration,
         /// Length of the fault.
         lasts: Duration,
     },
-    /// The feeder and a replica cannot reach each other.
-    BrokenFeederLink {
-        /// The replica.
-        replica: usize,
-        /// Length of the fault.
-        lasts: Duration,
+    /// The link between two peers is broken.
+    BrokenLink {
+        /// One end.
+        a: End,
+        /// The other end.
+        b: End,
+        /// The directions that carry nothing.
+        way: Way,
+        /// Length of the fault; `None` if the two never meet again.
+        lasts: Option<Duration>,
     },
     /// These replicas are cut off from every other peer.
     Partition {
@@ -84,10 +91,17 @@ pub enum Fault {
         /// Length of the fault.
         lasts: Duration,
     },
-    /// The feeder dies and is started again.
+    /// The coordinator's process stands still for a while; requests wait.
+    CoordinatorFreeze {
+        /// Length of the fault.
+        lasts: Duration,
+    },
+    /// The power of the feeder fails: records that are not durable are lost. It is started again.
     FeederCrash {
         /// Time until the start.
         back_after: Duration,
+        /// The journal is there after the crash; otherwise the feeder succeeds itself.
+        keeps_journal: bool,
     },
     /// Another feeder takes over.
     Succession {
@@ -98,7 +112,52 @@ pub enum Fault {
     },
 }
 
+/// An end of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The feeder that decides at the time of the fault.
+    Feeder,
+    /// A replica.
+    Replica(usize),
+}
+
+impl End {
+    fn replica(self) -> Option<usize> {
+        if let Self::Replica(index) = self { Some(index) } else { None }
+    }
+}
+
+/// The directions in which a link is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Both.
+    Both,
+    /// Nothing arrives at `b`. Connections end, since `a` hears no acknowledgement.
+    ToB,
+}
+
 impl Fault {
+    /// Time from its begin until the world is whole again; zero for what never ends.
+    pub(super) fn lasts(&self) -> Duration {
+        match self {
+            Self::Crash { back_after, .. } => back_after.unwrap_or_default(),
+            Self::Leave { .. } => Duration::ZERO,
+            Self::BrokenLink { lasts, .. } => lasts.unwrap_or_default(),
+            Self::Stall { lasts, .. }
+            | Self::Suspend { lasts, .. }
+            | Self::Lie { lasts, .. }
+            | Self::Loss { lasts, .. }
+            | Self::Delay { lasts, .. }
+            | Self::LateControl { lasts, .. }
+            | Self::Partition { lasts, .. }
+            | Self::CoordinatorOutage { lasts }
+            | Self::CoordinatorFreeze { lasts } => *lasts,
+            Self::FeederCrash { back_after, .. } => *back_after,
+            Self::Succession { dies: true, after } => *after,
+            Self::Succession { dies: false, after } => (*after).max(CUT_OFF) + CUT_OFF_LONGER,
+        }
+    }
+
     /// The replicas that the fault names.
     pub(super) fn replicas(&self) -> Vec<usize> {
         match self {
@@ -106,13 +165,14 @@ impl Fault {
             | Self::Leave { replica }
             | Self::Stall { replica, .. }
             | Self::Suspend { replica, .. }
-            | Self::Lie { replica, .. }
-            | Self::BrokenFeederLink { replica, .. } => vec![*replica],
-            Self::BrokenLink { a, b, .. } => vec![*a, *b],
+            | Self::Lie { replica, .. } => vec![*replica],
+            Self::BrokenLink { a, b, .. } => [a.replica(), b.replica()].into_iter().flatten().collect(),
             Self::Partition { part, .. } => part.iter().copied().collect(),
             Self::Loss { .. }
             | Self::Delay { .. }
+            | Self::LateControl { .. }
             | Self::CoordinatorOutage { .. }
+            | Self::CoordinatorFreeze { .. }
             | Self::FeederCrash { .. }
             | Self::Succession { .. } => Vec::new(),
         }
@@ -129,11 +189,16 @@ impl Fault {
             Self::Lie { .. } => "lie",
             Self::Loss { .. } => "loss",
             Self::Delay { .. } => "delay",
-            Self::BrokenLink { .. } => "broken link",
-            Self::BrokenFeederLink { .. } => "broken feeder link",
+            Self::LateControl { .. } => "late control",
+            Self::BrokenLink { lasts: None, .. } => "link that never heals",
+            Self::BrokenLink { way: Way::ToB, .. } => "one-way link",
+            Self::BrokenLink { a: End::Replica(_), b: End::Replica(_), .. } => "broken link",
+            Self::BrokenLink { .. } => "broken feeder link",
             Self::Partition { .. } => "partition",
             Self::CoordinatorOutage { .. } => "coordinator outage",
-            Self::FeederCrash { .. } => "feeder crash",
+            Self::CoordinatorFreeze { .. } => "coordinator freeze",
+            Self::FeederCrash { keeps_journal: true, .. } => "feeder crash",
+            Self::FeederCrash { keeps_journal: false, .. } => "lost journal",
             Self::Succession { dies: true, .. } => "succession after a death",
             Self::Succession { dies: false, .. } => "succession while the former feeder lives",
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Duration, PeerId, Rng, Time};
 
+use super::connections::Connections;
 use super::executor::time_between;
 
 /// Shortest time of a message.
@@ -56,19 +57,30 @@ pub(super) enum Fate {
     Delivered { extra: Duration },
 }
 
+/// A link that carries nothing from one peer to another.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    from: PeerId,
+    to: PeerId,
+    /// `None` if for good.
+    until: Option<Time>,
+}
+
 /// The current disturbances, each until a time.
 #[derive(Debug, Default)]
 pub(super) struct Network {
-    broken: Vec<(PeerId, PeerId, Time)>,
+    pub(super) connections: Connections,
+    cuts: Vec<Cut>,
     split: Vec<(BTreeSet<PeerId>, Time)>,
     lossy: Option<(u64, Time)>,
     slow: Option<(Duration, Time)>,
+    late: Option<(Duration, Time)>,
 }
 
 impl Network {
-    /// Breaks the link between two peers in both directions.
-    pub(super) fn break_link(&mut self, a: PeerId, b: PeerId, until: Time) {
-        self.broken.push((a, b, until));
+    /// Breaks the link from one peer to another; for good without an end.
+    pub(super) fn break_link(&mut self, from: PeerId, to: PeerId, until: Option<Time>) {
+        self.cuts.push(Cut { from, to, until });
     }
 
     /// Cuts these peers off from all others, the coordinator included.
@@ -86,24 +98,36 @@ impl Network {
         self.slow = Some((extra, until));
     }
 
-    fn cut(&self, now: Time, from: PeerId, to: PeerId) -> bool {
-        let link =
-            |&(a, b, until): &(PeerId, PeerId, Time)| until > now && [(a, b), (b, a)].contains(&(from, to));
+    /// Delays messages from and to the coordinator by a random time up to `extra`.
+    pub(super) fn delay_control(&mut self, extra: Duration, until: Time) {
+        self.late = Some((extra, until));
+    }
+
+    fn is_cut(&self, now: Time, from: PeerId, to: PeerId) -> bool {
+        let link = |cut: &Cut| (cut.from, cut.to) == (from, to) && cut.until.is_none_or(|until| until > now);
         let apart = |(part, until): &(BTreeSet<PeerId>, Time)| {
             *until > now && part.contains(&from) != part.contains(&to)
         };
-        self.broken.iter().any(link) || self.split.iter().any(apart)
+        self.cuts.iter().any(link) || self.split.iter().any(apart)
+    }
+
+    /// Whether messages arrive in both directions, so that a connection lives.
+    pub(super) fn is_whole(&self, now: Time, a: PeerId, b: PeerId) -> bool {
+        !self.is_cut(now, a, b) && !self.is_cut(now, b, a)
     }
 
     /// Draws the fate of a message. The transport repeats `control` messages: a cut stops them, loss does not.
     pub(super) fn fate(&self, rng: &mut Rng, now: Time, from: PeerId, to: PeerId, control: bool) -> Fate {
         let dropped =
             self.lossy.is_some_and(|(rate, until)| until > now && !control && rng.chance(rate, 1_000));
-        if dropped || self.cut(now, from, to) {
+        if dropped || self.is_cut(now, from, to) {
             return Fate::Lost;
         }
-        let extra = self.slow.filter(|(_, until)| *until > now).map_or(Duration::ZERO, |(extra, _)| extra);
-        let nanos = u64::try_from(extra.as_nanos()).unwrap_or(u64::MAX);
+        let late = self.late.filter(|_| control);
+        let lateness = |disturbance: Option<(Duration, Time)>| {
+            disturbance.filter(|(_, until)| *until > now).map_or(Duration::ZERO, |(extra, _)| extra)
+        };
+        let nanos = u64::try_from((lateness(self.slow) + lateness(late)).as_nanos()).unwrap_or(u64::MAX);
         Fate::Delivered { extra: Duration::from_nanos(rng.below(nanos.max(1))) }
     }
 }

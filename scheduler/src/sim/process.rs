@@ -1,8 +1,9 @@
 //! The processes of the world.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use crate::feeder::Record;
+use crate::feeder::{Action, Record};
 use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Replica, Role, Time};
 
 use super::delivery::Delivery;
@@ -36,6 +37,12 @@ pub(super) struct ReplicaProcess {
     /// The time until which it sends wrong chunks.
     pub(super) lies_until: Time,
     pub(super) backlog: Vec<Delivery>,
+    /// The time of its request to join.
+    pub(super) registered_at: Time,
+    /// The time of the heartbeat that has no reply yet.
+    pub(super) heartbeat_sent_at: Option<Time>,
+    /// The stream of tables is broken, and is opened again at this time.
+    pub(super) tables_open_at: Option<Time>,
 }
 
 impl ReplicaProcess {
@@ -51,6 +58,9 @@ impl ReplicaProcess {
             service: scenario.service_of(index),
             lies_until: Time::default(),
             backlog: Vec::new(),
+            registered_at: Time::default(),
+            heartbeat_sent_at: None,
+            tables_open_at: None,
         }
     }
 
@@ -71,9 +81,20 @@ pub(super) struct FeederProcess {
     pub(super) machine: Option<Feeder<Payload>>,
     /// The machine has ended.
     pub(super) ended: bool,
+    /// The coordinator has not replied to the report that its work is done.
+    pub(super) owes_report: bool,
     /// The successor came after the run was finished.
     pub(super) is_late: bool,
+    /// The records that are durable.
     pub(super) journal: Vec<Record>,
+    /// Actions that wait until the record at their front is durable, that record first.
+    pub(super) pending: VecDeque<Action<Payload>>,
+    /// A sync of the journal is under way.
+    pub(super) is_syncing: bool,
+    /// The time of its request to join; `None` if that was refused.
+    pub(super) registered_at: Option<Time>,
+    /// The stream of tables is broken, and is opened again at this time.
+    pub(super) tables_open_at: Option<Time>,
 }
 
 impl FeederProcess {
@@ -84,9 +105,20 @@ impl FeederProcess {
             admitted: false,
             machine: None,
             ended: false,
+            owes_report: false,
             is_late: false,
             journal: Vec::new(),
+            pending: VecDeque::new(),
+            is_syncing: false,
+            registered_at: None,
+            tables_open_at: None,
         }
+    }
+
+    /// The process dies. Returns the actions that it has not done.
+    pub(super) fn lose_power(&mut self) -> VecDeque<Action<Payload>> {
+        (self.machine, self.is_syncing) = (None, false);
+        std::mem::take(&mut self.pending)
     }
 }
 

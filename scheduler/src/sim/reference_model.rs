@@ -166,6 +166,9 @@ impl ReferenceModel {
                 self.feeder_decides(index, *microbatch, outcome, feeder);
             }
             feeder::Action::Evaluated(measured) => self.measured.push(*measured),
+            feeder::Action::Struck(replica) => {
+                self.require(false, || format!("{replica:?} is struck, but every replica is honest"));
+            }
             _ => {}
         }
     }
@@ -173,9 +176,9 @@ impl ReferenceModel {
     fn feeder_sends(&mut self, index: usize, to: PeerId, message: &Message, feeder: &Feeder<Payload>) {
         match message {
             Message::ClaimReply { granted, denied, forged } => {
-                if !forged.is_empty() {
-                    self.path("false proof");
-                }
+                self.require(forged.is_empty(), || {
+                    format!("{to:?} claims {forged:?} with false proofs, but every replica is honest")
+                });
                 if !denied.is_empty() {
                     self.path("claim denied");
                 }

@@ -9,7 +9,7 @@ use crate::router::Policy;
 use crate::{Admission, Duration, Purpose, Rng};
 
 use super::executor::time_between;
-use super::fault::Fault;
+use super::fault::{End, Fault, Way};
 use super::network::Links;
 
 /// A run and its faults. Everything else follows from `seed`.
@@ -186,7 +186,7 @@ impl Scenario {
         let other = usize::try_from(rng.below(members)).unwrap_or(0);
         let lasts = time_between(rng, Duration::from_millis(300), Duration::from_secs(20));
         let back = time_between(rng, Duration::from_millis(100), Duration::from_secs(20));
-        let fault = match rng.below(18) {
+        let fault = match rng.below(21) {
             0..=1 => Fault::Crash { replica, loud: true, back_after: Some(back) },
             2..=4 => Fault::Crash { replica, loud: false, back_after: Some(back) },
             5..=6 => Fault::Leave { replica },
@@ -194,15 +194,30 @@ impl Scenario {
             8 => Fault::Suspend { replica, lasts },
             9 => Fault::Loss { per_mille: 20 + rng.below(200), lasts },
             10 => Fault::Delay { extra: lasts / 10, lasts },
-            11 => Fault::BrokenLink { a: replica, b: other, lasts },
-            12 => Fault::BrokenFeederLink { replica, lasts },
+            11..=12 => self.draw_broken_link(rng, (replica, other), lasts),
             13 => Fault::Partition { part: BTreeSet::from([replica, other]), lasts },
-            14 => Fault::FeederCrash { back_after: back },
+            14 => Fault::FeederCrash { back_after: back, keeps_journal: rng.chance(3, 4) },
             15 => Fault::Succession { dies: true, after: back },
             16 => Fault::Succession { dies: false, after: back },
-            _ => Fault::Lie { replica, lasts },
+            17 => Fault::Lie { replica, lasts },
+            18 => Fault::LateControl { extra: lasts / 2, lasts },
+            19 => Fault::CoordinatorOutage { lasts: 3 * lasts },
+            _ => Fault::CoordinatorFreeze { lasts: 3 * lasts },
         };
         (at, fault)
+    }
+
+    fn draw_broken_link(&self, rng: &mut Rng, (a, b): (usize, usize), lasts: Duration) -> Fault {
+        let b = if rng.chance(1, 2) { End::Feeder } else { End::Replica(b) };
+        let ends = if rng.chance(1, 2) { (End::Replica(a), b) } else { (b, End::Replica(a)) };
+        let way = if rng.chance(1, 2) { Way::Both } else { Way::ToB };
+        Fault::BrokenLink { a: ends.0, b: ends.1, way, lasts: Some(lasts) }
+    }
+
+    /// The time at which the last fault is over.
+    #[must_use]
+    pub fn faults_end(&self) -> Duration {
+        self.faults.iter().map(|(at, fault)| *at + fault.lasts()).max().unwrap_or_default()
     }
 
     /// Number of replica processes.

@@ -27,8 +27,8 @@ use super::scenario_error::ScenarioError;
 
 /// Time between two heartbeats to the coordinator.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Timeout of a connection to a silent peer.
-const IDLE: Duration = Duration::from_secs(5);
+/// A request to the coordinator fails after this.
+const REQUEST_MAX: Duration = Duration::from_secs(10);
 
 /// A state machine of the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +45,8 @@ pub struct World {
     rng: Rng,
     queue: EventQueue<Delivery, Machine>,
     coordinator: Coordinator,
+    /// The coordinator's process stands still until then.
+    coordinator_frozen_until: Time,
     /// The first feeder, then its successors in order.
     pub(super) feeders: Vec<FeederProcess>,
     pub(super) replicas: Vec<ReplicaProcess>,
@@ -69,6 +71,7 @@ impl World {
             rng: Rng::new(scenario.seed),
             queue: EventQueue::new(),
             coordinator: Coordinator::new(config),
+            coordinator_frozen_until: Time::default(),
             feeders: vec![FeederProcess::new(0)],
             replicas: (0..scenario.members()).map(replica).collect(),
             network: Network::default(),
@@ -137,6 +140,9 @@ impl World {
     fn wake(&mut self, machine: Machine) {
         match machine {
             Machine::Feeder(index) => self.at_feeder(index, feeder::Event::Timeout),
+            Machine::Coordinator if self.is_frozen() => {
+                self.queue.set_alarm(machine, Some(self.coordinator_frozen_until));
+            }
             Machine::Coordinator => self.at_coordinator(coordinator::Event::Timeout, Purpose::Routine),
             Machine::Replica(index) => {
                 if self.replicas[index].liveness == Liveness::Awake {
@@ -148,7 +154,17 @@ impl World {
 
     fn deliver(&mut self, delivery: Delivery) {
         match delivery {
+            Delivery::Coordinator(..) if self.is_frozen() => {
+                self.queue.schedule(self.coordinator_frozen_until, delivery);
+            }
             Delivery::Coordinator(event, purpose) => self.at_coordinator(event, purpose),
+            Delivery::Idle(a, b) => self.check_idle(a, b),
+            Delivery::DialFails(from, to) => self.dial_fails(from, to),
+            Delivery::Synced(index, incarnation, count) => {
+                if self.feeders[index].instance.incarnation == incarnation && self.feeders[index].is_syncing {
+                    self.on_synced(index, count);
+                }
+            }
             Delivery::Feeder(index, incarnation, event) => {
                 if self.feeders[index].instance.incarnation == incarnation {
                     self.at_feeder(index, event);
@@ -182,6 +198,10 @@ impl World {
 
     // --- The coordinator ------------------------------------------------------------------------------------
 
+    fn is_frozen(&self) -> bool {
+        self.now() < self.coordinator_frozen_until
+    }
+
     fn at_coordinator(&mut self, event: coordinator::Event, purpose: Purpose) {
         self.coordinator.handle(self.now(), event);
         while let Some(action) = self.coordinator.poll_action() {
@@ -205,7 +225,10 @@ impl World {
 
     fn carry_reply(&mut self, to: PeerId, reply: &coordinator::Reply, purpose: Purpose) {
         if let Some(index) = self.feeder_of(to) {
-            return self.reply_to_feeder(index, reply);
+            return match purpose {
+                Purpose::Done => self.reported(index, reply),
+                Purpose::Routine | Purpose::Confirm => self.reply_to_feeder(index, reply),
+            };
         }
         let Some(index) = self.replica_of(to) else { return };
         let state = match reply {
@@ -264,8 +287,9 @@ impl World {
             .filter(|&index| self.replicas.get(index).is_some_and(|process| process.instance.peer == peer))
     }
 
+    /// The feeder with this key, of several the latest: a feeder that lost its journal succeeds itself.
     fn feeder_of(&self, peer: PeerId) -> Option<usize> {
-        self.feeders.iter().position(|feeder| feeder.instance.peer == peer)
+        self.feeders.iter().rposition(|feeder| feeder.instance.peer == peer)
     }
 
     fn soon(&mut self, delivery: Delivery) {

@@ -1,7 +1,7 @@
 //! The life of a feeder's process.
 
 use crate::coordinator::{self, JoinRefusal, RunState};
-use crate::feeder::{Action, Config, End, Event};
+use crate::feeder::{Action, Config, End, Event, Record};
 use crate::router::RouterFactory as _;
 use crate::stage::Progress;
 use crate::{Directive, Duration, Feeder, Incarnation, Instance, Role, RouteSecret};
@@ -9,34 +9,19 @@ use crate::{Directive, Duration, Feeder, Incarnation, Instance, Role, RouteSecre
 use super::super::delivery::{Delivery, Purpose};
 use super::super::payload::Payload;
 use super::super::process::{address, coordinator_key};
-use super::{HEARTBEAT, Machine, World};
+use super::{HEARTBEAT, Machine, REQUEST_MAX, World};
+
+/// Making records durable takes a random time below this.
+const SYNC_MAX: Duration = Duration::from_millis(20);
 
 impl World {
     pub(super) fn at_feeder(&mut self, index: usize, event: Event<Payload>) {
         let now = self.now();
         let Some(machine) = self.feeders[index].machine.as_mut() else { return };
         machine.handle(now, event);
-        let me = self.feeders[index].instance;
-        while let Some(action) = self.feeders[index].machine.as_mut().and_then(Feeder::poll_action) {
-            if let Some(machine) = &self.feeders[index].machine {
-                self.model.feeder_acts(index, &action, machine);
-            }
-            match action {
-                Action::Journal(record) => self.feeders[index].journal.push(record),
-                Action::Draw { microbatch, .. } => {
-                    let event = Event::Drawn { microbatch, ids: Payload::Tokens };
-                    self.soon(Delivery::Feeder(index, me.incarnation, event));
-                }
-                Action::Send { to, envelope } => self.post(me, to, envelope),
-                Action::RequestLease { count } => {
-                    let request = coordinator::Event::LeaseRequest { from: me, count };
-                    self.tell_coordinator(me.peer, request, Purpose::Routine);
-                }
-                Action::Struck(_) => self.model.path("struck"),
-                Action::End(end) => self.feeder_ended(index, &end),
-                Action::Outcome { .. } | Action::Evaluated(_) | Action::EvaluationDeclined => {}
-            }
-        }
+        let actions: Vec<_> = std::iter::from_fn(|| machine.poll_action()).collect();
+        self.feeders[index].pending.extend(actions);
+        self.do_pending(index);
         let machine = self.feeders[index].machine.as_ref();
         if self.trained_at.is_none() && machine.is_some_and(Feeder::is_trained) {
             self.trained_at = Some(now);
@@ -46,22 +31,119 @@ impl World {
         self.queue.set_alarm(Machine::Feeder(index), alarm);
     }
 
-    fn feeder_ended(&mut self, index: usize, end: &End) {
-        let me = self.feeders[index].instance;
-        match end {
-            End::Finished => {
-                self.feeders[index].ended = true;
-                self.tell_coordinator(me.peer, coordinator::Event::FeederDone { from: me }, Purpose::Routine);
-            }
-            End::Stopped | End::RunFinished | End::Dismissed(_) => self.feeders[index].ended = true,
-            End::Succeeded { .. } => {
-                self.model.path("yielded to a successor");
-                self.feeders[index].machine = None;
+    // --- The journal ----------------------------------------------------------------------------------------
+
+    /// Does the pending actions up to the first record that is not durable, and syncs the journal for that one and all
+    /// that wait behind it.
+    fn do_pending(&mut self, index: usize) {
+        while !self.feeders[index].is_syncing {
+            match self.feeders[index].pending.front() {
+                None => return,
+                Some(Action::Journal(_)) => self.sync_journal(index),
+                Some(_) => self.do_first(index),
             }
         }
     }
 
+    fn sync_journal(&mut self, index: usize) {
+        self.feeders[index].is_syncing = true;
+        let Instance { incarnation, .. } = self.feeders[index].instance;
+        let count = self.feeders[index].pending.len();
+        let takes = self.time_between(Duration::ZERO, SYNC_MAX);
+        self.queue.schedule_in(takes, Delivery::Synced(index, incarnation, count));
+    }
+
+    /// The records among the first `count` pending actions are durable: these actions are done.
+    pub(super) fn on_synced(&mut self, index: usize, count: usize) {
+        for _ in 0..count {
+            self.do_first(index);
+        }
+        self.feeders[index].is_syncing = false;
+        self.do_pending(index);
+    }
+
+    /// The power fails: of the records that are not durable, a random number of the first are written all the same.
+    pub(super) fn tear_journal(&mut self, index: usize) {
+        let count = self.rng.below(self.feeders[index].pending.len() as u64 + 1);
+        for _ in 0..count {
+            let Some(Action::Journal(record)) = self.feeders[index].pending.pop_front() else { continue };
+            if let Record::Ended { microbatch, outcome } = record.clone() {
+                self.watch_feeder(index, &Action::Outcome { microbatch, outcome });
+            }
+            self.watch_feeder(index, &Action::Journal(record.clone()));
+            self.feeders[index].journal.push(record);
+        }
+    }
+
+    fn watch_feeder(&mut self, index: usize, action: &Action<Payload>) {
+        if let Some(machine) = &self.feeders[index].machine {
+            self.model.feeder_acts(index, action, machine);
+        }
+    }
+
+    // --- Actions --------------------------------------------------------------------------------------------
+
+    fn do_first(&mut self, index: usize) {
+        let Some(action) = self.feeders[index].pending.pop_front() else { return };
+        let me = self.feeders[index].instance;
+        self.watch_feeder(index, &action);
+        match action {
+            Action::Journal(record) => self.feeders[index].journal.push(record),
+            Action::Draw { microbatch, .. } => {
+                let event = Event::Drawn { microbatch, ids: Payload::Tokens };
+                self.soon(Delivery::Feeder(index, me.incarnation, event));
+            }
+            Action::Send { to, envelope } => self.post(me, to, envelope),
+            Action::RequestLease { count } => {
+                let request = coordinator::Event::LeaseRequest { from: me, count };
+                self.tell_coordinator(me.peer, request, Purpose::Routine);
+            }
+            Action::End(end) => self.feeder_ended(index, &end),
+            Action::Outcome { .. } | Action::Evaluated(_) | Action::EvaluationDeclined | Action::Struck(_) => {}
+        }
+    }
+
+    fn feeder_ended(&mut self, index: usize, end: &End) {
+        match end {
+            End::Finished => {
+                (self.feeders[index].ended, self.feeders[index].owes_report) = (true, true);
+                self.report_done(index);
+            }
+            End::Stopped | End::RunFinished | End::Dismissed(_) => self.feeders[index].ended = true,
+            End::Succeeded { .. } => {
+                self.model.path("yielded to a successor");
+                self.feeders[index].lose_power();
+            }
+        }
+    }
+
+    /// Reports the end of its work until the coordinator replies.
+    fn report_done(&mut self, index: usize) {
+        if self.feeders[index].owes_report {
+            let me = self.feeders[index].instance;
+            self.tell_coordinator(me.peer, coordinator::Event::FeederDone { from: me }, Purpose::Done);
+            self.queue.schedule_in(HEARTBEAT, Delivery::FeederHeartbeat(index, me.incarnation));
+        }
+    }
+
+    /// The coordinator has replied to the report.
+    pub(super) fn reported(&mut self, index: usize, reply: &coordinator::Reply) {
+        if std::mem::take(&mut self.feeders[index].owes_report) && *reply == coordinator::Reply::NotAMember {
+            self.model.path("feeder expelled");
+            self.start_again(index);
+        }
+    }
+
+    fn start_again(&mut self, index: usize) {
+        self.queue.schedule_in(Duration::from_secs(2), Delivery::StartFeeder(index));
+    }
+
+    // --- The process ----------------------------------------------------------------------------------------
+
     pub(super) fn start_feeder(&mut self, index: usize) {
+        self.tear_journal(index);
+        self.feeders[index].lose_power();
+        self.break_connections(self.feeders[index].instance, Duration::ZERO);
         let Instance { peer, incarnation } = self.feeders[index].instance;
         let me = Instance::new(peer, Incarnation(incarnation.0 + 1));
         let scenario = &self.scenario;
@@ -84,6 +166,7 @@ impl World {
             self.model.path(if index == 0 { "feeder resumed" } else { "resumed by a successor" });
         }
         (feeder.instance, feeder.admitted) = (me, false);
+        (feeder.ended, feeder.owes_report) = (false, false);
         feeder.machine = Some(Feeder::resume(config, router, journal));
         self.register_feeder(index);
         self.soon(Delivery::FeederHeartbeat(index, me.incarnation));
@@ -93,23 +176,30 @@ impl World {
     fn register_feeder(&mut self, index: usize) {
         let (from, role) = (self.feeders[index].instance, self.feeders[index].role);
         let join = coordinator::Event::Join { from, role, address: address() };
+        self.feeders[index].registered_at = Some(self.now());
         self.tell_coordinator(from.peer, join, Purpose::Routine);
     }
 
     pub(super) fn send_feeder_heartbeat(&mut self, index: usize, incarnation: Incarnation) {
         let feeder = &self.feeders[index];
-        if feeder.instance.incarnation != incarnation || feeder.machine.is_none() || feeder.ended {
+        if feeder.instance.incarnation != incarnation || feeder.machine.is_none() {
             return;
+        }
+        if feeder.ended {
+            return self.report_done(index);
         }
         if feeder.admitted {
             let (from, progress) = (feeder.instance, Progress::default());
             let heartbeat = coordinator::Event::Heartbeat { from, progress };
             self.tell_coordinator(from.peer, heartbeat, Purpose::Routine);
-        } else {
-            self.register_feeder(index);
+        } else if feeder.registered_at.is_none_or(|at| at + REQUEST_MAX <= self.now()) {
+            // The request failed: the operator starts the feeder again.
+            return self.start_feeder(index);
         }
-        let table = self.coordinator.membership();
-        self.send_table_to_feeder(index, table);
+        if self.feeders[index].tables_open_at.is_some_and(|at| at <= self.now()) {
+            let table = self.coordinator.membership();
+            self.send_table_to_feeder(index, table);
+        }
         self.queue.schedule_in(HEARTBEAT, Delivery::FeederHeartbeat(index, incarnation));
     }
 
@@ -131,6 +221,10 @@ impl World {
             // The operator follows the text of the refusal.
             coordinator::Reply::JoinRefused(JoinRefusal::NothingToSucceed) => {
                 self.feeders[index].role = Role::Feeder;
+                self.feeders[index].registered_at = None;
+            }
+            coordinator::Reply::JoinRefused(JoinRefusal::FeederLives { .. }) => {
+                self.feeders[index].registered_at = None;
             }
             coordinator::Reply::JoinRefused(JoinRefusal::Finished) => {
                 let feeder = &mut self.feeders[index];
@@ -150,9 +244,11 @@ impl World {
             return;
         }
         self.model.path("feeder expelled");
-        self.feeders[index].machine = None;
-        if !table.successions.is_empty() && !self.feeders[index].journal.is_empty() {
-            self.queue.schedule_in(Duration::from_secs(2), Delivery::StartFeeder(index));
+        self.tear_journal(index);
+        self.feeders[index].lose_power();
+        let succeeded = !table.successions.is_empty() && !self.feeders[index].journal.is_empty();
+        if succeeded || index == self.latest_index() {
+            self.start_again(index);
         }
     }
 }

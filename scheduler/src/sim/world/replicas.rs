@@ -15,7 +15,7 @@ use super::super::executor::Task;
 use super::super::payload::{Payload, digest};
 use super::super::process::{Liveness, ReplicaProcess, address};
 use super::super::state::{self, Weights};
-use super::{HEARTBEAT, Machine, World};
+use super::{HEARTBEAT, Machine, REQUEST_MAX, World};
 
 /// How long the coordinator's confirmation of a membership is awaited.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(4);
@@ -51,8 +51,39 @@ impl World {
 
     fn register(&mut self, index: usize) {
         let from = self.replicas[index].instance;
+        self.replicas[index].registered_at = self.now();
         let join = coordinator::Event::Join { from, role: Role::Replica, address: address() };
         self.tell_coordinator(from.peer, join, Purpose::Routine);
+    }
+
+    /// Whether the process is a member, or may still become one.
+    fn is_registered(&self, index: usize) -> bool {
+        let process = &self.replicas[index];
+        process.admitted || self.now() < process.registered_at + REQUEST_MAX
+    }
+
+    /// The request to join failed. The process starts again, as another instance.
+    fn restart(&mut self, index: usize) {
+        self.replicas[index].liveness = Liveness::Dead;
+        self.start(index);
+    }
+
+    /// Sends a heartbeat, unless the reply to the last may still come.
+    fn send_due_heartbeat(&mut self, index: usize) {
+        let process = &self.replicas[index];
+        let waits = process.heartbeat_sent_at.is_some_and(|at| self.now() < at + REQUEST_MAX);
+        if process.admitted && !waits {
+            self.replicas[index].heartbeat_sent_at = Some(self.now());
+            self.send_heartbeat(index, Purpose::Routine);
+        }
+    }
+
+    /// Opens the stream of tables again if it broke.
+    fn open_tables(&mut self, index: usize) {
+        if self.replicas[index].tables_open_at.is_some_and(|at| at <= self.now()) {
+            let table = self.coordinator.membership();
+            self.send_table(index, table);
+        }
     }
 
     fn send_heartbeat(&mut self, index: usize, purpose: Purpose) {
@@ -72,14 +103,11 @@ impl World {
             Delivery::Built(_, _, stage) => self.on_built(index, stage),
             Delivery::Ran(..) => self.on_ran(index),
             Delivery::Heartbeat(_, incarnation) => {
-                if self.replicas[index].admitted {
-                    self.send_heartbeat(index, Purpose::Routine);
-                    // The process opens the stream of tables again if it broke.
-                    let table = self.coordinator.membership();
-                    self.send_table(index, table);
-                } else {
-                    self.register(index);
+                if !self.is_registered(index) {
+                    return self.restart(index);
                 }
+                self.send_due_heartbeat(index);
+                self.open_tables(index);
                 self.measure_links(index);
                 self.queue.schedule_in(HEARTBEAT, Delivery::Heartbeat(index, incarnation));
             }
@@ -92,6 +120,9 @@ impl World {
 
     /// The coordinator answered with the state of the process: the reaction depends on the phase of the process.
     fn on_state(&mut self, index: usize, state: Option<MemberState>, purpose: Purpose) {
+        if purpose == Purpose::Routine {
+            self.replicas[index].heartbeat_sent_at = None;
+        }
         let Some(state) = state else { return self.on_expelled(index, purpose) };
         self.replicas[index].admitted = true;
         if purpose == Purpose::Confirm {
@@ -126,7 +157,7 @@ impl World {
         }
         let event = match purpose {
             Purpose::Confirm => Event::Confirmed(Confirmation::NotAMember),
-            Purpose::Routine => Event::Expelled,
+            Purpose::Routine | Purpose::Done => Event::Expelled,
         };
         self.at_replica(index, event);
     }

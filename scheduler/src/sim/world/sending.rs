@@ -1,57 +1,158 @@
-//! Delivery of messages through the network.
+//! Connections, and the delivery of messages.
 
-use crate::{Duration, Envelope, Incarnation, Instance, Membership, PeerId, coordinator, feeder, replica};
+use crate::{
+    Duration, Envelope, Feeder, Incarnation, Instance, Membership, PeerId, PeerTable, Replica, Time,
+    coordinator, feeder, replica,
+};
 
+use super::super::connections::{DIAL, IDLE, REFUSED};
 use super::super::delivery::{Delivery, Purpose};
 use super::super::network::Fate;
 use super::super::noise;
 use super::super::payload::Payload;
-use super::super::process::coordinator_key;
+use super::super::process::{Liveness, coordinator_key};
 use super::World;
 
-/// Time after which a sender notices that the receiver is dead.
-const UNREACHABLE_AFTER: Duration = Duration::from_millis(500);
+/// A stream of tables that broke is opened again within this.
+const TABLE_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 impl World {
-    /// Sends a message to a peer through the network.
+    /// Sends a message to a peer over their connection; without one, the sender dials.
     pub(super) fn post(&mut self, from: Instance, to: PeerId, envelope: Envelope<Payload>) {
         if self.rng.chance(self.scenario.noise_per_mille, 1_000) {
             self.post_noise();
         }
-        if let Some(index) = self.feeder_of(to) {
-            let event = feeder::Event::Received { from, envelope };
-            return self.tell_feeder(index, from.peer, event);
-        }
-        let Some(index) = self.replica_of(to) else { return };
-        let receiver = self.replicas[index].instance;
-        if !self.replicas[index].is_alive() {
-            return self.unreachable(from, receiver);
-        }
-        let event = replica::Event::Received { from, envelope };
-        self.carry(from.peer, to, Delivery::Replica(index, receiver.incarnation, event));
+        let Some(receiver) = self.instance_of(to) else { return };
+        let connected = self.network.connections.join(from, receiver);
+        let handshake = if connected { Some(Duration::ZERO) } else { self.dial(from, receiver) };
+        let Some(handshake) = handshake else { return self.model.path("message lost") };
+        let Instance { incarnation, .. } = receiver;
+        let delivery = if let Some(index) = self.feeder_of(to) {
+            Delivery::Feeder(index, incarnation, feeder::Event::Received { from, envelope })
+        } else if let Some(index) = self.replica_of(to) {
+            Delivery::Replica(index, incarnation, replica::Event::Received { from, envelope })
+        } else {
+            return;
+        };
+        self.carry_after(handshake, from.peer, to, delivery);
     }
 
-    /// The receiver is dead: the sender notices after [`UNREACHABLE_AFTER`].
-    fn unreachable(&mut self, sender: Instance, receiver: Instance) {
-        let Instance { peer, incarnation } = sender;
+    // --- Connections ----------------------------------------------------------------------------------------
+
+    /// Makes a connection. Returns the time that the handshake takes; `None` if it fails.
+    fn dial(&mut self, from: Instance, to: Instance) -> Option<Duration> {
+        if let Some(after) = self.obstacle(from.peer, to.peer) {
+            if self.network.connections.dial(from.peer, to.peer) {
+                self.queue.schedule_in(after, Delivery::DialFails(from, to.peer));
+            }
+            return None;
+        }
+        self.network.connections.open(from, to);
+        Some(2 * self.scenario.links.delay(&mut self.rng))
+    }
+
+    /// The time after which a dial fails; `None` if it succeeds.
+    fn obstacle(&self, from: PeerId, to: PeerId) -> Option<Duration> {
+        let whole = self.network.is_whole(self.now(), from, to);
+        match self.table_of(to).filter(|_| whole) {
+            Some(table) if table.address(from).is_some() => None,
+            Some(_) => Some(REFUSED),
+            None => Some(DIAL),
+        }
+    }
+
+    /// The table of a process that takes connections.
+    fn table_of(&self, peer: PeerId) -> Option<&PeerTable> {
         if let Some(index) = self.feeder_of(peer) {
-            let event = feeder::Event::PeerLost(receiver);
-            self.queue.schedule_in(UNREACHABLE_AFTER, Delivery::Feeder(index, incarnation, event));
-        } else if let Some(index) = self.replica_of(peer) {
-            let event = replica::Event::PeerLost(receiver);
-            self.queue.schedule_in(UNREACHABLE_AFTER, Delivery::Replica(index, incarnation, event));
+            return self.feeders[index].machine.as_ref().map(Feeder::table);
+        }
+        let process = &self.replicas[self.replica_of(peer)?];
+        let awake = process.liveness == Liveness::Awake;
+        process.replica.as_ref().filter(|_| awake).map(Replica::table)
+    }
+
+    /// The dial has failed, unless the way is free by now. The transport names the start in the caller's table.
+    pub(super) fn dial_fails(&mut self, from: Instance, to: PeerId) {
+        self.network.connections.dial_ends(from.peer, to);
+        let lost = self.table_of(from.peer).and_then(|table| table.instance(to));
+        if let Some(lost) = lost.filter(|_| self.obstacle(from.peer, to).is_some()) {
+            self.model.path("dialled in vain");
+            self.notice_loss(from, lost, Duration::ZERO);
         }
     }
 
-    pub(super) fn carry(&mut self, from: PeerId, to: PeerId, delivery: Delivery) {
+    /// Nothing may have arrived over a connection for [`IDLE`]: if so, both ends lose it.
+    pub(super) fn check_idle(&mut self, a: Instance, b: Instance) {
+        let lives = self.network.is_whole(self.now(), a.peer, b.peer) && self.is_awake(a) && self.is_awake(b);
+        if self.network.connections.join(a, b) && !lives {
+            self.network.connections.close(a.peer, b.peer);
+            self.notice_loss(a, b, Duration::ZERO);
+            self.notice_loss(b, a, Duration::ZERO);
+        }
+    }
+
+    fn is_awake(&self, instance: Instance) -> bool {
+        if let Some(index) = self.feeder_of(instance.peer) {
+            return self.feeders[index].machine.is_some();
+        }
+        let process = self.replica_of(instance.peer).map(|index| &self.replicas[index]);
+        process.is_some_and(|process| process.instance == instance && process.liveness == Liveness::Awake)
+    }
+
+    /// Every process with a connection to the instance loses it, after `silence`.
+    pub(super) fn break_connections(&mut self, lost: Instance, silence: Duration) {
+        for other in self.network.connections.close_all(lost) {
+            let delay = self.time_between(Duration::ZERO, Duration::from_millis(300));
+            self.notice_loss(other, lost, silence + delay);
+        }
+    }
+
+    /// Checks after [`IDLE`] which connections of a peer live.
+    pub(super) fn check_connections(&mut self, peer: PeerId, to: impl Fn(PeerId) -> bool) {
+        let Some(me) = self.instance_of(peer) else { return };
+        let others: Vec<_> = self.network.connections.of(peer).filter(|other| to(other.peer)).collect();
+        for other in others {
+            self.queue.schedule_in(IDLE, Delivery::Idle(me, other));
+        }
+    }
+
+    /// `owner` hears after `delay` that `lost` is lost.
+    fn notice_loss(&mut self, owner: Instance, lost: Instance, delay: Duration) {
+        let Instance { peer, incarnation } = owner;
+        if let Some(index) = self.feeder_of(peer) {
+            let event = feeder::Event::PeerLost(lost);
+            self.queue.schedule_in(delay, Delivery::Feeder(index, incarnation, event));
+        } else if let Some(index) = self.replica_of(peer) {
+            let event = replica::Event::PeerLost(lost);
+            self.queue.schedule_in(delay, Delivery::Replica(index, incarnation, event));
+        }
+    }
+
+    pub(super) fn instance_of(&self, peer: PeerId) -> Option<Instance> {
+        let replica = self.replica_of(peer).map(|index| self.replicas[index].instance);
+        replica.or_else(|| self.feeder_of(peer).map(|index| self.feeders[index].instance))
+    }
+
+    // --- Messages -------------------------------------------------------------------------------------------
+
+    /// Sends through the network. Returns whether it arrives.
+    pub(super) fn carry(&mut self, from: PeerId, to: PeerId, delivery: Delivery) -> bool {
+        self.carry_after(Duration::ZERO, from, to, delivery)
+    }
+
+    fn carry_after(&mut self, wait: Duration, from: PeerId, to: PeerId, delivery: Delivery) -> bool {
         let control = from == coordinator_key() || to == coordinator_key();
         let now = self.now();
         match self.network.fate(&mut self.rng, now, from, to, control) {
-            Fate::Lost => self.model.path("message lost"),
+            Fate::Lost => {
+                self.model.path("message lost");
+                false
+            }
             Fate::Delivered { extra } => {
                 let delay = self.scenario.links.delay(&mut self.rng);
                 let extra = extra + self.distance(from, to) + self.transfer_time(&delivery);
-                self.queue.schedule_in(delay + extra, delivery);
+                self.queue.schedule_in(wait + delay + extra, delivery);
+                true
             }
         }
     }
@@ -76,38 +177,37 @@ impl World {
         self.carry(from, coordinator_key(), Delivery::Coordinator(event, purpose));
     }
 
-    pub(super) fn tell_feeder(&mut self, index: usize, from: PeerId, event: feeder::Event<Payload>) {
+    pub(super) fn tell_feeder(&mut self, index: usize, from: PeerId, event: feeder::Event<Payload>) -> bool {
         let Instance { peer, incarnation } = self.feeders[index].instance;
-        self.carry(from, peer, Delivery::Feeder(index, incarnation, event));
+        self.carry(from, peer, Delivery::Feeder(index, incarnation, event))
     }
+
+    // --- Tables ---------------------------------------------------------------------------------------------
 
     /// Sends a table to a feeder, if the feeder is a member.
     pub(super) fn send_table_to_feeder(&mut self, index: usize, table: Membership) {
         let peer = self.feeders[index].instance.peer;
         if table.members.iter().any(|member| member.instance.peer == peer) {
-            self.tell_feeder(index, coordinator_key(), feeder::Event::Membership(table));
+            let arrives = self.tell_feeder(index, coordinator_key(), feeder::Event::Membership(table));
+            let opens = self.stream_opens(arrives);
+            self.feeders[index].tables_open_at = opens;
         }
     }
 
     pub(super) fn send_table(&mut self, index: usize, membership: Membership) {
         let Instance { peer, incarnation } = self.replicas[index].instance;
-        self.carry(coordinator_key(), peer, Delivery::Table(index, incarnation, membership));
+        let delivery = Delivery::Table(index, incarnation, membership);
+        let arrives = self.carry(coordinator_key(), peer, delivery);
+        let opens = self.stream_opens(arrives);
+        self.replicas[index].tables_open_at = opens;
     }
 
-    /// Every other process notices the lost instance, after `silence`.
-    pub(super) fn break_connections(&mut self, lost: Instance, silence: Duration) {
-        for index in 0..self.feeders.len() {
-            let known = self.feeders[index].instance.incarnation;
-            let event = feeder::Event::PeerLost(lost);
-            self.queue.schedule_in(silence, Delivery::Feeder(index, known, event));
-        }
-        for other in 0..self.replicas.len() {
-            let known = self.replicas[other].instance.incarnation;
-            let event = replica::Event::PeerLost(lost);
-            let delay = self.time_between(Duration::ZERO, Duration::from_millis(300));
-            self.queue.schedule_in(silence + delay, Delivery::Replica(other, known, event));
-        }
+    /// A table that does not arrive breaks the stream. The process opens it again after a pause.
+    fn stream_opens(&mut self, arrives: bool) -> Option<Time> {
+        (!arrives).then(|| self.now() + self.time_between(Duration::ZERO, TABLE_PAUSE_MAX))
     }
+
+    // --- Noise ----------------------------------------------------------------------------------------------
 
     fn post_noise(&mut self) {
         let mut peers: Vec<_> = self.replicas.iter().map(|process| process.instance.peer).collect();

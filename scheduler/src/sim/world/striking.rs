@@ -2,17 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Replica, Time, feeder, replica};
+use crate::{Duration, Feeder, Incarnation, PeerId, Replica, Time, replica};
 
+use super::super::connections::IDLE;
 use super::super::delivery::Delivery;
-use super::super::fault::Fault;
+use super::super::fault::{CUT_OFF, CUT_OFF_LONGER, End, Fault, Way};
 use super::super::process::{FeederProcess, Liveness, coordinator_key};
-use super::{IDLE, Machine, World};
-
-/// Shortest cut of a feeder from the coordinator: long enough for the coordinator to count it as dead.
-const CUT_OFF: Duration = Duration::from_secs(20);
-/// The cut lasts this much longer, so that the former feeder hears of its successor late.
-const CUT_OFF_LONGER: Duration = Duration::from_secs(5);
+use super::{Machine, World};
 
 impl World {
     pub(super) fn strike(&mut self, fault: Fault) {
@@ -29,20 +25,20 @@ impl World {
             Fault::Lie { replica, lasts } => self.replicas[replica].lies_until = now + lasts,
             Fault::Loss { per_mille, lasts } => self.network.lose(per_mille, now + lasts),
             Fault::Delay { extra, lasts } => self.network.slow_down(extra, now + lasts),
-            Fault::BrokenLink { a, b, lasts } => {
-                let (a, b) = (self.replicas[a].instance.peer, self.replicas[b].instance.peer);
-                self.break_link(a, b, now + lasts);
-            }
-            Fault::BrokenFeederLink { replica, lasts } => {
-                let peer = self.replicas[replica].instance.peer;
-                self.break_link(peer, self.latest().instance.peer, now + lasts);
-            }
+            Fault::LateControl { extra, lasts } => self.network.delay_control(extra, now + lasts),
+            Fault::BrokenLink { a, b, way, lasts } => self.break_link((a, b), way, lasts),
             Fault::Partition { part, lasts } => self.partition(&part, now + lasts),
             Fault::CoordinatorOutage { lasts } => {
                 self.network.split(BTreeSet::from([coordinator_key()]), now + lasts);
             }
-            Fault::FeederCrash { back_after } => {
+            Fault::CoordinatorFreeze { lasts } => {
+                self.coordinator_frozen_until = self.coordinator_frozen_until.max(now + lasts);
+            }
+            Fault::FeederCrash { back_after, keeps_journal } => {
                 self.kill_feeder();
+                if !keeps_journal {
+                    self.lose_journal();
+                }
                 let index = self.latest_index();
                 self.queue.schedule_in(back_after, Delivery::StartFeeder(index));
             }
@@ -60,24 +56,35 @@ impl World {
             | Fault::Lie { replica, .. }
             | Fault::Suspend { replica, .. } => liveness(replica) != Liveness::Awake,
             Fault::BrokenLink { a, b, .. } => a == b,
-            Fault::FeederCrash { .. } => self.latest().machine.is_none() || self.latest().ended,
-            Fault::Succession { .. } => {
+            Fault::FeederCrash { keeps_journal: true, .. } => {
+                self.latest().machine.is_none() || self.latest().ended
+            }
+            Fault::Succession { .. } | Fault::FeederCrash { keeps_journal: false, .. } => {
                 let FeederProcess { admitted, machine, .. } = self.latest();
                 !admitted || machine.as_ref().is_none_or(Feeder::is_trained)
             }
             Fault::Loss { .. }
             | Fault::Delay { .. }
-            | Fault::BrokenFeederLink { .. }
+            | Fault::LateControl { .. }
             | Fault::CoordinatorOutage { .. }
+            | Fault::CoordinatorFreeze { .. }
             | Fault::Partition { .. } => false,
         }
     }
 
     fn kill_feeder(&mut self) {
         let index = self.latest_index();
-        self.feeders[index].machine = None;
+        self.tear_journal(index);
+        self.feeders[index].lose_power();
         let instance = self.feeders[index].instance;
         self.break_connections(instance, IDLE);
+    }
+
+    /// The feeder will succeed itself, as another feeder with its key.
+    fn lose_journal(&mut self) {
+        let instance = self.latest().instance;
+        let successor = FeederProcess { instance, ..FeederProcess::new(self.feeders.len()) };
+        self.feeders.push(successor);
     }
 
     fn succeed(&mut self, dies: bool, after: Duration) {
@@ -85,7 +92,9 @@ impl World {
             self.kill_feeder();
         } else {
             let until = self.now() + after.max(CUT_OFF) + CUT_OFF_LONGER;
-            self.network.break_link(self.latest().instance.peer, coordinator_key(), until);
+            let peer = self.latest().instance.peer;
+            self.network.break_link(peer, coordinator_key(), Some(until));
+            self.network.break_link(coordinator_key(), peer, Some(until));
         }
         self.feeders.push(FeederProcess::new(self.feeders.len()));
         self.queue.schedule_in(after, Delivery::StartFeeder(self.feeders.len() - 1));
@@ -115,9 +124,7 @@ impl World {
         process.liveness = Liveness::Suspended;
         let instance = process.instance;
         self.note_capacity();
-        if lasts > IDLE {
-            self.break_connections(instance, IDLE);
-        }
+        self.check_connections(instance.peer, |_| true);
         self.queue.schedule_in(lasts, Delivery::Resume(index, instance.incarnation));
     }
 
@@ -135,42 +142,29 @@ impl World {
         }
     }
 
-    fn break_link(&mut self, a: PeerId, b: PeerId, until: Time) {
+    fn break_link(&mut self, (a, b): (End, End), way: Way, lasts: Option<Duration>) {
+        let (a, b) = (self.peer_at(a), self.peer_at(b));
+        let until = lasts.map(|lasts| self.now() + lasts);
         self.network.break_link(a, b, until);
-        self.notice_cut(a, b);
-        self.notice_cut(b, a);
+        if way == Way::Both {
+            self.network.break_link(b, a, until);
+        }
+        self.check_connections(a, |other| other == b);
+    }
+
+    fn peer_at(&self, end: End) -> PeerId {
+        match end {
+            End::Feeder => self.latest().instance.peer,
+            End::Replica(index) => self.replicas[index].instance.peer,
+        }
     }
 
     /// Splits the world: connections across the border of `part` run into their timeout.
     fn partition(&mut self, part: &BTreeSet<usize>, until: Time) {
         let inside = self.peers_of(part);
         self.network.split(inside.clone(), until);
-        let mut peers: Vec<PeerId> = self.replicas.iter().map(|process| process.instance.peer).collect();
-        peers.extend(self.feeders.iter().map(|feeder| feeder.instance.peer));
-        for &a in peers.iter().filter(|peer| inside.contains(peer)) {
-            for &b in peers.iter().filter(|peer| !inside.contains(peer)) {
-                self.notice_cut(a, b);
-                self.notice_cut(b, a);
-            }
+        for &peer in &inside {
+            self.check_connections(peer, |other| !inside.contains(&other));
         }
-    }
-
-    /// `peer` loses its connection to `other`.
-    fn notice_cut(&mut self, peer: PeerId, other: PeerId) {
-        let Some(lost) = self.instance_of(other) else { return };
-        if let Some(index) = self.feeder_of(peer) {
-            let known = self.feeders[index].instance.incarnation;
-            let event = feeder::Event::PeerLost(lost);
-            self.queue.schedule_in(IDLE, Delivery::Feeder(index, known, event));
-        } else if let Some(index) = self.replica_of(peer) {
-            let known = self.replicas[index].instance.incarnation;
-            let event = replica::Event::PeerLost(lost);
-            self.queue.schedule_in(IDLE, Delivery::Replica(index, known, event));
-        }
-    }
-
-    fn instance_of(&self, peer: PeerId) -> Option<Instance> {
-        let replica = self.replica_of(peer).map(|index| self.replicas[index].instance);
-        replica.or_else(|| self.feeder_of(peer).map(|index| self.feeders[index].instance))
     }
 }
