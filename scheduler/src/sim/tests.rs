@@ -129,7 +129,7 @@ fn seeds_that_failed_once_pass() {
 const OVER_WITHIN: Duration = Duration::from_secs(300);
 
 /// Faults that must strike and recovery paths that must be taken, each in at least a hundredth of the seeds.
-const PATHS: [&str; 50] = [
+const PATHS: [&str; 56] = [
     "loud crash",
     "silent crash",
     "leave",
@@ -143,8 +143,14 @@ const PATHS: [&str; 50] = [
     "delay",
     "broken link",
     "broken feeder link",
+    "one-way link",
     "partition",
+    "dialled in vain",
+    "late control",
+    "coordinator outage",
+    "coordinator freeze",
     "feeder crash",
+    "lost journal",
     "restarted before it was missed",
     "rejoined",
     "retried by the feeder",
