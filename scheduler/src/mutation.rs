@@ -5,6 +5,8 @@
 pub(crate) enum Mutation {
     /// A replica drops its output when it has handed it on.
     ReleaseEarly,
+    /// A replica takes the open microbatches of an announcement for ended.
+    ReleaseOpen,
     /// A feeder grants every claim.
     GrantTwice,
     /// A slot is free again as soon as the microbatch was handed on.

@@ -25,6 +25,8 @@ mod heartbeat;
 mod job;
 mod microbatch;
 mod next_stage;
+#[cfg(any(test, feature = "sim"))]
+mod observed;
 mod outcomes;
 mod parked;
 mod recovery;
@@ -272,8 +274,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             }
             Message::Outcomes { ranges } => {
                 if self.table.feeds(from) {
-                    self.outcomes.announce(from.peer, &ranges);
-                    self.release_ended(now);
+                    self.on_outcomes(now, from, ranges);
                 }
             }
             Message::Heartbeat(heartbeat) => {

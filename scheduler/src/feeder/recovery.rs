@@ -115,4 +115,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     pub(super) fn send(&mut self, to: Hop, envelope: impl Into<Envelope<P>>) {
         self.actions.push_back(Action::Send { to: to.peer(), envelope: envelope.into() });
     }
+
+    /// The replica of stage 0 whose reply about a microbatch is awaited.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn awaited(&self, id: MicrobatchId) -> Option<Hop> {
+        self.handoff.awaited(id).map(|leg| leg.hop)
+    }
 }

@@ -72,7 +72,7 @@ impl Executor {
         self.free_at = self.free_at.max(until);
     }
 
-    /// Queues a task of which a forward's share of work takes `service`. Returns the time at which it will have run.
+    /// Queues a task whose cost in forwards is worth `service` each. Returns the time at which it will have run.
     pub(super) fn submit(&mut self, now: Time, task: Task, service: Duration) -> Time {
         self.free_at = self.free_at.max(now) + service * task.forwards() / FORWARD;
         self.tasks.push_back(task);
@@ -272,7 +272,11 @@ pub(super) const FORWARDS_PER_MICROBATCH: u32 = 3;
 impl Task {
     /// Its cost. A backward costs two forwards; applying gradients or copying numbers costs little.
     fn forwards(&self) -> u32 {
-        let Self::Compute { job, .. } = self else { return 1 };
+        let job = match self {
+            Self::Compute { job, .. } => job,
+            Self::Export(_) => return FORWARD,
+            Self::Average { .. } | Self::Import { .. } => return 1,
+        };
         match job {
             Job::Forward { .. } | Job::Evaluate { .. } => FORWARD,
             Job::Backward { .. } => 2 * FORWARD,

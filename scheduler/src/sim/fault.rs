@@ -47,6 +47,15 @@ pub enum Fault {
         /// Length of the fault.
         lasts: Duration,
     },
+    /// The copies of its numbers that it makes for averaging rounds are late.
+    SlowCopy {
+        /// The replica.
+        replica: usize,
+        /// The lateness of each copy.
+        by: Duration,
+        /// Length of the fault.
+        lasts: Duration,
+    },
     /// Messages get lost, silently.
     Loss {
         /// Messages in a thousand.
@@ -146,6 +155,7 @@ impl Fault {
             Self::Stall { lasts, .. }
             | Self::Suspend { lasts, .. }
             | Self::Lie { lasts, .. }
+            | Self::SlowCopy { lasts, .. }
             | Self::Loss { lasts, .. }
             | Self::Delay { lasts, .. }
             | Self::LateControl { lasts, .. }
@@ -165,7 +175,8 @@ impl Fault {
             | Self::Leave { replica }
             | Self::Stall { replica, .. }
             | Self::Suspend { replica, .. }
-            | Self::Lie { replica, .. } => vec![*replica],
+            | Self::Lie { replica, .. }
+            | Self::SlowCopy { replica, .. } => vec![*replica],
             Self::BrokenLink { a, b, .. } => [a.replica(), b.replica()].into_iter().flatten().collect(),
             Self::Partition { part, .. } => part.iter().copied().collect(),
             Self::Loss { .. }
@@ -187,6 +198,7 @@ impl Fault {
             Self::Stall { .. } => "stall",
             Self::Suspend { .. } => "suspension",
             Self::Lie { .. } => "lie",
+            Self::SlowCopy { .. } => "slow copy",
             Self::Loss { .. } => "loss",
             Self::Delay { .. } => "delay",
             Self::LateControl { .. } => "late control",

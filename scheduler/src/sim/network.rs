@@ -18,6 +18,8 @@ pub struct Links {
     pub delay_max: Duration,
     /// A chunk of a state takes up to this much longer. Default 300 ms.
     pub chunk_delay_max: Duration,
+    /// The executor of a donor copies its state in a random time below this. Default 10 ms.
+    pub export_max: Duration,
     /// Extra one-way time between two replicas, by index, the lower first. Default none.
     pub distances: BTreeMap<(usize, usize), Duration>,
 }
@@ -27,6 +29,7 @@ impl Default for Links {
         Self {
             delay_max: Duration::from_millis(40),
             chunk_delay_max: Duration::from_millis(300),
+            export_max: Duration::from_millis(10),
             distances: BTreeMap::new(),
         }
     }

@@ -36,6 +36,10 @@ pub(super) struct ReplicaProcess {
     pub(super) service: Duration,
     /// The time until which it sends wrong chunks.
     pub(super) lies_until: Time,
+    /// The end of its last suspension.
+    pub(super) resumed_at: Option<Time>,
+    /// The lateness of its copies for averaging rounds, and its end.
+    pub(super) slow_copies: (Duration, Time),
     pub(super) backlog: Vec<Delivery>,
     /// The time of its request to join.
     pub(super) registered_at: Time,
@@ -57,6 +61,8 @@ impl ReplicaProcess {
             slots: scenario.slots_of(index),
             service: scenario.service_of(index),
             lies_until: Time::default(),
+            resumed_at: None,
+            slow_copies: Default::default(),
             backlog: Vec::new(),
             registered_at: Time::default(),
             heartbeat_sent_at: None,
@@ -67,6 +73,14 @@ impl ReplicaProcess {
     pub(super) fn is_alive(&self) -> bool {
         self.liveness != Liveness::Dead
     }
+}
+
+/// An action that a feeder has decided on and not done.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) action: Action<Payload>,
+    /// The start that a message is for, by the table at the time of the decision.
+    pub(super) receiver: Option<Instance>,
 }
 
 /// A feeder's process and its journal.
@@ -88,7 +102,7 @@ pub(super) struct FeederProcess {
     /// The records that are durable.
     pub(super) journal: Vec<Record>,
     /// Actions that wait until the record at their front is durable, that record first.
-    pub(super) pending: VecDeque<Action<Payload>>,
+    pub(super) pending: VecDeque<Pending>,
     /// A sync of the journal is under way.
     pub(super) is_syncing: bool,
     /// The time of its request to join; `None` if that was refused.
@@ -115,10 +129,10 @@ impl FeederProcess {
         }
     }
 
-    /// The process dies. Returns the actions that it has not done.
-    pub(super) fn lose_power(&mut self) -> VecDeque<Action<Payload>> {
+    /// The process dies, and with it the actions that it has not done.
+    pub(super) fn lose_power(&mut self) {
         (self.machine, self.is_syncing) = (None, false);
-        std::mem::take(&mut self.pending)
+        self.pending.clear();
     }
 }
 

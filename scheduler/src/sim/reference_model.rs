@@ -1,6 +1,7 @@
 //! The reference model: the rules that hold in every run.
 
 pub(super) mod averaging;
+mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +11,7 @@ use crate::stage::Note as StageNote;
 use crate::transfer::{DownloadNote, StateId};
 use crate::{
     Attempt, Envelope, Feeder, Hop, Instance, Message, MicrobatchId, PeerId, Purpose, Refusal, Replica,
-    StageIndex, Status,
+    StageIndex, Status, Time,
 };
 
 use super::payload::Payload;
@@ -19,6 +20,8 @@ use averaging::Means;
 /// Watches the events and actions of every machine.
 #[derive(Debug, Default)]
 pub(super) struct ReferenceModel {
+    /// The time of the current event.
+    pub(super) now: Time,
     /// The first rule that was broken.
     pub(super) broken: Option<String>,
     /// The microbatches injected, each with its feeder.
@@ -30,8 +33,8 @@ pub(super) struct ReferenceModel {
     pub(super) applied: BTreeMap<(MicrobatchId, StageIndex), Instance>,
     /// The grants of each feeder.
     granted: BTreeMap<(MicrobatchId, StageIndex), BTreeMap<usize, Hop>>,
-    /// The outcomes given, by microbatch and feeder.
-    decided: BTreeSet<(MicrobatchId, usize)>,
+    /// The times of the outcomes, by microbatch and feeder.
+    decided: BTreeMap<(MicrobatchId, usize), Time>,
     /// Half-open ranges of ids that a successor never heard of.
     unknown: Vec<(MicrobatchId, MicrobatchId)>,
     /// The observations of each replica since it started.
@@ -133,8 +136,8 @@ impl ReferenceModel {
     }
 
     fn decide(&mut self, feeder: usize, microbatch: MicrobatchId, outcome: &Outcome) {
-        let first = self.decided.insert((microbatch, feeder));
-        self.require(first, || format!("{microbatch} has two outcomes"));
+        let before = self.decided.insert((microbatch, feeder), self.now);
+        self.require(before.is_none(), || format!("{microbatch} has two outcomes"));
         // A successor may decide again about a microbatch that the former feeder finished without an announcement.
         let finished = matches!(self.outcomes.get(&microbatch), Some(Outcome::Finished { .. }));
         if !finished {
@@ -146,6 +149,7 @@ impl ReferenceModel {
         &mut self,
         index: usize,
         action: &feeder::Action<Payload>,
+        receiver: Option<Instance>,
         feeder: &Feeder<Payload>,
     ) {
         match action {
@@ -157,7 +161,7 @@ impl ReferenceModel {
             }
             feeder::Action::Journal(Record::TakenOver(taken)) => self.taken_over(index, taken),
             feeder::Action::Send { to, envelope } => {
-                self.feeder_sends(index, *to, &envelope.message, feeder);
+                self.feeder_sends(index, (*to, receiver), &envelope.message, feeder);
             }
             feeder::Action::Outcome { microbatch, outcome } if microbatch.is_evaluation() => {
                 self.evaluated += u64::from(matches!(outcome, Outcome::Evaluated { .. }));
@@ -173,7 +177,13 @@ impl ReferenceModel {
         }
     }
 
-    fn feeder_sends(&mut self, index: usize, to: PeerId, message: &Message, feeder: &Feeder<Payload>) {
+    fn feeder_sends(
+        &mut self,
+        index: usize,
+        (to, receiver): (PeerId, Option<Instance>),
+        message: &Message,
+        feeder: &Feeder<Payload>,
+    ) {
         match message {
             Message::ClaimReply { granted, denied, forged } => {
                 self.require(forged.is_empty(), || {
@@ -187,7 +197,7 @@ impl ReferenceModel {
                     let granted = self.granted.range(stages).flat_map(|(_, by)| by.get(&index));
                     let grants: Vec<Hop> = granted.filter(|hop| hop.peer() == to).copied().collect();
                     self.require(!grants.is_empty(), || format!("{id} is granted twice"));
-                    let lives = grants.iter().any(|hop| feeder.table().placed(hop));
+                    let lives = grants.iter().any(|hop| Some(hop.instance) == receiver);
                     self.require(lives, || format!("{id} is granted to a start that is gone"));
                 }
             }
@@ -198,7 +208,10 @@ impl ReferenceModel {
                     self.path("retried by the feeder");
                 }
             }
-            Message::StatusRequest { .. } => self.path("status requested by the feeder"),
+            Message::StatusRequest { microbatch, .. } => {
+                self.path("status requested by the feeder");
+                self.asks(feeder.awaited(*microbatch), *microbatch, feeder.table());
+            }
             _ => {}
         }
     }
@@ -299,7 +312,7 @@ impl ReferenceModel {
         replica: &Replica<Payload>,
     ) {
         match action {
-            replica::Action::Send { envelope, .. } => self.replica_sends(index, envelope),
+            replica::Action::Send { envelope, .. } => self.replica_sends(index, envelope, replica),
             replica::Action::Counted(Note::Stage(note)) => self.replica_counts(index, note, replica),
             replica::Action::Counted(Note::Download(note)) => match note {
                 DownloadNote::Wrong(_) => self.path("a donor lied"),
@@ -321,7 +334,7 @@ impl ReferenceModel {
         }
     }
 
-    fn replica_sends(&mut self, index: usize, envelope: &Envelope<Payload>) {
+    fn replica_sends(&mut self, index: usize, envelope: &Envelope<Payload>, replica: &Replica<Payload>) {
         let seen = self.seen.entry(index).or_default();
         match &envelope.message {
             Message::Forward { microbatch, attempt, purpose: Purpose::Train, .. } => {
@@ -338,6 +351,7 @@ impl ReferenceModel {
             Message::StatusRequest { microbatch, .. } => {
                 seen.told.remove(microbatch);
                 seen.attempts.entry(*microbatch).or_default();
+                self.asks(replica.stage().awaited(*microbatch), *microbatch, replica.table());
             }
             Message::StatusReply { microbatch, status: Status::Busy, .. } => {
                 seen.told.remove(microbatch);

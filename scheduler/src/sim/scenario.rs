@@ -12,6 +12,8 @@ use super::executor::time_between;
 use super::fault::{End, Fault, Way};
 use super::network::Links;
 
+const SECOND: Duration = Duration::from_secs(1);
+
 /// A run and its faults. Everything else follows from `seed`.
 ///
 /// ```
@@ -172,6 +174,11 @@ impl Scenario {
         scenario.refused_per_mille = if rng.chance(1, 4) { 5 } else { 0 };
         scenario.lease_count = 8 + rng.below(40);
         scenario.router = rng.pick(Policy::ALL).copied().unwrap_or_default();
+        if rng.chance(1, 5) {
+            // A download takes minutes, and a donor pauses for it.
+            scenario.links.chunk_delay_max = time_between(&mut rng, SECOND, 20 * SECOND);
+            scenario.links.export_max = 10 * SECOND;
+        }
         let faults = 5 + rng.below(6);
         scenario.faults = (0..faults).map(|_| scenario.draw_fault(&mut rng)).collect();
         let averaging = AveragingSchedule { interval: 5 + rng.below(16), fragments: 1 + rng.below(3) };
@@ -186,7 +193,7 @@ impl Scenario {
         let other = usize::try_from(rng.below(members)).unwrap_or(0);
         let lasts = time_between(rng, Duration::from_millis(300), Duration::from_secs(20));
         let back = time_between(rng, Duration::from_millis(100), Duration::from_secs(20));
-        let fault = match rng.below(21) {
+        let fault = match rng.below(22) {
             0..=1 => Fault::Crash { replica, loud: true, back_after: Some(back) },
             2..=4 => Fault::Crash { replica, loud: false, back_after: Some(back) },
             5..=6 => Fault::Leave { replica },
@@ -201,6 +208,7 @@ impl Scenario {
             16 => Fault::Succession { dies: false, after: back },
             17 => Fault::Lie { replica, lasts },
             18 => Fault::LateControl { extra: lasts / 2, lasts },
+            21 => Fault::SlowCopy { replica, by: lasts / 2, lasts: 3 * lasts },
             19 => Fault::CoordinatorOutage { lasts: 3 * lasts },
             _ => Fault::CoordinatorFreeze { lasts: 3 * lasts },
         };

@@ -129,7 +129,7 @@ fn seeds_that_failed_once_pass() {
 const OVER_WITHIN: Duration = Duration::from_secs(300);
 
 /// Faults that must strike and recovery paths that must be taken, each in at least a hundredth of the seeds.
-const PATHS: [&str; 56] = [
+const PATHS: [&str; 58] = [
     "loud crash",
     "silent crash",
     "leave",
@@ -174,6 +174,8 @@ const PATHS: [&str; 56] = [
     "yielded to a successor",
     "feeder expelled",
     "resumed by a successor",
+    "slow copy",
+    "copy was late",
     "averaging round",
     "averaged",
     "averaged without a dead member",
@@ -262,6 +264,7 @@ const MUTATED_SEEDS: u64 = 300;
 fn broken_rules_are_noticed() {
     let rules = [
         (Mutation::ReleaseEarly, "not over"),
+        (Mutation::ReleaseOpen, "before its outcome"),
         (Mutation::GrantTwice, "granted twice"),
         (Mutation::SlotEarly, "slots"),
         (Mutation::IgnoreIncarnation, "a start that is gone"),

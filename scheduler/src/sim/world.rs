@@ -115,7 +115,9 @@ impl World {
     }
 
     pub(super) fn step(&mut self) -> Result<(), Violation> {
-        match self.queue.pop() {
+        let next = self.queue.pop();
+        self.model.now = self.now();
+        match next {
             Some(Next::Event(delivery)) => self.deliver(delivery),
             Some(Next::Alarm(machine)) => self.wake(machine),
             None => self.model.require(false, || "no event is left".to_owned()),

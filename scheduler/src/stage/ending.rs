@@ -4,14 +4,23 @@ use std::fmt::Debug;
 
 use super::microbatch::{ClaimState, Microbatch, Phase, UpdateState};
 use super::{Action, Job, JobOutcome, Note, Stage};
+use crate::mutation::Mutation;
 use crate::router::Completion;
-use crate::{Duration, Hop, Message, MicrobatchId, Refusal, RouteProof, Time};
+use crate::{AckRange, Duration, Hop, Instance, Message, MicrobatchId, Refusal, RouteProof, Time};
 
 /// When the run is finished, grants that were given before are awaited for this long.
 const LAST_GRANTS_WITHIN: Duration = Duration::from_secs(2);
 
 impl<P: Clone + Default + Debug> Stage<P> {
     // --- Announced outcomes ---------------------------------------------------------------------------------
+
+    pub(super) fn on_outcomes(&mut self, now: Time, from: Instance, mut ranges: Vec<AckRange>) {
+        if self.config.breaks(Mutation::ReleaseOpen) {
+            ranges.iter_mut().for_each(|range| range.open.clear());
+        }
+        self.outcomes.announce(from.peer, &ranges);
+        self.release_ended(now);
+    }
 
     pub(super) fn release_ended(&mut self, now: Time) {
         let ended = |id: &&MicrobatchId| self.outcomes.contain(**id);

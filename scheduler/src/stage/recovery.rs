@@ -227,13 +227,3 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 }
-
-impl<P: Clone + Default + Debug> Stage<P> {
-    /// The microbatches held, for the message of a failed test.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn describe(&self) -> String {
-        let states: Vec<_> =
-            self.microbatches.iter().map(|(&id, held)| (id, held, self.handoff.awaited(id))).collect();
-        format!("{states:?} {:?}", self.queue)
-    }
-}

@@ -46,6 +46,12 @@ impl World {
         self.queue.schedule_in(delay, Delivery::Replica(index, incarnation, event));
     }
 
+    /// Submits a copy of the state, which a donor makes between two jobs.
+    pub(super) fn export(&mut self, index: usize, state: StateId) {
+        let takes = self.time_between(Duration::ZERO, self.scenario.links.export_max);
+        self.submit(index, Task::Export(state), takes);
+    }
+
     /// Submits a task that takes an eighth of a forward.
     pub(super) fn submit_short(&mut self, index: usize, task: Task) {
         self.submit(index, task, self.replicas[index].service);
@@ -61,9 +67,21 @@ impl World {
     /// The oldest task of the executor has run.
     pub(super) fn on_ran(&mut self, index: usize) {
         let Some(task) = self.replicas[index].executor.take_done() else { return };
-        if let Some(event) = self.effect(index, task) {
-            self.at_replica(index, event);
+        let lateness = self.lateness(index, &task);
+        let Some(event) = self.effect(index, task) else { return };
+        if lateness == Duration::ZERO {
+            return self.at_replica(index, event);
         }
+        self.model.path("copy was late");
+        let incarnation = self.replicas[index].instance.incarnation;
+        self.queue.schedule_in(lateness, Delivery::Replica(index, incarnation, event));
+    }
+
+    /// The lateness of the reply to a task.
+    fn lateness(&self, index: usize, task: &Task) -> Duration {
+        let copies = matches!(task, Task::Average { job: averaging::Job::Snapshot { .. }, .. });
+        let (by, until) = self.replicas[index].slow_copies;
+        if copies && self.now() < until { by } else { Duration::ZERO }
     }
 
     /// A process that ends in order lets its executor finish.

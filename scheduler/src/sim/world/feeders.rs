@@ -8,7 +8,7 @@ use crate::{Directive, Duration, Feeder, Incarnation, Instance, Role, RouteSecre
 
 use super::super::delivery::{Delivery, Purpose};
 use super::super::payload::Payload;
-use super::super::process::{address, coordinator_key};
+use super::super::process::{Pending, address, coordinator_key};
 use super::{HEARTBEAT, Machine, REQUEST_MAX, World};
 
 /// Making records durable takes a random time below this.
@@ -19,8 +19,8 @@ impl World {
         let now = self.now();
         let Some(machine) = self.feeders[index].machine.as_mut() else { return };
         machine.handle(now, event);
-        let actions: Vec<_> = std::iter::from_fn(|| machine.poll_action()).collect();
-        self.feeders[index].pending.extend(actions);
+        let pending: Vec<_> = std::iter::from_fn(|| decided(machine)).collect();
+        self.feeders[index].pending.extend(pending);
         self.do_pending(index);
         let machine = self.feeders[index].machine.as_ref();
         if self.trained_at.is_none() && machine.is_some_and(Feeder::is_trained) {
@@ -39,7 +39,7 @@ impl World {
         while !self.feeders[index].is_syncing {
             match self.feeders[index].pending.front() {
                 None => return,
-                Some(Action::Journal(_)) => self.sync_journal(index),
+                Some(Pending { action: Action::Journal(_), .. }) => self.sync_journal(index),
                 Some(_) => self.do_first(index),
             }
         }
@@ -66,28 +66,31 @@ impl World {
     pub(super) fn tear_journal(&mut self, index: usize) {
         let count = self.rng.below(self.feeders[index].pending.len() as u64 + 1);
         for _ in 0..count {
-            let Some(Action::Journal(record)) = self.feeders[index].pending.pop_front() else { continue };
+            let Some(pending) = self.feeders[index].pending.pop_front() else { return };
+            let Action::Journal(record) = &pending.action else { continue };
+            let record = record.clone();
             if let Record::Ended { microbatch, outcome } = record.clone() {
-                self.watch_feeder(index, &Action::Outcome { microbatch, outcome });
+                let outcome = Action::Outcome { microbatch, outcome };
+                self.watch_feeder(index, &Pending { action: outcome, receiver: None });
             }
-            self.watch_feeder(index, &Action::Journal(record.clone()));
+            self.watch_feeder(index, &pending);
             self.feeders[index].journal.push(record);
         }
     }
 
-    fn watch_feeder(&mut self, index: usize, action: &Action<Payload>) {
+    fn watch_feeder(&mut self, index: usize, Pending { action, receiver }: &Pending) {
         if let Some(machine) = &self.feeders[index].machine {
-            self.model.feeder_acts(index, action, machine);
+            self.model.feeder_acts(index, action, *receiver, machine);
         }
     }
 
     // --- Actions --------------------------------------------------------------------------------------------
 
     fn do_first(&mut self, index: usize) {
-        let Some(action) = self.feeders[index].pending.pop_front() else { return };
+        let Some(pending) = self.feeders[index].pending.pop_front() else { return };
         let me = self.feeders[index].instance;
-        self.watch_feeder(index, &action);
-        match action {
+        self.watch_feeder(index, &pending);
+        match pending.action {
             Action::Journal(record) => self.feeders[index].journal.push(record),
             Action::Draw { microbatch, .. } => {
                 let event = Event::Drawn { microbatch, ids: Payload::Tokens };
@@ -251,4 +254,14 @@ impl World {
             self.start_again(index);
         }
     }
+}
+
+/// The next action that the machine has decided on.
+fn decided(machine: &mut Feeder<Payload>) -> Option<Pending> {
+    let action = machine.poll_action()?;
+    let receiver = match &action {
+        Action::Send { to, .. } => machine.table().instance(*to),
+        _ => None,
+    };
+    Some(Pending { action, receiver })
 }

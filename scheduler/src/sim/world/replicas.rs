@@ -6,8 +6,8 @@ use crate::replica::{Action, Begin, Config, Confirmation, End, Event, Unfinished
 use crate::router::RouterFactory as _;
 use crate::transfer::{Limits, StateId, TransferMessage};
 use crate::{
-    Directive, Duration, Envelope, Incarnation, Instance, MemberState, Message, PeerId, Replica, Role,
-    StageIndex, averaging, stage,
+    Directive, Duration, Envelope, Incarnation, Instance, MemberState, Message, MicrobatchId, PeerId,
+    Replica, Role, StageIndex, averaging, stage,
 };
 
 use super::super::delivery::{Delivery, Purpose};
@@ -196,6 +196,8 @@ impl World {
         let Some(replica) = process.replica.as_mut() else { return };
         let stores = matches!(&event, Event::Received { envelope, .. }
             if matches!(envelope.message, Message::Forward { .. }));
+        let announcer = announcer(&event);
+        let held: Vec<_> = announcer.iter().flat_map(|_| replica.stage().ids()).collect();
         self.model.replica_hears(index, &event, replica);
         if let Event::Averaged(averaging::Reply::Applied { .. }) = &event {
             let rule = self.model.means.replied(process.instance);
@@ -210,12 +212,25 @@ impl World {
         if stores {
             self.check_slots(index);
         }
+        if let Some(feeder) = announcer {
+            self.check_released(index, feeder, &held);
+        }
         if serves != served {
             self.note_capacity();
         }
         let process = &self.replicas[index];
         let alarm = process.replica.as_ref().filter(|_| process.is_alive()).and_then(Replica::poll_timeout);
         self.queue.set_alarm(Machine::Replica(index), alarm.map(|(at, _)| at));
+    }
+
+    fn check_released(&mut self, index: usize, feeder: Instance, held: &[MicrobatchId]) {
+        let by = self.feeder_of(feeder.peer);
+        let replica = self.replicas[index].replica.as_ref();
+        let hears = replica.filter(|replica| replica.is_serving() && replica.table().feeds(feeder));
+        if let (Some(by), Some(replica)) = (by, hears) {
+            let resumed_at = self.replicas[index].resumed_at;
+            self.model.released((by, resumed_at), held, replica);
+        }
     }
 
     fn act(&mut self, index: usize, action: Action<Payload>) {
@@ -234,7 +249,7 @@ impl World {
                 }
                 self.post(me, to, envelope);
             }
-            Action::Export { state } => self.submit_short(index, Task::Export(state)),
+            Action::Export { state } => self.export(index, state),
             Action::SendChunk { to, state, chunk, offset, bytes } => {
                 self.send_chunk(index, to, (state, chunk), (offset, bytes));
             }
@@ -341,5 +356,15 @@ impl World {
         if let Some(after) = back_after {
             self.queue.schedule_in(after, Delivery::Start(index));
         }
+    }
+}
+
+/// The feeder whose announcement of outcomes the event is.
+fn announcer(event: &Event<Payload>) -> Option<Instance> {
+    match event {
+        Event::Received { from, envelope } if matches!(envelope.message, Message::Outcomes { .. }) => {
+            Some(*from)
+        }
+        _ => None,
     }
 }

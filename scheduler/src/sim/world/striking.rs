@@ -23,6 +23,7 @@ impl World {
             Fault::Stall { replica, lasts } => self.replicas[replica].executor.stall(now + lasts),
             Fault::Suspend { replica, lasts } => self.suspend(replica, lasts),
             Fault::Lie { replica, lasts } => self.replicas[replica].lies_until = now + lasts,
+            Fault::SlowCopy { replica, by, lasts } => self.replicas[replica].slow_copies = (by, now + lasts),
             Fault::Loss { per_mille, lasts } => self.network.lose(per_mille, now + lasts),
             Fault::Delay { extra, lasts } => self.network.slow_down(extra, now + lasts),
             Fault::LateControl { extra, lasts } => self.network.delay_control(extra, now + lasts),
@@ -54,6 +55,7 @@ impl World {
             Fault::Leave { replica }
             | Fault::Stall { replica, .. }
             | Fault::Lie { replica, .. }
+            | Fault::SlowCopy { replica, .. }
             | Fault::Suspend { replica, .. } => liveness(replica) != Liveness::Awake,
             Fault::BrokenLink { a, b, .. } => a == b,
             Fault::FeederCrash { keeps_journal: true, .. } => {
@@ -133,6 +135,7 @@ impl World {
         let process = &mut self.replicas[index];
         if process.instance.incarnation == incarnation && process.liveness == Liveness::Suspended {
             process.liveness = Liveness::Awake;
+            process.resumed_at = Some(self.queue.now());
             for delivery in std::mem::take(&mut process.backlog) {
                 self.soon(delivery);
             }

@@ -1,0 +1,42 @@
+//! Waits and memory: a replica waits for members only, and keeps no microbatch whose outcome was announced.
+
+use crate::{Duration, Hop, Instance, MicrobatchId, PeerTable, Replica, Time};
+
+use super::super::payload::Payload;
+use super::ReferenceModel;
+
+/// An announcement may be overtaken by another that was sent so much later.
+const OVERTAKEN_WITHIN: Duration = Duration::from_secs(5);
+
+impl ReferenceModel {
+    /// Checks that a status is requested of a member.
+    pub(super) fn asks(&mut self, awaited: Option<Hop>, microbatch: MicrobatchId, table: &PeerTable) {
+        let is_member = awaited.is_none_or(|hop| table.placed(&hop));
+        self.require(is_member, || format!("{microbatch} is awaited of {awaited:?}, which is gone"));
+    }
+
+    /// A replica that was last suspended until `resumed_at` has handled an announcement of the feeder `by`; `before` are
+    /// the microbatches that it held before. Checks that it has released exactly those that have an outcome.
+    pub(in crate::sim) fn released(
+        &mut self,
+        (by, resumed_at): (usize, Option<Time>),
+        before: &[MicrobatchId],
+        replica: &Replica<Payload>,
+    ) {
+        let (me, stage) = (replica.config().stage.me, replica.stage());
+        for &id in before.iter().filter(|&&id| !stage.holds(id)) {
+            let over = id.is_evaluation() || self.outcomes.contains_key(&id) || self.unknown(id);
+            self.require(over, || format!("{id} is released at {me:?} before its outcome"));
+        }
+        // Announcements of the time of a suspension are read late.
+        if resumed_at.is_none_or(|at| at + OVERTAKEN_WITHIN <= self.now) {
+            stage.open().for_each(|id| self.check_kept(by, id, me));
+        }
+    }
+
+    fn check_kept(&mut self, by: usize, id: MicrobatchId, me: Instance) {
+        let Some(&decided_at) = self.decided.get(&(id, by)) else { return };
+        let overtaken = self.now < decided_at + OVERTAKEN_WITHIN;
+        self.require(overtaken, || format!("{me:?} keeps {id}, whose outcome was announced"));
+    }
+}
