@@ -25,18 +25,21 @@ pub(super) struct Announcement {
 }
 
 impl Announcement {
-    /// Adds the ids of a lease; ids that were leased before change nothing.
+    /// Adds the ids of a lease; ids that were leased before change nothing. Leases overtake each other, so the range
+    /// absorbs every range that it touches.
     pub(super) fn lease(&mut self, lease: &Lease) {
         let ids = lease.ids();
-        match self.leased.last_mut() {
-            Some(last) if ids.start <= last.end && ids.start >= last.first => {
-                last.end = last.end.max(ids.end);
-                last.unused = last.end;
+        let mut whole = Leased { first: ids.start, end: ids.end, unused: ids.end };
+        self.leased.retain(|other| {
+            let touches = other.first <= whole.end && whole.first <= other.end;
+            if touches {
+                whole.first = whole.first.min(other.first);
+                whole.end = whole.end.max(other.end);
+                whole.unused = whole.end;
             }
-            Some(_) | None => {
-                self.leased.push(Leased { first: ids.start, end: ids.end, unused: ids.end });
-            }
-        }
+            !touches
+        });
+        self.leased.push(whole);
     }
 
     /// Takes over the range of a former feeder: every id below `end` has its outcome, except those that are `open`.
@@ -101,6 +104,16 @@ mod tests {
     fn announced(announcement: &mut Announcement) -> Vec<u64> {
         let ranges = announcement.announce();
         (0..600).filter(|&id| ranges.iter().any(|range| range.contains(MicrobatchId(id)))).collect()
+    }
+
+    #[test]
+    fn leases_that_overtake_each_other_are_one_range() {
+        let mut announcement = Announcement::default();
+        for first in [20, 0, 10, 40, 30] {
+            announcement.lease(&lease(first, 10));
+        }
+        announcement.end(MicrobatchId(3));
+        assert_eq!(announcement.announce().len(), 1);
     }
 
     #[test]
