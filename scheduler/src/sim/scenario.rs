@@ -193,7 +193,7 @@ impl Scenario {
         let other = usize::try_from(rng.below(members)).unwrap_or(0);
         let lasts = time_between(rng, Duration::from_millis(300), Duration::from_secs(20));
         let back = time_between(rng, Duration::from_millis(100), Duration::from_secs(20));
-        let fault = match rng.below(22) {
+        let fault = match rng.below(23) {
             0..=1 => Fault::Crash { replica, loud: true, back_after: Some(back) },
             2..=4 => Fault::Crash { replica, loud: false, back_after: Some(back) },
             5..=6 => Fault::Leave { replica },
@@ -203,7 +203,7 @@ impl Scenario {
             10 => Fault::Delay { extra: lasts / 10, lasts },
             11..=12 => self.draw_broken_link(rng, (replica, other), lasts),
             13 => Fault::Partition { part: BTreeSet::from([replica, other]), lasts },
-            14 => Fault::FeederCrash { back_after: back, keeps_journal: rng.chance(3, 4) },
+            14 | 22 => Fault::FeederCrash { back_after: back, keeps_journal: rng.chance(4, 5) },
             15 => Fault::Succession { dies: true, after: back },
             16 => Fault::Succession { dies: false, after: back },
             17 => Fault::Lie { replica, lasts },

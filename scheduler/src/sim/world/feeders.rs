@@ -18,6 +18,10 @@ impl World {
     pub(super) fn at_feeder(&mut self, index: usize, event: Event<Payload>) {
         let now = self.now();
         let Some(machine) = self.feeders[index].machine.as_mut() else { return };
+        // A process begins with the table in the reply to its request to join.
+        if machine.table().version() == 0 && !matches!(event, Event::Membership(_)) {
+            return self.hear_later(index, event);
+        }
         machine.handle(now, event);
         let pending: Vec<_> = std::iter::from_fn(|| decided(machine)).collect();
         self.feeders[index].pending.extend(pending);
@@ -29,6 +33,14 @@ impl World {
         }
         let alarm = machine.and_then(Feeder::poll_timeout).map(|(at, _)| at);
         self.queue.set_alarm(Machine::Feeder(index), alarm);
+    }
+
+    /// Commands wait until the feeder has joined; messages do not reach it.
+    fn hear_later(&mut self, index: usize, event: Event<Payload>) {
+        if matches!(event, Event::Evaluate { .. } | Event::Stop) {
+            let Instance { incarnation, .. } = self.feeders[index].instance;
+            self.queue.schedule_in(HEARTBEAT / 10, Delivery::Feeder(index, incarnation, event));
+        }
     }
 
     // --- The journal ----------------------------------------------------------------------------------------
@@ -173,7 +185,6 @@ impl World {
         feeder.machine = Some(Feeder::resume(config, router, journal));
         self.register_feeder(index);
         self.soon(Delivery::FeederHeartbeat(index, me.incarnation));
-        self.at_feeder(index, Event::Timeout);
     }
 
     fn register_feeder(&mut self, index: usize) {
@@ -214,7 +225,7 @@ impl World {
             coordinator::Reply::Joined(_) => {
                 self.feeders[index].admitted = true;
                 let table = self.coordinator.membership();
-                self.tell_feeder(index, coordinator_key(), Event::Membership(table));
+                self.send_table_to_feeder(index, table);
             }
             coordinator::Reply::Noted(_) => {
                 let finished = self.coordinator.state() == RunState::Finished;
