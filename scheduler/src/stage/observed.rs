@@ -18,6 +18,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.microbatches.keys().copied()
     }
 
+    /// Whether a feeder announced the outcome of a microbatch.
+    pub(crate) fn is_announced(&self, id: MicrobatchId) -> bool {
+        self.outcomes.contain(id)
+    }
+
     /// The microbatches held of which no outcome was announced.
     pub(crate) fn open(&self) -> impl Iterator<Item = MicrobatchId> {
         self.microbatches.iter().filter(|(_, held)| !held.ended).map(|(&id, _)| id)

@@ -24,7 +24,7 @@ impl ReferenceModel {
         replica: &Replica<Payload>,
     ) {
         let (me, stage) = (replica.config().stage.me, replica.stage());
-        for &id in before.iter().filter(|&&id| !stage.holds(id)) {
+        for &id in before.iter().filter(|&&id| stage.is_announced(id)) {
             let over = id.is_evaluation() || self.outcomes.contains_key(&id) || self.unknown(id);
             self.require(over, || format!("{id} is released at {me:?} before its outcome"));
         }
