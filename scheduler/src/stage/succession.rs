@@ -37,19 +37,22 @@ impl DepartureLog {
 }
 
 impl<P: Clone + Default + Debug> Stage<P> {
-    /// Replaces the former feeder by its successor in every microbatch held, and repeats the open claims.
+    /// Replaces the former feeder by its successor in every microbatch held, and repeats the open claims. What was set
+    /// aside waits for the executor again, even if its claim was denied: upstream waits for the gradient.
     pub(super) fn follow_successors(&mut self, now: Time) {
         let table = &self.table;
-        let mut claimed = Vec::new();
+        let mut inherited = Vec::new();
         for (&id, held) in &mut self.microbatches {
             let before = held.feeder();
             put_first(table.successor(id), &mut held.route);
-            if held.feeder() != before && matches!(held.claim, ClaimState::Claimed { .. }) {
-                claimed.push(id);
+            if held.feeder() != before {
+                inherited.push((id, matches!(held.claim, ClaimState::Claimed { .. })));
             }
         }
-        for id in claimed {
-            self.claim(now, id);
+        for (id, is_claimed) in inherited {
+            if is_claimed {
+                self.claim(now, id);
+            }
             self.queue_again(id);
         }
     }

@@ -1075,14 +1075,19 @@ fn inherited() -> Harness {
     harness.receive(a(0), forward().by(&line(1)));
     harness.complete(JobOutcome::Forwarded { version: WeightVersion(9), activation: "out" });
     harness.receive(a(2), backward(FIRST, &[a(2)], "back"));
+    take_over(&mut harness);
+    harness
+}
+
+/// A table names the successor of the only feeder.
+fn take_over(harness: &mut Harness) -> Vec<Action<Payload>> {
     let lease = crate::Lease { first: MicrobatchId(0), count: 50, epoch: 1 };
     let mut members: Vec<_> = [successor(), a(0), a(1), a(2)].map(member).to_vec();
     members.sort_by_key(|member| member.instance);
     let successions = vec![crate::Succession { lease, feeder: successor().peer() }];
     harness.version += 1;
     let table = Membership { version: harness.version, members, successions, ..Membership::default() };
-    harness.hear(Event::Membership(table));
-    harness
+    harness.hear(Event::Membership(table))
 }
 
 fn recover() -> Message {
@@ -1289,6 +1294,22 @@ fn the_gradients_of_a_feeder_that_is_gone_hold_up_no_other_feeder() {
     assert!(said.iter().any(job), "{said:?}");
     harness.wait(KEPT_FOR_SUCCESSOR);
     assert!(!harness.stage.holds(ID) && !harness.stage.holds(OTHER), "no successor came");
+}
+
+#[test]
+fn a_microbatch_that_was_denied_and_set_aside_goes_on_with_a_successor() {
+    let mut harness = unanswered();
+    harness.receive(feeder(), denied(&[OTHER]));
+    harness.publish(&[a(0), a(1), a(2)]);
+    harness.wait(FEEDER_LOST_AFTER + 2 * STATUS_AFTER);
+    let backward = |said: &[Action<Payload>]| {
+        let job = |job: &Action<Payload>| matches!(job, Action::Execute(Job::Backward { microbatch, .. }) if *microbatch == OTHER);
+        said.iter().any(job)
+    };
+    let said = harness.receive(a(2), backward_of(OTHER, FIRST, &[a(2)], "gradient"));
+    assert!(!backward(&said), "its feeder is lost: {said:?}");
+    let said = take_over(&mut harness);
+    assert!(backward(&said), "{said:?}");
 }
 
 #[test]
