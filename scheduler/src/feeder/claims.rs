@@ -96,7 +96,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    fn may_claim(&self, claimant: &Hop) -> bool {
+    /// Whether the claimant still has its place, and was not caught lying.
+    pub(super) fn may_claim(&self, claimant: &Hop) -> bool {
         let placed = self.table.placed(claimant) || self.config.breaks(Mutation::IgnoreIncarnation);
         placed && claimant.stage.is_some() && !self.suspicion.is_struck(claimant.peer())
     }

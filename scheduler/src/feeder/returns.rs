@@ -88,7 +88,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                     self.note_grant(id, gone(stage), ruling);
                 }
             }
-            self.doubt(missing.iter().chain(path.last()).copied().collect());
+            // While the former feeder was gone, honest replicas have given up their claims.
+            if !self.succession.took_over(id) {
+                self.doubt(missing.iter().chain(path.last()).copied().collect());
+            }
             self.finish_if_granted(now, id);
         }
     }

@@ -149,8 +149,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         if self.succession.is_over() {
             self.succession.ask_at = None;
-            for (claimant, deferred) in std::mem::take(&mut self.succession.deferred) {
-                self.answer_claims(now, claimant, deferred.into_iter().collect(), Vec::new());
+            let mut deferred = std::mem::take(&mut self.succession.deferred);
+            deferred.retain(|claimant, _| self.may_claim(claimant));
+            for (claimant, ids) in deferred {
+                self.answer_claims(now, claimant, ids.into_iter().collect(), Vec::new());
             }
         }
     }
