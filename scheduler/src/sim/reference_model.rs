@@ -278,6 +278,8 @@ impl ReferenceModel {
                 } else {
                     seen.slotted.insert(*microbatch);
                 }
+                // It may have been here before, and have been given back with what was known of it.
+                seen.told.remove(microbatch);
                 let placed = |holder: &Hop| holder.stage == next && table.placed(holder);
                 if let Some(holder) = downstream_holder.filter(|holder| known && placed(holder)) {
                     seen.told.insert(*microbatch, holder);

@@ -114,7 +114,10 @@ impl World {
                 self.tell_coordinator(me.peer, request, Purpose::Routine);
             }
             Action::End(end) => self.feeder_ended(index, &end),
-            Action::Outcome { .. } | Action::Evaluated(_) | Action::EvaluationDeclined | Action::Struck(_) => {}
+            Action::Outcome { .. }
+            | Action::Evaluated(_)
+            | Action::EvaluationDeclined
+            | Action::Struck(_) => {}
         }
     }
 
