@@ -23,7 +23,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         if !forfeited.is_empty() {
             forfeited.retain(|&id| !self.succession.is_undecided(id));
-            forfeited.iter().for_each(|&id| self.withdraw(id, claimant));
+            for &id in &forfeited {
+                self.withdraw(id, claimant);
+                self.note_forfeit(id, claimant);
+            }
             self.reply(claimant, Vec::new(), forfeited, Vec::new());
         }
         let (proven, forged): (Vec<_>, Vec<_>) =

@@ -3,7 +3,7 @@
 //! they were lost or the path is made up. After a while the microbatch is finished without them, and the contributions
 //! of those stages count as lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 use super::config::CLAIMS_WITHIN;
@@ -18,6 +18,8 @@ use crate::{Hop, Loss, MicrobatchId, Refusal, StageIndex, Time};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Returns {
     by_id: BTreeMap<MicrobatchId, Return>,
+    /// The replicas that promise never to apply an open microbatch.
+    forfeits: BTreeMap<MicrobatchId, BTreeSet<Hop>>,
 }
 
 #[derive(Clone, Debug)]
@@ -35,6 +37,11 @@ impl Returns {
 
     pub(super) fn remove(&mut self, microbatch: MicrobatchId) {
         self.by_id.remove(&microbatch);
+        self.forfeits.remove(&microbatch);
+    }
+
+    fn has_forfeited(&self, microbatch: MicrobatchId, hop: &Hop) -> bool {
+        self.forfeits.get(&microbatch).is_some_and(|hops| hops.contains(hop))
     }
 
     fn overdue(&self, now: Time) -> Vec<MicrobatchId> {
@@ -75,6 +82,24 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
+    /// A replica promises never to apply the microbatch: no claim of it is missing.
+    pub(super) fn note_forfeit(&mut self, id: MicrobatchId, by: Hop) {
+        if self.open.contains_key(&id) {
+            self.returns.forfeits.entry(id).or_default().insert(by);
+        }
+    }
+
+    /// Claims are `missing`, and `sender` brought the path that names the replicas. While a feeder was out of reach, honest
+    /// replicas gave up their claims: they say so, to this feeder or to a former one.
+    fn doubt_unclaimed(&mut self, id: MicrobatchId, missing: &[Hop], sender: Option<&Hop>) {
+        let mut hops: Vec<Hop> = missing.to_vec();
+        hops.retain(|hop| !self.returns.has_forfeited(id, hop));
+        if !hops.is_empty() && !self.succession.took_over(id) {
+            hops.extend(sender);
+            self.doubt(hops);
+        }
+    }
+
     /// Finishes the microbatches that were back for [`CLAIMS_WITHIN`]. A stage without a claim has no contribution.
     pub(super) fn finish_without_claims(&mut self, now: Time) {
         for id in self.returns.overdue(now) {
@@ -88,10 +113,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                     self.note_grant(id, gone(stage), ruling);
                 }
             }
-            // While the former feeder was gone, honest replicas have given up their claims.
-            if !self.succession.took_over(id) {
-                self.doubt(missing.iter().chain(path.last()).copied().collect());
-            }
+            self.doubt_unclaimed(id, &missing, path.last());
             self.finish_if_granted(now, id);
         }
     }
