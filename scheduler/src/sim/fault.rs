@@ -47,6 +47,13 @@ pub enum Fault {
         /// Length of the fault.
         lasts: Duration,
     },
+    /// Beside its work it claims every open microbatch that it was never handed, again and again.
+    FalseClaims {
+        /// The replica.
+        replica: usize,
+        /// Length of the fault.
+        lasts: Duration,
+    },
     /// The copies of its numbers that it makes for averaging rounds are late.
     SlowCopy {
         /// The replica.
@@ -155,6 +162,7 @@ impl Fault {
             Self::Stall { lasts, .. }
             | Self::Suspend { lasts, .. }
             | Self::Lie { lasts, .. }
+            | Self::FalseClaims { lasts, .. }
             | Self::SlowCopy { lasts, .. }
             | Self::Loss { lasts, .. }
             | Self::Delay { lasts, .. }
@@ -176,6 +184,7 @@ impl Fault {
             | Self::Stall { replica, .. }
             | Self::Suspend { replica, .. }
             | Self::Lie { replica, .. }
+            | Self::FalseClaims { replica, .. }
             | Self::SlowCopy { replica, .. } => vec![*replica],
             Self::BrokenLink { a, b, .. } => [a.replica(), b.replica()].into_iter().flatten().collect(),
             Self::Partition { part, .. } => part.iter().copied().collect(),
@@ -198,6 +207,7 @@ impl Fault {
             Self::Stall { .. } => "stall",
             Self::Suspend { .. } => "suspension",
             Self::Lie { .. } => "lie",
+            Self::FalseClaims { .. } => "false claims",
             Self::SlowCopy { .. } => "slow copy",
             Self::Loss { .. } => "loss",
             Self::Delay { .. } => "delay",

@@ -36,6 +36,8 @@ pub(super) struct ReplicaProcess {
     pub(super) service: Duration,
     /// The time until which it sends wrong chunks.
     pub(super) lies_until: Time,
+    /// The time until which it claims what it was never handed.
+    pub(super) claims_falsely_until: Time,
     /// The end of its last suspension.
     pub(super) resumed_at: Option<Time>,
     /// The lateness of its copies for averaging rounds, and its end.
@@ -61,6 +63,7 @@ impl ReplicaProcess {
             slots: scenario.slots_of(index),
             service: scenario.service_of(index),
             lies_until: Time::default(),
+            claims_falsely_until: Time::default(),
             resumed_at: None,
             slow_copies: Default::default(),
             backlog: Vec::new(),

@@ -1,6 +1,7 @@
 //! The reference model: the rules that hold in every run.
 
 pub(super) mod averaging;
+mod claims;
 mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,10 @@ pub(super) struct ReferenceModel {
     pub(super) applied: BTreeMap<(MicrobatchId, StageIndex), Instance>,
     /// The grants of each feeder.
     granted: BTreeMap<(MicrobatchId, StageIndex), BTreeMap<usize, Hop>>,
+    /// The peers that each microbatch was handed to.
+    handed: BTreeMap<MicrobatchId, BTreeSet<PeerId>>,
+    /// The replicas that claim what they were never handed.
+    pub(super) liars: BTreeSet<PeerId>,
     /// The times of the outcomes, by microbatch and feeder.
     decided: BTreeMap<(MicrobatchId, usize), Time>,
     /// Half-open ranges of ids that a successor never heard of.
@@ -154,6 +159,7 @@ impl ReferenceModel {
     ) {
         match action {
             feeder::Action::Journal(Record::Granted { microbatch, to }) => {
+                self.check_grant(index, *microbatch, *to);
                 self.grant(index, *microbatch, *to);
             }
             feeder::Action::Journal(Record::Withdrawn { microbatch, from }) => {
@@ -161,6 +167,7 @@ impl ReferenceModel {
             }
             feeder::Action::Journal(Record::TakenOver(taken)) => self.taken_over(index, taken),
             feeder::Action::Send { to, envelope } => {
+                self.hands(*to, &envelope.message);
                 self.feeder_sends(index, (*to, receiver), &envelope.message, feeder);
             }
             feeder::Action::Outcome { microbatch, outcome } if microbatch.is_evaluation() => {
@@ -170,9 +177,7 @@ impl ReferenceModel {
                 self.feeder_decides(index, *microbatch, outcome, feeder);
             }
             feeder::Action::Evaluated(measured) => self.measured.push(*measured),
-            feeder::Action::Struck(replica) => {
-                self.require(false, || format!("{replica:?} is struck, but every replica is honest"));
-            }
+            feeder::Action::Struck(replica) => self.strikes(*replica),
             _ => {}
         }
     }
@@ -186,9 +191,7 @@ impl ReferenceModel {
     ) {
         match message {
             Message::ClaimReply { granted, denied, forged } => {
-                self.require(forged.is_empty(), || {
-                    format!("{to:?} claims {forged:?} with false proofs, but every replica is honest")
-                });
+                self.refuses(forged, to);
                 if !denied.is_empty() {
                     self.path("claim denied");
                 }
@@ -314,7 +317,10 @@ impl ReferenceModel {
         replica: &Replica<Payload>,
     ) {
         match action {
-            replica::Action::Send { envelope, .. } => self.replica_sends(index, envelope, replica),
+            replica::Action::Send { to, envelope } => {
+                self.hands(*to, &envelope.message);
+                self.replica_sends(index, envelope, replica);
+            }
             replica::Action::Counted(Note::Stage(note)) => self.replica_counts(index, note, replica),
             replica::Action::Counted(Note::Download(note)) => match note {
                 DownloadNote::Wrong(_) => self.path("a donor lied"),
