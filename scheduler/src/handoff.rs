@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::router::{Choice, Completion, Router};
 use crate::{
-    Attempt, Duration, Hop, Instance, Message, MicrobatchId, PeerId, PeerTable, StageIndex, Status, Time,
-    Verdict,
+    Attempt, Duration, Hop, Instance, Message, MicrobatchId, MovingAverage, PeerId, PeerTable, StageIndex,
+    Status, Time, Verdict,
 };
 
 pub(crate) use attempts::Leg;
@@ -23,6 +23,12 @@ pub(crate) use neighbours::Neighbours;
 use attempts::Attempts;
 use status_timer::StatusTimer;
 
+/// A neighbour that holds a microbatch for more than this many times the usual keeps it: another replica gets it.
+const TURNAROUNDS_MAX: u32 = 8;
+
+/// A neighbour may hold a microbatch for so long, however fast others are.
+const HELD_MIN: Duration = Duration::from_secs(60);
+
 /// The microbatches handed on, and the neighbours that can take more.
 #[derive(Debug)]
 pub(crate) struct Handoff {
@@ -30,6 +36,8 @@ pub(crate) struct Handoff {
     next: StageIndex,
     router: Box<dyn Router>,
     pub(crate) neighbours: Neighbours,
+    /// Average time from handing a microbatch on to its return.
+    turnaround: MovingAverage,
     entries: BTreeMap<MicrobatchId, Entry>,
     /// The microbatches whose reply is awaited, by the time at which it is overdue.
     due: BTreeSet<(Time, MicrobatchId)>,
@@ -41,6 +49,8 @@ struct Entry {
     attempts: Attempts,
     /// Running while the reply of the latest attempt is awaited.
     timer: Option<(StatusTimer, Duration)>,
+    /// Time of the latest attempt.
+    sent_at: Time,
     /// An attempt was lost with its receiver.
     had_failed: bool,
     /// The nearest replica that is known to hold it, at the next stage or further downstream.
@@ -70,7 +80,7 @@ impl Handoff {
     /// A handoff to the stage `next`, with no microbatch and no neighbour.
     pub(crate) fn new(next: StageIndex, router: Box<dyn Router>) -> Self {
         let (neighbours, entries) = (Neighbours::new(next), BTreeMap::new());
-        Self { next, router, neighbours, entries, due: BTreeSet::new() }
+        Self { next, router, neighbours, turnaround: MovingAverage::default(), entries, due: BTreeSet::new() }
     }
 
     // --- Handing on -----------------------------------------------------------------------------------------
@@ -87,7 +97,9 @@ impl Handoff {
         self.router.on_sent(now, to, id);
         self.neighbours.has(to, self.router.outstanding_at(&to));
         self.set_timer(id, Some((StatusTimer::sent(now), timeout)));
-        self.entries.entry(id).or_default().attempts.add(to)
+        let entry = self.entries.entry(id).or_default();
+        entry.sent_at = now;
+        entry.attempts.add(to)
     }
 
     /// Watches exactly the peers `upstream` and `downstream`, and the replicas that have microbatches of this peer and
@@ -145,6 +157,16 @@ impl Handoff {
     /// The latest attempt is over; its reply is no longer awaited.
     pub(crate) fn complete(&mut self, now: Time, id: MicrobatchId, how: Completion) {
         let Some(Leg { hop, .. }) = self.awaited(id) else { return };
+        match how {
+            Completion::Returned => {
+                if let Some(entry) = self.entries.get(&id) {
+                    self.turnaround.add(now.since(entry.sent_at));
+                }
+                self.neighbours.earns(hop);
+            }
+            Completion::Lost => self.neighbours.forfeits(hop),
+            Completion::Refused => {}
+        }
         self.set_timer(id, None);
         self.router.on_completed(now, hop, id, how);
         self.neighbours.has(hop, self.router.outstanding_at(&hop));
@@ -181,6 +203,7 @@ impl Handoff {
     /// A neighbour replied about the awaited attempt. Returns whether the microbatch needs another attempt.
     pub(crate) fn on_status(&mut self, now: Time, leg: Leg, id: MicrobatchId, status: Status) -> bool {
         match status {
+            Status::Held if self.is_kept_too_long(now, id) => self.fail(now, id, Completion::Lost),
             Status::Held => {
                 if let Some((mut timer, timeout)) = self.entries.get(&id).and_then(|entry| entry.timer) {
                     timer.held(now);
@@ -195,6 +218,13 @@ impl Handoff {
             }
         }
         true
+    }
+
+    /// Whether a neighbour has held the microbatch for far longer than others take to return one.
+    fn is_kept_too_long(&self, now: Time, id: MicrobatchId) -> bool {
+        let usual = self.turnaround.get().unwrap_or_default();
+        let limit = (usual * TURNAROUNDS_MAX).max(HELD_MIN);
+        self.entries.get(&id).is_some_and(|entry| entry.sent_at + limit <= now)
     }
 
     /// The own queue for `to` did not take `message`. A microbatch in it waits as if the neighbour were busy: until the

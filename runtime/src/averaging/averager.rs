@@ -306,10 +306,13 @@ fn gather<B: Backend>(
     Ok(())
 }
 
+/// The mean of a part, and whether this replica is one of its contributors.
+type MeanView<'a> = (PartView<'a>, bool);
+
 /// How the means of a round move the numbers of its fragment.
 struct Movement<'a> {
     /// By part: where its numbers begin in the fragment, its copy, and its mean if there is one.
-    parts: Vec<(usize, PartView<'a>, Option<(PartView<'a>, bool)>)>,
+    parts: Vec<(usize, PartView<'a>, Option<MeanView<'a>>)>,
     /// The copy has contributions that no mean has carried.
     has_own: bool,
     /// This replica is a joiner whose first mean of the fragment this is: it has no moments of its own to keep.

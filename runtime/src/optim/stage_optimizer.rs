@@ -211,8 +211,11 @@ impl<B: Backend> StageOptimizer<B> {
     /// A copy of one moment, by number: both of the first parameter, then both of the next; `None` beyond the last.
     pub fn export_moment(&self, backend: &mut B, index: usize) -> Result<Option<NamedTensor>> {
         let Some(slot) = self.slots.get(index / 2) else { return Ok(None) };
-        let (moment, tensor) =
-            if index % 2 == 0 { (Moment::First, &slot.moment1) } else { (Moment::Second, &slot.moment2) };
+        let (moment, tensor) = if index.is_multiple_of(2) {
+            (Moment::First, &slot.moment1)
+        } else {
+            (Moment::Second, &slot.moment2)
+        };
         let mut values = vec![0.0; slot.len];
         backend.download(&mut values, tensor)?;
         Ok(Some(NamedTensor { name: moment.name(&slot.name), values }))

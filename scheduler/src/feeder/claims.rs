@@ -21,6 +21,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if !self.may_claim(&claimant) {
             return self.counts.foreign += 1;
         }
+        let ids = |proofs: Vec<RouteProof>| proofs.into_iter().map(|proof| proof.microbatch).collect();
+        // Its gradients wait for an answer, and its neighbours for them.
+        if self.suspicion.is_struck(claimant.peer()) {
+            return self.reply(claimant, Vec::new(), ids(claimed), Vec::new());
+        }
         if !forfeited.is_empty() {
             forfeited.retain(|&id| !self.succession.is_undecided(id));
             for &id in &forfeited {
@@ -31,7 +36,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         let (proven, forged): (Vec<_>, Vec<_>) =
             claimed.into_iter().partition(|proof| self.believes(proof, claimant));
-        let ids = |proofs: Vec<RouteProof>| proofs.into_iter().map(|proof| proof.microbatch).collect();
         self.answer_claims(now, claimant, ids(proven), ids(forged));
     }
 
@@ -102,7 +106,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Whether the claimant still has its place, and was not caught lying.
     pub(super) fn may_claim(&self, claimant: &Hop) -> bool {
         let placed = self.table.placed(claimant) || self.config.breaks(Mutation::IgnoreIncarnation);
-        placed && claimant.stage.is_some() && !self.suspicion.is_struck(claimant.peer())
+        placed && claimant.stage.is_some()
     }
 
     fn grant(&mut self, microbatch: MicrobatchId, claimant: Hop) -> bool {

@@ -67,7 +67,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         open.phase = Phase::Returned;
         self.handoff.complete(now, id, Completion::Returned);
         self.drawn.remove(&(true, id));
-        let back = Return { loss, path: path.to_vec(), until: now + CLAIMS_WITHIN };
+        // A replica that lies gets no grant, so its stage is waited for no longer.
+        let hopeless = path.iter().any(|hop| self.suspicion.is_struck(hop.peer()));
+        let until = if hopeless { now } else { now + CLAIMS_WITHIN };
+        let back = Return { loss, path: path.to_vec(), until };
         self.returns.by_id.entry(id).or_insert(back);
         self.finish_if_granted(now, id);
     }

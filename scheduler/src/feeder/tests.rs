@@ -165,7 +165,7 @@ fn proof(microbatch: MicrobatchId, of: Hop) -> RouteProof {
 fn proven(mut message: Message, from: Hop) -> Message {
     match &mut message {
         Message::Claim { claimed, .. } => {
-            claimed.iter_mut().for_each(|one| *one = proof(one.microbatch, from))
+            claimed.iter_mut().for_each(|one| *one = proof(one.microbatch, from));
         }
         Message::Refused { proof: one, .. } | Message::Evaluated { proof: one, .. } => {
             *one = proof(one.microbatch, from);
@@ -455,7 +455,11 @@ fn a_replica_that_was_handed_nothing_gets_no_grant_refuses_nothing_and_is_struck
     let reply = Message::ClaimReply { granted: Vec::new(), denied: Vec::new(), forged };
     assert_eq!(said[0], send(b(1), reply));
     assert_eq!((harness.counts().refused, harness.counts().denied), (0, 0));
-    assert_eq!(harness.receive(b(1), claim(1, &[1])), [], "not believed any more");
+    assert_eq!(
+        harness.receive(b(1), claim(1, &[1])),
+        [send(b(1), answer(&[], &[1]))],
+        "not believed any more"
+    );
     assert_eq!(harness.finish(1).first(), Some(&finished(1)), "honest replicas go on");
 }
 

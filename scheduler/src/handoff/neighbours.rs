@@ -26,6 +26,9 @@ struct Neighbour {
     hop: Hop,
     /// How many microbatches this peer may have unanswered there; `None` before the first heartbeat.
     credit: Option<u32>,
+    /// How many it may have by what it returned so far: a neighbour that takes and returns nothing is sent little,
+    /// whatever it says of itself.
+    earned: u32,
     /// How many it has.
     outstanding: u32,
     healthy: bool,
@@ -35,14 +38,24 @@ struct Neighbour {
 
 impl Neighbour {
     fn new(hop: Hop, outstanding: u32) -> Self {
-        Self { hop, credit: None, outstanding, healthy: true, round_trip: Duration::ZERO }
+        Self {
+            hop,
+            credit: None,
+            earned: EARNED_FIRST,
+            outstanding,
+            healthy: true,
+            round_trip: Duration::ZERO,
+        }
     }
 
     /// A neighbour without a known credit is tried with one microbatch.
     fn is_open(&self) -> bool {
-        self.healthy && self.outstanding < self.credit.unwrap_or(1)
+        self.healthy && self.outstanding < self.credit.unwrap_or(1).min(self.earned)
     }
 }
+
+/// Microbatches that a neighbour may have before it has returned any.
+const EARNED_FIRST: u32 = 8;
 
 impl Neighbours {
     /// No neighbours yet; microbatches will go to the stage `next`.
@@ -117,6 +130,16 @@ impl Neighbours {
     /// The neighbour has this many microbatches of this peer.
     pub(crate) fn has(&mut self, hop: Hop, outstanding: u32) {
         self.update(hop.instance, |neighbour| neighbour.outstanding = outstanding);
+    }
+
+    /// The neighbour returned a microbatch: it may have twice as many.
+    pub(crate) fn earns(&mut self, hop: Hop) {
+        self.update(hop.instance, |neighbour| neighbour.earned = neighbour.earned.saturating_mul(2));
+    }
+
+    /// The neighbour lost a microbatch, or keeps it: it may have half as many.
+    pub(crate) fn forfeits(&mut self, hop: Hop) {
+        self.update(hop.instance, |neighbour| neighbour.earned = (neighbour.earned / 2).max(1));
     }
 
     /// The verdicts that have changed since the last call.
@@ -212,6 +235,23 @@ mod tests {
 
     fn chosen(neighbours: &mut Neighbours, table: &PeerTable) -> Vec<Hop> {
         neighbours.candidates(NOW, table).into_iter().map(|candidate| candidate.hop).collect()
+    }
+
+    #[test]
+    fn a_neighbour_that_returns_nothing_is_sent_little_whatever_credit_it_gives() {
+        let (mut neighbours, table) = (neighbours(0..1), PeerTable::default());
+        neighbours.set_credit(hop(0), u32::MAX);
+        let open = |neighbours: &mut Neighbours, outstanding| {
+            neighbours.has(hop(0), outstanding);
+            !chosen(neighbours, &table).is_empty()
+        };
+        assert!(open(&mut neighbours, EARNED_FIRST - 1) && !open(&mut neighbours, EARNED_FIRST));
+        neighbours.earns(hop(0));
+        assert!(open(&mut neighbours, 2 * EARNED_FIRST - 1));
+        (0..9).for_each(|_| neighbours.forfeits(hop(0)));
+        assert!(open(&mut neighbours, 0) && !open(&mut neighbours, 1));
+        (0..99).for_each(|_| neighbours.earns(hop(0)));
+        assert!(open(&mut neighbours, u32::MAX - 1));
     }
 
     #[test]

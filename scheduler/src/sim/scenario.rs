@@ -183,7 +183,19 @@ impl Scenario {
         scenario.faults = (0..faults).map(|_| scenario.draw_fault(&mut rng)).collect();
         let averaging = AveragingSchedule { interval: 5 + rng.below(16), fragments: 1 + rng.below(3) };
         scenario.averaging = rng.chance(4, 5).then_some(averaging);
+        scenario.draw_death_of_successor(&mut rng);
         scenario
+    }
+
+    /// Faults that are drawn alone rarely strike a successor while it feeds.
+    fn draw_death_of_successor(&mut self, rng: &mut Rng) {
+        let succession = |(_, fault): &&(Duration, Fault)| matches!(fault, Fault::Succession { .. });
+        let began = self.faults.iter().find(succession).map(|(at, _)| *at);
+        if let Some(began) = began.filter(|_| rng.chance(1, 2)) {
+            let at = began + time_between(rng, 10 * SECOND, 30 * SECOND);
+            let back_after = time_between(rng, SECOND, 8 * SECOND);
+            self.faults.push((at, Fault::FeederCrash { back_after, keeps_journal: true }));
+        }
     }
 
     fn draw_fault(&self, rng: &mut Rng) -> (Duration, Fault) {

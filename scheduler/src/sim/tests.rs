@@ -364,6 +364,20 @@ fn a_link_that_stays_broken_costs_no_microbatch_and_ends_no_run() {
 }
 
 #[test]
+fn a_replica_that_claims_what_it_was_never_handed_is_struck_and_costs_no_microbatch() {
+    for seed in 0..SEEDS {
+        let replica = usize::try_from(seed % 9).unwrap();
+        let liar = Fault::FalseClaims { replica, lasts: Duration::from_secs(30) };
+        let service_times = vec![Duration::from_millis(100)];
+        let scenario = Scenario::new(seed, 3, 3, 300, admission(seed)).with_service_times(service_times);
+        let (_, report) = check(scenario.with_fault(Duration::from_secs(4), liar));
+        assert_eq!((report.counts.finished, report.counts.lost), (300, 0), "seed {seed}");
+        assert!(report.paths.contains_key("struck"), "seed {seed}");
+        assert!(report.time < OVER_WITHIN, "seed {seed}: {:?}", report.time);
+    }
+}
+
+#[test]
 fn a_successor_counts_every_contribution_that_is_lost_with_a_feeder() {
     for seed in 0..10 * SEEDS {
         let succession = Fault::Succession { dies: true, after: Duration::from_millis(seed) };

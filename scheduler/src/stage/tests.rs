@@ -133,7 +133,7 @@ fn without_keys(mut action: Action<Payload>) -> Action<Payload> {
                 claimed.iter_mut().for_each(|proof| proof.key = RouteKey::default());
             }
             Message::Refused { proof, .. } | Message::Evaluated { proof, .. } => {
-                proof.key = RouteKey::default()
+                proof.key = RouteKey::default();
             }
             _ => {}
         }

@@ -113,11 +113,11 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
             path: decode_hops(&backward.path)?,
         },
         Wire::Evaluated(evaluated) => Message::Evaluated {
-            proof: require_proof(evaluated.proof)?,
+            proof: require_proof(evaluated.proof.as_ref())?,
             attempt: Attempt(evaluated.attempt),
             loss: require_loss(evaluated.loss)?,
         },
-        Wire::Refused(refused) => decode_refused(refused)?,
+        Wire::Refused(refused) => decode_refused(&refused)?,
         Wire::StatusRequest(request) => decode_status_request(&request)?,
         Wire::StatusReply(reply) => Message::StatusReply {
             microbatch: MicrobatchId(reply.microbatch),
@@ -135,7 +135,7 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         },
         Wire::Claim(claim) => Message::Claim {
             stage: decode_stage(claim.stage)?,
-            claimed: decode_proofs(claim.claimed)?,
+            claimed: decode_proofs(&claim.claimed)?,
             forfeited: decode_ids(&claim.forfeited)?,
         },
         Wire::ClaimReply(reply) => Message::ClaimReply {
@@ -185,9 +185,9 @@ fn decode_forward(forward: &v1::Forward) -> Result<Message, WireError> {
     })
 }
 
-fn decode_refused(refused: v1::Refused) -> Result<Message, WireError> {
+fn decode_refused(refused: &v1::Refused) -> Result<Message, WireError> {
     Ok(Message::Refused {
-        proof: require_proof(refused.proof)?,
+        proof: require_proof(refused.proof.as_ref())?,
         by: require_hop(refused.by.as_ref(), "the replica that refuses")?,
         reason: decode_refusal(refused.cause, &refused.detail)?,
     })
@@ -236,16 +236,16 @@ fn encode_proof(proof: &RouteProof) -> v1::RouteProof {
     }
 }
 
-fn decode_proofs(proofs: Vec<v1::RouteProof>) -> Result<Vec<RouteProof>, WireError> {
-    check_count(&proofs, CLAIM_MAX, "the number of claims", "at most 1024")?;
-    proofs.into_iter().map(decode_proof).collect()
+fn decode_proofs(proofs: &[v1::RouteProof]) -> Result<Vec<RouteProof>, WireError> {
+    check_count(proofs, CLAIM_MAX, "the number of claims", "at most 1024")?;
+    proofs.iter().map(decode_proof).collect()
 }
 
-fn require_proof(proof: Option<v1::RouteProof>) -> Result<RouteProof, WireError> {
+fn require_proof(proof: Option<&v1::RouteProof>) -> Result<RouteProof, WireError> {
     decode_proof(proof.ok_or(WireError::Missing { field: "the proof of the route" })?)
 }
 
-fn decode_proof(proof: v1::RouteProof) -> Result<RouteProof, WireError> {
+fn decode_proof(proof: &v1::RouteProof) -> Result<RouteProof, WireError> {
     let (route, key) = (decode_hops(&proof.route)?, decode_key(&proof.key)?);
     Ok(RouteProof { microbatch: MicrobatchId(proof.microbatch), route, key })
 }
