@@ -203,7 +203,7 @@ fn announcing_four_gigabytes_is_refused_before_memory_is_reserved() {
     assert_eq!(error, FrameError::TooLong { part: Part::Activation, announced, allowed: 256 });
     assert!(error.to_string().contains("4294967296") && error.to_string().contains("256"), "{error}");
 
-    let forward = v1::Forward { purpose: 1, ..Default::default() };
+    let forward = v1::Forward { purpose: 1, key: KEY.0.to_vec(), ..Default::default() };
     let error = decoded(announcing(v1::frame::Message::Forward(forward), u64::MAX, 0)).unwrap_err();
     assert_eq!(error, FrameError::TooLong { part: Part::Ids, announced: u64::MAX, allowed: 64 });
 
