@@ -219,9 +219,6 @@ impl Coordinator {
         if role == Role::Successor {
             self.succeed(from)?;
         }
-        if role != Role::Replica {
-            self.first_feeder.get_or_insert(from.peer);
-        }
         self.entries.remove(&from.peer);
         let previous = known.and_then(|(_, state)| state.stage());
         let state = match role {
@@ -304,6 +301,11 @@ impl Coordinator {
         }
         if self.finished {
             return Reply::LeaseRefused(LeaseRefusal::Finished);
+        }
+        // A feeder that never got so far, for its text was missing, owns nothing.
+        let first = *self.first_feeder.get_or_insert(from.peer);
+        if self.config.feed == FeedPolicy::First && first != from.peer {
+            return Reply::LeaseRefused(LeaseRefusal::NotAFeeder);
         }
         self.leases.grant(from, count).map_or_else(Reply::LeaseRefused, Reply::Leased)
     }

@@ -29,7 +29,7 @@ impl Policy {
 /// and when the run is over, so a run that admits any peer must not take any peer for a feeder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FeedPolicy {
-    /// The first peer that asks, and no other after it.
+    /// The first peer that takes ids, and no other after it.
     First,
     /// Every peer that the policy admits.
     Members,

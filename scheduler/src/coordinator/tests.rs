@@ -196,7 +196,10 @@ fn the_policy_decides_which_peers_feed_and_succeed() {
 #[test]
 fn an_open_run_belongs_to_its_first_feeder_even_while_that_is_away() {
     let mut harness = Harness::with(Config { feed: FeedPolicy::First, ..Config::new(1) });
+    harness.join(key(1), 1, Role::Feeder);
+    harness.hear(Event::Leave { from: start(key(1)) });
     harness.join(FEEDER, 1, Role::Feeder);
+    harness.hear(Event::LeaseRequest { from: start(FEEDER), count: 1 });
     harness.hear(Event::Leave { from: start(FEEDER) });
     let refusal = JoinRefusal::FedByAnother { key: key(1), first: FEEDER };
     for role in [Role::Feeder, Role::Successor] {

@@ -13,7 +13,7 @@ pub const SESSIONS_MAX: usize = 4;
 pub const SESSION_SILENCE_MAX: Duration = Duration::from_secs(90);
 /// A copy is offered to joiners for this long, and kept for them; a joiner that took an older copy would start far
 /// behind. No other copy is made meanwhile, so a donor copies its state once in this time, however often joiners ask.
-pub const STATE_AGE_MAX: Duration = Duration::from_secs(60);
+pub const STATE_AGE_MAX: Duration = Duration::from_secs(10);
 /// Slowest joiner that is served, bytes a second: a session has [`SESSION_SILENCE_MAX`], and further time in proportion
 /// to the state.
 pub const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
