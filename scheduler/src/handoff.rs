@@ -11,6 +11,7 @@ mod status_timer;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::alarms::Alarms;
 use crate::router::{Choice, Completion, Router};
 use crate::{
     Attempt, Duration, Hop, Instance, Message, MicrobatchId, MovingAverage, PeerId, PeerTable, StageIndex,
@@ -39,8 +40,8 @@ pub(crate) struct Handoff {
     /// Average time from handing a microbatch on to its return.
     turnaround: MovingAverage,
     entries: BTreeMap<MicrobatchId, Entry>,
-    /// The microbatches whose reply is awaited, by the time at which it is overdue.
-    due: BTreeSet<(Time, MicrobatchId)>,
+    /// When the reply about each microbatch is overdue, if it is awaited.
+    due: Alarms<MicrobatchId>,
 }
 
 /// One microbatch further down the pipeline.
@@ -80,7 +81,14 @@ impl Handoff {
     /// A handoff to the stage `next`, with no microbatch and no neighbour.
     pub(crate) fn new(next: StageIndex, router: Box<dyn Router>) -> Self {
         let (neighbours, entries) = (Neighbours::new(next), BTreeMap::new());
-        Self { next, router, neighbours, turnaround: MovingAverage::default(), entries, due: BTreeSet::new() }
+        Self {
+            next,
+            router,
+            neighbours,
+            turnaround: MovingAverage::default(),
+            entries,
+            due: Alarms::default(),
+        }
     }
 
     // --- Handing on -----------------------------------------------------------------------------------------
@@ -120,16 +128,8 @@ impl Handoff {
 
     fn set_timer(&mut self, id: MicrobatchId, timer: Option<(StatusTimer, Duration)>) {
         let entry = self.entries.entry(id).or_default();
-        let before = entry.due();
         entry.timer = timer;
-        let after = entry.due();
-        if before == after {
-            return;
-        }
-        if let Some(before) = before {
-            self.due.remove(&(before, id));
-        }
-        self.due.extend(after.map(|after| (after, id)));
+        self.due.set(id, entry.due());
     }
 
     /// Numbers the attempts of a microbatch from `first` on.
@@ -277,8 +277,7 @@ impl Handoff {
     /// fails.
     pub(crate) fn take_overdue(&mut self, now: Time) -> Overdue {
         let mut overdue = Overdue::default();
-        let due: BTreeSet<_> = self.due.iter().take_while(|(at, _)| *at <= now).map(|&(_, id)| id).collect();
-        for id in due {
+        for id in self.due.take_due(now) {
             let Some((mut timer, timeout)) = self.entries.get(&id).and_then(|entry| entry.timer) else {
                 continue;
             };
@@ -296,7 +295,7 @@ impl Handoff {
 
     /// When the next reply is overdue.
     pub(crate) fn next_check(&self) -> Option<Time> {
-        self.due.first().map(|(at, _)| *at)
+        self.due.next().map(|(at, _)| at)
     }
 
     /// Acts on the verdicts that have changed: a healthy peer may be chosen again, a dead or stalled peer is

@@ -14,6 +14,7 @@
 //! joiner. [`topology`] computes the highest throughput of a swarm.
 
 mod ack_range;
+mod alarms;
 pub mod averaging;
 pub mod coordinator;
 mod directive;

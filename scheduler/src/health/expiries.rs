@@ -1,14 +1,14 @@
 //! The times at which verdicts may change, and the instances whose evidence has changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use crate::alarms::Alarms;
 use crate::{Instance, Time};
 
 /// Instances to judge again: at once, or when their time comes. Each instance has one time at most.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Expiries {
-    by_time: BTreeSet<(Time, Instance)>,
-    times: BTreeMap<Instance, Time>,
+    times: Alarms<Instance>,
     /// Instances with new evidence.
     changed: BTreeSet<Instance>,
 }
@@ -21,19 +21,7 @@ impl Expiries {
 
     /// The instance is to be judged at this time, instead of the time set before; `None` is never.
     pub(super) fn set(&mut self, instance: Instance, at: Option<Time>) {
-        let before = match at {
-            Some(at) => self.times.insert(instance, at),
-            None => self.times.remove(&instance),
-        };
-        if before == at {
-            return;
-        }
-        if let Some(before) = before {
-            self.by_time.remove(&(before, instance));
-        }
-        if let Some(at) = at {
-            self.by_time.insert((at, instance));
-        }
+        self.times.set(instance, at);
     }
 
     pub(super) fn forget(&mut self, instance: Instance) {
@@ -43,16 +31,14 @@ impl Expiries {
 
     /// Takes the instances that are to be judged now, by peer id.
     pub(super) fn take_due(&mut self, now: Time) -> BTreeSet<Instance> {
-        while let Some(&(_, instance)) = self.by_time.first().filter(|(at, _)| *at <= now) {
-            self.set(instance, None);
-            self.changed.insert(instance);
-        }
-        std::mem::take(&mut self.changed)
+        let mut due = self.times.take_due(now);
+        due.append(&mut self.changed);
+        due
     }
 
     /// The earliest time set.
     pub(super) fn next(&self) -> Option<Time> {
-        self.by_time.first().map(|(at, _)| *at)
+        self.times.next().map(|(at, _)| at)
     }
 }
 
@@ -85,6 +71,6 @@ mod tests {
         expiries.judge(peer(1));
         expiries.forget(peer(1));
         assert_eq!(expiries.take_due(Time(9)), [].into());
-        assert!(expiries.times.is_empty() && expiries.by_time.is_empty());
+        assert_eq!(expiries.next(), None);
     }
 }

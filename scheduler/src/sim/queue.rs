@@ -1,7 +1,8 @@
 //! Virtual time, and the events to come.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use crate::alarms::Alarms;
 use crate::{Duration, Time};
 
 /// The next event or alarm.
@@ -22,20 +23,12 @@ pub(crate) struct EventQueue<E, M> {
     sequence: u64,
     /// Boxed, because the map moves its entries.
     events: BTreeMap<(Time, u64), Box<E>>,
-    alarm_of: BTreeMap<M, Time>,
-    alarms: BTreeSet<(Time, M)>,
+    alarms: Alarms<M>,
 }
 
 impl<E, M: Copy + Ord> EventQueue<E, M> {
     pub(crate) fn new() -> Self {
-        Self {
-            now: Time(0),
-            steps: 0,
-            sequence: 0,
-            events: BTreeMap::new(),
-            alarm_of: BTreeMap::new(),
-            alarms: BTreeSet::new(),
-        }
+        Self { now: Time(0), steps: 0, sequence: 0, events: BTreeMap::new(), alarms: Alarms::default() }
     }
 
     /// The time of the latest event.
@@ -59,25 +52,13 @@ impl<E, M: Copy + Ord> EventQueue<E, M> {
 
     /// Replaces the alarm of a machine; called after every event of it.
     pub(crate) fn set_alarm(&mut self, machine: M, at: Option<Time>) {
-        let before = match at {
-            Some(at) => self.alarm_of.insert(machine, at),
-            None => self.alarm_of.remove(&machine),
-        };
-        if before == at {
-            return;
-        }
-        if let Some(before) = before {
-            self.alarms.remove(&(before, machine));
-        }
-        if let Some(at) = at {
-            self.alarms.insert((at, machine));
-        }
+        self.alarms.set(machine, at);
     }
 
     /// Takes the next event or alarm and moves to its time; `None` if there is none.
     pub(crate) fn pop(&mut self) -> Option<Next<E, M>> {
         let due = self.events.first_key_value().map(|(&(at, _), _)| at);
-        let alarm = self.alarms.first().copied().filter(|(at, _)| due.is_none_or(|due| *at <= due));
+        let alarm = self.alarms.next().filter(|(at, _)| due.is_none_or(|due| *at <= due));
         let (at, next) = match alarm {
             Some((at, machine)) => {
                 self.set_alarm(machine, None);
