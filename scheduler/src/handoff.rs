@@ -164,7 +164,7 @@ impl Handoff {
                 }
                 self.neighbours.earns(hop);
             }
-            Completion::Lost => self.neighbours.forfeits(hop),
+            Completion::Lost => self.neighbours.loses(hop),
             Completion::Refused => {}
         }
         self.set_timer(id, None);
@@ -211,7 +211,7 @@ impl Handoff {
                 }
                 return false;
             }
-            Status::Missing | Status::Returned => self.fail(now, id, Completion::Lost),
+            Status::Missing | Status::GivenBack => self.fail(now, id, Completion::Lost),
             Status::Busy => {
                 self.neighbours.busy(leg.hop);
                 self.fail(now, id, Completion::Refused);

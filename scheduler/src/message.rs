@@ -78,7 +78,7 @@ pub enum Status {
     /// The replica did not take it, because no slot is free. This is no fault.
     Busy,
     /// The replica gives it back: it reaches its feeder, or the next stage, no more. Send it to another replica.
-    Returned,
+    GivenBack,
 }
 
 /// Heartbeat between neighbours, every second, with the figures that routing needs.

@@ -20,6 +20,7 @@ mod event;
 mod executor_queue;
 mod feeder_links;
 mod forfeits;
+mod given_back;
 mod grants;
 mod heartbeat;
 mod job;
@@ -30,7 +31,6 @@ mod observed;
 mod outcomes;
 mod parked;
 mod recovery;
-mod returned;
 mod room;
 mod succession;
 #[cfg(test)]
@@ -61,10 +61,10 @@ use credit::Credits;
 use executor_queue::ExecutorQueue;
 use feeder_links::FeederLinks;
 use forfeits::Forfeits;
+use given_back::GivenBack;
 use microbatch::{Arrival, GradientReply, Microbatch, Output, Phase, UpdateState};
 use outcomes::Outcomes;
 use parked::Parked;
-use returned::Returned;
 use succession::{DepartureLog, replace_feeder};
 
 /// The stage that a replica serves: its microbatches, and the neighbours they come from and go to.
@@ -93,7 +93,7 @@ pub struct Stage<P> {
     /// Microbatches to claim from their feeders at the end of this `handle`.
     claims: Vec<MicrobatchId>,
     forfeits: Forfeits,
-    returned: Returned,
+    given_back: GivenBack,
     /// Feeders to tell of grants handed back, or to ask for a sign of life, at the end of this `handle`.
     forfeiting: BTreeSet<Hop>,
     /// No feeder is overdue before.
@@ -133,7 +133,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             applied: AppliedSet::default(),
             claims: Vec::new(),
             forfeits: Forfeits::default(),
-            returned: Returned::default(),
+            given_back: GivenBack::default(),
             forfeiting: BTreeSet::new(),
             feeder_check_at: None,
             heartbeat_at: Time::default(),
@@ -334,7 +334,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if recovers {
             self.count(Note::Recovered(id));
         }
-        if let Some(next) = self.returned.next_attempt(id) {
+        if let Some(next) = self.given_back.next_attempt(id) {
             self.handoff.number_from(id, next);
         }
         if let Some(holder) = arrival.downstream_holder.filter(|holder| self.table.placed(holder)) {

@@ -552,7 +552,7 @@ pub mod status_reply {
         Busy = 3,
         /// The sender gives the microbatch back: its feeder, or the next stage, cannot be reached from there. Send it to
         /// another replica.
-        Returned = 4,
+        GivenBack = 4,
     }
     impl Status {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -565,7 +565,7 @@ pub mod status_reply {
                 Self::Held => "STATUS_HELD",
                 Self::Missing => "STATUS_MISSING",
                 Self::Busy => "STATUS_BUSY",
-                Self::Returned => "STATUS_RETURNED",
+                Self::GivenBack => "STATUS_GIVEN_BACK",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -575,7 +575,7 @@ pub mod status_reply {
                 "STATUS_HELD" => Some(Self::Held),
                 "STATUS_MISSING" => Some(Self::Missing),
                 "STATUS_BUSY" => Some(Self::Busy),
-                "STATUS_RETURNED" => Some(Self::Returned),
+                "STATUS_GIVEN_BACK" => Some(Self::GivenBack),
                 _ => None,
             }
         }

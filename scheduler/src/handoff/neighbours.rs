@@ -138,7 +138,7 @@ impl Neighbours {
     }
 
     /// The neighbour lost a microbatch, or keeps it: it may have half as many.
-    pub(crate) fn forfeits(&mut self, hop: Hop) {
+    pub(crate) fn loses(&mut self, hop: Hop) {
         self.update(hop.instance, |neighbour| neighbour.earned = (neighbour.earned / 2).max(1));
     }
 
@@ -248,7 +248,7 @@ mod tests {
         assert!(open(&mut neighbours, EARNED_FIRST - 1) && !open(&mut neighbours, EARNED_FIRST));
         neighbours.earns(hop(0));
         assert!(open(&mut neighbours, 2 * EARNED_FIRST - 1));
-        (0..9).for_each(|_| neighbours.forfeits(hop(0)));
+        (0..9).for_each(|_| neighbours.loses(hop(0)));
         assert!(open(&mut neighbours, 0) && !open(&mut neighbours, 1));
         (0..99).for_each(|_| neighbours.earns(hop(0)));
         assert!(open(&mut neighbours, u32::MAX - 1));

@@ -303,7 +303,7 @@ impl ReferenceModel {
                     Status::Held => {}
                     Status::Missing => self.path("denied by a holder"),
                     Status::Busy => self.path("busy"),
-                    Status::Returned => self.path("given back"),
+                    Status::GivenBack => self.path("given back"),
                 }
             }
             _ => {}

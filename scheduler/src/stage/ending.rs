@@ -26,7 +26,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let ended = |id: &&MicrobatchId| self.outcomes.contain(**id);
         let ids: Vec<_> = self.microbatches.keys().filter(ended).copied().collect();
         self.forfeits.release(|id| self.outcomes.contain(id));
-        self.returned.release(|id| self.outcomes.contain(id));
+        self.given_back.release(|id| self.outcomes.contain(id));
         for id in ids {
             if let Some(held) = self.microbatches.get_mut(&id) {
                 held.ended = true;

@@ -169,10 +169,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let Some(held) = self.microbatches.get(&id) else { return };
         let Leg { hop, attempt } = held.upstream;
         if held.trains() {
-            let status = Status::Returned;
+            let status = Status::GivenBack;
             self.send(hop, Message::StatusReply { microbatch: id, attempt, status });
         }
-        self.returned.insert(id, self.handoff.latest(id).map(|latest| latest.attempt));
+        self.given_back.insert(id, self.handoff.latest(id).map(|latest| latest.attempt));
         self.remove(now, id, Completion::Refused);
         self.count(Note::GivenBack(id));
     }
@@ -212,7 +212,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// Frees a microbatch that no feeder wants, as if it had its outcome.
     pub(super) fn give_up(&mut self, now: Time, id: MicrobatchId) {
-        self.returned.insert(id, self.handoff.latest(id).map(|latest| latest.attempt));
+        self.given_back.insert(id, self.handoff.latest(id).map(|latest| latest.attempt));
         if let Some(held) = self.microbatches.get_mut(&id) {
             held.ended = true;
             if matches!(held.claim, ClaimState::Claimed { .. }) {

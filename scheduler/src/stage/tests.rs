@@ -1263,7 +1263,7 @@ fn a_replica_that_does_not_reach_the_feeder_gives_its_microbatches_back_and_take
     let mut harness = unanswered();
     let said = harness.wait(FEEDER_LOST_AFTER + STATUS_AFTER);
     assert!(said.contains(&drop_gradients()), "{said:?}");
-    let back = Message::StatusReply { microbatch: OTHER, attempt: FIRST, status: Status::Returned };
+    let back = Message::StatusReply { microbatch: OTHER, attempt: FIRST, status: Status::GivenBack };
     assert!(said.contains(&send(a(0), back)), "{said:?}");
     assert!(harness.stage.holds(ID) && !harness.stage.holds(OTHER));
     assert_eq!((last_credit(&harness), harness.counts().given_back), (0, 1));
@@ -1332,7 +1332,7 @@ fn a_replica_that_hears_no_replica_of_the_next_stage_gives_its_activations_back(
         }
         harness.hear(Event::Timeout);
     }
-    assert!(harness.said.contains(&send(a(0), status(FIRST, Status::Returned))), "{:?}", harness.said);
+    assert!(harness.said.contains(&send(a(0), status(FIRST, Status::GivenBack))), "{:?}", harness.said);
     assert_eq!((harness.stage.held(), last_credit(&harness)), (0, 0));
 }
 

@@ -261,7 +261,7 @@ fn encode_status(status: Status) -> v1::status_reply::Status {
         Status::Held => v1::status_reply::Status::Held,
         Status::Missing => v1::status_reply::Status::Missing,
         Status::Busy => v1::status_reply::Status::Busy,
-        Status::Returned => v1::status_reply::Status::Returned,
+        Status::GivenBack => v1::status_reply::Status::GivenBack,
     }
 }
 
@@ -271,7 +271,7 @@ fn decode_status(status: i32) -> Result<Status, WireError> {
         Ok(Wire::Held) => Ok(Status::Held),
         Ok(Wire::Missing) => Ok(Status::Missing),
         Ok(Wire::Busy) => Ok(Status::Busy),
-        Ok(Wire::Returned) => Ok(Status::Returned),
+        Ok(Wire::GivenBack) => Ok(Status::GivenBack),
         Ok(Wire::Unspecified) | Err(_) => Err(out_of_range("status", status, "a known status")),
     }
 }

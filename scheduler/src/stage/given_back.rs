@@ -6,20 +6,20 @@ use std::collections::BTreeMap;
 use crate::{Attempt, MicrobatchId};
 
 /// Microbatches remembered at most; the lowest id is forgotten first.
-const RETURNED_MAX: usize = 8_192;
+const GIVEN_BACK_MAX: usize = 8_192;
 
 /// For each microbatch given back, the number of its next attempt.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Returned {
+pub(super) struct GivenBack {
     next: BTreeMap<MicrobatchId, Attempt>,
 }
 
-impl Returned {
+impl GivenBack {
     pub(super) fn insert(&mut self, microbatch: MicrobatchId, latest: Option<Attempt>) {
         let next = latest.map_or(Attempt(0), |latest| Attempt(latest.0.saturating_add(1)));
         let known = self.next.entry(microbatch).or_default();
         *known = next.max(*known);
-        if self.next.len() > RETURNED_MAX {
+        if self.next.len() > GIVEN_BACK_MAX {
             self.next.pop_first();
         }
     }
@@ -41,14 +41,14 @@ mod tests {
 
     #[test]
     fn attempts_are_numbered_on_until_the_outcome() {
-        let (id, mut returned) = (MicrobatchId(4), Returned::default());
+        let (id, mut given_back) = (MicrobatchId(4), GivenBack::default());
         for latest in [Some(Attempt(2)), None] {
-            returned.insert(id, latest);
+            given_back.insert(id, latest);
         }
-        assert_eq!(returned.next_attempt(id), Some(Attempt(3)));
-        returned.release(|_| true);
-        assert_eq!(returned.next_attempt(id), None);
-        (0..2 * RETURNED_MAX as u64).for_each(|id| returned.insert(MicrobatchId(id), None));
-        assert_eq!(returned.next.len(), RETURNED_MAX);
+        assert_eq!(given_back.next_attempt(id), Some(Attempt(3)));
+        given_back.release(|_| true);
+        assert_eq!(given_back.next_attempt(id), None);
+        (0..2 * GIVEN_BACK_MAX as u64).for_each(|id| given_back.insert(MicrobatchId(id), None));
+        assert_eq!(given_back.next.len(), GIVEN_BACK_MAX);
     }
 }
