@@ -62,7 +62,7 @@ pub struct Coordinator {
     link: Link,
     now: Time,
     leases: LeaseBook,
-    /// The first peer that was admitted as a feeder.
+    /// The first peer that took ids.
     first_feeder: Option<PeerId>,
     /// Stages whose weights have been updated, ascending.
     trained: Vec<StageIndex>,
@@ -303,8 +303,8 @@ impl Coordinator {
             return Reply::LeaseRefused(LeaseRefusal::Finished);
         }
         // A feeder that never got so far, for its text was missing, owns nothing.
-        let first = *self.first_feeder.get_or_insert(from.peer);
-        if self.config.feed == FeedPolicy::First && first != from.peer {
+        self.first_feeder.get_or_insert(from.peer);
+        if self.check_may_feed(from.peer).is_err() {
             return Reply::LeaseRefused(LeaseRefusal::NotAFeeder);
         }
         self.leases.grant(from, count).map_or_else(Reply::LeaseRefused, Reply::Leased)

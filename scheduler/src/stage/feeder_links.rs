@@ -128,8 +128,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 
     fn lose_feeder(&mut self, now: Time, feeder: PeerId) {
-        // What a replica of stage 0 gives back would go to the lost feeder itself.
-        let gives_back = self.config.stage.0 > 0 && self.table.address(feeder).is_some();
+        let gives_back = self.others_reach(feeder);
         let ids = self.microbatches_of(feeder);
         self.count(Note::FeederLost { feeder, affected: ids.len() });
         for id in ids {
@@ -145,10 +144,15 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// The executor was at work on it when its feeder was lost.
     pub(super) fn give_back_if_lost(&mut self, now: Time, id: MicrobatchId) {
         let feeder = self.microbatches.get(&id).and_then(Microbatch::feeder).map(|feeder| feeder.peer());
-        let reached = |feeder| self.config.stage.0 > 0 && self.table.address(feeder).is_some();
-        if feeder.is_some_and(|feeder| self.feeders.is_lost(feeder) && reached(feeder)) {
+        if feeder.is_some_and(|feeder| self.feeders.is_lost(feeder) && self.others_reach(feeder)) {
             self.give_back_ungranted(now, id);
         }
+    }
+
+    /// Whether a microbatch that is given back can reach its lost feeder. What a replica of stage 0 gives back goes to the
+    /// feeder itself.
+    fn others_reach(&self, feeder: PeerId) -> bool {
+        self.config.stage.0 > 0 && self.table.address(feeder).is_some()
     }
 
     /// Gives a microbatch back that can have no grant here, unless the executor is at work on it or its gradient is
@@ -172,7 +176,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let status = Status::GivenBack;
             self.send(hop, Message::StatusReply { microbatch: id, attempt, status });
         }
-        self.given_back.insert(id, self.handoff.latest(id).map(|latest| latest.attempt));
+        self.number_on(id);
         self.remove(now, id, Completion::Refused);
         self.count(Note::GivenBack(id));
     }
@@ -212,7 +216,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// Frees a microbatch that no feeder wants, as if it had its outcome.
     pub(super) fn give_up(&mut self, now: Time, id: MicrobatchId) {
-        self.given_back.insert(id, self.handoff.latest(id).map(|latest| latest.attempt));
+        self.number_on(id);
         if let Some(held) = self.microbatches.get_mut(&id) {
             held.ended = true;
             if matches!(held.claim, ClaimState::Claimed { .. }) {
@@ -221,6 +225,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
             self.settle_update(id);
             self.release_if_over(now, id);
         }
+    }
+
+    /// Should the microbatch come again, its attempts are numbered on.
+    fn number_on(&mut self, id: MicrobatchId) {
+        self.given_back.insert(id, self.handoff.latest(id).map(|latest| latest.attempt));
     }
 
     fn microbatches_of(&self, feeder: PeerId) -> Vec<MicrobatchId> {
