@@ -1,9 +1,9 @@
 //! The feeder of a run: it works through leased ids, keeps the window full, grants claims, and is the one place where
 //! outcomes are counted.
 //!
-//! A training microbatch is admitted by the window, drawn by the process and sent to a replica of stage 0. On its way
-//! back replicas claim it, each for its stage; the feeder grants exactly one claim a stage. A microbatch that comes
-//! back through stage 0 is finished; a microbatch that a replica refuses is refused; there is no other outcome. A
+//! A training microbatch is admitted by the window, drawn by the process and sent to a replica of stage 0. Each replica
+//! that it reaches claims it for its stage; the feeder grants exactly one claim a stage. A microbatch that is back from
+//! stage 0 and has its grants is finished; a microbatch that a replica refuses is refused; there is no other outcome. A
 //! microbatch whose replica is lost is retried. Evaluations go among the training microbatches; in a synchronous run
 //! they wait until none is in flight, so that the figure belongs to one set of weights. When every microbatch has its
 //! outcome, replicas of a stage average every fragment once more (`rounds`).

@@ -2,10 +2,10 @@
 //!
 //! A replica that the coordinator has placed first takes over the state of another replica of its stage (`joining`).
 //! Then it tells the coordinator that it serves. From then on three machines work side by side: [`Stage`] for
-//! microbatches,
-//! [`Averaging`] for the rounds that keep replicas of a stage together, and [`Upload`] for joiners that take its state.
-//! A message goes to the machine that it concerns, and every machine hears of the table and of lost peers. A replica
-//! that is asked to leave finishes its microbatches and waits until its updates are averaged (`departure`).
+//! microbatches, [`Averaging`] for the rounds that keep replicas of a stage together, and [`Upload`] for joiners that
+//! take its state. A message goes to the machine that it concerns, and every machine hears of the table and of lost
+//! peers. A replica that is asked to leave finishes its microbatches and waits until its updates are averaged
+//! (`departure`).
 //!
 //! A process that stood still asks the coordinator whether it still is a member, and sends nothing before the answer.
 

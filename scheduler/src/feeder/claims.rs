@@ -103,7 +103,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// Whether the claimant still has its place, and was not caught lying.
+    /// Whether the claimant is a replica that still has its place.
     pub(super) fn may_claim(&self, claimant: &Hop) -> bool {
         let placed = self.table.placed(claimant) || self.config.breaks(Mutation::IgnoreIncarnation);
         placed && claimant.stage.is_some()
@@ -163,6 +163,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
+    /// The contributions of a replica that has left were counted when it left. Without a table, which a feeder that reads
+    /// its journal does not have yet, no replica has.
     fn forfeit_contribution(&mut self, hop: Hop) {
         self.contributions.forfeit(&hop);
         self.counts.contributions_lost += u64::from(self.table.placed(&hop) || self.table.version() == 0);

@@ -7,6 +7,9 @@ use std::ops::Bound;
 use crate::router::{CANDIDATES_MAX, Candidate};
 use crate::{Duration, Health, Heartbeat, Hop, Instance, PeerTable, StageIndex, Time, Verdict};
 
+/// Microbatches that a neighbour may have before it has returned any.
+const EARNED_FIRST: u32 = 8;
+
 /// Neighbours upstream and downstream.
 #[derive(Clone, Debug)]
 pub(crate) struct Neighbours {
@@ -53,9 +56,6 @@ impl Neighbour {
         self.healthy && self.outstanding < self.credit.unwrap_or(1).min(self.earned)
     }
 }
-
-/// Microbatches that a neighbour may have before it has returned any.
-const EARNED_FIRST: u32 = 8;
 
 impl Neighbours {
     /// No neighbours yet; microbatches will go to the stage `next`.
