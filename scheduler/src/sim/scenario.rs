@@ -220,9 +220,9 @@ impl Scenario {
             16 => Fault::Succession { dies: false, after: back },
             17 => Fault::Lie { replica, lasts },
             18 => Fault::LateControl { extra: lasts / 2, lasts },
-            21 => Fault::SlowCopy { replica, by: lasts / 2, lasts: 3 * lasts },
             19 => Fault::CoordinatorOutage { lasts: 3 * lasts },
-            _ => Fault::CoordinatorFreeze { lasts: 3 * lasts },
+            20 => Fault::CoordinatorFreeze { lasts: 3 * lasts },
+            _ => Fault::SlowCopy { replica, by: lasts / 2, lasts: 3 * lasts },
         };
         (at, fault)
     }
