@@ -105,7 +105,7 @@ impl Coordinator {
     /// no claim that only the former feeder could judge.
     pub fn handle(&mut self, now: Time, event: Event) {
         self.now = self.now.max(now);
-        let sender = event.sender();
+        let sender = event.sender().map(|from| from.peer);
         let clock = self.lease_clock(now, sender);
         self.remove_silent(clock, sender);
         let reply = self.reply(clock, event);

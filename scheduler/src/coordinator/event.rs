@@ -54,14 +54,14 @@ pub enum Event {
 }
 
 impl Event {
-    pub(super) fn sender(&self) -> Option<PeerId> {
+    pub(crate) fn sender(&self) -> Option<Instance> {
         match *self {
             Self::Join { from, .. }
             | Self::Ready { from, .. }
             | Self::Heartbeat { from, .. }
             | Self::Leave { from }
             | Self::LeaseRequest { from, .. }
-            | Self::FeederDone { from } => Some(from.peer),
+            | Self::FeederDone { from } => Some(from),
             Self::Timeout => None,
         }
     }

@@ -45,7 +45,7 @@ impl Harness {
         while let Some(action) = self.coordinator.poll_action() {
             match action {
                 Action::Reply { to, reply } => {
-                    assert_eq!(Some(to), event.sender());
+                    assert_eq!(Some(to), event.sender().map(|from| from.peer));
                     if matches!(reply, Reply::Joined(_)) {
                         let table = self.published.last().expect("a table comes before the reply");
                         assert!(table.members.iter().any(|member| member.instance.peer == to));

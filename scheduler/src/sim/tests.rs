@@ -118,10 +118,12 @@ fn no_microbatch_is_lost_under_drawn_faults() {
 
 /// A dead feeder that kept a run from finishing, a replica that was expelled and placed at another stage while it
 /// served, grants that the end of a run overtook, a microbatch that was set aside with its claim denied, a claim that a
-/// successor answered after the replica was gone, an honest replica that was struck for claims that others had given up.
+/// successor answered after the replica was gone, an honest replica that was struck for claims that others had given up,
+/// a feeder without a journal that heard of a lease of its former start, honest replicas that were struck for proofs of
+/// what was addressed to their former start.
 #[test]
 fn seeds_that_failed_once_pass() {
-    for seed in [136, 903, 1729, 2181, 2987, 4162, 7344, 8539] {
+    for seed in [136, 903, 1729, 2181, 2987, 4162, 4475, 6888, 7344, 8539, 9715] {
         check(Scenario::drawn(seed));
     }
 }

@@ -205,10 +205,15 @@ impl World {
     }
 
     fn at_coordinator(&mut self, event: coordinator::Event, purpose: Purpose) {
+        let sender = event.sender();
         self.coordinator.handle(self.now(), event);
         while let Some(action) = self.coordinator.poll_action() {
             match action {
-                coordinator::Action::Reply { to, reply } => self.carry_reply(to, &reply, purpose),
+                coordinator::Action::Reply { reply, .. } => {
+                    if let Some(to) = sender {
+                        self.carry_reply(to, &reply, purpose);
+                    }
+                }
                 coordinator::Action::Membership(membership) => {
                     for index in 0..self.feeders.len() {
                         self.send_table_to_feeder(index, membership.clone());
@@ -225,14 +230,19 @@ impl World {
         self.queue.set_alarm(Machine::Coordinator, alarm);
     }
 
-    fn carry_reply(&mut self, to: PeerId, reply: &coordinator::Reply, purpose: Purpose) {
-        if let Some(index) = self.feeder_of(to) {
+    /// A call dies with its process: a later start of the caller gets no reply.
+    fn carry_reply(&mut self, to: Instance, reply: &coordinator::Reply, purpose: Purpose) {
+        if let Some(index) = self.feeder_of(to.peer) {
+            if self.feeders[index].instance != to {
+                return;
+            }
             return match purpose {
                 Purpose::Done => self.reported(index, reply),
                 Purpose::Routine | Purpose::Confirm => self.reply_to_feeder(index, reply),
             };
         }
-        let Some(index) = self.replica_of(to) else { return };
+        let called = self.replica_of(to.peer).filter(|&index| self.replicas[index].instance == to);
+        let Some(index) = called else { return };
         let state = match reply {
             coordinator::Reply::Noted(state) | coordinator::Reply::Joined(state) => Some(*state),
             coordinator::Reply::NotAMember => None,
