@@ -29,7 +29,8 @@ fn table(members: usize) -> PeerTable {
         let instance = Instance::new(PeerId(key), Incarnation(1));
         Member { instance, state: MemberState::Serving(STAGE), address }
     };
-    let mut table = PeerTable::new(PeerId([7; 32]));
+    let mut table =
+        PeerTable::new(Hop::replica(StageIndex(0), Instance::new(PeerId([7; 32]), Incarnation(1))));
     table.update(Membership {
         version: 1,
         members: (0..members).map(|_| member()).collect(),
@@ -66,7 +67,7 @@ impl Sender {
     fn send(&mut self) {
         let now = Time(self.sent * 1_000_000);
         self.candidates.clear();
-        self.candidates.extend(self.table.candidates(STAGE).take(CANDIDATES_MAX).map(|hop| {
+        self.candidates.extend(self.table.downstream().iter().take(CANDIDATES_MAX).map(|&hop| {
             let service = Some(Duration::from_millis(50 + u64::from(hop.peer().0[0] % 64)));
             Candidate { service, ..Candidate::unknown(hop) }
         }));

@@ -116,7 +116,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// A feeder that has no ids and knows no peer.
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
-        let (table, averaging) = (PeerTable::new(config.me.peer), config.averaging);
+        let (table, averaging) = (PeerTable::new(config.hop()), config.averaging);
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
         Self {
@@ -327,7 +327,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let averages = self.config.averaging.is_some();
         let call = averages.then_some(Message::RoundCall { round, is_closing });
         let replicas: Vec<Hop> =
-            (0..self.config.stages).flat_map(|stage| self.table.hops(StageIndex(stage))).collect();
+            (0..self.config.stages).flat_map(|stage| self.table.hops(StageIndex(stage))).copied().collect();
         for to in replicas {
             self.send(to, outcomes.clone());
             if let Some(call) = &call {

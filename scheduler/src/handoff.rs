@@ -42,6 +42,8 @@ pub(crate) struct Handoff {
     entries: BTreeMap<MicrobatchId, Entry>,
     /// When the reply about each microbatch is overdue, if it is awaited.
     due: Alarms<MicrobatchId>,
+    /// Replicas that were handed a microbatch and are no neighbours by the table; see [`Handoff::follow`].
+    strays: BTreeSet<Hop>,
 }
 
 /// One microbatch further down the pipeline.
@@ -88,6 +90,7 @@ impl Handoff {
             turnaround: MovingAverage::default(),
             entries,
             due: Alarms::default(),
+            strays: BTreeSet::new(),
         }
     }
 
@@ -103,6 +106,9 @@ impl Handoff {
     /// Returns the number of the attempt.
     pub(crate) fn sent(&mut self, now: Time, id: MicrobatchId, to: Hop, timeout: Duration) -> Attempt {
         self.router.on_sent(now, to, id);
+        if !self.neighbours.watches(to.instance) {
+            self.strays.insert(to);
+        }
         self.neighbours.has(to, self.router.outstanding_at(&to));
         self.set_timer(id, Some((StatusTimer::sent(now), timeout)));
         let entry = self.entries.entry(id).or_default();
@@ -122,8 +128,34 @@ impl Handoff {
         let handed = self.entries.values().filter_map(|entry| Some(entry.awaited()?.hop)).filter(placed);
         let downstream: BTreeSet<Hop> = downstream.chain(handed).collect();
         let hops = upstream.chain(downstream.iter().copied());
+        self.strays.clear();
         self.neighbours.watch(now, hops, |hop| self.router.outstanding_at(hop));
         downstream
+    }
+
+    /// Follows the table: watches the replicas that this peer hands microbatches to, and others that have some and are
+    /// still placed. Costs what has changed.
+    pub(crate) fn follow(&mut self, now: Time, table: &PeerTable) {
+        let (left, entered) = table.downstream_changes();
+        for hop in entered {
+            self.strays.remove(hop);
+            self.watch_too(now, *hop);
+        }
+        let strays = std::mem::take(&mut self.strays);
+        for hop in strays.into_iter().chain(left.iter().copied()) {
+            if table.placed(&hop) && self.router.outstanding_at(&hop) > 0 {
+                self.strays.insert(hop);
+                self.watch_too(now, hop);
+            } else {
+                self.neighbours.forget(hop);
+            }
+        }
+    }
+
+    fn watch_too(&mut self, now: Time, hop: Hop) {
+        if !self.neighbours.watches(hop.instance) {
+            self.neighbours.watch_too(now, hop, self.router.outstanding_at(&hop));
+        }
     }
 
     fn set_timer(&mut self, id: MicrobatchId, timer: Option<(StatusTimer, Duration)>) {

@@ -1,5 +1,6 @@
 //! Newtypes for ids and counts.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 /// Identity of a microbatch. The run seed and this number determine its tokens.
@@ -11,7 +12,7 @@ pub struct MicrobatchId(pub u64);
 pub struct StageIndex(pub u16);
 
 /// Identity of a peer: its ed25519 public key.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerId(pub [u8; 32]);
 
 /// Number of a start of a peer's process; a restart under the same key has a higher number.
@@ -60,6 +61,25 @@ impl MicrobatchId {
     #[must_use]
     pub fn is_evaluation(self) -> bool {
         self.0 & Self::EVALUATION_BIT != 0
+    }
+}
+
+/// The order of the bytes. Most keys differ in the first eight: lookups in large tables compare one number.
+impl Ord for PeerId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.prefix().cmp(&other.prefix()).then_with(|| self.0.cmp(&other.0))
+    }
+}
+
+impl PartialOrd for PeerId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PeerId {
+    fn prefix(&self) -> u64 {
+        self.0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
     }
 }
 
@@ -121,5 +141,22 @@ impl fmt::Display for PeerId {
 impl fmt::Debug for PeerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_in_the_order_of_their_bytes() {
+        let keys = [0_usize, 7, 8, 31].map(|place| {
+            let mut key = [1; 32];
+            key[place] = 255;
+            key
+        });
+        for (a, b) in keys.iter().flat_map(|a| keys.iter().map(move |b| (a, b))) {
+            assert_eq!(PeerId(*a).cmp(&PeerId(*b)), a.cmp(b));
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! The members of the run as this peer knows them: the coordinator's table and this peer's own verdicts.
 
-use std::collections::BTreeMap;
+mod pairs;
+mod places;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::router::Pairing;
@@ -9,17 +12,23 @@ use crate::{
     Time,
 };
 
+use pairs::Pairs;
+use places::{Places, working};
+
 /// The membership table with lookups, and the quarantine of this peer.
+///
+/// What decisions look at is kept from table to table. So no decision looks at all members, and a change costs the
+/// members that changed.
 #[derive(Clone, Debug, Default)]
 pub struct PeerTable {
-    owner: Option<PeerId>,
+    owner: Option<Hop>,
     version: u64,
     members: BTreeMap<PeerId, Member>,
-    /// The replicas that serve each stage, by peer id; noted once for every table, so that no decision looks at all
-    /// members.
-    stages: BTreeMap<StageIndex, Vec<Hop>>,
-    /// By peer id.
-    feeders: Vec<Hop>,
+    places: Places,
+    /// The replicas that the owner may hand microbatches to.
+    downstream: Pairs,
+    /// The peers that may hand microbatches to the owner; a feeder has none.
+    upstream: Pairs,
     /// The replicas that the table before had placed and this one has not.
     departed: Vec<Hop>,
     successions: Vec<Succession>,
@@ -31,7 +40,7 @@ pub struct PeerTable {
 impl PeerTable {
     /// The empty table, version 0. Of large stages the owner works with a part: see [`Pairing`].
     #[must_use]
-    pub fn new(owner: PeerId) -> Self {
+    pub fn new(owner: Hop) -> Self {
         Self { owner: Some(owner), ..Self::default() }
     }
 
@@ -41,16 +50,67 @@ impl PeerTable {
             return false;
         }
         self.version = membership.version;
-        let members = membership.members.into_iter().map(|member| (member.instance.peer, member)).collect();
-        let before = std::mem::replace(&mut self.members, members);
-        self.departed = departed(&before, &self.members);
-        self.stages = serving(&self.members);
-        self.feeders = self.feeders().map(|member| Hop::feeder(member.instance)).collect();
         self.successions = membership.successions;
         self.trained = membership.trained;
-        let members = &self.members;
-        self.quarantine.retain(|instance| is_member(members, instance));
+        let members: BTreeMap<PeerId, Member> =
+            membership.members.into_iter().map(|member| (member.instance.peer, member)).collect();
+        let removed = self.members.keys().filter(|peer| !members.contains_key(peer)).copied().collect();
+        let changed = members.into_values().filter(|member| self.differs(member)).collect();
+        self.change(removed, changed);
         true
+    }
+
+    fn differs(&self, member: &Member) -> bool {
+        self.members.get(&member.instance.peer) != Some(member)
+    }
+
+    /// Takes out the members `removed`, and puts in those that are new or `changed`.
+    fn change(&mut self, removed: Vec<PeerId>, changed: Vec<Member>) {
+        self.departed.clear();
+        let mut moved = Vec::new();
+        for peer in removed {
+            self.replace(peer, None, &mut moved);
+        }
+        for member in changed {
+            self.replace(member.instance.peer, Some(member), &mut moved);
+        }
+        self.departed.sort_unstable_by_key(Hop::peer);
+        self.pair(&moved);
+    }
+
+    /// Puts `now` in the place of the member, and adds the hops that came or went by that to `moved`.
+    fn replace(&mut self, peer: PeerId, now: Option<Member>, moved: &mut Vec<Hop>) {
+        let before = match now.clone() {
+            Some(member) => self.members.insert(peer, member),
+            None => self.members.remove(&peer),
+        };
+        if let Some(before) = &before {
+            self.places.remove(before);
+            let hop = before.hop().filter(|hop| hop.stage.is_some());
+            let departed = hop.filter(|_| now.as_ref().and_then(Member::hop) != hop);
+            self.departed.extend(departed);
+            if now.as_ref().map(|member| member.instance) != Some(before.instance) {
+                self.quarantine.succeeded(before.instance);
+            }
+        }
+        if let Some(now) = &now {
+            self.places.add(now);
+        }
+        moved.extend([before, now].iter().flatten().filter_map(working));
+    }
+
+    /// Pairs the hops that `moved` with the owner.
+    fn pair(&mut self, moved: &[Hop]) {
+        let Some(owner) = self.owner else { return };
+        let next = StageIndex(owner.stage.map_or(0, |stage| stage.0.saturating_add(1)));
+        let (pairing, of_stage) = (self.pairing(next), moved_in(moved, Some(next)));
+        let pairs = |pairing: &Pairing, hop: &Hop| pairing.pairs(owner.peer(), hop.peer());
+        self.downstream.follow(pairing, self.places.serving(next), &of_stage, pairs);
+        let Some(stage) = owner.stage else { return };
+        let before = stage.0.checked_sub(1).map(StageIndex);
+        let (pairing, of_stage) = (self.pairing(stage), moved_in(moved, before));
+        let pairs = |pairing: &Pairing, hop: &Hop| pairing.pairs(hop.peer(), owner.peer());
+        self.upstream.follow(pairing, self.places.senders_to(stage), &of_stage, pairs);
     }
 
     /// Version of the table taken over last; 0 before the first.
@@ -84,12 +144,16 @@ impl PeerTable {
 
     /// Replicas that serve `stage`, by peer id.
     pub fn serving(&self, stage: StageIndex) -> impl Iterator<Item = &Member> {
-        self.members.values().filter(move |member| member.state == MemberState::Serving(stage))
+        self.entries(self.places.serving(stage))
     }
 
     /// Feeders, by peer id.
     pub fn feeders(&self) -> impl Iterator<Item = &Member> {
-        self.members.values().filter(|member| member.state == MemberState::Feeding)
+        self.entries(self.places.feeders())
+    }
+
+    fn entries<'a>(&'a self, hops: &'a BTreeSet<Hop>) -> impl Iterator<Item = &'a Member> {
+        hops.iter().filter_map(|hop| self.members.get(&hop.peer()))
     }
 
     /// Whether the coordinator has placed this start of this peer at `hop`.
@@ -103,7 +167,7 @@ impl PeerTable {
     /// Whether a replica serves `stage`.
     #[must_use]
     pub fn serves(&self, stage: StageIndex) -> bool {
-        self.stages.contains_key(&stage)
+        !self.hops(stage).is_empty()
     }
 
     /// Whether every stage below `stages` is served.
@@ -115,53 +179,47 @@ impl PeerTable {
     /// Replicas that serve the narrowest of the first `stages` stages.
     #[must_use]
     pub fn width(&self, stages: u16) -> usize {
-        (0..stages).map(|stage| self.serving_hops(StageIndex(stage)).len()).min().unwrap_or(0)
+        (0..stages).map(|stage| self.hops(StageIndex(stage)).len()).min().unwrap_or(0)
     }
 
-    /// The replicas of `stage` that the owner may hand microbatches to, by peer id.
-    pub fn candidates(&self, stage: StageIndex) -> impl Iterator<Item = Hop> {
-        let (pairing, owner) = (self.pairing(stage), self.owner);
-        let pairs = move |hop: &Hop| owner.is_none_or(|owner| pairing.pairs(owner, hop.peer()));
-        self.serving_hops(stage).iter().copied().filter(pairs)
+    /// The replicas of the next stage that the owner may hand microbatches to, by peer id.
+    #[must_use]
+    pub fn downstream(&self) -> &BTreeSet<Hop> {
+        self.downstream.hops()
     }
 
-    /// The peers that may hand microbatches to the owner, a replica of `stage`: of the replicas before it, or of the
-    /// feeders; by peer id.
-    pub fn senders_to(&self, stage: StageIndex) -> impl Iterator<Item = Hop> {
-        let (pairing, owner) = (self.pairing(stage), self.owner);
-        let pairs = move |hop: &Hop| owner.is_none_or(|owner| pairing.pairs(hop.peer(), owner));
-        self.all_senders_to(stage).iter().copied().filter(pairs)
+    /// The replicas that [`downstream`](Self::downstream) lost and got with this table.
+    pub(crate) fn downstream_changes(&self) -> (&[Hop], &[Hop]) {
+        (self.downstream.left(), self.downstream.entered())
+    }
+
+    /// The peers that may hand microbatches to the owner: of the replicas before it, or of the feeders; by peer id.
+    #[must_use]
+    pub fn upstream(&self) -> &BTreeSet<Hop> {
+        self.upstream.hops()
     }
 
     /// The expected number of peers that may hand microbatches to one replica of `stage`; at least 1.
     #[must_use]
     pub fn senders(&self, stage: StageIndex) -> u32 {
-        let expected = self.pairing(stage).expected(self.all_senders_to(stage).len());
+        let expected = self.pairing(stage).expected(self.places.senders_to(stage).len());
         u32::try_from(expected).unwrap_or(u32::MAX)
     }
 
     /// The replicas that serve `stage`, as hops, by peer id.
     #[must_use]
-    pub fn hops(&self, stage: StageIndex) -> Vec<Hop> {
-        self.serving_hops(stage).to_vec()
+    pub fn hops(&self, stage: StageIndex) -> &BTreeSet<Hop> {
+        self.places.serving(stage)
     }
 
-    /// The replicas that the table before had placed, and that no longer have their place.
+    /// The replicas that the table before had placed, and that no longer have their place; by peer id.
     #[must_use]
     pub fn departed(&self) -> &[Hop] {
         &self.departed
     }
 
     fn pairing(&self, stage: StageIndex) -> Pairing {
-        Pairing::new(self.all_senders_to(stage).len(), self.serving_hops(stage).len())
-    }
-
-    fn serving_hops(&self, stage: StageIndex) -> &[Hop] {
-        self.stages.get(&stage).map_or(&[], Vec::as_slice)
-    }
-
-    fn all_senders_to(&self, stage: StageIndex) -> &[Hop] {
-        stage.0.checked_sub(1).map_or(&self.feeders, |before| self.serving_hops(StageIndex(before)))
+        Pairing::new(self.places.senders_to(stage).len(), self.hops(stage).len())
     }
 
     /// Whether this instance is a feeder.
@@ -178,8 +236,7 @@ impl PeerTable {
 
     /// Every replica that the coordinator has placed on `stage`, loading or serving, by peer id.
     pub fn placed_on(&self, stage: StageIndex) -> impl Iterator<Item = Instance> {
-        let placed = move |member: &&Member| member.state.stage() == Some(stage);
-        self.members.values().filter(placed).map(|member| member.instance)
+        self.places.placed_on(stage)
     }
 
     /// Whether weights of `stage` have been updated since the run began.
@@ -203,7 +260,7 @@ impl PeerTable {
 
     /// Quarantines a member that failed. An instance that is no member is ignored.
     pub fn quarantine(&mut self, now: Time, instance: Instance) {
-        if is_member(&self.members, instance) {
+        if self.get(instance).is_some() {
             self.quarantine.failed(now, instance);
         }
     }
@@ -226,29 +283,9 @@ impl PeerTable {
     }
 }
 
-fn is_member(members: &BTreeMap<PeerId, Member>, instance: Instance) -> bool {
-    members.get(&instance.peer).is_some_and(|member| member.instance == instance)
-}
-
-/// The replicas `before` that have another place `now`, or none. Both tables are in order: one pass compares them.
-fn departed(before: &BTreeMap<PeerId, Member>, now: &BTreeMap<PeerId, Member>) -> Vec<Hop> {
-    let mut now = now.values().peekable();
-    let mut is_gone = |hop: &Hop| {
-        while now.next_if(|member| member.instance.peer < hop.peer()).is_some() {}
-        now.peek().and_then(|member| member.hop()) != Some(*hop)
-    };
-    let replicas = before.values().filter_map(Member::hop).filter(|hop| hop.stage.is_some());
-    replicas.filter(|hop| is_gone(hop)).collect()
-}
-
-fn serving(members: &BTreeMap<PeerId, Member>) -> BTreeMap<StageIndex, Vec<Hop>> {
-    let mut stages = BTreeMap::<StageIndex, Vec<Hop>>::new();
-    for &Member { instance, state, .. } in members.values() {
-        if let MemberState::Serving(stage) = state {
-            stages.entry(stage).or_default().push(Hop::replica(stage, instance));
-        }
-    }
-    stages
+/// The hops of `moved` that stand at this place of the pipeline.
+fn moved_in(moved: &[Hop], stage: Option<StageIndex>) -> Vec<Hop> {
+    moved.iter().filter(|hop| hop.stage == stage).copied().collect()
 }
 
 #[cfg(test)]
@@ -257,7 +294,7 @@ mod tests {
     use crate::Incarnation;
     use crate::health::QUARANTINE_MIN;
 
-    const OWNER: PeerId = PeerId([0xEE; 32]);
+    const OWNER: Hop = Hop::feeder(start(PeerId([0xEE; 32]), 1));
     const A: PeerId = PeerId([1; 32]);
     const B: PeerId = PeerId([2; 32]);
 
@@ -316,18 +353,18 @@ mod tests {
         let members: Vec<Member> =
             (0..2).flat_map(|stage| (0..300).map(move |index| replica(stage, index))).collect();
         let seen_by = |member: &Member| {
-            let mut table = PeerTable::new(member.instance.peer);
+            let mut table = PeerTable::new(member.hop().unwrap());
             table.update(Membership { version: 1, members: members.clone(), ..Membership::default() });
             table
         };
         let (sender, next) = (&members[7], StageIndex(1));
         let table = seen_by(sender);
-        let chosen: Vec<Hop> = table.candidates(next).collect();
+        let chosen = table.downstream();
         assert!((40..140).contains(&chosen.len()), "{}", chosen.len());
         assert_eq!(table.senders(next), 75);
         for replica in members.iter().filter(|member| member.state.stage() == Some(next)) {
             let hop = replica.hop().unwrap();
-            let knows = seen_by(replica).senders_to(next).any(|hop| hop.instance == sender.instance);
+            let knows = seen_by(replica).upstream().contains(&sender.hop().unwrap());
             assert_eq!(knows, chosen.contains(&hop), "{hop:?}");
         }
     }

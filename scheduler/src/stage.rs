@@ -113,7 +113,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// A stage without microbatches that knows no peer.
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
-        let table = PeerTable::new(config.me.peer);
+        let table = PeerTable::new(config.hop());
         let handoff = Handoff::new(config.next_stage(), router);
         Self {
             config,

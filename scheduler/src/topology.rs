@@ -235,11 +235,11 @@ fn by_stage(replicas: impl IntoIterator<Item = (Hop, Capacity)>) -> ByStage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Membership;
     use crate::fixtures::{a, b, member};
-    use crate::{Membership, PeerId};
 
     fn table(hops: &[Hop]) -> PeerTable {
-        let mut table = PeerTable::new(PeerId([0xEE; 32]));
+        let mut table = PeerTable::new(crate::fixtures::feeder());
         let members = hops.iter().copied().map(member).collect();
         table.update(Membership { version: 1, members, ..Membership::default() });
         table

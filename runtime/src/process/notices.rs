@@ -120,7 +120,7 @@ mod tests {
 
     impl Harness {
         fn new() -> Self {
-            let (notices, table) = (Notices::default(), PeerTable::new(PeerId([0; 32])));
+            let (notices, table) = (Notices::default(), PeerTable::default());
             let mut harness = Self { notices, table, now: Instant::now() };
             harness.publish(1);
             harness

@@ -128,7 +128,8 @@ impl Injection {
                 to,
                 envelope: Envelope { message: Message::Forward { microbatch, attempt, .. }, .. },
             } => {
-                self.in_flight.push_back((microbatch, attempt, self.swarm.replica(to)));
+                let to = self.swarm.replica(to)?;
+                self.in_flight.push_back((microbatch, attempt, to));
                 None
             }
             _ => None,

@@ -7,13 +7,15 @@ use swarmline_scheduler::router::{Policy, RouterFactory};
 use swarmline_scheduler::stage::{Action, Config, Event, Job, JobOutcome, JobReply};
 use swarmline_scheduler::{
     AckRange, Attempt, Envelope, Hop, Loss, Member, Membership, Message, MicrobatchId, PeerId, Purpose, Rng,
-    RouteKey, Stage, StageIndex, Time, WeightVersion,
+    RouteKey, Stage, StageIndex, Status, Time, WeightVersion,
 };
 
 use super::swarm::{STAGES, Swarm, heartbeat, instance, member};
 
 /// Microbatches held besides the one measured.
 const HELD: usize = 200;
+/// Microbatches that come back first, so that each replica of the next stage may have enough of those that stay.
+const EARNING: usize = 1_024;
 /// Ids of the microbatches that stay.
 const STAYING: u64 = 1 << 40;
 /// Microbatches between two announcements of outcomes.
@@ -44,14 +46,13 @@ impl Serving {
         let mut serving = Self { swarm, stage, now, upstream, neighbours, answers: false, next: 0, beats: 0 };
         serving.meet();
         (1..4).for_each(|_| serving.second_of_heartbeats());
+        serving.answers = true;
+        (0..EARNING).for_each(|_| serving.microbatch());
+        serving.answers = false;
         let staying = STAYING..STAYING + HELD as u64;
         staying.for_each(|id| serving.forward(MicrobatchId(id)));
         serving.answers = true;
         serving
-    }
-
-    pub(super) fn neighbours(&self) -> usize {
-        self.neighbours.len()
     }
 
     /// A microbatch from its forward to the update of the weights: six events, and its share of an announcement.
@@ -76,12 +77,13 @@ impl Serving {
         }
     }
 
-    /// Tables that a replica of the next stage enters and leaves in turn.
-    pub(super) fn tables(&self) -> Tables {
+    /// A replica, and the tables that it follows: a replica of the next stage enters and leaves in turn.
+    pub(super) fn with_tables(peers: usize) -> (Self, Tables) {
+        let serving = Self::new(peers);
         let next = Hop::replica(StageIndex(2), instance(&mut Rng::new(2)));
-        let mut table = self.swarm.membership();
-        table.version = self.stage.table().version();
-        Tables { table, joiner: member(next) }
+        let mut table = serving.swarm.membership();
+        table.version = serving.stage.table().version();
+        (serving, Tables { table, joiner: member(next) })
     }
 
     pub(super) fn change(&mut self, table: Option<Membership>) {
@@ -149,11 +151,16 @@ impl Serving {
     fn answer(&self, to: PeerId, message: Message) -> Option<Event<u8>> {
         match message {
             Message::Forward { microbatch, attempt, .. } if self.answers => {
-                let from = self.swarm.replica(to);
+                // The replica of `with_tables` that comes and goes answers nothing.
+                let from = self.swarm.replica(to)?;
                 let path = self.swarm.path(3..STAGES, microbatch.0).into_iter().chain([from]).collect();
                 let loss = Loss { sum: 2.0, tokens: 1 };
                 let message = Message::Backward { microbatch, attempt, loss, path };
                 Some(Event::Received { from: from.instance, envelope: Envelope::with_payload(message, 1) })
+            }
+            Message::StatusRequest { microbatch, attempt, .. } => {
+                let message = Message::StatusReply { microbatch, attempt, status: Status::Held };
+                Some(Event::Received { from: self.swarm.replica(to)?.instance, envelope: message.into() })
             }
             Message::Claim { claimed, .. } => {
                 let granted = claimed.iter().map(|proof| proof.microbatch).collect();
@@ -175,7 +182,7 @@ fn reply(job: &Job<u8>) -> Option<JobReply<u8>> {
     Some(JobReply { microbatch: job.microbatch(), outcome })
 }
 
-/// Newer and newer tables; see [`Serving::tables`].
+/// Newer and newer tables; see [`Serving::with_tables`].
 pub(super) struct Tables {
     table: Membership,
     joiner: Member,

@@ -39,8 +39,8 @@ impl Swarm {
         MICROBATCH / u32::try_from(self.replicas[0].len()).expect("few replicas")
     }
 
-    pub(super) fn replica(&self, peer: PeerId) -> Hop {
-        self.by_peer[&peer]
+    pub(super) fn replica(&self, peer: PeerId) -> Option<Hop> {
+        self.by_peer.get(&peer).copied()
     }
 
     /// A replica of each stage of `stages`, another one for each `turn`.

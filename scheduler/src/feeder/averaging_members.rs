@@ -30,5 +30,5 @@ impl AveragingMembers {
 }
 
 fn members(table: &PeerTable, stage: StageIndex) -> Vec<Instance> {
-    table.hops(stage).into_iter().take(MEMBERS_MAX).map(|hop| hop.instance).collect()
+    table.hops(stage).iter().take(MEMBERS_MAX).map(|hop| hop.instance).collect()
 }

@@ -85,7 +85,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let upstream = proof.route.last().copied().filter(|hop| hop.stage.is_some());
         let both = [Some(shown_by), upstream].into_iter().flatten();
         if holds {
-            both.for_each(|hop| self.suspicion.sound(hop.peer()));
+            both.filter(|hop| self.table.placed(hop)).for_each(|hop| self.suspicion.sound(hop.peer()));
         } else {
             self.counts.forged += 1;
             self.doubt(both.collect());

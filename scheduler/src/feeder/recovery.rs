@@ -2,13 +2,13 @@
 //! replica that is known to hold it further downstream, so that the holder computes nothing twice. Every wait that
 //! becomes long sends a request.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use super::{Action, Feeder};
 use crate::handoff::{Leg, Overdue};
 use crate::{
-    Envelope, Hop, Instance, Membership, Message, MicrobatchId, PeerId, Purpose, RouteKey, StageIndex,
-    Status, Time,
+    Envelope, Hop, Instance, Membership, Message, MicrobatchId, PeerId, Purpose, RouteKey, Status, Time,
 };
 
 impl<P: Clone + Default + Debug> Feeder<P> {
@@ -20,22 +20,28 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     pub(super) fn on_membership(&mut self, now: Time, membership: Membership) {
+        let is_first = self.table.version() == 0;
         if !self.table.update(membership) {
             return;
         }
         self.paused_until = None;
-        let table = &self.table;
-        self.suspicion.keep(|peer| table.instance(peer).is_some());
         self.window.served_by(self.table.width(self.config.stages));
-        let table = std::mem::take(&mut self.table);
-        self.handoff.watch(now, std::iter::empty(), table.candidates(StageIndex(0)), |hop| table.placed(hop));
-        let gone: Vec<Hop> = self.contributions.hops().filter(|hop| !table.placed(hop)).copied().collect();
-        for hop in gone {
-            self.counts.contributions_lost += self.contributions.lose(&hop);
+        self.handoff.follow(now, &self.table);
+        let departed =
+            if is_first { self.left_before() } else { self.table.departed().iter().copied().collect() };
+        for hop in &departed {
+            self.counts.contributions_lost += self.contributions.lose(hop);
+            self.suspicion.forget(hop.peer());
         }
-        self.lose(now, |hop| !table.placed(hop));
-        self.table = table;
+        if !departed.is_empty() {
+            self.lose(now, |hop| departed.contains(hop));
+        }
         self.follow_successions(now);
+    }
+
+    /// The replicas with contributions that left while this feeder was away.
+    fn left_before(&self) -> BTreeSet<Hop> {
+        self.contributions.hops().filter(|hop| !self.table.placed(hop)).copied().collect()
     }
 
     /// Retries every microbatch that was sent to a replica that is `gone`.

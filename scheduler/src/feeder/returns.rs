@@ -3,6 +3,7 @@
 //! they were lost or the path is made up. After a while the microbatch is finished without them, and the contributions
 //! of those stages count as lost.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
@@ -10,6 +11,7 @@ use super::config::CLAIMS_WITHIN;
 use super::grants::gone;
 use super::open::Phase;
 use super::{Feeder, Outcome};
+use crate::alarms::Alarms;
 use crate::handoff::Leg;
 use crate::router::Completion;
 use crate::{Hop, Loss, MicrobatchId, Refusal, StageIndex, Time};
@@ -18,6 +20,8 @@ use crate::{Hop, Loss, MicrobatchId, Refusal, StageIndex, Time};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Returns {
     by_id: BTreeMap<MicrobatchId, Return>,
+    /// When each of them is finished without the claims that are missing.
+    due: Alarms<MicrobatchId>,
     /// The replicas that promise never to apply an open microbatch.
     forfeits: BTreeMap<MicrobatchId, BTreeSet<Hop>>,
 }
@@ -27,25 +31,32 @@ struct Return {
     loss: Loss,
     /// The replicas that computed the gradient, as the replica of stage 0 names them.
     path: Vec<Hop>,
-    until: Time,
 }
 
 impl Returns {
     pub(super) fn next_deadline(&self) -> Option<Time> {
-        self.by_id.values().map(|back| back.until).min()
+        self.due.next().map(|(at, _)| at)
+    }
+
+    fn add(&mut self, microbatch: MicrobatchId, back: Return, until: Time) {
+        if let Entry::Vacant(entry) = self.by_id.entry(microbatch) {
+            entry.insert(back);
+            self.due.set(microbatch, Some(until));
+        }
+    }
+
+    fn take(&mut self, microbatch: MicrobatchId) -> Option<Return> {
+        self.due.set(microbatch, None);
+        self.by_id.remove(&microbatch)
     }
 
     pub(super) fn remove(&mut self, microbatch: MicrobatchId) {
-        self.by_id.remove(&microbatch);
+        self.take(microbatch);
         self.forfeits.remove(&microbatch);
     }
 
     fn has_forfeited(&self, microbatch: MicrobatchId, hop: &Hop) -> bool {
         self.forfeits.get(&microbatch).is_some_and(|hops| hops.contains(hop))
-    }
-
-    fn overdue(&self, now: Time) -> Vec<MicrobatchId> {
-        self.by_id.iter().filter(|(_, back)| back.until <= now).map(|(&id, _)| id).collect()
     }
 }
 
@@ -70,8 +81,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         // A replica that lies gets no grant, so its stage is waited for no longer.
         let hopeless = path.iter().any(|hop| self.suspicion.is_struck(hop.peer()));
         let until = if hopeless { now } else { now + CLAIMS_WITHIN };
-        let back = Return { loss, path: path.to_vec(), until };
-        self.returns.by_id.entry(id).or_insert(back);
+        self.returns.add(id, Return { loss, path: path.to_vec() }, until);
         self.finish_if_granted(now, id);
     }
 
@@ -80,7 +90,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if self.grants.of(id).len() < usize::from(self.config.stages) {
             return;
         }
-        if let Some(back) = self.returns.by_id.remove(&id) {
+        if let Some(back) = self.returns.take(id) {
             self.settle(now, id, Outcome::Finished { loss: back.loss });
         }
     }
@@ -105,7 +115,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Finishes the microbatches that were back for [`CLAIMS_WITHIN`]. A stage without a claim has no contribution.
     pub(super) fn finish_without_claims(&mut self, now: Time) {
-        for id in self.returns.overdue(now) {
+        for id in self.returns.due.take_due(now) {
             let path = self.returns.by_id.get(&id).map_or_else(Vec::new, |back| back.path.clone());
             let claimed: Vec<_> = self.grants.of(id).iter().map(|hop| hop.stage).collect();
             let missing: Vec<Hop> =

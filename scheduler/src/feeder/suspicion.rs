@@ -41,10 +41,10 @@ impl Suspicion {
         self.struck.contains(&peer)
     }
 
-    /// Forgets peers that are no members.
-    pub(super) fn keep(&mut self, is_member: impl Fn(PeerId) -> bool) {
-        self.by_peer.retain(|&peer, _| is_member(peer));
-        self.struck.retain(|&peer| is_member(peer));
+    /// Forgets a peer that has left.
+    pub(super) fn forget(&mut self, peer: PeerId) {
+        self.by_peer.remove(&peer);
+        self.struck.remove(&peer);
     }
 
     fn note(&mut self, peer: PeerId, change: impl FnOnce(&mut Statements)) -> Statements {
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(struck, [FALSE_MAX as i32 - 1]);
         assert!((0..20).all(|_| !suspicion.doubt(HONEST)));
         assert!(suspicion.is_struck(LIAR) && !suspicion.is_struck(HONEST));
-        suspicion.keep(|_| false);
+        suspicion.forget(LIAR);
         assert!(!suspicion.is_struck(LIAR));
     }
 

@@ -122,7 +122,7 @@ impl Harness {
 
     fn stage_0_beats(&mut self) -> Vec<Action<u8>> {
         let beat = Message::Heartbeat(Heartbeat { credit: 8, ..Heartbeat::default() });
-        let replicas = self.feeder.table().hops(StageIndex(0));
+        let replicas: Vec<Hop> = self.feeder.table().hops(StageIndex(0)).iter().copied().collect();
         replicas.into_iter().flat_map(|hop| self.receive(hop, beat.clone())).collect()
     }
 

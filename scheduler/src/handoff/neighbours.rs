@@ -74,11 +74,7 @@ impl Neighbours {
         let stays = |neighbour: &Neighbour| hops.get(&neighbour.hop.instance) == Some(&neighbour.hop);
         let gone: Vec<Hop> =
             self.watched.values().filter(|neighbour| !stays(neighbour)).map(|gone| gone.hop).collect();
-        for hop in gone {
-            self.health.forget(hop.instance);
-            self.watched.remove(&hop.instance);
-            self.open.remove(&hop);
-        }
+        gone.into_iter().for_each(|hop| self.forget(hop));
         for &hop in hops.values() {
             if !self.watches(hop.instance) {
                 self.watch_too(now, hop, outstanding(&hop));
@@ -91,6 +87,15 @@ impl Neighbours {
         self.health.watch(now, hop.instance);
         self.watched.insert(hop.instance, Neighbour::new(hop, outstanding));
         self.update(hop.instance, |_| ());
+    }
+
+    /// Watches one less.
+    pub(crate) fn forget(&mut self, hop: Hop) {
+        if self.watched.get(&hop.instance).is_some_and(|neighbour| neighbour.hop == hop) {
+            self.health.forget(hop.instance);
+            self.watched.remove(&hop.instance);
+        }
+        self.open.remove(&hop);
     }
 
     pub(crate) fn watches(&self, instance: Instance) -> bool {

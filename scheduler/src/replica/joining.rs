@@ -30,7 +30,7 @@ impl<P: Clone + Default + Debug> Joining<P> {
             Begin::Given => None,
         };
         Self {
-            table: PeerTable::new(config.stage.me.peer),
+            table: PeerTable::new(config.stage.hop()),
             membership: Membership::default(),
             download,
             importing: None,

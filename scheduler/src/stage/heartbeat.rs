@@ -28,9 +28,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let table = &self.table;
         let placed = |hop: &Hop| table.placed(hop);
         let gave = self.microbatches.values().filter(|held| !held.is_settled()).map(|held| held.upstream.hop);
-        let senders: BTreeSet<Hop> = table.senders_to(self.config.stage).chain(gave.filter(placed)).collect();
+        let senders: BTreeSet<Hop> = table.upstream().iter().copied().chain(gave.filter(placed)).collect();
         let upstream = senders.iter().copied().filter(|hop| hop.stage.is_some());
-        let downstream = table.candidates(self.config.next_stage());
+        let downstream = table.downstream().iter().copied();
         let receivers = self.handoff.watch(now, upstream, downstream, placed);
         self.contacts.renew(senders, receivers);
     }

@@ -105,12 +105,10 @@ impl Harness {
     }
 
     fn neighbours_beat(&mut self) -> Vec<Action<Payload>> {
-        let me = self.stage.config().hop();
-        let next = self.stage.table().hops(self.stage.config().next_stage());
-        let senders: Vec<Hop> = self.stage.table().senders_to(me.stage.unwrap()).collect();
-        let neighbours = next.into_iter().chain(senders);
+        let table = self.stage.table();
+        let neighbours: Vec<Hop> = table.downstream().union(table.upstream()).copied().collect();
         let beat = Message::Heartbeat(Heartbeat { credit: 8, ..Heartbeat::default() });
-        neighbours.flat_map(|hop| self.receive(hop, beat.clone())).collect()
+        neighbours.into_iter().flat_map(|hop| self.receive(hop, beat.clone())).collect()
     }
 
     /// Number of claims of `ID` so far.
