@@ -11,14 +11,16 @@
 //! Training goes on meanwhile. Every wait has a deadline, so every round ends; a part that is given up in a round is
 //! not changed by it. A replica without another member has nothing to average.
 //!
-//! Members may see different lists of members. Each member takes part in one group a round, the group of its own list,
-//! and tells members of other groups that it is not in theirs, so that they do not wait for it. Of two lists that
-//! differ by one member only one can have a majority. Lists further apart can each choose means of their own; then each
-//! group averages within itself until the fragment has its turn again.
+//! A stage of more replicas than a group holds averages in groups that each round draws (`averaging/draw.rs`). Replicas
+//! may see different lists of members. Each takes part in one group a round, the group drawn from its own list, and
+//! tells members of other groups that it is not in theirs, so that they do not wait for it. Of two groups that differ
+//! by one member only one can have a majority. Groups further apart can each choose means of their own; then each
+//! averages within itself until the fragment has its turn again.
 
 mod adaptive_timeout;
 mod counts;
 mod deferred;
+mod draw;
 mod event;
 mod group;
 mod job;
@@ -40,8 +42,9 @@ use crate::{Attempt, Duration, Instance, Time};
 pub use adaptive_timeout::{TIMEOUT_FIRST, TIMEOUT_MAX, TIMEOUT_MIN};
 pub use counts::{Counts, Fault, Note};
 pub use deferred::DEFERRED_PER_MEMBER;
+pub use draw::{GROUP_MAX, GROUP_MIN};
 pub use event::{Action, Event, Reason};
-pub use group::{ATTEMPTS_MAX, FragmentIndex, GroupId, MEMBERS_MAX, MemberSet, PartIndex, Round};
+pub use group::{ATTEMPTS_MAX, FragmentIndex, GroupId, MemberSet, PartIndex, Round};
 pub use job::{Job, Reply};
 pub use message::{AveragingMessage, Content};
 pub use part::WEIGHT_MAX;
@@ -91,7 +94,7 @@ struct Current<P> {
 #[derive(Debug)]
 pub struct Averaging<P> {
     config: Config,
-    /// Sorted, with one start of each peer.
+    /// The replicas of the stage, sorted, with one start of each peer.
     members: Vec<Instance>,
     newest: Option<Round>,
     /// The last round begun here.
@@ -188,7 +191,6 @@ impl<P: Clone + Default + Debug> Averaging<P> {
             }
             same
         });
-        members.truncate(MEMBERS_MAX);
         self.deferred.retain(|from| members.binary_search(from).is_ok());
         self.unreachable.retain(|member| members.binary_search(member).is_ok());
         self.lose(now, |member| members.binary_search(member).is_err());
@@ -382,11 +384,12 @@ impl<P: Clone + Default + Debug> Averaging<P> {
 
     fn begin(&mut self, now: Time) {
         let Some(round) = self.newest.filter(|&newest| self.begun < Some(newest)) else { return };
-        let Ok(me) = self.members.binary_search(&self.config.me) else { return };
-        if self.members.len() < 2 {
+        let drawn = draw::group_of(round, &self.members, self.config.me.peer);
+        let Ok(me) = drawn.binary_search(&self.config.me) else { return };
+        if drawn.len() < 2 {
             return;
         }
-        let mut group = Group::new(round, self.members.clone(), me, self.config.parts_min);
+        let mut group = Group::new(round, drawn, me, self.config.parts_min);
         group.mark_absent(|member| self.unreachable.contains(now, *member));
         if !group.can_choose() {
             return self.pass(round);

@@ -3,10 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::adaptive_timeout::TIMEOUT_MAX;
+use super::draw::GROUP_MAX;
 use crate::{Attempt, Instance, Time};
-
-/// Members of a group at most; replicas after them by peer id do not average. Bounds the memory and traffic of a round.
-pub const MEMBERS_MAX: usize = 64;
 
 /// Owners of a part within one round at most, one after the other. More silent members in a row mean a broken network,
 /// and the next round follows soon.
@@ -47,14 +45,14 @@ pub struct GroupId {
 pub struct MemberSet(pub u64);
 
 impl MemberSet {
-    /// The set of these positions; those from [`MEMBERS_MAX`] on are left out.
+    /// The set of these positions; those from [`GROUP_MAX`] on are left out.
     pub(super) fn of(members: impl IntoIterator<Item = usize>) -> Self {
-        let bits = members.into_iter().filter(|&member| member < MEMBERS_MAX).map(|member| 1 << member);
+        let bits = members.into_iter().filter(|&member| member < GROUP_MAX).map(|member| 1 << member);
         Self(bits.fold(0, |set, bit: u64| set | bit))
     }
 
     pub(super) fn contains(self, member: usize) -> bool {
-        member < MEMBERS_MAX && self.0 >> member & 1 == 1
+        member < GROUP_MAX && self.0 >> member & 1 == 1
     }
 }
 

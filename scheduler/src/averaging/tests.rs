@@ -1,6 +1,6 @@
 //! Tests of one part, and properties over seeds. A failure names its seed; the seed reproduces the run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::unreachable::LEFT_OUT_FOR;
 use super::world::{Numbers, Scenario, World, copied, member};
@@ -146,6 +146,74 @@ fn a_slow_joiner_never_turns_nothing_into_a_round() {
     let world = check(Scenario { slow, joiners: 1, rounds: 20, ..Scenario::new(1, 2) });
     let complete = |index: usize| world.replicas[index].averaging.counts().complete;
     assert_eq!((complete(0), complete(1)), (0, 0), "no member counts a round that carried nothing");
+}
+
+/// The variance of numbers that move to the mean of their group in each round of a run, before the first round and
+/// after each.
+fn variances(world: &World) -> Vec<f64> {
+    let count = world.replicas.len();
+    let mut numbers: Vec<f64> = (0..count).map(|index| ((index * 37) % count) as f64).collect();
+    let variance = |numbers: &[f64]| {
+        let mean = numbers.iter().sum::<f64>() / count as f64;
+        numbers.iter().map(|number| (number - mean).powi(2)).sum::<f64>() / count as f64
+    };
+    let mut variances = vec![variance(&numbers)];
+    for round in (1..=world.scenario.rounds).map(Round) {
+        let before = numbers.clone();
+        for (replica, number) in world.replicas.iter().zip(&mut numbers) {
+            let Some((_, mean)) = replica.applied.iter().find(|((group, _), _)| group.round == round) else {
+                continue;
+            };
+            let members = world.contributors(*mean);
+            *number = members.iter().map(|&index| before[index]).sum::<f64>() / members.len() as f64;
+        }
+        variances.push(variance(&numbers));
+    }
+    variances
+}
+
+#[test]
+fn every_replica_of_a_wide_stage_averages_and_the_spread_shrinks_by_the_size_of_a_group() {
+    let world = check(Scenario { steps_max: 500_000, ..Scenario::new(7, 200) });
+    for replica in &world.replicas {
+        let counts = replica.averaging.counts();
+        assert_eq!((counts.complete, counts.given_up, counts.other_members), (6, 0, 0), "{counts:?}");
+    }
+    let variances = variances(&world);
+    println!("variance after each round: {variances:.6?}");
+    for round in 1..variances.len() {
+        let is_of = |group: &GroupId| group.round == Round(round as u64);
+        let groups: BTreeSet<GroupId> = world
+            .replicas
+            .iter()
+            .flat_map(|replica| replica.applied.keys())
+            .map(|(group, _)| *group)
+            .filter(is_of)
+            .collect();
+        let expected = (groups.len() - 1) as f64 / (world.replicas.len() - 1) as f64;
+        let left = variances[round] / variances[round - 1];
+        assert!(left < 2.0 * expected, "round {round}: {left:.3} is left, expected {expected:.3}");
+    }
+}
+
+#[test]
+fn lists_of_a_wide_stage_that_differ_cost_the_groups_that_they_concern() {
+    let mut worlds = Vec::new();
+    for seed in 0..6 {
+        let scenario = Scenario {
+            rounds: 4,
+            mistaken_per_mille: 20,
+            kills: vec![(3, Duration::from_secs(90)), (50, Duration::from_secs(120))],
+            lost_per_mille: 5,
+            steps_max: 1_000_000,
+            ..Scenario::new(seed, 60)
+        };
+        worlds.push(check(scenario));
+    }
+    let complete = totals(&worlds, |counts| counts.complete);
+    let rounds = totals(&worlds, |counts| counts.rounds);
+    println!("{complete} of {rounds} rounds complete");
+    assert!(complete * 10 > rounds * 8, "{complete} of {rounds}");
 }
 
 #[test]

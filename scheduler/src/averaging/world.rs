@@ -99,6 +99,8 @@ pub(super) struct World {
     pub(super) replicas: Vec<Replica>,
     /// The inputs of every mean made.
     pub(super) means: BTreeMap<Numbers, Vec<Numbers>>,
+    /// The replica that each copy is of.
+    copies: BTreeMap<u64, usize>,
 }
 
 pub(super) fn member(index: usize) -> Instance {
@@ -130,6 +132,7 @@ impl World {
             queue: EventQueue::new(),
             replicas: (0..scenario.replicas).map(replica).collect(),
             means: BTreeMap::new(),
+            copies: BTreeMap::new(),
             scenario,
         };
         world.open();
@@ -234,7 +237,8 @@ impl World {
         open.insert(round);
         let finite = !self.rng.chance(self.scenario.poisoned_per_mille, 1_000);
         let numbers = |part| Numbers { value: copied(round, PartIndex(part), index), finite };
-        let parts = (0..parts).map(numbers).collect();
+        let parts: Vec<Numbers> = (0..parts).map(numbers).collect();
+        self.copies.extend(parts.iter().map(|copy| (copy.value, index)));
         let reply = Event::Replied(Reply::Snapshot {
             round,
             uncarried: self.weight(index),
@@ -319,6 +323,11 @@ impl World {
             self.means[mean].iter().any(|input| input.value == own)
         });
         (applied.count(), with.count())
+    }
+
+    /// The replicas whose contributions are in a mean.
+    pub(super) fn contributors(&self, mean: Numbers) -> Vec<usize> {
+        self.means[&mean].iter().filter_map(|input| self.copies.get(&input.value).copied()).collect()
     }
 
     pub(super) fn survivors(&self) -> impl Iterator<Item = &Replica> {

@@ -1,6 +1,5 @@
 //! The replicas that average with each other, noted once for every table: events come far more often than tables.
 
-use crate::averaging::MEMBERS_MAX;
 use crate::{Instance, PeerTable, StageIndex};
 
 /// The members of the averaging rounds, by stage.
@@ -30,5 +29,5 @@ impl AveragingMembers {
 }
 
 fn members(table: &PeerTable, stage: StageIndex) -> Vec<Instance> {
-    table.hops(stage).iter().take(MEMBERS_MAX).map(|hop| hop.instance).collect()
+    table.hops(stage).iter().map(|hop| hop.instance).collect()
 }
