@@ -398,7 +398,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     fn on_refused(&mut self, now: Time, from: Instance, proof: &RouteProof, by: Hop, reason: Refusal) {
         let id = proof.microbatch;
-        let own = by.instance == from && self.table.placed(&by) && self.believes(proof, by);
+        let own = by.instance == from && self.table.placed(&by) && self.believes(self.now, proof, by);
         let sent = self.handoff.attempts(id) > 0;
         match self.open.get(&id) {
             Some(_) if own && sent => self.settle(now, id, Outcome::Refused { by, reason }),

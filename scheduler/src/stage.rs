@@ -15,6 +15,7 @@ mod config;
 mod contacts;
 mod counts;
 mod credit;
+mod distrust;
 mod ending;
 mod event;
 mod executor_queue;
@@ -58,6 +59,7 @@ pub use parked::{PARKED_MAX, PARKED_TIMEOUT};
 use applied_set::AppliedSet;
 use contacts::Contacts;
 use credit::Credits;
+use distrust::Distrust;
 use executor_queue::ExecutorQueue;
 use feeder_links::FeederLinks;
 use forfeits::Forfeits;
@@ -78,6 +80,7 @@ pub struct Stage<P> {
     handoff: Handoff,
     contacts: Contacts,
     credits: Credits,
+    distrust: Distrust,
     queue: ExecutorQueue,
     /// The microbatches in phase `Unrouted`, oldest first: computed, but no replica of the next stage takes them.
     unrouted: VecDeque<MicrobatchId>,
@@ -122,6 +125,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             handoff,
             contacts: Contacts::default(),
             credits: Credits::default(),
+            distrust: Distrust::default(),
             queue: ExecutorQueue::default(),
             unrouted: VecDeque::new(),
             parked: Parked::new(),
@@ -318,7 +322,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             return self.change_upstream(now, upstream, id, (arrival.route, arrival.key));
         }
         let takes_slot = arrival.purpose == Purpose::Train && !arrival.is_retry;
-        let distrusted = self.table.is_quarantined(now, sender.instance);
+        let distrusted = self.distrust.holds(now, sender.peer());
         let feeder_lost = arrival.route.first().is_some_and(|feeder| self.feeders.is_lost(feeder.peer()));
         if self.draining || distrusted || feeder_lost || !self.has_room(arrival.purpose, takes_slot) {
             self.count(Note::Busy(id));

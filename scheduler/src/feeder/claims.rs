@@ -4,10 +4,11 @@
 use std::fmt::Debug;
 
 use super::contributions::Contributions;
-use super::grants::Ruling;
+use super::grants::{Ruling, gone};
+use super::suspicion::Belief;
 use super::{Action, Feeder, Outcome, Record};
 use crate::mutation::Mutation;
-use crate::{Hop, Message, MicrobatchId, RouteProof, Time};
+use crate::{Hop, Message, MicrobatchId, RouteProof, StageIndex, Time};
 
 impl<P: Clone + Default + Debug> Feeder<P> {
     /// Answers the claims of a replica, and takes back what it forfeits.
@@ -21,10 +22,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if !self.may_claim(&claimant) {
             return self.counts.foreign += 1;
         }
-        let ids = |proofs: Vec<RouteProof>| proofs.into_iter().map(|proof| proof.microbatch).collect();
         // Its gradients wait for an answer, and its neighbours for them.
         if self.suspicion.is_struck(claimant.peer()) {
-            return self.reply(claimant, Vec::new(), ids(claimed), Vec::new());
+            let denied = claimed.into_iter().map(|proof| proof.microbatch).collect();
+            return self.reply(claimant, Vec::new(), denied, Vec::new());
         }
         if !forfeited.is_empty() {
             forfeited.retain(|&id| !self.succession.is_undecided(id));
@@ -34,9 +35,19 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             self.reply(claimant, Vec::new(), forfeited, Vec::new());
         }
-        let (proven, forged): (Vec<_>, Vec<_>) =
-            claimed.into_iter().partition(|proof| self.believes(proof, claimant));
-        self.answer_claims(now, claimant, ids(proven), ids(forged));
+        let (mut proven, mut misled, mut forged) = (Vec::new(), Vec::new(), Vec::new());
+        for proof in claimed {
+            let answer = match self.belief(now, &proof, claimant) {
+                Belief::Sound => &mut proven,
+                Belief::Misled => &mut misled,
+                Belief::Forged => &mut forged,
+            };
+            answer.push(proof.microbatch);
+        }
+        if !misled.is_empty() {
+            self.reply(claimant, Vec::new(), misled, Vec::new());
+        }
+        self.answer_claims(now, claimant, proven, forged);
     }
 
     /// Grants the first claim of a stage; a replica that repeats its claim gets the same answer.
@@ -72,25 +83,37 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.send(to, Message::ClaimReply { granted, denied, forged });
     }
 
+    /// Whether the replica was handed the microbatch.
+    pub(super) fn believes(&mut self, now: Time, proof: &RouteProof, shown_by: Hop) -> bool {
+        self.belief(now, proof, shown_by) == Belief::Sound
+    }
+
     /// Whether the replica was handed the microbatch. A false proof casts doubt on the replica, and on the replica that it
     /// names as its upstream. The keys of ids that were taken over are those of the former feeder: they prove nothing here.
-    pub(super) fn believes(&mut self, proof: &RouteProof, shown_by: Hop) -> bool {
+    fn belief(&mut self, now: Time, proof: &RouteProof, shown_by: Hop) -> Belief {
         let id = proof.microbatch;
         let taken_over = self.succession.took_over(id) || self.succession.is_undecided(id);
         if taken_over || self.config.breaks(Mutation::BelieveClaims) {
-            return true;
+            return Belief::Sound;
         }
         let own = proof.route.first().is_some_and(|feeder| feeder.peer() == self.config.me.peer);
         let holds = own && proof.holds(&self.config.secret, shown_by);
         let upstream = proof.route.last().copied().filter(|hop| hop.stage.is_some());
-        let both = [Some(shown_by), upstream].into_iter().flatten();
         if holds {
+            let both = [Some(shown_by), upstream].into_iter().flatten();
             both.filter(|hop| self.table.placed(hop)).for_each(|hop| self.suspicion.sound(hop.peer()));
-        } else {
-            self.counts.forged += 1;
-            self.doubt(both.collect());
+            return Belief::Sound;
         }
-        holds
+        self.counts.forged += 1;
+        if self.suspicion.is_misled(id, &proof.route) {
+            return Belief::Misled;
+        }
+        // All upstreams that have left are one: their pairs end with the replica.
+        let placed = |hop: Hop| if self.table.placed(&hop) { hop } else { gone(StageIndex(0)) };
+        let named = upstream.map(placed);
+        let authors = self.suspicion.forged(now, id, named, shown_by);
+        self.doubt(authors);
+        Belief::Forged
     }
 
     /// One of these lies. A peer of which more is false than sound is struck.

@@ -104,12 +104,15 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Claims are `missing`, and `sender` brought the path that names the replicas. While a feeder was out of reach, honest
     /// replicas gave up their claims: they say so, to this feeder or to a former one.
-    fn doubt_unclaimed(&mut self, id: MicrobatchId, missing: &[Hop], sender: Option<&Hop>) {
-        let mut hops: Vec<Hop> = missing.to_vec();
-        hops.retain(|hop| !self.returns.has_forfeited(id, hop));
-        if !hops.is_empty() && !self.succession.took_over(id) {
-            hops.extend(sender);
-            self.doubt(hops);
+    fn doubt_unclaimed(&mut self, now: Time, id: MicrobatchId, missing: &[Hop], sender: Option<&Hop>) {
+        let Some(&sender) = sender.filter(|_| !self.succession.took_over(id)) else { return };
+        for &named in missing {
+            let liars = match named {
+                _ if self.returns.has_forfeited(id, &named) => continue,
+                _ if named == sender => vec![sender],
+                _ => self.suspicion.unclaimed(now, sender, named),
+            };
+            self.doubt(liars);
         }
     }
 
@@ -126,7 +129,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                     self.note_grant(id, gone(stage), ruling);
                 }
             }
-            self.doubt_unclaimed(id, &missing, path.last());
+            self.doubt_unclaimed(now, id, &missing, path.last());
             self.finish_if_granted(now, id);
         }
     }

@@ -1,9 +1,14 @@
-//! Peers that are caught lying. A false proof has two possible authors: the replica that shows it, and the replica that it
-//! says it was handed the microbatch by. Both are noted, and the liar is the one of whom more is false than sound.
+//! Peers that are caught lying.
+//!
+//! A false proof has two possible authors: the replica that shows it, and the upstream that it says it was handed the
+//! microbatch by. The feeder tells the replica, and an honest replica then takes nothing from that upstream for a while,
+//! and soon nothing at all ([`crate::stage`]). So an innocent pair is contested a few times at most: for those both are
+//! doubted, and from then on only the replica that shows the proof. A peer is struck when more of its statements are
+//! false than sound; one liar alone brings no other peer so far.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::PeerId;
+use crate::{Duration, Hop, MicrobatchId, PeerId, Time};
 
 /// False statements that a peer takes part in before it is struck.
 const FALSE_MAX: u32 = 8;
@@ -11,17 +16,47 @@ const FALSE_MAX: u32 = 8;
 /// Statements of one peer remembered; beyond that old ones count half.
 const REMEMBERED: u32 = 1_024;
 
-/// Statements about microbatches, by peer.
+/// False proofs of one pair within this time are one contest: the replica may not have heard of the first.
+const CONTEST: Duration = Duration::from_secs(30);
+
+/// Contests of one pair in which both may be the liar.
+const CONTESTS_MAX: u32 = 4;
+
+/// Pairs, and microbatches with a false proof, that are remembered.
+const PAIRS_MAX: usize = 16_384;
+const FORGED_MAX: usize = 4_096;
+
+/// What a proof shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Belief {
+    /// The replica was handed the microbatch.
+    Sound,
+    /// It was not, and neither was a replica further up the route: that one was lied to, or lies.
+    Misled,
+    /// It was not: the replica lies, or its upstream does.
+    Forged,
+}
+
+/// Statements about microbatches, by peer and by pair of neighbours.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Suspicion {
     by_peer: BTreeMap<PeerId, Statements>,
     struck: BTreeSet<PeerId>,
+    contests: BTreeMap<(PeerId, PeerId), Contests>,
+    /// The replicas whose proofs of a microbatch are false.
+    forged: BTreeMap<MicrobatchId, BTreeSet<PeerId>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Statements {
     sound: u32,
     false_ones: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Contests {
+    count: u32,
+    until: Time,
 }
 
 impl Suspicion {
@@ -41,10 +76,58 @@ impl Suspicion {
         self.struck.contains(&peer)
     }
 
+    /// Whether a replica on this route has shown a false proof of the microbatch.
+    pub(super) fn is_misled(&self, microbatch: MicrobatchId, route: &[Hop]) -> bool {
+        let forged = self.forged.get(&microbatch);
+        forged.is_some_and(|peers| route.iter().any(|hop| peers.contains(&hop.peer())))
+    }
+
+    /// A replica shows a false proof. Returns the hops that may be its author.
+    pub(super) fn forged(
+        &mut self,
+        now: Time,
+        microbatch: MicrobatchId,
+        upstream: Option<Hop>,
+        shown_by: Hop,
+    ) -> Vec<Hop> {
+        self.forged.entry(microbatch).or_default().insert(shown_by.peer());
+        if self.forged.len() > FORGED_MAX {
+            self.forged.pop_first();
+        }
+        let Some(upstream) = upstream else { return vec![shown_by] };
+        match self.contest(now, &upstream, &shown_by) {
+            None => Vec::new(),
+            Some(count) if count > CONTESTS_MAX => vec![shown_by],
+            Some(_) => vec![upstream, shown_by],
+        }
+    }
+
+    /// `sender` brought a path that names `named`, which claims nothing. Returns the hops that may lie: the replica that
+    /// is named cannot know that it is, so neither is doubted for long.
+    pub(super) fn unclaimed(&mut self, now: Time, sender: Hop, named: Hop) -> Vec<Hop> {
+        let contest = self.contest(now, &sender, &named);
+        contest.filter(|&count| count <= CONTESTS_MAX).map_or_else(Vec::new, |_| vec![sender, named])
+    }
+
     /// Forgets a peer that has left.
     pub(super) fn forget(&mut self, peer: PeerId) {
         self.by_peer.remove(&peer);
         self.struck.remove(&peer);
+        self.contests.retain(|&(upstream, downstream), _| upstream != peer && downstream != peer);
+    }
+
+    /// The number of the contest that begins now; `None` if the last one still lasts, or there are too many pairs.
+    fn contest(&mut self, now: Time, upstream: &Hop, downstream: &Hop) -> Option<u32> {
+        let pair = (upstream.peer(), downstream.peer());
+        if self.contests.len() >= PAIRS_MAX && !self.contests.contains_key(&pair) {
+            return None;
+        }
+        let contests = self.contests.entry(pair).or_insert(Contests { count: 0, until: now });
+        if contests.until > now {
+            return None;
+        }
+        *contests = Contests { count: contests.count.saturating_add(1), until: now + CONTEST };
+        Some(contests.count)
     }
 
     fn note(&mut self, peer: PeerId, change: impl FnOnce(&mut Statements)) -> Statements {
@@ -60,9 +143,21 @@ impl Suspicion {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::{a, b};
 
+    const ID: MicrobatchId = MicrobatchId(7);
     const LIAR: PeerId = PeerId([1; 32]);
     const HONEST: PeerId = PeerId([2; 32]);
+
+    /// What a peer is doubted for if one pair shows a false proof a second for this long: upstream, downstream.
+    fn doubted(seconds: u64) -> (usize, usize) {
+        let mut suspicion = Suspicion::default();
+        let show =
+            |second| suspicion.forged(Time::default() + Duration::from_secs(second), ID, Some(a(0)), a(1));
+        let doubted: Vec<_> = (0..seconds).flat_map(show).collect();
+        let times = |of| doubted.iter().filter(|&&hop| hop == of).count();
+        (times(a(0)), times(a(1)))
+    }
 
     #[test]
     fn the_liar_is_struck_once_and_the_peer_that_it_names_is_not() {
@@ -74,6 +169,37 @@ mod tests {
         assert!(suspicion.is_struck(LIAR) && !suspicion.is_struck(HONEST));
         suspicion.forget(LIAR);
         assert!(!suspicion.is_struck(LIAR));
+    }
+
+    #[test]
+    fn a_burst_of_false_proofs_is_one_contest_and_a_pair_that_goes_on_is_the_fault_of_the_replica_that_shows_them()
+     {
+        assert_eq!(doubted(30), (1, 1));
+        assert_eq!(doubted(120), (4, 4));
+        assert_eq!(doubted(600), (4, 20));
+    }
+
+    #[test]
+    fn a_replica_without_an_upstream_to_blame_is_doubted_each_time() {
+        let mut suspicion = Suspicion::default();
+        let doubted: Vec<_> = (0..9).flat_map(|_| suspicion.forged(Time(0), ID, None, a(0))).collect();
+        assert_eq!(doubted, [a(0); 9]);
+    }
+
+    #[test]
+    fn a_replica_is_misled_if_the_proof_of_one_further_up_is_false() {
+        let mut suspicion = Suspicion::default();
+        suspicion.forged(Time(0), ID, Some(a(0)), a(1));
+        assert!(suspicion.is_misled(ID, &[a(0), a(1)]));
+        assert!(!suspicion.is_misled(ID, &[a(0), b(1)]) && !suspicion.is_misled(MicrobatchId(8), &[a(1)]));
+    }
+
+    #[test]
+    fn a_path_without_claims_is_held_against_both_for_a_few_times() {
+        let mut suspicion = Suspicion::default();
+        let minute = |minutes: u64| Time::default() + Duration::from_secs(60 * minutes);
+        let doubted: Vec<_> = (0..50).flat_map(|now| suspicion.unclaimed(minute(now), a(0), b(1))).collect();
+        assert_eq!(doubted.len() as u32, 2 * CONTESTS_MAX);
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let claimed = matches!(held.claim, ClaimState::Claimed { .. });
             if claimed && held.feeder().is_some_and(|feeder| feeder.peer() == from.peer) {
                 let by = held.upstream.hop.instance;
-                self.table.quarantine(now, by);
+                self.distrust.note(now, by.peer);
                 self.count(Note::Forged(id, by));
                 self.give_up(now, id);
             }

@@ -50,6 +50,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             return;
         }
         self.renew_contacts(now);
+        let known = &self.table;
+        self.distrust.keep(|peer| known.instance(peer).is_some());
         let table = std::mem::take(&mut self.table);
         let ignores_starts = self.config.breaks(Mutation::IgnoreIncarnation);
         let known = |hop: &Hop| table.placed(hop) || (ignores_starts && table.address(hop.peer()).is_some());
@@ -158,7 +160,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if !self.table.placed(&hop) || !replace_feeder(&self.table, hop, id, &mut route) {
             return self.count(Note::Foreign(id));
         }
-        if self.microbatches.contains_key(&id) {
+        let trusted = !self.distrust.holds(now, hop.peer());
+        if trusted && self.microbatches.contains_key(&id) {
             self.change_upstream(now, sender, id, (route, key));
         } else if !self.outcomes.contain(id) {
             self.send(hop, Message::StatusReply { microbatch: id, attempt, status: Status::Missing });
