@@ -11,6 +11,7 @@
 //! Facts that must survive this process go into a journal first; [`Feeder::resume`] goes on from it.
 
 mod announcement;
+mod announcing;
 mod averaging_members;
 mod claims;
 mod config;
@@ -58,6 +59,7 @@ pub use succession::RECOVERY_TIMEOUT;
 pub use window::{Admission, Window};
 
 use announcement::Announcement;
+use announcing::Turns;
 use averaging_members::AveragingMembers;
 use config::SCARCE;
 use contributions::Contributions;
@@ -92,6 +94,7 @@ pub struct Feeder<P> {
     grants: Grants,
     contributions: Contributions,
     announcement: Announcement,
+    turns: Turns,
     rounds: Rounds,
     averaging_members: AveragingMembers,
     succession: Succession,
@@ -135,6 +138,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             grants: Grants::default(),
             contributions: Contributions::new(averaging),
             announcement: Announcement::default(),
+            turns: Turns::default(),
             rounds: Rounds::new(averaging),
             averaging_members: AveragingMembers::default(),
             succession: Succession::default(),
@@ -297,7 +301,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         &self.config
     }
 
-    // --- Leases and announcements ---------------------------------------------------------------------------
+    // --- Leases ---------------------------------------------------------------------------------------------
 
     /// Asks for ids when half of a lease is used up, one request at a time.
     fn ask_for_lease(&mut self, now: Time) {
@@ -311,28 +315,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             let count = self.config.lease_count.clamp(1, missing);
             self.lease_asked = Some(now);
             self.actions.push_back(Action::RequestLease { count });
-        }
-    }
-
-    /// Announces outcomes and the current averaging round to every replica, often enough that replicas hold few
-    /// microbatches.
-    fn announce(&mut self, now: Time) {
-        let many = self.announcement.news() * 2 >= u64::from(self.window.limit());
-        if now < self.announce_at && !many {
-            return;
-        }
-        self.announce_at = now + self.config.announce_interval;
-        let outcomes = Message::Outcomes { ranges: self.announcement.announce() };
-        let (round, is_closing) = (self.rounds.current(), self.rounds.closes());
-        let averages = self.config.averaging.is_some();
-        let call = averages.then_some(Message::RoundCall { round, is_closing });
-        let replicas: Vec<Hop> =
-            (0..self.config.stages).flat_map(|stage| self.table.hops(StageIndex(stage))).copied().collect();
-        for to in replicas {
-            self.send(to, outcomes.clone());
-            if let Some(call) = &call {
-                self.send(to, call.clone());
-            }
         }
     }
 
@@ -486,7 +468,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 self.contributions.catch_up(round);
             }
             self.actions.push_back(Action::Journal(Record::RoundCalled));
-            self.announce_at = now;
+            self.announce_to_all(now);
         }
     }
 
@@ -501,7 +483,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     fn notice_trained(&mut self, now: Time) {
         if !self.trained && self.settled() && (self.stopped || self.rounds.is_over()) {
             self.trained = true;
-            self.announce_at = now;
+            self.announce_to_all(now);
             self.announce(now);
             self.evaluate_at_the_end();
         }

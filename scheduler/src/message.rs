@@ -206,12 +206,13 @@ pub enum Message {
         /// The reason.
         reason: Refusal,
     },
-    /// From a feeder to every replica: these ids have their outcome, so replicas free their outputs and gradients.
+    /// From a feeder to each replica in its turn: these ids have their outcome, so replicas free their outputs and
+    /// gradients.
     Outcomes {
         /// By first id, at most [`ACK_RANGES_MAX`](crate::ACK_RANGES_MAX).
         ranges: Vec<AckRange>,
     },
-    /// From a feeder to every replica: the current averaging round. Repeated with every announcement of outcomes.
+    /// From a feeder to every replica when it calls the round, and again with every announcement of outcomes.
     RoundCall {
         /// The round; 0 before the first.
         round: Round,

@@ -644,7 +644,7 @@ pub struct AckRange {
     #[prost(uint64, repeated, tag = "3")]
     pub open: ::prost::alloc::vec::Vec<u64>,
 }
-/// From a feeder to every replica: its microbatches that have their outcome. Replicas free all they hold of them.
+/// From a feeder to each replica in its turn: its microbatches that have their outcome, which replicas free.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Outcomes {
     /// The latest ranges of the feeder; at most 16.
