@@ -24,6 +24,7 @@ use crate::net::digest::ManifestDigest;
 use crate::net::trust::Trust;
 use crate::net::{Identity, Invite, grpc, membership};
 use crate::outcome::Outcome;
+use crate::process::incarnation;
 use crate::report::{Event, Reporter, Totals};
 
 pub use options::CoordinatorOptions;
@@ -159,6 +160,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 
 fn config(run: &Run) -> Result<Config, Error> {
     let mut config = Config::new(run.last_stage().0 + 1);
+    config.launch = incarnation().0;
     config.policy = policy(run)?;
     config.feed = feed_policy(run)?;
     config.replicas_per_stage = u32::try_from(run.pipeline.replicas).unwrap_or(u32::MAX);

@@ -92,18 +92,15 @@ pub enum Error {
         error: io::Error,
     },
     /// A feeder cannot resume from its journal.
-    #[error("{path}, line {line}: {fault}; name another file with --journal to start a new one")]
+    #[error("{path}, byte {at}: {fault}")]
     Journal {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// The fault.
+        /// Offset of the fault in the file, bytes.
+        at: usize,
+        /// The fault and its remedy.
         fault: String,
     },
-    /// A record of a feeder's journal cannot be written as JSON.
-    #[error("a record of the journal cannot be written: {0}; this is a defect, please report it")]
-    JournalRecord(#[source] serde_json::Error),
     /// Weights in a file do not fit the stage.
     #[error("{path}: {reason}")]
     Weights {

@@ -29,7 +29,7 @@ use crate::report::{Event, Reporter};
 pub use options::FeederOptions;
 
 use feeder_loop::{FeederLoop, Handles};
-use journal::Journal;
+use journal::{Journal, Launch};
 use throughput::Throughput;
 
 /// Limit of the ids of a lease.
@@ -49,7 +49,7 @@ const LEASE_COUNT_MAX: u64 = 1_024;
 /// ```
 #[derive(Debug)]
 pub struct Feeder {
-    work: FeederLoop,
+    work: Box<FeederLoop>,
     corpus: Arc<Corpus>,
     address: SocketAddr,
     peer: PeerId,
@@ -69,7 +69,8 @@ impl Feeder {
         let heartbeats = Heartbeats::start(control.clone());
         let run = run_with_text(&options, &joined)?;
         let corpus = Arc::new(open_corpus(run.clone()).await?);
-        let (journal, records) = Journal::open(options.journal.as_deref(), &joined.digest)?;
+        let launch = Launch { manifest: joined.digest, number: joined.membership.launch };
+        let (journal, records) = Journal::open(options.journal.as_deref(), launch, averaging(&run))?;
 
         let peer = options.identity.peer();
         let config = config(&run, Instance::new(peer, registration.incarnation), &options);
@@ -90,11 +91,11 @@ impl Feeder {
             control,
             batches: Batches::new(&run, Arc::clone(&corpus)),
             tokens: TokenCodec::new(&run),
+            throughput: Throughput::new(run.microbatches(), journal.tokens()),
             journal,
-            throughput: Throughput::new(run.microbatches()),
         };
         let machine = swarmline_scheduler::Feeder::<Bytes>::resume(config, router, records);
-        Ok(Self { work: FeederLoop::new(machine, handles), corpus, address, peer })
+        Ok(Self { work: Box::new(FeederLoop::new(machine, handles)), corpus, address, peer })
     }
 
     /// Address of the feeder's data plane.
@@ -116,7 +117,7 @@ impl Feeder {
     pub async fn run(self, reporter: &Reporter, stop: impl Future<Output = ()>) -> Result<Outcome, Error> {
         reporter.tell(&Event::corpus(&self.corpus));
         let stop = pin!(stop);
-        self.work.run(reporter, stop).await
+        Box::pin(self.work.run(reporter, stop)).await
     }
 }
 

@@ -163,7 +163,7 @@ impl Coordinator {
     pub fn membership(&self) -> Membership {
         let members = self.entries.values().map(|entry| entry.member.clone()).collect();
         let (successions, trained) = (self.leases.successions(), self.trained.clone());
-        Membership { version: self.version, members, successions, trained }
+        Membership { launch: self.config.launch, version: self.version, members, successions, trained }
     }
 
     /// The latest progress of a member.

@@ -30,6 +30,7 @@ mod ranges;
 mod recovery;
 mod returns;
 mod rounds;
+mod snapshot;
 mod succession;
 mod suspicion;
 #[cfg(test)]
@@ -55,6 +56,7 @@ pub use evaluation_schedule::EvaluationSchedule;
 pub use event::{Action, End, Event, Reason};
 pub use journal::{Continued, Record, TakenOver};
 pub use rounds::{ROUND_GRACE, ROUND_TIMEOUT};
+pub use snapshot::{InFlight, Late, LeasedRange, Snapshot, Totals};
 pub use succession::RECOVERY_TIMEOUT;
 pub use window::{Admission, Window};
 
@@ -180,6 +182,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     fn remember(&mut self, record: Record) {
         match record {
+            Record::Snapshot(snapshot) => self.restore(&snapshot),
             Record::Leased(lease) => {
                 self.ranges.add(&lease);
                 self.announcement.lease(&lease);

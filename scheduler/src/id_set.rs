@@ -42,13 +42,18 @@ impl IdSet {
 
     /// Removes one id.
     pub fn remove(&mut self, id: MicrobatchId) {
-        let Some((&first, &end)) = self.runs.range(..=id.0).next_back() else { return };
-        if end <= id.0 {
-            return;
+        self.remove_run(id.0..id.0.saturating_add(1));
+    }
+
+    /// Removes every id of `run`.
+    pub fn remove_run(&mut self, run: Range<u64>) {
+        let inside: Vec<_> = self.runs(run).collect();
+        for gone in inside {
+            let Some((&first, &end)) = self.runs.range(..=gone.start).next_back() else { return };
+            self.runs.remove(&first);
+            let rest = [first..gone.start, gone.end..end];
+            self.runs.extend(rest.into_iter().filter(|run| !run.is_empty()).map(|run| (run.start, run.end)));
         }
-        self.runs.remove(&first);
-        let rest = [first..id.0, id.0 + 1..end];
-        self.runs.extend(rest.into_iter().filter(|run| !run.is_empty()).map(|run| (run.start, run.end)));
     }
 
     /// The lowest id.

@@ -68,6 +68,9 @@ impl Member {
 /// A membership table, as the coordinator signs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
+    /// The launch of the run: a number that the coordinator drew when the run began. The same run file may be launched
+    /// again, and what belongs to an earlier launch is of no use then.
+    pub launch: u64,
     /// Grows by one with every change.
     pub version: u64,
     /// The members, ordered by peer id.

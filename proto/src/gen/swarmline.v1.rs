@@ -57,6 +57,10 @@ pub struct Membership {
     /// initial weights of the run reports that the updates of the stage are lost.
     #[prost(uint32, repeated, tag = "4")]
     pub trained: ::prost::alloc::vec::Vec<u32>,
+    /// The launch of the run: a number that the coordinator draws when the run begins. What a member keeps of another
+    /// launch is of no use in this one.
+    #[prost(fixed64, tag = "15")]
+    pub launch: u64,
 }
 /// A range of microbatch ids whose feeder is gone, and the feeder that decides about them now.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

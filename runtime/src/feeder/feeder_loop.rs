@@ -32,6 +32,8 @@ const UNSERVED_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a feeder that is done repeats its report to a silent coordinator. Then it ends with the error; started again
 /// with its journal, it reports at once.
 const REPORT_WITHIN: Duration = Duration::from_secs(600);
+/// Messages that one write of the journal serves at most.
+const EVENTS_PER_COMMIT: usize = 64;
 
 /// Handles of the loop: network, coordinator, text and files.
 #[derive(Debug)]
@@ -112,7 +114,7 @@ impl FeederLoop {
             }
             let deadline = self.machine.poll_timeout().map(|(at, _)| at);
             tokio::select! {
-                Some(event) = self.handles.arrivals.recv() => self.on_network(event, reporter)?,
+                Some(event) = self.handles.arrivals.recv() => self.on_arrivals(event, reporter)?,
                 Some(lease) = self.leases.recv() => self.handle(Event::Lease(lease?), reporter)?,
                 Ok(()) = self.handles.table.changed() => {
                     let table = self.handles.table.borrow_and_update().clone();
@@ -170,19 +172,26 @@ impl FeederLoop {
 
     // --- Events ---------------------------------------------------------------------------------------------
 
-    fn on_network(&mut self, event: NetEvent, reporter: &Reporter) -> Result<(), Error> {
+    /// Takes `first`, and all that has arrived behind it, so that one write of the journal serves them.
+    fn on_arrivals(&mut self, first: NetEvent, reporter: &Reporter) -> Result<(), Error> {
         let now = Instant::now();
-        self.notices.on_event(now, &event, self.machine.table());
+        let mut events = VecDeque::new();
+        let mut next = Some(first);
+        while let Some(event) = next {
+            self.notices.on_event(now, &event, self.machine.table());
+            events.extend(self.event_of(event));
+            let room = events.len() < EVENTS_PER_COMMIT;
+            next = if room { self.handles.arrivals.try_recv().ok() } else { None };
+        }
         self.notices.tell(now, reporter);
+        self.handle_all(events, reporter)
+    }
+
+    fn event_of(&self, event: NetEvent) -> Option<Event<Bytes>> {
         match event {
-            NetEvent::Received { from, envelope } => {
-                self.handle(Event::Received { from, envelope }, reporter)
-            }
-            NetEvent::Arriving(instance) => self.handle(Event::Arriving(instance), reporter),
-            other => match lost_instance(&other, self.machine.table()) {
-                Some(lost) => self.handle(Event::PeerLost(lost), reporter),
-                None => Ok(()),
-            },
+            NetEvent::Received { from, envelope } => Some(Event::Received { from, envelope }),
+            NetEvent::Arriving(instance) => Some(Event::Arriving(instance)),
+            other => lost_instance(&other, self.machine.table()).map(Event::PeerLost),
         }
     }
 
@@ -206,16 +215,40 @@ impl FeederLoop {
         Ok(())
     }
 
-    /// Passes an event to the machine and performs its actions, with the events that follow from them.
     fn handle(&mut self, event: Event<Bytes>, reporter: &Reporter) -> Result<(), Error> {
-        let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
-            self.machine.handle(self.clock.now(), event);
-            while let Some(action) = self.machine.poll_action() {
+        self.handle_all(VecDeque::from([event]), reporter)
+    }
+
+    /// Passes events to the machine and performs its actions, with the events that follow from them. No action leaves
+    /// this process before the records of the journal are on disk.
+    fn handle_all(&mut self, mut events: VecDeque<Event<Bytes>>, reporter: &Reporter) -> Result<(), Error> {
+        while !events.is_empty() {
+            let leaving = self.decide(&mut events)?;
+            self.handles.journal.commit()?;
+            for action in leaving {
                 events.extend(self.act(action, reporter)?);
             }
         }
         Ok(())
+    }
+
+    /// Passes all events to the machine, gathers its records, and returns the actions that wait for them.
+    fn decide(&mut self, events: &mut VecDeque<Event<Bytes>>) -> Result<Vec<Action<Bytes>>, Error> {
+        let mut leaving = Vec::new();
+        while let Some(event) = events.pop_front() {
+            self.machine.handle(self.clock.now(), event);
+            while let Some(action) = self.machine.poll_action() {
+                match action {
+                    Action::Journal(record) => self.handles.journal.write(&record)?,
+                    Action::Draw { microbatch, purpose } => {
+                        let ids = self.draw(microbatch, purpose)?;
+                        events.push_back(Event::Drawn { microbatch, ids });
+                    }
+                    action => leaving.push(action),
+                }
+            }
+        }
+        Ok(leaving)
     }
 
     // --- Actions --------------------------------------------------------------------------------------------
@@ -223,11 +256,8 @@ impl FeederLoop {
     /// Performs an action; returns the event that follows at once, if any.
     fn act(&mut self, action: Action<Bytes>, reporter: &Reporter) -> Result<Option<Event<Bytes>>, Error> {
         match action {
-            Action::Journal(record) => self.handles.journal.write(&record)?,
-            Action::Draw { microbatch, purpose } => {
-                let ids = self.draw(microbatch, purpose)?;
-                return Ok(Some(Event::Drawn { microbatch, ids }));
-            }
+            // Done before any action that leaves.
+            Action::Journal(_) | Action::Draw { .. } => {}
             Action::Send { to, envelope } => return Ok(self.send(to, envelope)),
             Action::RequestLease { count } => self.request_lease(count),
             Action::Outcome { microbatch, outcome } => self.count(microbatch, &outcome, reporter),

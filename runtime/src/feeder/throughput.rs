@@ -21,11 +21,12 @@ pub(super) struct Throughput {
 }
 
 impl Throughput {
-    pub(super) fn new(total: u64) -> Self {
+    /// Of a run of `total` microbatches; those before this start had `tokens`.
+    pub(super) fn new(total: u64, tokens: u64) -> Self {
         let now = Instant::now();
         Self {
             total,
-            tokens: 0,
+            tokens,
             since_progress: Loss::default(),
             progress_at: now,
             training_since: None,
@@ -42,9 +43,9 @@ impl Throughput {
     }
 
     pub(super) fn finished(&mut self, loss: Loss) {
-        self.tokens += u64::from(loss.tokens);
+        self.tokens = self.tokens.saturating_add(u64::from(loss.tokens));
         self.since_progress.sum += loss.sum;
-        self.since_progress.tokens += loss.tokens;
+        self.since_progress.tokens = self.since_progress.tokens.saturating_add(loss.tokens);
         if let Some(since) = self.training_since.replace(Instant::now()) {
             self.training += since.elapsed();
         }

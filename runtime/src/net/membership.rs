@@ -90,6 +90,7 @@ mod tests {
         let lease = Lease { first: MicrobatchId(64), count: 32, epoch: 1 };
         let successions = vec![Succession { lease, feeder: PeerId([order[0]; 32]) }];
         Membership {
+            launch: 9,
             version: 4,
             members: order.into_iter().zip(states).map(member).collect(),
             successions,

@@ -41,6 +41,8 @@ pub enum FeedPolicy {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
+    /// Number of this launch of the run; see [`Membership::launch`](crate::Membership::launch). Default 0.
+    pub launch: u64,
     /// Number of stages of the run.
     pub stages: u16,
     /// Replicas of a stage at most; further joiners stand by. Default 1.
@@ -63,6 +65,7 @@ impl Config {
     #[must_use]
     pub fn new(stages: u16) -> Self {
         Self {
+            launch: 0,
             stages,
             replicas_per_stage: 1,
             policy: Policy::Anyone,

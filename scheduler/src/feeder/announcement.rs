@@ -79,6 +79,12 @@ impl Announcement {
         }
     }
 
+    /// Adds the outcomes of ids before a restart.
+    pub(super) fn end_run(&mut self, run: Range<u64>) {
+        self.news += 1;
+        self.ended.insert_run(run);
+    }
+
     /// Outcomes that are not announced yet.
     pub(super) fn news(&self) -> u64 {
         self.news

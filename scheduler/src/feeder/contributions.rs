@@ -48,8 +48,7 @@ impl Contributions {
     /// Counts a grant of a former start of the feeder. The reports of replicas are not in the journal: every round
     /// since then counts as one that has carried the replica.
     pub(super) fn remember(&mut self, hop: Hop, round: u64) {
-        let fragments = self.schedule.map_or(u64::MAX, |schedule| schedule.fragments);
-        self.carried(&hop, round.saturating_sub(fragments));
+        self.carried(&hop, Self::averaged_before(self.schedule, round));
         self.grant(hop, round);
     }
 
@@ -77,6 +76,16 @@ impl Contributions {
                 latest.remove();
             }
         }
+    }
+
+    /// Contributions before this round have been averaged in full when `round` rounds were called.
+    pub(super) fn averaged_before(schedule: Option<AveragingSchedule>, round: u64) -> u64 {
+        round.saturating_sub(schedule.map_or(u64::MAX, |schedule| schedule.fragments))
+    }
+
+    /// Counts grants of a former start of the feeder.
+    pub(super) fn restore(&mut self, hop: Hop, round: u64, count: u64) {
+        *self.by_hop.entry(hop).or_default().entry(round).or_default() += count;
     }
 
     /// `hop` is dead. Returns how many contributions may be lost with it: the feeder knows only that it died after its

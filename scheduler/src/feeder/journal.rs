@@ -1,11 +1,13 @@
 //! The records that a feeder needs after a restart.
 
-use super::Outcome;
+use super::{Outcome, Snapshot};
 use crate::{Hop, Lease, MicrobatchId};
 
 /// A record of the journal. The process makes it durable before it does any action that follows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
+    /// All records before: a journal begins with it when it has been shortened.
+    Snapshot(Box<Snapshot>),
     /// The coordinator leased these ids to the feeder.
     Leased(Lease),
     /// A training microbatch is sent to a replica of stage 0.

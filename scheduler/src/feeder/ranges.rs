@@ -1,5 +1,7 @@
 //! The ids that a feeder may still inject.
 
+use std::ops::Range;
+
 use crate::{IdSet, Lease, MicrobatchId};
 
 /// Leased ids that are not drawn yet.
@@ -31,6 +33,11 @@ impl Ranges {
     /// Takes out an id that was injected before.
     pub(super) fn remove(&mut self, id: MicrobatchId) {
         self.open.remove(id);
+    }
+
+    /// Takes out ids that were injected before.
+    pub(super) fn remove_run(&mut self, run: Range<u64>) {
+        self.open.remove_run(run);
     }
 
     pub(super) fn left(&self) -> u64 {

@@ -104,6 +104,11 @@ impl Succession {
         before.is_some_and(|(_, lease)| lease.contains(microbatch))
     }
 
+    /// A former start of the feeder took the range over.
+    pub(super) fn remember(&mut self, lease: Lease) {
+        self.done.insert(lease.first, lease);
+    }
+
     pub(super) fn give_up(&mut self) {
         self.under_way.clear();
         self.ask_at = None;
@@ -235,7 +240,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     pub(super) fn remember_taken_over(&mut self, taken: &TakenOver) {
         let TakenOver { lease, ended, end, continued, abandoned } = taken;
         let (open, refused) = (continued.len() as u64, abandoned.len() as u64);
-        self.succession.done.insert(lease.first, *lease);
+        self.succession.remember(*lease);
         self.announcement.take_over(lease, *end, continued.iter().map(|one| one.microbatch));
         self.admitted += ended + open + refused;
         self.counts.inherited += ended;

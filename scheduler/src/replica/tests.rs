@@ -59,7 +59,13 @@ impl Harness {
         let trained = trained.to_vec();
         let members = members.to_vec();
         let (version, successions) = (self.version, Vec::new());
-        self.hear(Event::Membership(Membership { version, members, successions, trained }))
+        self.hear(Event::Membership(Membership {
+            version,
+            members,
+            successions,
+            trained,
+            ..Membership::default()
+        }))
     }
 
     fn receive(&mut self, from: Hop, envelope: impl Into<Envelope<Payload>>) -> Vec<Action<Payload>> {

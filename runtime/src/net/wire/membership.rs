@@ -12,6 +12,7 @@ use super::{WireError, check_count, decode_address, decode_peer, decode_stage, o
 #[must_use]
 pub fn encode_membership(membership: &Membership) -> v1::Membership {
     v1::Membership {
+        launch: membership.launch,
         version: membership.version,
         members: membership.members.iter().map(encode_member).collect(),
         successions: membership.successions.iter().map(encode_succession).collect(),
@@ -35,7 +36,7 @@ pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, Wire
     }
     let successions = decode_successions(&membership.successions)?;
     let trained = decode_trained(&membership.trained)?;
-    Ok(Membership { version: membership.version, members, successions, trained })
+    Ok(Membership { launch: membership.launch, version: membership.version, members, successions, trained })
 }
 
 fn encode_member(member: &Member) -> v1::Member {
