@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use swarmline_proto::v1;
 use swarmline_scheduler::coordinator::{Config, FeedPolicy, Policy};
-use swarmline_scheduler::{Membership, PeerId};
+use swarmline_scheduler::{Membership, PeerId, Time};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -135,14 +135,18 @@ impl Coordinator {
         let (invite, manifest) = (self.invite.to_string(), self.digest.to_string());
         reporter.tell(&Event::Listening { invite, manifest });
         let (requests, request_queue) = mpsc::channel(REQUESTS_MAX);
-        let service = Service::new(self.published, requests);
+        let service = Service::new(self.published, self.identity.peer(), requests);
         let (stop_serving, serving_stopped) = oneshot::channel::<()>();
         // The state machine decides which peers join; the transport only demands a key.
         let serving = grpc::serve(self.listener, &self.identity, Trust::anyone(), service, async {
             let _ = serving_stopped.await;
         });
-        let work =
-            CoordinatorLoop::new(self.config, self.identity.clone(), self.digest, self.table, reporter);
+        // Members know a key that is older than this process.
+        let machine = match self.identity.is_new() {
+            true => swarmline_scheduler::Coordinator::new(self.config),
+            false => swarmline_scheduler::Coordinator::restarted(self.config, Time(0)),
+        };
+        let work = CoordinatorLoop::new(machine, self.identity.clone(), self.digest, self.table, reporter);
         let working = async {
             let outcome = work.run(request_queue, self.totals, stop).await;
             drop(stop_serving);

@@ -63,8 +63,12 @@ impl Feeder {
     pub async fn open(options: FeederOptions) -> Result<Self, Error> {
         let socket = bind_socket(options.listen)?;
         let address = socket.local_addr().map_err(Error::Address)?;
-        let registration =
-            Registration { incarnation: incarnation(), role: options.role(), data_address: address };
+        let registration = Registration {
+            incarnation: incarnation(),
+            role: options.role(),
+            data_address: address,
+            holds: None,
+        };
         let (control, joined) = Control::join(&options.invite, &options.identity, registration).await?;
         let heartbeats = Heartbeats::start(control.clone());
         let run = run_with_text(&options, &joined)?;

@@ -60,7 +60,7 @@ impl Replica {
     /// If the coordinator cannot be reached or refuses, the port is taken, or the weights could not be saved at the end.
     pub async fn join(options: ReplicaOptions) -> Result<Self, Error> {
         options.save.as_deref().map_or(Ok(()), check_place)?;
-        let registered = Registered::register(&options).await?;
+        let registered = Registered::register(&options, None).await?;
         Ok(Self { options, registered })
     }
 
@@ -95,6 +95,7 @@ impl Replica {
         for _ in 0..REJOINS_MAX {
             let ended = registered.take_part(&options, reporter, stop.as_mut()).await;
             registered.leave().await;
+            let kept = registered.take_kept();
             // This frees the port.
             drop(registered);
             let Err(Error::Control(ControlError::NotAMember(reason))) = ended else { return ended };
@@ -102,7 +103,7 @@ impl Replica {
             last_reason = reason;
             registered = tokio::select! {
                 () = stop.as_mut() => return Ok(Outcome::Stopped),
-                registered = Registered::register(&options) => registered?,
+                registered = Registered::register_again(&options, kept) => registered?,
             };
         }
         Err(Error::ExpelledTooOften { reason: last_reason, times: REJOINS_MAX })

@@ -35,7 +35,12 @@ impl<K: Copy + Ord> Alarms<K> {
 
     /// The earliest time set, and its key.
     pub(crate) fn next(&self) -> Option<(Time, K)> {
-        self.by_time.first().copied()
+        self.in_order().next()
+    }
+
+    /// All times set, the earliest first, and their keys.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = (Time, K)> {
+        self.by_time.iter().copied()
     }
 
     /// Takes the keys that are due now, in their order. They have no time any more.

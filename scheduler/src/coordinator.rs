@@ -3,30 +3,47 @@
 //! A run waits until every stage is served, runs while it is, and is finished when its feeders say so. Every change of the
 //! members makes a new table, one version up. A member that is silent for the lease is removed, unless all are silent:
 //! then the coordinator's own link is down, or its process stood still, and the leases stand still too.
+//!
+//! A removed replica may live, with weights that no other process has. So a trained stage whose last replica fell silent
+//! waits for it (`holders`) before it begins again, and a coordinator that was started again learns its run from the
+//! members before it goes on (`restart`).
 
 mod config;
 mod event;
+mod former;
+mod holders;
 mod lease_book;
+mod members;
 mod placement;
 mod reply;
+mod restart;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use crate::health::Link;
 use crate::stage::Progress;
 use crate::{
-    HeldLease, Instance, LeaseRefusal, Member, MemberState, Membership, PeerId, Role, StageIndex, Time,
+    Duration, HeldLease, Instance, LeaseRefusal, Member, MemberState, Membership, PeerId, Role, StageIndex,
+    Time,
 };
 
 pub use config::{Config, FeedPolicy, MEMBERS_MAX, Policy};
 pub use event::{Action, Event, Reason};
+pub use former::FORMER_MAX;
 pub use lease_book::{LEASES_MAX, LeaseBook};
 pub use reply::{JoinRefusal, Reply};
+pub use restart::RETURN_WITHIN;
 
-use placement::Occupancy;
+use former::FormerStarts;
+use holders::Holders;
+use members::{Entry, Members};
+use restart::Restart;
+
+/// How long a trained stage without a replica waits for the replicas that fell silent with its weights.
+pub const HOLDERS_AWAITED: Duration = Duration::from_secs(30);
 
 /// The state of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,23 +59,18 @@ pub enum RunState {
     Finished,
 }
 
-/// A member, with the fields that only the coordinator knows.
-#[derive(Clone, Debug)]
-struct Entry {
-    member: Member,
-    /// Time of its last request, on the clock of the leases.
-    heard: Time,
-    progress: Progress,
-    /// A feeder that has reported the end of its work.
-    done: bool,
-}
-
 /// The machine that decides about the members of a run.
 #[derive(Clone, Debug)]
 pub struct Coordinator {
     config: Config,
     version: u64,
-    entries: BTreeMap<PeerId, Entry>,
+    members: Members,
+    former: FormerStarts,
+    holders: Holders,
+    /// `None` if the run began with this start.
+    restart: Option<Restart>,
+    /// Members may come that only they know of: no replica is placed, no ids are leased.
+    waits_for_members: bool,
     link: Link,
     now: Time,
     leases: LeaseBook,
@@ -82,9 +94,13 @@ impl Coordinator {
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self {
+            members: Members::new(config.stages, config.lease),
             config,
             version: 0,
-            entries: BTreeMap::new(),
+            former: FormerStarts::default(),
+            holders: Holders::default(),
+            restart: None,
+            waits_for_members: false,
             link: Link::default(),
             now: Time::default(),
             leases: LeaseBook::default(),
@@ -99,6 +115,12 @@ impl Coordinator {
         }
     }
 
+    /// The coordinator of a run that may have members already, which know its key from an earlier start.
+    #[must_use]
+    pub fn restarted(config: Config, now: Time) -> Self {
+        Self { restart: Some(Restart::at(now)), waits_for_members: true, ..Self::new(config) }
+    }
+
     /// Takes one event; drain `poll_action` before the next.
     ///
     /// A table comes before the reply: the first table of a successor names the ranges that it takes over, so it denies
@@ -108,7 +130,11 @@ impl Coordinator {
         let sender = event.sender().map(|from| from.peer);
         let clock = self.lease_clock(now, sender);
         self.remove_silent(clock, sender);
-        let reply = self.reply(clock, event);
+        self.end_waits(now, clock);
+        let reply = match event {
+            Event::TableReturned { from, table } => Some(self.take_back(now, clock, from, &table)),
+            event => self.reply(clock, &event),
+        };
         self.notice_finished(now);
         self.promote_standbys();
         self.publish();
@@ -118,19 +144,17 @@ impl Coordinator {
     }
 
     /// Handles a request and returns its reply.
-    fn reply(&mut self, now: Time, event: Event) -> Option<Reply> {
-        let noted = |state: Option<MemberState>| state.map_or(Reply::NotAMember, Reply::Noted);
-        Some(match event {
-            Event::Join { from, role, address } => {
-                self.join(now, from, role, address).map_or_else(Reply::JoinRefused, Reply::Joined)
+    fn reply(&mut self, now: Time, event: &Event) -> Option<Reply> {
+        Some(match *event {
+            Event::Join { from, role, address, holds } => {
+                self.join(now, from, role, address, holds).map_or_else(Reply::JoinRefused, Reply::Joined)
             }
-            Event::Ready { from, stage } => noted(self.ready(now, from, stage)),
-            Event::Heartbeat { from, progress } => noted(self.heartbeat(now, from, progress)),
-            Event::Leave { from } if self.leave(from) => Reply::Left,
-            Event::Leave { .. } => Reply::NotAMember,
+            Event::Ready { from, stage } => self.ready(now, from, stage),
+            Event::Heartbeat { from, progress } => self.heartbeat(now, from, progress),
+            Event::Leave { from } => self.leave(from),
             Event::LeaseRequest { from, count } => self.lease(now, from, count),
-            Event::FeederDone { from } => noted(self.feeder_done(now, from)),
-            Event::Timeout => return None,
+            Event::FeederDone { from } => self.feeder_done(now, from),
+            Event::TableReturned { .. } | Event::Timeout => return None,
         })
     }
 
@@ -142,9 +166,13 @@ impl Coordinator {
     /// The latest time for the next call of `handle`, with [`Event::Timeout`]; `None` if there is nothing to wait for.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
-        let expires = self.next_expiry().map(|at| (at, Reason::MemberExpires));
+        let expires = self.members.next_expiry().and_then(|at| self.told_by_caller(at));
+        let expires = expires.map(|at| (at, Reason::MemberExpires));
+        let forsaken = self.holders.next_end().and_then(|at| self.told_by_caller(at));
+        let forsaken = forsaken.map(|at| (at, Reason::HolderForsaken));
+        let returned = self.return_ends().map(|at| (at, Reason::ReturnEnds));
         let farewell = self.farewell_until.filter(|_| !self.ended).map(|at| (at, Reason::FarewellEnds));
-        [expires, farewell].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [expires, forsaken, returned, farewell].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// The state of the run.
@@ -153,23 +181,33 @@ impl Coordinator {
         if self.finished {
             return RunState::Finished;
         }
-        let unserved: Vec<_> =
-            (0..self.config.stages).map(StageIndex).filter(|&stage| !self.serves(stage)).collect();
+        let unserved: Vec<_> = self.members.occupancy().unserved().collect();
         if unserved.is_empty() { RunState::Running } else { RunState::Waiting { unserved } }
+    }
+
+    /// Whether the run is over.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.finished
     }
 
     /// The current members, with the version of the table published last.
     #[must_use]
     pub fn membership(&self) -> Membership {
-        let members = self.entries.values().map(|entry| entry.member.clone()).collect();
-        let (successions, trained) = (self.leases.successions(), self.trained.clone());
-        Membership { launch: self.config.launch, version: self.version, members, successions, trained }
+        Membership {
+            launch: self.config.launch,
+            version: self.version,
+            members: self.members.iter().cloned().collect(),
+            successions: self.leases.successions(),
+            trained: self.trained.clone(),
+            awaited: self.holders.stages().into_iter().collect(),
+        }
     }
 
     /// The latest progress of a member.
     #[must_use]
     pub fn progress(&self, peer: PeerId) -> Option<Progress> {
-        self.entries.get(&peer).map(|entry| entry.progress)
+        self.members.of_peer(peer).map(|entry| entry.progress)
     }
 
     /// Ranges of ids given out, by first id.
@@ -192,7 +230,29 @@ impl Coordinator {
         from: Instance,
         role: Role,
         address: SocketAddr,
+        holds: Option<StageIndex>,
     ) -> Result<MemberState, JoinRefusal> {
+        if let Some(state) = self.admit(now, from, role)? {
+            return Ok(state);
+        }
+        if role == Role::Successor {
+            self.succeed(from)?;
+        }
+        let former = self.members.remove(from.peer);
+        let previous = holds.or(former.and_then(|former| former.member.state.stage()));
+        let state = match role {
+            Role::Feeder | Role::Successor => MemberState::Feeding,
+            Role::Replica => self.place(previous, holds).map_or(MemberState::Standby, MemberState::Loading),
+        };
+        self.await_holder(now, from.peer, holds);
+        let member = Member { instance: from, state, address };
+        self.members.insert(now, Entry::new(member, holds));
+        self.changed = true;
+        Ok(state)
+    }
+
+    /// Checks a request to join; the state of a start that is a member already.
+    fn admit(&mut self, now: Time, from: Instance, role: Role) -> Result<Option<MemberState>, JoinRefusal> {
         if self.finished {
             return Err(JoinRefusal::Finished);
         }
@@ -202,34 +262,28 @@ impl Coordinator {
         if role != Role::Replica {
             self.check_may_feed(from.peer)?;
         }
-        let known = self.entries.get(&from.peer).map(|entry| (entry.member.instance, entry.member.state));
-        match known {
-            Some((known, _)) if known > from => {
-                return Err(JoinRefusal::Superseded { known: known.incarnation });
-            }
-            Some((known, state)) if known == from => {
-                self.touch(now, from);
-                return Ok(state);
-            }
-            None if self.entries.len() >= self.config.members_max => {
-                return Err(JoinRefusal::Full { limit: self.config.members_max });
-            }
-            Some(_) | None => {}
+        if let Some(entry) = self.members.touch(now, from) {
+            return Ok(Some(entry.member.state));
         }
-        if role == Role::Successor {
-            self.succeed(from)?;
+        match self.members.of_peer(from.peer).map(|entry| entry.member.instance) {
+            Some(known) if known > from => Err(JoinRefusal::Superseded { known: known.incarnation }),
+            None if self.members.len() >= self.config.members_max => {
+                Err(JoinRefusal::Full { limit: self.config.members_max })
+            }
+            None if self.former.has_later(from) => Err(JoinRefusal::Former),
+            // A feeder goes on with its own ids. If a successor has them, the table says so.
+            None if role != Role::Feeder && self.former.contains(from) => Err(JoinRefusal::Former),
+            Some(_) | None => Ok(None),
         }
-        self.entries.remove(&from.peer);
-        let previous = known.and_then(|(_, state)| state.stage());
-        let state = match role {
-            Role::Feeder | Role::Successor => MemberState::Feeding,
-            Role::Replica => self.place(previous).map_or(MemberState::Standby, MemberState::Loading),
-        };
-        let member = Member { instance: from, state, address };
-        let progress = Progress::default();
-        self.entries.insert(from.peer, Entry { member, heard: now, progress, done: false });
-        self.changed = true;
-        Ok(state)
+    }
+
+    /// A replica that has come back with the weights of a stage is awaited until it serves; one that has come back
+    /// without is not.
+    fn await_holder(&mut self, now: Time, peer: PeerId, holds: Option<StageIndex>) {
+        match holds.filter(|stage| self.trained.contains(stage)) {
+            Some(stage) => self.holders.wait_for(peer, stage, now + HOLDERS_AWAITED),
+            None => self.holders.forget(peer),
+        }
     }
 
     /// Refuses a feeder that the policy does not name.
@@ -243,8 +297,8 @@ impl Coordinator {
 
     /// Gives every range of a feeder that is gone to `successor`; a former start of the successor counts as gone.
     fn succeed(&mut self, successor: Instance) -> Result<(), JoinRefusal> {
-        let Self { entries, leases, .. } = self;
-        let gone = |holder: PeerId| holder == successor.peer || !entries.contains_key(&holder);
+        let Self { members, leases, .. } = self;
+        let gone = |holder: PeerId| holder == successor.peer || !members.contains(holder);
         if leases.succeed(successor, gone) {
             return Ok(());
         }
@@ -253,19 +307,20 @@ impl Coordinator {
         Err(alive.map_or(JoinRefusal::NothingToSucceed, |feeder| JoinRefusal::FeederLives { feeder, lease }))
     }
 
-    fn ready(&mut self, now: Time, from: Instance, stage: StageIndex) -> Option<MemberState> {
-        let entry = self.touch(now, from)?;
-        let has_loaded = entry.member.state == MemberState::Loading(stage);
-        if has_loaded {
-            entry.member.state = MemberState::Serving(stage);
-        }
+    fn ready(&mut self, now: Time, from: Instance, stage: StageIndex) -> Reply {
+        let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
         let state = entry.member.state;
-        self.changed |= has_loaded;
-        Some(state)
+        if state != MemberState::Loading(stage) {
+            return Reply::Noted(state);
+        }
+        self.members.set_state(from.peer, MemberState::Serving(stage));
+        self.holders.forget(from.peer);
+        self.changed = true;
+        Reply::Noted(MemberState::Serving(stage))
     }
 
-    fn heartbeat(&mut self, now: Time, from: Instance, progress: Progress) -> Option<MemberState> {
-        let entry = self.touch(now, from)?;
+    fn heartbeat(&mut self, now: Time, from: Instance, progress: Progress) -> Reply {
+        let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
         entry.progress = progress;
         let state = entry.member.state;
         if let MemberState::Serving(stage) = state
@@ -273,7 +328,12 @@ impl Coordinator {
         {
             self.note_trained(stage);
         }
-        Some(state)
+        Reply::Noted(state)
+    }
+
+    /// The reply to a start that is no member.
+    fn stranger(&self, from: Instance) -> Reply {
+        if self.members.contains(from.peer) { Reply::NotAMember } else { Reply::Unknown }
     }
 
     /// Notes that the weights of `stage` were updated: from now on a replica that begins with initial weights loses
@@ -285,22 +345,27 @@ impl Coordinator {
         }
     }
 
-    fn leave(&mut self, from: Instance) -> bool {
-        let member = self.entries.get(&from.peer).is_some_and(|entry| entry.member.instance == from);
-        if member {
-            self.entries.remove(&from.peer);
-            self.changed = true;
+    fn leave(&mut self, from: Instance) -> Reply {
+        if self.members.get(from).is_none() {
+            return self.stranger(from);
         }
-        member
+        self.members.remove(from.peer);
+        self.former.note(from);
+        self.holders.forget(from.peer);
+        self.changed = true;
+        Reply::Left
     }
 
     fn lease(&mut self, now: Time, from: Instance, count: u64) -> Reply {
-        let state = self.touch(now, from).map(|entry| entry.member.state);
-        if state != Some(MemberState::Feeding) {
+        let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
+        if entry.member.state != MemberState::Feeding {
             return Reply::LeaseRefused(LeaseRefusal::NotAFeeder);
         }
         if self.finished {
             return Reply::LeaseRefused(LeaseRefusal::Finished);
+        }
+        if self.waits_for_members {
+            return Reply::Unknown;
         }
         // A feeder that never got so far, for its text was missing, owns nothing.
         self.first_feeder.get_or_insert(from.peer);
@@ -310,30 +375,70 @@ impl Coordinator {
         self.leases.grant(from, count).map_or_else(Reply::LeaseRefused, Reply::Leased)
     }
 
-    fn feeder_done(&mut self, now: Time, from: Instance) -> Option<MemberState> {
-        let entry = self.touch(now, from)?;
+    fn feeder_done(&mut self, now: Time, from: Instance) -> Reply {
+        let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
         let state = entry.member.state;
         if state == MemberState::Feeding {
-            entry.done = true;
+            self.members.set_done(from.peer);
             self.fed = true;
             self.leases.finish(from.peer);
         }
-        Some(state)
+        Reply::Noted(state)
+    }
+
+    // --- A restart ------------------------------------------------------------------------------------------
+
+    /// Takes the table that a member returns: the coordinator has signed it and forgotten it since.
+    fn take_back(&mut self, now: Time, clock: Time, from: Instance, table: &Membership) -> Reply {
+        let is_first = self.restart.is_some_and(|restart| restart.is_first());
+        if self.restart.as_mut().is_some_and(|restart| restart.take(now, table)) {
+            if is_first {
+                // Whatever was decided without the members of the run was decided about another run.
+                self.members = Members::new(self.config.stages, self.config.lease);
+                self.first_feeder = None;
+            }
+            self.restore(clock, table);
+            self.waits_for_members = false;
+        }
+        self.members.get(from).map_or_else(|| self.stranger(from), |entry| Reply::Noted(entry.member.state))
+    }
+
+    /// Goes on where the table stood. Every member has a whole lease to be heard again.
+    fn restore(&mut self, now: Time, table: &Membership) {
+        for member in &table.members {
+            let peer = member.instance.peer;
+            let is_former = self.former.contains(member.instance) || self.former.has_later(member.instance);
+            if member.state == MemberState::Feeding {
+                self.first_feeder.get_or_insert(peer);
+            }
+            if !self.members.contains(peer) && !is_former {
+                self.members.insert(now, Entry::new(member.clone(), None));
+            }
+        }
+        table.trained.iter().for_each(|&stage| self.note_trained(stage));
+        self.leases.restore(table);
+        self.config.launch = table.launch;
+        self.version = self.version.max(Membership::next_start(table.version));
+        self.changed = true;
+    }
+
+    /// The time until which no replica is placed and no ids are leased.
+    fn return_ends(&self) -> Option<Time> {
+        self.restart.filter(|_| self.waits_for_members).map(|restart| restart.until())
     }
 
     // --- Consequences ---------------------------------------------------------------------------------------
 
-    /// The time at which the next lease ends; `None` if the clock of the leases stands still before.
-    fn next_expiry(&self) -> Option<Time> {
-        let oldest = self.entries.values().map(|entry| entry.heard).min()?;
-        let expires = self.link.told_by_caller(oldest + self.config.lease);
-        let stands = self.link.goes_down(self.entries.len());
-        stands.is_none_or(|stands| expires < stands && self.now < stands).then_some(expires)
+    /// The caller's time at which the clock of the leases shows `at`; `None` if that clock stands still before.
+    fn told_by_caller(&self, at: Time) -> Option<Time> {
+        let at = self.link.told_by_caller(at);
+        let stands = self.link.goes_down(self.members.len());
+        stands.is_none_or(|stands| at < stands && self.now < stands).then_some(at)
     }
 
     /// The clock of the members' leases. It stands still while no member is heard.
     fn lease_clock(&mut self, now: Time, sender: Option<PeerId>) -> Time {
-        let members = self.entries.len();
+        let members = self.members.len();
         if sender.is_some() {
             self.link.sign(now, members);
         }
@@ -342,15 +447,32 @@ impl Coordinator {
 
     /// Removes members that were silent for a lease, except the sender of the current event.
     fn remove_silent(&mut self, now: Time, sender: Option<PeerId>) {
-        let (before, lease) = (self.entries.len(), self.config.lease);
-        self.entries.retain(|&peer, entry| entry.heard + lease > now || Some(peer) == sender);
-        self.changed |= self.entries.len() != before;
+        while let Some(peer) = self.members.expired(now, sender) {
+            self.expel(now, peer);
+        }
+    }
+
+    fn expel(&mut self, now: Time, peer: PeerId) {
+        let Some(entry) = self.members.remove(peer) else { return };
+        self.former.note(entry.member.instance);
+        self.changed = true;
+        if let MemberState::Serving(stage) = entry.member.state
+            && self.trained.contains(&stage)
+        {
+            self.holders.wait_for(peer, stage, now + HOLDERS_AWAITED);
+        }
+    }
+
+    fn end_waits(&mut self, now: Time, clock: Time) {
+        let before = self.holders.next_end();
+        self.holders.expire(clock);
+        self.changed |= self.holders.next_end() != before;
+        self.waits_for_members &= self.restart.is_some_and(|restart| restart.waits(now));
     }
 
     /// The run is over when a feeder has reported the end of its work and every feeder in the table has.
     fn notice_finished(&mut self, now: Time) {
-        let mut feeders = self.entries.values().filter(|entry| entry.member.state == MemberState::Feeding);
-        if self.fed && !self.finished && feeders.all(|feeder| feeder.done) {
+        if self.fed && !self.finished && !self.members.has_working_feeder() {
             self.finished = true;
             self.farewell_until = Some(now + self.config.farewell);
             self.actions.push_back(Action::Finished);
@@ -359,11 +481,12 @@ impl Coordinator {
 
     /// Gives a free place to a standby, which takes the state from a replica of the stage.
     fn promote_standbys(&mut self) {
-        while !self.finished {
-            let standby = |entry: &&mut Entry| entry.member.state == MemberState::Standby;
-            let Some(stage) = self.place(None) else { return };
-            let Some(entry) = self.entries.values_mut().find(standby) else { return };
-            entry.member.state = MemberState::Loading(stage);
+        while !self.finished
+            && let Some(standby) = self.members.first_standby()
+            && let Some(stage) = self.place(standby.holds, standby.holds)
+        {
+            let peer = standby.member.instance.peer;
+            self.members.set_state(peer, MemberState::Loading(stage));
             self.changed = true;
         }
     }
@@ -378,7 +501,7 @@ impl Coordinator {
     /// A finished run ends when its members have left, or their time to leave is over.
     fn notice_end(&mut self, now: Time) {
         let late = self.farewell_until.is_some_and(|until| until <= now);
-        if self.finished && !self.ended && (late || self.entries.is_empty()) {
+        if self.finished && !self.ended && (late || self.members.is_empty()) {
             self.ended = true;
             self.actions.push_back(Action::End);
         }
@@ -386,19 +509,14 @@ impl Coordinator {
 
     // --- Members --------------------------------------------------------------------------------------------
 
-    /// The member, noted as heard; `None` if the instance is no member.
-    fn touch(&mut self, now: Time, from: Instance) -> Option<&mut Entry> {
-        let entry = self.entries.get_mut(&from.peer).filter(|entry| entry.member.instance == from)?;
-        entry.heard = entry.heard.max(now);
-        Some(entry)
-    }
-
-    fn place(&self, previous: Option<StageIndex>) -> Option<StageIndex> {
-        let states = self.entries.values().map(|entry| entry.member.state);
-        Occupancy::new(self.config.stages, states).place(self.config.replicas_per_stage, previous)
-    }
-
-    fn serves(&self, stage: StageIndex) -> bool {
-        self.entries.values().any(|entry| entry.member.state == MemberState::Serving(stage))
+    /// The stage for a replica that was at `previous`. A replica that holds the state of a stage that no other serves is
+    /// placed there even if other replicas wait at the stage for a state.
+    fn place(&self, previous: Option<StageIndex>, holds: Option<StageIndex>) -> Option<StageIndex> {
+        if self.waits_for_members {
+            return None;
+        }
+        let occupancy = self.members.occupancy();
+        let missed = holds.filter(|&stage| occupancy.is_unserved(stage));
+        missed.or_else(|| occupancy.place(self.config.replicas_per_stage, previous))
     }
 }

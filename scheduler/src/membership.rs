@@ -71,7 +71,7 @@ pub struct Membership {
     /// The launch of the run: a number that the coordinator drew when the run began. The same run file may be launched
     /// again, and what belongs to an earlier launch is of no use then.
     pub launch: u64,
-    /// Grows by one with every change.
+    /// Grows with every change. The upper half counts the starts of the coordinator, the lower half its changes since.
     pub version: u64,
     /// The members, ordered by peer id.
     pub members: Vec<Member>,
@@ -80,9 +80,21 @@ pub struct Membership {
     /// Stages whose weights have been updated since the run began, ascending: a replica that begins such a stage with
     /// initial weights loses the updates.
     pub trained: Vec<StageIndex>,
+    /// Stages whose weights a replica may hold that fell silent a short while ago, ascending: no replica begins such a
+    /// stage with initial weights.
+    pub awaited: Vec<StageIndex>,
 }
 
+/// Bits of a version that count the changes since the coordinator started.
+const CHANGE_BITS: u32 = 32;
+
 impl Membership {
+    /// The first version of a coordinator that starts again after it published `version`.
+    #[must_use]
+    pub fn next_start(version: u64) -> u64 {
+        (version >> CHANGE_BITS).saturating_add(1).saturating_mul(1 << CHANGE_BITS)
+    }
+
     /// The member that is this start of this peer; `None` if another start is a member, or none.
     #[must_use]
     pub fn get(&self, instance: Instance) -> Option<&Member> {

@@ -22,6 +22,7 @@ use places::{Places, working};
 #[derive(Clone, Debug, Default)]
 pub struct PeerTable {
     owner: Option<Hop>,
+    launch: u64,
     version: u64,
     members: BTreeMap<PeerId, Member>,
     places: Places,
@@ -33,6 +34,7 @@ pub struct PeerTable {
     departed: Vec<Hop>,
     successions: Vec<Succession>,
     trained: Vec<StageIndex>,
+    awaited: Vec<StageIndex>,
     /// Contains members only, so the table bounds it.
     quarantine: Quarantine,
 }
@@ -49,9 +51,10 @@ impl PeerTable {
         if membership.version <= self.version {
             return false;
         }
-        self.version = membership.version;
+        (self.launch, self.version) = (membership.launch, membership.version);
         self.successions = membership.successions;
         self.trained = membership.trained;
+        self.awaited = membership.awaited;
         let members: BTreeMap<PeerId, Member> =
             membership.members.into_iter().map(|member| (member.instance.peer, member)).collect();
         let removed = self.members.keys().filter(|peer| !members.contains_key(peer)).copied().collect();
@@ -111,6 +114,19 @@ impl PeerTable {
         let (pairing, of_stage) = (self.pairing(stage), moved_in(moved, before));
         let pairs = |pairing: &Pairing, hop: &Hop| pairing.pairs(hop.peer(), owner.peer());
         self.upstream.follow(pairing, self.places.senders_to(stage), &of_stage, pairs);
+    }
+
+    /// The table taken over last.
+    #[must_use]
+    pub fn membership(&self) -> Membership {
+        Membership {
+            launch: self.launch,
+            version: self.version,
+            members: self.members.values().cloned().collect(),
+            successions: self.successions.clone(),
+            trained: self.trained.clone(),
+            awaited: self.awaited.clone(),
+        }
     }
 
     /// Version of the table taken over last; 0 before the first.
@@ -243,6 +259,12 @@ impl PeerTable {
     #[must_use]
     pub fn is_trained(&self, stage: StageIndex) -> bool {
         self.trained.contains(&stage)
+    }
+
+    /// Whether a replica may come back that holds the weights of `stage`.
+    #[must_use]
+    pub fn is_awaited(&self, stage: StageIndex) -> bool {
+        self.awaited.contains(&stage)
     }
 
     /// The ranges of ids that have gone to a successor.

@@ -177,9 +177,9 @@ impl<P: Clone + Default + Debug> Replica<P> {
             Event::Timeout => joining.tell(now, DownloadEvent::Timeout),
             Event::Directive(Directive::Finished) => return self.end(End::RunFinished),
             Event::Directive(Directive::Leave(_)) | Event::Stop => return self.end(End::Left(None)),
-            Event::Expelled => return self.end(End::Expelled),
+            Event::Expelled => return self.expelled(),
             Event::Directive(Directive::Serve(stage)) if stage != self.config.stage.stage => {
-                return self.end(End::Expelled);
+                return self.expelled();
             }
             Event::Directive(Directive::Continue | Directive::Serve(_))
             | Event::Confirmed(_)
@@ -191,7 +191,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             | Event::RoundTrip(..) => {}
         }
         self.actions.extend(std::iter::from_fn(|| joining.poll_action()));
-        if let Some(initial) = joining.outcome(self.config.stage.stage) {
+        if let Some(initial) = joining.outcome(&self.config) {
             self.serve(now, initial);
         }
     }
@@ -223,7 +223,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             Event::RoundTrip(instance, time) => self.at_stage(now, stage::Event::RoundTrip(instance, time)),
             Event::Directive(directive) => self.on_directive(now, &directive),
             Event::Confirmed(confirmation) => self.on_confirmed(now, confirmation),
-            Event::Expelled => self.end(End::Expelled),
+            Event::Expelled => self.expelled(),
             Event::Stop => self.leave(now),
             Event::Timeout => self.on_timeout(now),
             // The download is over.
@@ -283,7 +283,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
         match directive {
             Directive::Continue => self.at_stage(now, stage::Event::Reached),
             // The replica was expelled and placed again: the state of its stage is of no use there.
-            Directive::Serve(stage) if *stage != self.config.stage.stage => self.end(End::Expelled),
+            Directive::Serve(stage) if *stage != self.config.stage.stage => self.expelled(),
             // The coordinator has not heard that the replica serves.
             Directive::Serve(_) => {
                 self.actions.push_back(Action::Ready);
@@ -300,7 +300,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
     /// The coordinator still knows this instance, or is away: the withheld messages are sent now.
     fn on_confirmed(&mut self, now: Time, confirmation: Confirmation) {
         if confirmation == Confirmation::NotAMember {
-            return self.end(End::Expelled);
+            return self.expelled();
         }
         self.suspension.confirmed();
         self.actions.extend(std::mem::take(&mut self.withheld));
@@ -405,6 +405,11 @@ impl<P: Clone + Default + Debug> Replica<P> {
         let called = self.stage.table().feeders().next().is_some();
         let members = if called { self.members().len().saturating_sub(1) } else { 0 };
         Others { members, joiners: self.upload.sessions() }
+    }
+
+    fn expelled(&mut self) {
+        let has_state = self.is_serving() || self.config.begin.has_state();
+        self.end(End::Expelled { has_state });
     }
 
     fn end(&mut self, end: End) {

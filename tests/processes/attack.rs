@@ -120,7 +120,7 @@ impl Attacker {
     async fn join(invite: &Invite, microbatches: u64) -> Self {
         // No peer ever dials a standby.
         let data_address = "127.0.0.1:9".parse().unwrap();
-        let registration = Registration { incarnation: ME, role: Role::Replica, data_address };
+        let registration = Registration { incarnation: ME, role: Role::Replica, data_address, holds: None };
         let identity = Identity::from_seed(STANDBY);
         let (control, joined) = Control::join(invite, &identity, registration).await.unwrap();
         assert_eq!(joined.placement, Placement::Standby);

@@ -12,8 +12,8 @@ use crate::swarm::{STAGES, Swarm, account, last_word, serving};
 /// Replicas of each stage.
 const REPLICAS: usize = 2;
 const WINDOW: usize = 16;
-/// The coordinator's leases of members last 15 s.
-const LONGER_THAN_A_LEASE: Duration = Duration::from_secs(17);
+/// Four times the coordinator's leases of members.
+const OUTAGE: Duration = Duration::from_secs(60);
 /// Exit code of a process that was stopped before its work was done.
 const INTERRUPTED: i32 = 130;
 
@@ -58,16 +58,52 @@ fn a_replica_that_was_suspended_notices_and_joins_again() {
 fn a_coordinator_that_stood_still_expels_no_member() {
     let mut flock = Flock::gather();
     flock.swarm.coordinator.suspend();
-    std::thread::sleep(LONGER_THAN_A_LEASE);
+    std::thread::sleep(OUTAGE);
     flock.swarm.coordinator.resume();
     flock.progress();
     flock.progress();
-    for replica in &flock.replicas {
-        let expelled = |line: &String| line.contains("expelled");
-        assert!(!replica.lines().iter().any(expelled), "{:?}", replica.lines());
+    flock.end_undisturbed();
+}
+
+#[test]
+fn a_coordinator_that_was_killed_learns_its_run_from_the_members() {
+    let mut flock = Flock::gather();
+    flock.swarm.coordinator.kill();
+    flock.progress();
+    flock.swarm.start_coordinator_again();
+    flock.swarm.coordinator.hear("that every replica serves as before", |event| match event {
+        Event::Members { serving, feeders: 1, .. } => {
+            serving.iter().all(|&count| count == REPLICAS).then_some(())
+        }
+        _ => None,
+    });
+    flock.progress();
+    flock.end_undisturbed();
+}
+
+#[test]
+fn a_stage_whose_replicas_all_slept_goes_on_with_their_weights() {
+    let mut flock = Flock::gather();
+    let sleepers: Vec<_> =
+        (0..flock.replicas.len()).filter(|&index| flock.stages[index] == Some(1)).collect();
+    sleepers.iter().for_each(|&sleeper| flock.replicas[sleeper].suspend());
+    flock.hear_of_members("that both are expelled", |serving| serving[1] == 0);
+    for &sleeper in &sleepers {
+        flock.replicas[sleeper].moment();
+        flock.replicas[sleeper].resume();
     }
-    let (account, _) = flock.end();
-    assert_eq!((account.retried, account.contributions_lost), (0, 0));
+    flock.progress();
+    let lines = |flock: &mut Flock, index: usize| {
+        flock.replicas[index].moment();
+        flock.replicas[index].lines().join("\n")
+    };
+    let all: Vec<_> = sleepers.iter().map(|&sleeper| lines(&mut flock, sleeper)).collect();
+    assert!(all.iter().any(|lines| lines.contains("state_kept")), "{all:?}");
+    assert!(!all.iter().any(|lines| lines.contains("stage_lost")), "{all:?}");
+    flock.feeder.interrupt();
+    assert_eq!(flock.feeder.end(), INTERRUPTED);
+    let account = account(&mut flock.feeder);
+    assert_eq!((account.lost, account.ungranted), (0, 0), "{account:?}");
 }
 
 #[test]
@@ -223,6 +259,17 @@ impl Flock {
             partly(&applied)
         );
         (account, reports)
+    }
+
+    /// Stops every process: none was expelled, and nothing was retried or lost.
+    fn end_undisturbed(mut self) {
+        for replica in &mut self.replicas {
+            replica.moment();
+            let disturbed = |line: &String| line.contains("expelled") || line.contains("initial weights");
+            assert!(!replica.lines().iter().any(disturbed), "{:?}", replica.lines());
+        }
+        let (account, _) = self.end();
+        assert_eq!((account.retried, account.contributions_lost), (0, 0));
     }
 
     /// Number of times that each stage of each microbatch was applied, by all replicas of the test, dead or alive.

@@ -100,7 +100,8 @@ impl Neighbour {
         let joining = async {
             let socket = bind_socket("127.0.0.1:0".parse().unwrap()).unwrap();
             let data_address = socket.local_addr().unwrap();
-            let registration = Registration { incarnation: ME, role: Role::Replica, data_address };
+            let registration =
+                Registration { incarnation: ME, role: Role::Replica, data_address, holds: None };
             let (mut control, joined) = Control::join(&invite, &identity, registration).await.unwrap();
             assert_eq!(joined.placement, Placement::Stage(StageIndex(0)));
             control.ready(StageIndex(0)).await.unwrap();

@@ -29,8 +29,18 @@ impl Swarm {
     pub(crate) fn coordinate(recipe: &Recipe) -> Self {
         let turn = ONE_SWARM.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = recipe.write();
-        let (coordinator, invite) = start_coordinator(&folder, &[]);
+        let key = folder.argument("coordinator.key");
+        let (coordinator, invite) = start_coordinator(&folder, &["--identity", &key]);
         Self { coordinator, replicas: Vec::new(), invite, folder, _turn: turn }
+    }
+
+    /// Starts the coordinator again, with its key and at its address, after it was killed.
+    pub(crate) fn start_coordinator_again(&mut self) {
+        let (_, address) = self.invite.split_once('@').unwrap();
+        let key = self.folder.argument("coordinator.key");
+        let (coordinator, invite) = start_coordinator_at(&self.folder, address, &["--identity", &key]);
+        assert_eq!(invite, self.invite);
+        self.coordinator = coordinator;
     }
 
     /// Starts a coordinator and a replica of each stage that saves its weights in `stage-N.safetensors`.
@@ -99,8 +109,12 @@ impl Swarm {
 
 /// Starts a coordinator of the run in `folder`; returns its invite too.
 pub(crate) fn start_coordinator(folder: &RunFolder, more: &[&str]) -> (Process, String) {
+    start_coordinator_at(folder, "127.0.0.1:0", more)
+}
+
+fn start_coordinator_at(folder: &RunFolder, address: &str, more: &[&str]) -> (Process, String) {
     let run_file = folder.run_file();
-    let fixed = ["coordinator", "--run", &run_file, "--listen", "127.0.0.1:0", "--json", "--leash"];
+    let fixed = ["coordinator", "--run", &run_file, "--listen", address, "--json", "--leash"];
     let mut coordinator = Process::start("coordinator", fixed.iter().chain(more).copied());
     let invite = coordinator.hear("its invite", |event| match event {
         Event::Listening { invite, .. } => Some(invite),

@@ -44,7 +44,8 @@ pub struct Member {
 /// The members of a run.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Membership {
-    /// Grows by one with every change. A receiver MUST NOT go back to an older version.
+    /// Grows with every change. The upper 32 bits count the starts of the coordinator, the lower 32 its changes since. A
+    /// receiver MUST NOT go back to an older version.
     #[prost(uint64, tag = "1")]
     pub version: u64,
     /// The members, strictly ascending by peer.
@@ -57,6 +58,10 @@ pub struct Membership {
     /// initial weights of the run reports that the updates of the stage are lost.
     #[prost(uint32, repeated, tag = "4")]
     pub trained: ::prost::alloc::vec::Vec<u32>,
+    /// Stages whose weights a replica may hold that fell silent a short while ago, 0 to 65535, strictly ascending. A
+    /// replica MUST NOT begin such a stage with the initial weights of the run.
+    #[prost(uint32, repeated, tag = "10")]
+    pub awaited: ::prost::alloc::vec::Vec<u32>,
     /// The launch of the run: a number that the coordinator draws when the run begins. What a member keeps of another
     /// launch is of no use in this one.
     #[prost(fixed64, tag = "15")]
@@ -963,7 +968,8 @@ pub struct JoinRequest {
     #[prost(uint64, tag = "3")]
     pub incarnation: u64,
     /// Address of the caller's data plane, as "IP:PORT". For an unspecified IP (0.0.0.0, ::) the coordinator takes the IP
-    /// that it sees. The port is not 0.
+    /// that it sees; any other IP MUST be the one that it sees, unless the caller is on the coordinator's machine. The
+    /// port is not 0.
     #[prost(string, tag = "4")]
     pub data_address: ::prost::alloc::string::String,
     /// Memory of the caller for a shard and its stashes, bytes.
@@ -972,6 +978,9 @@ pub struct JoinRequest {
     /// Digest of the manifest that the caller already has, 32 bytes; absent without a manifest.
     #[prost(bytes = "vec", optional, tag = "6")]
     pub manifest_digest: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// Stage whose weights the caller has kept since it was expelled, 0 to 65535; absent if there are none.
+    #[prost(uint32, optional, tag = "7")]
+    pub holds_stage: ::core::option::Option<u32>,
 }
 /// Admission to the run, with a placement.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1105,6 +1114,19 @@ pub struct LeaveDirective {
     #[prost(string, tag = "1")]
     pub reason: ::prost::alloc::string::String,
 }
+/// The newest table of a member, for a coordinator that does not know the member.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReturnTableRequest {
+    /// Number of the start of the caller's process; a later start has a higher number.
+    #[prost(uint64, tag = "1")]
+    pub incarnation: u64,
+    /// The table, as the coordinator signed it.
+    #[prost(message, optional, tag = "2")]
+    pub table: ::core::option::Option<SignedMembership>,
+}
+/// The caller is a member.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReturnTableResponse {}
 /// A request for microbatch ids.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaseRequest {
@@ -1397,6 +1419,33 @@ pub mod coordinator_client {
                 .insert(GrpcMethod::new("swarmline.v1.Coordinator", "Heartbeat"));
             self.inner.unary(req, path, codec).await
         }
+        /// Gives a coordinator that replies NOT_FOUND the newest table that it has signed. A coordinator that was started again
+        /// goes on where that table stands. A caller that is NOT_FOUND after this call was expelled: a feeder MAY join again
+        /// with its incarnation, a replica joins with a later one.
+        pub async fn return_table(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReturnTableRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReturnTableResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/swarmline.v1.Coordinator/ReturnTable",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("swarmline.v1.Coordinator", "ReturnTable"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Leases microbatch ids to a feeder. An id is never leased twice.
         pub async fn lease(
             &mut self,
@@ -1510,6 +1559,16 @@ pub mod coordinator_server {
             request: tonic::Request<super::HeartbeatRequest>,
         ) -> std::result::Result<
             tonic::Response<super::HeartbeatResponse>,
+            tonic::Status,
+        >;
+        /// Gives a coordinator that replies NOT_FOUND the newest table that it has signed. A coordinator that was started again
+        /// goes on where that table stands. A caller that is NOT_FOUND after this call was expelled: a feeder MAY join again
+        /// with its incarnation, a replica joins with a later one.
+        async fn return_table(
+            &self,
+            request: tonic::Request<super::ReturnTableRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReturnTableResponse>,
             tonic::Status,
         >;
         /// Leases microbatch ids to a feeder. An id is never leased twice.
@@ -1766,6 +1825,51 @@ pub mod coordinator_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = HeartbeatSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/swarmline.v1.Coordinator/ReturnTable" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReturnTableSvc<T: Coordinator>(pub Arc<T>);
+                    impl<
+                        T: Coordinator,
+                    > tonic::server::UnaryService<super::ReturnTableRequest>
+                    for ReturnTableSvc<T> {
+                        type Response = super::ReturnTableResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReturnTableRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Coordinator>::return_table(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReturnTableSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

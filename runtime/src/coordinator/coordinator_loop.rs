@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::pin::pin;
 
 use swarmline_proto::v1;
-use swarmline_scheduler::coordinator::{Action, Config, Event, RunState};
+use swarmline_scheduler::coordinator::{Action, Event};
 use swarmline_scheduler::{Coordinator, MemberState, Membership, StageIndex};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -32,14 +32,14 @@ pub(super) struct CoordinatorLoop<'a> {
 
 impl<'a> CoordinatorLoop<'a> {
     pub(super) fn new(
-        config: Config,
+        machine: Coordinator,
         identity: Identity,
         digest: ManifestDigest,
         table: watch::Sender<v1::SignedMembership>,
         reporter: &'a Reporter,
     ) -> Self {
         Self {
-            machine: Coordinator::new(config),
+            machine,
             clock: Clock::start(),
             identity,
             digest,
@@ -77,7 +77,7 @@ impl<'a> CoordinatorLoop<'a> {
         while let Some(action) = self.machine.poll_action() {
             match action {
                 Action::Reply { reply, .. } => {
-                    let finished = self.machine.state() == RunState::Finished;
+                    let finished = self.machine.is_finished();
                     if let Some(caller) = self.callers.pop_front() {
                         let _ = caller.send(Reply { reply, finished });
                     }

@@ -1,11 +1,12 @@
 //! The gRPC service: requests become events of the machine, and its replies become responses.
 
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::coordinator::{Event, Reply as MachineReply};
 use swarmline_scheduler::stage::Progress;
-use swarmline_scheduler::{Duration, Incarnation, Instance, MemberState};
+use swarmline_scheduler::{Duration, Incarnation, Instance, MemberState, PeerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -13,19 +14,20 @@ use tonic::{Request as Call, Response, Status};
 
 use super::{Published, Reply, Request};
 use crate::net::grpc::Caller;
-use crate::net::wire;
+use crate::net::{membership, wire};
 use crate::report::Totals;
 
 /// The service that peers call.
 #[derive(Debug)]
 pub(super) struct Service {
     published: Published,
+    coordinator: PeerId,
     requests: mpsc::Sender<Request>,
 }
 
 impl Service {
-    pub(super) fn new(published: Published, requests: mpsc::Sender<Request>) -> Self {
-        Self { published, requests }
+    pub(super) fn new(published: Published, coordinator: PeerId, requests: mpsc::Sender<Request>) -> Self {
+        Self { published, coordinator, requests }
     }
 
     async fn ask(&self, event: Event) -> Result<Reply, Status> {
@@ -39,6 +41,7 @@ impl Service {
     async fn ask_member(&self, event: Event) -> Result<(MemberState, bool), Status> {
         match self.ask(event).await? {
             Reply { reply: MachineReply::Noted(state), finished } => Ok((state, finished)),
+            Reply { reply: MachineReply::Unknown, .. } => Err(unknown()),
             Reply { .. } => Err(not_a_member()),
         }
     }
@@ -72,14 +75,13 @@ impl v1::coordinator_server::Coordinator for Service {
         self.check_version(request.protocol_version)?;
         self.check_digest(request.manifest_digest.as_deref())?;
         let invalid = |error: wire::WireError| Status::invalid_argument(error.to_string());
-        let mut address = wire::decode_address(&request.data_address).map_err(invalid)?;
-        if address.ip().is_unspecified() {
-            address.set_ip(caller.address.ip());
-        }
+        let claimed = wire::decode_address(&request.data_address).map_err(invalid)?;
+        let address = proven(claimed, caller.address.ip())?;
         let event = Event::Join {
             from: caller.instance(request.incarnation),
             role: wire::decode_role(request.role).map_err(invalid)?,
             address,
+            holds: request.holds_stage.map(wire::decode_stage).transpose().map_err(invalid)?,
         };
         match self.ask(event).await?.reply {
             MachineReply::Joined(state) => Ok(Response::new(self.joined(state))),
@@ -123,6 +125,18 @@ impl v1::coordinator_server::Coordinator for Service {
         Ok(Response::new(v1::HeartbeatResponse { run_state: run_state.into(), directive }))
     }
 
+    async fn return_table(
+        &self,
+        call: Call<v1::ReturnTableRequest>,
+    ) -> Result<Response<v1::ReturnTableResponse>, Status> {
+        let from = Caller::of(&call)?.instance(call.get_ref().incarnation);
+        let signed = call.into_inner().table.unwrap_or_default();
+        let table = membership::verify(&self.coordinator, &self.published.digest, &signed);
+        let table = Box::new(table.map_err(|error| Status::invalid_argument(error.to_string()))?);
+        self.ask_member(Event::TableReturned { from, table }).await?;
+        Ok(Response::new(v1::ReturnTableResponse {}))
+    }
+
     async fn lease(&self, call: Call<v1::LeaseRequest>) -> Result<Response<v1::LeaseResponse>, Status> {
         let request = call.get_ref();
         let from = Caller::of(&call)?.instance(request.incarnation);
@@ -132,6 +146,7 @@ impl v1::coordinator_server::Coordinator for Service {
                 count: lease.count,
                 epoch: lease.epoch,
             })),
+            MachineReply::Unknown => Err(unknown()),
             MachineReply::LeaseRefused(refusal) => Err(Status::failed_precondition(refusal.to_string())),
             _ => Err(not_a_member()),
         }
@@ -187,6 +202,23 @@ impl Caller {
     }
 }
 
+/// The address to publish for a caller at `caller`, which has proven by its connection that it receives there. Every
+/// member sends to a published address, so a caller must not name the address of another machine. A caller on the
+/// coordinator's own machine is trusted to know the address of that machine.
+fn proven(claimed: SocketAddr, caller: IpAddr) -> Result<SocketAddr, Status> {
+    let (ip, caller) = (claimed.ip().to_canonical(), caller.to_canonical());
+    if ip.is_unspecified() {
+        return Ok(SocketAddr::new(caller, claimed.port()));
+    }
+    if ip == caller || caller.is_loopback() {
+        return Ok(claimed);
+    }
+    Err(Status::invalid_argument(format!(
+        "your data plane is said to be at {claimed}, but you call from {caller}, and no other address is proven to be \
+         yours; listen on 0.0.0.0 or on {caller}"
+    )))
+}
+
 fn heartbeat(from: Instance, request: &v1::HeartbeatRequest) -> Event {
     let progress = Progress {
         done: request.microbatches_done,
@@ -198,5 +230,31 @@ fn heartbeat(from: Instance, request: &v1::HeartbeatRequest) -> Event {
 }
 
 fn not_a_member() -> Status {
-    Status::aborted("no heartbeat came from this process for too long, or a newer start of it took its place")
+    Status::aborted("a newer start of this process took its place")
+}
+
+fn unknown() -> Status {
+    Status::not_found(
+        "no heartbeat came from this process for too long, or this coordinator was started again",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_cannot_name_the_address_of_another_machine() {
+        let address = |claimed: &str, caller: &str| {
+            let proven = proven(claimed.parse().unwrap(), caller.parse().unwrap());
+            proven.map(|address| address.to_string()).map_err(|status| status.message().to_owned())
+        };
+        assert_eq!(address("0.0.0.0:7000", "203.0.113.5"), Ok("203.0.113.5:7000".to_owned()));
+        assert_eq!(address("203.0.113.5:7000", "::ffff:203.0.113.5"), Ok("203.0.113.5:7000".to_owned()));
+        assert_eq!(address("192.0.2.1:7000", "127.0.0.1"), Ok("192.0.2.1:7000".to_owned()));
+        for victim in ["192.0.2.1:7000", "127.0.0.1:7000", "[2001:db8::1]:7000"] {
+            let refused = address(victim, "203.0.113.5").unwrap_err();
+            assert!(refused.contains(victim) && refused.contains("listen on 0.0.0.0"), "{refused}");
+        }
+    }
 }

@@ -294,7 +294,7 @@ impl FeederLoop {
         let (mut control, sender) = (self.handles.control.clone(), self.lease_sender.clone());
         tokio::spawn(async move {
             let lease = control.lease(count).await;
-            if let Err(ControlError::Silent { .. }) = lease {
+            if let Err(ControlError::Silent { .. } | ControlError::Unknown(_)) = lease {
                 // The machine retries.
                 return;
             }

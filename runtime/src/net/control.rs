@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use swarmline_proto::{PROTOCOL_VERSION, v1};
@@ -10,7 +11,7 @@ use swarmline_scheduler::{
     Directive, Incarnation, Lease, Membership, MicrobatchId, PeerId, Role, StageIndex,
 };
 use tokio::sync::watch;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
 use super::address::Invite;
 use super::digest::ManifestDigest;
@@ -19,8 +20,13 @@ use super::identity::Identity;
 use super::membership::{self, MembershipError};
 use super::wire;
 
-/// Time between two heartbeats; the lease of a membership is five times as long.
+/// Time between two heartbeats; the lease of a membership is fifteen times as long.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// Limit of a call of a member, connecting included: after a short outage the next heartbeat must not wait for the last.
+const CALL_WITHIN: Duration = Duration::from_secs(3);
+/// Attempts to report the end of a feeder's work, and the pause between two: an outage of five minutes costs nothing.
+const REPORTS_MAX: u32 = 300;
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// Pauses between attempts to open a broken stream of tables again.
 const FOLLOW_PAUSE_MIN: Duration = Duration::from_millis(500);
 const FOLLOW_PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -35,9 +41,12 @@ pub enum ControlError {
     /// The coordinator refused; the text is the coordinator's.
     #[error("the coordinator refused: {0}")]
     Refused(String),
-    /// The coordinator takes this process for dead, or does not know it.
+    /// The coordinator takes this process for dead, and this process has returned its newest table in vain.
     #[error("the coordinator takes this process for dead ({0}); start it again to join again")]
     NotAMember(String),
+    /// The coordinator does not know this process now: it may have been started again.
+    #[error("the coordinator does not know this process ({0})")]
+    Unknown(String),
     /// The coordinator was reached before and does not reply now.
     #[error("the coordinator at {address} does not reply: {cause}")]
     Silent {
@@ -63,6 +72,8 @@ pub struct Registration {
     pub role: Role,
     /// Address of the process's data plane; for an unspecified IP the coordinator takes the IP that it sees.
     pub data_address: SocketAddr,
+    /// The stage whose weights the process has kept since it was expelled.
+    pub holds: Option<StageIndex>,
 }
 
 /// The reply to a registration.
@@ -119,8 +130,10 @@ pub struct Control {
     client: Client,
     address: String,
     coordinator: PeerId,
-    incarnation: Incarnation,
+    registration: Registration,
     digest: ManifestDigest,
+    /// The newest table, as the coordinator signed it.
+    signed: Arc<Mutex<v1::SignedMembership>>,
 }
 
 impl Control {
@@ -134,19 +147,13 @@ impl Control {
         registration: Registration,
     ) -> Result<(Self, Joined), ControlError> {
         let mut client = grpc::connect(invite, identity).await?;
-        let request = v1::JoinRequest {
-            protocol_version: PROTOCOL_VERSION,
-            role: wire::encode_role(registration.role),
-            incarnation: registration.incarnation.0,
-            data_address: registration.data_address.to_string(),
-            memory_bytes: 0,
-            manifest_digest: None,
-        };
         let address = invite.authority();
+        let request = join_request(registration);
         let reply = client.join(request).await.map_err(|status| refusal(&address, &status))?.into_inner();
+        let signed = Arc::new(Mutex::new(reply.membership.clone().unwrap_or_default()));
         let joined = read_join(invite.peer, reply)?;
         let (coordinator, digest) = (invite.peer, joined.digest);
-        Ok((Self { client, address, coordinator, incarnation: registration.incarnation, digest }, joined))
+        Ok((Self { client, address, coordinator, registration, digest, signed }, joined))
     }
 
     /// Reports that this process has the state of `stage` and that its data plane listens.
@@ -154,8 +161,8 @@ impl Control {
     /// # Errors
     /// If the coordinator cannot be reached or refuses.
     pub async fn ready(&mut self, stage: StageIndex) -> Result<(), ControlError> {
-        let request = v1::ReadyRequest { incarnation: self.incarnation.0, stage: u32::from(stage.0) };
-        self.client.ready(request).await.map(drop).map_err(|status| refusal(&self.address, &status))
+        let request = v1::ReadyRequest { incarnation: self.incarnation(), stage: u32::from(stage.0) };
+        self.call(|mut client| async move { client.ready(request).await }).await.map(drop)
     }
 
     /// Sends a heartbeat; the reply is the next directive.
@@ -164,7 +171,7 @@ impl Control {
     /// If the coordinator cannot be reached or takes this process for dead.
     pub async fn heartbeat(&mut self, stats: &MemberStats) -> Result<Directive, ControlError> {
         let request = v1::HeartbeatRequest {
-            incarnation: self.incarnation.0,
+            incarnation: self.incarnation(),
             microbatches_done: stats.done,
             microbatches_refused: stats.refused,
             tokens: stats.tokens,
@@ -173,8 +180,8 @@ impl Control {
             bytes_sent: stats.bytes_sent,
             oldest_task_age_ms: u64::try_from(stats.oldest_task.as_millis()).unwrap_or(u64::MAX),
         };
-        let reply = self.client.heartbeat(request).await.map_err(|status| refusal(&self.address, &status))?;
-        read_directive(&reply.into_inner())
+        let reply = self.call(|mut client| async move { client.heartbeat(request).await }).await?;
+        read_directive(&reply)
     }
 
     /// Leases up to `count` microbatch ids.
@@ -182,19 +189,20 @@ impl Control {
     /// # Errors
     /// If the coordinator cannot be reached or refuses the lease.
     pub async fn lease(&mut self, count: u64) -> Result<Lease, ControlError> {
-        let request = v1::LeaseRequest { incarnation: self.incarnation.0, count };
-        let reply = self.client.lease(request).await.map_err(|status| refusal(&self.address, &status))?;
-        let v1::LeaseResponse { first, count, epoch } = reply.into_inner();
+        let request = v1::LeaseRequest { incarnation: self.incarnation(), count };
+        let reply = self.call(|mut client| async move { client.lease(request).await }).await?;
+        let v1::LeaseResponse { first, count, epoch } = reply;
         Ok(Lease { first: MicrobatchId(first), count, epoch })
     }
 
-    /// Reports the outcomes of the microbatches injected, and whether none is in flight or left to inject.
+    /// Reports the outcomes of the microbatches injected, and whether none is in flight or left to inject. The end of the
+    /// work is reported until the coordinator replies, at most [`REPORTS_MAX`] times.
     ///
     /// # Errors
     /// If the coordinator cannot be reached or takes this process for dead.
     pub async fn report(&mut self, counts: &Counts, done: bool) -> Result<(), ControlError> {
         let request = v1::FeederReport {
-            incarnation: self.incarnation.0,
+            incarnation: self.incarnation(),
             injected: counts.injected,
             finished: counts.finished,
             refused: counts.refused,
@@ -203,15 +211,71 @@ impl Control {
             done,
             ..v1::FeederReport::default()
         };
-        self.client.report(request).await.map(drop).map_err(|status| refusal(&self.address, &status))
+        for _ in 1..if done { REPORTS_MAX } else { 1 } {
+            match self.report_once(request).await {
+                Err(ControlError::Silent { .. } | ControlError::Unknown(_)) => {
+                    tokio::time::sleep(REPORT_PAUSE).await;
+                }
+                replied => return replied,
+            }
+        }
+        self.report_once(request).await
+    }
+
+    async fn report_once(&mut self, request: v1::FeederReport) -> Result<(), ControlError> {
+        self.call(|mut client| async move { client.report(request).await }).await.map(drop)
     }
 
     /// Leaves the run. A failed call is only logged: the process leaves anyway.
     pub async fn leave(&mut self, reason: &str) {
-        let request = v1::LeaveRequest { incarnation: self.incarnation.0, reason: reason.to_owned() };
+        let request = v1::LeaveRequest { incarnation: self.incarnation(), reason: reason.to_owned() };
         if let Err(status) = self.client.leave(request).await {
             tracing::debug!(%status, "the coordinator did not get the request to leave");
         }
+    }
+
+    /// Makes a call of a member. A coordinator that does not know this process gets its own newest table first, since it
+    /// may have been started again.
+    async fn call<T, F>(&mut self, call: impl Fn(Client) -> F) -> Result<T, ControlError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        match self.call_once(call(self.client.clone())).await {
+            Err(ControlError::Unknown(_)) => {
+                self.register_again().await?;
+                self.call_once(call(self.client.clone())).await
+            }
+            replied => replied,
+        }
+    }
+
+    async fn call_once<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, ControlError> {
+        let silent = |_| Status::deadline_exceeded(format!("no reply within {CALL_WITHIN:?}"));
+        let replied = tokio::time::timeout(CALL_WITHIN, call).await.map_err(silent).flatten();
+        replied.map(Response::into_inner).map_err(|status| refusal(&self.address, &status))
+    }
+
+    /// Returns the newest table. A feeder that is unknown after that joins again: its ids are its own until a successor
+    /// has them, and then the table says so.
+    async fn register_again(&mut self) -> Result<(), ControlError> {
+        let table = Some(self.signed.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let request = v1::ReturnTableRequest { incarnation: self.incarnation(), table };
+        let mut client = self.client.clone();
+        match self.call_once(client.return_table(request)).await {
+            Err(ControlError::Unknown(_)) if self.registration.role != Role::Replica => {
+                let registration = Registration { role: Role::Feeder, ..self.registration };
+                let joined = self.call_once(client.join(join_request(registration))).await.map(drop);
+                joined.map_err(expelled)
+            }
+            replied => replied.map(drop).map_err(expelled),
+        }
+    }
+
+    fn incarnation(&self) -> u64 {
+        self.registration.incarnation.0
     }
 
     /// Follows the membership table: the receiver always has the newest. A broken stream is opened again; meanwhile the
@@ -235,11 +299,14 @@ impl Control {
     }
 
     async fn follow_once(&mut self, newest: &watch::Sender<Membership>) -> Result<(), ControlError> {
-        let request = v1::WatchRequest { incarnation: self.incarnation.0 };
+        let request = v1::WatchRequest { incarnation: self.incarnation() };
         let tables = self.client.watch(request).await.map_err(|status| refusal(&self.address, &status))?;
         let mut tables = tables.into_inner();
         while let Some(signed) = tables.message().await.map_err(|status| refusal(&self.address, &status))? {
             let table = membership::verify(&self.coordinator, &self.digest, &signed)?;
+            if table.version > newest.borrow().version {
+                *self.signed.lock().unwrap_or_else(PoisonError::into_inner) = signed;
+            }
             newest.send_if_modified(|known| {
                 let newer = table.version > known.version;
                 if newer {
@@ -249,6 +316,26 @@ impl Control {
             });
         }
         Ok(())
+    }
+}
+
+fn join_request(registration: Registration) -> v1::JoinRequest {
+    v1::JoinRequest {
+        protocol_version: PROTOCOL_VERSION,
+        role: wire::encode_role(registration.role),
+        incarnation: registration.incarnation.0,
+        data_address: registration.data_address.to_string(),
+        memory_bytes: 0,
+        manifest_digest: None,
+        holds_stage: registration.holds.map(|stage| stage.0.into()),
+    }
+}
+
+/// A process that is refused although it returned its table is no member.
+fn expelled(error: ControlError) -> ControlError {
+    match error {
+        ControlError::Unknown(reason) | ControlError::Refused(reason) => ControlError::NotAMember(reason),
+        error => error,
     }
 }
 
@@ -296,7 +383,8 @@ fn refusal(address: &str, status: &Status) -> ControlError {
         | Code::FailedPrecondition
         | Code::InvalidArgument
         | Code::ResourceExhausted => ControlError::Refused(message),
-        Code::Aborted | Code::NotFound => ControlError::NotAMember(message),
+        Code::Aborted => ControlError::NotAMember(message),
+        Code::NotFound => ControlError::Unknown(message),
         code => ControlError::Silent { address: address.to_owned(), cause: format!("{code:?}: {message}") },
     }
 }

@@ -16,6 +16,7 @@ const FILE_BYTES_MAX: u64 = 256;
 #[derive(Clone)]
 pub struct Identity {
     key: SigningKey,
+    is_new: bool,
 }
 
 /// Errors of creating or loading a key.
@@ -67,13 +68,13 @@ impl Identity {
     pub fn ephemeral() -> Result<Self, IdentityError> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(IdentityError::Entropy)?;
-        Ok(Self::from_seed(seed))
+        Ok(Self { is_new: true, ..Self::from_seed(seed) })
     }
 
     /// The key with this secret seed.
     #[must_use]
     pub fn from_seed(seed: [u8; 32]) -> Self {
-        Self { key: SigningKey::from_bytes(&seed) }
+        Self { key: SigningKey::from_bytes(&seed), is_new: false }
     }
 
     /// The key in the file at `path`. If there is no such file, creates it with a new key and mode 0600.
@@ -100,6 +101,12 @@ impl Identity {
     #[must_use]
     pub fn peer(&self) -> PeerId {
         PeerId(self.key.verifying_key().to_bytes())
+    }
+
+    /// Whether this process has made the key: no peer knows it from an earlier start.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Ed25519 signature over `message`. The caller separates domains.

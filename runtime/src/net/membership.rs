@@ -95,6 +95,7 @@ mod tests {
             members: order.into_iter().zip(states).map(member).collect(),
             successions,
             trained: vec![StageIndex(3)],
+            awaited: vec![StageIndex(0)],
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use swarmline_scheduler::Directive;
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
 use crate::net::control::{Control, ControlError, HEARTBEAT_INTERVAL, MemberStats};
 
@@ -57,9 +58,12 @@ impl Heartbeats {
 
 async fn send(mut control: Control, stats: watch::Receiver<MemberStats>, replied: watch::Sender<Reply>) {
     let mut silent_since = None;
+    // After a heartbeat without a reply the next one goes at once.
+    let mut beat = tokio::time::interval(HEARTBEAT_INTERVAL);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The clones hold the sender of `stats`.
     while stats.has_changed().is_ok() {
-        tokio::time::sleep(HEARTBEAT_INTERVAL).await;
+        beat.tick().await;
         let stats = *stats.borrow();
         match control.heartbeat(&stats).await {
             Ok(directive) => {

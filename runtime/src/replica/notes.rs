@@ -48,6 +48,9 @@ impl Notes {
             Note::Began(InitialState::Initial { was_trained: true }) => {
                 tell(reporter, Incident::StageLost { stage: self.stage.0 });
             }
+            Note::Began(InitialState::Kept) => {
+                tell(reporter, Incident::StateKept { stage: self.stage.0 });
+            }
             Note::Began(_) => {}
         }
         Ok(())

@@ -1,9 +1,14 @@
 //! A replica before it serves: registration, placement, the shard on its device, the data plane.
+//!
+//! A replica that was expelled registers as another start, with the state that it had: no other process may have a newer
+//! one.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::ControlFlow;
 use std::pin::Pin;
+use std::time::Duration;
 
+use bytes::Bytes;
 use swarmline_scheduler::replica::{Begin, Config};
 use swarmline_scheduler::router::RouterFactory as _;
 use swarmline_scheduler::{Directive, Instance, Membership, Role, StageIndex, stage};
@@ -24,6 +29,18 @@ use crate::process::{Heartbeats, Network, NetworkOptions, incarnation};
 use crate::report::{Event, Reporter};
 use crate::stage::{Executor, chunk_digest, download_limits};
 
+/// Attempts of an expelled process to register again while the coordinator cannot be reached, and the pause between two.
+const ATTEMPTS_MAX: u32 = 3_600;
+const ATTEMPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The state of a stage that a process had when it was expelled.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) stage: StageIndex,
+    /// The state, as a donor sends it.
+    pub(super) state: Bytes,
+}
+
 /// A member of the run that does not serve yet.
 #[derive(Debug)]
 pub(super) struct Registered {
@@ -36,15 +53,20 @@ pub(super) struct Registered {
     socket: UdpSocket,
     address: SocketAddr,
     me: Instance,
+    kept: Option<Kept>,
 }
 
 impl Registered {
     /// Opens the port and joins the run.
-    pub(super) async fn register(options: &ReplicaOptions) -> Result<Self, Error> {
+    pub(super) async fn register(options: &ReplicaOptions, kept: Option<&Kept>) -> Result<Self, Error> {
         let socket = bind_socket(options.listen)?;
         let address = socket.local_addr().map_err(Error::Address)?;
-        let registration =
-            Registration { incarnation: incarnation(), role: Role::Replica, data_address: address };
+        let registration = Registration {
+            incarnation: incarnation(),
+            role: Role::Replica,
+            data_address: address,
+            holds: kept.map(|kept| kept.stage),
+        };
         let (control, joined) = Control::join(&options.invite, &options.identity, registration).await?;
         Ok(Self {
             run: Manifest::from_bytes(&joined.manifest)?.run().clone(),
@@ -56,7 +78,26 @@ impl Registered {
             control,
             socket,
             address,
+            kept: None,
         })
+    }
+
+    /// Registers an expelled process again, as soon as the coordinator can be reached.
+    pub(super) async fn register_again(options: &ReplicaOptions, kept: Option<Kept>) -> Result<Self, Error> {
+        for _ in 1..ATTEMPTS_MAX {
+            match Self::register(options, kept.as_ref()).await {
+                Err(Error::Control(ControlError::Connect(_) | ControlError::Silent { .. })) => {
+                    tokio::time::sleep(ATTEMPT_PAUSE).await;
+                }
+                registered => return Ok(Self { kept, ..registered? }),
+            }
+        }
+        Self::register(options, kept.as_ref()).await.map(|registered| Self { kept, ..registered })
+    }
+
+    /// The state that the process had when it was expelled, if it had one.
+    pub(super) fn take_kept(&mut self) -> Option<Kept> {
+        self.kept.take()
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -89,7 +130,7 @@ impl Registered {
             () = stop.as_mut() => return Ok(Outcome::Stopped),
             serving = Box::pin(self.prepare(stage, options, reporter)) => serving?,
         };
-        Box::pin(serving.run(reporter, options.save.as_deref(), stop)).await
+        Box::pin(serving.run(reporter, options.save.as_deref(), &mut self.kept, stop)).await
     }
 
     /// The stage of this replica; an outcome if the run ends before the replica gets a stage.
@@ -117,14 +158,17 @@ impl Registered {
 
     /// Builds the shard and starts the data plane.
     async fn prepare(
-        &self,
+        &mut self,
         stage: StageIndex,
         options: &ReplicaOptions,
         reporter: &Reporter,
     ) -> Result<Serving, Error> {
         reporter.tell(&self.placed(stage));
         let config = self.stage_config(stage);
+        let kept = self.kept.take().filter(|kept| kept.stage == stage).map(|kept| kept.state);
+        let begin = self.begin(stage, options, kept.is_some());
         let builder = ShardBuilder {
+            kept,
             run: self.run.clone(),
             stage,
             stashes: config.slots + config.retries_max(),
@@ -143,7 +187,7 @@ impl Registered {
         let socket = self.socket.try_clone();
         let socket = socket.map_err(|source| BindError::Socket { address: self.address, source })?;
         let (network, arrivals) = Network::start(&network_options, socket, &self.table.borrow())?;
-        let machine = self.machine_config(config, executor.parts_min(), options);
+        let machine = self.machine_config(config, executor.parts_min(), begin);
         let router = self.run.pipeline.router.build(self.run.seed);
         let handles = Handles {
             executor,
@@ -178,17 +222,17 @@ impl Registered {
         config
     }
 
-    fn machine_config(
-        &self,
-        stage: stage::Config,
-        parts_min: u32,
-        options: &ReplicaOptions,
-    ) -> Config<bytes::Bytes> {
-        let averaging = &self.run.averaging;
-        let begin = match options.resume {
+    fn begin(&self, stage: StageIndex, options: &ReplicaOptions, has_kept: bool) -> Begin {
+        let limits = download_limits(&self.run, stage);
+        match &options.resume {
+            _ if has_kept => Begin::Kept(limits),
             Some(_) => Begin::Given,
-            None => Begin::FromDonor(download_limits(&self.run, stage.stage)),
-        };
+            None => Begin::FromDonor(limits),
+        }
+    }
+
+    fn machine_config(&self, stage: stage::Config, parts_min: u32, begin: Begin) -> Config<Bytes> {
+        let averaging = &self.run.averaging;
         let fragments = if averaging.interval > 0 { averaging.fragments } else { 0 };
         Config { stage, fragments, parts_min, begin, digest: chunk_digest }
     }

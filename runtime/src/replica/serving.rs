@@ -18,6 +18,7 @@ use tokio::time::MissedTickBehavior;
 use super::copies::Copies;
 use super::notes::Notes;
 use super::reductions::{Reduction, Reductions};
+use super::registered::Kept;
 use super::traffic::Traffic;
 use crate::config::Run;
 use crate::error::Error;
@@ -61,6 +62,8 @@ pub(super) struct Serving {
     confirmation: Option<oneshot::Receiver<Result<Directive, ControlError>>>,
     /// The coordinator's reason to take this process for dead.
     expelled: Option<String>,
+    /// The process was expelled and has a state of its stage.
+    keeps_state: bool,
     reported: Instant,
     end: Option<End>,
     failure: Option<Error>,
@@ -79,6 +82,7 @@ impl Serving {
             tokens_per_microbatch: run.tokens_per_microbatch() as u64,
             confirmation: None,
             expelled: None,
+            keeps_state: false,
             reported: Instant::now(),
             end: None,
             failure: None,
@@ -86,11 +90,12 @@ impl Serving {
     }
 
     /// Takes the state of the stage, serves it, and leaves; then writes the weights to `save`. A replica that cannot go
-    /// on leaves at once.
+    /// on leaves at once. A replica that is expelled puts its state into `kept`.
     pub(super) async fn run(
         mut self,
         reporter: &Reporter,
         save: Option<&Path>,
+        kept: &mut Option<Kept>,
         stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Outcome, Error> {
         let ended = self.work(reporter, stop).await;
@@ -99,6 +104,10 @@ impl Serving {
             if let Some(path) = save {
                 reporter.tell(&report::Event::Saved { path: path.display().to_string() });
             }
+        }
+        if self.keeps_state {
+            let state = self.handles.executor.export_state().await?.into_bytes()?;
+            *kept = Some(Kept { stage: self.machine.config().stage.stage, state: state.into() });
         }
         self.handles.network.close().await;
         let outcome = ended?;
@@ -161,7 +170,8 @@ impl Serving {
                 }
                 Ok(Outcome::Stopped)
             }
-            End::Expelled => {
+            End::Expelled { has_state } => {
+                self.keeps_state = has_state;
                 let reason = self.expelled.take();
                 let reason = reason.unwrap_or_else(|| "it was placed on another stage".to_owned());
                 Err(ControlError::NotAMember(reason).into())

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use swarmline_kernels::Backend;
 use swarmline_kernels::device::Work;
 use swarmline_scheduler::StageIndex;
@@ -17,7 +18,9 @@ pub(super) struct ShardBuilder {
     pub(super) stage: StageIndex,
     /// Limit of the microbatches between forward and backward.
     pub(super) stashes: usize,
-    /// File of the weights to begin with.
+    /// The state that this process had when it was expelled.
+    pub(super) kept: Option<Bytes>,
+    /// File of the weights to begin with, unless there is such a state.
     pub(super) resume: Option<PathBuf>,
     pub(super) parameter_log: Option<PathBuf>,
 }
@@ -28,7 +31,9 @@ impl Work for ShardBuilder {
     fn on<B: Backend>(self, mut open: impl FnMut() -> swarmline_kernels::Result<B>) -> Self::Output {
         let mut engine = Engine::new(open()?, &self.run, self.stage, self.stashes, Learning::Active)?;
         engine.record_parameters(self.parameter_log)?;
-        if let Some(path) = self.resume {
+        if let Some(state) = self.kept {
+            engine.restore_state(&state)?;
+        } else if let Some(path) = self.resume {
             let resumed = engine.resume(&path);
             engine.write_parameter_log()?;
             resumed?;

@@ -96,6 +96,11 @@ pub enum Incident {
         /// The stage, from 0.
         stage: u16,
     },
+    /// An expelled replica came back, and no other replica serves its stage: it goes on with the state that it had.
+    StateKept {
+        /// The stage, from 0.
+        stage: u16,
+    },
     /// A replica left with microbatches that it had not finished.
     LeftMicrobatches {
         /// Number of microbatches; other replicas recover them.
@@ -165,15 +170,7 @@ impl fmt::Display for Incident {
                 "replica {peer} of stage {stage} lies: it claims or hands on microbatches that were never sent to it; it \
                  gets no more"
             ),
-            Self::DonorFailed { peer, stage, fault } => write!(
-                f,
-                "peer {peer}, asked for the state of stage {stage}, {fault}; the next donor is asked, or the same again"
-            ),
-            Self::StageLost { stage } => write!(
-                f,
-                "no replica serves stage {stage}, which had been trained: it begins with the initial weights of the \
-                 run, and its updates are lost"
-            ),
+            Self::DonorFailed { .. } | Self::StageLost { .. } | Self::StateKept { .. } => self.state(f),
             Self::LeftMicrobatches { microbatches, seconds } => write!(
                 f,
                 "left after {seconds} s; unfinished microbatches, which other replicas recover: {microbatches}"
@@ -192,6 +189,28 @@ impl fmt::Display for Incident {
             Self::StagesUnserved { stages } => {
                 write!(f, "stages {stages:?} have no replica; nothing is injected until one joins")
             }
+        }
+    }
+}
+
+impl Incident {
+    /// The incidents with the state of a stage.
+    fn state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DonorFailed { peer, stage, fault } => write!(
+                f,
+                "peer {peer}, asked for the state of stage {stage}, {fault}; the next donor is asked, or the same again"
+            ),
+            Self::StageLost { stage } => write!(
+                f,
+                "no replica serves stage {stage}, which had been trained: it begins with the initial weights of the \
+                 run, and its updates are lost"
+            ),
+            Self::StateKept { stage } => write!(
+                f,
+                "no replica serves stage {stage}: it goes on with the state that this process has kept"
+            ),
+            _ => Ok(()),
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::stage::Progress;
 use crate::{Instance, Membership, PeerId, Role, StageIndex};
 
 /// An event of a coordinator: a request, or a timeout. The process has authenticated every instance.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Event {
     /// A peer asks to join. A newer start of a peer replaces its older start.
     Join {
@@ -17,6 +17,16 @@ pub enum Event {
         role: Role,
         /// Address of its data plane.
         address: SocketAddr,
+        /// The stage whose weights it holds: it was expelled, and has kept them.
+        holds: Option<StageIndex>,
+    },
+    /// A start that got [`Reply::Unknown`] returns the newest table that it has. The process has verified that this
+    /// coordinator signed it.
+    TableReturned {
+        /// The caller.
+        from: Instance,
+        /// The table.
+        table: Box<Membership>,
     },
     /// A loading replica has the state of a stage and serves it from now on.
     Ready {
@@ -57,6 +67,7 @@ impl Event {
     pub(crate) fn sender(&self) -> Option<Instance> {
         match *self {
             Self::Join { from, .. }
+            | Self::TableReturned { from, .. }
             | Self::Ready { from, .. }
             | Self::Heartbeat { from, .. }
             | Self::Leave { from }
@@ -90,6 +101,10 @@ pub enum Action {
 pub enum Reason {
     /// A member has been silent for a lease.
     MemberExpires,
+    /// A replica that fell silent with the weights of its stage is awaited no longer.
+    HolderForsaken,
+    /// Members had their time to return to a coordinator that was started again.
+    ReturnEnds,
     /// The time for members to leave a finished run is over.
     FarewellEnds,
 }

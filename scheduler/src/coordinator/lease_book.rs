@@ -1,7 +1,7 @@
 //! The book of leases: the ids of each feeder.
 
 use crate::lease::{HeldLease, LEASE_COUNT_MAX, Lease, LeaseRefusal, SUCCESSIONS_MAX, Succession};
-use crate::{Instance, MicrobatchId, PeerId};
+use crate::{Instance, Membership, MicrobatchId, PeerId};
 
 /// Entries of the book at most. Ranges that touch and belong to one start of a feeder are one entry.
 pub const LEASES_MAX: usize = 65_536;
@@ -57,6 +57,20 @@ impl LeaseBook {
             last.map(|held| Succession { lease: held.lease, feeder: held.holder.peer }).collect();
         successions.reverse();
         successions
+    }
+
+    /// Takes over the ranges that a table names.
+    pub fn restore(&mut self, table: &Membership) {
+        for &Succession { lease, feeder } in &table.successions {
+            let known = |held: &HeldLease| held.lease.first == lease.first;
+            if let Some(member) = table.members.iter().find(|member| member.instance.peer == feeder)
+                && !self.held.iter().any(known)
+            {
+                self.held.push(HeldLease { lease, holder: member.instance, done: false });
+            }
+            self.next = self.next.max(lease.ids().end);
+        }
+        self.held.sort_by_key(|held| held.lease.first);
     }
 
     /// The entries of the book, by first id.

@@ -1,34 +1,85 @@
-//! The choice of a stage for a replica.
+//! The replicas on each stage, and the choice of a stage for a replica.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::{MemberState, StageIndex};
 
-/// Replicas placed on each stage, loading or serving.
+/// Replicas on each stage, counted as they come and go.
 #[derive(Clone, Debug)]
 pub(super) struct Occupancy {
-    replicas: BTreeMap<StageIndex, u32>,
+    stages: Vec<Replicas>,
+    /// The stages by the replicas placed on them: the first has the fewest.
+    by_placed: BTreeSet<(u32, StageIndex)>,
+    unserved: BTreeSet<StageIndex>,
+}
+
+/// Replicas on one stage.
+#[derive(Clone, Copy, Debug, Default)]
+struct Replicas {
+    /// Loading or serving.
+    placed: u32,
+    serving: u32,
 }
 
 impl Occupancy {
-    /// Counts the replicas among `states` over `stages` stages.
-    pub(super) fn new(stages: u16, states: impl Iterator<Item = MemberState>) -> Self {
-        let mut replicas: BTreeMap<_, _> = (0..stages).map(|stage| (StageIndex(stage), 0)).collect();
-        for state in states {
-            if let Some(stage) = state.stage() {
-                *replicas.entry(stage).or_default() += 1;
-            }
+    /// `stages` stages without replicas.
+    pub(super) fn new(stages: u16) -> Self {
+        let all = || (0..stages).map(StageIndex);
+        Self {
+            stages: vec![Replicas::default(); stages.into()],
+            by_placed: all().map(|stage| (0, stage)).collect(),
+            unserved: all().collect(),
         }
-        Self { replicas }
+    }
+
+    /// A member is in `state` from now on.
+    pub(super) fn enter(&mut self, state: MemberState) {
+        self.change(state, |count| count.saturating_add(1));
+    }
+
+    /// A member was in `state` until now.
+    pub(super) fn exit(&mut self, state: MemberState) {
+        self.change(state, |count| count.saturating_sub(1));
     }
 
     /// The stage that a new replica is placed on: its `previous` stage if there is room, else the first of the stages
     /// with the fewest replicas; `None` if every stage has `limit` replicas.
     #[must_use]
     pub(super) fn place(&self, limit: u32, previous: Option<StageIndex>) -> Option<StageIndex> {
-        let room = |stage: &StageIndex| self.replicas.get(stage).is_some_and(|&count| count < limit);
-        let fewest = || self.replicas.iter().min_by_key(|(_, count)| **count).map(|(&stage, _)| stage);
+        let room = |stage: &StageIndex| self.get(*stage).is_some_and(|replicas| replicas.placed < limit);
+        let fewest = || self.by_placed.first().map(|&(_, stage)| stage);
         previous.filter(room).or_else(fewest).filter(room)
+    }
+
+    /// Whether `stage` is a stage of the run without a replica that serves it.
+    #[must_use]
+    pub(super) fn is_unserved(&self, stage: StageIndex) -> bool {
+        self.unserved.contains(&stage)
+    }
+
+    /// Stages without a replica that serves, ascending.
+    pub(super) fn unserved(&self) -> impl Iterator<Item = StageIndex> {
+        self.unserved.iter().copied()
+    }
+
+    fn get(&self, stage: StageIndex) -> Option<&Replicas> {
+        self.stages.get(usize::from(stage.0))
+    }
+
+    fn change(&mut self, state: MemberState, count: impl Fn(u32) -> u32) {
+        let Some(stage) = state.stage() else { return };
+        let Some(replicas) = self.stages.get_mut(usize::from(stage.0)) else { return };
+        self.by_placed.remove(&(replicas.placed, stage));
+        replicas.placed = count(replicas.placed);
+        self.by_placed.insert((replicas.placed, stage));
+        if state == MemberState::Serving(stage) {
+            replicas.serving = count(replicas.serving);
+        }
+        if replicas.serving == 0 {
+            self.unserved.insert(stage)
+        } else {
+            self.unserved.remove(&stage)
+        };
     }
 }
 
@@ -45,12 +96,24 @@ mod tests {
             MemberState::Standby,
             MemberState::Feeding,
         ];
-        let occupancy = Occupancy::new(4, states.into_iter());
+        let mut occupancy = Occupancy::new(4);
+        states.into_iter().for_each(|state| occupancy.enter(state));
         assert_eq!(occupancy.place(1, None), Some(stage(1)));
         assert_eq!(occupancy.place(1, Some(stage(3))), Some(stage(3)));
         assert_eq!(occupancy.place(1, Some(stage(2))), Some(stage(1)));
         assert_eq!(occupancy.place(1, Some(stage(9))), Some(stage(1)));
-        assert_eq!(Occupancy::new(1, states.into_iter().take(1)).place(1, None), None);
-        assert_eq!(Occupancy::new(0, states.into_iter().skip(3)).place(1, None), None);
+        assert_eq!(occupancy.unserved().collect::<Vec<_>>(), [1, 2, 3].map(stage));
+        occupancy.exit(states[0]);
+        assert_eq!(occupancy.place(1, None), Some(stage(0)));
+        assert!(occupancy.is_unserved(stage(0)) && !occupancy.is_unserved(stage(4)));
+        assert_eq!(Occupancy::new(0).place(1, None), None);
+    }
+
+    #[test]
+    fn a_full_run_has_no_place() {
+        let mut occupancy = Occupancy::new(1);
+        occupancy.enter(MemberState::Loading(StageIndex(0)));
+        assert_eq!(occupancy.place(1, None), None);
+        assert_eq!(occupancy.place(2, None), Some(StageIndex(0)));
     }
 }

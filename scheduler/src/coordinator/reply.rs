@@ -11,8 +11,11 @@ pub enum Reply {
     JoinRefused(JoinRefusal),
     /// The request is noted; the state of the member now. A standby that was given a stage learns it here.
     Noted(MemberState),
-    /// The caller is no member, or another start of its peer is: it may join again or stop.
+    /// Another start of the caller's peer is a member.
     NotAMember,
+    /// The caller is no member, for all that the coordinator knows: it was silent for a lease, or the coordinator was
+    /// started again. It may return its newest table, and join again if it is still unknown then.
+    Unknown,
     /// The caller has left.
     Left,
     /// The caller has a lease of these ids.
@@ -53,6 +56,9 @@ pub enum JoinRefusal {
         /// The start that is a member.
         known: Incarnation,
     },
+    /// The caller was a member and is none any more.
+    #[error("this start of your process was a member and fell silent; join again as another start")]
+    Former,
     /// The membership table is full.
     #[error("the run has as many members as it can hold ({limit})")]
     Full {

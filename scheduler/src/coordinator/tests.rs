@@ -40,12 +40,13 @@ impl Harness {
     }
 
     fn hear(&mut self, event: Event) -> Option<Reply> {
+        let sender = event.sender().map(|from| from.peer);
         self.coordinator.handle(self.now, event);
         let mut replies = Vec::new();
         while let Some(action) = self.coordinator.poll_action() {
             match action {
                 Action::Reply { to, reply } => {
-                    assert_eq!(Some(to), event.sender().map(|from| from.peer));
+                    assert_eq!(Some(to), sender);
                     if matches!(reply, Reply::Joined(_)) {
                         let table = self.published.last().expect("a table comes before the reply");
                         assert!(table.members.iter().any(|member| member.instance.peer == to));
@@ -62,9 +63,29 @@ impl Harness {
     }
 
     fn join(&mut self, peer: PeerId, incarnation: u64, role: Role) -> Reply {
+        self.join_with(peer, incarnation, role, None)
+    }
+
+    /// A replica comes back with the weights of a stage.
+    fn return_with(&mut self, peer: PeerId, incarnation: u64, stage: u16) -> Reply {
+        self.join_with(peer, incarnation, Role::Replica, Some(StageIndex(stage)))
+    }
+
+    fn join_with(&mut self, peer: PeerId, incarnation: u64, role: Role, holds: Option<StageIndex>) -> Reply {
         let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
         let from = Instance::new(peer, Incarnation(incarnation));
-        self.hear(Event::Join { from, role, address }).unwrap()
+        self.hear(Event::Join { from, role, address, holds }).unwrap()
+    }
+
+    /// The coordinator is started again, and has forgotten the run.
+    fn restart(&mut self) {
+        let config = self.coordinator.config().clone();
+        let config = Config { launch: config.launch + 1, ..config };
+        self.coordinator = Coordinator::restarted(config, self.now);
+    }
+
+    fn return_table(&mut self, peer: PeerId, table: &Membership) -> Reply {
+        self.hear(Event::TableReturned { from: start(peer), table: Box::new(table.clone()) }).unwrap()
     }
 
     /// The replica has the state of the stage that it is placed on.
@@ -129,7 +150,7 @@ fn a_run_waits_runs_and_finishes() {
     assert_eq!(harness.published.last(), Some(&harness.coordinator.membership()));
     assert_eq!(harness.join(key(2), 1, Role::Replica), Reply::Joined(MemberState::Standby));
     let done = Event::FeederDone { from: start(FEEDER) };
-    assert_eq!(harness.hear(done), Some(Reply::Noted(MemberState::Feeding)));
+    assert_eq!(harness.hear(done.clone()), Some(Reply::Noted(MemberState::Feeding)));
     harness.hear(done);
     assert_eq!((harness.finished, harness.coordinator.state()), (1, RunState::Finished));
     assert_eq!(harness.join(key(3), 1, Role::Replica), Reply::JoinRefused(JoinRefusal::Finished));
@@ -223,7 +244,12 @@ fn silence_removes_a_member_and_heartbeats_keep_it() {
     assert_eq!(harness.hear(Event::Timeout), None);
     assert_eq!(harness.coordinator.membership().version, version + 1);
     assert_eq!(harness.coordinator.state(), RunState::Waiting { unserved: vec![StageIndex(1)] });
-    assert_eq!(harness.beat(key(1)), Reply::NotAMember);
+    assert_eq!(harness.beat(key(1)), Reply::Unknown);
+    assert_eq!(
+        harness.join(key(1), 1, Role::Replica),
+        Reply::JoinRefused(JoinRefusal::Former),
+        "its neighbours have given it up"
+    );
     assert_eq!(harness.join(key(1), 2, Role::Replica), loading(1));
 }
 
@@ -292,7 +318,7 @@ fn feeders_get_ranges_that_never_overlap() {
     assert_eq!(harness.lease(key(8), 5), leased(10, 5));
     assert_eq!(harness.lease(FEEDER, 1), leased(15, 1));
     assert_eq!(harness.lease(key(0), 1), Reply::LeaseRefused(LeaseRefusal::NotAFeeder));
-    assert_eq!(harness.lease(key(7), 1), Reply::LeaseRefused(LeaseRefusal::NotAFeeder));
+    assert_eq!(harness.lease(key(7), 1), Reply::Unknown);
     assert_eq!(harness.coordinator.leases().len(), 3);
     harness.hear(Event::FeederDone { from: start(FEEDER) });
     assert_eq!(harness.coordinator.state(), RunState::Running);
@@ -374,4 +400,112 @@ fn a_finished_run_ends_when_its_members_have_left_or_had_their_time() {
         harness.hear(Event::Timeout);
     }
     assert_eq!(harness.now, Time(0) + farewell);
+}
+
+#[test]
+fn a_trained_stage_waits_for_the_replicas_that_fell_silent_with_its_weights() {
+    let mut harness = Harness::running();
+    harness.pass(1, &[key(0), key(1), FEEDER]);
+    harness.pass(15, &[key(0), FEEDER]);
+    assert_eq!(harness.state(key(1)), None);
+    assert_eq!(harness.published.last().unwrap().awaited, [StageIndex(1)]);
+    harness.join(key(2), 1, Role::Replica);
+    harness.pass(25, &[key(0), key(2), FEEDER]);
+    assert_eq!(harness.return_with(key(1), 2, 1), loading(1), "it is placed where its weights are missed");
+    harness.pass(14, &[key(0), key(2), FEEDER]);
+    assert_eq!(
+        harness.published.last().unwrap().awaited,
+        [StageIndex(1)],
+        "it needs time to build its shard"
+    );
+    harness.hear(Event::Ready { from: Instance::new(key(1), Incarnation(2)), stage: StageIndex(1) });
+    assert_eq!(harness.published.last().unwrap().awaited, []);
+}
+
+#[test]
+fn the_wait_for_weights_has_an_end() {
+    let mut harness = Harness::running();
+    harness.pass(1, &[key(0), key(1), FEEDER]);
+    harness.pass(15, &[key(0), FEEDER]);
+    let ends = harness.now + HOLDERS_AWAITED;
+    harness.pass(29, &[key(0), FEEDER]);
+    assert_eq!(harness.coordinator.membership().awaited, [StageIndex(1)]);
+    harness.now = ends;
+    harness.beat(FEEDER);
+    assert_eq!(harness.published.last().unwrap().awaited, []);
+}
+
+#[test]
+fn a_replica_that_lost_its_weights_is_not_awaited() {
+    for untrained in [false, true] {
+        let mut harness = Harness::running();
+        if !untrained {
+            harness.pass(1, &[key(0), key(1), FEEDER]);
+        }
+        harness.pass(15, &[FEEDER]);
+        assert_eq!(harness.coordinator.membership().awaited.is_empty(), untrained);
+        harness.join(key(0), 2, Role::Replica);
+        harness.join(key(1), 2, Role::Replica);
+        assert_eq!(harness.published.last().unwrap().awaited, []);
+    }
+}
+
+#[test]
+fn a_feeder_that_was_expelled_goes_on_with_its_ids() {
+    let mut harness = Harness::running();
+    harness.lease(FEEDER, 40);
+    harness.pass(15, &[key(0), key(1)]);
+    assert_eq!(harness.state(FEEDER), None);
+    assert_eq!(harness.beat(FEEDER), Reply::Unknown);
+    assert_eq!(harness.join(FEEDER, 1, Role::Feeder), Reply::Joined(MemberState::Feeding));
+    assert_eq!(harness.coordinator.leases()[0].holder, start(FEEDER));
+    assert!(matches!(harness.lease(FEEDER, 1), Reply::Leased(lease) if lease.first == MicrobatchId(40)));
+}
+
+#[test]
+fn a_coordinator_that_was_started_again_goes_on_where_its_newest_table_stood() {
+    let mut harness = Harness::running();
+    harness.pass(1, &[key(0), key(1), FEEDER]);
+    let (older, newest) = (harness.published[3].clone(), harness.coordinator.membership());
+    harness.restart();
+    assert_eq!(harness.beat(key(0)), Reply::Unknown);
+    assert_eq!(harness.return_table(key(0), &older), Reply::Noted(MemberState::Serving(StageIndex(0))));
+    assert_eq!(harness.beat(FEEDER), Reply::Unknown, "the older table does not name it");
+    assert_eq!(harness.return_table(FEEDER, &newest), Reply::Noted(MemberState::Feeding));
+    let table = harness.coordinator.membership();
+    assert_eq!((&table.members, &table.trained), (&newest.members, &newest.trained));
+    assert_eq!(table.launch, newest.launch);
+    assert!(table.version > newest.version, "members ignore tables that are not newer");
+    let version = table.version;
+    assert_eq!(harness.return_table(key(1), &older), Reply::Noted(MemberState::Serving(StageIndex(1))));
+    assert_eq!(harness.coordinator.membership().version, version);
+    harness.pass(14, &[FEEDER]);
+    assert!(harness.state(key(0)).is_some(), "every member has a lease to be heard again");
+    harness.pass(1, &[FEEDER]);
+    assert_eq!(harness.coordinator.membership().awaited, [StageIndex(0), StageIndex(1)]);
+}
+
+#[test]
+fn a_coordinator_that_was_started_again_begins_nothing_before_its_members_had_time_to_return() {
+    let mut harness = Harness::running();
+    let table = harness.coordinator.membership();
+    harness.restart();
+    assert_eq!(harness.join(key(7), 1, Role::Replica), Reply::Joined(MemberState::Standby));
+    harness.join(key(8), 1, Role::Feeder);
+    assert_eq!(harness.lease(key(8), 1), Reply::Unknown);
+    assert_eq!(harness.return_table(FEEDER, &table), Reply::Noted(MemberState::Feeding));
+    assert_eq!(harness.coordinator.membership().members, table.members);
+    assert_eq!(harness.beat(key(7)), Reply::Unknown, "it joined another run, as it were");
+}
+
+#[test]
+fn a_run_that_begins_with_a_known_key_waits_a_while_for_members() {
+    let mut harness = Harness::running();
+    harness.restart();
+    harness.join(key(7), 1, Role::Replica);
+    let ends = (harness.now + RETURN_WITHIN, Reason::ReturnEnds);
+    assert_eq!(harness.coordinator.poll_timeout(), Some(ends));
+    harness.now = ends.0;
+    harness.hear(Event::Timeout);
+    assert_eq!(harness.state(key(7)), Some(MemberState::Loading(StageIndex(0))));
 }

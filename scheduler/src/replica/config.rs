@@ -24,6 +24,19 @@ pub enum Begin {
     /// The state of a replica that serves the stage, within these limits; the initial weights of the run if there is no
     /// such replica.
     FromDonor(Limits),
+    /// Likewise, but the executor has the state that the process had when it was expelled, and keeps it if there is no
+    /// such replica. No contribution can enter twice: grants are never given again.
+    Kept(Limits),
     /// The state that the executor has already.
     Given,
+}
+
+impl Begin {
+    /// Whether the executor has a state of the run, without a donor.
+    pub(super) fn has_state(self) -> bool {
+        match self {
+            Self::Kept(_) | Self::Given => true,
+            Self::FromDonor(_) => false,
+        }
+    }
 }

@@ -63,7 +63,7 @@ pub enum Event<P> {
 pub enum Confirmation {
     /// The instance is a member.
     Member,
-    /// The instance is no member: its microbatches and weights are of no use any more.
+    /// The instance is no member: its microbatches are of no use any more.
     NotAMember,
     /// The coordinator does not answer: the replica goes on with its last table.
     Unreachable,
@@ -167,6 +167,8 @@ pub enum InitialState {
         /// Weights of the stage had been updated before: those updates are lost.
         was_trained: bool,
     },
+    /// The state that the process had when it was expelled: no replica serves the stage.
+    Kept,
     /// The state that the executor had already.
     Given,
 }
@@ -178,8 +180,11 @@ pub enum End {
     RunFinished,
     /// The replica left; some of its work may be unfinished.
     Left(Option<Unfinished>),
-    /// The replica is no member any more: its state is of no use. The process may join again as another instance.
-    Expelled,
+    /// The replica is no member any more. The process may join again as another instance.
+    Expelled {
+        /// The executor has a state of the stage: no process may have a newer one, so keep it until a donor is found.
+        has_state: bool,
+    },
 }
 
 /// The machine that a timeout of a replica is for.

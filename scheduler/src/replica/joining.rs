@@ -1,6 +1,7 @@
 //! Before a replica serves: it takes over the state of a replica of its stage, from one donor after the other until the
-//! state is complete. While a donor serves, the joiner waits for its state; without a donor it begins with the initial
-//! weights of the run.
+//! state is complete. While a donor serves, the joiner waits for its state. Without a donor it begins with the state that
+//! its process has kept since it was expelled. A joiner with no such state begins with the initial weights of the run,
+//! unless the table says that a replica may come back that has better ones.
 
 use std::fmt::Debug;
 
@@ -26,7 +27,9 @@ impl<P: Clone + Default + Debug> Joining<P> {
     pub(super) fn new(config: &Config<P>) -> Self {
         let trusts_chunks = config.stage.breaks(Mutation::TrustChunks);
         let download = match config.begin {
-            Begin::FromDonor(limits) => Some(Download::new(limits).trusting_chunks(trusts_chunks)),
+            Begin::FromDonor(limits) | Begin::Kept(limits) => {
+                Some(Download::new(limits).trusting_chunks(trusts_chunks))
+            }
             Begin::Given => None,
         };
         Self {
@@ -93,17 +96,24 @@ impl<P: Clone + Default + Debug> Joining<P> {
         })
     }
 
-    /// The state to begin with, as soon as it is known; `None` before the first table and while a donor may send it.
-    pub(super) fn outcome(&self, stage: StageIndex) -> Option<InitialState> {
-        if self.table.version() == 0 {
+    /// The state to begin with, as soon as it is known; `None` before the first table, and while a donor or an awaited
+    /// replica may send it.
+    pub(super) fn outcome(&self, config: &Config<P>) -> Option<InitialState> {
+        let (table, stage) = (&self.table, config.stage.stage);
+        if table.version() == 0 {
             return None;
         }
         let Some(download) = &self.download else { return Some(InitialState::Given) };
         if download.is_complete() {
             return self.importing;
         }
-        let alone = self.table.serving(stage).next().is_none() && !download.is_importing();
-        alone.then(|| InitialState::Initial { was_trained: self.table.is_trained(stage) })
+        if table.serves(stage) || download.is_importing() {
+            return None;
+        }
+        if config.begin.has_state() {
+            return Some(InitialState::Kept);
+        }
+        (!table.is_awaited(stage)).then(|| InitialState::Initial { was_trained: table.is_trained(stage) })
     }
 }
 

@@ -56,16 +56,15 @@ impl Harness {
     /// The coordinator publishes a table.
     fn publish(&mut self, members: &[Member], trained: &[StageIndex]) -> Vec<Action<Payload>> {
         self.version += 1;
-        let trained = trained.to_vec();
-        let members = members.to_vec();
-        let (version, successions) = (self.version, Vec::new());
-        self.hear(Event::Membership(Membership {
-            version,
-            members,
-            successions,
-            trained,
+        self.follow(Membership {
+            members: members.to_vec(),
+            trained: trained.to_vec(),
             ..Membership::default()
-        }))
+        })
+    }
+
+    fn follow(&mut self, table: Membership) -> Vec<Action<Payload>> {
+        self.hear(Event::Membership(Membership { version: self.version, ..table }))
     }
 
     fn receive(&mut self, from: Hop, envelope: impl Into<Envelope<Payload>>) -> Vec<Action<Payload>> {
@@ -234,6 +233,30 @@ fn without_a_replica_that_serves_the_stage_a_joiner_begins_with_the_initial_weig
 }
 
 #[test]
+fn a_joiner_begins_no_stage_whose_weights_may_come_back() {
+    let mut harness = Harness::placed(Begin::FromDonor(LIMITS));
+    harness.version = 1;
+    let table = Membership { members: loading(&[]), trained: vec![StageIndex(1)], ..Membership::default() };
+    let awaited = vec![StageIndex(1)];
+    harness.follow(Membership { awaited, ..table.clone() });
+    assert!(!harness.replica.is_serving());
+    harness.version = 2;
+    let begun = harness.follow(table);
+    assert!(begun.contains(&began(InitialState::Initial { was_trained: true })), "{begun:?}");
+}
+
+#[test]
+fn an_expelled_replica_begins_with_the_state_it_kept_unless_a_donor_serves() {
+    let mut alone = Harness::placed(Begin::Kept(LIMITS));
+    let begun = alone.publish(&loading(&[]), &[StageIndex(1)]);
+    assert!(begun.contains(&began(InitialState::Kept)), "{begun:?}");
+    let mut beside = Harness::placed(Begin::Kept(LIMITS));
+    let request = send(b(1), Message::Transfer(TransferMessage::Request));
+    assert_eq!(beside.publish(&loading(&[b(1)]), &[]), [request]);
+    assert_eq!(beside.hear(Event::Expelled), [Action::End(End::Expelled { has_state: true })]);
+}
+
+#[test]
 fn the_last_donor_dies_and_with_it_the_download() {
     let mut harness = Harness::placed(Begin::FromDonor(LIMITS));
     harness.publish(&loading(&[b(1)]), &[]);
@@ -248,7 +271,7 @@ fn a_joiner_ends_with_the_run_and_leaves_when_it_is_asked_to() {
         (Event::Directive(Directive::Finished), End::RunFinished),
         (Event::Directive(Directive::Leave("maintenance".to_owned())), End::Left(None)),
         (Event::Stop, End::Left(None)),
-        (Event::Expelled, End::Expelled),
+        (Event::Expelled, End::Expelled { has_state: false }),
     ];
     for (event, end) in endings {
         let mut harness = Harness::placed(Begin::FromDonor(LIMITS));
@@ -270,11 +293,11 @@ fn it_says_that_it_serves_until_the_coordinator_has_heard() {
 #[test]
 fn a_replica_that_is_placed_at_another_stage_begins_again() {
     let elsewhere = || Event::Directive(Directive::Serve(StageIndex(2)));
-    let expelled = [Action::End(End::Expelled)];
-    assert_eq!(Harness::serving(&[]).hear(elsewhere()), expelled);
+    let expelled = |has_state| [Action::End(End::Expelled { has_state })];
+    assert_eq!(Harness::serving(&[]).hear(elsewhere()), expelled(true));
     let mut joining = Harness::placed(Begin::FromDonor(LIMITS));
     joining.publish(&loading(&[b(1)]), &[]);
-    assert_eq!(joining.hear(elsewhere()), expelled);
+    assert_eq!(joining.hear(elsewhere()), expelled(false));
 }
 
 // --- Three machines -----------------------------------------------------------------------------------------
@@ -353,7 +376,7 @@ fn a_replica_that_was_expelled_meanwhile_sends_nothing_more() {
     harness.now = harness.now + 60 * SECOND;
     assert_eq!(harness.hear(Event::Timeout), [Action::Confirm]);
     let end = harness.hear(Event::Confirmed(Confirmation::NotAMember));
-    assert_eq!(end, [Action::End(End::Expelled)]);
+    assert_eq!(end, [Action::End(End::Expelled { has_state: true })]);
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! The events in the queue of the simulated world.
 
-use crate::{
-    Incarnation, Instance, MemberState, Membership, PeerId, StageIndex, coordinator, feeder, replica,
-};
+use crate::{Incarnation, Instance, Membership, PeerId, StageIndex, coordinator, feeder, replica};
 
 use super::fault::Fault;
 use super::payload::Payload;
@@ -18,8 +16,8 @@ pub(super) enum Delivery {
     Replica(usize, Incarnation, replica::Event<Payload>),
     /// A table for a replica's process.
     Table(usize, Incarnation, Membership),
-    /// The coordinator's answer to a heartbeat or a request to join; `None` if this start is no member.
-    State(usize, Incarnation, Option<MemberState>, Purpose),
+    /// The coordinator's answer to a replica's process.
+    State(usize, Incarnation, coordinator::Reply, Purpose),
     /// The coordinator refuses a start: the run is finished.
     NotNeeded(usize, Incarnation),
     /// A replica's process is started.
@@ -57,4 +55,15 @@ pub(super) enum Purpose {
     Confirm,
     /// The report of a feeder that its work is done.
     Done,
+    /// A table that is returned to a coordinator that does not know the process.
+    Return {
+        /// The heartbeat before asked for the membership after a suspension.
+        confirms: bool,
+    },
+}
+
+impl Purpose {
+    pub(super) fn confirms(self) -> bool {
+        matches!(self, Self::Confirm | Self::Return { confirms: true })
+    }
 }

@@ -112,6 +112,11 @@ pub enum Fault {
         /// Length of the fault.
         lasts: Duration,
     },
+    /// The coordinator dies and is started again with its key; it has forgotten the run.
+    CoordinatorRestart {
+        /// Time until the start.
+        back_after: Duration,
+    },
     /// The power of the feeder fails: records that are not durable are lost. It is started again.
     FeederCrash {
         /// Time until the start.
@@ -170,7 +175,7 @@ impl Fault {
             | Self::Partition { lasts, .. }
             | Self::CoordinatorOutage { lasts }
             | Self::CoordinatorFreeze { lasts } => *lasts,
-            Self::FeederCrash { back_after, .. } => *back_after,
+            Self::FeederCrash { back_after, .. } | Self::CoordinatorRestart { back_after } => *back_after,
             Self::Succession { dies: true, after } => *after,
             Self::Succession { dies: false, after } => (*after).max(CUT_OFF) + CUT_OFF_LONGER,
         }
@@ -193,6 +198,7 @@ impl Fault {
             | Self::LateControl { .. }
             | Self::CoordinatorOutage { .. }
             | Self::CoordinatorFreeze { .. }
+            | Self::CoordinatorRestart { .. }
             | Self::FeederCrash { .. }
             | Self::Succession { .. } => Vec::new(),
         }
@@ -219,6 +225,7 @@ impl Fault {
             Self::Partition { .. } => "partition",
             Self::CoordinatorOutage { .. } => "coordinator outage",
             Self::CoordinatorFreeze { .. } => "coordinator freeze",
+            Self::CoordinatorRestart { .. } => "coordinator restart",
             Self::FeederCrash { keeps_journal: true, .. } => "feeder crash",
             Self::FeederCrash { keeps_journal: false, .. } => "lost journal",
             Self::Succession { dies: true, .. } => "succession after a death",

@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use crate::feeder::{Action, Record};
-use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Replica, Role, Time};
+use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Replica, Role, StageIndex, Time};
 
 use super::delivery::Delivery;
 use super::executor::Executor;
 use super::payload::Payload;
 use super::scenario::Scenario;
+use super::state::Weights;
 
 /// The liveness of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(super) struct ReplicaProcess {
     /// The machine; `None` before the shard is built.
     pub(super) replica: Option<Replica<Payload>>,
     pub(super) executor: Executor,
+    /// The weights of the stage that it served when it was expelled.
+    pub(super) kept: Option<(StageIndex, Weights)>,
     pub(super) slots: usize,
     pub(super) service: Duration,
     /// The time until which it sends wrong chunks.
@@ -60,6 +63,7 @@ impl ReplicaProcess {
             is_building: false,
             replica: None,
             executor: Executor::new(scenario.fragments()),
+            kept: None,
             slots: scenario.slots_of(index),
             service: scenario.service_of(index),
             lies_until: Time::default(),

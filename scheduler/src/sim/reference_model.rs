@@ -334,6 +334,7 @@ impl ReferenceModel {
             replica::Action::Counted(Note::Began(initial)) => match initial {
                 InitialState::Downloaded { .. } => self.path("began with a downloaded state"),
                 InitialState::Initial { was_trained: true } => self.path("a stage lost its updates"),
+                InitialState::Kept => self.path("began with the state it kept"),
                 InitialState::Initial { was_trained: false } | InitialState::Given => {}
             },
             replica::Action::Confirm => self.path("suspension noticed"),

@@ -123,6 +123,11 @@ impl Weights {
         Some(())
     }
 
+    /// These weights, with no round open.
+    pub(super) fn without_round(self) -> Self {
+        Self { open: None, ..self }
+    }
+
     // --- States ---------------------------------------------------------------------------------------------
 
     /// The bits of every number.

@@ -365,6 +365,39 @@ fn a_link_that_stays_broken_costs_no_microbatch_and_ends_no_run() {
     assert!(given_back > SEEDS);
 }
 
+/// A run of 300 microbatches on two replicas a stage, with a fault after 4 s.
+fn struck(seed: u64, stages: u16, faults: impl IntoIterator<Item = Fault>) -> Report {
+    let service_times = vec![Duration::from_millis(300)];
+    let scenario = Scenario::new(seed, stages, 2, 300, admission(seed)).with_averaging(10, 2);
+    let strike = |scenario: Scenario, fault| scenario.with_fault(Duration::from_secs(4), fault);
+    let scenario = faults.into_iter().fold(Scenario { service_times, ..scenario }, strike);
+    let (_, report) = check(scenario);
+    assert_eq!(report.counts.finished, 300, "seed {seed}");
+    report
+}
+
+#[test]
+fn a_restart_of_the_coordinator_costs_nothing() {
+    for (seed, back_after) in (0..SEEDS).zip([0, 1, 4, 20, 60].into_iter().cycle()) {
+        let restart = Fault::CoordinatorRestart { back_after: Duration::from_secs(back_after) };
+        let report = struck(seed, 3, [restart]);
+        assert_eq!(report.counts.contributions_lost, 0, "seed {seed}, back after {back_after} s");
+        for path in ["expelled", "feeder expelled", "a stage lost its updates", "rejoined"] {
+            assert!(!report.paths.contains_key(path), "seed {seed}, back after {back_after} s: {path}");
+        }
+    }
+}
+
+#[test]
+fn a_stage_whose_replicas_all_slept_goes_on_with_their_weights() {
+    for seed in 0..SEEDS {
+        let sleep = |replica| Fault::Suspend { replica, lasts: Duration::from_secs(20 + seed % 20) };
+        let report = struck(seed, 1, [0, 1].map(sleep));
+        assert!(report.paths.contains_key("began with the state it kept"), "seed {seed}: {:?}", report.paths);
+        assert!(!report.paths.contains_key("a stage lost its updates"), "seed {seed}");
+    }
+}
+
 #[test]
 fn a_replica_that_claims_what_it_was_never_handed_is_struck_and_costs_no_microbatch() {
     for seed in 0..SEEDS {

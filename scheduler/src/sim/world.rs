@@ -238,20 +238,18 @@ impl World {
             }
             return match purpose {
                 Purpose::Done => self.reported(index, reply),
-                Purpose::Routine | Purpose::Confirm => self.reply_to_feeder(index, reply),
+                Purpose::Routine | Purpose::Confirm | Purpose::Return { .. } => {
+                    self.reply_to_feeder(index, reply, purpose);
+                }
             };
         }
         let called = self.replica_of(to.peer).filter(|&index| self.replicas[index].instance == to);
         let Some(index) = called else { return };
-        let state = match reply {
-            coordinator::Reply::Noted(state) | coordinator::Reply::Joined(state) => Some(*state),
-            coordinator::Reply::NotAMember => None,
-            coordinator::Reply::JoinRefused(JoinRefusal::Finished) => {
-                return self.tell_process(index, Delivery::NotNeeded);
-            }
-            _ => return,
-        };
-        self.tell_process(index, |index, incarnation| Delivery::State(index, incarnation, state, purpose));
+        if *reply == coordinator::Reply::JoinRefused(JoinRefusal::Finished) {
+            return self.tell_process(index, Delivery::NotNeeded);
+        }
+        let reply = reply.clone();
+        self.tell_process(index, |index, incarnation| Delivery::State(index, incarnation, reply, purpose));
     }
 
     fn tell_process(&mut self, index: usize, delivery: impl FnOnce(usize, Incarnation) -> Delivery) {
@@ -273,13 +271,18 @@ impl World {
         alive.filter_map(|process| process.replica.as_ref()).map(|replica| replica.stage().held()).sum()
     }
 
-    /// The feeder that decides now, or the successor that will.
+    /// The feeder that decides now, or the successor that will. One that was late, or died without ids and was followed
+    /// by another, decides nothing.
     pub(super) fn latest(&self) -> &FeederProcess {
         &self.feeders[self.latest_index()]
     }
 
     pub(super) fn latest_index(&self) -> usize {
-        self.feeders.iter().rposition(|feeder| !feeder.is_late).unwrap_or(0)
+        let newest = self.feeders.len() - 1;
+        let decides = |(index, feeder): (usize, &FeederProcess)| {
+            !feeder.is_late && (index == newest || feeder.machine.is_some() || !feeder.journal.is_empty())
+        };
+        self.feeders.iter().enumerate().rposition(decides).unwrap_or(0)
     }
 
     /// Notes a change of the replicas that serve.

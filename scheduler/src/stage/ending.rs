@@ -18,7 +18,9 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if self.config.breaks(Mutation::ReleaseOpen) {
             ranges.iter_mut().for_each(|range| range.open.clear());
         }
-        self.outcomes.announce(from.peer, &ranges);
+        // A former feeder may come back before it hears of its successor.
+        let others = self.ids_of_successors(from.peer);
+        self.outcomes.announce(from.peer, &ranges, &others);
         self.release_ended(now);
     }
 

@@ -17,15 +17,16 @@ pub(super) struct Outcomes {
 }
 
 impl Outcomes {
-    /// Adds an announcement. Announcements overtake each other, so an older announcement takes nothing back. More
-    /// ranges than [`ACK_RANGES_MAX`] are cut off: their ids are announced again later.
-    pub(super) fn announce(&mut self, feeder: PeerId, ranges: &[AckRange]) {
+    /// Adds an announcement, except for ids that went to `others`. Announcements overtake each other, so an older
+    /// announcement takes nothing back. More ranges than [`ACK_RANGES_MAX`] are cut off: their ids are announced again
+    /// later.
+    pub(super) fn announce(&mut self, feeder: PeerId, ranges: &[AckRange], others: &IdSet) {
         if self.by_feeder.len() >= FEEDERS_MAX && !self.by_feeder.contains_key(&feeder) {
             self.by_feeder.pop_first();
         }
         let ended = self.by_feeder.entry(feeder).or_default();
         for run in ranges.iter().take(ACK_RANGES_MAX).flat_map(AckRange::runs) {
-            ended.insert_run(run);
+            others.gaps(run).for_each(|own| ended.insert_run(own));
         }
         ended.keep_last_runs(RUNS_MAX);
     }
@@ -54,7 +55,7 @@ mod tests {
         let mut outcomes = Outcomes::default();
         let feeder = PeerId([1; 32]);
         for (end, open) in [(11, &[8, 9][..]), (17, &[8, 11, 12, 13, 14, 15]), (6, &[]), (5, &[4])] {
-            outcomes.announce(feeder, &[AckRange { first: 4, end, open: open.to_vec() }]);
+            outcomes.announce(feeder, &[AckRange { first: 4, end, open: open.to_vec() }], &IdSet::default());
         }
         let ended: Vec<_> = (0..40).filter(|&id| outcomes.contain(MicrobatchId(id))).collect();
         assert_eq!(ended, [4, 5, 6, 7, 9, 10, 16]);
@@ -69,7 +70,7 @@ mod tests {
         for first in (0..10).map(|index| index * 1_000_000) {
             let open: Vec<u64> = (first..).step_by(2).take(ACK_OPEN_MAX).collect();
             let range = AckRange { first, end: first + 1_000_000, open };
-            outcomes.announce(PeerId([1; 32]), &vec![range; 2]);
+            outcomes.announce(PeerId([1; 32]), &vec![range; 2], &IdSet::default());
         }
         let runs = outcomes.by_feeder.values().flat_map(|ended| ended.runs(0..u64::MAX)).count();
         assert!(runs <= RUNS_MAX, "{runs}");

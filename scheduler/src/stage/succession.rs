@@ -10,7 +10,9 @@ use std::fmt::Debug;
 use super::microbatch::{ClaimState, Microbatch, Phase};
 use super::{Note, Stage};
 use crate::recovery_report::{Item, Possession, RECOVERY_ITEMS_MAX, RecoveryReport};
-use crate::{Duration, Hop, Instance, Lease, Message, MicrobatchId, PeerTable, StageIndex, Time};
+use crate::{
+    Duration, Hop, IdSet, Instance, Lease, Message, MicrobatchId, PeerId, PeerTable, StageIndex, Time,
+};
 
 /// The departure of a replica may reach this replica so much later: tables take their time.
 const TABLE_DELAY_MAX: Duration = Duration::from_secs(20);
@@ -55,6 +57,15 @@ impl<P: Clone + Default + Debug> Stage<P> {
             }
             self.queue_again(id);
         }
+    }
+
+    /// The ids that went from one feeder to a successor, unless `feeder` is that successor.
+    pub(super) fn ids_of_successors(&self, feeder: PeerId) -> IdSet {
+        let mut others = IdSet::default();
+        for succession in self.table.successions().iter().filter(|one| one.feeder != feeder) {
+            others.insert_run(succession.lease.ids());
+        }
+        others
     }
 
     /// The successor of a feeder asks for a recovery report.

@@ -1121,6 +1121,22 @@ fn a_successor_is_asked_for_the_grant_and_the_former_feeder_is_not_believed() {
 }
 
 #[test]
+fn a_former_feeder_that_joined_again_announces_no_outcome_of_its_successors_ids() {
+    let mut harness = inherited();
+    let successions = harness.stage.table().successions().to_vec();
+    let mut members: Vec<_> = [feeder(), successor(), a(0), a(1), a(2)].map(member).to_vec();
+    members.sort_by_key(|member| member.instance);
+    harness.version += 1;
+    let version = harness.version;
+    harness.hear(Event::Membership(Membership { version, members, successions, ..Membership::default() }));
+    let ended = |harness: &Harness| [7, 50].map(|id| harness.stage.outcomes.contain(MicrobatchId(id)));
+    harness.receive(feeder(), ended_below(60));
+    assert_eq!(ended(&harness), [false, true]);
+    harness.receive(successor(), ended_below(50));
+    assert_eq!(ended(&harness), [true, true]);
+}
+
+#[test]
 fn a_recovery_report_lists_microbatches_held_and_doubtful_grants() {
     let mut harness = inherited();
     let item = |may_have_been_granted| Item {

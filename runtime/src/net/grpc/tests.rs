@@ -50,6 +50,10 @@ impl Coordinator for Echo {
         Ok(Response::new(Default::default()))
     }
 
+    async fn return_table(&self, _: Request<v1::ReturnTableRequest>) -> Answer<v1::ReturnTableResponse> {
+        Ok(Response::new(Default::default()))
+    }
+
     async fn leave(&self, _: Request<v1::LeaveRequest>) -> Answer<v1::LeaveResponse> {
         Ok(Response::new(Default::default()))
     }

@@ -16,14 +16,15 @@ pub fn encode_membership(membership: &Membership) -> v1::Membership {
         version: membership.version,
         members: membership.members.iter().map(encode_member).collect(),
         successions: membership.successions.iter().map(encode_succession).collect(),
-        trained: membership.trained.iter().map(|stage| stage.0.into()).collect(),
+        trained: encode_stages(&membership.trained),
+        awaited: encode_stages(&membership.awaited),
     }
 }
 
 /// The membership table in a message.
 ///
 /// # Errors
-/// If a member, a succession or a stage breaks the contract, or members or trained stages are not strictly ascending.
+/// If a member, a succession or a stage breaks the contract, or members or stages are not strictly ascending.
 pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, WireError> {
     let members: Vec<Member> = membership.members.iter().map(decode_member).collect::<Result<_, _>>()?;
     let ascends = |pair: &[Member]| pair[0].instance.peer < pair[1].instance.peer;
@@ -35,8 +36,10 @@ pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, Wire
         });
     }
     let successions = decode_successions(&membership.successions)?;
-    let trained = decode_trained(&membership.trained)?;
-    Ok(Membership { launch: membership.launch, version: membership.version, members, successions, trained })
+    let trained = decode_stages(&membership.trained, "a trained stage")?;
+    let awaited = decode_stages(&membership.awaited, "an awaited stage")?;
+    let (launch, version) = (membership.launch, membership.version);
+    Ok(Membership { launch, version, members, successions, trained, awaited })
 }
 
 fn encode_member(member: &Member) -> v1::Member {
@@ -88,9 +91,13 @@ fn decode_successions(successions: &[v1::Succession]) -> Result<Vec<Succession>,
     successions.iter().map(decode).collect()
 }
 
-fn decode_trained(stages: &[u32]) -> Result<Vec<StageIndex>, WireError> {
+fn encode_stages(stages: &[StageIndex]) -> Vec<u32> {
+    stages.iter().map(|stage| stage.0.into()).collect()
+}
+
+fn decode_stages(stages: &[u32], field: &'static str) -> Result<Vec<StageIndex>, WireError> {
     if let Some(pair) = stages.windows(2).find(|pair| pair[0] >= pair[1]) {
-        return Err(out_of_range("a trained stage", pair[1], "greater than the one before it"));
+        return Err(out_of_range(field, pair[1], "greater than the one before it"));
     }
     stages.iter().copied().map(decode_stage).collect()
 }

@@ -158,6 +158,18 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// If the bytes are not a state of this stage or hold an impossible number; the engine is unchanged then.
     pub fn import_state(&mut self, bytes: &[u8]) -> Result<(), StateError> {
+        self.restore_state(bytes)?;
+        let Opened { backend, learned, averager, .. } = self.opened();
+        averager.joined(backend, &learned)?;
+        Ok(())
+    }
+
+    /// Replaces the state by an [`Engine::export_state`] of this process. What the replica learns from now on counts in
+    /// averaging, as after a fresh start.
+    ///
+    /// # Errors
+    /// As [`Engine::import_state`].
+    pub fn restore_state(&mut self, bytes: &[u8]) -> Result<(), StateError> {
         let Snapshot { metadata, tensors } = self.shard.read(bytes)?;
         let counters = read_counters(&metadata)?;
         let (moments, weights): (Vec<_>, Vec<_>) =
@@ -170,8 +182,6 @@ impl<B: Backend> Engine<B> {
         self.shard.replace(&weights)?;
         let (backend, _) = self.shard.backend_and_params();
         self.optimizer.import(backend, &state)?;
-        let Opened { backend, learned, averager, .. } = self.opened();
-        averager.joined(backend, &learned)?;
         Ok(())
     }
 

@@ -146,6 +146,9 @@ impl World {
 
     /// The coordinator has replied to the report.
     pub(super) fn reported(&mut self, index: usize, reply: &coordinator::Reply) {
+        if *reply == coordinator::Reply::Unknown {
+            return self.on_unknown_feeder(index, Purpose::Routine);
+        }
         if std::mem::take(&mut self.feeders[index].owes_report) && *reply == coordinator::Reply::NotAMember {
             self.model.path("feeder expelled");
             self.start_again(index);
@@ -192,7 +195,7 @@ impl World {
 
     fn register_feeder(&mut self, index: usize) {
         let (from, role) = (self.feeders[index].instance, self.feeders[index].role);
-        let join = coordinator::Event::Join { from, role, address: address() };
+        let join = coordinator::Event::Join { from, role, address: address(), holds: None };
         self.feeders[index].registered_at = Some(self.now());
         self.tell_coordinator(from.peer, join, Purpose::Routine);
     }
@@ -220,7 +223,7 @@ impl World {
         self.queue.schedule_in(HEARTBEAT, Delivery::FeederHeartbeat(index, incarnation));
     }
 
-    pub(super) fn reply_to_feeder(&mut self, index: usize, reply: &coordinator::Reply) {
+    pub(super) fn reply_to_feeder(&mut self, index: usize, reply: &coordinator::Reply, purpose: Purpose) {
         match reply {
             coordinator::Reply::Leased(lease) => {
                 self.tell_feeder(index, coordinator_key(), Event::Lease(*lease));
@@ -248,9 +251,27 @@ impl World {
                 feeder.is_late = feeder.journal.is_empty();
                 feeder.ended = true;
             }
+            coordinator::Reply::Unknown if self.feeders[index].admitted => {
+                self.on_unknown_feeder(index, purpose);
+            }
             coordinator::Reply::NotAMember if self.feeders[index].admitted => self.expel_feeder(index),
             _ => {}
         }
+    }
+
+    /// The coordinator does not know the feeder: it gets its newest table back if it was started again, and otherwise
+    /// the feeder joins again with its ids.
+    fn on_unknown_feeder(&mut self, index: usize, purpose: Purpose) {
+        let feeder = &mut self.feeders[index];
+        let Some(machine) = &feeder.machine else { return };
+        if purpose != Purpose::Routine {
+            (feeder.admitted, feeder.role) = (false, Role::Feeder);
+            self.model.path("feeder expelled");
+            return self.register_feeder(index);
+        }
+        let (from, table) = (feeder.instance, Box::new(machine.table().membership()));
+        let returned = coordinator::Event::TableReturned { from, table };
+        self.tell_coordinator(from.peer, returned, Purpose::Return { confirms: false });
     }
 
     /// Ends the process. It is started again, and the table tells it which feeder has its ids.

@@ -1,7 +1,7 @@
 //! The life of a volunteer's process: it registers, waits for a place, builds its shard, and then performs the actions
 //! of its replica.
 
-use crate::coordinator::{self, RunState};
+use crate::coordinator::{self, JoinRefusal, RunState};
 use crate::replica::{Action, Begin, Config, Confirmation, End, Event, Unfinished};
 use crate::router::RouterFactory as _;
 use crate::transfer::{Limits, StateId, TransferMessage};
@@ -34,6 +34,7 @@ impl World {
         }
         let Instance { peer, incarnation } = self.replicas[index].instance;
         let incarnation = Incarnation(incarnation.0 + 1);
+        let kept = self.replicas[index].kept.take();
         if incarnation > Incarnation(1) {
             let members = self.coordinator.membership().members;
             let known = members.iter().any(|member| member.instance.peer == peer);
@@ -41,6 +42,7 @@ impl World {
         }
         self.replicas[index] = ReplicaProcess {
             liveness: Liveness::Awake,
+            kept,
             ..ReplicaProcess::new(index, incarnation, &self.scenario)
         };
         self.model.started(index);
@@ -50,9 +52,10 @@ impl World {
     }
 
     fn register(&mut self, index: usize) {
-        let from = self.replicas[index].instance;
         self.replicas[index].registered_at = self.now();
-        let join = coordinator::Event::Join { from, role: Role::Replica, address: address() };
+        let ReplicaProcess { instance: from, kept, .. } = &self.replicas[index];
+        let (from, holds) = (*from, kept.as_ref().map(|&(stage, _)| stage));
+        let join = coordinator::Event::Join { from, role: Role::Replica, address: address(), holds };
         self.tell_coordinator(from.peer, join, Purpose::Routine);
     }
 
@@ -98,7 +101,7 @@ impl World {
         match delivery {
             Delivery::Replica(_, _, event) => self.at_replica(index, event),
             Delivery::Table(_, _, membership) => self.at_replica(index, Event::Membership(membership)),
-            Delivery::State(_, _, state, purpose) => self.on_state(index, state, purpose),
+            Delivery::State(_, _, reply, purpose) => self.on_reply(index, &reply, purpose),
             Delivery::NotNeeded(..) => self.end_process(index, None),
             Delivery::Built(_, _, stage) => self.on_built(index, stage),
             Delivery::Ran(..) => self.on_ran(index),
@@ -119,14 +122,43 @@ impl World {
         }
     }
 
-    /// The coordinator answered with the state of the process: the reaction depends on the phase of the process.
-    fn on_state(&mut self, index: usize, state: Option<MemberState>, purpose: Purpose) {
+    /// The coordinator answered.
+    fn on_reply(&mut self, index: usize, reply: &coordinator::Reply, purpose: Purpose) {
         if purpose == Purpose::Routine {
             self.replicas[index].heartbeat_sent_at = None;
         }
-        let Some(state) = state else { return self.on_expelled(index, purpose) };
+        match reply {
+            coordinator::Reply::Noted(state) | coordinator::Reply::Joined(state) => {
+                self.on_state(index, *state, purpose);
+            }
+            coordinator::Reply::Unknown if self.replicas[index].admitted => self.on_unknown(index, purpose),
+            coordinator::Reply::NotAMember => self.on_expelled(index, purpose),
+            coordinator::Reply::JoinRefused(JoinRefusal::Former) => {
+                self.end_process(index, Some(Duration::ZERO));
+            }
+            _ => {}
+        }
+    }
+
+    /// The coordinator does not know the process: it may have been started again, and gets its newest table back.
+    fn on_unknown(&mut self, index: usize, purpose: Purpose) {
+        let process = &self.replicas[index];
+        let table = process.replica.as_ref().map(|replica| replica.table().membership());
+        match (table, purpose) {
+            (Some(table), Purpose::Routine | Purpose::Done | Purpose::Confirm) => {
+                let (from, table) = (process.instance, Box::new(table));
+                let returned = coordinator::Event::TableReturned { from, table };
+                let confirms = purpose.confirms();
+                self.tell_coordinator(from.peer, returned, Purpose::Return { confirms });
+            }
+            (None, _) | (_, Purpose::Return { .. }) => self.on_expelled(index, purpose),
+        }
+    }
+
+    /// The coordinator told the state of the process: the reaction depends on the phase of the process.
+    fn on_state(&mut self, index: usize, state: MemberState, purpose: Purpose) {
         self.replicas[index].admitted = true;
-        if purpose == Purpose::Confirm {
+        if purpose.confirms() {
             return self.at_replica(index, Event::Confirmed(Confirmation::Member));
         }
         let finished = self.coordinator.state() == RunState::Finished;
@@ -156,11 +188,8 @@ impl World {
         if self.replicas[index].replica.is_none() {
             return self.end_process(index, Some(Duration::ZERO));
         }
-        let event = match purpose {
-            Purpose::Confirm => Event::Confirmed(Confirmation::NotAMember),
-            Purpose::Routine | Purpose::Done => Event::Expelled,
-        };
-        self.at_replica(index, event);
+        let confirmed = Event::Confirmed(Confirmation::NotAMember);
+        self.at_replica(index, if purpose.confirms() { confirmed } else { Event::Expelled });
     }
 
     fn on_built(&mut self, index: usize, stage: StageIndex) {
@@ -175,13 +204,13 @@ impl World {
         }
         let limits =
             Limits { bytes_max: Weights::bytes(scenario.fragments()), chunk_bytes_max: state::chunk_bytes() };
-        let config = Config {
-            stage: config,
-            fragments: scenario.fragments(),
-            parts_min: 1,
-            begin: Begin::FromDonor(limits),
-            digest,
-        };
+        let kept = process.kept.take().filter(|&(kept, _)| kept == stage);
+        let begin = if kept.is_some() { Begin::Kept(limits) } else { Begin::FromDonor(limits) };
+        if let Some((_, weights)) = kept {
+            process.executor.weights = weights;
+        }
+        let (fragments, parts_min) = (scenario.fragments(), 1);
+        let config = Config { stage: config, fragments, parts_min, begin, digest };
         let router = scenario.router.build(self.rng.next_u64());
         process.replica = Some(Replica::new(config, router));
         self.model.started(index);
@@ -230,7 +259,7 @@ impl World {
         let hears = replica.filter(|replica| replica.is_serving() && replica.table().feeds(feeder));
         if let (Some(by), Some(replica)) = (by, hears) {
             let resumed_at = self.replicas[index].resumed_at;
-            self.model.released((by, resumed_at), held, replica);
+            self.model.released((by, feeder.peer), resumed_at, held, replica);
         }
     }
 
@@ -345,11 +374,20 @@ impl World {
                 }
                 self.end_process(index, Some(BACK_AFTER));
             }
-            End::Expelled => {
+            End::Expelled { has_state } => {
                 self.model.path("expelled");
+                self.keep_weights(index, has_state);
                 self.end_process(index, Some(Duration::ZERO));
             }
         }
+    }
+
+    /// An expelled process keeps the weights of its stage, apart from the parts of a round that is open.
+    fn keep_weights(&mut self, index: usize, has_state: bool) {
+        let process = &mut self.replicas[index];
+        let stage = process.replica.as_ref().map(|replica| replica.config().stage.stage);
+        let weights = || process.executor.weights.clone().without_round();
+        process.kept = stage.filter(|_| has_state).map(|stage| (stage, weights()));
     }
 
     /// Checks that a replica which leaves without unfinished work has no contribution that the other replicas lack.

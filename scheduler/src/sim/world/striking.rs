@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Duration, Feeder, Incarnation, PeerId, Replica, Time, replica};
+use crate::{Coordinator, Duration, Feeder, Incarnation, PeerId, Replica, Time, replica};
 
 use super::super::connections::IDLE;
 use super::super::delivery::Delivery;
@@ -36,6 +36,7 @@ impl World {
             Fault::CoordinatorFreeze { lasts } => {
                 self.coordinator_frozen_until = self.coordinator_frozen_until.max(now + lasts);
             }
+            Fault::CoordinatorRestart { back_after } => self.restart_coordinator(back_after),
             Fault::FeederCrash { back_after, keeps_journal } => {
                 self.kill_feeder();
                 if !keeps_journal {
@@ -72,8 +73,17 @@ impl World {
             | Fault::LateControl { .. }
             | Fault::CoordinatorOutage { .. }
             | Fault::CoordinatorFreeze { .. }
+            | Fault::CoordinatorRestart { .. }
             | Fault::Partition { .. } => false,
         }
+    }
+
+    /// The coordinator dies, and another start of it knows its key only.
+    fn restart_coordinator(&mut self, back_after: Duration) {
+        let back = self.now() + back_after;
+        self.network.split(BTreeSet::from([coordinator_key()]), back);
+        self.coordinator = Coordinator::restarted(self.coordinator.config().clone(), back);
+        self.queue.set_alarm(Machine::Coordinator, None);
     }
 
     fn kill_feeder(&mut self) {
@@ -108,6 +118,7 @@ impl World {
         let process = &mut self.replicas[index];
         let instance = process.instance;
         process.liveness = Liveness::Dead;
+        process.kept = None;
         if self.model.means.is_open(instance) {
             self.model.path("died in a round");
         }

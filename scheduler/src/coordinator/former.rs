@@ -1,0 +1,70 @@
+//! The starts that were members once. None of them becomes a newcomer again: what it did since is unknown.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::{Incarnation, Instance, PeerId};
+
+/// Peers whose former starts are remembered at most; the peers noted first are forgotten first.
+pub const FORMER_MAX: usize = 65_536;
+
+/// The latest former start of each peer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct FormerStarts {
+    latest: BTreeMap<PeerId, Incarnation>,
+    order: VecDeque<PeerId>,
+}
+
+impl FormerStarts {
+    /// Notes a start that is no member any more.
+    pub(super) fn note(&mut self, start: Instance) {
+        match self.latest.get_mut(&start.peer) {
+            Some(latest) => *latest = (*latest).max(start.incarnation),
+            None => {
+                self.make_room();
+                self.latest.insert(start.peer, start.incarnation);
+                self.order.push_back(start.peer);
+            }
+        }
+    }
+
+    /// Whether this start was a member and is no member any more.
+    pub(super) fn contains(&self, start: Instance) -> bool {
+        self.latest.get(&start.peer) == Some(&start.incarnation)
+    }
+
+    /// Whether a later start of the peer was a member.
+    pub(super) fn has_later(&self, start: Instance) -> bool {
+        self.latest.get(&start.peer).is_some_and(|&latest| start.incarnation < latest)
+    }
+
+    fn make_room(&mut self) {
+        if self.order.len() >= FORMER_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.latest.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remembers_the_latest_start_of_each_peer_up_to_a_limit() {
+        let start = |peer: usize, incarnation| {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&peer.to_le_bytes());
+            Instance::new(PeerId(key), Incarnation(incarnation))
+        };
+        let mut former = FormerStarts::default();
+        former.note(start(0, 3));
+        former.note(start(0, 2));
+        assert!(former.contains(start(0, 3)) && !former.contains(start(0, 4)));
+        assert!(former.has_later(start(0, 2)) && !former.has_later(start(0, 3)));
+        assert!(!former.contains(start(1, 0)));
+        (1..=FORMER_MAX).for_each(|peer| former.note(start(peer, 1)));
+        assert!(!former.contains(start(0, 1)), "the first is forgotten first");
+        assert!(former.contains(start(FORMER_MAX, 1)));
+    }
+}

@@ -1,0 +1,165 @@
+//! The members of a run. What a request has to know of all of them is kept as they change, so that a request costs the
+//! same among ten members and among ten thousand.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::placement::Occupancy;
+use crate::alarms::Alarms;
+use crate::stage::Progress;
+use crate::{Duration, Instance, Member, MemberState, PeerId, StageIndex, Time};
+
+/// A member, with the fields that only the coordinator knows.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) member: Member,
+    pub(super) progress: Progress,
+    /// The stage whose state it brought along when it joined.
+    pub(super) holds: Option<StageIndex>,
+    /// A feeder that has reported the end of its work.
+    done: bool,
+}
+
+impl Entry {
+    /// A member that has asked for nothing yet.
+    pub(super) fn new(member: Member, holds: Option<StageIndex>) -> Self {
+        Self { member, progress: Progress::default(), holds, done: false }
+    }
+
+    fn is_working_feeder(&self) -> bool {
+        self.member.state == MemberState::Feeding && !self.done
+    }
+}
+
+/// The members by key.
+#[derive(Clone, Debug)]
+pub(super) struct Members {
+    entries: BTreeMap<PeerId, Entry>,
+    /// The time, on the clock of the leases, at which the lease of each member ends.
+    leases: Alarms<PeerId>,
+    /// How long a member stays one without a request.
+    lease: Duration,
+    occupancy: Occupancy,
+    standbys: BTreeSet<PeerId>,
+    /// Feeders that have not reported the end of their work.
+    working_feeders: usize,
+}
+
+impl Members {
+    /// No members, on `stages` stages. A member that is silent for `lease` is lost.
+    pub(super) fn new(stages: u16, lease: Duration) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            leases: Alarms::default(),
+            lease,
+            occupancy: Occupancy::new(stages),
+            standbys: BTreeSet::new(),
+            working_feeders: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(super) fn contains(&self, peer: PeerId) -> bool {
+        self.entries.contains_key(&peer)
+    }
+
+    /// The member with this key, whatever its start.
+    pub(super) fn of_peer(&self, peer: PeerId) -> Option<&Entry> {
+        self.entries.get(&peer)
+    }
+
+    /// The member that is this start of its peer.
+    pub(super) fn get(&self, from: Instance) -> Option<&Entry> {
+        self.entries.get(&from.peer).filter(|entry| entry.member.instance == from)
+    }
+
+    /// All members, by key.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Member> {
+        self.entries.values().map(|entry| &entry.member)
+    }
+
+    pub(super) fn occupancy(&self) -> &Occupancy {
+        &self.occupancy
+    }
+
+    /// The standby with the lowest key.
+    pub(super) fn first_standby(&self) -> Option<&Entry> {
+        self.standbys.first().and_then(|peer| self.entries.get(peer))
+    }
+
+    pub(super) fn has_working_feeder(&self) -> bool {
+        self.working_feeders > 0
+    }
+
+    /// Adds a member that was heard at `now`, in place of any other start of its peer.
+    pub(super) fn insert(&mut self, now: Time, entry: Entry) {
+        let peer = entry.member.instance.peer;
+        self.remove(peer);
+        self.leases.set(peer, Some(now + self.lease));
+        self.count_in(&entry);
+        self.entries.insert(peer, entry);
+    }
+
+    pub(super) fn remove(&mut self, peer: PeerId) -> Option<Entry> {
+        let entry = self.entries.remove(&peer)?;
+        self.leases.set(peer, None);
+        self.count_out(&entry);
+        Some(entry)
+    }
+
+    /// Notes that this start of a member was heard; `None` if it is no member.
+    pub(super) fn touch(&mut self, now: Time, from: Instance) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(&from.peer).filter(|entry| entry.member.instance == from)?;
+        self.leases.set(from.peer, Some(now + self.lease));
+        Some(entry)
+    }
+
+    pub(super) fn set_state(&mut self, peer: PeerId, state: MemberState) {
+        self.change(peer, |entry| entry.member.state = state);
+    }
+
+    pub(super) fn set_done(&mut self, peer: PeerId) {
+        self.change(peer, |entry| entry.done = true);
+    }
+
+    /// The end of the lease that ends first.
+    pub(super) fn next_expiry(&self) -> Option<Time> {
+        self.leases.next().map(|(at, _)| at)
+    }
+
+    /// A member whose lease is over, other than `except`.
+    pub(super) fn expired(&self, now: Time, except: Option<PeerId>) -> Option<PeerId> {
+        let mut expired = self.leases.in_order().take_while(|&(at, _)| at <= now).map(|(_, peer)| peer);
+        expired.find(|&peer| Some(peer) != except)
+    }
+
+    fn change(&mut self, peer: PeerId, change: impl FnOnce(&mut Entry)) {
+        if let Some(mut entry) = self.entries.remove(&peer) {
+            self.count_out(&entry);
+            change(&mut entry);
+            self.count_in(&entry);
+            self.entries.insert(peer, entry);
+        }
+    }
+
+    fn count_in(&mut self, entry: &Entry) {
+        let Member { instance, state, .. } = entry.member;
+        self.occupancy.enter(state);
+        self.working_feeders += usize::from(entry.is_working_feeder());
+        if state == MemberState::Standby {
+            self.standbys.insert(instance.peer);
+        }
+    }
+
+    fn count_out(&mut self, entry: &Entry) {
+        self.occupancy.exit(entry.member.state);
+        self.working_feeders -= usize::from(entry.is_working_feeder());
+        self.standbys.remove(&entry.member.instance.peer);
+    }
+}
