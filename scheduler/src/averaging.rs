@@ -44,7 +44,9 @@ pub use counts::{Counts, Fault, Note};
 pub use deferred::DEFERRED_PER_MEMBER;
 pub use draw::{GROUP_MAX, GROUP_MIN};
 pub use event::{Action, Event, Reason};
-pub use group::{ATTEMPTS_MAX, FragmentIndex, GroupId, MemberSet, PartIndex, Round};
+pub use group::{
+    ATTEMPTS_MAX, FragmentIndex, FragmentSize, GroupId, MemberSet, PARTS_IN_FLIGHT_MAX, PartIndex, Round,
+};
 pub use job::{Job, Reply};
 pub use message::{AveragingMessage, Content};
 pub use part::WEIGHT_MAX;
@@ -64,9 +66,8 @@ pub struct Config {
     pub me: Instance,
     /// Fragments, at least 1; the run decides. By default 20: a round averages 5 % of the numbers.
     pub fragments: u32,
-    /// Parts that a fragment must at least be cut into so that each fits a frame. A round has as many or more: a
-    /// multiple of the members.
-    pub parts_min: u32,
+    /// The size of a fragment.
+    pub size: FragmentSize,
 }
 
 /// Means the executor has at once: one is applied, one waits. Microbatches go on between them.
@@ -154,8 +155,8 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         if current.parts.is_empty() {
             return Some((current.deadline, Reason::SnapshotExpires));
         }
-        let deadline = |part: &PartState<P>| part.deadline(&current.group, &self.timeout);
-        let deadlines = current.parts.iter().filter_map(deadline);
+        let parts = (0..).map(PartIndex).zip(&current.parts);
+        let deadlines = parts.filter_map(|(part, state)| state.deadline(&current.group, part, &self.timeout));
         deadlines.min_by_key(|(at, _)| *at)
     }
 
@@ -358,17 +359,13 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         }
     }
 
-    /// Keeps as many parts open as there are members: each member owns one of them, so it receives one contribution at
-    /// a time from every other member, however many parts there are.
+    /// Opens parts in their order, so that enough of them are on their way at once.
     fn open_parts(&mut self, now: Time) {
         while let Some(current) = &self.current {
-            let Some(first) = current.parts.iter().position(|part| !part.is_over()) else { return };
-            let window = first..first.saturating_add(current.group.len()).min(current.parts.len());
-            self.each_of(now, window, PartState::open);
-            let moved = self.current.as_ref().is_some_and(|current| current.parts[first].is_over());
-            if !moved {
-                return;
-            }
+            let in_flight = current.parts.iter().filter(|part| !part.is_waiting() && !part.is_over()).count();
+            let next = current.parts.iter().position(PartState::is_waiting);
+            let Some(next) = next.filter(|_| in_flight < current.group.parts_in_flight()) else { return };
+            self.each_of(now, next..next + 1, PartState::open);
         }
     }
 
@@ -389,7 +386,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         if drawn.len() < 2 {
             return;
         }
-        let mut group = Group::new(round, drawn, me, self.config.parts_min);
+        let mut group = Group::new(round, drawn, me, self.config.size);
         group.mark_absent(|member| self.unreachable.contains(now, *member));
         if !group.can_choose() {
             return self.pass(round);
@@ -398,6 +395,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         self.decline_deferred(|id| id.round <= round && id != group.id);
         let (fragment, parts) = (round.fragment(self.config.fragments), group.parts());
         let deadline = now + SNAPSHOT_WITHIN;
+        self.timeout.begin(group.transfer());
         self.announce_copy(&group);
         self.settled = None;
         self.current =

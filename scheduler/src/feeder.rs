@@ -12,7 +12,6 @@
 
 mod announcement;
 mod announcing;
-mod averaging_members;
 mod claims;
 mod config;
 mod contributions;
@@ -55,14 +54,13 @@ pub use evaluation::Measured;
 pub use evaluation_schedule::EvaluationSchedule;
 pub use event::{Action, End, Event, Reason};
 pub use journal::{Continued, Record, TakenOver};
-pub use rounds::{ROUND_GRACE, ROUND_TIMEOUT};
+pub use rounds::{ROUND_GRACE, ROUND_TIMEOUT, ROUND_TIMEOUT_MAX};
 pub use snapshot::{InFlight, Late, LeasedRange, Snapshot, Totals};
 pub use succession::RECOVERY_TIMEOUT;
 pub use window::{Admission, Window};
 
 use announcement::Announcement;
 use announcing::Turns;
-use averaging_members::AveragingMembers;
 use config::SCARCE;
 use contributions::Contributions;
 use evaluation::Evaluation;
@@ -71,7 +69,7 @@ use grants::Grants;
 use open::Open;
 use ranges::Ranges;
 use returns::Returns;
-use rounds::{Rounds, Training};
+use rounds::{Called, Rounds, Training};
 use succession::Succession;
 use suspicion::Suspicion;
 
@@ -98,7 +96,6 @@ pub struct Feeder<P> {
     announcement: Announcement,
     turns: Turns,
     rounds: Rounds,
-    averaging_members: AveragingMembers,
     succession: Succession,
     counts: Counts,
     admitted: u64,
@@ -121,7 +118,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// A feeder that has no ids and knows no peer.
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
-        let (table, averaging) = (PeerTable::new(config.hop()), config.averaging);
+        let table = PeerTable::new(config.hop());
+        let (averaging, stages) = (config.averaging, config.stages);
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
         Self {
@@ -141,8 +139,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             contributions: Contributions::new(averaging),
             announcement: Announcement::default(),
             turns: Turns::default(),
-            rounds: Rounds::new(averaging),
-            averaging_members: AveragingMembers::default(),
+            rounds: Rounds::new(averaging, stages),
             succession: Succession::default(),
             counts: Counts::default(),
             admitted: 0,
@@ -211,7 +208,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 self.counts.settle(microbatch, &outcome);
             }
             Record::TakenOver(taken) => self.remember_taken_over(&taken),
-            Record::RoundCalled => self.rounds.remember(),
+            Record::RoundCalled { stage } => self.rounds.remember(stage, 1),
         }
     }
 
@@ -244,7 +241,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.judge_neighbours(now);
         self.request_overdue(now);
         self.ask_for_lease(now);
-        self.call_round(now);
+        self.call_rounds(now);
         self.notice_trained(now);
         self.evaluate_by_schedule();
         if self.may_inject(now) {
@@ -395,12 +392,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// A report about rounds that this feeder does not know yet says nothing about the grants that it knows.
     fn on_round_report(&mut self, from: Instance, round: Round, carried: Option<Round>) {
         let Some(member) = self.table.get(from) else { return self.counts.foreign += 1 };
-        if let (MemberState::Serving(stage), Some(carried)) = (member.state, carried)
-            && carried <= self.rounds.current()
-        {
-            self.contributions.carried(&Hop::replica(stage, from), carried.0);
+        let MemberState::Serving(stage) = member.state else { return };
+        let hop = Hop::replica(stage, from);
+        let (current, _) = self.rounds.called_to(&hop);
+        if let Some(carried) = carried.filter(|&carried| carried <= current) {
+            self.contributions.carried(&hop, carried.0);
         }
-        self.rounds.ended(from, round, carried);
+        self.rounds.ended(self.now, &hop, round, carried);
     }
 
     // --- Outcomes -------------------------------------------------------------------------------------------
@@ -455,22 +453,19 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     // --- The end of the run ---------------------------------------------------------------------------------
 
-    /// Calls the next averaging round, if it is due.
-    fn call_round(&mut self, now: Time) {
+    /// Calls the next averaging round of each stage where it is due.
+    fn call_rounds(&mut self, now: Time) {
         let over = self.settled() && !self.stopped && !self.trained;
         let training = Training { finished: self.counts.finished, over };
         if self.config.averaging.is_none() && !over {
             return;
         }
-        let before = self.rounds.current().0;
-        let changed = self.averaging_members.follow(&self.table, self.config.stages);
-        let looks = self.rounds.may_proceed(now, training) || changed;
-        if looks && self.rounds.proceed(now, training, self.averaging_members.stages()) {
-            let round = self.rounds.current().0;
-            if round > before + 1 {
-                self.contributions.catch_up(round);
+        self.rounds.follow(&self.table);
+        for Called { stage, round, catches_up } in self.rounds.proceed(now, training) {
+            if catches_up {
+                self.contributions.catch_up(stage, round.0);
             }
-            self.actions.push_back(Action::Journal(Record::RoundCalled));
+            self.actions.push_back(Action::Journal(Record::RoundCalled { stage }));
             self.announce_to_all(now);
         }
     }

@@ -70,7 +70,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
         let averaging = averaging::Config {
             me: config.stage.me,
             fragments: config.fragments.max(1),
-            parts_min: config.parts_min,
+            size: config.fragment_size,
         };
         Self {
             phase: Phase::Joining(Box::new(Joining::new(&config))),

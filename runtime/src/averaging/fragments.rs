@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use swarmline_kernels::random;
-use swarmline_scheduler::averaging::{FragmentIndex, PartIndex};
+use swarmline_scheduler::averaging::{FragmentIndex, FragmentSize, PartIndex};
 
 use super::part::NUMBER_BYTES;
 use crate::hashing;
@@ -52,12 +52,14 @@ impl Fragments {
         self.tensors.iter().map(|tensor| self.numbers_of(tensor, fragment)).sum()
     }
 
-    /// Smallest number of parts with which no part of any fragment is longer than `bytes_max`.
+    /// The size of the largest fragment, and the parts with which none is longer than `part_bytes_max`.
     #[must_use]
-    pub fn parts_min(&self, bytes_max: usize) -> u32 {
+    pub fn size(&self, part_bytes_max: usize) -> FragmentSize {
         // A fragment has at most one number more of each tensor than its fair share.
         let largest: usize = self.tensors.iter().map(|tensor| tensor.len.div_ceil(self.count)).sum();
-        u32::try_from(largest.div_ceil((bytes_max / NUMBER_BYTES).max(1))).unwrap_or(u32::MAX).max(1)
+        let parts = largest.div_ceil((part_bytes_max / NUMBER_BYTES).max(1));
+        let parts_min = u32::try_from(parts).unwrap_or(u32::MAX).max(1);
+        FragmentSize { bytes: (largest * NUMBER_BYTES) as u64, parts_min }
     }
 
     /// Bytes of part `part` of `parts` of a fragment.

@@ -183,7 +183,7 @@ proptest! {
         let tensors: Vec<(String, usize)> =
             lens.into_iter().enumerate().map(|(i, len)| (format!("t{i}"), len)).collect();
         let fragments = Fragments::new(1, count, tensors.iter().map(|(name, len)| (name.as_str(), *len)));
-        let parts = fragments.parts_min(bytes_max) + more;
+        let parts = fragments.size(bytes_max).parts_min + more;
         for fragment in (0..count).map(FragmentIndex) {
             for part in (0..parts).map(PartIndex) {
                 let bytes = fragments.part_bytes(fragment, parts, part);

@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use swarmline_scheduler::Attempt;
-use swarmline_scheduler::averaging::{Fault, GROUP_MAX, PartIndex, Reply, Round};
+use swarmline_scheduler::averaging::{Fault, PARTS_IN_FLIGHT_MAX, PartIndex, Reply, Round};
 use tokio::task::JoinHandle;
 
 use crate::averaging::reduce;
 
-/// Limit of the waiting reductions: a round has one open part for each member. Beyond it the oldest is dropped; its
+/// Limit of the waiting reductions: no member owns more of the parts in flight. Beyond it the oldest is dropped; its
 /// owner times out, and the next owner computes it.
-const WAITING_MAX: usize = GROUP_MAX;
+const WAITING_MAX: usize = PARTS_IN_FLIGHT_MAX;
 
 /// A mean to compute.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use swarmline_scheduler::averaging::FragmentSize;
 use swarmline_scheduler::replica::{Begin, Config};
 use swarmline_scheduler::router::RouterFactory as _;
 use swarmline_scheduler::{Directive, Instance, Membership, Role, StageIndex, stage};
@@ -187,7 +188,7 @@ impl Registered {
         let socket = self.socket.try_clone();
         let socket = socket.map_err(|source| BindError::Socket { address: self.address, source })?;
         let (network, arrivals) = Network::start(&network_options, socket, &self.table.borrow())?;
-        let machine = self.machine_config(config, executor.parts_min(), begin);
+        let machine = self.machine_config(config, executor.fragment_size(), begin);
         let router = self.run.pipeline.router.build(self.run.seed);
         let handles = Handles {
             executor,
@@ -231,9 +232,14 @@ impl Registered {
         }
     }
 
-    fn machine_config(&self, stage: stage::Config, parts_min: u32, begin: Begin) -> Config<Bytes> {
+    fn machine_config(
+        &self,
+        stage: stage::Config,
+        fragment_size: FragmentSize,
+        begin: Begin,
+    ) -> Config<Bytes> {
         let averaging = &self.run.averaging;
         let fragments = if averaging.interval > 0 { averaging.fragments } else { 0 };
-        Config { stage, fragments, parts_min, begin, digest: chunk_digest }
+        Config { stage, fragments, fragment_size, begin, digest: chunk_digest }
     }
 }

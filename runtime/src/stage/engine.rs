@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use swarmline_kernels::Backend;
-use swarmline_scheduler::averaging::{Job as AveragingJob, Reply as AveragingReply};
+use swarmline_scheduler::averaging::{FragmentSize, Job as AveragingJob, Reply as AveragingReply};
 use swarmline_scheduler::stage::{Evaluation, Job, JobOutcome, JobReply};
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
 
@@ -419,8 +419,8 @@ impl<B: Backend> Compute for Engine<B> {
         Ok(self.average(job)?)
     }
 
-    fn parts_min(&self) -> u32 {
-        self.fragments().parts_min(limits::AVERAGING_PART_BYTES_MAX)
+    fn fragment_size(&self) -> FragmentSize {
+        self.fragments().size(limits::AVERAGING_PART_BYTES_MAX)
     }
 
     fn begin_export(&mut self) {

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use swarmline_scheduler::averaging::{APPLYING_MAX, Job as AveragingJob, Reply as AveragingReply};
+use swarmline_scheduler::averaging::{
+    APPLYING_MAX, FragmentSize, Job as AveragingJob, Reply as AveragingReply,
+};
 use swarmline_scheduler::stage::{Job, JobReply};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,7 +25,7 @@ pub(crate) trait Compute {
     /// Does a job of an averaging round, likewise.
     fn average(&mut self, job: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error>;
     /// Smallest number of parts with which every part of a fragment fits a frame.
-    fn parts_min(&self) -> u32;
+    fn fragment_size(&self) -> FragmentSize;
     /// Begins a copy of the state as it is now, for a joiner, in place of a copy under way.
     fn begin_export(&mut self);
     /// Copies about `bytes` more bytes. Returns the copy when it is complete; `None` if none is under way.
@@ -73,7 +75,7 @@ pub(crate) struct Executor {
     averaged: mpsc::Receiver<AveragingReply<Bytes>>,
     statistics: watch::Receiver<Statistics>,
     fault: Fault,
-    parts_min: u32,
+    fragment_size: FragmentSize,
 }
 
 /// The error that ended the thread.
@@ -116,7 +118,7 @@ impl Executor {
             .name("executor".to_owned())
             .spawn(move || match build() {
                 Ok(compute) => {
-                    let _ = built.send(Ok(compute.parts_min()));
+                    let _ = built.send(Ok(compute.fragment_size()));
                     let replies = Replies { completed: completed_sender, averaged: averaged_sender };
                     // The fault is noted before the channels close.
                     let _ = work(compute, &mut task_queue, &replies, &publish)
@@ -127,8 +129,8 @@ impl Executor {
                 }
             })
             .map_err(|error| Error::Thread { error })?;
-        let parts_min = ready.await.map_err(|_| Error::ExecutorGone)??;
-        Ok(Self { tasks, completed, averaged, statistics, fault, parts_min })
+        let fragment_size = ready.await.map_err(|_| Error::ExecutorGone)??;
+        Ok(Self { tasks, completed, averaged, statistics, fault, fragment_size })
     }
 
     /// Queues a job. The channel has room for every job that the stage may have outstanding.
@@ -145,9 +147,9 @@ impl Executor {
         }
     }
 
-    /// Smallest number of parts with which every part of a fragment fits a frame.
-    pub(crate) fn parts_min(&self) -> u32 {
-        self.parts_min
+    /// The size of a fragment of the stage.
+    pub(crate) fn fragment_size(&self) -> FragmentSize {
+        self.fragment_size
     }
 
     /// Queues a job of an averaging round. The channel has room for every job that may be outstanding.

@@ -15,27 +15,38 @@ const MARGIN: u32 = 4;
 const FORGET: u32 = 8;
 
 /// A timeout from the spread of arrivals: the largest spread lately seen, slowly forgotten.
+///
+/// Members send their parts one after the other, and each part to all other members. On a thin link a long time lies
+/// between two messages of a member that works at full speed. So the timeout is one for silence, and a round has time
+/// for the transfer of one part on top.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AdaptiveTimeout {
     remembered: Option<Duration>,
+    transfer: Duration,
 }
 
 impl AdaptiveTimeout {
-    /// A contribution arrived this long after the first of its part.
+    /// A round begins in which a slow link sends and receives a part in this time.
+    pub(super) fn begin(&mut self, transfer: Duration) {
+        self.transfer = transfer;
+    }
+
+    /// A contribution arrived this long after the last sign of its sender.
     pub(super) fn saw(&mut self, after: Duration) {
         let before = self.remembered.unwrap_or_default();
         self.remembered = Some(after.min(TIMEOUT_MAX).max(before - before / FORGET));
     }
 
-    /// How long an owner waits for the other members.
+    /// How long an owner waits for other members that are silent.
     pub(super) fn current(&self) -> Duration {
-        self.remembered.map_or(TIMEOUT_FIRST, |spread| (spread * MARGIN).clamp(TIMEOUT_MIN, TIMEOUT_MAX))
+        let measured = |spread: Duration| (spread * MARGIN).clamp(TIMEOUT_MIN, TIMEOUT_MAX);
+        self.remembered.map_or(TIMEOUT_FIRST, measured) + self.transfer
     }
 
-    /// How long a member waits for an owner whose copy, like those of all members, is ready: one timeout for the owner
-    /// to collect, one for the messages. Not below a floor, because the owner may have measured a larger spread.
+    /// How long a member waits for a silent owner whose copy, like those of all members, is ready: one timeout for the
+    /// owner to collect, one for the messages. Not below a floor, because the owner may have measured a larger spread.
     pub(super) fn with_owner(&self) -> Duration {
-        self.current().max(TIMEOUT_FIRST) * 2
+        self.current().max(TIMEOUT_FIRST + self.transfer) * 2
     }
 }
 
@@ -56,5 +67,9 @@ mod tests {
         assert_eq!(timeout.current(), TIMEOUT_MAX);
         (0..50).for_each(|_| timeout.saw(Duration::ZERO));
         assert_eq!(timeout.current(), TIMEOUT_MIN);
+        let transfer = Duration::from_secs(20);
+        timeout.begin(transfer);
+        assert_eq!(timeout.current(), TIMEOUT_MIN + transfer);
+        assert_eq!(timeout.with_owner(), (TIMEOUT_FIRST + transfer) * 2);
     }
 }

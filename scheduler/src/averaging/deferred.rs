@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::group::GroupId;
+use super::draw::GROUP_MAX;
+use super::group::{GroupId, PARTS_IN_FLIGHT};
 use super::message::AveragingMessage;
 use crate::Instance;
 
-/// Messages kept for each member: the news that its copy is under way, a contribution to the part owned here, the mean
-/// of the part that the member owns, the notice that this mean is chosen, and a contribution to a part owned here
-/// later.
-pub const DEFERRED_PER_MEMBER: usize = 5;
+/// Messages kept for each member. A pair shares the parts in flight: each sends the news that its copy is under way,
+/// contributions to the parts that the other owns, and the means of its own with the notice that they are chosen.
+pub const DEFERRED_PER_MEMBER: usize = 1 + 3 * PARTS_IN_FLIGHT / 2;
 
 /// Messages that arrived before this replica could use them, in order of arrival for each member.
 #[derive(Debug)]
@@ -24,8 +24,11 @@ impl<P> Default for Deferred<P> {
 }
 
 impl<P> Deferred<P> {
-    /// Keeps a message of a member; `false` if there is no room.
+    /// Keeps a message of a member; `false` if there is no room for it, or for more members than a group has.
     pub(super) fn keep(&mut self, from: Instance, message: AveragingMessage, payload: P) -> bool {
+        if self.messages.len() >= GROUP_MAX && !self.messages.contains_key(&from) {
+            return false;
+        }
         let kept = self.messages.entry(from).or_default();
         let room = kept.len() < DEFERRED_PER_MEMBER;
         if room {
@@ -44,6 +47,7 @@ impl<P> Deferred<P> {
             let wanted = kept.extract_if(.., |(message, _)| is_wanted(message.group));
             taken.extend(wanted.map(|(message, payload)| (from, message, payload)));
         }
+        self.messages.retain(|_, kept| !kept.is_empty());
         taken
     }
 

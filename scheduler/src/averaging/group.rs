@@ -1,16 +1,44 @@
 //! The members of a round, and the owner of each part.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::adaptive_timeout::TIMEOUT_MAX;
 use super::draw::GROUP_MAX;
-use crate::{Attempt, Instance, Time};
+use crate::{Attempt, Duration, Instance, Time};
 
 /// Owners of a part within one round at most, one after the other. More silent members in a row mean a broken network,
 /// and the next round follows soon.
 pub const ATTEMPTS_MAX: u32 = 3;
 
-/// Number of an averaging round, counted from 0 over the whole run.
+/// Parts that are on their way at once, by their size: enough that no link waits for another, few enough that a member
+/// holds few contributions. A group of more than 4 has two for each member, so that not all send to the same owner.
+const PARTS_IN_FLIGHT_MIN: usize = 8;
+pub(super) const PARTS_IN_FLIGHT: usize = 16;
+const PARTS_OF_A_MEMBER: usize = 2;
+
+/// Parts that are on their way at once at most: those of the largest group.
+pub const PARTS_IN_FLIGHT_MAX: usize = PARTS_OF_A_MEMBER * GROUP_MAX;
+
+/// Bytes of the parts on their way at once, if there are more than the fewest.
+const BYTES_IN_FLIGHT: u64 = 8 << 20;
+
+/// The slowest link that is waited for without measurement, bytes a second: 10 Mbit/s.
+const SLOW_LINK: u64 = 1_250_000;
+
+/// How often later parts wait for a member again that was overdue in this round and is heard again.
+const OVERDUE_MAX: u32 = 3;
+
+/// The size of a fragment of a stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentSize {
+    /// Bytes of the largest fragment: weights and moments.
+    pub bytes: u64,
+    /// Parts that a fragment must at least be cut into so that each fits a frame. A round has as many or more: a
+    /// multiple of the members.
+    pub parts_min: u32,
+}
+
+/// Number of an averaging round, counted from 0 over the rounds of its stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Round(pub u64);
 
@@ -64,6 +92,7 @@ pub(super) struct Group {
     members: Vec<Instance>,
     me: usize,
     parts: u32,
+    part_bytes: u64,
     absent: BTreeSet<usize>,
     /// Members whose copies are under way.
     copying: BTreeSet<usize>,
@@ -75,31 +104,51 @@ pub(super) struct Group {
     copies_due: Time,
     /// Members that a part went on without, and that were not heard since.
     overdue: BTreeSet<usize>,
+    /// How often parts went on without each member.
+    overdue_times: BTreeMap<usize, u32>,
+    /// The time at which numbers of each member arrived last.
+    heard_at: BTreeMap<usize, Time>,
 }
 
 impl Group {
-    /// A group of sorted `members`, in which `me` is the index of this replica. The fragment is cut into at least
-    /// `parts_min` parts, as many for each member.
-    pub(super) fn new(round: Round, members: Vec<Instance>, me: usize, parts_min: u32) -> Self {
+    /// A group of sorted `members`, in which `me` is the index of this replica. Each member owns as many parts of the
+    /// fragment as the others.
+    pub(super) fn new(round: Round, members: Vec<Instance>, me: usize, size: FragmentSize) -> Self {
         let each = u32::try_from(members.len()).unwrap_or(u32::MAX).max(1);
-        let parts = parts_min.max(1).div_ceil(each).saturating_mul(each);
+        let parts = size.parts_min.max(1).div_ceil(each).saturating_mul(each);
         let id = GroupId { round, members: digest(&members, parts) };
         Self {
             id,
             members,
             me,
             parts,
+            part_bytes: size.bytes.div_ceil(u64::from(parts)),
             absent: BTreeSet::new(),
             copying: BTreeSet::new(),
             announced: BTreeSet::new(),
             copied_at: Time::default(),
             copies_due: Time::default(),
             overdue: BTreeSet::new(),
+            overdue_times: BTreeMap::new(),
+            heard_at: BTreeMap::new(),
         }
     }
 
     pub(super) fn parts(&self) -> u32 {
         self.parts
+    }
+
+    /// Parts that are on their way at once.
+    pub(super) fn parts_in_flight(&self) -> usize {
+        let by_size = usize::try_from(BYTES_IN_FLIGHT / self.part_bytes.max(1)).unwrap_or(usize::MAX);
+        by_size.clamp(PARTS_IN_FLIGHT_MIN, PARTS_IN_FLIGHT).max(PARTS_OF_A_MEMBER * self.members.len())
+    }
+
+    /// The time that a slow link takes to send a part to all other members, and its mean.
+    pub(super) fn transfer(&self) -> Duration {
+        let others = self.members.len().saturating_sub(1) as u64;
+        let bytes = self.part_bytes.saturating_mul(2 * others);
+        Duration::from_millis(bytes.saturating_mul(1_000) / SLOW_LINK)
     }
 
     pub(super) fn me(&self) -> usize {
@@ -169,7 +218,10 @@ impl Group {
 
     /// Numbers of a member arrived, so its copy is ready.
     pub(super) fn heard(&mut self, now: Time, member: usize) {
-        self.overdue.remove(&member);
+        if self.overdue_times.get(&member).is_none_or(|&times| times < OVERDUE_MAX) {
+            self.overdue.remove(&member);
+        }
+        self.heard_at.insert(member, now);
         self.announced.insert(member);
         if self.copying.remove(&member) {
             self.copied_at = now;
@@ -178,7 +230,9 @@ impl Group {
 
     /// A part goes on without a member: later parts of the round do not wait for it again, unless it is heard.
     pub(super) fn go_on_without(&mut self, member: usize) {
-        self.overdue.insert(member);
+        if self.overdue.insert(member) {
+            *self.overdue_times.entry(member).or_default() += 1;
+        }
         self.copying.remove(&member);
     }
 
@@ -190,10 +244,12 @@ impl Group {
         self.overdue.contains(&member)
     }
 
-    /// The time from which a timeout counts that began at `since`: when the copies are ready that are waited for.
-    /// `waits`: one of them is under way.
-    pub(super) fn counts_from(&self, since: Time, waits: bool) -> Time {
-        since.max(if waits { self.copies_due } else { self.copied_at.min(self.copies_due) })
+    /// The time from which the silence of a member counts for a part that waits for it since then: the last sign of it,
+    /// or the time when the copies are ready that are waited for. `waits`: one of them is under way.
+    pub(super) fn silent_since(&self, member: usize, since: Time, waits: bool) -> Time {
+        let copied = if waits { self.copies_due } else { self.copied_at.min(self.copies_due) };
+        let heard = self.heard_at.get(&member).copied().unwrap_or_default();
+        since.max(copied).max(heard)
     }
 
     /// Marks the members that `is_gone` picks. Returns whether one of them was not marked before.
@@ -220,6 +276,10 @@ mod tests {
     use super::*;
     use crate::{Incarnation, PeerId};
 
+    fn size(parts_min: u32) -> FragmentSize {
+        FragmentSize { bytes: 0, parts_min }
+    }
+
     fn members(count: u8) -> Vec<Instance> {
         let member = |index| Instance::new(PeerId([index; 32]), Incarnation(1));
         (0..count).map(member).collect()
@@ -228,14 +288,36 @@ mod tests {
     #[test]
     fn every_member_owns_as_many_parts_and_none_is_too_large() {
         for (count, parts_min, parts) in [(2, 1, 2), (3, 4, 6), (3, 6, 6), (5, 0, 5)] {
-            let group = Group::new(Round(1), members(count), 0, parts_min);
+            let group = Group::new(Round(1), members(count), 0, size(parts_min));
             assert_eq!(group.parts(), parts);
         }
     }
 
     #[test]
+    fn more_parts_are_on_their_way_if_they_are_small_or_the_group_is_large() {
+        let in_flight = |count, bytes, parts_min| {
+            Group::new(Round(1), members(count), 0, FragmentSize { bytes, parts_min }).parts_in_flight()
+        };
+        assert_eq!(in_flight(2, 100, 1), 16);
+        assert_eq!(in_flight(2, 600 << 20, 600), 8);
+        assert_eq!(in_flight(16, 600 << 20, 600), PARTS_IN_FLIGHT_MAX);
+    }
+
+    #[test]
+    fn a_member_that_is_overdue_again_and_again_is_waited_for_no_more() {
+        let mut group = Group::new(Round(1), members(4), 0, size(1));
+        for _ in 0..OVERDUE_MAX {
+            assert!(!group.is_overdue(1));
+            group.go_on_without(1);
+            assert!(group.is_overdue(1));
+            group.heard(Time(1), 1);
+        }
+        assert!(group.is_overdue(1));
+    }
+
+    #[test]
     fn a_part_goes_to_the_next_member_that_is_there() {
-        let mut group = Group::new(Round(1), members(4), 0, 1);
+        let mut group = Group::new(Round(1), members(4), 0, size(1));
         let part = PartIndex(3);
         assert_eq!(group.owner(part, Attempt(0)), 3);
         assert_eq!(group.owner(part, Attempt(1)), 0);
@@ -248,11 +330,11 @@ mod tests {
 
     #[test]
     fn two_of_two_and_two_of_three_are_a_majority() {
-        let mut pair = Group::new(Round(1), members(2), 0, 1);
+        let mut pair = Group::new(Round(1), members(2), 0, size(1));
         assert!(pair.can_choose());
         pair.mark_absent(|member| member.peer == PeerId([1; 32]));
         assert!(!pair.can_choose());
-        let mut three = Group::new(Round(1), members(3), 0, 1);
+        let mut three = Group::new(Round(1), members(3), 0, size(1));
         three.mark_absent(|member| member.peer == PeerId([1; 32]));
         assert!(three.can_choose());
     }
@@ -261,7 +343,7 @@ mod tests {
     fn the_digest_tells_starts_and_cuts_apart() {
         let mut later = members(3);
         later[1].incarnation = Incarnation(2);
-        let id = |members, parts_min| Group::new(Round(1), members, 0, parts_min).id;
+        let id = |members, parts_min| Group::new(Round(1), members, 0, size(parts_min)).id;
         assert_eq!(id(members(3), 1), id(members(3), 3));
         assert_ne!(id(members(3), 1), id(members(3), 4));
         assert_ne!(id(members(3), 1), id(later, 1));

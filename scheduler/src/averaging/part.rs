@@ -130,6 +130,10 @@ impl<P: Clone + Default> PartState<P> {
         matches!(self.phase, Phase::Over(_))
     }
 
+    pub(super) fn is_waiting(&self) -> bool {
+        self.phase == Phase::Waiting
+    }
+
     pub(super) fn is_applying(&self) -> bool {
         self.phase == Phase::Applying
     }
@@ -148,7 +152,12 @@ impl<P: Clone + Default> PartState<P> {
     }
 
     /// The latest time to call [`PartState::expire`], and the reason.
-    pub(super) fn deadline(&self, group: &Group, timeout: &AdaptiveTimeout) -> Option<(Time, Reason)> {
+    pub(super) fn deadline(
+        &self,
+        group: &Group,
+        part: PartIndex,
+        timeout: &AdaptiveTimeout,
+    ) -> Option<(Time, Reason)> {
         let Phase::Open(since) = self.phase else { return None };
         let collects = self
             .reducer
@@ -156,7 +165,8 @@ impl<P: Clone + Default> PartState<P> {
             .filter(|reducer| reducer.is_collecting() && self.may_conclude(group, reducer));
         let due = |reducer| (contributions_due(group, timeout, reducer), Reason::ContributionsExpire);
         let concludes = collects.map(due);
-        let owner = (owner_due(group, timeout, since), Reason::OwnerExpires);
+        let owner = group.owner(part, self.attempt);
+        let owner = (owner_due(group, timeout, owner, since), Reason::OwnerExpires);
         concludes.into_iter().chain([owner]).min_by_key(|(at, _)| *at)
     }
 
@@ -164,7 +174,7 @@ impl<P: Clone + Default> PartState<P> {
     pub(super) fn expire(&mut self, x: &mut Context<'_, P>) {
         self.conclude(x);
         if let Phase::Open(since) = self.phase
-            && owner_due(x.group, x.timeout, since) <= x.now
+            && owner_due(x.group, x.timeout, x.group.owner(x.part, self.attempt), since) <= x.now
         {
             if x.superseded {
                 self.give_up(x);
@@ -251,6 +261,7 @@ impl<P: Clone + Default> PartState<P> {
                 self.on_given(x, from, attempt, Given::Promise { of, mean });
             }
             Content::Accept { contributors } => {
+                x.group.heard(x.now, from);
                 self.on_accept(x, from, attempt, Mean { contributors, numbers: payload });
             }
             Content::Accepted => self.on_accepted(x, from, attempt),
@@ -263,6 +274,7 @@ impl<P: Clone + Default> PartState<P> {
 
     /// A member takes this replica for the owner, which it is unless it has turned to a later owner.
     fn on_given(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, given: Given<P>) {
+        let heard_before = x.group.silent_since(from, self.opened, false);
         x.group.heard(x.now, from);
         match self.phase {
             Phase::Chosen | Phase::Applying | Phase::Over(Ending::Carried | Ending::LeftOut) => {
@@ -277,7 +289,7 @@ impl<P: Clone + Default> PartState<P> {
         let Some(reducer) = self.reducer.as_mut().filter(|_| attempt == self.attempt) else {
             return x.late(from);
         };
-        x.timeout.saw(x.now.since(reducer.since()));
+        x.timeout.saw(x.now.since(heard_before.max(reducer.since())));
         if reducer.take(from, given) { self.conclude(x) } else { x.late(from) }
     }
 
@@ -504,12 +516,13 @@ fn missing<P: Clone>(group: &Group, reducer: &Reducer<P>) -> impl Iterator<Item 
 
 /// The time at which an owner goes on without the members that it has not heard.
 fn contributions_due<P: Clone>(group: &Group, timeout: &AdaptiveTimeout, reducer: &Reducer<P>) -> Time {
-    let waits = missing(group, reducer).any(|member| group.is_copying(member));
-    group.counts_from(reducer.since(), waits) + timeout.current()
+    let awaited = missing(group, reducer).filter(|&member| !group.is_overdue(member));
+    let silent_since = |member| group.silent_since(member, reducer.since(), group.is_copying(member));
+    awaited.map(silent_since).max().unwrap_or_default() + timeout.current()
 }
 
 /// The time at which a member turns to the next owner.
-fn owner_due(group: &Group, timeout: &AdaptiveTimeout, since: Time) -> Time {
+fn owner_due(group: &Group, timeout: &AdaptiveTimeout, owner: usize, since: Time) -> Time {
     let waits = group.others().any(|member| group.is_copying(member));
-    group.counts_from(since, waits) + timeout.with_owner()
+    group.silent_since(owner, since, waits) + timeout.with_owner()
 }

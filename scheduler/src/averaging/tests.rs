@@ -216,6 +216,40 @@ fn lists_of_a_wide_stage_that_differ_cost_the_groups_that_they_concern() {
     assert!(complete * 10 > rounds * 8, "{complete} of {rounds}");
 }
 
+/// One fragment of 10^9 parameters, which is 600 MB, over links of 20 Mbit/s and 150 ms.
+fn large(replicas: usize) -> Scenario {
+    Scenario {
+        rounds: 1,
+        parts_min: 573,
+        part_bytes: 1 << 20,
+        link: 2_500_000,
+        delay_min: Duration::from_millis(150),
+        delay_max: Duration::from_millis(160),
+        steps_max: 5_000_000,
+        ..Scenario::new(3, replicas)
+    }
+}
+
+#[test]
+fn a_round_of_a_large_stage_completes_over_thin_and_long_links() {
+    for replicas in [2, 3, 8, 16] {
+        let scenario = large(replicas);
+        let world = check(scenario.clone());
+        let bytes = f64::from(scenario.parts_min) * scenario.part_bytes as f64;
+        let sent = 2.0 * bytes * (replicas - 1) as f64 / replicas as f64;
+        let least = sent / scenario.link as f64;
+        let last = world.replicas.iter().map(|replica| replica.finished_at).max().unwrap();
+        let took = last.since(Time(0) + scenario.every).as_secs_f64();
+        println!("{replicas} replicas: {took:.0} s; the links alone take {least:.0} s");
+        for replica in &world.replicas {
+            let counts = replica.averaging.counts();
+            let oddities = [counts.left_out, counts.reassigned, counts.given_up, counts.not_carried];
+            assert_eq!((counts.complete, oddities), (1, [0; 4]), "{replicas} replicas: {counts:?}");
+        }
+        assert!(took < 1.1 * least, "{replicas} replicas: {took} s of {least} s");
+    }
+}
+
 #[test]
 fn one_seed_gives_one_run() {
     let run = || {
@@ -256,7 +290,7 @@ const SECOND: u64 = 1_000_000_000;
 const ACCEPT: Content = Content::Accept { contributors: MemberSet(0b111) };
 
 fn machine(index: usize) -> Averaging<u32> {
-    Averaging::new(Config { me: member(index), fragments: 20, parts_min: 1 })
+    Averaging::new(Config { me: member(index), fragments: 20, size: FragmentSize::default() })
 }
 
 fn tell(averaging: &mut Averaging<u32>, at: u64, event: Event<u32>) -> Vec<Action<u32>> {

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    APPLYING_MAX, Action, Averaging, AveragingMessage, Config, Event, Fault, FragmentIndex, GroupId, Job,
-    PartIndex, Reply, Round,
+    APPLYING_MAX, Action, Averaging, AveragingMessage, Config, Event, Fault, FragmentIndex, FragmentSize,
+    GroupId, Job, PartIndex, Reply, Round,
 };
 use crate::sim::queue::{EventQueue, Next};
 use crate::{Duration, Incarnation, Instance, PeerId, Rng, Time};
@@ -24,10 +24,14 @@ pub(super) struct Scenario {
     pub(super) replicas: usize,
     pub(super) rounds: u64,
     pub(super) parts_min: u32,
+    /// Bytes of a part, and what a link carries in each direction, bytes a second; 0 takes no time.
+    pub(super) part_bytes: u64,
+    pub(super) link: u64,
     /// Time between two rounds.
     pub(super) every: Duration,
     /// Heartbeats tell replicas of a round within this time.
     pub(super) skew_max: Duration,
+    pub(super) delay_min: Duration,
     pub(super) delay_max: Duration,
     /// Every reply of an executor takes a time below this.
     pub(super) service_max: Duration,
@@ -56,8 +60,11 @@ impl Scenario {
             replicas,
             rounds: 6,
             parts_min: 1,
+            part_bytes: 0,
+            link: u64::MAX,
             every: Duration::from_secs(60),
             skew_max: Duration::from_secs(1),
+            delay_min: Duration::ZERO,
             delay_max: Duration::from_millis(200),
             service_max: Duration::from_millis(100),
             lost_per_mille: 0,
@@ -82,12 +89,17 @@ enum Delivery {
 pub(super) struct Replica {
     pub(super) averaging: Averaging<Numbers>,
     alive: bool,
+    /// The times at which its link has sent and received all numbers on their way.
+    sends_until: Time,
+    receives_until: Time,
     /// Rounds whose snapshot has not been dropped.
     open: BTreeSet<Round>,
     /// Means without a reply of the executor.
     applying: usize,
     pub(super) applied: BTreeMap<(GroupId, PartIndex), Numbers>,
     pub(super) finished: BTreeMap<Round, bool>,
+    /// The time at which the last round ended.
+    pub(super) finished_at: Time,
 }
 
 /// A run in progress.
@@ -119,13 +131,19 @@ impl World {
             averaging: Averaging::new(Config {
                 me: member(index),
                 fragments: 20,
-                parts_min: scenario.parts_min,
+                size: FragmentSize {
+                    bytes: scenario.part_bytes * u64::from(scenario.parts_min),
+                    parts_min: scenario.parts_min,
+                },
             }),
             alive: true,
+            sends_until: Time(0),
+            receives_until: Time(0),
             open: BTreeSet::new(),
             applying: 0,
             applied: BTreeMap::new(),
             finished: BTreeMap::new(),
+            finished_at: Time(0),
         };
         let mut world = Self {
             rng: Rng::new(scenario.seed),
@@ -223,7 +241,9 @@ impl World {
                 self.reply(index, Reply::Applied { round, part, applied: true });
             }
             Job::Finish { round, complete, .. } => {
+                let now = self.queue.now();
                 let replica = &mut self.replicas[index];
+                replica.finished_at = now;
                 assert!(replica.open.remove(&round), "seed {}: {round:?} ended twice", self.scenario.seed);
                 replica.finished.insert(round, complete);
             }
@@ -292,10 +312,31 @@ impl World {
             1
         };
         for _ in 0..copies {
-            let at = self.queue.now() + self.time_below(self.scenario.delay_max);
+            let on_the_way = self.time_below(self.scenario.delay_max - self.scenario.delay_min);
+            let at = self.transferred(from, to, message) + self.scenario.delay_min + on_the_way;
             let event = Event::Received { from: member(from), message: message.clone(), payload };
             self.send(at, to, event);
         }
+    }
+
+    /// The time at which a link has sent and another has received a message: numbers go one after the other in each
+    /// direction, and other messages pass them.
+    fn transferred(&mut self, from: usize, to: usize, message: &AveragingMessage) -> Time {
+        let now = self.queue.now();
+        if !message.content.has_payload() {
+            return now;
+        }
+        let takes = Duration::from_nanos(
+            u64::try_from(
+                u128::from(self.scenario.part_bytes) * 1_000_000_000 / u128::from(self.scenario.link),
+            )
+            .unwrap(),
+        );
+        let begins = self.replicas[from].sends_until.max(now);
+        let received = self.replicas[to].receives_until.max(begins) + takes;
+        self.replicas[from].sends_until = begins + takes;
+        self.replicas[to].receives_until = received;
+        received
     }
 
     fn reply(&mut self, index: usize, reply: Reply<Numbers>) {

@@ -61,13 +61,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         self.announce_at = now + self.config.announce_interval;
         let outcomes = Message::Outcomes { ranges: self.announcement.announce() };
-        let (round, is_closing) = (self.rounds.current(), self.rounds.closes());
         let averages = self.config.averaging.is_some();
-        let call = averages.then_some(Message::RoundCall { round, is_closing });
         for to in self.turns.take(&self.table, self.config.stages) {
             self.send(to, outcomes.clone());
-            if let Some(call) = &call {
-                self.send(to, call.clone());
+            if averages {
+                let (round, is_closing) = self.rounds.called_to(&to);
+                self.send(to, Message::RoundCall { round, is_closing });
             }
         }
     }

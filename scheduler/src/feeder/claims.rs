@@ -7,6 +7,7 @@ use super::contributions::Contributions;
 use super::grants::{Ruling, gone};
 use super::suspicion::Belief;
 use super::{Action, Feeder, Outcome, Record};
+use crate::averaging::Round;
 use crate::mutation::Mutation;
 use crate::{Hop, Message, MicrobatchId, RouteProof, StageIndex, Time};
 
@@ -173,7 +174,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         self.grants.finish(microbatch);
         for &hop in self.grants.of(microbatch) {
-            count(&mut self.contributions, hop, self.rounds.current().0);
+            let (Round(round), _) = self.rounds.called_to(&hop);
+            count(&mut self.contributions, hop, round);
         }
     }
 

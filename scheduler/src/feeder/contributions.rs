@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::Hop;
+use crate::{Hop, StageIndex};
 
 /// The schedule of averaging rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +59,11 @@ impl Contributions {
         }
     }
 
-    /// The rounds of the run are ahead of this feeder, which calls `round` next: all grants that it knows may be as
-    /// late as the round before.
-    pub(super) fn catch_up(&mut self, round: u64) {
-        for rounds in self.by_hop.values_mut().filter(|rounds| !rounds.is_empty()) {
+    /// The rounds of a stage are ahead of this feeder, which calls `round` next: all grants that it knows may be as late
+    /// as the round before.
+    pub(super) fn catch_up(&mut self, stage: StageIndex, round: u64) {
+        let of_stage = self.by_hop.iter_mut().filter(|(hop, _)| hop.stage == Some(stage));
+        for rounds in of_stage.map(|(_, rounds)| rounds).filter(|rounds| !rounds.is_empty()) {
             let all = rounds.values().sum();
             *rounds = BTreeMap::from([(round.saturating_sub(1), all)]);
         }
@@ -103,7 +104,7 @@ impl Contributions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Incarnation, Instance, PeerId, StageIndex};
+    use crate::{Incarnation, Instance, PeerId};
 
     const HOP: Hop = Hop::replica(StageIndex(1), Instance::new(PeerId([1; 32]), Incarnation(1)));
 
@@ -132,7 +133,7 @@ mod tests {
     fn a_feeder_behind_the_rounds_of_the_run_takes_its_grants_for_new() {
         let mut contributions = averaged();
         (0..5).for_each(|granted| contributions.grant(HOP, granted));
-        contributions.catch_up(40);
+        contributions.catch_up(StageIndex(1), 40);
         contributions.carried(&HOP, 39);
         assert_eq!(contributions.lose(&HOP), 5);
     }
@@ -142,7 +143,7 @@ mod tests {
         let mut contributions = averaged();
         contributions.grant(HOP, 3);
         contributions.carried(&HOP, 4);
-        contributions.catch_up(9);
+        contributions.catch_up(StageIndex(1), 9);
         contributions.forfeit(&HOP);
         assert_eq!(contributions.lose(&HOP), 0);
     }

@@ -1,7 +1,7 @@
 //! The records that a feeder needs after a restart.
 
 use super::{Outcome, Snapshot};
-use crate::{Hop, Lease, MicrobatchId};
+use crate::{Hop, Lease, MicrobatchId, StageIndex};
 
 /// A record of the journal. The process makes it durable before it does any action that follows.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,8 +40,12 @@ pub enum Record {
     },
     /// The range of a former feeder was taken over.
     TakenOver(TakenOver),
-    /// An averaging round is called: contributions of earlier cycles of rounds are lost with no replica any more.
-    RoundCalled,
+    /// An averaging round of a stage is called: contributions of earlier cycles of rounds are lost with no replica any
+    /// more.
+    RoundCalled {
+        /// The stage.
+        stage: StageIndex,
+    },
 }
 
 /// The decisions of a successor about a range.

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::contributions::Contributions;
 use super::open::Open;
 use super::{AveragingSchedule, Feeder, Outcome, Record, TakenOver};
-use crate::{Attempt, Hop, IdSet, Lease, MicrobatchId, Purpose, Time};
+use crate::{Attempt, Hop, IdSet, Lease, MicrobatchId, Purpose, StageIndex, Time};
 
 /// Microbatches with an outcome whose grants are kept at most, for claims that come late.
 const LATE_MAX: usize = 8_192;
@@ -28,8 +28,8 @@ pub struct Snapshot {
     pub late: VecDeque<(MicrobatchId, Late)>,
     /// Contributions by replica and by the averaging rounds called before them.
     pub contributions: BTreeMap<(Hop, u64), u64>,
-    /// Averaging rounds called.
-    pub rounds: u64,
+    /// Averaging rounds called, by stage.
+    pub rounds: BTreeMap<StageIndex, u64>,
     /// Totals.
     pub totals: Totals,
 }
@@ -102,7 +102,7 @@ impl Snapshot {
             Record::Withdrawn { microbatch, from } => self.withdrawn(*microbatch, from),
             Record::Ended { microbatch, outcome } => self.end(*microbatch, outcome, averaging),
             Record::TakenOver(taken) => self.take_over(taken),
-            Record::RoundCalled => self.rounds += 1,
+            Record::RoundCalled { stage } => *self.rounds.entry(*stage).or_default() += 1,
         }
     }
 
@@ -166,12 +166,13 @@ impl Snapshot {
     }
 
     fn contribute(&mut self, hop: Hop, averaging: Option<AveragingSchedule>) {
-        let averaged = Contributions::averaged_before(averaging, self.rounds);
+        let rounds = hop.stage.and_then(|stage| self.rounds.get(&stage)).copied().unwrap_or(0);
+        let averaged = Contributions::averaged_before(averaging, rounds);
         let old: Vec<_> = self.contributions.range((hop, 0)..(hop, averaged)).map(|(&key, _)| key).collect();
         for key in old {
             self.contributions.remove(&key);
         }
-        *self.contributions.entry((hop, self.rounds)).or_default() += 1;
+        *self.contributions.entry((hop, rounds)).or_default() += 1;
     }
 
     fn end(&mut self, microbatch: MicrobatchId, outcome: &Outcome, averaging: Option<AveragingSchedule>) {
@@ -243,7 +244,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         for (&(hop, round), &count) in contributions {
             self.contributions.restore(hop, round, count);
         }
-        (0..*rounds).for_each(|_| self.rounds.remember());
+        rounds.iter().for_each(|(&stage, &rounds)| self.rounds.remember(stage, rounds));
         self.restore_totals(totals);
     }
 
@@ -286,7 +287,7 @@ mod tests {
     use crate::feeder::{Config, Continued};
     use crate::fixtures::{a, b, feeder};
     use crate::router::{RouterFactory, UniformConfig};
-    use crate::{Admission, Loss, Rng, StageIndex};
+    use crate::{Admission, Loss, Rng};
 
     const SCHEDULE: Option<AveragingSchedule> = Some(AveragingSchedule { interval: 10, fragments: 3 });
 
@@ -304,12 +305,12 @@ mod tests {
         let left: Vec<_> = std::iter::from_fn(|| feeder.ranges.take()).collect();
         let drawn: Vec<_> = std::iter::from_fn(|| feeder.poll_action()).collect();
         format!(
-            "{:?} {} {:?} {grants:?} {lost:?} {latest:?} {left:?} {drawn:?} {:?} {}",
+            "{:?} {} {:?} {grants:?} {lost:?} {latest:?} {left:?} {drawn:?} {:?} {:?}",
             feeder.counts(),
             feeder.admitted,
             feeder.announcement.announce(),
             feeder.open,
-            feeder.rounds.current().0,
+            [a(0), a(1)].map(|hop| feeder.rounds.called_to(&hop)),
         )
     }
 
@@ -327,7 +328,7 @@ mod tests {
                     journal.push(Record::Leased(Lease { first, count: 16, epoch: 0 }));
                     leased = first.0 + 16;
                 }
-                1 => journal.push(Record::RoundCalled),
+                1 => journal.push(Record::RoundCalled { stage: StageIndex(rng.below(2) as u16) }),
                 2 | 3 if next < leased => {
                     let to = if rng.below(2) == 0 { a(0) } else { b(0) };
                     journal.push(Record::Sent { microbatch: MicrobatchId(next), to });
@@ -392,7 +393,7 @@ mod tests {
         for id in (0..100_000).map(MicrobatchId) {
             if id.0 % 1_000 == 0 {
                 snapshot.fold(&Record::Leased(Lease { first: id, count: 1_000, epoch: 0 }), SCHEDULE);
-                snapshot.fold(&Record::RoundCalled, SCHEDULE);
+                snapshot.fold(&Record::RoundCalled { stage: StageIndex(0) }, SCHEDULE);
             }
             snapshot.fold(&Record::Sent { microbatch: id, to: a(0) }, SCHEDULE);
             snapshot.fold(&Record::Granted { microbatch: id, to: a(0) }, SCHEDULE);

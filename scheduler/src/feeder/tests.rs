@@ -730,7 +730,8 @@ fn a_resumed_feeder_counts_lost_contributions_since_the_last_cycle_of_rounds_onl
             Record::Sent { microbatch, to: a(0) },
             Record::Granted { microbatch, to: a(1) },
             Record::Ended { microbatch, outcome },
-            Record::RoundCalled,
+            Record::RoundCalled { stage: StageIndex(0) },
+            Record::RoundCalled { stage: StageIndex(1) },
         ]);
     }
     let mut harness = Harness::of(Feeder::resume(config, UniformConfig.build(1), journal));

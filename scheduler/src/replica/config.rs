@@ -1,5 +1,6 @@
 //! Settings of a replica.
 
+use crate::averaging::FragmentSize;
 use crate::stage;
 use crate::transfer::{ChunkHash, Limits};
 
@@ -10,8 +11,8 @@ pub struct Config<P> {
     pub stage: stage::Config,
     /// Fragments that the numbers of a stage are divided into; 0 if the run does not average.
     pub fragments: u32,
-    /// Parts that a fragment must at least be cut into so that each fits a frame.
-    pub parts_min: u32,
+    /// The size of a fragment.
+    pub fragment_size: FragmentSize,
     /// The state that the replica begins with.
     pub begin: Begin,
     /// Length in bytes and digest of the payload of a chunk.

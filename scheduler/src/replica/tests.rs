@@ -2,7 +2,9 @@
 //! still.
 
 use super::*;
-use crate::averaging::{FragmentIndex, Job as AveragingJob, MemberSet, PartIndex, Reply, Round};
+use crate::averaging::{
+    FragmentIndex, FragmentSize, Job as AveragingJob, MemberSet, PartIndex, Reply, Round,
+};
 use crate::fixtures::{a, b, feeder, member, restarted};
 use crate::router::{RouterFactory, UniformConfig};
 use crate::stage::{Job, JobOutcome, JobReply};
@@ -34,7 +36,7 @@ impl Harness {
     fn placed(begin: Begin) -> Self {
         let me = a(1);
         let stage = stage::Config::new(me.instance, StageIndex(1), 3);
-        let config = Config { stage, fragments: 2, parts_min: 1, begin, digest };
+        let config = Config { stage, fragments: 2, fragment_size: FragmentSize::default(), begin, digest };
         Self { replica: Replica::new(config, UniformConfig.build(1)), now: Time(1_000), version: 0 }
     }
 

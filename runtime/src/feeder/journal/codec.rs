@@ -80,7 +80,7 @@ impl Encoder {
                 self.tagged(tag::FINISHED).number(microbatch.0).loss(loss)
             }
             Record::TakenOver(taken) => self.tagged(tag::TAKEN_OVER).taken_over(taken),
-            Record::RoundCalled => self.tagged(tag::ROUND_CALLED),
+            Record::RoundCalled { stage } => self.tagged(tag::ROUND_CALLED).number(stage.0.into()),
         };
     }
 
@@ -175,9 +175,11 @@ impl Encoder {
         }
         let Totals { admitted, injected, finished, refused, abandoned, inherited, tokens, forfeited } =
             *totals;
-        for number in
-            [*rounds, admitted, injected, finished, refused, abandoned, inherited, tokens, forfeited]
-        {
+        self.number(rounds.len() as u64);
+        for (stage, rounds) in rounds {
+            self.number(stage.0.into()).number(*rounds);
+        }
+        for number in [admitted, injected, finished, refused, abandoned, inherited, tokens, forfeited] {
             self.number(number);
         }
         self
@@ -220,7 +222,7 @@ impl Input<'_> {
                 Record::Ended { microbatch, outcome: Outcome::Refused { by, reason } }
             }
             tag::TAKEN_OVER => Record::TakenOver(self.taken_over()?),
-            tag::ROUND_CALLED => Record::RoundCalled,
+            tag::ROUND_CALLED => Record::RoundCalled { stage: StageIndex(self.small()?) },
             _ => return Err("it has a record of an unknown kind"),
         })
     }
@@ -324,7 +326,7 @@ impl Input<'_> {
             Ok((id, Late { grants: input.hops()?, finished }))
         })?;
         let contributions = self.list(|input| Ok(((input.hop()?, input.number()?), input.number()?)))?;
-        let rounds = self.number()?;
+        let rounds = self.list(|input| Ok((StageIndex(input.small()?), input.number()?)))?;
         let totals = Totals {
             admitted: self.number()?,
             injected: self.number()?,
@@ -336,7 +338,7 @@ impl Input<'_> {
             forfeited: self.number()?,
         };
         let (open, late) = (open.into_iter().collect(), late.into());
-        let contributions = contributions.into_iter().collect();
+        let (contributions, rounds) = (contributions.into_iter().collect(), rounds.into_iter().collect());
         Ok(Snapshot { ranges, ended, open, late, contributions, rounds, totals })
     }
 

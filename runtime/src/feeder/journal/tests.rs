@@ -51,7 +51,7 @@ fn records() -> Vec<Record> {
         leased(0, 8),
         Record::Sent { microbatch, to: hop(0, 7) },
         Record::Granted { microbatch, to: hop(1, 8) },
-        Record::RoundCalled,
+        Record::RoundCalled { stage: StageIndex(1) },
         taken_over(),
         finished(4),
         refused(5),
@@ -85,7 +85,7 @@ fn any_record() -> impl Strategy<Value = Record> {
         (0_u64..1 << 41).prop_map(finished),
         (0_u64..1 << 41).prop_map(refused),
         Just(taken_over()),
-        Just(Record::RoundCalled),
+        (0_u16..9).prop_map(|stage| Record::RoundCalled { stage: StageIndex(stage) }),
     ]
 }
 

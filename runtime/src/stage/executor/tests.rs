@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use swarmline_kernels::Cpu;
-use swarmline_scheduler::averaging::{PartIndex, Round};
+use swarmline_scheduler::averaging::{FragmentSize, PartIndex, Round};
 use swarmline_scheduler::{MicrobatchId, StageIndex};
 
 use super::*;
@@ -43,8 +43,8 @@ impl Compute for Failing {
         Err(swarmline_kernels::Error::Device("average".to_owned()).into())
     }
 
-    fn parts_min(&self) -> u32 {
-        1
+    fn fragment_size(&self) -> FragmentSize {
+        FragmentSize::default()
     }
 
     fn begin_export(&mut self) {}

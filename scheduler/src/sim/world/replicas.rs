@@ -1,6 +1,7 @@
 //! The life of a volunteer's process: it registers, waits for a place, builds its shard, and then performs the actions
 //! of its replica.
 
+use crate::averaging::FragmentSize;
 use crate::coordinator::{self, JoinRefusal, RunState};
 use crate::replica::{Action, Begin, Config, Confirmation, End, Event, Unfinished};
 use crate::router::RouterFactory as _;
@@ -209,8 +210,8 @@ impl World {
         if let Some((_, weights)) = kept {
             process.executor.weights = weights;
         }
-        let (fragments, parts_min) = (scenario.fragments(), 1);
-        let config = Config { stage: config, fragments, parts_min, begin, digest };
+        let (fragments, fragment_size) = (scenario.fragments(), FragmentSize::default());
+        let config = Config { stage: config, fragments, fragment_size, begin, digest };
         let router = scenario.router.build(self.rng.next_u64());
         process.replica = Some(Replica::new(config, router));
         self.model.started(index);
