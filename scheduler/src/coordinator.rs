@@ -15,6 +15,7 @@ mod holders;
 mod lease_book;
 mod members;
 mod placement;
+mod publishing;
 mod reply;
 mod restart;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use restart::RETURN_WITHIN;
 use former::FormerStarts;
 use holders::Holders;
 use members::{Entry, Members};
+use publishing::Publishing;
 use restart::Restart;
 
 /// How long a trained stage without a replica waits for the replicas that fell silent with its weights.
@@ -84,8 +86,7 @@ pub struct Coordinator {
     /// Time at which a finished run ends, even if members have not left.
     farewell_until: Option<Time>,
     ended: bool,
-    /// The members differ from the table published last.
-    changed: bool,
+    publishing: Publishing,
     actions: VecDeque<Action>,
 }
 
@@ -110,7 +111,7 @@ impl Coordinator {
             finished: false,
             farewell_until: None,
             ended: false,
-            changed: false,
+            publishing: Publishing::default(),
             actions: VecDeque::new(),
         }
     }
@@ -124,10 +125,11 @@ impl Coordinator {
     /// Takes one event; drain `poll_action` before the next.
     ///
     /// A table comes before the reply: the first table of a successor names the ranges that it takes over, so it denies
-    /// no claim that only the former feeder could judge.
+    /// no claim that only the former feeder could judge. Where the table waits for its time, the reply waits for it.
     pub fn handle(&mut self, now: Time, event: Event) {
         self.now = self.now.max(now);
-        let sender = event.sender().map(|from| from.peer);
+        let from = event.sender();
+        let sender = from.map(|from| from.peer);
         let clock = self.lease_clock(now, sender);
         self.remove_silent(clock, sender);
         self.end_waits(now, clock);
@@ -138,8 +140,11 @@ impl Coordinator {
         self.notice_finished(now);
         self.promote_standbys();
         self.publish();
-        let replies = sender.zip(reply).map(|(to, reply)| Action::Reply { to, reply });
-        self.actions.extend(replies);
+        if let Some((from, reply)) = from.zip(reply)
+            && let Some(reply) = self.publishing.wait(from, reply)
+        {
+            self.actions.push_back(Action::Reply { to: from.peer, reply });
+        }
         self.notice_end(now);
     }
 
@@ -172,7 +177,8 @@ impl Coordinator {
         let forsaken = forsaken.map(|at| (at, Reason::HolderForsaken));
         let returned = self.return_ends().map(|at| (at, Reason::ReturnEnds));
         let farewell = self.farewell_until.filter(|_| !self.ended).map(|at| (at, Reason::FarewellEnds));
-        [expires, forsaken, returned, farewell].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let table = self.publishing.next().map(|at| (at, Reason::TableDue));
+        [expires, forsaken, returned, farewell, table].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// The state of the run.
@@ -247,7 +253,7 @@ impl Coordinator {
         self.await_holder(now, from.peer, holds);
         let member = Member { instance: from, state, address };
         self.members.insert(now, Entry::new(member, holds));
-        self.changed = true;
+        self.publishing.change();
         Ok(state)
     }
 
@@ -315,7 +321,7 @@ impl Coordinator {
         }
         self.members.set_state(from.peer, MemberState::Serving(stage));
         self.holders.forget(from.peer);
-        self.changed = true;
+        self.publishing.change();
         Reply::Noted(MemberState::Serving(stage))
     }
 
@@ -341,7 +347,7 @@ impl Coordinator {
     fn note_trained(&mut self, stage: StageIndex) {
         if let Err(place) = self.trained.binary_search(&stage) {
             self.trained.insert(place, stage);
-            self.changed = true;
+            self.publishing.change();
         }
     }
 
@@ -352,7 +358,7 @@ impl Coordinator {
         self.members.remove(from.peer);
         self.former.note(from);
         self.holders.forget(from.peer);
-        self.changed = true;
+        self.publishing.change();
         Reply::Left
     }
 
@@ -419,7 +425,7 @@ impl Coordinator {
         self.leases.restore(table);
         self.config.launch = table.launch;
         self.version = self.version.max(Membership::next_start(table.version));
-        self.changed = true;
+        self.publishing.change();
     }
 
     /// The time until which no replica is placed and no ids are leased.
@@ -455,7 +461,7 @@ impl Coordinator {
     fn expel(&mut self, now: Time, peer: PeerId) {
         let Some(entry) = self.members.remove(peer) else { return };
         self.former.note(entry.member.instance);
-        self.changed = true;
+        self.publishing.change();
         if let MemberState::Serving(stage) = entry.member.state
             && self.trained.contains(&stage)
         {
@@ -466,7 +472,9 @@ impl Coordinator {
     fn end_waits(&mut self, now: Time, clock: Time) {
         let before = self.holders.next_end();
         self.holders.expire(clock);
-        self.changed |= self.holders.next_end() != before;
+        if self.holders.next_end() != before {
+            self.publishing.change();
+        }
         self.waits_for_members &= self.restart.is_some_and(|restart| restart.waits(now));
     }
 
@@ -487,14 +495,16 @@ impl Coordinator {
         {
             let peer = standby.member.instance.peer;
             self.members.set_state(peer, MemberState::Loading(stage));
-            self.changed = true;
+            self.publishing.change();
         }
     }
 
     fn publish(&mut self) {
-        if std::mem::take(&mut self.changed) {
+        if self.publishing.take_turn(self.now, self.config.table_interval) {
             self.version += 1;
             self.actions.push_back(Action::Membership(self.membership()));
+            let waiting = self.publishing.take_waiting().into_iter();
+            self.actions.extend(waiting.map(|(to, reply)| Action::LateReply { to, reply }));
         }
     }
 

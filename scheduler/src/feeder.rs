@@ -219,7 +219,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return;
         }
         match event {
-            Event::Membership(membership) => self.on_membership(now, membership),
+            Event::Membership(update) => self.on_membership(now, update),
             Event::Lease(lease) => self.on_lease(&lease),
             Event::Drawn { microbatch, ids } => self.on_drawn(microbatch, ids),
             Event::Received { from, envelope } => self.on_message(now, from, envelope),

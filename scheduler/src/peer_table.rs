@@ -1,40 +1,33 @@
 //! The members of the run as this peer knows them: the coordinator's table and this peer's own verdicts.
 
 mod pairs;
-mod places;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use crate::places::working;
 use crate::router::Pairing;
 use crate::{
     Hop, Instance, Member, MemberState, Membership, MicrobatchId, PeerId, Quarantine, StageIndex, Succession,
-    Time,
+    Table, TableChange, TableUpdate, Time,
 };
 
 use pairs::Pairs;
-use places::{Places, working};
 
 /// The membership table with lookups, and the quarantine of this peer.
-///
-/// What decisions look at is kept from table to table. So no decision looks at all members, and a change costs the
-/// members that changed.
 #[derive(Clone, Debug, Default)]
 pub struct PeerTable {
     owner: Option<Hop>,
-    launch: u64,
-    version: u64,
-    members: BTreeMap<PeerId, Member>,
-    places: Places,
+    table: Arc<Table>,
     /// The replicas that the owner may hand microbatches to.
     downstream: Pairs,
     /// The peers that may hand microbatches to the owner; a feeder has none.
     upstream: Pairs,
     /// The replicas that the table before had placed and this one has not.
     departed: Vec<Hop>,
-    successions: Vec<Succession>,
-    trained: Vec<StageIndex>,
-    awaited: Vec<StageIndex>,
+    /// The stages whose replicas, loading or serving, are others than in the table before.
+    touched: BTreeSet<StageIndex>,
     /// Contains members only, so the table bounds it.
     quarantine: Quarantine,
 }
@@ -46,60 +39,57 @@ impl PeerTable {
         Self { owner: Some(owner), ..Self::default() }
     }
 
-    /// Takes over a newer table; `false` and no change if `membership` is not newer.
-    pub fn update(&mut self, membership: Membership) -> bool {
-        if membership.version <= self.version {
+    /// Takes over a newer table; `false` and no change if `update` makes no newer one of this one.
+    pub fn update(&mut self, update: impl Into<TableUpdate>) -> bool {
+        let update = update.into();
+        if !update.is_news(self.version()) {
             return false;
         }
-        (self.launch, self.version) = (membership.launch, membership.version);
-        self.successions = membership.successions;
-        self.trained = membership.trained;
-        self.awaited = membership.awaited;
-        let members: BTreeMap<PeerId, Member> =
-            membership.members.into_iter().map(|member| (member.instance.peer, member)).collect();
-        let removed = self.members.keys().filter(|peer| !members.contains_key(peer)).copied().collect();
-        let changed = members.into_values().filter(|member| self.differs(member)).collect();
-        self.change(removed, changed);
+        let (change, next) = match update {
+            TableUpdate::Change(change) => (change, None),
+            TableUpdate::Shared(change, table) if change.applies_to(self.version()) => (change, Some(table)),
+            TableUpdate::Shared(_, table) | TableUpdate::Whole(table) => {
+                (Arc::new(self.table.change_to(&table)), Some(table))
+            }
+        };
+        self.follow(&change, next);
         true
     }
 
-    fn differs(&self, member: &Member) -> bool {
-        self.members.get(&member.instance.peer) != Some(member)
-    }
-
-    /// Takes out the members `removed`, and puts in those that are new or `changed`.
-    fn change(&mut self, removed: Vec<PeerId>, changed: Vec<Member>) {
+    /// Follows a change of the table, which makes `next` of it.
+    fn follow(&mut self, change: &TableChange, next: Option<Arc<Table>>) {
         self.departed.clear();
+        self.touched.clear();
         let mut moved = Vec::new();
-        for peer in removed {
-            self.replace(peer, None, &mut moved);
+        for peer in &change.removed {
+            self.note(*peer, None, &mut moved);
         }
-        for member in changed {
-            self.replace(member.instance.peer, Some(member), &mut moved);
+        for member in &change.now.members {
+            self.note(member.instance.peer, Some(member), &mut moved);
         }
         self.departed.sort_unstable_by_key(Hop::peer);
+        match next {
+            Some(table) => self.table = table,
+            None => {
+                Arc::make_mut(&mut self.table).apply(change);
+            }
+        }
         self.pair(&moved);
     }
 
-    /// Puts `now` in the place of the member, and adds the hops that came or went by that to `moved`.
-    fn replace(&mut self, peer: PeerId, now: Option<Member>, moved: &mut Vec<Hop>) {
-        let before = match now.clone() {
-            Some(member) => self.members.insert(peer, member),
-            None => self.members.remove(&peer),
-        };
-        if let Some(before) = &before {
-            self.places.remove(before);
+    /// Notes that the entry of a member is to change, and adds the hops that come or go by that to `moved`.
+    fn note(&mut self, peer: PeerId, now: Option<&Member>, moved: &mut Vec<Hop>) {
+        let before = self.table.members().get(&peer);
+        if let Some(before) = before {
             let hop = before.hop().filter(|hop| hop.stage.is_some());
-            let departed = hop.filter(|_| now.as_ref().and_then(Member::hop) != hop);
-            self.departed.extend(departed);
-            if now.as_ref().map(|member| member.instance) != Some(before.instance) {
+            self.departed.extend(hop.filter(|_| now.and_then(Member::hop) != hop));
+            if now.map(|member| member.instance) != Some(before.instance) {
                 self.quarantine.succeeded(before.instance);
             }
         }
-        if let Some(now) = &now {
-            self.places.add(now);
-        }
-        moved.extend([before, now].iter().flatten().filter_map(working));
+        let both = [before, now].into_iter().flatten();
+        self.touched.extend(both.clone().filter_map(|member| member.state.stage()));
+        moved.extend(both.filter_map(working));
     }
 
     /// Pairs the hops that `moved` with the owner.
@@ -108,68 +98,67 @@ impl PeerTable {
         let next = StageIndex(owner.stage.map_or(0, |stage| stage.0.saturating_add(1)));
         let (pairing, of_stage) = (self.pairing(next), moved_in(moved, Some(next)));
         let pairs = |pairing: &Pairing, hop: &Hop| pairing.pairs(owner.peer(), hop.peer());
-        self.downstream.follow(pairing, self.places.serving(next), &of_stage, pairs);
+        self.downstream.follow(pairing, self.table.places().serving(next), &of_stage, pairs);
         let Some(stage) = owner.stage else { return };
         let before = stage.0.checked_sub(1).map(StageIndex);
         let (pairing, of_stage) = (self.pairing(stage), moved_in(moved, before));
         let pairs = |pairing: &Pairing, hop: &Hop| pairing.pairs(hop.peer(), owner.peer());
-        self.upstream.follow(pairing, self.places.senders_to(stage), &of_stage, pairs);
+        self.upstream.follow(pairing, self.table.places().senders_to(stage), &of_stage, pairs);
+    }
+
+    /// The table taken over last.
+    #[must_use]
+    pub fn shared(&self) -> Arc<Table> {
+        self.table.clone()
     }
 
     /// The table taken over last.
     #[must_use]
     pub fn membership(&self) -> Membership {
-        Membership {
-            launch: self.launch,
-            version: self.version,
-            members: self.members.values().cloned().collect(),
-            successions: self.successions.clone(),
-            trained: self.trained.clone(),
-            awaited: self.awaited.clone(),
-        }
+        self.table.membership()
     }
 
     /// Version of the table taken over last; 0 before the first.
     #[must_use]
     pub fn version(&self) -> u64 {
-        self.version
+        self.table.rest().version
     }
 
     /// All members, by peer id.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
-        self.members.values()
+        self.table.members().values()
     }
 
     /// The member that is this start of this peer; `None` if another start is a member, or none.
     #[must_use]
     pub fn get(&self, instance: Instance) -> Option<&Member> {
-        self.members.get(&instance.peer).filter(|member| member.instance == instance)
+        self.table.get(instance)
     }
 
     /// The start of `peer` that is a member, if any.
     #[must_use]
     pub fn instance(&self, peer: PeerId) -> Option<Instance> {
-        self.members.get(&peer).map(|member| member.instance)
+        self.table.members().get(&peer).map(|member| member.instance)
     }
 
     /// Address of a member's data plane.
     #[must_use]
     pub fn address(&self, peer: PeerId) -> Option<SocketAddr> {
-        self.members.get(&peer).map(|member| member.address)
+        self.table.members().get(&peer).map(|member| member.address)
     }
 
     /// Replicas that serve `stage`, by peer id.
     pub fn serving(&self, stage: StageIndex) -> impl Iterator<Item = &Member> {
-        self.entries(self.places.serving(stage))
+        self.entries(self.table.places().serving(stage))
     }
 
     /// Feeders, by peer id.
     pub fn feeders(&self) -> impl Iterator<Item = &Member> {
-        self.entries(self.places.feeders())
+        self.entries(self.table.places().feeders())
     }
 
     fn entries<'a>(&'a self, hops: &'a BTreeSet<Hop>) -> impl Iterator<Item = &'a Member> {
-        hops.iter().filter_map(|hop| self.members.get(&hop.peer()))
+        hops.iter().filter_map(|hop| self.table.members().get(&hop.peer()))
     }
 
     /// Whether the coordinator has placed this start of this peer at `hop`.
@@ -218,14 +207,14 @@ impl PeerTable {
     /// The expected number of peers that may hand microbatches to one replica of `stage`; at least 1.
     #[must_use]
     pub fn senders(&self, stage: StageIndex) -> u32 {
-        let expected = self.pairing(stage).expected(self.places.senders_to(stage).len());
+        let expected = self.pairing(stage).expected(self.table.places().senders_to(stage).len());
         u32::try_from(expected).unwrap_or(u32::MAX)
     }
 
     /// The replicas that serve `stage`, as hops, by peer id.
     #[must_use]
     pub fn hops(&self, stage: StageIndex) -> &BTreeSet<Hop> {
-        self.places.serving(stage)
+        self.table.places().serving(stage)
     }
 
     /// The replicas that the table before had placed, and that no longer have their place; by peer id.
@@ -234,8 +223,14 @@ impl PeerTable {
         &self.departed
     }
 
+    /// Whether the replicas of `stage`, loading or serving, are others than in the table before.
+    #[must_use]
+    pub fn touches(&self, stage: StageIndex) -> bool {
+        self.touched.contains(&stage)
+    }
+
     fn pairing(&self, stage: StageIndex) -> Pairing {
-        Pairing::new(self.places.senders_to(stage).len(), self.hops(stage).len())
+        Pairing::new(self.table.places().senders_to(stage).len(), self.hops(stage).len())
     }
 
     /// Whether this instance is a feeder.
@@ -247,37 +242,38 @@ impl PeerTable {
     /// Every replica of every stage, loading or serving.
     #[must_use]
     pub fn replicas(&self) -> Vec<Hop> {
-        self.members.values().filter_map(Member::hop).filter(|hop| hop.stage.is_some()).collect()
+        self.table.members().values().filter_map(Member::hop).filter(|hop| hop.stage.is_some()).collect()
     }
 
     /// Every replica that the coordinator has placed on `stage`, loading or serving, by peer id.
     pub fn placed_on(&self, stage: StageIndex) -> impl Iterator<Item = Instance> {
-        self.places.placed_on(stage)
+        self.table.places().placed_on(stage)
     }
 
     /// Whether weights of `stage` have been updated since the run began.
     #[must_use]
     pub fn is_trained(&self, stage: StageIndex) -> bool {
-        self.trained.contains(&stage)
+        self.table.rest().trained.contains(&stage)
     }
 
     /// Whether a replica may come back that holds the weights of `stage`.
     #[must_use]
     pub fn is_awaited(&self, stage: StageIndex) -> bool {
-        self.awaited.contains(&stage)
+        self.table.rest().awaited.contains(&stage)
     }
 
     /// The ranges of ids that have gone to a successor.
     #[must_use]
     pub fn successions(&self) -> &[Succession] {
-        &self.successions
+        &self.table.rest().successions
     }
 
     /// The feeder that has taken over the range of this microbatch, if any.
     #[must_use]
     pub fn successor(&self, microbatch: MicrobatchId) -> Option<Hop> {
-        let succession = self.successions.iter().find(|succession| succession.lease.contains(microbatch))?;
-        self.members.get(&succession.feeder).map(|member| Hop::feeder(member.instance))
+        let succession =
+            self.successions().iter().find(|succession| succession.lease.contains(microbatch))?;
+        self.table.members().get(&succession.feeder).map(|member| Hop::feeder(member.instance))
     }
 
     /// Quarantines a member that failed. An instance that is no member is ignored.

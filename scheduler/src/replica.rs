@@ -25,7 +25,7 @@ use crate::router::Router;
 use crate::stage::Progress;
 use crate::transfer::{DownloadEvent, TransferMessage, Upload, UploadAction, UploadEvent};
 use crate::{
-    Averaging, Directive, Envelope, Instance, Membership, Message, PeerId, PeerTable, Stage, Suspension,
+    Averaging, Directive, Envelope, Instance, Message, PeerId, PeerTable, Stage, Suspension, TableUpdate,
     Time, averaging, stage,
 };
 
@@ -170,7 +170,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
     fn on_event_joining(&mut self, now: Time, event: Event<P>) {
         let Phase::Joining(joining) = &mut self.phase else { return };
         match event {
-            Event::Membership(membership) => joining.on_membership(now, &self.config, membership),
+            Event::Membership(update) => joining.on_membership(now, &self.config, update),
             Event::Received { from, envelope } => joining.on_message(now, &self.config, from, envelope),
             Event::Imported(fits) => joining.tell(now, DownloadEvent::Imported(fits)),
             Event::PeerLost(instance) => joining.tell(now, DownloadEvent::PeerLost(instance)),
@@ -200,14 +200,14 @@ impl<P: Clone + Default + Debug> Replica<P> {
         let Phase::Joining(joining) = std::mem::replace(&mut self.phase, Phase::Serving) else { return };
         self.actions.push_back(Action::Counted(Note::Began(initial)));
         self.actions.push_back(Action::Ready);
-        self.on_membership(now, joining.into_membership());
+        self.on_membership(now, TableUpdate::Whole(joining.table.shared()));
     }
 
     // --- Serving --------------------------------------------------------------------------------------------
 
     fn on_event(&mut self, now: Time, event: Event<P>) {
         match event {
-            Event::Membership(membership) => self.on_membership(now, membership),
+            Event::Membership(update) => self.on_membership(now, update),
             Event::Received { from, envelope } => self.on_message(now, from, envelope),
             Event::Completed(reply) => self.at_stage(now, stage::Event::Completed(reply)),
             Event::Averaged(reply) => self.at_averaging(now, averaging::Event::Replied(reply)),
@@ -231,12 +231,15 @@ impl<P: Clone + Default + Debug> Replica<P> {
         }
     }
 
-    fn on_membership(&mut self, now: Time, membership: Membership) {
-        if membership.version <= self.table().version() {
+    fn on_membership(&mut self, now: Time, update: TableUpdate) {
+        if !update.is_news(self.table().version()) {
             return;
         }
         let stage = self.config.stage.stage;
-        self.at_stage(now, stage::Event::Membership(membership));
+        self.at_stage(now, stage::Event::Membership(update));
+        if !self.table().touches(stage) {
+            return;
+        }
         let members = self.members();
         self.at_averaging(now, averaging::Event::Members(members));
         let joiners = self.stage.table().placed_on(stage).collect();

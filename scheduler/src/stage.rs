@@ -155,7 +155,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     pub fn handle(&mut self, now: Time, event: Event<P>) {
         self.now = now;
         match event {
-            Event::Membership(membership) => self.on_membership(now, membership),
+            Event::Membership(update) => self.on_membership(now, update),
             Event::Received { from, envelope } => self.on_message(now, from, envelope),
             Event::Completed(reply) => self.on_completed(now, reply),
             Event::Arriving(instance) => self.handoff.neighbours.message(now, instance),

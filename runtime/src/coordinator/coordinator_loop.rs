@@ -1,12 +1,12 @@
 //! The loop around a coordinator: it waits for a request, a timeout or the stop, and performs the machine's actions.
 //! All rules are in the machine.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 
 use swarmline_proto::v1;
 use swarmline_scheduler::coordinator::{Action, Event};
-use swarmline_scheduler::{Coordinator, MemberState, Membership, StageIndex};
+use swarmline_scheduler::{Coordinator, Instance, MemberState, Membership, StageIndex};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Reply, Request};
@@ -25,8 +25,10 @@ pub(super) struct CoordinatorLoop<'a> {
     digest: ManifestDigest,
     table: watch::Sender<v1::SignedMembership>,
     reporter: &'a Reporter,
-    /// Callers that wait for a reply, in the order of their requests.
-    callers: VecDeque<oneshot::Sender<Reply>>,
+    /// The caller of the request that is handled.
+    caller: Option<oneshot::Sender<Reply>>,
+    /// Callers whose reply waits for a table, in the order of their requests.
+    waiting: BTreeMap<Instance, VecDeque<oneshot::Sender<Reply>>>,
     ended: bool,
 }
 
@@ -45,7 +47,8 @@ impl<'a> CoordinatorLoop<'a> {
             digest,
             table,
             reporter,
-            callers: VecDeque::new(),
+            caller: None,
+            waiting: BTreeMap::new(),
             ended: false,
         }
     }
@@ -60,10 +63,7 @@ impl<'a> CoordinatorLoop<'a> {
         while !self.ended {
             let deadline = self.machine.poll_timeout().map(|(at, _)| at);
             tokio::select! {
-                Some(request) = requests.recv() => {
-                    self.callers.push_back(request.reply);
-                    self.handle(request.event);
-                }
+                Some(request) = requests.recv() => self.handle_request(request),
                 Some(totals) = totals.recv() => self.reporter.tell(&report::Event::FeederDone(totals)),
                 () = self.clock.sleep_until(deadline) => self.handle(Event::Timeout),
                 () = &mut stop => return Outcome::Stopped,
@@ -72,21 +72,49 @@ impl<'a> CoordinatorLoop<'a> {
         Outcome::Finished
     }
 
+    /// A caller whose reply does not come at once waits for it.
+    fn handle_request(&mut self, request: Request) {
+        let from = request.event.sender();
+        self.caller = Some(request.reply);
+        self.handle(request.event);
+        if let Some((from, caller)) = from.zip(self.caller.take()) {
+            self.waiting.entry(from).or_default().push_back(caller);
+        }
+    }
+
     fn handle(&mut self, event: Event) {
         self.machine.handle(self.clock.now(), event);
         while let Some(action) = self.machine.poll_action() {
             match action {
                 Action::Reply { reply, .. } => {
-                    let finished = self.machine.is_finished();
-                    if let Some(caller) = self.callers.pop_front() {
-                        let _ = caller.send(Reply { reply, finished });
-                    }
+                    let caller = self.caller.take();
+                    self.answer(caller, reply);
+                }
+                Action::LateReply { to, reply } => {
+                    let caller = self.take_waiting(to);
+                    self.answer(caller, reply);
                 }
                 Action::Membership(membership) => self.publish(&membership),
                 Action::Finished => {}
                 Action::End => self.ended = true,
             }
         }
+    }
+
+    fn answer(&self, caller: Option<oneshot::Sender<Reply>>, reply: swarmline_scheduler::coordinator::Reply) {
+        let finished = self.machine.is_finished();
+        if let Some(caller) = caller {
+            let _ = caller.send(Reply { reply, finished });
+        }
+    }
+
+    fn take_waiting(&mut self, of: Instance) -> Option<oneshot::Sender<Reply>> {
+        let mut waiting = self.waiting.remove(&of)?;
+        let first = waiting.pop_front();
+        if !waiting.is_empty() {
+            self.waiting.insert(of, waiting);
+        }
+        first
     }
 
     fn publish(&self, table: &Membership) {

@@ -197,7 +197,7 @@ impl FeederLoop {
 
     fn adopt(&mut self, table: Membership, reporter: &Reporter) -> Result<(), Error> {
         self.handles.network.trust_members(&table);
-        self.handle(Event::Membership(table), reporter)
+        self.handle(Event::Membership(table.into()), reporter)
     }
 
     fn on_directive(&mut self, directive: Directive, reporter: &Reporter) -> Result<(), Error> {

@@ -200,7 +200,7 @@ impl Serving {
 
     fn adopt(&mut self, table: Membership, reporter: &Reporter) {
         self.handles.network.trust_members(&table);
-        self.handle(Event::Membership(table), reporter);
+        self.handle(Event::Membership(table.into()), reporter);
     }
 
     fn on_directive(&mut self, directive: Result<Directive, ControlError>, reporter: &Reporter) {

@@ -19,6 +19,7 @@ pub(super) struct Members {
 impl Members {
     pub(super) fn new(mut config: Config, peers: usize) -> Self {
         config.replicas_per_stage = u32::try_from(PEERS[PEERS.len() - 1]).expect("few peers");
+        config.table_interval = Duration::ZERO;
         let mut rng = Rng::new(1);
         let members: Vec<Instance> = (0..peers).map(|_| instance(&mut rng)).collect();
         let mut joined = Self { coordinator: Coordinator::new(config), members, now: Time(0), turn: 0 };

@@ -45,7 +45,7 @@ impl Injection {
             heartbeat_at: Time(0),
             leased: 0,
         };
-        injection.handle(Event::Membership(injection.swarm.membership()));
+        injection.handle(Event::Membership(injection.swarm.membership().into()));
         for _ in 0..injection.swarm.replicas[0].len() {
             injection.hear_heartbeat();
         }

@@ -89,13 +89,13 @@ impl Serving {
     pub(super) fn change(&mut self, table: Option<Membership>) {
         self.now = self.now + Duration::from_millis(5);
         if let Some(table) = table {
-            self.handle(Event::Membership(table));
+            self.handle(Event::Membership(table.into()));
         }
     }
 
     /// Reads the first table, and notes the peers that get the first heartbeats.
     fn meet(&mut self) {
-        self.stage.handle(self.now, Event::Membership(self.swarm.membership()));
+        self.stage.handle(self.now, Event::Membership(self.swarm.membership().into()));
         let mut met = BTreeSet::<PeerId>::new();
         while let Some(action) = self.stage.poll_action() {
             if let Action::Send { to, .. } = action {

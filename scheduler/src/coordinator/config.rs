@@ -54,6 +54,8 @@ pub struct Config {
     /// A member silent for this long is removed. Heartbeats come every second; a loaded machine may drop several, and
     /// neighbours notice a death by their connections long before. Default 15 s.
     pub lease: Duration,
+    /// Time between two tables at least; changes within it are published together. Default 1 s.
+    pub table_interval: Duration,
     /// Members at most. Default [`MEMBERS_MAX`].
     pub members_max: usize,
     /// How long members have to drain and leave when the run is over. Default 20 s.
@@ -71,6 +73,7 @@ impl Config {
             policy: Policy::Anyone,
             feed: FeedPolicy::Members,
             lease: Duration::from_secs(15),
+            table_interval: Duration::from_secs(1),
             members_max: MEMBERS_MAX,
             farewell: Duration::from_secs(20),
         }

@@ -64,7 +64,9 @@ pub enum Event {
 }
 
 impl Event {
-    pub(crate) fn sender(&self) -> Option<Instance> {
+    /// The caller; `None` for a timeout.
+    #[must_use]
+    pub fn sender(&self) -> Option<Instance> {
         match *self {
             Self::Join { from, .. }
             | Self::TableReturned { from, .. }
@@ -81,10 +83,17 @@ impl Event {
 /// An action that a coordinator asks its process for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Reply to the request just handled. Every request has exactly one reply.
+    /// Reply to the request just handled. Every request has exactly one reply, now or later.
     Reply {
         /// The caller.
         to: PeerId,
+        /// The reply.
+        reply: Reply,
+    },
+    /// Reply to an earlier request, whose reply waited for the table.
+    LateReply {
+        /// The caller.
+        to: Instance,
         /// The reply.
         reply: Reply,
     },
@@ -99,6 +108,8 @@ pub enum Action {
 /// The reason for a timeout of a coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
+    /// Changes wait to be published.
+    TableDue,
     /// A member has been silent for a lease.
     MemberExpires,
     /// A replica that fell silent with the weights of its stage is awaited no longer.

@@ -20,6 +20,7 @@ struct Harness {
     coordinator: Coordinator,
     now: Time,
     published: Vec<Membership>,
+    late: Vec<(Instance, Reply)>,
     finished: u32,
     ended: u32,
 }
@@ -29,11 +30,17 @@ impl Harness {
         Self::with(Config::new(stages))
     }
 
+    /// Each change makes a table at once.
     fn with(config: Config) -> Self {
+        Self::as_it_is(Config { table_interval: Duration::ZERO, ..config })
+    }
+
+    fn as_it_is(config: Config) -> Self {
         Self {
             coordinator: Coordinator::new(config),
             now: Time(0),
             published: Vec::new(),
+            late: Vec::new(),
             finished: 0,
             ended: 0,
         }
@@ -53,6 +60,7 @@ impl Harness {
                     }
                     replies.push(reply);
                 }
+                Action::LateReply { to, reply } => self.late.push((to, reply)),
                 Action::Membership(membership) => self.published.push(membership),
                 Action::Finished => self.finished += 1,
                 Action::End => self.ended += 1,
@@ -400,6 +408,30 @@ fn a_finished_run_ends_when_its_members_have_left_or_had_their_time() {
         harness.hear(Event::Timeout);
     }
     assert_eq!(harness.now, Time(0) + farewell);
+}
+
+#[test]
+fn changes_within_a_second_make_one_table_and_joiners_are_answered_with_it() {
+    let mut config = Config::new(1);
+    config.replicas_per_stage = 100;
+    let mut run = Harness::as_it_is(config);
+    assert!(matches!(run.join(key(1), 1, Role::Replica), Reply::Joined(_)), "the first change comes at once");
+    let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
+    for index in 2..90 {
+        run.now = run.now + Duration::from_millis(10);
+        let from = start(key(index));
+        assert_eq!(run.hear(Event::Join { from, role: Role::Replica, address, holds: None }), None);
+    }
+    assert_eq!((run.published.len(), run.late.len()), (1, 0));
+    let (at, reason) = run.coordinator.poll_timeout().unwrap();
+    assert_eq!((at, reason), (Time(0) + Duration::from_secs(1), Reason::TableDue));
+    run.now = at;
+    run.hear(Event::Timeout);
+    assert_eq!((run.published.len(), run.published[1].members.len(), run.late.len()), (2, 89, 88));
+    assert!(run.late.iter().all(|(_, reply)| matches!(reply, Reply::Joined(MemberState::Loading(_)))));
+    run.now = at + Duration::from_secs(3);
+    run.hear(Event::Leave { from: start(key(5)) });
+    assert_eq!(run.published.len(), 3, "a departure after a quiet second is known at once");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::{Measured, Outcome, Record};
 use crate::{
-    Directive, Duration, Envelope, Hop, Instance, Lease, Membership, Message, MicrobatchId, PeerId, Purpose,
+    Directive, Duration, Envelope, Hop, Instance, Lease, Message, MicrobatchId, PeerId, Purpose, TableUpdate,
 };
 
 /// An event of a feeder: a message, a reply to one of its actions, a command, or news from the coordinator or the
@@ -10,7 +10,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum Event<P> {
     /// The coordinator published a table. A table that is not newer than the last is ignored.
-    Membership(Membership),
+    Membership(TableUpdate),
     /// The coordinator leased a range. Ids that were leased before are not injected again.
     Lease(Lease),
     /// The reply to [`Action::Draw`].

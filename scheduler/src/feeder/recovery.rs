@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use super::{Action, Feeder};
 use crate::handoff::{Leg, Overdue};
 use crate::{
-    Envelope, Hop, Instance, Membership, Message, MicrobatchId, PeerId, Purpose, RouteKey, Status, Time,
+    Envelope, Hop, Instance, Message, MicrobatchId, PeerId, Purpose, RouteKey, Status, TableUpdate, Time,
 };
 
 impl<P: Clone + Default + Debug> Feeder<P> {
@@ -19,9 +19,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    pub(super) fn on_membership(&mut self, now: Time, membership: Membership) {
+    pub(super) fn on_membership(&mut self, now: Time, update: TableUpdate) {
         let is_first = self.table.version() == 0;
-        if !self.table.update(membership) {
+        if !self.table.update(update) {
             return;
         }
         self.paused_until = None;

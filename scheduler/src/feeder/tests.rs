@@ -58,11 +58,9 @@ impl Harness {
     fn publish(&mut self, members: &[Hop]) -> Vec<Action<u8>> {
         self.version += 1;
         let members = members.iter().copied().map(member).collect();
-        let mut said = self.hear(Event::Membership(Membership {
-            version: self.version,
-            members,
-            ..Membership::default()
-        }));
+        let mut said = self.hear(Event::Membership(
+            Membership { version: self.version, members, ..Membership::default() }.into(),
+        ));
         said.extend(self.stage_0_beats());
         said
     }
@@ -750,12 +748,9 @@ fn inherits(harness: &mut Harness, members: &[Hop], feeder: PeerId) -> Vec<Actio
     harness.version += 1;
     let members = members.iter().copied().map(member).collect();
     let successions = succession(feeder);
-    harness.hear(Event::Membership(Membership {
-        version: harness.version,
-        members,
-        successions,
-        ..Membership::default()
-    }))
+    harness.hear(Event::Membership(
+        Membership { version: harness.version, members, successions, ..Membership::default() }.into(),
+    ))
 }
 
 fn page(of: Hop, items: Vec<Item>) -> Message {

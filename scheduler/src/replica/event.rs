@@ -3,7 +3,7 @@
 use crate::stage::{Job, JobReply};
 use crate::transfer::{DownloadNote, DownloadReason, Manifest, StateId, UploadNote, UploadReason};
 use crate::{
-    Directive, Duration, Envelope, Instance, Membership, Message, PeerId, WeightVersion, averaging, stage,
+    Directive, Duration, Envelope, Instance, Message, PeerId, TableUpdate, WeightVersion, averaging, stage,
 };
 
 use super::departure::Unfinished;
@@ -12,7 +12,7 @@ use super::departure::Unfinished;
 #[derive(Clone, Debug)]
 pub enum Event<P> {
     /// The coordinator published a table. A table that is not newer than the last is ignored.
-    Membership(Membership),
+    Membership(TableUpdate),
     /// A message arrived from an authenticated peer.
     Received {
         /// The sender.

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 
 use crate::mutation::Mutation;
 use crate::transfer::{Download, DownloadAction, DownloadEvent, DownloadReason, TransferMessage};
-use crate::{Envelope, Instance, Membership, Message, PeerTable, StageIndex, Time};
+use crate::{Envelope, Instance, Message, PeerTable, StageIndex, TableUpdate, Time};
 
 use super::config::{Begin, Config};
 use super::event::{Action, InitialState, Note};
@@ -16,8 +16,6 @@ use super::event::{Action, InitialState, Note};
 #[derive(Debug)]
 pub(super) struct Joining<P> {
     pub(super) table: PeerTable,
-    /// The newest table, for the machines that begin after the joining.
-    membership: Membership,
     download: Option<Download<P>>,
     /// The state that the executor is taking over.
     importing: Option<InitialState>,
@@ -32,25 +30,15 @@ impl<P: Clone + Default + Debug> Joining<P> {
             }
             Begin::Given => None,
         };
-        Self {
-            table: PeerTable::new(config.stage.hop()),
-            membership: Membership::default(),
-            download,
-            importing: None,
-        }
+        Self { table: PeerTable::new(config.stage.hop()), download, importing: None }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<(Time, DownloadReason)> {
         self.download.as_ref()?.poll_timeout()
     }
 
-    pub(super) fn into_membership(self) -> Membership {
-        self.membership
-    }
-
-    pub(super) fn on_membership(&mut self, now: Time, config: &Config<P>, membership: Membership) {
-        if self.table.update(membership.clone()) {
-            self.membership = membership;
+    pub(super) fn on_membership(&mut self, now: Time, config: &Config<P>, update: TableUpdate) {
+        if self.table.update(update) {
             let donors = donors(&self.table, config.stage.stage, config.stage.me);
             self.tell(now, DownloadEvent::Donors(donors));
         }

@@ -9,7 +9,9 @@ use crate::fixtures::{a, b, feeder, member, restarted};
 use crate::router::{RouterFactory, UniformConfig};
 use crate::stage::{Job, JobOutcome, JobReply};
 use crate::transfer::{ChunkHash, Limits, Manifest, StateId, TransferMessage};
-use crate::{Attempt, Duration, Hop, Member, MemberState, MicrobatchId, Purpose, StageIndex, WeightVersion};
+use crate::{
+    Attempt, Duration, Hop, Member, MemberState, Membership, MicrobatchId, Purpose, StageIndex, WeightVersion,
+};
 
 type Payload = &'static str;
 
@@ -66,7 +68,7 @@ impl Harness {
     }
 
     fn follow(&mut self, table: Membership) -> Vec<Action<Payload>> {
-        self.hear(Event::Membership(Membership { version: self.version, ..table }))
+        self.hear(Event::Membership(Membership { version: self.version, ..table }.into()))
     }
 
     fn receive(&mut self, from: Hop, envelope: impl Into<Envelope<Payload>>) -> Vec<Action<Payload>> {

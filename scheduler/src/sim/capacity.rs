@@ -12,8 +12,8 @@ use super::executor::FORWARDS_PER_MICROBATCH;
 /// bounds is no bound.
 #[derive(Debug, Default)]
 pub(super) struct CapacityMeter {
-    since: Time,
-    serving: Vec<Serving>,
+    /// The replicas that serve, by process, and since when.
+    serving: BTreeMap<usize, (Time, Serving)>,
     served: BTreeMap<Hop, Capacity>,
     closed: bool,
 }
@@ -26,32 +26,38 @@ pub(super) struct Serving {
 }
 
 impl CapacityMeter {
-    /// Notes that from now on exactly `serving` serve.
-    pub(super) fn note(&mut self, now: Time, serving: Vec<Serving>) {
-        self.advance(now);
-        self.serving = serving;
+    /// Notes whether a process serves from now on, and where.
+    pub(super) fn note(&mut self, now: Time, process: usize, serving: Option<Serving>) {
+        if self.closed {
+            return;
+        }
+        let before = match serving {
+            Some(serving) => self.serving.insert(process, (now, serving)),
+            None => self.serving.remove(&process),
+        };
+        self.count(now, before);
     }
 
     /// Training is over: capacity no longer counts.
     pub(super) fn close(&mut self, now: Time) {
-        self.advance(now);
+        for serving in std::mem::take(&mut self.serving).into_values() {
+            self.count(now, Some(serving));
+        }
         self.closed = true;
     }
 
-    /// Microbatches that the replicas could have computed until `now`.
+    /// Microbatches that the replicas could have computed until `now`. Capacity counts no further.
     pub(super) fn microbatches(&mut self, now: Time, stages: u16) -> f64 {
-        self.advance(now);
+        self.close(now);
         let served = self.served.iter().map(|(&hop, &capacity)| (hop, capacity));
         StageGraph::new(stages, served).bound().microbatches()
     }
 
-    fn advance(&mut self, now: Time) {
-        let time = now.since(self.since);
-        self.since = now;
-        for &Serving { hop, service } in self.serving.iter().filter(|_| !self.closed) {
-            let capacity = Capacity::one_every(service * FORWARDS_PER_MICROBATCH).over(time);
-            let served = self.served.entry(hop).or_default();
-            *served = *served + capacity;
+    fn count(&mut self, now: Time, served: Option<(Time, Serving)>) {
+        if let Some((since, Serving { hop, service })) = served {
+            let capacity = Capacity::one_every(service * FORWARDS_PER_MICROBATCH).over(now.since(since));
+            let sum = self.served.entry(hop).or_default();
+            *sum = *sum + capacity;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The events in the queue of the simulated world.
 
-use crate::{Incarnation, Instance, Membership, PeerId, StageIndex, coordinator, feeder, replica};
+use crate::{Incarnation, Instance, PeerId, StageIndex, TableUpdate, coordinator, feeder, replica};
 
 use super::fault::Fault;
 use super::payload::Payload;
@@ -15,7 +15,7 @@ pub(super) enum Delivery {
     /// An event for a replica, if this start of it still runs.
     Replica(usize, Incarnation, replica::Event<Payload>),
     /// A table for a replica's process.
-    Table(usize, Incarnation, Membership),
+    Table(usize, Incarnation, TableUpdate),
     /// The coordinator's answer to a replica's process.
     State(usize, Incarnation, coordinator::Reply, Purpose),
     /// The coordinator refuses a start: the run is finished.

@@ -12,7 +12,7 @@ use crate::stage::Note as StageNote;
 use crate::transfer::{DownloadNote, StateId};
 use crate::{
     Attempt, Envelope, Feeder, Hop, Instance, Message, MicrobatchId, PeerId, Purpose, Refusal, Replica,
-    StageIndex, Status, Time,
+    StageIndex, Status, TableUpdate, Time,
 };
 
 use super::payload::Payload;
@@ -249,9 +249,8 @@ impl ReferenceModel {
         replica: &Replica<Payload>,
     ) {
         match event {
-            replica::Event::Membership(membership) => {
-                let gone = |hop: &Hop| membership.get(hop.instance).is_none();
-                self.seen.entry(index).or_default().told.retain(|_, holder| !gone(holder));
+            replica::Event::Membership(update) => {
+                self.seen.entry(index).or_default().told.retain(|_, holder| stays(update, holder.instance));
             }
             replica::Event::Received { from, envelope } if replica.is_serving() => {
                 self.replica_receives(index, *from, &envelope.message, replica);
@@ -423,5 +422,17 @@ impl ReferenceModel {
         self.require(unaveraged == 0, || {
             format!("{instance:?} leaves with {unaveraged} contributions that no other replica has")
         });
+    }
+}
+
+/// Whether a member is still one after the update.
+fn stays(update: &TableUpdate, member: Instance) -> bool {
+    match update {
+        TableUpdate::Whole(table) | TableUpdate::Shared(_, table) => table.get(member).is_some(),
+        TableUpdate::Change(change) => {
+            let mut changed = change.now.members.iter().map(|member| member.instance);
+            let replaced = changed.any(|now| now.peer == member.peer && now != member);
+            !replaced && !change.removed.contains(&member.peer)
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Scenarios and properties over seeds. A failure names its seed; the seed reproduces the run.
 
 mod throughput;
+mod width;
 
 use std::collections::BTreeMap;
 
@@ -403,7 +404,7 @@ fn a_replica_that_claims_what_it_was_never_handed_is_struck_and_costs_no_microba
     for seed in 0..SEEDS {
         let replica = usize::try_from(seed % 9).unwrap();
         let liar = Fault::FalseClaims { replica, lasts: Duration::from_secs(30) };
-        let service_times = vec![Duration::from_millis(100)];
+        let service_times = vec![Duration::from_millis(250)];
         let scenario = Scenario::new(seed, 3, 3, 300, admission(seed)).with_service_times(service_times);
         let (_, report) = check(scenario.with_fault(Duration::from_secs(4), liar));
         assert_eq!((report.counts.finished, report.counts.lost), (300, 0), "seed {seed}");

@@ -1,13 +1,13 @@
 //! Events and actions of the machine for microbatches.
 
 use super::{Job, JobReply, Note};
-use crate::{Duration, Envelope, Instance, Membership, Message, PeerId};
+use crate::{Duration, Envelope, Instance, Message, PeerId, TableUpdate};
 
 /// An event of a replica's stage: a message, a reply of the executor, or news from the coordinator or the transport.
 #[derive(Clone, Debug)]
 pub enum Event<P> {
     /// The coordinator published a table. A table that is not newer than the last is ignored.
-    Membership(Membership),
+    Membership(TableUpdate),
     /// A message arrived from an authenticated peer.
     Received {
         /// The sender.

@@ -12,7 +12,7 @@ use super::microbatch::Phase;
 use super::{Note, Stage, replace_feeder};
 use crate::handoff::{Leg, Overdue};
 use crate::mutation::Mutation;
-use crate::{Hop, Instance, Membership, Message, MicrobatchId, PeerId, RouteKey, Status, Time};
+use crate::{Hop, Instance, Message, MicrobatchId, PeerId, RouteKey, Status, TableUpdate, Time};
 
 impl<P: Clone + Default + Debug> Stage<P> {
     // --- A peer is lost -------------------------------------------------------------------------------------
@@ -45,8 +45,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 
     /// A newer table: a replica that no longer has its place is lost.
-    pub(super) fn on_membership(&mut self, now: Time, membership: Membership) {
-        if !self.table.update(membership) {
+    pub(super) fn on_membership(&mut self, now: Time, update: TableUpdate) {
+        if !self.table.update(update) {
             return;
         }
         self.renew_contacts(now);

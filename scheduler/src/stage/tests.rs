@@ -51,11 +51,9 @@ impl Harness {
     fn publish(&mut self, members: &[Hop]) -> Vec<Action<Payload>> {
         self.version += 1;
         let members = members.iter().copied().map(member).collect();
-        let mut said = self.hear(Event::Membership(Membership {
-            version: self.version,
-            members,
-            ..Membership::default()
-        }));
+        let mut said = self.hear(Event::Membership(
+            Membership { version: self.version, members, ..Membership::default() }.into(),
+        ));
         said.extend(self.neighbours_beat());
         said
     }
@@ -329,7 +327,10 @@ fn a_change_of_the_table_is_told_to_new_neighbours_only() {
         harness.version += 1;
         let members = members.iter().copied().map(member).collect();
         let version = harness.version;
-        greeted(&mut harness, Event::Membership(Membership { version, members, ..Membership::default() }))
+        greeted(
+            &mut harness,
+            Event::Membership(Membership { version, members, ..Membership::default() }.into()),
+        )
     };
     let mut members = line(4);
     members.push(b(3));
@@ -1085,7 +1086,7 @@ fn take_over(harness: &mut Harness) -> Vec<Action<Payload>> {
     let successions = vec![crate::Succession { lease, feeder: successor().peer() }];
     harness.version += 1;
     let table = Membership { version: harness.version, members, successions, ..Membership::default() };
-    harness.hear(Event::Membership(table))
+    harness.hear(Event::Membership(table.into()))
 }
 
 fn recover() -> Message {
@@ -1128,7 +1129,9 @@ fn a_former_feeder_that_joined_again_announces_no_outcome_of_its_successors_ids(
     members.sort_by_key(|member| member.instance);
     harness.version += 1;
     let version = harness.version;
-    harness.hear(Event::Membership(Membership { version, members, successions, ..Membership::default() }));
+    harness.hear(Event::Membership(
+        Membership { version, members, successions, ..Membership::default() }.into(),
+    ));
     let ended = |harness: &Harness| [7, 50].map(|id| harness.stage.outcomes.contain(MicrobatchId(id)));
     harness.receive(feeder(), ended_below(60));
     assert_eq!(ended(&harness), [false, true]);
@@ -1154,12 +1157,9 @@ fn a_recovery_report_lists_microbatches_held_and_doubtful_grants() {
     members.sort_by_key(|member| member.instance);
     let successions = harness.stage.table().successions().to_vec();
     harness.version += 1;
-    harness.hear(Event::Membership(Membership {
-        version: harness.version,
-        members,
-        successions,
-        ..Membership::default()
-    }));
+    harness.hear(Event::Membership(
+        Membership { version: harness.version, members, successions, ..Membership::default() }.into(),
+    ));
     let told = report(harness.receive(successor(), recover())).unwrap();
     assert_eq!(told.items, [item(vec![StageIndex(2)])]);
 }
@@ -1334,7 +1334,7 @@ fn a_replica_that_hears_no_replica_of_the_next_stage_gives_its_activations_back(
     harness.version += 1;
     let members = [feeder(), a(0), a(1), silent].map(member).to_vec();
     let version = harness.version;
-    harness.hear(Event::Membership(Membership { version, members, ..Membership::default() }));
+    harness.hear(Event::Membership(Membership { version, members, ..Membership::default() }.into()));
     let beat = Message::Heartbeat(Heartbeat { credit: 8, ..Heartbeat::default() });
     for second in 0..=NEXT_STAGE_LOST_AFTER.as_secs() + 6 {
         harness.now = harness.now + Duration::from_secs(1);

@@ -22,6 +22,12 @@ impl World {
         if machine.table().version() == 0 && !matches!(event, Event::Membership(_)) {
             return self.hear_later(index, event);
         }
+        let version = machine.table().version();
+        let event = match event {
+            Event::Membership(update) => Event::Membership(self.read(update, version)),
+            event => event,
+        };
+        let Some(machine) = self.feeders[index].machine.as_mut() else { return };
         machine.handle(now, event);
         let pending: Vec<_> = std::iter::from_fn(|| decided(machine)).collect();
         self.feeders[index].pending.extend(pending);
@@ -217,7 +223,7 @@ impl World {
             return self.start_feeder(index);
         }
         if self.feeders[index].tables_open_at.is_some_and(|at| at <= self.now()) {
-            let table = self.coordinator.membership();
+            let table = self.whole_table();
             self.send_table_to_feeder(index, table);
         }
         self.queue.schedule_in(HEARTBEAT, Delivery::FeederHeartbeat(index, incarnation));
@@ -230,7 +236,7 @@ impl World {
             }
             coordinator::Reply::Joined(_) => {
                 self.feeders[index].admitted = true;
-                let table = self.coordinator.membership();
+                let table = self.whole_table();
                 self.send_table_to_feeder(index, table);
             }
             coordinator::Reply::Noted(_) => {

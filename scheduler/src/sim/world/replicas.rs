@@ -69,6 +69,7 @@ impl World {
     /// The request to join failed. The process starts again, as another instance.
     fn restart(&mut self, index: usize) {
         self.replicas[index].liveness = Liveness::Dead;
+        self.note_capacity(index);
         self.start(index);
     }
 
@@ -85,7 +86,7 @@ impl World {
     /// Opens the stream of tables again if it broke.
     fn open_tables(&mut self, index: usize) {
         if self.replicas[index].tables_open_at.is_some_and(|at| at <= self.now()) {
-            let table = self.coordinator.membership();
+            let table = self.whole_table();
             self.send_table(index, table);
         }
     }
@@ -101,7 +102,11 @@ impl World {
     pub(super) fn deliver_to_process(&mut self, index: usize, delivery: Delivery) {
         match delivery {
             Delivery::Replica(_, _, event) => self.at_replica(index, event),
-            Delivery::Table(_, _, membership) => self.at_replica(index, Event::Membership(membership)),
+            Delivery::Table(_, _, update) => {
+                let Some(replica) = &self.replicas[index].replica else { return };
+                let update = self.read(update, replica.table().version());
+                self.at_replica(index, Event::Membership(update));
+            }
             Delivery::State(_, _, reply, purpose) => self.on_reply(index, &reply, purpose),
             Delivery::NotNeeded(..) => self.end_process(index, None),
             Delivery::Built(_, _, stage) => self.on_built(index, stage),
@@ -215,7 +220,7 @@ impl World {
         let router = scenario.router.build(self.rng.next_u64());
         process.replica = Some(Replica::new(config, router));
         self.model.started(index);
-        let table = self.coordinator.membership();
+        let table = self.whole_table();
         self.send_table(index, table);
     }
 
@@ -247,7 +252,7 @@ impl World {
             self.check_released(index, feeder, &held);
         }
         if serves != served {
-            self.note_capacity();
+            self.note_capacity(index);
         }
         let process = &self.replicas[index];
         let alarm = process.replica.as_ref().filter(|_| process.is_alive()).and_then(Replica::poll_timeout);
@@ -408,6 +413,7 @@ impl World {
     fn end_process(&mut self, index: usize, back_after: Option<Duration>) {
         let from = self.replicas[index].instance;
         self.replicas[index].liveness = Liveness::Dead;
+        self.note_capacity(index);
         self.tell_coordinator(from.peer, coordinator::Event::Leave { from }, Purpose::Routine);
         self.break_connections(from, Duration::ZERO);
         if let Some(after) = back_after {

@@ -1,7 +1,9 @@
 //! Connections, and the delivery of messages.
 
+use std::sync::Arc;
+
 use crate::{
-    Duration, Envelope, Feeder, Incarnation, Instance, Membership, PeerId, PeerTable, Replica, Time,
+    Duration, Envelope, Feeder, Incarnation, Instance, PeerId, PeerTable, Replica, Table, TableUpdate, Time,
     coordinator, feeder, replica,
 };
 
@@ -13,6 +15,8 @@ use super::super::payload::Payload;
 use super::super::process::{Liveness, coordinator_key};
 use super::World;
 
+/// Replicas of a world from which its machines share one table.
+const SHARING_FROM: usize = 200;
 /// A stream of tables that broke is opened again within this.
 const TABLE_PAUSE_MAX: Duration = Duration::from_secs(10);
 
@@ -184,19 +188,52 @@ impl World {
 
     // --- Tables ---------------------------------------------------------------------------------------------
 
+    /// Sends a new table to every process.
+    pub(super) fn publish(&mut self, table: Table) {
+        let change = Arc::new(self.table.change_to(&table));
+        self.table = Arc::new(table);
+        let update = TableUpdate::Shared(change, self.table.clone());
+        for index in 0..self.feeders.len() {
+            self.send_table_to_feeder(index, update.clone());
+        }
+        for index in 0..self.replicas.len() {
+            self.send_table(index, update.clone());
+        }
+    }
+
+    /// The whole table, for a process that has just opened its stream of tables.
+    pub(super) fn whole_table(&self) -> TableUpdate {
+        TableUpdate::Whole(self.table.clone())
+    }
+
+    /// What a process reads of a table that arrived, when it has the table with this version. The machines of a large
+    /// world share one table; a process alone keeps its own, from change to change.
+    pub(super) fn read(&self, update: TableUpdate, version: u64) -> TableUpdate {
+        match update {
+            TableUpdate::Shared(change, table) if self.replicas.len() < SHARING_FROM => {
+                if change.applies_to(version) {
+                    TableUpdate::Change(change)
+                } else {
+                    TableUpdate::Whole(table)
+                }
+            }
+            update => update,
+        }
+    }
+
     /// Sends a table to a feeder, if the feeder is a member.
-    pub(super) fn send_table_to_feeder(&mut self, index: usize, table: Membership) {
+    pub(super) fn send_table_to_feeder(&mut self, index: usize, update: TableUpdate) {
         let peer = self.feeders[index].instance.peer;
-        if table.members.iter().any(|member| member.instance.peer == peer) {
-            let arrives = self.tell_feeder(index, coordinator_key(), feeder::Event::Membership(table));
+        if self.table.members().contains_key(&peer) {
+            let arrives = self.tell_feeder(index, coordinator_key(), feeder::Event::Membership(update));
             let opens = self.stream_opens(arrives);
             self.feeders[index].tables_open_at = opens;
         }
     }
 
-    pub(super) fn send_table(&mut self, index: usize, membership: Membership) {
+    pub(super) fn send_table(&mut self, index: usize, update: TableUpdate) {
         let Instance { peer, incarnation } = self.replicas[index].instance;
-        let delivery = Delivery::Table(index, incarnation, membership);
+        let delivery = Delivery::Table(index, incarnation, update);
         let arrives = self.carry(coordinator_key(), peer, delivery);
         let opens = self.stream_opens(arrives);
         self.replicas[index].tables_open_at = opens;

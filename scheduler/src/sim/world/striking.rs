@@ -127,7 +127,7 @@ impl World {
             self.model.path("died before it served");
         }
         self.queue.set_alarm(Machine::Replica(index), None);
-        self.note_capacity();
+        self.note_capacity(index);
         self.break_connections(instance, if loud { Duration::ZERO } else { IDLE });
         if let Some(after) = back_after {
             self.queue.schedule_in(after, Delivery::Start(index));
@@ -138,7 +138,7 @@ impl World {
         let process = &mut self.replicas[index];
         process.liveness = Liveness::Suspended;
         let instance = process.instance;
-        self.note_capacity();
+        self.note_capacity(index);
         self.check_connections(instance.peer, |_| true);
         self.queue.schedule_in(lasts, Delivery::Resume(index, instance.incarnation));
     }
@@ -154,7 +154,7 @@ impl World {
             }
             let alarm = self.replicas[index].replica.as_ref().and_then(Replica::poll_timeout);
             self.queue.set_alarm(Machine::Replica(index), alarm.map(|(at, _)| at));
-            self.note_capacity();
+            self.note_capacity(index);
         }
     }
 
