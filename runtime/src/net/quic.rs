@@ -17,6 +17,7 @@ mod lane;
 mod link;
 mod peers;
 mod receive;
+mod recycling;
 #[cfg(test)]
 mod tests;
 mod tuning;

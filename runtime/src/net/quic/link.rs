@@ -168,7 +168,7 @@ impl Link {
             }
             Err(error) => {
                 let (cause, recycled) = match &error {
-                    StoppedError::ConnectionLost(end) => (handshake::describe(end), is_no_loss(end)),
+                    StoppedError::ConnectionLost(end) => (handshake::describe(end), self.is_forgiven(end)),
                     StoppedError::ZeroRttRejected => (error.to_string(), false),
                 };
                 if let Some((connection, _)) = self.unacknowledged.get(&number) {
@@ -179,7 +179,7 @@ impl Link {
     }
 
     /// Queues the unacknowledged frames of a broken connection again, in order, before all others. A connection that
-    /// was recycled was not lost: its frames may be sent as often as before.
+    /// was recycled was not lost: its frames may be sent as often as before, as long as that is no habit (`recycling`).
     fn recover(&mut self, connection: usize, cause: &str, recycled: bool) {
         let broken = self.unacknowledged.extract_if(.., |_, (over, _)| *over == connection);
         let frames: Vec<Outgoing> = broken.map(|(_, (_, outgoing))| outgoing).collect();
@@ -192,6 +192,11 @@ impl Link {
                 self.failed.push((lost, outgoing));
             }
         }
+    }
+
+    /// Whether the end of a connection is held against no frame.
+    fn is_forgiven(&self, end: &ConnectionError) -> bool {
+        is_no_loss(end) && !self.shared.peers.recycles_excessively(&self.peer)
     }
 
     /// Sends the pending frames. An error means that the peer cannot be reached now.
@@ -211,7 +216,7 @@ impl Link {
                 }
                 Err(cause) => {
                     // A closed connection acknowledges no frame: this frame is recovered with the others.
-                    let recycled = connection.close_reason().is_some_and(|end| is_no_loss(&end));
+                    let recycled = connection.close_reason().is_some_and(|end| self.is_forgiven(&end));
                     connection.close(code::STALLED, b"a frame could not be written");
                     self.unacknowledged.insert(number, (connection.stable_id(), outgoing));
                     self.recover(connection.stable_id(), &cause, recycled);
@@ -324,7 +329,7 @@ impl Link {
 }
 
 /// Whether a connection ended without a sign that the peer is lost: one of the two made room, or this process closed it.
-fn is_no_loss(end: &ConnectionError) -> bool {
+pub(super) fn is_no_loss(end: &ConnectionError) -> bool {
     was_recycled(end) || matches!(end, ConnectionError::LocallyClosed)
 }
 

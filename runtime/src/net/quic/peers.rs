@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::lane::{Lane, Underway};
-use super::link::{Dialling, Outgoing};
+use super::link::{Dialling, Outgoing, is_no_loss};
+use super::recycling::Recycling;
 use super::{NetEvent, Settings, code, handshake};
 
 /// Limit of the connections with one peer: each of the two may have dialled one.
@@ -46,6 +47,7 @@ struct Entry {
     incarnation: Incarnation,
     /// Connections of `incarnation`, oldest first.
     connections: Vec<Connection>,
+    recycling: Recycling,
     /// Time of the latest frame to or from the peer.
     used: Instant,
 }
@@ -59,6 +61,7 @@ impl Entry {
             dialling: Dialling::default(),
             incarnation: Incarnation::default(),
             connections: Vec::new(),
+            recycling: Recycling::default(),
             used: Instant::now(),
         }
     }
@@ -195,7 +198,8 @@ impl Peers {
         true
     }
 
-    /// Removes a connection. If it was the peer's last, that is reported through `permit`, unless the peer recycled it.
+    /// Removes a connection. If it was the peer's last, that is reported through `permit`, unless the peer recycled it,
+    /// which it may do a limited number of times.
     pub(super) fn disconnected(
         &self,
         peer: PeerId,
@@ -208,11 +212,20 @@ impl Peers {
         let before = entry.connections.len();
         entry.connections.retain(|known| known.stable_id() != connection.stable_id());
         let was_last = entry.connections.len() < before && entry.connections.is_empty();
-        if was_last && !was_recycled(end) {
+        let now = Instant::now();
+        if is_no_loss(end) {
+            entry.recycling.count(now);
+        }
+        if was_last && (entry.recycling.is_excessive(now) || !was_recycled(end)) {
             let (instance, reason) = (Instance::new(peer, entry.incarnation), handshake::describe(end));
             permit.send(NetEvent::Disconnected { instance, reason });
         }
         table.forget_if_unused(&peer);
+    }
+
+    /// Whether connections with the peer end without a loss so often that the next one counts as lost.
+    pub(super) fn recycles_excessively(&self, peer: &PeerId) -> bool {
+        self.lock().entries.get(peer).is_some_and(|entry| entry.recycling.is_excessive(Instant::now()))
     }
 
     /// The round trip to every peer with a live connection.

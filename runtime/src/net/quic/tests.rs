@@ -1,6 +1,7 @@
 //! Real endpoints on the loopback interface, some of them hostile.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use prost::Message as _;
 use quinn::Connection;
@@ -399,6 +400,50 @@ async fn malformed_frames_harm_no_other_peer() {
     let honest = Side::new(2);
     honest.send(&victim, &forward(8, Vec::new())).await;
     assert_eq!(victim.message().await.0, honest.peer());
+}
+
+/// Accepts connections with a trusted key and closes each as if to make room, without an end.
+async fn recycle_all(endpoint: Endpoint, dialled: Arc<AtomicU32>) {
+    while let Some(incoming) = endpoint.accept().await {
+        let Ok(connection) = incoming.await else { continue };
+        let hello = HandshakeInfo::new(RUN, Incarnation(5));
+        if handshake::answer(&connection, &hello).await.is_ok() {
+            dialled.fetch_add(1, Ordering::Relaxed);
+            // Until the first bytes of a frame are here.
+            let _ = connection.accept_uni().await;
+            connection.close(code::RECYCLED, b"room for another peer");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_recycles_every_connection_is_lost_and_dialled_no_more() {
+    let mut victim = Side::new(1);
+    let identity = Identity::from_seed([66; 32]);
+    // It never takes a whole frame, which would be delivered then.
+    let mut transport = tuning::transport(&SETTINGS);
+    transport.stream_receive_window(VarInt::from_u32(500));
+    let server = tuning::server(&identity, Trust::anyone(), Arc::new(transport)).unwrap();
+    let endpoint = Endpoint::server(server, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let (address, dialled) = (endpoint.local_addr().unwrap(), Arc::new(AtomicU32::new(0)));
+    let hostile = tokio::spawn(recycle_all(endpoint, Arc::clone(&dialled)));
+
+    victim.plane.send(identity.peer(), address, forward(0, vec![1; 1000])).unwrap();
+    let (mut given_back, mut told) = (false, false);
+    while !(given_back && told) {
+        match victim.event().await {
+            NetEvent::Unreachable { reason: LinkError::Lost { .. }, undelivered, .. } => {
+                assert_eq!(undelivered, [forward(0, vec![1; 1000])]);
+                given_back = true;
+            }
+            NetEvent::Disconnected { instance, .. } => told = instance.peer == identity.peer(),
+            NetEvent::Connected(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let dials = dialled.load(Ordering::Relaxed);
+    assert!((recycling::RECYCLED_MAX..recycling::RECYCLED_MAX + 6).contains(&dials), "{dials} dials");
+    hostile.abort();
 }
 
 #[tokio::test]
