@@ -167,6 +167,11 @@ pub(crate) fn count_upload(note: &UploadNote) {
     counter!(STATE_UPLOADS, "result" => result).increment(1);
 }
 
+/// Counts a question of a member that has asked too much.
+pub(crate) fn count_unanswered(at: StageIndex) {
+    counter!(MESSAGES_IGNORED, "stage" => at.0.to_string(), "reason" => "too_many").increment(1);
+}
+
 /// Records a feeder's counts.
 pub(crate) fn record_feeder(counts: &feeder::Counts) {
     let microbatches = [

@@ -13,6 +13,7 @@ mod config;
 mod departure;
 mod event;
 mod joining;
+mod questions;
 #[cfg(test)]
 mod tests;
 
@@ -32,9 +33,14 @@ use crate::{
 pub use config::{Begin, Config};
 pub use departure::{DRAIN_WITHIN, HAND_OVER_WITHIN, Unfinished};
 pub use event::{Action, Confirmation, End, Event, InitialState, Note, Reason};
+pub use questions::{
+    RECOVERY_PAGES_AT_ONCE, RECOVERY_PAGES_PER_SECOND, ROUND_CALLS_AT_ONCE, ROUND_CALLS_PER_SECOND,
+    STATUS_REQUESTS_AT_ONCE, STATUS_REQUESTS_PER_SECOND,
+};
 
 use departure::{Departure, Others};
 use joining::Joining;
+use questions::Questions;
 
 /// Messages that are withheld at most while the coordinator is asked; of any further one it is as if it were lost on
 /// its way.
@@ -50,6 +56,7 @@ pub struct Replica<P> {
     rounds: RoundTracker,
     upload: Upload,
     departure: Departure,
+    questions: Questions,
     suspension: Suspension,
     actions: VecDeque<Action<P>>,
     /// Messages that wait for the coordinator's confirmation, since this process stood still.
@@ -79,6 +86,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             rounds: RoundTracker::default(),
             upload: Upload::new(),
             departure: Departure::default(),
+            questions: Questions::default(),
             suspension: Suspension::new(),
             actions: VecDeque::new(),
             withheld: Vec::new(),
@@ -237,6 +245,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
         }
         let stage = self.config.stage.stage;
         self.at_stage(now, stage::Event::Membership(update));
+        self.questions.retain_members(self.stage.table());
         if !self.table().touches(stage) {
             return;
         }
@@ -248,6 +257,9 @@ impl<P: Clone + Default + Debug> Replica<P> {
 
     /// Each message concerns one machine.
     fn on_message(&mut self, now: Time, from: Instance, envelope: Envelope<P>) {
+        if !self.questions.admit(now, from, &envelope.message) {
+            return self.count(Note::Unanswered(from));
+        }
         match envelope.message {
             Message::Averaging(message) => {
                 let payload = envelope.payload;

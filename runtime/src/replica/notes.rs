@@ -45,6 +45,10 @@ impl Notes {
                 telemetry::count_upload(note);
                 tracing::info!(?note, "a joining replica");
             }
+            Note::Unanswered(from) => {
+                telemetry::count_unanswered(self.stage);
+                tracing::debug!(?from, "ignored a question of a member that asks too much");
+            }
             Note::Began(InitialState::Initial { was_trained: true }) => {
                 tell(reporter, Incident::StageLost { stage: self.stage.0 });
             }

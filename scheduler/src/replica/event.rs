@@ -150,6 +150,8 @@ pub enum Note {
     Download(DownloadNote),
     /// A note about joiners that take the state.
     Upload(UploadNote),
+    /// A question of a member that has asked too much; ignored.
+    Unanswered(Instance),
 }
 
 /// The state that a replica began with.

@@ -339,6 +339,27 @@ fn a_stranger_calls_no_round() {
     assert_eq!(harness.call(3).len(), 1);
 }
 
+#[test]
+fn a_member_that_asks_without_end_gets_no_more_answers_than_the_limit() {
+    let mut harness = Harness::serving(&[b(0), b(1)]);
+    let ask = |id, from| Message::StatusRequest {
+        microbatch: MicrobatchId(id),
+        attempt: Attempt(0),
+        route: vec![feeder(), from],
+        key: crate::RouteKey::default(),
+    };
+    let answers = |harness: &mut Harness, from| -> u32 {
+        let asked = (0..10_000).flat_map(|id| harness.receive(from, ask(id, from)));
+        asked.map(|action| u32::from(matches!(message_of(&action), Some(Message::StatusReply { .. })))).sum()
+    };
+    assert_eq!(answers(&mut harness, a(0)), STATUS_REQUESTS_AT_ONCE);
+    let unanswered = harness.receive(a(0), ask(0, a(0)));
+    assert_eq!(unanswered, [Action::Counted(Note::Unanswered(a(0).instance))]);
+    assert!(!harness.receive(b(0), ask(0, b(0))).is_empty(), "others get theirs");
+    harness.wait(SECOND);
+    assert_eq!(answers(&mut harness, a(0)), STATUS_REQUESTS_PER_SECOND);
+}
+
 // --- A process that stood still -----------------------------------------------------------------------------
 
 #[test]
