@@ -5,6 +5,7 @@ mod screen;
 mod swarm;
 mod table;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -17,7 +18,7 @@ use super::computing::Computing;
 use super::{Failure, Leash, block_on, stop_requested};
 use crate::config::{Data, Run};
 use crate::data::sources;
-use crate::report::Event;
+use crate::report::{Event, Incident};
 
 /// Arguments of `swarmline demo`.
 #[derive(Debug, clap::Args)]
@@ -165,6 +166,8 @@ struct Followed {
     victim: Option<usize>,
     halfway: bool,
     killed: Option<usize>,
+    /// Peers that a process could not reach.
+    unreachable: BTreeSet<String>,
 }
 
 impl Followed {
@@ -220,10 +223,18 @@ impl Followed {
                     summary.take_replica(index, report);
                 }
             }
-            Event::Incident(incident) => screen.say(&format!("! {incident}")),
+            Event::Incident(incident) if self.is_news(&incident) => screen.say(&format!("! {incident}")),
             _ => {}
         }
         Ok(())
+    }
+
+    /// Every neighbour of a dead peer says that it is unreachable: once is enough.
+    fn is_news(&mut self, incident: &Incident) -> bool {
+        match incident {
+            Incident::Unreachable { peer, .. } => self.unreachable.insert(peer.clone()),
+            _ => true,
+        }
     }
 
     /// Handles the end of a process. A process that ends before its work is done has printed why on standard error.
@@ -266,4 +277,24 @@ fn verdict(summary: &Summary) -> Result<(), Failure> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_four_neighbours_cannot_reach_is_told_once() {
+        let mut followed = Followed::default();
+        let gone = |peer: &str, undelivered| Incident::Unreachable {
+            peer: peer.to_owned(),
+            reason: format!("cannot connect to peer {peer}"),
+            undelivered,
+        };
+        let told = (0..4).filter(|&undelivered| followed.is_news(&gone("a", undelivered))).count();
+        assert_eq!(told, 1);
+        assert!(followed.is_news(&gone("b", 1)));
+        let lost = Incident::NeighbourLost { peer: "a".to_owned(), affected: 2 };
+        assert!(followed.is_news(&lost) && followed.is_news(&lost), "each neighbour recovers its own");
+    }
 }

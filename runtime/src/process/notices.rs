@@ -53,8 +53,8 @@ impl Notices {
             NetEvent::Unreachable { peer, reason, undelivered } => {
                 self.unreachable.retain(|&instance| table.get(instance).is_some());
                 if table.instance(*peer).is_some_and(|instance| self.unreachable.insert(instance)) {
-                    let undelivered = undelivered.len();
-                    self.hold(now, Incident::Unreachable { reason: reason.to_string(), undelivered });
+                    let (peer, reason) = (format!("{peer:?}"), reason.to_string());
+                    self.hold(now, Incident::Unreachable { peer, reason, undelivered: undelivered.len() });
                 }
             }
             NetEvent::Connected(_)

@@ -34,6 +34,8 @@ pub enum Incident {
     },
     /// Messages for a peer could not be delivered.
     Unreachable {
+        /// The receiver.
+        peer: String,
         /// The cause, with the name of the peer.
         reason: String,
         /// Number of messages.
@@ -147,7 +149,7 @@ impl fmt::Display for Incident {
                 write!(f, "peer {peer} refused a frame as malformed (code {code}); its log says why")?;
                 repeated(f, *times)
             }
-            Self::Unreachable { reason, undelivered } => {
+            Self::Unreachable { reason, undelivered, .. } => {
                 write!(f, "{reason}; messages not delivered: {undelivered}")
             }
             Self::NeighbourLost { peer, affected } => {
