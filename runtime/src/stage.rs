@@ -6,7 +6,7 @@ mod executor;
 mod state_transfer;
 
 pub use engine::{Engine, EngineError, Grant, Learning, LossAndGradient, StateError, state_bytes_max};
-pub use state_transfer::{StateCopy, StateInbox, chunk_digest, download_limits};
+pub use state_transfer::{StateCopy, StateInbox, chunk_digest, chunk_sketch, download_limits};
 
 pub(crate) use engine::Exported;
 pub(crate) use executor::{Compute, Executor, ExecutorEvent};

@@ -194,6 +194,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             | Event::Completed(_)
             | Event::Averaged(_)
             | Event::Exported { .. }
+            | Event::Sketched { .. }
             | Event::Arriving(_)
             | Event::SendQueueFull { .. }
             | Event::RoundTrip(..) => {}
@@ -221,6 +222,9 @@ impl<P: Clone + Default + Debug> Replica<P> {
             Event::Averaged(reply) => self.at_averaging(now, averaging::Event::Replied(reply)),
             Event::Exported { state, manifest } => {
                 self.at_upload(now, UploadEvent::Exported { state, manifest });
+            }
+            Event::Sketched { to, state, seed, sketch } => {
+                self.at_upload(now, UploadEvent::Sketched { to, state, seed, sketch });
             }
             Event::Arriving(instance) => self.at_stage(now, stage::Event::Arriving(instance)),
             // Averaging and transfers repeat what gets no answer.
@@ -375,6 +379,9 @@ impl<P: Clone + Default + Debug> Replica<P> {
                 UploadAction::Send { to, message } => self.send_transfer(to, message),
                 UploadAction::SendChunk { to, state, chunk, offset, bytes } => {
                     self.send(Action::SendChunk { to, state, chunk, offset, bytes });
+                }
+                UploadAction::Sketch { to, state, seed } => {
+                    self.actions.push_back(Action::Sketch { to, state, seed });
                 }
                 UploadAction::Release { state } => self.actions.push_back(Action::Release { state }),
                 UploadAction::Counted(note) => self.count(Note::Upload(note)),

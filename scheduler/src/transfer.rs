@@ -1,26 +1,32 @@
 //! The transfer of a state from a donor, a replica that serves, to a joiner, in chunks that are checked one by one.
 //!
-//! The joiner's machine is [`Download`]: it asks one donor for a [`Manifest`], then for the chunks, a few at a time. A
-//! chunk that differs from the manifest is the donor's fault. If a donor lies, is silent or is lost, the joiner begins
-//! again with the next donor and a new manifest, for replicas of a stage are never quite alike. The donor's machine is
+//! The joiner's machine is [`Download`]: it asks a few donors for a [`Manifest`], compares their states by sketches
+//! (`sketch`), and then asks for the chunks, a few at a time, each from a donor that has a majority near it. A chunk that
+//! differs from the manifest or the sketch is the donor's fault. If a donor lies, is silent or is lost, the joiner begins
+//! again with the others and new manifests, for replicas of a stage are never quite alike. The donor's machine is
 //! [`Upload`]: it copies its state once, between two jobs, for all joiners that ask meanwhile.
 //!
 //! The runtime has the bytes: a chunk comes in with the digest of its bytes, and goes out by number.
 
+mod comparison;
 mod download;
 mod manifest;
+mod sketch;
 #[cfg(test)]
 mod tests;
 mod upload;
 
+pub use comparison::COMPARED_MAX;
 pub use download::{
     ASK_AGAIN_AFTER, Action as DownloadAction, CHUNKS_IN_FLIGHT_MAX, Download, Event as DownloadEvent,
     Note as DownloadNote, RETRIES_MAX, Reason as DownloadReason, SILENCE_MAX,
 };
 pub use manifest::{ChunkHash, Limits, Manifest, ManifestError};
+pub use sketch::{ChunkSketch, SKETCH_NUMBERS, SketchSecret, SketchSeed};
 pub use upload::{
     Action as UploadAction, BYTES_PER_SECOND_MIN, Event as UploadEvent, Note as UploadNote,
-    Reason as UploadReason, SENDINGS_MAX, SESSION_SILENCE_MAX, SESSIONS_MAX, STATE_AGE_MAX, Upload,
+    Reason as UploadReason, SENDINGS_MAX, SESSION_SILENCE_MAX, SESSIONS_MAX, SKETCHES_MAX, STATE_AGE_MAX,
+    Upload,
 };
 
 /// Number of a copy that a donor made of its state; the donor counts them.
@@ -38,6 +44,22 @@ pub enum TransferMessage {
         state: StateId,
         /// Its length and the digests of its chunks.
         manifest: Manifest,
+    },
+    /// To a donor: a request for the projections of every chunk.
+    SketchRequest {
+        /// Number of the copy.
+        state: StateId,
+        /// Seed of the projections.
+        seed: SketchSeed,
+    },
+    /// To a joiner: the projections of every chunk, in order.
+    Sketch {
+        /// Number of the copy.
+        state: StateId,
+        /// Seed of the projections.
+        seed: SketchSeed,
+        /// The projections.
+        sketch: Vec<ChunkSketch>,
     },
     /// To a donor: a request for one chunk.
     ChunkRequest {

@@ -271,7 +271,7 @@ pub struct Frame {
     pub payload_bytes: u64,
     #[prost(
         oneof = "frame::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 26, 27, 30, 31, 32, 33, 34, 35"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 26, 27, 30, 31, 32, 33, 34, 35, 36, 37"
     )]
     pub message: ::core::option::Option<frame::Message>,
 }
@@ -347,6 +347,10 @@ pub mod frame {
         StateDeclined(super::StateDeclined),
         #[prost(message, tag = "35")]
         StateDone(super::StateDone),
+        #[prost(message, tag = "36")]
+        SketchRequest(super::SketchRequest),
+        #[prost(message, tag = "37")]
+        Sketch(super::Sketch),
     }
 }
 /// Downstream: a microbatch to compute, with its packed token ids. Payload: the packed activation; none from a feeder.
@@ -924,6 +928,30 @@ pub struct StateOffer {
     /// Length of every chunk but the last, bytes; 1 to 1 MiB.
     #[prost(uint32, tag = "4")]
     pub chunk_bytes: u32,
+}
+/// To a donor: asks for random projections of every chunk of a copy, by which the joiner compares the states of its
+/// donors. It is sent after the offers: a donor that knew the seed before could fit a state to it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SketchRequest {
+    /// Number of the copy.
+    #[prost(uint64, tag = "1")]
+    pub state: u64,
+    /// Seed of the projections.
+    #[prost(fixed64, tag = "2")]
+    pub seed: u64,
+}
+/// To a joining replica: random projections of every chunk. Payload: four little-endian float32 for each chunk, in order.
+/// They are the sums of the numbers of the chunk with random signs. Word w of the random bits of chunk c is
+/// splitmix64(splitmix64(seed) + c * 2^40 + w), where splitmix64 is that of Steele and others; bit 4 * i + p of the word w
+/// is 1 where projection p counts number 16 * w + i negative. The header of the state counts as no number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Sketch {
+    /// Number of the copy.
+    #[prost(uint64, tag = "1")]
+    pub state: u64,
+    /// Seed of the projections.
+    #[prost(fixed64, tag = "2")]
+    pub seed: u64,
 }
 /// To a donor: asks for a chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -8,7 +8,7 @@ use std::fmt;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message as _;
 use swarmline_proto::v1;
-use swarmline_scheduler::transfer::{ChunkHash, Manifest, TransferMessage};
+use swarmline_scheduler::transfer::{ChunkHash, ChunkSketch, Manifest, SKETCH_NUMBERS, TransferMessage};
 use swarmline_scheduler::{Envelope, Message};
 
 use super::wire::{self, WireError};
@@ -32,6 +32,8 @@ const _: () = assert!(run_limits::STATE_CHUNK_BYTES_MAX <= BULK_BYTES_MAX);
 const _: () = assert!(run_limits::STATE_CHUNKS_MAX * HASH_BYTES <= BULK_BYTES_MAX);
 /// Bytes of the digest of a chunk.
 const HASH_BYTES: usize = size_of::<ChunkHash>();
+/// Length of the projections of a chunk.
+const SKETCH_BYTES: usize = SKETCH_NUMBERS * size_of::<f32>();
 
 /// Limits of the parts of a frame, bytes. They follow from the run manifest, so all peers have the same limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub enum Part {
     Chunk,
     /// The digests of the chunks of a state.
     Hashes,
+    /// The projections of the chunks of a state.
+    Sketch,
     /// The empty payload of a message without one.
     Nothing,
 }
@@ -85,6 +89,7 @@ impl fmt::Display for Part {
             Self::Numbers => "contribution or mean",
             Self::Chunk => "chunk",
             Self::Hashes => "digests",
+            Self::Sketch => "projections",
             Self::Nothing => "payload of a message without one",
         })
     }
@@ -289,15 +294,28 @@ impl Announced {
                 let manifest = Manifest { hashes, ..manifest };
                 Message::Transfer(TransferMessage::Offer { state, manifest }).into()
             }
+            Message::Transfer(TransferMessage::Sketch { state, seed, .. }) => {
+                let sketch = payload.as_chunks::<SKETCH_BYTES>().0.iter().map(read_sketch).collect();
+                Message::Transfer(TransferMessage::Sketch { state, seed, sketch }).into()
+            }
             message => Envelope { message, ids, payload },
         }
     }
 }
 
-/// The payload of the frame: the envelope's, or the digests of an offer, which the header leaves out.
+fn read_sketch(bytes: &[u8; SKETCH_BYTES]) -> ChunkSketch {
+    let (numbers, _) = bytes.as_chunks::<4>();
+    std::array::from_fn(|place| f32::from_le_bytes(numbers[place]))
+}
+
+/// The payload of the frame: the envelope's, or the digests of an offer or the projections of a sketch, which the header
+/// leaves out.
 fn payload(envelope: &Envelope<Bytes>) -> Bytes {
     match &envelope.message {
         Message::Transfer(TransferMessage::Offer { manifest, .. }) => manifest.hashes.concat().into(),
+        Message::Transfer(TransferMessage::Sketch { sketch, .. }) => {
+            sketch.iter().flatten().flat_map(|number| number.to_le_bytes()).collect()
+        }
         _ => envelope.payload.clone(),
     }
 }
@@ -321,6 +339,9 @@ impl Allowed {
             }
             Message::Transfer(TransferMessage::Offer { .. }) => {
                 (Part::Hashes, run_limits::STATE_CHUNKS_MAX * HASH_BYTES)
+            }
+            Message::Transfer(TransferMessage::Sketch { .. }) => {
+                (Part::Sketch, run_limits::STATE_CHUNKS_MAX * SKETCH_BYTES)
             }
             Message::Transfer(TransferMessage::Chunk { .. }) => {
                 (Part::Chunk, run_limits::STATE_CHUNK_BYTES_MAX)

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 /// Number of the latest norms in the running median.
-const NORMS_KEPT: usize = 64;
+pub const NORMS_KEPT: usize = 64;
 
 /// First microbatches, which are not clipped: a median of fewer norms says little.
 const NORMS_BEFORE_CLIPPING: usize = 8;

@@ -15,7 +15,7 @@ mod staleness;
 mod state;
 
 pub use adam::Adam;
-pub use clip::{MicrobatchClip, stage_clip_scale};
+pub use clip::{MicrobatchClip, NORMS_KEPT, stage_clip_scale};
 pub use schedule::Schedule;
 pub use stage_optimizer::{Contribution, ParameterMut, StageOptimizer};
 pub use staleness::{StalenessCorrection, StalenessHistogram};

@@ -1,9 +1,10 @@
 //! States between executor and network: the copy that joiners download, and the state that this replica downloads.
 
 use bytes::Bytes;
+use swarmline_scheduler::Instance;
 use swarmline_scheduler::replica::Event;
-use swarmline_scheduler::transfer::StateId;
-use tokio::task::JoinHandle;
+use swarmline_scheduler::transfer::{SketchSeed, StateId};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::error::Error;
 use crate::stage::{Executor, Exported, StateCopy, StateInbox};
@@ -14,6 +15,8 @@ pub(super) struct Copies {
     given: Option<(StateId, StateCopy)>,
     /// The export under way, at most one.
     exporting: Option<(StateId, JoinHandle<Option<StateCopy>>)>,
+    /// Projections under way; the scheduler bounds them by joiner.
+    sketches: JoinSet<Event<Bytes>>,
     inbox: StateInbox,
     /// The import under way.
     importing: Option<JoinHandle<Result<(), Error>>>,
@@ -32,6 +35,13 @@ impl Copies {
     pub(super) fn chunk(&self, state: StateId, offset: u64, bytes: u32) -> Option<Bytes> {
         let (_, copy) = self.given.as_ref().filter(|(given, _)| *given == state)?;
         Some(copy.chunk(offset, bytes))
+    }
+
+    /// Begins to compute the projections of a copy; does nothing after its release.
+    pub(super) fn sketch(&mut self, to: Instance, state: StateId, seed: SketchSeed) {
+        let Some((_, copy)) = self.given.as_ref().filter(|(given, _)| *given == state) else { return };
+        let copy = copy.clone();
+        self.sketches.spawn_blocking(move || Event::Sketched { to, state, seed, sketch: copy.sketch(seed) });
     }
 
     pub(super) fn release(&mut self, state: StateId) {
@@ -58,8 +68,9 @@ impl Copies {
 
     /// The next export or import that completes. Cancelling the wait loses no event.
     pub(super) async fn next(&mut self) -> Result<Event<Bytes>, Error> {
-        let Self { exporting, importing, .. } = self;
+        let Self { exporting, importing, sketches, .. } = self;
         let event = tokio::select! {
+            Some(Ok(sketched)) = sketches.join_next() => return Ok(sketched),
             copy = finished(exporting.as_mut().map(|(_, task)| task)) => Ready::Exported(copy.flatten()),
             outcome = finished(importing.as_mut()) => Ready::Imported(outcome),
         };

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use swarmline_scheduler::averaging::FragmentSize;
 use swarmline_scheduler::replica::{Begin, Config};
 use swarmline_scheduler::router::RouterFactory as _;
+use swarmline_scheduler::transfer::SketchSecret;
 use swarmline_scheduler::{Directive, Instance, Membership, Role, StageIndex, stage};
 use tokio::sync::watch;
 
@@ -28,7 +29,7 @@ use crate::net::quic::{BindError, bind_socket};
 use crate::outcome::Outcome;
 use crate::process::{Heartbeats, Network, NetworkOptions, incarnation};
 use crate::report::{Event, Reporter};
-use crate::stage::{Executor, chunk_digest, download_limits};
+use crate::stage::{Executor, chunk_digest, chunk_sketch, download_limits};
 
 /// Attempts of an expelled process to register again while the coordinator cannot be reached, and the pause between two.
 const ATTEMPTS_MAX: u32 = 3_600;
@@ -55,7 +56,11 @@ pub(super) struct Registered {
     address: SocketAddr,
     me: Instance,
     kept: Option<Kept>,
+    sketch_secret: SketchSecret,
 }
+
+/// The purpose of the secret that a joiner compares donors with.
+const SKETCHES: &str = "swarmline 2026-11-28 seeds of the sketches of states";
 
 impl Registered {
     /// Opens the port and joins the run.
@@ -69,7 +74,11 @@ impl Registered {
             holds: kept.map(|kept| kept.stage),
         };
         let (control, joined) = Control::join(&options.invite, &options.identity, registration).await?;
+        // A secret of this start alone: donors learn the seeds drawn from it.
+        let purpose = format!("{SKETCHES}, start {}", registration.incarnation.0);
+        let sketch_secret = SketchSecret(options.identity.derive_secret(&purpose));
         Ok(Self {
+            sketch_secret,
             run: Manifest::from_bytes(&joined.manifest)?.run().clone(),
             digest: joined.digest,
             placement: joined.placement,
@@ -240,6 +249,14 @@ impl Registered {
     ) -> Config<Bytes> {
         let averaging = &self.run.averaging;
         let fragments = if averaging.interval > 0 { averaging.fragments } else { 0 };
-        Config { stage, fragments, fragment_size, begin, digest: chunk_digest }
+        Config {
+            stage,
+            fragments,
+            fragment_size,
+            begin,
+            digest: chunk_digest,
+            sketch: chunk_sketch,
+            secret: self.sketch_secret,
+        }
     }
 }

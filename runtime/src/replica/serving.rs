@@ -272,6 +272,7 @@ impl Serving {
                 return Ok(self.send_chunk(to, (state, chunk), (offset, bytes)));
             }
             Action::Export { state } => self.copies.export(state, &self.handles.executor),
+            Action::Sketch { to, state, seed } => self.copies.sketch(to, state, seed),
             Action::Release { state } => self.copies.release(state),
             Action::Begin { bytes } => self.copies.begin(bytes)?,
             Action::Store { offset, payload } => self.copies.store(offset, &payload),

@@ -1,12 +1,16 @@
 //! The state of a stage as bytes for a joining replica. [`swarmline_scheduler::transfer`] decides when each chunk is
 //! sent.
 
+mod sketch;
+
 use bytes::Bytes;
-use swarmline_scheduler::transfer::{ChunkHash, Limits, Manifest};
+use swarmline_scheduler::transfer::{ChunkHash, ChunkSketch, Limits, Manifest, SketchSeed};
 use swarmline_scheduler::{StageIndex, WeightVersion};
 
 use super::engine::state_bytes_max;
 use crate::config::{Run, limits};
+
+pub use sketch::chunk_sketch;
 
 const CHUNK_BYTES: u32 = limits::STATE_CHUNK_BYTES_MAX as u32;
 
@@ -45,6 +49,13 @@ impl StateCopy {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The projections of every chunk. Slow for a long state.
+    #[must_use]
+    pub fn sketch(&self, seed: SketchSeed) -> Vec<ChunkSketch> {
+        let chunks = (0..).zip(self.bytes.chunks(CHUNK_BYTES as usize));
+        chunks.map(|(chunk, bytes)| sketch::projections(bytes, chunk, seed)).collect()
     }
 
     /// `bytes` bytes from `offset` on, without a copy; fewer at the end of the state.

@@ -2,7 +2,7 @@
 
 use crate::averaging::FragmentSize;
 use crate::stage;
-use crate::transfer::{ChunkHash, Limits};
+use crate::transfer::{ChunkHash, ChunkSketch, Limits, SketchSecret, SketchSeed};
 
 /// Settings of a replica. `P` is the payload that the digests are taken of.
 #[derive(Clone, Debug)]
@@ -17,6 +17,10 @@ pub struct Config<P> {
     pub begin: Begin,
     /// Length in bytes and digest of the payload of a chunk.
     pub digest: fn(&P) -> (u64, ChunkHash),
+    /// Projections of the payload of a chunk, by the number of the chunk in its state.
+    pub sketch: fn(&P, u32, SketchSeed) -> ChunkSketch,
+    /// The secret that a joiner compares donors with. No other process may know it.
+    pub secret: SketchSecret,
 }
 
 /// The state that a replica begins with.

@@ -1,7 +1,9 @@
 //! Events and actions of a replica.
 
 use crate::stage::{Job, JobReply};
-use crate::transfer::{DownloadNote, DownloadReason, Manifest, StateId, UploadNote, UploadReason};
+use crate::transfer::{
+    ChunkSketch, DownloadNote, DownloadReason, Manifest, SketchSeed, StateId, UploadNote, UploadReason,
+};
 use crate::{
     Directive, Duration, Envelope, Instance, Message, PeerId, TableUpdate, WeightVersion, averaging, stage,
 };
@@ -30,6 +32,17 @@ pub enum Event<P> {
         state: StateId,
         /// Its manifest; `None` if no copy could be made.
         manifest: Option<Manifest>,
+    },
+    /// The reply to [`Action::Sketch`].
+    Sketched {
+        /// The joiner.
+        to: Instance,
+        /// Number of the copy.
+        state: StateId,
+        /// Seed of the projections.
+        seed: SketchSeed,
+        /// The projections of every chunk, in order.
+        sketch: Vec<ChunkSketch>,
     },
     /// The reply to [`Action::Import`]: whether the state fits the stage. If not, nothing has changed.
     Imported(bool),
@@ -101,6 +114,15 @@ pub enum Action<P> {
         offset: u64,
         /// Length of the chunk, bytes.
         bytes: u32,
+    },
+    /// Compute the projections of every chunk of the copy. Reply: [`Event::Sketched`]; none after the release.
+    Sketch {
+        /// The joiner.
+        to: Instance,
+        /// Number of the copy.
+        state: StateId,
+        /// Seed of the projections.
+        seed: SketchSeed,
     },
     /// Drop the copy.
     Release {

@@ -26,7 +26,7 @@ impl<P: Clone + Default + Debug> Joining<P> {
         let trusts_chunks = config.stage.breaks(Mutation::TrustChunks);
         let download = match config.begin {
             Begin::FromDonor(limits) | Begin::Kept(limits) => {
-                Some(Download::new(limits).trusting_chunks(trusts_chunks))
+                Some(Download::new(limits, config.secret).trusting_chunks(trusts_chunks))
             }
             Begin::Given => None,
         };
@@ -56,7 +56,9 @@ impl<P: Clone + Default + Debug> Joining<P> {
         match message {
             Message::Transfer(TransferMessage::Chunk { state, chunk }) => {
                 let (bytes, hash) = (config.digest)(&payload);
-                self.tell(now, DownloadEvent::Chunk { from, state, chunk, bytes, hash, payload });
+                let seed = self.download.as_ref().and_then(Download::sketch_seed);
+                let sketch = seed.map(|seed| (config.sketch)(&payload, chunk, seed));
+                self.tell(now, DownloadEvent::Chunk { from, state, chunk, bytes, hash, sketch, payload });
             }
             Message::Transfer(message) => self.tell(now, DownloadEvent::Received { from, message }),
             _ => {}

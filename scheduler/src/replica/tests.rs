@@ -8,7 +8,7 @@ use crate::averaging::{
 use crate::fixtures::{a, b, feeder, member, restarted};
 use crate::router::{RouterFactory, UniformConfig};
 use crate::stage::{Job, JobOutcome, JobReply};
-use crate::transfer::{ChunkHash, Limits, Manifest, StateId, TransferMessage};
+use crate::transfer::{ChunkHash, ChunkSketch, Limits, Manifest, SketchSecret, StateId, TransferMessage};
 use crate::{
     Attempt, Duration, Hop, Member, MemberState, Membership, MicrobatchId, Purpose, StageIndex, WeightVersion,
 };
@@ -38,7 +38,17 @@ impl Harness {
     fn placed(begin: Begin) -> Self {
         let me = a(1);
         let stage = stage::Config::new(me.instance, StageIndex(1), 3);
-        let config = Config { stage, fragments: 2, fragment_size: FragmentSize::default(), begin, digest };
+        let secret = SketchSecret::default();
+        let sketch = |_: &Payload, _, _| ChunkSketch::default();
+        let config = Config {
+            stage,
+            fragments: 2,
+            fragment_size: FragmentSize::default(),
+            begin,
+            digest,
+            sketch,
+            secret,
+        };
         Self { replica: Replica::new(config, UniformConfig.build(1)), now: Time(1_000), version: 0 }
     }
 

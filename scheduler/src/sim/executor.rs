@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use crate::averaging::{self, GroupId, PartIndex, Reply};
 use crate::stage::{Evaluation, Job, JobOutcome, JobReply};
-use crate::transfer::{Manifest, StateId};
+use crate::transfer::{ChunkSketch, Manifest, SketchSeed, StateId};
 use crate::{Duration, Instance, Loss, MicrobatchId, Refusal, Rng, Time, WeightVersion};
 
 use super::payload::{Numbers, Payload};
@@ -40,7 +40,7 @@ pub(super) enum Task {
     /// Copy the state for joiners.
     Export(StateId),
     /// Take over the state that was downloaded.
-    Import { donor: Instance },
+    Import,
 }
 
 /// The effect of a job.
@@ -219,6 +219,12 @@ impl Executor {
         Some(state::words_at(words, offset, bytes))
     }
 
+    /// The projections of every chunk of a copy.
+    pub(super) fn sketch(&self, state: StateId, seed: SketchSeed) -> Option<Vec<ChunkSketch>> {
+        let (_, words) = self.copy.as_ref().filter(|(copy, _)| *copy == state)?;
+        Some(state::sketch(words, seed))
+    }
+
     pub(super) fn release(&mut self, state: StateId) {
         self.copy.take_if(|(copy, _)| *copy == state);
     }
@@ -275,7 +281,7 @@ impl Task {
         let job = match self {
             Self::Compute { job, .. } => job,
             Self::Export(_) => return FORWARD,
-            Self::Average { .. } | Self::Import { .. } => return 1,
+            Self::Average { .. } | Self::Import => return 1,
         };
         match job {
             Job::Forward { .. } | Job::Evaluate { .. } => FORWARD,

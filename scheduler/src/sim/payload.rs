@@ -1,7 +1,7 @@
 //! Payloads of the simulated world.
 
 use crate::averaging::{GroupId, PartIndex};
-use crate::transfer::ChunkHash;
+use crate::transfer::{ChunkHash, ChunkSketch, SketchSeed};
 use crate::{Instance, Rng};
 
 /// A payload by kind, in place of tensors.
@@ -39,6 +39,23 @@ pub(super) const WORD_BYTES: u64 = 8;
 pub(super) fn digest(payload: &Payload) -> (u64, ChunkHash) {
     let words = if let Payload::Chunk(words) = payload { words.as_slice() } else { &[] };
     (words.len() as u64 * WORD_BYTES, hash(words))
+}
+
+/// Projections of the numbers of a chunk.
+pub(super) fn sketch(payload: &Payload, chunk: u32, seed: SketchSeed) -> ChunkSketch {
+    projections(if let Payload::Chunk(words) = payload { words } else { &[] }, chunk, seed)
+}
+
+/// Sums of the numbers with random signs.
+pub(super) fn projections(words: &[u64], chunk: u32, seed: SketchSeed) -> ChunkSketch {
+    let (mut rng, mut sums) = (Rng::new(seed.0 ^ u64::from(chunk)), ChunkSketch::default());
+    for word in words {
+        let (signs, number) = (rng.next_u64(), f64::from_bits(*word) as f32);
+        for (place, sum) in sums.iter_mut().enumerate() {
+            *sum += if signs >> place & 1 == 0 { number } else { -number };
+        }
+    }
+    sums
 }
 
 /// A digest for an environment in which no peer forges one.

@@ -410,11 +410,12 @@ impl ReferenceModel {
         self.exported.entry(donor).or_default().insert(state, words);
     }
 
-    /// Checks that a joiner takes over the state of one copy of its donor, and no mixture.
-    pub(super) fn imports(&mut self, joiner: Instance, donor: Instance, words: &Vec<u64>) {
-        let copies = self.exported.get(&donor);
-        let known = copies.is_some_and(|copies| copies.values().any(|copy| copy == words));
-        self.require(known, || format!("{joiner:?} takes a state that {donor:?} never had"));
+    /// Checks that every piece of the state that a joiner takes over is from a copy of a donor.
+    pub(super) fn imports(&mut self, joiner: Instance, words: &[u64]) {
+        let copies: Vec<_> = self.exported.values().flat_map(BTreeMap::values).collect();
+        let is_known = |(place, word)| copies.iter().any(|copy| copy.get(place) == Some(word));
+        let known = words.iter().enumerate().all(is_known);
+        self.require(known, || format!("{joiner:?} takes a state that no donor had"));
     }
 
     /// Checks a replica that left without unfinished work: `unaveraged` contributions are in its weights only.

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use crate::averaging::{FragmentIndex, PartIndex, Round};
-use crate::transfer::Manifest;
+use crate::transfer::{ChunkSketch, Manifest, SketchSeed};
 use crate::{MicrobatchId, Rng, WeightVersion};
 
-use super::payload::{WORD_BYTES, hash};
+use super::payload::{WORD_BYTES, hash, projections};
 
 /// Numbers of a fragment: enough for every member of a large stage to own one.
 const NUMBERS: usize = 8;
@@ -164,6 +164,11 @@ pub(super) fn manifest(words: &[u64], version: WeightVersion) -> Manifest {
         chunk_bytes: chunk_bytes(),
         hashes: words.chunks(CHUNK_WORDS).map(hash).collect(),
     }
+}
+
+/// The projections of every chunk of a state.
+pub(super) fn sketch(words: &[u64], seed: SketchSeed) -> Vec<ChunkSketch> {
+    (0..).zip(words.chunks(CHUNK_WORDS)).map(|(chunk, words)| projections(words, chunk, seed)).collect()
 }
 
 /// The words of a state at an offset.

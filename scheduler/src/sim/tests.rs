@@ -279,7 +279,7 @@ fn broken_rules_are_noticed() {
         (Mutation::OneAttempt, "is sent as"),
         (Mutation::ForwardUnasked, "was not asked"),
         (Mutation::LeaveUnaveraged, "that no other replica has"),
-        (Mutation::TrustChunks, "never had"),
+        (Mutation::TrustChunks, "no donor had"),
         (Mutation::BelieveClaims, "never handed"),
     ];
     for (rule, symptom) in rules {

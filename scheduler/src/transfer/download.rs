@@ -5,7 +5,9 @@ use std::fmt::Debug;
 
 use crate::{Duration, Instance, PeerId, Time, WeightVersion};
 
+use super::comparison::{COMPARED_MAX, Choice, Comparison, Source};
 use super::manifest::{ChunkHash, Limits, Manifest, ManifestError};
+use super::sketch::{ChunkSketch, SketchSecret, SketchSeed};
 use super::{StateId, TransferMessage};
 
 /// Chunks requested and not received, at most: enough to fill a link while the next request travels.
@@ -41,6 +43,8 @@ pub enum Event<P> {
         bytes: u64,
         /// Digest of its bytes, computed here.
         hash: ChunkHash,
+        /// Its projections under [`Download::sketch_seed`], computed here; `None` without a seed.
+        sketch: Option<ChunkSketch>,
         /// The bytes.
         payload: P,
     },
@@ -76,7 +80,7 @@ pub enum Action<P> {
     },
     /// Take over the state, which is complete. Reply: [`Event::Imported`].
     Import {
-        /// The replica that the state comes from.
+        /// The replica that most of the state comes from.
         donor: Instance,
         /// Optimizer steps of its weights.
         version: WeightVersion,
@@ -88,7 +92,7 @@ pub enum Action<P> {
 /// A failure of a donor; the download goes on with the next donor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// A chunk differs from the donor's own manifest. The donor is never asked again.
+    /// A chunk differs from the donor's own manifest or sketch. The donor is never asked again.
     Wrong(Instance),
     /// A manifest describes no state of this run. The donor is never asked again.
     Unusable(Instance, ManifestError),
@@ -117,31 +121,63 @@ pub enum Reason {
 enum Phase {
     /// No donor to ask: until the time given, or until the list changes.
     Waiting(Option<Time>),
-    Asking {
-        donor: Instance,
-    },
+    Comparing(Comparison),
     Fetching(Fetch),
-    /// The state is complete, and the executor takes it over.
+    /// The state is complete, and the executor takes it over. Most of it is from this donor.
     Importing(Instance),
     Complete,
 }
 
+/// A donor and the number of its copy.
+type Copy = (Instance, StateId);
+
 /// A state on its way.
 #[derive(Debug)]
 struct Fetch {
-    donor: Instance,
-    state: StateId,
-    manifest: Manifest,
+    choice: Choice,
     /// The first chunk not requested.
     next: u32,
     /// Chunks requested and not received; at most [`CHUNKS_IN_FLIGHT_MAX`].
     in_flight: BTreeSet<u32>,
 }
 
+impl Fetch {
+    fn source(&self, chunk: u32) -> Option<&Source> {
+        let copies = &self.choice.copies;
+        self.choice.by_chunk.get(chunk as usize).and_then(|&of| copies.get(of))
+    }
+
+    /// The copies that chunks come from.
+    fn used(&self) -> Vec<Copy> {
+        let used: BTreeSet<usize> = self.choice.by_chunk.iter().copied().collect();
+        let copies = used.into_iter().filter_map(|of| self.choice.copies.get(of));
+        copies.map(|copy| (copy.donor, copy.state)).collect()
+    }
+
+    /// The copy that most chunks come from.
+    fn main(&self) -> Option<&Source> {
+        let by_chunk = &self.choice.by_chunk;
+        let chunks = |of: usize| by_chunk.iter().filter(|&&source| source == of).count();
+        (0..self.choice.copies.len()).max_by_key(|&of| chunks(of)).and_then(|of| self.choice.copies.get(of))
+    }
+
+    fn chunks(&self) -> u32 {
+        self.choice.copies.first().map_or(0, |copy| copy.manifest.chunks())
+    }
+
+    fn request(&self, chunk: u32) -> Option<(PeerId, TransferMessage)> {
+        let source = self.source(chunk)?;
+        Some((source.donor.peer, TransferMessage::ChunkRequest { state: source.state, chunk }))
+    }
+}
+
 /// One joiner's download of the state of its stage.
 #[derive(Debug)]
 pub struct Download<P> {
     limits: Limits,
+    secret: SketchSecret,
+    /// Comparisons whose projections were drawn.
+    comparisons: u64,
     donors: Vec<Instance>,
     /// Donors asked since the last wait.
     tried: BTreeSet<Instance>,
@@ -158,11 +194,13 @@ pub struct Download<P> {
 }
 
 impl<P: Debug> Download<P> {
-    /// A download that knows no donor.
+    /// A download that knows no donor. No other process may know the secret.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, secret: SketchSecret) -> Self {
         Self {
             limits,
+            secret,
+            comparisons: 0,
             donors: Vec::new(),
             tried: BTreeSet::new(),
             blamed: BTreeSet::new(),
@@ -184,14 +222,16 @@ impl<P: Debug> Download<P> {
         match event {
             Event::Donors(donors) => self.on_donors(now, donors),
             Event::Received { from, message } => self.on_message(now, from, message),
-            Event::Chunk { from, state, chunk, bytes, hash, payload } => {
-                self.on_chunk(now, from, state, chunk, (bytes, hash), payload);
+            Event::Chunk { from, state, chunk, bytes, hash, sketch, payload } => {
+                let found = Found { bytes, hash, sketch };
+                self.on_chunk(now, (from, state, chunk), &found, payload);
             }
             Event::Imported(fits) => self.on_imported(now, fits),
-            Event::PeerLost(instance) if self.donor() == Some(instance) => {
-                self.leave(now, Note::Lost(instance));
+            Event::PeerLost(instance) => {
+                if self.is_asked(instance) {
+                    self.leave(now, instance, Note::Lost(instance));
+                }
             }
-            Event::PeerLost(_) => {}
             Event::Timeout => self.on_timeout(now),
         }
     }
@@ -212,9 +252,16 @@ impl<P: Debug> Download<P> {
     pub fn poll_timeout(&self) -> Option<(Time, Reason)> {
         match &self.phase {
             Phase::Waiting(until) => until.map(|until| (until, Reason::AskAgain)),
-            Phase::Asking { .. } | Phase::Fetching(_) => Some((self.deadline, Reason::DonorSilent)),
+            Phase::Comparing(_) | Phase::Fetching(_) => Some((self.deadline, Reason::DonorSilent)),
             Phase::Importing(_) | Phase::Complete => None,
         }
+    }
+
+    /// The seed of the projections that a chunk is compared by when it arrives; `None` while the state comes from the
+    /// only donor.
+    #[must_use]
+    pub fn sketch_seed(&self) -> Option<SketchSeed> {
+        if let Phase::Fetching(fetch) = &self.phase { fetch.choice.seed } else { None }
     }
 
     /// Whether the state is taken over.
@@ -229,21 +276,33 @@ impl<P: Debug> Download<P> {
         self.donors = donors;
         self.tried.retain(|donor| self.donors.contains(donor));
         self.blamed.retain(|donor| self.donors.contains(donor));
-        match self.donor() {
-            Some(donor) if !self.donors.contains(&donor) => self.leave(now, Note::Lost(donor)),
-            None if matches!(self.phase, Phase::Waiting(_)) => self.ask_next(now),
-            Some(_) | None => {}
+        let gone: Vec<Instance> =
+            self.asked().into_iter().filter(|donor| !self.donors.contains(donor)).collect();
+        for donor in gone {
+            if self.is_asked(donor) {
+                self.leave(now, donor, Note::Lost(donor));
+            }
+        }
+        if matches!(self.phase, Phase::Waiting(_)) {
+            self.compare(now);
         }
     }
 
     fn on_message(&mut self, now: Time, from: Instance, message: TransferMessage) {
-        if self.donor() != Some(from) {
+        if !self.is_asked(from) {
             return;
         }
         match message {
             TransferMessage::Offer { state, manifest } => self.on_offer(now, from, state, manifest),
-            TransferMessage::Declined => self.leave(now, Note::Declined(from)),
+            TransferMessage::Sketch { state, seed, sketch } => {
+                if let Phase::Comparing(comparison) = &mut self.phase {
+                    comparison.sketch(from, state, seed, sketch);
+                    self.go_on(now);
+                }
+            }
+            TransferMessage::Declined => self.leave(now, from, Note::Declined(from)),
             TransferMessage::Request
+            | TransferMessage::SketchRequest { .. }
             | TransferMessage::ChunkRequest { .. }
             | TransferMessage::Chunk { .. }
             | TransferMessage::Done { .. } => {}
@@ -251,40 +310,37 @@ impl<P: Debug> Download<P> {
     }
 
     fn on_offer(&mut self, now: Time, donor: Instance, state: StateId, manifest: Manifest) {
-        if !matches!(self.phase, Phase::Asking { .. }) {
-            return;
-        }
+        let Phase::Comparing(comparison) = &mut self.phase else { return };
         if let Err(error) = manifest.check(&self.limits) {
             self.blamed.insert(donor);
-            return self.leave(now, Note::Unusable(donor, error));
+            return self.leave(now, donor, Note::Unusable(donor, error));
         }
-        self.actions.push_back(Action::Begin { bytes: manifest.bytes });
-        self.phase = Phase::Fetching(Fetch { donor, state, manifest, next: 0, in_flight: BTreeSet::new() });
-        self.hear(now);
-        self.request_more();
+        if comparison.offer(donor, state, manifest) {
+            self.go_on(now);
+        }
     }
 
     fn on_chunk(
         &mut self,
         now: Time,
-        from: Instance,
-        state: StateId,
-        chunk: u32,
-        (bytes, hash): (u64, ChunkHash),
+        (from, state, chunk): (Instance, StateId, u32),
+        found: &Found,
         payload: P,
     ) {
         let Phase::Fetching(fetch) = &mut self.phase else { return };
-        if fetch.donor != from || fetch.state != state || !fetch.in_flight.contains(&chunk) {
+        let Some(source) = fetch.source(chunk).filter(|source| (source.donor, source.state) == (from, state))
+        else {
+            return;
+        };
+        if !fetch.in_flight.contains(&chunk) {
             return;
         }
-        let expected = fetch.manifest.hashes.get(chunk as usize);
-        let right = expected == Some(&hash) || self.trusts_chunks;
-        if !right || bytes != u64::from(fetch.manifest.chunk_len(chunk)) {
+        if !found.is_announced(source, chunk, self.trusts_chunks) {
             self.blamed.insert(from);
-            return self.leave(now, Note::Wrong(from));
+            return self.leave(now, from, Note::Wrong(from));
         }
+        let offset = source.manifest.offset(chunk);
         fetch.in_flight.remove(&chunk);
-        let offset = fetch.manifest.offset(chunk);
         self.actions.push_back(Action::Store { offset, payload });
         self.hear(now);
         self.request_more();
@@ -295,18 +351,28 @@ impl<P: Debug> Download<P> {
         match &self.phase {
             Phase::Waiting(Some(until)) if *until <= now => {
                 self.tried.clear();
-                self.ask_next(now);
+                self.compare(now);
             }
-            Phase::Asking { donor } | Phase::Fetching(Fetch { donor, .. }) if self.deadline <= now => {
-                let donor = *donor;
-                if self.retries < RETRIES_MAX {
-                    self.ask_again(now);
-                } else {
-                    self.leave(now, Note::Silent(donor));
+            Phase::Comparing(comparison) if self.deadline <= now => {
+                if self.retries < RETRIES_MAX && !comparison.has_offers() {
+                    return self.ask_again(now);
+                }
+                for donor in comparison.waiting().to_vec() {
+                    self.leave(now, donor, Note::Silent(donor));
+                }
+            }
+            Phase::Fetching(fetch) if self.deadline <= now => {
+                let silent = fetch.in_flight.first().and_then(|&chunk| fetch.source(chunk));
+                let silent = silent.map(|source| source.donor);
+                match silent {
+                    Some(donor) if self.retries >= RETRIES_MAX => {
+                        self.leave(now, donor, Note::Silent(donor));
+                    }
+                    Some(_) | None => self.ask_again(now),
                 }
             }
             Phase::Waiting(_)
-            | Phase::Asking { .. }
+            | Phase::Comparing(_)
             | Phase::Fetching(_)
             | Phase::Importing(_)
             | Phase::Complete => {}
@@ -320,83 +386,153 @@ impl<P: Debug> Download<P> {
             self.phase = Phase::Complete;
         } else {
             self.blamed.insert(donor);
-            self.leave(now, Note::Unfit(donor));
+            self.leave(now, donor, Note::Unfit(donor));
+        }
+    }
+
+    // --- The comparison -------------------------------------------------------------------------------------
+
+    /// Asks the next donors for their copies.
+    fn compare(&mut self, now: Time) {
+        let untried = |donor: &&Instance| !self.tried.contains(donor) && !self.blamed.contains(donor);
+        let donors: Vec<Instance> = self.donors.iter().filter(untried).take(COMPARED_MAX).copied().collect();
+        if donors.is_empty() {
+            self.actions.push_back(Action::Counted(Note::NoDonor));
+            let again = self.donors.iter().any(|donor| !self.blamed.contains(donor));
+            self.phase = Phase::Waiting(again.then(|| now + ASK_AGAIN_AFTER));
+            return;
+        }
+        self.tried.extend(&donors);
+        self.phase = Phase::Comparing(Comparison::of(donors));
+        self.hear(now);
+        self.send_requests();
+    }
+
+    /// Draws the projections once every donor has named its copy, and begins to fetch once every donor has sent its
+    /// sketch.
+    fn go_on(&mut self, now: Time) {
+        let Phase::Comparing(comparison) = &mut self.phase else { return };
+        if comparison.needs_sketches() {
+            let others = comparison.draw(self.secret.seed(self.comparisons));
+            self.comparisons += 1;
+            self.hear(now);
+            self.let_go(others.into_iter().map(|other| (other.donor, other.state)));
+            self.send_requests();
+        } else if let Some(choice) = comparison.choose() {
+            self.fetch(now, choice);
+        }
+    }
+
+    fn fetch(&mut self, now: Time, choice: Choice) {
+        let bytes = choice.copies.first().map_or(0, |copy| copy.manifest.bytes);
+        let compared: Vec<Copy> = choice.copies.iter().map(|copy| (copy.donor, copy.state)).collect();
+        let fetch = Fetch { choice, next: 0, in_flight: BTreeSet::new() };
+        let used = fetch.used();
+        self.let_go(compared.into_iter().filter(|copy| !used.contains(copy)));
+        self.actions.push_back(Action::Begin { bytes });
+        self.phase = Phase::Fetching(fetch);
+        self.hear(now);
+        self.request_more();
+    }
+
+    /// Tells donors that their copies are not needed now. They may be asked again.
+    fn let_go(&mut self, copies: impl IntoIterator<Item = Copy>) {
+        for (donor, state) in copies {
+            self.tried.remove(&donor);
+            self.send(donor, TransferMessage::Done { state });
         }
     }
 
     // --- Requests -------------------------------------------------------------------------------------------
 
-    /// Leaves the donor and asks the next.
-    fn leave(&mut self, now: Time, note: Note) {
+    /// Leaves a donor out: the others are compared, or the next are asked.
+    fn leave(&mut self, now: Time, donor: Instance, note: Note) {
         self.actions.push_back(Action::Counted(note));
-        if let Phase::Fetching(fetch) = &self.phase {
-            let (to, state) = (fetch.donor.peer, fetch.state);
-            self.actions.push_back(Action::Send { to, message: TransferMessage::Done { state } });
+        match &mut self.phase {
+            Phase::Comparing(comparison) => {
+                if let Some(state) = comparison.leave_out(donor) {
+                    self.send(donor, TransferMessage::Done { state });
+                }
+            }
+            // The others are asked again at once, and have their copies still.
+            Phase::Fetching(fetch) => {
+                for (used, state) in fetch.used() {
+                    if used == donor {
+                        self.send(donor, TransferMessage::Done { state });
+                    } else {
+                        self.tried.remove(&used);
+                    }
+                }
+            }
+            Phase::Waiting(_) | Phase::Importing(_) | Phase::Complete => {}
         }
-        self.ask_next(now);
+        match &self.phase {
+            Phase::Comparing(comparison) if comparison.donors().next().is_some() => self.go_on(now),
+            _ => self.compare(now),
+        }
     }
 
-    fn ask_next(&mut self, now: Time) {
-        let untried = |donor: &&Instance| !self.tried.contains(donor) && !self.blamed.contains(donor);
-        let Some(&donor) = self.donors.iter().find(untried) else {
-            self.actions.push_back(Action::Counted(Note::NoDonor));
-            let again = self.donors.iter().any(|donor| !self.blamed.contains(donor));
-            self.phase = Phase::Waiting(again.then(|| now + ASK_AGAIN_AFTER));
-            return;
-        };
-        self.tried.insert(donor);
-        self.phase = Phase::Asking { donor };
-        self.hear(now);
-        self.send(donor, TransferMessage::Request);
-    }
-
-    /// Repeats the open requests: they or their replies may have been lost.
     fn ask_again(&mut self, now: Time) {
         self.deadline = now + SILENCE_MAX;
         self.retries += 1;
         match &self.phase {
-            Phase::Asking { donor } => self.send(*donor, TransferMessage::Request),
+            Phase::Comparing(_) => self.send_requests(),
             Phase::Fetching(fetch) => {
-                let (to, state) = (fetch.donor.peer, fetch.state);
-                let missing = fetch.in_flight.iter();
-                let requests = missing.map(|&chunk| TransferMessage::ChunkRequest { state, chunk });
-                self.actions.extend(requests.map(|message| Action::Send { to, message }));
+                let requests = fetch.in_flight.iter().filter_map(|&chunk| fetch.request(chunk));
+                self.actions.extend(requests.map(|(to, message)| Action::Send { to, message }));
             }
             Phase::Waiting(_) | Phase::Importing(_) | Phase::Complete => {}
         }
     }
 
+    fn send_requests(&mut self) {
+        let Phase::Comparing(comparison) = &self.phase else { return };
+        let requests = comparison.requests();
+        self.actions.extend(requests.map(|(to, message)| Action::Send { to: to.peer, message }));
+    }
+
     fn request_more(&mut self) {
         let Phase::Fetching(fetch) = &mut self.phase else { return };
-        while fetch.in_flight.len() < CHUNKS_IN_FLIGHT_MAX && fetch.next < fetch.manifest.chunks() {
-            let (to, state, chunk) = (fetch.donor.peer, fetch.state, fetch.next);
-            fetch.in_flight.insert(chunk);
+        while fetch.in_flight.len() < CHUNKS_IN_FLIGHT_MAX && fetch.next < fetch.chunks() {
+            let request = fetch.request(fetch.next);
+            fetch.in_flight.insert(fetch.next);
             fetch.next += 1;
-            let message = TransferMessage::ChunkRequest { state, chunk };
-            self.actions.push_back(Action::Send { to, message });
+            self.actions.extend(request.map(|(to, message)| Action::Send { to, message }));
         }
     }
 
     fn notice_completion(&mut self) {
         let Phase::Fetching(fetch) = &self.phase else { return };
-        if fetch.in_flight.is_empty() {
-            let (donor, state, version) = (fetch.donor, fetch.state, fetch.manifest.version);
-            self.send(donor, TransferMessage::Done { state });
-            self.actions.push_back(Action::Import { donor, version });
-            self.phase = Phase::Importing(donor);
+        if !fetch.in_flight.is_empty() {
+            return;
         }
+        let Some(main) = fetch.main() else { return };
+        let (donor, version, used) = (main.donor, main.manifest.version, fetch.used());
+        self.let_go(used);
+        self.tried.insert(donor);
+        self.actions.push_back(Action::Import { donor, version });
+        self.phase = Phase::Importing(donor);
     }
 
-    // --- Donor ----------------------------------------------------------------------------------------------
+    // --- Donors ---------------------------------------------------------------------------------------------
 
-    fn donor(&self) -> Option<Instance> {
+    /// The donors that something is expected of.
+    fn asked(&self) -> Vec<Instance> {
         match &self.phase {
-            Phase::Asking { donor } | Phase::Fetching(Fetch { donor, .. }) => Some(*donor),
-            Phase::Waiting(_) | Phase::Importing(_) | Phase::Complete => None,
+            Phase::Comparing(comparison) => comparison.donors().collect(),
+            Phase::Fetching(fetch) => fetch.used().into_iter().map(|(donor, _)| donor).collect(),
+            Phase::Waiting(_) | Phase::Importing(_) | Phase::Complete => Vec::new(),
         }
     }
 
-    /// Notes that the donor answered.
+    fn is_asked(&self, donor: Instance) -> bool {
+        match &self.phase {
+            Phase::Comparing(comparison) => comparison.contains(donor),
+            _ => self.asked().contains(&donor),
+        }
+    }
+
+    /// Notes that a donor answered.
     fn hear(&mut self, now: Time) {
         self.deadline = now + SILENCE_MAX;
         self.retries = 0;
@@ -404,5 +540,25 @@ impl<P: Debug> Download<P> {
 
     fn send(&mut self, to: Instance, message: TransferMessage) {
         self.actions.push_back(Action::Send { to: to.peer, message });
+    }
+}
+
+/// What this process finds in the bytes of a chunk.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    bytes: u64,
+    hash: ChunkHash,
+    sketch: Option<ChunkSketch>,
+}
+
+impl Found {
+    /// Whether the chunk is what its donor has announced.
+    fn is_announced(&self, source: &Source, chunk: u32, trusts: bool) -> bool {
+        let bits = |sketch: &ChunkSketch| sketch.map(f32::to_bits);
+        let announced = source.sketch.get(chunk as usize);
+        let sketched = self.sketch.is_none() || self.sketch.as_ref().map(bits) == announced.map(bits);
+        let hashed = source.manifest.hashes.get(chunk as usize) == Some(&self.hash);
+        let right = (hashed && sketched) || trusts;
+        right && self.bytes == u64::from(source.manifest.chunk_len(chunk))
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::{Duration, Instance, PeerId, Time};
 
 use super::manifest::Manifest;
+use super::sketch::{ChunkSketch, SketchSeed};
 use super::{StateId, TransferMessage};
 
 /// Joiners served at once, at most; they share one copy of the state. Further joiners are declined.
@@ -19,6 +20,8 @@ pub const STATE_AGE_MAX: Duration = Duration::from_secs(10);
 pub const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
 /// Times that a joiner gets each chunk of one copy at most, on average: a chunk may be lost once.
 pub const SENDINGS_MAX: u64 = 2;
+/// Times that a joiner gets projections of one copy at most: each takes a pass over the copy.
+pub const SKETCHES_MAX: u32 = 2;
 
 /// An event of a donor.
 #[derive(Clone, Debug)]
@@ -38,6 +41,17 @@ pub enum Event {
         state: StateId,
         /// Its manifest; `None` if no copy could be made.
         manifest: Option<Manifest>,
+    },
+    /// The reply to [`Action::Sketch`].
+    Sketched {
+        /// The joiner.
+        to: Instance,
+        /// Number of the copy.
+        state: StateId,
+        /// Seed of the projections.
+        seed: SketchSeed,
+        /// The projections of every chunk, in order.
+        sketch: Vec<ChunkSketch>,
     },
     /// The connection to a peer is gone.
     PeerLost(Instance),
@@ -73,6 +87,15 @@ pub enum Action {
         offset: u64,
         /// Length of the chunk, bytes.
         bytes: u32,
+    },
+    /// Compute the projections of every chunk of the copy. Reply: [`Event::Sketched`]; none after the release.
+    Sketch {
+        /// The joiner.
+        to: Instance,
+        /// Number of the copy.
+        state: StateId,
+        /// Seed of the projections.
+        seed: SketchSeed,
     },
     /// Drop the copy.
     Release {
@@ -145,6 +168,8 @@ pub struct Upload {
     sessions: BTreeMap<Instance, Session>,
     /// Chunks of the copy sent to each joiner, those of ended sessions included.
     sent: BTreeMap<Instance, u64>,
+    /// Sketches of the copy for each joiner, those of ended sessions included.
+    sketched: BTreeMap<Instance, u32>,
     actions: VecDeque<Action>,
 }
 
@@ -165,6 +190,7 @@ impl Upload {
             exported: None,
             sessions: BTreeMap::new(),
             sent: BTreeMap::new(),
+            sketched: BTreeMap::new(),
             actions: VecDeque::new(),
         }
     }
@@ -178,6 +204,12 @@ impl Upload {
             }
             Event::Received { from, message } => self.on_message(now, from, &message),
             Event::Exported { state, manifest } => self.on_exported(now, state, manifest),
+            Event::Sketched { to, state, seed, sketch } => {
+                if state == self.state && self.sessions.contains_key(&to) {
+                    let message = TransferMessage::Sketch { state, seed, sketch };
+                    self.actions.push_back(Action::Send { to: to.peer, message });
+                }
+            }
             Event::PeerLost(instance) => self.end_sessions(|joiner, _| *joiner == instance),
             Event::Timeout => self.end_sessions(|_, deadline| deadline <= now),
         }
@@ -208,6 +240,9 @@ impl Upload {
     fn on_message(&mut self, now: Time, from: Instance, message: &TransferMessage) {
         match *message {
             TransferMessage::Request => self.on_request(now, from),
+            TransferMessage::SketchRequest { state, seed } => {
+                self.on_sketch_request(now, from, state, seed);
+            }
             TransferMessage::ChunkRequest { state, chunk } => {
                 self.on_chunk_request(now, from, state, chunk);
             }
@@ -218,6 +253,7 @@ impl Upload {
             }
             TransferMessage::Done { .. }
             | TransferMessage::Offer { .. }
+            | TransferMessage::Sketch { .. }
             | TransferMessage::Chunk { .. }
             | TransferMessage::Declined => {}
         }
@@ -278,6 +314,19 @@ impl Upload {
         self.copy = Copy::Ready { manifest, since: now };
     }
 
+    fn on_sketch_request(&mut self, now: Time, from: Instance, state: StateId, seed: SketchSeed) {
+        let is_ready = state == self.state && matches!(self.copy, Copy::Ready { .. });
+        let sketches = self.sketched.get(&from).copied().unwrap_or_default();
+        match self.sessions.get_mut(&from) {
+            Some(session) if is_ready && sketches < SKETCHES_MAX => {
+                session.silent_at = now + SESSION_SILENCE_MAX;
+                self.sketched.insert(from, sketches + 1);
+                self.actions.push_back(Action::Sketch { to: from, state, seed });
+            }
+            Some(_) | None => self.decline(from),
+        }
+    }
+
     fn on_chunk_request(&mut self, now: Time, from: Instance, state: StateId, chunk: u32) {
         let Copy::Ready { manifest, .. } = &self.copy else { return self.decline(from) };
         let bytes = manifest.chunk_len(chunk);
@@ -321,6 +370,7 @@ impl Upload {
     fn release(&mut self) {
         self.copy = Copy::None;
         self.sent.clear();
+        self.sketched.clear();
         self.actions.push_back(Action::Release { state: self.state });
     }
 

@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use swarmline_scheduler::averaging::{AveragingMessage, Content, GroupId, MemberSet, PartIndex, Round};
 use swarmline_scheduler::recovery_report::{Item, Possession, RecoveryReport};
-use swarmline_scheduler::transfer::StateId;
+use swarmline_scheduler::transfer::{SketchSeed, StateId};
 use swarmline_scheduler::{
     AckRange, Attempt, Heartbeat, Hop, Incarnation, Instance, Loss, MicrobatchId, PeerId, Purpose, Refusal,
     RouteKey, RouteProof, StageIndex, Status, WeightVersion,
@@ -163,6 +163,8 @@ fn between_replicas() -> Vec<Envelope<Bytes>> {
         TransferMessage::Request,
         offer(1),
         offer(200),
+        TransferMessage::SketchRequest { state, seed: SketchSeed(1 << 63) },
+        TransferMessage::Sketch { state, seed: SketchSeed(7), sketch: vec![[1.5, -2.0, 0.0, 1e30]; 3] },
         TransferMessage::ChunkRequest { state, chunk: 8 },
         TransferMessage::Declined,
         TransferMessage::Done { state },
@@ -228,6 +230,7 @@ fn every_message_has_limits_of_its_own() {
     check(v1::frame::Message::Chunk(v1::Chunk::default()), 1 << 40, Part::Chunk);
     let offer = v1::StateOffer { bytes: 1, chunk_bytes: 1, ..Default::default() };
     check(v1::frame::Message::StateOffer(offer), longer, Part::Hashes);
+    check(v1::frame::Message::Sketch(v1::Sketch::default()), longer, Part::Sketch);
     let ids = decoded(announcing(v1::frame::Message::Accept(v1::Accept { at, contributors: 3 }), 1, 0))
         .unwrap_err();
     assert_eq!(ids, FrameError::TooLong { part: Part::Ids, announced: 1, allowed: 0 });

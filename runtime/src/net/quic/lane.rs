@@ -32,7 +32,11 @@ impl Lane {
         match message {
             Message::Forward { .. } | Message::Backward { .. } => Self::Bulk,
             Message::Averaging(message) if message.content.has_payload() => Self::Bulk,
-            Message::Transfer(TransferMessage::Offer { .. } | TransferMessage::Chunk { .. }) => Self::Bulk,
+            Message::Transfer(
+                TransferMessage::Offer { .. }
+                | TransferMessage::Sketch { .. }
+                | TransferMessage::Chunk { .. },
+            ) => Self::Bulk,
             _ => Self::Control,
         }
     }

@@ -165,6 +165,8 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         | Wire::CopyUnderWay(_) => Message::Averaging(averaging::decode(&message)?),
         Wire::StateRequest(_)
         | Wire::StateOffer(_)
+        | Wire::SketchRequest(_)
+        | Wire::Sketch(_)
         | Wire::ChunkRequest(_)
         | Wire::Chunk(_)
         | Wire::StateDeclined(_)

@@ -3,7 +3,7 @@
 use swarmline_proto::v1;
 use swarmline_proto::v1::frame::Message as Wire;
 use swarmline_scheduler::WeightVersion;
-use swarmline_scheduler::transfer::{Manifest, StateId, TransferMessage};
+use swarmline_scheduler::transfer::{Manifest, SketchSeed, StateId, TransferMessage};
 
 use super::{WireError, out_of_range};
 
@@ -16,6 +16,12 @@ pub(super) fn encode(message: &TransferMessage) -> Wire {
             bytes: manifest.bytes,
             chunk_bytes: manifest.chunk_bytes,
         }),
+        TransferMessage::SketchRequest { state, seed } => {
+            Wire::SketchRequest(v1::SketchRequest { state: state.0, seed: seed.0 })
+        }
+        TransferMessage::Sketch { state, seed, .. } => {
+            Wire::Sketch(v1::Sketch { state: state.0, seed: seed.0 })
+        }
         TransferMessage::ChunkRequest { state, chunk } => {
             Wire::ChunkRequest(v1::ChunkRequest { state: state.0, chunk: *chunk })
         }
@@ -25,7 +31,7 @@ pub(super) fn encode(message: &TransferMessage) -> Wire {
     }
 }
 
-/// The message. An offer has no digests yet: they follow as its payload.
+/// The message. An offer has no digests and a sketch has no projections yet: they follow as the payload.
 pub(super) fn decode(message: &Wire) -> Result<TransferMessage, WireError> {
     Ok(match *message {
         Wire::StateRequest(v1::StateRequest {}) => TransferMessage::Request,
@@ -40,6 +46,12 @@ pub(super) fn decode(message: &Wire) -> Result<TransferMessage, WireError> {
                 hashes: Vec::new(),
             };
             TransferMessage::Offer { state: StateId(offer.state), manifest }
+        }
+        Wire::SketchRequest(v1::SketchRequest { state, seed }) => {
+            TransferMessage::SketchRequest { state: StateId(state), seed: SketchSeed(seed) }
+        }
+        Wire::Sketch(v1::Sketch { state, seed }) => {
+            TransferMessage::Sketch { state: StateId(state), seed: SketchSeed(seed), sketch: Vec::new() }
         }
         Wire::ChunkRequest(v1::ChunkRequest { state, chunk }) => {
             TransferMessage::ChunkRequest { state: StateId(state), chunk }

@@ -14,12 +14,14 @@ use super::average::Opened;
 use crate::config::Run;
 use crate::hashing::TensorHasher;
 use crate::model::{ShardError, Snapshot, SnapshotError, SnapshotTensor};
-use crate::optim::{Counters, ImportError, NamedTensor, OptimizerState};
+use crate::optim::{Counters, ImportError, NORMS_KEPT, NamedTensor, OptimizerState};
 
 /// Keys of the metadata.
 const STEPS: &str = "steps";
 const MOMENTUM_PRODUCT: &str = "momentum_product";
 const RECENT_NORMS: &str = "recent_norms";
+/// Digits of a number as text.
+const BITS_DIGITS: usize = 16;
 /// Part of the names of both moments, and of no parameter's name.
 const MOMENT: &str = ".moment";
 
@@ -204,12 +206,14 @@ impl<B: Backend> Engine<B> {
     }
 }
 
+/// Counters as text of one length, so that the numbers of every state of the stage begin at the same byte.
 fn write_counters(counters: &Counters) -> BTreeMap<String, String> {
     let norms: Vec<String> = counters.recent_norms.iter().map(|norm| bits(*norm)).collect();
+    let (norms, width) = (norms.join(" "), NORMS_KEPT * (BITS_DIGITS + 1));
     BTreeMap::from([
-        (STEPS.to_owned(), counters.steps.to_string()),
+        (STEPS.to_owned(), format!("{:020}", counters.steps)),
         (MOMENTUM_PRODUCT.to_owned(), bits(counters.momentum_product)),
-        (RECENT_NORMS.to_owned(), norms.join(" ")),
+        (RECENT_NORMS.to_owned(), format!("{norms:<width$}")),
     ])
 }
 
@@ -224,7 +228,7 @@ fn read_counters(metadata: &BTreeMap<String, String>) -> Result<Counters, StateE
 }
 
 fn bits(number: f64) -> String {
-    format!("{:016x}", number.to_bits())
+    format!("{:0BITS_DIGITS$x}", number.to_bits())
 }
 
 fn from_bits(text: &str) -> Option<f64> {

@@ -1,7 +1,7 @@
 //! A state from donor to joiner, without a network.
 
 use swarmline_scheduler::transfer::{
-    Download, DownloadAction, DownloadEvent, TransferMessage, Upload, UploadAction, UploadEvent,
+    Download, DownloadAction, DownloadEvent, SketchSecret, TransferMessage, Upload, UploadAction, UploadEvent,
 };
 use swarmline_scheduler::{Incarnation, Instance, PeerId, Time};
 
@@ -21,7 +21,7 @@ fn download(state: &Bytes, limits: Limits, tamper: impl Fn(u32, Bytes) -> Bytes)
     let (joiner, donor) = (instance(1), instance(2));
     let mut upload = Upload::new();
     upload.handle(NOW, UploadEvent::Joiners(vec![joiner]));
-    let mut download = Download::<Bytes>::new(limits);
+    let mut download = Download::<Bytes>::new(limits, SketchSecret::default());
     download.handle(NOW, DownloadEvent::Donors(vec![donor]));
     let (mut copy, mut inbox) = (None, StateInbox::default());
     loop {
@@ -53,9 +53,11 @@ fn download(state: &Bytes, limits: Limits, tamper: impl Fn(u32, Bytes) -> Bytes)
                 UploadAction::SendChunk { state, chunk, offset, bytes, .. } => {
                     let payload = tamper(chunk, copy.as_ref().unwrap().chunk(offset, bytes));
                     let (bytes, hash) = chunk_digest(&payload);
-                    let from = donor;
-                    download.handle(NOW, DownloadEvent::Chunk { from, state, chunk, bytes, hash, payload });
+                    let (from, sketch) = (donor, None);
+                    let event = DownloadEvent::Chunk { from, state, chunk, bytes, hash, sketch, payload };
+                    download.handle(NOW, event);
                 }
+                UploadAction::Sketch { .. } => panic!("there is one donor"),
                 UploadAction::Release { .. } => copy = None,
                 UploadAction::Counted(_) => {}
             }
@@ -106,4 +108,41 @@ fn a_chunk_that_does_not_fit_is_left_out() {
     inbox.store(2, &[8, 9]);
     assert_eq!(inbox.into_bytes(), [0, 0, 8, 9][..]);
     assert!(StateInbox::default().begin(u64::MAX).is_err());
+}
+
+/// A state of numbers: a header of 24 bytes, and the length before it.
+fn state_of(numbers: impl Iterator<Item = f32>, counter: u8) -> StateCopy {
+    let mut bytes = 24_u64.to_le_bytes().to_vec();
+    bytes.extend([counter; 24]);
+    bytes.extend(numbers.flat_map(f32::to_le_bytes));
+    StateCopy::new(WeightVersion(1), bytes.into()).unwrap()
+}
+
+fn squared_distance(a: &[ChunkSketch], b: &[ChunkSketch]) -> f64 {
+    let both = a.iter().flatten().zip(b.iter().flatten());
+    both.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / 4.0
+}
+
+#[test]
+fn the_distance_of_sketches_is_that_of_the_states_on_average() {
+    const NUMBERS: u16 = 10_000;
+    let numbers = |of: f32| (0..NUMBERS).map(move |place| f32::from(place % 97) + of * f32::from(place % 7));
+    let (near, far) = (state_of(numbers(0.0), b'1'), state_of(numbers(0.1), b'9'));
+    let expected: f64 = (0..NUMBERS).map(|place| f64::from(0.1 * f32::from(place % 7)).powi(2)).sum();
+    let seeds = (0..400).map(SketchSeed);
+    let mean = seeds.map(|seed| squared_distance(&near.sketch(seed), &far.sketch(seed))).sum::<f64>() / 400.0;
+    assert!((0.8..1.25).contains(&(mean / expected)), "{mean} for {expected}");
+    let twin = state_of(numbers(0.0), b'7');
+    assert_eq!(near.sketch(SketchSeed(3)), twin.sketch(SketchSeed(3)), "counters are no numbers");
+}
+
+#[test]
+fn the_sketch_of_a_chunk_is_that_of_its_state() {
+    let copy = StateCopy::new(WeightVersion(1), long_state()).unwrap();
+    let sketch = copy.sketch(SketchSeed(5));
+    assert_eq!(sketch.len(), 11);
+    for (chunk, of_state) in (0..).zip(&sketch) {
+        let bytes = copy.chunk(u64::from(chunk * CHUNK_BYTES), CHUNK_BYTES);
+        assert_eq!(chunk_sketch(&bytes, chunk, SketchSeed(5)).map(f32::to_bits), of_state.map(f32::to_bits));
+    }
 }

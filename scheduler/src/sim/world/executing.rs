@@ -2,7 +2,7 @@
 
 use crate::averaging::{APPLYING_MAX, Reply};
 use crate::replica::Event;
-use crate::transfer::StateId;
+use crate::transfer::{SketchSeed, StateId};
 use crate::{Duration, Instance, averaging, stage};
 
 use super::super::delivery::Delivery;
@@ -52,6 +52,16 @@ impl World {
         self.submit(index, Task::Export(state), takes);
     }
 
+    /// A thread of its own computes the projections of a copy.
+    pub(super) fn sketch(&mut self, index: usize, to: Instance, state: StateId, seed: SketchSeed) {
+        let process = &self.replicas[index];
+        let Some(sketch) = process.executor.sketch(state, seed) else { return };
+        let incarnation = process.instance.incarnation;
+        let event = Event::Sketched { to, state, seed, sketch };
+        let delay = self.time_between(Duration::ZERO, REDUCTION_MAX);
+        self.queue.schedule_in(delay, Delivery::Replica(index, incarnation, event));
+    }
+
     /// Submits a task that takes an eighth of a forward.
     pub(super) fn submit_short(&mut self, index: usize, task: Task) {
         self.submit(index, task, self.replicas[index].service);
@@ -97,7 +107,7 @@ impl World {
             Task::Compute { job, refuse } => self.computed(index, &job, refuse),
             Task::Average { job, group, members } => self.averaged(index, &job, group, &members),
             Task::Export(state) => Some(self.exported(index, state)),
-            Task::Import { donor } => Some(self.imported(index, donor)),
+            Task::Import => Some(self.imported(index)),
         }
     }
 
@@ -202,10 +212,10 @@ impl World {
         Event::Exported { state, manifest: Some(manifest) }
     }
 
-    fn imported(&mut self, index: usize, donor: Instance) -> Event<Payload> {
+    fn imported(&mut self, index: usize) -> Event<Payload> {
         let process = &mut self.replicas[index];
         let words = process.executor.import();
-        self.model.imports(process.instance, donor, &words);
+        self.model.imports(process.instance, &words);
         Event::Imported(true)
     }
 }

@@ -5,7 +5,7 @@ use crate::averaging::FragmentSize;
 use crate::coordinator::{self, JoinRefusal, RunState};
 use crate::replica::{Action, Begin, Config, Confirmation, End, Event, Unfinished};
 use crate::router::RouterFactory as _;
-use crate::transfer::{Limits, StateId, TransferMessage};
+use crate::transfer::{Limits, SketchSecret, StateId, TransferMessage};
 use crate::{
     Directive, Duration, Envelope, Hop, Incarnation, Instance, MemberState, Message, MicrobatchId, PeerId,
     Replica, Role, RouteKey, RouteProof, StageIndex, averaging, stage,
@@ -13,7 +13,7 @@ use crate::{
 
 use super::super::delivery::{Delivery, Purpose};
 use super::super::executor::Task;
-use super::super::payload::{Payload, digest};
+use super::super::payload::{Payload, digest, sketch};
 use super::super::process::{Liveness, ReplicaProcess, address};
 use super::super::state::{self, Weights};
 use super::{HEARTBEAT, Machine, REQUEST_MAX, World};
@@ -216,7 +216,9 @@ impl World {
             process.executor.weights = weights;
         }
         let (fragments, fragment_size) = (scenario.fragments(), FragmentSize::default());
-        let config = Config { stage: config, fragments, fragment_size, begin, digest };
+        let mut secret = SketchSecret::default();
+        secret.0[..8].copy_from_slice(&process.instance.incarnation.0.to_be_bytes());
+        let config = Config { stage: config, fragments, fragment_size, begin, digest, sketch, secret };
         let router = scenario.router.build(self.rng.next_u64());
         process.replica = Some(Replica::new(config, router));
         self.model.started(index);
@@ -289,6 +291,7 @@ impl World {
             Action::SendChunk { to, state, chunk, offset, bytes } => {
                 self.send_chunk(index, to, (state, chunk), (offset, bytes));
             }
+            Action::Sketch { to, state, seed } => self.sketch(index, to, state, seed),
             Action::Release { state } => process.executor.release(state),
             Action::Begin { .. } => process.executor.begin_state(),
             Action::Store { offset, payload } => {
@@ -296,7 +299,7 @@ impl World {
                     process.executor.store(offset, &words);
                 }
             }
-            Action::Import { donor, .. } => self.submit_short(index, Task::Import { donor }),
+            Action::Import { .. } => self.submit_short(index, Task::Import),
             Action::Ready => {
                 let Some(stage) = process.replica.as_ref().map(|replica| replica.config().stage.stage) else {
                     return;
