@@ -165,6 +165,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 fn config(run: &Run) -> Result<Config, Error> {
     let mut config = Config::new(run.last_stage().0 + 1);
     config.launch = incarnation().0;
+    config.total = run.microbatches();
     config.policy = policy(run)?;
     config.feed = feed_policy(run)?;
     config.replicas_per_stage = u32::try_from(run.pipeline.replicas).unwrap_or(u32::MAX);

@@ -7,6 +7,7 @@ mod options;
 mod throughput;
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -32,8 +33,12 @@ use feeder_loop::{FeederLoop, Handles};
 use journal::{Journal, Launch};
 use throughput::Throughput;
 
-/// Limit of the ids of a lease.
-const LEASE_COUNT_MAX: u64 = 1_024;
+/// Ids of a lease at least and at most; the feeder asks for more as its window grows.
+const LEASE_COUNT: RangeInclusive<u64> = 16..=65_536;
+
+/// A lease is this part of the run: ids enough to go on while the coordinator is away, and few enough that feeders who
+/// share a run end it together.
+const LEASES_A_RUN: u64 = 32;
 
 /// A feeder that has joined a run and opened its text.
 ///
@@ -131,7 +136,7 @@ const ROUTE_KEYS: &str = "swarmline 2026-11-28 keys of the routes of microbatche
 fn config(run: &Run, me: Instance, options: &FeederOptions) -> Config {
     let mut config = Config::new(me, run.last_stage().0 + 1, run.microbatches(), admission(run));
     config.secret = RouteSecret(options.identity.derive_secret(ROUTE_KEYS));
-    config.lease_count = run.microbatches().clamp(1, LEASE_COUNT_MAX);
+    config.lease_count = (run.microbatches() / LEASES_A_RUN).clamp(*LEASE_COUNT.start(), *LEASE_COUNT.end());
     config.averaging = averaging(run);
     config.evaluation = Some(EvaluationSchedule {
         microbatches: run.data.heldout_microbatches as u64,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use swarmline_kernels::Backend;
 use swarmline_kernels::device::{Setup, Work};
 use swarmline_scheduler::stage::Evaluation;
-use swarmline_scheduler::{Loss, MicrobatchId, Refusal};
+use swarmline_scheduler::{Block, Loss, MicrobatchId, Refusal};
 
 use crate::config::Run;
 use crate::data::{Batches, Corpus};
@@ -192,7 +192,7 @@ impl<'a, B: Backend> Training<'a, B> {
     fn held_out(&mut self, upstream: Upstream) -> Result<Loss, Error> {
         let mut loss = Loss::default();
         for index in 0..self.run.data.heldout_microbatches as u64 {
-            let id = MicrobatchId::evaluation(index);
+            let id = MicrobatchId::evaluation(Block(0), index);
             let ids = self.encode(id, &self.batches.heldout(index))?;
             let outcome = held_out(&mut self.stages, id, &ids, upstream);
             let one = outcome.or_else(|error| self.give_up(id, error))?;

@@ -50,7 +50,7 @@ pub use group::{
 pub use job::{Job, Reply};
 pub use message::{AveragingMessage, Content};
 pub use part::WEIGHT_MAX;
-pub use round_tracker::{RoundReport, RoundTracker};
+pub use round_tracker::{ROUND_JUMP_MAX, RoundReport, RoundTracker};
 
 use adaptive_timeout::AdaptiveTimeout;
 use deferred::Deferred;

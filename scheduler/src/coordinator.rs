@@ -27,14 +27,14 @@ use std::net::SocketAddr;
 use crate::health::Link;
 use crate::stage::Progress;
 use crate::{
-    Duration, HeldLease, Instance, LeaseRefusal, Member, MemberState, Membership, PeerId, Role, StageIndex,
-    Time,
+    BlockTally, Duration, Instance, LeaseRefusal, LeasedRange, Member, MemberState, Membership, MicrobatchId,
+    PeerId, Role, RunTally, StageIndex, Time,
 };
 
 pub use config::{Config, FeedPolicy, MEMBERS_MAX, Policy};
-pub use event::{Action, Event, Reason};
+pub use event::{Action, Event, FeederReport, Reason};
 pub use former::FORMER_MAX;
-pub use lease_book::{LEASES_MAX, LeaseBook};
+pub use lease_book::LeaseBook;
 pub use reply::{JoinRefusal, Reply};
 pub use restart::RETURN_WITHIN;
 
@@ -57,7 +57,7 @@ pub enum RunState {
     },
     /// Every stage is served.
     Running,
-    /// A feeder has reported the end of its work, and no feeder works any more.
+    /// Every microbatch has its outcome, and no feeder works any more.
     Finished,
 }
 
@@ -76,12 +76,12 @@ pub struct Coordinator {
     link: Link,
     now: Time,
     leases: LeaseBook,
+    /// The ranges of ids as the table published last names them.
+    published: Vec<LeasedRange>,
     /// The first peer that took ids.
     first_feeder: Option<PeerId>,
     /// Stages whose weights have been updated, ascending.
     trained: Vec<StageIndex>,
-    /// A feeder has reported the end of its work; it may have left since.
-    fed: bool,
     finished: bool,
     /// Time at which a finished run ends, even if members have not left.
     farewell_until: Option<Time>,
@@ -96,6 +96,8 @@ impl Coordinator {
     pub fn new(config: Config) -> Self {
         Self {
             members: Members::new(config.stages, config.lease),
+            leases: LeaseBook::new(config.total),
+            published: Vec::new(),
             config,
             version: 0,
             former: FormerStarts::default(),
@@ -104,10 +106,8 @@ impl Coordinator {
             waits_for_members: false,
             link: Link::default(),
             now: Time::default(),
-            leases: LeaseBook::default(),
             first_feeder: None,
             trained: Vec::new(),
-            fed: false,
             finished: false,
             farewell_until: None,
             ended: false,
@@ -151,14 +151,16 @@ impl Coordinator {
     /// Handles a request and returns its reply.
     fn reply(&mut self, now: Time, event: &Event) -> Option<Reply> {
         Some(match *event {
+            Event::LeaseRequest { from, next, count, ref tallies } => {
+                self.lease(now, from, (next, count), tallies)
+            }
+            Event::FeederReport { from, ref report } => self.feeder_report(now, from, report),
             Event::Join { from, role, address, holds } => {
                 self.join(now, from, role, address, holds).map_or_else(Reply::JoinRefused, Reply::Joined)
             }
             Event::Ready { from, stage } => self.ready(now, from, stage),
             Event::Heartbeat { from, progress } => self.heartbeat(now, from, progress),
             Event::Leave { from } => self.leave(from),
-            Event::LeaseRequest { from, count } => self.lease(now, from, count),
-            Event::FeederDone { from } => self.feeder_done(now, from),
             Event::TableReturned { .. } | Event::Timeout => return None,
         })
     }
@@ -204,7 +206,7 @@ impl Coordinator {
             launch: self.config.launch,
             version: self.version,
             members: self.members.iter().cloned().collect(),
-            successions: self.leases.successions(),
+            leases: self.published.clone(),
             trained: self.trained.clone(),
             awaited: self.holders.stages().into_iter().collect(),
         }
@@ -216,10 +218,10 @@ impl Coordinator {
         self.members.of_peer(peer).map(|entry| entry.progress)
     }
 
-    /// Ranges of ids given out, by first id.
+    /// Microbatches injected and settled by all feeders, those that are gone included.
     #[must_use]
-    pub fn leases(&self) -> &[HeldLease] {
-        self.leases.held()
+    pub fn run_progress(&self) -> RunTally {
+        self.leases.progress()
     }
 
     /// The settings that the coordinator was created with.
@@ -304,13 +306,13 @@ impl Coordinator {
     /// Gives every range of a feeder that is gone to `successor`; a former start of the successor counts as gone.
     fn succeed(&mut self, successor: Instance) -> Result<(), JoinRefusal> {
         let Self { members, leases, .. } = self;
-        let gone = |holder: PeerId| holder == successor.peer || !members.contains(holder);
+        let gone = |holder: Instance| holder.peer == successor.peer || !members.contains(holder.peer);
         if leases.succeed(successor, gone) {
             return Ok(());
         }
-        let alive = leases.held().iter().find(|held| !held.done).map(|held| held.holder.peer);
         let lease = self.config.lease;
-        Err(alive.map_or(JoinRefusal::NothingToSucceed, |feeder| JoinRefusal::FeederLives { feeder, lease }))
+        let alive = leases.find_holder(|holder| !gone(holder)).map(|holder| holder.peer);
+        alive.map_or(Ok(()), |feeder| Err(JoinRefusal::FeederLives { feeder, lease }))
     }
 
     fn ready(&mut self, now: Time, from: Instance, stage: StageIndex) -> Reply {
@@ -356,13 +358,22 @@ impl Coordinator {
             return self.stranger(from);
         }
         self.members.remove(from.peer);
+        self.leases.close_settled(from);
         self.former.note(from);
         self.holders.forget(from.peer);
         self.publishing.change();
         Reply::Left
     }
 
-    fn lease(&mut self, now: Time, from: Instance, count: u64) -> Reply {
+    /// Leases ids. A feeder that asks when nothing is left takes over from the feeders that are gone: their microbatches
+    /// are all that the run still waits for.
+    fn lease(
+        &mut self,
+        now: Time,
+        from: Instance,
+        (next, count): (Option<MicrobatchId>, u64),
+        tallies: &[BlockTally],
+    ) -> Reply {
         let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
         if entry.member.state != MemberState::Feeding {
             return Reply::LeaseRefused(LeaseRefusal::NotAFeeder);
@@ -374,22 +385,31 @@ impl Coordinator {
             return Reply::Unknown;
         }
         // A feeder that never got so far, for its text was missing, owns nothing.
-        self.first_feeder.get_or_insert(from.peer);
+        let first = *self.first_feeder.get_or_insert(from.peer);
         if self.check_may_feed(from.peer).is_err() {
-            return Reply::LeaseRefused(LeaseRefusal::NotAFeeder);
+            return Reply::LeaseRefused(LeaseRefusal::FedByAnother { first });
         }
-        self.leases.grant(from, count).map_or_else(Reply::LeaseRefused, Reply::Leased)
+        let Self { members, leases, .. } = self;
+        leases.report(from, tallies);
+        let lease = leases.lease(from, next, count, members.feeders());
+        if lease.is_ok_and(|lease| lease.count == 0) {
+            leases.succeed(from, |holder| !members.contains(holder.peer));
+        }
+        let others = leases.others(from);
+        lease.map_or_else(Reply::LeaseRefused, |lease| Reply::Leased { lease, others })
     }
 
-    fn feeder_done(&mut self, now: Time, from: Instance) -> Reply {
+    fn feeder_report(&mut self, now: Time, from: Instance, report: &FeederReport) -> Reply {
         let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
-        let state = entry.member.state;
-        if state == MemberState::Feeding {
-            self.members.set_done(from.peer);
-            self.fed = true;
-            self.leases.finish(from.peer);
+        if entry.member.state != MemberState::Feeding {
+            return Reply::NotAMember;
         }
-        Reply::Noted(state)
+        self.leases.report(from, &report.tallies);
+        if report.done {
+            self.members.set_done(from.peer);
+            self.leases.close_settled(from);
+        }
+        Reply::Reported { others: self.leases.others(from) }
     }
 
     // --- A restart ------------------------------------------------------------------------------------------
@@ -401,6 +421,7 @@ impl Coordinator {
             if is_first {
                 // Whatever was decided without the members of the run was decided about another run.
                 self.members = Members::new(self.config.stages, self.config.lease);
+                self.leases = LeaseBook::new(self.config.total);
                 self.first_feeder = None;
             }
             self.restore(clock, table);
@@ -412,16 +433,13 @@ impl Coordinator {
     /// Goes on where the table stood. Every member has a whole lease to be heard again.
     fn restore(&mut self, now: Time, table: &Membership) {
         for member in &table.members {
-            let peer = member.instance.peer;
             let is_former = self.former.contains(member.instance) || self.former.has_later(member.instance);
-            if member.state == MemberState::Feeding {
-                self.first_feeder.get_or_insert(peer);
-            }
-            if !self.members.contains(peer) && !is_former {
+            if !self.members.contains(member.instance.peer) && !is_former {
                 self.members.insert(now, Entry::new(member.clone(), None));
             }
         }
         table.trained.iter().for_each(|&stage| self.note_trained(stage));
+        self.first_feeder = self.first_feeder.or(table.leases.first().map(|leased| leased.feeder));
         self.leases.restore(table);
         self.config.launch = table.launch;
         self.version = self.version.max(Membership::next_start(table.version));
@@ -478,9 +496,10 @@ impl Coordinator {
         self.waits_for_members &= self.restart.is_some_and(|restart| restart.waits(now));
     }
 
-    /// The run is over when a feeder has reported the end of its work and every feeder in the table has.
+    /// The run is over when every microbatch has its outcome, and every feeder in the table has called its last averaging
+    /// round.
     fn notice_finished(&mut self, now: Time) {
-        if self.fed && !self.finished && !self.members.has_working_feeder() {
+        if self.leases.is_over() && !self.finished && !self.members.has_working_feeder() {
             self.finished = true;
             self.farewell_until = Some(now + self.config.farewell);
             self.actions.push_back(Action::Finished);
@@ -500,7 +519,11 @@ impl Coordinator {
     }
 
     fn publish(&mut self) {
+        if self.leases.take_changed() {
+            self.publishing.change();
+        }
         if self.publishing.take_turn(self.now, self.config.table_interval) {
+            self.published = self.leases.ranges();
             self.version += 1;
             self.actions.push_back(Action::Membership(self.membership()));
             let waiting = self.publishing.take_waiting().into_iter();

@@ -29,6 +29,7 @@ mod ranges;
 mod recovery;
 mod returns;
 mod rounds;
+mod run_progress;
 mod snapshot;
 mod succession;
 mod suspicion;
@@ -43,8 +44,8 @@ use crate::averaging::Round;
 use crate::handoff::{Handoff, Leg};
 use crate::router::{Completion, Router};
 use crate::{
-    Directive, Envelope, Hop, Instance, Lease, MemberState, Message, MicrobatchId, PeerTable, Purpose,
-    Refusal, RouteProof, StageIndex, Time,
+    BlockTally, Directive, Envelope, Hop, Instance, Lease, MemberState, Message, MicrobatchId, PeerTable,
+    Purpose, Refusal, RouteProof, StageIndex, Time,
 };
 
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
@@ -55,13 +56,13 @@ pub use evaluation_schedule::EvaluationSchedule;
 pub use event::{Action, End, Event, Reason};
 pub use journal::{Continued, Record, TakenOver};
 pub use rounds::{ROUND_GRACE, ROUND_TIMEOUT, ROUND_TIMEOUT_MAX};
-pub use snapshot::{InFlight, Late, LeasedRange, Snapshot, Totals};
+pub use snapshot::{InFlight, JournaledRange, Late, Snapshot, Totals};
 pub use succession::RECOVERY_TIMEOUT;
 pub use window::{Admission, Window};
 
 use announcement::Announcement;
 use announcing::Turns;
-use config::SCARCE;
+use config::{SCARCE, WINDOWS_A_LEASE};
 use contributions::Contributions;
 use evaluation::Evaluation;
 use evaluation_schedule::ScheduleProgress;
@@ -70,6 +71,7 @@ use open::Open;
 use ranges::Ranges;
 use returns::Returns;
 use rounds::{Called, Rounds, Training};
+use run_progress::RunProgress;
 use succession::Succession;
 use suspicion::Suspicion;
 
@@ -79,6 +81,7 @@ pub struct Feeder<P> {
     config: Config,
     table: PeerTable,
     ranges: Ranges,
+    progress: RunProgress,
     window: Window,
     evaluations: VecDeque<Evaluation>,
     evaluation_window: Window,
@@ -126,6 +129,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             config,
             table,
             ranges: Ranges::default(),
+            progress: RunProgress::default(),
             window,
             evaluations: VecDeque::new(),
             evaluation_window,
@@ -168,6 +172,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         for record in journal {
             feeder.remember(record);
         }
+        feeder.ranges.drop_unused();
+        if let Some(next) = feeder.ranges.next_lease() {
+            feeder.progress.lease_up_to(next);
+        }
         for (&microbatch, open) in &mut feeder.open {
             feeder.window.readmit();
             open.recalled = true;
@@ -186,6 +194,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             Record::Sent { microbatch, to } => {
                 self.ranges.remove(microbatch);
+                self.progress.inject(microbatch);
                 self.open.entry(microbatch).or_insert_with(|| {
                     self.admitted += 1;
                     self.counts.injected += 1;
@@ -206,6 +215,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 self.grants.end(Time::default(), microbatch);
                 self.announcement.end(microbatch);
                 self.counts.settle(microbatch, &outcome);
+                self.progress.settle(microbatch);
             }
             Record::TakenOver(taken) => self.remember_taken_over(&taken),
             Record::RoundCalled { stage } => self.rounds.remember(stage, 1),
@@ -221,6 +231,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         match event {
             Event::Membership(update) => self.on_membership(now, update),
             Event::Lease(lease) => self.on_lease(&lease),
+            Event::RunProgress(others) => self.progress.hear(now, others),
             Event::Drawn { microbatch, ids } => self.on_drawn(microbatch, ids),
             Event::Received { from, envelope } => self.on_message(now, from, envelope),
             Event::Arriving(instance) => self.handoff.neighbours.message(now, instance),
@@ -283,6 +294,19 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         Counts { lost: injected.saturating_sub(finished + refused + in_flight), ..self.counts }
     }
 
+    /// The progress of the blocks that this feeder decides about, for the coordinator.
+    #[must_use]
+    pub fn tallies(&self) -> Vec<BlockTally> {
+        self.progress.tallies()
+    }
+
+    /// Microbatches of the run that have their outcome, those of other feeders included.
+    #[must_use]
+    pub fn settled_of_run(&self) -> u64 {
+        let own = self.counts.finished + self.counts.refused + self.counts.inherited;
+        own.saturating_add(self.progress.settled_elsewhere())
+    }
+
     /// Whether every training microbatch, or every one injected before a stop, has its outcome.
     #[must_use]
     pub fn is_trained(&self) -> bool {
@@ -303,27 +327,41 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     // --- Leases ---------------------------------------------------------------------------------------------
 
-    /// Asks for ids when half of a lease is used up, one request at a time.
+    /// Asks for ids when half of a lease is used up, one request at a time, as long as the run has microbatches that are
+    /// not this feeder's.
     fn ask_for_lease(&mut self, now: Time) {
-        let left = self.ranges.left();
-        let missing = self.config.total.saturating_sub(self.admitted).saturating_sub(left);
+        let own = self.admitted.saturating_add(self.ranges.left());
+        let unsettled =
+            self.config.total.saturating_sub(self.progress.settled_elsewhere()).saturating_sub(own);
+        let wanted = self.config.lease_count.max(WINDOWS_A_LEASE * u64::from(self.window.limit()));
         let waiting = self.lease_asked.is_some_and(|at| now < at + LEASE_RETRY);
         // The feeder knows how many ids it needs only when every range is taken over.
-        if self.stopped || missing == 0 || !self.succession.is_over() {
+        if self.stopped || unsettled == 0 || !self.succession.is_over() {
             self.lease_asked = None;
-        } else if !waiting && left <= self.config.lease_count / 2 {
-            let count = self.config.lease_count.clamp(1, missing);
+        } else if !waiting && self.ranges.left() <= wanted / 2 {
+            let count = wanted.clamp(1, unsettled);
             self.lease_asked = Some(now);
-            self.actions.push_back(Action::RequestLease { count });
+            self.actions.push_back(Action::RequestLease { next: self.ranges.next_lease(), count });
         }
     }
 
     // --- Messages -------------------------------------------------------------------------------------------
 
+    /// Takes the ids of a lease. A lease without ids says that the run has none left, or that its last ids are taken over
+    /// with the next table: the feeder asks again later.
     fn on_lease(&mut self, lease: &Lease) {
+        let former = self.ranges.block().filter(|&block| block != lease.first.block());
+        if former.is_some() {
+            let reason = "its ids went to another feeder; feed with a new journal".to_owned();
+            return self.finish(End::Dismissed(reason));
+        }
+        if lease.count == 0 {
+            return;
+        }
         self.actions.push_back(Action::Journal(Record::Leased(*lease)));
         self.ranges.add(lease);
         self.announcement.lease(lease);
+        self.ranges.next_lease().into_iter().for_each(|next| self.progress.lease_up_to(next));
         self.lease_asked = None;
     }
 
@@ -368,10 +406,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 }
             }
             Message::Forward { .. }
+            | Message::RoundCall { .. }
             | Message::StatusRequest { .. }
             | Message::ClaimReply { .. }
             | Message::Outcomes { .. }
-            | Message::RoundCall { .. }
             | Message::RecoverRange { .. }
             | Message::Averaging(_)
             | Message::Transfer(_) => self.counts.foreign += 1,
@@ -380,7 +418,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     fn on_refused(&mut self, now: Time, from: Instance, proof: &RouteProof, by: Hop, reason: Refusal) {
         let id = proof.microbatch;
-        let own = by.instance == from && self.table.placed(&by) && self.believes(self.now, proof, by);
+        let own = by.instance == from
+            && self.table.placed(&by)
+            && self.decides(id)
+            && self.believes(self.now, proof, by);
         let sent = self.handoff.attempts(id) > 0;
         match self.open.get(&id) {
             Some(_) if own && sent => self.settle(now, id, Outcome::Refused { by, reason }),
@@ -399,6 +440,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.contributions.carried(&hop, carried.0);
         }
         self.rounds.ended(self.now, &hop, round, carried);
+        if !self.is_caller()
+            && let Some(called) = self.rounds.learn(stage)
+        {
+            self.note_called(called);
+        }
     }
 
     // --- Outcomes -------------------------------------------------------------------------------------------
@@ -419,6 +465,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.lose_contributions_of_absent(microbatch);
             self.grants.end(now, microbatch);
             self.announcement.end(microbatch);
+            self.progress.settle(microbatch);
             self.window.release();
             self.window.finished(now, self.drawn.len() > SCARCE);
         }
@@ -456,30 +503,44 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Calls the next averaging round of each stage where it is due.
     fn call_rounds(&mut self, now: Time) {
         let over = self.settled() && !self.stopped && !self.trained;
-        let training = Training { finished: self.counts.finished, over };
+        let finished = self.counts.finished.saturating_add(self.progress.settled_elsewhere());
+        let training = Training { finished, over };
         if self.config.averaging.is_none() && !over {
             return;
         }
         self.rounds.follow(&self.table);
-        for Called { stage, round, catches_up } in self.rounds.proceed(now, training) {
-            if catches_up {
-                self.contributions.catch_up(stage, round.0);
-            }
-            self.actions.push_back(Action::Journal(Record::RoundCalled { stage }));
+        if !self.is_caller() {
+            return;
+        }
+        for called in self.rounds.proceed(now, training) {
+            self.note_called(called);
             self.announce_to_all(now);
         }
     }
 
+    fn note_called(&mut self, Called { stage, round, catches_up }: Called) {
+        if catches_up {
+            self.contributions.catch_up(stage, round.0);
+        }
+        self.actions.push_back(Action::Journal(Record::RoundCalled { stage }));
+    }
+
+    /// Whether this feeder calls the rounds and measures by schedule: one of the feeders does.
+    pub(super) fn is_caller(&self) -> bool {
+        self.table.caller() == Some(self.config.me.peer)
+    }
+
     /// Whether enough microbatches have their outcome, and no microbatch or evaluation is open.
     fn settled(&self) -> bool {
-        let settled = self.counts.finished + self.counts.refused + self.counts.inherited;
-        let enough = self.stopped || (settled >= self.config.total && self.succession.is_over());
+        let all = self.settled_of_run() >= self.config.total;
+        let enough = self.stopped || (all && self.succession.is_over());
         enough && self.open.is_empty() && self.evaluations.is_empty()
     }
 
     /// Training is over when the last round has ended.
     fn notice_trained(&mut self, now: Time) {
-        if !self.trained && self.settled() && (self.stopped || self.rounds.is_over()) {
+        let rounds_are_over = self.stopped || self.rounds.is_over() || !self.is_caller();
+        if !self.trained && self.settled() && rounds_are_over {
             self.trained = true;
             self.announce_to_all(now);
             self.announce(now);

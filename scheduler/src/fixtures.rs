@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::{Hop, Incarnation, Instance, Member, MemberState, PeerId, StageIndex};
+use crate::{Block, Hop, Incarnation, Instance, Lease, LeasedRange, Member, MemberState, PeerId, StageIndex};
 
 /// The feeder of every test.
 pub(crate) fn feeder() -> Hop {
@@ -37,4 +37,10 @@ pub(crate) fn member(hop: Hop) -> Member {
         state: hop.stage.map_or(MemberState::Feeding, MemberState::Serving),
         address: SocketAddr::from(([127, 0, 0, 1], 4_000)),
     }
+}
+
+/// The first block belongs to [`feeder`].
+pub(crate) fn leases() -> Vec<LeasedRange> {
+    let lease = Lease { first: Block(0).first(), count: Block::IDS, epoch: 0 };
+    vec![LeasedRange::new(lease, feeder().peer())]
 }

@@ -2,10 +2,19 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::ops::Range;
 
 /// Identity of a microbatch. The run seed and this number determine its tokens.
+///
+/// The number has three parts: whether the text is held out, the block, and the index in the block. Each feeder injects
+/// ids of a block of its own, so no two feeders draw the same text, and the order of a feeder's text depends on no other
+/// feeder. The first feeder of a run has block 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MicrobatchId(pub u64);
+
+/// Number of a block of [`Block::IDS`] ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Block(pub u32);
 
 /// Position of a stage in the pipeline, 0-based.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,16 +60,48 @@ impl MicrobatchId {
     /// id space, so the ids never collide.
     pub const EVALUATION_BIT: u64 = 1 << 63;
 
-    /// The id of held-out microbatch number `index`, counted from 0.
+    /// The id of held-out microbatch number `index`, counted from 0, as the feeder of `block` sends it. The text depends
+    /// on the index alone.
     #[must_use]
-    pub fn evaluation(index: u64) -> Self {
-        Self(index | Self::EVALUATION_BIT)
+    pub fn evaluation(block: Block, index: u64) -> Self {
+        Self(Self::EVALUATION_BIT | block.first().0 | (index % Block::IDS))
+    }
+
+    /// The block that the id belongs to.
+    #[must_use]
+    pub fn block(self) -> Block {
+        Block(u32::try_from((self.0 & !Self::EVALUATION_BIT) / Block::IDS).unwrap_or(u32::MAX))
+    }
+
+    /// Number of ids before this one in its block.
+    #[must_use]
+    pub fn index(self) -> u64 {
+        self.0 % Block::IDS
     }
 
     /// Whether this id belongs to held-out text.
     #[must_use]
     pub fn is_evaluation(self) -> bool {
         self.0 & Self::EVALUATION_BIT != 0
+    }
+}
+
+impl Block {
+    /// Ids of a block: more than a run can use up.
+    pub const IDS: u64 = 1 << 40;
+    /// Number of blocks.
+    pub const COUNT: u32 = 1 << 23;
+
+    /// The first id of the block.
+    #[must_use]
+    pub fn first(self) -> MicrobatchId {
+        MicrobatchId(u64::from(self.0 % Self::COUNT) * Self::IDS)
+    }
+
+    /// The ids of the block, as numbers.
+    #[must_use]
+    pub fn ids(self) -> Range<u64> {
+        self.first().0..self.first().0 + Self::IDS
     }
 }
 
@@ -158,5 +199,17 @@ mod tests {
         for (a, b) in keys.iter().flat_map(|a| keys.iter().map(move |b| (a, b))) {
             assert_eq!(PeerId(*a).cmp(&PeerId(*b)), a.cmp(b));
         }
+    }
+
+    #[test]
+    fn an_id_is_its_block_and_its_index() {
+        let id = MicrobatchId(Block(3).first().0 + 7);
+        assert_eq!((id.block(), id.index(), id.is_evaluation()), (Block(3), 7, false));
+        let held_out = MicrobatchId::evaluation(Block(3), 7);
+        assert_eq!((held_out.block(), held_out.index(), held_out.is_evaluation()), (Block(3), 7, true));
+        assert_ne!(held_out, MicrobatchId::evaluation(Block(4), 7));
+        let last = Block(Block::COUNT - 1);
+        assert_eq!(last.ids().end, MicrobatchId::EVALUATION_BIT);
+        assert_eq!(MicrobatchId(u64::MAX).block(), last);
     }
 }

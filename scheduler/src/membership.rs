@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::lease::Succession;
+use crate::lease::LeasedRange;
 use crate::{Hop, Instance, StageIndex};
 
 /// The role of a peer in the run.
@@ -75,8 +75,8 @@ pub struct Membership {
     pub version: u64,
     /// The members, ordered by peer id.
     pub members: Vec<Member>,
-    /// Ranges of ids that have gone to a successor, by first id.
-    pub successions: Vec<Succession>,
+    /// The ranges of ids that feeders decide about, by first id.
+    pub leases: Vec<LeasedRange>,
     /// Stages whose weights have been updated since the run began, ascending: a replica that begins such a stage with
     /// initial weights loses the updates.
     pub trained: Vec<StageIndex>,

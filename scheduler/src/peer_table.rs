@@ -4,13 +4,14 @@ mod pairs;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::places::working;
 use crate::router::Pairing;
 use crate::{
-    Hop, Instance, Member, MemberState, Membership, MicrobatchId, PeerId, Quarantine, StageIndex, Succession,
-    Table, TableChange, TableUpdate, Time,
+    Hop, Instance, LeasedRange, Member, MemberState, Membership, MicrobatchId, PeerId, Quarantine,
+    StageIndex, Table, TableChange, TableUpdate, Time,
 };
 
 use pairs::Pairs;
@@ -262,18 +263,54 @@ impl PeerTable {
         self.table.rest().awaited.contains(&stage)
     }
 
-    /// The ranges of ids that have gone to a successor.
+    /// The ranges of ids that feeders decide about, by first id.
     #[must_use]
-    pub fn successions(&self) -> &[Succession] {
-        &self.table.rest().successions
+    pub fn leases(&self) -> &[LeasedRange] {
+        &self.table.rest().leases
     }
 
-    /// The feeder that has taken over the range of this microbatch, if any.
+    fn open_leases(&self) -> impl Iterator<Item = &LeasedRange> {
+        self.leases().iter().filter(|leased| leased.is_open())
+    }
+
+    /// The ids that `feeder` decides about, as ascending numbers.
+    pub fn leased_by(&self, feeder: PeerId) -> impl Iterator<Item = Range<u64>> {
+        self.open_leases().filter(move |leased| leased.feeder == feeder).map(|leased| leased.lease.ids())
+    }
+
+    /// The feeder that decides about this id, whether or not it is a member now; `None` if the id is not leased. Held-out
+    /// text has the feeder of its block.
     #[must_use]
-    pub fn successor(&self, microbatch: MicrobatchId) -> Option<Hop> {
-        let succession =
-            self.successions().iter().find(|succession| succession.lease.contains(microbatch))?;
-        self.table.members().get(&succession.feeder).map(|member| Hop::feeder(member.instance))
+    pub fn lessee(&self, microbatch: MicrobatchId) -> Option<PeerId> {
+        let leased = self.block_of(microbatch).filter(|leased| leased.is_open())?;
+        let covers = microbatch.is_evaluation() || leased.lease.contains(microbatch);
+        covers.then_some(leased.feeder)
+    }
+
+    /// Whether the table says of the block of this id that each of its microbatches has its outcome.
+    #[must_use]
+    pub fn is_closed(&self, microbatch: MicrobatchId) -> bool {
+        self.block_of(microbatch).is_some_and(|leased| !leased.is_open())
+    }
+
+    /// The range of the block that the id belongs to.
+    fn block_of(&self, microbatch: MicrobatchId) -> Option<&LeasedRange> {
+        let block = microbatch.block();
+        let place = self.leases().binary_search_by_key(&block, |leased| leased.lease.first.block()).ok()?;
+        self.leases().get(place)
+    }
+
+    /// The lessee of this id, if it is a member.
+    #[must_use]
+    pub fn feeder_of(&self, microbatch: MicrobatchId) -> Option<Hop> {
+        self.table.members().get(&self.lessee(microbatch)?).map(|member| Hop::feeder(member.instance))
+    }
+
+    /// The feeder that calls averaging rounds and measures by schedule: the member with the lowest range. Feeders and
+    /// replicas read the same table, so all of them follow one clock.
+    #[must_use]
+    pub fn caller(&self) -> Option<PeerId> {
+        self.open_leases().map(|leased| leased.feeder).find(|peer| self.table.members().contains_key(peer))
     }
 
     /// Quarantines a member that failed. An instance that is no member is ignored.
@@ -311,6 +348,7 @@ mod tests {
     use super::*;
     use crate::Incarnation;
     use crate::health::QUARANTINE_MIN;
+    use crate::{Block, Lease};
 
     const OWNER: Hop = Hop::feeder(start(PeerId([0xEE; 32]), 1));
     const A: PeerId = PeerId([1; 32]);
@@ -397,6 +435,24 @@ mod tests {
         let departed: Vec<Member> = vec![replica(0, 1), replica(0, 2)];
         assert_eq!(table.departed(), departed.iter().filter_map(Member::hop).collect::<Vec<_>>());
         assert!(table.serves_all(1) && !table.serves_all(2));
+    }
+
+    #[test]
+    fn every_id_has_the_feeder_that_the_table_names() {
+        let lease = |block: u32, count, epoch| Lease { first: Block(block).first(), count, epoch };
+        let leases = vec![LeasedRange::new(lease(0, 40, 1), B), LeasedRange::new(lease(2, Block::IDS, 0), A)];
+        let mut table = PeerTable::new(OWNER);
+        let members = vec![member(A, 1, MemberState::Feeding)];
+        table.update(Membership { version: 1, members, leases, ..Membership::default() });
+        let id = |block: u32, index: u64| MicrobatchId(Block(block).first().0 + index);
+        assert_eq!(
+            [id(0, 39), id(0, 40), id(1, 0), id(2, 9)].map(|id| table.lessee(id)),
+            [Some(B), None, None, Some(A)]
+        );
+        assert_eq!(table.lessee(MicrobatchId::evaluation(Block(0), 99)), Some(B));
+        assert_eq!((table.feeder_of(id(0, 1)), table.caller()), (None, Some(A)), "B is away");
+        assert_eq!(table.feeder_of(id(2, 1)), Some(Hop::feeder(start(A, 1))));
+        assert_eq!(table.leased_by(A).collect::<Vec<_>>(), [Block(2).ids()]);
     }
 
     #[test]

@@ -271,7 +271,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             }
             Message::Transfer(message) => self.at_upload(now, UploadEvent::Received { from, message }),
             Message::RoundCall { round, is_closing } => {
-                if self.stage.table().feeds(from) {
+                if self.stage.table().caller() == Some(from.peer) {
                     let report = self.rounds.on_call(now, from.peer, round, is_closing);
                     if let Some(RoundReport { ended, .. }) = report {
                         self.at_averaging(now, averaging::Event::Past(ended));
@@ -446,10 +446,13 @@ impl<P: Clone + Default + Debug> Replica<P> {
         self.stage.table().serving(self.config.stage.stage).map(|member| member.instance).collect()
     }
 
+    /// Tells every feeder: one calls the next round, and each counts the contributions that it has granted.
     fn report_round(&mut self, report: Option<RoundReport>) {
-        if let Some(RoundReport { feeder, ended, carried }) = report {
+        let Some(RoundReport { ended, carried, .. }) = report else { return };
+        let feeders = self.stage.table().feeders().map(|member| member.instance.peer);
+        for to in feeders.collect::<Vec<_>>() {
             let envelope = Message::RoundReport { round: ended, carried }.into();
-            self.send(Action::Send { to: feeder, envelope });
+            self.send(Action::Send { to, envelope });
         }
     }
 

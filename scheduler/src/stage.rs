@@ -66,7 +66,7 @@ use forfeits::Forfeits;
 use given_back::GivenBack;
 use microbatch::{Arrival, GradientReply, Microbatch, Output, Phase, UpdateState};
 use outcomes::Outcomes;
-use parked::Parked;
+use parked::{Parked, is_expected};
 use succession::{DepartureLog, replace_feeder};
 
 /// The stage that a replica serves: its microbatches, and the neighbours they come from and go to.
@@ -222,8 +222,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     fn on_message(&mut self, now: Time, from: Instance, envelope: Envelope<P>) {
         let Envelope { message, ids, payload } = envelope;
-        let upstream = self.config.upstream(from);
-        let downstream = self.config.downstream(from);
+        let (upstream, downstream) = (self.config.upstream(from), self.config.downstream(from));
         self.handoff.neighbours.message(now, from);
         if self.table.feeds(from) {
             self.hear_feeder(from.peer);
@@ -267,23 +266,17 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 self.on_forwarded(Leg { hop: downstream, attempt }, microbatch, next);
             }
             Message::OrphanNotice { microbatch, holder } => self.on_orphan(from, microbatch, holder),
-            Message::ClaimReply { granted, denied, forged } => {
-                if self.table.feeds(from) {
-                    self.on_claim_reply(now, from, &granted, &denied);
-                    self.on_forged(now, from, &forged);
-                }
-            }
             Message::RecoverRange { first, epoch, from: page } => {
                 self.on_recover_range(from, (first, epoch), page);
             }
-            Message::Outcomes { ranges } => {
-                if self.table.feeds(from) {
-                    self.on_outcomes(now, from, ranges);
-                }
+            Message::ClaimReply { granted, denied, forged } if self.table.feeds(from) => {
+                self.on_claim_reply(now, from, &granted, &denied);
+                self.on_forged(now, from, &forged);
             }
+            Message::Outcomes { ranges } if self.table.feeds(from) => self.on_outcomes(now, from, ranges),
+            Message::ClaimReply { .. } | Message::Outcomes { .. } => {}
             Message::Heartbeat(heartbeat) => {
-                let known = [upstream, downstream].into_iter().find(|hop| self.table.placed(hop));
-                if let Some(sender) = known {
+                if let Some(sender) = [upstream, downstream].into_iter().find(|hop| self.table.placed(hop)) {
                     self.handoff.neighbours.heartbeat(now, sender, heartbeat);
                 }
             }
@@ -300,13 +293,13 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// Takes a forward, or tells its sender why not.
     fn on_forward(&mut self, now: Time, sender: Hop, mut arrival: Arrival<P>) {
         let (id, attempt) = (arrival.id, arrival.attempt);
-        if !self.table.placed(&sender) {
+        if !is_expected(&self.table, &sender, id) {
             if let Some(displaced) = self.parked.park(now, sender, arrival) {
                 self.count(Note::Foreign(displaced));
             }
             return;
         }
-        if self.outcomes.contain(id) {
+        if self.has_ended(id) {
             return self.count(Note::Late(id));
         }
         if !replace_feeder(&self.table, sender, id, &mut arrival.route) {
@@ -529,7 +522,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             return self.count(Note::Foreign(id));
         }
         let Some(held) = self.microbatches.get(&id) else {
-            return self.count(if self.outcomes.contain(id) { Note::Late(id) } else { Note::Unknown(id) });
+            return self.count(if self.has_ended(id) { Note::Late(id) } else { Note::Unknown(id) });
         };
         if !self.handoff.contains(id, sender) {
             return self.count(Note::Foreign(id));

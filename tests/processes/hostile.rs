@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use swarmline::config::{Manifest, Run};
-use swarmline::net::control::{Control, HEARTBEAT_INTERVAL, MemberStats, Placement, Registration};
+use swarmline::net::control::{Control, HEARTBEAT_INTERVAL, Joined, MemberStats, Placement, Registration};
 use swarmline::net::digest::ManifestDigest;
 use swarmline::net::frame::FrameLimits;
 use swarmline::net::quic::{
@@ -15,7 +15,7 @@ use swarmline::net::{Identity, Invite};
 use swarmline::packing::{Codec, TokenCodec};
 use swarmline_scheduler::{
     Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, MemberState, Membership, Message,
-    MicrobatchId, Purpose, Refusal, Role, RouteKey, StageIndex, WeightVersion,
+    MicrobatchId, PeerId, Purpose, Refusal, Role, RouteKey, StageIndex, WeightVersion,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
@@ -81,44 +81,52 @@ fn swarm_behind_a_neighbour() -> (Swarm, Neighbour) {
     (swarm, neighbour)
 }
 
-/// A replica of stage 0 that computes nothing and sends arbitrary messages.
+/// A feeder and a replica of stage 0 that compute nothing and send arbitrary messages.
 struct Neighbour {
     runtime: Runtime,
     identity: Identity,
+    feeder: PeerId,
     digest: ManifestDigest,
     run: Run,
     table: watch::Receiver<Membership>,
     plane: DataPlane,
     arrivals: mpsc::Receiver<NetEvent>,
+    /// What the feeder hears.
+    heard: mpsc::Receiver<NetEvent>,
+    _feeder: DataPlane,
 }
 
 impl Neighbour {
     fn join(invite: &str) -> Self {
         let runtime = Runtime::new().unwrap();
-        let identity = Identity::ephemeral().unwrap();
         let invite: Invite = invite.parse().unwrap();
         let joining = async {
-            let socket = bind_socket("127.0.0.1:0".parse().unwrap()).unwrap();
-            let data_address = socket.local_addr().unwrap();
-            let registration =
-                Registration { incarnation: ME, role: Role::Replica, data_address, holds: None };
-            let (mut control, joined) = Control::join(&invite, &identity, registration).await.unwrap();
-            assert_eq!(joined.placement, Placement::Stage(StageIndex(0)));
-            control.ready(StageIndex(0)).await.unwrap();
-            let handshake = HandshakeInfo::new(joined.digest, ME);
-            let (plane, arrivals) =
-                DataPlane::start(&identity, socket, handshake, Trust::anyone(), settings()).unwrap();
-            let table = control.follow(joined.membership);
-            tokio::spawn(async move {
-                while control.heartbeat(&MemberStats::default()).await.is_ok() {
-                    tokio::time::sleep(HEARTBEAT_INTERVAL).await;
-                }
-            });
-            let run = Manifest::from_bytes(&joined.manifest).unwrap().run().clone();
-            (joined.digest, run, table, plane, arrivals)
+            let mut feeder = Seat::take(&invite, Role::Feeder).await;
+            let (lease, _) = feeder.control.lease(None, 8, &[]).await.unwrap();
+            assert_eq!((lease.first, lease.count), (MicrobatchId(0), 8));
+            let mut replica = Seat::take(&invite, Role::Replica).await;
+            assert_eq!(replica.joined.placement, Placement::Stage(StageIndex(0)));
+            replica.control.ready(StageIndex(0)).await.unwrap();
+            (feeder, replica)
         };
-        let (digest, run, table, plane, arrivals) = runtime.block_on(joining);
-        Self { runtime, identity, digest, run, table, plane, arrivals }
+        let (feeder, replica) = runtime.block_on(joining);
+        let run = Manifest::from_bytes(&replica.joined.manifest).unwrap().run().clone();
+        let digest = replica.joined.digest;
+        let table = runtime.block_on(async { replica.control.follow(replica.joined.membership) });
+        runtime.spawn(beat(feeder.control));
+        runtime.spawn(beat(replica.control));
+        Self {
+            runtime,
+            identity: replica.identity,
+            feeder: feeder.identity.peer(),
+            digest,
+            run,
+            table,
+            plane: replica.plane,
+            arrivals: replica.arrivals,
+            heard: feeder.arrivals,
+            _feeder: feeder.plane,
+        }
     }
 
     /// Well-formed token ids.
@@ -134,14 +142,15 @@ impl Neighbour {
     }
 
     fn forward(&self, id: u64, ids: Vec<u8>, activation: Vec<u8>) -> Envelope<Bytes> {
-        let hop = |stage| Hop { stage, instance: Instance::new(self.identity.peer(), ME) };
+        let feeder = Hop::feeder(Instance::new(self.feeder, ME));
+        let replica = Hop::replica(StageIndex(0), Instance::new(self.identity.peer(), ME));
         let message = Message::Forward {
             microbatch: MicrobatchId(id),
             attempt: Attempt(0),
             purpose: Purpose::Train,
             is_retry: false,
             downstream_holder: None,
-            route: vec![hop(None), hop(Some(StageIndex(0)))],
+            route: vec![feeder, replica],
             key: RouteKey::default(),
             version: WeightVersion(0),
         };
@@ -161,7 +170,7 @@ impl Neighbour {
     /// The replica of stage 1, once every stage is served.
     fn victim(&self) -> Member {
         let mut table = self.table.clone();
-        let complete = |table: &Membership| table.members.len() == STAGES;
+        let complete = |table: &Membership| table.members.len() == STAGES + 1;
         let table = table.wait_for(complete);
         let table = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, table).await });
         let members = table.unwrap().unwrap().members.clone();
@@ -179,10 +188,13 @@ impl Neighbour {
 
     /// The victim's next outcome of a microbatch.
     fn reply(&mut self) -> Message {
-        let Self { runtime, arrivals, .. } = self;
+        let Self { runtime, arrivals, heard, .. } = self;
         runtime.block_on(async {
             loop {
-                let event = tokio::time::timeout(PATIENCE, arrivals.recv()).await;
+                let either = async {
+                    tokio::select! { event = arrivals.recv() => event, event = heard.recv() => event }
+                };
+                let event = tokio::time::timeout(PATIENCE, either).await;
                 if let NetEvent::Received { envelope, .. } = event.unwrap().unwrap()
                     && let message = envelope.message
                     && matches!(message, Message::Backward { .. } | Message::Refused { .. })
@@ -220,6 +232,36 @@ impl Neighbour {
                 }
             }
         })
+    }
+}
+
+/// A member that does nothing by itself.
+struct Seat {
+    identity: Identity,
+    control: Control,
+    joined: Joined,
+    plane: DataPlane,
+    arrivals: mpsc::Receiver<NetEvent>,
+}
+
+impl Seat {
+    async fn take(invite: &Invite, role: Role) -> Self {
+        let identity = Identity::ephemeral().unwrap();
+        let socket = bind_socket("127.0.0.1:0".parse().unwrap()).unwrap();
+        let data_address = socket.local_addr().unwrap();
+        let registration = Registration { incarnation: ME, role, data_address, holds: None };
+        let (control, joined) = Control::join(invite, &identity, registration).await.unwrap();
+        let handshake = HandshakeInfo::new(joined.digest, ME);
+        let (plane, arrivals) =
+            DataPlane::start(&identity, socket, handshake, Trust::anyone(), settings()).unwrap();
+        Self { identity, control, joined, plane, arrivals }
+    }
+}
+
+/// Keeps a member in the table.
+async fn beat(mut control: Control) {
+    while control.heartbeat(&MemberStats::default()).await.is_ok() {
+        tokio::time::sleep(HEARTBEAT_INTERVAL).await;
     }
 }
 

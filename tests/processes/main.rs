@@ -7,6 +7,7 @@ mod attack;
 mod bench;
 mod churn;
 mod cuda;
+mod feeders;
 mod gpu;
 mod hostile;
 mod interrupt;

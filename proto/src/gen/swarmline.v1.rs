@@ -51,9 +51,10 @@ pub struct Membership {
     /// The members, strictly ascending by peer.
     #[prost(message, repeated, tag = "2")]
     pub members: ::prost::alloc::vec::Vec<Member>,
-    /// Ranges of ids that have gone to a successor and are not done; at most 64.
+    /// The ranges of ids that feeders decide about, strictly ascending by first id; at most 4096, one of each block. A
+    /// receiver MUST NOT take a feeder's word about ids of another feeder, nor a microbatch of an id that is in no range.
     #[prost(message, repeated, tag = "3")]
-    pub successions: ::prost::alloc::vec::Vec<Succession>,
+    pub leases: ::prost::alloc::vec::Vec<LeasedRange>,
     /// Stages whose weights have been updated, 0 to 65535, strictly ascending. A replica that begins such a stage with the
     /// initial weights of the run reports that the updates of the stage are lost.
     #[prost(uint32, repeated, tag = "4")]
@@ -67,21 +68,33 @@ pub struct Membership {
     #[prost(fixed64, tag = "15")]
     pub launch: u64,
 }
-/// A range of microbatch ids whose feeder is gone, and the feeder that decides about them now.
+/// A range of microbatch ids, and the feeder that decides about them. Of the first feeder the range is its whole block:
+/// 2^40 ids from a multiple of 2^40 on. Of a successor it is the ids that its predecessors were given. The last three
+/// fields are for a coordinator that was started again: receivers ignore them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Succession {
+pub struct LeasedRange {
     /// First id of the range.
     #[prost(uint64, tag = "1")]
     pub first: u64,
-    /// Number of ids, at least 1.
+    /// Number of ids; 0 if the feeder injects no more and each microbatch that it injected has its outcome: the receiver
+    /// MUST free what it keeps of the block.
     #[prost(uint64, tag = "2")]
     pub count: u64,
-    /// Number of the successor of this range, from 1. Replicas ignore messages of feeders with a lower number.
+    /// How often the range has changed hands. Replicas ignore messages of feeders with a lower number.
     #[prost(uint64, tag = "3")]
     pub epoch: u64,
-    /// The successor's key, 32 bytes.
+    /// The feeder's key, 32 bytes.
     #[prost(bytes = "vec", tag = "4")]
     pub feeder: ::prost::alloc::vec::Vec<u8>,
+    /// Ids of the block given out when the table was made, at least.
+    #[prost(uint64, tag = "5")]
+    pub leased: u64,
+    /// Ids injected then, at least.
+    #[prost(uint64, tag = "6")]
+    pub injected: u64,
+    /// Ids of `injected` that had their outcome then, at least.
+    #[prost(uint64, tag = "7")]
+    pub settled: u64,
 }
 /// A membership table with the coordinator's signature.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -694,7 +707,7 @@ pub struct RoundCall {
     #[prost(bool, tag = "2")]
     pub is_closing: bool,
 }
-/// To a feeder, which calls the next round when the current round has ended at every replica.
+/// To every feeder. The one with the lowest range calls the next round when the current one has ended at every replica.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RoundReport {
     /// The round, which has ended at the sender like all before it.
@@ -1156,7 +1169,7 @@ pub struct ReturnTableRequest {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReturnTableResponse {}
 /// A request for microbatch ids.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LeaseRequest {
     /// Number of the start of the caller's process; a later start has a higher number.
     #[prost(uint64, tag = "1")]
@@ -1164,6 +1177,14 @@ pub struct LeaseRequest {
     /// Number of ids, at least 1. The reply may have fewer.
     #[prost(uint64, tag = "2")]
     pub count: u64,
+    /// The first id that the feeder does not have; absent if it has no ids. A request that is repeated with the same value
+    /// gets the same ids.
+    #[prost(uint64, optional, tag = "3")]
+    pub next: ::core::option::Option<u64>,
+    /// The blocks that the feeder decides about, as in a FeederReport: a feeder that was started again with its journal says
+    /// what it knows before it asks.
+    #[prost(message, repeated, tag = "4")]
+    pub blocks: ::prost::alloc::vec::Vec<BlockTally>,
 }
 /// A range of microbatch ids.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1171,22 +1192,48 @@ pub struct LeaseResponse {
     /// First id of the range.
     #[prost(uint64, tag = "1")]
     pub first: u64,
-    /// Number of ids; 0 if the run needs no more.
+    /// Number of ids; 0 if none are left now. The feeder asks again as long as the run has microbatches without an outcome.
     #[prost(uint64, tag = "2")]
     pub count: u64,
-    /// Number of the lease, which grows with every lease; reports name it.
+    /// How often the range has changed hands.
     #[prost(uint64, tag = "3")]
     pub epoch: u64,
+    /// The progress of other feeders.
+    #[prost(message, optional, tag = "4")]
+    pub others: ::core::option::Option<RunTally>,
+}
+/// The progress of a run, or of a part of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RunTally {
+    /// Microbatches sent to stage 0, each counted once.
+    #[prost(uint64, tag = "1")]
+    pub injected: u64,
+    /// Microbatches that have their outcome.
+    #[prost(uint64, tag = "2")]
+    pub settled: u64,
+}
+/// The progress of a block of 2^40 ids.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockTally {
+    /// Number of the block, below 2^23: its first id is this number times 2^40.
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    /// Ids given out to the feeder: the first so many of the block.
+    #[prost(uint64, tag = "2")]
+    pub leased: u64,
+    /// Ids injected: the first so many of the block.
+    #[prost(uint64, tag = "3")]
+    pub injected: u64,
+    /// Ids of `injected` that have their outcome.
+    #[prost(uint64, tag = "4")]
+    pub settled: u64,
 }
 /// Outcomes of a feeder's microbatches. Counts are totals since the incarnation began.
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FeederReport {
     /// Number of the start of the caller's process; a later start has a higher number.
     #[prost(uint64, tag = "1")]
     pub incarnation: u64,
-    /// Epoch of the newest lease.
-    #[prost(uint64, tag = "2")]
-    pub epoch: u64,
     /// Microbatches sent to stage 0, each counted once.
     #[prost(uint64, tag = "3")]
     pub injected: u64,
@@ -1211,13 +1258,21 @@ pub struct FeederReport {
     /// That loss with the upstream cut; absent before the first.
     #[prost(message, optional, tag = "10")]
     pub heldout_loss_cut: ::core::option::Option<Loss>,
-    /// Whether the feeder has no microbatch in flight or left to inject.
+    /// Whether every microbatch of the run has its outcome and the feeder has called its last averaging round.
     #[prost(bool, tag = "11")]
     pub done: bool,
+    /// The blocks that the feeder decides about, strictly ascending; at most 4096. A block that is being taken over is left
+    /// out until its microbatches are known.
+    #[prost(message, repeated, tag = "12")]
+    pub blocks: ::prost::alloc::vec::Vec<BlockTally>,
 }
 /// Acknowledgement of a FeederReport.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReportResponse {}
+pub struct ReportResponse {
+    /// The progress of other feeders.
+    #[prost(message, optional, tag = "1")]
+    pub others: ::core::option::Option<RunTally>,
+}
 /// A request to leave the run.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaveRequest {
@@ -1474,7 +1529,8 @@ pub mod coordinator_client {
                 .insert(GrpcMethod::new("swarmline.v1.Coordinator", "ReturnTable"));
             self.inner.unary(req, path, codec).await
         }
-        /// Leases microbatch ids to a feeder. An id is never leased twice.
+        /// Leases microbatch ids to a feeder. No id is leased to two feeders, and all leases together are no longer than the
+        /// run. A feeder that asks when nothing is left may find in the next table that it takes over from a feeder that is gone.
         pub async fn lease(
             &mut self,
             request: impl tonic::IntoRequest<super::LeaseRequest>,
@@ -1496,7 +1552,8 @@ pub mod coordinator_client {
                 .insert(GrpcMethod::new("swarmline.v1.Coordinator", "Lease"));
             self.inner.unary(req, path, codec).await
         }
-        /// Reports the outcomes of a feeder's microbatches. The counts are totals, so a report may be repeated.
+        /// Reports the outcomes of a feeder's microbatches, every second and at its end. The counts are totals, so a report may
+        /// be repeated.
         pub async fn report(
             &mut self,
             request: impl tonic::IntoRequest<super::FeederReport>,
@@ -1599,12 +1656,14 @@ pub mod coordinator_server {
             tonic::Response<super::ReturnTableResponse>,
             tonic::Status,
         >;
-        /// Leases microbatch ids to a feeder. An id is never leased twice.
+        /// Leases microbatch ids to a feeder. No id is leased to two feeders, and all leases together are no longer than the
+        /// run. A feeder that asks when nothing is left may find in the next table that it takes over from a feeder that is gone.
         async fn lease(
             &self,
             request: tonic::Request<super::LeaseRequest>,
         ) -> std::result::Result<tonic::Response<super::LeaseResponse>, tonic::Status>;
-        /// Reports the outcomes of a feeder's microbatches. The counts are totals, so a report may be repeated.
+        /// Reports the outcomes of a feeder's microbatches, every second and at its end. The counts are totals, so a report may
+        /// be repeated.
         async fn report(
             &self,
             request: tonic::Request<super::FeederReport>,

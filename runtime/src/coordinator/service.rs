@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 
 use swarmline_proto::{PROTOCOL_VERSION, v1};
-use swarmline_scheduler::coordinator::{Event, Reply as MachineReply};
+use swarmline_scheduler::coordinator::{Event, FeederReport, Reply as MachineReply};
 use swarmline_scheduler::stage::Progress;
-use swarmline_scheduler::{Duration, Incarnation, Instance, MemberState, PeerId};
+use swarmline_scheduler::{BlockTally, Duration, Incarnation, Instance, MemberState, MicrobatchId, PeerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -140,11 +140,14 @@ impl v1::coordinator_server::Coordinator for Service {
     async fn lease(&self, call: Call<v1::LeaseRequest>) -> Result<Response<v1::LeaseResponse>, Status> {
         let request = call.get_ref();
         let from = Caller::of(&call)?.instance(request.incarnation);
-        match self.ask(Event::LeaseRequest { from, count: request.count }).await?.reply {
-            MachineReply::Leased(lease) => Ok(Response::new(v1::LeaseResponse {
+        let (next, count) = (request.next.map(MicrobatchId), request.count);
+        let tallies = tallies(&request.blocks)?;
+        match self.ask(Event::LeaseRequest { from, next, count, tallies }).await?.reply {
+            MachineReply::Leased { lease, others } => Ok(Response::new(v1::LeaseResponse {
                 first: lease.first.0,
                 count: lease.count,
                 epoch: lease.epoch,
+                others: Some(wire::encode_run(others)),
             })),
             MachineReply::Unknown => Err(unknown()),
             MachineReply::LeaseRefused(refusal) => Err(Status::failed_precondition(refusal.to_string())),
@@ -155,14 +158,19 @@ impl v1::coordinator_server::Coordinator for Service {
     async fn report(&self, call: Call<v1::FeederReport>) -> Result<Response<v1::ReportResponse>, Status> {
         let caller = Caller::of(&call)?;
         let report = call.into_inner();
+        let from = caller.instance(report.incarnation);
+        let progress = FeederReport { tallies: tallies(&report.blocks)?, done: report.done };
+        let others = match self.ask(Event::FeederReport { from, report: progress }).await?.reply {
+            MachineReply::Reported { others } => others,
+            MachineReply::Unknown => return Err(unknown()),
+            _ => return Err(not_a_member()),
+        };
         if report.done {
-            let from = caller.instance(report.incarnation);
-            self.ask_member(Event::FeederDone { from }).await?;
             let v1::FeederReport { injected, finished, refused, lost, ungranted, .. } = report;
             let totals = Totals { injected, finished, refused, lost, ungranted };
             let _ = self.published.totals.send(totals).await;
         }
-        Ok(Response::new(v1::ReportResponse {}))
+        Ok(Response::new(v1::ReportResponse { others: Some(wire::encode_run(others)) }))
     }
 
     async fn leave(&self, call: Call<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
@@ -217,6 +225,10 @@ fn proven(claimed: SocketAddr, caller: IpAddr) -> Result<SocketAddr, Status> {
         "your data plane is said to be at {claimed}, but you call from {caller}, and no other address is proven to be \
          yours; listen on 0.0.0.0 or on {caller}"
     )))
+}
+
+fn tallies(blocks: &[v1::BlockTally]) -> Result<Vec<BlockTally>, Status> {
+    wire::decode_blocks(blocks).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 fn heartbeat(from: Instance, request: &v1::HeartbeatRequest) -> Event {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use swarmline_scheduler::feeder::{Action, Counts, End, Event, Measured, Outcome as MicrobatchOutcome};
 use swarmline_scheduler::{
-    Directive, Envelope, Feeder, Lease, Membership, MicrobatchId, PeerId, Purpose, StageIndex,
+    Directive, Envelope, Feeder, Lease, Membership, MicrobatchId, PeerId, Purpose, RunTally, StageIndex,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -50,7 +50,7 @@ pub(super) struct Handles {
 }
 
 /// The coordinator's reply to a request for microbatch ids.
-type LeaseReply = Result<Lease, ControlError>;
+type LeaseReply = Result<(Lease, RunTally), ControlError>;
 
 /// The state of the loop.
 #[derive(Debug)]
@@ -60,6 +60,9 @@ pub(super) struct FeederLoop {
     clock: Clock,
     lease_sender: mpsc::Sender<LeaseReply>,
     leases: mpsc::Receiver<LeaseReply>,
+    /// Replies to reports: the progress of other feeders.
+    others_sender: mpsc::Sender<RunTally>,
+    others: mpsc::Receiver<RunTally>,
     /// Time of the last report of an unserved stage, or of the last moment when all stages were served.
     unserved_told: Instant,
     refusals: RateLimit,
@@ -71,12 +74,15 @@ impl FeederLoop {
     pub(super) fn new(machine: Feeder<Bytes>, handles: Handles) -> Self {
         telemetry::describe();
         let (lease_sender, leases) = mpsc::channel(1);
+        let (others_sender, others) = mpsc::channel(1);
         Self {
             machine,
             handles,
             clock: Clock::start(),
             lease_sender,
             leases,
+            others_sender,
+            others,
             unserved_told: Instant::now(),
             refusals: RateLimit::default(),
             notices: Notices::default(),
@@ -115,7 +121,12 @@ impl FeederLoop {
             let deadline = self.machine.poll_timeout().map(|(at, _)| at);
             tokio::select! {
                 Some(event) = self.handles.arrivals.recv() => self.on_arrivals(event, reporter)?,
-                Some(lease) = self.leases.recv() => self.handle(Event::Lease(lease?), reporter)?,
+                Some(reply) = self.leases.recv() => {
+                    let (lease, others) = reply?;
+                    self.handle(Event::RunProgress(others), reporter)?;
+                    self.handle(Event::Lease(lease), reporter)?;
+                }
+                Some(others) = self.others.recv() => self.handle(Event::RunProgress(others), reporter)?,
                 Ok(()) = self.handles.table.changed() => {
                     let table = self.handles.table.borrow_and_update().clone();
                     self.adopt(table, reporter)?;
@@ -151,17 +162,17 @@ impl FeederLoop {
             Err(error) => {
                 tracing::debug!(%error, "the coordinator did not get the outcomes of a stopped feeder");
             }
-            Ok(()) => {}
+            Ok(_) => {}
         }
         Ok(outcome)
     }
 
     /// Reports the outcomes. A run ends with this report, so a feeder that is done repeats it for [`REPORT_WITHIN`]
     /// while the coordinator is silent.
-    async fn report_outcomes(&mut self, counts: &Counts, done: bool) -> Result<(), ControlError> {
-        let until = Instant::now() + REPORT_WITHIN;
+    async fn report_outcomes(&mut self, counts: &Counts, done: bool) -> Result<RunTally, ControlError> {
+        let (tallies, until) = (self.machine.tallies(), Instant::now() + REPORT_WITHIN);
         loop {
-            match self.handles.control.report(counts, done).await {
+            match self.handles.control.report(counts, &tallies, done).await {
                 Err(ControlError::Silent { .. }) if done && Instant::now() < until => {
                     tokio::time::sleep(HEARTBEAT_INTERVAL).await;
                 }
@@ -211,6 +222,7 @@ impl FeederLoop {
         for (instance, round_trip) in self.handles.network.round_trips() {
             self.handle(Event::RoundTrip(instance, round_trip), reporter)?;
         }
+        self.report_progress();
         self.tell_progress(reporter);
         Ok(())
     }
@@ -259,7 +271,7 @@ impl FeederLoop {
             // Done before any action that leaves.
             Action::Journal(_) | Action::Draw { .. } => {}
             Action::Send { to, envelope } => return Ok(self.send(to, envelope)),
-            Action::RequestLease { count } => self.request_lease(count),
+            Action::RequestLease { next, count } => self.request_lease(next, count),
             Action::Outcome { microbatch, outcome } => self.count(microbatch, &outcome, reporter),
             Action::Evaluated(measured) => self.measured(&measured, reporter),
             Action::Struck(hop) => {
@@ -275,9 +287,7 @@ impl FeederLoop {
     fn draw(&self, microbatch: MicrobatchId, purpose: Purpose) -> Result<Bytes, Error> {
         let ids = match purpose {
             Purpose::Train => self.handles.batches.train(microbatch),
-            Purpose::Evaluate | Purpose::EvaluateCut => {
-                self.handles.batches.heldout(microbatch.0 & !MicrobatchId::EVALUATION_BIT)
-            }
+            Purpose::Evaluate | Purpose::EvaluateCut => self.handles.batches.heldout(microbatch.index()),
         };
         let packed = self.handles.tokens.encode(&ids);
         Ok(packed.map_err(|source| Error::Tokens { microbatch, source })?.into())
@@ -290,15 +300,30 @@ impl FeederLoop {
     }
 
     /// Requests a lease in the background: training goes on with the ids left.
-    fn request_lease(&self, count: u64) {
+    fn request_lease(&self, next: Option<MicrobatchId>, count: u64) {
         let (mut control, sender) = (self.handles.control.clone(), self.lease_sender.clone());
+        let tallies = self.machine.tallies();
         tokio::spawn(async move {
-            let lease = control.lease(count).await;
+            let lease = control.lease(next, count, &tallies).await;
             if let Err(ControlError::Silent { .. } | ControlError::Unknown(_)) = lease {
                 // The machine retries.
                 return;
             }
             let _ = sender.send(lease).await;
+        });
+    }
+
+    /// Reports the progress in the background, and takes the progress of others from the reply. A report that fails is
+    /// made up for by the next.
+    fn report_progress(&self) {
+        let (mut control, sender) = (self.handles.control.clone(), self.others_sender.clone());
+        let (counts, tallies) = (self.machine.counts(), self.machine.tallies());
+        tokio::spawn(async move {
+            match control.report(&counts, &tallies, false).await {
+                // While a reply waits for the loop, a newer one may be dropped: the next second brings another.
+                Ok(others) => drop(sender.try_send(others)),
+                Err(error) => tracing::debug!(%error, "the coordinator did not get the progress"),
+            }
         });
     }
 
@@ -322,8 +347,7 @@ impl FeederLoop {
     /// Reports an evaluation; its time does not count as training time.
     fn measured(&mut self, measured: &Measured, reporter: &Reporter) {
         self.handles.throughput.paused();
-        let counts = self.machine.counts();
-        let done = counts.finished + counts.refused + counts.inherited;
+        let done = self.machine.settled_of_run();
         match measured.mean() {
             Some(loss) => {
                 let upstream_cut = measured.purpose == Purpose::EvaluateCut;
@@ -345,7 +369,7 @@ impl FeederLoop {
         self.handles.heartbeats.set_stats(stats);
         telemetry::record_member(&stats);
         telemetry::record_feeder(&counts);
-        if let Some(progress) = self.handles.throughput.progress(&counts) {
+        if let Some(progress) = self.handles.throughput.progress(&counts, self.machine.settled_of_run()) {
             reporter.tell(&report::Event::Progress(progress));
         }
         self.notices.tell(Instant::now(), reporter);

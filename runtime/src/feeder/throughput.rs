@@ -55,12 +55,13 @@ impl Throughput {
         self.training_since = None;
     }
 
-    /// Progress since the last call; `None` if no microbatch has finished since.
-    pub(super) fn progress(&mut self, counts: &Counts) -> Option<ProgressReport> {
+    /// Progress since the last call; `None` if no microbatch has finished since. `done` microbatches of the run have their
+    /// outcome.
+    pub(super) fn progress(&mut self, counts: &Counts, done: u64) -> Option<ProgressReport> {
         let elapsed = std::mem::replace(&mut self.progress_at, Instant::now()).elapsed();
         let since = std::mem::take(&mut self.since_progress);
         (since.tokens > 0).then(|| ProgressReport {
-            done: counts.finished + counts.refused + counts.inherited,
+            done,
             total: self.total,
             in_flight: counts.in_flight,
             loss: since.mean(),

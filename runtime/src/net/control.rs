@@ -8,7 +8,7 @@ use std::time::Duration;
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::feeder::Counts;
 use swarmline_scheduler::{
-    Directive, Incarnation, Lease, Membership, MicrobatchId, PeerId, Role, StageIndex,
+    BlockTally, Directive, Incarnation, Lease, Membership, MicrobatchId, PeerId, Role, RunTally, StageIndex,
 };
 use tokio::sync::watch;
 use tonic::{Code, Response, Status};
@@ -184,23 +184,41 @@ impl Control {
         read_directive(&reply)
     }
 
-    /// Leases up to `count` microbatch ids.
+    /// Leases up to `count` microbatch ids; `next` is the first id that this feeder does not have, `blocks` its progress. The reply tells also
+    /// how far other feeders have come.
     ///
     /// # Errors
     /// If the coordinator cannot be reached or refuses the lease.
-    pub async fn lease(&mut self, count: u64) -> Result<Lease, ControlError> {
-        let request = v1::LeaseRequest { incarnation: self.incarnation(), count };
-        let reply = self.call(|mut client| async move { client.lease(request).await }).await?;
-        let v1::LeaseResponse { first, count, epoch } = reply;
-        Ok(Lease { first: MicrobatchId(first), count, epoch })
+    pub async fn lease(
+        &mut self,
+        next: Option<MicrobatchId>,
+        count: u64,
+        blocks: &[BlockTally],
+    ) -> Result<(Lease, RunTally), ControlError> {
+        let next = next.map(|next| next.0);
+        let blocks = blocks.iter().map(wire::encode_block).collect();
+        let request = v1::LeaseRequest { incarnation: self.incarnation(), count, next, blocks };
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.lease(request).await }
+        };
+        let reply = self.call(call).await?;
+        let v1::LeaseResponse { first, count, epoch, others } = reply;
+        Ok((Lease { first: MicrobatchId(first), count, epoch }, wire::decode_run(others)))
     }
 
-    /// Reports the outcomes of the microbatches injected, and whether none is in flight or left to inject. The end of the
-    /// work is reported until the coordinator replies, at most [`REPORTS_MAX`] times.
+    /// Reports the outcomes of the microbatches injected, and whether the run has none left. The end of the work is
+    /// reported until the coordinator replies, at most [`REPORTS_MAX`] times. The reply tells how far other feeders have
+    /// come.
     ///
     /// # Errors
     /// If the coordinator cannot be reached or takes this process for dead.
-    pub async fn report(&mut self, counts: &Counts, done: bool) -> Result<(), ControlError> {
+    pub async fn report(
+        &mut self,
+        counts: &Counts,
+        blocks: &[BlockTally],
+        done: bool,
+    ) -> Result<RunTally, ControlError> {
         let request = v1::FeederReport {
             incarnation: self.incarnation(),
             injected: counts.injected,
@@ -209,10 +227,11 @@ impl Control {
             lost: counts.lost,
             ungranted: counts.ungranted,
             done,
+            blocks: blocks.iter().map(wire::encode_block).collect(),
             ..v1::FeederReport::default()
         };
         for _ in 1..if done { REPORTS_MAX } else { 1 } {
-            match self.report_once(request).await {
+            match self.report_once(request.clone()).await {
                 Err(ControlError::Silent { .. } | ControlError::Unknown(_)) => {
                     tokio::time::sleep(REPORT_PAUSE).await;
                 }
@@ -222,8 +241,13 @@ impl Control {
         self.report_once(request).await
     }
 
-    async fn report_once(&mut self, request: v1::FeederReport) -> Result<(), ControlError> {
-        self.call(|mut client| async move { client.report(request).await }).await.map(drop)
+    async fn report_once(&mut self, request: v1::FeederReport) -> Result<RunTally, ControlError> {
+        // A call that finds the coordinator started again repeats its request.
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.report(request).await }
+        };
+        self.call(call).await.map(|reply| wire::decode_run(reply.others))
     }
 
     /// Leaves the run. A failed call is only logged: the process leaves anyway.

@@ -73,7 +73,7 @@ fn signed_text(run: &ManifestDigest, membership: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use swarmline_scheduler::{
-        Incarnation, Instance, Lease, Member, MemberState, MicrobatchId, StageIndex, Succession,
+        Incarnation, Instance, Lease, LeasedRange, Member, MemberState, MicrobatchId, StageIndex,
     };
 
     use super::*;
@@ -88,12 +88,12 @@ mod tests {
             address: "[::1]:7000".parse().unwrap(),
         };
         let lease = Lease { first: MicrobatchId(64), count: 32, epoch: 1 };
-        let successions = vec![Succession { lease, feeder: PeerId([order[0]; 32]) }];
+        let leases = vec![LeasedRange::new(lease, PeerId([order[0]; 32]))];
         Membership {
             launch: 9,
             version: 4,
             members: order.into_iter().zip(states).map(member).collect(),
-            successions,
+            leases,
             trained: vec![StageIndex(3)],
             awaited: vec![StageIndex(0)],
         }

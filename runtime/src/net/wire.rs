@@ -5,6 +5,7 @@
 mod averaging;
 mod membership;
 mod message;
+mod progress;
 mod ranges;
 mod recovery;
 mod transfer;
@@ -18,6 +19,7 @@ use super::digest::ManifestDigest;
 
 pub use membership::{decode_membership, encode_membership};
 pub(super) use message::{decode_message, encode_message};
+pub use progress::{decode_blocks, decode_run, encode_block, encode_run};
 
 /// Limit of a line of text in a message, bytes; the rest of a longer line is cut off.
 pub const DETAIL_BYTES_MAX: usize = 512;

@@ -163,11 +163,11 @@ pub struct ReplicaReport {
 /// A feeder's progress.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProgressReport {
-    /// Microbatches with an outcome.
+    /// Microbatches of the run with an outcome, those of other feeders included.
     pub done: u64,
     /// Microbatches of the run.
     pub total: u64,
-    /// Microbatches in flight.
+    /// Microbatches of this feeder in flight.
     pub in_flight: u64,
     /// Mean training loss since the previous report, nats a token.
     pub loss: f64,

@@ -9,6 +9,12 @@ use super::{FragmentIndex, Round};
 /// A report is repeated after this time if the feeder goes on calling a round that has ended here.
 const REPORT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// A call that is further ahead of the last round than this is not believed: it would end all rounds.
+pub const ROUND_JUMP_MAX: u64 = 1 << 20;
+
+/// The first round that is heard of may be this high at most.
+const FIRST_ROUND_MAX: u64 = 1 << 48;
+
 /// The rounds of the run as one replica knows them. [`Averaging`](super::Averaging) works on one round at a time.
 #[derive(Clone, Debug, Default)]
 pub struct RoundTracker {
@@ -50,6 +56,10 @@ impl RoundTracker {
         round: Round,
         is_closing: bool,
     ) -> Option<RoundReport> {
+        let highest = self.ended.map_or(FIRST_ROUND_MAX, |ended| ended.0.saturating_add(ROUND_JUMP_MAX));
+        if round.0 > highest {
+            return None;
+        }
         (self.feeder, self.closing) = (Some(feeder), is_closing);
         let ended = *self.ended.get_or_insert(round);
         if round > ended {
@@ -127,6 +137,17 @@ mod tests {
         assert_eq!(carried(6, 0), Some(Round(5)));
         assert_eq!(carried(8, 0), Some(Round(5)), "round 7 left this replica out");
         assert_eq!(carried(9, 1), Some(Round(8)));
+    }
+
+    #[test]
+    fn a_call_far_ahead_is_not_believed() {
+        let mut tracker = RoundTracker::default();
+        assert_eq!(tracker.on_call(NOW, FEEDER, Round(u64::MAX), false), None);
+        assert_eq!(tracker.on_call(NOW, FEEDER, Round(4), false), report(4));
+        assert_eq!(tracker.on_call(NOW, FEEDER, Round(u64::MAX), false), None);
+        assert_eq!(tracker.next_round(0), None);
+        tracker.on_call(NOW, FEEDER, Round(5), false);
+        assert_eq!(tracker.next_round(0), Some(Round(5)));
     }
 
     #[test]

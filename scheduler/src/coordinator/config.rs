@@ -45,6 +45,8 @@ pub struct Config {
     pub launch: u64,
     /// Number of stages of the run.
     pub stages: u16,
+    /// Microbatches that need an outcome before the run is over. Default `u64::MAX`: no end.
+    pub total: u64,
     /// Replicas of a stage at most; further joiners stand by. Default 1.
     pub replicas_per_stage: u32,
     /// The peers that may join. Default [`Policy::Anyone`].
@@ -69,6 +71,7 @@ impl Config {
         Self {
             launch: 0,
             stages,
+            total: u64::MAX,
             replicas_per_stage: 1,
             policy: Policy::Anyone,
             feed: FeedPolicy::Members,

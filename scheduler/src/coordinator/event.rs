@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::Reply;
 use crate::stage::Progress;
-use crate::{Instance, Membership, PeerId, Role, StageIndex};
+use crate::{BlockTally, Instance, Membership, MicrobatchId, PeerId, Role, StageIndex};
 
 /// An event of a coordinator: a request, or a timeout. The process has authenticated every instance.
 #[derive(Clone, Debug)]
@@ -51,16 +51,32 @@ pub enum Event {
     LeaseRequest {
         /// The caller.
         from: Instance,
+        /// The first id that the feeder does not have; `None` if it has no block.
+        next: Option<MicrobatchId>,
         /// Number of ids; the feeder may get fewer.
         count: u64,
+        /// The blocks that it decides about, as in [`FeederReport`]: a feeder that was started again with its journal says
+        /// what it knows before it asks.
+        tallies: Vec<BlockTally>,
     },
-    /// A feeder has an outcome for every microbatch that it was to inject.
-    FeederDone {
+    /// A feeder reports its progress, every second and at its end.
+    FeederReport {
         /// The caller.
         from: Instance,
+        /// The report.
+        report: FeederReport,
     },
     /// The time that `poll_timeout` named has come.
     Timeout,
+}
+
+/// The progress of a feeder, as totals: a report that is repeated changes nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FeederReport {
+    /// The blocks that it decides about, at most [`LEASES_MAX`](crate::LEASES_MAX).
+    pub tallies: Vec<BlockTally>,
+    /// Whether every microbatch of the run has its outcome, and the feeder calls no further averaging round.
+    pub done: bool,
 }
 
 impl Event {
@@ -74,7 +90,7 @@ impl Event {
             | Self::Heartbeat { from, .. }
             | Self::Leave { from }
             | Self::LeaseRequest { from, .. }
-            | Self::FeederDone { from } => Some(from),
+            | Self::FeederReport { from, .. } => Some(from),
             Self::Timeout => None,
         }
     }

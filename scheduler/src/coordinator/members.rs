@@ -40,6 +40,7 @@ pub(super) struct Members {
     lease: Duration,
     occupancy: Occupancy,
     standbys: BTreeSet<PeerId>,
+    feeders: usize,
     /// Feeders that have not reported the end of their work.
     working_feeders: usize,
 }
@@ -53,6 +54,7 @@ impl Members {
             lease,
             occupancy: Occupancy::new(stages),
             standbys: BTreeSet::new(),
+            feeders: 0,
             working_feeders: 0,
         }
     }
@@ -91,6 +93,10 @@ impl Members {
     /// The standby with the lowest key.
     pub(super) fn first_standby(&self) -> Option<&Entry> {
         self.standbys.first().and_then(|peer| self.entries.get(peer))
+    }
+
+    pub(super) fn feeders(&self) -> usize {
+        self.feeders
     }
 
     pub(super) fn has_working_feeder(&self) -> bool {
@@ -151,6 +157,7 @@ impl Members {
     fn count_in(&mut self, entry: &Entry) {
         let Member { instance, state, .. } = entry.member;
         self.occupancy.enter(state);
+        self.feeders += usize::from(state == MemberState::Feeding);
         self.working_feeders += usize::from(entry.is_working_feeder());
         if state == MemberState::Standby {
             self.standbys.insert(instance.peer);
@@ -159,6 +166,7 @@ impl Members {
 
     fn count_out(&mut self, entry: &Entry) {
         self.occupancy.exit(entry.member.state);
+        self.feeders -= usize::from(entry.member.state == MemberState::Feeding);
         self.working_feeders -= usize::from(entry.is_working_feeder());
         self.standbys.remove(&entry.member.instance.peer);
     }

@@ -36,7 +36,7 @@ impl Publishing {
 
     /// Keeps a reply until the next table, if it tells of a change that no table shows yet; else gives it back.
     pub(super) fn wait(&mut self, to: Instance, reply: Reply) -> Option<Reply> {
-        if self.changed && matches!(reply, Reply::Joined(_) | Reply::Leased(_)) {
+        if self.changed && matches!(reply, Reply::Joined(_) | Reply::Leased { .. }) {
             self.waiting.push_back((to, reply));
             return None;
         }

@@ -1,6 +1,6 @@
 //! Replies of the coordinator.
 
-use crate::{Duration, Incarnation, Lease, LeaseRefusal, MemberState, PeerId};
+use crate::{Duration, Incarnation, Lease, LeaseRefusal, MemberState, PeerId, RunTally};
 
 /// The reply to one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +18,18 @@ pub enum Reply {
     Unknown,
     /// The caller has left.
     Left,
-    /// The caller has a lease of these ids.
-    Leased(Lease),
+    /// The caller has a lease of these ids, and other feeders have come so far.
+    Leased {
+        /// The ids.
+        lease: Lease,
+        /// The progress of other feeders.
+        others: RunTally,
+    },
+    /// The report of the caller is noted, and other feeders have come so far.
+    Reported {
+        /// The progress of other feeders.
+        others: RunTally,
+    },
     /// The caller gets no ids.
     LeaseRefused(LeaseRefusal),
 }
@@ -65,9 +75,6 @@ pub enum JoinRefusal {
         /// Members at most.
         limit: usize,
     },
-    /// No range of ids is left to take over: each is done, or none was leased.
-    #[error("no feeder has left anything to take over; feed the run without taking over")]
-    NothingToSucceed,
     /// The feeder whose ids are to be taken over is a member.
     #[error("feeder {feeder} is still a member; stop it, or wait until it has been silent for {lease:?}")]
     FeederLives {

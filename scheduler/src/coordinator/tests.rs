@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::{Duration, Incarnation, Lease, MicrobatchId};
+use crate::{Block, BlockTally, Duration, Incarnation, Lease, MicrobatchId};
 
 const FEEDER: PeerId = PeerId([9; 32]);
+const TOTAL: u64 = 10;
 
 fn key(index: u8) -> PeerId {
     PeerId([index; 32])
@@ -122,12 +123,36 @@ impl Harness {
     }
 
     fn lease(&mut self, peer: PeerId, count: u64) -> Reply {
-        self.hear(Event::LeaseRequest { from: start(peer), count }).unwrap()
+        self.lease_from(peer, None, count)
     }
 
-    /// A run with two stages that are served, and a feeder.
+    /// The feeder has the ids below `next`.
+    fn lease_from(&mut self, peer: PeerId, next: Option<MicrobatchId>, count: u64) -> Reply {
+        self.hear(Event::LeaseRequest { from: start(peer), next, count, tallies: Vec::new() }).unwrap()
+    }
+
+    /// The ranges of ids as the newest table names them, and their feeders.
+    fn leases(&self) -> Vec<(Lease, PeerId)> {
+        let table = self.published.last().unwrap();
+        table.leases.iter().map(|leased| (leased.lease, leased.feeder)).collect()
+    }
+
+    /// The feeder has injected and settled all but `open` of the first `injected` ids of a block.
+    fn report(&mut self, peer: PeerId, block: u32, (injected, open): (u64, u64), done: bool) -> Reply {
+        let tally = BlockTally { block: Block(block), leased: injected, injected, settled: injected - open };
+        let report = FeederReport { tallies: vec![tally], done };
+        self.hear(Event::FeederReport { from: start(peer), report }).unwrap()
+    }
+
+    /// The feeder gets a run of ten microbatches, and settles them.
+    fn feed(&mut self) -> Reply {
+        self.lease(FEEDER, 10);
+        self.report(FEEDER, 0, (10, 0), true)
+    }
+
+    /// A run of ten microbatches, with two stages that are served and a feeder.
     fn running() -> Self {
-        let mut harness = Self::new(2);
+        let mut harness = Self::with(Config { total: TOTAL, ..Config::new(2) });
         for index in [0, 1] {
             assert_eq!(harness.join(key(index), 1, Role::Replica), loading(index));
             assert_eq!(
@@ -146,6 +171,19 @@ impl Harness {
     }
 }
 
+/// The reply with `count` ids of a block, from `index` on, when no other feeder has come anywhere.
+fn leased(block: u32, index: u64, count: u64) -> Reply {
+    let first = MicrobatchId(Block(block).first().0 + index);
+    Reply::Leased { lease: Lease { first, count, epoch: 0 }, others: RunTally::default() }
+}
+
+impl Reply {
+    fn with_others(self, injected: u64, settled: u64) -> Self {
+        let Self::Leased { lease, .. } = self else { return self };
+        Self::Leased { lease, others: RunTally { injected, settled } }
+    }
+}
+
 fn loading(stage: u8) -> Reply {
     Reply::Joined(MemberState::Loading(StageIndex(stage.into())))
 }
@@ -157,24 +195,66 @@ fn a_run_waits_runs_and_finishes() {
     assert_eq!(versions, [1, 2, 3, 4, 5]);
     assert_eq!(harness.published.last(), Some(&harness.coordinator.membership()));
     assert_eq!(harness.join(key(2), 1, Role::Replica), Reply::Joined(MemberState::Standby));
-    let done = Event::FeederDone { from: start(FEEDER) };
-    assert_eq!(harness.hear(done.clone()), Some(Reply::Noted(MemberState::Feeding)));
-    harness.hear(done);
+    assert_eq!(harness.feed(), Reply::Reported { others: RunTally::default() });
+    harness.feed();
     assert_eq!((harness.finished, harness.coordinator.state()), (1, RunState::Finished));
     assert_eq!(harness.join(key(3), 1, Role::Replica), Reply::JoinRefused(JoinRefusal::Finished));
     assert_eq!(harness.lease(FEEDER, 1), Reply::LeaseRefused(LeaseRefusal::Finished));
 }
 
 #[test]
-fn a_feeder_that_is_gone_keeps_no_run_from_finishing() {
+fn a_feeder_that_is_gone_with_nothing_open_keeps_no_run_from_finishing() {
     let mut harness = Harness::running();
     let other = key(5);
     harness.join(other, 1, Role::Feeder);
-    harness.hear(Event::FeederDone { from: start(FEEDER) });
-    harness.hear(Event::Leave { from: start(FEEDER) });
-    assert_eq!(harness.coordinator.state(), RunState::Running, "the other feeder may have work left");
+    harness.lease(FEEDER, 4);
+    assert_eq!(harness.lease(other, 100), leased(1, 0, 3), "half of what is left");
+    harness.report(other, 1, (3, 0), false);
     harness.hear(Event::Leave { from: start(other) });
+    assert_eq!(harness.coordinator.run_progress(), RunTally { injected: 3, settled: 3 });
+    let others = RunTally { injected: 3, settled: 3 };
+    let next = Some(MicrobatchId(4));
+    let lease = Lease { first: MicrobatchId(4), count: 3, epoch: 0 };
+    assert_eq!(harness.lease_from(FEEDER, next, 100), Reply::Leased { lease, others });
+    harness.report(FEEDER, 0, (7, 0), true);
     assert_eq!((harness.finished, harness.coordinator.state()), (1, RunState::Finished));
+}
+
+#[test]
+fn a_feeder_that_is_done_ends_no_run_while_another_with_work_is_away() {
+    let mut harness = Harness::running();
+    let other = key(5);
+    harness.join(other, 1, Role::Feeder);
+    harness.lease(other, 3);
+    harness.report(other, 1, (3, 2), false);
+    harness.pass(16, &[key(0), key(1), FEEDER]);
+    assert_eq!(harness.state(other), None);
+    harness.report(FEEDER, 0, (0, 0), true);
+    assert_eq!(harness.coordinator.state(), RunState::Running, "microbatches are open");
+    assert!(matches!(harness.lease(FEEDER, 100), Reply::Leased { .. }));
+    harness.report(FEEDER, 1, (7, 0), true);
+    assert_eq!(harness.coordinator.state(), RunState::Running);
+}
+
+#[test]
+fn a_feeder_that_asks_when_nothing_is_left_takes_over_from_the_gone() {
+    let mut harness = Harness::running();
+    let other = key(5);
+    harness.join(other, 1, Role::Feeder);
+    harness.lease(other, 3);
+    harness.report(other, 0, (2, 1), false);
+    harness.pass(16, &[key(0), key(1), FEEDER]);
+    assert_eq!(harness.lease(FEEDER, 7), leased(1, 0, 7).with_others(2, 1));
+    let next = MicrobatchId(Block(1).first().0 + 7);
+    harness.lease_from(FEEDER, Some(next), 100);
+    let lease = Lease { first: MicrobatchId(0), count: 3, epoch: 1 };
+    assert_eq!(harness.leases()[0], (lease, FEEDER));
+    harness.report(FEEDER, 0, (2, 0), false);
+    let lease = Lease { first: next, count: 1, epoch: 0 };
+    let one = Reply::Leased { lease, others: RunTally::default() };
+    assert_eq!(harness.lease_from(FEEDER, Some(next), 100), one, "one id was never injected");
+    harness.report(FEEDER, 1, (8, 0), true);
+    assert_eq!(harness.coordinator.state(), RunState::Finished);
 }
 
 #[test]
@@ -228,7 +308,13 @@ fn an_open_run_belongs_to_its_first_feeder_even_while_that_is_away() {
     harness.join(key(1), 1, Role::Feeder);
     harness.hear(Event::Leave { from: start(key(1)) });
     harness.join(FEEDER, 1, Role::Feeder);
-    harness.hear(Event::LeaseRequest { from: start(FEEDER), count: 1 });
+    harness.join(key(2), 1, Role::Feeder);
+    harness.hear(Event::LeaseRequest { from: start(FEEDER), next: None, count: 1, tallies: Vec::new() });
+    assert_eq!(
+        harness.lease(key(2), 1),
+        Reply::LeaseRefused(LeaseRefusal::FedByAnother { first: FEEDER }),
+        "it joined before the run had its feeder"
+    );
     harness.hear(Event::Leave { from: start(FEEDER) });
     let refusal = JoinRefusal::FedByAnother { key: key(1), first: FEEDER };
     for role in [Role::Feeder, Role::Successor] {
@@ -318,27 +404,31 @@ fn a_standby_takes_a_place_that_becomes_free_before_the_run_and_in_it() {
 }
 
 #[test]
-fn feeders_get_ranges_that_never_overlap() {
+fn feeders_get_ids_of_their_own_and_no_more_than_the_run_has() {
     let mut harness = Harness::running();
     harness.join(key(8), 1, Role::Feeder);
-    let leased = |first, count| Reply::Leased(Lease { first: MicrobatchId(first), count, epoch: 0 });
-    assert_eq!(harness.lease(FEEDER, 10), leased(0, 10));
-    assert_eq!(harness.lease(key(8), 5), leased(10, 5));
-    assert_eq!(harness.lease(FEEDER, 1), leased(15, 1));
+    assert_eq!(harness.lease(FEEDER, 4), leased(0, 0, 4));
+    assert_eq!(harness.lease(key(8), 5), leased(1, 0, 3));
+    assert_eq!(harness.lease_from(FEEDER, Some(MicrobatchId(4)), 9), leased(0, 4, 2));
     assert_eq!(harness.lease(key(0), 1), Reply::LeaseRefused(LeaseRefusal::NotAFeeder));
     assert_eq!(harness.lease(key(7), 1), Reply::Unknown);
-    assert_eq!(harness.coordinator.leases().len(), 3);
-    harness.hear(Event::FeederDone { from: start(FEEDER) });
+    let feeders: Vec<_> = harness.published.last().unwrap().leases.iter().map(|one| one.feeder).collect();
+    assert_eq!(feeders, [FEEDER, key(8)]);
+    let version = harness.coordinator.membership().version;
+    harness.lease_from(key(8), Some(MicrobatchId(Block(1).first().0 + 3)), 1);
+    assert_eq!(harness.coordinator.membership().version, version, "a table names blocks");
+    harness.report(FEEDER, 0, (6, 0), true);
     assert_eq!(harness.coordinator.state(), RunState::Running);
-    harness.hear(Event::FeederDone { from: start(key(8)) });
+    harness.report(key(8), 1, (4, 0), true);
     assert_eq!(harness.coordinator.state(), RunState::Finished);
 }
 
 #[test]
 fn only_a_feeder_can_end_a_run() {
     let mut harness = Harness::running();
-    harness.hear(Event::FeederDone { from: start(key(0)) });
-    harness.hear(Event::FeederDone { from: start(key(5)) });
+    harness.lease(FEEDER, 10);
+    assert_eq!(harness.report(key(0), 0, (10, 0), true), Reply::NotAMember);
+    assert_eq!(harness.report(key(5), 0, (10, 0), true), Reply::Unknown);
     assert_eq!((harness.finished, harness.coordinator.state()), (0, RunState::Running));
 }
 
@@ -346,29 +436,51 @@ fn only_a_feeder_can_end_a_run() {
 fn a_successor_gets_the_ranges_of_a_dead_feeder_and_the_table_names_it() {
     let mut harness = Harness::running();
     let successor = key(8);
-    assert!(matches!(harness.lease(FEEDER, 40), Reply::Leased(_)));
+    assert!(matches!(harness.lease(FEEDER, 40), Reply::Leased { .. }));
     let lives = JoinRefusal::FeederLives { feeder: FEEDER, lease: harness.coordinator.config().lease };
     assert_eq!(harness.join(successor, 1, Role::Successor), Reply::JoinRefused(lives));
+    harness.report(FEEDER, 0, (10, 4), false);
     harness.hear(Event::Leave { from: start(FEEDER) });
     assert_eq!(harness.join(successor, 1, Role::Successor), Reply::Joined(MemberState::Feeding));
-    let lease = Lease { first: MicrobatchId(0), count: 40, epoch: 1 };
-    let succession = crate::Succession { lease, feeder: successor };
-    assert_eq!(harness.published.last().unwrap().successions, [succession]);
+    let lease = Lease { first: MicrobatchId(0), count: 10, epoch: 1 };
+    assert_eq!(harness.leases(), [(lease, successor)]);
     assert_eq!(
         harness.join(successor, 1, Role::Successor),
         Reply::Joined(MemberState::Feeding),
         "the same start again"
     );
-    assert_eq!(harness.coordinator.membership().successions, [succession]);
-    harness.hear(Event::FeederDone { from: start(successor) });
-    assert_eq!(harness.coordinator.membership().successions, []);
+    assert_eq!(harness.leases(), [(lease, successor)]);
+    harness.report(successor, 0, (10, 0), true);
+    assert_eq!(harness.coordinator.state(), RunState::Finished);
 }
 
 #[test]
-fn a_succession_needs_a_range_to_take_over() {
+fn a_successor_that_was_started_again_with_its_journal_takes_nothing_over_twice() {
+    for knows in [true, false] {
+        let mut harness = Harness::running();
+        let successor = key(8);
+        harness.lease(FEEDER, 6);
+        harness.report(FEEDER, 0, (6, 4), false);
+        harness.hear(Event::Leave { from: start(FEEDER) });
+        harness.join(successor, 1, Role::Successor);
+        harness.report(successor, 0, (6, 3), false);
+        harness.join(successor, 2, Role::Feeder);
+        let from = Instance::new(successor, Incarnation(2));
+        let tally = BlockTally { block: Block(0), leased: 6, injected: 6, settled: 3 };
+        let tallies = if knows { vec![tally] } else { Vec::new() };
+        harness.hear(Event::LeaseRequest { from, next: None, count: 9, tallies });
+        assert_eq!(harness.leases()[0].0.epoch, if knows { 1 } else { 2 });
+    }
+}
+
+#[test]
+fn a_successor_that_finds_nothing_to_take_over_feeds_the_rest_of_the_run() {
     let mut harness = Harness::running();
-    let refused = Reply::JoinRefused(JoinRefusal::NothingToSucceed);
-    assert_eq!(harness.join(key(8), 1, Role::Successor), refused);
+    harness.lease(FEEDER, 6);
+    harness.report(FEEDER, 0, (4, 0), false);
+    harness.hear(Event::Leave { from: start(FEEDER) });
+    assert_eq!(harness.join(key(8), 1, Role::Successor), Reply::Joined(MemberState::Feeding));
+    assert_eq!(harness.lease(key(8), 100), leased(1, 0, 6).with_others(4, 4));
 }
 
 #[test]
@@ -388,7 +500,7 @@ fn the_table_names_the_trained_stages() {
 #[test]
 fn a_finished_run_ends_when_its_members_have_left_or_had_their_time() {
     let mut harness = Harness::running();
-    harness.hear(Event::FeederDone { from: start(FEEDER) });
+    harness.feed();
     for peer in [key(0), key(1)] {
         harness.hear(Event::Leave { from: start(peer) });
     }
@@ -397,7 +509,7 @@ fn a_finished_run_ends_when_its_members_have_left_or_had_their_time() {
     assert_eq!(harness.ended, 1);
 
     let mut harness = Harness::running();
-    harness.hear(Event::FeederDone { from: start(FEEDER) });
+    harness.feed();
     let farewell = harness.coordinator.config().farewell;
     while harness.ended == 0 {
         assert!(harness.now < Time(0) + farewell, "members that stay are not waited for without end");
@@ -485,13 +597,13 @@ fn a_replica_that_lost_its_weights_is_not_awaited() {
 #[test]
 fn a_feeder_that_was_expelled_goes_on_with_its_ids() {
     let mut harness = Harness::running();
-    harness.lease(FEEDER, 40);
+    harness.lease(FEEDER, 4);
     harness.pass(15, &[key(0), key(1)]);
     assert_eq!(harness.state(FEEDER), None);
     assert_eq!(harness.beat(FEEDER), Reply::Unknown);
     assert_eq!(harness.join(FEEDER, 1, Role::Feeder), Reply::Joined(MemberState::Feeding));
-    assert_eq!(harness.coordinator.leases()[0].holder, start(FEEDER));
-    assert!(matches!(harness.lease(FEEDER, 1), Reply::Leased(lease) if lease.first == MicrobatchId(40)));
+    assert_eq!(harness.published.last().unwrap().leases[0].feeder, FEEDER);
+    assert_eq!(harness.lease_from(FEEDER, Some(MicrobatchId(4)), 1), leased(0, 4, 1));
 }
 
 #[test]

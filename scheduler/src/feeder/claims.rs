@@ -17,12 +17,15 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         &mut self,
         now: Time,
         claimant: Hop,
-        claimed: Vec<RouteProof>,
+        mut claimed: Vec<RouteProof>,
         mut forfeited: Vec<MicrobatchId>,
     ) {
         if !self.may_claim(&claimant) {
             return self.counts.foreign += 1;
         }
+        // The replica may know a newer table, which gives this feeder ids of another: it asks again.
+        claimed.retain(|proof| self.decides(proof.microbatch));
+        forfeited.retain(|&id| self.decides(id));
         // Its gradients wait for an answer, and its neighbours for them.
         if self.suspicion.is_struck(claimant.peer()) {
             let denied = claimed.into_iter().map(|proof| proof.microbatch).collect();
@@ -125,6 +128,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 self.actions.push_back(Action::Struck(hop));
             }
         }
+    }
+
+    /// Whether the table gives the microbatch to this feeder.
+    pub(super) fn decides(&self, microbatch: MicrobatchId) -> bool {
+        self.table.lessee(microbatch) == Some(self.config.me.peer)
     }
 
     /// Whether the claimant is a replica that still has its place.

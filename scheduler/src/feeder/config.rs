@@ -18,6 +18,9 @@ pub(super) const CLAIMS_WITHIN: Duration = Duration::from_secs(10);
 /// More microbatches than this that wait for a replica show that the replicas of stage 0 have no room.
 pub(super) const SCARCE: usize = 4;
 
+/// Ids asked for at a time, in windows: half of them last while the next request is answered.
+pub(super) const WINDOWS_A_LEASE: u64 = 4;
+
 /// Times that an evaluation microbatch without an answer is sent; then the figure leaves it out.
 pub const EVALUATION_TRIES: u32 = 8;
 
@@ -43,7 +46,8 @@ pub struct Config {
     pub evaluation_timeout: Duration,
     /// Time between two announcements of outcomes. Default 250 ms.
     pub announce_interval: Duration,
-    /// Ids asked for at a time. Default 1,024.
+    /// Ids asked for at a time; more if that is less than four windows. What one feeder has leased, no other injects.
+    /// Default 1,024.
     pub lease_count: u64,
     /// The schedule of averaging rounds. Default none.
     pub averaging: Option<AveragingSchedule>,

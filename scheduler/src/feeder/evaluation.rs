@@ -1,6 +1,6 @@
 //! One measurement of the loss on held-out text.
 
-use crate::{Attempt, Loss, MicrobatchId, Purpose};
+use crate::{Attempt, Block, Loss, MicrobatchId, Purpose};
 
 /// A measurement in progress.
 #[derive(Clone, Debug)]
@@ -39,11 +39,11 @@ impl Evaluation {
         self.measured
     }
 
-    /// The next id to inject.
-    pub(super) fn take(&mut self) -> Option<MicrobatchId> {
+    /// The next id to inject, as the feeder of `block` sends it.
+    pub(super) fn take(&mut self, block: Block) -> Option<MicrobatchId> {
         self.left = self.left.checked_sub(1)?;
         self.open += 1;
-        let id = MicrobatchId::evaluation(self.next);
+        let id = MicrobatchId::evaluation(block, self.next);
         self.next = self.next.wrapping_add(1);
         Some(id)
     }

@@ -2,7 +2,8 @@
 
 use super::{Measured, Outcome, Record};
 use crate::{
-    Directive, Duration, Envelope, Hop, Instance, Lease, Message, MicrobatchId, PeerId, Purpose, TableUpdate,
+    Directive, Duration, Envelope, Hop, Instance, Lease, Message, MicrobatchId, PeerId, Purpose, RunTally,
+    TableUpdate,
 };
 
 /// An event of a feeder: a message, a reply to one of its actions, a command, or news from the coordinator or the
@@ -13,6 +14,8 @@ pub enum Event<P> {
     Membership(TableUpdate),
     /// The coordinator leased a range. Ids that were leased before are not injected again.
     Lease(Lease),
+    /// The coordinator told how far other feeders have come; comes before a lease and after every report.
+    RunProgress(RunTally),
     /// The reply to [`Action::Draw`].
     Drawn {
         /// The microbatch drawn.
@@ -45,7 +48,7 @@ pub enum Event<P> {
     /// Measure the loss on held-out microbatches `first..first + count`, besides those of the schedule. Training goes on,
     /// except in a synchronous run.
     Evaluate {
-        /// Index of the first microbatch, from 0; its id is [`MicrobatchId::evaluation`] of the index.
+        /// Index of the first microbatch, from 0; its id is [`MicrobatchId::evaluation`] of this feeder's block and the index.
         first: u64,
         /// Number of microbatches.
         count: u64,
@@ -77,8 +80,10 @@ pub enum Action<P> {
         /// The message and its payloads.
         envelope: Envelope<P>,
     },
-    /// Ask the coordinator for this many ids.
+    /// Ask the coordinator for ids.
     RequestLease {
+        /// The first id that this feeder does not have; `None` if it has no block.
+        next: Option<MicrobatchId>,
         /// Number of ids.
         count: u64,
     },

@@ -10,10 +10,12 @@ use crate::{
 };
 
 impl<P: Clone + Default + Debug> Feeder<P> {
-    /// Whether every stage is served, no pause is on and no takeover is under way.
+    /// Whether every stage is served, the table names this feeder, no pause is on and no takeover is under way.
     pub(super) fn may_inject(&mut self, now: Time) -> bool {
         self.paused_until = self.paused_until.filter(|&until| until > now);
-        self.paused_until.is_none() && self.succession.is_over() && self.table.serves_all(self.config.stages)
+        let named = self.table.leased_by(self.config.me.peer).next().is_some();
+        let free = self.paused_until.is_none() && self.succession.is_over();
+        named && free && self.table.serves_all(self.config.stages)
     }
 
     /// Asks for the tokens of as many microbatches as the window admits.
@@ -48,10 +50,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     fn next_evaluation(&mut self) -> Option<(MicrobatchId, Open<P>)> {
         let (waits, dry) = (self.window.is_in_step(), self.window.in_flight() == 0);
         let evaluation = self.evaluations.front_mut().filter(|_| dry || !waits)?;
+        // A successor may have no ids but those that it took over.
+        let block = self.ranges.block().or_else(|| self.progress.first_block())?;
         if !evaluation.has_more() || !self.evaluation_window.admit() {
             return None;
         }
-        let id = evaluation.take()?;
+        let id = evaluation.take(block)?;
         self.handoff.number_from(id, evaluation.attempt);
         Some((id, Open::new(evaluation.measured().purpose)))
     }
@@ -129,6 +133,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.counts.retried += u64::from(is_retry);
         if !again {
             self.grants.open(microbatch);
+            self.progress.inject(microbatch);
             self.counts.injected += 1;
             self.counts.in_flight += 1;
         }

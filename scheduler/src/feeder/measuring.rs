@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use super::evaluation::Evaluation;
-use super::{Action, EVALUATION_TRIES, EVALUATIONS_MAX, Feeder, Outcome};
+use super::{Action, EVALUATION_TRIES, EVALUATIONS_MAX, EvaluationSchedule, Feeder, Outcome};
 use crate::router::Completion;
 use crate::{Attempt, Hop, Instance, Loss, MicrobatchId, Purpose, Refusal, RouteProof, StageIndex, Time};
 
@@ -21,7 +21,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Begins the measurement that is due. It is left out if too many evaluations wait already.
     pub(super) fn evaluate_by_schedule(&mut self) {
-        let Some(schedule) = self.config.evaluation.filter(|_| !self.stopped) else { return };
+        let Some(schedule) = self.own_schedule() else { return };
         let (injected, total) = (self.counts.injected, self.config.total);
         if let Some(purpose) = self.schedule.take_due(schedule, injected, total) {
             self.on_evaluate(0, schedule.microbatches, purpose);
@@ -30,10 +30,15 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Begins the last measurements of the schedule, once.
     pub(super) fn evaluate_at_the_end(&mut self) {
-        let Some(schedule) = self.config.evaluation.filter(|_| !self.stopped) else { return };
+        let Some(schedule) = self.own_schedule() else { return };
         for &purpose in self.schedule.take_last(self.config.stages) {
             self.on_evaluate(0, schedule.microbatches, purpose);
         }
+    }
+
+    /// The schedule of measurements, if it is this feeder that follows it.
+    fn own_schedule(&self) -> Option<EvaluationSchedule> {
+        self.config.evaluation.filter(|_| !self.stopped && self.is_caller())
     }
 
     pub(super) fn on_evaluated(

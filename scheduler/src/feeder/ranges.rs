@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{IdSet, Lease, MicrobatchId};
+use crate::{Block, IdSet, Lease, MicrobatchId};
 
 /// Leased ids that are not drawn yet.
 #[derive(Clone, Debug, Default)]
@@ -10,6 +10,7 @@ pub(super) struct Ranges {
     open: IdSet,
     /// Every id below was leased before: a lease that arrives twice adds no id twice.
     seen: u64,
+    block: Option<Block>,
 }
 
 impl Ranges {
@@ -19,6 +20,7 @@ impl Ranges {
         let first = lease.first.0.max(self.seen);
         self.open.insert_run(first..end);
         self.seen = self.seen.max(end);
+        self.block = Some(lease.first.block());
     }
 
     /// The id that [`Ranges::take`] gives next.
@@ -38,6 +40,26 @@ impl Ranges {
     /// Takes out ids that were injected before.
     pub(super) fn remove_run(&mut self, run: Range<u64>) {
         self.open.remove_run(run);
+    }
+
+    /// Drops the ids beyond the last that a former start injected: the coordinator may have given them to another feeder
+    /// since. Ids below it are left: the draws of some were overtaken.
+    pub(super) fn drop_unused(&mut self) {
+        let open: Vec<_> = self.open.runs(0..self.seen).collect();
+        if let Some(last) = open.last().filter(|last| last.end == self.seen) {
+            self.seen = last.start;
+            self.open.remove_run(last.clone());
+        }
+    }
+
+    /// The first id that was never leased; `None` before the first lease.
+    pub(super) fn next_lease(&self) -> Option<MicrobatchId> {
+        self.block.map(|_| MicrobatchId(self.seen))
+    }
+
+    /// The block of this feeder's ids; `None` before the first lease.
+    pub(super) fn block(&self) -> Option<Block> {
+        self.block
     }
 
     pub(super) fn left(&self) -> u64 {
@@ -65,6 +87,21 @@ mod tests {
         let ids: Vec<_> = std::iter::from_fn(|| ranges.take()).map(|id| id.0).collect();
         assert_eq!(ids, [4, 5, 6, 10]);
         assert_eq!(ranges.left(), 0);
+    }
+
+    #[test]
+    fn unused_ids_of_a_former_start_are_leased_again() {
+        let mut ranges = Ranges::default();
+        assert_eq!(ranges.next_lease(), None);
+        ranges.add(&lease(0, 6));
+        (0..4).for_each(|id| ranges.remove(MicrobatchId(id)));
+        ranges.drop_unused();
+        assert_eq!((ranges.left(), ranges.next_lease()), (0, Some(MicrobatchId(4))));
+        ranges.add(&lease(4, 3));
+        assert_eq!((ranges.left(), ranges.block()), (3, Some(Block(0))));
+        ranges.remove(MicrobatchId(5));
+        ranges.drop_unused();
+        assert_eq!((ranges.left(), ranges.next_lease()), (1, Some(MicrobatchId(6))), "4 was overtaken");
     }
 
     #[test]

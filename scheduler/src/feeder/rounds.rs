@@ -88,6 +88,14 @@ impl Rounds {
         }
     }
 
+    /// Another feeder calls: the members of a stage say how far it has come.
+    pub(super) fn learn(&mut self, stage: StageIndex) -> Option<Called> {
+        let rounds = self.stages.get_mut(usize::from(stage.0))?;
+        let before = rounds.current().0;
+        let round = rounds.learn();
+        (round.0 > before).then_some(Called { stage, round, catches_up: round.0 > before + 1 })
+    }
+
     /// Calls the next round of each stage where it is due and the feeder waits for no member any more.
     pub(super) fn proceed(&mut self, now: Time, training: Training) -> Vec<Called> {
         let mut called = Vec::new();

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::contributions::Contributions;
 use super::open::Open;
 use super::{AveragingSchedule, Feeder, Outcome, Record, TakenOver};
-use crate::{Attempt, Hop, IdSet, Lease, MicrobatchId, Purpose, StageIndex, Time};
+use crate::{Attempt, BlockTally, Hop, IdSet, Lease, MicrobatchId, Purpose, StageIndex, Time};
 
 /// Microbatches with an outcome whose grants are kept at most, for claims that come late.
 const LATE_MAX: usize = 8_192;
@@ -19,7 +19,7 @@ const LATE_MAX: usize = 8_192;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// The ranges leased or taken over, oldest first; leases that touch are one.
-    pub ranges: Vec<LeasedRange>,
+    pub ranges: Vec<JournaledRange>,
     /// Ids with an outcome.
     pub ended: IdSet,
     /// Microbatches in flight.
@@ -36,7 +36,7 @@ pub struct Snapshot {
 
 /// A range of ids in a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeasedRange {
+pub struct JournaledRange {
     /// The ids.
     pub lease: Lease,
     /// For a range taken over: the id after the last that may be injected.
@@ -107,13 +107,13 @@ impl Snapshot {
     }
 
     fn lease(&mut self, lease: Lease) {
-        if let Some(LeasedRange { lease: last, taken_over: None }) = self.ranges.last_mut()
+        if let Some(JournaledRange { lease: last, taken_over: None }) = self.ranges.last_mut()
             && last.epoch == lease.epoch
             && (last.first..=MicrobatchId(last.ids().end)).contains(&lease.first)
         {
             last.count = last.count.max(lease.ids().end - last.first.0);
         } else {
-            self.ranges.push(LeasedRange { lease, taken_over: None });
+            self.ranges.push(JournaledRange { lease, taken_over: None });
         }
     }
 
@@ -199,7 +199,7 @@ impl Snapshot {
     fn take_over(&mut self, taken: &TakenOver) {
         let TakenOver { lease, ended, end, continued, abandoned } = taken;
         let (open, refused) = (continued.len() as u64, abandoned.len() as u64);
-        self.ranges.push(LeasedRange { lease: *lease, taken_over: Some(*end) });
+        self.ranges.push(JournaledRange { lease: *lease, taken_over: Some(*end) });
         self.totals.admitted += ended + open + refused;
         self.totals.inherited += ended;
         self.totals.injected += open + refused;
@@ -245,10 +245,24 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.contributions.restore(hop, round, count);
         }
         rounds.iter().for_each(|(&stage, &rounds)| self.rounds.remember(stage, rounds));
+        self.restore_progress(snapshot);
         self.restore_totals(totals);
     }
 
-    fn restore_range(&mut self, range: &LeasedRange, open: &BTreeMap<MicrobatchId, InFlight>) {
+    /// Ids of a block are injected in order, so the last one that is known says how many were.
+    fn restore_progress(&mut self, Snapshot { ranges, ended, open, .. }: &Snapshot) {
+        for block in ranges.iter().map(|range| range.lease.first.block()) {
+            let ids = block.ids();
+            let settled = ended.runs(ids.clone()).map(|run| run.end - run.start).sum();
+            let last_ended = ended.runs(ids.clone()).last().map_or(ids.start, |run| run.end);
+            let flying = open.range(MicrobatchId(ids.start)..MicrobatchId(ids.end));
+            let last_open = flying.last().map_or(ids.start, |(id, _)| id.0 + 1);
+            let injected = last_ended.max(last_open) - ids.start;
+            self.progress.restore(BlockTally { block, leased: injected, injected, settled });
+        }
+    }
+
+    fn restore_range(&mut self, range: &JournaledRange, open: &BTreeMap<MicrobatchId, InFlight>) {
         match range.taken_over {
             None => {
                 self.ranges.add(&range.lease);

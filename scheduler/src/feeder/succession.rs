@@ -16,8 +16,8 @@ use super::{Action, End, Feeder, Outcome, Record};
 use crate::message::CLAIM_MAX;
 use crate::recovery_report::{Item, Possession, RECOVERY_ITEMS_MAX, RecoveryReport};
 use crate::{
-    AckRange, Duration, Hop, IdSet, Instance, Lease, Message, MicrobatchId, Purpose, Refusal, StageIndex,
-    Time,
+    AckRange, BlockTally, Duration, Hop, IdSet, Instance, Lease, LeasedRange, Message, MicrobatchId, Purpose,
+    Refusal, StageIndex, Time,
 };
 
 /// Time between two requests to a replica that has not answered.
@@ -50,8 +50,8 @@ struct Takeover {
     owing: BTreeMap<Hop, MicrobatchId>,
     /// Stages with a replica that has not answered and never will.
     silent: BTreeSet<StageIndex>,
-    /// The outcomes that the former feeder announced.
-    ended: IdSet,
+    /// The outcomes that the former feeder announced, as each replica heard them.
+    ended: BTreeMap<Hop, IdSet>,
     known: BTreeMap<MicrobatchId, Known>,
 }
 
@@ -120,7 +120,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// went to another.
     pub(super) fn follow_successions(&mut self, now: Time) {
         let (me, replicas) = (self.config.me.peer, self.table.replicas());
-        for succession in self.table.successions().to_vec() {
+        let taken_over = |leased: &&LeasedRange| leased.is_taken_over();
+        for succession in self.table.leases().iter().filter(taken_over).copied().collect::<Vec<_>>() {
             let lease = succession.lease;
             if succession.feeder != me {
                 if self.announcement.covers(lease.first) {
@@ -131,9 +132,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             let known = self.succession.under_way.get(&lease.first).map(|takeover| takeover.lease.epoch);
             let newest = known.max(self.succession.done.get(&lease.first).map(|done| done.epoch));
-            if !self.stopped && newest < Some(lease.epoch) {
+            if !self.stopped && succession.is_open() && newest < Some(lease.epoch) {
                 self.succession.under_way.insert(lease.first, Takeover::new(now, lease, &replicas));
                 self.succession.ask_at = Some(now);
+                self.progress.begin_takeover(now);
             }
         }
         for takeover in self.succession.under_way.values_mut() {
@@ -184,11 +186,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return self.counts.foreign += 1;
         };
         let RecoveryReport { from: page, next, ended, items, .. } = report;
-        takeover.note_ended(&ended);
-        for item in items.into_iter().take(RECOVERY_ITEMS_MAX) {
+        takeover.note_ended(hop, &ended);
+        let last = items.iter().map(|item| item.microbatch).max();
+        for item in items.into_iter().take(RECOVERY_ITEMS_MAX).filter(|item| item.microbatch >= page) {
             takeover.learn(hop, item);
         }
-        match next.filter(|&next| next > page && takeover.known.len() < KNOWN_MAX) {
+        // Each page but the last brings items, so a report has an end.
+        let goes_on = |next: &MicrobatchId| *next > page && last.is_some_and(|last| last < *next);
+        match next.filter(goes_on).filter(|_| takeover.known.len() < KNOWN_MAX) {
             Some(next) => {
                 takeover.owing.insert(hop, next);
                 let request = takeover.request(&hop, next);
@@ -243,6 +248,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.succession.remember(*lease);
         self.announcement.take_over(lease, *end, continued.iter().map(|one| one.microbatch));
         self.admitted += ended + open + refused;
+        self.progress.restore(BlockTally {
+            block: lease.first.block(),
+            leased: ended + open + refused,
+            injected: ended + open + refused,
+            settled: ended + refused,
+        });
         self.counts.inherited += ended;
         self.counts.injected += open + refused;
         self.counts.in_flight += open;
@@ -267,7 +278,7 @@ impl Takeover {
             began: now,
             owing: replicas.iter().map(|&hop| (hop, lease.first)).collect(),
             silent: BTreeSet::new(),
-            ended: IdSet::default(),
+            ended: BTreeMap::new(),
             known: BTreeMap::new(),
         }
     }
@@ -281,11 +292,30 @@ impl Takeover {
         report.epoch == self.lease.epoch && self.owing.get(hop) == Some(&report.from)
     }
 
-    fn note_ended(&mut self, ended: &[AckRange]) {
+    fn note_ended(&mut self, by: Hop, ended: &[AckRange]) {
         let ids = self.lease.ids();
+        let heard = self.ended.entry(by).or_default();
         for run in ended.iter().flat_map(AckRange::runs) {
-            self.ended.insert_run(run.start.max(ids.start)..run.end.min(ids.end));
+            heard.insert_run(run.start.max(ids.start)..run.end.min(ids.end));
         }
+        heard.keep_last_runs(KNOWN_MAX);
+    }
+
+    /// The ids that had their outcome: at least two replicas have heard so, for one alone may lie. If only one replica
+    /// has answered, its word counts.
+    fn agreed_outcomes(&self) -> IdSet {
+        let needed = self.ended.len().min(2);
+        let runs = self.ended.values().flat_map(|heard| heard.runs(self.lease.ids()));
+        let mut edges: Vec<_> = runs.flat_map(|run| [(run.start, true), (run.end, false)]).collect();
+        edges.sort_unstable();
+        let (mut agreed, mut voices) = (IdSet::default(), 0_usize);
+        for (index, &(from, begins)) in edges.iter().enumerate() {
+            voices = if begins { voices + 1 } else { voices.saturating_sub(1) };
+            if let Some(&(to, _)) = edges.get(index + 1).filter(|_| voices >= needed) {
+                agreed.insert_run(from..to);
+            }
+        }
+        agreed
     }
 
     /// Replicas that are `gone` will not report.
@@ -314,10 +344,11 @@ impl Takeover {
     }
 
     fn conclude(self) -> TakenOver {
+        let ended = self.agreed_outcomes();
         let last = self.known.last_key_value().map_or(self.lease.first.0, |(id, _)| id.0 + 1);
-        let end = MicrobatchId(last.max(self.ended.end()));
+        let end = MicrobatchId(last.max(ended.end()));
         let (mut continued, mut abandoned) = (Vec::new(), Vec::new());
-        let Self { lease, silent, ended, mut known, .. } = self;
+        let Self { lease, silent, mut known, .. } = self;
         // Ids are injected in order, so every id before the last known id was, even if no replica knows it.
         let open = ended.gaps(lease.first.0..end.0).flatten().take(KNOWN_MAX);
         for microbatch in open.map(MicrobatchId) {
@@ -386,7 +417,9 @@ mod tests {
     #[test]
     fn a_microbatch_held_at_stage_0_goes_on_and_others_are_abandoned() {
         let mut takeover = takeover(&[a(0), a(1)]);
-        takeover.note_ended(&[AckRange { first: 10, end: 15, open: vec![12, 13] }]);
+        for hop in [a(0), a(1)] {
+            takeover.note_ended(hop, &[AckRange { first: 10, end: 15, open: vec![12, 13] }]);
+        }
         takeover.learn(a(0), item(12, None, Possession::Held, &[]));
         takeover.learn(a(1), item(12, Some(true), Possession::Held, &[]));
         takeover.learn(a(1), item(16, None, Possession::Held, &[]));
@@ -399,6 +432,27 @@ mod tests {
             taken.abandoned,
             [13, 15, 16, 17].map(id),
             "13 and 15 were injected, and no replica knows them"
+        );
+    }
+
+    #[test]
+    fn one_replica_ends_no_microbatch() {
+        let all = [AckRange { first: 0, end: u64::MAX, open: Vec::new() }];
+        let mut takeover = takeover(&[a(0), a(1), b(1)]);
+        takeover.note_ended(b(1), &all);
+        takeover.note_ended(a(0), &[AckRange { first: 10, end: 12, open: Vec::new() }]);
+        takeover.note_ended(a(1), &[]);
+        takeover.learn(a(0), item(12, None, Possession::Held, &[]));
+        let taken = takeover.conclude();
+        assert_eq!((taken.ended, taken.end, taken.abandoned.len()), (2, id(13), 0));
+        assert_eq!(taken.continued, [continued(12, Vec::new())]);
+
+        let mut alone = Takeover::new(Time(0), Lease { first: id(10), count: 100, epoch: 1 }, &[b(1)]);
+        alone.note_ended(b(1), &all);
+        assert_eq!(
+            alone.conclude().ended,
+            100,
+            "no other replica knows better, and the lease bounds its word"
         );
     }
 

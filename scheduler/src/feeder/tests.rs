@@ -2,12 +2,12 @@
 
 use super::config::CLAIMS_WITHIN;
 use super::*;
-use crate::fixtures::{a, b, member, restarted};
+use crate::fixtures::{a, b, leases, member, restarted};
 use crate::recovery_report::{Item, Possession, RecoveryReport};
 use crate::router::{RouterFactory, UniformConfig};
 use crate::{
-    ACK_OPEN_MAX, AckRange, Attempt, Duration, Heartbeat, Incarnation, Loss, Membership, PeerId, RouteKey,
-    RouteProof, RouteSecret, Status, WeightVersion,
+    ACK_OPEN_MAX, AckRange, Attempt, Block, Duration, Heartbeat, Incarnation, LeasedRange, Loss, Membership,
+    PeerId, RouteKey, RouteProof, RouteSecret, Status, WeightVersion,
 };
 
 const START: Incarnation = Incarnation(1);
@@ -57,10 +57,10 @@ impl Harness {
     /// The coordinator publishes a table; stage 0 sends heartbeats.
     fn publish(&mut self, members: &[Hop]) -> Vec<Action<u8>> {
         self.version += 1;
-        let members = members.iter().copied().map(member).collect();
-        let mut said = self.hear(Event::Membership(
-            Membership { version: self.version, members, ..Membership::default() }.into(),
-        ));
+        let me = self.feeder.config().hop();
+        let members = [me].iter().chain(members).copied().map(member).collect();
+        let table = Membership { version: self.version, members, leases: leases(), ..Membership::default() };
+        let mut said = self.hear(Event::Membership(table.into()));
         said.extend(self.stage_0_beats());
         said
     }
@@ -249,7 +249,7 @@ fn forwards(said: &[Action<u8>]) -> Vec<(u64, PeerId, u32, Option<Hop>)> {
 #[test]
 fn waits_for_every_stage_then_draws_sends_and_counts() {
     let mut harness = Harness::new(3);
-    assert_eq!(harness.publish(&[a(0)]), [Action::RequestLease { count: 3 }]);
+    assert_eq!(harness.publish(&[a(0)]), [Action::RequestLease { next: None, count: 3 }]);
     assert_eq!(harness.hear(lease(0, 3)), []);
     assert_eq!(harness.publish(&[a(0), a(1)]), [draw(0), draw(1)]);
     let sent = harness.draw(1);
@@ -268,9 +268,9 @@ fn waits_for_every_stage_then_draws_sends_and_counts() {
 #[test]
 fn an_unanswered_request_for_ids_is_repeated() {
     let mut harness = Harness::new(5);
-    assert_eq!(harness.hear(Event::Timeout), [Action::RequestLease { count: 5 }]);
+    assert_eq!(harness.hear(Event::Timeout), [Action::RequestLease { next: None, count: 5 }]);
     assert_eq!(harness.wait(LEASE_RETRY - SECOND), []);
-    assert_eq!(harness.wait(SECOND), [Action::RequestLease { count: 5 }]);
+    assert_eq!(harness.wait(SECOND), [Action::RequestLease { next: None, count: 5 }]);
 }
 
 #[test]
@@ -576,6 +576,84 @@ fn without_another_replica_of_stage_0_everything_waits() {
     assert_eq!((harness.counts().injected, harness.counts().lost), (2, 0));
 }
 
+// --- Several feeders --------------------------------------------------------------------------------------------------
+
+fn others(injected: u64, settled: u64) -> Event<u8> {
+    Event::RunProgress(crate::RunTally { injected, settled })
+}
+
+#[test]
+fn a_feeder_is_done_when_the_whole_run_is() {
+    let mut harness = Harness::new(5);
+    harness.publish(&[a(0), a(1)]);
+    harness.hear(others(2, 0));
+    harness.hear(lease(0, 1));
+    harness.draw(0);
+    harness.receive(a(0), claim(0, &[0]));
+    harness.receive(a(1), claim(1, &[0]));
+    harness.finish(0);
+    assert!(!harness.feeder.is_trained(), "others have microbatches");
+    let asks = harness.wait(LEASE_RETRY);
+    assert!(asks.contains(&Action::RequestLease { next: Some(MicrobatchId(1)), count: 4 }), "{asks:?}");
+    assert_eq!(harness.hear(lease(1, 0)), [], "nothing is left");
+    assert!(harness.wait(LEASE_RETRY).iter().any(|action| matches!(action, Action::RequestLease { .. })));
+    assert_eq!(harness.hear(others(4, 4)), [Action::End(End::Finished)]);
+    assert_eq!(harness.feeder.tallies()[0].settled, 1);
+}
+
+#[test]
+fn of_two_feeders_the_one_with_the_lower_block_calls_rounds_and_measures() {
+    let mut config = config(5, START);
+    config.averaging = Some(AveragingSchedule { interval: 1, fragments: 1 });
+    config.evaluation = Some(EvaluationSchedule { microbatches: 1, interval: None });
+    let mut harness = Harness::of(Feeder::new(config, UniformConfig.build(1)));
+    let other = Hop::feeder(Instance::new(PeerId([77; 32]), START));
+    let leased = |block: u32, feeder: Hop| {
+        let lease = Lease { first: Block(block).first(), count: Block::IDS, epoch: 0 };
+        LeasedRange::new(lease, feeder.peer())
+    };
+    let me = harness.feeder.config().hop();
+    let members: Vec<_> = [me, other, a(0), a(1), b(1)].map(member).into();
+    let leases = vec![leased(0, other), leased(1, me)];
+    let table = Membership { version: 1, members, leases, ..Membership::default() };
+    harness.hear(Event::Membership(table.clone().into()));
+    harness.stage_0_beats();
+    let first = Block(1).first();
+    harness.hear(Event::Lease(Lease { first, count: 2, epoch: 0 }));
+    harness.draw(first.0);
+    harness.finish(first.0);
+    let calls = |harness: &Harness| {
+        let is_call = |action: &&Action<u8>| matches!(message_of(action), Some(Message::RoundCall { .. }));
+        harness.said.iter().filter(is_call).count()
+    };
+    for hop in [a(1), b(1)] {
+        harness.receive(hop, Message::RoundReport { round: Round(7), carried: None });
+    }
+    assert_eq!(calls(&harness), 0, "the other one calls");
+    let leases = vec![leased(1, me)];
+    harness.hear(Event::Membership(Membership { version: 2, leases, ..table }.into()));
+    assert!(calls(&harness) > 0, "the other one has left");
+    let called = Message::RoundCall { round: Round(9), is_closing: false };
+    assert!(harness.said.iter().any(|action| message_of(action) == Some(&called)), "8 may be under way");
+}
+
+#[test]
+fn a_claim_of_an_id_that_the_table_gives_to_another_feeder_is_not_decided_and_casts_no_doubt() {
+    let mut harness = Harness::new(5);
+    let lease = Lease { first: MicrobatchId(0), count: Block::IDS, epoch: 0 };
+    let leases = vec![LeasedRange::new(lease, PeerId([77; 32]))];
+    let members = [a(0), a(1)].map(member).into();
+    let table = Membership { version: 1, members, leases, ..Membership::default() };
+    harness.hear(Event::Membership(table.into()));
+    let lives = [send(a(1), answer(&[], &[]))];
+    assert_eq!(
+        harness.receive(a(1), claim(1, &[0])),
+        lives,
+        "the table that names this feeder may come later"
+    );
+    assert_eq!(harness.counts().forged, 0);
+}
+
 // --- After a restart --------------------------------------------------------------------------------------------------
 
 #[test]
@@ -588,7 +666,8 @@ fn a_restarted_feeder_asks_for_microbatches_in_flight_and_injects_nothing_twice(
     assert_eq!(harness.counts(), before.counts());
 
     let said = harness.publish(&[a(0), a(1), b(1)]);
-    assert_eq!(said, [draw(2)], "no second lease, no id again");
+    assert_eq!(said, [Action::RequestLease { next: Some(MicrobatchId(2)), count: 3 }], "no id again");
+    assert_eq!(harness.hear(lease(2, 3)), [draw(2)]);
     let route = vec![harness.feeder.config().hop()];
     let ask = status_request(1, 1, route);
     assert_eq!(harness.draw(1), [send(a(0), ask)]);
@@ -634,12 +713,16 @@ fn measuring() -> Harness {
     harness.hear(Event::Evaluate { first: 5, count: 1, purpose: Purpose::Evaluate });
     harness.finish(0);
     harness.finish(1);
-    harness.hear(Event::Drawn { microbatch: MicrobatchId::evaluation(5), ids: 1 });
+    harness.hear(Event::Drawn { microbatch: MicrobatchId::evaluation(Block(0), 5), ids: 1 });
     harness
 }
 
 fn evaluated(attempt: u32) -> Message {
-    Message::Evaluated { proof: unproven(MicrobatchId::evaluation(5)), attempt: Attempt(attempt), loss: LOSS }
+    Message::Evaluated {
+        proof: unproven(MicrobatchId::evaluation(Block(0), 5)),
+        attempt: Attempt(attempt),
+        loss: LOSS,
+    }
 }
 
 fn measured(answered: u64) -> Measured {
@@ -650,7 +733,7 @@ fn measured(answered: u64) -> Measured {
 #[test]
 fn an_evaluation_goes_among_training_microbatches() {
     let mut harness = Harness::under_way(4);
-    let id = MicrobatchId::evaluation(5);
+    let id = MicrobatchId::evaluation(Block(0), 5);
     let draw_held_out = Action::Draw { microbatch: id, purpose: Purpose::Evaluate };
     let evaluate = Event::Evaluate { first: 5, count: 1, purpose: Purpose::Evaluate };
     assert_eq!(harness.hear(evaluate), [draw_held_out]);
@@ -665,7 +748,7 @@ fn in_step_an_evaluation_waits_for_training_and_training_for_the_evaluation() {
     let mut harness = Harness::under_way_by(Admission::Synchronous(2), 3);
     assert_eq!(harness.hear(Event::Evaluate { first: 5, count: 1, purpose: Purpose::Evaluate }), []);
     assert_eq!(harness.finish(0), [finished(0)]);
-    let id = MicrobatchId::evaluation(5);
+    let id = MicrobatchId::evaluation(Block(0), 5);
     assert_eq!(harness.finish(1), [finished(1), Action::Draw { microbatch: id, purpose: Purpose::Evaluate }]);
     harness.hear(Event::Drawn { microbatch: id, ids: 1 });
     assert_eq!(harness.receive(a(0), evaluated(0)), [], "not the last stage");
@@ -680,10 +763,10 @@ fn an_evaluation_without_an_answer_is_sent_again_and_given_up_at_last() {
     let timeout = harness.feeder.config().evaluation_timeout;
     for attempt in 1..EVALUATION_TRIES {
         let said = harness.wait(timeout);
-        assert_eq!(forwards(&said), [(MicrobatchId::evaluation(5).0, a(0).peer(), attempt, None)]);
+        assert_eq!(forwards(&said), [(MicrobatchId::evaluation(Block(0), 5).0, a(0).peer(), attempt, None)]);
     }
     let unanswered =
-        Action::Outcome { microbatch: MicrobatchId::evaluation(5), outcome: Outcome::Unanswered };
+        Action::Outcome { microbatch: MicrobatchId::evaluation(Block(0), 5), outcome: Outcome::Unanswered };
     assert_eq!(harness.wait(timeout), [unanswered, Action::Evaluated(measured(0)), draw(2)]);
 
     let mut harness = measuring();
@@ -739,18 +822,17 @@ fn a_resumed_feeder_counts_lost_contributions_since_the_last_cycle_of_rounds_onl
 
 // --- Succession -----------------------------------------------------------------------------------------------------
 
-fn succession(feeder: PeerId) -> Vec<crate::Succession> {
+fn succession(feeder: PeerId) -> Vec<LeasedRange> {
     let lease = Lease { first: MicrobatchId(0), count: 50, epoch: 1 };
-    vec![crate::Succession { lease, feeder }]
+    vec![LeasedRange::new(lease, feeder)]
 }
 
 fn inherits(harness: &mut Harness, members: &[Hop], feeder: PeerId) -> Vec<Action<u8>> {
     harness.version += 1;
     let members = members.iter().copied().map(member).collect();
-    let successions = succession(feeder);
-    harness.hear(Event::Membership(
-        Membership { version: harness.version, members, successions, ..Membership::default() }.into(),
-    ))
+    let leases = succession(feeder);
+    let table = Membership { version: harness.version, members, leases, ..Membership::default() };
+    harness.hear(Event::Membership(table.into()))
 }
 
 fn page(of: Hop, items: Vec<Item>) -> Message {
@@ -821,7 +903,7 @@ fn measures_by_its_schedule_before_training_and_after_it() {
     config.evaluation = Some(EvaluationSchedule { microbatches: 1, interval: None });
     let mut harness = Harness::of(Feeder::new(config, UniformConfig.build(1)));
     harness.hear(lease(0, 1));
-    let id = MicrobatchId::evaluation(0);
+    let id = MicrobatchId::evaluation(Block(0), 0);
     let draw_held_out = |purpose| Action::Draw { microbatch: id, purpose };
     let measure = |harness: &mut Harness, attempt| {
         harness.hear(Event::Drawn { microbatch: id, ids: 1 });

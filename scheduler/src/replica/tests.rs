@@ -5,7 +5,7 @@ use super::*;
 use crate::averaging::{
     FragmentIndex, FragmentSize, Job as AveragingJob, MemberSet, PartIndex, Reply, Round,
 };
-use crate::fixtures::{a, b, feeder, member, restarted};
+use crate::fixtures::{a, b, feeder, leases, member, restarted};
 use crate::router::{RouterFactory, UniformConfig};
 use crate::stage::{Job, JobOutcome, JobReply};
 use crate::transfer::{ChunkHash, ChunkSketch, Limits, Manifest, SketchSecret, StateId, TransferMessage};
@@ -78,7 +78,8 @@ impl Harness {
     }
 
     fn follow(&mut self, table: Membership) -> Vec<Action<Payload>> {
-        self.hear(Event::Membership(Membership { version: self.version, ..table }.into()))
+        let (version, leases) = (self.version, leases());
+        self.hear(Event::Membership(Membership { version, leases, ..table }.into()))
     }
 
     fn receive(&mut self, from: Hop, envelope: impl Into<Envelope<Payload>>) -> Vec<Action<Payload>> {
@@ -368,6 +369,17 @@ fn a_member_that_asks_without_end_gets_no_more_answers_than_the_limit() {
     assert!(!harness.receive(b(0), ask(0, b(0))).is_empty(), "others get theirs");
     harness.wait(SECOND);
     assert_eq!(answers(&mut harness, a(0)), STATUS_REQUESTS_PER_SECOND);
+}
+
+#[test]
+fn a_second_feeder_calls_no_round_and_hears_of_those_that_end() {
+    let mut harness = Harness::serving(&[b(1)]);
+    let second = Hop::feeder(Instance::new(PeerId([77; 32]), crate::Incarnation(1)));
+    harness.publish(&[all(&[b(1)]), vec![member(second)]].concat(), &[]);
+    let call = Message::RoundCall { round: Round(9), is_closing: true };
+    assert_eq!(harness.receive(second, call), []);
+    let report = Message::RoundReport { round: Round(3), carried: None };
+    assert_eq!(harness.call(3), [send(feeder(), report.clone()), send(second, report)]);
 }
 
 // --- A process that stood still -----------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 use crate::averaging::Round;
 use crate::{
-    AckRange, Attempt, Envelope, Heartbeat, Hop, Incarnation, Instance, Loss, Message, MicrobatchId, PeerId,
-    Purpose, Refusal, Rng, RouteKey, RouteProof, StageIndex, Status, WeightVersion,
+    AckRange, Attempt, Block, Envelope, Heartbeat, Hop, Incarnation, Instance, Loss, Message, MicrobatchId,
+    PeerId, Purpose, Refusal, Rng, RouteKey, RouteProof, StageIndex, Status, WeightVersion,
 };
 
 use super::payload::Payload;
@@ -12,7 +12,7 @@ use super::payload::Payload;
 pub(super) fn envelope(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Envelope<Payload> {
     let microbatch = match rng.below(10) {
         0 => MicrobatchId(rng.next_u64()),
-        1 => MicrobatchId::evaluation(rng.below(ids_below)),
+        1 => MicrobatchId::evaluation(Block(0), rng.below(ids_below)),
         _ => MicrobatchId(rng.below(ids_below)),
     };
     let attempt = Attempt(if rng.chance(4, 5) { 0 } else { small(rng, 4) });

@@ -119,10 +119,10 @@ pub(super) struct FeederProcess {
 }
 
 impl FeederProcess {
-    pub(super) fn new(index: usize) -> Self {
+    pub(super) fn new(index: usize, role: Role) -> Self {
         Self {
             instance: Instance::new(feeder_key(index), Incarnation(0)),
-            role: if index == 0 { Role::Feeder } else { Role::Successor },
+            role,
             admitted: false,
             machine: None,
             ended: false,

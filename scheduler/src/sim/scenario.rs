@@ -41,6 +41,8 @@ pub struct Scenario {
     pub replicas: u16,
     /// Replicas that join after every place is taken. Default 0.
     pub spares: u16,
+    /// Feeders besides the first, from the beginning. Default 0.
+    pub more_feeders: u16,
     /// Training microbatches of the run.
     pub total: u64,
     /// The limit of microbatches in flight.
@@ -98,6 +100,7 @@ impl Scenario {
             stages,
             replicas,
             spares: 0,
+            more_feeders: 0,
             total,
             admission,
             lease_count: 32,
@@ -184,6 +187,7 @@ impl Scenario {
         let averaging = AveragingSchedule { interval: 5 + rng.below(16), fragments: 1 + rng.below(3) };
         scenario.averaging = rng.chance(4, 5).then_some(averaging);
         scenario.draw_death_of_successor(&mut rng);
+        scenario.more_feeders = u16::from(rng.chance(1, 5));
         scenario
     }
 
@@ -244,6 +248,11 @@ impl Scenario {
     #[must_use]
     pub fn members(&self) -> usize {
         usize::from(self.stages) * usize::from(self.replicas) + usize::from(self.spares)
+    }
+
+    /// Number of feeders of the beginning.
+    pub(super) fn feeders(&self) -> usize {
+        1 + usize::from(self.more_feeders)
     }
 
     pub(super) fn slots_of(&self, index: usize) -> usize {

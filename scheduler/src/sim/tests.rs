@@ -65,6 +65,16 @@ fn refusals_are_counted_once() {
 }
 
 #[test]
+fn several_feeders_train_a_run_once() {
+    for seed in 0..SEEDS {
+        let scenario = Scenario { more_feeders: 2, lease_count: 8, ..scenario(seed) };
+        let (total, report) = (scenario.total, check(scenario).1);
+        assert_eq!(report.finished, total, "seed {seed}");
+        assert_eq!(report.paths["fed by several at once"], 1, "seed {seed}");
+    }
+}
+
+#[test]
 fn no_layout_of_slots_blocks_a_run() {
     for seed in 0..SEEDS {
         for slots in [vec![1], vec![1, 7], vec![3, 1, 2]] {
@@ -133,7 +143,7 @@ fn seeds_that_failed_once_pass() {
 const OVER_WITHIN: Duration = Duration::from_secs(300);
 
 /// Faults that must strike and recovery paths that must be taken, each in at least a hundredth of the seeds.
-const PATHS: [&str; 58] = [
+const PATHS: [&str; 59] = [
     "loud crash",
     "silent crash",
     "leave",
@@ -167,6 +177,7 @@ const PATHS: [&str; 58] = [
     "denied by a holder",
     "busy",
     "status requested by the feeder",
+    "fed by several at once",
     "feeder resumed",
     "refused",
     "succession after a death",

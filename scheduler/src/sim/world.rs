@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use crate::coordinator::{self, JoinRefusal};
 use crate::{
-    Coordinator, Duration, Feeder, Incarnation, Instance, PeerId, Replica, Rng, Table, Time, feeder, replica,
+    Coordinator, Duration, Feeder, Incarnation, Instance, PeerId, Replica, Rng, Role, Table, Time, feeder,
+    replica,
 };
 
 use super::capacity::{CapacityMeter, Serving};
@@ -68,6 +69,7 @@ impl World {
     pub fn new(scenario: Scenario) -> Result<Self, ScenarioError> {
         scenario.check()?;
         let mut config = coordinator::Config::new(scenario.stages);
+        config.total = scenario.total;
         config.replicas_per_stage = u32::from(scenario.replicas);
         let replica = |index| ReplicaProcess::new(index, Incarnation(0), &scenario);
         let mut world = Self {
@@ -75,7 +77,7 @@ impl World {
             queue: EventQueue::new(),
             coordinator: Coordinator::new(config),
             coordinator_frozen_until: Time::default(),
-            feeders: vec![FeederProcess::new(0)],
+            feeders: (0..scenario.feeders()).map(|index| FeederProcess::new(index, Role::Feeder)).collect(),
             replicas: (0..scenario.members()).map(replica).collect(),
             network: Network::default(),
             table: Arc::default(),
@@ -107,9 +109,13 @@ impl World {
     }
 
     fn open(&mut self) {
-        self.queue.schedule(Time(0), Delivery::StartFeeder(0));
+        for index in 0..self.scenario.feeders() {
+            self.queue.schedule(Time(0), Delivery::StartFeeder(index));
+        }
         if let Some(at) = self.scenario.duration {
-            self.queue.schedule_in(at, Delivery::Feeder(0, Incarnation(1), feeder::Event::Stop));
+            for index in 0..self.feeders.len() {
+                self.queue.schedule_in(at, Delivery::Feeder(index, Incarnation(1), feeder::Event::Stop));
+            }
         }
         for index in 0..self.replicas.len() {
             self.soon(Delivery::Start(index));

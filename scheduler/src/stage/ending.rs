@@ -14,21 +14,28 @@ const LAST_GRANTS_WITHIN: Duration = Duration::from_secs(2);
 impl<P: Clone + Default + Debug> Stage<P> {
     // --- Announced outcomes ---------------------------------------------------------------------------------
 
+    /// A feeder announces outcomes. Its word counts for the ids that the table gives it.
     pub(super) fn on_outcomes(&mut self, now: Time, from: Instance, mut ranges: Vec<AckRange>) {
         if self.config.breaks(Mutation::ReleaseOpen) {
             ranges.iter_mut().for_each(|range| range.open.clear());
         }
-        // A former feeder may come back before it hears of its successor.
-        let others = self.ids_of_successors(from.peer);
-        self.outcomes.announce(from.peer, &ranges, &others);
+        let own: Vec<_> = self.table.leased_by(from.peer).collect();
+        self.outcomes.announce(from.peer, &ranges, &own);
         self.release_ended(now);
     }
 
+    /// Whether the outcome of the microbatch is announced, or the table has closed its block: the announcement of a feeder
+    /// that has ended may be lost.
+    pub(super) fn has_ended(&self, id: MicrobatchId) -> bool {
+        self.outcomes.contain(id) || self.table.is_closed(id)
+    }
+
     pub(super) fn release_ended(&mut self, now: Time) {
-        let ended = |id: &&MicrobatchId| self.outcomes.contain(**id);
-        let ids: Vec<_> = self.microbatches.keys().filter(ended).copied().collect();
-        self.forfeits.release(|id| self.outcomes.contain(id));
-        self.given_back.release(|id| self.outcomes.contain(id));
+        let (outcomes, table) = (&self.outcomes, &self.table);
+        let ended = |id| outcomes.contain(id) || table.is_closed(id);
+        self.forfeits.release(ended);
+        self.given_back.release(ended);
+        let ids: Vec<_> = self.microbatches.keys().copied().filter(|&id| ended(id)).collect();
         for id in ids {
             if let Some(held) = self.microbatches.get_mut(&id) {
                 held.ended = true;

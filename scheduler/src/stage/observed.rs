@@ -20,7 +20,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
 
     /// Whether a feeder announced the outcome of a microbatch.
     pub(crate) fn is_announced(&self, id: MicrobatchId) -> bool {
-        self.outcomes.contain(id)
+        self.has_ended(id)
     }
 
     /// The microbatches held of which no outcome was announced.

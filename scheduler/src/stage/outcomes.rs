@@ -1,6 +1,7 @@
 //! The microbatches that have their outcome, as the feeders announce them.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::{ACK_OPEN_MAX, ACK_RANGES_MAX, AckRange, IdSet, Lease, MicrobatchId, PeerId};
 
@@ -17,16 +18,18 @@ pub(super) struct Outcomes {
 }
 
 impl Outcomes {
-    /// Adds an announcement, except for ids that went to `others`. Announcements overtake each other, so an older
-    /// announcement takes nothing back. More ranges than [`ACK_RANGES_MAX`] are cut off: their ids are announced again
-    /// later.
-    pub(super) fn announce(&mut self, feeder: PeerId, ranges: &[AckRange], others: &IdSet) {
+    /// Adds an announcement about the feeder's own ids; it says nothing about others. Announcements overtake each other, so
+    /// an older announcement takes nothing back. More ranges than [`ACK_RANGES_MAX`] are cut off: their ids are announced
+    /// again later.
+    pub(super) fn announce(&mut self, feeder: PeerId, ranges: &[AckRange], own: &[Range<u64>]) {
         if self.by_feeder.len() >= FEEDERS_MAX && !self.by_feeder.contains_key(&feeder) {
             self.by_feeder.pop_first();
         }
         let ended = self.by_feeder.entry(feeder).or_default();
         for run in ranges.iter().take(ACK_RANGES_MAX).flat_map(AckRange::runs) {
-            others.gaps(run).for_each(|own| ended.insert_run(own));
+            for leased in own {
+                ended.insert_run(run.start.max(leased.start)..run.end.min(leased.end));
+            }
         }
         ended.keep_last_runs(RUNS_MAX);
     }
@@ -55,7 +58,11 @@ mod tests {
         let mut outcomes = Outcomes::default();
         let feeder = PeerId([1; 32]);
         for (end, open) in [(11, &[8, 9][..]), (17, &[8, 11, 12, 13, 14, 15]), (6, &[]), (5, &[4])] {
-            outcomes.announce(feeder, &[AckRange { first: 4, end, open: open.to_vec() }], &IdSet::default());
+            outcomes.announce(
+                feeder,
+                &[AckRange { first: 4, end, open: open.to_vec() }],
+                std::slice::from_ref(&(0..u64::MAX)),
+            );
         }
         let ended: Vec<_> = (0..40).filter(|&id| outcomes.contain(MicrobatchId(id))).collect();
         assert_eq!(ended, [4, 5, 6, 7, 9, 10, 16]);
@@ -65,12 +72,24 @@ mod tests {
     }
 
     #[test]
+    fn a_feeder_ends_no_ids_of_another() {
+        let mut outcomes = Outcomes::default();
+        outcomes.announce(
+            PeerId([1; 32]),
+            &[AckRange { first: 0, end: 99, open: vec![12] }],
+            &[10..20, 30..31],
+        );
+        let ended: Vec<_> = (0..99).filter(|&id| outcomes.contain(MicrobatchId(id))).collect();
+        assert_eq!(ended, [10, 11, 13, 14, 15, 16, 17, 18, 19, 30]);
+    }
+
+    #[test]
     fn a_feeder_that_announces_absurd_ranges_fills_no_memory() {
         let mut outcomes = Outcomes::default();
         for first in (0..10).map(|index| index * 1_000_000) {
             let open: Vec<u64> = (first..).step_by(2).take(ACK_OPEN_MAX).collect();
             let range = AckRange { first, end: first + 1_000_000, open };
-            outcomes.announce(PeerId([1; 32]), &vec![range; 2], &IdSet::default());
+            outcomes.announce(PeerId([1; 32]), &vec![range; 2], std::slice::from_ref(&(0..u64::MAX)));
         }
         let runs = outcomes.by_feeder.values().flat_map(|ended| ended.runs(0..u64::MAX)).count();
         assert!(runs <= RUNS_MAX, "{runs}");

@@ -1,14 +1,15 @@
 //! Forwards that overtook the table.
 //!
 //! The coordinator sends a new table to every member, but it does not reach them in one instant: a neighbour with the
-//! newer table may send before this replica knows it. Such a forward waits a moment for the table.
+//! newer table may send before this replica knows it, and a feeder may send its first ids. Such a forward waits a moment
+//! for the table.
 
 use std::collections::VecDeque;
 
 use super::microbatch::Arrival;
-use crate::{Duration, Hop, MicrobatchId, Time};
+use crate::{Duration, Hop, MicrobatchId, PeerTable, Time};
 
-/// Forwards from senders that the table does not place yet, at most; the oldest gives way.
+/// Forwards whose sender or feeder the table does not name yet, at most; the oldest gives way.
 pub const PARKED_MAX: usize = 64;
 
 /// How long such a forward waits for the table.
@@ -45,11 +46,14 @@ impl<P> Parked<P> {
         self.entries.pop_front_if(|entry| entry.until <= now).map(|entry| entry.arrival.id)
     }
 
-    /// Takes out the forwards whose sender is `placed` by now.
-    pub(super) fn take_placed(&mut self, placed: impl Fn(&Hop) -> bool) -> Vec<(Hop, Arrival<P>)> {
+    /// Takes out the forwards that are `expected` by now.
+    pub(super) fn take_expected(
+        &mut self,
+        expected: impl Fn(&Hop, MicrobatchId) -> bool,
+    ) -> Vec<(Hop, Arrival<P>)> {
         let all = std::mem::take(&mut self.entries);
         let (ready, waiting): (VecDeque<_>, VecDeque<_>) =
-            all.into_iter().partition(|entry| placed(&entry.sender));
+            all.into_iter().partition(|entry| expected(&entry.sender, entry.arrival.id));
         self.entries = waiting;
         ready.into_iter().map(|entry| (entry.sender, entry.arrival)).collect()
     }
@@ -57,4 +61,9 @@ impl<P> Parked<P> {
     pub(super) fn next_expiry(&self) -> Option<Time> {
         self.entries.front().map(|entry| entry.until)
     }
+}
+
+/// Whether the table has the sender of a forward, and a feeder that decides about its microbatch.
+pub(super) fn is_expected(table: &PeerTable, sender: &Hop, id: MicrobatchId) -> bool {
+    table.placed(sender) && table.lessee(id).is_some()
 }

@@ -9,6 +9,7 @@
 use std::fmt::Debug;
 
 use super::microbatch::Phase;
+use super::parked::is_expected;
 use super::{Note, Stage, replace_feeder};
 use crate::handoff::{Leg, Overdue};
 use crate::mutation::Mutation;
@@ -59,8 +60,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.lose(now, |hop| !known(hop));
         self.table = table;
         self.follow_successors(now);
+        self.release_ended(now);
         self.note_absent_feeders(now);
-        for (sender, arrival) in self.parked.take_placed(|hop| self.table.placed(hop)) {
+        let table = &self.table;
+        for (sender, arrival) in self.parked.take_expected(|sender, id| is_expected(table, sender, id)) {
             self.on_forward(now, sender, arrival);
         }
     }
@@ -163,7 +166,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let trusted = !self.distrust.holds(now, hop.peer());
         if trusted && self.microbatches.contains_key(&id) {
             self.change_upstream(now, sender, id, (route, key));
-        } else if !self.outcomes.contain(id) {
+        } else if !self.has_ended(id) {
             self.send(hop, Message::StatusReply { microbatch: id, attempt, status: Status::Missing });
         }
     }

@@ -10,9 +10,7 @@ use std::fmt::Debug;
 use super::microbatch::{ClaimState, Microbatch, Phase};
 use super::{Note, Stage};
 use crate::recovery_report::{Item, Possession, RECOVERY_ITEMS_MAX, RecoveryReport};
-use crate::{
-    Duration, Hop, IdSet, Instance, Lease, Message, MicrobatchId, PeerId, PeerTable, StageIndex, Time,
-};
+use crate::{Duration, Hop, Instance, Lease, Message, MicrobatchId, PeerTable, StageIndex, Time};
 
 /// The departure of a replica may reach this replica so much later: tables take their time.
 const TABLE_DELAY_MAX: Duration = Duration::from_secs(20);
@@ -46,7 +44,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         let mut inherited = Vec::new();
         for (&id, held) in &mut self.microbatches {
             let before = held.feeder();
-            put_first(table.successor(id), &mut held.route);
+            put_first(table.feeder_of(id), &mut held.route);
             if held.feeder() != before {
                 inherited.push((id, matches!(held.claim, ClaimState::Claimed { .. })));
             }
@@ -59,15 +57,6 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// The ids that went from one feeder to a successor, unless `feeder` is that successor.
-    pub(super) fn ids_of_successors(&self, feeder: PeerId) -> IdSet {
-        let mut others = IdSet::default();
-        for succession in self.table.successions().iter().filter(|one| one.feeder != feeder) {
-            others.insert_run(succession.lease.ids());
-        }
-        others
-    }
-
     /// The successor of a feeder asks for a recovery report.
     pub(super) fn on_recover_range(
         &mut self,
@@ -76,8 +65,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         page: MicrobatchId,
     ) {
         let asked = |lease: &Lease| lease.first == first && lease.epoch == epoch;
-        let mut successions = self.table.successions().iter();
-        let lease = successions.find(|one| one.feeder == from.peer && asked(&one.lease)).map(|one| one.lease);
+        let mut taken_over = self.table.leases().iter().filter(|leased| leased.is_taken_over());
+        let lease = taken_over.find(|one| one.feeder == from.peer && asked(&one.lease)).map(|one| one.lease);
         let Some(lease) = lease.filter(|_| self.table.feeds(from)) else {
             // The table may be late: the successor asks again.
             return self.count(Note::Foreign(first));
@@ -119,26 +108,29 @@ impl<P: Clone + Default + Debug> Stage<P> {
     }
 }
 
-/// Puts the successor in the place of the feeder that a route begins with; `false` if the sender is a former feeder.
+/// Puts the feeder that decides about the microbatch at the beginning of its route, where a former feeder may stand;
+/// `false` if the sender is a former feeder, or the route begins with a peer that never had these ids.
 pub(super) fn replace_feeder(
     table: &PeerTable,
     sender: Hop,
     microbatch: MicrobatchId,
     route: &mut [Hop],
 ) -> bool {
-    let successor = table.successor(microbatch);
+    let Some(lessee) = table.lessee(microbatch) else { return false };
     if sender.stage.is_none() {
-        return successor.is_none_or(|successor| successor.peer() == sender.peer());
+        return lessee == sender.peer();
     }
-    put_first(successor, route);
-    true
+    put_first(table.feeder_of(microbatch), route);
+    // A route that begins with a replica is malformed, and refused as such.
+    route.first().is_none_or(|first| first.stage.is_some() || first.peer() == lessee)
 }
 
-fn put_first(successor: Option<Hop>, route: &mut [Hop]) {
-    if let (Some(successor), Some(feeder)) = (successor, route.first_mut())
-        && feeder.peer() != successor.peer()
+fn put_first(lessee: Option<Hop>, route: &mut [Hop]) {
+    if let (Some(lessee), Some(feeder)) = (lessee, route.first_mut())
+        && feeder.stage.is_none()
+        && feeder.peer() != lessee.peer()
     {
-        *feeder = successor;
+        *feeder = lessee;
     }
 }
 

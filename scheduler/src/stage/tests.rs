@@ -1,12 +1,12 @@
 //! Tests of single microbatches at one replica, by its events and actions.
 
 use super::*;
-use crate::fixtures::{a, b, feeder, member, restarted};
+use crate::fixtures::{a, b, feeder, leases, member, restarted};
 use crate::recovery_report::{Item, Possession, RecoveryReport};
 use crate::router::{RouterFactory, UniformConfig};
 use crate::{
-    AckRange, Duration, Heartbeat, Incarnation, Membership, PeerId, RouteKey, RouteProof, StageIndex,
-    WeightVersion,
+    AckRange, Block, Duration, Heartbeat, Incarnation, Lease, LeasedRange, Membership, PeerId, RouteKey,
+    RouteProof, StageIndex, WeightVersion,
 };
 
 type Payload = &'static str;
@@ -49,11 +49,14 @@ impl Harness {
 
     /// The coordinator publishes a table; every neighbour in it sends a heartbeat.
     fn publish(&mut self, members: &[Hop]) -> Vec<Action<Payload>> {
+        self.publish_leased(members, leases())
+    }
+
+    fn publish_leased(&mut self, members: &[Hop], leases: Vec<LeasedRange>) -> Vec<Action<Payload>> {
         self.version += 1;
         let members = members.iter().copied().map(member).collect();
-        let mut said = self.hear(Event::Membership(
-            Membership { version: self.version, members, ..Membership::default() }.into(),
-        ));
+        let table = Membership { version: self.version, members, leases, ..Membership::default() };
+        let mut said = self.hear(Event::Membership(table.into()));
         said.extend(self.neighbours_beat());
         said
     }
@@ -583,7 +586,7 @@ fn a_full_replica_is_busy_but_takes_retries_and_evaluations() {
     assert_eq!((harness.stage.held(), harness.counts().busy), (1, 1));
     let retry = Forward { attempt: SECOND, ..forward() };
     assert_eq!(harness.receive(feeder(), retry.by(&from)), [compute(ID)]);
-    let id = MicrobatchId::evaluation(0);
+    let id = MicrobatchId::evaluation(Block(0), 0);
     harness.receive(feeder(), Forward { id, purpose: Purpose::Evaluate, ..forward() }.by(&from));
     assert_eq!((harness.stage.held(), harness.stage.slots_used(), harness.counts().refused), (3, 1, 0));
 }
@@ -951,6 +954,39 @@ fn a_route_that_leads_elsewhere_is_refused() {
 }
 
 #[test]
+fn a_forward_of_an_id_that_no_feeder_has_is_never_computed() {
+    let mut harness = Harness::new(1, 3);
+    let stranger = Hop::feeder(Instance::new(PeerId([77; 32]), Incarnation(1)));
+    let id = MicrobatchId(Block(5).first().0);
+    assert_eq!(harness.receive(a(0), Forward { id, ..forward() }.by(&[stranger, a(0)])), []);
+    harness.wait(PARKED_TIMEOUT);
+    assert_eq!((harness.stage.held(), harness.counts().foreign), (0, 1));
+    let said = harness.receive(a(0), forward().by(&[feeder(), a(0)]));
+    assert_eq!(said, [compute(ID)], "it holds no other microbatch back");
+}
+
+#[test]
+fn a_forward_is_claimed_from_the_feeder_that_has_its_id() {
+    let mut harness = Harness::new(1, 3);
+    let stranger = Hop::feeder(Instance::new(PeerId([77; 32]), Incarnation(1)));
+    harness.receive(a(0), forward().by(&[stranger, a(0)]));
+    assert!(harness.said.contains(&claim(1)), "{:?}", harness.said);
+}
+
+#[test]
+fn a_feeder_ends_no_microbatch_of_another() {
+    let mut harness = Harness::new(1, 3);
+    let other = Hop::feeder(Instance::new(PeerId([77; 32]), Incarnation(1)));
+    harness.publish(&[line(3), vec![other]].concat());
+    harness.receive(a(0), forward().by(&[feeder(), a(0)]));
+    harness.receive(other, ended());
+    assert!(harness.stage.holds(ID));
+    harness.complete(forwarded());
+    harness.receive(feeder(), ended());
+    assert!(!harness.stage.holds(ID));
+}
+
+#[test]
 fn a_path_that_leads_elsewhere_is_ignored() {
     let paths: [&[Hop]; 5] = [&[], &[a(2), a(2)], &[a(2), a(1)], &[a(1)], &[b(2)]];
     for path in paths {
@@ -1080,12 +1116,12 @@ fn inherited() -> Harness {
 
 /// A table names the successor of the only feeder.
 fn take_over(harness: &mut Harness) -> Vec<Action<Payload>> {
-    let lease = crate::Lease { first: MicrobatchId(0), count: 50, epoch: 1 };
+    let lease = Lease { first: MicrobatchId(0), count: 50, epoch: 1 };
     let mut members: Vec<_> = [successor(), a(0), a(1), a(2)].map(member).to_vec();
     members.sort_by_key(|member| member.instance);
-    let successions = vec![crate::Succession { lease, feeder: successor().peer() }];
+    let leases = vec![LeasedRange::new(lease, successor().peer())];
     harness.version += 1;
-    let table = Membership { version: harness.version, members, successions, ..Membership::default() };
+    let table = Membership { version: harness.version, members, leases, ..Membership::default() };
     harness.hear(Event::Membership(table.into()))
 }
 
@@ -1124,19 +1160,35 @@ fn a_successor_is_asked_for_the_grant_and_the_former_feeder_is_not_believed() {
 #[test]
 fn a_former_feeder_that_joined_again_announces_no_outcome_of_its_successors_ids() {
     let mut harness = inherited();
-    let successions = harness.stage.table().successions().to_vec();
+    let own = Block(1).first().0;
+    let mut leases = harness.stage.table().leases().to_vec();
+    leases.push(LeasedRange::new(
+        Lease { first: MicrobatchId(own), count: Block::IDS, epoch: 0 },
+        feeder().peer(),
+    ));
     let mut members: Vec<_> = [feeder(), successor(), a(0), a(1), a(2)].map(member).to_vec();
     members.sort_by_key(|member| member.instance);
     harness.version += 1;
     let version = harness.version;
-    harness.hear(Event::Membership(
-        Membership { version, members, successions, ..Membership::default() }.into(),
-    ));
-    let ended = |harness: &Harness| [7, 50].map(|id| harness.stage.outcomes.contain(MicrobatchId(id)));
-    harness.receive(feeder(), ended_below(60));
+    let table = Membership { version, members, leases, ..Membership::default() };
+    harness.hear(Event::Membership(table.into()));
+    let ended = |harness: &Harness| [7, own + 7].map(|id| harness.stage.outcomes.contain(MicrobatchId(id)));
+    harness.receive(feeder(), ended_below(own + 60));
     assert_eq!(ended(&harness), [false, true]);
     harness.receive(successor(), ended_below(50));
     assert_eq!(ended(&harness), [true, true]);
+}
+
+#[test]
+fn a_table_that_closes_a_block_ends_its_microbatches() {
+    let mut harness = Harness::new(1, 3);
+    harness.receive(a(0), forward().by(&line(1)));
+    harness.complete(JobOutcome::Forwarded { version: WeightVersion(9), activation: "out" });
+    assert_eq!(harness.stage.held(), 1);
+    let closed = Lease { first: MicrobatchId(0), count: 0, epoch: 0 };
+    let leases = vec![LeasedRange::new(closed, feeder().peer())];
+    harness.publish_leased(&[feeder(), a(0), a(1), a(2)], leases);
+    assert_eq!(harness.stage.held(), 0, "the last announcement of its feeder was lost");
 }
 
 #[test]
@@ -1155,11 +1207,10 @@ fn a_recovery_report_lists_microbatches_held_and_doubtful_grants() {
     );
     let mut members: Vec<_> = [successor(), a(0), a(1)].map(member).to_vec();
     members.sort_by_key(|member| member.instance);
-    let successions = harness.stage.table().successions().to_vec();
+    let leases = harness.stage.table().leases().to_vec();
     harness.version += 1;
-    harness.hear(Event::Membership(
-        Membership { version: harness.version, members, successions, ..Membership::default() }.into(),
-    ));
+    let table = Membership { version: harness.version, members, leases, ..Membership::default() };
+    harness.hear(Event::Membership(table.into()));
     let told = report(harness.receive(successor(), recover())).unwrap();
     assert_eq!(told.items, [item(vec![StageIndex(2)])]);
 }
@@ -1293,21 +1344,26 @@ fn a_replica_that_does_not_reach_the_feeder_gives_its_microbatches_back_and_take
 
 #[test]
 fn the_gradients_of_a_feeder_that_is_gone_hold_up_no_other_feeder() {
-    let mut harness = unanswered();
     let second = Hop::feeder(Instance::new(PeerId([0xF2; 32]), Incarnation(1)));
-    harness.publish(&[a(0), a(1), a(2), second]);
-    harness.wait(FEEDER_LOST_AFTER + STATUS_AFTER);
-    assert!(harness.stage.holds(ID) && harness.stage.holds(OTHER), "a successor may come");
-    harness.receive(a(2), backward_of(OTHER, FIRST, &[a(2)], "gradient"));
-    let third = MicrobatchId(9);
-    harness.receive(a(0), Forward { id: third, ..forward() }.by(&[second, a(0)]));
-    harness.complete_of(third, forwarded());
-    harness.receive(second, granted(&[third]));
-    let said = harness.receive(a(2), backward_of(third, FIRST, &[a(2)], "gradient"));
-    let job = |job: &Action<Payload>| matches!(job, Action::Execute(Job::Backward { microbatch, .. }) if *microbatch == third);
-    assert!(said.iter().any(job), "{said:?}");
-    harness.wait(KEPT_FOR_SUCCESSOR);
-    assert!(!harness.stage.holds(ID) && !harness.stage.holds(OTHER), "no successor came");
+    let lease = Lease { first: Block(1).first(), count: Block::IDS, epoch: 0 };
+    let of_second = vec![LeasedRange::new(lease, second.peer())];
+    // The block of the first feeder stays in the table until it is settled.
+    for leases in [[leases(), of_second.clone()].concat(), of_second] {
+        let mut harness = unanswered();
+        harness.publish_leased(&[a(0), a(1), a(2), second], leases);
+        harness.wait(FEEDER_LOST_AFTER + STATUS_AFTER);
+        assert!(harness.stage.holds(ID) && harness.stage.holds(OTHER), "a successor may come");
+        harness.receive(a(2), backward_of(OTHER, FIRST, &[a(2)], "gradient"));
+        let third = Block(1).first();
+        harness.receive(a(0), Forward { id: third, ..forward() }.by(&[second, a(0)]));
+        harness.complete_of(third, forwarded());
+        harness.receive(second, granted(&[third]));
+        let said = harness.receive(a(2), backward_of(third, FIRST, &[a(2)], "gradient"));
+        let job = |job: &Action<Payload>| matches!(job, Action::Execute(Job::Backward { microbatch, .. }) if *microbatch == third);
+        assert!(said.iter().any(job), "{said:?}");
+        harness.wait(KEPT_FOR_SUCCESSOR);
+        assert!(!harness.stage.holds(ID) && !harness.stage.holds(OTHER), "no successor came");
+    }
 }
 
 #[test]
@@ -1334,7 +1390,8 @@ fn a_replica_that_hears_no_replica_of_the_next_stage_gives_its_activations_back(
     harness.version += 1;
     let members = [feeder(), a(0), a(1), silent].map(member).to_vec();
     let version = harness.version;
-    harness.hear(Event::Membership(Membership { version, members, ..Membership::default() }.into()));
+    let table = Membership { version, members, leases: leases(), ..Membership::default() };
+    harness.hear(Event::Membership(table.into()));
     let beat = Message::Heartbeat(Heartbeat { credit: 8, ..Heartbeat::default() });
     for second in 0..=NEXT_STAGE_LOST_AFTER.as_secs() + 6 {
         harness.now = harness.now + Duration::from_secs(1);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use swarmline_scheduler::feeder::{
-    Continued, InFlight, Late, LeasedRange, Outcome, Record, Snapshot, TakenOver, Totals,
+    Continued, InFlight, JournaledRange, Late, Outcome, Record, Snapshot, TakenOver, Totals,
 };
 use swarmline_scheduler::{
     Hop, IdSet, Incarnation, Instance, Lease, Loss, MicrobatchId, PeerId, Refusal, StageIndex,
@@ -151,7 +151,7 @@ impl Encoder {
     fn snapshot(&mut self, snapshot: &Snapshot) -> &mut Self {
         let Snapshot { ranges, ended, open, late, contributions, rounds, totals } = snapshot;
         self.number(ranges.len() as u64);
-        for LeasedRange { lease, taken_over } in ranges {
+        for JournaledRange { lease, taken_over } in ranges {
             self.lease(lease)
                 .number(u64::from(taken_over.is_some()))
                 .number(taken_over.map_or(0, |end| end.0));
@@ -342,10 +342,10 @@ impl Input<'_> {
         Ok(Snapshot { ranges, ended, open, late, contributions, rounds, totals })
     }
 
-    fn leased_range(&mut self) -> Result<LeasedRange, Fault> {
+    fn leased_range(&mut self) -> Result<JournaledRange, Fault> {
         let lease = self.lease()?;
         let (is_taken_over, end) = (self.number()? == 1, self.id()?);
-        Ok(LeasedRange { lease, taken_over: is_taken_over.then_some(end) })
+        Ok(JournaledRange { lease, taken_over: is_taken_over.then_some(end) })
     }
 
     fn run(&mut self) -> Result<Range<u64>, Fault> {

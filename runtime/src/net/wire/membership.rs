@@ -2,8 +2,8 @@
 
 use swarmline_proto::v1;
 use swarmline_scheduler::{
-    Incarnation, Instance, Lease, Member, MemberState, Membership, MicrobatchId, SUCCESSIONS_MAX, StageIndex,
-    Succession,
+    BlockTally, Incarnation, Instance, LEASES_MAX, Lease, LeasedRange, Member, MemberState, Membership,
+    MicrobatchId, StageIndex,
 };
 
 use super::{WireError, check_count, decode_address, decode_peer, decode_stage, out_of_range};
@@ -15,7 +15,7 @@ pub fn encode_membership(membership: &Membership) -> v1::Membership {
         launch: membership.launch,
         version: membership.version,
         members: membership.members.iter().map(encode_member).collect(),
-        successions: membership.successions.iter().map(encode_succession).collect(),
+        leases: membership.leases.iter().map(encode_lease).collect(),
         trained: encode_stages(&membership.trained),
         awaited: encode_stages(&membership.awaited),
     }
@@ -24,7 +24,7 @@ pub fn encode_membership(membership: &Membership) -> v1::Membership {
 /// The membership table in a message.
 ///
 /// # Errors
-/// If a member, a succession or a stage breaks the contract, or members or stages are not strictly ascending.
+/// If a member, a leased range or a stage breaks the contract, or members, ranges or stages are not strictly ascending.
 pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, WireError> {
     let members: Vec<Member> = membership.members.iter().map(decode_member).collect::<Result<_, _>>()?;
     let ascends = |pair: &[Member]| pair[0].instance.peer < pair[1].instance.peer;
@@ -35,11 +35,11 @@ pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, Wire
             allowed: "greater than the one before it",
         });
     }
-    let successions = decode_successions(&membership.successions)?;
+    let leases = decode_leases(&membership.leases)?;
     let trained = decode_stages(&membership.trained, "a trained stage")?;
     let awaited = decode_stages(&membership.awaited, "an awaited stage")?;
     let (launch, version) = (membership.launch, membership.version);
-    Ok(Membership { launch, version, members, successions, trained, awaited })
+    Ok(Membership { launch, version, members, leases, trained, awaited })
 }
 
 fn encode_member(member: &Member) -> v1::Member {
@@ -77,18 +77,35 @@ fn decode_state(state: i32, stage: Option<u32>) -> Result<MemberState, WireError
     }
 }
 
-fn encode_succession(succession: &Succession) -> v1::Succession {
-    let Succession { lease, feeder } = succession;
-    v1::Succession { first: lease.first.0, count: lease.count, epoch: lease.epoch, feeder: feeder.0.to_vec() }
+fn encode_lease(leased: &LeasedRange) -> v1::LeasedRange {
+    let LeasedRange { lease, feeder, tally } = leased;
+    v1::LeasedRange {
+        first: lease.first.0,
+        count: lease.count,
+        epoch: lease.epoch,
+        feeder: feeder.0.to_vec(),
+        leased: tally.leased,
+        injected: tally.injected,
+        settled: tally.settled,
+    }
 }
 
-fn decode_successions(successions: &[v1::Succession]) -> Result<Vec<Succession>, WireError> {
-    check_count(successions, SUCCESSIONS_MAX, "the number of successions", "at most 64")?;
-    let decode = |one: &v1::Succession| {
+fn decode_leases(leases: &[v1::LeasedRange]) -> Result<Vec<LeasedRange>, WireError> {
+    check_count(leases, LEASES_MAX, "the number of leased ranges", "at most 4096")?;
+    if let Some(pair) = leases.windows(2).find(|pair| pair[0].first >= pair[1].first) {
+        return Err(WireError::Range {
+            field: "the first id of a leased range",
+            value: pair[1].first.to_string(),
+            allowed: "greater than the one before it",
+        });
+    }
+    let decode = |one: &v1::LeasedRange| {
         let lease = Lease { first: MicrobatchId(one.first), count: one.count, epoch: one.epoch };
-        Ok(Succession { lease, feeder: decode_peer(&one.feeder)? })
+        let &v1::LeasedRange { leased, injected, settled, .. } = one;
+        let tally = BlockTally { block: lease.first.block(), leased, injected, settled };
+        Ok(LeasedRange { lease, feeder: decode_peer(&one.feeder)?, tally })
     };
-    successions.iter().map(decode).collect()
+    leases.iter().map(decode).collect()
 }
 
 fn encode_stages(stages: &[StageIndex]) -> Vec<u32> {

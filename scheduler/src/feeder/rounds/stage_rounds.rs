@@ -159,6 +159,13 @@ impl StageRounds {
         self.news = true;
     }
 
+    /// Another feeder calls: the round behind the last that all members have ended may be under way. Returns it.
+    pub(super) fn learn(&mut self) -> Round {
+        let ended = self.members.values().map(|member| member.ended).min().unwrap_or(0);
+        self.round = self.round.max(ended.saturating_add(1));
+        self.current()
+    }
+
     /// Calls the next round, if it is due and the feeder waits for no member any more. Returns whether a round was
     /// called.
     pub(super) fn proceed(&mut self, now: Time, training: Training) -> bool {

@@ -1,6 +1,6 @@
 //! Waits and memory: a replica waits for members only, and keeps no microbatch whose outcome was announced.
 
-use crate::{Duration, Hop, Instance, MicrobatchId, PeerId, PeerTable, Replica, Succession, Time};
+use crate::{Duration, Hop, Instance, MicrobatchId, PeerId, PeerTable, Replica, Time};
 
 use super::super::payload::Payload;
 use super::ReferenceModel;
@@ -16,8 +16,8 @@ impl ReferenceModel {
     }
 
     /// A replica that was last suspended until `resumed_at` has handled an announcement of the feeder `by`; `before` are
-    /// the microbatches that it held before. Checks that it has released exactly those that have an outcome, but for
-    /// those of which it knows that they went from that feeder to a successor.
+    /// the microbatches that it held before. Checks that it has released exactly those that have an outcome and belong to
+    /// that feeder by its table.
     pub(in crate::sim) fn released(
         &mut self,
         (by, feeder): (usize, PeerId),
@@ -32,11 +32,7 @@ impl ReferenceModel {
         }
         // Announcements of the time of a suspension are read late.
         if resumed_at.is_none_or(|at| at + OVERTAKEN_WITHIN <= self.now) {
-            let successions = replica.table().successions();
-            let is_lost = |succession: &Succession, id: MicrobatchId| {
-                succession.feeder != feeder && succession.lease.ids().contains(&id.0)
-            };
-            let own = stage.open().filter(|&id| !successions.iter().any(|one| is_lost(one, id)));
+            let own = stage.open().filter(|&id| replica.table().lessee(id) == Some(feeder));
             own.for_each(|id| self.check_kept(by, id, me));
         }
     }

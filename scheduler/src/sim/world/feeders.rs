@@ -4,7 +4,7 @@ use crate::coordinator::{self, JoinRefusal, RunState};
 use crate::feeder::{Action, Config, End, Event, Record};
 use crate::router::RouterFactory as _;
 use crate::stage::Progress;
-use crate::{Directive, Duration, Feeder, Incarnation, Instance, Role, RouteSecret};
+use crate::{BlockTally, Directive, Duration, Feeder, Incarnation, Instance, LeasedRange, Role, RouteSecret};
 
 use super::super::delivery::{Delivery, Purpose};
 use super::super::payload::Payload;
@@ -115,8 +115,9 @@ impl World {
                 self.soon(Delivery::Feeder(index, me.incarnation, event));
             }
             Action::Send { to, envelope } => self.post(me, to, envelope),
-            Action::RequestLease { count } => {
-                let request = coordinator::Event::LeaseRequest { from: me, count };
+            Action::RequestLease { next, count } => {
+                let tallies = self.tallies(index);
+                let request = coordinator::Event::LeaseRequest { from: me, next, count, tallies };
                 self.tell_coordinator(me.peer, request, Purpose::Routine);
             }
             Action::End(end) => self.feeder_ended(index, &end),
@@ -145,7 +146,7 @@ impl World {
     fn report_done(&mut self, index: usize) {
         if self.feeders[index].owes_report {
             let me = self.feeders[index].instance;
-            self.tell_coordinator(me.peer, coordinator::Event::FeederDone { from: me }, Purpose::Done);
+            self.report_feeder(index, true);
             self.queue.schedule_in(HEARTBEAT, Delivery::FeederHeartbeat(index, me.incarnation));
         }
     }
@@ -166,6 +167,18 @@ impl World {
     }
 
     // --- The process ----------------------------------------------------------------------------------------
+
+    fn tallies(&self, index: usize) -> Vec<BlockTally> {
+        self.feeders[index].machine.as_ref().map(Feeder::tallies).unwrap_or_default()
+    }
+
+    /// Tells the coordinator how far the feeder has come.
+    fn report_feeder(&mut self, index: usize, done: bool) {
+        let from = self.feeders[index].instance;
+        let report = coordinator::FeederReport { tallies: self.tallies(index), done };
+        let event = coordinator::Event::FeederReport { from, report };
+        self.tell_coordinator(from.peer, event, if done { Purpose::Done } else { Purpose::Routine });
+    }
 
     pub(super) fn start_feeder(&mut self, index: usize) {
         self.tear_journal(index);
@@ -190,7 +203,11 @@ impl World {
         if !journal.is_empty() {
             // The journal has its own ids; the table names its successor.
             feeder.role = Role::Feeder;
-            self.model.path(if index == 0 { "feeder resumed" } else { "resumed by a successor" });
+            self.model.path(if index < scenario.feeders() {
+                "feeder resumed"
+            } else {
+                "resumed by a successor"
+            });
         }
         (feeder.instance, feeder.admitted) = (me, false);
         (feeder.ended, feeder.owes_report) = (false, false);
@@ -218,6 +235,7 @@ impl World {
             let (from, progress) = (feeder.instance, Progress::default());
             let heartbeat = coordinator::Event::Heartbeat { from, progress };
             self.tell_coordinator(from.peer, heartbeat, Purpose::Routine);
+            self.report_feeder(index, false);
         } else if feeder.registered_at.is_none_or(|at| at + REQUEST_MAX <= self.now()) {
             // The request failed: the operator starts the feeder again.
             return self.start_feeder(index);
@@ -231,7 +249,11 @@ impl World {
 
     pub(super) fn reply_to_feeder(&mut self, index: usize, reply: &coordinator::Reply, purpose: Purpose) {
         match reply {
-            coordinator::Reply::Leased(lease) => {
+            coordinator::Reply::Reported { others } => {
+                self.tell_feeder(index, coordinator_key(), Event::RunProgress(*others));
+            }
+            coordinator::Reply::Leased { lease, others } => {
+                self.tell_feeder(index, coordinator_key(), Event::RunProgress(*others));
                 self.tell_feeder(index, coordinator_key(), Event::Lease(*lease));
             }
             coordinator::Reply::Joined(_) => {
@@ -243,11 +265,6 @@ impl World {
                 let finished = self.coordinator.state() == RunState::Finished;
                 let directive = if finished { Directive::Finished } else { Directive::Continue };
                 self.tell_feeder(index, coordinator_key(), Event::Directive(directive));
-            }
-            // The operator follows the text of the refusal.
-            coordinator::Reply::JoinRefused(JoinRefusal::NothingToSucceed) => {
-                self.feeders[index].role = Role::Feeder;
-                self.feeders[index].registered_at = None;
             }
             coordinator::Reply::JoinRefused(JoinRefusal::FeederLives { .. }) => {
                 self.feeders[index].registered_at = None;
@@ -290,8 +307,9 @@ impl World {
         self.model.path("feeder expelled");
         self.tear_journal(index);
         self.feeders[index].lose_power();
-        let succeeded = !table.successions.is_empty() && !self.feeders[index].journal.is_empty();
-        if succeeded || index == self.latest_index() {
+        let taken_over = table.leases.iter().any(LeasedRange::is_taken_over);
+        let succeeded = taken_over && !self.feeders[index].journal.is_empty();
+        if succeeded || index == self.latest_index() || index < self.scenario.feeders() {
             self.start_again(index);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Coordinator, Duration, Feeder, Incarnation, PeerId, Replica, Time, replica};
+use crate::{Coordinator, Duration, Feeder, Incarnation, PeerId, Replica, Role, Time, replica};
 
 use super::super::connections::IDLE;
 use super::super::delivery::Delivery;
@@ -97,7 +97,7 @@ impl World {
     /// The feeder will succeed itself, as another feeder with its key.
     fn lose_journal(&mut self) {
         let instance = self.latest().instance;
-        let successor = FeederProcess { instance, ..FeederProcess::new(self.feeders.len()) };
+        let successor = FeederProcess { instance, ..FeederProcess::new(self.feeders.len(), Role::Successor) };
         self.feeders.push(successor);
     }
 
@@ -110,7 +110,7 @@ impl World {
             self.network.break_link(peer, coordinator_key(), Some(until));
             self.network.break_link(coordinator_key(), peer, Some(until));
         }
-        self.feeders.push(FeederProcess::new(self.feeders.len()));
+        self.feeders.push(FeederProcess::new(self.feeders.len(), Role::Successor));
         self.queue.schedule_in(after, Delivery::StartFeeder(self.feeders.len() - 1));
     }
 
