@@ -7,6 +7,7 @@ mod attack;
 mod bench;
 mod churn;
 mod cuda;
+mod cut_off;
 mod feeders;
 mod gpu;
 mod hostile;

@@ -41,14 +41,25 @@ impl Process {
         name: &str,
         arguments: impl IntoIterator<Item = &'a str>,
     ) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_swarmline"))
-            .args(arguments)
-            .envs(environment.iter().cloned())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swarmline"));
+        command.args(arguments).envs(environment.iter().cloned());
+        Self::spawn(name, command)
+    }
+
+    /// Starts `swarmline` by another program, which must become it: its last arguments are the program and `arguments`.
+    pub(crate) fn start_under<'a>(
+        prefix: &[&str],
+        name: &str,
+        arguments: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        let mut command = Command::new(prefix[0]);
+        command.args(&prefix[1..]).arg(env!("CARGO_BIN_EXE_swarmline")).args(arguments);
+        Self::spawn(name, command)
+    }
+
+    fn spawn(name: &str, mut command: Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         read_lines(child.stdout.take().unwrap(), sender.clone(), Line::Out);
         read_lines(child.stderr.take().unwrap(), sender, Line::Err);

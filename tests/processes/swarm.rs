@@ -27,7 +27,7 @@ pub(crate) const STAGES: usize = 4;
 impl Swarm {
     /// Starts a coordinator; no member has joined yet.
     pub(crate) fn coordinate(recipe: &Recipe) -> Self {
-        let turn = ONE_SWARM.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = Self::turn();
         let folder = recipe.write();
         let key = folder.argument("coordinator.key");
         let (coordinator, invite) = start_coordinator(&folder, &["--identity", &key]);
@@ -41,6 +41,11 @@ impl Swarm {
         let (coordinator, invite) = start_coordinator_at(&self.folder, address, &["--identity", &key]);
         assert_eq!(invite, self.invite);
         self.coordinator = coordinator;
+    }
+
+    /// Waits until no other swarm of these tests runs.
+    pub(crate) fn turn() -> MutexGuard<'static, ()> {
+        ONE_SWARM.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a coordinator and a replica of each stage that saves its weights in `stage-N.safetensors`.
