@@ -125,6 +125,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let (averaging, stages) = (config.averaging, config.stages);
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
+        let handoff = Handoff::new(StageIndex(0), config.stages, router);
         Self {
             config,
             table,
@@ -138,7 +139,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             schedule: ScheduleProgress::default(),
             open: BTreeMap::new(),
             drawn: BTreeSet::new(),
-            handoff: Handoff::new(StageIndex(0), router),
+            handoff,
             grants: Grants::default(),
             contributions: Contributions::new(averaging),
             announcement: Announcement::default(),

@@ -27,14 +27,17 @@ use status_timer::StatusTimer;
 /// A neighbour that holds a microbatch for more than this many times the usual keeps it: another replica gets it.
 const TURNAROUNDS_MAX: u32 = 8;
 
-/// A neighbour may hold a microbatch for so long, however fast others are.
-const HELD_MIN: Duration = Duration::from_secs(60);
+/// A neighbour may hold a microbatch for so long, however fast others are, and for so much longer with each stage behind
+/// it: a neighbour that passes microbatches to a black hole is to find that out first.
+const HELD_MIN: Duration = Duration::from_secs(20);
 
 /// The microbatches handed on, and the neighbours that can take more.
 #[derive(Debug)]
 pub(crate) struct Handoff {
     /// The stage that takes the microbatches.
     next: StageIndex,
+    /// A neighbour may hold a microbatch for so long.
+    held_min: Duration,
     router: Box<dyn Router>,
     pub(crate) neighbours: Neighbours,
     /// Average time from handing a microbatch on to its return.
@@ -80,11 +83,12 @@ impl Entry {
 }
 
 impl Handoff {
-    /// A handoff to the stage `next`, with no microbatch and no neighbour.
-    pub(crate) fn new(next: StageIndex, router: Box<dyn Router>) -> Self {
+    /// A handoff to the stage `next` of `stages`, with no microbatch and no neighbour.
+    pub(crate) fn new(next: StageIndex, stages: u16, router: Box<dyn Router>) -> Self {
         let (neighbours, entries) = (Neighbours::new(next), BTreeMap::new());
         Self {
             next,
+            held_min: HELD_MIN * u32::from(stages.saturating_sub(next.0).max(1)),
             router,
             neighbours,
             turnaround: MovingAverage::default(),
@@ -235,7 +239,10 @@ impl Handoff {
     /// A neighbour replied about the awaited attempt. Returns whether the microbatch needs another attempt.
     pub(crate) fn on_status(&mut self, now: Time, leg: Leg, id: MicrobatchId, status: Status) -> bool {
         match status {
-            Status::Held if self.is_kept_too_long(now, id) => self.fail(now, id, Completion::Lost),
+            Status::Held if self.is_kept_too_long(now, id) => {
+                self.neighbours.keeps(now, leg.hop);
+                self.fail(now, id, Completion::Lost);
+            }
             Status::Held => {
                 if let Some((mut timer, timeout)) = self.entries.get(&id).and_then(|entry| entry.timer) {
                     timer.held(now);
@@ -243,7 +250,11 @@ impl Handoff {
                 }
                 return false;
             }
-            Status::Missing | Status::GivenBack => self.fail(now, id, Completion::Lost),
+            Status::GivenBack => {
+                self.neighbours.keeps(now, leg.hop);
+                self.fail(now, id, Completion::Lost);
+            }
+            Status::Missing => self.fail(now, id, Completion::Lost),
             Status::Busy => {
                 self.neighbours.busy(leg.hop);
                 self.fail(now, id, Completion::Refused);
@@ -255,7 +266,7 @@ impl Handoff {
     /// Whether a neighbour has held the microbatch for far longer than others take to return one.
     fn is_kept_too_long(&self, now: Time, id: MicrobatchId) -> bool {
         let usual = self.turnaround.get().unwrap_or_default();
-        let limit = (usual * TURNAROUNDS_MAX).max(HELD_MIN);
+        let limit = (usual * TURNAROUNDS_MAX).max(self.held_min);
         self.entries.get(&id).is_some_and(|entry| entry.sent_at + limit <= now)
     }
 

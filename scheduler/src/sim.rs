@@ -8,6 +8,7 @@
 //!
 //! Describe a run with a [`Scenario`], run it in a [`World`], and read the [`Report`].
 
+mod act;
 mod capacity;
 mod connections;
 mod delivery;
@@ -27,6 +28,7 @@ mod state;
 mod tests;
 mod world;
 
+pub use act::Act;
 pub use fault::{End, Fault, Way};
 pub use network::Links;
 pub use report::{ReplicaReport, Report, Violation};

@@ -117,7 +117,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     #[must_use]
     pub fn new(config: Config, router: Box<dyn Router>) -> Self {
         let table = PeerTable::new(config.hop());
-        let handoff = Handoff::new(config.next_stage(), router);
+        let handoff = Handoff::new(config.next_stage(), config.stages, router);
         Self {
             config,
             table,

@@ -106,12 +106,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// replicas gave up their claims: they say so, to this feeder or to a former one.
     fn doubt_unclaimed(&mut self, now: Time, id: MicrobatchId, missing: &[Hop], sender: Option<&Hop>) {
         let Some(&sender) = sender.filter(|_| !self.succession.took_over(id)) else { return };
-        for &named in missing {
-            let liars = match named {
-                _ if self.returns.has_forfeited(id, &named) => continue,
-                _ if named == sender => vec![sender],
-                _ => self.suspicion.unclaimed(now, sender, named),
-            };
+        let mut named = missing.to_vec();
+        named.retain(|hop| !self.returns.has_forfeited(id, hop));
+        if !named.is_empty() {
+            self.handoff.neighbours.keeps(now, sender);
+            let liars = self.suspicion.unclaimed(now, sender, named);
             self.doubt(liars);
         }
     }

@@ -10,6 +10,11 @@ use crate::{Duration, Health, Heartbeat, Hop, Instance, PeerTable, StageIndex, T
 /// Microbatches that a neighbour may have before it has returned any.
 const EARNED_FIRST: u32 = 8;
 
+/// A neighbour that keeps a microbatch is avoided for so long; the time doubles with each that it keeps in a row.
+const AVOIDED_MIN: Duration = Duration::from_secs(10);
+/// Doublings at most: ten seconds become twenty minutes.
+const AVOIDED_DOUBLINGS: u32 = 7;
+
 /// Neighbours upstream and downstream.
 #[derive(Clone, Debug)]
 pub(crate) struct Neighbours {
@@ -35,6 +40,10 @@ struct Neighbour {
     /// How many it has.
     outstanding: u32,
     healthy: bool,
+    /// Times in a row that it kept microbatches, or gave them back.
+    kept: u32,
+    /// It is avoided until then, if there are others.
+    avoided_until: Time,
     /// The latest smoothed round trip that the transport measured; zero if unknown.
     round_trip: Duration,
 }
@@ -47,6 +56,8 @@ impl Neighbour {
             earned: EARNED_FIRST,
             outstanding,
             healthy: true,
+            kept: 0,
+            avoided_until: Time::default(),
             round_trip: Duration::ZERO,
         }
     }
@@ -139,7 +150,22 @@ impl Neighbours {
 
     /// The neighbour returned a microbatch: it may have twice as many.
     pub(crate) fn earns(&mut self, hop: Hop) {
-        self.update(hop.instance, |neighbour| neighbour.earned = neighbour.earned.saturating_mul(2));
+        self.update(hop.instance, |neighbour| {
+            neighbour.earned = neighbour.earned.saturating_mul(2);
+            neighbour.kept = 0;
+        });
+    }
+
+    /// The neighbour keeps a microbatch too long, or gives it back: it is avoided, longer each time in a row.
+    pub(crate) fn keeps(&mut self, now: Time, hop: Hop) {
+        self.update(hop.instance, |neighbour| {
+            // What it took before it was avoided counts once.
+            if neighbour.avoided_until <= now {
+                let times = 1_u32 << neighbour.kept.min(AVOIDED_DOUBLINGS);
+                neighbour.kept += 1;
+                neighbour.avoided_until = now + AVOIDED_MIN * times;
+            }
+        });
     }
 
     /// The neighbour lost a microbatch, or keeps it: it may have half as many.
@@ -176,7 +202,7 @@ impl Neighbours {
     /// Replicas of the next stage that are healthy and have credit left, by peer id, at most [`CANDIDATES_MAX`].
     /// Quarantined replicas only if there are no others: a doubtful replica is better than a stage that stands still.
     pub(crate) fn candidates(&mut self, now: Time, table: &PeerTable) -> Vec<Candidate> {
-        let free = |hop: &&Hop| !table.is_quarantined(now, hop.instance);
+        let free = |hop: &&Hop| !table.is_quarantined(now, hop.instance) && !self.is_avoided(now, hop);
         let mut hops: Vec<Hop> = self.in_turn().filter(free).take(CANDIDATES_MAX).copied().collect();
         if hops.is_empty() {
             hops = self.in_turn().take(CANDIDATES_MAX).copied().collect();
@@ -192,6 +218,10 @@ impl Neighbours {
         let start = self.last.filter(|_| !all).map_or(Bound::Unbounded, Bound::Excluded);
         let rest = self.last.filter(|_| !all).into_iter().flat_map(|last| self.open.range(..=last));
         self.open.range((start, Bound::Unbounded)).chain(rest)
+    }
+
+    fn is_avoided(&self, now: Time, hop: &Hop) -> bool {
+        self.watched.get(&hop.instance).is_some_and(|neighbour| neighbour.avoided_until > now)
     }
 
     fn candidate(&self, hop: Hop) -> Candidate {

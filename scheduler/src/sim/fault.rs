@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::Duration;
 
+use super::act::Act;
+
 /// Shortest cut of a feeder from the coordinator: long enough for the coordinator to count it as dead.
 pub(super) const CUT_OFF: Duration = Duration::from_secs(20);
 /// The cut lasts this much longer, so that the former feeder hears of its successor late.
@@ -47,10 +49,12 @@ pub enum Fault {
         /// Length of the fault.
         lasts: Duration,
     },
-    /// Beside its work it claims every open microbatch that it was never handed, again and again.
-    FalseClaims {
+    /// It lies.
+    Byzantine {
         /// The replica.
         replica: usize,
+        /// The way in which it lies.
+        act: Act,
         /// Length of the fault.
         lasts: Duration,
     },
@@ -167,7 +171,7 @@ impl Fault {
             Self::Stall { lasts, .. }
             | Self::Suspend { lasts, .. }
             | Self::Lie { lasts, .. }
-            | Self::FalseClaims { lasts, .. }
+            | Self::Byzantine { lasts, .. }
             | Self::SlowCopy { lasts, .. }
             | Self::Loss { lasts, .. }
             | Self::Delay { lasts, .. }
@@ -189,7 +193,7 @@ impl Fault {
             | Self::Stall { replica, .. }
             | Self::Suspend { replica, .. }
             | Self::Lie { replica, .. }
-            | Self::FalseClaims { replica, .. }
+            | Self::Byzantine { replica, .. }
             | Self::SlowCopy { replica, .. } => vec![*replica],
             Self::BrokenLink { a, b, .. } => [a.replica(), b.replica()].into_iter().flatten().collect(),
             Self::Partition { part, .. } => part.iter().copied().collect(),
@@ -213,7 +217,7 @@ impl Fault {
             Self::Stall { .. } => "stall",
             Self::Suspend { .. } => "suspension",
             Self::Lie { .. } => "lie",
-            Self::FalseClaims { .. } => "false claims",
+            Self::Byzantine { act, .. } => act.name(),
             Self::SlowCopy { .. } => "slow copy",
             Self::Loss { .. } => "loss",
             Self::Delay { .. } => "delay",

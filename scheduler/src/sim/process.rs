@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use crate::feeder::{Action, Record};
 use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Replica, Role, StageIndex, Time};
 
+use super::act::Act;
 use super::delivery::Delivery;
 use super::executor::Executor;
 use super::payload::Payload;
@@ -39,8 +40,8 @@ pub(super) struct ReplicaProcess {
     pub(super) service: Duration,
     /// The time until which it sends wrong chunks.
     pub(super) lies_until: Time,
-    /// The time until which it claims what it was never handed.
-    pub(super) claims_falsely_until: Time,
+    /// The way in which it lies, and the end of that.
+    pub(super) act: Option<(Act, Time)>,
     /// The end of its last suspension.
     pub(super) resumed_at: Option<Time>,
     /// The lateness of its copies for averaging rounds, and its end.
@@ -67,7 +68,7 @@ impl ReplicaProcess {
             slots: scenario.slots_of(index),
             service: scenario.service_of(index),
             lies_until: Time::default(),
-            claims_falsely_until: Time::default(),
+            act: None,
             resumed_at: None,
             slow_copies: Default::default(),
             backlog: Vec::new(),

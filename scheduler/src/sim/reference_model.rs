@@ -36,8 +36,10 @@ pub(super) struct ReferenceModel {
     granted: BTreeMap<(MicrobatchId, StageIndex), BTreeMap<usize, Hop>>,
     /// The peers that each microbatch was handed to.
     handed: BTreeMap<MicrobatchId, BTreeSet<PeerId>>,
-    /// The replicas that claim what they were never handed.
+    /// The replicas that lie.
     pub(super) liars: BTreeSet<PeerId>,
+    /// The microbatches that a liar has handed on with a key of its own.
+    deceived: BTreeSet<MicrobatchId>,
     /// The times of the outcomes, by microbatch and feeder.
     decided: BTreeMap<(MicrobatchId, usize), Time>,
     /// Half-open ranges of ids that a successor never heard of.

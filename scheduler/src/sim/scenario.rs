@@ -8,6 +8,7 @@ use crate::mutation::Mutation;
 use crate::router::Policy;
 use crate::{Admission, Duration, Purpose, Rng};
 
+use super::act::Act;
 use super::executor::time_between;
 use super::fault::{End, Fault, Way};
 use super::network::Links;
@@ -188,7 +189,18 @@ impl Scenario {
         scenario.averaging = rng.chance(4, 5).then_some(averaging);
         scenario.draw_death_of_successor(&mut rng);
         scenario.more_feeders = u16::from(rng.chance(1, 5));
+        scenario.draw_liar(&mut rng);
         scenario
+    }
+
+    /// One liar in a quarter of the runs.
+    fn draw_liar(&mut self, rng: &mut Rng) {
+        if let Some(&act) = rng.pick(&Act::ALL).filter(|_| rng.chance(1, 4)) {
+            let replica = usize::try_from(rng.below(self.members() as u64)).unwrap_or(0);
+            let at = time_between(rng, 2 * SECOND, 20 * SECOND);
+            let lasts = time_between(rng, 5 * SECOND, 60 * SECOND);
+            self.faults.push((at, Fault::Byzantine { replica, act, lasts }));
+        }
     }
 
     /// Faults that are drawn alone rarely strike a successor while it feeds.

@@ -3,6 +3,7 @@
 mod ending;
 mod executing;
 mod feeders;
+mod lying;
 mod replicas;
 mod sending;
 mod striking;

@@ -94,7 +94,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
             Phase::Refused { .. } => true,
         };
         if over {
-            self.remove(now, id, Completion::Returned);
+            // What a neighbour still has came back from another: it earns nothing by that.
+            self.remove(now, id, Completion::Refused);
         }
     }
 

@@ -886,17 +886,19 @@ fn a_neighbour_that_answers_no_request_has_lost_the_microbatch() {
 }
 
 #[test]
-fn a_neighbour_that_holds_a_microbatch_is_asked_less_and_less_often() {
+fn a_neighbour_that_holds_a_microbatch_is_asked_less_and_less_often_and_then_keeps_it_no_longer() {
     let mut harness = handed_on();
     harness.receive(feeder(), granted(&[ID]));
     let question = |attempt| send(a(2), status_request(attempt, &[feeder(), a(0), a(1)]));
     assert_eq!(harness.wait(STATUS_AFTER), [question(FIRST)]);
-    for times in [2, 4, 8, 8] {
+    for times in [2, 4] {
         assert_eq!(harness.receive(a(2), status(FIRST, Status::Held)), []);
         assert_eq!(harness.wait(STATUS_AFTER * times - Duration::from_secs(1)), []);
         assert_eq!(harness.wait(Duration::from_secs(1)), [question(FIRST)]);
     }
-    harness.receive(a(2), status(FIRST, Status::Missing));
+    let retry = Forward { attempt: SECOND, ..Forward::computed() }.by(&[feeder(), a(0), a(1)]);
+    let said = harness.receive(a(2), status(FIRST, Status::Held));
+    assert!(said.contains(&send(a(2), retry)), "it was kept too long: {said:?}");
     assert_eq!(harness.wait(STATUS_AFTER), [question(SECOND)]);
 }
 

@@ -1,6 +1,8 @@
 //! Claims: which replica was handed which microbatch, and which replicas claim what they were never handed.
 
-use crate::{Hop, Message, MicrobatchId, PeerId};
+use crate::{Envelope, Hop, Message, MicrobatchId, PeerId};
+
+use super::super::payload::Payload;
 
 use super::ReferenceModel;
 
@@ -14,6 +16,13 @@ impl ReferenceModel {
 
     fn was_handed(&self, microbatch: MicrobatchId, to: PeerId) -> bool {
         self.handed.get(&microbatch).is_some_and(|peers| peers.contains(&to))
+    }
+
+    /// A liar says this.
+    pub(in crate::sim) fn forged(&mut self, lie: &Envelope<Payload>) {
+        if let Message::Forward { microbatch, .. } | Message::StatusRequest { microbatch, .. } = lie.message {
+            self.deceived.insert(microbatch);
+        }
     }
 
     /// The open microbatches of a feeder that the liar was never handed.
@@ -31,11 +40,11 @@ impl ReferenceModel {
         self.require(sound, || format!("{to:?} is granted {microbatch}, which it was never handed"));
     }
 
-    /// Checks that the proofs that a feeder refuses are those of a liar.
+    /// Checks that the proofs that a feeder refuses are those of a liar, or of a replica that believed one.
     pub(super) fn refuses(&mut self, forged: &[MicrobatchId], of: PeerId) {
         if !forged.is_empty() {
             self.path("false proof");
-            let lies = self.liars.contains(&of);
+            let lies = self.liars.contains(&of) || forged.iter().all(|id| self.deceived.contains(id));
             self.require(lies, || format!("{of:?} is honest, and its proofs of {forged:?} are refused"));
         }
     }

@@ -7,8 +7,8 @@ use crate::replica::{Action, Begin, Config, Confirmation, End, Event, Unfinished
 use crate::router::RouterFactory as _;
 use crate::transfer::{Limits, SketchSecret, StateId, TransferMessage};
 use crate::{
-    Directive, Duration, Envelope, Hop, Incarnation, Instance, MemberState, Message, MicrobatchId, PeerId,
-    Replica, Role, RouteKey, RouteProof, StageIndex, averaging, stage,
+    Directive, Duration, Envelope, Incarnation, Instance, MemberState, Message, MicrobatchId, PeerId,
+    Replica, Role, StageIndex, averaging, stage,
 };
 
 use super::super::delivery::{Delivery, Purpose};
@@ -101,7 +101,11 @@ impl World {
 
     pub(super) fn deliver_to_process(&mut self, index: usize, delivery: Delivery) {
         match delivery {
-            Delivery::Replica(_, _, event) => self.at_replica(index, event),
+            Delivery::Replica(_, _, event) => {
+                if let Some(event) = self.swallow(index, event) {
+                    self.at_replica(index, event);
+                }
+            }
             Delivery::Table(_, _, update) => {
                 let Some(replica) = &self.replicas[index].replica else { return };
                 let update = self.read(update, replica.table().version());
@@ -118,7 +122,7 @@ impl World {
                 self.send_due_heartbeat(index);
                 self.open_tables(index);
                 self.measure_links(index);
-                self.claim_falsely(index);
+                self.lie(index);
                 self.queue.schedule_in(HEARTBEAT, Delivery::Heartbeat(index, incarnation));
             }
             Delivery::ConfirmExpires(..) => {
@@ -349,23 +353,6 @@ impl World {
             .collect();
         for (other, round_trip) in round_trips {
             self.at_replica(index, Event::RoundTrip(other, round_trip));
-        }
-    }
-
-    /// A liar claims the microbatches that it was never handed, as if they came straight from the feeder.
-    fn claim_falsely(&mut self, index: usize) {
-        let ReplicaProcess { instance: me, claims_falsely_until: until, .. } = self.replicas[index];
-        let stage = self.replicas[index].replica.as_ref().map(|replica| replica.config().stage.stage);
-        let Some(stage) = stage.filter(|_| self.now() < until) else { return };
-        let (feeder, by) = (self.latest().instance, self.latest_index());
-        let proof = |microbatch| RouteProof {
-            microbatch,
-            route: vec![Hop::feeder(feeder)],
-            key: RouteKey::default(),
-        };
-        let claimed: Vec<_> = self.model.open_elsewhere(by, me.peer).into_iter().map(proof).collect();
-        if !claimed.is_empty() {
-            self.post(me, feeder.peer, Message::Claim { stage, claimed, forfeited: Vec::new() }.into());
         }
     }
 

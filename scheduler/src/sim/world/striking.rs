@@ -23,7 +23,7 @@ impl World {
             Fault::Stall { replica, lasts } => self.replicas[replica].executor.stall(now + lasts),
             Fault::Suspend { replica, lasts } => self.suspend(replica, lasts),
             Fault::Lie { replica, lasts } => self.replicas[replica].lies_until = now + lasts,
-            Fault::FalseClaims { replica, lasts } => self.begin_false_claims(replica, lasts),
+            Fault::Byzantine { replica, act, lasts } => self.begin_act(replica, act, lasts),
             Fault::SlowCopy { replica, by, lasts } => self.replicas[replica].slow_copies = (by, now + lasts),
             Fault::Loss { per_mille, lasts } => self.network.lose(per_mille, now + lasts),
             Fault::Delay { extra, lasts } => self.network.slow_down(extra, now + lasts),
@@ -57,7 +57,7 @@ impl World {
             Fault::Leave { replica }
             | Fault::Stall { replica, .. }
             | Fault::Lie { replica, .. }
-            | Fault::FalseClaims { replica, .. }
+            | Fault::Byzantine { replica, .. }
             | Fault::SlowCopy { replica, .. }
             | Fault::Suspend { replica, .. } => liveness(replica) != Liveness::Awake,
             Fault::BrokenLink { a, b, .. } => a == b,
@@ -156,13 +156,6 @@ impl World {
             self.queue.set_alarm(Machine::Replica(index), alarm.map(|(at, _)| at));
             self.note_capacity(index);
         }
-    }
-
-    fn begin_false_claims(&mut self, index: usize, lasts: Duration) {
-        let now = self.now();
-        let process = &mut self.replicas[index];
-        process.claims_falsely_until = now + lasts;
-        self.model.liars.insert(process.instance.peer);
     }
 
     fn break_link(&mut self, (a, b): (End, End), way: Way, lasts: Option<Duration>) {
