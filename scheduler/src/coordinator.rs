@@ -10,6 +10,7 @@
 
 mod config;
 mod event;
+mod eviction;
 mod former;
 mod holders;
 mod lease_book;
@@ -33,11 +34,13 @@ use crate::{
 
 pub use config::{Config, FeedPolicy, MEMBERS_MAX, Policy};
 pub use event::{Action, Event, FeederReport, Reason};
+pub use eviction::EVICTED_MAX;
 pub use former::FORMER_MAX;
 pub use lease_book::LeaseBook;
 pub use reply::{JoinRefusal, Reply};
 pub use restart::RETURN_WITHIN;
 
+use eviction::Evicted;
 use former::FormerStarts;
 use holders::Holders;
 use members::{Entry, Members};
@@ -68,6 +71,7 @@ pub struct Coordinator {
     version: u64,
     members: Members,
     former: FormerStarts,
+    evicted: Evicted,
     holders: Holders,
     /// `None` if the run began with this start.
     restart: Option<Restart>,
@@ -101,6 +105,7 @@ impl Coordinator {
             config,
             version: 0,
             former: FormerStarts::default(),
+            evicted: Evicted::default(),
             holders: Holders::default(),
             restart: None,
             waits_for_members: false,
@@ -161,6 +166,7 @@ impl Coordinator {
             Event::Ready { from, stage } => self.ready(now, from, stage),
             Event::Heartbeat { from, progress } => self.heartbeat(now, from, progress),
             Event::Leave { from } => self.leave(from),
+            Event::Strike { from, replica, evidence } => self.strike(now, from, replica, evidence),
             Event::TableReturned { .. } | Event::Timeout => return None,
         })
     }
@@ -263,6 +269,9 @@ impl Coordinator {
     fn admit(&mut self, now: Time, from: Instance, role: Role) -> Result<Option<MemberState>, JoinRefusal> {
         if self.finished {
             return Err(JoinRefusal::Finished);
+        }
+        if self.evicted.contains(from.peer) {
+            return Err(JoinRefusal::Evicted);
         }
         if !self.config.policy.admits(from.peer) {
             return Err(JoinRefusal::NotListed);

@@ -18,6 +18,7 @@ mod alarms;
 pub mod averaging;
 pub mod coordinator;
 mod directive;
+mod evidence;
 pub mod feeder;
 #[cfg(test)]
 mod fixtures;
@@ -49,6 +50,7 @@ pub use ack_range::{ACK_OPEN_MAX, ACK_RANGES_MAX, AckRange};
 pub use averaging::Averaging;
 pub use coordinator::Coordinator;
 pub use directive::Directive;
+pub use evidence::Evidence;
 pub use feeder::{Admission, Feeder};
 pub use health::{Health, Quarantine, Suspension, Verdict};
 pub use id::{Attempt, Block, Hop, Incarnation, Instance, MicrobatchId, PeerId, StageIndex, WeightVersion};

@@ -13,6 +13,7 @@ mod gpu;
 mod hostile;
 mod interrupt;
 mod leak;
+mod liar;
 mod mistakes;
 mod parity;
 mod process;

@@ -1273,6 +1273,28 @@ pub struct ReportResponse {
     #[prost(message, optional, tag = "1")]
     pub others: ::core::option::Option<RunTally>,
 }
+/// A report that a replica lies: more of its statements about microbatches are false than sound.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StrikeRequest {
+    /// Number of the start of the caller's process; a later start has a higher number.
+    #[prost(uint64, tag = "1")]
+    pub incarnation: u64,
+    /// Key of the replica, 32 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub replica: ::prost::alloc::vec::Vec<u8>,
+    /// Number of the start of the replica's process.
+    #[prost(uint64, tag = "3")]
+    pub replica_incarnation: u64,
+    /// Statements of the replica that are false.
+    #[prost(uint32, tag = "4")]
+    pub false_statements: u32,
+    /// Statements of the replica that are sound.
+    #[prost(uint32, tag = "5")]
+    pub sound_statements: u32,
+}
+/// Acknowledgement of a StrikeRequest. The membership table says whether the replica was evicted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StrikeResponse {}
 /// A request to leave the run.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaveRequest {
@@ -1575,6 +1597,29 @@ pub mod coordinator_client {
                 .insert(GrpcMethod::new("swarmline.v1.Coordinator", "Report"));
             self.inner.unary(req, path, codec).await
         }
+        /// Reports a replica that has shown this feeder false claims. On the word of a feeder that holds ids, in a run whose
+        /// policy names its feeders, the coordinator evicts the replica and refuses its key for the rest of the run.
+        pub async fn strike(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StrikeRequest>,
+        ) -> std::result::Result<tonic::Response<super::StrikeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/swarmline.v1.Coordinator/Strike",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("swarmline.v1.Coordinator", "Strike"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Leaves the run.
         pub async fn leave(
             &mut self,
@@ -1668,6 +1713,12 @@ pub mod coordinator_server {
             &self,
             request: tonic::Request<super::FeederReport>,
         ) -> std::result::Result<tonic::Response<super::ReportResponse>, tonic::Status>;
+        /// Reports a replica that has shown this feeder false claims. On the word of a feeder that holds ids, in a run whose
+        /// policy names its feeders, the coordinator evicts the replica and refuses its key for the rest of the run.
+        async fn strike(
+            &self,
+            request: tonic::Request<super::StrikeRequest>,
+        ) -> std::result::Result<tonic::Response<super::StrikeResponse>, tonic::Status>;
         /// Leaves the run.
         async fn leave(
             &self,
@@ -2043,6 +2094,51 @@ pub mod coordinator_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/swarmline.v1.Coordinator/Strike" => {
+                    #[allow(non_camel_case_types)]
+                    struct StrikeSvc<T: Coordinator>(pub Arc<T>);
+                    impl<
+                        T: Coordinator,
+                    > tonic::server::UnaryService<super::StrikeRequest>
+                    for StrikeSvc<T> {
+                        type Response = super::StrikeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StrikeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Coordinator>::strike(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StrikeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

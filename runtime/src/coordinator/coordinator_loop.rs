@@ -6,7 +6,7 @@ use std::pin::pin;
 
 use swarmline_proto::v1;
 use swarmline_scheduler::coordinator::{Action, Event};
-use swarmline_scheduler::{Coordinator, Instance, MemberState, Membership, StageIndex};
+use swarmline_scheduler::{Coordinator, Evidence, Instance, MemberState, Membership, StageIndex};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Reply, Request};
@@ -14,7 +14,7 @@ use crate::net::digest::ManifestDigest;
 use crate::net::{Identity, membership};
 use crate::outcome::Outcome;
 use crate::process::Clock;
-use crate::report::{self, Reporter, Totals};
+use crate::report::{self, Incident, Reporter, Totals};
 
 /// The state of the loop.
 #[derive(Debug)]
@@ -95,6 +95,13 @@ impl<'a> CoordinatorLoop<'a> {
                     self.answer(caller, reply);
                 }
                 Action::Membership(membership) => self.publish(&membership),
+                Action::Evicted { replica, stage, feeder, evidence } => {
+                    let (peer, feeder) = (format!("{replica:?}"), format!("{feeder:?}"));
+                    let Evidence { false_ones, sound } = evidence;
+                    let evicted =
+                        Incident::ReplicaEvicted { peer, stage: stage.0, feeder, false_ones, sound };
+                    self.reporter.tell(&report::Event::Incident(evicted));
+                }
                 Action::Finished => {}
                 Action::End => self.ended = true,
             }

@@ -6,7 +6,9 @@ use std::pin::Pin;
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::coordinator::{Event, FeederReport, Reply as MachineReply};
 use swarmline_scheduler::stage::Progress;
-use swarmline_scheduler::{BlockTally, Duration, Incarnation, Instance, MemberState, MicrobatchId, PeerId};
+use swarmline_scheduler::{
+    BlockTally, Duration, Evidence, Incarnation, Instance, MemberState, MicrobatchId, PeerId,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -171,6 +173,18 @@ impl v1::coordinator_server::Coordinator for Service {
             let _ = self.published.totals.send(totals).await;
         }
         Ok(Response::new(v1::ReportResponse { others: Some(wire::encode_run(others)) }))
+    }
+
+    async fn strike(&self, call: Call<v1::StrikeRequest>) -> Result<Response<v1::StrikeResponse>, Status> {
+        let request = call.get_ref();
+        let from = Caller::of(&call)?.instance(request.incarnation);
+        let replica = wire::decode_peer(&request.replica);
+        let replica = replica.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let replica = Instance::new(replica, Incarnation(request.replica_incarnation));
+        let (false_ones, sound) = (request.false_statements, request.sound_statements);
+        let evidence = Evidence { false_ones, sound };
+        self.ask_member(Event::Strike { from, replica, evidence }).await?;
+        Ok(Response::new(v1::StrikeResponse {}))
     }
 
     async fn leave(&self, call: Call<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use swarmline_scheduler::feeder::{Action, Counts, End, Event, Measured, Outcome as MicrobatchOutcome};
 use swarmline_scheduler::{
-    Directive, Envelope, Feeder, Lease, Membership, MicrobatchId, PeerId, Purpose, RunTally, StageIndex,
+    Directive, Envelope, Evidence, Feeder, Hop, Lease, Membership, MicrobatchId, PeerId, Purpose, RunTally,
+    StageIndex,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -274,10 +275,7 @@ impl FeederLoop {
             Action::RequestLease { next, count } => self.request_lease(next, count),
             Action::Outcome { microbatch, outcome } => self.count(microbatch, &outcome, reporter),
             Action::Evaluated(measured) => self.measured(&measured, reporter),
-            Action::Struck(hop) => {
-                let (peer, stage) = (format!("{:?}", hop.peer()), hop.stage.map_or(0, |stage| stage.0));
-                tell(reporter, Incident::ReplicaLies { peer, stage });
-            }
+            Action::Struck { replica, evidence } => self.strike(replica, evidence, reporter),
             Action::EvaluationDeclined => tracing::debug!("an evaluation was left out"),
             Action::End(end) => self.end = Some(end),
         }
@@ -323,6 +321,19 @@ impl FeederLoop {
                 // While a reply waits for the loop, a newer one may be dropped: the next second brings another.
                 Ok(others) => drop(sender.try_send(others)),
                 Err(error) => tracing::debug!(%error, "the coordinator did not get the progress"),
+            }
+        });
+    }
+
+    /// Reports a liar in the background. Its claims count no more, whatever the coordinator replies.
+    fn strike(&self, replica: Hop, evidence: Evidence, reporter: &Reporter) {
+        let (peer, stage) = (format!("{:?}", replica.peer()), replica.stage.map_or(0, |stage| stage.0));
+        let Evidence { false_ones, sound } = evidence;
+        tell(reporter, Incident::ReplicaLies { peer, stage, false_ones, sound });
+        let mut control = self.handles.control.clone();
+        tokio::spawn(async move {
+            if let Err(error) = control.strike(replica.instance, evidence).await {
+                tracing::warn!(%error, ?replica, "the coordinator did not hear of a liar");
             }
         });
     }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::feeder::Counts;
 use swarmline_scheduler::{
-    BlockTally, Directive, Incarnation, Lease, Membership, MicrobatchId, PeerId, Role, RunTally, StageIndex,
+    BlockTally, Directive, Evidence, Incarnation, Instance, Lease, Membership, MicrobatchId, PeerId, Role,
+    RunTally, StageIndex,
 };
 use tokio::sync::watch;
 use tonic::{Code, Response, Status};
@@ -230,24 +231,47 @@ impl Control {
             blocks: blocks.iter().map(wire::encode_block).collect(),
             ..v1::FeederReport::default()
         };
-        for _ in 1..if done { REPORTS_MAX } else { 1 } {
-            match self.report_once(request.clone()).await {
+        let times = if done { REPORTS_MAX } else { 1 };
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.report(request).await }
+        };
+        self.repeat(times, call).await.map(|reply| wire::decode_run(reply.others))
+    }
+
+    /// Reports a replica that lies, until the coordinator replies, at most [`REPORTS_MAX`] times.
+    ///
+    /// # Errors
+    /// If the coordinator cannot be reached or takes this process for dead.
+    pub async fn strike(&mut self, replica: Instance, evidence: Evidence) -> Result<(), ControlError> {
+        let request = v1::StrikeRequest {
+            incarnation: self.incarnation(),
+            replica: replica.peer.0.to_vec(),
+            replica_incarnation: replica.incarnation.0,
+            false_statements: evidence.false_ones,
+            sound_statements: evidence.sound,
+        };
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.strike(request).await }
+        };
+        self.repeat(REPORTS_MAX, call).await.map(drop)
+    }
+
+    /// Makes a call until the coordinator replies, at most `times`.
+    async fn repeat<T, F>(&mut self, times: u32, call: impl Fn(Client) -> F) -> Result<T, ControlError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        for _ in 1..times {
+            match self.call(&call).await {
                 Err(ControlError::Silent { .. } | ControlError::Unknown(_)) => {
                     tokio::time::sleep(REPORT_PAUSE).await;
                 }
                 replied => return replied,
             }
         }
-        self.report_once(request).await
-    }
-
-    async fn report_once(&mut self, request: v1::FeederReport) -> Result<RunTally, ControlError> {
-        // A call that finds the coordinator started again repeats its request.
-        let call = |mut client: Client| {
-            let request = request.clone();
-            async move { client.report(request).await }
-        };
-        self.call(call).await.map(|reply| wire::decode_run(reply.others))
+        self.call(&call).await
     }
 
     /// Leaves the run. A failed call is only logged: the process leaves anyway.

@@ -83,6 +83,23 @@ pub enum Incident {
         peer: String,
         /// Its stage, from 0.
         stage: u16,
+        /// Its false statements.
+        false_ones: u32,
+        /// Its true statements.
+        sound: u32,
+    },
+    /// The coordinator has removed a replica that a feeder caught lying.
+    ReplicaEvicted {
+        /// The replica.
+        peer: String,
+        /// Its stage, from 0.
+        stage: u16,
+        /// The feeder.
+        feeder: String,
+        /// False statements of the replica.
+        false_ones: u32,
+        /// True statements of the replica.
+        sound: u32,
     },
     /// A donor did not give the state of the stage.
     DonorFailed {
@@ -167,11 +184,7 @@ impl fmt::Display for Incident {
                 "nothing heard from feeder {peer} for {seconds} s: it is gone, or the network between it and this \
                  replica drops its packets; other replicas take its {affected} microbatches"
             ),
-            Self::ReplicaLies { peer, stage } => write!(
-                f,
-                "replica {peer} of stage {stage} lies: it claims or hands on microbatches that were never sent to it; it \
-                 gets no more"
-            ),
+            Self::ReplicaLies { .. } | Self::ReplicaEvicted { .. } => self.lie(f),
             Self::DonorFailed { .. } | Self::StageLost { .. } | Self::StateKept { .. } => self.state(f),
             Self::LeftMicrobatches { microbatches, seconds } => write!(
                 f,
@@ -196,6 +209,23 @@ impl fmt::Display for Incident {
 }
 
 impl Incident {
+    /// The incidents with a liar.
+    fn lie(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ReplicaLies { peer, stage, false_ones, sound } => write!(
+                f,
+                "replica {peer} of stage {stage} lies: {false_ones} of its statements about microbatches were false, \
+                 {sound} true; this feeder denies its claims and asks the coordinator to evict it"
+            ),
+            Self::ReplicaEvicted { peer, stage, feeder, false_ones, sound } => write!(
+                f,
+                "replica {peer} of stage {stage} is evicted and may not come back: feeder {feeder} caught it lying \
+                 ({false_ones} of its statements about microbatches were false, {sound} true)"
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// The incidents with the state of a stage.
     fn state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

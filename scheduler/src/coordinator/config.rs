@@ -37,6 +37,13 @@ pub enum FeedPolicy {
     Keys(BTreeSet<PeerId>),
 }
 
+impl FeedPolicy {
+    /// Whether the run knows its feeders, so that it may take their word about other members.
+    pub(super) fn is_trusted(&self) -> bool {
+        !matches!(self, Self::Members)
+    }
+}
+
 /// Settings of a coordinator.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

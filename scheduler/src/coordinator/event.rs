@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::Reply;
 use crate::stage::Progress;
-use crate::{BlockTally, Instance, Membership, MicrobatchId, PeerId, Role, StageIndex};
+use crate::{BlockTally, Evidence, Instance, Membership, MicrobatchId, PeerId, Role, StageIndex};
 
 /// An event of a coordinator: a request, or a timeout. The process has authenticated every instance.
 #[derive(Clone, Debug)]
@@ -66,6 +66,15 @@ pub enum Event {
         /// The report.
         report: FeederReport,
     },
+    /// A feeder has caught a replica lying.
+    Strike {
+        /// The caller.
+        from: Instance,
+        /// The replica.
+        replica: Instance,
+        /// What the replica has said.
+        evidence: Evidence,
+    },
     /// The time that `poll_timeout` named has come.
     Timeout,
 }
@@ -90,7 +99,8 @@ impl Event {
             | Self::Heartbeat { from, .. }
             | Self::Leave { from }
             | Self::LeaseRequest { from, .. }
-            | Self::FeederReport { from, .. } => Some(from),
+            | Self::FeederReport { from, .. }
+            | Self::Strike { from, .. } => Some(from),
             Self::Timeout => None,
         }
     }
@@ -115,6 +125,17 @@ pub enum Action {
     },
     /// Publish this table to all members.
     Membership(Membership),
+    /// Say that a replica is a member no more, and may not come back.
+    Evicted {
+        /// The replica.
+        replica: PeerId,
+        /// Its stage.
+        stage: StageIndex,
+        /// The feeder that has caught it lying.
+        feeder: PeerId,
+        /// What the replica has said.
+        evidence: Evidence,
+    },
     /// The run is over: the replies to the next heartbeats tell the members. Occurs once.
     Finished,
     /// The run is over, and the members have left or their time to leave is over: stop. Occurs once.

@@ -66,6 +66,12 @@ pub enum JoinRefusal {
         /// The start that is a member.
         known: Incarnation,
     },
+    /// The caller was evicted.
+    #[error(
+        "a feeder of this run has caught your key claiming microbatches that were never sent to it; the key may not come \
+         back in this run. If another process uses your key, join with a key of your own"
+    )]
+    Evicted,
     /// The caller was a member and is none any more.
     #[error("this start of your process was a member and fell silent; join again as another start")]
     Former,

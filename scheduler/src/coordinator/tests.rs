@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::{Block, BlockTally, Duration, Incarnation, Lease, MicrobatchId};
+use crate::{Block, BlockTally, Duration, Evidence, Incarnation, Lease, MicrobatchId};
 
 const FEEDER: PeerId = PeerId([9; 32]);
 const TOTAL: u64 = 10;
@@ -22,6 +22,7 @@ struct Harness {
     now: Time,
     published: Vec<Membership>,
     late: Vec<(Instance, Reply)>,
+    evicted: Vec<PeerId>,
     finished: u32,
     ended: u32,
 }
@@ -42,6 +43,7 @@ impl Harness {
             now: Time(0),
             published: Vec::new(),
             late: Vec::new(),
+            evicted: Vec::new(),
             finished: 0,
             ended: 0,
         }
@@ -63,6 +65,7 @@ impl Harness {
                 }
                 Action::LateReply { to, reply } => self.late.push((to, reply)),
                 Action::Membership(membership) => self.published.push(membership),
+                Action::Evicted { replica, .. } => self.evicted.push(replica),
                 Action::Finished => self.finished += 1,
                 Action::End => self.ended += 1,
             }
@@ -95,6 +98,12 @@ impl Harness {
 
     fn return_table(&mut self, peer: PeerId, table: &Membership) -> Reply {
         self.hear(Event::TableReturned { from: start(peer), table: Box::new(table.clone()) }).unwrap()
+    }
+
+    /// A feeder has caught this replica lying.
+    fn strike(&mut self, feeder: PeerId, replica: PeerId, false_ones: u32) {
+        let (from, replica) = (start(feeder), start(replica));
+        self.hear(Event::Strike { from, replica, evidence: Evidence { false_ones, sound: 20 } });
     }
 
     /// The replica has the state of the stage that it is placed on.
@@ -652,4 +661,55 @@ fn a_run_that_begins_with_a_known_key_waits_a_while_for_members() {
     harness.now = ends.0;
     harness.hear(Event::Timeout);
     assert_eq!(harness.state(key(7)), Some(MemberState::Loading(StageIndex(0))));
+}
+
+#[test]
+fn a_replica_that_a_feeder_convicts_is_evicted_and_may_not_come_back() {
+    let mut run = Harness::with(Config { feed: FeedPolicy::First, ..Config::new(1) });
+    run.join(key(1), 1, Role::Replica);
+    run.join(key(2), 1, Role::Replica);
+    run.join(FEEDER, 1, Role::Feeder);
+    run.strike(FEEDER, key(1), 30);
+    assert_eq!(run.evicted, [], "it holds no ids, so no replica can have lied to it");
+    run.lease(FEEDER, 1);
+    run.strike(FEEDER, key(1), 20);
+    run.strike(key(2), key(1), 30);
+    run.strike(FEEDER, key(2), 30);
+    run.strike(FEEDER, FEEDER, 30);
+    assert_eq!(
+        run.evicted,
+        [],
+        "as much is sound; a replica reports; a standby was handed nothing; a feeder too"
+    );
+    run.strike(FEEDER, key(1), 30);
+    run.strike(FEEDER, key(1), 30);
+    assert_eq!(run.evicted, [key(1)]);
+    let table = run.published.last().unwrap();
+    assert_eq!(table.get(start(key(1))), None);
+    assert_eq!(run.state(key(2)), Some(MemberState::Loading(StageIndex(0))), "the standby takes its place");
+    assert_eq!(run.beat(key(1)), Reply::Unknown);
+    for incarnation in [1, 2] {
+        let refused = Reply::JoinRefused(JoinRefusal::Evicted);
+        assert_eq!(run.join(key(1), incarnation, Role::Replica), refused);
+    }
+}
+
+#[test]
+fn a_run_that_any_member_may_feed_evicts_no_replica_and_another_no_more_than_a_limit() {
+    let mut run = Harness::new(1);
+    run.join(key(1), 1, Role::Replica);
+    run.join(FEEDER, 1, Role::Feeder);
+    run.lease(FEEDER, 1);
+    run.strike(FEEDER, key(1), 30);
+    assert_eq!(run.evicted, []);
+    let mut run = Harness::with(Config { feed: FeedPolicy::First, ..Config::new(1) });
+    run.join(FEEDER, 1, Role::Feeder);
+    run.lease(FEEDER, 1);
+    for index in 0..=EVICTED_MAX {
+        let mut replica = [0; 32];
+        replica[..8].copy_from_slice(&index.to_le_bytes());
+        run.join(PeerId(replica), 1, Role::Replica);
+        run.strike(FEEDER, PeerId(replica), 30);
+    }
+    assert_eq!(run.evicted.len(), EVICTED_MAX);
 }

@@ -123,9 +123,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// One of these lies. A peer of which more is false than sound is struck.
     pub(super) fn doubt(&mut self, hops: Vec<Hop>) {
         for hop in hops {
-            if self.table.placed(&hop) && self.suspicion.doubt(hop.peer()) {
+            if self.table.placed(&hop)
+                && let Some(evidence) = self.suspicion.doubt(hop.peer())
+            {
                 self.table.quarantine(self.now, hop.instance);
-                self.actions.push_back(Action::Struck(hop));
+                self.actions.push_back(Action::Struck { replica: hop, evidence });
             }
         }
     }

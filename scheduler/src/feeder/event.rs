@@ -2,8 +2,8 @@
 
 use super::{Measured, Outcome, Record};
 use crate::{
-    Directive, Duration, Envelope, Hop, Instance, Lease, Message, MicrobatchId, PeerId, Purpose, RunTally,
-    TableUpdate,
+    Directive, Duration, Envelope, Evidence, Hop, Instance, Lease, Message, MicrobatchId, PeerId, Purpose,
+    RunTally, TableUpdate,
 };
 
 /// An event of a feeder: a message, a reply to one of its actions, a command, or news from the coordinator or the
@@ -87,8 +87,13 @@ pub enum Action<P> {
         /// Number of ids.
         count: u64,
     },
-    /// More of what this replica says is false than true: it is believed no more, and should leave the run.
-    Struck(Hop),
+    /// More of what a replica says is false than sound: it is believed no more. Report it to the coordinator.
+    Struck {
+        /// The replica.
+        replica: Hop,
+        /// What it has said.
+        evidence: Evidence,
+    },
     /// A microbatch has its outcome; occurs once for every microbatch sent.
     Outcome {
         /// The microbatch.

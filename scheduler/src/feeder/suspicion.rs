@@ -8,10 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Duration, Hop, MicrobatchId, PeerId, Time};
-
-/// False statements that a peer takes part in before it is struck.
-const FALSE_MAX: u32 = 8;
+use crate::{Duration, Evidence, Hop, MicrobatchId, PeerId, Time};
 
 /// Statements of one peer remembered; beyond that old ones count half.
 const REMEMBERED: u32 = 1_024;
@@ -40,17 +37,11 @@ pub(super) enum Belief {
 /// Statements about microbatches, by peer and by pair of neighbours.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Suspicion {
-    by_peer: BTreeMap<PeerId, Statements>,
+    by_peer: BTreeMap<PeerId, Evidence>,
     struck: BTreeSet<PeerId>,
     contests: BTreeMap<(PeerId, PeerId), Contests>,
     /// The replicas whose proofs of a microbatch are false.
     forged: BTreeMap<MicrobatchId, BTreeSet<PeerId>>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Statements {
-    sound: u32,
-    false_ones: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,14 +53,13 @@ struct Contests {
 impl Suspicion {
     /// A statement of the peer proved sound.
     pub(super) fn sound(&mut self, peer: PeerId) {
-        self.note(peer, |statements| statements.sound += 1);
+        self.note(peer, |evidence| evidence.sound += 1);
     }
 
-    /// The peer may be the author of a false statement. Returns whether it is struck for it.
-    pub(super) fn doubt(&mut self, peer: PeerId) -> bool {
-        let statements = self.note(peer, |statements| statements.false_ones += 1);
-        let is_liar = statements.false_ones >= FALSE_MAX && statements.false_ones > statements.sound;
-        is_liar && self.struck.insert(peer)
+    /// The peer may be the author of a false statement. Returns the evidence if it is struck for it.
+    pub(super) fn doubt(&mut self, peer: PeerId) -> Option<Evidence> {
+        let evidence = self.note(peer, |evidence| evidence.false_ones += 1);
+        (evidence.convicts() && self.struck.insert(peer)).then_some(evidence)
     }
 
     pub(super) fn is_struck(&self, peer: PeerId) -> bool {
@@ -133,11 +123,11 @@ impl Suspicion {
         Some(contests.count)
     }
 
-    fn note(&mut self, peer: PeerId, change: impl FnOnce(&mut Statements)) -> Statements {
+    fn note(&mut self, peer: PeerId, change: impl FnOnce(&mut Evidence)) -> Evidence {
         let statements = self.by_peer.entry(peer).or_default();
         change(statements);
         if statements.sound + statements.false_ones > REMEMBERED {
-            *statements = Statements { sound: statements.sound / 2, false_ones: statements.false_ones / 2 };
+            *statements = Evidence { sound: statements.sound / 2, false_ones: statements.false_ones / 2 };
         }
         *statements
     }
@@ -166,9 +156,9 @@ mod tests {
     fn the_liar_is_struck_once_and_the_peer_that_it_names_is_not() {
         let mut suspicion = Suspicion::default();
         (0..20).for_each(|_| suspicion.sound(HONEST));
-        let struck: Vec<_> = (0..20).filter(|_| suspicion.doubt(LIAR)).collect();
-        assert_eq!(struck, [FALSE_MAX as i32 - 1]);
-        assert!((0..20).all(|_| !suspicion.doubt(HONEST)));
+        let struck: Vec<_> = (0..20).filter(|_| suspicion.doubt(LIAR).is_some()).collect();
+        assert_eq!(struck, [7]);
+        assert!((0..20).all(|_| suspicion.doubt(HONEST).is_none()));
         assert!(suspicion.is_struck(LIAR) && !suspicion.is_struck(HONEST));
         suspicion.forget(LIAR);
         assert!(!suspicion.is_struck(LIAR));
@@ -212,6 +202,6 @@ mod tests {
     fn old_statements_fade() {
         let mut suspicion = Suspicion::default();
         (0..100_000).for_each(|_| suspicion.sound(LIAR));
-        assert!((0..3 * REMEMBERED).any(|_| suspicion.doubt(LIAR)));
+        assert!((0..3 * REMEMBERED).any(|_| suspicion.doubt(LIAR).is_some()));
     }
 }

@@ -447,8 +447,9 @@ fn a_replica_that_was_handed_nothing_gets_no_grant_refuses_nothing_and_is_struck
         said.extend(harness.receive_as_it_is(b(1), claim(1, &[0, 1])));
         said.extend(harness.receive_as_it_is(b(1), refusal(1, b(1), Refusal::NonFinite)));
     }
-    let struck: Vec<_> = said.iter().filter(|action| matches!(action, Action::Struck(_))).collect();
-    assert_eq!(struck, [&Action::Struck(b(1))]);
+    let struck: Vec<_> = said.iter().filter(|action| matches!(action, Action::Struck { .. })).collect();
+    let [Action::Struck { replica, evidence }] = struck[..] else { panic!("{struck:?}") };
+    assert_eq!((*replica, evidence.convicts()), (b(1), true));
     let forged = vec![MicrobatchId(0), MicrobatchId(1)];
     let reply = Message::ClaimReply { granted: Vec::new(), denied: Vec::new(), forged };
     assert_eq!(said[0], send(b(1), reply));

@@ -179,7 +179,7 @@ impl ReferenceModel {
                 self.feeder_decides(index, *microbatch, outcome, feeder);
             }
             feeder::Action::Evaluated(measured) => self.measured.push(*measured),
-            feeder::Action::Struck(replica) => self.strikes(*replica),
+            feeder::Action::Struck { replica, .. } => self.strikes(*replica),
             _ => {}
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::coordinator::FeedPolicy;
 use crate::feeder::AveragingSchedule;
 #[cfg(test)]
 use crate::mutation::Mutation;
@@ -64,6 +65,8 @@ pub struct Scenario {
     pub faults: Vec<(Duration, Fault)>,
     /// Evaluations by command.
     pub evaluations: Vec<Measure>,
+    /// The peers that may feed the run. A run that any member may feed evicts no liar. Default [`FeedPolicy::Members`].
+    pub feed: FeedPolicy,
     /// The schedule of averaging rounds. Default none.
     pub averaging: Option<AveragingSchedule>,
     /// The routing policy. Default uniform.
@@ -112,6 +115,7 @@ impl Scenario {
             noise_per_mille: 0,
             faults: Vec::new(),
             evaluations: Vec::new(),
+            feed: FeedPolicy::Members,
             averaging: None,
             router: Policy::Uniform,
             status_after: Duration::from_secs(3),

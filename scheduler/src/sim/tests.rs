@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::executor::time_between;
 use super::*;
+use crate::coordinator::FeedPolicy;
 use crate::feeder::{AveragingSchedule, Outcome};
 use crate::mutation::Mutation;
 use crate::router::Policy;
@@ -428,10 +429,14 @@ fn a_replica_that_claims_what_it_was_never_handed_is_struck_and_costs_no_microba
         let replica = usize::try_from(seed % 9).unwrap();
         let liar = Fault::Byzantine { replica, act: Act::FalseClaims, lasts: Duration::from_secs(30) };
         let service_times = vec![Duration::from_millis(250)];
-        let scenario = Scenario::new(seed, 3, 3, 240, admission(seed)).with_service_times(service_times);
-        let (_, report) = check(scenario.with_fault(Duration::from_secs(4), liar));
-        assert_eq!((report.counts.finished, report.counts.lost), (240, 0), "seed {seed}");
+        let scenario = Scenario::new(seed, 3, 3, 200, admission(seed)).with_service_times(service_times);
+        let evicts = seed % 2 == 1;
+        let feed = if evicts { FeedPolicy::First } else { FeedPolicy::Members };
+        let scenario = Scenario { feed, ..scenario.with_fault(Duration::from_secs(4), liar) };
+        let (_, report) = check(scenario);
+        assert_eq!((report.counts.finished, report.counts.lost), (200, 0), "seed {seed}");
         assert!(report.paths.contains_key("struck"), "seed {seed}");
+        assert_eq!(report.paths.contains_key("evicted"), evicts, "seed {seed}");
         assert!(report.time < OVER_WITHIN, "seed {seed}: {:?}", report.time);
     }
 }

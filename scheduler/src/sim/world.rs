@@ -72,6 +72,7 @@ impl World {
         let mut config = coordinator::Config::new(scenario.stages);
         config.total = scenario.total;
         config.replicas_per_stage = u32::from(scenario.replicas);
+        config.feed = scenario.feed.clone();
         let replica = |index| ReplicaProcess::new(index, Incarnation(0), &scenario);
         let mut world = Self {
             rng: Rng::new(scenario.seed),
@@ -234,6 +235,7 @@ impl World {
                     self.carry_reply(to, &reply, Purpose::Routine);
                 }
                 coordinator::Action::Membership(membership) => self.publish(membership.into()),
+                coordinator::Action::Evicted { .. } => self.model.path("evicted"),
                 coordinator::Action::Finished => self.model.finished(),
                 coordinator::Action::End => self.model.path("coordinator ended"),
             }

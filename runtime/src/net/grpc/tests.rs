@@ -54,6 +54,10 @@ impl Coordinator for Echo {
         Ok(Response::new(Default::default()))
     }
 
+    async fn strike(&self, _: Request<v1::StrikeRequest>) -> Answer<v1::StrikeResponse> {
+        Ok(Response::new(Default::default()))
+    }
+
     async fn leave(&self, _: Request<v1::LeaveRequest>) -> Answer<v1::LeaveResponse> {
         Ok(Response::new(Default::default()))
     }

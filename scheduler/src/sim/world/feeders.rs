@@ -121,10 +121,11 @@ impl World {
                 self.tell_coordinator(me.peer, request, Purpose::Routine);
             }
             Action::End(end) => self.feeder_ended(index, &end),
-            Action::Outcome { .. }
-            | Action::Evaluated(_)
-            | Action::EvaluationDeclined
-            | Action::Struck(_) => {}
+            Action::Struck { replica, evidence } => {
+                let strike = coordinator::Event::Strike { from: me, replica: replica.instance, evidence };
+                self.tell_coordinator(me.peer, strike, Purpose::Routine);
+            }
+            Action::Outcome { .. } | Action::Evaluated(_) | Action::EvaluationDeclined => {}
         }
     }
 

@@ -146,6 +146,7 @@ impl World {
             coordinator::Reply::JoinRefused(JoinRefusal::Former) => {
                 self.end_process(index, Some(Duration::ZERO));
             }
+            coordinator::Reply::JoinRefused(JoinRefusal::Evicted) => self.end_process(index, None),
             _ => {}
         }
     }

@@ -1,0 +1,53 @@
+//! Evictions. A feeder reports a replica that it has caught lying, and the coordinator removes that replica and refuses its
+//! key for the rest of the run.
+//!
+//! Only a feeder that holds ids is heard, since its keys alone prove who was handed its microbatches. A run in which every
+//! member may feed evicts no replica: a liar could take ids there, and have honest replicas removed.
+
+use std::collections::BTreeSet;
+
+use super::{Action, Coordinator, Reply};
+use crate::{Evidence, Instance, PeerId, Time};
+
+/// Keys evicted at most. Beyond that a liar remains a member, and its feeders go on to deny its claims.
+pub const EVICTED_MAX: usize = 4_096;
+
+/// The keys that may not come back.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Evicted(BTreeSet<PeerId>);
+
+impl Evicted {
+    pub(super) fn contains(&self, key: PeerId) -> bool {
+        self.0.contains(&key)
+    }
+}
+
+impl Coordinator {
+    /// A feeder reports a replica.
+    pub(super) fn strike(
+        &mut self,
+        now: Time,
+        from: Instance,
+        replica: Instance,
+        evidence: Evidence,
+    ) -> Reply {
+        let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
+        let state = entry.member.state;
+        let has_ids = self.leases.find_holder(|holder| holder.peer == from.peer).is_some();
+        if self.config.feed.is_trusted() && has_ids && evidence.convicts() {
+            self.evict(replica, from.peer, evidence);
+        }
+        Reply::Noted(state)
+    }
+
+    fn evict(&mut self, replica: Instance, feeder: PeerId, evidence: Evidence) {
+        let stage = self.members.get(replica).and_then(|entry| entry.member.state.stage());
+        let Some(stage) = stage.filter(|_| self.evicted.0.len() < EVICTED_MAX) else { return };
+        self.members.remove(replica.peer);
+        self.former.note(replica);
+        self.holders.forget(replica.peer);
+        self.evicted.0.insert(replica.peer);
+        self.publishing.change();
+        self.actions.push_back(Action::Evicted { replica: replica.peer, stage, feeder, evidence });
+    }
+}
