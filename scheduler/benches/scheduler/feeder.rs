@@ -7,10 +7,10 @@ use swarmline_scheduler::feeder::{Action, AveragingSchedule, Config, Event};
 use swarmline_scheduler::router::{Policy, RouterFactory};
 use swarmline_scheduler::{
     Admission, Attempt, Envelope, Feeder, Hop, Lease, Loss, Message, MicrobatchId, RouteKey, RouteProof,
-    RouteSecret, Time,
+    RouteSecret, StageIndex, TableUpdate, Time,
 };
 
-use super::swarm::{STAGES, Swarm, heartbeat};
+use super::swarm::{Changes, STAGES, Swarm, heartbeat};
 
 /// Ids of a lease.
 const LEASE: u64 = 1 << 20;
@@ -53,6 +53,20 @@ impl Injection {
             injection.handle(Event::Timeout);
         }
         injection
+    }
+
+    /// A feeder that averages, and the changes that it follows: a replica of stage 0 enters and leaves in turn.
+    pub(super) fn with_changes(peers: usize) -> (Self, Changes) {
+        let injection = Self::new(peers, true);
+        let changes = Changes::new(&injection.swarm.membership(), StageIndex(0));
+        (injection, changes)
+    }
+
+    pub(super) fn change(&mut self, update: Option<TableUpdate>) {
+        self.now = self.now + Duration::from_millis(5);
+        if let Some(update) = update {
+            self.handle(Event::Membership(update));
+        }
     }
 
     /// A microbatch returns and another is injected: eleven events, and the heartbeats of the time between.

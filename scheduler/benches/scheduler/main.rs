@@ -1,5 +1,5 @@
-//! The cost of a decision in swarms of 64 to 10,000 peers: of a microbatch at the feeder and at a replica, of a second of
-//! heartbeats and of a change of the table at a replica, of a heartbeat at the coordinator.
+//! The cost of a decision in swarms of 64 to 10,000 peers: of a microbatch and of a change of the table at the feeder and
+//! at a replica, of a second of heartbeats at a replica, of a heartbeat at the coordinator.
 //!
 //! The machines are those that production runs. A flat line over the sizes is the aim; a logarithm is the limit. A
 //! machine is built when it is measured: a filter builds no other.
@@ -64,8 +64,20 @@ fn replica_table(c: &mut Criterion) {
     for peers in PEERS {
         let mut followed = None;
         group.bench_function(BenchmarkId::from_parameter(peers), |b| {
-            let (serving, tables) = followed.get_or_insert_with(|| Serving::with_tables(peers));
-            b.iter_batched(|| tables.next(), |table| serving.change(table), BatchSize::PerIteration);
+            let (serving, changes) = followed.get_or_insert_with(|| Serving::with_changes(peers));
+            b.iter_batched(|| changes.next(), |change| serving.change(change), BatchSize::PerIteration);
+        });
+    }
+    group.finish();
+}
+
+fn feeder_table(c: &mut Criterion) {
+    let mut group = c.benchmark_group("change of the table at the feeder");
+    for peers in PEERS {
+        let mut followed = None;
+        group.bench_function(BenchmarkId::from_parameter(peers), |b| {
+            let (injection, changes) = followed.get_or_insert_with(|| Injection::with_changes(peers));
+            b.iter_batched(|| changes.next(), |change| injection.change(change), BatchSize::PerIteration);
         });
     }
     group.finish();
@@ -89,6 +101,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(1));
-    targets = feeder, replica_microbatch, replica_heartbeats, replica_table, coordinator
+    targets = feeder, replica_microbatch, replica_heartbeats, replica_table, feeder_table, coordinator
 }
 criterion_main!(benches);

@@ -6,11 +6,11 @@ use std::time::Duration;
 use swarmline_scheduler::router::{Policy, RouterFactory};
 use swarmline_scheduler::stage::{Action, Config, Event, Job, JobOutcome, JobReply};
 use swarmline_scheduler::{
-    AckRange, Attempt, Envelope, Hop, Loss, Member, Membership, Message, MicrobatchId, PeerId, Purpose, Rng,
-    RouteKey, Stage, StageIndex, Status, Time, WeightVersion,
+    AckRange, Attempt, Envelope, Hop, Loss, Message, MicrobatchId, PeerId, Purpose, RouteKey, Stage,
+    StageIndex, Status, TableUpdate, Time, WeightVersion,
 };
 
-use super::swarm::{STAGES, Swarm, heartbeat, instance, member};
+use super::swarm::{Changes, STAGES, Swarm, heartbeat};
 
 /// Microbatches held besides the one measured.
 const HELD: usize = 200;
@@ -77,19 +77,17 @@ impl Serving {
         }
     }
 
-    /// A replica, and the tables that it follows: a replica of the next stage enters and leaves in turn.
-    pub(super) fn with_tables(peers: usize) -> (Self, Tables) {
+    /// A replica, and the changes that it follows: a replica of the next stage enters and leaves in turn.
+    pub(super) fn with_changes(peers: usize) -> (Self, Changes) {
         let serving = Self::new(peers);
-        let next = Hop::replica(StageIndex(2), instance(&mut Rng::new(2)));
-        let mut table = serving.swarm.membership();
-        table.version = serving.stage.table().version();
-        (serving, Tables { table, joiner: member(next) })
+        let changes = Changes::new(&serving.swarm.membership(), StageIndex(2));
+        (serving, changes)
     }
 
-    pub(super) fn change(&mut self, table: Option<Membership>) {
+    pub(super) fn change(&mut self, update: Option<TableUpdate>) {
         self.now = self.now + Duration::from_millis(5);
-        if let Some(table) = table {
-            self.handle(Event::Membership(table.into()));
+        if let Some(update) = update {
+            self.handle(Event::Membership(update));
         }
     }
 
@@ -151,7 +149,7 @@ impl Serving {
     fn answer(&self, to: PeerId, message: Message) -> Option<Event<u8>> {
         match message {
             Message::Forward { microbatch, attempt, .. } if self.answers => {
-                // The replica of `with_tables` that comes and goes answers nothing.
+                // The replica of `with_changes` that comes and goes answers nothing.
                 let from = self.swarm.replica(to)?;
                 let path = self.swarm.path(3..STAGES, microbatch.0).into_iter().chain([from]).collect();
                 let loss = Loss { sum: 2.0, tokens: 1 };
@@ -180,24 +178,4 @@ fn reply(job: &Job<u8>) -> Option<JobReply<u8>> {
         _ => return None,
     };
     Some(JobReply { microbatch: job.microbatch(), outcome })
-}
-
-/// Newer and newer tables; see [`Serving::with_tables`].
-pub(super) struct Tables {
-    table: Membership,
-    joiner: Member,
-}
-
-impl Iterator for Tables {
-    type Item = Membership;
-
-    fn next(&mut self) -> Option<Membership> {
-        let joined = &mut self.table.members;
-        match joined.binary_search_by_key(&self.joiner.instance.peer, |member| member.instance.peer) {
-            Ok(index) => drop(joined.remove(index)),
-            Err(index) => joined.insert(index, self.joiner.clone()),
-        }
-        self.table.version += 1;
-        Some(self.table.clone())
-    }
 }

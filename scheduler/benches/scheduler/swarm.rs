@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use swarmline_scheduler::{
-    Heartbeat, Hop, Incarnation, Instance, Member, MemberState, Membership, PeerId, Rng, StageIndex,
+    BlockTally, Heartbeat, Hop, Incarnation, Instance, Lease, LeasedRange, Member, MemberState, Membership,
+    MicrobatchId, PeerId, Rng, StageIndex, TableChange, TableUpdate,
 };
 
 /// Peers of the swarms measured.
@@ -59,7 +61,45 @@ impl Swarm {
     }
 
     pub(super) fn membership(&self) -> Membership {
-        Membership { version: 1, members: self.members(), ..Membership::default() }
+        let ids = MicrobatchId(0).block().ids();
+        let lease = Lease { first: MicrobatchId(ids.start), count: ids.end - ids.start, epoch: 0 };
+        let tally = BlockTally::new(lease.first.block());
+        let leases = vec![LeasedRange { lease, feeder: self.feeder.peer(), tally }];
+        Membership { version: 1, members: self.members(), leases, ..Membership::default() }
+    }
+}
+
+/// The changes of a table that one more member enters and leaves in turn.
+pub(super) struct Changes {
+    /// The table without its members.
+    rest: Membership,
+    joiner: Member,
+    is_member: bool,
+}
+
+impl Changes {
+    /// Changes of this table, by a replica of `stage`.
+    pub(super) fn new(table: &Membership, stage: StageIndex) -> Self {
+        let rest = Membership { members: Vec::new(), ..table.clone() };
+        let joiner = member(Hop::replica(stage, instance(&mut Rng::new(2))));
+        Self { rest, joiner, is_member: false }
+    }
+}
+
+impl Iterator for Changes {
+    type Item = TableUpdate;
+
+    fn next(&mut self) -> Option<TableUpdate> {
+        let base = self.rest.version;
+        self.rest.version += 1;
+        self.is_member = !self.is_member;
+        let (removed, members) = if self.is_member {
+            (Vec::new(), vec![self.joiner.clone()])
+        } else {
+            (vec![self.joiner.instance.peer], Vec::new())
+        };
+        let now = Membership { members, ..self.rest.clone() };
+        Some(TableUpdate::Change(Arc::new(TableChange { base, removed, now })))
     }
 }
 
