@@ -341,7 +341,6 @@ fn swarm(seed: u64) -> Scenario {
 /// The wall time is printed, not tested.
 #[allow(clippy::disallowed_types, clippy::disallowed_methods)]
 #[test]
-#[ignore = "takes minutes"]
 fn a_swarm_of_64_loses_nothing_in_forty_minutes() {
     let began = std::time::Instant::now();
     let (_, report) = check(swarm(64));

@@ -32,13 +32,9 @@ impl World {
         self.model.liars.insert(process.instance.peer);
     }
 
-    fn act_of(&self, index: usize) -> Option<Act> {
-        self.replicas[index].act.filter(|(_, until)| self.now() < *until).map(|(act, _)| act)
-    }
-
     /// What the liar says once a second, unprovoked.
     pub(super) fn lie(&mut self, index: usize) {
-        let Some((act, liar)) = self.act_of(index).zip(self.liar(index)) else { return };
+        let Some((act, liar)) = self.liar(index) else { return };
         let lies = match act {
             Act::FalseClaims => liar.claims(&[Hop::feeder(liar.feeder)]),
             Act::BorrowedClaims => liar.route().map_or_else(Vec::new, |route| liar.claims(&route)),
@@ -57,7 +53,7 @@ impl World {
     /// What the liar says to a message, in place of its machine. Returns the event for the machine, if it is to have it.
     pub(super) fn swallow(&mut self, index: usize, event: Event<Payload>) -> Option<Event<Payload>> {
         let Event::Received { from, envelope: Envelope { message, .. } } = &event else { return Some(event) };
-        let Some((act, liar)) = self.act_of(index).zip(self.liar(index)) else { return Some(event) };
+        let Some((act, liar)) = self.liar(index) else { return Some(event) };
         let answer = match (act, message) {
             (Act::BlackHole, Message::Forward { .. }) => None,
             (Act::BlackHole, &Message::StatusRequest { microbatch, attempt, .. }) => {
@@ -78,7 +74,9 @@ impl World {
         None
     }
 
-    fn liar(&self, index: usize) -> Option<Liar> {
+    /// The way in which a replica lies now, and its view of the run.
+    fn liar(&self, index: usize) -> Option<(Act, Liar)> {
+        let (act, _) = self.replicas[index].act.filter(|(_, until)| self.now() < *until)?;
         let replica = self.replicas[index].replica.as_ref().filter(|replica| replica.is_serving())?;
         let me = replica.config().stage.hop();
         let (stage, feeder) = (me.stage?, self.latest());
@@ -86,7 +84,7 @@ impl World {
         elsewhere.truncate(LIES_MAX);
         let at = |other: Option<u16>| at_stage(replica, other.map(StageIndex));
         let (before, after) = (at(stage.0.checked_sub(1)), at(stage.0.checked_add(1)));
-        Some(Liar { me, stage, feeder: feeder.instance, elsewhere, before, after })
+        Some((act, Liar { me, stage, feeder: feeder.instance, elsewhere, before, after }))
     }
 }
 
