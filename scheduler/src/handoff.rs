@@ -239,18 +239,14 @@ impl Handoff {
     /// A neighbour replied about the awaited attempt. Returns whether the microbatch needs another attempt.
     pub(crate) fn on_status(&mut self, now: Time, leg: Leg, id: MicrobatchId, status: Status) -> bool {
         match status {
-            Status::Held if self.is_kept_too_long(now, id) => {
-                self.neighbours.keeps(now, leg.hop);
-                self.fail(now, id, Completion::Lost);
-            }
-            Status::Held => {
+            Status::Held if !self.is_kept_too_long(now, id) => {
                 if let Some((mut timer, timeout)) = self.entries.get(&id).and_then(|entry| entry.timer) {
                     timer.held(now);
                     self.set_timer(id, Some((timer, timeout)));
                 }
                 return false;
             }
-            Status::GivenBack => {
+            Status::Held | Status::GivenBack => {
                 self.neighbours.keeps(now, leg.hop);
                 self.fail(now, id, Completion::Lost);
             }

@@ -293,14 +293,14 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// Takes a forward, or tells its sender why not.
     fn on_forward(&mut self, now: Time, sender: Hop, mut arrival: Arrival<P>) {
         let (id, attempt) = (arrival.id, arrival.attempt);
+        if self.has_ended(id) {
+            return self.count(Note::Late(id));
+        }
         if !is_expected(&self.table, &sender, id) {
             if let Some(displaced) = self.parked.park(now, sender, arrival) {
                 self.count(Note::Foreign(displaced));
             }
             return;
-        }
-        if self.has_ended(id) {
-            return self.count(Note::Late(id));
         }
         if !replace_feeder(&self.table, sender, id, &mut arrival.route) {
             return self.count(Note::Foreign(id));

@@ -60,8 +60,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let receivers: Vec<_> = self.contacts.receivers().iter().map(|&hop| (hop, 0)).collect();
             self.send_heartbeat(now, credits.into_iter().chain(receivers));
         }
-        let (slots, senders) = (self.slots_open(), self.contacts.senders().len());
         let waiting = self.contacts.take_waiting();
+        if waiting.is_empty() {
+            return;
+        }
+        let (slots, senders) = (self.slots_open(), self.contacts.senders().len());
         let levels: Vec<_> =
             waiting.iter().map(|hop| (*hop, self.credits.level(slots, hop, senders))).collect();
         self.send_heartbeat(now, levels);

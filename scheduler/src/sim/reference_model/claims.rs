@@ -25,11 +25,16 @@ impl ReferenceModel {
         }
     }
 
-    /// The open microbatches of a feeder that the liar was never handed.
-    pub(in crate::sim) fn open_elsewhere(&self, feeder: usize, liar: PeerId) -> Vec<MicrobatchId> {
+    /// Open microbatches of a feeder that the liar was never handed, at most `limit`.
+    pub(in crate::sim) fn open_elsewhere(
+        &self,
+        feeder: usize,
+        liar: PeerId,
+        limit: usize,
+    ) -> Vec<MicrobatchId> {
         let open = |id: &MicrobatchId| !self.outcomes.contains_key(id) && !self.was_handed(*id, liar);
         let own = self.injected.iter().filter(|(_, by)| **by == feeder);
-        own.map(|(&id, _)| id).filter(open).collect()
+        own.map(|(&id, _)| id).filter(open).take(limit).collect()
     }
 
     /// Checks that a feeder grants its own microbatch only to a replica that was handed it, unless it grants the stage to

@@ -77,15 +77,9 @@ impl World {
             self.model.require(unknown, || format!("{id} has no outcome"));
             self.model.path("unknown to every replica");
         }
-        if self
-            .model
-            .injected
-            .values()
-            .filter(|&&by| by < self.scenario.feeders())
-            .collect::<BTreeSet<_>>()
-            .len()
-            > 1
-        {
+        let first = |by: &&usize| **by < self.scenario.feeders();
+        let feeders: BTreeSet<_> = self.model.injected.values().filter(first).collect();
+        if feeders.len() > 1 {
             self.model.path("fed by several at once");
         }
         let decided = self.model.outcomes.len() as u64;

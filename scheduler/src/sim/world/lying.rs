@@ -34,7 +34,10 @@ impl World {
 
     /// What the liar says once a second, unprovoked.
     pub(super) fn lie(&mut self, index: usize) {
-        let Some((act, liar)) = self.liar(index) else { return };
+        let Some((act, liar)) = self.act_of(index).and_then(|(act, me)| Some((act, self.liar(index, me)?)))
+        else {
+            return;
+        };
         let lies = match act {
             Act::FalseClaims => liar.claims(&[Hop::feeder(liar.feeder)]),
             Act::BorrowedClaims => liar.route().map_or_else(Vec::new, |route| liar.claims(&route)),
@@ -53,38 +56,48 @@ impl World {
     /// What the liar says to a message, in place of its machine. Returns the event for the machine, if it is to have it.
     pub(super) fn swallow(&mut self, index: usize, event: Event<Payload>) -> Option<Event<Payload>> {
         let Event::Received { from, envelope: Envelope { message, .. } } = &event else { return Some(event) };
-        let Some((act, liar)) = self.liar(index) else { return Some(event) };
+        let Some((act, me)) = self.act_of(index) else { return Some(event) };
         let answer = match (act, message) {
             (Act::BlackHole, Message::Forward { .. }) => None,
             (Act::BlackHole, &Message::StatusRequest { microbatch, attempt, .. }) => {
                 Some(Message::StatusReply { microbatch, attempt, status: Status::Held })
             }
             (Act::InventedPaths, &Message::Forward { microbatch, attempt, purpose: Purpose::Train, .. })
-                if liar.stage == StageIndex(0) =>
+                if me.stage == Some(StageIndex(0)) =>
             {
                 let loss = Loss { sum: 1.0, ..Loss::default() };
-                liar.invented_path(self.scenario.stages, &self.replicas[index].replica)
-                    .map(|path| Message::Backward { microbatch, attempt, loss, path })
+                let path = self.invented_path(index, me);
+                path.map(|path| Message::Backward { microbatch, attempt, loss, path })
             }
             _ => return Some(event),
         };
         if let Some(answer) = answer {
-            self.post(liar.me.instance, from.peer, answer.into());
+            self.post(me.instance, from.peer, answer.into());
         }
         None
     }
 
-    /// The way in which a replica lies now, and its view of the run.
-    fn liar(&self, index: usize) -> Option<(Act, Liar)> {
+    /// The way in which a replica lies now, and its place.
+    fn act_of(&self, index: usize) -> Option<(Act, Hop)> {
         let (act, _) = self.replicas[index].act.filter(|(_, until)| self.now() < *until)?;
         let replica = self.replicas[index].replica.as_ref().filter(|replica| replica.is_serving())?;
-        let me = replica.config().stage.hop();
+        Some((act, replica.config().stage.hop()))
+    }
+
+    fn liar(&self, index: usize, me: Hop) -> Option<Liar> {
+        let replica = self.replicas[index].replica.as_ref()?;
         let (stage, feeder) = (me.stage?, self.latest());
-        let mut elsewhere = self.model.open_elsewhere(self.latest_index(), me.peer());
-        elsewhere.truncate(LIES_MAX);
+        let elsewhere = self.model.open_elsewhere(self.latest_index(), me.peer(), LIES_MAX);
         let at = |other: Option<u16>| at_stage(replica, other.map(StageIndex));
         let (before, after) = (at(stage.0.checked_sub(1)), at(stage.0.checked_add(1)));
-        Some((act, Liar { me, stage, feeder: feeder.instance, elsewhere, before, after }))
+        Some(Liar { me, stage, feeder: feeder.instance, elsewhere, before, after })
+    }
+
+    /// The path of a gradient over the first replica of each stage, to `me`.
+    fn invented_path(&self, index: usize, me: Hop) -> Option<Vec<Hop>> {
+        let replica = self.replicas[index].replica.as_ref()?;
+        let first = |stage| at_stage(replica, Some(StageIndex(stage))).first().copied();
+        (1..self.scenario.stages).rev().map(first).chain([Some(me)]).collect()
     }
 }
 
@@ -163,10 +176,5 @@ impl Liar {
         let feeder = (self.stage == StageIndex(0)).then(|| Hop::feeder(self.feeder));
         let senders = self.before.iter().copied().chain(feeder);
         senders.map(|to| (to, Message::Heartbeat(heartbeat).into())).collect()
-    }
-
-    fn invented_path(&self, stages: u16, replica: &Option<Replica<Payload>>) -> Option<Vec<Hop>> {
-        let first = |stage| at_stage(replica.as_ref()?, Some(StageIndex(stage))).first().copied();
-        (1..stages).rev().map(first).chain([Some(self.me)]).collect()
     }
 }

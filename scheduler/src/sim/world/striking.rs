@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Coordinator, Duration, Feeder, Incarnation, PeerId, Replica, Role, Time, replica};
+use crate::{Coordinator, Duration, Feeder, Incarnation, PeerId, Replica, Role, Time, coordinator, replica};
 
 use super::super::connections::IDLE;
 use super::super::delivery::Delivery;
@@ -82,7 +82,9 @@ impl World {
     fn restart_coordinator(&mut self, back_after: Duration) {
         let back = self.now() + back_after;
         self.network.split(BTreeSet::from([coordinator_key()]), back);
-        self.coordinator = Coordinator::restarted(self.coordinator.config().clone(), back);
+        let config = self.coordinator.config().clone();
+        let config = coordinator::Config { launch: config.launch + 1, ..config };
+        self.coordinator = Coordinator::restarted(config, back);
         self.queue.set_alarm(Machine::Coordinator, None);
     }
 
