@@ -1,8 +1,9 @@
 //! The life of a run: its members, the stage each replica serves, the ids each feeder injects, and the end.
 //!
-//! A run waits until every stage is served, runs while it is, and is finished when its feeders say so. Every change of the
-//! members makes a new table, one version up. A member that is silent for the lease is removed, unless all are silent:
-//! then the coordinator's own link is down, or its process stood still, and the leases stand still too.
+//! A run waits until every stage is served, runs while it is, and is finished when every microbatch has its outcome and no
+//! feeder works any more. Every change of the members makes a new table, one version up. A member that is silent for the
+//! lease is removed, unless all are silent: then the coordinator's own link is down, or its process stood still, and the
+//! leases stand still too.
 //!
 //! A removed replica may live, with weights that no other process has. So a trained stage whose last replica fell silent
 //! waits for it (`holders`) before it begins again, and a coordinator that was started again learns its run from the
@@ -124,7 +125,7 @@ impl Coordinator {
     /// The coordinator of a run that may have members already, which know its key from an earlier start.
     #[must_use]
     pub fn restarted(config: Config, now: Time) -> Self {
-        Self { restart: Some(Restart::at(now)), waits_for_members: true, ..Self::new(config) }
+        Self { restart: Some(Restart::at(now, config.launch)), waits_for_members: true, ..Self::new(config) }
     }
 
     /// Takes one event; drain `poll_action` before the next.
@@ -298,7 +299,7 @@ impl Coordinator {
     /// without is not.
     fn await_holder(&mut self, now: Time, peer: PeerId, holds: Option<StageIndex>) {
         match holds.filter(|stage| self.trained.contains(stage)) {
-            Some(stage) => self.holders.wait_for(peer, stage, now + HOLDERS_AWAITED),
+            Some(stage) => self.holders.wait_for(now, peer, stage),
             None => self.holders.forget(peer),
         }
     }
@@ -423,10 +424,11 @@ impl Coordinator {
 
     // --- A restart ------------------------------------------------------------------------------------------
 
-    /// Takes the table that a member returns: the coordinator has signed it and forgotten it since.
+    /// Takes the table that a caller returns: the coordinator has signed it and forgotten it since.
     fn take_back(&mut self, now: Time, clock: Time, from: Instance, table: &Membership) -> Reply {
         let is_first = self.restart.is_some_and(|restart| restart.is_first());
-        if self.restart.as_mut().is_some_and(|restart| restart.take(now, table)) {
+        let has_leased = self.first_feeder.is_some();
+        if self.restart.as_mut().is_some_and(|restart| restart.take(now, table, has_leased)) {
             if is_first {
                 // Whatever was decided without the members of the run was decided about another run.
                 self.members = Members::new(self.config.stages, self.config.lease);
@@ -472,7 +474,7 @@ impl Coordinator {
     /// The clock of the members' leases. It stands still while no member is heard.
     fn lease_clock(&mut self, now: Time, sender: Option<PeerId>) -> Time {
         let members = self.members.len();
-        if sender.is_some() {
+        if sender.is_some_and(|peer| self.members.contains(peer)) {
             self.link.sign(now, members);
         }
         self.link.clock(now, members)
@@ -492,14 +494,12 @@ impl Coordinator {
         if let MemberState::Serving(stage) = entry.member.state
             && self.trained.contains(&stage)
         {
-            self.holders.wait_for(peer, stage, now + HOLDERS_AWAITED);
+            self.holders.wait_for(now, peer, stage);
         }
     }
 
     fn end_waits(&mut self, now: Time, clock: Time) {
-        let before = self.holders.next_end();
-        self.holders.expire(clock);
-        if self.holders.next_end() != before {
+        if self.holders.expire(clock) {
             self.publishing.change();
         }
         self.waits_for_members &= self.restart.is_some_and(|restart| restart.waits(now));
@@ -508,7 +508,7 @@ impl Coordinator {
     /// The run is over when every microbatch has its outcome, and every feeder in the table has called its last averaging
     /// round.
     fn notice_finished(&mut self, now: Time) {
-        if self.leases.is_over() && !self.finished && !self.members.has_working_feeder() {
+        if !self.finished && !self.members.has_working_feeder() && self.leases.is_over() {
             self.finished = true;
             self.farewell_until = Some(now + self.config.farewell);
             self.actions.push_back(Action::Finished);

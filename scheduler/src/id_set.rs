@@ -47,8 +47,9 @@ impl IdSet {
 
     /// Removes every id of `run`.
     pub fn remove_run(&mut self, run: Range<u64>) {
-        let inside: Vec<_> = self.runs(run).collect();
-        for gone in inside {
+        loop {
+            // The turn before has removed the run that it found.
+            let Some(gone) = self.runs(run.clone()).next() else { return };
             let Some((&first, &end)) = self.runs.range(..=gone.start).next_back() else { return };
             self.runs.remove(&first);
             let rest = [first..gone.start, gone.end..end];

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::lease::LeasedRange;
-use crate::{Hop, Instance, StageIndex};
+use crate::{Hop, Instance, PeerId, StageIndex};
 
 /// The role of a peer in the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,6 +93,13 @@ impl Membership {
     #[must_use]
     pub fn next_start(version: u64) -> u64 {
         (version >> CHANGE_BITS).saturating_add(1).saturating_mul(1 << CHANGE_BITS)
+    }
+
+    /// The start of `peer` that is a member, if any. Members stand by peer id.
+    #[must_use]
+    pub fn instance(&self, peer: PeerId) -> Option<Instance> {
+        let place = self.members.binary_search_by_key(&peer, |member| member.instance.peer).ok()?;
+        Some(self.members[place].instance)
     }
 
     /// The member that is this start of this peer; `None` if another start is a member, or none.

@@ -1598,7 +1598,7 @@ pub mod coordinator_client {
             self.inner.unary(req, path, codec).await
         }
         /// Reports a replica that has shown this feeder false claims. On the word of a feeder that holds ids, in a run whose
-        /// policy names its feeders, the coordinator evicts the replica and refuses its key for the rest of the run.
+        /// policy names its feeders, the coordinator evicts the replica and refuses its key as long as its process lives.
         pub async fn strike(
             &mut self,
             request: impl tonic::IntoRequest<super::StrikeRequest>,
@@ -1714,7 +1714,7 @@ pub mod coordinator_server {
             request: tonic::Request<super::FeederReport>,
         ) -> std::result::Result<tonic::Response<super::ReportResponse>, tonic::Status>;
         /// Reports a replica that has shown this feeder false claims. On the word of a feeder that holds ids, in a run whose
-        /// policy names its feeders, the coordinator evicts the replica and refuses its key for the rest of the run.
+        /// policy names its feeders, the coordinator evicts the replica and refuses its key as long as its process lives.
         async fn strike(
             &self,
             request: tonic::Request<super::StrikeRequest>,

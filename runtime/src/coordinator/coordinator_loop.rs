@@ -1,12 +1,12 @@
 //! The loop around a coordinator: it waits for a request, a timeout or the stop, and performs the machine's actions.
 //! All rules are in the machine.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::pin::pin;
 
 use swarmline_proto::v1;
 use swarmline_scheduler::coordinator::{Action, Event};
-use swarmline_scheduler::{Coordinator, Evidence, Instance, MemberState, Membership, StageIndex};
+use swarmline_scheduler::{Coordinator, Evidence, MemberState, Membership, StageIndex};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Reply, Request};
@@ -28,7 +28,7 @@ pub(super) struct CoordinatorLoop<'a> {
     /// The caller of the request that is handled.
     caller: Option<oneshot::Sender<Reply>>,
     /// Callers whose reply waits for a table, in the order of their requests.
-    waiting: BTreeMap<Instance, VecDeque<oneshot::Sender<Reply>>>,
+    waiting: VecDeque<oneshot::Sender<Reply>>,
     ended: bool,
 }
 
@@ -48,7 +48,7 @@ impl<'a> CoordinatorLoop<'a> {
             table,
             reporter,
             caller: None,
-            waiting: BTreeMap::new(),
+            waiting: VecDeque::new(),
             ended: false,
         }
     }
@@ -74,12 +74,9 @@ impl<'a> CoordinatorLoop<'a> {
 
     /// A caller whose reply does not come at once waits for it.
     fn handle_request(&mut self, request: Request) {
-        let from = request.event.sender();
         self.caller = Some(request.reply);
         self.handle(request.event);
-        if let Some((from, caller)) = from.zip(self.caller.take()) {
-            self.waiting.entry(from).or_default().push_back(caller);
-        }
+        self.waiting.extend(self.caller.take());
     }
 
     fn handle(&mut self, event: Event) {
@@ -90,8 +87,8 @@ impl<'a> CoordinatorLoop<'a> {
                     let caller = self.caller.take();
                     self.answer(caller, reply);
                 }
-                Action::LateReply { to, reply } => {
-                    let caller = self.take_waiting(to);
+                Action::LateReply { reply, .. } => {
+                    let caller = self.waiting.pop_front();
                     self.answer(caller, reply);
                 }
                 Action::Membership(membership) => self.publish(&membership),
@@ -113,15 +110,6 @@ impl<'a> CoordinatorLoop<'a> {
         if let Some(caller) = caller {
             let _ = caller.send(Reply { reply, finished });
         }
-    }
-
-    fn take_waiting(&mut self, of: Instance) -> Option<oneshot::Sender<Reply>> {
-        let mut waiting = self.waiting.remove(&of)?;
-        let first = waiting.pop_front();
-        if !waiting.is_empty() {
-            self.waiting.insert(of, waiting);
-        }
-        first
     }
 
     fn publish(&self, table: &Membership) {

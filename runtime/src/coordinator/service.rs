@@ -6,9 +6,7 @@ use std::pin::Pin;
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::coordinator::{Event, FeederReport, Reply as MachineReply};
 use swarmline_scheduler::stage::Progress;
-use swarmline_scheduler::{
-    BlockTally, Duration, Evidence, Incarnation, Instance, MemberState, MicrobatchId, PeerId,
-};
+use swarmline_scheduler::{Duration, Evidence, Incarnation, Instance, MemberState, MicrobatchId, PeerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -76,7 +74,6 @@ impl v1::coordinator_server::Coordinator for Service {
         let request = call.into_inner();
         self.check_version(request.protocol_version)?;
         self.check_digest(request.manifest_digest.as_deref())?;
-        let invalid = |error: wire::WireError| Status::invalid_argument(error.to_string());
         let claimed = wire::decode_address(&request.data_address).map_err(invalid)?;
         let address = proven(claimed, caller.address.ip())?;
         let event = Event::Join {
@@ -104,7 +101,7 @@ impl v1::coordinator_server::Coordinator for Service {
         let request = call.get_ref();
         let from = Caller::of(&call)?.instance(request.incarnation);
         let stage = wire::decode_stage(request.stage);
-        let stage = stage.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let stage = stage.map_err(invalid)?;
         self.ask_member(Event::Ready { from, stage }).await?;
         Ok(Response::new(v1::ReadyResponse {}))
     }
@@ -134,7 +131,7 @@ impl v1::coordinator_server::Coordinator for Service {
         let from = Caller::of(&call)?.instance(call.get_ref().incarnation);
         let signed = call.into_inner().table.unwrap_or_default();
         let table = membership::verify(&self.coordinator, &self.published.digest, &signed);
-        let table = Box::new(table.map_err(|error| Status::invalid_argument(error.to_string()))?);
+        let table = Box::new(table.map_err(invalid)?);
         self.ask_member(Event::TableReturned { from, table }).await?;
         Ok(Response::new(v1::ReturnTableResponse {}))
     }
@@ -143,7 +140,7 @@ impl v1::coordinator_server::Coordinator for Service {
         let request = call.get_ref();
         let from = Caller::of(&call)?.instance(request.incarnation);
         let (next, count) = (request.next.map(MicrobatchId), request.count);
-        let tallies = tallies(&request.blocks)?;
+        let tallies = wire::decode_blocks(&request.blocks).map_err(invalid)?;
         match self.ask(Event::LeaseRequest { from, next, count, tallies }).await?.reply {
             MachineReply::Leased { lease, others } => Ok(Response::new(v1::LeaseResponse {
                 first: lease.first.0,
@@ -161,7 +158,10 @@ impl v1::coordinator_server::Coordinator for Service {
         let caller = Caller::of(&call)?;
         let report = call.into_inner();
         let from = caller.instance(report.incarnation);
-        let progress = FeederReport { tallies: tallies(&report.blocks)?, done: report.done };
+        let progress = FeederReport {
+            tallies: wire::decode_blocks(&report.blocks).map_err(invalid)?,
+            done: report.done,
+        };
         let others = match self.ask(Event::FeederReport { from, report: progress }).await?.reply {
             MachineReply::Reported { others } => others,
             MachineReply::Unknown => return Err(unknown()),
@@ -179,7 +179,7 @@ impl v1::coordinator_server::Coordinator for Service {
         let request = call.get_ref();
         let from = Caller::of(&call)?.instance(request.incarnation);
         let replica = wire::decode_peer(&request.replica);
-        let replica = replica.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let replica = replica.map_err(invalid)?;
         let replica = Instance::new(replica, Incarnation(request.replica_incarnation));
         let (false_ones, sound) = (request.false_statements, request.sound_statements);
         let evidence = Evidence { false_ones, sound };
@@ -206,8 +206,7 @@ impl Service {
 
     fn check_digest(&self, theirs: Option<&[u8]>) -> Result<(), Status> {
         let Some(theirs) = theirs else { return Ok(()) };
-        let theirs =
-            wire::decode_digest(theirs).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let theirs = wire::decode_digest(theirs).map_err(invalid)?;
         if theirs == self.published.digest {
             return Ok(());
         }
@@ -241,8 +240,8 @@ fn proven(claimed: SocketAddr, caller: IpAddr) -> Result<SocketAddr, Status> {
     )))
 }
 
-fn tallies(blocks: &[v1::BlockTally]) -> Result<Vec<BlockTally>, Status> {
-    wire::decode_blocks(blocks).map_err(|error| Status::invalid_argument(error.to_string()))
+fn invalid(error: impl std::error::Error) -> Status {
+    Status::invalid_argument(error.to_string())
 }
 
 fn heartbeat(from: Instance, request: &v1::HeartbeatRequest) -> Event {

@@ -178,6 +178,19 @@ fn check_count<T>(
     if list.len() > limit { Err(out_of_range(field, list.len() as i64, allowed)) } else { Ok(()) }
 }
 
+/// Checks that the keys of a list are strictly ascending.
+fn check_ascending<T, K: Ord + std::fmt::Display>(
+    list: &[T],
+    key: impl Fn(&T) -> K,
+    field: &'static str,
+) -> Result<(), WireError> {
+    let pair = list.windows(2).find(|pair| key(&pair[0]) >= key(&pair[1]));
+    pair.map_or(Ok(()), |pair| {
+        let value = key(&pair[1]).to_string();
+        Err(WireError::Range { field, value, allowed: "greater than the one before it" })
+    })
+}
+
 fn length(field: &'static str, bytes: &[u8]) -> WireError {
     WireError::Range { field, value: format!("{} bytes long", bytes.len()), allowed: "32 bytes long" }
 }

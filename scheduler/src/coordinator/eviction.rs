@@ -1,5 +1,5 @@
 //! Evictions. A feeder reports a replica that it has caught lying, and the coordinator removes that replica and refuses its
-//! key for the rest of the run.
+//! key as long as its own process lives.
 //!
 //! Only a feeder that holds ids is heard, since its keys alone prove who was handed its microbatches. A run in which every
 //! member may feed evicts no replica: a liar could take ids there, and have honest replicas removed.
@@ -33,8 +33,8 @@ impl Coordinator {
     ) -> Reply {
         let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
         let state = entry.member.state;
-        let has_ids = self.leases.find_holder(|holder| holder.peer == from.peer).is_some();
-        if self.config.feed.is_trusted() && has_ids && evidence.convicts() {
+        let counts = self.config.feed.is_trusted() && evidence.convicts();
+        if counts && self.leases.find_holder(|holder| holder.peer == from.peer).is_some() {
             self.evict(replica, from.peer, evidence);
         }
         Reply::Noted(state)

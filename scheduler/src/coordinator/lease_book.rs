@@ -209,8 +209,7 @@ impl Entry {
 
     fn restored(leased: &LeasedRange, table: &Membership) -> Self {
         let LeasedRange { lease, feeder, tally } = *leased;
-        let member = table.members.iter().find(|member| member.instance.peer == feeder);
-        let holder = member.map_or(Instance::new(feeder, Incarnation::default()), |member| member.instance);
+        let holder = table.instance(feeder).unwrap_or(Instance::new(feeder, Incarnation::default()));
         let reopens = !leased.is_open() && lease.epoch == 0;
         Self {
             holder,

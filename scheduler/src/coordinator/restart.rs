@@ -15,13 +15,15 @@ pub const RETURN_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Restart {
     until: Time,
+    /// The launch that this start drew for itself. Tables of it tell nothing of the run before.
+    own: u64,
     /// Version of the newest table that was returned.
     returned: Option<u64>,
 }
 
 impl Restart {
-    pub(super) fn at(now: Time) -> Self {
-        Self { until: now + RETURN_WITHIN, returned: None }
+    pub(super) fn at(now: Time, own: u64) -> Self {
+        Self { until: now + RETURN_WITHIN, own, returned: None }
     }
 
     /// Whether members may still come that the coordinator does not know of.
@@ -39,10 +41,17 @@ impl Restart {
         self.returned.is_none()
     }
 
-    /// Notes a table that a member returned; `false` if it says nothing new. After the first table and the time to
-    /// return, older news is not taken: the run has gone on.
-    pub(super) fn take(&mut self, now: Time, table: &Membership) -> bool {
-        let newer = self.returned.is_none_or(|known| table.version > known && now < self.until);
+    /// Notes a table that a caller returned; `false` if it says nothing of the run before, or nothing new. After the time
+    /// to return no further table is taken, and none at all if ids are leased by then: the run has gone on. Any key may
+    /// return a table, and the first table of a launch, without members, is signed too.
+    pub(super) fn take(&mut self, now: Time, table: &Membership, has_leased: bool) -> bool {
+        let is_of_the_run = table.version > 0 && table.launch != self.own;
+        let in_time = now < self.until;
+        let newer = match self.returned {
+            None => in_time || !has_leased,
+            Some(known) => in_time && table.version > known,
+        };
+        let newer = newer && is_of_the_run;
         if newer {
             self.returned = Some(table.version);
         }

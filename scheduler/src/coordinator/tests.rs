@@ -652,6 +652,33 @@ fn a_coordinator_that_was_started_again_begins_nothing_before_its_members_had_ti
 }
 
 #[test]
+fn a_table_of_the_new_start_tells_a_coordinator_nothing_of_the_run_before() {
+    let mut harness = Harness::running();
+    let table = harness.coordinator.membership();
+    harness.restart();
+    harness.join(key(7), 1, Role::Replica);
+    let own = harness.published.last().unwrap().clone();
+    assert_eq!(own.version, 1);
+    harness.return_table(key(8), &own);
+    assert_eq!(harness.state(key(7)), Some(MemberState::Standby), "the wait for members goes on");
+    assert_eq!(harness.return_table(FEEDER, &table), Reply::Noted(MemberState::Feeding));
+}
+
+#[test]
+fn a_table_that_comes_back_after_ids_are_leased_comes_too_late() {
+    let mut harness = Harness::running();
+    let table = harness.coordinator.membership();
+    harness.restart();
+    harness.now = harness.now + RETURN_WITHIN;
+    harness.hear(Event::Timeout);
+    harness.join(key(8), 1, Role::Feeder);
+    harness.lease(key(8), 1);
+    let launch = harness.coordinator.membership().launch;
+    harness.return_table(FEEDER, &table);
+    assert_eq!((harness.state(FEEDER), harness.coordinator.membership().launch), (None, launch));
+}
+
+#[test]
 fn a_run_that_begins_with_a_known_key_waits_a_while_for_members() {
     let mut harness = Harness::running();
     harness.restart();

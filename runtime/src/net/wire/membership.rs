@@ -6,7 +6,9 @@ use swarmline_scheduler::{
     MicrobatchId, StageIndex,
 };
 
-use super::{WireError, check_count, decode_address, decode_peer, decode_stage, out_of_range};
+use super::{
+    WireError, check_ascending, check_count, decode_address, decode_peer, decode_stage, out_of_range,
+};
 
 /// The membership table as a message.
 #[must_use]
@@ -27,14 +29,7 @@ pub fn encode_membership(membership: &Membership) -> v1::Membership {
 /// If a member, a leased range or a stage breaks the contract, or members, ranges or stages are not strictly ascending.
 pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, WireError> {
     let members: Vec<Member> = membership.members.iter().map(decode_member).collect::<Result<_, _>>()?;
-    let ascends = |pair: &[Member]| pair[0].instance.peer < pair[1].instance.peer;
-    if let Some(pair) = members.windows(2).find(|pair| !ascends(pair)) {
-        return Err(WireError::Range {
-            field: "the peer of a member",
-            value: pair[1].instance.peer.to_string(),
-            allowed: "greater than the one before it",
-        });
-    }
+    check_ascending(&members, |member| member.instance.peer, "the peer of a member")?;
     let leases = decode_leases(&membership.leases)?;
     let trained = decode_stages(&membership.trained, "a trained stage")?;
     let awaited = decode_stages(&membership.awaited, "an awaited stage")?;
@@ -92,13 +87,7 @@ fn encode_lease(leased: &LeasedRange) -> v1::LeasedRange {
 
 fn decode_leases(leases: &[v1::LeasedRange]) -> Result<Vec<LeasedRange>, WireError> {
     check_count(leases, LEASES_MAX, "the number of leased ranges", "at most 4096")?;
-    if let Some(pair) = leases.windows(2).find(|pair| pair[0].first >= pair[1].first) {
-        return Err(WireError::Range {
-            field: "the first id of a leased range",
-            value: pair[1].first.to_string(),
-            allowed: "greater than the one before it",
-        });
-    }
+    check_ascending(leases, |leased| leased.first, "the first id of a leased range")?;
     let decode = |one: &v1::LeasedRange| {
         let lease = Lease { first: MicrobatchId(one.first), count: one.count, epoch: one.epoch };
         let &v1::LeasedRange { leased, injected, settled, .. } = one;
@@ -113,8 +102,6 @@ fn encode_stages(stages: &[StageIndex]) -> Vec<u32> {
 }
 
 fn decode_stages(stages: &[u32], field: &'static str) -> Result<Vec<StageIndex>, WireError> {
-    if let Some(pair) = stages.windows(2).find(|pair| pair[0] >= pair[1]) {
-        return Err(out_of_range(field, pair[1], "greater than the one before it"));
-    }
+    check_ascending(stages, |&stage| stage, field)?;
     stages.iter().copied().map(decode_stage).collect()
 }

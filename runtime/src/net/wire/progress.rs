@@ -3,7 +3,7 @@
 use swarmline_proto::v1;
 use swarmline_scheduler::{Block, BlockTally, LEASES_MAX, RunTally};
 
-use super::{WireError, check_count, out_of_range};
+use super::{WireError, check_ascending, check_count, out_of_range};
 
 /// The progress of a block as a message.
 #[must_use]
@@ -18,9 +18,7 @@ pub fn encode_block(tally: &BlockTally) -> v1::BlockTally {
 /// If there are too many, one has a number beyond the last block, or their numbers are not strictly ascending.
 pub fn decode_blocks(blocks: &[v1::BlockTally]) -> Result<Vec<BlockTally>, WireError> {
     check_count(blocks, LEASES_MAX, "the number of blocks", "at most 4096")?;
-    if let Some(pair) = blocks.windows(2).find(|pair| pair[0].block >= pair[1].block) {
-        return Err(out_of_range("the number of a block", pair[1].block, "greater than the one before it"));
-    }
+    check_ascending(blocks, |tally| tally.block, "the number of a block")?;
     let decode = |one: &v1::BlockTally| {
         let &v1::BlockTally { block, leased, injected, settled } = one;
         if block >= Block::COUNT {
