@@ -55,9 +55,7 @@ pub use evaluation::Measured;
 pub use evaluation_schedule::EvaluationSchedule;
 pub use event::{Action, End, Event, Reason};
 pub use journal::{Continued, Record, TakenOver};
-pub use rounds::{ROUND_GRACE, ROUND_TIMEOUT, ROUND_TIMEOUT_MAX};
 pub use snapshot::{InFlight, JournaledRange, Late, Snapshot, Totals};
-pub use succession::RECOVERY_TIMEOUT;
 pub use window::{Admission, Window};
 
 use announcement::Announcement;
@@ -351,8 +349,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Takes the ids of a lease. A lease without ids says that the run has none left, or that its last ids are taken over
     /// with the next table: the feeder asks again later.
     fn on_lease(&mut self, lease: &Lease) {
-        let former = self.ranges.block().filter(|&block| block != lease.first.block());
-        if former.is_some() {
+        if self.ranges.block().is_some_and(|block| block != lease.first.block()) {
             let reason = "its ids went to another feeder; feed with a new journal".to_owned();
             return self.finish(End::Dismissed(reason));
         }
@@ -419,15 +416,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     fn on_refused(&mut self, now: Time, from: Instance, proof: &RouteProof, by: Hop, reason: Refusal) {
         let id = proof.microbatch;
-        let own = by.instance == from
-            && self.table.placed(&by)
-            && self.decides(id)
-            && self.believes(self.now, proof, by);
-        let sent = self.handoff.attempts(id) > 0;
-        match self.open.get(&id) {
-            Some(_) if own && sent => self.settle(now, id, Outcome::Refused { by, reason }),
-            Some(_) => self.counts.foreign += 1,
-            None => self.counts.late += 1,
+        if !self.open.contains_key(&id) {
+            return self.counts.late += 1;
+        }
+        let own = by.instance == from && self.table.placed(&by) && self.decides(id);
+        if own && self.handoff.attempts(id) > 0 && self.believes(proof, by) {
+            self.settle(now, id, Outcome::Refused { by, reason });
+        } else {
+            self.counts.foreign += 1;
         }
     }
 
@@ -509,7 +505,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if self.config.averaging.is_none() && !over {
             return;
         }
-        self.rounds.follow(&self.table);
         if !self.is_caller() {
             return;
         }
@@ -540,8 +535,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Training is over when the last round has ended.
     fn notice_trained(&mut self, now: Time) {
-        let rounds_are_over = self.stopped || self.rounds.is_over() || !self.is_caller();
-        if !self.trained && self.settled() && rounds_are_over {
+        if self.trained || !self.settled() {
+            return;
+        }
+        if self.stopped || self.rounds.is_over() || !self.is_caller() {
             self.trained = true;
             self.announce_to_all(now);
             self.announce(now);

@@ -26,11 +26,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         // The replica may know a newer table, which gives this feeder ids of another: it asks again.
         claimed.retain(|proof| self.decides(proof.microbatch));
         forfeited.retain(|&id| self.decides(id));
-        // Its gradients wait for an answer, and its neighbours for them.
-        if self.suspicion.is_struck(claimant.peer()) {
-            let denied = claimed.into_iter().map(|proof| proof.microbatch).collect();
-            return self.reply(claimant, Vec::new(), denied, Vec::new());
-        }
         if !forfeited.is_empty() {
             forfeited.retain(|&id| !self.succession.is_undecided(id));
             for &id in &forfeited {
@@ -39,9 +34,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             self.reply(claimant, Vec::new(), forfeited, Vec::new());
         }
+        // Its gradients wait for an answer, and its neighbours for them.
+        if self.suspicion.is_struck(claimant.peer()) {
+            let denied = claimed.into_iter().map(|proof| proof.microbatch).collect();
+            return self.reply(claimant, Vec::new(), denied, Vec::new());
+        }
         let (mut proven, mut misled, mut forged) = (Vec::new(), Vec::new(), Vec::new());
         for proof in claimed {
-            let answer = match self.belief(now, &proof, claimant) {
+            let answer = match self.belief(&proof, claimant) {
                 Belief::Sound => &mut proven,
                 Belief::Misled => &mut misled,
                 Belief::Forged => &mut forged,
@@ -88,13 +88,13 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     /// Whether the replica was handed the microbatch.
-    pub(super) fn believes(&mut self, now: Time, proof: &RouteProof, shown_by: Hop) -> bool {
-        self.belief(now, proof, shown_by) == Belief::Sound
+    pub(super) fn believes(&mut self, proof: &RouteProof, shown_by: Hop) -> bool {
+        self.belief(proof, shown_by) == Belief::Sound
     }
 
     /// Whether the replica was handed the microbatch. A false proof casts doubt on the replica, and on the replica that it
     /// names as its upstream. The keys of ids that were taken over are those of the former feeder: they prove nothing here.
-    fn belief(&mut self, now: Time, proof: &RouteProof, shown_by: Hop) -> Belief {
+    fn belief(&mut self, proof: &RouteProof, shown_by: Hop) -> Belief {
         let id = proof.microbatch;
         let taken_over = self.succession.took_over(id) || self.succession.is_undecided(id);
         if taken_over || self.config.breaks(Mutation::BelieveClaims) {
@@ -105,17 +105,22 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let upstream = proof.route.last().copied().filter(|hop| hop.stage.is_some());
         if holds {
             let both = [Some(shown_by), upstream].into_iter().flatten();
-            both.filter(|hop| self.table.placed(hop)).for_each(|hop| self.suspicion.sound(hop.peer()));
+            // A proof that is shown again says nothing new.
+            let is_news = self.grants.is_free(id, shown_by.stage);
+            both.filter(|hop| is_news && self.table.placed(hop))
+                .for_each(|hop| self.suspicion.sound(hop.peer()));
             return Belief::Sound;
         }
         self.counts.forged += 1;
-        if self.suspicion.is_misled(id, &proof.route) {
+        let is_misled = self.grants.is_misled(id, &proof.route, shown_by.peer());
+        self.grants.note_forged(id, shown_by.peer());
+        if is_misled {
             return Belief::Misled;
         }
         // All upstreams that have left are one: their pairs end with the replica.
         let placed = |hop: Hop| if self.table.placed(&hop) { hop } else { gone(StageIndex(0)) };
         let named = upstream.map(placed);
-        let authors = self.suspicion.forged(now, id, named, shown_by);
+        let authors = self.suspicion.forged(self.now, named, shown_by);
         self.doubt(authors);
         Belief::Forged
     }

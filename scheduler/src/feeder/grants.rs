@@ -1,6 +1,6 @@
 //! The grants: for each microbatch and stage exactly one replica may apply its gradients.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{Duration, Hop, Incarnation, Instance, MicrobatchId, PeerId, StageIndex, Time};
 
@@ -26,6 +26,8 @@ struct Granted {
     hops: Vec<Hop>,
     /// Its gradient came back.
     finished: bool,
+    /// The replicas that have shown a false proof of it.
+    forged_by: BTreeSet<PeerId>,
 }
 
 /// The answer to a claim.
@@ -102,6 +104,26 @@ impl Grants {
         self.by_id.get(&microbatch).is_some_and(|granted| granted.finished)
     }
 
+    /// Whether a replica of this stage may still get the grant.
+    pub(super) fn is_free(&self, microbatch: MicrobatchId, stage: Option<StageIndex>) -> bool {
+        let granted = self.by_id.get(&microbatch);
+        granted.is_some_and(|granted| granted.hops.iter().all(|hop| hop.stage != stage))
+    }
+
+    /// A replica has shown a false proof of the microbatch.
+    pub(super) fn note_forged(&mut self, microbatch: MicrobatchId, by: PeerId) {
+        if let Some(granted) = self.by_id.get_mut(&microbatch) {
+            granted.forged_by.insert(by);
+        }
+    }
+
+    /// Whether a replica further up this route has shown a false proof of the microbatch.
+    pub(super) fn is_misled(&self, microbatch: MicrobatchId, route: &[Hop], shown_by: PeerId) -> bool {
+        let forged =
+            |peer| self.by_id.get(&microbatch).is_some_and(|granted| granted.forged_by.contains(&peer));
+        route.iter().map(Hop::peer).any(|peer| peer != shown_by && forged(peer))
+    }
+
     /// The replicas that have a grant of `microbatch`.
     pub(super) fn of(&self, microbatch: MicrobatchId) -> &[Hop] {
         self.by_id.get(&microbatch).map_or(&[], |granted| &granted.hops)
@@ -153,11 +175,26 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_is_misled_if_the_proof_of_one_further_up_is_false() {
+        let (mut grants, route) = (Grants::default(), [hop(0, 1, 1), hop(1, 2, 1)]);
+        grants.note_forged(ID, PeerId([2; 32]));
+        assert!(!grants.is_misled(ID, &route, PeerId([3; 32])), "it was never injected");
+        grants.open(ID);
+        grants.note_forged(ID, PeerId([2; 32]));
+        assert!(grants.is_misled(ID, &route, PeerId([3; 32])));
+        assert!(!grants.is_misled(ID, &route[..1], PeerId([3; 32])));
+        assert!(!grants.is_misled(ID, &route, PeerId([2; 32])), "by its own word");
+        assert!(!grants.is_misled(MicrobatchId(8), &route, PeerId([3; 32])));
+    }
+
+    #[test]
     fn a_grant_that_was_handed_back_is_free_again() {
         let mut grants = Grants::default();
         grants.open(ID);
         grants.claim(ID, hop(0, 1, 1));
+        assert!(!grants.is_free(ID, Some(StageIndex(0))) && grants.is_free(ID, Some(StageIndex(1))));
         assert!(!grants.withdraw(ID, hop(0, 2, 1)) && grants.withdraw(ID, hop(0, 1, 1)));
+        assert!(grants.is_free(ID, Some(StageIndex(0))));
         assert_eq!(grants.claim(ID, hop(0, 2, 1)), Ruling::New);
     }
 }

@@ -53,7 +53,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let last = Hop::replica(StageIndex(self.config.stages.saturating_sub(1)), from);
         let asked = self.open.get(&id).is_some_and(|open| !open.trains())
             && self.handoff.contains_number(id, attempt);
-        if !self.table.placed(&last) || !asked || !self.believes(self.now, proof, last) {
+        if !self.table.placed(&last) || !asked || !self.believes(proof, last) {
             return self.counts.late += 1;
         }
         self.evaluation_heard = now;

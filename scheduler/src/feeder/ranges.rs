@@ -8,7 +8,7 @@ use crate::{Block, IdSet, Lease, MicrobatchId};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ranges {
     open: IdSet,
-    /// Every id below was leased before: a lease that arrives twice adds no id twice.
+    /// The first id that this feeder does not have: a lease that arrives twice adds no id twice.
     seen: u64,
     block: Option<Block>,
 }
@@ -52,7 +52,7 @@ impl Ranges {
         }
     }
 
-    /// The first id that was never leased; `None` before the first lease.
+    /// The first id that this feeder does not have; `None` before the first lease.
     pub(super) fn next_lease(&self) -> Option<MicrobatchId> {
         self.block.map(|_| MicrobatchId(self.seen))
     }

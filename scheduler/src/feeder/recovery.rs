@@ -27,11 +27,15 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.paused_until = None;
         self.window.served_by(self.table.width(self.config.stages));
         self.handoff.follow(now, &self.table);
+        self.rounds.follow(&self.table);
         let departed =
             if is_first { self.left_before() } else { self.table.departed().iter().copied().collect() };
         for hop in &departed {
             self.counts.contributions_lost += self.contributions.lose(hop);
-            self.suspicion.forget(hop.peer());
+            // A liar that starts again is the same liar.
+            if self.table.instance(hop.peer()).is_none() {
+                self.suspicion.forget(hop.peer());
+            }
         }
         if !departed.is_empty() {
             self.lose(now, |hop| departed.contains(hop));

@@ -11,14 +11,10 @@ use crate::{Hop, PeerTable, StageIndex, Time};
 use super::AveragingSchedule;
 use stage_rounds::StageRounds;
 
-pub use stage_rounds::{ROUND_GRACE, ROUND_TIMEOUT, ROUND_TIMEOUT_MAX};
-
 /// The clocks of all stages.
 #[derive(Clone, Debug)]
 pub(super) struct Rounds {
     stages: Vec<StageRounds>,
-    /// Version of the table that the members are taken from.
-    version: u64,
 }
 
 /// The progress of training.
@@ -43,7 +39,7 @@ impl Rounds {
     /// Clocks at round 0; without a `schedule` they call no round.
     pub(super) fn new(schedule: Option<AveragingSchedule>, stages: u16) -> Self {
         let stage = StageRounds::new(schedule.unwrap_or(AveragingSchedule { interval: 0, fragments: 0 }));
-        Self { stages: vec![stage; usize::from(stages)], version: 0 }
+        Self { stages: vec![stage; usize::from(stages)] }
     }
 
     /// The current round of the stage of a replica, and whether it is one of the last.
@@ -69,13 +65,10 @@ impl Rounds {
         self.stages.iter().filter_map(|stage| stage.deadline(now)).min()
     }
 
-    /// Follows the table: the replicas that serve a stage average.
+    /// Follows a newer table: the replicas that serve a stage average.
     pub(super) fn follow(&mut self, table: &PeerTable) {
-        if self.version == table.version() {
-            return;
-        }
-        self.version = table.version();
-        for (stage, rounds) in (0..).map(StageIndex).zip(&mut self.stages) {
+        let stages = (0..).map(StageIndex).zip(&mut self.stages);
+        for (stage, rounds) in stages.filter(|(stage, _)| table.touches(*stage)) {
             rounds.follow(&table.hops(stage).iter().map(|hop| hop.instance).collect());
         }
     }

@@ -88,7 +88,7 @@ impl Snapshot {
     /// Whether no record is folded into it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
+        *self == Self::default()
     }
 
     /// Folds the next record into the snapshot. `averaging` is the schedule of the run; without it every contribution
@@ -128,7 +128,7 @@ impl Snapshot {
     }
 
     fn granted(&mut self, microbatch: MicrobatchId, to: Hop) {
-        if let Some(grants) = self.grants_of(microbatch)
+        if let Some((grants, _)) = self.grants_of(microbatch)
             && grants.iter().all(|granted| granted.stage != to.stage)
         {
             grants.push(to);
@@ -136,8 +136,7 @@ impl Snapshot {
     }
 
     fn withdrawn(&mut self, microbatch: MicrobatchId, from: &Hop) {
-        let finished = self.late.iter().any(|(id, late)| *id == microbatch && late.finished);
-        let Some(grants) = self.grants_of(microbatch) else { return };
+        let Some((grants, finished)) = self.grants_of(microbatch) else { return };
         let Some(index) = grants.iter().position(|granted| granted == from) else { return };
         grants.swap_remove(index);
         if finished {
@@ -146,12 +145,13 @@ impl Snapshot {
         }
     }
 
-    fn grants_of(&mut self, microbatch: MicrobatchId) -> Option<&mut Vec<Hop>> {
+    /// The grants of a microbatch, and whether its gradient came back.
+    fn grants_of(&mut self, microbatch: MicrobatchId) -> Option<(&mut Vec<Hop>, bool)> {
         if let Some(open) = self.open.get_mut(&microbatch) {
-            return Some(&mut open.grants);
+            return Some((&mut open.grants, false));
         }
         let late = self.late.iter_mut().rev().find(|(id, _)| *id == microbatch);
-        late.map(|(_, late)| &mut late.grants)
+        late.map(|(_, late)| (&mut late.grants, late.finished))
     }
 
     /// One of the latest contributions of a replica was never applied.

@@ -23,7 +23,7 @@ use crate::{
 /// Time between two requests to a replica that has not answered.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// A replica that stays in the table and does not answer for so long counts as a replica that has left.
-pub const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Ids without an outcome that are remembered of one range, at most; windows are smaller.
 const KNOWN_MAX: usize = 1 << 17;
 
@@ -119,7 +119,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// A newer table: begins the takeover of ranges that it gives to this feeder, and ends if a range of this feeder
     /// went to another.
     pub(super) fn follow_successions(&mut self, now: Time) {
-        let (me, replicas) = (self.config.me.peer, self.table.replicas());
+        let me = self.config.me.peer;
         let taken_over = |leased: &&LeasedRange| leased.is_taken_over();
         for succession in self.table.leases().iter().filter(taken_over).copied().collect::<Vec<_>>() {
             let lease = succession.lease;
@@ -133,13 +133,15 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             let known = self.succession.under_way.get(&lease.first).map(|takeover| takeover.lease.epoch);
             let newest = known.max(self.succession.done.get(&lease.first).map(|done| done.epoch));
             if !self.stopped && succession.is_open() && newest < Some(lease.epoch) {
-                self.succession.under_way.insert(lease.first, Takeover::new(now, lease, &replicas));
+                self.succession
+                    .under_way
+                    .insert(lease.first, Takeover::new(now, lease, &self.table.replicas()));
                 self.succession.ask_at = Some(now);
                 self.progress.begin_takeover(now);
             }
         }
         for takeover in self.succession.under_way.values_mut() {
-            takeover.give_up_on(|hop| !replicas.contains(hop));
+            takeover.give_up_on(|hop| !self.table.placed(hop));
         }
     }
 
@@ -187,10 +189,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         };
         let RecoveryReport { from: page, next, ended, items, .. } = report;
         takeover.note_ended(hop, &ended);
+        let items = takeover.of_page(page, items);
         let last = items.iter().map(|item| item.microbatch).max();
-        for item in items.into_iter().take(RECOVERY_ITEMS_MAX).filter(|item| item.microbatch >= page) {
-            takeover.learn(hop, item);
-        }
+        items.into_iter().for_each(|item| takeover.learn(hop, item));
         // Each page but the last brings items, so a report has an end.
         let goes_on = |next: &MicrobatchId| *next > page && last.is_some_and(|last| last < *next);
         match next.filter(goes_on).filter(|_| takeover.known.len() < KNOWN_MAX) {
@@ -325,10 +326,13 @@ impl Takeover {
         }
     }
 
+    /// The items that may stand on a page that begins at an id.
+    fn of_page(&self, page: MicrobatchId, items: Vec<Item>) -> Vec<Item> {
+        let counts = |item: &Item| item.microbatch >= page && self.lease.contains(item.microbatch);
+        items.into_iter().take(RECOVERY_ITEMS_MAX).filter(counts).collect()
+    }
+
     fn learn(&mut self, by: Hop, item: Item) {
-        if !self.lease.contains(item.microbatch) {
-            return;
-        }
         let known = self.known.entry(item.microbatch).or_default();
         let stages = || by.stage.into_iter();
         match item.granted {
@@ -424,7 +428,8 @@ mod tests {
         takeover.learn(a(1), item(12, Some(true), Possession::Held, &[]));
         takeover.learn(a(1), item(16, None, Possession::Held, &[]));
         takeover.learn(a(0), item(17, None, Possession::Gone, &[]));
-        takeover.learn(a(1), item(900, Some(true), Possession::Held, &[]));
+        let others = [11, 900].map(|id| item(id, Some(true), Possession::Held, &[]));
+        assert_eq!(takeover.of_page(id(12), others.into()), [], "on an earlier page, and of another lease");
         let taken = takeover.conclude();
         assert_eq!((taken.ended, taken.end), (3, id(18)));
         assert_eq!(taken.continued, [continued(12, vec![a(1)])]);

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Duration, Evidence, Hop, MicrobatchId, PeerId, Time};
+use crate::{Duration, Evidence, Hop, PeerId, Time};
 
 /// Statements of one peer remembered; beyond that old ones count half.
 const REMEMBERED: u32 = 1_024;
@@ -19,9 +19,8 @@ const CONTEST: Duration = Duration::from_secs(30);
 /// Contests of one pair in which both may be the liar.
 const CONTESTS_MAX: u32 = 4;
 
-/// Pairs, and microbatches with a false proof, that are remembered.
+/// Pairs that are remembered.
 const PAIRS_MAX: usize = 16_384;
-const FORGED_MAX: usize = 4_096;
 
 /// What a proof shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +39,6 @@ pub(super) struct Suspicion {
     by_peer: BTreeMap<PeerId, Evidence>,
     struck: BTreeSet<PeerId>,
     contests: BTreeMap<(PeerId, PeerId), Contests>,
-    /// The replicas whose proofs of a microbatch are false.
-    forged: BTreeMap<MicrobatchId, BTreeSet<PeerId>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,24 +63,8 @@ impl Suspicion {
         self.struck.contains(&peer)
     }
 
-    /// Whether a replica on this route has shown a false proof of the microbatch.
-    pub(super) fn is_misled(&self, microbatch: MicrobatchId, route: &[Hop]) -> bool {
-        let forged = self.forged.get(&microbatch);
-        forged.is_some_and(|peers| route.iter().any(|hop| peers.contains(&hop.peer())))
-    }
-
     /// A replica shows a false proof. Returns the hops that may be its author.
-    pub(super) fn forged(
-        &mut self,
-        now: Time,
-        microbatch: MicrobatchId,
-        upstream: Option<Hop>,
-        shown_by: Hop,
-    ) -> Vec<Hop> {
-        self.forged.entry(microbatch).or_default().insert(shown_by.peer());
-        if self.forged.len() > FORGED_MAX {
-            self.forged.pop_first();
-        }
+    pub(super) fn forged(&mut self, now: Time, upstream: Option<Hop>, shown_by: Hop) -> Vec<Hop> {
         let Some(upstream) = upstream else { return vec![shown_by] };
         match self.contest(now, &upstream, &shown_by) {
             None => Vec::new(),
@@ -138,15 +119,13 @@ mod tests {
     use super::*;
     use crate::fixtures::{a, b};
 
-    const ID: MicrobatchId = MicrobatchId(7);
     const LIAR: PeerId = PeerId([1; 32]);
     const HONEST: PeerId = PeerId([2; 32]);
 
     /// What a peer is doubted for if one pair shows a false proof a second for this long: upstream, downstream.
     fn doubted(seconds: u64) -> (usize, usize) {
         let mut suspicion = Suspicion::default();
-        let show =
-            |second| suspicion.forged(Time::default() + Duration::from_secs(second), ID, Some(a(0)), a(1));
+        let show = |second| suspicion.forged(Time::default() + Duration::from_secs(second), Some(a(0)), a(1));
         let doubted: Vec<_> = (0..seconds).flat_map(show).collect();
         let times = |of| doubted.iter().filter(|&&hop| hop == of).count();
         (times(a(0)), times(a(1)))
@@ -175,16 +154,8 @@ mod tests {
     #[test]
     fn a_replica_without_an_upstream_to_blame_is_doubted_each_time() {
         let mut suspicion = Suspicion::default();
-        let doubted: Vec<_> = (0..9).flat_map(|_| suspicion.forged(Time(0), ID, None, a(0))).collect();
+        let doubted: Vec<_> = (0..9).flat_map(|_| suspicion.forged(Time(0), None, a(0))).collect();
         assert_eq!(doubted, [a(0); 9]);
-    }
-
-    #[test]
-    fn a_replica_is_misled_if_the_proof_of_one_further_up_is_false() {
-        let mut suspicion = Suspicion::default();
-        suspicion.forged(Time(0), ID, Some(a(0)), a(1));
-        assert!(suspicion.is_misled(ID, &[a(0), a(1)]));
-        assert!(!suspicion.is_misled(ID, &[a(0), b(1)]) && !suspicion.is_misled(MicrobatchId(8), &[a(1)]));
     }
 
     #[test]

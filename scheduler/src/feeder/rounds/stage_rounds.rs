@@ -29,13 +29,13 @@ use super::Training;
 
 /// How long the feeder waits for a replica that has not ended a round. Members give up on silent members far sooner;
 /// this limit is for replicas that stay in the table and do not answer at all.
-pub const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
+const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The same where rounds are long: 10^9 parameters take minutes on a thin link.
-pub const ROUND_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
+const ROUND_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
 /// How long the feeder waits for the others at least when more than half of a stage have ended a round.
-pub const ROUND_GRACE: Duration = Duration::from_secs(3);
+const ROUND_GRACE: Duration = Duration::from_secs(3);
 
 /// A late member is waited for half as long after each late round, until this is as good as nothing.
 const HALVINGS_MAX: u32 = 16;
