@@ -31,12 +31,14 @@ mod round_tracker;
 #[cfg(test)]
 mod tests;
 mod unreachable;
+mod votes;
 #[cfg(test)]
 mod world;
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
 
+use crate::transfer::ChunkHash;
 use crate::{Attempt, Duration, Instance, Time};
 
 pub use adaptive_timeout::{TIMEOUT_FIRST, TIMEOUT_MAX, TIMEOUT_MIN};
@@ -51,23 +53,25 @@ pub use job::{Job, Reply};
 pub use message::{AveragingMessage, Content};
 pub use part::WEIGHT_MAX;
 pub use round_tracker::{ROUND_JUMP_MAX, RoundReport, RoundTracker};
+pub use votes::MeanId;
 
 use adaptive_timeout::AdaptiveTimeout;
 use deferred::Deferred;
 use group::Group;
 use part::{Context, PartState};
-use reducer::Mean;
 use unreachable::Unreachable;
 
 /// Settings of averaging: the replica's identity, and the division of its numbers.
 #[derive(Clone, Copy, Debug)]
-pub struct Config {
+pub struct Config<P> {
     /// This replica.
     pub me: Instance,
     /// Fragments, at least 1; the run decides. By default 20: a round averages 5 % of the numbers.
     pub fragments: u32,
     /// The size of a fragment.
     pub size: FragmentSize,
+    /// Length in bytes and digest of the numbers of a mean.
+    pub digest: fn(&P) -> (u64, ChunkHash),
 }
 
 /// Means the executor has at once: one is applied, one waits. Microbatches go on between them.
@@ -94,7 +98,7 @@ struct Current<P> {
 /// The machine of one replica for averaging rounds.
 #[derive(Debug)]
 pub struct Averaging<P> {
-    config: Config,
+    config: Config<P>,
     /// The replicas of the stage, sorted, with one start of each peer.
     members: Vec<Instance>,
     newest: Option<Round>,
@@ -113,7 +117,7 @@ pub struct Averaging<P> {
 impl<P: Clone + Default + Debug> Averaging<P> {
     /// A replica that knows no other member and no round.
     #[must_use]
-    pub fn new(config: Config) -> Self {
+    pub fn new(config: Config<P>) -> Self {
         Self {
             config,
             members: Vec::new(),
@@ -274,18 +278,17 @@ impl<P: Clone + Default + Debug> Averaging<P> {
     fn on_late(&mut self, from: Instance, message: &AveragingMessage) {
         self.count(Note::Late(from));
         let &AveragingMessage { group, part, attempt, .. } = message;
-        let settled = self.settled.as_ref().filter(|settled| settled.group.id == group);
-        let settled = settled.filter(|_| message.content.awaits_answer());
-        let state = settled.and_then(|settled| Some((settled, settled.parts.get(part.0 as usize)?)));
-        let mean = state.and_then(|(settled, state)| state.chosen_for(&settled.group, part, attempt));
-        let Some((attempt, Mean { contributors, numbers })) = mean.map(|(of, mean)| (of, mean.clone()))
-        else {
-            return self.decline(from, message);
-        };
-        let accept = Content::Accept { contributors };
-        for (content, payload) in [(accept, numbers), (Content::Chosen, P::default())] {
-            let message = AveragingMessage { group, part, attempt, content };
-            self.actions.push_back(Action::Send { to: from.peer, message, payload });
+        let settled = self.settled.as_mut().filter(|settled| settled.group.id == group);
+        let answer = settled.and_then(|Current { group, parts, .. }| {
+            let sender = group.position(from)?;
+            parts.get_mut(part.0 as usize)?.answer(group, part, (sender, attempt), &message.content)
+        });
+        match answer {
+            Some((attempt, content, payload)) => {
+                let message = AveragingMessage { group, part, attempt, content };
+                self.actions.push_back(Action::Send { to: from.peer, message, payload });
+            }
+            None => self.decline(from, message),
         }
     }
 
@@ -480,6 +483,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
                 uncarried: current.uncarried,
                 superseded,
                 timeout: &mut self.timeout,
+                digest: self.config.digest,
                 actions: &mut self.actions,
                 notes: &mut notes,
             };

@@ -78,6 +78,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             me: config.stage.me,
             fragments: config.fragments.max(1),
             size: config.fragment_size,
+            digest: config.digest,
         };
         Self {
             phase: Phase::Joining(Box::new(Joining::new(&config))),

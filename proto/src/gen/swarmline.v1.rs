@@ -284,7 +284,7 @@ pub struct Frame {
     pub payload_bytes: u64,
     #[prost(
         oneof = "frame::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 26, 27, 30, 31, 32, 33, 34, 35, 36, 37"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 25, 26, 27, 30, 31, 32, 33, 34, 35, 36, 37"
     )]
     pub message: ::core::option::Option<frame::Message>,
 }
@@ -339,8 +339,6 @@ pub mod frame {
         Accept(super::Accept),
         #[prost(message, tag = "23")]
         Accepted(super::Accepted),
-        #[prost(message, tag = "24")]
-        Chosen(super::Chosen),
         #[prost(message, tag = "25")]
         EmptyPart(super::EmptyPart),
         #[prost(message, tag = "26")]
@@ -830,8 +828,7 @@ pub mod recovery_report {
 ///
 /// A round averages one fragment of the weights and moments of a stage among its members; the fragment is cut into
 /// parts. Part p belongs to member (p + attempt) mod members, with members ordered by key: the next member follows a
-/// silent owner. A member that sends to an owner promises to accept no mean from earlier owners, unless that mean is
-/// chosen.
+/// silent owner. A member that sends to an owner promises to accept no mean from earlier owners.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PartOfRound {
     /// Number of the round.
@@ -872,7 +869,8 @@ pub struct Promise {
     #[prost(fixed64, tag = "3")]
     pub contributors: u64,
 }
-/// From the owner to every member. Payload: the mean. A receiver replies Accepted; it MUST NOT apply the mean yet.
+/// From the owner to every member. Payload: the mean. A receiver tells all members that it has accepted the mean; it MUST
+/// NOT apply the mean yet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Accept {
     /// The part.
@@ -883,20 +881,20 @@ pub struct Accept {
     #[prost(fixed64, tag = "2")]
     pub contributors: u64,
 }
-/// To the owner: the sender has accepted its mean.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+/// To every member: the sender has accepted this mean, and accepts no other of the part in this round. A member MUST NOT
+/// apply a mean that no majority of the members, itself included, has accepted; an Accept and a Promise say that their
+/// senders have. May overtake the mean.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Accepted {
-    /// The part.
+    /// The part, and the attempt whose owner proposed the mean.
     #[prost(message, optional, tag = "1")]
     pub at: ::core::option::Option<PartOfRound>,
-}
-/// From the owner to every member: a majority has accepted the owner's mean, and the receiver applies it. May
-/// overtake the mean.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Chosen {
-    /// The part.
-    #[prost(message, optional, tag = "1")]
-    pub at: ::core::option::Option<PartOfRound>,
+    /// The members whose contributions are in the mean: bit i stands for member i.
+    #[prost(fixed64, tag = "2")]
+    pub contributors: u64,
+    /// BLAKE3 digest of the payload of the mean, 32 bytes.
+    #[prost(bytes = "vec", tag = "3")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
 }
 /// From the owner to every member: no member that was heard has anything to contribute to the part.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

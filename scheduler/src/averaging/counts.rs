@@ -27,6 +27,9 @@ pub enum Note {
     LeftOut(Round, PartIndex, Instance),
     /// The contribution of a member cannot be used; the mean is made without it.
     Refused(Instance, Fault),
+    /// Members have accepted different means of this owner: it has proposed two, or one of them lies. Neither is applied
+    /// but by a larger majority.
+    TwoMeans(Instance),
     /// No member had contributed to a part.
     Empty(Round, PartIndex),
     /// A part was given up in this round, unchanged; it waits for the next round of its fragment.
@@ -59,6 +62,8 @@ pub struct Counts {
     pub left_out: u64,
     /// Contributions that could not be used, at parts owned here.
     pub refused: u64,
+    /// Votes that contradict a mean of the same owner.
+    pub two_means: u64,
     /// Parts that no member had contributed to.
     pub empty: u64,
     /// Parts given up.
@@ -81,6 +86,7 @@ impl Counts {
             Note::Reassigned(..) => &mut self.reassigned,
             Note::LeftOut(..) => &mut self.left_out,
             Note::Refused(..) => &mut self.refused,
+            Note::TwoMeans(_) => &mut self.two_means,
             Note::Empty(..) => &mut self.empty,
             Note::GivenUp(..) => &mut self.given_up,
             Note::Stranger(_) => &mut self.strangers,

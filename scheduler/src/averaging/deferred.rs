@@ -7,9 +7,12 @@ use super::group::{GroupId, PARTS_IN_FLIGHT};
 use super::message::AveragingMessage;
 use crate::Instance;
 
-/// Messages kept for each member. A pair shares the parts in flight: each sends the news that its copy is under way,
-/// contributions to the parts that the other owns, and the means of its own with the notice that they are chosen.
-pub const DEFERRED_PER_MEMBER: usize = 1 + 3 * PARTS_IN_FLIGHT / 2;
+/// Messages with numbers kept for each member. A pair shares the parts in flight: each sends contributions to the parts
+/// that the other owns, and the means of its own.
+pub(super) const NUMBERS_PER_MEMBER: usize = PARTS_IN_FLIGHT;
+
+/// Messages kept for each member: those with numbers, its votes, and the news that its copy is under way.
+pub const DEFERRED_PER_MEMBER: usize = 1 + 3 * PARTS_IN_FLIGHT;
 
 /// Messages that arrived before this replica could use them, in order of arrival for each member.
 #[derive(Debug)]
@@ -30,7 +33,9 @@ impl<P> Deferred<P> {
             return false;
         }
         let kept = self.messages.entry(from).or_default();
-        let room = kept.len() < DEFERRED_PER_MEMBER;
+        let numbers = kept.iter().filter(|(kept, _)| kept.content.has_payload()).count();
+        let room = kept.len() < DEFERRED_PER_MEMBER
+            && (numbers < NUMBERS_PER_MEMBER || !message.content.has_payload());
         if room {
             kept.push((message, payload));
         }

@@ -59,6 +59,8 @@ pub enum Reason {
     SnapshotExpires,
     /// Contributions to a part owned here are overdue.
     ContributionsExpire,
+    /// Votes for a mean are overdue.
+    VotesExpire,
     /// The owner of a part is overdue.
     OwnerExpires,
 }

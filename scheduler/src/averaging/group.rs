@@ -183,9 +183,15 @@ impl Group {
         u32::try_from(self.members.len()).unwrap_or(u32::MAX).min(ATTEMPTS_MAX)
     }
 
-    /// Members of a majority. Any two majorities share a member, so a later majority knows every mean chosen earlier.
+    /// Members of a majority. Any two majorities share a member.
     pub(super) fn majority(&self) -> usize {
         self.members.len() / 2 + 1
+    }
+
+    /// Members of a quorum: any two share two members, so one that tells the truth even if one lies. Of two or three
+    /// members it is all.
+    pub(super) fn quorum(&self) -> usize {
+        self.members.len().div_ceil(2) + 1
     }
 
     /// Whether enough members are left to choose a mean.
@@ -238,6 +244,11 @@ impl Group {
 
     pub(super) fn is_copying(&self, member: usize) -> bool {
         self.copying.contains(&member) && self.is_present(member)
+    }
+
+    /// Whether the votes of a member are waited for: it is neither late nor gone.
+    pub(super) fn is_awaited(&self, member: usize) -> bool {
+        self.is_present(member) && !self.copying.contains(&member) && !self.overdue.contains(&member)
     }
 
     pub(super) fn is_overdue(&self, member: usize) -> bool {

@@ -3,6 +3,7 @@
 use crate::Attempt;
 
 use super::group::{GroupId, MemberSet, PartIndex};
+use super::votes::MeanId;
 
 /// A message between two members, without its payload.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,7 +18,7 @@ pub struct AveragingMessage {
     pub content: Content,
 }
 
-/// The content of a message about a part. The names are those of single-decree Paxos, with one ballot for each owner.
+/// The content of a message about a part. The names are those of single-decree Paxos.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
     /// To every member, as soon as a round begins: the sender's copy is under way, so owners wait for it up to
@@ -37,15 +38,16 @@ pub enum Content {
         /// The members whose contributions are in the mean.
         contributors: MemberSet,
     },
-    /// From the owner to every member, with the mean: accept the mean, but do not apply it yet.
+    /// From the owner to every member, with the mean, which the owner has accepted: accept it, but do not apply it yet.
     Accept {
         /// The members whose contributions are in the mean.
         contributors: MemberSet,
     },
-    /// To the owner: the sender has accepted its mean.
-    Accepted,
-    /// From the owner to every member: a majority has accepted the mean, so no other mean can replace it. Apply it.
-    Chosen,
+    /// To every member: the sender has accepted this mean of the attempt, and accepts no other of the part.
+    Accepted {
+        /// The mean.
+        mean: MeanId,
+    },
     /// From the owner to every member: of the members heard, none has anything to contribute to this part.
     Empty {
         /// The members heard.

@@ -1,14 +1,23 @@
 //! One part of a round at one member, from its contribution to the mean that it applies.
 //!
-//! Every member must apply the same mean, although an owner may die after it has told only some members. An owner
-//! therefore proposes a mean, and the mean is chosen once a majority has accepted it. A member that turns to the next
-//! owner promises to accept nothing from earlier owners, and sends the mean that it has accepted, if any. The next
-//! owner hears a majority before it proposes, so it knows every mean that may be chosen, and proposes the latest of
-//! them again. (Single-decree Paxos, Lamport 1998, "The part-time parliament", with one ballot for each owner, in a
-//! fixed order.)
+//! Every member must apply the same mean, although an owner may die after it has told only some members, or may lie. An
+//! owner proposes a mean. A member accepts one mean of the part and tells all others which (`votes.rs`). A mean that a
+//! majority has accepted is chosen, and applied: no other mean can ever have a majority, because no member accepts two.
+//!
+//! If the owner is silent or dead, members turn to the next one: they accept nothing from earlier owners any more, and
+//! send the mean that they have accepted, if any. The next owner hears a majority before it proposes, so it finds every
+//! mean that may be chosen, and proposes it again. (As in single-decree Paxos, Lamport 1998, "The part-time parliament",
+//! with one ballot for each owner, in a fixed order; but an acceptor does not change its mind. That costs a part
+//! now and then, which waits for its next round, and needs no trust in owners.)
+//!
+//! A member that lies may accept two means, and an owner that lies may propose two. So a member applies a mean at once
+//! only if so many have accepted it that two means cannot both have as many, although one member lies
+//! ([`Group::quorum`]). With less, but a majority, it first waits for the votes of the other members that are there; if
+//! one of them has accepted another mean, the part stays as it was.
 
 use std::collections::VecDeque;
 
+use crate::transfer::ChunkHash;
 use crate::{Attempt, Time};
 
 use super::adaptive_timeout::AdaptiveTimeout;
@@ -18,6 +27,7 @@ use super::group::{Group, MemberSet, PartIndex};
 use super::job::Job;
 use super::message::{AveragingMessage, Content};
 use super::reducer::{Decision, Given, Mean, Reducer};
+use super::votes::{MeanId, Votes};
 
 /// Largest weight of a contribution: larger than in any run, and small enough that sums of weights are exact.
 pub const WEIGHT_MAX: u64 = 1 << 40;
@@ -35,6 +45,7 @@ pub(super) struct Context<'a, P> {
     /// A newer round waits: a part whose owner is overdue is given up.
     pub(super) superseded: bool,
     pub(super) timeout: &'a mut AdaptiveTimeout,
+    pub(super) digest: fn(&P) -> (u64, ChunkHash),
     pub(super) actions: &'a mut VecDeque<Action<P>>,
     pub(super) notes: &'a mut Vec<Note>,
 }
@@ -64,6 +75,11 @@ impl<P: Clone + Default> Context<'_, P> {
         self.notes.extend(self.group.instance(from).map(Note::Late));
     }
 
+    fn mean(&self, contributors: MemberSet, numbers: P) -> Mean<P> {
+        let (_, digest) = (self.digest)(&numbers);
+        Mean { id: MeanId { contributors, digest }, numbers }
+    }
+
     fn is_owner(&self, member: usize, attempt: Attempt) -> bool {
         attempt.0 < self.group.attempts() && self.group.owner(self.part, attempt) == member
     }
@@ -74,9 +90,9 @@ impl<P: Clone + Default> Context<'_, P> {
 enum Phase {
     /// Not opened.
     Waiting,
-    /// An owner works on it, since then.
+    /// An owner works on it, or other members vote, since then.
     Open(Time),
-    /// A majority has accepted the mean kept; the executor does not have it yet.
+    /// The mean accepted here is chosen; the executor does not have it yet.
     Chosen,
     /// The executor applies it.
     Applying,
@@ -101,14 +117,13 @@ enum Ending {
 pub(super) struct PartState<P> {
     mine: P,
     phase: Phase,
-    /// The owner that this replica has turned to: it accepts no mean from earlier owners, unless the mean is chosen.
+    /// The owner that this replica has turned to: it accepts no mean from earlier owners.
     attempt: Attempt,
     /// The time at which this replica had turned to the first owner.
     opened: Time,
-    /// The mean accepted last, and its attempt.
+    /// The mean accepted, and the attempt whose owner proposed it.
     accepted: Option<(Attempt, Mean<P>)>,
-    /// The mean of this attempt is chosen, but has not arrived.
-    chosen: Option<Attempt>,
+    votes: Votes,
     /// Present while this replica is the owner.
     reducer: Option<Reducer<P>>,
 }
@@ -121,7 +136,7 @@ impl<P: Clone + Default> PartState<P> {
             attempt: Attempt(0),
             opened: Time::default(),
             accepted: None,
-            chosen: None,
+            votes: Votes::default(),
             reducer: None,
         }
     }
@@ -164,15 +179,16 @@ impl<P: Clone + Default> PartState<P> {
             .as_ref()
             .filter(|reducer| reducer.is_collecting() && self.may_conclude(group, reducer));
         let due = |reducer| (contributions_due(group, timeout, reducer), Reason::ContributionsExpire);
-        let concludes = collects.map(due);
+        let votes = self.has_majority(group).then(|| (since + timeout.current(), Reason::VotesExpire));
         let owner = group.owner(part, self.attempt);
         let owner = (owner_due(group, timeout, owner, since), Reason::OwnerExpires);
-        concludes.into_iter().chain([owner]).min_by_key(|(at, _)| *at)
+        collects.map(due).into_iter().chain(votes).chain([owner]).min_by_key(|(at, _)| *at)
     }
 
     /// Goes on without the members that are overdue.
     pub(super) fn expire(&mut self, x: &mut Context<'_, P>) {
         self.conclude(x);
+        self.count_votes(x);
         if let Phase::Open(since) = self.phase
             && owner_due(x.group, x.timeout, x.group.owner(x.part, self.attempt), since) <= x.now
         {
@@ -184,13 +200,15 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
-    /// The group has lost members: the part turns to the next owner if its owner is lost, and waits for no lost member.
+    /// The group has lost members: the part turns to the next owner if its owner is lost and has proposed nothing, and
+    /// waits for no lost member.
     pub(super) fn notice_absence(&mut self, x: &mut Context<'_, P>) {
         if !matches!(self.phase, Phase::Open(_)) {
             return;
         }
-        if x.group.is_present(x.group.owner(x.part, self.attempt)) {
+        if self.accepted.is_some() || x.group.is_present(x.group.owner(x.part, self.attempt)) {
             self.conclude(x);
+            self.count_votes(x);
         } else {
             self.turn_to(x, Attempt(self.attempt.0.saturating_add(1)));
         }
@@ -210,7 +228,7 @@ impl<P: Clone + Default> PartState<P> {
             return false;
         };
         let (round, part, mean, contributed) =
-            (x.group.id.round, x.part, mean.numbers.clone(), mean.contributors.contains(x.group.me()));
+            (x.group.id.round, x.part, mean.numbers.clone(), mean.id.contributors.contains(x.group.me()));
         x.actions.push_back(Action::Execute(Job::Apply { round, part, mean, contributed }));
         self.phase = Phase::Applying;
         true
@@ -227,7 +245,7 @@ impl<P: Clone + Default> PartState<P> {
 
     /// The way in which an applied part ended.
     fn ending(&self, x: &mut Context<'_, P>) -> Ending {
-        let named = |(_, mean): &(Attempt, Mean<P>)| mean.contributors.contains(x.group.me());
+        let named = |(_, mean): &(Attempt, Mean<P>)| mean.id.contributors.contains(x.group.me());
         if x.uncarried == 0 || self.accepted.as_ref().is_some_and(named) {
             return Ending::Carried;
         }
@@ -244,10 +262,14 @@ impl<P: Clone + Default> PartState<P> {
         attempt: Attempt,
         (content, payload): (Content, P),
     ) {
-        let to_owner =
-            matches!(content, Content::Contribution { .. } | Content::Promise { .. } | Content::Accepted);
-        let owner = if to_owner { x.group.me() } else { from };
-        if from == x.group.me() || !x.is_owner(owner, attempt) {
+        let fits = match content {
+            Content::Contribution { .. } | Content::Promise { .. } => x.is_owner(x.group.me(), attempt),
+            Content::Accept { .. } | Content::Empty { .. } => x.is_owner(from, attempt),
+            Content::Accepted { .. } => attempt.0 < x.group.attempts(),
+            // These messages are about the group, not about the part.
+            Content::Copying | Content::NotAMember => return,
+        };
+        if from == x.group.me() || !fits {
             return x.malformed(from);
         }
         match content {
@@ -257,17 +279,17 @@ impl<P: Clone + Default> PartState<P> {
             }
             Content::Promise { of, .. } if of >= attempt => x.malformed(from),
             Content::Promise { of, contributors } => {
-                let mean = Mean { contributors, numbers: payload };
+                let mean = x.mean(contributors, payload);
+                self.votes.add(from, mean.id);
                 self.on_given(x, from, attempt, Given::Promise { of, mean });
             }
             Content::Accept { contributors } => {
                 x.group.heard(x.now, from);
-                self.on_accept(x, from, attempt, Mean { contributors, numbers: payload });
+                let mean = x.mean(contributors, payload);
+                self.on_accept(x, from, attempt, mean);
             }
-            Content::Accepted => self.on_accepted(x, from, attempt),
-            Content::Chosen => self.on_chosen(x, from, attempt),
+            Content::Accepted { mean } => self.on_accepted(x, from, attempt, mean),
             Content::Empty { heard } => self.on_empty(x, from, attempt, heard),
-            // These messages are about the group, not about the part.
             Content::Copying | Content::NotAMember => {}
         }
     }
@@ -295,24 +317,32 @@ impl<P: Clone + Default> PartState<P> {
 
     /// A member has missed that the mean of this part is chosen.
     fn help(&self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
-        match self.chosen_for(x.group, x.part, attempt) {
-            Some((attempt, Mean { contributors, numbers })) => {
-                let accept = Content::Accept { contributors: *contributors };
-                x.send(from, attempt, accept, numbers.clone());
-                x.send(from, attempt, Content::Chosen, P::default());
-            }
+        match self.proposal(x.group, x.part, attempt) {
+            Some((attempt, content, numbers)) => x.send(from, attempt, content, numbers),
             None => x.late(from),
         }
     }
 
-    /// The chosen mean, for a member that is still at `attempt`, and the attempt in which this replica may propose it:
-    /// as the owner of a later attempt it would propose the same mean.
-    pub(super) fn chosen_for(
-        &self,
+    /// The answer to a member for which the round is not over, while it is over here.
+    pub(super) fn answer(
+        &mut self,
         group: &Group,
         part: PartIndex,
-        attempt: Attempt,
-    ) -> Option<(Attempt, &Mean<P>)> {
+        (from, attempt): (usize, Attempt),
+        content: &Content,
+    ) -> Option<(Attempt, Content, P)> {
+        match content {
+            Content::Contribution { .. } | Content::Promise { .. } => self.proposal(group, part, attempt),
+            &Content::Accepted { mean } if self.votes.add(from, mean) => {
+                self.vote().map(|(attempt, vote)| (attempt, vote, P::default()))
+            }
+            _ => None,
+        }
+    }
+
+    /// The chosen mean, for a member that is still at `attempt`, in an attempt in which this replica may propose it: as
+    /// the owner of a later attempt it would propose the same mean.
+    fn proposal(&self, group: &Group, part: PartIndex, attempt: Attempt) -> Option<(Attempt, Content, P)> {
         let chosen = matches!(
             self.phase,
             Phase::Chosen | Phase::Applying | Phase::Over(Ending::Carried | Ending::LeftOut)
@@ -320,46 +350,81 @@ impl<P: Clone + Default> PartState<P> {
         let (of, mean) = self.accepted.as_ref().filter(|_| chosen)?;
         let owned = |attempt: &Attempt| group.owner(part, *attempt) == group.me();
         let attempt = [attempt, *of].into_iter().find(owned)?;
-        Some((attempt, mean))
+        let accept = Content::Accept { contributors: mean.id.contributors };
+        Some((attempt, accept, mean.numbers.clone()))
     }
 
+    // --- Votes ----------------------------------------------------------------------------------------------
+
+    /// An owner proposes a mean, which it has accepted itself.
     fn on_accept(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, mean: Mean<P>) {
-        let (chosen, overtaken) = (self.chosen == Some(attempt), attempt < self.attempt);
+        let is_first = self.add_vote(x, from, attempt, mean.id);
         match self.phase {
-            Phase::Chosen | Phase::Applying | Phase::Over(_) => self.help(x, from, attempt),
-            Phase::Waiting | Phase::Open(_) if chosen => {
-                self.accepted = Some((attempt, mean));
-                self.choose();
-            }
-            Phase::Open(_) if overtaken => x.late(from),
-            // A frame may come twice.
-            Phase::Open(_) if self.has_accepted(attempt) => {}
+            Phase::Chosen | Phase::Applying | Phase::Over(_) => self.vote_again(x, from, is_first),
+            Phase::Waiting | Phase::Open(_) if self.accepted.is_some() => self.count_votes(x),
+            Phase::Open(_) if attempt < self.attempt => x.late(from),
             Phase::Waiting | Phase::Open(_) => {
-                self.attempt = attempt;
-                self.reducer = None;
-                self.accepted = Some((attempt, mean));
-                self.phase = Phase::Open(x.now);
-                x.send(from, attempt, Content::Accepted, P::default());
+                self.accept(x, attempt, mean);
+                if let Some((attempt, vote)) = self.vote() {
+                    x.broadcast(attempt, &vote, &P::default());
+                }
+                self.count_votes(x);
             }
         }
     }
 
-    fn on_accepted(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
-        let reducer = self.reducer.as_mut().filter(|_| attempt == self.attempt);
-        let acceptors = reducer.map_or(0, |reducer| reducer.accepted_by(from));
-        if acceptors >= x.group.majority() && matches!(self.phase, Phase::Open(_)) {
-            x.broadcast(attempt, &Content::Chosen, &P::default());
-            self.choose();
+    /// Another member has accepted a mean.
+    fn on_accepted(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, mean: MeanId) {
+        let is_first = self.add_vote(x, from, attempt, mean);
+        match self.phase {
+            Phase::Waiting | Phase::Open(_) => self.count_votes(x),
+            Phase::Chosen | Phase::Applying | Phase::Over(_) => self.vote_again(x, from, is_first),
         }
     }
 
-    /// The mean is chosen. This message may have overtaken the mean.
-    fn on_chosen(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt) {
-        match self.phase {
-            Phase::Chosen | Phase::Applying | Phase::Over(_) => x.late(from),
-            Phase::Waiting | Phase::Open(_) if self.has_accepted(attempt) => self.choose(),
-            Phase::Waiting | Phase::Open(_) => self.chosen = Some(attempt),
+    fn add_vote(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, mean: MeanId) -> bool {
+        let is_first = self.votes.add(from, mean);
+        let contradicts = |(of, own): &&(Attempt, Mean<P>)| *of == attempt && own.id != mean;
+        if is_first && self.accepted.as_ref().filter(contradicts).is_some() {
+            x.notes.extend(x.group.instance(x.group.owner(x.part, attempt)).map(Note::TwoMeans));
         }
+        is_first
+    }
+
+    /// A member that votes when the part is over here is late: it may have missed this replica's vote.
+    fn vote_again(&self, x: &mut Context<'_, P>, to: usize, is_first: bool) {
+        if let Some((attempt, vote)) = self.vote().filter(|_| is_first) {
+            x.send(to, attempt, vote, P::default());
+        }
+    }
+
+    fn vote(&self) -> Option<(Attempt, Content)> {
+        self.accepted.as_ref().map(|(attempt, mean)| (*attempt, Content::Accepted { mean: mean.id }))
+    }
+
+    fn accept(&mut self, x: &mut Context<'_, P>, attempt: Attempt, mean: Mean<P>) {
+        if self.phase == Phase::Waiting {
+            self.opened = x.now;
+        }
+        (self.attempt, self.phase, self.reducer) = (attempt, Phase::Open(x.now), None);
+        self.votes.add(x.group.me(), mean.id);
+        self.accepted = Some((attempt, mean));
+    }
+
+    /// Chooses the mean that this replica has accepted if enough others have accepted it.
+    fn count_votes(&mut self, x: &mut Context<'_, P>) {
+        let (Phase::Open(since), Some((_, mean))) = (self.phase, &self.accepted) else { return };
+        let silent = |member: usize| !self.votes.has(member) && x.group.is_awaited(member);
+        let all = since + x.timeout.current() <= x.now || !x.group.others().any(silent);
+        if self.votes.count(mean.id) >= x.group.quorum() || (all && self.has_majority(x.group)) {
+            self.phase = Phase::Chosen;
+        }
+    }
+
+    /// Whether a majority has accepted the same mean as this replica, and no member another.
+    fn has_majority(&self, group: &Group) -> bool {
+        let most = |mean: MeanId| self.votes.count(mean) >= group.majority() && !self.votes.are_divided(mean);
+        self.accepted.as_ref().is_some_and(|(_, mean)| most(mean.id))
     }
 
     fn on_empty(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, heard: MemberSet) {
@@ -385,28 +450,19 @@ impl<P: Clone + Default> PartState<P> {
         if attempt.0 > 0 {
             x.note(Note::Reassigned(x.group.id.round, x.part));
         }
-        self.attempt = attempt;
-        self.phase = Phase::Open(x.now);
-        self.reducer = None;
+        (self.attempt, self.phase, self.reducer) = (attempt, Phase::Open(x.now), None);
         let owner = x.group.owner(x.part, attempt);
-        if owner == x.group.me() {
-            self.reducer = Some(Reducer::new(x.now, owner, self.given(x.weight)));
-            self.conclude(x);
-        } else {
-            let (content, payload) = match self.given(x.weight) {
-                Given::Contribution { weight, numbers } => (Content::Contribution { weight }, numbers),
-                Given::Promise { of, mean: Mean { contributors, numbers } } => {
-                    (Content::Promise { of, contributors }, numbers)
-                }
-            };
-            x.send(owner, attempt, content, payload);
-        }
-    }
-
-    fn given(&self, weight: u64) -> Given<P> {
-        match &self.accepted {
-            Some((of, mean)) => Given::Promise { of: *of, mean: mean.clone() },
-            None => Given::Contribution { weight, numbers: self.mine.clone() },
+        match self.accepted.clone() {
+            Some((_, mean)) if owner == x.group.me() => self.propose(x, mean),
+            Some((of, Mean { id, numbers })) => {
+                x.send(owner, attempt, Content::Promise { of, contributors: id.contributors }, numbers);
+            }
+            None if owner == x.group.me() => {
+                let own = Given::Contribution { weight: x.weight, numbers: self.mine.clone() };
+                self.reducer = Some(Reducer::new(x.now, owner, own));
+                self.conclude(x);
+            }
+            None => x.send(owner, attempt, Content::Contribution { weight: x.weight }, self.mine.clone()),
         }
     }
 
@@ -460,8 +516,8 @@ impl<P: Clone + Default> PartState<P> {
         let Some(reducer) = self.reducer.as_mut().filter(current) else { return };
         match outcome {
             Ok(numbers) => {
-                let contributors = reducer.contributors();
-                self.propose(x, Mean { contributors, numbers });
+                let mean = x.mean(reducer.contributors(), numbers);
+                self.propose(x, mean);
             }
             Err((input, fault)) => match reducer.refuse(input).and_then(|member| x.group.instance(member)) {
                 Some(member) => {
@@ -473,23 +529,12 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
+    /// Proposes a mean, which this owner accepts first.
     fn propose(&mut self, x: &mut Context<'_, P>, mean: Mean<P>) {
-        if let Some(reducer) = &mut self.reducer {
-            reducer.propose(x.group.me());
-        }
-        self.phase = Phase::Open(x.now);
-        let accept = Content::Accept { contributors: mean.contributors };
+        let accept = Content::Accept { contributors: mean.id.contributors };
         x.broadcast(self.attempt, &accept, &mean.numbers);
-        self.accepted = Some((self.attempt, mean));
-    }
-
-    fn has_accepted(&self, attempt: Attempt) -> bool {
-        self.accepted.as_ref().is_some_and(|(of, _)| *of == attempt)
-    }
-
-    fn choose(&mut self) {
-        self.phase = Phase::Chosen;
-        self.reducer = None;
+        self.accept(x, self.attempt, mean);
+        self.count_votes(x);
     }
 
     /// No mean is made. A member that was not heard may have something to contribute: then this was no round.

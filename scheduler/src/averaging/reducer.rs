@@ -1,15 +1,16 @@
-//! The owner's side of a part: contributions are collected, a mean is proposed, and acceptances are counted.
+//! The owner's side of a part: contributions are collected and reduced to the mean that the owner proposes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::{Attempt, Time};
 
 use super::group::MemberSet;
+use super::votes::MeanId;
 
-/// A mean, and the members whose contributions are in it.
+/// A mean and its numbers.
 #[derive(Clone, Debug)]
 pub(super) struct Mean<P> {
-    pub(super) contributors: MemberSet,
+    pub(super) id: MeanId,
     pub(super) numbers: P,
 }
 
@@ -38,8 +39,6 @@ enum Phase {
     Collecting,
     /// The members whose contributions are being reduced, in the order of the job's inputs.
     Reducing(Vec<usize>),
-    /// The members that have accepted the mean, the owner included.
-    Proposed(BTreeSet<usize>),
 }
 
 /// The owner's state of one attempt at a part.
@@ -122,30 +121,13 @@ impl<P: Clone> Reducer<P> {
     pub(super) fn contributors(&self) -> MemberSet {
         match &self.phase {
             Phase::Reducing(members) => MemberSet::of(members.iter().copied()),
-            Phase::Collecting | Phase::Proposed(_) => MemberSet::default(),
+            Phase::Collecting => MemberSet::default(),
         }
     }
 
     /// The members that have contributed or promised.
     pub(super) fn heard(&self) -> MemberSet {
         MemberSet::of(self.given.keys().copied())
-    }
-
-    /// The mean is proposed; `owner` accepts it first. The contributions are no longer needed.
-    pub(super) fn propose(&mut self, owner: usize) {
-        self.given.clear();
-        self.phase = Phase::Proposed(BTreeSet::from([owner]));
-    }
-
-    /// Another member has accepted the mean. Returns the number of acceptors, the owner included.
-    pub(super) fn accepted_by(&mut self, member: usize) -> usize {
-        match &mut self.phase {
-            Phase::Proposed(acceptors) => {
-                acceptors.insert(member);
-                acceptors.len()
-            }
-            Phase::Collecting | Phase::Reducing(_) => 0,
-        }
     }
 
     fn latest_promised(&self) -> Option<Mean<P>> {

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::deferred::NUMBERS_PER_MEMBER;
 use super::unreachable::LEFT_OUT_FOR;
-use super::world::{Numbers, Scenario, World, copied, member};
+use super::world::{Numbers, Scenario, World, copied, digest, member};
 use super::*;
 use crate::{Attempt, Duration, Incarnation};
 
@@ -17,9 +18,12 @@ fn check(scenario: Scenario) -> World {
     world.run();
     assert!(world.is_quiet(), "seed {seed}: a round did not end");
     let mut agreed: BTreeMap<(GroupId, PartIndex), Numbers> = BTreeMap::new();
-    for replica in &world.replicas {
+    for (index, replica) in world.replicas.iter().enumerate() {
         for (&part, &mean) in &replica.applied {
             assert!(world.means.contains_key(&mean), "seed {seed}: {part:?} is no mean that was made");
+            if world.scenario.liar == Some(index) {
+                continue;
+            }
             let first = *agreed.entry(part).or_insert(mean);
             assert_eq!(first, mean, "seed {seed}: two means of {part:?} were applied");
         }
@@ -122,10 +126,33 @@ fn losses_mistakes_and_deaths_never_give_two_means() {
 }
 
 #[test]
+fn honest_members_never_apply_two_means_of_one_owner() {
+    let (mut told, mut applied) = (0, 0);
+    for seed in 0..SEEDS {
+        let replicas = 2 + (seed % 8) as usize;
+        let scenario = Scenario {
+            liar: Some((seed % 11) as usize % replicas),
+            rounds: 4,
+            parts_min: (seed % 11) as u32,
+            delay_max: Duration::from_millis(50 + seed % 4 * 300),
+            ..Scenario::new(seed, replicas)
+        };
+        let (liar, world) = (scenario.liar, check(scenario));
+        let honest = (0..replicas).filter(|&index| liar != Some(index));
+        for counts in honest.map(|index| *world.replicas[index].averaging.counts()) {
+            told += counts.two_means;
+            applied += counts.applied;
+        }
+    }
+    println!("{applied} means applied, {told} contradictions noticed");
+    assert!(told > SEEDS && applied > 10 * SEEDS, "{told} and {applied}");
+}
+
+#[test]
 fn a_copy_that_is_ready_late_is_in_every_mean_or_counted_as_not_carried() {
     let on_time = [1, 4, 6, 9, 15].map(|late| (late, 120, 40));
-    // Parts that the late member owns wait for it.
-    for (late, means, carried) in on_time.into_iter().chain([(25, 40, 0)]) {
+    // Parts that the late member owns wait for it, but not always for so long.
+    for (late, means, carried) in on_time.into_iter().chain([(25, 35, 0)]) {
         let slow = vec![(2, Duration::from_secs(late))];
         let world = check(Scenario { slow, rounds: 40, ..Scenario::new(late, 3) });
         let (applied, with) = world.shares(2);
@@ -289,8 +316,15 @@ const SECOND: u64 = 1_000_000_000;
 /// A mean with the contributions of the first three members.
 const ACCEPT: Content = Content::Accept { contributors: MemberSet(0b111) };
 
+/// A member has accepted this mean with these contributions.
+fn vote(contributors: u64, mean: u32) -> Content {
+    let contributors = MemberSet(contributors);
+    Content::Accepted { mean: MeanId { contributors, digest: digest(u64::from(mean)) } }
+}
+
 fn machine(index: usize) -> Averaging<u32> {
-    Averaging::new(Config { me: member(index), fragments: 20, size: FragmentSize::default() })
+    let digest = |numbers: &u32| (4, digest(u64::from(*numbers)));
+    Averaging::new(Config { me: member(index), fragments: 20, size: FragmentSize::default(), digest })
 }
 
 fn tell(averaging: &mut Averaging<u32>, at: u64, event: Event<u32>) -> Vec<Action<u32>> {
@@ -385,12 +419,17 @@ fn an_owner_reduces_proposes_and_chooses() {
     let accept = Content::Accept { contributors: MemberSet(0b11) };
     assert_eq!(proposed, [send(1, message(&owner, 0, 0, accept), 77)]);
 
-    let chosen = hear(&mut owner, 1, (0, 0), Content::Accepted, 0);
+    let chosen = hear(&mut owner, 1, (0, 0), vote(0b11, 77), 0);
     let apply =
         Action::Execute(Job::Apply { round: Round(1), part: PartIndex(0), mean: 77, contributed: true });
-    assert_eq!(chosen, [send(1, message(&owner, 0, 0, Content::Chosen), 0), apply]);
+    assert_eq!(chosen, [apply]);
     let counted = tell(&mut owner, 1, reply(Reply::Applied { round, part, applied: true }));
     assert_eq!(counted, [Action::Counted(Note::Applied(round, part))]);
+}
+
+/// The votes that a replica sends to the others of a group.
+fn votes(averaging: &Averaging<u32>, to: &[usize], part: u32, mean: u32) -> Vec<Action<u32>> {
+    to.iter().map(|&to| send(to, message(averaging, part, 0, vote(0b111, mean)), 0)).collect()
 }
 
 #[test]
@@ -400,27 +439,67 @@ fn a_mean_waits_until_it_is_chosen_in_any_order_of_arrival() {
     };
     let (mut averaging, _) = in_round(0, 3);
     let accepted = hear(&mut averaging, 1, (1, 0), ACCEPT, 5);
-    assert_eq!(accepted, [send(1, message(&averaging, 1, 0, Content::Accepted), 0)]);
+    assert_eq!(accepted, votes(&averaging, &[1, 2], 1, 5), "the third has not voted");
     assert_eq!(hear(&mut averaging, 1, (1, 0), ACCEPT, 5), [], "it came twice");
-    assert_eq!(hear(&mut averaging, 1, (1, 0), Content::Chosen, 0), [apply(1, 5)]);
+    assert_eq!(hear(&mut averaging, 2, (1, 0), vote(0b111, 5), 0), [apply(1, 5)]);
 
-    assert_eq!(hear(&mut averaging, 2, (2, 0), Content::Chosen, 0), []);
-    assert_eq!(hear(&mut averaging, 2, (2, 0), ACCEPT, 6), [apply(2, 6)]);
+    assert_eq!(hear(&mut averaging, 1, (2, 0), vote(0b111, 6), 0), []);
+    let accepted = hear(&mut averaging, 2, (2, 0), ACCEPT, 6);
+    assert_eq!(accepted, [votes(&averaging, &[1, 2], 2, 6), vec![apply(2, 6)]].concat());
+}
+
+#[test]
+fn a_majority_is_enough_once_the_others_are_gone_or_silent_for_long() {
+    let applies = |actions: &[Action<u32>]| actions.iter().any(|action| matches!(action, Action::Execute(_)));
+    let (mut averaging, _) = in_round(0, 3);
+    hear(&mut averaging, 1, (1, 0), ACCEPT, 5);
+    assert!(applies(&tell(&mut averaging, 2, Event::PeerLost(member(2)))), "gone");
+
+    let (mut averaging, _) = in_round(0, 3);
+    hear(&mut averaging, 1, (1, 0), ACCEPT, 5);
+    let waits = TIMEOUT_FIRST.as_secs();
+    assert!(!applies(&tell(&mut averaging, waits, Event::Timeout)));
+    assert!(applies(&tell(&mut averaging, waits + 1, Event::Timeout)), "silent");
+}
+
+#[test]
+fn a_mean_is_not_applied_if_a_member_has_accepted_another_of_its_owner() {
+    let (mut averaging, _) = in_round(0, 3);
+    hear(&mut averaging, 1, (1, 0), ACCEPT, 5);
+    let heard = hear(&mut averaging, 2, (1, 0), vote(0b111, 6), 0);
+    assert_eq!(heard, [Action::Counted(Note::TwoMeans(member(1)))]);
+    while let Some((at, _)) = averaging.poll_timeout() {
+        averaging.handle(at, Event::Timeout);
+        while let Some(action) = averaging.poll_action() {
+            assert!(!matches!(action, Action::Execute(Job::Apply { .. })), "{action:?}");
+        }
+    }
+    assert_eq!(averaging.round(), None);
 }
 
 #[test]
 fn the_next_owner_proposes_a_mean_again_that_may_have_been_chosen() {
-    // Member 2 has accepted the mean of owner 1, which then dies.
-    let (mut averaging, _) = in_round(2, 3);
-    hear(&mut averaging, 1, (1, 0), ACCEPT, 5);
+    // Member 3 has accepted the mean of owner 1, which then dies. Member 4 is late.
+    let (mut averaging, _) = in_round(2, 5);
     let actions = tell(&mut averaging, 2, Event::PeerLost(member(1)));
     let accept = |content: &Content| matches!(content, Content::Accept { .. });
     let proposes = |action: &Action<u32>| match action {
         Action::Send { message, payload: 5, .. } => accept(&message.content),
         _ => false,
     };
-    assert!(!actions.iter().any(proposes), "not before a majority is heard: {actions:?}");
-    let actions = hear(&mut averaging, 0, (1, 1), Content::Contribution { weight: 3 }, 1);
+    assert!(!actions.iter().any(proposes));
+    hear(&mut averaging, 0, (1, 1), Content::Contribution { weight: 3 }, 1);
+    let promise = Content::Promise { of: Attempt(0), contributors: MemberSet(0b111) };
+    let actions = hear(&mut averaging, 3, (1, 1), promise, 5);
+    assert!(!actions.iter().any(proposes), "not before all that are there are heard: {actions:?}");
+    let actions = tell(&mut averaging, 2, Event::PeerLost(member(4)));
+    assert!(actions.iter().any(proposes), "{actions:?}");
+
+    // So does an owner that has accepted it itself.
+    let (mut averaging, _) = in_round(2, 5);
+    hear(&mut averaging, 1, (1, 0), ACCEPT, 5);
+    tell(&mut averaging, 2, Event::PeerLost(member(1)));
+    let actions = tell(&mut averaging, 60, Event::Timeout);
     assert!(actions.iter().any(proposes), "{actions:?}");
 }
 
@@ -447,8 +526,8 @@ fn the_dead_strangers_and_other_lists_are_not_heard() {
     assert_eq!(heard, [noted, send(1, not_a_member(&other), 0)]);
 
     let odd = [
-        (0, 1, Content::Accepted),
-        (9, 0, Content::Chosen),
+        (0, 9, vote(1, 1)),
+        (9, 0, vote(1, 1)),
         (0, u32::MAX, Content::Contribution { weight: 1 }),
         (0, 0, Content::Contribution { weight: u64::MAX }),
         (0, 0, Content::Promise { of: Attempt(0), contributors: MemberSet::default() }),
@@ -491,9 +570,9 @@ fn early_messages_are_kept_but_not_without_end() {
     let (mut averaging, _) = in_round(0, 2);
     let mut early = message(&averaging, 0, 0, Content::Contribution { weight: 1 });
     early.group.round = Round(2);
-    for kept in 0..2 * DEFERRED_PER_MEMBER {
+    for kept in 0..2 * NUMBERS_PER_MEMBER {
         let actions = tell(&mut averaging, 1, received(1, &early, 1));
-        assert_eq!(actions.is_empty(), kept < DEFERRED_PER_MEMBER);
+        assert_eq!(actions.is_empty(), kept < NUMBERS_PER_MEMBER);
     }
     tell(&mut averaging, 1, Event::Members(vec![member(0), member(2)]));
     tell(&mut averaging, 1, Event::Members(vec![member(0), member(1)]));

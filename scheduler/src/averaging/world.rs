@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    APPLYING_MAX, Action, Averaging, AveragingMessage, Config, Event, Fault, FragmentIndex, FragmentSize,
-    GroupId, Job, PartIndex, Reply, Round,
+    APPLYING_MAX, Action, Averaging, AveragingMessage, Config, Content, Event, Fault, FragmentIndex,
+    FragmentSize, GroupId, Job, PartIndex, Reply, Round,
 };
 use crate::sim::queue::{EventQueue, Next};
+use crate::transfer::ChunkHash;
 use crate::{Duration, Incarnation, Instance, PeerId, Rng, Time};
 
 /// Numbers of a replica in simulation: a value that identifies the contributions of a mean.
@@ -45,6 +46,8 @@ pub(super) struct Scenario {
     /// `is_silent`.
     pub(super) kills: Vec<(usize, Duration)>,
     pub(super) is_silent: bool,
+    /// The replica that proposes two means of each part that it owns.
+    pub(super) liar: Option<usize>,
     /// Number of replicas that joined last and have contributed to nothing.
     pub(super) joiners: usize,
     /// Replicas whose copies are ready this long after they were asked for.
@@ -72,6 +75,7 @@ impl Scenario {
             mistaken_per_mille: 0,
             kills: Vec::new(),
             is_silent: false,
+            liar: None,
             joiners: 0,
             slow: Vec::new(),
             steps_max: 200_000,
@@ -120,6 +124,13 @@ pub(super) fn member(index: usize) -> Instance {
     Instance { peer: PeerId([byte; 32]), incarnation: Incarnation(1) }
 }
 
+/// A digest that tells values apart.
+pub(super) fn digest(value: u64) -> ChunkHash {
+    let mut digest = [0; 32];
+    digest[..8].copy_from_slice(&value.to_le_bytes());
+    digest
+}
+
 /// The value of a replica's copy of a part.
 pub(super) fn copied(round: Round, part: PartIndex, index: usize) -> u64 {
     Rng::new(round.0 << 32 | u64::from(part.0) << 16 | index as u64).next_u64()
@@ -131,6 +142,7 @@ impl World {
             averaging: Averaging::new(Config {
                 me: member(index),
                 fragments: 20,
+                digest: |numbers| (8, digest(numbers.value)),
                 size: FragmentSize {
                     bytes: scenario.part_bytes * u64::from(scenario.parts_min),
                     parts_min: scenario.parts_min,
@@ -311,12 +323,25 @@ impl World {
         } else {
             1
         };
+        let payload = self.told(from, to, message, payload);
         for _ in 0..copies {
             let on_the_way = self.time_below(self.scenario.delay_max - self.scenario.delay_min);
             let at = self.transferred(from, to, message) + self.scenario.delay_min + on_the_way;
             let event = Event::Received { from: member(from), message: message.clone(), payload };
             self.send(at, to, event);
         }
+    }
+
+    /// The numbers that `from` tells `to`: a liar tells half of the members another mean.
+    fn told(&mut self, from: usize, to: usize, message: &AveragingMessage, numbers: Numbers) -> Numbers {
+        let proposes = matches!(message.content, Content::Accept { .. });
+        if !proposes || self.scenario.liar != Some(from) || to.is_multiple_of(2) {
+            return numbers;
+        }
+        let other = Numbers { value: numbers.value ^ 1, ..numbers };
+        let inputs = self.means[&numbers].clone();
+        self.means.insert(other, inputs);
+        other
     }
 
     /// The time at which a link has sent and another has received a message: numbers go one after the other in each

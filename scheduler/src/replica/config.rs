@@ -15,7 +15,7 @@ pub struct Config<P> {
     pub fragment_size: FragmentSize,
     /// The state that the replica begins with.
     pub begin: Begin,
-    /// Length in bytes and digest of the payload of a chunk.
+    /// Length in bytes and digest of the payload of a chunk or of a mean.
     pub digest: fn(&P) -> (u64, ChunkHash),
     /// Projections of the payload of a chunk, by the number of the chunk in its state.
     pub sketch: fn(&P, u32, SketchSeed) -> ChunkSketch,

@@ -35,9 +35,17 @@ pub(crate) struct Numbers {
 /// Bytes of a word of a state.
 pub(super) const WORD_BYTES: u64 = 8;
 
-/// Length in bytes and digest of a chunk.
+/// Length in bytes and digest of a chunk or of numbers.
 pub(super) fn digest(payload: &Payload) -> (u64, ChunkHash) {
-    let words = if let Payload::Chunk(words) = payload { words.as_slice() } else { &[] };
+    let numbers: Vec<u64>;
+    let words = match payload {
+        Payload::Chunk(words) => words.as_slice(),
+        Payload::Numbers(Numbers { values, .. }) => {
+            numbers = values.iter().map(|number| number.to_bits()).collect();
+            &numbers
+        }
+        _ => &[],
+    };
     (words.len() as u64 * WORD_BYTES, hash(words))
 }
 

@@ -2,7 +2,9 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use swarmline_scheduler::averaging::{AveragingMessage, Content, GroupId, MemberSet, PartIndex, Round};
+use swarmline_scheduler::averaging::{
+    AveragingMessage, Content, GroupId, MeanId, MemberSet, PartIndex, Round,
+};
 use swarmline_scheduler::recovery_report::{Item, Possession, RecoveryReport};
 use swarmline_scheduler::transfer::{SketchSeed, StateId};
 use swarmline_scheduler::{
@@ -154,8 +156,7 @@ fn between_replicas() -> Vec<Envelope<Bytes>> {
         Content::Copying,
         Content::Promise { of: Attempt(1), contributors: MemberSet(5) },
         Content::Accept { contributors: MemberSet(u64::MAX) },
-        Content::Accepted,
-        Content::Chosen,
+        Content::Accepted { mean: MeanId { contributors: MemberSet(3), digest: [7; 32] } },
         Content::Empty { heard: MemberSet(2) },
         Content::NotAMember,
     ];
@@ -225,7 +226,8 @@ fn every_message_has_limits_of_its_own() {
     let contribution = v1::Contribution { at, weight: 1 };
     check(v1::frame::Message::Contribution(contribution), longer, Part::Numbers);
     check(v1::frame::Message::Accept(v1::Accept { at, contributors: 3 }), u64::MAX, Part::Numbers);
-    check(v1::frame::Message::Accepted(v1::Accepted { at }), 1, Part::Nothing);
+    let accepted = v1::Accepted { at, contributors: 3, digest: vec![7; 32] };
+    check(v1::frame::Message::Accepted(accepted), 1, Part::Nothing);
     check(v1::frame::Message::StateRequest(v1::StateRequest {}), 1, Part::Nothing);
     check(v1::frame::Message::Chunk(v1::Chunk::default()), 1 << 40, Part::Chunk);
     let offer = v1::StateOffer { bytes: 1, chunk_bytes: 1, ..Default::default() };
@@ -305,9 +307,12 @@ fn a_header_that_breaks_the_contract_names_the_field() {
     let hop = v1::Hop { stage: None, peer: vec![0; 31], incarnation: 0 };
     let peer = v1::Forward { purpose: 1, route: vec![hop], ..Default::default() };
     check(v1::frame::Message::Forward(peer), "31 bytes long");
-    check(v1::frame::Message::Accepted(v1::Accepted { at: None }), "the part of the round is missing");
+    let short = v1::Accepted { at: None, contributors: 3, digest: vec![7; 31] };
+    check(v1::frame::Message::Accepted(short.clone()), "31 bytes long");
+    let nowhere = v1::Accepted { digest: vec![7; 32], ..short };
+    check(v1::frame::Message::Accepted(nowhere), "the part of the round is missing");
     let late = v1::PartOfRound { attempt: 3, ..Default::default() };
-    check(v1::frame::Message::Chosen(v1::Chosen { at: Some(late) }), "attempt is 3");
+    check(v1::frame::Message::Accept(v1::Accept { at: Some(late), contributors: 3 }), "attempt is 3");
     let heavy = v1::Contribution { weight: u64::MAX, ..Default::default() };
     check(v1::frame::Message::Contribution(heavy), "the weight of a contribution");
     check(v1::frame::Message::StateOffer(v1::StateOffer::default()), "length of a chunk is 0");

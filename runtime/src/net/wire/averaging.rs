@@ -4,10 +4,10 @@ use swarmline_proto::v1;
 use swarmline_proto::v1::frame::Message as Wire;
 use swarmline_scheduler::Attempt;
 use swarmline_scheduler::averaging::{
-    ATTEMPTS_MAX, AveragingMessage, Content, GroupId, MemberSet, PartIndex, Round, WEIGHT_MAX,
+    ATTEMPTS_MAX, AveragingMessage, Content, GroupId, MeanId, MemberSet, PartIndex, Round, WEIGHT_MAX,
 };
 
-use super::{WireError, out_of_range};
+use super::{WireError, length, out_of_range};
 
 pub(super) fn encode(message: &AveragingMessage) -> Wire {
     let AveragingMessage { group, part, attempt, content } = message;
@@ -24,8 +24,9 @@ pub(super) fn encode(message: &AveragingMessage) -> Wire {
             Wire::Promise(v1::Promise { at, of_attempt: of.0, contributors: contributors.0 })
         }
         Content::Accept { contributors } => Wire::Accept(v1::Accept { at, contributors: contributors.0 }),
-        Content::Accepted => Wire::Accepted(v1::Accepted { at }),
-        Content::Chosen => Wire::Chosen(v1::Chosen { at }),
+        Content::Accepted { mean: MeanId { contributors, digest } } => {
+            Wire::Accepted(v1::Accepted { at, contributors: contributors.0, digest: digest.to_vec() })
+        }
         Content::Empty { heard } => Wire::EmptyPart(v1::EmptyPart { at, heard: heard.0 }),
         Content::NotAMember => Wire::NotAMember(v1::NotAMember { at }),
     }
@@ -49,8 +50,10 @@ pub(super) fn decode(message: &Wire) -> Result<AveragingMessage, WireError> {
         Wire::Accept(v1::Accept { at, contributors }) => {
             (at, Content::Accept { contributors: MemberSet(contributors) })
         }
-        Wire::Accepted(v1::Accepted { at }) => (at, Content::Accepted),
-        Wire::Chosen(v1::Chosen { at }) => (at, Content::Chosen),
+        Wire::Accepted(v1::Accepted { at, contributors, ref digest }) => {
+            let digest = digest.as_slice().try_into().map_err(|_| length("the digest of a mean", digest))?;
+            (at, Content::Accepted { mean: MeanId { contributors: MemberSet(contributors), digest } })
+        }
         Wire::EmptyPart(v1::EmptyPart { at, heard }) => (at, Content::Empty { heard: MemberSet(heard) }),
         Wire::NotAMember(v1::NotAMember { at }) => (at, Content::NotAMember),
         _ => return Err(WireError::Missing { field: "the message of an averaging round" }),

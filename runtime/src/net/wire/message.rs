@@ -159,7 +159,6 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         | Wire::Promise(_)
         | Wire::Accept(_)
         | Wire::Accepted(_)
-        | Wire::Chosen(_)
         | Wire::EmptyPart(_)
         | Wire::NotAMember(_)
         | Wire::CopyUnderWay(_) => Message::Averaging(averaging::decode(&message)?),

@@ -136,7 +136,7 @@ impl Means {
                 let proposal = proposal.or_insert(Proposal { mean: mean.clone(), acceptors });
                 require(proposal.mean == mean, || format!("two means are proposed in {key:?}"))
             }
-            Content::Accepted => {
+            Content::Accepted { .. } => {
                 let proposal = self.proposals.get_mut(&key);
                 let proposal = proposal.ok_or_else(|| format!("no mean to accept in {key:?}"))?;
                 proposal.acceptors.insert(me);
@@ -145,7 +145,6 @@ impl Means {
             Content::Contribution { .. }
             | Content::Promise { .. }
             | Content::Copying
-            | Content::Chosen
             | Content::Empty { .. }
             | Content::NotAMember => Ok(()),
         }
@@ -210,12 +209,12 @@ impl Means {
         of.collect::<Option<Vec<_>>>().is_some_and(|of| mean(of) == numbers.values)
     }
 
-    /// Number of members that have accepted the mean in one attempt, of the attempt with the most.
+    /// Number of members that have accepted the mean, in any attempt.
     fn acceptors(&self, mean: &Numbers) -> usize {
         let key = |attempt| (mean.group, mean.part, Attempt(attempt));
         let proposals = self.proposals.range(key(0)..=key(u32::MAX)).map(|(_, proposal)| proposal);
         let same = proposals.filter(|proposal| proposal.mean == *mean);
-        same.map(|proposal| proposal.acceptors.len()).max().unwrap_or(0)
+        same.flat_map(|proposal| &proposal.acceptors).collect::<BTreeSet<_>>().len()
     }
 
     fn open(&self, me: Instance) -> Result<&Open, String> {
