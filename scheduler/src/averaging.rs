@@ -6,7 +6,7 @@
 //! part has an owner: members send it their contributions, the owner leaves out silent members, and the mean of the
 //! others goes to every member. If the owner is silent or dead, the next member becomes owner within the round: the
 //! senders still have their contributions. All members that apply a mean apply the same mean, because a majority must
-//! accept it first (`averaging/part.rs`).
+//! accept it first, and no member accepts two (`averaging/part.rs`).
 //!
 //! Training goes on meanwhile. Every wait has a deadline, so every round ends; a part that is given up in a round is
 //! not changed by it. A replica without another member has nothing to average.
@@ -32,6 +32,7 @@ mod round_tracker;
 mod tests;
 mod unreachable;
 mod votes;
+mod weights;
 #[cfg(test)]
 mod world;
 
@@ -44,6 +45,7 @@ use crate::{Attempt, Duration, Instance, Time};
 pub use adaptive_timeout::{TIMEOUT_FIRST, TIMEOUT_MAX, TIMEOUT_MIN};
 pub use counts::{Counts, Fault, Note};
 pub use deferred::DEFERRED_PER_MEMBER;
+pub(crate) use draw::groups;
 pub use draw::{GROUP_MAX, GROUP_MIN};
 pub use event::{Action, Event, Reason};
 pub use group::{
@@ -51,15 +53,16 @@ pub use group::{
 };
 pub use job::{Job, Reply};
 pub use message::{AveragingMessage, Content};
-pub use part::WEIGHT_MAX;
 pub use round_tracker::{ROUND_JUMP_MAX, RoundReport, RoundTracker};
 pub use votes::MeanId;
+pub use weights::WEIGHT_MAX;
 
 use adaptive_timeout::AdaptiveTimeout;
 use deferred::Deferred;
 use group::Group;
 use part::{Context, PartState};
 use unreachable::Unreachable;
+use weights::Weights;
 
 /// Settings of averaging: the replica's identity, and the division of its numbers.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +105,7 @@ pub struct Averaging<P> {
     /// The replicas of the stage, sorted, with one start of each peer.
     members: Vec<Instance>,
     newest: Option<Round>,
+    weights: Weights,
     /// The last round begun here.
     begun: Option<Round>,
     current: Option<Current<P>>,
@@ -122,6 +126,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
             config,
             members: Vec::new(),
             newest: None,
+            weights: Weights::default(),
             begun: None,
             current: None,
             settled: None,
@@ -138,6 +143,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         match event {
             Event::Members(members) => self.on_members(now, members),
             Event::Round(round) => self.newest = self.newest.max(Some(round)),
+            Event::Weights { feeder, weights } => self.weights.confirm(feeder, weights),
             Event::Past(round) => self.pass(round),
             Event::Replied(reply) => self.on_reply(now, reply),
             Event::Received { from, message, payload } => self.on_message(now, from, message, payload),
@@ -391,6 +397,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         }
         let mut group = Group::new(round, drawn, me, self.config.size);
         group.mark_absent(|member| self.unreachable.contains(now, *member));
+        group.bound_weights(&self.weights);
         if !group.can_choose() {
             return self.pass(round);
         }

@@ -14,6 +14,7 @@ mod announcement;
 mod announcing;
 mod claims;
 mod config;
+mod confirmed;
 mod contributions;
 mod counts;
 mod evaluation;
@@ -61,6 +62,7 @@ pub use window::{Admission, Window};
 use announcement::Announcement;
 use announcing::Turns;
 use config::{SCARCE, WINDOWS_A_LEASE};
+use confirmed::Confirmed;
 use contributions::Contributions;
 use evaluation::Evaluation;
 use evaluation_schedule::ScheduleProgress;
@@ -94,6 +96,7 @@ pub struct Feeder<P> {
     handoff: Handoff,
     grants: Grants,
     contributions: Contributions,
+    confirmed: Confirmed,
     announcement: Announcement,
     turns: Turns,
     rounds: Rounds,
@@ -140,6 +143,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             handoff,
             grants: Grants::default(),
             contributions: Contributions::new(averaging),
+            confirmed: Confirmed::new(averaging),
             announcement: Announcement::default(),
             turns: Turns::default(),
             rounds: Rounds::new(averaging, stages),
@@ -205,6 +209,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             Record::Granted { microbatch, to } => {
                 self.grants.claim(microbatch, to);
+                self.confirm(to);
             }
             Record::Withdrawn { microbatch, from } => self.take_back(microbatch, from),
             Record::Ended { microbatch, outcome } => {

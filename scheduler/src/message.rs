@@ -4,7 +4,7 @@ use crate::averaging::{AveragingMessage, Round};
 use crate::recovery_report::RecoveryReport;
 use crate::transfer::TransferMessage;
 use crate::{
-    AckRange, Attempt, Duration, Hop, MicrobatchId, RouteKey, RouteProof, StageIndex, WeightVersion,
+    AckRange, Attempt, Duration, Hop, MicrobatchId, PeerId, RouteKey, RouteProof, StageIndex, WeightVersion,
 };
 
 /// Ids in one list of a claim or a claim reply at most.
@@ -218,6 +218,8 @@ pub enum Message {
         round: Round,
         /// Every microbatch has its outcome: this is one of the last rounds, and weights no longer change.
         is_closing: bool,
+        /// What each member of the receiver's group may weigh at most: the grants of this feeder that it has.
+        weights: Vec<(PeerId, u64)>,
     },
     /// To a feeder: this averaging round and all earlier rounds have ended at the sender.
     RoundReport {

@@ -696,7 +696,7 @@ pub struct Heartbeat {
 }
 /// From a feeder to every replica: the current averaging round. A replica replies with a RoundReport when the round has
 /// ended there or has no other member, and to further calls of a round that has ended.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RoundCall {
     /// Number of the round.
     #[prost(uint64, tag = "1")]
@@ -704,6 +704,20 @@ pub struct RoundCall {
     /// Whether every microbatch has its outcome: a replica then begins the round when it holds no microbatch.
     #[prost(bool, tag = "2")]
     pub is_closing: bool,
+    /// The members of the receiver's group, by the feeder's table, with the grants that each has from this feeder. No
+    /// member weighs more in a mean than feeders have confirmed. Empty: this feeder bounds no weight.
+    #[prost(message, repeated, tag = "3")]
+    pub weights: ::prost::alloc::vec::Vec<ConfirmedWeight>,
+}
+/// The largest weight of a replica in a mean, as far as one feeder knows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfirmedWeight {
+    /// Key of the replica, 32 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub peer: ::prost::alloc::vec::Vec<u8>,
+    /// Grants that may not have been averaged.
+    #[prost(uint64, tag = "2")]
+    pub grants: u64,
 }
 /// To every feeder. The one with the lowest range calls the next round when the current one has ended at every replica.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -93,11 +93,13 @@ impl Notes {
 
     fn of_averaging(&mut self, note: &averaging::Note, reporter: &Reporter) {
         tracing::debug!(?note, "averaging");
-        if let averaging::Note::Refused(member, fault) = note
-            && let Some(times) = self.unusable_contributions.happened()
-        {
-            let (peer, fault) = (name(*member), fault.to_string());
-            tell(reporter, Incident::ContributionRefused { peer, fault, times });
+        let (member, fault) = match note {
+            averaging::Note::Refused(member, fault) => (member, fault.to_string()),
+            averaging::Note::TwoMeans(owner) => (owner, "members got different means of it".to_owned()),
+            _ => return,
+        };
+        if let Some(times) = self.unusable_contributions.happened() {
+            tell(reporter, Incident::ContributionRefused { peer: name(*member), fault, times });
         }
     }
 

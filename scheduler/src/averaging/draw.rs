@@ -21,19 +21,54 @@ pub const GROUP_MIN: usize = 4;
 
 /// The group of `me` in this round: some of the sorted `members`, in their order.
 pub(super) fn group_of(round: Round, members: &[Instance], me: PeerId) -> Vec<Instance> {
-    let mine = bits(round, me);
-    let mut group: Vec<(u64, Instance)> =
-        members.iter().map(|member| (bits(round, member.peer), *member)).collect();
+    let (mut group, mine) = (drawn(round, members), bits(round, me));
     for bit in 0..u64::BITS {
-        if group.len() <= GROUP_MAX {
-            break;
-        }
-        let half: Vec<_> = group.iter().filter(|(bits, _)| (bits ^ mine) >> bit & 1 == 0).copied().collect();
-        if half.len() >= GROUP_MIN && group.len() - half.len() >= GROUP_MIN {
-            group = half;
-        }
+        group = match halves(group, bit) {
+            Ok([one, other]) => {
+                if mine >> bit & 1 == 0 {
+                    one
+                } else {
+                    other
+                }
+            }
+            Err(whole) => whole,
+        };
     }
-    // Only peers that chose their keys by their bits are still more than a group.
+    instances(group)
+}
+
+/// All groups of this round, each sorted like `members`.
+pub(crate) fn groups(round: Round, members: &[Instance]) -> Vec<Vec<Instance>> {
+    let mut groups = vec![drawn(round, members)];
+    for bit in 0..u64::BITS {
+        let halved = groups.into_iter().flat_map(|group| match halves(group, bit) {
+            Ok(halves) => halves.into(),
+            Err(whole) => vec![whole],
+        });
+        groups = halved.collect();
+    }
+    groups.into_iter().map(instances).collect()
+}
+
+/// A member and its bits.
+type Drawn = (u64, Instance);
+
+fn drawn(round: Round, members: &[Instance]) -> Vec<Drawn> {
+    members.iter().map(|member| (bits(round, member.peer), *member)).collect()
+}
+
+/// The members whose bit is 0 and those whose bit is 1, if the group is too large and neither half is too small.
+fn halves(group: Vec<Drawn>, bit: u32) -> Result<[Vec<Drawn>; 2], Vec<Drawn>> {
+    let ones = group.iter().filter(|(bits, _)| bits >> bit & 1 == 1).count();
+    if group.len() <= GROUP_MAX || ones < GROUP_MIN || group.len() - ones < GROUP_MIN {
+        return Err(group);
+    }
+    let (ones, zeros) = group.into_iter().partition(|(bits, _)| bits >> bit & 1 == 1);
+    Ok([zeros, ones])
+}
+
+/// Only peers that chose their keys by their bits are more than a group.
+fn instances(group: Vec<Drawn>) -> Vec<Instance> {
     group.into_iter().take(GROUP_MAX).map(|(_, member)| member).collect()
 }
 
@@ -61,9 +96,11 @@ mod tests {
         members
     }
 
-    /// The groups of a round.
+    /// The groups of a round, of which each member knows its own.
     fn groups(round: u64, members: &[Instance]) -> BTreeSet<Vec<Instance>> {
-        members.iter().map(|member| group_of(Round(round), members, member.peer)).collect()
+        let known = members.iter().map(|member| group_of(Round(round), members, member.peer)).collect();
+        assert_eq!(super::groups(Round(round), members).into_iter().collect::<BTreeSet<_>>(), known);
+        known
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::adaptive_timeout::TIMEOUT_MAX;
 use super::draw::GROUP_MAX;
+use super::weights::{WEIGHT_MAX, Weights};
 use crate::{Attempt, Duration, Instance, Time};
 
 /// Owners of a part within one round at most, one after the other. More silent members in a row mean a broken network,
@@ -93,6 +94,8 @@ pub(super) struct Group {
     me: usize,
     parts: u32,
     part_bytes: u64,
+    /// The largest weight of each member.
+    weights_max: Vec<u64>,
     absent: BTreeSet<usize>,
     /// Members whose copies are under way.
     copying: BTreeSet<usize>,
@@ -123,6 +126,7 @@ impl Group {
             me,
             parts,
             part_bytes: size.bytes.div_ceil(u64::from(parts)),
+            weights_max: Vec::new(),
             absent: BTreeSet::new(),
             copying: BTreeSet::new(),
             announced: BTreeSet::new(),
@@ -136,6 +140,16 @@ impl Group {
 
     pub(super) fn parts(&self) -> u32 {
         self.parts
+    }
+
+    /// From now on members weigh no more than the feeders have confirmed.
+    pub(super) fn bound_weights(&mut self, weights: &Weights) {
+        self.weights_max = self.members.iter().map(|member| weights.of(member.peer)).collect();
+    }
+
+    /// The weight of a member that says it has this weight.
+    pub(super) fn weight(&self, member: usize, said: u64) -> u64 {
+        said.min(self.weights_max.get(member).copied().unwrap_or(WEIGHT_MAX))
     }
 
     /// Parts that are on their way at once.

@@ -28,9 +28,7 @@ use super::job::Job;
 use super::message::{AveragingMessage, Content};
 use super::reducer::{Decision, Given, Mean, Reducer};
 use super::votes::{MeanId, Votes};
-
-/// Largest weight of a contribution: larger than in any run, and small enough that sums of weights are exact.
-pub const WEIGHT_MAX: u64 = 1 << 40;
+use super::weights::WEIGHT_MAX;
 
 /// The round of a part, and the queues for the actions and notes of the part.
 #[derive(Debug)]
@@ -275,6 +273,7 @@ impl<P: Clone + Default> PartState<P> {
         match content {
             Content::Contribution { weight } if weight > WEIGHT_MAX => x.malformed(from),
             Content::Contribution { weight } => {
+                let weight = x.group.weight(from, weight);
                 self.on_given(x, from, attempt, Given::Contribution { weight, numbers: payload });
             }
             Content::Promise { of, .. } if of >= attempt => x.malformed(from),

@@ -433,6 +433,21 @@ fn votes(averaging: &Averaging<u32>, to: &[usize], part: u32, mean: u32) -> Vec<
 }
 
 #[test]
+fn a_member_weighs_no_more_than_feeders_have_confirmed() {
+    let mut owner = machine(0);
+    tell(&mut owner, 0, Event::Members(vec![member(0), member(1)]));
+    let weights = vec![(member(0).peer, 9), (member(1).peer, 3)];
+    tell(&mut owner, 0, Event::Weights { feeder: member(9).peer, weights });
+    tell(&mut owner, 0, Event::Round(Round(1)));
+    let parts = vec![5, 6];
+    tell(&mut owner, 0, reply(Reply::Snapshot { round: Round(1), uncarried: 2, weight: 2, parts }));
+    let reduce = hear(&mut owner, 1, (0, 0), Content::Contribution { weight: WEIGHT_MAX }, 10);
+    let (round, part, attempt) = (Round(1), PartIndex(0), Attempt(0));
+    let inputs = vec![(2, 5), (3, 10)];
+    assert_eq!(reduce, [Action::Execute(Job::Reduce { round, part, attempt, own: 5, inputs })]);
+}
+
+#[test]
 fn a_mean_waits_until_it_is_chosen_in_any_order_of_arrival() {
     let apply = |part, mean| {
         Action::Execute(Job::Apply { round: Round(1), part: PartIndex(part), mean, contributed: true })

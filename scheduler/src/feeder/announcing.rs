@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::ops::Bound;
 
 use super::Feeder;
-use crate::{Hop, Message, PeerTable, StageIndex, Time};
+use crate::{Hop, Instance, Message, PeerTable, StageIndex, Time};
 
 /// Replicas told at a time, at least: a small swarm is told as a whole.
 const TOLD_MIN: usize = 64;
@@ -65,10 +65,23 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         for to in self.turns.take(&self.table, self.config.stages) {
             self.send(to, outcomes.clone());
             if averages {
-                let (round, is_closing) = self.rounds.called_to(&to);
-                self.send(to, Message::RoundCall { round, is_closing });
+                self.call_round(to);
             }
         }
+    }
+
+    /// Calls the current round to a replica, with the weights that its group may have. Of several feeders none knows all
+    /// grants, and none bounds weights.
+    fn call_round(&mut self, to: Hop) {
+        let (round, is_closing) = self.rounds.called_to(&to);
+        let weight = |&member: &Instance| {
+            let hop = Hop { instance: member, ..to };
+            (member.peer, self.confirmed.weight(&hop, round.0))
+        };
+        let knows_all = self.table.feeders().nth(1).is_none();
+        let group = self.rounds.group_of(&to).iter().filter(|_| knows_all);
+        let weights = group.map(weight).collect();
+        self.send(to, Message::RoundCall { round, is_closing, weights });
     }
 
     /// Announces to all replicas now.
@@ -84,7 +97,7 @@ mod tests {
 
     use super::*;
     use crate::fixtures::{feeder, member};
-    use crate::{Incarnation, Instance, Membership, PeerId};
+    use crate::{Incarnation, Membership, PeerId};
 
     const STAGES: u16 = 3;
 

@@ -157,7 +157,14 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     pub(super) fn note_grant(&mut self, microbatch: MicrobatchId, to: Hop, ruling: Ruling) {
         if ruling == Ruling::New {
             self.actions.push_back(Action::Journal(Record::Granted { microbatch, to }));
+            self.confirm(to);
         }
+    }
+
+    /// Counts a grant for the weight of a replica in means.
+    pub(super) fn confirm(&mut self, hop: Hop) {
+        let (Round(round), _) = self.rounds.called_to(&hop);
+        self.confirmed.grant(hop, round, 1);
     }
 
     // --- Contributions --------------------------------------------------------------------------------------

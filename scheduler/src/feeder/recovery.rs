@@ -32,6 +32,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             if is_first { self.left_before() } else { self.table.departed().iter().copied().collect() };
         for hop in &departed {
             self.counts.contributions_lost += self.contributions.lose(hop);
+            self.confirmed.forget(hop);
             // A liar that starts again is the same liar.
             if self.table.instance(hop.peer()).is_none() {
                 self.suspicion.forget(hop.peer());

@@ -6,7 +6,7 @@
 mod stage_rounds;
 
 use crate::averaging::Round;
-use crate::{Hop, PeerTable, StageIndex, Time};
+use crate::{Hop, Instance, PeerTable, StageIndex, Time};
 
 use super::AveragingSchedule;
 use stage_rounds::StageRounds;
@@ -46,6 +46,12 @@ impl Rounds {
     pub(super) fn called_to(&self, replica: &Hop) -> (Round, bool) {
         let rounds = replica.stage.and_then(|stage| self.stages.get(usize::from(stage.0)));
         rounds.map_or((Round(0), false), |rounds| (rounds.current(), rounds.closes()))
+    }
+
+    /// The replicas that average with a replica in the current round, as this feeder's table has them.
+    pub(super) fn group_of(&self, replica: &Hop) -> &[Instance] {
+        let rounds = replica.stage.and_then(|stage| self.stages.get(usize::from(stage.0)));
+        rounds.map_or(&[], |rounds| rounds.group_of(replica.instance))
     }
 
     /// Former starts of the feeder called this many rounds more.
@@ -106,7 +112,7 @@ impl Rounds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Incarnation, Instance, Membership, PeerId, fixtures};
+    use crate::{Incarnation, Membership, PeerId, fixtures};
 
     fn replica(stage: u16, key: u8) -> Hop {
         Hop::replica(StageIndex(stage), Instance::new(PeerId([key; 32]), Incarnation(1)))

@@ -243,6 +243,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         for (&(hop, round), &count) in contributions {
             self.contributions.restore(hop, round, count);
+            self.confirmed.grant(hop, round, count);
         }
         rounds.iter().for_each(|(&stage, &rounds)| self.rounds.remember(stage, rounds));
         self.restore_progress(snapshot);

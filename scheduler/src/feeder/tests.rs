@@ -634,7 +634,7 @@ fn of_two_feeders_the_one_with_the_lower_block_calls_rounds_and_measures() {
     let leases = vec![leased(1, me)];
     harness.hear(Event::Membership(Membership { version: 2, leases, ..table }.into()));
     assert!(calls(&harness) > 0, "the other one has left");
-    let called = Message::RoundCall { round: Round(9), is_closing: false };
+    let called = Message::RoundCall { round: Round(9), is_closing: false, weights: Vec::new() };
     assert!(harness.said.iter().any(|action| message_of(action) == Some(&called)), "8 may be under way");
 }
 
@@ -799,6 +799,37 @@ fn stopping_finishes_the_microbatches_in_flight_and_no_more() {
     assert_eq!(harness.finish(1), [finished(1), Action::End(End::Stopped)]);
     assert_eq!(harness.counts().injected, 2);
     assert_eq!(harness.wait(SECOND), []);
+}
+
+#[test]
+fn each_call_of_a_round_says_what_the_members_of_the_group_may_weigh() {
+    let averaging = Some(AveragingSchedule { interval: 1, fragments: 1 });
+    let config = Config { averaging, ..config(100, START) };
+    let mut harness = Harness::of(Feeder::new(config, UniformConfig.build(1)));
+    harness.publish(&[a(0), a(1), b(1)]);
+    harness.hear(lease(0, 100));
+    let weights = |harness: &Harness, to: Hop| {
+        let calls = harness.said.iter().rev().filter_map(|action| match action {
+            Action::Send { to: peer, envelope } if *peer == to.peer() => Some(&envelope.message),
+            _ => None,
+        });
+        let mut calls = calls.filter_map(|message| match message {
+            Message::RoundCall { weights, .. } => Some(weights.clone()),
+            _ => None,
+        });
+        calls.next().unwrap()
+    };
+    let group = [a(1), b(1)].map(|hop| hop.peer());
+    let before = weights(&harness, b(1));
+    assert_eq!(before.iter().map(|(peer, _)| *peer).collect::<Vec<_>>(), group);
+    for id in 0..2 {
+        harness.draw(id);
+        harness.finish(id);
+    }
+    harness.wait(SECOND);
+    let after = weights(&harness, b(1));
+    assert_eq!(after[0].1 - before[0].1, 2, "it was granted two microbatches");
+    assert_eq!(after[1].1, before[1].1);
 }
 
 #[test]

@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn what_is_answered_to_one_member_takes_nothing_from_another_and_comes_back_with_time() {
-        let call = Message::RoundCall { round: Round(1), is_closing: false };
+        let call = Message::RoundCall { round: Round(1), is_closing: false, weights: Vec::new() };
         let (mut questions, mut now) = (Questions::default(), Time(5));
         let answered = |questions: &mut Questions, now, from: Instance| {
             (0..10_000).filter(|_| questions.admit(now, from, &call)).count()

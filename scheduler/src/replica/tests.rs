@@ -145,7 +145,10 @@ impl Harness {
     }
 
     fn call(&mut self, round: u64) -> Vec<Action<Payload>> {
-        self.receive(feeder(), Message::RoundCall { round: Round(round), is_closing: false })
+        self.receive(
+            feeder(),
+            Message::RoundCall { round: Round(round), is_closing: false, weights: Vec::new() },
+        )
     }
 
     /// A whole round with the other member, which contributed nothing.
@@ -345,7 +348,7 @@ fn every_message_goes_to_the_machine_that_it_concerns() {
 #[test]
 fn a_stranger_calls_no_round() {
     let mut harness = Harness::serving(&[b(1)]);
-    let call = Message::RoundCall { round: Round(9), is_closing: false };
+    let call = Message::RoundCall { round: Round(9), is_closing: false, weights: Vec::new() };
     assert_eq!(harness.receive(a(0), call), []);
     assert_eq!(harness.call(3).len(), 1);
 }
@@ -376,7 +379,7 @@ fn a_second_feeder_calls_no_round_and_hears_of_those_that_end() {
     let mut harness = Harness::serving(&[b(1)]);
     let second = Hop::feeder(Instance::new(PeerId([77; 32]), crate::Incarnation(1)));
     harness.publish(&[all(&[b(1)]), vec![member(second)]].concat(), &[]);
-    let call = Message::RoundCall { round: Round(9), is_closing: true };
+    let call = Message::RoundCall { round: Round(9), is_closing: true, weights: Vec::new() };
     assert_eq!(harness.receive(second, call), []);
     let report = Message::RoundReport { round: Round(3), carried: None };
     assert_eq!(harness.call(3), [send(feeder(), report.clone()), send(second, report)]);

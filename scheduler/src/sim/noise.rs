@@ -43,7 +43,11 @@ pub(super) fn envelope(rng: &mut Rng, peers: &[PeerId], ids_below: u64) -> Envel
             Message::Outcomes { ranges: vec![range] }
         }
         9 => Message::Heartbeat(Heartbeat { credit: u32::MAX, ..Heartbeat::default() }),
-        10 => Message::RoundCall { round: Round(rng.next_u64()), is_closing: rng.chance(1, 2) },
+        10 => Message::RoundCall {
+            round: Round(rng.next_u64()),
+            is_closing: rng.chance(1, 2),
+            weights: Vec::new(),
+        },
         _ => {
             let (proof, by) = (proof(route(rng)), hop(rng, peers));
             Message::Refused { proof, by, reason: Refusal::NonFinite }

@@ -92,7 +92,7 @@ fn without_payload() -> Vec<Message> {
         Message::Claim { stage: StageIndex(3), claimed: vec![proof()], forfeited: vec![microbatch] },
         Message::ClaimReply { granted: microbatches, denied: Vec::new(), forged: vec![microbatch] },
         Message::Outcomes { ranges: vec![range.clone()] },
-        Message::RoundCall { round: Round(6), is_closing: true },
+        Message::RoundCall { round: Round(6), is_closing: true, weights: vec![(PeerId([7; 32]), 90)] },
         Message::RoundReport { round: Round(7), carried: None },
         Message::RoundReport { round: Round(7), carried: Some(Round(3)) },
         Message::RecoverRange { first: MicrobatchId(1), epoch: 2, from: MicrobatchId(3) },

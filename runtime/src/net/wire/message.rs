@@ -2,16 +2,16 @@
 
 use swarmline_proto::v1;
 use swarmline_proto::v1::frame::Message as Wire;
-use swarmline_scheduler::averaging::Round;
+use swarmline_scheduler::averaging::{GROUP_MAX, Round};
 use swarmline_scheduler::{
-    Attempt, CLAIM_MAX, Duration, Heartbeat, Message, MicrobatchId, Purpose, Refusal, RouteKey, RouteProof,
-    Status, WeightVersion,
+    Attempt, CLAIM_MAX, Duration, Heartbeat, Message, MicrobatchId, PeerId, Purpose, Refusal, RouteKey,
+    RouteProof, Status, WeightVersion,
 };
 
 use super::ranges::{decode_ranges, encode_range};
 use super::{
-    WireError, averaging, check_count, decode_hop, decode_hops, decode_stage, encode_hop, encode_loss,
-    out_of_range, recovery, require_hop, require_loss, single_line, transfer,
+    WireError, averaging, check_count, decode_hop, decode_hops, decode_peer, decode_stage, encode_hop,
+    encode_loss, out_of_range, recovery, require_hop, require_loss, single_line, transfer,
 };
 
 /// A message as part of the header of a frame.
@@ -87,8 +87,13 @@ pub(in crate::net) fn encode_message(message: &Message) -> Wire {
             Wire::Outcomes(v1::Outcomes { ranges: ranges.iter().map(encode_range).collect() })
         }
         Message::Heartbeat(heartbeat) => Wire::Heartbeat(encode_heartbeat(heartbeat)),
-        Message::RoundCall { round, is_closing } => {
-            Wire::RoundCall(v1::RoundCall { round: round.0, is_closing: *is_closing })
+        Message::RoundCall { round, is_closing, weights } => {
+            let weight = |(peer, grants): &(PeerId, u64)| v1::ConfirmedWeight {
+                peer: peer.0.to_vec(),
+                grants: *grants,
+            };
+            let weights = weights.iter().map(weight).collect();
+            Wire::RoundCall(v1::RoundCall { round: round.0, is_closing: *is_closing, weights })
         }
         Message::RoundReport { round, carried } => {
             Wire::RoundReport(v1::RoundReport { round: round.0, carried: carried.map(|round| round.0) })
@@ -145,7 +150,11 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         },
         Wire::Outcomes(outcomes) => Message::Outcomes { ranges: decode_ranges(outcomes.ranges)? },
         Wire::Heartbeat(heartbeat) => Message::Heartbeat(decode_heartbeat(&heartbeat)),
-        Wire::RoundCall(call) => Message::RoundCall { round: Round(call.round), is_closing: call.is_closing },
+        Wire::RoundCall(call) => Message::RoundCall {
+            round: Round(call.round),
+            is_closing: call.is_closing,
+            weights: decode_weights(&call.weights)?,
+        },
         Wire::RoundReport(report) => {
             Message::RoundReport { round: Round(report.round), carried: report.carried.map(Round) }
         }
@@ -201,6 +210,11 @@ fn decode_status_request(request: &v1::StatusRequest) -> Result<Message, WireErr
         route: decode_hops(&request.route)?,
         key: decode_key(&request.key)?,
     })
+}
+
+fn decode_weights(weights: &[v1::ConfirmedWeight]) -> Result<Vec<(PeerId, u64)>, WireError> {
+    check_count(weights, GROUP_MAX, "the number of weights", "up to 16")?;
+    weights.iter().map(|weight| Ok((decode_peer(&weight.peer)?, weight.grants))).collect()
 }
 
 fn encode_purpose(purpose: Purpose) -> v1::Purpose {

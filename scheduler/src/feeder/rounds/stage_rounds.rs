@@ -21,7 +21,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::averaging::{GROUP_MAX, Round};
+use crate::averaging::{GROUP_MAX, Round, groups};
 use crate::feeder::AveragingSchedule;
 use crate::{Duration, Instance, Time};
 
@@ -58,6 +58,8 @@ pub(super) struct StageRounds {
     /// Microbatches finished when it was called.
     finished: u64,
     members: BTreeMap<Instance, Member>,
+    /// The members that average with each other in the current round.
+    groups: Vec<Vec<Instance>>,
     /// Members that have not ended the current round.
     pending: BTreeSet<Instance>,
     /// The time at which more than half had ended it.
@@ -96,6 +98,7 @@ impl StageRounds {
             called_at: Time::default(),
             finished: 0,
             members: BTreeMap::new(),
+            groups: Vec::new(),
             pending: BTreeSet::new(),
             most_ended_at: None,
             until: None,
@@ -115,6 +118,12 @@ impl StageRounds {
     /// Former starts of the feeder called this many rounds more.
     pub(super) fn remember(&mut self, rounds: u64) {
         self.round = self.round.saturating_add(rounds);
+    }
+
+    /// The members that average with this one in the current round; empty if it is no member.
+    pub(super) fn group_of(&self, member: Instance) -> &[Instance] {
+        let group = self.groups.iter().find(|group| group.binary_search(&member).is_ok());
+        group.map_or(&[], Vec::as_slice)
     }
 
     /// Whether the current round is one of the last.
@@ -138,7 +147,7 @@ impl StageRounds {
         for &member in members {
             self.members.entry(member).or_default();
         }
-        self.pending = self.unended();
+        self.draw();
         self.news = true;
     }
 
@@ -195,7 +204,7 @@ impl StageRounds {
             self.first_closing = if self.closing == 1 { self.round } else { self.first_closing };
         }
         (self.called_at, self.finished, self.most_ended_at) = (now, training.finished, None);
-        self.pending = self.unended();
+        self.draw();
         self.until = self.waits_until(training.over);
     }
 
@@ -245,9 +254,12 @@ impl StageRounds {
         Some(most_ended_at + most_ended_at.since(self.called_at).max(ROUND_GRACE))
     }
 
-    fn unended(&self) -> BTreeSet<Instance> {
-        let unended = self.members.iter().filter(|(_, member)| member.ended < self.round);
-        unended.map(|(member, _)| *member).collect()
+    /// Notes who takes part in the current round.
+    fn draw(&mut self) {
+        let pending = self.members.iter().filter(|(_, member)| member.ended < self.round);
+        self.pending = pending.map(|(member, _)| *member).collect();
+        let members: Vec<Instance> = self.members.keys().copied().collect();
+        self.groups = groups(self.current(), &members);
     }
 
     fn is_due(&self, finished: u64) -> bool {

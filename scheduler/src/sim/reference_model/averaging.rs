@@ -16,6 +16,8 @@ pub(in crate::sim) struct Means {
     members: BTreeMap<Instance, Member>,
     /// Every contribution copied, with its weight.
     contributions: BTreeMap<(GroupId, PartIndex), BTreeMap<Instance, (u64, Numbers)>>,
+    /// Every mean computed.
+    means: BTreeMap<(GroupId, PartIndex), Vec<Numbers>>,
     proposals: BTreeMap<(GroupId, PartIndex, Attempt), Proposal>,
     applied: BTreeMap<(GroupId, PartIndex), Applied>,
 }
@@ -101,7 +103,12 @@ impl Means {
     }
 
     /// `me` owns a part and computes its mean.
-    pub(in crate::sim) fn reduce(&self, me: Instance, part: PartIndex, inputs: &[(u64, Payload)]) -> Rule {
+    pub(in crate::sim) fn reduce(
+        &mut self,
+        me: Instance,
+        part: PartIndex,
+        inputs: &[(u64, Payload)],
+    ) -> Rule {
         let group = self.open(me)?.group;
         let copied = self.contributions.get(&(group, part));
         let mut heard = BTreeSet::new();
@@ -112,9 +119,14 @@ impl Means {
                 format!("{from:?} counts as {weight} in {heard:?}")
             })?;
             let given = copied.and_then(|copied| copied.get(&from));
-            let same = given.is_some_and(|(given, numbers)| given == weight && numbers == input);
+            let same = given.is_some_and(|(given, numbers)| given >= weight && numbers == input);
             require(same, || format!("{from:?} contributed other numbers than it copied"))?;
         }
+        let parts =
+            inputs.iter().map(|(weight, input)| numbers(input).map(|input| (*weight, &*input.values)));
+        let values = mean(parts.collect::<Result<Vec<_>, _>>()?);
+        let of = heard.into_iter().collect();
+        self.means.entry((group, part)).or_default().push(Numbers { group, part, of, values });
         require(!inputs.is_empty(), || "a mean without contributions".to_owned())
     }
 
@@ -201,12 +213,9 @@ impl Means {
         self.members.get(&me).is_some_and(|member| member.open.is_some())
     }
 
-    /// Whether the numbers are the mean of the copies of the members that they name.
+    /// Whether an owner has computed this mean of copies.
     fn is_mean(&self, numbers: &Numbers) -> bool {
-        let Some(copied) = self.contributions.get(&(numbers.group, numbers.part)) else { return false };
-        let of =
-            numbers.of.iter().map(|from| copied.get(from).map(|(weight, copy)| (*weight, &*copy.values)));
-        of.collect::<Option<Vec<_>>>().is_some_and(|of| mean(of) == numbers.values)
+        self.means.get(&(numbers.group, numbers.part)).is_some_and(|means| means.contains(numbers))
     }
 
     /// Number of members that have accepted the mean, in any attempt.
