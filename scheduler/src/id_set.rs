@@ -89,6 +89,12 @@ impl IdSet {
         self.runs.iter().map(|(first, end)| end - first).sum()
     }
 
+    /// Number of ids of `within`.
+    #[must_use]
+    pub fn len_within(&self, within: Range<u64>) -> u64 {
+        self.runs(within).map(|run| run.end - run.start).sum()
+    }
+
     /// Whether the set has no id.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -153,8 +153,9 @@ pub struct Optimizer {
     pub learning_rate: f32,
     /// Optimizer steps of linear warm-up. Default: a tenth of `steps`, at most 100.
     pub warmup_steps: u64,
-    /// Optimizer steps of a replica after which the cosine has reached its floor; also the length of the run.
-    /// Default 1000.
+    /// Steps of the schedule, after which the cosine has reached its floor; also the length of the run, which has
+    /// `steps * K` microbatches for each configured replica of a stage. An asynchronous run counts a step of the schedule
+    /// for each `K` finished microbatches a configured replica, however many replicas there are. Default 1000.
     pub steps: u64,
     /// Floor of the schedule as a ratio to the peak. Default 0.1.
     pub min_lr_ratio: f32,
@@ -358,8 +359,13 @@ impl Run {
     /// Microbatches of the whole run: `steps * K` for each replica of a stage.
     #[must_use]
     pub fn microbatches(&self) -> u64 {
-        let per_step = self.pipeline.gradient_accumulation_steps.saturating_mul(self.pipeline.replicas);
-        self.optimizer.steps.saturating_mul(per_step as u64)
+        self.optimizer.steps.saturating_mul(self.microbatches_per_step())
+    }
+
+    /// Microbatches of the whole run while each configured replica of a stage makes one step: `K` for each of them.
+    #[must_use]
+    pub fn microbatches_per_step(&self) -> u64 {
+        self.pipeline.gradient_accumulation_steps.saturating_mul(self.pipeline.replicas).max(1) as u64
     }
 
     /// Tokens a microbatch is trained on: `N = B * T`.

@@ -72,6 +72,8 @@ pub struct StageOptimizer<B: Backend> {
     pending: Pending,
     staleness: StalenessHistogram,
     refused: u64,
+    /// The step of the schedule that the run has reached; `None` if the steps of this replica are the schedule's.
+    schedule_step: Option<u64>,
 }
 
 /// State of the optimizer for one parameter.
@@ -129,6 +131,7 @@ impl<B: Backend> StageOptimizer<B> {
             pending: Pending::default(),
             staleness: StalenessHistogram::default(),
             refused: 0,
+            schedule_step: None,
         })
     }
 
@@ -164,6 +167,12 @@ impl<B: Backend> StageOptimizer<B> {
         let mean = 1.0 / self.gradient_accumulation_steps as f64;
         let norm = self.accumulated_norm(backend)? * mean;
         self.step(backend, parameters, norm, mean)
+    }
+
+    /// Sets the step of the schedule, counted from 1, that the run has reached. From then on the learning rate, the
+    /// staleness correction and `mu_t` follow it in place of the steps taken here.
+    pub fn set_schedule_step(&mut self, step: u64) {
+        self.schedule_step = Some(step.max(1));
     }
 
     /// Whether [`Self::contribute`] would take the gradients: their norm is finite and can be squared in f32.
@@ -329,11 +338,11 @@ impl<B: Backend> StageOptimizer<B> {
         norm: f64,
         scale: f64,
     ) -> Result<Contribution> {
-        let step = self.adam.steps() + 1;
+        let step = self.schedule_step.unwrap_or(self.adam.steps() + 1);
         let staleness = self.pending.mean_staleness();
         let learning_rate = self.schedule.rate(step) / self.correction.divisor(staleness, step);
         let scale = scale * stage_clip_scale(norm, self.max_grad_norm);
-        let coefficients = self.adam.advance(learning_rate, scale);
+        let coefficients = self.adam.advance(step, learning_rate, scale);
         for (slot, parameter) in self.slots.iter_mut().zip(parameters) {
             slot.step(backend, parameter, coefficients)?;
         }

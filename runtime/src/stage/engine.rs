@@ -53,6 +53,8 @@ pub struct Engine<B: Backend> {
     /// The copy of the state that is under way, for a joiner.
     draft: Option<Draft>,
     gradient_accumulation_steps: u64,
+    /// Microbatches of the whole run for one step of the schedule.
+    microbatches_per_step: u64,
     parameter_log: Option<PathBuf>,
 }
 
@@ -121,6 +123,7 @@ impl<B: Backend> Engine<B> {
             averager,
             draft: None,
             gradient_accumulation_steps: gradient_accumulation_steps as u64,
+            microbatches_per_step: run.microbatches_per_step(),
             parameter_log: None,
         })
     }
@@ -413,6 +416,10 @@ impl<B: Backend> Compute for Engine<B> {
             None => return Ok(None),
         };
         Ok(Some(JobReply { microbatch, outcome }))
+    }
+
+    fn set_clock(&mut self, finished: u64) {
+        self.optimizer.set_schedule_step((finished / self.microbatches_per_step).saturating_add(1));
     }
 
     fn average(&mut self, job: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error> {

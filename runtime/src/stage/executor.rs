@@ -22,6 +22,8 @@ use crate::error::Error;
 pub(crate) trait Compute {
     /// Does a job; `None` for jobs without a reply. An error means that the device failed, and ends the thread.
     fn run(&mut self, job: Job<Bytes>) -> Result<Option<JobReply<Bytes>>, Error>;
+    /// Sets the clock of the run that the learning rate follows: microbatches with an outcome.
+    fn set_clock(&mut self, finished: u64);
     /// Does a job of an averaging round, likewise.
     fn average(&mut self, job: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error>;
     /// Smallest number of parts with which every part of a fragment fits a frame.
@@ -60,7 +62,8 @@ pub(crate) enum ExecutorEvent {
 
 #[derive(Debug)]
 enum Task {
-    Job(Job<Bytes>),
+    /// A job, and the clock of the run when it was submitted.
+    Job(Job<Bytes>, Option<u64>),
     Average(AveragingJob<Bytes>),
     Export(oneshot::Sender<Result<Exported, Error>>),
     Import(Bytes, oneshot::Sender<Result<(), Error>>),
@@ -133,9 +136,10 @@ impl Executor {
         Ok(Self { tasks, completed, averaged, statistics, fault, fragment_size })
     }
 
-    /// Queues a job. The channel has room for every job that the stage may have outstanding.
-    pub(crate) fn submit(&self, job: Job<Bytes>) -> Result<(), Error> {
-        self.tasks.try_send(Task::Job(job)).map_err(|_| self.fault.take())
+    /// Queues a job, at a clock of the run if the schedule follows that one. The channel has room for every job that the
+    /// stage may have outstanding.
+    pub(crate) fn submit(&self, job: Job<Bytes>, clock: Option<u64>) -> Result<(), Error> {
+        self.tasks.try_send(Task::Job(job, clock)).map_err(|_| self.fault.take())
     }
 
     /// The next reply.
@@ -244,7 +248,10 @@ fn perform(
     export: &mut ExportReply,
 ) -> Result<bool, Error> {
     match task {
-        Task::Job(job) => {
+        Task::Job(job, clock) => {
+            if let Some(finished) = clock {
+                compute.set_clock(finished);
+            }
             let reply = compute.run(job)?;
             statistics.send_replace(compute.statistics());
             return Ok(reply.is_none_or(|reply| replies.completed.blocking_send(reply).is_ok()));

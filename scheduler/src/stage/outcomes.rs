@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::{ACK_OPEN_MAX, ACK_RANGES_MAX, AckRange, IdSet, Lease, MicrobatchId, PeerId};
+use crate::{ACK_OPEN_MAX, ACK_RANGES_MAX, AckRange, IdSet, Lease, LeasedRange, MicrobatchId, PeerId};
 
 /// Feeders whose announcements are remembered, at most; the feeder with the lowest key gives way.
 const FEEDERS_MAX: usize = 64;
@@ -15,6 +15,8 @@ const RUNS_MAX: usize = ACK_RANGES_MAX + ACK_OPEN_MAX;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcomes {
     by_feeder: BTreeMap<PeerId, IdSet>,
+    /// The clock of the run: microbatches with an outcome, of all feeders, as far as they are known here.
+    clock: u64,
 }
 
 impl Outcomes {
@@ -32,6 +34,23 @@ impl Outcomes {
             }
         }
         ended.keep_last_runs(RUNS_MAX);
+    }
+
+    /// Moves the clock of the run to what the feeders of these leases have announced, or to the progress that the table
+    /// states, whichever is later. A successor that has announced nothing yet does not put it back.
+    pub(super) fn advance_clock(&mut self, leases: &[LeasedRange]) {
+        let settled = |leased: &LeasedRange| {
+            let announced =
+                self.by_feeder.get(&leased.feeder).map_or(0, |ended| ended.len_within(leased.lease.ids()));
+            announced.max(leased.tally.settled)
+        };
+        let settled = leases.iter().map(settled).fold(0, u64::saturating_add);
+        self.clock = self.clock.max(settled);
+    }
+
+    /// The clock of the run. It never falls.
+    pub(super) fn clock(&self) -> u64 {
+        self.clock
     }
 
     /// The outcomes in the range of a lease; `None` if there are none.
@@ -81,6 +100,34 @@ mod tests {
         );
         let ended: Vec<_> = (0..99).filter(|&id| outcomes.contain(MicrobatchId(id))).collect();
         assert_eq!(ended, [10, 11, 13, 14, 15, 16, 17, 18, 19, 30]);
+    }
+
+    #[test]
+    fn the_clock_of_the_run_counts_the_outcomes_of_every_feeder_and_never_falls() {
+        let mut outcomes = Outcomes::default();
+        let (a, b, heir) = (PeerId([1; 32]), PeerId([2; 32]), PeerId([3; 32]));
+        let range = |first, feeder| {
+            LeasedRange::new(Lease { first: MicrobatchId(first), count: 100, epoch: 0 }, feeder)
+        };
+        let mut leases = [range(0, a), range(1_000, b)];
+        outcomes.announce(
+            a,
+            &[AckRange { first: 0, end: 11, open: vec![8, 9] }],
+            std::slice::from_ref(&(0..100)),
+        );
+        outcomes.announce(
+            b,
+            &[AckRange { first: 1_000, end: 1_004, open: Vec::new() }],
+            std::slice::from_ref(&(1_000..1_100)),
+        );
+        outcomes.advance_clock(&leases);
+        assert_eq!(outcomes.clock(), 9 + 4);
+        leases[0].feeder = heir;
+        outcomes.advance_clock(&leases);
+        assert_eq!(outcomes.clock(), 13, "the successor has announced nothing yet");
+        leases[0].tally.settled = 20;
+        outcomes.advance_clock(&leases);
+        assert_eq!(outcomes.clock(), 24, "the table knows of later outcomes");
     }
 
     #[test]

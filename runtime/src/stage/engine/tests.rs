@@ -164,3 +164,19 @@ fn what_a_state_brings_in_is_recorded_even_if_it_is_refused() {
     engine.import_state(&foreign).unwrap_err();
     assert_eq!(engine.shard.parameter_log().count("layers.2.attention.wq"), 1);
 }
+
+#[test]
+fn the_schedule_makes_a_step_when_every_configured_replica_could_have_made_one() {
+    let mut run = run();
+    run.pipeline.replicas = 4;
+    (run.optimizer.warmup_steps, run.optimizer.steps) = (10, 100);
+    let weights_at = |clock: Option<u64>| {
+        let mut engine = engine_of(&run, LAST);
+        clock.into_iter().for_each(|finished| engine.set_clock(finished));
+        learn(&mut engine, 0..1);
+        engine.state_hash().unwrap()
+    };
+    let first_step = weights_at(None);
+    assert_eq!([0, 3].map(|finished| weights_at(Some(finished))), [first_step; 2]);
+    assert_ne!(weights_at(Some(4)), first_step);
+}

@@ -39,6 +39,8 @@ impl Compute for Failing {
         Err(swarmline_kernels::Error::Device("run".to_owned()).into())
     }
 
+    fn set_clock(&mut self, _: u64) {}
+
     fn average(&mut self, _: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error> {
         Err(swarmline_kernels::Error::Device("average".to_owned()).into())
     }
@@ -71,7 +73,7 @@ async fn a_failing_device_is_heard_of_whatever_the_task() {
     for which in ["run", "average", "export"] {
         let mut executor = Executor::start(4, || Ok(Box::new(Failing))).await.unwrap();
         match which {
-            "run" => executor.submit(Job::Apply { microbatch: MicrobatchId(1) }).unwrap(),
+            "run" => executor.submit(Job::Apply { microbatch: MicrobatchId(1) }, None).unwrap(),
             "average" => {
                 let round = Round(1);
                 let job = AveragingJob::Finish { round, fragment: round.fragment(20), complete: true };
@@ -125,7 +127,7 @@ async fn a_copy_of_a_large_state_delays_no_job_for_long() {
     loop {
         // A job without work, whose reply shows when the thread came to it.
         let asked = Instant::now();
-        executor.submit(Job::Apply { microbatch: MicrobatchId(1) }).unwrap();
+        executor.submit(Job::Apply { microbatch: MicrobatchId(1) }, None).unwrap();
         executor.event().await.unwrap();
         (longest, jobs) = (longest.max(asked.elapsed()), jobs + 1);
         if tokio::time::timeout(Duration::ZERO, export.as_mut()).await.is_ok() {

@@ -1,4 +1,5 @@
-//! Waits and memory: a replica waits for members only, and keeps no microbatch whose outcome was announced.
+//! Waits, memory and time: a replica waits for members only, keeps no microbatch whose outcome was announced, and its clock
+//! of the run does not run ahead.
 
 use crate::{Duration, Hop, Instance, MicrobatchId, PeerId, PeerTable, Replica, Time};
 
@@ -30,11 +31,21 @@ impl ReferenceModel {
             let over = id.is_evaluation() || self.outcomes.contains_key(&id) || self.unknown(id);
             self.require(over, || format!("{id} is released at {me:?} before its outcome"));
         }
+        self.check_clock(replica);
         // Announcements of the time of a suspension are read late.
         if resumed_at.is_none_or(|at| at + OVERTAKEN_WITHIN <= self.now) {
             let own = stage.open().filter(|&id| replica.table().lessee(id) == Some(feeder));
             own.for_each(|id| self.check_kept(by, id, me));
         }
+    }
+
+    /// Checks that the clock of the run at a replica counts only microbatches that have an outcome, or never will.
+    fn check_clock(&mut self, replica: &Replica<Payload>) {
+        let Some(clock) = replica.stage().clock() else { return };
+        let (me, decided) = (replica.config().stage.me, self.outcomes.len() as u64);
+        let ends = |id: &&MicrobatchId| !self.outcomes.contains_key(id) && self.unknown(**id);
+        let sound = clock <= decided || clock <= decided + self.injected.keys().filter(ends).count() as u64;
+        self.require(sound, || format!("the clock of {me:?} shows {clock}, and {decided} have an outcome"));
     }
 
     fn check_kept(&mut self, by: usize, id: MicrobatchId, me: Instance) {
