@@ -11,18 +11,19 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use swarmline_proto::v1;
 use swarmline_scheduler::coordinator::{Config, FeedPolicy, Policy};
 use swarmline_scheduler::{Membership, PeerId, Time};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Feed, Join, Manifest, Run, Tokenizer};
 use crate::error::Error;
 use crate::net::address::parse_peer;
 use crate::net::digest::ManifestDigest;
+use crate::net::membership::SignedTable;
+use crate::net::table_log::{TableReader, TableWriter};
 use crate::net::trust::Trust;
-use crate::net::{Identity, Invite, grpc, membership};
+use crate::net::{Identity, Invite, grpc};
 use crate::outcome::Outcome;
 use crate::process::incarnation;
 use crate::report::{Event, Reporter, Totals};
@@ -56,7 +57,7 @@ struct Published {
     digest: ManifestDigest,
     data_paths: Vec<String>,
     tokenizer_path: String,
-    table: watch::Receiver<v1::SignedMembership>,
+    table: TableReader,
     totals: mpsc::Sender<Totals>,
 }
 
@@ -84,7 +85,7 @@ pub struct Coordinator {
     digest: ManifestDigest,
     published: Published,
     config: Config,
-    table: watch::Sender<v1::SignedMembership>,
+    table: TableWriter,
     totals: mpsc::Receiver<Totals>,
 }
 
@@ -102,14 +103,14 @@ impl Coordinator {
         let listener = self::listen(listen).await?;
         let address = listener.local_addr().map_err(Error::Address)?;
         let invite = Invite { peer: identity.peer(), host: address.ip().to_string(), port: address.port() };
-        let (table, signed) = watch::channel(membership::sign(&identity, &digest, &Membership::default()));
+        let table = TableWriter::new(SignedTable::sign(&identity, &digest, Membership::default()));
         let (totals_sender, totals) = mpsc::channel(REQUESTS_MAX);
         let published = Published {
             manifest: String::from_utf8_lossy(&manifest.to_bytes()).into_owned(),
             digest,
             data_paths: absolute(&base, &run.data.paths),
             tokenizer_path: tokenizer_path(&run, &base),
-            table: signed,
+            table: table.reader(),
             totals: totals_sender,
         };
         Ok(Self { listener, invite, identity, digest, published, config, table, totals })

@@ -78,7 +78,7 @@ impl Feeder {
         let heartbeats = Heartbeats::start(control.clone());
         let run = run_with_text(&options, &joined)?;
         let corpus = Arc::new(open_corpus(run.clone()).await?);
-        let launch = Launch { manifest: joined.digest, number: joined.membership.launch };
+        let launch = Launch { manifest: joined.digest, number: joined.tables.launch() };
         let (journal, records) = Journal::open(options.journal.as_deref(), launch, averaging(&run))?;
 
         let peer = options.identity.peer();
@@ -91,11 +91,11 @@ impl Feeder {
             incarnation: registration.incarnation,
             window: run.pipeline.max_in_flight.max(run.pipeline.gradient_accumulation_steps),
         };
-        let (network, arrivals) = Network::start(&network_options, socket, &joined.membership)?;
+        let (network, arrivals) = Network::start(&network_options, socket, &joined.tables.table())?;
         let handles = Handles {
             network,
             arrivals,
-            table: control.follow(joined.membership),
+            table: control.follow(joined.tables),
             heartbeats,
             control,
             batches: Batches::new(&run, Arc::clone(&corpus)),

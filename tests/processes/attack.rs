@@ -8,14 +8,15 @@ use prost::Message as _;
 use quinn::Connection;
 use swarmline::net::control::{Control, HEARTBEAT_INTERVAL, MemberStats, Placement, Registration};
 use swarmline::net::frame::{self, FrameLimits};
+use swarmline::net::table_log::TableReader;
 use swarmline::net::{Identity, Invite};
 use swarmline::report::Event;
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::{
-    Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, Membership, Message, MicrobatchId, Purpose,
-    Refusal, Role, RouteKey, RouteProof, StageIndex, WeightVersion,
+    Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, Message, MicrobatchId, Purpose, Refusal,
+    Role, RouteKey, RouteProof, StageIndex, WeightVersion,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::process::Process;
 use crate::recipe::Recipe;
@@ -112,7 +113,7 @@ struct Attacker {
     standby: Rogue,
     stranger: Rogue,
     control: Control,
-    table: watch::Receiver<Membership>,
+    table: TableReader,
     microbatches: u64,
 }
 
@@ -129,7 +130,7 @@ impl Attacker {
             manifest_digest: joined.digest.0.to_vec(),
             incarnation: ME.0,
         };
-        let table = control.follow(joined.membership);
+        let table = control.follow(joined.tables);
         let mut heartbeats = control.clone();
         tokio::spawn(async move {
             while heartbeats.heartbeat(&MemberStats::default()).await.is_ok() {
@@ -155,7 +156,7 @@ impl Attacker {
 
     async fn attack_every_member(&self, round: u64) -> anyhow::Result<Vec<Connection>> {
         let me = Identity::from_seed(STANDBY).peer();
-        let members = self.table.borrow().members.clone();
+        let members = self.table.table().membership().members;
         let mut connections = Vec::new();
         for victim in members.iter().filter(|member| member.instance.peer != me) {
             assert!(self.stranger.intrude(victim).await.is_err(), "{victim:?} lets a stranger in");

@@ -10,15 +10,16 @@ use swarmline::net::frame::FrameLimits;
 use swarmline::net::quic::{
     CONNECTIONS_MAX, Congestion, DataPlane, HandshakeInfo, NetEvent, Settings, bind_socket,
 };
+use swarmline::net::table_log::TableReader;
 use swarmline::net::trust::Trust;
 use swarmline::net::{Identity, Invite};
 use swarmline::packing::{Codec, TokenCodec};
 use swarmline_scheduler::{
-    Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, MemberState, Membership, Message,
-    MicrobatchId, PeerId, Purpose, Refusal, Role, RouteKey, StageIndex, WeightVersion,
+    Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, MemberState, Message, MicrobatchId, PeerId,
+    Purpose, Refusal, Role, RouteKey, StageIndex, WeightVersion,
 };
 use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::process::Process;
 use crate::recipe::Recipe;
@@ -88,7 +89,7 @@ struct Neighbour {
     feeder: PeerId,
     digest: ManifestDigest,
     run: Run,
-    table: watch::Receiver<Membership>,
+    table: TableReader,
     plane: DataPlane,
     arrivals: mpsc::Receiver<NetEvent>,
     /// What the feeder hears.
@@ -112,7 +113,7 @@ impl Neighbour {
         let (feeder, replica) = runtime.block_on(joining);
         let run = Manifest::from_bytes(&replica.joined.manifest).unwrap().run().clone();
         let digest = replica.joined.digest;
-        let table = runtime.block_on(async { replica.control.follow(replica.joined.membership) });
+        let table = runtime.block_on(async { replica.control.follow(replica.joined.tables) });
         runtime.spawn(beat(feeder.control));
         runtime.spawn(beat(replica.control));
         Self {
@@ -170,10 +171,13 @@ impl Neighbour {
     /// The replica of stage 1, once every stage is served.
     fn victim(&self) -> Member {
         let mut table = self.table.clone();
-        let complete = |table: &Membership| table.members.len() == STAGES + 1;
-        let table = table.wait_for(complete);
-        let table = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, table).await });
-        let members = table.unwrap().unwrap().members.clone();
+        let complete = async {
+            while table.table().members().len() != STAGES + 1 {
+                table.changed().await.unwrap();
+            }
+        };
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, complete).await }).unwrap();
+        let members = table.table().membership().members;
         let placed = |member: &&Member| {
             use MemberState::{Loading, Serving};
             [Loading(StageIndex(1)), Serving(StageIndex(1))].contains(&member.state)

@@ -11,16 +11,17 @@ use swarmline::net::frame::FrameLimits;
 use swarmline::net::quic::{
     CONNECTIONS_MAX, Congestion, DataPlane, HandshakeInfo, NetEvent, Settings, bind_socket,
 };
+use swarmline::net::table_log::TableReader;
 use swarmline::net::trust::Trust;
 use swarmline::net::{Identity, Invite};
 use swarmline::packing::{Codec, TokenCodec};
 use swarmline::report::{Event, Incident};
 use swarmline_scheduler::{
-    Attempt, Envelope, Heartbeat, Hop, Incarnation, Instance, Member, Membership, Message, MicrobatchId,
-    PeerId, Purpose, Refusal, Role, RouteKey, RouteProof, StageIndex, Status, WeightVersion,
+    Attempt, Envelope, Heartbeat, Hop, Incarnation, Instance, Member, Message, MicrobatchId, PeerId, Purpose,
+    Refusal, Role, RouteKey, RouteProof, StageIndex, Status, WeightVersion,
 };
 use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::recipe::Recipe;
 use crate::swarm::{Swarm, account, serving};
@@ -104,7 +105,7 @@ impl Liar {
             let handshake = HandshakeInfo::new(joined.digest, ME);
             let (plane, arrivals) =
                 DataPlane::start(&identity, socket, handshake, Trust::anyone(), settings()).unwrap();
-            let table = control.follow(joined.membership);
+            let table = control.follow(joined.tables);
             let run = Manifest::from_bytes(&joined.manifest).unwrap().run().clone();
             tokio::spawn(async move {
                 while control.heartbeat(&MemberStats::default()).await.is_ok() {
@@ -137,7 +138,7 @@ impl Liar {
 struct Lies {
     me: Instance,
     run: Run,
-    table: watch::Receiver<Membership>,
+    table: TableReader,
     plane: DataPlane,
     told: u64,
 }
@@ -158,7 +159,7 @@ impl Lies {
     }
 
     fn tell_all(&mut self) {
-        let members = self.table.borrow().members.clone();
+        let members = self.table.table().membership().members;
         let hops: Vec<Hop> = members.iter().filter_map(Member::hop).collect();
         let at =
             |stage: Option<u16>| hops.iter().copied().filter(move |hop| hop.stage == stage.map(StageIndex));
@@ -230,7 +231,7 @@ impl Lies {
     }
 
     fn send(&self, to: Hop, envelope: Envelope<Bytes>) {
-        let address = self.table.borrow().get(to.instance).map(|member| member.address);
+        let address = self.table.table().get(to.instance).map(|member| member.address);
         if let Some(address) = address {
             // A queue that is full takes the next lie.
             let _ = self.plane.send(to.peer(), address, envelope);

@@ -97,15 +97,54 @@ pub struct LeasedRange {
     pub settled: u64,
 }
 /// A membership table with the coordinator's signature.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SignedMembership {
-    /// An encoded Membership. The receiver verifies these bytes before it decodes them.
-    #[prost(bytes = "vec", tag = "1")]
-    pub membership: ::prost::alloc::vec::Vec<u8>,
+    /// The table.
+    #[prost(message, optional, tag = "1")]
+    pub membership: ::core::option::Option<Membership>,
     /// Ed25519 signature, 64 bytes, by the coordinator's key over the concatenation of the 24 ASCII bytes
-    /// "swarmline/v1/membership\0", the 32 bytes of the manifest digest, and `membership`.
+    /// "swarmline/v1/membership\0", the 32 bytes of the manifest digest, and the 32 bytes of the digest of the table.
+    ///
+    /// The digest of a table is BLAKE3 over the digest of its members and the encoded Membership without its members. The
+    /// digest of the members is the root of a binary tree of 4096 leaves. A leaf has the members whose keys begin with its
+    /// number in 12 bits; it is BLAKE3 over these members by key, each encoded after its length. A node is BLAKE3 over its
+    /// two children. A leaf without members, and a node above such leaves only, is 32 zero bytes. Fields are encoded in the
+    /// order of their numbers, without defaults.
     #[prost(bytes = "vec", tag = "2")]
     pub signature: ::prost::alloc::vec::Vec<u8>,
+}
+/// The change from one membership table to a later one.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MembershipChange {
+    /// Version of the table that it applies to.
+    #[prost(uint64, tag = "1")]
+    pub base: u64,
+    /// Keys of the peers that are members no more, 32 bytes each.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub removed: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// The later table, with those members only that are new or have another entry than before.
+    #[prost(message, optional, tag = "3")]
+    pub now: ::core::option::Option<Membership>,
+}
+/// A change with the coordinator's signature.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SignedChange {
+    /// The change.
+    #[prost(message, optional, tag = "1")]
+    pub change: ::core::option::Option<MembershipChange>,
+    /// The signature on the later table, as in SignedMembership.
+    #[prost(bytes = "vec", tag = "2")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+}
+/// News of the membership table.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TableUpdate {
+    /// The whole table; absent if the changes follow the table that the receiver has.
+    #[prost(message, optional, tag = "1")]
+    pub whole: ::core::option::Option<SignedMembership>,
+    /// The changes since, each of the table that the one before makes; at most 64.
+    #[prost(message, repeated, tag = "2")]
+    pub changes: ::prost::alloc::vec::Vec<SignedChange>,
 }
 /// The work of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1036,7 +1075,7 @@ pub struct JoinRequest {
     pub holds_stage: ::core::option::Option<u32>,
 }
 /// Admission to the run, with a placement.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JoinResponse {
     /// The run manifest, as text. The caller MUST check it against the digest.
     #[prost(string, tag = "1")]
@@ -1094,6 +1133,9 @@ pub struct WatchRequest {
     /// Number of the start of the caller's process; a later start has a higher number.
     #[prost(uint64, tag = "1")]
     pub incarnation: u64,
+    /// Version of the table that the caller knows; 0 without a table.
+    #[prost(uint64, tag = "2")]
+    pub known_version: u64,
 }
 /// A report that a stage is served.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1168,7 +1210,7 @@ pub struct LeaveDirective {
     pub reason: ::prost::alloc::string::String,
 }
 /// The newest table of a member, for a coordinator that does not know the member.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReturnTableRequest {
     /// Number of the start of the caller's process; a later start has a higher number.
     #[prost(uint64, tag = "1")]
@@ -1460,14 +1502,15 @@ pub mod coordinator_client {
                 .insert(GrpcMethod::new("swarmline.v1.Coordinator", "Join"));
             self.inner.unary(req, path, codec).await
         }
-        /// The membership table now, and again whenever it changes. Versions only grow. A slow reader may miss versions but
-        /// never the newest. After the stream breaks the caller SHOULD open it again, with a delay that grows from 0.5 s to
-        /// 10 s, and use its latest table meanwhile.
+        /// The changes of the membership table since the version that the caller knows, or the whole table, and then further
+        /// changes, once a second at most. Versions only grow. A slow reader may get several changes at once, or the whole
+        /// table; a caller that knows a newer table gets nothing until there is a newer one. After the stream breaks the caller
+        /// SHOULD open it again, with a delay that grows from 0.5 s to 10 s, and use its latest table meanwhile.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRequest>,
         ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::SignedMembership>>,
+            tonic::Response<tonic::codec::Streaming<super::TableUpdate>>,
             tonic::Status,
         > {
             self.inner
@@ -1677,13 +1720,14 @@ pub mod coordinator_server {
         ) -> std::result::Result<tonic::Response<super::JoinResponse>, tonic::Status>;
         /// Server streaming response type for the Watch method.
         type WatchStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::SignedMembership, tonic::Status>,
+                Item = std::result::Result<super::TableUpdate, tonic::Status>,
             >
             + std::marker::Send
             + 'static;
-        /// The membership table now, and again whenever it changes. Versions only grow. A slow reader may miss versions but
-        /// never the newest. After the stream breaks the caller SHOULD open it again, with a delay that grows from 0.5 s to
-        /// 10 s, and use its latest table meanwhile.
+        /// The changes of the membership table since the version that the caller knows, or the whole table, and then further
+        /// changes, once a second at most. Versions only grow. A slow reader may get several changes at once, or the whole
+        /// table; a caller that knows a newer table gets nothing until there is a newer one. After the stream breaks the caller
+        /// SHOULD open it again, with a delay that grows from 0.5 s to 10 s, and use its latest table meanwhile.
         async fn watch(
             &self,
             request: tonic::Request<super::WatchRequest>,
@@ -1863,7 +1907,7 @@ pub mod coordinator_server {
                         T: Coordinator,
                     > tonic::server::ServerStreamingService<super::WatchRequest>
                     for WatchSvc<T> {
-                        type Response = super::SignedMembership;
+                        type Response = super::TableUpdate;
                         type ResponseStream = T::WatchStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,

@@ -4,14 +4,14 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 
-use swarmline_proto::v1;
 use swarmline_scheduler::coordinator::{Action, Event};
 use swarmline_scheduler::{Coordinator, Evidence, MemberState, Membership, StageIndex};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Reply, Request};
+use crate::net::Identity;
 use crate::net::digest::ManifestDigest;
-use crate::net::{Identity, membership};
+use crate::net::table_log::TableWriter;
 use crate::outcome::Outcome;
 use crate::process::Clock;
 use crate::report::{self, Incident, Reporter, Totals};
@@ -23,7 +23,7 @@ pub(super) struct CoordinatorLoop<'a> {
     clock: Clock,
     identity: Identity,
     digest: ManifestDigest,
-    table: watch::Sender<v1::SignedMembership>,
+    table: TableWriter,
     reporter: &'a Reporter,
     /// The caller of the request that is handled.
     caller: Option<oneshot::Sender<Reply>>,
@@ -37,7 +37,7 @@ impl<'a> CoordinatorLoop<'a> {
         machine: Coordinator,
         identity: Identity,
         digest: ManifestDigest,
-        table: watch::Sender<v1::SignedMembership>,
+        table: TableWriter,
         reporter: &'a Reporter,
     ) -> Self {
         Self {
@@ -113,7 +113,13 @@ impl<'a> CoordinatorLoop<'a> {
     }
 
     fn publish(&self, table: &Membership) {
-        self.table.send_replace(membership::sign(&self.identity, &self.digest, table));
+        let changed = self.table.change(|signed| {
+            let change = signed.table().change_to(&table.clone().into());
+            signed.change(&self.identity, &self.digest, change)
+        });
+        if let Err(error) = changed {
+            tracing::error!(%error, "a table is not published; please report this line");
+        }
         let count =
             |wanted: MemberState| table.members.iter().filter(|member| member.state == wanted).count();
         let stages = self.machine.config().stages;

@@ -14,7 +14,8 @@ use tonic::{Request as Call, Response, Status};
 
 use super::{Published, Reply, Request};
 use crate::net::grpc::Caller;
-use crate::net::{membership, wire};
+use crate::net::membership::{SignedTable, Signer};
+use crate::net::wire;
 use crate::report::Totals;
 
 /// The service that peers call.
@@ -62,7 +63,7 @@ impl Service {
             manifest: self.published.manifest.clone(),
             manifest_digest: self.published.digest.0.to_vec(),
             placement: Some(placement),
-            membership: Some(self.published.table.borrow().clone()),
+            membership: Some(self.published.table.signed()),
         }
     }
 }
@@ -89,12 +90,13 @@ impl v1::coordinator_server::Coordinator for Service {
         }
     }
 
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::SignedMembership, Status>> + Send>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::TableUpdate, Status>> + Send>>;
 
     async fn watch(&self, call: Call<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         Caller::of(&call)?;
-        let tables = WatchStream::new(self.published.table.clone());
-        Ok(Response::new(Box::pin(tables.map(Ok))))
+        let mut reader = self.published.table.from(call.get_ref().known_version);
+        let versions = WatchStream::new(reader.versions());
+        Ok(Response::new(Box::pin(versions.filter_map(move |_| reader.read_message().map(Ok)))))
     }
 
     async fn ready(&self, call: Call<v1::ReadyRequest>) -> Result<Response<v1::ReadyResponse>, Status> {
@@ -130,9 +132,9 @@ impl v1::coordinator_server::Coordinator for Service {
     ) -> Result<Response<v1::ReturnTableResponse>, Status> {
         let from = Caller::of(&call)?.instance(call.get_ref().incarnation);
         let signed = call.into_inner().table.unwrap_or_default();
-        let table = membership::verify(&self.coordinator, &self.published.digest, &signed);
-        let table = Box::new(table.map_err(invalid)?);
-        self.ask_member(Event::TableReturned { from, table }).await?;
+        let signer = Signer { coordinator: &self.coordinator, run: &self.published.digest };
+        let table = SignedTable::verify(signer, &signed).map_err(invalid)?.table().membership();
+        self.ask_member(Event::TableReturned { from, table: Box::new(table) }).await?;
         Ok(Response::new(v1::ReturnTableResponse {}))
     }
 

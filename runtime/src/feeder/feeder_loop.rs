@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use swarmline_scheduler::feeder::{Action, Counts, End, Event, Measured, Outcome as MicrobatchOutcome};
 use swarmline_scheduler::{
-    Directive, Envelope, Evidence, Feeder, Hop, Lease, Membership, MicrobatchId, PeerId, Purpose, RunTally,
-    StageIndex,
+    Directive, Envelope, Evidence, Feeder, Hop, Lease, MicrobatchId, PeerId, Purpose, RunTally, StageIndex,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::journal::Journal;
 use super::throughput::Throughput;
@@ -19,6 +18,7 @@ use crate::data::Batches;
 use crate::error::Error;
 use crate::net::control::{Control, ControlError, HEARTBEAT_INTERVAL, MemberStats};
 use crate::net::quic::NetEvent;
+use crate::net::table_log::TableReader;
 use crate::outcome::Outcome;
 use crate::packing::TokenCodec;
 use crate::process::{Clock, Heartbeats, Network, Notices, lost_instance};
@@ -41,7 +41,7 @@ const EVENTS_PER_COMMIT: usize = 64;
 pub(super) struct Handles {
     pub(super) network: Network,
     pub(super) arrivals: mpsc::Receiver<NetEvent>,
-    pub(super) table: watch::Receiver<Membership>,
+    pub(super) table: TableReader,
     pub(super) heartbeats: Heartbeats,
     pub(super) control: Control,
     pub(super) batches: Batches,
@@ -113,8 +113,7 @@ impl FeederLoop {
     ) -> Result<End, Error> {
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         let mut stopping = false;
-        let table = self.handles.table.borrow_and_update().clone();
-        self.adopt(table, reporter)?;
+        self.follow_table(reporter)?;
         loop {
             if let Some(end) = self.end.take() {
                 return Ok(end);
@@ -128,10 +127,7 @@ impl FeederLoop {
                     self.handle(Event::Lease(lease), reporter)?;
                 }
                 Some(others) = self.others.recv() => self.handle(Event::RunProgress(others), reporter)?,
-                Ok(()) = self.handles.table.changed() => {
-                    let table = self.handles.table.borrow_and_update().clone();
-                    self.adopt(table, reporter)?;
-                }
+                Ok(()) = self.handles.table.changed() => self.follow_table(reporter)?,
                 () = self.clock.sleep_until(deadline) => self.handle(Event::Timeout, reporter)?,
                 _ = tick.tick() => self.on_tick(reporter)?,
                 directive = self.handles.heartbeats.directive() => {
@@ -207,9 +203,12 @@ impl FeederLoop {
         }
     }
 
-    fn adopt(&mut self, table: Membership, reporter: &Reporter) -> Result<(), Error> {
-        self.handles.network.trust_members(&table);
-        self.handle(Event::Membership(table.into()), reporter)
+    fn follow_table(&mut self, reporter: &Reporter) -> Result<(), Error> {
+        for update in self.handles.table.read() {
+            self.handles.network.trust_members(&update);
+            self.handle(Event::Membership(update), reporter)?;
+        }
+        Ok(())
     }
 
     fn on_directive(&mut self, directive: Directive, reporter: &Reporter) -> Result<(), Error> {

@@ -2,23 +2,22 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::feeder::Counts;
 use swarmline_scheduler::{
-    BlockTally, Directive, Evidence, Incarnation, Instance, Lease, Membership, MicrobatchId, PeerId, Role,
-    RunTally, StageIndex,
+    BlockTally, Directive, Evidence, Incarnation, Instance, Lease, MicrobatchId, PeerId, Role, RunTally,
+    StageIndex,
 };
-use tokio::sync::watch;
 use tonic::{Code, Response, Status};
 
 use super::address::Invite;
 use super::digest::ManifestDigest;
 use super::grpc::{self, Client, ConnectError};
 use super::identity::Identity;
-use super::membership::{self, MembershipError};
+use super::membership::{MembershipError, SignedTable, Signer};
+use super::table_log::{TableReader, TableWriter};
 use super::wire;
 
 /// Time between two heartbeats; the lease of a membership is fifteen times as long.
@@ -87,7 +86,7 @@ pub struct Joined {
     /// The placement of the process.
     pub placement: Placement,
     /// The members of the run.
-    pub membership: Membership,
+    pub tables: TableWriter,
 }
 
 /// The work that the coordinator gives to a process.
@@ -133,8 +132,7 @@ pub struct Control {
     coordinator: PeerId,
     registration: Registration,
     digest: ManifestDigest,
-    /// The newest table, as the coordinator signed it.
-    signed: Arc<Mutex<v1::SignedMembership>>,
+    tables: TableWriter,
 }
 
 impl Control {
@@ -151,10 +149,10 @@ impl Control {
         let address = invite.authority();
         let request = join_request(registration);
         let reply = client.join(request).await.map_err(|status| refusal(&address, &status))?.into_inner();
-        let signed = Arc::new(Mutex::new(reply.membership.clone().unwrap_or_default()));
         let joined = read_join(invite.peer, reply)?;
         let (coordinator, digest) = (invite.peer, joined.digest);
-        Ok((Self { client, address, coordinator, registration, digest, signed }, joined))
+        let tables = joined.tables.clone();
+        Ok((Self { client, address, coordinator, registration, digest, tables }, joined))
     }
 
     /// Reports that this process has the state of `stage` and that its data plane listens.
@@ -309,7 +307,7 @@ impl Control {
     /// Returns the newest table. A feeder that is unknown after that joins again: its ids are its own until a successor
     /// has them, and then the table says so.
     async fn register_again(&mut self) -> Result<(), ControlError> {
-        let table = Some(self.signed.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let table = Some(self.tables.signed());
         let request = v1::ReturnTableRequest { incarnation: self.incarnation(), table };
         let mut client = self.client.clone();
         match self.call_once(client.return_table(request)).await {
@@ -326,16 +324,16 @@ impl Control {
         self.registration.incarnation.0
     }
 
-    /// Follows the membership table: the receiver always has the newest. A broken stream is opened again; meanwhile the
-    /// known table stays valid. Ends when the receiver is dropped.
+    /// Follows the membership table: the reader always has the newest. A broken stream is opened again; meanwhile the
+    /// known table stays valid. Ends when every reader is dropped.
     #[must_use]
-    pub fn follow(&self, known: Membership) -> watch::Receiver<Membership> {
-        let (newest, receiver) = watch::channel(known);
+    pub fn follow(&self, tables: TableWriter) -> TableReader {
+        let reader = tables.reader();
         let mut control = self.clone();
         tokio::spawn(async move {
             let mut pause = FOLLOW_PAUSE_MIN;
-            while !newest.is_closed() {
-                match control.follow_once(&newest).await {
+            while !tables.is_closed() {
+                match control.follow_once(&tables).await {
                     Ok(()) => pause = FOLLOW_PAUSE_MIN,
                     Err(error) => tracing::info!(%error, "the stream of membership tables broke"),
                 }
@@ -343,25 +341,27 @@ impl Control {
                 pause = (pause * 2).min(FOLLOW_PAUSE_MAX);
             }
         });
-        receiver
+        reader
     }
 
-    async fn follow_once(&mut self, newest: &watch::Sender<Membership>) -> Result<(), ControlError> {
-        let request = v1::WatchRequest { incarnation: self.incarnation() };
-        let tables = self.client.watch(request).await.map_err(|status| refusal(&self.address, &status))?;
-        let mut tables = tables.into_inner();
-        while let Some(signed) = tables.message().await.map_err(|status| refusal(&self.address, &status))? {
-            let table = membership::verify(&self.coordinator, &self.digest, &signed)?;
-            if table.version > newest.borrow().version {
-                *self.signed.lock().unwrap_or_else(PoisonError::into_inner) = signed;
-            }
-            newest.send_if_modified(|known| {
-                let newer = table.version > known.version;
-                if newer {
-                    *known = table;
-                }
-                newer
-            });
+    async fn follow_once(&mut self, tables: &TableWriter) -> Result<(), ControlError> {
+        let (incarnation, known_version) = (self.incarnation(), tables.version());
+        let request = v1::WatchRequest { incarnation, known_version };
+        let updates = self.client.watch(request).await.map_err(|status| refusal(&self.address, &status))?;
+        let mut updates = updates.into_inner();
+        while let Some(update) = updates.message().await.map_err(|status| refusal(&self.address, &status))? {
+            self.take_update(tables, update)?;
+        }
+        Ok(())
+    }
+
+    fn take_update(&self, tables: &TableWriter, update: v1::TableUpdate) -> Result<(), ControlError> {
+        let signer = Signer { coordinator: &self.coordinator, run: &self.digest };
+        if let Some(whole) = update.whole {
+            tables.replace(SignedTable::verify(signer, &whole)?);
+        }
+        for change in update.changes {
+            tables.change(|table| table.follow(signer, change))?;
         }
         Ok(())
     }
@@ -408,8 +408,8 @@ fn read_join(coordinator: PeerId, reply: v1::JoinResponse) -> Result<Joined, Con
     };
     let signed =
         reply.membership.ok_or_else(|| ControlError::Reply("it sends no membership table".to_owned()))?;
-    let membership = membership::verify(&coordinator, &digest, &signed)?;
-    Ok(Joined { manifest, digest, placement, membership })
+    let table = SignedTable::verify(Signer { coordinator: &coordinator, run: &digest }, &signed)?;
+    Ok(Joined { manifest, digest, placement, tables: TableWriter::new(table) })
 }
 
 fn read_directive(reply: &v1::HeartbeatResponse) -> Result<Directive, ControlError> {

@@ -11,6 +11,8 @@ pub mod grpc;
 pub mod identity;
 pub mod membership;
 pub mod quic;
+mod table_digest;
+pub mod table_log;
 mod tls;
 pub mod trust;
 pub mod wire;

@@ -37,6 +37,20 @@ impl Trust {
         *self.rule.write().unwrap_or_else(PoisonError::into_inner) = Rule::Keys(keys);
     }
 
+    /// Accepts the keys `added` too from now on, and `removed` no more. A rule that accepts any key stays as it is.
+    pub fn change_keys(
+        &self,
+        removed: impl IntoIterator<Item = PeerId>,
+        added: impl IntoIterator<Item = PeerId>,
+    ) {
+        if let Rule::Keys(keys) = &mut *self.rule.write().unwrap_or_else(PoisonError::into_inner) {
+            removed.into_iter().for_each(|key| {
+                keys.remove(&key);
+            });
+            keys.extend(added);
+        }
+    }
+
     /// Whether `peer` is accepted now.
     #[must_use]
     pub fn admits(&self, peer: &PeerId) -> bool {

@@ -17,7 +17,7 @@ use swarmline_scheduler::{Hop, Incarnation, Instance, Loss, PeerId, Role, StageI
 
 use super::digest::ManifestDigest;
 
-pub use membership::{decode_membership, encode_membership};
+pub use membership::{decode_change, decode_membership, encode_change, encode_member, encode_membership};
 pub(super) use message::{decode_message, encode_message};
 pub use progress::{decode_blocks, decode_run, encode_block, encode_run};
 

@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use bytes::Bytes;
-use swarmline_scheduler::{Envelope, Incarnation, Instance, Membership, Message, PeerId, PeerTable};
+use swarmline_scheduler::{Envelope, Incarnation, Instance, Message, PeerId, PeerTable, Table, TableUpdate};
 use tokio::sync::mpsc;
 
 use crate::config::Run;
@@ -46,9 +46,9 @@ impl Network {
     pub(crate) fn start(
         options: &NetworkOptions<'_>,
         socket: UdpSocket,
-        table: &Membership,
+        table: &Table,
     ) -> Result<(Self, mpsc::Receiver<NetEvent>), Error> {
-        let trust = Trust::keys(table.members.iter().map(|member| member.instance.peer));
+        let trust = Trust::keys(table.members().keys().copied());
         let limits = frame_limits(options.run);
         let settings = Settings {
             limits,
@@ -62,9 +62,17 @@ impl Network {
         Ok((Self { plane, trust }, arrivals))
     }
 
-    /// Trusts these members from now on, and no other peer.
-    pub(crate) fn trust_members(&self, table: &Membership) {
-        self.trust.set_keys(table.members.iter().map(|member| member.instance.peer));
+    /// Trusts the members of the newer table from now on, and no other peer.
+    pub(crate) fn trust_members(&self, update: &TableUpdate) {
+        match update {
+            TableUpdate::Whole(table) | TableUpdate::Shared(_, table) => {
+                self.trust.set_keys(table.members().keys().copied());
+            }
+            TableUpdate::Change(change) => {
+                let added = change.now.members.iter().map(|member| member.instance.peer);
+                self.trust.change_keys(change.removed.iter().copied(), added);
+            }
+        }
     }
 
     /// Sends to a member. Returns a message that its full queue did not take.

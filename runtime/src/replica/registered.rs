@@ -13,8 +13,7 @@ use swarmline_scheduler::averaging::FragmentSize;
 use swarmline_scheduler::replica::{Begin, Config};
 use swarmline_scheduler::router::RouterFactory as _;
 use swarmline_scheduler::transfer::SketchSecret;
-use swarmline_scheduler::{Directive, Instance, Membership, Role, StageIndex, stage};
-use tokio::sync::watch;
+use swarmline_scheduler::{Directive, Instance, Role, StageIndex, stage};
 
 use super::applied_log::AppliedLog;
 use super::notes::Notes;
@@ -26,6 +25,7 @@ use crate::error::Error;
 use crate::net::control::{Control, ControlError, Placement, Registration};
 use crate::net::digest::ManifestDigest;
 use crate::net::quic::{BindError, bind_socket};
+use crate::net::table_log::TableReader;
 use crate::outcome::Outcome;
 use crate::process::{Heartbeats, Network, NetworkOptions, incarnation};
 use crate::report::{Event, Reporter};
@@ -50,7 +50,7 @@ pub(super) struct Registered {
     run: Run,
     digest: ManifestDigest,
     placement: Placement,
-    table: watch::Receiver<Membership>,
+    table: TableReader,
     heartbeats: Heartbeats,
     socket: UdpSocket,
     address: SocketAddr,
@@ -82,7 +82,7 @@ impl Registered {
             run: Manifest::from_bytes(&joined.manifest)?.run().clone(),
             digest: joined.digest,
             placement: joined.placement,
-            table: control.follow(joined.membership),
+            table: control.follow(joined.tables),
             heartbeats: Heartbeats::start(control.clone()),
             me: Instance::new(options.identity.peer(), registration.incarnation),
             control,
@@ -196,7 +196,7 @@ impl Registered {
         };
         let socket = self.socket.try_clone();
         let socket = socket.map_err(|source| BindError::Socket { address: self.address, source })?;
-        let (network, arrivals) = Network::start(&network_options, socket, &self.table.borrow())?;
+        let (network, arrivals) = Network::start(&network_options, socket, &self.table.table())?;
         let machine = self.machine_config(config, executor.fragment_size(), begin);
         let router = self.run.pipeline.router.build(self.run.seed);
         let handles = Handles {

@@ -11,8 +11,8 @@ use swarmline_scheduler::replica::{
     Action, Confirmation, DRAIN_WITHIN, End, Event, HAND_OVER_WITHIN, InitialState, Note,
 };
 use swarmline_scheduler::transfer::{StateId, TransferMessage};
-use swarmline_scheduler::{Directive, Envelope, Membership, Message, PeerId, Replica, averaging};
-use tokio::sync::{mpsc, oneshot, watch};
+use swarmline_scheduler::{Directive, Envelope, Message, PeerId, Replica, averaging};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::copies::Copies;
@@ -24,6 +24,7 @@ use crate::config::Run;
 use crate::error::Error;
 use crate::net::control::{Control, ControlError, HEARTBEAT_INTERVAL, MemberStats};
 use crate::net::quic::NetEvent;
+use crate::net::table_log::TableReader;
 use crate::outcome::Outcome;
 use crate::process::{Clock, Heartbeats, Network, lost_instance};
 use crate::report::{self, ReplicaReport, Reporter};
@@ -42,7 +43,7 @@ pub(super) struct Handles {
     pub(super) executor: Executor,
     pub(super) network: Network,
     pub(super) arrivals: mpsc::Receiver<NetEvent>,
-    pub(super) table: watch::Receiver<Membership>,
+    pub(super) table: TableReader,
     pub(super) heartbeats: Heartbeats,
     pub(super) control: Control,
     pub(super) notes: Notes,
@@ -124,8 +125,7 @@ impl Serving {
         let mut tick = tokio::time::interval(HEARTBEAT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stopping = false;
-        let table = self.handles.table.borrow_and_update().clone();
-        self.adopt(table, reporter);
+        self.follow_table(reporter);
         loop {
             if let Some(error) = self.failure.take() {
                 return Err(error);
@@ -142,10 +142,7 @@ impl Serving {
                 reply = self.reductions.next() => self.handle(Event::Averaged(reply), reporter),
                 event = self.copies.next() => self.handle(event?, reporter),
                 Some(event) = self.handles.arrivals.recv() => self.on_network(event, reporter),
-                Ok(()) = self.handles.table.changed() => {
-                    let table = self.handles.table.borrow_and_update().clone();
-                    self.adopt(table, reporter);
-                }
+                Ok(()) = self.handles.table.changed() => self.follow_table(reporter),
                 () = self.clock.sleep_until(deadline) => self.handle(Event::Timeout, reporter),
                 _ = tick.tick() => self.on_tick(reporter),
                 directive = self.handles.heartbeats.directive() => self.on_directive(directive, reporter),
@@ -198,9 +195,11 @@ impl Serving {
         }
     }
 
-    fn adopt(&mut self, table: Membership, reporter: &Reporter) {
-        self.handles.network.trust_members(&table);
-        self.handle(Event::Membership(table.into()), reporter);
+    fn follow_table(&mut self, reporter: &Reporter) {
+        for update in self.handles.table.read() {
+            self.handles.network.trust_members(&update);
+            self.handle(Event::Membership(update), reporter);
+        }
     }
 
     fn on_directive(&mut self, directive: Result<Directive, ControlError>, reporter: &Reporter) {

@@ -22,7 +22,7 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl Coordinator for Echo {
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::SignedMembership, Status>> + Send>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::TableUpdate, Status>> + Send>>;
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Answer<v1::JoinResponse> {
         let caller = Caller::of(&request)?;
@@ -30,7 +30,7 @@ impl Coordinator for Echo {
     }
 
     async fn watch(&self, _: Request<v1::WatchRequest>) -> Answer<Self::WatchStream> {
-        let first = tokio_stream::once(Ok(v1::SignedMembership::default()));
+        let first = tokio_stream::once(Ok(v1::TableUpdate::default()));
         Ok(Response::new(Box::pin(first.chain(tokio_stream::pending()))))
     }
 

@@ -3,7 +3,7 @@
 use swarmline_proto::v1;
 use swarmline_scheduler::{
     BlockTally, Incarnation, Instance, LEASES_MAX, Lease, LeasedRange, Member, MemberState, Membership,
-    MicrobatchId, StageIndex,
+    MicrobatchId, StageIndex, TableChange,
 };
 
 use super::{
@@ -37,7 +37,26 @@ pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, Wire
     Ok(Membership { launch, version, members, leases, trained, awaited })
 }
 
-fn encode_member(member: &Member) -> v1::Member {
+/// The change of a table as a message.
+#[must_use]
+pub fn encode_change(change: &TableChange) -> v1::MembershipChange {
+    let removed = change.removed.iter().map(|peer| peer.0.to_vec()).collect();
+    v1::MembershipChange { base: change.base, removed, now: Some(encode_membership(&change.now)) }
+}
+
+/// The change of a table in a message.
+///
+/// # Errors
+/// If a key or the later table breaks the contract.
+pub fn decode_change(change: &v1::MembershipChange) -> Result<TableChange, WireError> {
+    let removed = change.removed.iter().map(|peer| decode_peer(peer)).collect::<Result<_, _>>()?;
+    let now = change.now.as_ref().map(decode_membership).transpose()?.unwrap_or_default();
+    Ok(TableChange { base: change.base, removed, now })
+}
+
+/// A member as a message.
+#[must_use]
+pub fn encode_member(member: &Member) -> v1::Member {
     let (state, stage) = match member.state {
         MemberState::Loading(stage) => (v1::MemberState::Loading, Some(stage)),
         MemberState::Serving(stage) => (v1::MemberState::Serving, Some(stage)),
