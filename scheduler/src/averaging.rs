@@ -21,6 +21,7 @@ mod adaptive_timeout;
 mod counts;
 mod deferred;
 mod draw;
+mod drawn_groups;
 mod event;
 mod group;
 mod job;
@@ -45,8 +46,8 @@ use crate::{Attempt, Duration, Instance, Time};
 pub use adaptive_timeout::{TIMEOUT_FIRST, TIMEOUT_MAX, TIMEOUT_MIN};
 pub use counts::{Counts, Fault, Note};
 pub use deferred::DEFERRED_PER_MEMBER;
-pub(crate) use draw::groups;
 pub use draw::{GROUP_MAX, GROUP_MIN};
+pub(crate) use drawn_groups::DrawnGroups;
 pub use event::{Action, Event, Reason};
 pub use group::{
     ATTEMPTS_MAX, FragmentIndex, FragmentSize, GroupId, MemberSet, PARTS_IN_FLIGHT_MAX, PartIndex, Round,

@@ -6,6 +6,7 @@
 //! that is lost or comes back.
 
 mod attempts;
+mod named;
 mod neighbours;
 mod status_timer;
 
@@ -22,6 +23,7 @@ pub(crate) use attempts::Leg;
 pub(crate) use neighbours::Neighbours;
 
 use attempts::Attempts;
+use named::{Named, Names};
 use status_timer::StatusTimer;
 
 /// A neighbour that holds a microbatch for more than this many times the usual keeps it: another replica gets it.
@@ -43,6 +45,7 @@ pub(crate) struct Handoff {
     /// Average time from handing a microbatch on to its return.
     turnaround: MovingAverage,
     entries: BTreeMap<MicrobatchId, Entry>,
+    named: Named,
     /// When the reply about each microbatch is overdue, if it is awaited.
     due: Alarms<MicrobatchId>,
     /// Replicas that were handed a microbatch and are no neighbours by the table; see [`Handoff::follow`].
@@ -80,6 +83,10 @@ impl Entry {
     fn due(&self) -> Option<Time> {
         self.timer.map(|(timer, timeout)| timer.due(timeout))
     }
+
+    fn names(&self) -> Names {
+        [self.awaited().map(|leg| leg.hop), self.holder]
+    }
 }
 
 impl Handoff {
@@ -93,6 +100,7 @@ impl Handoff {
             neighbours,
             turnaround: MovingAverage::default(),
             entries,
+            named: Named::default(),
             due: Alarms::default(),
             strays: BTreeSet::new(),
         }
@@ -114,10 +122,11 @@ impl Handoff {
             self.strays.insert(to);
         }
         self.neighbours.has(to, self.router.outstanding_at(&to));
-        self.set_timer(id, Some((StatusTimer::sent(now), timeout)));
-        let entry = self.entries.entry(id).or_default();
-        entry.sent_at = now;
-        entry.attempts.add(to)
+        self.change(id, |entry| {
+            entry.timer = Some((StatusTimer::sent(now), timeout));
+            entry.sent_at = now;
+            entry.attempts.add(to)
+        })
     }
 
     /// Watches exactly the peers `upstream` and `downstream`, and the replicas that have microbatches of this peer and
@@ -162,30 +171,40 @@ impl Handoff {
         }
     }
 
-    fn set_timer(&mut self, id: MicrobatchId, timer: Option<(StatusTimer, Duration)>) {
+    /// Changes an entry, which begins empty, and what follows from it.
+    fn change<T>(&mut self, id: MicrobatchId, change: impl FnOnce(&mut Entry) -> T) -> T {
         let entry = self.entries.entry(id).or_default();
-        entry.timer = timer;
-        self.due.set(id, entry.due());
+        let (names, due) = (entry.names(), entry.due());
+        let changed = change(entry);
+        self.named.change(id, names, entry.names());
+        if entry.due() != due {
+            self.due.set(id, entry.due());
+        }
+        changed
+    }
+
+    fn set_timer(&mut self, id: MicrobatchId, timer: Option<(StatusTimer, Duration)>) {
+        self.change(id, |entry| entry.timer = timer);
     }
 
     /// Numbers the attempts of a microbatch from `first` on.
     pub(crate) fn number_from(&mut self, id: MicrobatchId, first: Attempt) {
-        self.entries.entry(id).or_default().attempts = Attempts::from(first);
+        self.change(id, |entry| entry.attempts = Attempts::from(first));
     }
 
     /// Notes an attempt that was made before this process started. Its reply is not awaited.
     pub(crate) fn remember(&mut self, id: MicrobatchId, to: Hop) {
-        self.entries.entry(id).or_default().attempts.add(to);
+        self.change(id, |entry| entry.attempts.add(to));
     }
 
     /// `holder` is known to have the microbatch further downstream.
     pub(crate) fn hint(&mut self, id: MicrobatchId, holder: Hop) {
-        self.entries.entry(id).or_default().holder = Some(holder);
+        self.change(id, |entry| entry.holder = Some(holder));
     }
 
     /// The microbatch counts as lost: its next attempt is a retry.
     pub(crate) fn mark_failed(&mut self, id: MicrobatchId) {
-        self.entries.entry(id).or_default().had_failed = true;
+        self.change(id, |entry| entry.had_failed = true);
     }
 
     // --- Outcomes -------------------------------------------------------------------------------------------
@@ -219,21 +238,28 @@ impl Handoff {
     /// Drops the entry of a microbatch that needs no further attempt.
     pub(crate) fn forget(&mut self, now: Time, id: MicrobatchId, how: Completion) {
         self.complete(now, id, how);
-        self.entries.remove(&id);
+        if let Some(entry) = self.entries.remove(&id) {
+            self.named.change(id, entry.names(), Names::default());
+        }
     }
 
-    /// Fails every attempt with an instance that is `gone` and returns its microbatches; hints that name it are
-    /// dropped.
-    pub(crate) fn lose(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) -> Vec<MicrobatchId> {
-        let mut failed = Vec::new();
-        for (&id, entry) in &mut self.entries {
-            entry.holder = entry.holder.filter(|holder| !gone(holder));
-            if entry.awaited().is_some_and(|awaited| gone(&awaited.hop)) {
-                failed.push(id);
+    /// Fails every attempt with these replicas and returns the microbatches, by id; hints that name them are dropped.
+    pub(crate) fn lose(&mut self, now: Time, gone: &BTreeSet<Hop>) -> BTreeSet<MicrobatchId> {
+        let named: BTreeSet<_> = gone.iter().flat_map(|&hop| self.named.by(hop)).collect();
+        let mut failed = BTreeSet::new();
+        for id in named {
+            self.change(id, |entry| entry.holder = entry.holder.filter(|holder| !gone.contains(holder)));
+            if self.awaited(id).is_some_and(|awaited| gone.contains(&awaited.hop)) {
+                failed.insert(id);
             }
         }
         failed.iter().for_each(|&id| self.fail(now, id, Completion::Lost));
         failed
+    }
+
+    /// The replicas that have a microbatch of this peer, or may have one further downstream.
+    pub(crate) fn named(&self) -> impl Iterator<Item = &Hop> {
+        self.named.hops()
     }
 
     /// A neighbour replied about the awaited attempt. Returns whether the microbatch needs another attempt.
@@ -283,31 +309,31 @@ impl Handoff {
     /// The neighbour of the awaited attempt handed the microbatch on to `next`: if the neighbour is lost, `next` is
     /// asked.
     pub(crate) fn on_forwarded(&mut self, leg: Leg, id: MicrobatchId, next: Hop) {
-        if let Some(entry) = self.entries.get_mut(&id)
-            && entry.awaited() == Some(leg)
-            && next.stage > Some(self.next)
-        {
-            entry.holder = Some(next);
+        if self.awaited(id) == Some(leg) && next.stage > Some(self.next) {
+            self.hint(id, next);
         }
     }
 
     /// A replica downstream has lost its upstream. The next attempt names it as holder. Returns the replica that was
     /// handed the microbatch meanwhile, which needs the notice too.
     pub(crate) fn on_orphan(&mut self, id: MicrobatchId, holder: Hop) -> Option<Hop> {
-        let entry = self.entries.entry(id).or_default();
-        if entry.attempts.latest().map(|latest| latest.hop) == Some(holder) {
+        if self.latest(id).map(|latest| latest.hop) == Some(holder) {
             return None;
         }
-        if entry.holder.is_none_or(|known| known.stage >= holder.stage) {
-            entry.holder = Some(holder);
-        }
-        entry.awaited().map(|awaited| awaited.hop).filter(|hop| hop.stage < holder.stage)
+        self.change(id, |entry| {
+            if entry.holder.is_none_or(|known| known.stage >= holder.stage) {
+                entry.holder = Some(holder);
+            }
+        });
+        self.awaited(id).map(|awaited| awaited.hop).filter(|hop| hop.stage < holder.stage)
     }
 
     /// Takes the hint that a replica of the next stage itself has the microbatch.
     pub(crate) fn take_next_holder(&mut self, id: MicrobatchId) -> Option<Hop> {
         let next = Some(self.next);
-        self.entries.get_mut(&id)?.holder.take_if(|holder| holder.stage == next)
+        self.entries
+            .contains_key(&id)
+            .then(|| self.change(id, |entry| entry.holder.take_if(|holder| holder.stage == next)))?
     }
 
     // --- Waits ----------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ pub struct PeerTable {
     upstream: Pairs,
     /// The replicas that the table before had placed and this one has not.
     departed: Vec<Hop>,
+    /// The hops that came or went with this table: of members that serve or feed.
+    moved: Vec<Hop>,
     /// The stages whose replicas, loading or serving, are others than in the table before.
     touched: BTreeSet<StageIndex>,
     /// Contains members only, so the table bounds it.
@@ -61,12 +63,12 @@ impl PeerTable {
     fn follow(&mut self, change: &TableChange, next: Option<Arc<Table>>) {
         self.departed.clear();
         self.touched.clear();
-        let mut moved = Vec::new();
+        self.moved.clear();
         for peer in &change.removed {
-            self.note(*peer, None, &mut moved);
+            self.note(*peer, None);
         }
         for member in &change.now.members {
-            self.note(member.instance.peer, Some(member), &mut moved);
+            self.note(member.instance.peer, Some(member));
         }
         self.departed.sort_unstable_by_key(Hop::peer);
         match next {
@@ -75,11 +77,11 @@ impl PeerTable {
                 Arc::make_mut(&mut self.table).apply(change);
             }
         }
-        self.pair(&moved);
+        self.pair();
     }
 
-    /// Notes that the entry of a member is to change, and adds the hops that come or go by that to `moved`.
-    fn note(&mut self, peer: PeerId, now: Option<&Member>, moved: &mut Vec<Hop>) {
+    /// Notes that the entry of a member is to change.
+    fn note(&mut self, peer: PeerId, now: Option<&Member>) {
         let before = self.table.members().get(&peer);
         if let Some(before) = before {
             let hop = before.hop().filter(|hop| hop.stage.is_some());
@@ -90,21 +92,26 @@ impl PeerTable {
         }
         let both = [before, now].into_iter().flatten();
         self.touched.extend(both.clone().filter_map(|member| member.state.stage()));
-        moved.extend(both.filter_map(working));
+        self.moved.extend(both.filter_map(working));
     }
 
-    /// Pairs the hops that `moved` with the owner.
-    fn pair(&mut self, moved: &[Hop]) {
+    /// Pairs the hops that came or went with the owner.
+    fn pair(&mut self) {
         let Some(owner) = self.owner else { return };
         let next = StageIndex(owner.stage.map_or(0, |stage| stage.0.saturating_add(1)));
-        let (pairing, of_stage) = (self.pairing(next), moved_in(moved, Some(next)));
+        let (pairing, of_stage) = (self.pairing(next), self.moved_in(Some(next)));
         let pairs = |pairing: &Pairing, hop: &Hop| pairing.pairs(owner.peer(), hop.peer());
         self.downstream.follow(pairing, self.table.places().serving(next), &of_stage, pairs);
         let Some(stage) = owner.stage else { return };
         let before = stage.0.checked_sub(1).map(StageIndex);
-        let (pairing, of_stage) = (self.pairing(stage), moved_in(moved, before));
+        let (pairing, of_stage) = (self.pairing(stage), self.moved_in(before));
         let pairs = |pairing: &Pairing, hop: &Hop| pairing.pairs(hop.peer(), owner.peer());
         self.upstream.follow(pairing, self.table.places().senders_to(stage), &of_stage, pairs);
+    }
+
+    /// The hops that came or went at this place of the pipeline.
+    fn moved_in(&self, stage: Option<StageIndex>) -> Vec<Hop> {
+        self.moved.iter().filter(|hop| hop.stage == stage).copied().collect()
     }
 
     /// The table taken over last.
@@ -224,6 +231,12 @@ impl PeerTable {
         &self.departed
     }
 
+    /// The replicas and feeders that serve or feed since this table, or did until it. One whose entry changed otherwise may
+    /// be among them.
+    pub(crate) fn moved(&self) -> &[Hop] {
+        &self.moved
+    }
+
     /// Whether the replicas of `stage`, loading or serving, are others than in the table before.
     #[must_use]
     pub fn touches(&self, stage: StageIndex) -> bool {
@@ -336,11 +349,6 @@ impl PeerTable {
     pub fn next_release(&self, now: Time) -> Option<Time> {
         self.quarantine.next_release(now)
     }
-}
-
-/// The hops of `moved` that stand at this place of the pipeline.
-fn moved_in(moved: &[Hop], stage: Option<StageIndex>) -> Vec<Hop> {
-    moved.iter().filter(|hop| hop.stage == stage).copied().collect()
 }
 
 #[cfg(test)]

@@ -37,21 +37,19 @@ pub(super) fn group_of(round: Round, members: &[Instance], me: PeerId) -> Vec<In
     instances(group)
 }
 
-/// All groups of this round, each sorted like `members`.
-pub(crate) fn groups(round: Round, members: &[Instance]) -> Vec<Vec<Instance>> {
-    let mut groups = vec![drawn(round, members)];
-    for bit in 0..u64::BITS {
-        let halved = groups.into_iter().flat_map(|group| match halves(group, bit) {
-            Ok(halves) => halves.into(),
-            Err(whole) => vec![whole],
-        });
-        groups = halved.collect();
+/// The groups of members that agree in the first `bit` bits, each in their order.
+pub(super) fn split(members: Vec<Drawn>, bit: u32) -> Vec<Vec<Instance>> {
+    if bit == u64::BITS || members.len() <= GROUP_MAX {
+        return if members.is_empty() { Vec::new() } else { vec![instances(members)] };
     }
-    groups.into_iter().map(instances).collect()
+    match halves(members, bit) {
+        Ok(halves) => halves.into_iter().flat_map(|half| split(half, bit + 1)).collect(),
+        Err(whole) => split(whole, bit + 1),
+    }
 }
 
 /// A member and its bits.
-type Drawn = (u64, Instance);
+pub(super) type Drawn = (u64, Instance);
 
 fn drawn(round: Round, members: &[Instance]) -> Vec<Drawn> {
     members.iter().map(|member| (bits(round, member.peer), *member)).collect()
@@ -73,7 +71,7 @@ fn instances(group: Vec<Drawn>) -> Vec<Instance> {
 }
 
 /// The bits of a peer in a round.
-fn bits(round: Round, peer: PeerId) -> u64 {
+pub(super) fn bits(round: Round, peer: PeerId) -> u64 {
     let (words, _) = peer.0.as_chunks::<8>();
     words.iter().fold(round.0, |state, word| Rng::new(state ^ u64::from_le_bytes(*word)).next_u64())
 }
@@ -99,7 +97,7 @@ mod tests {
     /// The groups of a round, of which each member knows its own.
     fn groups(round: u64, members: &[Instance]) -> BTreeSet<Vec<Instance>> {
         let known = members.iter().map(|member| group_of(Round(round), members, member.peer)).collect();
-        assert_eq!(super::groups(Round(round), members).into_iter().collect::<BTreeSet<_>>(), known);
+        assert_eq!(split(drawn(Round(round), members), 0).into_iter().collect::<BTreeSet<_>>(), known);
         known
     }
 

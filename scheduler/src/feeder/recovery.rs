@@ -8,14 +8,15 @@ use std::fmt::Debug;
 use super::{Action, Feeder};
 use crate::handoff::{Leg, Overdue};
 use crate::{
-    Envelope, Hop, Instance, Message, MicrobatchId, PeerId, Purpose, RouteKey, Status, TableUpdate, Time,
+    Envelope, Hop, Instance, Message, MicrobatchId, PeerId, Purpose, RouteKey, StageIndex, Status,
+    TableUpdate, Time,
 };
 
 impl<P: Clone + Default + Debug> Feeder<P> {
     /// Acts on the verdicts about replicas of stage 0.
     pub(super) fn judge_neighbours(&mut self, now: Time) {
         for instance in self.handoff.judge(now, &mut self.table) {
-            self.lose(now, |hop| hop.instance == instance);
+            self.lose(now, &[Hop::replica(StageIndex(0), instance)].into());
         }
     }
 
@@ -28,7 +29,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.window.served_by(self.table.width(self.config.stages));
         self.handoff.follow(now, &self.table);
         self.rounds.follow(&self.table);
-        let departed =
+        let departed: BTreeSet<Hop> =
             if is_first { self.left_before() } else { self.table.departed().iter().copied().collect() };
         for hop in &departed {
             self.counts.contributions_lost += self.contributions.lose(hop);
@@ -38,9 +39,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
                 self.suspicion.forget(hop.peer());
             }
         }
-        if !departed.is_empty() {
-            self.lose(now, |hop| departed.contains(hop));
-        }
+        self.lose(now, &departed);
         self.follow_successions(now);
     }
 
@@ -50,7 +49,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     /// Retries every microbatch that was sent to a replica that is `gone`.
-    fn lose(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) {
+    fn lose(&mut self, now: Time, gone: &BTreeSet<Hop>) {
         for id in self.handoff.lose(now, gone) {
             self.wait_for_replica(id);
         }

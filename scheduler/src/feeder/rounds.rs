@@ -73,9 +73,14 @@ impl Rounds {
 
     /// Follows a newer table: the replicas that serve a stage average.
     pub(super) fn follow(&mut self, table: &PeerTable) {
-        let stages = (0..).map(StageIndex).zip(&mut self.stages);
-        for (stage, rounds) in stages.filter(|(stage, _)| table.touches(*stage)) {
-            rounds.follow(&table.hops(stage).iter().map(|hop| hop.instance).collect());
+        for hop in table.moved() {
+            let Some(stage) = hop.stage else { continue };
+            let Some(rounds) = self.stages.get_mut(usize::from(stage.0)) else { continue };
+            if table.hops(stage).contains(hop) {
+                rounds.enter(hop.instance);
+            } else {
+                rounds.leave(hop.instance);
+            }
         }
     }
 

@@ -36,6 +36,26 @@ impl Pairing {
         self.halvings == 0 || hash(hash(0, sender), replica).leading_zeros() >= self.halvings
     }
 
+    /// Whether every sender is paired with every replica.
+    #[must_use]
+    pub fn draws_all(&self) -> bool {
+        self.halvings == 0
+    }
+
+    /// The pairing of a stage of half the size. It draws every pair of this one, and about as many besides.
+    #[must_use]
+    pub fn wider(&self) -> Self {
+        Self { halvings: self.halvings.saturating_sub(1) }
+    }
+
+    /// Whether it draws every pair of `other` and of the pairing that is wider than `other`, and four times as many pairs as
+    /// `other` at most.
+    #[must_use]
+    pub fn is_just_wider_than(&self, other: Self) -> bool {
+        let least = other.halvings.saturating_sub(2);
+        (least..=other.wider().halvings).contains(&self.halvings)
+    }
+
     /// The number of `peers` of one stage that a peer of the other stage is paired with on average; at least 1.
     #[must_use]
     pub fn expected(&self, peers: usize) -> usize {

@@ -83,7 +83,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// Retries every microbatch that was handed to a peer that is `gone`, and sends an orphan notice for each that came
     /// from such a peer.
     fn lose(&mut self, now: Time, gone: impl Fn(&Hop) -> bool) {
-        for id in self.handoff.lose(now, &gone) {
+        let lost = self.handoff.named().filter(|hop| gone(hop)).copied().collect();
+        for id in self.handoff.lose(now, &lost) {
             self.retry(now, id);
         }
         self.promote_second_upstreams(&gone);

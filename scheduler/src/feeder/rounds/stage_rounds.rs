@@ -21,7 +21,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::averaging::{GROUP_MAX, Round, groups};
+use crate::averaging::{DrawnGroups, GROUP_MAX, Round};
 use crate::feeder::AveragingSchedule;
 use crate::{Duration, Instance, Time};
 
@@ -59,7 +59,7 @@ pub(super) struct StageRounds {
     finished: u64,
     members: BTreeMap<Instance, Member>,
     /// The members that average with each other in the current round.
-    groups: Vec<Vec<Instance>>,
+    groups: DrawnGroups,
     /// Members that have not ended the current round.
     pending: BTreeSet<Instance>,
     /// The time at which more than half had ended it.
@@ -98,7 +98,7 @@ impl StageRounds {
             called_at: Time::default(),
             finished: 0,
             members: BTreeMap::new(),
-            groups: Vec::new(),
+            groups: DrawnGroups::new(Round(0), std::iter::empty()),
             pending: BTreeSet::new(),
             most_ended_at: None,
             until: None,
@@ -118,12 +118,12 @@ impl StageRounds {
     /// Former starts of the feeder called this many rounds more.
     pub(super) fn remember(&mut self, rounds: u64) {
         self.round = self.round.saturating_add(rounds);
+        self.draw();
     }
 
     /// The members that average with this one in the current round; empty if it is no member.
     pub(super) fn group_of(&self, member: Instance) -> &[Instance] {
-        let group = self.groups.iter().find(|group| group.binary_search(&member).is_ok());
-        group.map_or(&[], Vec::as_slice)
+        self.groups.of(member)
     }
 
     /// Whether the current round is one of the last.
@@ -141,13 +141,21 @@ impl StageRounds {
         self.until.filter(|&until| now < until)
     }
 
-    /// These replicas average from now on.
-    pub(super) fn follow(&mut self, members: &BTreeSet<Instance>) {
-        self.members.retain(|member, _| members.contains(member));
-        for &member in members {
-            self.members.entry(member).or_default();
+    /// A replica averages from now on.
+    pub(super) fn enter(&mut self, member: Instance) {
+        let Member { ended, .. } = *self.members.entry(member).or_default();
+        if ended < self.round {
+            self.pending.insert(member);
         }
-        self.draw();
+        self.groups.enter(member);
+        self.news = true;
+    }
+
+    /// A replica averages no more.
+    pub(super) fn leave(&mut self, member: Instance) {
+        self.members.remove(&member);
+        self.pending.remove(&member);
+        self.groups.leave(member);
         self.news = true;
     }
 
@@ -171,7 +179,10 @@ impl StageRounds {
     /// Another feeder calls: the round behind the last that all members have ended may be under way. Returns it.
     pub(super) fn learn(&mut self) -> Round {
         let ended = self.members.values().map(|member| member.ended).min().unwrap_or(0);
-        self.round = self.round.max(ended.saturating_add(1));
+        if self.round <= ended {
+            self.round = ended.saturating_add(1);
+            self.draw();
+        }
         self.current()
     }
 
@@ -258,8 +269,7 @@ impl StageRounds {
     fn draw(&mut self) {
         let pending = self.members.iter().filter(|(_, member)| member.ended < self.round);
         self.pending = pending.map(|(member, _)| *member).collect();
-        let members: Vec<Instance> = self.members.keys().copied().collect();
-        self.groups = groups(self.current(), &members);
+        self.groups = DrawnGroups::new(self.current(), self.members.keys().copied());
     }
 
     fn is_due(&self, finished: u64) -> bool {
@@ -288,7 +298,7 @@ mod tests {
     /// The clock of a stage with these members.
     fn rounds(keys: std::ops::RangeInclusive<u8>) -> StageRounds {
         let mut rounds = StageRounds::new(AveragingSchedule { interval: 10, fragments: 2 });
-        rounds.follow(&keys.map(member).collect());
+        keys.for_each(|key| rounds.enter(member(key)));
         rounds
     }
 
@@ -314,7 +324,7 @@ mod tests {
         assert!(rounds.proceed(Time(2), at(99)));
         assert_eq!(rounds.current(), Round(2));
         end(&mut rounds, Time(3), 1..=2, 2);
-        rounds.follow(&(1..=2).map(member).collect());
+        rounds.leave(member(3));
         assert!(rounds.proceed(Time(3), at(109)), "the other one has left");
     }
 
@@ -496,7 +506,7 @@ mod tests {
             assert!(!rounds.proceed(Time(0), OVER) && rounds.is_over());
         }
         let mut off = StageRounds::new(AveragingSchedule { interval: 0, fragments: 0 });
-        off.follow(&(1..=2).map(member).collect());
+        (1..=2).for_each(|key| off.enter(member(key)));
         assert!(!off.proceed(Time(0), at(90)));
         assert!(!off.proceed(Time(0), OVER) && off.is_over());
     }
