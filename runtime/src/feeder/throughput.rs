@@ -13,6 +13,8 @@ pub(super) struct Throughput {
     total: u64,
     /// Tokens of the microbatches finished.
     tokens: u64,
+    /// Those of them that finished before this start.
+    before: u64,
     since_progress: Loss,
     progress_at: Instant,
     /// Time of the last finished microbatch, or of the start of training; `None` during an evaluation.
@@ -21,12 +23,13 @@ pub(super) struct Throughput {
 }
 
 impl Throughput {
-    /// Of a run of `total` microbatches; those before this start had `tokens`.
-    pub(super) fn new(total: u64, tokens: u64) -> Self {
+    /// Of a run of `total` microbatches; those before this start had `before` tokens.
+    pub(super) fn new(total: u64, before: u64) -> Self {
         let now = Instant::now();
         Self {
             total,
-            tokens,
+            tokens: before,
+            before,
             since_progress: Loss::default(),
             progress_at: now,
             training_since: None,
@@ -69,6 +72,7 @@ impl Throughput {
         })
     }
 
+    /// The account at the end: of all starts, but for the time and the speed, which are those of this start.
     pub(super) fn report(&self, counts: &Counts, bytes_sent: u64) -> FeederReport {
         let seconds = self.training.as_secs_f64();
         FeederReport {
@@ -83,8 +87,22 @@ impl Throughput {
             contributions_lost: counts.contributions_lost,
             tokens: self.tokens,
             seconds,
-            tokens_per_s: self.tokens as f64 / seconds.max(f64::MIN_POSITIVE),
+            tokens_per_s: self.tokens.saturating_sub(self.before) as f64 / seconds.max(f64::MIN_POSITIVE),
             bytes_sent,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_speed_after_a_restart_leaves_out_the_tokens_before_it() {
+        let mut throughput = Throughput::new(10, 1_000_000);
+        throughput.finished(Loss { sum: 1.0, tokens: 50 });
+        throughput.training = Duration::from_secs(2);
+        let report = throughput.report(&Counts::default(), 0);
+        assert_eq!((report.tokens, report.seconds, report.tokens_per_s), (1_000_050, 2.0, 25.0));
     }
 }

@@ -211,9 +211,9 @@ pub struct FeederReport {
     pub retried: u64,
     /// Contributions granted to replicas that died before an averaging round carried them to another replica.
     pub contributions_lost: u64,
-    /// Tokens trained on.
+    /// Tokens trained on, those before a restart included.
     pub tokens: u64,
-    /// Seconds from the first injection to the last outcome, without evaluation.
+    /// Seconds from the first injection of this start to the last outcome, without evaluation.
     pub seconds: f64,
     /// Tokens a second over those seconds.
     pub tokens_per_s: f64,

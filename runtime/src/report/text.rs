@@ -97,7 +97,7 @@ impl fmt::Display for Totals {
 impl fmt::Display for FeederReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (totals, Self { tokens, seconds, tokens_per_s, .. }) = (self.totals(), self);
-        write!(f, "{totals}; {tokens} tokens in {seconds:.1} s, {tokens_per_s:.0} tokens/s")?;
+        write!(f, "{totals}; {tokens} tokens; {seconds:.1} s at {tokens_per_s:.0} tokens/s")?;
         if self.inherited + self.abandoned > 0 {
             write!(f, "; taken over: {} had ended, {} abandoned", self.inherited, self.abandoned)?;
         }
