@@ -330,9 +330,15 @@ impl Shared {
         self.endpoint.close(code, reason);
     }
 
-    /// A frame for `peer` is acknowledged or given back.
-    fn settled(&self, peer: &PeerId, message: &Message) {
-        self.peers.settled(peer, message);
+    /// `peer` has acknowledged a frame.
+    fn delivered(&self, peer: &PeerId, message: &Message) {
+        self.peers.delivered(peer, message);
+        self.settle();
+    }
+
+    /// A frame for `peer` is given back.
+    fn given_back(&self, peer: &PeerId, message: &Message) {
+        self.peers.given_back(peer, message);
         self.settle();
     }
 

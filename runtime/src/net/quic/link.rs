@@ -15,6 +15,7 @@ use super::connection::{self, HANDSHAKE_MAX};
 use super::handshake::{self, HandshakeError};
 use super::lane::Lane;
 use super::peers::{Outbox, was_recycled};
+use super::recycling::RECYCLED_MAX;
 use super::{NetEvent, Shared, code, tuning};
 use crate::net::frame::Encoded;
 use crate::net::tls::{Pin, SERVER_NAME};
@@ -68,12 +69,23 @@ pub enum LinkError {
 pub(super) struct Outgoing {
     pub(super) envelope: Envelope<Bytes>,
     frame: Encoded,
+    /// Times that it was sent, but for those that were forgiven.
     sendings: u32,
+    forgiven: u32,
 }
 
 impl Outgoing {
     pub(super) fn new(envelope: Envelope<Bytes>, frame: Encoded) -> Self {
-        Self { envelope, frame, sendings: 0 }
+        Self { envelope, frame, sendings: 0, forgiven: 0 }
+    }
+
+    /// Its connection was recycled while it was on its way. A peer that takes short frames and recycles under each long
+    /// one would get the long one without end, so a frame is forgiven [`RECYCLED_MAX`] times.
+    fn forgive(&mut self) {
+        if self.forgiven < RECYCLED_MAX && self.sendings > 0 {
+            self.forgiven += 1;
+            self.sendings -= 1;
+        }
     }
 }
 
@@ -158,7 +170,7 @@ impl Link {
             // Not in the map after a recovery: the frame has been queued again.
             Ok(None) => {
                 if let Some((_, outgoing)) = self.unacknowledged.remove(&number) {
-                    self.shared.settled(&self.peer, &outgoing.envelope.message);
+                    self.shared.delivered(&self.peer, &outgoing.envelope.message);
                 }
             }
             Ok(Some(code)) => {
@@ -184,7 +196,9 @@ impl Link {
         let broken = self.unacknowledged.extract_if(.., |_, (over, _)| *over == connection);
         let frames: Vec<Outgoing> = broken.map(|(_, (_, outgoing))| outgoing).collect();
         for mut outgoing in frames.into_iter().rev() {
-            outgoing.sendings -= u32::from(recycled && outgoing.sendings > 0);
+            if recycled {
+                outgoing.forgive();
+            }
             if outgoing.sendings < SENDINGS_MAX {
                 self.pending.push_front(outgoing);
             } else {
@@ -311,7 +325,7 @@ impl Link {
         let undelivered: Vec<_> = frames.into_iter().map(|outgoing| outgoing.envelope).collect();
         undelivered
             .iter()
-            .for_each(|envelope: &Envelope<_>| self.shared.settled(&self.peer, &envelope.message));
+            .for_each(|envelope: &Envelope<_>| self.shared.given_back(&self.peer, &envelope.message));
         let event = NetEvent::Unreachable { peer: self.peer, reason, undelivered };
         // Fails only if the reader is gone.
         let _ = self.shared.events.send(event).await;
@@ -329,7 +343,7 @@ impl Link {
 }
 
 /// Whether a connection ended without a sign that the peer is lost: one of the two made room, or this process closed it.
-pub(super) fn is_no_loss(end: &ConnectionError) -> bool {
+fn is_no_loss(end: &ConnectionError) -> bool {
     was_recycled(end) || matches!(end, ConnectionError::LocallyClosed)
 }
 

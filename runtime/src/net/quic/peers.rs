@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::lane::{Lane, Underway};
-use super::link::{Dialling, Outgoing, is_no_loss};
+use super::link::{Dialling, Outgoing};
 use super::recycling::Recycling;
 use super::{NetEvent, Settings, code, handshake};
 
@@ -68,6 +68,12 @@ impl Entry {
 
     fn live_connection(&self) -> Option<&Connection> {
         self.connections.iter().rev().find(|connection| connection.close_reason().is_none())
+    }
+
+    /// Closes a connection in whose place the peer has put another.
+    fn supersede(&mut self, old: &Connection) {
+        self.recycling.count(Instant::now());
+        old.close(code::SUPERSEDED, b"a newer connection took its place");
     }
 
     fn is_unused(&self) -> bool {
@@ -143,8 +149,16 @@ impl Peers {
         Ok(Pushed::Queued)
     }
 
-    /// A frame is acknowledged or given back.
-    pub(super) fn settled(&self, peer: &PeerId, message: &Message) {
+    /// The peer has acknowledged a frame.
+    pub(super) fn delivered(&self, peer: &PeerId, message: &Message) {
+        if let Some(entry) = self.lock().entries.get_mut(peer) {
+            entry.underway.remove(message);
+            entry.recycling.took_frame();
+        }
+    }
+
+    /// A frame is given back.
+    pub(super) fn given_back(&self, peer: &PeerId, message: &Message) {
         if let Some(entry) = self.lock().entries.get_mut(peer) {
             entry.underway.remove(message);
         }
@@ -185,10 +199,11 @@ impl Peers {
         let news = entry.connections.is_empty() || entry.incarnation != incarnation;
         if entry.incarnation != incarnation {
             entry.incarnation = incarnation;
-            entry.connections.drain(..).for_each(|old| supersede(&old));
+            std::mem::take(&mut entry.connections).iter().for_each(|old| entry.supersede(old));
         }
         if entry.connections.len() >= CONNECTIONS_PER_PEER_MAX {
-            supersede(&entry.connections.remove(0));
+            let oldest = entry.connections.remove(0);
+            entry.supersede(&oldest);
         }
         entry.connections.push(connection.clone());
         entry.used = Instant::now();
@@ -213,7 +228,7 @@ impl Peers {
         entry.connections.retain(|known| known.stable_id() != connection.stable_id());
         let was_last = entry.connections.len() < before && entry.connections.is_empty();
         let now = Instant::now();
-        if is_no_loss(end) {
+        if was_recycled(end) {
             entry.recycling.count(now);
         }
         if was_last && (entry.recycling.is_excessive(now) || !was_recycled(end)) {
@@ -223,7 +238,7 @@ impl Peers {
         table.forget_if_unused(&peer);
     }
 
-    /// Whether connections with the peer end without a loss so often that the next one counts as lost.
+    /// Whether the peer recycles connections so often that the next one counts as lost.
     pub(super) fn recycles_excessively(&self, peer: &PeerId) -> bool {
         self.lock().entries.get(peer).is_some_and(|entry| entry.recycling.is_excessive(Instant::now()))
     }
@@ -305,10 +320,6 @@ impl Table {
             self.entries.remove(peer);
         }
     }
-}
-
-fn supersede(connection: &Connection) {
-    connection.close(code::SUPERSEDED, b"a newer connection took its place");
 }
 
 fn recycle(connection: &Connection) {

@@ -403,14 +403,42 @@ async fn malformed_frames_harm_no_other_peer() {
 }
 
 /// Accepts connections with a trusted key and closes each as if to make room, without an end.
-async fn recycle_all(endpoint: Endpoint, dialled: Arc<AtomicU32>) {
+struct Recycler {
+    peer: PeerId,
+    address: SocketAddr,
+    dialled: Arc<AtomicU32>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Recycler {
+    /// Closes a connection `pause` after the first bytes of a frame. It never takes a long frame as a whole, which would
+    /// be delivered then.
+    fn start(pause: Duration) -> Self {
+        let identity = Identity::from_seed([66; 32]);
+        let mut transport = tuning::transport(&SETTINGS);
+        transport.stream_receive_window(VarInt::from_u32(500));
+        let server = tuning::server(&identity, Trust::anyone(), Arc::new(transport)).unwrap();
+        let endpoint = Endpoint::server(server, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let (address, dialled) = (endpoint.local_addr().unwrap(), Arc::new(AtomicU32::new(0)));
+        let task = tokio::spawn(recycle_all(endpoint, Arc::clone(&dialled), pause));
+        Self { peer: identity.peer(), address, dialled, task }
+    }
+}
+
+impl Drop for Recycler {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn recycle_all(endpoint: Endpoint, dialled: Arc<AtomicU32>, pause: Duration) {
     while let Some(incoming) = endpoint.accept().await {
         let Ok(connection) = incoming.await else { continue };
         let hello = HandshakeInfo::new(RUN, Incarnation(5));
         if handshake::answer(&connection, &hello).await.is_ok() {
             dialled.fetch_add(1, Ordering::Relaxed);
-            // Until the first bytes of a frame are here.
             let _ = connection.accept_uni().await;
+            tokio::time::sleep(pause).await;
             connection.close(code::RECYCLED, b"room for another peer");
         }
     }
@@ -419,16 +447,8 @@ async fn recycle_all(endpoint: Endpoint, dialled: Arc<AtomicU32>) {
 #[tokio::test]
 async fn a_peer_that_recycles_every_connection_is_lost_and_dialled_no_more() {
     let mut victim = Side::new(1);
-    let identity = Identity::from_seed([66; 32]);
-    // It never takes a whole frame, which would be delivered then.
-    let mut transport = tuning::transport(&SETTINGS);
-    transport.stream_receive_window(VarInt::from_u32(500));
-    let server = tuning::server(&identity, Trust::anyone(), Arc::new(transport)).unwrap();
-    let endpoint = Endpoint::server(server, "127.0.0.1:0".parse().unwrap()).unwrap();
-    let (address, dialled) = (endpoint.local_addr().unwrap(), Arc::new(AtomicU32::new(0)));
-    let hostile = tokio::spawn(recycle_all(endpoint, Arc::clone(&dialled)));
-
-    victim.plane.send(identity.peer(), address, forward(0, vec![1; 1000])).unwrap();
+    let hostile = Recycler::start(Duration::ZERO);
+    victim.plane.send(hostile.peer, hostile.address, forward(0, vec![1; 1000])).unwrap();
     let (mut given_back, mut told) = (false, false);
     while !(given_back && told) {
         match victim.event().await {
@@ -436,14 +456,39 @@ async fn a_peer_that_recycles_every_connection_is_lost_and_dialled_no_more() {
                 assert_eq!(undelivered, [forward(0, vec![1; 1000])]);
                 given_back = true;
             }
-            NetEvent::Disconnected { instance, .. } => told = instance.peer == identity.peer(),
+            NetEvent::Disconnected { instance, .. } => told = instance.peer == hostile.peer,
             NetEvent::Connected(_) => {}
             other => panic!("{other:?}"),
         }
     }
-    let dials = dialled.load(Ordering::Relaxed);
+    let dials = hostile.dialled.load(Ordering::Relaxed);
     assert!((recycling::RECYCLED_MAX..recycling::RECYCLED_MAX + 6).contains(&dials), "{dials} dials");
-    hostile.abort();
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_short_frames_and_recycles_under_a_long_one_gets_that_a_limited_number_of_times() {
+    let mut victim = Side::new(1);
+    let hostile = Recycler::start(Duration::from_millis(60));
+    let long = forward(0, vec![1; 1000]);
+    victim.plane.send(hostile.peer, hostile.address, long.clone()).unwrap();
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    let given_back = async {
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {
+                    let short = Message::Heartbeat(Heartbeat::default()).into();
+                    victim.plane.send(hostile.peer, hostile.address, short).unwrap();
+                }
+                event = victim.events.recv() => match event.unwrap() {
+                    NetEvent::Unreachable { undelivered, .. } if undelivered.contains(&long) => return,
+                    _ => {}
+                }
+            }
+        }
+    };
+    soon(given_back).await;
+    let dials = hostile.dialled.load(Ordering::Relaxed);
+    assert!((recycling::RECYCLED_MAX..2 * recycling::RECYCLED_MAX).contains(&dials), "{dials} dials");
 }
 
 #[tokio::test]
@@ -699,6 +744,75 @@ async fn a_peer_speaks_to_more_peers_than_it_may_have_connections() {
                 !matches!(event, NetEvent::Disconnected { .. } | NetEvent::Unreachable { .. }),
                 "{event:?}"
             );
+        }
+    }
+}
+
+/// Waits until the peer has acknowledged every frame.
+async fn delivered(plane: &DataPlane) {
+    let mut outstanding = plane.shared.outstanding.subscribe();
+    soon(outstanding.wait_for(|frames| *frames == 0)).await.unwrap();
+}
+
+/// Closes the connection with a peer as if to make room for another.
+fn recycle(plane: &DataPlane, peer: PeerId) {
+    let connection = plane.shared.peers.connection(&peer).unwrap();
+    connection.close(code::RECYCLED, b"room for another peer");
+}
+
+fn assert_no_loss(side: &mut Side) {
+    while let Ok(event) = side.events.try_recv() {
+        let loss = matches!(event, NetEvent::Disconnected { .. } | NetEvent::Unreachable { .. });
+        assert!(!loss, "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_recycles_often_and_takes_frames_in_between_is_never_lost() {
+    let (mut left, mut right) = (Side::new(1), Side::new(2));
+    for id in 0..3 * u64::from(recycling::RECYCLED_MAX) {
+        left.send(&right, &forward(id, vec![1; 1000])).await;
+        assert_eq!(id_of(&right.message().await.1), id);
+        delivered(&left.plane).await;
+        let connection = left.plane.shared.peers.connection(&right.peer()).unwrap();
+        recycle(&right.plane, left.peer());
+        soon(connection.closed()).await;
+    }
+    left.send(&right, &forward(999, Vec::new())).await;
+    delivered(&left.plane).await;
+    assert_no_loss(&mut left);
+}
+
+#[tokio::test]
+async fn connections_that_this_process_recycles_are_not_held_against_the_peer() {
+    let (hub, mut events) = bind(1, Settings { connections_max: 1, ..SETTINGS });
+    let (hub_peer, hub_address) = (Identity::from_seed([1; 32]).peer(), hub.local_addr().unwrap());
+    let spokes = [Side::new(2), Side::new(3)];
+    for spoke in &spokes {
+        hub.send(spoke.peer(), spoke.address, forward(0, Vec::new())).unwrap();
+        delivered(&hub).await;
+    }
+    for id in 0..2 * u64::from(recycling::RECYCLED_MAX) {
+        for spoke in &spokes {
+            spoke.plane.send(hub_peer, hub_address, forward(id, Vec::new())).unwrap();
+            received_without_loss(&mut events, id).await;
+        }
+    }
+    let connection = hub.shared.peers.connection(&spokes[1].peer()).unwrap();
+    recycle(&spokes[1].plane, hub_peer);
+    soon(connection.closed()).await;
+    // Opens when the hub has seen that end.
+    spokes[1].plane.send(hub_peer, hub_address, forward(99, Vec::new())).unwrap();
+    received_without_loss(&mut events, 99).await;
+}
+
+/// Waits for a microbatch; no peer is lost before it comes.
+async fn received_without_loss(events: &mut mpsc::Receiver<NetEvent>, id: u64) {
+    loop {
+        match soon(events.recv()).await.unwrap() {
+            NetEvent::Received { envelope, .. } if id_of(&envelope) == id => return,
+            NetEvent::Received { .. } | NetEvent::Connected(_) | NetEvent::Arriving(_) => {}
+            other => panic!("a recycled connection is no loss: {other:?}"),
         }
     }
 }
