@@ -79,7 +79,7 @@ impl Feeder {
         let run = run_with_text(&options, &joined)?;
         let corpus = Arc::new(open_corpus(run.clone()).await?);
         let launch = Launch { manifest: joined.digest, number: joined.tables.launch() };
-        let (journal, records) = Journal::open(options.journal.as_deref(), launch, averaging(&run))?;
+        let (journal, before) = Journal::open(options.journal.as_deref(), launch, averaging(&run))?;
 
         let peer = options.identity.peer();
         let config = config(&run, Instance::new(peer, registration.incarnation), &options);
@@ -100,10 +100,10 @@ impl Feeder {
             control,
             batches: Batches::new(&run, Arc::clone(&corpus)),
             tokens: TokenCodec::new(&run),
-            throughput: Throughput::new(run.microbatches(), journal.tokens()),
+            throughput: Throughput::new(run.microbatches(), before.totals.tokens),
             journal,
         };
-        let machine = swarmline_scheduler::Feeder::<Bytes>::resume(config, router, records);
+        let machine = swarmline_scheduler::Feeder::<Bytes>::resume(config, router, &before);
         Ok(Self { work: Box::new(FeederLoop::new(machine, handles)), corpus, address, peer })
     }
 

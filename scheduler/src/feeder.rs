@@ -142,7 +142,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             drawn: BTreeSet::new(),
             handoff,
             grants: Grants::default(),
-            contributions: Contributions::new(averaging),
+            contributions: Contributions::default(),
             confirmed: Confirmed::new(averaging),
             announcement: Announcement::default(),
             turns: Turns::default(),
@@ -166,15 +166,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// A feeder that continues a `journal`. The replica that had a microbatch in flight is asked for it.
     #[must_use]
-    pub fn resume(
-        config: Config,
-        router: Box<dyn Router>,
-        journal: impl IntoIterator<Item = Record>,
-    ) -> Self {
+    pub fn resume(config: Config, router: Box<dyn Router>, journal: &Snapshot) -> Self {
         let mut feeder = Self::new(config, router);
-        for record in journal {
-            feeder.remember(record);
-        }
+        feeder.restore(journal);
         feeder.ranges.drop_unused();
         if let Some(next) = feeder.ranges.next_lease() {
             feeder.progress.lease_up_to(next);
@@ -186,44 +180,6 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             feeder.actions.push_back(Action::Draw { microbatch, purpose: Purpose::Train });
         }
         feeder
-    }
-
-    fn remember(&mut self, record: Record) {
-        match record {
-            Record::Snapshot(snapshot) => self.restore(&snapshot),
-            Record::Leased(lease) => {
-                self.ranges.add(&lease);
-                self.announcement.lease(&lease);
-            }
-            Record::Sent { microbatch, to } => {
-                self.ranges.remove(microbatch);
-                self.progress.inject(microbatch);
-                self.open.entry(microbatch).or_insert_with(|| {
-                    self.admitted += 1;
-                    self.counts.injected += 1;
-                    self.counts.in_flight += 1;
-                    Open::new(Purpose::Train)
-                });
-                self.handoff.remember(microbatch, to);
-                self.grants.open(microbatch);
-            }
-            Record::Granted { microbatch, to } => {
-                self.grants.claim(microbatch, to);
-                self.confirm(to);
-            }
-            Record::Withdrawn { microbatch, from } => self.take_back(microbatch, from),
-            Record::Ended { microbatch, outcome } => {
-                self.open.remove(&microbatch);
-                self.handoff.forget(Time::default(), microbatch, outcome.completion());
-                self.note_contributions(microbatch, &outcome, Contributions::remember);
-                self.grants.end(Time::default(), microbatch);
-                self.announcement.end(microbatch);
-                self.counts.settle(microbatch, &outcome);
-                self.progress.settle(microbatch);
-            }
-            Record::TakenOver(taken) => self.remember_taken_over(&taken),
-            Record::RoundCalled { stage } => self.rounds.remember(stage, 1),
-        }
     }
 
     /// Takes one event; drain `poll_action` before the next.
@@ -463,7 +419,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         if open.trains() {
             let record = Record::Ended { microbatch, outcome: outcome.clone() };
             self.actions.push_back(Action::Journal(record));
-            self.note_contributions(microbatch, &outcome, Contributions::grant);
+            self.note_contributions(microbatch, &outcome);
             self.lose_contributions_of_absent(microbatch);
             self.grants.end(now, microbatch);
             self.announcement.end(microbatch);

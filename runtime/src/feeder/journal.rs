@@ -9,7 +9,7 @@ mod codec;
 mod layout;
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use swarmline_scheduler::feeder::{AveragingSchedule, Record, Snapshot};
@@ -53,16 +53,15 @@ struct Writer {
 }
 
 impl Journal {
-    /// Opens the journal and reads the records of an earlier start. If the earlier start died within a write, that write
-    /// is cut off. `averaging` is the schedule of the run.
+    /// Opens the journal and reads the records of an earlier start, folded. If the earlier start died within a write, that
+    /// write is cut off. `averaging` is the schedule of the run.
     pub(super) fn open(
         path: Option<&Path>,
         launch: Launch,
         averaging: Option<AveragingSchedule>,
-    ) -> Result<(Self, Vec<Record>), Error> {
-        let Some(path) = path else { return Ok((Self { writer: None }, Vec::new())) };
+    ) -> Result<(Self, Snapshot), Error> {
+        let Some(path) = path else { return Ok((Self { writer: None }, Snapshot::default())) };
         let failed = |action| move |error| Error::File { action, path: path.to_owned(), error };
-        let _ = std::fs::remove_file(successor(path));
         let mut file = options().create(true).open(path).map_err(failed("open"))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed("read"))?;
@@ -73,15 +72,16 @@ impl Journal {
             tracing::warn!(journal = %path.display(), lost, "the last write was not finished; its bytes are cut off");
             file.set_len(whole as u64).and_then(|()| file.sync_data()).map_err(failed("repair"))?;
         }
-        let mut snapshot = Snapshot::default();
-        records.iter().for_each(|record| snapshot.fold(record, averaging));
+        remove_unfinished(path, launch)?;
+        let snapshot = Snapshot::of(&records, averaging);
         let outcomes = records.iter().filter(|record| matches!(record, Record::Ended { .. })).count() as u64;
         let (path, gathered) = (path.to_owned(), Encoder::after(decoder));
-        let mut writer = Writer { path, file, launch, averaging, gathered, snapshot, outcomes };
+        let mut writer =
+            Writer { path, file, launch, averaging, gathered, snapshot: snapshot.clone(), outcomes };
         if whole == 0 {
             writer.replace()?;
         }
-        Ok((Self { writer: Some(writer) }, records))
+        Ok((Self { writer: Some(writer) }, snapshot))
     }
 
     /// Gathers a record for the next commit.
@@ -101,11 +101,6 @@ impl Journal {
         }
         if writer.outcomes < OUTCOMES_PER_FILE { writer.commit() } else { writer.replace() }
     }
-
-    /// Tokens of the microbatches that came back before this start.
-    pub(super) fn tokens(&self) -> u64 {
-        self.writer.as_ref().map_or(0, |writer| writer.snapshot.totals.tokens)
-    }
 }
 
 impl Writer {
@@ -116,17 +111,18 @@ impl Writer {
         written.map_err(|error| Error::File { action: "write", path: self.path.clone(), error })
     }
 
-    /// Writes a file that begins with a snapshot of all records, in place of the old one. A crash leaves one of the two.
+    /// Writes a file that begins with a snapshot of all records, in place of the old one. A crash leaves one of the two,
+    /// and perhaps the beginning of the other.
     fn replace(&mut self) -> Result<(), Error> {
         let mut gathered = Encoder::default();
         let mut bytes = layout::preamble().to_vec();
         layout::push_frame(&mut bytes, &opening(&self.launch));
         if !self.snapshot.is_empty() {
-            gathered.record(&Record::Snapshot(Box::new(self.snapshot.clone())));
+            gathered.snapshot(&self.snapshot);
             layout::push_frame(&mut bytes, &gathered.take());
         }
         let next = successor(&self.path);
-        let written = options().create(true).truncate(false).open(&next).and_then(|mut file| {
+        let written = options().create_new(true).open(&next).and_then(|mut file| {
             file.write_all(&bytes)?;
             file.sync_all()?;
             std::fs::rename(&next, &self.path)?;
@@ -158,7 +154,7 @@ impl Contents {
         };
         check_opening(first, &launch).map_err(|fault| layout::Damage { at, fault })?;
         for &(at, payload) in rest {
-            let fault = |fault: codec::Fault| layout::Damage { at, fault: fault.to_owned() };
+            let fault = |fault| layout::Damage { at, fault: format!("{fault}; {}", layout::REMEDY) };
             records.extend(decoder.records(payload).map_err(fault)?);
         }
         Ok(Self { records, decoder, whole })
@@ -188,6 +184,22 @@ fn successor(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".next");
     name.into()
+}
+
+/// Removes what a crash within [`Writer::replace`] has left. A file that is no beginning of this journal is another's.
+fn remove_unfinished(path: &Path, launch: Launch) -> Result<(), Error> {
+    let next = successor(path);
+    let removed = match std::fs::read(&next) {
+        Ok(bytes) if Contents::read(&bytes, launch).is_ok() => std::fs::remove_file(&next),
+        Ok(_) => {
+            let fault = "the journal beside it needs this name for a while; move the file away, or name another file \
+                         with --journal";
+            return Err(Error::Journal { path: next, at: 0, fault: fault.to_owned() });
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    removed.map_err(|error| Error::File { action: "remove", path: next, error })
 }
 
 fn options() -> OpenOptions {

@@ -42,21 +42,11 @@ impl Announcement {
         self.leased.push(whole);
     }
 
-    /// Takes over the range of a former feeder: every id below `end` has its outcome, except those that are `open`.
-    pub(super) fn take_over(
-        &mut self,
-        lease: &Lease,
-        end: MicrobatchId,
-        open: impl Iterator<Item = MicrobatchId>,
-    ) {
+    /// Takes over the range of a former feeder, of which the ids below `end` were injected.
+    pub(super) fn take_over(&mut self, lease: &Lease, end: MicrobatchId) {
         let ids = lease.ids();
         let end = end.0.clamp(ids.start, ids.end);
         self.leased.push(Leased { first: ids.start, end, unused: ids.end });
-        let mut open_ids = IdSet::default();
-        open.for_each(|id| open_ids.insert(id));
-        for run in open_ids.gaps(ids.start..end) {
-            self.ended.insert_run(run);
-        }
         self.news += 1;
     }
 
@@ -79,7 +69,7 @@ impl Announcement {
         }
     }
 
-    /// Adds the outcomes of ids before a restart.
+    /// Adds the outcomes of ids before a restart or a takeover.
     pub(super) fn end_run(&mut self, run: Range<u64>) {
         self.news += 1;
         self.ended.insert_run(run);
@@ -138,9 +128,10 @@ mod tests {
     }
 
     #[test]
-    fn of_a_range_taken_over_every_id_has_ended_except_the_open_ones() {
+    fn of_a_range_taken_over_no_id_that_was_not_injected_is_announced() {
         let mut announcement = Announcement::default();
-        announcement.take_over(&lease(10, 20), MicrobatchId(16), [12, 14].map(MicrobatchId).into_iter());
+        announcement.take_over(&lease(10, 20), MicrobatchId(16));
+        [10..12, 13..14, 15..16].into_iter().for_each(|run| announcement.end_run(run));
         announcement.end(MicrobatchId(12));
         announcement.end(MicrobatchId(20));
         assert_eq!(announced(&mut announcement), [10, 11, 12, 13, 15], "20 was never injected");

@@ -3,7 +3,6 @@
 
 use std::fmt::Debug;
 
-use super::contributions::Contributions;
 use super::grants::{Ruling, gone};
 use super::suspicion::Belief;
 use super::{Action, Feeder, Outcome, Record};
@@ -177,43 +176,39 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     /// The grant is free again while the microbatch is open. Afterwards the contribution is lost.
-    pub(super) fn take_back(&mut self, microbatch: MicrobatchId, from: Hop) {
+    fn take_back(&mut self, microbatch: MicrobatchId, from: Hop) {
         let finished = self.grants.is_finished(microbatch);
         if self.grants.withdraw(microbatch, from) && finished {
-            self.forfeit_contribution(from);
+            self.contributions.forfeit(&from);
+            self.counts.contributions_lost += 1;
         }
     }
 
     /// From now on the contributions of a finished microbatch are in the weights of the replicas that have the grants.
-    pub(super) fn note_contributions(
-        &mut self,
-        microbatch: MicrobatchId,
-        outcome: &Outcome,
-        count: fn(&mut Contributions, Hop, u64),
-    ) {
+    pub(super) fn note_contributions(&mut self, microbatch: MicrobatchId, outcome: &Outcome) {
         if !matches!(outcome, Outcome::Finished { .. }) {
             return;
         }
         self.grants.finish(microbatch);
         for &hop in self.grants.of(microbatch) {
             let (Round(round), _) = self.rounds.called_to(&hop);
-            count(&mut self.contributions, hop, round);
+            self.contributions.grant(hop, round);
         }
     }
 
     /// Counts the contributions of replicas that left before the microbatch was finished.
     pub(super) fn lose_contributions_of_absent(&mut self, microbatch: MicrobatchId) {
-        for hop in self.grants.of(microbatch) {
-            if !self.table.placed(hop) {
-                self.counts.contributions_lost += self.contributions.lose(hop);
-            }
-        }
+        let granted = self.grants.of(microbatch).iter();
+        let absent: Vec<_> = granted.filter(|hop| !self.table.placed(hop)).copied().collect();
+        absent.into_iter().for_each(|hop| self.lose_contributions(hop));
     }
 
-    /// The contributions of a replica that has left were counted when it left. Without a table, which a feeder that reads
-    /// its journal does not have yet, no replica has.
-    fn forfeit_contribution(&mut self, hop: Hop) {
-        self.contributions.forfeit(&hop);
-        self.counts.contributions_lost += u64::from(self.table.placed(&hop) || self.table.version() == 0);
+    /// The replica has left: what no averaging round has carried is lost with it.
+    pub(super) fn lose_contributions(&mut self, replica: Hop) {
+        let contributions = self.contributions.lose(&replica);
+        if contributions > 0 {
+            self.counts.contributions_lost += contributions;
+            self.actions.push_back(Action::Journal(Record::Lost { replica, contributions }));
+        }
     }
 }

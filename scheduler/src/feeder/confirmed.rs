@@ -14,7 +14,7 @@ use super::AveragingSchedule;
 const SINCE_THE_CALL: u64 = 4;
 
 /// Turns of every fragment that are counted.
-const TURNS: u64 = 2;
+pub(super) const TURNS: u64 = 2;
 
 /// Grants by replica and by the round they fell into.
 #[derive(Clone, Debug)]

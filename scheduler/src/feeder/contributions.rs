@@ -21,18 +21,12 @@ pub struct AveragingSchedule {
 const ROUNDS_MAX: usize = 256;
 
 /// Grants by replica and by the round they fell into.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Contributions {
-    schedule: Option<AveragingSchedule>,
     by_hop: BTreeMap<Hop, BTreeMap<u64, u64>>,
 }
 
 impl Contributions {
-    /// Without a `schedule` no contribution ever reaches another replica.
-    pub(super) fn new(schedule: Option<AveragingSchedule>) -> Self {
-        Self { schedule, by_hop: BTreeMap::new() }
-    }
-
     /// Counts a grant to `hop` in `round`.
     pub(super) fn grant(&mut self, hop: Hop, round: u64) {
         let rounds = self.by_hop.entry(hop).or_default();
@@ -43,13 +37,6 @@ impl Contributions {
         {
             *next.get_mut() += oldest;
         }
-    }
-
-    /// Counts a grant of a former start of the feeder. The reports of replicas are not in the journal: every round
-    /// since then counts as one that has carried the replica.
-    pub(super) fn remember(&mut self, hop: Hop, round: u64) {
-        self.carried(&hop, Self::averaged_before(self.schedule, round));
-        self.grant(hop, round);
     }
 
     /// Every fragment has been averaged with the contribution of `hop` in this round or a later one.
@@ -79,7 +66,9 @@ impl Contributions {
         }
     }
 
-    /// Contributions before this round have been averaged in full when `round` rounds were called.
+    /// Contributions before this round have been averaged in full when `round` rounds were called, as far as a journal
+    /// tells: it has no reports of replicas, so every round counts as one that has carried them. Without a schedule no
+    /// contribution ever reaches another replica.
     pub(super) fn averaged_before(schedule: Option<AveragingSchedule>, round: u64) -> u64 {
         round.saturating_sub(schedule.map_or(u64::MAX, |schedule| schedule.fragments))
     }
@@ -108,13 +97,9 @@ mod tests {
 
     const HOP: Hop = Hop::replica(StageIndex(1), Instance::new(PeerId([1; 32]), Incarnation(1)));
 
-    fn averaged() -> Contributions {
-        Contributions::new(Some(AveragingSchedule { interval: 10, fragments: 3 }))
-    }
-
     #[test]
     fn only_contributions_that_no_full_cycle_has_averaged_are_lost() {
-        let mut contributions = averaged();
+        let mut contributions = Contributions::default();
         (0..100).for_each(|granted| contributions.grant(HOP, granted / 10));
         contributions.carried(&HOP, 6);
         assert_eq!(contributions.lose(&HOP), 40);
@@ -123,7 +108,7 @@ mod tests {
 
     #[test]
     fn rounds_that_went_on_without_a_replica_have_carried_nothing_of_it() {
-        let mut contributions = averaged();
+        let mut contributions = Contributions::default();
         (0..1_000).for_each(|granted| contributions.grant(HOP, granted));
         assert_eq!(contributions.by_hop[&HOP].len(), ROUNDS_MAX);
         assert_eq!(contributions.lose(&HOP), 1_000);
@@ -131,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_feeder_behind_the_rounds_of_the_run_takes_its_grants_for_new() {
-        let mut contributions = averaged();
+        let mut contributions = Contributions::default();
         (0..5).for_each(|granted| contributions.grant(HOP, granted));
         contributions.catch_up(StageIndex(1), 40);
         contributions.carried(&HOP, 39);
@@ -140,25 +125,11 @@ mod tests {
 
     #[test]
     fn a_replica_whose_grants_were_all_carried_has_none_to_forfeit() {
-        let mut contributions = averaged();
+        let mut contributions = Contributions::default();
         contributions.grant(HOP, 3);
         contributions.carried(&HOP, 4);
         contributions.catch_up(StageIndex(1), 9);
         contributions.forfeit(&HOP);
         assert_eq!(contributions.lose(&HOP), 0);
-    }
-
-    #[test]
-    fn before_a_restart_rounds_count_as_they_were_called() {
-        let mut contributions = averaged();
-        (0..100).for_each(|granted| contributions.remember(HOP, granted / 10));
-        assert_eq!(contributions.lose(&HOP), 40);
-    }
-
-    #[test]
-    fn without_averaging_every_contribution_is_lost() {
-        let mut contributions = Contributions::new(None);
-        (0..100).for_each(|granted| contributions.grant(HOP, granted / 10));
-        assert_eq!(contributions.lose(&HOP), 100);
     }
 }

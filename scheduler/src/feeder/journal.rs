@@ -1,7 +1,9 @@
 //! The records that a feeder needs after a restart.
 
+use std::ops::Range;
+
 use super::{Outcome, Snapshot};
-use crate::{Hop, Lease, MicrobatchId, StageIndex};
+use crate::{Hop, IdSet, Lease, MicrobatchId, StageIndex};
 
 /// A record of the journal. The process makes it durable before it does any action that follows.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +48,13 @@ pub enum Record {
         /// The stage.
         stage: StageIndex,
     },
+    /// A replica left with contributions that no averaging round has carried to another replica.
+    Lost {
+        /// The replica and its stage.
+        replica: Hop,
+        /// Their number.
+        contributions: u64,
+    },
 }
 
 /// The decisions of a successor about a range.
@@ -61,6 +70,15 @@ pub struct TakenOver {
     pub continued: Vec<Continued>,
     /// Microbatches that were injected and cannot safely be retried; refused.
     pub abandoned: Vec<MicrobatchId>,
+}
+
+impl TakenOver {
+    /// The ids that have their outcome: all below `end`, except those that go on.
+    pub(super) fn ended_runs(&self) -> Vec<Range<u64>> {
+        let (ids, mut going_on) = (self.lease.ids(), IdSet::default());
+        self.continued.iter().for_each(|one| going_on.insert(one.microbatch));
+        going_on.gaps(ids.start..self.end.0.clamp(ids.start, ids.end)).collect()
+    }
 }
 
 /// A microbatch that goes on under a successor.

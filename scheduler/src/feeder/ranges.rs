@@ -32,11 +32,6 @@ impl Ranges {
         self.open.pop_first()
     }
 
-    /// Takes out an id that was injected before.
-    pub(super) fn remove(&mut self, id: MicrobatchId) {
-        self.open.remove(id);
-    }
-
     /// Takes out ids that were injected before.
     pub(super) fn remove_run(&mut self, run: Range<u64>) {
         self.open.remove_run(run);
@@ -94,12 +89,12 @@ mod tests {
         let mut ranges = Ranges::default();
         assert_eq!(ranges.next_lease(), None);
         ranges.add(&lease(0, 6));
-        (0..4).for_each(|id| ranges.remove(MicrobatchId(id)));
+        ranges.remove_run(0..4);
         ranges.drop_unused();
         assert_eq!((ranges.left(), ranges.next_lease()), (0, Some(MicrobatchId(4))));
         ranges.add(&lease(4, 3));
         assert_eq!((ranges.left(), ranges.block()), (3, Some(Block(0))));
-        ranges.remove(MicrobatchId(5));
+        ranges.remove_run(5..6);
         ranges.drop_unused();
         assert_eq!((ranges.left(), ranges.next_lease()), (1, Some(MicrobatchId(6))), "4 was overtaken");
     }
@@ -109,7 +104,7 @@ mod tests {
         let mut ranges = Ranges::default();
         ranges.add(&lease(0, 6));
         for id in [0, 3, 5, 3, 99] {
-            ranges.remove(MicrobatchId(id));
+            ranges.remove_run(id..id + 1);
         }
         let ids: Vec<_> = std::iter::from_fn(|| ranges.take()).map(|id| id.0).collect();
         assert_eq!(ids, [1, 2, 4]);

@@ -32,7 +32,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let departed: BTreeSet<Hop> =
             if is_first { self.left_before() } else { self.table.departed().iter().copied().collect() };
         for hop in &departed {
-            self.counts.contributions_lost += self.contributions.lose(hop);
+            self.lose_contributions(*hop);
             self.confirmed.forget(hop);
             // A liar that starts again is the same liar.
             if self.table.instance(hop.peer()).is_none() {

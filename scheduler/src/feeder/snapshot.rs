@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::ops::Range;
 
+use super::confirmed::TURNS;
 use super::contributions::Contributions;
 use super::open::Open;
 use super::{AveragingSchedule, Feeder, Outcome, Record, TakenOver};
@@ -26,7 +27,7 @@ pub struct Snapshot {
     pub open: BTreeMap<MicrobatchId, InFlight>,
     /// The microbatches that ended last, oldest first; at most 8,192.
     pub late: VecDeque<(MicrobatchId, Late)>,
-    /// Contributions by replica and by the averaging rounds called before them.
+    /// Contributions by replica and by the averaging rounds called before them, of the last two turns of every fragment.
     pub contributions: BTreeMap<(Hop, u64), u64>,
     /// Averaging rounds called, by stage.
     pub rounds: BTreeMap<StageIndex, u64>,
@@ -80,11 +81,22 @@ pub struct Totals {
     pub inherited: u64,
     /// Tokens of the microbatches that came back.
     pub tokens: u64,
-    /// Contributions of finished microbatches whose grant was handed back.
-    pub forfeited: u64,
+    /// Contributions of finished microbatches that were lost: their grant was handed back, or their replica left.
+    pub contributions_lost: u64,
 }
 
 impl Snapshot {
+    /// All records of a journal, folded. `averaging` is the schedule of the run.
+    #[must_use]
+    pub fn of<'a>(
+        journal: impl IntoIterator<Item = &'a Record>,
+        averaging: Option<AveragingSchedule>,
+    ) -> Self {
+        let mut snapshot = Self::default();
+        journal.into_iter().for_each(|record| snapshot.fold(record, averaging));
+        snapshot
+    }
+
     /// Whether no record is folded into it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -103,6 +115,7 @@ impl Snapshot {
             Record::Ended { microbatch, outcome } => self.end(*microbatch, outcome, averaging),
             Record::TakenOver(taken) => self.take_over(taken),
             Record::RoundCalled { stage } => *self.rounds.entry(*stage).or_default() += 1,
+            Record::Lost { replica, contributions } => self.lose(replica, *contributions),
         }
     }
 
@@ -140,7 +153,7 @@ impl Snapshot {
         let Some(index) = grants.iter().position(|granted| granted == from) else { return };
         grants.swap_remove(index);
         if finished {
-            self.totals.forfeited += 1;
+            self.totals.contributions_lost += 1;
             self.forfeit(from);
         }
     }
@@ -165,10 +178,21 @@ impl Snapshot {
         }
     }
 
+    /// A replica left with contributions that are counted from now on as lost.
+    fn lose(&mut self, hop: &Hop, contributions: u64) {
+        let of_hop: Vec<_> =
+            self.contributions.range((*hop, 0)..=(*hop, u64::MAX)).map(|(&key, _)| key).collect();
+        for key in of_hop {
+            self.contributions.remove(&key);
+        }
+        self.totals.contributions_lost = self.totals.contributions_lost.saturating_add(contributions);
+    }
+
     fn contribute(&mut self, hop: Hop, averaging: Option<AveragingSchedule>) {
         let rounds = hop.stage.and_then(|stage| self.rounds.get(&stage)).copied().unwrap_or(0);
-        let averaged = Contributions::averaged_before(averaging, rounds);
-        let old: Vec<_> = self.contributions.range((hop, 0)..(hop, averaged)).map(|(&key, _)| key).collect();
+        let turns = averaging.map_or(u64::MAX, |schedule| schedule.fragments.saturating_mul(TURNS));
+        let kept = rounds.saturating_sub(turns);
+        let old: Vec<_> = self.contributions.range((hop, 0)..(hop, kept)).map(|(&key, _)| key).collect();
         for key in old {
             self.contributions.remove(&key);
         }
@@ -209,11 +233,7 @@ impl Snapshot {
             let in_flight = InFlight { to: one.to, attempts: 1, grants: one.grants.clone() };
             self.open.insert(one.microbatch, in_flight);
         }
-        let mut going_on = IdSet::default();
-        continued.iter().for_each(|one| going_on.insert(one.microbatch));
-        for run in going_on.gaps(lease.ids().start..end.0.clamp(lease.ids().start, lease.ids().end)) {
-            self.ended.insert_run(run);
-        }
+        taken.ended_runs().into_iter().for_each(|run| self.ended.insert_run(run));
     }
 }
 
@@ -221,9 +241,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// Takes the state of a snapshot; the feeder must be new.
     pub(super) fn restore(&mut self, snapshot: &Snapshot) {
         let Snapshot { ranges, ended, open, late, contributions, rounds, totals } = snapshot;
-        for range in ranges {
-            self.restore_range(range, open);
-        }
+        ranges.iter().for_each(|range| self.restore_range(range));
         let all = 0..u64::MAX;
         let opened = open.keys().map(|id| id.0..id.0.saturating_add(1));
         ended.runs(all.clone()).chain(opened).for_each(|run| self.ranges.remove_run(run));
@@ -241,11 +259,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.handoff.remember(microbatch, *to);
             self.open.insert(microbatch, Open::new(Purpose::Train));
         }
-        for (&(hop, round), &count) in contributions {
-            self.contributions.restore(hop, round, count);
-            self.confirmed.grant(hop, round, count);
-        }
         rounds.iter().for_each(|(&stage, &rounds)| self.rounds.remember(stage, rounds));
+        self.restore_contributions(contributions);
+        open.values().flat_map(|open| &open.grants).for_each(|&hop| self.confirm(hop));
         self.restore_progress(snapshot);
         self.restore_totals(totals);
     }
@@ -263,15 +279,26 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    fn restore_range(&mut self, range: &JournaledRange, open: &BTreeMap<MicrobatchId, InFlight>) {
+    /// Contributions that were averaged since may weigh in a mean, but are lost with no replica.
+    fn restore_contributions(&mut self, contributions: &BTreeMap<(Hop, u64), u64>) {
+        for (&(hop, round), &count) in contributions {
+            let of_hop = contributions.range((hop, 0)..=(hop, u64::MAX));
+            let latest = of_hop.last().map_or(round, |(&(_, latest), _)| latest);
+            if round >= Contributions::averaged_before(self.config.averaging, latest) {
+                self.contributions.restore(hop, round, count);
+            }
+            self.confirmed.grant(hop, round, count);
+        }
+    }
+
+    fn restore_range(&mut self, range: &JournaledRange) {
         match range.taken_over {
             None => {
                 self.ranges.add(&range.lease);
                 self.announcement.lease(&range.lease);
             }
             Some(end) => {
-                let going_on = open.keys().copied().filter(|&id| range.lease.contains(id));
-                self.announcement.take_over(&range.lease, end, going_on);
+                self.announcement.take_over(&range.lease, end);
                 self.succession.remember(range.lease);
             }
         }
@@ -291,7 +318,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.counts.refused = totals.refused;
         self.counts.abandoned = totals.abandoned;
         self.counts.inherited = totals.inherited;
-        self.counts.contributions_lost = totals.forfeited;
+        self.counts.contributions_lost = totals.contributions_lost;
         self.counts.in_flight = self.open.len() as u64;
     }
 }
@@ -299,107 +326,59 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::feeder::{Config, Continued};
-    use crate::fixtures::{a, b, feeder};
-    use crate::router::{RouterFactory, UniformConfig};
-    use crate::{Admission, Loss, Rng};
+    use crate::feeder::Continued;
+    use crate::fixtures::{a, b};
+    use crate::{Incarnation, Instance, Loss, PeerId};
 
     const SCHEDULE: Option<AveragingSchedule> = Some(AveragingSchedule { interval: 10, fragments: 3 });
 
-    fn resumed(journal: impl IntoIterator<Item = Record>) -> Feeder<()> {
-        let mut config = Config::new(feeder().instance, 2, 1_000, Admission::Asynchronous(64));
-        config.averaging = SCHEDULE;
-        Feeder::resume(config, UniformConfig.build(1), journal)
-    }
-
-    /// All that a restarted feeder knows, as text.
-    fn knowledge(mut feeder: Feeder<()>) -> String {
-        let grants: Vec<_> = (0..1_000).map(|id| feeder.grants.of(MicrobatchId(id)).to_vec()).collect();
-        let lost: Vec<_> = [a(0), b(0), a(1), b(1)].map(|hop| feeder.contributions.lose(&hop)).to_vec();
-        let latest: Vec<_> = (0..1_000).map(|id| feeder.handoff.latest(MicrobatchId(id))).collect();
-        let left: Vec<_> = std::iter::from_fn(|| feeder.ranges.take()).collect();
-        let drawn: Vec<_> = std::iter::from_fn(|| feeder.poll_action()).collect();
-        format!(
-            "{:?} {} {:?} {grants:?} {lost:?} {latest:?} {left:?} {drawn:?} {:?} {:?}",
-            feeder.counts(),
-            feeder.admitted,
-            feeder.announcement.announce(),
-            feeder.open,
-            [a(0), a(1)].map(|hop| feeder.rounds.called_to(&hop)),
-        )
-    }
-
-    /// A journal as a feeder writes it: leases, and microbatches that are sent, granted and ended in random order.
-    fn history(rng: &mut Rng, length: u64) -> Vec<Record> {
-        let mut journal = vec![Record::Leased(Lease { first: MicrobatchId(0), count: 16, epoch: 0 })];
-        let (mut leased, mut next, mut open) = (16, 0, Vec::new());
-        for _ in 0..length {
-            match rng.below(8) {
-                0 if leased < 600 => {
-                    let first = MicrobatchId(leased + rng.below(2) * 5);
-                    if first.0 > leased {
-                        next = next.max(first.0);
-                    }
-                    journal.push(Record::Leased(Lease { first, count: 16, epoch: 0 }));
-                    leased = first.0 + 16;
-                }
-                1 => journal.push(Record::RoundCalled { stage: StageIndex(rng.below(2) as u16) }),
-                2 | 3 if next < leased => {
-                    let to = if rng.below(2) == 0 { a(0) } else { b(0) };
-                    journal.push(Record::Sent { microbatch: MicrobatchId(next), to });
-                    open.push(MicrobatchId(next));
-                    next += 1;
-                }
-                4 | 5 if !open.is_empty() => {
-                    let microbatch = open[rng.below(open.len() as u64) as usize];
-                    let stage = rng.below(2) as u16;
-                    let granted = journal.iter().any(|record| {
-                        matches!(record, Record::Granted { microbatch: id, to }
-                            if *id == microbatch && to.stage == Some(StageIndex(stage)))
-                    });
-                    if !granted {
-                        let to = if rng.below(2) == 0 { a(stage) } else { b(stage) };
-                        journal.push(Record::Granted { microbatch, to });
-                    }
-                }
-                7 => {
-                    if let Some(Record::Granted { microbatch, to }) = rng.pick(&journal).cloned() {
-                        journal.push(Record::Withdrawn { microbatch, from: to });
-                    }
-                }
-                6 if !open.is_empty() => {
-                    let microbatch = open.swap_remove(rng.below(open.len() as u64) as usize);
-                    let outcome = Outcome::Finished { loss: Loss { sum: 1.0, tokens: 5 } };
-                    journal.push(Record::Ended { microbatch, outcome });
-                }
-                _ => {}
-            }
-        }
-        journal
+    /// The records of a microbatch that `hop` alone applies.
+    fn life(microbatch: MicrobatchId, hop: Hop) -> [Record; 3] {
+        let outcome = Outcome::Finished { loss: Loss { sum: 1.0, tokens: 5 } };
+        [
+            Record::Sent { microbatch, to: a(0) },
+            Record::Granted { microbatch, to: hop },
+            Record::Ended { microbatch, outcome },
+        ]
     }
 
     #[test]
-    fn a_journal_that_begins_with_a_snapshot_restores_the_same_feeder() {
-        for seed in 0..200 {
-            let mut rng = Rng::new(seed);
-            let mut journal = history(&mut rng, 300);
-            if seed % 3 == 0 {
-                let continued = Continued { microbatch: MicrobatchId(905), to: b(0), grants: vec![a(1)] };
-                journal.push(Record::TakenOver(TakenOver {
-                    lease: Lease { first: MicrobatchId(900), count: 32, epoch: 1 },
-                    ended: 5,
-                    end: MicrobatchId(908),
-                    continued: vec![continued],
-                    abandoned: vec![MicrobatchId(906), MicrobatchId(907)],
-                }));
-            }
-            let cut = rng.below(journal.len() as u64 + 1) as usize;
-            let mut snapshot = Snapshot::default();
-            journal[..cut].iter().for_each(|record| snapshot.fold(record, SCHEDULE));
-            let shortened =
-                [Record::Snapshot(Box::new(snapshot))].into_iter().chain(journal[cut..].iter().cloned());
-            assert_eq!(knowledge(resumed(shortened)), knowledge(resumed(journal.clone())), "seed {seed}");
+    fn a_journal_that_begins_with_a_snapshot_amounts_to_the_same() {
+        let (one, other) = (life(MicrobatchId(0), a(1)), life(MicrobatchId(1), b(1)));
+        let lease = Record::Leased(Lease { first: MicrobatchId(0), count: 16, epoch: 0 });
+        let withdrawn = Record::Withdrawn { microbatch: MicrobatchId(1), from: b(1) };
+        let whole: Vec<_> = [lease].into_iter().chain(one).chain(other).chain([withdrawn]).collect();
+        for cut in 0..=whole.len() {
+            let beginning = Record::Snapshot(Box::new(Snapshot::of(&whole[..cut], SCHEDULE)));
+            let shortened = [&beginning].into_iter().chain(&whole[cut..]);
+            assert_eq!(Snapshot::of(shortened, SCHEDULE), Snapshot::of(&whole, SCHEDULE), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn of_a_range_taken_over_every_id_has_ended_except_those_that_go_on() {
+        let continued = Continued { microbatch: MicrobatchId(905), to: b(0), grants: vec![a(1)] };
+        let taken = Record::TakenOver(TakenOver {
+            lease: Lease { first: MicrobatchId(900), count: 32, epoch: 1 },
+            ended: 5,
+            end: MicrobatchId(908),
+            continued: vec![continued],
+            abandoned: vec![MicrobatchId(906), MicrobatchId(907)],
+        });
+        let snapshot = Snapshot::of([&taken], SCHEDULE);
+        assert_eq!(snapshot.ended.runs(0..u64::MAX).collect::<Vec<_>>(), [900..905, 906..908]);
+        assert_eq!(snapshot.open[&MicrobatchId(905)].grants, [a(1)]);
+    }
+
+    #[test]
+    fn a_snapshot_does_not_grow_with_the_replicas_that_came_and_went() {
+        let mut snapshot = Snapshot::default();
+        for id in 0..1_000_u64 {
+            let replica = Hop::replica(StageIndex(1), Instance::new(PeerId([9; 32]), Incarnation(id)));
+            life(MicrobatchId(id), replica).iter().for_each(|record| snapshot.fold(record, SCHEDULE));
+            snapshot.fold(&Record::Lost { replica, contributions: 1 }, SCHEDULE);
+        }
+        assert_eq!((snapshot.contributions.len(), snapshot.totals.contributions_lost), (0, 1_000));
     }
 
     #[test]
@@ -416,7 +395,7 @@ mod tests {
             snapshot.fold(&Record::Ended { microbatch: id, outcome }, SCHEDULE);
         }
         assert_eq!((snapshot.ranges.len(), snapshot.open.len()), (1, 0));
-        assert_eq!((snapshot.late.len(), snapshot.contributions.len()), (LATE_MAX, 4));
+        assert_eq!((snapshot.late.len(), snapshot.contributions.len()), (LATE_MAX, 7));
         assert_eq!(snapshot.ended.runs(0..u64::MAX).count(), 1);
         assert_eq!((snapshot.totals.finished, snapshot.totals.tokens), (100_000, 500_000));
     }

@@ -229,7 +229,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     fn conclude(&mut self, taken: TakenOver) {
         self.actions.push_back(Action::Journal(Record::TakenOver(taken.clone())));
-        self.remember_taken_over(&taken);
+        self.apply_takeover(&taken);
         let by = self.config.hop();
         for microbatch in taken.abandoned {
             let outcome = Outcome::Refused { by, reason: Refusal::Abandoned };
@@ -243,11 +243,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     /// Applies the decisions about a range. A continued microbatch is open as after a restart: its holder is asked for
     /// it.
-    pub(super) fn remember_taken_over(&mut self, taken: &TakenOver) {
+    fn apply_takeover(&mut self, taken: &TakenOver) {
         let TakenOver { lease, ended, end, continued, abandoned } = taken;
         let (open, refused) = (continued.len() as u64, abandoned.len() as u64);
         self.succession.remember(*lease);
-        self.announcement.take_over(lease, *end, continued.iter().map(|one| one.microbatch));
+        self.announcement.take_over(lease, *end);
+        taken.ended_runs().into_iter().for_each(|run| self.announcement.end_run(run));
         self.admitted += ended + open + refused;
         self.progress.restore(BlockTally {
             block: lease.first.block(),

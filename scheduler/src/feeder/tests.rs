@@ -49,7 +49,8 @@ impl Harness {
     /// A feeder that resumes from the journal of this feeder.
     fn restart(&self) -> Self {
         let config = config(self.feeder.config().total, Incarnation(2));
-        let mut harness = Self::of(Feeder::resume(config, UniformConfig.build(1), self.journal()));
+        let journal = Snapshot::of(&self.journal(), config.averaging);
+        let mut harness = Self::of(Feeder::resume(config, UniformConfig.build(1), &journal));
         harness.said = std::iter::from_fn(|| harness.feeder.poll_action()).collect();
         harness
     }
@@ -847,9 +848,57 @@ fn a_resumed_feeder_counts_lost_contributions_since_the_last_cycle_of_rounds_onl
             Record::RoundCalled { stage: StageIndex(1) },
         ]);
     }
-    let mut harness = Harness::of(Feeder::resume(config, UniformConfig.build(1), journal));
+    let journal = Snapshot::of(&journal, averaging);
+    let mut harness = Harness::of(Feeder::resume(config, UniformConfig.build(1), &journal));
     harness.publish(&[a(0), b(1)]);
     assert_eq!(harness.counts().contributions_lost, 3);
+}
+
+/// What a feeder knows of its microbatches, as text: outcomes, grants, attempts, and contributions that may be lost.
+fn knowledge(harness: &mut Harness) -> String {
+    let feeder = &mut harness.feeder;
+    let grants = |id| {
+        let mut grants = feeder.grants.of(MicrobatchId(id)).to_vec();
+        grants.sort();
+        grants
+    };
+    let grants: Vec<_> = (0..60).map(grants).collect();
+    let latest: Vec<_> =
+        (0..60).map(|id| feeder.handoff.latest(MicrobatchId(id)).map(|leg| leg.hop)).collect();
+    let counts = feeder.counts();
+    let totals =
+        [counts.injected, counts.finished, counts.refused, counts.in_flight, counts.contributions_lost];
+    let to_lose: Vec<_> = [a(0), a(1), b(1)].map(|hop| feeder.contributions.lose(&hop)).to_vec();
+    let outcomes = feeder.announcement.announce().iter().map(|range| range.open.clone()).collect::<Vec<_>>();
+    format!("{totals:?} {outcomes:?} {grants:?} {latest:?} {to_lose:?}")
+}
+
+#[test]
+fn a_restarted_feeder_knows_what_it_knew_whatever_happened() {
+    for seed in 0..200 {
+        let mut rng = crate::Rng::new(seed);
+        let mut harness = Harness::under_way(60);
+        for _ in 0..rng.below(60) {
+            let open: Vec<_> = harness.feeder.open.keys().map(|id| id.0).collect();
+            let Some(&id) = rng.pick(&open) else { break };
+            let claimant = if rng.below(2) == 0 { a(1) } else { b(1) };
+            let said = match rng.below(6) {
+                0 => harness.receive(claimant, claim(1, &[id])),
+                1 => harness.receive(claimant, claim_and_forfeit(1, &[], &[rng.below(id + 1)])),
+                2 => harness.publish(&[a(0), a(1), b(1)]),
+                3 => harness.publish(&[a(0), a(1)]),
+                4 => harness.receive(a(0), refusal(id, a(0), Refusal::NonFinite)),
+                _ => harness.receive_back(id, 0, &[claimant, a(0)]),
+            };
+            for action in said {
+                if let Action::Draw { microbatch, .. } = action {
+                    harness.draw(microbatch.0);
+                }
+            }
+        }
+        let mut again = harness.restart();
+        assert_eq!(knowledge(&mut again), knowledge(&mut harness), "seed {seed}");
+    }
 }
 
 // --- Succession -----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ mod tag {
     pub(super) const ROUND_CALLED: u8 = 7;
     pub(super) const SNAPSHOT: u8 = 8;
     pub(super) const WITHDRAWN: u8 = 9;
+    pub(super) const LOST: u8 = 10;
 }
 
 /// Writes the records of one file.
@@ -65,7 +66,7 @@ impl Encoder {
 
     pub(super) fn record(&mut self, record: &Record) {
         match record {
-            Record::Snapshot(snapshot) => self.tagged(tag::SNAPSHOT).snapshot(snapshot),
+            Record::Snapshot(snapshot) => self.snapshot(snapshot),
             Record::Leased(lease) => self.tagged(tag::LEASED).lease(lease),
             Record::Sent { microbatch, to } => self.tagged(tag::SENT).number(microbatch.0).hop(to),
             Record::Granted { microbatch, to } => self.tagged(tag::GRANTED).number(microbatch.0).hop(to),
@@ -81,7 +82,36 @@ impl Encoder {
             }
             Record::TakenOver(taken) => self.tagged(tag::TAKEN_OVER).taken_over(taken),
             Record::RoundCalled { stage } => self.tagged(tag::ROUND_CALLED).number(stage.0.into()),
+            Record::Lost { replica, contributions } => {
+                self.tagged(tag::LOST).hop(replica).number(*contributions)
+            }
         };
+    }
+
+    /// The record of a snapshot.
+    pub(super) fn snapshot(&mut self, snapshot: &Snapshot) -> &mut Self {
+        let Snapshot { ranges, ended, open, late, contributions, rounds, totals } = snapshot;
+        self.tagged(tag::SNAPSHOT);
+        self.list(ranges, |to, JournaledRange { lease, taken_over }| {
+            to.lease(lease).flag(taken_over.is_some()).number(taken_over.map_or(0, |end| end.0));
+        });
+        let runs: Vec<Range<u64>> = ended.runs(0..u64::MAX).collect();
+        self.list(&runs, |to, run| {
+            to.number(run.start).number(run.end - run.start);
+        });
+        self.list(open, |to, (id, InFlight { to: hop, attempts, grants })| {
+            to.number(id.0).hop(hop).number((*attempts).into()).hops(grants);
+        });
+        self.list(late, |to, (id, Late { grants, finished })| {
+            to.number(id.0).flag(*finished).hops(grants);
+        });
+        self.list(contributions, |to, ((hop, round), count)| {
+            to.hop(hop).number(*round).number(*count);
+        });
+        self.list(rounds, |to, (stage, rounds)| {
+            to.number(stage.0.into()).number(*rounds);
+        });
+        self.totals(totals)
     }
 
     fn tagged(&mut self, tag: u8) -> &mut Self {
@@ -112,12 +142,25 @@ impl Encoder {
         self
     }
 
-    fn hops(&mut self, hops: &[Hop]) -> &mut Self {
-        self.number(hops.len() as u64);
-        for hop in hops {
-            self.hop(hop);
-        }
+    fn flag(&mut self, flag: bool) -> &mut Self {
+        self.number(flag.into())
+    }
+
+    /// The length of a list, and its items.
+    fn list<I>(&mut self, items: I, item: impl Fn(&mut Self, I::Item)) -> &mut Self
+    where
+        I: IntoIterator<IntoIter: ExactSizeIterator>,
+    {
+        let items = items.into_iter();
+        self.number(items.len() as u64);
+        items.for_each(|one| item(self, one));
         self
+    }
+
+    fn hops(&mut self, hops: &[Hop]) -> &mut Self {
+        self.list(hops, |to, hop| {
+            to.hop(hop);
+        })
     }
 
     fn lease(&mut self, lease: &Lease) -> &mut Self {
@@ -137,49 +180,29 @@ impl Encoder {
 
     fn taken_over(&mut self, taken: &TakenOver) -> &mut Self {
         let TakenOver { lease, ended, end, continued, abandoned } = taken;
-        self.lease(lease).number(*ended).number(end.0).number(continued.len() as u64);
-        for Continued { microbatch, to, grants } in continued {
-            self.number(microbatch.0).hop(to).hops(grants);
-        }
-        self.number(abandoned.len() as u64);
-        for id in abandoned {
-            self.number(id.0);
-        }
-        self
+        self.lease(lease).number(*ended).number(end.0);
+        self.list(continued, |to, Continued { microbatch, to: hop, grants }| {
+            to.number(microbatch.0).hop(hop).hops(grants);
+        });
+        self.list(abandoned, |to, id| {
+            to.number(id.0);
+        })
     }
 
-    fn snapshot(&mut self, snapshot: &Snapshot) -> &mut Self {
-        let Snapshot { ranges, ended, open, late, contributions, rounds, totals } = snapshot;
-        self.number(ranges.len() as u64);
-        for JournaledRange { lease, taken_over } in ranges {
-            self.lease(lease)
-                .number(u64::from(taken_over.is_some()))
-                .number(taken_over.map_or(0, |end| end.0));
-        }
-        let runs: Vec<Range<u64>> = ended.runs(0..u64::MAX).collect();
-        self.number(runs.len() as u64);
-        for run in runs {
-            self.number(run.start).number(run.end - run.start);
-        }
-        self.number(open.len() as u64);
-        for (id, InFlight { to, attempts, grants }) in open {
-            self.number(id.0).hop(to).number((*attempts).into()).hops(grants);
-        }
-        self.number(late.len() as u64);
-        for (id, Late { grants, finished }) in late {
-            self.number(id.0).number((*finished).into()).hops(grants);
-        }
-        self.number(contributions.len() as u64);
-        for ((hop, round), count) in contributions {
-            self.hop(hop).number(*round).number(*count);
-        }
-        let Totals { admitted, injected, finished, refused, abandoned, inherited, tokens, forfeited } =
-            *totals;
-        self.number(rounds.len() as u64);
-        for (stage, rounds) in rounds {
-            self.number(stage.0.into()).number(*rounds);
-        }
-        for number in [admitted, injected, finished, refused, abandoned, inherited, tokens, forfeited] {
+    fn totals(&mut self, totals: &Totals) -> &mut Self {
+        let Totals {
+            admitted,
+            injected,
+            finished,
+            refused,
+            abandoned,
+            inherited,
+            tokens,
+            contributions_lost,
+        } = *totals;
+        for number in
+            [admitted, injected, finished, refused, abandoned, inherited, tokens, contributions_lost]
+        {
             self.number(number);
         }
         self
@@ -223,6 +246,7 @@ impl Input<'_> {
             }
             tag::TAKEN_OVER => Record::TakenOver(self.taken_over()?),
             tag::ROUND_CALLED => Record::RoundCalled { stage: StageIndex(self.small()?) },
+            tag::LOST => Record::Lost { replica: self.hop()?, contributions: self.number()? },
             _ => return Err("it has a record of an unknown kind"),
         })
     }
@@ -251,6 +275,14 @@ impl Input<'_> {
             }
         }
         Err("a number is too long")
+    }
+
+    fn flag(&mut self) -> Result<bool, Fault> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err("a flag is neither set nor clear"),
+        }
     }
 
     fn small<T: TryFrom<u64>>(&mut self) -> Result<T, Fault> {
@@ -322,12 +354,19 @@ impl Input<'_> {
             Ok((id, InFlight { to: input.hop()?, attempts: input.small()?, grants: input.hops()? }))
         })?;
         let late = self.list(|input| {
-            let (id, finished) = (input.id()?, input.number()? == 1);
+            let (id, finished) = (input.id()?, input.flag()?);
             Ok((id, Late { grants: input.hops()?, finished }))
         })?;
         let contributions = self.list(|input| Ok(((input.hop()?, input.number()?), input.number()?)))?;
         let rounds = self.list(|input| Ok((StageIndex(input.small()?), input.number()?)))?;
-        let totals = Totals {
+        let totals = self.totals()?;
+        let (open, late) = (open.into_iter().collect(), late.into());
+        let (contributions, rounds) = (contributions.into_iter().collect(), rounds.into_iter().collect());
+        Ok(Snapshot { ranges, ended, open, late, contributions, rounds, totals })
+    }
+
+    fn totals(&mut self) -> Result<Totals, Fault> {
+        Ok(Totals {
             admitted: self.number()?,
             injected: self.number()?,
             finished: self.number()?,
@@ -335,16 +374,13 @@ impl Input<'_> {
             abandoned: self.number()?,
             inherited: self.number()?,
             tokens: self.number()?,
-            forfeited: self.number()?,
-        };
-        let (open, late) = (open.into_iter().collect(), late.into());
-        let (contributions, rounds) = (contributions.into_iter().collect(), rounds.into_iter().collect());
-        Ok(Snapshot { ranges, ended, open, late, contributions, rounds, totals })
+            contributions_lost: self.number()?,
+        })
     }
 
     fn leased_range(&mut self) -> Result<JournaledRange, Fault> {
         let lease = self.lease()?;
-        let (is_taken_over, end) = (self.number()? == 1, self.id()?);
+        let (is_taken_over, end) = (self.flag()?, self.id()?);
         Ok(JournaledRange { lease, taken_over: is_taken_over.then_some(end) })
     }
 

@@ -11,13 +11,16 @@
 /// First bytes of the file.
 const MAGIC: [u8; 4] = *b"SWLJ";
 /// Version of the layout and of the records.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Length of the preamble, bytes.
 pub(super) const PREAMBLE_BYTES: usize = 8;
 /// Length of a frame without its payload, bytes.
 const HEADER_BYTES: usize = 16;
 const PAYLOAD_CHECK_BYTES: usize = 8;
 const HEADER_CHECK_BYTES: usize = 4;
+
+/// What a person can do about a damaged journal.
+pub(super) const REMEDY: &str = "restore a copy, or take over with `feed --succeed` and a new --journal";
 
 /// Bytes that no journal of this release has, and where.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,8 +86,7 @@ fn frame_at(file: &[u8], at: usize) -> Result<Option<&[u8]>, Damage> {
     let rest = &file[at..];
     let Some((header, rest)) = rest.split_at_checked(HEADER_BYTES) else { return Ok(None) };
     let damage = |part: &str| {
-        let remedy = "restore a copy, or take over with `feed --succeed` and a new --journal";
-        Err(Damage { at, fault: format!("the {part} of a record does not fit its checksum; {remedy}") })
+        Err(Damage { at, fault: format!("the {part} of a record does not fit its checksum; {REMEDY}") })
     };
     let (fields, header_check) = header.split_at(HEADER_BYTES - HEADER_CHECK_BYTES);
     if checksum::<HEADER_CHECK_BYTES>(fields) != header_check {

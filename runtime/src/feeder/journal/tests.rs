@@ -52,21 +52,26 @@ fn records() -> Vec<Record> {
         Record::Sent { microbatch, to: hop(0, 7) },
         Record::Granted { microbatch, to: hop(1, 8) },
         Record::RoundCalled { stage: StageIndex(1) },
+        Record::Lost { replica: hop(1, 8), contributions: 2 },
         taken_over(),
         finished(4),
         refused(5),
     ]
 }
 
-fn open(path: &Path) -> (Journal, Vec<Record>) {
+fn open(path: &Path) -> (Journal, Snapshot) {
     Journal::open(Some(path), LAUNCH, SCHEDULE).unwrap()
+}
+
+fn folded(records: &[Record]) -> Snapshot {
+    Snapshot::of(records, SCHEDULE)
 }
 
 /// Writes each group with one commit.
 fn written(folder: &Path, groups: &[Vec<Record>]) -> PathBuf {
     let path = folder.join("journal");
     let (mut journal, before) = open(&path);
-    assert_eq!(before, []);
+    assert!(before.is_empty());
     for group in groups {
         group.iter().for_each(|record| journal.write(record).unwrap());
         journal.commit().unwrap();
@@ -86,6 +91,7 @@ fn any_record() -> impl Strategy<Value = Record> {
         (0_u64..1 << 41).prop_map(refused),
         Just(taken_over()),
         (0_u16..9).prop_map(|stage| Record::RoundCalled { stage: StageIndex(stage) }),
+        (replica(), 1_u64..99).prop_map(|(replica, contributions)| Record::Lost { replica, contributions }),
     ]
 }
 
@@ -113,7 +119,7 @@ proptest! {
 
     #[test]
     fn no_bytes_make_the_decoder_panic_or_reserve_memory(
-        bytes in prop::collection::vec(any::<u8>(), 0..200), tag in 0_u8..10
+        bytes in prop::collection::vec(any::<u8>(), 0..200), tag in 0_u8..11
     ) {
         let _ = layout::read(&bytes);
         let _ = Decoder::default().records(&bytes);
@@ -143,11 +149,12 @@ fn what_was_written_is_read_again_and_continued() {
     let folder = tempfile::tempdir().unwrap();
     let path = written(folder.path(), &[records()]);
     let (mut journal, read) = open(&path);
-    assert_eq!(read, records());
-    assert_eq!(journal.tokens(), 3);
-    journal.write(&Record::Sent { microbatch: MicrobatchId(6), to: hop(0, 7) }).unwrap();
+    assert_eq!(read, folded(&records()));
+    assert_eq!(read.totals.tokens, 3);
+    let sent = Record::Sent { microbatch: MicrobatchId(6), to: hop(0, 7) };
+    journal.write(&sent).unwrap();
     journal.commit().unwrap();
-    assert_eq!(open(&path).1.len(), records().len() + 1);
+    assert_eq!(open(&path).1, folded(&[records(), vec![sent]].concat()));
 }
 
 #[test]
@@ -160,13 +167,13 @@ fn a_write_in_which_the_feeder_died_is_cut_off() {
     for torn in [&whole[..whole.len() - 1], &whole[..whole.len() - 20], &one_less[..whole.len()]] {
         std::fs::write(&path, torn).unwrap();
         let (mut journal, read) = open(&path);
-        assert_eq!(read, records()[..6]);
-        journal.write(&records()[6]).unwrap();
+        assert_eq!(read, folded(&records()[..records().len() - 1]));
+        journal.write(records().last().unwrap()).unwrap();
         journal.commit().unwrap();
-        assert_eq!(open(&path).1, records());
+        assert_eq!(open(&path).1, folded(&records()));
     }
     std::fs::write(&path, [&whole[..], &[0; 64]].concat()).unwrap();
-    assert_eq!(open(&path).1, records(), "the file grew before its bytes were written");
+    assert_eq!(open(&path).1, folded(&records()), "the file grew before its bytes were written");
 }
 
 #[test]
@@ -192,6 +199,11 @@ fn foreign_newer_and_damaged_journals_are_refused_with_a_remedy() {
     damaged[120] ^= 1;
     let error = refused(&damaged, LAUNCH);
     assert!(error.contains("byte ") && error.contains("--succeed"), "{error}");
+    let mut unknown = layout::preamble().to_vec();
+    layout::push_frame(&mut unknown, &opening(&LAUNCH));
+    layout::push_frame(&mut unknown, &[0xEE]);
+    let error = refused(&unknown, LAUNCH);
+    assert!(error.contains("unknown kind") && error.contains("--succeed"), "{error}");
     let error = refused(b"{\"run\":\"of an older release\"}\n", LAUNCH);
     assert!(error.contains("no journal") && error.contains("--journal"), "{error}");
 }
@@ -200,9 +212,33 @@ fn foreign_newer_and_damaged_journals_are_refused_with_a_remedy() {
 fn a_file_left_from_a_replacement_that_failed_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let path = written(folder.path(), &[records()]);
-    std::fs::write(successor(&path), "half").unwrap();
-    assert_eq!(open(&path).1, records());
-    assert!(!successor(&path).exists());
+    let whole = std::fs::read(&path).unwrap();
+    for half in [0, 3, 20, whole.len() - 1] {
+        std::fs::write(successor(&path), &whole[..half]).unwrap();
+        assert_eq!(open(&path).1, folded(&records()));
+        assert!(!successor(&path).exists());
+    }
+}
+
+#[test]
+fn a_journal_overwrites_no_file_of_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = written(folder.path(), &[records()]);
+    let other = Launch { number: 78, ..LAUNCH };
+    drop(Journal::open(Some(&successor(&path)), other, SCHEDULE).unwrap());
+    let theirs = std::fs::read(successor(&path)).unwrap();
+    let error = Journal::open(Some(&path), LAUNCH, SCHEDULE).unwrap_err().to_string();
+    assert!(error.contains("journal.next") && error.contains("--journal"), "{error}");
+    assert_eq!(std::fs::read(successor(&path)).unwrap(), theirs);
+}
+
+#[test]
+fn a_snapshot_is_read_as_it_was_written() {
+    let snapshot = folded(&records());
+    let mut encoder = Encoder::default();
+    encoder.snapshot(&snapshot);
+    let read = Decoder::default().records(&encoder.take()).unwrap();
+    assert_eq!(read, [Record::Snapshot(Box::new(snapshot))]);
 }
 
 /// The records of one microbatch of eight stages.
@@ -233,10 +269,11 @@ fn a_journal_stays_short_however_long_the_run_is() {
     }
     journal.commit().unwrap();
     let began = Instant::now();
-    let (journal, records) = open(&path);
-    println!("{longest} bytes at most, {} records read in {:?}", records.len(), began.elapsed());
+    let read = open(&path).1;
+    println!("{longest} bytes at most, read in {:?}", began.elapsed());
     assert!(longest < 8 << 20, "{longest} bytes");
-    assert_eq!(journal.tokens(), 3 * RUN);
+    assert_eq!(read.totals.tokens, 3 * RUN);
+    let records = Contents::read(&std::fs::read(&path).unwrap(), LAUNCH).unwrap().records;
     assert!(
         matches!(records[0], Record::Snapshot(_)) && records.len() < 11 * OUTCOMES_PER_FILE as usize + 40
     );
@@ -263,7 +300,7 @@ fn cost_of_the_journal() {
     }
     drop(journal);
     let began = Instant::now();
-    let read = open(&path).1.len();
+    drop(open(&path));
     let bytes = std::fs::metadata(&path).unwrap().len();
-    println!("restart: {:?} for {read} records in {bytes} bytes", began.elapsed());
+    println!("restart: {:?} for {bytes} bytes", began.elapsed());
 }

@@ -1,7 +1,7 @@
 //! The life of a feeder's process.
 
 use crate::coordinator::{self, JoinRefusal, RunState};
-use crate::feeder::{Action, Config, End, Event, Record};
+use crate::feeder::{Action, Config, End, Event, Record, Snapshot};
 use crate::router::RouterFactory as _;
 use crate::stage::Progress;
 use crate::{BlockTally, Directive, Duration, Feeder, Incarnation, Instance, LeasedRange, Role, RouteSecret};
@@ -200,8 +200,8 @@ impl World {
         }
         let router = scenario.router.build(self.rng.next_u64());
         let feeder = &mut self.feeders[index];
-        let journal = feeder.journal.clone();
-        if !journal.is_empty() {
+        let journal = Snapshot::of(&feeder.journal, config.averaging);
+        if !feeder.journal.is_empty() {
             // The journal has its own ids; the table names its successor.
             feeder.role = Role::Feeder;
             self.model.path(if index < scenario.feeders() {
@@ -212,7 +212,7 @@ impl World {
         }
         (feeder.instance, feeder.admitted) = (me, false);
         (feeder.ended, feeder.owes_report) = (false, false);
-        feeder.machine = Some(Feeder::resume(config, router, journal));
+        feeder.machine = Some(Feeder::resume(config, router, &journal));
         self.register_feeder(index);
         self.soon(Delivery::FeederHeartbeat(index, me.incarnation));
     }
