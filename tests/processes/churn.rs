@@ -82,7 +82,7 @@ fn a_coordinator_that_was_killed_learns_its_run_from_the_members() {
 }
 
 #[test]
-fn a_stage_whose_replicas_all_slept_goes_on_with_their_weights() {
+fn replicas_of_a_stage_that_all_slept_bring_its_weights_back() {
     let mut flock = Flock::gather();
     let sleepers: Vec<_> =
         (0..flock.replicas.len()).filter(|&index| flock.stages[index] == Some(1)).collect();
@@ -265,7 +265,7 @@ impl Flock {
     fn end_undisturbed(mut self) {
         for replica in &mut self.replicas {
             replica.moment();
-            let disturbed = |line: &String| line.contains("expelled") || line.contains("initial weights");
+            let disturbed = |line: &String| line.contains("expelled") || line.contains("stage_lost");
             assert!(!replica.lines().iter().any(disturbed), "{:?}", replica.lines());
         }
         let (account, _) = self.end();

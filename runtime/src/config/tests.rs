@@ -507,7 +507,7 @@ fn the_digest_of_a_fixed_run_is_golden() {
     let digest = data_encoding::HEXLOWER.encode(&manifest.digest());
     assert_eq!(
         digest,
-        "36d5fbed0fab6300c403ffbf4a46e9e200f0b7ef9de736ef21db98f97dae7c6f",
+        "6e647a1dc561fa8ac3d416ccaec42053b0e00dd52fc64e4ac4291123a726ba45",
         "{}",
         String::from_utf8(manifest.to_bytes()).unwrap()
     );
@@ -531,7 +531,7 @@ fn a_manifest_from_a_stranger_is_held_to_the_rules() {
     };
     let huge = edit("hidden_size = 64", "hidden_size = 6400000000");
     assert_eq!(huge.field(), Some("model.hidden_size"));
-    assert!(matches!(edit("protocol = 4", "protocol = 1"), ConfigError::Protocol { theirs: 1, ours: 4, .. }));
+    assert!(matches!(edit("protocol = 5", "protocol = 1"), ConfigError::Protocol { theirs: 1, ours: 5, .. }));
     assert!(matches!(edit("hidden_size = 64", "hidden_size = 0x40"), ConfigError::NotCanonical { .. }));
     assert!(matches!(edit("intermediate_size = 100\n", ""), ConfigError::NotCanonical { .. }));
     assert_eq!(edit("heldout =", "paths = [\"/\"]\nheldout =").field(), Some("data.paths"));

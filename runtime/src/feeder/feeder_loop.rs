@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use swarmline_scheduler::feeder::{Action, Counts, End, Event, Measured, Outcome as MicrobatchOutcome};
+use swarmline_scheduler::feeder::{Action, End, Event, Measured, Outcome as MicrobatchOutcome};
 use swarmline_scheduler::{
     Directive, Envelope, Evidence, Feeder, Hop, Lease, MicrobatchId, PeerId, Purpose, RunTally, StageIndex,
 };
@@ -16,7 +16,7 @@ use super::journal::Journal;
 use super::throughput::Throughput;
 use crate::data::Batches;
 use crate::error::Error;
-use crate::net::control::{Control, ControlError, HEARTBEAT_INTERVAL, MemberStats};
+use crate::net::control::{Control, ControlError, MemberStats};
 use crate::net::quic::NetEvent;
 use crate::net::table_log::TableReader;
 use crate::outcome::Outcome;
@@ -30,9 +30,6 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two reports of a stage without a replica, which halts the run.
 const UNSERVED_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long a feeder that is done repeats its report to a silent coordinator. Then it ends with the error; started again
-/// with its journal, it reports at once.
-const REPORT_WITHIN: Duration = Duration::from_secs(600);
 /// Messages that one write of the journal serves at most.
 const EVENTS_PER_COMMIT: usize = 64;
 
@@ -154,7 +151,8 @@ impl FeederLoop {
         telemetry::record_feeder(&counts);
         let bytes_sent = self.handles.network.bytes_sent().total();
         reporter.tell(&report::Event::Feeder(self.handles.throughput.report(&counts, bytes_sent)));
-        match self.report_outcomes(&counts, outcome == Outcome::Finished).await {
+        let tallies = self.machine.tallies();
+        match self.handles.control.report(&counts, &tallies, outcome == Outcome::Finished).await {
             Err(error) if outcome == Outcome::Finished => return Err(error.into()),
             Err(error) => {
                 tracing::debug!(%error, "the coordinator did not get the outcomes of a stopped feeder");
@@ -162,20 +160,6 @@ impl FeederLoop {
             Ok(_) => {}
         }
         Ok(outcome)
-    }
-
-    /// Reports the outcomes. A run ends with this report, so a feeder that is done repeats it for [`REPORT_WITHIN`]
-    /// while the coordinator is silent.
-    async fn report_outcomes(&mut self, counts: &Counts, done: bool) -> Result<RunTally, ControlError> {
-        let (tallies, until) = (self.machine.tallies(), Instant::now() + REPORT_WITHIN);
-        loop {
-            match self.handles.control.report(counts, &tallies, done).await {
-                Err(ControlError::Silent { .. }) if done && Instant::now() < until => {
-                    tokio::time::sleep(HEARTBEAT_INTERVAL).await;
-                }
-                reported => return reported,
-            }
-        }
     }
 
     // --- Events ---------------------------------------------------------------------------------------------

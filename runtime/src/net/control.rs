@@ -24,8 +24,9 @@ use super::wire;
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Limit of a call of a member, connecting included: after a short outage the next heartbeat must not wait for the last.
 const CALL_WITHIN: Duration = Duration::from_secs(3);
-/// Attempts to report the end of a feeder's work, and the pause between two: an outage of five minutes costs nothing.
-const REPORTS_MAX: u32 = 300;
+/// Attempts to report the end of a feeder's work, and the pause between two: an outage of ten minutes costs nothing. A
+/// feeder that has reported in vain ends with the error; started again with its journal, it reports at once.
+const REPORTS_MAX: u32 = 600;
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// Pauses between attempts to open a broken stream of tables again.
 const FOLLOW_PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -183,8 +184,8 @@ impl Control {
         read_directive(&reply)
     }
 
-    /// Leases up to `count` microbatch ids; `next` is the first id that this feeder does not have, `blocks` its progress. The reply tells also
-    /// how far other feeders have come.
+    /// Leases up to `count` microbatch ids; `next` is the first id that this feeder does not have, `blocks` its progress.
+    /// The reply tells also how far other feeders have come.
     ///
     /// # Errors
     /// If the coordinator cannot be reached or refuses the lease.

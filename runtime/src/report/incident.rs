@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "incident", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Incident {
-    /// The coordinator takes this process for dead. The process joins again, without its microbatches and weights.
+    /// The coordinator takes this process for dead. The process joins again, without its microbatches.
     Expelled {
         /// The coordinator's reason.
         reason: String,
@@ -184,8 +184,18 @@ impl fmt::Display for Incident {
                 "nothing heard from feeder {peer} for {seconds} s: it is gone, or the network between it and this \
                  replica drops its packets; other replicas take its {affected} microbatches"
             ),
-            Self::ReplicaLies { .. } | Self::ReplicaEvicted { .. } => self.lie(f),
-            Self::DonorFailed { .. } | Self::StageLost { .. } | Self::StateKept { .. } => self.state(f),
+            Self::ReplicaLies { peer, stage, false_ones, sound } => {
+                lies(f, (peer, *stage), (*false_ones, *sound))
+            }
+            Self::ReplicaEvicted { peer, stage, feeder, false_ones, sound } => {
+                evicted(f, (peer, *stage), feeder, (*false_ones, *sound))
+            }
+            Self::DonorFailed { peer, stage, fault } => donor_failed(f, (peer, *stage), fault),
+            Self::StageLost { stage } => stage_lost(f, *stage),
+            Self::StateKept { stage } => write!(
+                f,
+                "no replica serves stage {stage}: it goes on with the state that this process has kept"
+            ),
             Self::LeftMicrobatches { microbatches, seconds } => write!(
                 f,
                 "left after {seconds} s; unfinished microbatches, which other replicas recover: {microbatches}"
@@ -208,43 +218,48 @@ impl fmt::Display for Incident {
     }
 }
 
-impl Incident {
-    /// The incidents with a liar.
-    fn lie(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ReplicaLies { peer, stage, false_ones, sound } => write!(
-                f,
-                "replica {peer} of stage {stage} lies: {false_ones} of its statements about microbatches were false, \
-                 {sound} true; this feeder denies its claims and asks the coordinator to evict it"
-            ),
-            Self::ReplicaEvicted { peer, stage, feeder, false_ones, sound } => write!(
-                f,
-                "replica {peer} of stage {stage} is evicted and may not come back: feeder {feeder} caught it lying \
-                 ({false_ones} of its statements about microbatches were false, {sound} true)"
-            ),
-            _ => Ok(()),
-        }
-    }
+/// A replica and its stage.
+type Replica<'a> = (&'a str, u16);
 
-    /// The incidents with the state of a stage.
-    fn state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::DonorFailed { peer, stage, fault } => write!(
-                f,
-                "peer {peer}, asked for the state of stage {stage}, {fault}; the next donor is asked, or the same again"
-            ),
-            Self::StageLost { stage } => write!(
-                f,
-                "no replica serves stage {stage}, which had been trained: it begins with the initial weights of the \
-                 run, and its updates are lost"
-            ),
-            Self::StateKept { stage } => write!(
-                f,
-                "no replica serves stage {stage}: it goes on with the state that this process has kept"
-            ),
-            _ => Ok(()),
-        }
-    }
+fn lies(
+    f: &mut fmt::Formatter<'_>,
+    (peer, stage): Replica<'_>,
+    (false_ones, sound): (u32, u32),
+) -> fmt::Result {
+    write!(
+        f,
+        "replica {peer} of stage {stage} lies: {false_ones} of its statements about microbatches were false, {sound} \
+         true; this feeder denies its claims and asks the coordinator to evict it"
+    )
+}
+
+fn evicted(
+    f: &mut fmt::Formatter<'_>,
+    (peer, stage): Replica<'_>,
+    feeder: &str,
+    (false_ones, sound): (u32, u32),
+) -> fmt::Result {
+    write!(
+        f,
+        "replica {peer} of stage {stage} is evicted and may not come back: feeder {feeder} caught it lying \
+         ({false_ones} of its statements about microbatches were false, {sound} true)"
+    )
+}
+
+fn donor_failed(f: &mut fmt::Formatter<'_>, (peer, stage): Replica<'_>, fault: &str) -> fmt::Result {
+    write!(
+        f,
+        "peer {peer}, asked for the state of stage {stage}, {fault}; the other donors are compared again; without others \
+         it is asked again"
+    )
+}
+
+fn stage_lost(f: &mut fmt::Formatter<'_>, stage: u16) -> fmt::Result {
+    write!(
+        f,
+        "no replica serves stage {stage}, which had been trained: it begins with the initial weights of the run, and its \
+         updates are lost"
+    )
 }
 
 fn refused(

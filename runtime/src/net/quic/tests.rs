@@ -437,7 +437,7 @@ async fn recycle_all(endpoint: Endpoint, dialled: Arc<AtomicU32>, pause: Duratio
         let hello = HandshakeInfo::new(RUN, Incarnation(5));
         if handshake::answer(&connection, &hello).await.is_ok() {
             dialled.fetch_add(1, Ordering::Relaxed);
-            let _ = connection.accept_uni().await;
+            let _stream = connection.accept_uni().await;
             tokio::time::sleep(pause).await;
             connection.close(code::RECYCLED, b"room for another peer");
         }
