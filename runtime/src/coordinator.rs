@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use swarmline_scheduler::coordinator::{Config, FeedPolicy, Policy};
-use swarmline_scheduler::{Membership, PeerId, Time};
+use swarmline_scheduler::{Membership, PeerId};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
@@ -145,7 +145,7 @@ impl Coordinator {
         // Members know a key that is older than this process.
         let machine = match self.identity.is_new() {
             true => swarmline_scheduler::Coordinator::new(self.config),
-            false => swarmline_scheduler::Coordinator::restarted(self.config, Time(0)),
+            false => swarmline_scheduler::Coordinator::restarted(self.config),
         };
         let work = CoordinatorLoop::new(machine, self.identity.clone(), self.digest, self.table, reporter);
         let working = async {

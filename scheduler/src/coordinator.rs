@@ -9,6 +9,7 @@
 //! waits for it (`holders`) before it begins again, and a coordinator that was started again learns its run from the
 //! members before it goes on (`restart`).
 
+mod beginning;
 mod config;
 mod event;
 mod eviction;
@@ -85,8 +86,10 @@ pub struct Coordinator {
     published: Vec<LeasedRange>,
     /// The first peer that took ids.
     first_feeder: Option<PeerId>,
-    /// Stages whose weights have been updated, ascending.
+    /// Stages whose weights have been updated, ascending, as their replicas have reported.
     trained: Vec<StageIndex>,
+    /// Any stage may be trained: a table has named ids and a replica of every stage, or a replica has reported progress.
+    has_run: bool,
     finished: bool,
     /// Time at which a finished run ends, even if members have not left.
     farewell_until: Option<Time>,
@@ -114,6 +117,7 @@ impl Coordinator {
             now: Time::default(),
             first_feeder: None,
             trained: Vec::new(),
+            has_run: false,
             finished: false,
             farewell_until: None,
             ended: false,
@@ -124,8 +128,13 @@ impl Coordinator {
 
     /// The coordinator of a run that may have members already, which know its key from an earlier start.
     #[must_use]
-    pub fn restarted(config: Config, now: Time) -> Self {
-        Self { restart: Some(Restart::at(now, config.launch)), waits_for_members: true, ..Self::new(config) }
+    pub fn restarted(config: Config) -> Self {
+        Self {
+            restart: Some(Restart::new(config.launch)),
+            waits_for_members: true,
+            leases: LeaseBook::of_later_start(config.total, config.launch),
+            ..Self::new(config)
+        }
     }
 
     /// Takes one event; drain `poll_action` before the next.
@@ -135,16 +144,21 @@ impl Coordinator {
     pub fn handle(&mut self, now: Time, event: Event) {
         self.now = self.now.max(now);
         let from = event.sender();
+        if from.is_some() {
+            self.hear_after_restart(now);
+        }
         let sender = from.map(|from| from.peer);
         let clock = self.lease_clock(now, sender);
         self.remove_silent(clock, sender);
         self.end_waits(now, clock);
         let reply = match event {
             Event::TableReturned { from, table } => Some(self.take_back(now, clock, from, &table)),
+            event if self.asks_for_table(&event) => Some(Reply::Unknown),
             event => self.reply(clock, &event),
         };
+        self.note_stranger(now, from, reply.as_ref());
         self.notice_finished(now);
-        self.promote_standbys();
+        self.promote_standbys(clock);
         self.publish();
         if let Some((from, reply)) = from.zip(reply)
             && let Some(reply) = self.publishing.wait(from, reply)
@@ -164,7 +178,7 @@ impl Coordinator {
             Event::Join { from, role, address, holds } => {
                 self.join(now, from, role, address, holds).map_or_else(Reply::JoinRefused, Reply::Joined)
             }
-            Event::Ready { from, stage } => self.ready(now, from, stage),
+            Event::Ready { from, stage, initial } => self.ready(now, from, stage, initial),
             Event::Heartbeat { from, progress } => self.heartbeat(now, from, progress),
             Event::Leave { from } => self.leave(from),
             Event::Strike { from, replica, evidence } => self.strike(now, from, replica, evidence),
@@ -186,7 +200,8 @@ impl Coordinator {
         let forsaken = forsaken.map(|at| (at, Reason::HolderForsaken));
         let returned = self.return_ends().map(|at| (at, Reason::ReturnEnds));
         let farewell = self.farewell_until.filter(|_| !self.ended).map(|at| (at, Reason::FarewellEnds));
-        let table = self.publishing.next().map(|at| (at, Reason::TableDue));
+        let table = self.publishing.next().filter(|_| !self.withholds_table());
+        let table = table.map(|at| (at, Reason::TableDue));
         [expires, forsaken, returned, farewell, table].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
@@ -295,15 +310,6 @@ impl Coordinator {
         }
     }
 
-    /// A replica that has come back with the weights of a stage is awaited until it serves; one that has come back
-    /// without is not.
-    fn await_holder(&mut self, now: Time, peer: PeerId, holds: Option<StageIndex>) {
-        match holds.filter(|stage| self.trained.contains(stage)) {
-            Some(stage) => self.holders.wait_for(now, peer, stage),
-            None => self.holders.forget(peer),
-        }
-    }
-
     /// Refuses a feeder that the policy does not name.
     fn check_may_feed(&self, key: PeerId) -> Result<(), JoinRefusal> {
         match (&self.config.feed, self.first_feeder) {
@@ -323,18 +329,6 @@ impl Coordinator {
         let lease = self.config.lease;
         let alive = leases.find_holder(|holder| !gone(holder)).map(|holder| holder.peer);
         alive.map_or(Ok(()), |feeder| Err(JoinRefusal::FeederLives { feeder, lease }))
-    }
-
-    fn ready(&mut self, now: Time, from: Instance, stage: StageIndex) -> Reply {
-        let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
-        let state = entry.member.state;
-        if state != MemberState::Loading(stage) {
-            return Reply::Noted(state);
-        }
-        self.members.set_state(from.peer, MemberState::Serving(stage));
-        self.holders.forget(from.peer);
-        self.publishing.change();
-        Reply::Noted(MemberState::Serving(stage))
     }
 
     fn heartbeat(&mut self, now: Time, from: Instance, progress: Progress) -> Reply {
@@ -357,6 +351,7 @@ impl Coordinator {
     /// Notes that the weights of `stage` were updated: from now on a replica that begins with initial weights loses
     /// updates.
     fn note_trained(&mut self, stage: StageIndex) {
+        self.has_run = true;
         if let Err(place) = self.trained.binary_search(&stage) {
             self.trained.insert(place, stage);
             self.publishing.change();
@@ -422,46 +417,6 @@ impl Coordinator {
         Reply::Reported { others: self.leases.others(from) }
     }
 
-    // --- A restart ------------------------------------------------------------------------------------------
-
-    /// Takes the table that a caller returns: the coordinator has signed it and forgotten it since.
-    fn take_back(&mut self, now: Time, clock: Time, from: Instance, table: &Membership) -> Reply {
-        let is_first = self.restart.is_some_and(|restart| restart.is_first());
-        let has_leased = self.first_feeder.is_some();
-        if self.restart.as_mut().is_some_and(|restart| restart.take(now, table, has_leased)) {
-            if is_first {
-                // Whatever was decided without the members of the run was decided about another run.
-                self.members = Members::new(self.config.stages, self.config.lease);
-                self.leases = LeaseBook::new(self.config.total);
-                self.first_feeder = None;
-            }
-            self.restore(clock, table);
-            self.waits_for_members = false;
-        }
-        self.members.get(from).map_or_else(|| self.stranger(from), |entry| Reply::Noted(entry.member.state))
-    }
-
-    /// Goes on where the table stood. Every member has a whole lease to be heard again.
-    fn restore(&mut self, now: Time, table: &Membership) {
-        for member in &table.members {
-            let is_former = self.former.contains(member.instance) || self.former.has_later(member.instance);
-            if !self.members.contains(member.instance.peer) && !is_former {
-                self.members.insert(now, Entry::new(member.clone(), None));
-            }
-        }
-        table.trained.iter().for_each(|&stage| self.note_trained(stage));
-        self.first_feeder = self.first_feeder.or(table.leases.first().map(|leased| leased.feeder));
-        self.leases.restore(table);
-        self.config.launch = table.launch;
-        self.version = self.version.max(Membership::next_start(table.version));
-        self.publishing.change();
-    }
-
-    /// The time until which no replica is placed and no ids are leased.
-    fn return_ends(&self) -> Option<Time> {
-        self.restart.filter(|_| self.waits_for_members).map(|restart| restart.until())
-    }
-
     // --- Consequences ---------------------------------------------------------------------------------------
 
     /// The caller's time at which the clock of the leases shows `at`; `None` if that clock stands still before.
@@ -474,7 +429,9 @@ impl Coordinator {
     /// The clock of the members' leases. It stands still while no member is heard.
     fn lease_clock(&mut self, now: Time, sender: Option<PeerId>) -> Time {
         let members = self.members.len();
-        if sender.is_some_and(|peer| self.members.contains(peer)) {
+        // Where there are no members to be heard, the link counts as up.
+        let is_watched = self.link.goes_down(members).is_some();
+        if !is_watched || sender.is_some_and(|peer| self.members.contains(peer)) {
             self.link.sign(now, members);
         }
         self.link.clock(now, members)
@@ -491,10 +448,8 @@ impl Coordinator {
         let Some(entry) = self.members.remove(peer) else { return };
         self.former.note(entry.member.instance);
         self.publishing.change();
-        if let MemberState::Serving(stage) = entry.member.state
-            && self.trained.contains(&stage)
-        {
-            self.holders.wait_for(now, peer, stage);
+        if let MemberState::Serving(stage) = entry.member.state {
+            self.await_holder(now, peer, Some(stage));
         }
     }
 
@@ -502,7 +457,7 @@ impl Coordinator {
         if self.holders.expire(clock) {
             self.publishing.change();
         }
-        self.waits_for_members &= self.restart.is_some_and(|restart| restart.waits(now));
+        self.end_return(now);
     }
 
     /// The run is over when every microbatch has its outcome, and every feeder in the table has called its last averaging
@@ -510,20 +465,10 @@ impl Coordinator {
     fn notice_finished(&mut self, now: Time) {
         if !self.finished && !self.members.has_working_feeder() && self.leases.is_over() {
             self.finished = true;
+            // The table says so to a later start of the coordinator.
+            self.publishing.change();
             self.farewell_until = Some(now + self.config.farewell);
             self.actions.push_back(Action::Finished);
-        }
-    }
-
-    /// Gives a free place to a standby, which takes the state from a replica of the stage.
-    fn promote_standbys(&mut self) {
-        while !self.finished
-            && let Some(standby) = self.members.first_standby()
-            && let Some(stage) = self.place(standby.holds, standby.holds)
-        {
-            let peer = standby.member.instance.peer;
-            self.members.set_state(peer, MemberState::Loading(stage));
-            self.publishing.change();
         }
     }
 
@@ -531,8 +476,12 @@ impl Coordinator {
         if self.leases.take_changed() {
             self.publishing.change();
         }
+        if self.withholds_table() {
+            return;
+        }
         if self.publishing.take_turn(self.now, self.config.table_interval) {
             self.published = self.leases.ranges();
+            self.has_run |= !self.published.is_empty() && self.members.occupancy().is_complete();
             self.version += 1;
             self.actions.push_back(Action::Membership(self.membership()));
             let waiting = self.publishing.take_waiting().into_iter();
@@ -547,18 +496,5 @@ impl Coordinator {
             self.ended = true;
             self.actions.push_back(Action::End);
         }
-    }
-
-    // --- Members --------------------------------------------------------------------------------------------
-
-    /// The stage for a replica that was at `previous`. A replica that holds the state of a stage that no other serves is
-    /// placed there even if other replicas wait at the stage for a state.
-    fn place(&self, previous: Option<StageIndex>, holds: Option<StageIndex>) -> Option<StageIndex> {
-        if self.waits_for_members {
-            return None;
-        }
-        let occupancy = self.members.occupancy();
-        let missed = holds.filter(|&stage| occupancy.is_unserved(stage));
-        missed.or_else(|| occupancy.place(self.config.replicas_per_stage, previous))
     }
 }

@@ -46,6 +46,10 @@ use questions::Questions;
 /// its way.
 pub const WITHHELD_MAX: usize = 4_096;
 
+/// Times that a replica with initial weights is told to be ready, after it has said that it is, before it gives way to
+/// another that serves its stage: the first may be replies to earlier heartbeats.
+const REFUSALS_MAX: u32 = 3;
+
 /// One replica of one stage.
 #[derive(Debug)]
 pub struct Replica<P> {
@@ -58,6 +62,9 @@ pub struct Replica<P> {
     departure: Departure,
     questions: Questions,
     suspension: Suspension,
+    /// It began with the initial weights, and no table lists it as serving yet: how often the coordinator has said since
+    /// that it is to be ready.
+    unaccepted: Option<u32>,
     actions: VecDeque<Action<P>>,
     /// Messages that wait for the coordinator's confirmation, since this process stood still.
     withheld: Vec<Action<P>>,
@@ -89,6 +96,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             departure: Departure::default(),
             questions: Questions::default(),
             suspension: Suspension::new(),
+            unaccepted: None,
             actions: VecDeque::new(),
             withheld: Vec::new(),
             config,
@@ -208,9 +216,27 @@ impl<P: Clone + Default + Debug> Replica<P> {
 
     fn serve(&mut self, now: Time, initial: InitialState) {
         let Phase::Joining(joining) = std::mem::replace(&mut self.phase, Phase::Serving) else { return };
+        self.unaccepted = matches!(initial, InitialState::Initial { .. }).then_some(0);
         self.actions.push_back(Action::Counted(Note::Began(initial)));
-        self.actions.push_back(Action::Ready);
+        self.tell_ready();
         self.on_membership(now, TableUpdate::Whole(joining.table.shared()));
+    }
+
+    fn tell_ready(&mut self) {
+        self.actions.push_back(Action::Ready { initial: self.unaccepted.is_some() });
+    }
+
+    /// The coordinator has not heard that the replica serves, or refuses that it begins with initial weights: another
+    /// replica has better ones. Then the process starts again, and takes them over.
+    fn on_told_to_be_ready(&mut self, now: Time) {
+        if let Some(times) = &mut self.unaccepted {
+            *times += 1;
+            if *times >= REFUSALS_MAX && self.stage.table().serves(self.config.stage.stage) {
+                return self.expelled();
+            }
+        }
+        self.tell_ready();
+        self.at_stage(now, stage::Event::Reached);
     }
 
     // --- Serving --------------------------------------------------------------------------------------------
@@ -250,6 +276,9 @@ impl<P: Clone + Default + Debug> Replica<P> {
         }
         let stage = self.config.stage.stage;
         self.at_stage(now, stage::Event::Membership(update));
+        if self.unaccepted.is_some() && self.members().contains(&self.config.stage.me) {
+            self.unaccepted = None;
+        }
         self.questions.retain_members(self.stage.table());
         if !self.table().touches(stage) {
             return;
@@ -307,11 +336,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             Directive::Continue => self.at_stage(now, stage::Event::Reached),
             // The replica was expelled and placed again: the state of its stage is of no use there.
             Directive::Serve(stage) if *stage != self.config.stage.stage => self.expelled(),
-            // The coordinator has not heard that the replica serves.
-            Directive::Serve(_) => {
-                self.actions.push_back(Action::Ready);
-                self.at_stage(now, stage::Event::Reached);
-            }
+            Directive::Serve(_) => self.on_told_to_be_ready(now),
             Directive::Finished => {
                 self.departure.run_finished();
                 self.at_stage(now, stage::Event::Finished);
@@ -434,7 +459,8 @@ impl<P: Clone + Default + Debug> Replica<P> {
     }
 
     fn expelled(&mut self) {
-        let has_state = self.is_serving() || self.config.begin.has_state();
+        let serves = self.is_serving() && self.unaccepted.is_none();
+        let has_state = serves || self.config.begin.has_state();
         self.end(End::Expelled { has_state });
     }
 

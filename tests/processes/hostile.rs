@@ -107,7 +107,7 @@ impl Neighbour {
             assert_eq!((lease.first, lease.count), (MicrobatchId(0), 8));
             let mut replica = Seat::take(&invite, Role::Replica).await;
             assert_eq!(replica.joined.placement, Placement::Stage(StageIndex(0)));
-            replica.control.ready(StageIndex(0)).await.unwrap();
+            replica.control.ready(StageIndex(0), false).await.unwrap();
             (feeder, replica)
         };
         let (feeder, replica) = runtime.block_on(joining);

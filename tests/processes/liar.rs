@@ -101,7 +101,7 @@ impl Liar {
                 Registration { incarnation: ME, role: Role::Replica, data_address, holds: None };
             let (mut control, joined) = Control::join(&invite, &identity, registration).await.unwrap();
             assert_eq!(joined.placement, Placement::Stage(STAGE));
-            control.ready(STAGE).await.unwrap();
+            control.ready(STAGE, false).await.unwrap();
             let handshake = HandshakeInfo::new(joined.digest, ME);
             let (plane, arrivals) =
                 DataPlane::start(&identity, socket, handshake, Trust::anyone(), settings()).unwrap();

@@ -1147,6 +1147,10 @@ pub struct ReadyRequest {
     /// reply to the next heartbeat names that stage.
     #[prost(uint32, tag = "2")]
     pub stage: u32,
+    /// The caller begins with the initial weights of the run. If another process may have trained weights of the stage, the
+    /// report has no effect: the caller takes them over when the table names a replica that serves the stage.
+    #[prost(bool, tag = "3")]
+    pub initial_weights: bool,
 }
 /// Acknowledgement of a ReadyRequest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

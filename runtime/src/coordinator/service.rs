@@ -104,7 +104,7 @@ impl v1::coordinator_server::Coordinator for Service {
         let from = Caller::of(&call)?.instance(request.incarnation);
         let stage = wire::decode_stage(request.stage);
         let stage = stage.map_err(invalid)?;
-        self.ask_member(Event::Ready { from, stage }).await?;
+        self.ask_member(Event::Ready { from, stage, initial: request.initial_weights }).await?;
         Ok(Response::new(v1::ReadyResponse {}))
     }
 

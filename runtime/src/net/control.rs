@@ -160,8 +160,9 @@ impl Control {
     ///
     /// # Errors
     /// If the coordinator cannot be reached or refuses.
-    pub async fn ready(&mut self, stage: StageIndex) -> Result<(), ControlError> {
-        let request = v1::ReadyRequest { incarnation: self.incarnation(), stage: u32::from(stage.0) };
+    pub async fn ready(&mut self, stage: StageIndex, initial_weights: bool) -> Result<(), ControlError> {
+        let incarnation = self.incarnation();
+        let request = v1::ReadyRequest { incarnation, stage: u32::from(stage.0), initial_weights };
         self.call(|mut client| async move { client.ready(request).await }).await.map(drop)
     }
 

@@ -276,7 +276,7 @@ impl Serving {
             Action::Begin { bytes } => self.copies.begin(bytes)?,
             Action::Store { offset, payload } => self.copies.store(offset, &payload),
             Action::Import { .. } => self.copies.import(&self.handles.executor),
-            Action::Ready => self.tell_ready(),
+            Action::Ready { initial } => self.tell_ready(initial),
             Action::Confirm => self.ask_for_confirmation(),
             Action::Counted(note) => self.take_note(&note, reporter)?,
             Action::End(end) => self.end = Some(end),
@@ -313,10 +313,10 @@ impl Serving {
 
     /// Reports in the background that the stage is served. The coordinator repeats its directive until it has the
     /// report, so a failure is only logged.
-    fn tell_ready(&self) {
+    fn tell_ready(&self, initial: bool) {
         let (mut control, stage) = (self.handles.control.clone(), self.machine.config().stage.stage);
         tokio::spawn(async move {
-            if let Err(error) = control.ready(stage).await {
+            if let Err(error) = control.ready(stage, initial).await {
                 tracing::debug!(%error, "the coordinator did not get the report that the stage is served");
             }
         });

@@ -39,7 +39,7 @@ impl Members {
     fn join(&mut self, from: Instance) {
         let replies = self.handle(Event::Join { from, role: Role::Replica, address: address(), holds: None });
         if let Some(Reply::Joined(MemberState::Loading(stage))) = replies.get(&from).cloned() {
-            self.handle(Event::Ready { from, stage });
+            self.handle(Event::Ready { from, stage, initial: false });
         }
     }
 

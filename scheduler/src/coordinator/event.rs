@@ -34,6 +34,8 @@ pub enum Event {
         from: Instance,
         /// The stage. A replica that joined twice may have been placed at another stage meanwhile.
         stage: StageIndex,
+        /// It begins with the initial weights.
+        initial: bool,
     },
     /// A member is alive and reports its progress.
     Heartbeat {

@@ -16,6 +16,13 @@ pub(super) struct Holders {
     ends: Alarms<PeerId>,
 }
 
+/// Stands for the replica of a stage that no table names: a key that no peer has.
+fn any_of(stage: StageIndex) -> PeerId {
+    let mut key = [u8::MAX; 32];
+    key[..2].copy_from_slice(&stage.0.to_be_bytes());
+    PeerId(key)
+}
+
 /// How long a stage waits in all, however many peers say one after the other that they have its weights.
 const AWAITED_MAX: Duration = Duration::from_secs(60);
 
@@ -25,6 +32,11 @@ impl Holders {
         let began = *self.began.entry(stage).or_insert(now);
         self.awaited.insert(peer, stage);
         self.ends.set(peer, Some((now + HOLDERS_AWAITED).min(began + AWAITED_MAX)));
+    }
+
+    /// Awaits whichever replica has weights of `stage`, for [`HOLDERS_AWAITED`].
+    pub(super) fn wait_for_any(&mut self, now: Time, stage: StageIndex) {
+        self.wait_for(now, any_of(stage), stage);
     }
 
     /// The peer serves again, or has lost the weights.

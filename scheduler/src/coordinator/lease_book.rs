@@ -9,7 +9,7 @@
 //! feeders as they were, and the progress that was known when the table was made, until the feeders report again.
 
 use crate::lease::{BlockTally, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseRefusal, LeasedRange, RunTally};
-use crate::{Block, Incarnation, Instance, Membership, MicrobatchId};
+use crate::{Block, Incarnation, Instance, Membership, MicrobatchId, Rng};
 
 /// Blocks that are left out after a restart: a table that was not returned may have named them.
 const BLOCKS_SKIPPED: u32 = 64;
@@ -46,6 +46,14 @@ impl LeaseBook {
     #[must_use]
     pub fn new(total: u64) -> Self {
         Self { total, entries: Vec::new(), next_block: 0, changed: false }
+    }
+
+    /// The book of a coordinator that was started again and knows no block yet. It draws the first block from the number of
+    /// its `launch`: if no member returns the table of the run before, its ids are others.
+    #[must_use]
+    pub(super) fn of_later_start(total: u64, launch: u64) -> Self {
+        let drawn = Rng::new(launch).below(u64::from(Block::COUNT / 2));
+        Self { next_block: u32::try_from(drawn).unwrap_or(0), ..Self::new(total) }
     }
 
     /// Leases up to `count` ids, and no more than the `feeders`-th part of what is left of the run; none if nothing is

@@ -15,6 +15,8 @@ pub(super) struct Entry {
     pub(super) progress: Progress,
     /// The stage whose state it brought along when it joined.
     pub(super) holds: Option<StageIndex>,
+    /// It is a member by a table that was returned to a coordinator that was started again.
+    pub(super) is_restored: bool,
     /// A feeder that has reported the end of its work.
     done: bool,
 }
@@ -22,7 +24,12 @@ pub(super) struct Entry {
 impl Entry {
     /// A member that has asked for nothing yet.
     pub(super) fn new(member: Member, holds: Option<StageIndex>) -> Self {
-        Self { member, progress: Progress::default(), holds, done: false }
+        Self { member, progress: Progress::default(), holds, is_restored: false, done: false }
+    }
+
+    /// A member that a table names.
+    pub(super) fn restored(member: Member) -> Self {
+        Self { is_restored: true, ..Self::new(member, None) }
     }
 
     fn is_working_feeder(&self) -> bool {
@@ -40,6 +47,8 @@ pub(super) struct Members {
     lease: Duration,
     occupancy: Occupancy,
     standbys: BTreeSet<PeerId>,
+    /// The standbys that have brought the weights of a stage along.
+    standby_holders: BTreeSet<(StageIndex, PeerId)>,
     feeders: usize,
     /// Feeders that have not reported the end of their work.
     working_feeders: usize,
@@ -54,6 +63,7 @@ impl Members {
             lease,
             occupancy: Occupancy::new(stages),
             standbys: BTreeSet::new(),
+            standby_holders: BTreeSet::new(),
             feeders: 0,
             working_feeders: 0,
         }
@@ -95,6 +105,12 @@ impl Members {
         self.standbys.first().and_then(|peer| self.entries.get(peer))
     }
 
+    /// The standby with the lowest key that has the weights of a stage.
+    pub(super) fn standby_with(&self, stage: StageIndex) -> Option<PeerId> {
+        let holders = (stage, PeerId([0; 32]))..=(stage, PeerId([u8::MAX; 32]));
+        self.standby_holders.range(holders).next().map(|&(_, peer)| peer)
+    }
+
     pub(super) fn feeders(&self) -> usize {
         self.feeders
     }
@@ -117,6 +133,15 @@ impl Members {
         self.leases.set(peer, None);
         self.count_out(&entry);
         Some(entry)
+    }
+
+    /// Removes the members for which `stays` is false.
+    pub(super) fn retain(&mut self, stays: impl Fn(&Entry) -> bool) {
+        let gone: Vec<_> =
+            self.entries.iter().filter(|(_, entry)| !stays(entry)).map(|(&peer, _)| peer).collect();
+        for peer in gone {
+            self.remove(peer);
+        }
     }
 
     /// Notes that this start of a member was heard; `None` if it is no member.
@@ -161,6 +186,7 @@ impl Members {
         self.working_feeders += usize::from(entry.is_working_feeder());
         if state == MemberState::Standby {
             self.standbys.insert(instance.peer);
+            self.standby_holders.extend(entry.holds.map(|stage| (stage, instance.peer)));
         }
     }
 
@@ -168,6 +194,10 @@ impl Members {
         self.occupancy.exit(entry.member.state);
         self.feeders -= usize::from(entry.member.state == MemberState::Feeding);
         self.working_feeders -= usize::from(entry.is_working_feeder());
-        self.standbys.remove(&entry.member.instance.peer);
+        let peer = entry.member.instance.peer;
+        self.standbys.remove(&peer);
+        if let Some(stage) = entry.holds {
+            self.standby_holders.remove(&(stage, peer));
+        }
     }
 }

@@ -57,6 +57,12 @@ impl Occupancy {
         self.unserved.contains(&stage)
     }
 
+    /// Whether every stage is served.
+    #[must_use]
+    pub(super) fn is_complete(&self) -> bool {
+        self.unserved.is_empty()
+    }
+
     /// Stages without a replica that serves, ascending.
     pub(super) fn unserved(&self) -> impl Iterator<Item = StageIndex> {
         self.unserved.iter().copied()

@@ -93,7 +93,7 @@ impl Harness {
     fn restart(&mut self) {
         let config = self.coordinator.config().clone();
         let config = Config { launch: config.launch + 1, ..config };
-        self.coordinator = Coordinator::restarted(config, self.now);
+        self.coordinator = Coordinator::restarted(config);
     }
 
     fn return_table(&mut self, peer: PeerId, table: &Membership) -> Reply {
@@ -113,7 +113,7 @@ impl Harness {
     }
 
     fn ready_for(&mut self, peer: PeerId, stage: StageIndex) -> Reply {
-        self.hear(Event::Ready { from: start(peer), stage }).unwrap()
+        self.hear(Event::Ready { from: start(peer), stage, initial: false }).unwrap()
     }
 
     fn beat(&mut self, peer: PeerId) -> Reply {
@@ -571,7 +571,11 @@ fn a_trained_stage_waits_for_the_replicas_that_fell_silent_with_its_weights() {
         [StageIndex(1)],
         "it needs time to build its shard"
     );
-    harness.hear(Event::Ready { from: Instance::new(key(1), Incarnation(2)), stage: StageIndex(1) });
+    harness.hear(Event::Ready {
+        from: Instance::new(key(1), Incarnation(2)),
+        stage: StageIndex(1),
+        initial: false,
+    });
     assert_eq!(harness.published.last().unwrap().awaited, []);
 }
 
@@ -669,13 +673,119 @@ fn a_table_that_comes_back_after_ids_are_leased_comes_too_late() {
     let mut harness = Harness::running();
     let table = harness.coordinator.membership();
     harness.restart();
-    harness.now = harness.now + RETURN_WITHIN;
-    harness.hear(Event::Timeout);
     harness.join(key(8), 1, Role::Feeder);
+    harness.now = harness.now + RETURN_WITHIN;
     harness.lease(key(8), 1);
     let launch = harness.coordinator.membership().launch;
     harness.return_table(FEEDER, &table);
     assert_eq!((harness.state(FEEDER), harness.coordinator.membership().launch), (None, launch));
+}
+
+#[test]
+fn a_coordinator_that_was_started_again_publishes_nothing_before_newer_tables_had_time_to_return() {
+    let mut harness = Harness::running();
+    harness.lease(FEEDER, 4);
+    harness.pass(1, &[key(0), key(1), FEEDER]);
+    let (older, newest) = (harness.published[3].clone(), harness.coordinator.membership());
+    harness.restart();
+    let published = harness.published.len();
+    harness.return_table(key(0), &older);
+    assert_eq!(harness.beat(key(1)), Reply::Unknown, "it may have a newer table");
+    assert_eq!(harness.return_table(key(1), &newest), Reply::Noted(MemberState::Serving(StageIndex(1))));
+    assert_eq!(harness.beat(key(1)), Reply::Noted(MemberState::Serving(StageIndex(1))));
+    assert_eq!(harness.published.len(), published, "a member with a newer table would lose it");
+    harness.now = harness.now + RETURN_WITHIN;
+    harness.hear(Event::Timeout);
+    let table = harness.published.last().unwrap();
+    assert_eq!((table.leases.clone(), table.launch), (newest.leases, newest.launch));
+}
+
+#[test]
+fn a_coordinator_that_was_started_again_waits_for_the_tables_of_callers_that_speak_as_members() {
+    let mut harness = Harness::running();
+    let table = harness.coordinator.membership();
+    harness.restart();
+    harness.now = harness.now + Duration::from_secs(100);
+    harness.join(key(8), 1, Role::Feeder);
+    harness.now = harness.now + Duration::from_millis(4_999);
+    assert_eq!(harness.beat(FEEDER), Reply::Unknown);
+    harness.now = harness.now + Duration::from_secs(9);
+    assert_eq!(harness.lease(key(8), 1), Reply::Unknown, "the table may be on its way");
+    assert_eq!(harness.return_table(FEEDER, &table), Reply::Noted(MemberState::Feeding));
+}
+
+#[test]
+fn a_coordinator_that_no_member_tells_of_its_run_leases_other_ids() {
+    let mut harness = Harness::running();
+    harness.lease(FEEDER, 4);
+    harness.restart();
+    harness.join(key(8), 1, Role::Feeder);
+    harness.now = harness.now + RETURN_WITHIN;
+    let Reply::Leased { lease, .. } = harness.lease(key(8), 4) else { panic!("no lease") };
+    assert!(lease.first.block().0 > 1_000, "{lease:?}");
+}
+
+#[test]
+fn the_tables_of_a_later_start_are_newer_than_every_table_that_a_member_has() {
+    let mut harness = Harness::new(1);
+    harness.restart();
+    harness.join(key(1), 1, Role::Replica);
+    let empty = harness.published.last().unwrap().clone();
+    harness.restart();
+    harness.join(key(2), 1, Role::Replica);
+    assert_eq!(harness.return_table(key(1), &empty), Reply::Unknown);
+    assert_eq!(harness.published.last().unwrap().version, 1, "a table of the run may come yet");
+    harness.now = harness.now + Duration::from_secs(60);
+    harness.hear(Event::Timeout);
+    let table = harness.published.last().unwrap();
+    assert!(table.version > empty.version && table.launch != empty.launch, "{table:?}");
+    assert_eq!(table.get(start(key(1))), None, "a table without a run tells of none");
+}
+
+#[test]
+fn no_replica_begins_with_initial_weights_where_a_process_may_have_trained_ones() {
+    let mut harness = Harness::running();
+    harness.lease(FEEDER, 4);
+    let begin = |harness: &mut Harness, peer| {
+        let ready = Event::Ready { from: start(peer), stage: StageIndex(1), initial: true };
+        harness.hear(ready).unwrap()
+    };
+    harness.pass(15, &[key(0), FEEDER]);
+    assert_eq!(harness.join(key(2), 1, Role::Replica), loading(1));
+    assert_eq!(
+        begin(&mut harness, key(2)),
+        Reply::Noted(MemberState::Loading(StageIndex(1))),
+        "one is awaited"
+    );
+    harness.pass(30, &[key(0), key(2), FEEDER]);
+    assert_eq!(begin(&mut harness, key(2)), Reply::Noted(MemberState::Serving(StageIndex(1))));
+    harness.hear(Event::Leave { from: start(key(0)) });
+    harness.join(key(3), 1, Role::Replica);
+    harness.hear(Event::Ready { from: start(key(3)), stage: StageIndex(0), initial: false });
+    assert_eq!(begin(&mut harness, key(2)), Reply::Noted(MemberState::Serving(StageIndex(1))), "said again");
+}
+
+#[test]
+fn a_stage_without_a_replica_goes_to_the_standby_that_has_its_weights() {
+    let mut harness = Harness::running();
+    harness.lease(FEEDER, 4);
+    harness.join(key(2), 1, Role::Replica);
+    harness.return_with(key(3), 1, 1);
+    assert_eq!([key(2), key(3)].map(|peer| harness.state(peer)), [Some(MemberState::Standby); 2]);
+    harness.hear(Event::Leave { from: start(key(1)) });
+    let states = [key(2), key(3)].map(|peer| harness.state(peer).unwrap());
+    assert_eq!(states, [MemberState::Standby, MemberState::Loading(StageIndex(1))]);
+}
+
+#[test]
+fn the_time_before_the_first_members_lengthens_no_lease() {
+    let mut harness = Harness::new(2);
+    harness.now = harness.now + Duration::from_secs(1_000);
+    for member in 0..3 {
+        harness.join(key(member), 1, Role::Replica);
+    }
+    harness.pass(15, &[key(0), key(1)]);
+    assert_eq!(harness.state(key(2)), None);
 }
 
 #[test]

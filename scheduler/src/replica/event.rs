@@ -149,7 +149,10 @@ pub enum Action<P> {
         version: WeightVersion,
     },
     /// Tell the coordinator that the replica serves from now on. Repeated until the coordinator knows.
-    Ready,
+    Ready {
+        /// It begins with the initial weights. The coordinator refuses that if a process may have trained ones.
+        initial: bool,
+    },
     /// This process stood still for a while. Ask the coordinator whether it still is a member. Reply:
     /// [`Event::Confirmed`]. Nothing is sent before.
     Confirm,

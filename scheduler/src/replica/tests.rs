@@ -56,7 +56,10 @@ impl Harness {
     fn serving(others: &[Hop]) -> Self {
         let mut harness = Self::placed(Begin::Given);
         let begun = harness.publish(&all(others), &[]);
-        assert_eq!(begun[..2], [Action::Counted(Note::Began(InitialState::Given)), Action::Ready]);
+        assert_eq!(
+            begun[..2],
+            [Action::Counted(Note::Began(InitialState::Given)), Action::Ready { initial: false }]
+        );
         harness
     }
 
@@ -219,7 +222,10 @@ fn a_joiner_takes_the_state_of_a_replica_before_it_serves() {
     assert!(stored.contains(&Action::Import { donor, version }), "{stored:?}");
     assert!(!harness.replica.is_serving(), "not before the executor has taken the state over");
     let begun = harness.hear(Event::Imported(true));
-    assert_eq!(begun[begun.len() - 2..], [began(InitialState::Downloaded { donor, version }), Action::Ready]);
+    assert_eq!(
+        begun[begun.len() - 2..],
+        [began(InitialState::Downloaded { donor, version }), Action::Ready { initial: false }]
+    );
     assert!(harness.replica.is_serving());
 }
 
@@ -245,7 +251,7 @@ fn without_a_replica_that_serves_the_stage_a_joiner_begins_with_the_initial_weig
     {
         let mut harness = Harness::placed(Begin::FromDonor(LIMITS));
         let begun = harness.publish(&loading(&[]), &trained);
-        let expected = [began(InitialState::Initial { was_trained }), Action::Ready];
+        let expected = [began(InitialState::Initial { was_trained }), Action::Ready { initial: true }];
         assert!(begun.ends_with(&expected), "{begun:?}");
     }
 }
@@ -304,8 +310,19 @@ fn a_joiner_ends_with_the_run_and_leaves_when_it_is_asked_to() {
 fn it_says_that_it_serves_until_the_coordinator_has_heard() {
     let mut harness = Harness::serving(&[]);
     let told = harness.hear(Event::Directive(Directive::Serve(StageIndex(1))));
-    assert_eq!(told, [Action::Ready]);
+    assert_eq!(told, [Action::Ready { initial: false }]);
     assert_eq!(harness.hear(Event::Directive(Directive::Continue)), []);
+}
+
+#[test]
+fn a_replica_with_initial_weights_gives_way_to_another_that_serves_its_stage() {
+    let told = || Event::Directive(Directive::Serve(StageIndex(1)));
+    let mut harness = Harness::placed(Begin::FromDonor(LIMITS));
+    harness.publish(&loading(&[]), &[]);
+    harness.publish(&loading(&[b(1)]), &[]);
+    let said = [Action::Ready { initial: true }];
+    assert_eq!([harness.hear(told()), harness.hear(told())], [said.clone(), said]);
+    assert_eq!(harness.hear(told()), [Action::End(End::Expelled { has_state: false })]);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use super::payload::Payload;
 /// An event to come for a process or the world.
 #[derive(Clone, Debug)]
 pub(super) enum Delivery {
-    /// A request to the coordinator.
-    Coordinator(coordinator::Event, Purpose),
+    /// A request to this start of the coordinator.
+    Coordinator(u64, coordinator::Event, Purpose),
     /// An event for a feeder, if this start of it still runs.
     Feeder(usize, Incarnation, feeder::Event<Payload>),
     /// An event for a replica, if this start of it still runs.
@@ -53,6 +53,8 @@ pub(super) enum Purpose {
     Routine,
     /// A heartbeat that asks for the membership after a suspension.
     Confirm,
+    /// The report of a replica that it serves: the reply says nothing.
+    Ready,
     /// The report of a feeder that its work is done.
     Done,
     /// A table that is returned to a coordinator that does not know the process.

@@ -222,6 +222,7 @@ impl Fault {
             Self::Loss { .. } => "loss",
             Self::Delay { .. } => "delay",
             Self::LateControl { .. } => "late control",
+            Self::BrokenLink { lasts: None, way: Way::ToB, .. } => "one-way link that never heals",
             Self::BrokenLink { lasts: None, .. } => "link that never heals",
             Self::BrokenLink { way: Way::ToB, .. } => "one-way link",
             Self::BrokenLink { a: End::Replica(_), b: End::Replica(_), .. } => "broken link",

@@ -81,6 +81,14 @@ impl ReplicaProcess {
     pub(super) fn is_alive(&self) -> bool {
         self.liveness != Liveness::Dead
     }
+
+    /// Whether it has trained weights of a stage, which it serves or served.
+    pub(super) fn holds_trained(&self, stage: StageIndex) -> bool {
+        let serves = |replica: &&Replica<_>| replica.is_serving() && replica.config().stage.stage == stage;
+        let serving = self.replica.as_ref().filter(serves).map(|_| &self.executor.weights);
+        let kept = self.kept.as_ref().filter(|(kept, _)| *kept == stage).map(|(_, weights)| weights);
+        self.is_alive() && serving.or(kept).is_some_and(Weights::is_trained)
+    }
 }
 
 /// An action that a feeder has decided on and not done.

@@ -2,6 +2,7 @@
 
 pub(super) mod averaging;
 mod claims;
+mod keeping;
 mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,8 @@ pub(super) struct ReferenceModel {
     deceived: BTreeSet<MicrobatchId>,
     /// The times of the outcomes, by microbatch and feeder.
     decided: BTreeMap<(MicrobatchId, usize), Time>,
+    /// The ranges of ids that were leased, by first id: their end, and their feeder.
+    leased: BTreeMap<MicrobatchId, (MicrobatchId, usize)>,
     /// Half-open ranges of ids that a successor never heard of.
     unknown: Vec<(MicrobatchId, MicrobatchId)>,
     /// The observations of each replica since it started.
@@ -339,7 +342,7 @@ impl ReferenceModel {
                 InitialState::Initial { was_trained: false } | InitialState::Given => {}
             },
             replica::Action::Confirm => self.path("suspension noticed"),
-            replica::Action::Ready => self.path("ready"),
+            replica::Action::Ready { .. } => self.path("ready"),
             _ => {}
         }
     }

@@ -194,7 +194,26 @@ impl Scenario {
         scenario.draw_death_of_successor(&mut rng);
         scenario.more_feeders = u16::from(rng.chance(1, 5));
         scenario.draw_liar(&mut rng);
+        scenario.draw_restarts_of_coordinator(&mut rng);
         scenario
+    }
+
+    /// In a fifth of the runs the coordinator is started again, in a third of these twice. Half of the first restarts
+    /// follow another fault, so that they strike while the run recovers.
+    fn draw_restarts_of_coordinator(&mut self, rng: &mut Rng) {
+        if !rng.chance(1, 5) {
+            return;
+        }
+        let other = rng.pick(&self.faults).map_or(Duration::ZERO, |(at, _)| *at);
+        let soon = other + time_between(rng, Duration::ZERO, 20 * SECOND);
+        let any = time_between(rng, SECOND / 2, 40 * SECOND);
+        let mut at = if rng.chance(1, 2) { soon } else { any };
+        for _ in 0..(if rng.chance(1, 3) { 2 } else { 1 }) {
+            let longest = if rng.chance(1, 2) { SECOND } else { 40 * SECOND };
+            let back_after = time_between(rng, Duration::ZERO, longest);
+            self.faults.push((at, Fault::CoordinatorRestart { back_after }));
+            at += back_after + time_between(rng, SECOND / 10, 20 * SECOND);
+        }
     }
 
     /// One liar in a quarter of the runs.
@@ -233,7 +252,7 @@ impl Scenario {
             8 => Fault::Suspend { replica, lasts },
             9 => Fault::Loss { per_mille: 20 + rng.below(200), lasts },
             10 => Fault::Delay { extra: lasts / 10, lasts },
-            11..=12 => self.draw_broken_link(rng, (replica, other), lasts),
+            11..=12 => self.draw_broken_link(rng, (replica, other), Some(lasts)),
             13 => Fault::Partition { part: BTreeSet::from([replica, other]), lasts },
             14 | 22 => Fault::FeederCrash { back_after: back, keeps_journal: rng.chance(4, 5) },
             15 => Fault::Succession { dies: true, after: back },
@@ -247,11 +266,11 @@ impl Scenario {
         (at, fault)
     }
 
-    fn draw_broken_link(&self, rng: &mut Rng, (a, b): (usize, usize), lasts: Duration) -> Fault {
+    fn draw_broken_link(&self, rng: &mut Rng, (a, b): (usize, usize), lasts: Option<Duration>) -> Fault {
         let b = if rng.chance(1, 2) { End::Feeder } else { End::Replica(b) };
         let ends = if rng.chance(1, 2) { (End::Replica(a), b) } else { (b, End::Replica(a)) };
         let way = if rng.chance(1, 2) { Way::Both } else { Way::ToB };
-        Fault::BrokenLink { a: ends.0, b: ends.1, way, lasts: Some(lasts) }
+        Fault::BrokenLink { a: ends.0, b: ends.1, way, lasts }
     }
 
     /// The time at which the last fault is over.

@@ -61,6 +61,11 @@ impl Weights {
         self.contributions += 1;
     }
 
+    /// Whether any number differs from the initial weights.
+    pub(super) fn is_trained(&self) -> bool {
+        self.by_fragment.iter().flatten().any(|number| *number != 0.0)
+    }
+
     /// Contributions that no round has averaged, of the fragment with the most.
     pub(super) fn unaveraged(&self) -> u64 {
         let since = |averaged: &Option<u64>| self.contributions - averaged.unwrap_or(0);

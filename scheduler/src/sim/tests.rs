@@ -145,7 +145,7 @@ fn seeds_that_failed_once_pass() {
 const OVER_WITHIN: Duration = Duration::from_secs(300);
 
 /// Faults that must strike and recovery paths that must be taken, each in at least a hundredth of the seeds.
-const PATHS: [&str; 67] = [
+const PATHS: [&str; 71] = [
     "loud crash",
     "silent crash",
     "leave",
@@ -173,6 +173,10 @@ const PATHS: [&str; 67] = [
     "late control",
     "coordinator outage",
     "coordinator freeze",
+    "coordinator restart",
+    "coordinator restarted again",
+    "coordinator restarted without a feeder",
+    "coordinator restarted while a replica loads",
     "feeder crash",
     "lost journal",
     "restarted before it was missed",

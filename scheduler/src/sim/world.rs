@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use crate::coordinator::{self, JoinRefusal};
 use crate::{
-    Coordinator, Duration, Feeder, Incarnation, Instance, PeerId, Replica, Rng, Role, Table, Time, feeder,
-    replica,
+    Coordinator, Duration, Feeder, Hop, Incarnation, Instance, MemberState, PeerId, Replica, Rng, Role,
+    StageIndex, Table, Time, feeder, replica,
 };
 
 use super::capacity::{CapacityMeter, Serving};
@@ -48,6 +48,10 @@ pub struct World {
     rng: Rng,
     queue: EventQueue<Delivery, Machine>,
     coordinator: Coordinator,
+    /// How often the coordinator has been started again.
+    coordinator_starts: u64,
+    /// The coordinator's process is dead until then.
+    coordinator_back_at: Time,
     /// The coordinator's process stands still until then.
     coordinator_frozen_until: Time,
     /// The first feeder, then its successors in order.
@@ -78,6 +82,8 @@ impl World {
             rng: Rng::new(scenario.seed),
             queue: EventQueue::new(),
             coordinator: Coordinator::new(config),
+            coordinator_starts: 0,
+            coordinator_back_at: Time::default(),
             coordinator_frozen_until: Time::default(),
             feeders: (0..scenario.feeders()).map(|index| FeederProcess::new(index, Role::Feeder)).collect(),
             replicas: (0..scenario.members()).map(replica).collect(),
@@ -173,10 +179,12 @@ impl World {
 
     fn deliver(&mut self, delivery: Delivery) {
         match delivery {
+            // A call dies with the process that it was made to.
+            Delivery::Coordinator(start, ..) if start != self.coordinator_starts => {}
             Delivery::Coordinator(..) if self.is_frozen() => {
                 self.queue.schedule(self.coordinator_frozen_until, delivery);
             }
-            Delivery::Coordinator(event, purpose) => self.at_coordinator(event, purpose),
+            Delivery::Coordinator(_, event, purpose) => self.at_coordinator(event, purpose),
             Delivery::Idle(a, b) => self.check_idle(a, b),
             Delivery::DialFails(from, to) => self.dial_fails(from, to),
             Delivery::Synced(index, incarnation, count) => {
@@ -223,7 +231,11 @@ impl World {
 
     fn at_coordinator(&mut self, event: coordinator::Event, purpose: Purpose) {
         let sender = event.sender();
+        let begins = self.begins_initially(&event);
         self.coordinator.handle(self.now(), event);
+        if let Some((replica, stage)) = begins {
+            self.check_beginning(replica, stage);
+        }
         while let Some(action) = self.coordinator.poll_action() {
             match action {
                 coordinator::Action::Reply { reply, .. } => {
@@ -244,15 +256,34 @@ impl World {
         self.queue.set_alarm(Machine::Coordinator, alarm);
     }
 
+    /// The replica that asks to serve with the initial weights, and its stage.
+    fn begins_initially(&self, event: &coordinator::Event) -> Option<(Instance, StageIndex)> {
+        let &coordinator::Event::Ready { from, stage, initial: true } = event else { return None };
+        (self.state_of(from) == Some(MemberState::Loading(stage))).then_some((from, stage))
+    }
+
+    fn check_beginning(&mut self, replica: Instance, stage: StageIndex) {
+        if self.state_of(replica) != Some(MemberState::Serving(stage)) {
+            return self.model.path("refused to begin with initial weights");
+        }
+        let holders = self.replicas.iter().filter(|process| process.holds_trained(stage));
+        let holders: Vec<_> = holders.map(|process| process.instance).collect();
+        self.model.begins(Hop::replica(stage, replica), &holders);
+    }
+
+    pub(super) fn state_of(&self, member: Instance) -> Option<MemberState> {
+        self.coordinator.membership().get(member).map(|member| member.state)
+    }
+
     /// A call dies with its process: a later start of the caller gets no reply.
     fn carry_reply(&mut self, to: Instance, reply: &coordinator::Reply, purpose: Purpose) {
         if let Some(index) = self.feeder_of(to.peer) {
-            if self.feeders[index].instance != to {
+            if self.feeders[index].instance != to || self.feeders[index].machine.is_none() {
                 return;
             }
             return match purpose {
                 Purpose::Done => self.reported(index, reply),
-                Purpose::Routine | Purpose::Confirm | Purpose::Return { .. } => {
+                Purpose::Routine | Purpose::Ready | Purpose::Confirm | Purpose::Return { .. } => {
                     self.reply_to_feeder(index, reply, purpose);
                 }
             };

@@ -254,6 +254,7 @@ impl World {
                 self.tell_feeder(index, coordinator_key(), Event::RunProgress(*others));
             }
             coordinator::Reply::Leased { lease, others } => {
+                self.model.leases(index, lease);
                 self.tell_feeder(index, coordinator_key(), Event::RunProgress(*others));
                 self.tell_feeder(index, coordinator_key(), Event::Lease(*lease));
             }

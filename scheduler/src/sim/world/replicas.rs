@@ -20,6 +20,8 @@ use super::{HEARTBEAT, Machine, REQUEST_MAX, World};
 
 /// How long the coordinator's confirmation of a membership is awaited.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(4);
+/// A heartbeat fails after this.
+const CALL_WITHIN: Duration = Duration::from_secs(3);
 /// Building a shard takes a random time below this.
 const BUILD_MAX: Duration = Duration::from_secs(2);
 /// A process that left comes back after this.
@@ -76,7 +78,7 @@ impl World {
     /// Sends a heartbeat, unless the reply to the last may still come.
     fn send_due_heartbeat(&mut self, index: usize) {
         let process = &self.replicas[index];
-        let waits = process.heartbeat_sent_at.is_some_and(|at| self.now() < at + REQUEST_MAX);
+        let waits = process.heartbeat_sent_at.is_some_and(|at| self.now() < at + CALL_WITHIN);
         if process.admitted && !waits {
             self.replicas[index].heartbeat_sent_at = Some(self.now());
             self.send_heartbeat(index, Purpose::Routine);
@@ -138,6 +140,7 @@ impl World {
             self.replicas[index].heartbeat_sent_at = None;
         }
         match reply {
+            coordinator::Reply::Noted(_) if purpose == Purpose::Ready => {}
             coordinator::Reply::Noted(state) | coordinator::Reply::Joined(state) => {
                 self.on_state(index, *state, purpose);
             }
@@ -156,7 +159,7 @@ impl World {
         let process = &self.replicas[index];
         let table = process.replica.as_ref().map(|replica| replica.table().membership());
         match (table, purpose) {
-            (Some(table), Purpose::Routine | Purpose::Done | Purpose::Confirm) => {
+            (Some(table), Purpose::Routine | Purpose::Ready | Purpose::Done | Purpose::Confirm) => {
                 let (from, table) = (process.instance, Box::new(table));
                 let returned = coordinator::Event::TableReturned { from, table };
                 let confirms = purpose.confirms();
@@ -305,12 +308,12 @@ impl World {
                 }
             }
             Action::Import { .. } => self.submit_short(index, Task::Import),
-            Action::Ready => {
+            Action::Ready { initial } => {
                 let Some(stage) = process.replica.as_ref().map(|replica| replica.config().stage.stage) else {
                     return;
                 };
-                let ready = coordinator::Event::Ready { from: me, stage };
-                self.tell_coordinator(me.peer, ready, Purpose::Routine);
+                let ready = coordinator::Event::Ready { from: me, stage, initial };
+                self.tell_coordinator(me.peer, ready, Purpose::Ready);
             }
             Action::Confirm => {
                 self.send_heartbeat(index, Purpose::Confirm);
@@ -372,7 +375,8 @@ impl World {
                 self.end_process(index, Some(BACK_AFTER));
             }
             End::Expelled { has_state } => {
-                self.model.path("expelled");
+                let is_member = self.state_of(self.replicas[index].instance).is_some();
+                self.model.path(if is_member { "gave way to trained weights" } else { "expelled" });
                 self.keep_weights(index, has_state);
                 self.end_process(index, Some(Duration::ZERO));
             }

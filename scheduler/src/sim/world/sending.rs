@@ -178,7 +178,7 @@ impl World {
     }
 
     pub(super) fn tell_coordinator(&mut self, from: PeerId, event: coordinator::Event, purpose: Purpose) {
-        self.carry(from, coordinator_key(), Delivery::Coordinator(event, purpose));
+        self.carry(from, coordinator_key(), Delivery::Coordinator(self.coordinator_starts, event, purpose));
     }
 
     pub(super) fn tell_feeder(&mut self, index: usize, from: PeerId, event: feeder::Event<Payload>) -> bool {

@@ -7,7 +7,7 @@ use crate::{Coordinator, Duration, Feeder, Incarnation, PeerId, Replica, Role, T
 use super::super::connections::IDLE;
 use super::super::delivery::Delivery;
 use super::super::fault::{CUT_OFF, CUT_OFF_LONGER, End, Fault, Way};
-use super::super::process::{FeederProcess, Liveness, coordinator_key};
+use super::super::process::{FeederProcess, Liveness, ReplicaProcess, coordinator_key};
 use super::{Machine, World};
 
 impl World {
@@ -72,20 +72,40 @@ impl World {
             | Fault::Delay { .. }
             | Fault::LateControl { .. }
             | Fault::CoordinatorOutage { .. }
-            | Fault::CoordinatorFreeze { .. }
-            | Fault::CoordinatorRestart { .. }
             | Fault::Partition { .. } => false,
+            Fault::CoordinatorFreeze { .. } | Fault::CoordinatorRestart { .. } => {
+                self.now() < self.coordinator_back_at
+            }
         }
     }
 
     /// The coordinator dies, and another start of it knows its key only.
     fn restart_coordinator(&mut self, back_after: Duration) {
+        self.note_restart();
         let back = self.now() + back_after;
         self.network.split(BTreeSet::from([coordinator_key()]), back);
+        self.coordinator_starts += 1;
+        (self.coordinator_back_at, self.coordinator_frozen_until) = (back, Time::default());
         let config = self.coordinator.config().clone();
-        let config = coordinator::Config { launch: config.launch + 1, ..config };
-        self.coordinator = Coordinator::restarted(config, back);
+        let config = coordinator::Config { launch: self.coordinator_starts, ..config };
+        self.coordinator = Coordinator::restarted(config);
         self.queue.set_alarm(Machine::Coordinator, None);
+    }
+
+    /// What the rest of the run does while the coordinator dies.
+    fn note_restart(&mut self) {
+        let loads = |process: &ReplicaProcess| {
+            process.is_alive() && process.replica.as_ref().is_none_or(|replica| !replica.is_serving())
+        };
+        let expelled = |process: &ReplicaProcess| process.kept.is_some();
+        let paths = [
+            (self.coordinator_starts > 0, "coordinator restarted again"),
+            (self.latest().machine.is_none(), "coordinator restarted without a feeder"),
+            (self.replicas.iter().any(loads), "coordinator restarted while a replica loads"),
+            (self.replicas.iter().any(expelled), "coordinator restarted while a replica is expelled"),
+            (self.coordinator.is_finished(), "coordinator restarted after the end"),
+        ];
+        paths.into_iter().filter(|(holds, _)| *holds).for_each(|(_, path)| self.model.path(path));
     }
 
     fn kill_feeder(&mut self) {
@@ -162,6 +182,9 @@ impl World {
 
     fn break_link(&mut self, (a, b): (End, End), way: Way, lasts: Option<Duration>) {
         let (a, b) = (self.peer_at(a), self.peer_at(b));
+        if lasts.is_none() && self.now() == Time(0) {
+            self.model.path("pair that never meets");
+        }
         let until = lasts.map(|lasts| self.now() + lasts);
         self.network.break_link(a, b, until);
         if way == Way::Both {
