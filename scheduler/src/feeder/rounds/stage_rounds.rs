@@ -11,6 +11,9 @@
 //! patience after the first late round, and half as long after each further one. A member that is late every round is
 //! soon waited for no longer than the dead, until it is on time once.
 //!
+//! A member that reports nothing while others end a round may be out of reach for good. The feeder waits for it half as
+//! long after each such round, the last ones included, so that a missing link does not hold up the end of the run.
+//!
 //! A round in which no member is ready when the patience is over is long, not lost: members go on with it although the
 //! next is called. The patience grows to fit.
 //!
@@ -85,6 +88,8 @@ struct Member {
     carried: Option<u64>,
     /// It had not ended the round before the current one, and has not reported since.
     is_behind: bool,
+    /// Rounds in a row that others have ended, and of which it has reported nothing.
+    missed: u32,
     /// Rounds that it has reported late in a row.
     late: u32,
 }
@@ -170,7 +175,7 @@ impl StageRounds {
         } else if ends {
             reported.late = 0;
         }
-        reported.is_behind = false;
+        (reported.is_behind, reported.missed) = (false, 0);
         reported.ended = round.0;
         reported.carried = carried.map_or(reported.carried, |carried| Some(carried.0));
         self.news = true;
@@ -202,9 +207,11 @@ impl StageRounds {
     }
 
     fn call(&mut self, now: Time, training: Training) {
+        let others_ended = u32::from(self.pending.len() < self.members.len());
         for member in &self.pending {
             if let Some(member) = self.members.get_mut(member) {
                 member.is_behind = true;
+                member.missed = member.missed.saturating_add(others_ended);
             }
         }
         // All members may have ended more rounds than this start of the feeder knows.
@@ -247,7 +254,10 @@ impl StageRounds {
 
     /// The time until which the feeder waits for pending members; `None` if there are none.
     fn waits_until(&self, is_closing: bool) -> Option<Time> {
-        let longest = self.called_at + self.timeout;
+        let missed =
+            self.pending.iter().filter_map(|member| self.members.get(member)).map(|member| member.missed);
+        let missed = missed.min().unwrap_or(0).min(HALVINGS_MAX);
+        let longest = self.called_at + (self.timeout / (1 << missed)).max(ROUND_GRACE);
         if self.pending.is_empty() {
             return None;
         }
@@ -311,6 +321,21 @@ mod tests {
     /// These members end a round, at a time, and were carried by it.
     fn end(rounds: &mut StageRounds, now: Time, keys: std::ops::RangeInclusive<u8>, round: u64) {
         keys.for_each(|key| rounds.ended(now, member(key), Round(round), Some(Round(round))));
+    }
+
+    #[test]
+    fn a_member_that_is_out_of_reach_for_good_holds_up_the_last_rounds_for_two_minutes_at_most() {
+        let mut rounds = rounds(1..=2);
+        let mut now = Time(0);
+        while !rounds.is_over() {
+            if rounds.proceed(now, OVER) {
+                let Round(round) = rounds.current();
+                end(&mut rounds, now, 1..=1, round);
+            }
+            now = now + Duration::from_secs(1);
+            assert!(now < Time(0) + 2 * ROUND_TIMEOUT, "{:?}", rounds.current());
+        }
+        assert_eq!(rounds.current(), Round(4), "each fragment had a turn more");
     }
 
     #[test]
