@@ -21,6 +21,8 @@ pub(crate) enum Mutation {
     LeaveUnaveraged,
     /// A feeder believes every claim, without proof that the replica was handed the microbatch.
     BelieveClaims,
+    /// The coordinator lists every replica that says it serves, with whatever weights.
+    BeginBesideTrained,
     /// A joiner stores every chunk without a check.
     TrustChunks,
 }

@@ -3,6 +3,7 @@
 //! coordinator has the last word.
 
 use super::{Coordinator, Reply};
+use crate::mutation::Mutation;
 use crate::{Instance, MemberState, PeerId, StageIndex, Time};
 
 impl Coordinator {
@@ -24,7 +25,8 @@ impl Coordinator {
     /// has.
     fn may_be_held(&self, stage: StageIndex) -> bool {
         let is_served = !self.members.occupancy().is_unserved(stage);
-        self.has_run && (is_served || self.holders.stages().contains(&stage))
+        let has_run = self.has_run && !self.config.breaks(Mutation::BeginBesideTrained);
+        has_run && (is_served || self.holders.stages().contains(&stage))
     }
 
     /// A replica that fell silent, or has come back, with the weights of a stage is awaited until it serves; one that has

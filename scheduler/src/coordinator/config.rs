@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::mutation::Mutation;
 use crate::{Duration, PeerId};
 
 /// Members of a run at most, standbys included.
@@ -69,6 +70,9 @@ pub struct Config {
     pub members_max: usize,
     /// How long members have to drain and leave when the run is over. Default 20 s.
     pub farewell: Duration,
+    /// The rule that a test breaks on purpose.
+    #[cfg(test)]
+    pub(crate) mutation: Option<Mutation>,
 }
 
 impl Config {
@@ -86,6 +90,19 @@ impl Config {
             table_interval: Duration::from_secs(1),
             members_max: MEMBERS_MAX,
             farewell: Duration::from_secs(20),
+            #[cfg(test)]
+            mutation: None,
         }
+    }
+
+    /// Whether this rule is broken on purpose.
+    #[cfg(test)]
+    pub(super) fn breaks(&self, rule: Mutation) -> bool {
+        self.mutation == Some(rule)
+    }
+
+    #[cfg(not(test))]
+    pub(super) const fn breaks(&self, _rule: Mutation) -> bool {
+        false
     }
 }

@@ -195,7 +195,21 @@ impl Scenario {
         scenario.more_feeders = u16::from(rng.chance(1, 5));
         scenario.draw_liar(&mut rng);
         scenario.draw_restarts_of_coordinator(&mut rng);
+        scenario.draw_lasting_link(&mut rng);
         scenario
+    }
+
+    /// In an eighth of the runs a link that never heals; half of them are broken before the two meet.
+    fn draw_lasting_link(&mut self, rng: &mut Rng) {
+        if !rng.chance(1, 8) {
+            return;
+        }
+        let members = self.members() as u64;
+        let mut end = || usize::try_from(rng.below(members)).unwrap_or(0);
+        let ends = (end(), end());
+        let fault = self.draw_broken_link(rng, ends, None);
+        let at = if rng.chance(1, 2) { time_between(rng, SECOND, 25 * SECOND) } else { Duration::ZERO };
+        self.faults.push((at, fault));
     }
 
     /// In a fifth of the runs the coordinator is started again, in a third of these twice. Half of the first restarts

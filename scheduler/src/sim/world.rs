@@ -77,6 +77,10 @@ impl World {
         config.total = scenario.total;
         config.replicas_per_stage = u32::from(scenario.replicas);
         config.feed = scenario.feed.clone();
+        #[cfg(test)]
+        {
+            config.mutation = scenario.mutation;
+        }
         let replica = |index| ReplicaProcess::new(index, Incarnation(0), &scenario);
         let mut world = Self {
             rng: Rng::new(scenario.seed),

@@ -2,8 +2,8 @@
 
 use crate::replica::Event;
 use crate::{
-    Attempt, Duration, Envelope, Heartbeat, Hop, Instance, Loss, Message, MicrobatchId, Purpose, Refusal,
-    Replica, RouteKey, RouteProof, StageIndex, Status,
+    Attempt, Block, Duration, Envelope, Heartbeat, Hop, Instance, Loss, Message, MicrobatchId, Purpose,
+    Refusal, Replica, RouteKey, RouteProof, StageIndex, Status,
 };
 
 use super::super::act::Act;
@@ -12,6 +12,10 @@ use super::World;
 
 /// Microbatches that a liar lies about at a time.
 const LIES_MAX: usize = 16;
+
+/// Ids that no feeder has: of the last block, and the last of the first one.
+const MADE_UP: [MicrobatchId; 2] =
+    [MicrobatchId((Block::COUNT as u64 - 1) * Block::IDS), MicrobatchId(Block::IDS - 1)];
 
 /// A liar's view of the run.
 struct Liar {
@@ -154,7 +158,7 @@ impl Liar {
             ids: Payload::Tokens,
             payload: Payload::Activation,
         };
-        let ids = || self.elsewhere.iter().copied();
+        let ids = || self.elsewhere.iter().copied().chain(MADE_UP);
         self.after.iter().flat_map(|&to| ids().map(move |id| (to, forward(id)))).collect()
     }
 
