@@ -30,27 +30,21 @@ use std::net::SocketAddr;
 use crate::health::Link;
 use crate::stage::Progress;
 use crate::{
-    BlockTally, Duration, Instance, LeaseRefusal, LeasedRange, Member, MemberState, Membership, MicrobatchId,
-    PeerId, Role, RunTally, StageIndex, Time,
+    BlockTally, Instance, LeaseRefusal, Member, MemberState, Membership, MicrobatchId, PeerId, Role,
+    RunTally, StageIndex, Time,
 };
 
 pub use config::{Config, FeedPolicy, MEMBERS_MAX, Policy};
 pub use event::{Action, Event, FeederReport, Reason};
-pub use eviction::EVICTED_MAX;
-pub use former::FORMER_MAX;
-pub use lease_book::LeaseBook;
 pub use reply::{JoinRefusal, Reply};
-pub use restart::RETURN_WITHIN;
 
 use eviction::Evicted;
 use former::FormerStarts;
 use holders::Holders;
+use lease_book::LeaseBook;
 use members::{Entry, Members};
 use publishing::Publishing;
 use restart::Restart;
-
-/// How long a trained stage without a replica waits for the replicas that fell silent with its weights.
-pub const HOLDERS_AWAITED: Duration = Duration::from_secs(30);
 
 /// The state of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,8 +76,6 @@ pub struct Coordinator {
     link: Link,
     now: Time,
     leases: LeaseBook,
-    /// The ranges of ids as the table published last names them.
-    published: Vec<LeasedRange>,
     /// The first peer that took ids.
     first_feeder: Option<PeerId>,
     /// Stages whose weights have been updated, ascending, as their replicas have reported.
@@ -105,7 +97,6 @@ impl Coordinator {
         Self {
             members: Members::new(config.stages, config.lease),
             leases: LeaseBook::new(config.total),
-            published: Vec::new(),
             config,
             version: 0,
             former: FormerStarts::default(),
@@ -221,23 +212,17 @@ impl Coordinator {
         self.finished
     }
 
-    /// The current members, with the version of the table published last.
+    /// What a table says that is made now, with the version of the table published last.
     #[must_use]
     pub fn membership(&self) -> Membership {
         Membership {
             launch: self.config.launch,
             version: self.version,
             members: self.members.iter().cloned().collect(),
-            leases: self.published.clone(),
+            leases: self.leases.ranges(),
             trained: self.trained.clone(),
             awaited: self.holders.stages().into_iter().collect(),
         }
-    }
-
-    /// The latest progress of a member.
-    #[must_use]
-    pub fn progress(&self, peer: PeerId) -> Option<Progress> {
-        self.members.of_peer(peer).map(|entry| entry.progress)
     }
 
     /// Microbatches injected and settled by all feeders, those that are gone included.
@@ -333,7 +318,6 @@ impl Coordinator {
 
     fn heartbeat(&mut self, now: Time, from: Instance, progress: Progress) -> Reply {
         let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
-        entry.progress = progress;
         let state = entry.member.state;
         if let MemberState::Serving(stage) = state
             && progress.done > 0
@@ -474,14 +458,14 @@ impl Coordinator {
 
     fn publish(&mut self) {
         if self.leases.take_changed() {
-            self.publishing.change();
+            self.publishing.change_leases();
         }
         if self.withholds_table() {
             return;
         }
         if self.publishing.take_turn(self.now, self.config.table_interval) {
-            self.published = self.leases.ranges();
-            self.has_run |= !self.published.is_empty() && self.members.occupancy().is_complete();
+            let names_ids = !self.leases.ranges().is_empty();
+            self.has_run |= names_ids && self.members.occupancy().is_complete();
             self.version += 1;
             self.actions.push_back(Action::Membership(self.membership()));
             let waiting = self.publishing.take_waiting().into_iter();

@@ -27,7 +27,7 @@ pub struct PeerTable {
     upstream: Pairs,
     /// The replicas that the table before had placed and this one has not.
     departed: Vec<Hop>,
-    /// The hops that came or went with this table: of members that serve or feed.
+    /// The hops that came or went with this table, of members that serve or feed. Only a feeder looks at all of them.
     moved: Vec<Hop>,
     /// The stages whose replicas, loading or serving, are others than in the table before.
     touched: BTreeSet<StageIndex>,
@@ -63,12 +63,12 @@ impl PeerTable {
     fn follow(&mut self, change: &TableChange, next: Option<Arc<Table>>) {
         self.departed.clear();
         self.touched.clear();
-        self.moved.clear();
+        let mut moved = Vec::new();
         for peer in &change.removed {
-            self.note(*peer, None);
+            self.note(*peer, None, &mut moved);
         }
         for member in &change.now.members {
-            self.note(member.instance.peer, Some(member));
+            self.note(member.instance.peer, Some(member), &mut moved);
         }
         self.departed.sort_unstable_by_key(Hop::peer);
         match next {
@@ -77,11 +77,13 @@ impl PeerTable {
                 Arc::make_mut(&mut self.table).apply(change);
             }
         }
-        self.pair();
+        self.pair(&moved);
+        let is_feeder = self.owner.is_some_and(|owner| owner.stage.is_none());
+        self.moved = if is_feeder { moved } else { Vec::new() };
     }
 
-    /// Notes that the entry of a member is to change.
-    fn note(&mut self, peer: PeerId, now: Option<&Member>) {
+    /// Notes that the entry of a member is to change, and adds the hops that come or go by that to `moved`.
+    fn note(&mut self, peer: PeerId, now: Option<&Member>, moved: &mut Vec<Hop>) {
         let before = self.table.members().get(&peer);
         if let Some(before) = before {
             let hop = before.hop().filter(|hop| hop.stage.is_some());
@@ -92,26 +94,21 @@ impl PeerTable {
         }
         let both = [before, now].into_iter().flatten();
         self.touched.extend(both.clone().filter_map(|member| member.state.stage()));
-        self.moved.extend(both.filter_map(working));
+        moved.extend(both.filter_map(working));
     }
 
-    /// Pairs the hops that came or went with the owner.
-    fn pair(&mut self) {
+    /// Pairs the hops that `moved` with the owner.
+    fn pair(&mut self, moved: &[Hop]) {
         let Some(owner) = self.owner else { return };
         let next = StageIndex(owner.stage.map_or(0, |stage| stage.0.saturating_add(1)));
-        let (pairing, of_stage) = (self.pairing(next), self.moved_in(Some(next)));
+        let (pairing, of_stage) = (self.pairing(next), moved_in(moved, Some(next)));
         let pairs = |pairing: &Pairing, hop: &Hop| pairing.pairs(owner.peer(), hop.peer());
         self.downstream.follow(pairing, self.table.places().serving(next), &of_stage, pairs);
         let Some(stage) = owner.stage else { return };
         let before = stage.0.checked_sub(1).map(StageIndex);
-        let (pairing, of_stage) = (self.pairing(stage), self.moved_in(before));
+        let (pairing, of_stage) = (self.pairing(stage), moved_in(moved, before));
         let pairs = |pairing: &Pairing, hop: &Hop| pairing.pairs(hop.peer(), owner.peer());
         self.upstream.follow(pairing, self.table.places().senders_to(stage), &of_stage, pairs);
-    }
-
-    /// The hops that came or went at this place of the pipeline.
-    fn moved_in(&self, stage: Option<StageIndex>) -> Vec<Hop> {
-        self.moved.iter().filter(|hop| hop.stage == stage).copied().collect()
     }
 
     /// The table taken over last.
@@ -231,8 +228,8 @@ impl PeerTable {
         &self.departed
     }
 
-    /// The replicas and feeders that serve or feed since this table, or did until it. One whose entry changed otherwise may
-    /// be among them.
+    /// The replicas and feeders that serve or feed since this table, or did until it, at the table of a feeder. One whose
+    /// entry changed otherwise may be among them.
     pub(crate) fn moved(&self) -> &[Hop] {
         &self.moved
     }
@@ -351,6 +348,11 @@ impl PeerTable {
     }
 }
 
+/// The hops of `moved` that stand at this place of the pipeline.
+fn moved_in(moved: &[Hop], stage: Option<StageIndex>) -> Vec<Hop> {
+    moved.iter().filter(|hop| hop.stage == stage).copied().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -425,7 +427,7 @@ mod tests {
         let table = seen_by(sender);
         let chosen = table.downstream();
         assert!((40..140).contains(&chosen.len()), "{}", chosen.len());
-        assert_eq!(table.senders(next), 75);
+        assert_eq!(table.senders(next), 98);
         for replica in members.iter().filter(|member| member.state.stage() == Some(next)) {
             let hop = replica.hop().unwrap();
             let knows = seen_by(replica).upstream().contains(&sender.hop().unwrap());

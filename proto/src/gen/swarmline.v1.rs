@@ -1253,9 +1253,6 @@ pub struct LeaseResponse {
     /// Number of ids; 0 if none are left now. The feeder asks again as long as the run has microbatches without an outcome.
     #[prost(uint64, tag = "2")]
     pub count: u64,
-    /// How often the range has changed hands.
-    #[prost(uint64, tag = "3")]
-    pub epoch: u64,
     /// The progress of other feeders.
     #[prost(message, optional, tag = "4")]
     pub others: ::core::option::Option<RunTally>,

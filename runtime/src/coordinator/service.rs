@@ -40,11 +40,7 @@ impl Service {
 
     /// Sends `event` to the loop; returns the state of the member and whether the run is finished.
     async fn ask_member(&self, event: Event) -> Result<(MemberState, bool), Status> {
-        match self.ask(event).await? {
-            Reply { reply: MachineReply::Noted(state), finished } => Ok((state, finished)),
-            Reply { reply: MachineReply::Unknown, .. } => Err(unknown()),
-            Reply { .. } => Err(not_a_member()),
-        }
+        member(&self.ask(event).await?)
     }
 
     fn joined(&self, state: MemberState) -> v1::JoinResponse {
@@ -114,13 +110,17 @@ impl v1::coordinator_server::Coordinator for Service {
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         let request = call.get_ref();
         let from = Caller::of(&call)?.instance(request.incarnation);
-        let (state, finished) = self.ask_member(heartbeat(from, request)).await?;
+        let (state, finished) = match self.ask(heartbeat(from, request)).await? {
+            // A process that was silent when the run ended hears of the end all the same.
+            Reply { reply: MachineReply::Unknown, finished: true } => (None, true),
+            replied => member(&replied).map(|(state, finished)| (Some(state), finished))?,
+        };
         let directive = match state {
-            MemberState::Loading(stage) => {
+            Some(MemberState::Loading(stage)) => {
                 let placement = v1::StagePlacement { stage: stage.0.into() };
                 Some(v1::heartbeat_response::Directive::Serve(placement))
             }
-            MemberState::Serving(_) | MemberState::Standby | MemberState::Feeding => None,
+            Some(MemberState::Serving(_) | MemberState::Standby | MemberState::Feeding) | None => None,
         };
         let run_state = if finished { v1::RunState::Finished } else { v1::RunState::Running };
         Ok(Response::new(v1::HeartbeatResponse { run_state: run_state.into(), directive }))
@@ -147,7 +147,6 @@ impl v1::coordinator_server::Coordinator for Service {
             MachineReply::Leased { lease, others } => Ok(Response::new(v1::LeaseResponse {
                 first: lease.first.0,
                 count: lease.count,
-                epoch: lease.epoch,
                 others: Some(wire::encode_run(others)),
             })),
             MachineReply::Unknown => Err(unknown()),
@@ -254,6 +253,15 @@ fn heartbeat(from: Instance, request: &v1::HeartbeatRequest) -> Event {
         oldest: Duration::from_millis(request.oldest_task_age_ms),
     };
     Event::Heartbeat { from, progress }
+}
+
+/// The state of the member that called, and whether the run is finished.
+fn member(replied: &Reply) -> Result<(MemberState, bool), Status> {
+    match *replied {
+        Reply { reply: MachineReply::Noted(state), finished } => Ok((state, finished)),
+        Reply { reply: MachineReply::Unknown, .. } => Err(unknown()),
+        Reply { .. } => Err(not_a_member()),
+    }
 }
 
 fn not_a_member() -> Status {

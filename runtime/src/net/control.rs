@@ -42,7 +42,8 @@ pub enum ControlError {
     /// The coordinator refused; the text is the coordinator's.
     #[error("the coordinator refused: {0}")]
     Refused(String),
-    /// The coordinator takes this process for dead, and this process has returned its newest table in vain.
+    /// This start is no member any more: another took its place, or it was silent for too long and has returned its newest
+    /// table in vain.
     #[error("the coordinator takes this process for dead ({0}); start it again to join again")]
     NotAMember(String),
     /// The coordinator does not know this process now: it may have been started again.
@@ -204,8 +205,9 @@ impl Control {
             async move { client.lease(request).await }
         };
         let reply = self.call(call).await?;
-        let v1::LeaseResponse { first, count, epoch, others } = reply;
-        Ok((Lease { first: MicrobatchId(first), count, epoch }, wire::decode_run(others)))
+        let v1::LeaseResponse { first, count, others } = reply;
+        // Only the table gives ids that had another feeder before.
+        Ok((Lease { first: MicrobatchId(first), count, epoch: 0 }, wire::decode_run(others)))
     }
 
     /// Reports the outcomes of the microbatches injected, and whether the run has none left. The end of the work is
@@ -306,20 +308,31 @@ impl Control {
         replied.map(Response::into_inner).map_err(|status| refusal(&self.address, &status))
     }
 
-    /// Returns the newest table. A feeder that is unknown after that joins again: its ids are its own until a successor
-    /// has them, and then the table says so.
+    /// Becomes a member again, or learns that this start is none any more. A feeder that is unknown although the
+    /// coordinator has its table joins again: its ids are its own until a successor has them, and then the table says so.
     async fn register_again(&mut self) -> Result<(), ControlError> {
+        match self.return_table().await {
+            Err(ControlError::Unknown(_)) if self.registration.role != Role::Replica => {
+                self.join_again().await
+            }
+            Err(ControlError::Unknown(reason) | ControlError::Refused(reason)) => {
+                Err(ControlError::NotAMember(reason))
+            }
+            returned => returned,
+        }
+    }
+
+    async fn return_table(&self) -> Result<(), ControlError> {
         let table = Some(self.tables.signed());
         let request = v1::ReturnTableRequest { incarnation: self.incarnation(), table };
         let mut client = self.client.clone();
-        match self.call_once(client.return_table(request)).await {
-            Err(ControlError::Unknown(_)) if self.registration.role != Role::Replica => {
-                let registration = Registration { role: Role::Feeder, ..self.registration };
-                let joined = self.call_once(client.join(join_request(registration))).await.map(drop);
-                joined.map_err(expelled)
-            }
-            replied => replied.map(drop).map_err(expelled),
-        }
+        self.call_once(client.return_table(request)).await.map(drop)
+    }
+
+    async fn join_again(&self) -> Result<(), ControlError> {
+        let registration = Registration { role: Role::Feeder, ..self.registration };
+        let mut client = self.client.clone();
+        self.call_once(client.join(join_request(registration))).await.map(drop)
     }
 
     fn incarnation(&self) -> u64 {
@@ -382,13 +395,6 @@ fn join_request(registration: Registration) -> v1::JoinRequest {
 }
 
 /// A process that is refused although it returned its table is no member.
-fn expelled(error: ControlError) -> ControlError {
-    match error {
-        ControlError::Unknown(reason) | ControlError::Refused(reason) => ControlError::NotAMember(reason),
-        error => error,
-    }
-}
-
 fn read_join(coordinator: PeerId, reply: v1::JoinResponse) -> Result<Joined, ControlError> {
     let malformed = |error: wire::WireError| ControlError::Reply(error.to_string());
     let digest = wire::decode_digest(&reply.manifest_digest).map_err(malformed)?;

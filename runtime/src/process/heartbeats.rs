@@ -21,6 +21,8 @@ pub(crate) struct Heartbeats {
 enum Reply {
     Directive(Directive),
     NotAMember(String),
+    /// It does not take the process back.
+    Refused(String),
 }
 
 impl Heartbeats {
@@ -44,7 +46,8 @@ impl Heartbeats {
     /// The next directive of the coordinator.
     ///
     /// # Errors
-    /// [`ControlError::NotAMember`] if the coordinator takes this process for dead; no further reply comes.
+    /// [`ControlError::NotAMember`] or [`ControlError::Refused`] if the process is no member any more; no further reply
+    /// comes.
     pub(crate) async fn directive(&mut self) -> Result<Directive, ControlError> {
         if self.replies.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -52,6 +55,7 @@ impl Heartbeats {
         match &*self.replies.borrow_and_update() {
             Reply::Directive(directive) => Ok(directive.clone()),
             Reply::NotAMember(reason) => Err(ControlError::NotAMember(reason.clone())),
+            Reply::Refused(reason) => Err(ControlError::Refused(reason.clone())),
         }
     }
 }
@@ -72,6 +76,10 @@ async fn send(mut control: Control, stats: watch::Receiver<MemberStats>, replied
             }
             Err(ControlError::NotAMember(reason)) => {
                 replied.send_replace(Reply::NotAMember(reason));
+                return;
+            }
+            Err(ControlError::Refused(reason)) => {
+                replied.send_replace(Reply::Refused(reason));
                 return;
             }
             Err(error) => warn_once(&mut silent_since, &error),

@@ -2,9 +2,10 @@
 //! at a replica, of a second of heartbeats at a replica, of a heartbeat at the coordinator.
 //!
 //! The machines are those that production runs. A flat line over the sizes is the aim; a logarithm is the limit. A
-//! machine is built when it is measured: a filter builds no other.
+//! machine is built when it is measured: a filter builds no other. Figures are the time of a core (`cpu_time.rs`).
 
 mod coordinator;
+mod cpu_time;
 mod feeder;
 mod replica;
 mod swarm;
@@ -15,11 +16,12 @@ use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_ma
 use swarmline_scheduler::coordinator::Config;
 
 use coordinator::Members;
+use cpu_time::CpuTime;
 use feeder::Injection;
 use replica::Serving;
 use swarm::PEERS;
 
-fn feeder(c: &mut Criterion) {
+fn feeder(c: &mut Criterion<CpuTime>) {
     for (averaging, name) in
         [(false, "microbatch at the feeder"), (true, "microbatch at the feeder, averaging")]
     {
@@ -35,7 +37,7 @@ fn feeder(c: &mut Criterion) {
     }
 }
 
-fn replica_microbatch(c: &mut Criterion) {
+fn replica_microbatch(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("microbatch at a replica");
     for peers in PEERS {
         let mut serving = None;
@@ -47,7 +49,7 @@ fn replica_microbatch(c: &mut Criterion) {
     group.finish();
 }
 
-fn replica_heartbeats(c: &mut Criterion) {
+fn replica_heartbeats(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("second of heartbeats at a replica");
     for peers in PEERS {
         let mut serving = None;
@@ -59,7 +61,7 @@ fn replica_heartbeats(c: &mut Criterion) {
     group.finish();
 }
 
-fn replica_table(c: &mut Criterion) {
+fn replica_table(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("change of the table at a replica");
     for peers in PEERS {
         let mut followed = None;
@@ -71,7 +73,7 @@ fn replica_table(c: &mut Criterion) {
     group.finish();
 }
 
-fn feeder_table(c: &mut Criterion) {
+fn feeder_table(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("change of the table at the feeder");
     for peers in PEERS {
         let mut followed = None;
@@ -83,7 +85,7 @@ fn feeder_table(c: &mut Criterion) {
     group.finish();
 }
 
-fn coordinator(c: &mut Criterion) {
+fn coordinator(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("heartbeat at the coordinator");
     for peers in PEERS {
         let mut members = None;
@@ -98,6 +100,7 @@ fn coordinator(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default()
+        .with_measurement(CpuTime)
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(1));

@@ -10,7 +10,7 @@ use super::{Action, Coordinator, Reply};
 use crate::{Evidence, Instance, PeerId, Time};
 
 /// Keys evicted at most. Beyond that a liar remains a member, and its feeders go on to deny its claims.
-pub const EVICTED_MAX: usize = 4_096;
+pub(super) const EVICTED_MAX: usize = 4_096;
 
 /// The keys that may not come back.
 #[derive(Clone, Debug, Default)]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::{Incarnation, Instance, PeerId};
 
 /// Peers whose former starts are remembered at most; the peers noted first are forgotten first.
-pub const FORMER_MAX: usize = 65_536;
+const FORMER_MAX: usize = 65_536;
 
 /// The latest former start of each peer.
 #[derive(Clone, Debug, Default)]

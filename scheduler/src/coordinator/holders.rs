@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::HOLDERS_AWAITED;
 use crate::alarms::Alarms;
 use crate::{Duration, PeerId, StageIndex, Time};
+
+/// How long a trained stage without a replica waits for the replicas that fell silent with its weights.
+pub(super) const HOLDERS_AWAITED: Duration = Duration::from_secs(30);
 
 /// The awaited holders of weights. Each was a member within the wait, so the members bound their number.
 #[derive(Clone, Debug, Default)]

@@ -16,7 +16,7 @@ const BLOCKS_SKIPPED: u32 = 64;
 
 /// The blocks of a run.
 #[derive(Clone, Debug)]
-pub struct LeaseBook {
+pub(super) struct LeaseBook {
     total: u64,
     /// By block, at most [`LEASES_MAX`].
     entries: Vec<Entry>,
@@ -44,7 +44,7 @@ struct Entry {
 impl LeaseBook {
     /// The book of a run of `total` microbatches.
     #[must_use]
-    pub fn new(total: u64) -> Self {
+    pub(super) fn new(total: u64) -> Self {
         Self { total, entries: Vec::new(), next_block: 0, changed: false }
     }
 
@@ -62,7 +62,7 @@ impl LeaseBook {
     ///
     /// # Errors
     /// If `count` is 0, or no blocks are left.
-    pub fn lease(
+    pub(super) fn lease(
         &mut self,
         holder: Instance,
         next: Option<MicrobatchId>,
@@ -82,7 +82,7 @@ impl LeaseBook {
     }
 
     /// Takes the report of a feeder about the blocks that it holds.
-    pub fn report(&mut self, holder: Instance, tallies: &[BlockTally]) {
+    pub(super) fn report(&mut self, holder: Instance, tallies: &[BlockTally]) {
         for tally in tallies.iter().take(LEASES_MAX) {
             let place = self.entries.binary_search_by_key(&tally.block, |entry| entry.tally.block);
             let entry = place.ok().and_then(|place| self.entries.get_mut(place));
@@ -95,7 +95,7 @@ impl LeaseBook {
     }
 
     /// Gives every block whose holder is `gone` to a successor, one epoch up. Returns whether there was such a block.
-    pub fn succeed(&mut self, to: Instance, gone: impl Fn(Instance) -> bool) -> bool {
+    pub(super) fn succeed(&mut self, to: Instance, gone: impl Fn(Instance) -> bool) -> bool {
         let orphans = self.entries.iter_mut().filter(|entry| !entry.closed && gone(entry.holder));
         let passed = orphans.map(|orphan| orphan.pass_to(to)).count();
         self.changed |= passed > 0;
@@ -103,7 +103,7 @@ impl LeaseBook {
     }
 
     /// The feeder injects no more ids: its blocks without an open id are closed.
-    pub fn close_settled(&mut self, holder: Instance) {
+    pub(super) fn close_settled(&mut self, holder: Instance) {
         let open = |entry: &&mut Entry| !entry.closed && entry.holder == holder;
         for entry in self.entries.iter_mut().filter(open).filter(|entry| entry.is_settled()) {
             entry.close();
@@ -113,7 +113,7 @@ impl LeaseBook {
 
     /// The holder of a block that is not closed, for which `wanted` holds.
     #[must_use]
-    pub fn find_holder(&self, wanted: impl Fn(Instance) -> bool) -> Option<Instance> {
+    pub(super) fn find_holder(&self, wanted: impl Fn(Instance) -> bool) -> Option<Instance> {
         self.entries
             .iter()
             .filter(|entry| !entry.closed)
@@ -123,12 +123,12 @@ impl LeaseBook {
 
     /// The ranges by first id, at most [`LEASES_MAX`]. A closed one has no ids.
     #[must_use]
-    pub fn ranges(&self) -> Vec<LeasedRange> {
+    pub(super) fn ranges(&self) -> Vec<LeasedRange> {
         self.entries.iter().map(Entry::leased_range).collect()
     }
 
     /// Takes over the ranges that a table names. What is known of a range already, and newer, stays.
-    pub fn restore(&mut self, table: &Membership) {
+    pub(super) fn restore(&mut self, table: &Membership) {
         for leased in &table.leases {
             let restored = Entry::restored(leased, table);
             match self.entries.binary_search_by_key(&restored.tally.block, |entry| entry.tally.block) {
@@ -144,24 +144,24 @@ impl LeaseBook {
 
     /// The progress of the run.
     #[must_use]
-    pub fn progress(&self) -> RunTally {
+    pub(super) fn progress(&self) -> RunTally {
         self.sum(|_| true)
     }
 
     /// The progress in the blocks of other feeders.
     #[must_use]
-    pub fn others(&self, holder: Instance) -> RunTally {
+    pub(super) fn others(&self, holder: Instance) -> RunTally {
         self.sum(|entry| entry.holder.peer != holder.peer)
     }
 
     /// Whether every microbatch of the run has its outcome.
     #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.progress().settled >= self.total
     }
 
     /// Whether [`LeaseBook::ranges`] has changed since the last call.
-    pub fn take_changed(&mut self) -> bool {
+    pub(super) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 

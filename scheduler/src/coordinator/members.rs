@@ -5,14 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::placement::Occupancy;
 use crate::alarms::Alarms;
-use crate::stage::Progress;
 use crate::{Duration, Instance, Member, MemberState, PeerId, StageIndex, Time};
 
 /// A member, with the fields that only the coordinator knows.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) member: Member,
-    pub(super) progress: Progress,
     /// The stage whose state it brought along when it joined.
     pub(super) holds: Option<StageIndex>,
     /// It is a member by a table that was returned to a coordinator that was started again.
@@ -24,7 +22,7 @@ pub(super) struct Entry {
 impl Entry {
     /// A member that has asked for nothing yet.
     pub(super) fn new(member: Member, holds: Option<StageIndex>) -> Self {
-        Self { member, progress: Progress::default(), holds, is_restored: false, done: false }
+        Self { member, holds, is_restored: false, done: false }
     }
 
     /// A member that a table names.
@@ -145,8 +143,8 @@ impl Members {
     }
 
     /// Notes that this start of a member was heard; `None` if it is no member.
-    pub(super) fn touch(&mut self, now: Time, from: Instance) -> Option<&mut Entry> {
-        let entry = self.entries.get_mut(&from.peer).filter(|entry| entry.member.instance == from)?;
+    pub(super) fn touch(&mut self, now: Time, from: Instance) -> Option<&Entry> {
+        let entry = self.entries.get(&from.peer).filter(|entry| entry.member.instance == from)?;
         self.leases.set(from.peer, Some(now + self.lease));
         Some(entry)
     }

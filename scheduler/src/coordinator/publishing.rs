@@ -9,8 +9,10 @@ use crate::{Duration, Instance, Time};
 /// The time of the next table, and the replies that wait for it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Publishing {
-    /// The members differ from the table published last.
+    /// A table made now says other things than the one published last.
     changed: bool,
+    /// It names other ranges of ids.
+    leases_changed: bool,
     /// No table is published before.
     not_before: Time,
     /// Replies that tell of a change, oldest first: each waits for the table that shows it.
@@ -23,20 +25,31 @@ impl Publishing {
         self.changed = true;
     }
 
+    /// The table published last names other ranges of ids than are leased.
+    pub(super) fn change_leases(&mut self) {
+        (self.changed, self.leases_changed) = (true, true);
+    }
+
     /// Takes the turn to publish a table, if there is a change and its time has come. The next one comes `interval`
     /// later at the earliest.
     pub(super) fn take_turn(&mut self, now: Time, interval: Duration) -> bool {
         let turn = self.changed && self.not_before <= now;
         if turn {
-            self.changed = false;
+            (self.changed, self.leases_changed) = (false, false);
             self.not_before = now + interval;
         }
         turn
     }
 
-    /// Keeps a reply until the next table, if it tells of a change that no table shows yet; else gives it back.
+    /// Keeps a reply until the next table, if it may tell of a change that no table shows yet; else gives it back. More ids
+    /// of a block that the table names are no change.
     pub(super) fn wait(&mut self, to: Instance, reply: Reply) -> Option<Reply> {
-        if self.changed && matches!(reply, Reply::Joined(_) | Reply::Leased { .. }) {
+        let waits = match reply {
+            Reply::Joined(_) => self.changed,
+            Reply::Leased { .. } => self.leases_changed,
+            _ => false,
+        };
+        if waits {
             self.waiting.push_back((to, reply));
             return None;
         }
@@ -58,9 +71,23 @@ impl Publishing {
 mod tests {
     use super::*;
     use crate::fixtures::a;
-    use crate::{MemberState, StageIndex};
+    use crate::{Lease, MemberState, MicrobatchId, RunTally, StageIndex};
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_lease_waits_for_a_table_that_names_its_range_and_for_no_other() {
+        let mut publishing = Publishing::default();
+        let lease = Lease { first: MicrobatchId(0), count: 5, epoch: 0 };
+        let leased = Reply::Leased { lease, others: RunTally::default() };
+        publishing.change();
+        assert_eq!(publishing.wait(a(0).instance, leased.clone()), Some(leased.clone()));
+        publishing.change_leases();
+        assert_eq!(publishing.wait(a(0).instance, leased.clone()), None);
+        assert!(publishing.take_turn(Time(0), SECOND));
+        publishing.change();
+        assert_eq!(publishing.wait(a(0).instance, leased.clone()), Some(leased));
+    }
 
     #[test]
     fn the_first_change_is_published_at_once_and_the_next_ones_together() {

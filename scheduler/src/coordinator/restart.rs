@@ -14,7 +14,7 @@ use crate::{Duration, Instance, MemberState, Membership, PeerId, Time};
 
 /// How long a coordinator that was started again places no replica and leases no ids, from the first call that it hears
 /// on. Members send a heartbeat every second and give up on one after three.
-pub const RETURN_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const RETURN_WITHIN: Duration = Duration::from_secs(5);
 /// After the first table that is returned, a newer one is awaited this long.
 const NEWER_WITHIN: Duration = Duration::from_secs(4);
 /// A caller that speaks as a member, and is none, has a table to return: it is awaited this long.

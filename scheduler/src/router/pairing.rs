@@ -2,70 +2,82 @@
 
 use crate::{PeerId, Rng};
 
-/// Replicas that a sender works with: between this number and its double, or all of a smaller stage.
-pub const REPLICAS_OF_A_SENDER: usize = 64;
+/// Replicas that a sender works with on average, or all of a smaller stage.
+pub const REPLICAS_OF_A_SENDER: usize = 96;
 
-/// Senders that a replica works with at least, or all if there are fewer: enough that each replica of a wide stage is
-/// fed although its senders are few.
-pub const SENDERS_OF_A_REPLICA: usize = 16;
+/// Senders that a replica works with on average at least, or all if there are fewer: enough that each replica of a wide
+/// stage is fed although its senders are few.
+pub const SENDERS_OF_A_REPLICA: usize = 24;
+
+/// The size of a stage counts with so many leading bits.
+const SIZE_BITS: u32 = 6;
 
 /// The pairs of a sender and a replica of the next stage that may hand on microbatches and exchange heartbeats.
 ///
 /// Each pair is drawn by a hash of both keys, with a probability that follows from the sizes of the two stages. So both
-/// peers of a pair know of it without a message, a peer that comes or goes changes no other pair, and the cost of a peer
-/// does not grow with its stage. The probability is a power of two: it rarely changes, and peers whose tables differ a
-/// little agree about it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// peers of a pair know of it without a message, a peer that comes or goes changes few other pairs, and the cost of a peer
+/// does not grow with its stage. A size is rounded by a few hundredths: the probability rarely changes, and peers whose
+/// tables differ a little agree about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pairing {
-    /// The binary logarithm of one in how many pairs is drawn.
-    halvings: u32,
+    /// A pair is drawn if its hash is not above this.
+    reach: u64,
+}
+
+impl Default for Pairing {
+    /// The pairing that draws all.
+    fn default() -> Self {
+        Self { reach: u64::MAX }
+    }
 }
 
 impl Pairing {
     /// The pairs of this many senders and replicas.
     #[must_use]
     pub fn new(senders: usize, replicas: usize) -> Self {
-        // Both limits are half of the largest stage that is paired in full.
-        let beyond = |count: usize, limit: usize| logarithm(count).saturating_sub(logarithm(2 * limit));
-        Self { halvings: beyond(replicas, REPLICAS_OF_A_SENDER).min(beyond(senders, SENDERS_OF_A_REPLICA)) }
+        let reach = part(REPLICAS_OF_A_SENDER, replicas).max(part(SENDERS_OF_A_REPLICA, senders));
+        Self { reach }
     }
 
     /// Whether `sender` may choose `replica`.
     #[must_use]
     pub fn pairs(&self, sender: PeerId, replica: PeerId) -> bool {
-        self.halvings == 0 || hash(hash(0, sender), replica).leading_zeros() >= self.halvings
+        self.draws_all() || hash(hash(0, sender), replica) <= self.reach
     }
 
     /// Whether every sender is paired with every replica.
     #[must_use]
     pub fn draws_all(&self) -> bool {
-        self.halvings == 0
+        self.reach == u64::MAX
     }
 
-    /// The pairing of a stage of half the size. It draws every pair of this one, and about as many besides.
+    /// A pairing that draws every pair of this one, and about as many besides.
     #[must_use]
     pub fn wider(&self) -> Self {
-        Self { halvings: self.halvings.saturating_sub(1) }
+        Self { reach: self.reach.saturating_mul(2) }
     }
 
-    /// Whether it draws every pair of `other` and of the pairing that is wider than `other`, and four times as many pairs as
-    /// `other` at most.
+    /// Whether it draws every pair of `other`, and about four times as many at most.
     #[must_use]
     pub fn is_just_wider_than(&self, other: Self) -> bool {
-        let least = other.halvings.saturating_sub(2);
-        (least..=other.wider().halvings).contains(&self.halvings)
+        (self.reach / 4..=self.reach).contains(&other.reach)
     }
 
     /// The number of `peers` of one stage that a peer of the other stage is paired with on average; at least 1.
     #[must_use]
     pub fn expected(&self, peers: usize) -> usize {
-        peers.div_ceil(1 << self.halvings).max(1)
+        let all = u128::try_from(peers).unwrap_or(u128::MAX);
+        let drawn = all.saturating_mul(u128::from(self.reach)).div_ceil(u128::from(u64::MAX));
+        usize::try_from(drawn).unwrap_or(peers).max(1)
     }
 }
 
-/// The binary logarithm, rounded up.
-fn logarithm(count: usize) -> u32 {
-    count.next_power_of_two().trailing_zeros()
+/// The reach of a hash that draws about `some` of this many; all if there are no more.
+fn part(some: usize, count: usize) -> u64 {
+    let rounding = usize::BITS.saturating_sub(count.leading_zeros() + SIZE_BITS);
+    let rounded = (count >> rounding << rounding).max(1) as u128;
+    let reach = (some as u128 * (u128::from(u64::MAX) + 1)) / rounded;
+    u64::try_from(reach).unwrap_or(u64::MAX)
 }
 
 /// Spreads keys evenly. A peer that chooses its key can choose its pairs, but gains only more of them by that.
@@ -94,14 +106,14 @@ mod tests {
 
     #[test]
     fn small_stages_are_paired_in_full() {
-        assert_eq!(counts(128, 128), [vec![128; 128], vec![128; 128]]);
+        assert_eq!(counts(96, 96), [vec![96; 96], vec![96; 96]]);
         assert_eq!(counts(0, 0), [Vec::<usize>::new(), Vec::new()]);
     }
 
     #[test]
     fn in_large_stages_each_peer_has_about_a_hundred_partners() {
         let all = counts(1_250, 1_250);
-        assert!(all.iter().flatten().all(|&count| (40..140).contains(&count)), "{all:?}");
+        assert!(all.iter().flatten().all(|&count| (55..140).contains(&count)), "{all:?}");
     }
 
     #[test]
@@ -112,10 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_leaves_changes_no_other_pair() {
-        let (before, after) = (Pairing::new(1_000, 1_000), Pairing::new(1_000, 999));
-        assert_eq!(before, after);
-        assert_eq!(before.expected(1_000), 125);
-        assert_ne!(before, Pairing::new(1_000, 100), "a stage that shrinks is paired in full");
+    fn a_peer_that_leaves_changes_hardly_any_other_pair() {
+        for size in [97, 128, 129, 500, 513, 1_000, 1_251, 5_000] {
+            let (before, after) = (Pairing::new(size, size), Pairing::new(size, size - 1));
+            let pairs = |pairing: Pairing| (0..size).filter(|&r| pairing.pairs(key(30_000), key(r))).count();
+            let more = pairs(after) - pairs(before);
+            assert!(more <= 9, "{size}: {more} more of {}", pairs(before));
+        }
+        assert_eq!((Pairing::new(1_000, 1_000).expected(1_000), Pairing::new(90, 90).expected(90)), (97, 90));
     }
 }
