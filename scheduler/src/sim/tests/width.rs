@@ -56,6 +56,9 @@ fn a_swarm_of_hundreds_loses_nothing() {
 }
 
 /// `cargo test --release -p swarmline-scheduler --lib -- --ignored --nocapture ten_thousand`
+///
+/// 256 replicas play their 22 s in 2.2 s of a core. Ten thousand have forty times the replicas, and each has three times
+/// the neighbours: after 8.6 minutes of a core and at 6.7 GB, the most so far, no rule was broken and the end not reached.
 #[test]
 #[ignore = "takes minutes and gigabytes; prints figures"]
 fn a_swarm_of_ten_thousand_loses_nothing() {
