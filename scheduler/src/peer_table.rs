@@ -283,6 +283,12 @@ impl PeerTable {
         self.leases().iter().filter(|leased| leased.is_open())
     }
 
+    /// Whether several feeders have ids that are open.
+    pub(crate) fn is_shared(&self) -> bool {
+        let mut feeders = self.open_leases().map(|leased| leased.feeder);
+        feeders.next().is_some_and(|first| feeders.any(|feeder| feeder != first))
+    }
+
     /// The ids that `feeder` decides about, as ascending numbers.
     pub fn leased_by(&self, feeder: PeerId) -> impl Iterator<Item = Range<u64>> {
         self.open_leases().filter(move |leased| leased.feeder == feeder).map(|leased| leased.lease.ids())

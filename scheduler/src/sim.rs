@@ -12,8 +12,10 @@ mod act;
 mod capacity;
 mod connections;
 mod delivery;
+mod donor_act;
 mod executor;
 mod fault;
+mod feeder_act;
 mod network;
 mod noise;
 mod payload;
@@ -26,12 +28,16 @@ mod scenario_error;
 mod state;
 #[cfg(test)]
 mod tests;
+mod uplink;
 mod world;
 
 pub use act::Act;
+pub use donor_act::DonorAct;
 pub use fault::{End, Fault, Way};
+pub use feeder_act::FeederAct;
 pub use network::Links;
 pub use report::{ReplicaReport, Report, Violation};
 pub use scenario::{Measure, Scenario};
 pub use scenario_error::{FRAGMENTS_MAX, MEMBERS_MAX, SLOTS_MAX, ScenarioError};
+pub use uplink::Uplinks;
 pub use world::World;

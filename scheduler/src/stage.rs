@@ -315,9 +315,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
             return self.change_upstream(now, upstream, id, (arrival.route, arrival.key));
         }
         let takes_slot = arrival.purpose == Purpose::Train && !arrival.is_retry;
-        let distrusted = self.distrust.holds(now, sender.peer());
-        let feeder_lost = arrival.route.first().is_some_and(|feeder| self.feeders.is_lost(feeder.peer()));
-        if self.draining || distrusted || feeder_lost || !self.has_room(arrival.purpose, takes_slot) {
+        if takes_slot {
+            self.make_room(now);
+        }
+        if self.draining || self.refuses(now, sender, &arrival) || !self.has_room(arrival.purpose, takes_slot)
+        {
             self.count(Note::Busy(id));
             return self.send(sender, Message::StatusReply { microbatch: id, attempt, status: Status::Busy });
         }
@@ -357,19 +359,18 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
     }
 
-    /// While gradients wait for their grant no others are computed; in a synchronous run, nothing at all.
+    /// While gradients wait for their grant no others are computed; in a synchronous run, nothing at all. What waits for
+    /// the answer of one feeder of several holds up no other, so it is not begun.
     fn next_task(&mut self) -> Option<MicrobatchId> {
         let blocked = self.queue.is_blocked();
         if self.config.synchronous && blocked {
             return None;
         }
-        let (microbatches, last) = (&self.microbatches, self.config.is_last());
+        let (microbatches, last, shared) =
+            (&self.microbatches, self.config.is_last(), self.table.is_shared());
         let startable = |id: MicrobatchId| {
-            let needs_gradients = microbatches.get(&id).is_some_and(|microbatch| match microbatch.phase {
-                Phase::ForwardQueued { .. } => last && microbatch.trains(),
-                _ => true,
-            });
-            !(blocked && needs_gradients)
+            let held = microbatches.get(&id).filter(|held| held.computes_gradients_next(last));
+            held.is_none_or(|held| !(blocked || shared && held.waits_for_answer(last)))
         };
         self.queue.pop(startable)
     }

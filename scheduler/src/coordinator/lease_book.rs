@@ -81,15 +81,16 @@ impl LeaseBook {
         Ok(self.entries[place].extend(next, count.min(share)))
     }
 
-    /// Takes the report of a feeder about the blocks that it holds.
+    /// Takes the report of a feeder about the blocks that it holds. It cannot have more ids than it was given.
     pub(super) fn report(&mut self, holder: Instance, tallies: &[BlockTally]) {
         for tally in tallies.iter().take(LEASES_MAX) {
+            let free = self.free();
             let place = self.entries.binary_search_by_key(&tally.block, |entry| entry.tally.block);
             let entry = place.ok().and_then(|place| self.entries.get_mut(place));
             if let Some(entry) = entry.filter(|entry| entry.holder.peer == holder.peer) {
                 // A feeder that was started again with its journal knows its blocks.
                 entry.holder = holder;
-                entry.note(tally);
+                entry.note(tally, free);
             }
         }
     }
@@ -273,8 +274,13 @@ impl Entry {
         given
     }
 
-    fn note(&mut self, tally: &BlockTally) {
-        let leased = tally.leased.min(self.range);
+    /// A coordinator that was started again may have given out more than it knows, of what is `free`.
+    fn note(&mut self, tally: &BlockTally, free: u64) {
+        let given = match self.leased_to {
+            Some(_) if self.epoch == 0 => self.tally.leased,
+            _ => self.tally.leased.saturating_add(free).min(self.range),
+        };
+        let leased = tally.leased.min(given);
         let injected = tally.injected.min(leased);
         let reported = BlockTally { leased, injected, settled: tally.settled.min(injected), ..self.tally };
         if self.epoch > 0 {
@@ -395,6 +401,22 @@ mod tests {
     }
 
     #[test]
+    fn a_feeder_settles_no_more_than_it_was_given() {
+        let mut book = LeaseBook::new(100);
+        let (liar, b) = (feeder(1), feeder(2));
+        book.lease(liar, None, 10, 1).unwrap();
+        book.lease(b, None, 10, 2).unwrap();
+        book.report(liar, &[tally(0, u64::MAX, u64::MAX), tally(1, u64::MAX, u64::MAX)]);
+        assert_eq!(book.progress(), RunTally { injected: 10, settled: 10 });
+        assert_eq!(book.lease(b, Some(id(1, 10)), 100, 1), leased(1, 10, 80), "the rest of the run is left");
+
+        let mut restarted = LeaseBook::new(100);
+        restarted.restore(&table(&book, &[liar, b]));
+        restarted.report(liar, &[tally(0, u64::MAX, u64::MAX)]);
+        assert!(restarted.progress().settled <= 100);
+    }
+
+    #[test]
     fn a_feeder_that_resumes_gives_back_what_it_does_not_have() {
         let mut book = LeaseBook::new(30);
         book.lease(feeder(1), None, 20, 1).unwrap();
@@ -512,7 +534,7 @@ mod tests {
         let a = feeder(1);
         book.lease(a, None, 1, 1).unwrap();
         book.report(a, &[tally(0, u64::MAX, u64::MAX), tally(9, 1, 1)]);
-        assert_eq!(book.progress().settled, Block::IDS);
+        assert_eq!(book.progress().settled, 1);
         assert_eq!(book.lease(a, Some(MicrobatchId(u64::MAX)), 5, 1).unwrap().count, 5, "as a new block");
     }
 }

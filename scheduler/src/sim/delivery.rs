@@ -38,10 +38,14 @@ pub(super) enum Delivery {
     Synced(usize, Incarnation, usize),
     /// Nothing may have arrived over this connection for too long.
     Idle(Instance, Instance),
+    /// An uplink has sent a frame.
+    FrameSent(Instance),
     /// A dial may have failed.
     DialFails(Instance, PeerId),
     /// A fault strikes.
     Fault(Fault),
+    /// The lying feeder is gone.
+    LiarGone,
     /// A suspended process goes on.
     Resume(usize, Incarnation),
 }

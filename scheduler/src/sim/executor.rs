@@ -26,6 +26,9 @@ pub(super) struct Executor {
     inbox: Vec<u64>,
 }
 
+/// A forged state is so far from an honest one: further than honest ones are from each other.
+const FORGED: f64 = 1e12;
+
 /// A task of the executor.
 #[derive(Clone, Debug)]
 pub(super) enum Task {
@@ -207,9 +210,12 @@ impl Executor {
 
     // --- States ---------------------------------------------------------------------------------------------
 
-    /// Copies the state. Returns its manifest and its words.
-    pub(super) fn export(&mut self, state: StateId) -> (Manifest, Vec<u64>) {
-        let words = self.weights.words();
+    /// Copies the state, or forges one. Returns its manifest and its words.
+    pub(super) fn export(&mut self, state: StateId, forges: bool) -> (Manifest, Vec<u64>) {
+        let mut words = self.weights.words();
+        if forges {
+            words.iter_mut().for_each(|word| *word = (f64::from_bits(*word) + FORGED).to_bits());
+        }
         self.copy = Some((state, words.clone()));
         (state::manifest(&words, WeightVersion(1)), words)
     }

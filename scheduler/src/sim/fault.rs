@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use crate::Duration;
 
 use super::act::Act;
+use super::donor_act::DonorAct;
+use super::feeder_act::FeederAct;
 
 /// Shortest cut of a feeder from the coordinator: long enough for the coordinator to count it as dead.
 pub(super) const CUT_OFF: Duration = Duration::from_secs(20);
@@ -42,10 +44,12 @@ pub enum Fault {
         /// Length of the suspension.
         lasts: Duration,
     },
-    /// The chunks of its state that it sends to joiners are wrong.
+    /// What it gives to joiners is wrong.
     Lie {
         /// The replica.
         replica: usize,
+        /// The way in which it lies.
+        act: DonorAct,
         /// Length of the fault.
         lasts: Duration,
     },
@@ -55,6 +59,13 @@ pub enum Fault {
         replica: usize,
         /// The way in which it lies.
         act: Act,
+        /// Length of the fault.
+        lasts: Duration,
+    },
+    /// The first feeder lies, and is gone for good afterwards. The run has another feeder.
+    LyingFeeder {
+        /// The way in which it lies.
+        act: FeederAct,
         /// Length of the fault.
         lasts: Duration,
     },
@@ -172,6 +183,7 @@ impl Fault {
             | Self::Suspend { lasts, .. }
             | Self::Lie { lasts, .. }
             | Self::Byzantine { lasts, .. }
+            | Self::LyingFeeder { lasts, .. }
             | Self::SlowCopy { lasts, .. }
             | Self::Loss { lasts, .. }
             | Self::Delay { lasts, .. }
@@ -204,6 +216,7 @@ impl Fault {
             | Self::CoordinatorFreeze { .. }
             | Self::CoordinatorRestart { .. }
             | Self::FeederCrash { .. }
+            | Self::LyingFeeder { .. }
             | Self::Succession { .. } => Vec::new(),
         }
     }
@@ -216,8 +229,9 @@ impl Fault {
             Self::Leave { .. } => "leave",
             Self::Stall { .. } => "stall",
             Self::Suspend { .. } => "suspension",
-            Self::Lie { .. } => "lie",
+            Self::Lie { act, .. } => act.name(),
             Self::Byzantine { act, .. } => act.name(),
+            Self::LyingFeeder { act, .. } => act.name(),
             Self::SlowCopy { .. } => "slow copy",
             Self::Loss { .. } => "loss",
             Self::Delay { .. } => "delay",

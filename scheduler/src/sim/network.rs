@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Duration, PeerId, Rng, Time};
+use crate::{Duration, Instance, PeerId, Rng, Time};
 
 use super::connections::Connections;
 use super::executor::time_between;
+use super::uplink::{Uplink, Uplinks};
 
 /// Shortest time of a message.
 const DELAY_MIN: Duration = Duration::from_micros(100);
@@ -22,6 +23,8 @@ pub struct Links {
     pub export_max: Duration,
     /// Extra one-way time between two replicas, by index, the lower first. Default none.
     pub distances: BTreeMap<(usize, usize), Duration>,
+    /// The uplink of every process. Default `None`: frames take no time.
+    pub uplinks: Option<Uplinks>,
 }
 
 impl Default for Links {
@@ -31,6 +34,7 @@ impl Default for Links {
             chunk_delay_max: Duration::from_millis(300),
             export_max: Duration::from_millis(10),
             distances: BTreeMap::new(),
+            uplinks: None,
         }
     }
 }
@@ -73,6 +77,8 @@ struct Cut {
 #[derive(Debug, Default)]
 pub(super) struct Network {
     pub(super) connections: Connections,
+    /// By sender; one that has nothing to send has no entry.
+    pub(super) uplinks: BTreeMap<Instance, Uplink>,
     cuts: Vec<Cut>,
     split: Vec<(BTreeSet<PeerId>, Time)>,
     lossy: Option<(u64, Time)>,

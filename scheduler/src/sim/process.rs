@@ -8,7 +8,9 @@ use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Replica, Role, Stag
 
 use super::act::Act;
 use super::delivery::Delivery;
+use super::donor_act::DonorAct;
 use super::executor::Executor;
+use super::feeder_act::FeederAct;
 use super::payload::Payload;
 use super::scenario::Scenario;
 use super::state::Weights;
@@ -38,8 +40,8 @@ pub(super) struct ReplicaProcess {
     pub(super) kept: Option<(StageIndex, Weights)>,
     pub(super) slots: usize,
     pub(super) service: Duration,
-    /// The time until which it sends wrong chunks.
-    pub(super) lies_until: Time,
+    /// The way in which it lies to joiners, and the end of that.
+    pub(super) donor_act: Option<(DonorAct, Time)>,
     /// The way in which it lies, and the end of that.
     pub(super) act: Option<(Act, Time)>,
     /// The end of its last suspension.
@@ -67,7 +69,7 @@ impl ReplicaProcess {
             kept: None,
             slots: scenario.slots_of(index),
             service: scenario.service_of(index),
-            lies_until: Time::default(),
+            donor_act: None,
             act: None,
             resumed_at: None,
             slow_copies: Default::default(),
@@ -113,6 +115,10 @@ pub(super) struct FeederProcess {
     pub(super) ended: bool,
     /// The coordinator has not replied to the report that its work is done.
     pub(super) owes_report: bool,
+    /// The way in which it lies.
+    pub(super) act: Option<FeederAct>,
+    /// It is never started again.
+    pub(super) is_gone: bool,
     /// The successor came after the run was finished.
     pub(super) is_late: bool,
     /// The records that are durable.
@@ -136,6 +142,8 @@ impl FeederProcess {
             machine: None,
             ended: false,
             owes_report: false,
+            act: None,
+            is_gone: false,
             is_late: false,
             journal: Vec::new(),
             pending: VecDeque::new(),

@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::feeder::{self, Continued, Outcome, Record, TakenOver};
 use crate::replica::{self, InitialState, Note};
 use crate::stage::Note as StageNote;
-use crate::transfer::{DownloadNote, StateId};
+use crate::transfer::{DownloadNote, StateId, TransferMessage};
 use crate::{
-    Attempt, Envelope, Feeder, Hop, Instance, Message, MicrobatchId, PeerId, Purpose, Refusal, Replica,
-    StageIndex, Status, TableUpdate, Time,
+    Attempt, Block, Envelope, Feeder, Hop, Instance, Message, MicrobatchId, PeerId, Purpose, Refusal,
+    Replica, StageIndex, Status, TableUpdate, Time,
 };
 
 use super::payload::Payload;
@@ -39,6 +39,10 @@ pub(super) struct ReferenceModel {
     handed: BTreeMap<MicrobatchId, BTreeSet<PeerId>>,
     /// The replicas that lie.
     pub(super) liars: BTreeSet<PeerId>,
+    /// The feeder that lies.
+    pub(super) lying_feeder: Option<usize>,
+    /// Its blocks: its word about them may be false.
+    pub(super) deceitful: BTreeSet<Block>,
     /// The microbatches that a liar has handed on with a key of its own.
     deceived: BTreeSet<MicrobatchId>,
     /// The times of the outcomes, by microbatch and feeder.
@@ -49,6 +53,10 @@ pub(super) struct ReferenceModel {
     unknown: Vec<(MicrobatchId, MicrobatchId)>,
     /// The observations of each replica since it started.
     seen: BTreeMap<usize, Seen>,
+    /// The replicas that lie to joiners.
+    pub(super) lying_donors: BTreeSet<PeerId>,
+    /// The honest donors that each joiner has compared since it asked last.
+    compared: BTreeMap<PeerId, BTreeSet<PeerId>>,
     /// The copies that replicas made of their state.
     exported: BTreeMap<Instance, BTreeMap<StateId, Vec<u64>>>,
     pub(super) in_flight_max: u64,
@@ -101,6 +109,9 @@ impl ReferenceModel {
     }
 
     pub(super) fn applied(&mut self, microbatch: MicrobatchId, stage: StageIndex, by: Instance) {
+        if self.is_deceitful(microbatch) {
+            return;
+        }
         let before = self.applied.insert((microbatch, stage), by);
         self.require(before.is_none(), || format!("{microbatch} is applied twice at {stage}"));
         let mut granted = self.granted.get(&(microbatch, stage)).into_iter().flat_map(BTreeMap::values);
@@ -123,7 +134,9 @@ impl ReferenceModel {
     fn grant(&mut self, feeder: usize, microbatch: MicrobatchId, to: Hop) {
         let Some(stage) = to.stage else { return };
         let before = self.granted.entry((microbatch, stage)).or_default().insert(feeder, to);
-        self.require(before.is_none(), || format!("{microbatch} is granted twice at {stage}"));
+        self.require(before.is_none() || self.is_deceitful(microbatch), || {
+            format!("{microbatch} is granted twice at {stage}")
+        });
     }
 
     /// A replica handed its grant back: it applies the microbatch no more.
@@ -182,6 +195,7 @@ impl ReferenceModel {
                 self.feeder_decides(index, *microbatch, outcome, feeder);
             }
             feeder::Action::Evaluated(measured) => self.measured.push(*measured),
+            feeder::Action::Struck { .. } if self.lying_feeder == Some(index) => {}
             feeder::Action::Struck { replica, .. } => self.strikes(*replica),
             _ => {}
         }
@@ -260,6 +274,11 @@ impl ReferenceModel {
             replica::Event::Received { from, envelope } if replica.is_serving() => {
                 self.replica_receives(index, *from, &envelope.message, replica);
             }
+            replica::Event::Received { from, envelope } => {
+                if let Message::Transfer(TransferMessage::Sketch { .. }) = envelope.message {
+                    self.compares(replica.config().stage.me.peer, Some(from.peer));
+                }
+            }
             replica::Event::Confirmed(replica::Confirmation::Unreachable) => self.path("unreachable"),
             _ => {}
         }
@@ -323,6 +342,9 @@ impl ReferenceModel {
         match action {
             replica::Action::Send { to, envelope } => {
                 self.hands(*to, &envelope.message);
+                if let Message::Transfer(TransferMessage::Request) = envelope.message {
+                    self.compares(replica.config().stage.me.peer, None);
+                }
                 self.replica_sends(index, envelope, replica);
             }
             replica::Action::Counted(Note::Stage(note)) => self.replica_counts(index, note, replica),
@@ -330,6 +352,9 @@ impl ReferenceModel {
                 DownloadNote::Wrong(_) => self.path("a donor lied"),
                 DownloadNote::Lost(_) => self.path("a donor was lost"),
                 DownloadNote::Silent(_) => self.path("a donor was silent"),
+                DownloadNote::Unusable(donor, _) if self.lying_donors.contains(&donor.peer) => {
+                    self.path("a donor offered no state");
+                }
                 DownloadNote::Unfit(_) | DownloadNote::Unusable(..) => {
                     self.require(false, || format!("{note:?}"));
                 }
@@ -415,11 +440,28 @@ impl ReferenceModel {
         self.exported.entry(donor).or_default().insert(state, words);
     }
 
-    /// Checks that every piece of the state that a joiner takes over is from a copy of a donor.
+    /// A joiner begins to compare donors, or has the sketch of one.
+    fn compares(&mut self, joiner: PeerId, donor: Option<PeerId>) {
+        let compared = self.compared.entry(joiner).or_default();
+        match donor {
+            None => compared.clear(),
+            Some(donor) if self.lying_donors.contains(&donor) => {}
+            Some(donor) => {
+                compared.insert(donor);
+            }
+        }
+    }
+
+    /// Checks that every piece of the state that a joiner takes over is from a copy of a donor. Of one honest donor and one
+    /// that lies no rule can tell which is which.
     pub(super) fn imports(&mut self, joiner: Instance, words: &[u64]) {
         let copies: Vec<_> = self.exported.values().flat_map(BTreeMap::values).collect();
         let is_known = |(place, word)| copies.iter().any(|copy| copy.get(place) == Some(word));
         let known = words.iter().enumerate().all(is_known);
+        let lies = !self.lying_donors.is_empty();
+        if !known && lies && self.compared.get(&joiner.peer).is_none_or(|honest| honest.len() < 2) {
+            return self.path("a joiner was deceived");
+        }
         self.require(known, || format!("{joiner:?} takes a state that no donor had"));
     }
 

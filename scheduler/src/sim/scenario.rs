@@ -10,9 +10,12 @@ use crate::router::Policy;
 use crate::{Admission, Duration, Purpose, Rng};
 
 use super::act::Act;
+use super::donor_act::DonorAct;
 use super::executor::time_between;
 use super::fault::{End, Fault, Way};
+use super::feeder_act::FeederAct;
 use super::network::Links;
+use super::uplink::Uplinks;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -196,6 +199,9 @@ impl Scenario {
         scenario.draw_liar(&mut rng);
         scenario.draw_restarts_of_coordinator(&mut rng);
         scenario.draw_lasting_link(&mut rng);
+        scenario.draw_uplinks(seed);
+        scenario.draw_lying_feeder(seed);
+        scenario.draw_lying_donor(seed);
         scenario
     }
 
@@ -230,6 +236,18 @@ impl Scenario {
         }
     }
 
+    /// Thin uplinks in a quarter of the runs, which are short ones then, drawn apart from the faults: they shift no other
+    /// draw.
+    fn draw_uplinks(&mut self, seed: u64) {
+        let mut rng = Rng::new(seed ^ 0x0B17);
+        if rng.chance(1, 4) {
+            let frame_time = time_between(&mut rng, Duration::from_millis(20), Duration::from_millis(600));
+            let queue_max = usize::from(draw_u16(&mut rng, 1, 4));
+            self.links.uplinks = Some(Uplinks { frame_time, queue_max });
+            self.total = 40;
+        }
+    }
+
     /// One liar in a quarter of the runs.
     fn draw_liar(&mut self, rng: &mut Rng) {
         if let Some(&act) = rng.pick(&Act::ALL).filter(|_| rng.chance(1, 4)) {
@@ -238,6 +256,39 @@ impl Scenario {
             let lasts = time_between(rng, 5 * SECOND, 60 * SECOND);
             self.faults.push((at, Fault::Byzantine { replica, act, lasts }));
         }
+    }
+
+    /// A lying feeder beside an honest one in a fifth of the runs, drawn apart from the faults. A coordinator that is
+    /// started again does not know what it has given out, and believes feeders; over a link that never heals the honest
+    /// feeder may be the one that is missing.
+    fn draw_lying_feeder(&mut self, seed: u64) {
+        let mut rng = Rng::new(seed ^ 0xFEED);
+        let lasts = |(_, fault): &(Duration, Fault)| {
+            matches!(fault, Fault::CoordinatorRestart { .. } | Fault::BrokenLink { lasts: None, .. })
+        };
+        let is_alone = !self.faults.iter().any(lasts);
+        if let Some(&act) = rng.pick(&FeederAct::ALL).filter(|_| rng.chance(1, 5) && is_alone) {
+            self.more_feeders = 1;
+            let at = time_between(&mut rng, 2 * SECOND, 12 * SECOND);
+            let lasts = time_between(&mut rng, 5 * SECOND, 60 * SECOND);
+            self.faults.push((at, Fault::LyingFeeder { act, lasts }));
+        }
+    }
+
+    /// A donor that lies while other replicas of its stage come back in a fifth of the runs, drawn apart from the faults;
+    /// in half of these, stages are so wide that most donors are honest.
+    fn draw_lying_donor(&mut self, seed: u64) {
+        let mut rng = Rng::new(seed ^ 0xD0);
+        let Some(&act) = rng.pick(&DonorAct::ALL).filter(|_| rng.chance(1, 5)) else { return };
+        if rng.chance(1, 2) {
+            self.replicas = self.replicas.max(4);
+        }
+        let stages = usize::from(self.stages);
+        let replica = usize::try_from(rng.below(u64::from(self.stages))).unwrap_or(0);
+        let at = time_between(&mut rng, 5 * SECOND, 15 * SECOND);
+        self.faults.push((at, Fault::Lie { replica, act, lasts: 60 * SECOND }));
+        let back_after = Some(time_between(&mut rng, SECOND / 10, 5 * SECOND));
+        self.faults.push((at + SECOND, Fault::Crash { replica: replica + stages, loud: true, back_after }));
     }
 
     /// Faults that are drawn alone rarely strike a successor while it feeds.
@@ -271,7 +322,7 @@ impl Scenario {
             14 | 22 => Fault::FeederCrash { back_after: back, keeps_journal: rng.chance(4, 5) },
             15 => Fault::Succession { dies: true, after: back },
             16 => Fault::Succession { dies: false, after: back },
-            17 => Fault::Lie { replica, lasts },
+            17 => Fault::Lie { replica, act: DonorAct::WrongChunks, lasts },
             18 => Fault::LateControl { extra: lasts / 2, lasts },
             19 => Fault::CoordinatorOutage { lasts: 3 * lasts },
             20 => Fault::CoordinatorFreeze { lasts: 3 * lasts },

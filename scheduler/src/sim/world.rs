@@ -4,9 +4,12 @@ mod ending;
 mod executing;
 mod feeders;
 mod lying;
+mod lying_donors;
+mod lying_feeders;
 mod replicas;
 mod sending;
 mod striking;
+mod uplinks;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -191,6 +194,7 @@ impl World {
             Delivery::Coordinator(_, event, purpose) => self.at_coordinator(event, purpose),
             Delivery::Idle(a, b) => self.check_idle(a, b),
             Delivery::DialFails(from, to) => self.dial_fails(from, to),
+            Delivery::FrameSent(from) => self.frame_sent(from),
             Delivery::Synced(index, incarnation, count) => {
                 if self.feeders[index].instance.incarnation == incarnation && self.feeders[index].is_syncing {
                     self.on_synced(index, count);
@@ -205,6 +209,7 @@ impl World {
             Delivery::StartFeeder(index) => self.start_feeder(index),
             Delivery::FeederHeartbeat(index, incarnation) => self.send_feeder_heartbeat(index, incarnation),
             Delivery::Fault(fault) => self.strike(fault),
+            Delivery::LiarGone => self.end_feeder_act(),
             Delivery::Resume(index, incarnation) => self.resume(index, incarnation),
             Delivery::Replica(index, incarnation, _)
             | Delivery::Table(index, incarnation, _)

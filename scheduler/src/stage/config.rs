@@ -12,6 +12,12 @@ pub const EXECUTOR_DEPTH: usize = 2;
 /// slots are all taken could not recover.
 pub const RETRIES_PER_SLOT: usize = 4;
 
+/// Microbatches of one feeder that a replica holds at most, as a multiple of its slots. Those whose gradient is computed
+/// take no slot, and a feeder may announce no outcome.
+pub(super) const HELD_PER_SLOT: usize = 16;
+/// That limit for few slots: far more than an honest feeder has in flight.
+pub(super) const HELD_MIN: usize = 4_096;
+
 /// Identity and limits of a replica.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -83,6 +89,12 @@ impl Config {
     #[must_use]
     pub fn retries_max(&self) -> usize {
         self.slots.saturating_mul(RETRIES_PER_SLOT)
+    }
+
+    /// Microbatches of one feeder held at once, with those that only wait for their outcome.
+    #[must_use]
+    pub fn held_max(&self) -> usize {
+        self.slots.saturating_mul(HELD_PER_SLOT).max(HELD_MIN)
     }
 
     /// Whether this rule is broken on purpose.

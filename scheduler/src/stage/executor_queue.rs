@@ -38,8 +38,9 @@ impl ExecutorQueue {
         self.regular.retain(|&queued| queued != id);
     }
 
-    pub(super) fn front(&self) -> Option<MicrobatchId> {
-        self.retries.front().or_else(|| self.regular.front()).copied()
+    /// The first microbatch of which `which` holds.
+    pub(super) fn first(&self, which: impl Fn(MicrobatchId) -> bool) -> Option<MicrobatchId> {
+        self.retries.iter().chain(&self.regular).copied().find(|&id| which(id))
     }
 
     pub(super) fn len(&self) -> usize {

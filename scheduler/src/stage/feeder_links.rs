@@ -101,6 +101,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         for feeder in self.feeders.take_given_up(clock) {
             self.give_up_feeder(now, feeder);
         }
+        self.give_up_unanswered(now);
     }
 
     /// Whether every feeder of the run is lost: more microbatches would only be given back.

@@ -9,7 +9,11 @@ use std::fmt::Debug;
 
 use super::microbatch::{ClaimState, Microbatch, UpdateState};
 use super::{Action, Job, Note, Stage};
-use crate::{Hop, Instance, Message, MicrobatchId, Time};
+use crate::{Duration, Hop, Instance, Message, MicrobatchId, Time};
+
+/// A claim is given up after this time, if its feeder is heard. A successor answers none before it has asked every
+/// replica.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(90);
 
 impl<P: Clone + Default + Debug> Stage<P> {
     /// Claims a microbatch from its feeder, unless its grant was used or handed back here before.
@@ -23,9 +27,36 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 return;
             }
             held.claim = ClaimState::Claimed { at: now };
+            let clock = self.handoff.neighbours.clock(now);
+            held.claimed_since.get_or_insert(clock);
             let feeder = held.feeder();
             self.claims.push(id);
             self.await_feeder(now, feeder);
+        }
+    }
+
+    /// Gives up the claims that a feeder leaves unanswered, although it is heard: the microbatches are relayed only.
+    pub(super) fn give_up_unanswered(&mut self, now: Time) {
+        let clock = self.handoff.neighbours.clock(now);
+        let overdue = |held: &&mut Microbatch<P>| {
+            let since = held.claimed_since.filter(|_| held.is_unanswered());
+            since.is_some_and(|since| since + ANSWERED_WITHIN <= clock)
+        };
+        let feeders = &self.feeders;
+        let is_heard = |feeder: &Hop| !feeders.is_lost(feeder.peer());
+        let mut given_up = Vec::new();
+        for (&id, held) in &mut self.microbatches {
+            if let Some(held) = Some(held).filter(overdue)
+                && let Some(feeder) = held.feeder().filter(is_heard)
+            {
+                held.claim = ClaimState::GivenUp;
+                given_up.push((id, feeder));
+            }
+        }
+        for (id, feeder) in given_up {
+            self.forfeit(id, feeder);
+            self.settle_update(id);
+            self.release_if_over(now, id);
         }
     }
 
@@ -83,7 +114,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let claimed = matches!(held.claim, ClaimState::Claimed { .. });
             if claimed && held.feeder().is_some_and(|feeder| feeder.peer() == from.peer) {
                 let by = held.upstream.hop.instance;
-                self.distrust.note(now, by.peer);
+                self.distrust.note(now, from.peer, by.peer);
                 self.count(Note::Forged(id, by));
                 self.give_up(now, id);
             }
@@ -94,7 +125,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
     pub(super) fn settle_update(&mut self, id: MicrobatchId) {
         let waiting = |held: &&mut Microbatch<P>| held.update == UpdateState::AwaitingGrant;
         let Some(held) = self.microbatches.get_mut(&id).filter(waiting) else { return };
-        let unanswered = matches!(held.claim, ClaimState::Unclaimed | ClaimState::Claimed { .. });
+        let unanswered = held.is_unanswered();
         let lost = held.feeder().filter(|feeder| unanswered && self.feeders.is_lost(feeder.peer()));
         if let Some(feeder) = lost {
             held.claim = ClaimState::GivenUp;

@@ -11,8 +11,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// The contents of the next heartbeat to the coordinator.
     #[must_use]
     pub fn progress(&self, now: Time) -> Progress {
-        let front = self.queue.front().and_then(|id| self.microbatches.get(&id));
-        let since = front.and_then(Microbatch::queued_since);
+        // What waits for a feeder's answer does not wait for this replica.
+        let (shared, last) = (self.table.is_shared(), self.config.is_last());
+        let held = |id| self.microbatches.get(&id);
+        let ready = |id| held(id).is_some_and(|held| !(shared && held.waits_for_answer(last)));
+        let since = self.queue.first(ready).and_then(held).and_then(Microbatch::queued_since);
         let since = since.filter(|_| !self.queue.waits_for_grant()).unwrap_or(now);
         Progress {
             done: self.counts.applied,

@@ -42,6 +42,8 @@ pub(super) struct Microbatch<P> {
     /// The sender marked it as a retry: another replica of this stage may have had it before, and is lost.
     pub(super) is_retry: bool,
     pub(super) claim: ClaimState,
+    /// The first claim, on the clock of the own link.
+    pub(super) claimed_since: Option<Time>,
     pub(super) update: UpdateState,
     /// The feeder has announced its outcome.
     pub(super) ended: bool,
@@ -127,6 +129,7 @@ impl<P> Microbatch<P> {
             taken_at: now,
             is_retry,
             claim: ClaimState::Unclaimed,
+            claimed_since: None,
             update: UpdateState::NotComputed,
             ended: false,
         }
@@ -134,6 +137,24 @@ impl<P> Microbatch<P> {
 
     pub(super) fn trains(&self) -> bool {
         self.purpose == Purpose::Train
+    }
+
+    /// Whether its next job computes gradients.
+    pub(super) fn computes_gradients_next(&self, is_last: bool) -> bool {
+        match self.phase {
+            Phase::ForwardQueued { .. } => is_last && self.trains(),
+            _ => true,
+        }
+    }
+
+    /// Whether the feeder has not answered the claim.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.trains() && matches!(self.claim, ClaimState::Unclaimed | ClaimState::Claimed { .. })
+    }
+
+    /// Whether it does nothing but wait for the answer to its claim, where gradients without a grant are not computed.
+    pub(super) fn waits_for_answer(&self, is_last: bool) -> bool {
+        self.is_unanswered() && self.computes_gradients_next(is_last)
     }
 
     /// Whether this replica may apply its weight gradients.

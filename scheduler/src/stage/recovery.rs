@@ -73,6 +73,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
     /// next heartbeat; any other message is repeated, or asked for.
     pub(super) fn on_send_queue_full(&mut self, now: Time, to: PeerId, message: &Message) {
         if let Some(id) = self.handoff.on_send_queue_full(now, to, message) {
+            // The next stage takes what the queue holds.
+            self.next_stage_lost = None;
             self.retry(now, id);
         }
         if let Message::Backward { microbatch, .. } = message {
@@ -165,7 +167,8 @@ impl<P: Clone + Default + Debug> Stage<P> {
         if !self.table.placed(&hop) || !replace_feeder(&self.table, hop, id, &mut route) {
             return self.count(Note::Foreign(id));
         }
-        let trusted = !self.distrust.holds(now, hop.peer());
+        let lessee = self.table.lessee(id);
+        let trusted = !lessee.is_some_and(|feeder| self.distrust.holds(now, feeder, hop.peer()));
         if trusted && self.microbatches.contains_key(&id) {
             self.change_upstream(now, sender, id, (route, key));
         } else if !self.has_ended(id) {

@@ -2,9 +2,9 @@
 
 use std::fmt::Debug;
 
-use super::microbatch::Microbatch;
+use super::microbatch::{Arrival, Microbatch};
 use super::{Action, Stage};
-use crate::{MicrobatchId, Purpose};
+use crate::{Hop, MicrobatchId, Purpose, Time};
 
 impl<P: Clone + Default + Debug> Stage<P> {
     /// Slots taken: training microbatches in flight here that are no retries.
@@ -36,6 +36,39 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 count(&|held| !held.trains()) < self.config.evaluations_max
             }
         }
+    }
+
+    /// Whether this replica takes nothing of the feeder of a forward now, or not from this sender. What is sent again while
+    /// its feeder is away would be kept for a successor here for as long as it was at its sender.
+    pub(super) fn refuses(&self, now: Time, sender: Hop, arrival: &Arrival<P>) -> bool {
+        let Some(feeder) = arrival.route.first() else { return false };
+        let peer = feeder.peer();
+        self.distrust.holds(now, peer, sender.peer())
+            || self.feeders.is_lost(peer)
+            || (arrival.is_retry && self.table.address(peer).is_none())
+            || self.holds_too_many_of(feeder)
+    }
+
+    /// Without a free slot, a microbatch that is kept for the successor of a feeder gives way.
+    pub(super) fn make_room(&mut self, now: Time) {
+        if self.slots_used() < self.config.slots {
+            return;
+        }
+        let is_gone = |feeder: Hop| self.table.address(feeder.peer()).is_none();
+        let kept = |held: &Microbatch<P>| {
+            held.takes_slot && !held.is_running() && !held.is_granted() && held.feeder().is_some_and(is_gone)
+        };
+        let oldest = self.microbatches.iter().find(|(_, held)| kept(held)).map(|(&id, _)| id);
+        if let Some(id) = oldest {
+            self.give_up(now, id);
+        }
+    }
+
+    /// Whether this replica takes no more microbatches of a feeder that lets too few of them end.
+    fn holds_too_many_of(&self, feeder: &Hop) -> bool {
+        let held_max = self.config.held_max();
+        let of_feeder = |held: &&Microbatch<P>| held.feeder().as_ref() == Some(feeder);
+        self.held() >= held_max && self.microbatches.values().filter(of_feeder).count() >= held_max
     }
 
     pub(super) fn notice_drained(&mut self) {

@@ -46,6 +46,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
             let before = held.feeder();
             put_first(table.feeder_of(id), &mut held.route);
             if held.feeder() != before {
+                held.claimed_since = None;
                 inherited.push((id, matches!(held.claim, ClaimState::Claimed { .. })));
             }
         }

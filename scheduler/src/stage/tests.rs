@@ -1369,6 +1369,67 @@ fn the_gradients_of_a_feeder_that_is_gone_hold_up_no_other_feeder() {
 }
 
 #[test]
+fn a_gradient_that_waits_for_one_feeder_of_two_holds_up_no_other() {
+    let second = Hop::feeder(Instance::new(PeerId([0xF2; 32]), Incarnation(1)));
+    let lease = Lease { first: Block(1).first(), count: Block::IDS, epoch: 0 };
+    let both = [leases(), vec![LeasedRange::new(lease, second.peer())]].concat();
+    let mut harness = Harness::new(1, 3);
+    harness.publish_leased(&[feeder(), a(0), a(1), a(2), second], both);
+    let third = Block(1).first();
+    for (id, feeder) in [(ID, feeder()), (third, second)] {
+        harness.receive(a(0), Forward { id, ..forward() }.by(&[feeder, a(0)]));
+        harness.complete_of(id, forwarded());
+    }
+    harness.receive(second, granted(&[third]));
+    let begins = |said: &[Action<Payload>], id| {
+        let job = |job: &Action<Payload>| matches!(job, Action::Execute(Job::Backward { microbatch, granted: true, .. }) if *microbatch == id);
+        said.iter().any(job)
+    };
+    assert_eq!(harness.receive(a(2), backward_of(ID, FIRST, &[a(2)], "gradient")), [], "without an answer");
+    harness.now = harness.now + Duration::from_secs(5);
+    assert_eq!(
+        harness.stage.progress(harness.now).oldest,
+        Duration::ZERO,
+        "it does not wait for this replica"
+    );
+    let said = harness.receive(a(2), backward_of(third, FIRST, &[a(2)], "gradient"));
+    assert!(begins(&said, third), "{said:?}");
+    let said = harness.receive(feeder(), granted(&[ID]));
+    assert!(begins(&said, ID), "{said:?}");
+}
+
+#[test]
+fn a_claim_that_a_feeder_leaves_unanswered_although_it_is_heard_is_given_up() {
+    let mut harness = unanswered();
+    let second = Duration::from_secs(1);
+    let mut dropped = (0..95).map(|_| {
+        harness.receive(feeder(), ended_below(0));
+        harness.wait(second).contains(&drop_gradients())
+    });
+    assert_eq!(dropped.position(|dropped| dropped), Some(89));
+    assert_eq!(harness.receive(feeder(), granted(&[ID])), [], "its gradients are gone");
+}
+
+#[test]
+fn a_feeder_that_announces_no_outcome_fills_no_memory() {
+    let mut harness = Harness::with(2, 3, |config| config.slots = 1);
+    harness.publish(&[feeder(), a(0), a(1), a(2)]);
+    let route = [feeder(), a(0), a(1)];
+    let held_max = harness.stage.config().held_max();
+    for id in (0..held_max as u64).map(MicrobatchId) {
+        harness.receive(a(1), Forward { id, ..forward() }.by(&route));
+        harness.receive(feeder(), granted(&[id]));
+        let (loss, gradient) = (Loss::default(), "gradient");
+        harness.complete_of(id, JobOutcome::LossAndBackward { loss, gradient });
+        harness.complete_of(id, JobOutcome::Applied);
+    }
+    assert_eq!(harness.stage.held(), held_max);
+    let next = MicrobatchId(held_max as u64);
+    let busy = Message::StatusReply { microbatch: next, attempt: FIRST, status: Status::Busy };
+    assert_eq!(harness.receive(a(1), Forward { id: next, ..forward() }.by(&route)), [send(a(1), busy)]);
+}
+
+#[test]
 fn a_microbatch_that_was_denied_and_set_aside_goes_on_with_a_successor() {
     let mut harness = unanswered();
     harness.receive(feeder(), denied(&[OTHER]));

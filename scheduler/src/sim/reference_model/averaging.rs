@@ -182,7 +182,7 @@ impl Means {
         }
         require((mean.group, mean.part) == (group, part), || format!("{me:?} mixes rounds"))?;
         require(self.is_mean(mean), || format!("{mean:?} is not the mean of its contributions"))?;
-        let acceptors = self.acceptors(mean);
+        let acceptors = self.acceptors(mean, me);
         require(acceptors >= majority, || {
             format!("{acceptors} members have accepted the mean that {me:?} applies, not {majority}")
         })?;
@@ -218,12 +218,13 @@ impl Means {
         self.means.get(&(numbers.group, numbers.part)).is_some_and(|means| means.contains(numbers))
     }
 
-    /// Number of members that have accepted the mean, in any attempt.
-    fn acceptors(&self, mean: &Numbers) -> usize {
+    /// Number of members that have accepted the mean, in any attempt. The member that applies it has, and tells no member
+    /// that is gone.
+    fn acceptors(&self, mean: &Numbers, applier: Instance) -> usize {
         let key = |attempt| (mean.group, mean.part, Attempt(attempt));
         let proposals = self.proposals.range(key(0)..=key(u32::MAX)).map(|(_, proposal)| proposal);
         let same = proposals.filter(|proposal| proposal.mean == *mean);
-        same.flat_map(|proposal| &proposal.acceptors).collect::<BTreeSet<_>>().len()
+        same.flat_map(|proposal| &proposal.acceptors).chain([&applier]).collect::<BTreeSet<_>>().len()
     }
 
     fn open(&self, me: Instance) -> Result<&Open, String> {

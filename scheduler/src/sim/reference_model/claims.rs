@@ -25,6 +25,11 @@ impl ReferenceModel {
         }
     }
 
+    /// Whether the microbatch belongs to a lying feeder.
+    pub(in crate::sim) fn is_deceitful(&self, microbatch: MicrobatchId) -> bool {
+        self.deceitful.contains(&microbatch.block())
+    }
+
     /// Open microbatches of a feeder that the liar was never handed, at most `limit`.
     pub(in crate::sim) fn open_elsewhere(
         &self,

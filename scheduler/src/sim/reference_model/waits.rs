@@ -28,7 +28,10 @@ impl ReferenceModel {
     ) {
         let (me, stage) = (replica.config().stage.me, replica.stage());
         for &id in before.iter().filter(|&&id| stage.is_announced(id)) {
-            let over = id.is_evaluation() || self.outcomes.contains_key(&id) || self.unknown(id);
+            let over = id.is_evaluation()
+                || self.is_deceitful(id)
+                || self.outcomes.contains_key(&id)
+                || self.unknown(id);
             self.require(over, || format!("{id} is released at {me:?} before its outcome"));
         }
         self.check_clock(replica);
@@ -39,9 +42,10 @@ impl ReferenceModel {
         }
     }
 
-    /// Checks that the clock of the run at a replica counts only microbatches that have an outcome, or never will.
+    /// Checks that the clock of the run at a replica counts only microbatches that have an outcome, or never will. Of its
+    /// own microbatches a feeder that lies tells replicas what it likes.
     fn check_clock(&mut self, replica: &Replica<Payload>) {
-        let Some(clock) = replica.stage().clock() else { return };
+        let Some(clock) = replica.stage().clock().filter(|_| self.lying_feeder.is_none()) else { return };
         let (me, decided) = (replica.config().stage.me, self.outcomes.len() as u64);
         let ends = |id: &&MicrobatchId| !self.outcomes.contains_key(id) && self.unknown(**id);
         let sound = clock <= decided || clock <= decided + self.injected.keys().filter(ends).count() as u64;
@@ -49,7 +53,8 @@ impl ReferenceModel {
     }
 
     fn check_kept(&mut self, by: usize, id: MicrobatchId, me: Instance) {
-        let Some(&decided_at) = self.decided.get(&(id, by)) else { return };
+        let honest = self.lying_feeder != Some(by);
+        let Some(&decided_at) = self.decided.get(&(id, by)).filter(|_| honest) else { return };
         let overtaken = self.now < decided_at + OVERTAKEN_WITHIN;
         self.require(overtaken, || format!("{me:?} keeps {id}, whose outcome was announced"));
     }

@@ -6,6 +6,7 @@ use crate::transfer::{SketchSeed, StateId};
 use crate::{Duration, Instance, averaging, stage};
 
 use super::super::delivery::Delivery;
+use super::super::donor_act::DonorAct;
 use super::super::executor::Task;
 use super::super::payload::Payload;
 use super::World;
@@ -206,9 +207,12 @@ impl World {
     // --- States ---------------------------------------------------------------------------------------------
 
     fn exported(&mut self, index: usize, state: StateId) -> Event<Payload> {
+        let forges = self.donor_act(index) == Some(DonorAct::ForgedState);
         let process = &mut self.replicas[index];
-        let (manifest, words) = process.executor.export(state);
-        self.model.exports(process.instance, state, words);
+        let (manifest, words) = process.executor.export(state, forges);
+        if !forges {
+            self.model.exports(process.instance, state, words);
+        }
         Event::Exported { state, manifest: Some(manifest) }
     }
 

@@ -4,7 +4,7 @@ use crate::coordinator::{self, JoinRefusal, RunState};
 use crate::feeder::{Action, Config, End, Event, Record, Snapshot};
 use crate::router::RouterFactory as _;
 use crate::stage::Progress;
-use crate::{BlockTally, Directive, Duration, Feeder, Incarnation, Instance, LeasedRange, Role, RouteSecret};
+use crate::{Directive, Duration, Feeder, Incarnation, Instance, LeasedRange, Role, RouteSecret};
 
 use super::super::delivery::{Delivery, Purpose};
 use super::super::payload::Payload;
@@ -108,7 +108,8 @@ impl World {
         let Some(pending) = self.feeders[index].pending.pop_front() else { return };
         let me = self.feeders[index].instance;
         self.watch_feeder(index, &pending);
-        match pending.action {
+        let Some(action) = self.pervert(index, pending.action) else { return };
+        match action {
             Action::Journal(record) => self.feeders[index].journal.push(record),
             Action::Draw { microbatch, .. } => {
                 let event = Event::Drawn { microbatch, ids: Payload::Tokens };
@@ -139,6 +140,7 @@ impl World {
             End::Succeeded { .. } => {
                 self.model.path("yielded to a successor");
                 self.feeders[index].lose_power();
+                self.succeed_liar();
             }
         }
     }
@@ -169,10 +171,6 @@ impl World {
 
     // --- The process ----------------------------------------------------------------------------------------
 
-    fn tallies(&self, index: usize) -> Vec<BlockTally> {
-        self.feeders[index].machine.as_ref().map(Feeder::tallies).unwrap_or_default()
-    }
-
     /// Tells the coordinator how far the feeder has come.
     fn report_feeder(&mut self, index: usize, done: bool) {
         let from = self.feeders[index].instance;
@@ -182,6 +180,9 @@ impl World {
     }
 
     pub(super) fn start_feeder(&mut self, index: usize) {
+        if self.feeders[index].is_gone {
+            return;
+        }
         self.tear_journal(index);
         self.feeders[index].lose_power();
         self.break_connections(self.feeders[index].instance, Duration::ZERO);
@@ -245,6 +246,7 @@ impl World {
             let table = self.whole_table();
             self.send_table_to_feeder(index, table);
         }
+        self.lie_as_feeder(index);
         self.queue.schedule_in(HEARTBEAT, Delivery::FeederHeartbeat(index, incarnation));
     }
 

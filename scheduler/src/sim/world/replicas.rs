@@ -293,6 +293,7 @@ impl World {
                     let rule = self.model.means.send(me, message, &envelope.payload);
                     self.model.check(rule);
                 }
+                let envelope = self.forge_transfer(index, to, envelope);
                 self.post(me, to, envelope);
             }
             Action::Export { state } => self.export(index, state),
@@ -333,13 +334,10 @@ impl World {
         (state, chunk): (StateId, u32),
         (offset, bytes): (u64, u32),
     ) {
-        let now = self.now();
         let process = &self.replicas[index];
-        let (me, lies) = (process.instance, process.lies_until > now);
-        let Some(mut words) = process.executor.chunk(state, offset, bytes) else { return };
-        if let Some(word) = words.first_mut().filter(|_| lies) {
-            *word ^= 1;
-        }
+        let me = process.instance;
+        let words = process.executor.chunk(state, offset, bytes);
+        let Some(words) = words.and_then(|words| self.forge_chunk(index, chunk, words)) else { return };
         let message = Message::Transfer(TransferMessage::Chunk { state, chunk });
         self.post(me, to, Envelope::with_payload(message, Payload::Chunk(words)));
     }

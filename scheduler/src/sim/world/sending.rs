@@ -13,6 +13,7 @@ use super::super::network::Fate;
 use super::super::noise;
 use super::super::payload::Payload;
 use super::super::process::{Liveness, coordinator_key};
+use super::super::uplink::Frame;
 use super::World;
 
 /// Replicas of a world from which its machines share one table.
@@ -30,15 +31,19 @@ impl World {
         let connected = self.network.connections.join(from, receiver);
         let handshake = if connected { Some(Duration::ZERO) } else { self.dial(from, receiver) };
         let Some(handshake) = handshake else { return self.model.path("message lost") };
-        let Instance { incarnation, .. } = receiver;
-        let delivery = if let Some(index) = self.feeder_of(to) {
-            Delivery::Feeder(index, incarnation, feeder::Event::Received { from, envelope })
-        } else if let Some(index) = self.replica_of(to) {
-            Delivery::Replica(index, incarnation, replica::Event::Received { from, envelope })
+        self.send_over_uplink(from, Frame { to: receiver, envelope, handshake });
+    }
+
+    /// Carries a message that has left its sender.
+    pub(super) fn carry_message(&mut self, from: Instance, Frame { to, envelope, handshake }: Frame) {
+        let delivery = if let Some(index) = self.feeder_of(to.peer) {
+            Delivery::Feeder(index, to.incarnation, feeder::Event::Received { from, envelope })
+        } else if let Some(index) = self.replica_of(to.peer) {
+            Delivery::Replica(index, to.incarnation, replica::Event::Received { from, envelope })
         } else {
             return;
         };
-        self.carry_after(handshake, from.peer, to, delivery);
+        self.carry_after(handshake, from.peer, to.peer, delivery);
     }
 
     // --- Connections ----------------------------------------------------------------------------------------
@@ -144,7 +149,13 @@ impl World {
         self.carry_after(Duration::ZERO, from, to, delivery)
     }
 
-    fn carry_after(&mut self, wait: Duration, from: PeerId, to: PeerId, delivery: Delivery) -> bool {
+    pub(super) fn carry_after(
+        &mut self,
+        wait: Duration,
+        from: PeerId,
+        to: PeerId,
+        delivery: Delivery,
+    ) -> bool {
         let control = from == coordinator_key() || to == coordinator_key();
         let now = self.now();
         match self.network.fate(&mut self.rng, now, from, to, control) {
@@ -190,6 +201,7 @@ impl World {
 
     /// Sends a new table to every process.
     pub(super) fn publish(&mut self, table: Table) {
+        self.note_deceitful_blocks();
         let change = Arc::new(self.table.change_to(&table));
         self.table = Arc::new(table);
         let update = TableUpdate::Shared(change, self.table.clone());

@@ -8,6 +8,7 @@ use super::super::connections::IDLE;
 use super::super::delivery::Delivery;
 use super::super::fault::{CUT_OFF, CUT_OFF_LONGER, End, Fault, Way};
 use super::super::process::{FeederProcess, Liveness, ReplicaProcess, coordinator_key};
+use super::lying_feeders::LIAR;
 use super::{Machine, World};
 
 impl World {
@@ -22,8 +23,9 @@ impl World {
             Fault::Leave { replica } => self.at_replica(replica, replica::Event::Stop),
             Fault::Stall { replica, lasts } => self.replicas[replica].executor.stall(now + lasts),
             Fault::Suspend { replica, lasts } => self.suspend(replica, lasts),
-            Fault::Lie { replica, lasts } => self.replicas[replica].lies_until = now + lasts,
+            Fault::Lie { replica, act, lasts } => self.lie_to_joiners(replica, act, now + lasts),
             Fault::Byzantine { replica, act, lasts } => self.begin_act(replica, act, lasts),
+            Fault::LyingFeeder { act, lasts } => self.begin_feeder_act(act, lasts),
             Fault::SlowCopy { replica, by, lasts } => self.replicas[replica].slow_copies = (by, now + lasts),
             Fault::Loss { per_mille, lasts } => self.network.lose(per_mille, now + lasts),
             Fault::Delay { extra, lasts } => self.network.slow_down(extra, now + lasts),
@@ -61,6 +63,10 @@ impl World {
             | Fault::SlowCopy { replica, .. }
             | Fault::Suspend { replica, .. } => liveness(replica) != Liveness::Awake,
             Fault::BrokenLink { a, b, .. } => a == b,
+            Fault::LyingFeeder { .. } => {
+                let FeederProcess { admitted, machine, ended, .. } = &self.feeders[LIAR];
+                !admitted || *ended || machine.as_ref().is_none_or(|machine| machine.tallies().is_empty())
+            }
             Fault::FeederCrash { keeps_journal: true, .. } => {
                 self.latest().machine.is_none() || self.latest().ended
             }
