@@ -1,5 +1,13 @@
 //! The scheduler's random numbers: seeded, and the same on every platform.
 
+use crate::PeerId;
+
+/// Spreads keys evenly: 64 bits for each, others for each seed. A peer that chooses its key can choose its bits.
+pub(crate) fn spread(seed: u64, peer: PeerId) -> u64 {
+    let (words, _) = peer.0.as_chunks::<8>();
+    words.iter().fold(seed, |state, word| Rng::new(state ^ u64::from_le_bytes(*word)).next_u64())
+}
+
 /// SplitMix64. Good enough to spread load and to draw faults; never for keys.
 #[derive(Clone, Debug)]
 pub struct Rng {

@@ -9,7 +9,8 @@
 //! `n` replicas in `g` groups about `(g - 1) / (n - 1)` is left, so the stage converges at a rate that does not depend
 //! on its size (gossip in random groups, as in Moshpit SGD, arXiv 2103.03239).
 
-use crate::{Instance, PeerId, Rng};
+use crate::rng::spread;
+use crate::{Instance, PeerId};
 
 use super::group::Round;
 
@@ -72,8 +73,7 @@ fn instances(group: Vec<Drawn>) -> Vec<Instance> {
 
 /// The bits of a peer in a round.
 pub(super) fn bits(round: Round, peer: PeerId) -> u64 {
-    let (words, _) = peer.0.as_chunks::<8>();
-    words.iter().fold(round.0, |state, word| Rng::new(state ^ u64::from_le_bytes(*word)).next_u64())
+    spread(round.0, peer)
 }
 
 #[cfg(test)]
@@ -81,7 +81,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::Incarnation;
+    use crate::{Incarnation, Rng};
 
     fn members(count: u64) -> Vec<Instance> {
         let key = |index: u64| {

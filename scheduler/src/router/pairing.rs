@@ -1,6 +1,7 @@
 //! The senders and replicas of two neighbouring stages that work together.
 
-use crate::{PeerId, Rng};
+use crate::PeerId;
+use crate::rng::spread;
 
 /// Replicas that a sender works with on average, or all of a smaller stage.
 pub const REPLICAS_OF_A_SENDER: usize = 96;
@@ -17,7 +18,8 @@ const SIZE_BITS: u32 = 6;
 /// Each pair is drawn by a hash of both keys, with a probability that follows from the sizes of the two stages. So both
 /// peers of a pair know of it without a message, a peer that comes or goes changes few other pairs, and the cost of a peer
 /// does not grow with its stage. A size is rounded by a few hundredths: the probability rarely changes, and peers whose
-/// tables differ a little agree about it.
+/// tables differ a little agree about it. A peer that chooses its key can choose its pairs, but gains only more of them by
+/// that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pairing {
     /// A pair is drawn if its hash is not above this.
@@ -42,7 +44,7 @@ impl Pairing {
     /// Whether `sender` may choose `replica`.
     #[must_use]
     pub fn pairs(&self, sender: PeerId, replica: PeerId) -> bool {
-        self.draws_all() || hash(hash(0, sender), replica) <= self.reach
+        self.draws_all() || spread(spread(0, sender), replica) <= self.reach
     }
 
     /// Whether every sender is paired with every replica.
@@ -78,12 +80,6 @@ fn part(some: usize, count: usize) -> u64 {
     let rounded = (count >> rounding << rounding).max(1) as u128;
     let reach = (some as u128 * (u128::from(u64::MAX) + 1)) / rounded;
     u64::try_from(reach).unwrap_or(u64::MAX)
-}
-
-/// Spreads keys evenly. A peer that chooses its key can choose its pairs, but gains only more of them by that.
-fn hash(seed: u64, peer: PeerId) -> u64 {
-    let (words, _) = peer.0.as_chunks::<8>();
-    words.iter().fold(seed, |state, word| Rng::new(state ^ u64::from_le_bytes(*word)).next_u64())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Random projections of the chunks of a state: sums of its numbers with random signs. The `.proto` file says which.
 
 use bytes::Bytes;
+use swarmline_scheduler::Rng;
 use swarmline_scheduler::transfer::{ChunkSketch, SKETCH_NUMBERS, SketchSeed};
 
 /// Numbers whose signs are one word of random bits.
@@ -43,8 +44,5 @@ fn behind_header(bytes: &[u8]) -> &[u8] {
 }
 
 fn splitmix64(place: u64) -> u64 {
-    let mixed = place.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
+    Rng::new(place).next_u64()
 }
