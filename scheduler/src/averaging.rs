@@ -59,7 +59,7 @@ pub use votes::MeanId;
 pub use weights::WEIGHT_MAX;
 
 use adaptive_timeout::AdaptiveTimeout;
-use deferred::Deferred;
+use deferred::{Deferred, ROUNDS_AHEAD_MAX};
 use group::Group;
 use part::{Context, PartState};
 use unreachable::Unreachable;
@@ -268,6 +268,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
                 self.count(Note::OtherMembers(from));
                 self.decline(from, &message);
             }
+            Some(_) | None if self.begun < Some(round) && self.is_far(round) => self.count(Note::Late(from)),
             Some(_) | None if self.begun < Some(round) => self.defer(from, message, payload),
             Some(_) | None => self.on_late(from, &message),
         }
@@ -306,6 +307,12 @@ impl<P: Clone + Default + Debug> Averaging<P> {
             let message = AveragingMessage { group, part, attempt, content: Content::NotAMember };
             self.actions.push_back(Action::Send { to: from.peer, message, payload: P::default() });
         }
+    }
+
+    /// Whether a round is further ahead than a message can be that this replica will use.
+    fn is_far(&self, round: Round) -> bool {
+        let known = self.newest.max(self.begun);
+        known.is_some_and(|known| round.0 > known.0.saturating_add(ROUNDS_AHEAD_MAX))
     }
 
     fn defer(&mut self, from: Instance, message: AveragingMessage, payload: P) {
@@ -391,11 +398,11 @@ impl<P: Clone + Default + Debug> Averaging<P> {
 
     fn begin(&mut self, now: Time) {
         let Some(round) = self.newest.filter(|&newest| self.begun < Some(newest)) else { return };
-        let drawn = draw::group_of(round, &self.members, self.config.me.peer);
-        let Ok(me) = drawn.binary_search(&self.config.me) else { return };
-        if drawn.len() < 2 {
+        if self.members.len() < 2 || self.members.binary_search(&self.config.me).is_err() {
             return;
         }
+        let drawn = draw::group_of(round, &self.members, self.config.me.peer);
+        let Ok(me) = drawn.binary_search(&self.config.me) else { return self.pass(round) };
         let mut group = Group::new(round, drawn, me, self.config.size);
         group.mark_absent(|member| self.unreachable.contains(now, *member));
         group.bound_weights(&self.weights);

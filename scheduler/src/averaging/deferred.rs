@@ -14,6 +14,10 @@ pub(super) const NUMBERS_PER_MEMBER: usize = PARTS_IN_FLIGHT;
 /// Messages kept for each member: those with numbers, its votes, and the news that its copy is under way.
 pub const DEFERRED_PER_MEMBER: usize = 1 + 3 * PARTS_IN_FLIGHT;
 
+/// Messages of rounds that are further ahead are not kept: a member has heard of no such round, and messages of it would
+/// take the room of others. A call may overtake the messages of the other members, and a few calls may be lost.
+pub(super) const ROUNDS_AHEAD_MAX: u64 = 8;
+
 /// Messages that arrived before this replica could use them, in order of arrival for each member.
 #[derive(Debug)]
 pub(super) struct Deferred<P> {

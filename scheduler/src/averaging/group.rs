@@ -29,6 +29,10 @@ const SLOW_LINK: u64 = 1_250_000;
 /// How often later parts wait for a member again that was overdue in this round and is heard again.
 const OVERDUE_MAX: u32 = 3;
 
+/// A part waits for a member that goes on sending this many times as long as a slow link takes for all parts on their
+/// way, and [`TIMEOUT_MAX`] on top: then the member is as good as silent.
+const SENDING_MAX: u32 = 4;
+
 /// The size of a fragment of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FragmentSize {
@@ -165,6 +169,13 @@ impl Group {
         Duration::from_millis(bytes.saturating_mul(1_000) / SLOW_LINK)
     }
 
+    /// How long a part waits at most for a member whose numbers go on arriving.
+    fn sending_max(&self) -> Duration {
+        let parts_of_each = self.parts_in_flight().div_ceil(self.members.len().max(1));
+        let parts_of_each = u32::try_from(parts_of_each).unwrap_or(u32::MAX);
+        TIMEOUT_MAX + self.transfer() * parts_of_each * SENDING_MAX
+    }
+
     pub(super) fn me(&self) -> usize {
         self.me
     }
@@ -186,10 +197,11 @@ impl Group {
         (part.0 as usize).saturating_add(attempt.0 as usize) % self.members.len().max(1)
     }
 
-    /// The first attempt from `attempt` on whose owner is not known to be gone.
+    /// The first attempt from `attempt` on whose owner is not known to be gone, and not overdue for good.
     pub(super) fn attempt_from(&self, part: PartIndex, attempt: Attempt) -> Option<Attempt> {
-        let tried = (attempt.0..self.attempts()).map(Attempt);
-        tried.into_iter().find(|&attempt| self.is_present(self.owner(part, attempt)))
+        let mut tried = (attempt.0..self.attempts()).map(Attempt);
+        let may_own = |owner| self.is_present(owner) && !self.is_overdue_for_good(owner);
+        tried.find(|&attempt| may_own(self.owner(part, attempt)))
     }
 
     /// Number of attempts; each has an owner of its own.
@@ -236,9 +248,9 @@ impl Group {
         }
     }
 
-    /// Numbers of a member arrived, so its copy is ready.
+    /// Numbers of a member arrived that were not here before, so its copy is ready.
     pub(super) fn heard(&mut self, now: Time, member: usize) {
-        if self.overdue_times.get(&member).is_none_or(|&times| times < OVERDUE_MAX) {
+        if !self.is_overdue_for_good(member) {
             self.overdue.remove(&member);
         }
         self.heard_at.insert(member, now);
@@ -269,12 +281,19 @@ impl Group {
         self.overdue.contains(&member)
     }
 
+    /// Whether the member was overdue so often that the rest of the round goes on without it.
+    fn is_overdue_for_good(&self, member: usize) -> bool {
+        self.overdue_times.get(&member).is_some_and(|&times| times >= OVERDUE_MAX)
+    }
+
     /// The time from which the silence of a member counts for a part that waits for it since then: the last sign of it,
-    /// or the time when the copies are ready that are waited for. `waits`: one of them is under way.
+    /// or the time when the copies are ready that are waited for. `waits`: one of them is under way. Signs put it off for
+    /// [`Group::sending_max`] only: a member must not hold up a round by what it sends.
     pub(super) fn silent_since(&self, member: usize, since: Time, waits: bool) -> Time {
         let copied = if waits { self.copies_due } else { self.copied_at.min(self.copies_due) };
         let heard = self.heard_at.get(&member).copied().unwrap_or_default();
-        since.max(copied).max(heard)
+        let begins = since.max(copied);
+        begins.max(heard.min(begins + self.sending_max()))
     }
 
     /// Marks the members that `is_gone` picks. Returns whether one of them was not marked before.

@@ -15,7 +15,7 @@
 //! ([`Group::quorum`]). With less, but a majority, it first waits for the votes of the other members that are there; if
 //! one of them has accepted another mean, the part stays as it was.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::transfer::ChunkHash;
 use crate::{Attempt, Time};
@@ -122,6 +122,8 @@ pub(super) struct PartState<P> {
     /// The mean accepted, and the attempt whose owner proposed it.
     accepted: Option<(Attempt, Mean<P>)>,
     votes: Votes,
+    /// The members whose numbers have arrived here. The same again is no sign that a member is at work.
+    given: BTreeSet<usize>,
     /// Present while this replica is the owner.
     reducer: Option<Reducer<P>>,
 }
@@ -135,6 +137,7 @@ impl<P: Clone + Default> PartState<P> {
             opened: Time::default(),
             accepted: None,
             votes: Votes::default(),
+            given: BTreeSet::new(),
             reducer: None,
         }
     }
@@ -190,11 +193,20 @@ impl<P: Clone + Default> PartState<P> {
         if let Phase::Open(since) = self.phase
             && owner_due(x.group, x.timeout, x.group.owner(x.part, self.attempt), since) <= x.now
         {
-            if x.superseded {
-                self.give_up(x);
-            } else {
-                self.turn_to(x, Attempt(self.attempt.0.saturating_add(1)));
-            }
+            self.leave_owner(x);
+        }
+    }
+
+    /// The owner is overdue: it has proposed nothing, or too few have accepted what it proposed.
+    fn leave_owner(&mut self, x: &mut Context<'_, P>) {
+        let owner = x.group.owner(x.part, self.attempt);
+        if self.accepted.is_none() && owner != x.group.me() {
+            x.group.go_on_without(owner);
+        }
+        if x.superseded {
+            self.give_up(x);
+        } else {
+            self.turn_to(x, Attempt(self.attempt.0.saturating_add(1)));
         }
     }
 
@@ -283,7 +295,6 @@ impl<P: Clone + Default> PartState<P> {
                 self.on_given(x, from, attempt, Given::Promise { of, mean });
             }
             Content::Accept { contributors } => {
-                x.group.heard(x.now, from);
                 let mean = x.mean(contributors, payload);
                 self.on_accept(x, from, attempt, mean);
             }
@@ -296,7 +307,9 @@ impl<P: Clone + Default> PartState<P> {
     /// A member takes this replica for the owner, which it is unless it has turned to a later owner.
     fn on_given(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, given: Given<P>) {
         let heard_before = x.group.silent_since(from, self.opened, false);
-        x.group.heard(x.now, from);
+        if self.given.insert(from) {
+            x.group.heard(x.now, from);
+        }
         match self.phase {
             Phase::Chosen | Phase::Applying | Phase::Over(Ending::Carried | Ending::LeftOut) => {
                 x.timeout.saw(x.now.since(self.opened));
@@ -358,6 +371,9 @@ impl<P: Clone + Default> PartState<P> {
     /// An owner proposes a mean, which it has accepted itself.
     fn on_accept(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, mean: Mean<P>) {
         let is_first = self.add_vote(x, from, attempt, mean.id);
+        if is_first {
+            x.group.heard(x.now, from);
+        }
         match self.phase {
             Phase::Chosen | Phase::Applying | Phase::Over(_) => self.vote_again(x, from, is_first),
             Phase::Waiting | Phase::Open(_) if self.accepted.is_some() => self.count_votes(x),

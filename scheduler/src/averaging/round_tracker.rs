@@ -30,15 +30,13 @@ pub struct RoundTracker {
     carried: BTreeMap<FragmentIndex, Round>,
     /// Number of fragments; 0 before the first round.
     fragments: usize,
-    /// The last report, and its time.
-    reported: Option<(RoundReport, Time)>,
+    /// The last report, the feeder that had called, and the time.
+    reported: Option<(RoundReport, PeerId, Time)>,
 }
 
 /// A report to the feeder: every round up to `ended` has ended here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoundReport {
-    /// The feeder that called the round.
-    pub feeder: PeerId,
     /// The last round that has ended here.
     pub ended: Round,
     /// Every fragment has been averaged with this replica's contribution in this round or a later one; `None` before
@@ -66,8 +64,8 @@ impl RoundTracker {
             self.called = self.called.max(Some(round));
             return None;
         }
-        let again = |&(report, at): &(RoundReport, Time)| {
-            at + REPORT_AGAIN_AFTER <= now || self.report() != Some(report)
+        let again = |&(report, to, at): &(RoundReport, PeerId, Time)| {
+            at + REPORT_AGAIN_AFTER <= now || to != feeder || self.report() != Some(report)
         };
         self.reported.as_ref().is_none_or(again).then(|| self.report_at(now)).flatten()
     }
@@ -92,15 +90,15 @@ impl RoundTracker {
     }
 
     fn report_at(&mut self, now: Time) -> Option<RoundReport> {
-        let report = self.report()?;
-        self.reported = Some((report, now));
+        let (report, feeder) = (self.report()?, self.feeder?);
+        self.reported = Some((report, feeder, now));
         Some(report)
     }
 
     fn report(&self) -> Option<RoundReport> {
         let all = self.fragments > 0 && self.carried.len() >= self.fragments;
         let carried = self.carried.values().min().copied().filter(|_| all);
-        Some(RoundReport { feeder: self.feeder?, ended: self.ended?, carried })
+        Some(RoundReport { ended: self.ended?, carried })
     }
 }
 
@@ -112,7 +110,7 @@ mod tests {
     const NOW: Time = Time(0);
 
     fn report(ended: u64) -> Option<RoundReport> {
-        Some(RoundReport { feeder: FEEDER, ended: Round(ended), carried: None })
+        Some(RoundReport { ended: Round(ended), carried: None })
     }
 
     #[test]
@@ -157,8 +155,7 @@ mod tests {
         assert_eq!(tracker.on_call(NOW + REPORT_AGAIN_AFTER / 2, FEEDER, Round(4), false), None);
         assert_eq!(tracker.on_call(NOW + REPORT_AGAIN_AFTER, FEEDER, Round(3), false), report(4));
         let other = PeerId([8; 32]);
-        let told = tracker.on_call(NOW + REPORT_AGAIN_AFTER, other, Round(4), false);
-        assert_eq!(told, Some(RoundReport { feeder: other, ended: Round(4), carried: None }));
+        assert_eq!(tracker.on_call(NOW + REPORT_AGAIN_AFTER, other, Round(4), false), report(4));
     }
 
     #[test]

@@ -151,8 +151,8 @@ fn honest_members_never_apply_two_means_of_one_owner() {
 #[test]
 fn a_copy_that_is_ready_late_is_in_every_mean_or_counted_as_not_carried() {
     let on_time = [1, 4, 6, 9, 15].map(|late| (late, 120, 40));
-    // Parts that the late member owns wait for it, but not always for so long.
-    for (late, means, carried) in on_time.into_iter().chain([(25, 35, 0)]) {
+    // Parts that the late member owns wait for it.
+    for (late, means, carried) in on_time.into_iter().chain([(25, 40, 0)]) {
         let slow = vec![(2, Duration::from_secs(late))];
         let world = check(Scenario { slow, rounds: 40, ..Scenario::new(late, 3) });
         let (applied, with) = world.shares(2);
@@ -600,6 +600,17 @@ fn early_messages_are_kept_but_not_without_end() {
     assert!(actions.iter().any(reduces), "{actions:?}");
 }
 
+#[test]
+fn messages_of_rounds_far_ahead_take_no_room() {
+    let (mut averaging, _) = in_round(0, 2);
+    let mut ahead = message(&averaging, 0, 0, Content::Contribution { weight: 1 });
+    for round in 2..20 {
+        ahead.group.round = Round(round);
+        let actions = tell(&mut averaging, 1, received(1, &ahead, 1));
+        assert_eq!(actions.is_empty(), round <= 1 + ROUNDS_AHEAD_MAX, "round {round}");
+    }
+}
+
 /// The answer of a replica that takes no part in the group.
 fn not_a_member(message: &AveragingMessage) -> AveragingMessage {
     AveragingMessage { content: Content::NotAMember, ..message.clone() }
@@ -668,4 +679,58 @@ fn no_snapshot_no_round() {
     assert_eq!(reason, Reason::SnapshotExpires);
     averaging.handle(at, Event::Timeout);
     assert_eq!(averaging.poll_action(), Some(finish()));
+}
+
+/// A round of `parts` parts of 3 members, in which member 2 says nothing and member 1 says what `says` makes of the
+/// second. Returns the second in which the round is over, at most 3,600.
+fn round_with(parts: u32, says: impl Fn(u64) -> (u32, Content)) -> u64 {
+    let digest = |numbers: &u32| (4, digest(u64::from(*numbers)));
+    let size = FragmentSize { bytes: 0, parts_min: parts };
+    let mut averaging = Averaging::new(Config { me: member(0), fragments: 20, size, digest });
+    tell(&mut averaging, 0, Event::Members((0..3).map(member).collect()));
+    tell(&mut averaging, 0, Event::Round(Round(1)));
+    let copies = (0..parts).collect();
+    let mut actions = tell(
+        &mut averaging,
+        0,
+        reply(Reply::Snapshot { round: Round(1), uncarried: 2, weight: 2, parts: copies }),
+    );
+    for second in 1..3_600 {
+        let done = actions.into_iter().filter_map(|action| match action {
+            Action::Execute(Job::Reduce { round, part, attempt, .. }) => {
+                Some(reply(Reply::Reduced { round, part, attempt, outcome: Ok(7) }))
+            }
+            Action::Execute(Job::Apply { round, part, .. }) => {
+                Some(reply(Reply::Applied { round, part, applied: true }))
+            }
+            _ => None,
+        });
+        let done: Vec<_> = done.collect();
+        actions = done.into_iter().flat_map(|event| tell(&mut averaging, second, event)).collect();
+        if averaging.round().is_none() {
+            return second;
+        }
+        let (part, content) = says(second);
+        let said = message(&averaging, part, 0, content);
+        actions.extend(tell(&mut averaging, second, received(1, &said, 5)));
+        actions.extend(tell(&mut averaging, second, Event::Timeout));
+    }
+    3_600
+}
+
+#[test]
+fn a_member_that_repeats_its_numbers_holds_up_no_round() {
+    let contribution = Content::Contribution { weight: 1 };
+    let repeated = [(0, contribution), (1, ACCEPT)];
+    for (part, content) in repeated {
+        let over = round_with(3, |_| (part, content.clone()));
+        assert!(over < 120, "{content:?} is repeated for {over} s");
+    }
+}
+
+#[test]
+fn a_member_that_sends_its_numbers_drop_by_drop_holds_up_no_round() {
+    // It contributes to another part that this replica owns every 4 s, and makes no mean of its own parts.
+    let over = round_with(600, |second| (3 * (second / 4) as u32 % 600, Content::Contribution { weight: 1 }));
+    assert!(over < 1_200, "{over} s");
 }

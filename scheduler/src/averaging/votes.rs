@@ -11,7 +11,7 @@ use crate::transfer::ChunkHash;
 use super::group::MemberSet;
 
 /// A mean, as its acceptors vouch for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MeanId {
     /// The members whose contributions are in the mean.
     pub contributors: MemberSet,
