@@ -61,6 +61,14 @@ impl Adam {
         self.momentum_product
     }
 
+    /// The largest `Pi_t` after this many steps: no `mu_t` is above `beta1`.
+    pub(super) fn momentum_product_max(&self, steps: u64) -> f64 {
+        match self.kind {
+            OptimizerKind::AdamW => 1.0,
+            OptimizerKind::NAdamW => f64::from(self.beta1).powf(steps as f64),
+        }
+    }
+
     /// Takes over the counters of another replica.
     pub(super) fn resume(&mut self, steps: u64, momentum_product: f64) {
         self.steps = steps;

@@ -283,7 +283,7 @@ impl<B: Backend> StageOptimizer<B> {
         &self,
         state: &'a OptimizerState,
     ) -> std::result::Result<Vec<Moments<'a>>, ImportError> {
-        state.counters.check()?;
+        state.counters.check(self.adam.momentum_product_max(state.counters.steps))?;
         let expected = 2 * self.slots.len();
         if state.tensors.len() != expected {
             return Err(ImportError::TensorCount { expected, found: state.tensors.len() });

@@ -68,6 +68,9 @@ pub enum ImportError {
     Device(#[from] swarmline_kernels::Error),
 }
 
+/// Machines compute powers to the last bits only.
+const PRODUCT_TOLERANCE: f64 = 1e-9;
+
 /// The two moments of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
@@ -109,8 +112,10 @@ impl OptimizerState {
 }
 
 impl Counters {
-    pub(super) fn check(&self) -> Result<(), ImportError> {
-        let product_fits = (0.0..=1.0).contains(&self.momentum_product);
+    /// Checks the counters; `product_max` is the largest momentum product after this many steps. A product near 1 would be
+    /// a rate without a limit.
+    pub(super) fn check(&self, product_max: f64) -> Result<(), ImportError> {
+        let product_fits = (0.0..=product_max + PRODUCT_TOLERANCE).contains(&self.momentum_product);
         let norms_fit = self.recent_norms.iter().all(|norm| norm.is_finite() && *norm >= 0.0);
         if product_fits && norms_fit { Ok(()) } else { Err(ImportError::Counters) }
     }

@@ -1,9 +1,9 @@
 //! States between executor and network: the copy that joiners download, and the state that this replica downloads.
 
 use bytes::Bytes;
-use swarmline_scheduler::Instance;
 use swarmline_scheduler::replica::Event;
 use swarmline_scheduler::transfer::{SketchSeed, StateId};
+use swarmline_scheduler::{Instance, WeightVersion};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::error::Error;
@@ -59,9 +59,9 @@ impl Copies {
         self.inbox.store(offset, chunk);
     }
 
-    pub(super) fn import(&mut self, executor: &Executor) {
+    pub(super) fn import(&mut self, version: WeightVersion, executor: &Executor) {
         let state = std::mem::take(&mut self.inbox).into_bytes();
-        self.importing = Some(tokio::spawn(executor.import_state(state)));
+        self.importing = Some(tokio::spawn(executor.import_state(state, version)));
     }
 
     // --- Replies of the executor ----------------------------------------------------------------------------

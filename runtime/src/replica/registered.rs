@@ -13,7 +13,7 @@ use swarmline_scheduler::averaging::FragmentSize;
 use swarmline_scheduler::replica::{Begin, Config};
 use swarmline_scheduler::router::RouterFactory as _;
 use swarmline_scheduler::transfer::SketchSecret;
-use swarmline_scheduler::{Directive, Instance, Role, StageIndex, stage};
+use swarmline_scheduler::{Directive, Instance, Role, StageIndex, Table, stage};
 
 use super::applied_log::AppliedLog;
 use super::notes::Notes;
@@ -35,12 +35,38 @@ use crate::stage::{Executor, chunk_digest, chunk_sketch, download_limits};
 const ATTEMPTS_MAX: u32 = 3_600;
 const ATTEMPT_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a process that was placed waits for the table that says so.
+const TABLE_WITHIN: Duration = Duration::from_secs(10);
+
+/// The place of a replica: weights that were learned there are of use nowhere else. A coordinator may begin another run
+/// under its key, or the same run again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    stage: StageIndex,
+    manifest: ManifestDigest,
+    launch: u64,
+}
+
 /// The state of a stage that a process had when it was expelled.
 #[derive(Debug)]
 pub(super) struct Kept {
-    pub(super) stage: StageIndex,
+    place: Place,
     /// The state, as a donor sends it.
-    pub(super) state: Bytes,
+    state: Bytes,
+}
+
+impl Kept {
+    /// The state, if it is one of this place.
+    fn of(self, place: Place) -> Option<Bytes> {
+        let fits = self.place == place;
+        if !fits {
+            tracing::warn!(
+                "the weights that this process has kept are of {:?}, not {place:?}; dropped",
+                self.place
+            );
+        }
+        fits.then_some(self.state)
+    }
 }
 
 /// A member of the run that does not serve yet.
@@ -71,7 +97,7 @@ impl Registered {
             incarnation: incarnation(),
             role: Role::Replica,
             data_address: address,
-            holds: kept.map(|kept| kept.stage),
+            holds: kept.map(|kept| kept.place.stage),
         };
         let (control, joined) = Control::join(&options.invite, &options.identity, registration).await?;
         // A secret of this start alone: donors learn the seeds drawn from it.
@@ -136,11 +162,29 @@ impl Registered {
                 ControlFlow::Break(outcome) => return Ok(outcome),
             },
         };
-        let serving = tokio::select! {
+        let (place, serving) = tokio::select! {
             () = stop.as_mut() => return Ok(Outcome::Stopped),
-            serving = Box::pin(self.prepare(stage, options, reporter)) => serving?,
+            prepared = Box::pin(async {
+                let place = self.place(stage).await;
+                self.prepare(place, options, reporter).await.map(|serving| (place, serving))
+            }) => prepared?,
         };
-        Box::pin(serving.run(reporter, options.save.as_deref(), &mut self.kept, stop)).await
+        let mut state = None;
+        let ended = Box::pin(serving.run(reporter, options.save.as_deref(), &mut state, stop)).await;
+        self.kept = state.map(|state| Kept { place, state });
+        ended
+    }
+
+    /// The place of this replica. A coordinator that was started again knows its launch when it places replicas, so the
+    /// table that places this one names it.
+    async fn place(&self, stage: StageIndex) -> Place {
+        let mut tables = self.table.clone();
+        let is_placed =
+            |table: &Table| table.get(self.me).is_some_and(|member| member.state.stage() == Some(stage));
+        let placed = async { while !is_placed(&tables.table()) && tables.changed().await.is_ok() {} };
+        // Without it the newest table is the best guess.
+        let _ = tokio::time::timeout(TABLE_WITHIN, placed).await;
+        Place { stage, manifest: self.digest, launch: self.table.table().rest().launch }
     }
 
     /// The stage of this replica; an outcome if the run ends before the replica gets a stage.
@@ -169,13 +213,14 @@ impl Registered {
     /// Builds the shard and starts the data plane.
     async fn prepare(
         &mut self,
-        stage: StageIndex,
+        place: Place,
         options: &ReplicaOptions,
         reporter: &Reporter,
     ) -> Result<Serving, Error> {
+        let stage = place.stage;
         reporter.tell(&self.placed(stage));
         let config = self.stage_config(stage);
-        let kept = self.kept.take().filter(|kept| kept.stage == stage).map(|kept| kept.state);
+        let kept = self.kept.take().and_then(|kept| kept.of(place));
         let begin = self.begin(stage, options, kept.is_some());
         let builder = ShardBuilder {
             kept,
@@ -257,6 +302,25 @@ impl Registered {
             digest: chunk_digest,
             sketch: chunk_sketch,
             secret: self.sketch_secret,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_that_were_kept_are_of_use_in_their_place_only() {
+        let place = Place { stage: StageIndex(1), manifest: ManifestDigest([1; 32]), launch: 7 };
+        let kept = || Kept { place, state: Bytes::from_static(b"state") };
+        assert!(kept().of(place).is_some());
+        for other in [
+            Place { stage: StageIndex(2), ..place },
+            Place { manifest: ManifestDigest([2; 32]), ..place },
+            Place { launch: 8, ..place },
+        ] {
+            assert_eq!(kept().of(other), None);
         }
     }
 }

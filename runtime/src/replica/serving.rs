@@ -18,7 +18,6 @@ use tokio::time::MissedTickBehavior;
 use super::copies::Copies;
 use super::notes::Notes;
 use super::reductions::{Reduction, Reductions};
-use super::registered::Kept;
 use super::traffic::Traffic;
 use crate::config::Run;
 use crate::error::Error;
@@ -96,7 +95,7 @@ impl Serving {
         mut self,
         reporter: &Reporter,
         save: Option<&Path>,
-        kept: &mut Option<Kept>,
+        kept: &mut Option<Bytes>,
         stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Outcome, Error> {
         let ended = self.work(reporter, stop).await;
@@ -107,8 +106,10 @@ impl Serving {
             }
         }
         if self.keeps_state {
-            let state = self.handles.executor.export_state().await?.into_bytes()?;
-            *kept = Some(Kept { stage: self.machine.config().stage.stage, state: state.into() });
+            let exported = self.handles.executor.export_state().await?;
+            // Slow for a long state: not for a thread that serves others.
+            let bytes = tokio::task::spawn_blocking(move || exported.into_bytes());
+            *kept = Some(bytes.await.map_err(|_| Error::ExecutorGone)??.into());
         }
         self.handles.network.close().await;
         let outcome = ended?;
@@ -275,7 +276,7 @@ impl Serving {
             Action::Release { state } => self.copies.release(state),
             Action::Begin { bytes } => self.copies.begin(bytes)?,
             Action::Store { offset, payload } => self.copies.store(offset, &payload),
-            Action::Import { .. } => self.copies.import(&self.handles.executor),
+            Action::Import { version, .. } => self.copies.import(version, &self.handles.executor),
             Action::Ready { initial } => self.tell_ready(initial),
             Action::Confirm => self.ask_for_confirmation(),
             Action::Counted(note) => self.take_note(&note, reporter)?,

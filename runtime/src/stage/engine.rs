@@ -438,8 +438,8 @@ impl<B: Backend> Compute for Engine<B> {
         Ok(Self::export_more(self, bytes)?)
     }
 
-    fn import_state(&mut self, state: &[u8]) -> Result<(), Error> {
-        let outcome = self.import_state(state);
+    fn import_state(&mut self, state: &[u8], version: WeightVersion) -> Result<(), Error> {
+        let outcome = self.import_state(state, version);
         self.write_parameter_log()?;
         Ok(outcome?)
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use swarmline_scheduler::WeightVersion;
 use swarmline_scheduler::averaging::{
     APPLYING_MAX, FragmentSize, Job as AveragingJob, Reply as AveragingReply,
 };
@@ -32,8 +33,8 @@ pub(crate) trait Compute {
     fn begin_export(&mut self);
     /// Copies about `bytes` more bytes. Returns the copy when it is complete; `None` if none is under way.
     fn export_more(&mut self, bytes: usize) -> Result<Option<Exported>, Error>;
-    /// Imports a state from a donor. After [`Error::State`], the engine is unchanged.
-    fn import_state(&mut self, state: &[u8]) -> Result<(), Error>;
+    /// Imports a state from a donor, which has named its version. After [`Error::State`], the engine is unchanged.
+    fn import_state(&mut self, state: &[u8], version: WeightVersion) -> Result<(), Error>;
     /// Counters for reports.
     fn statistics(&self) -> Statistics;
     /// The last call: writes the parameter log, and the weights to `save`, if any.
@@ -66,7 +67,7 @@ enum Task {
     Job(Job<Bytes>, Option<u64>),
     Average(AveragingJob<Bytes>),
     Export(oneshot::Sender<Result<Exported, Error>>),
-    Import(Bytes, oneshot::Sender<Result<(), Error>>),
+    Import((Bytes, WeightVersion), oneshot::Sender<Result<(), Error>>),
     Finish(Option<PathBuf>, oneshot::Sender<Result<(), Error>>),
 }
 
@@ -168,10 +169,15 @@ impl Executor {
         async move { request(&tasks, Task::Export).await }
     }
 
-    /// Imports a state from a donor, between two jobs. After [`Error::State`], the engine is unchanged.
-    pub(crate) fn import_state(&self, state: Bytes) -> impl Future<Output = Result<(), Error>> + use<> {
+    /// Imports a state from a donor, which has named its version, between two jobs. After [`Error::State`], the engine is
+    /// unchanged.
+    pub(crate) fn import_state(
+        &self,
+        state: Bytes,
+        version: WeightVersion,
+    ) -> impl Future<Output = Result<(), Error>> + use<> {
         let tasks = self.tasks.clone();
-        async move { request(&tasks, |reply| Task::Import(state, reply)).await }
+        async move { request(&tasks, |reply| Task::Import((state, version), reply)).await }
     }
 
     /// Counters after the last job done.
@@ -264,8 +270,8 @@ fn perform(
             compute.begin_export();
             *export = Some(reply);
         }
-        Task::Import(state, reply) => {
-            let imported = compute.import_state(&state);
+        Task::Import((state, version), reply) => {
+            let imported = compute.import_state(&state, version);
             statistics.send_replace(compute.statistics());
             // The copy under way is of a state that is gone.
             *export = None;

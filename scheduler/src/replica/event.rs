@@ -143,9 +143,9 @@ pub enum Action<P> {
     },
     /// Take over the state, which is complete. Reply: [`Event::Imported`].
     Import {
-        /// The replica that the state comes from.
+        /// The replica that the header of the state comes from.
         donor: Instance,
-        /// Optimizer steps of its weights.
+        /// Optimizer steps that the header must say.
         version: WeightVersion,
     },
     /// Tell the coordinator that the replica serves from now on. Repeated until the coordinator knows.

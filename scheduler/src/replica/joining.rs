@@ -38,7 +38,7 @@ impl<P: Clone + Default + Debug> Joining<P> {
     }
 
     pub(super) fn on_membership(&mut self, now: Time, config: &Config<P>, update: TableUpdate) {
-        if self.table.update(update) {
+        if self.table.update(update) && self.table.touches(config.stage.stage) {
             let donors = donors(&self.table, config.stage.stage, config.stage.me);
             self.tell(now, DownloadEvent::Donors(donors));
         }
@@ -55,10 +55,13 @@ impl<P: Clone + Default + Debug> Joining<P> {
         let Envelope { message, payload, .. } = envelope;
         match message {
             Message::Transfer(TransferMessage::Chunk { state, chunk }) => {
-                let (bytes, hash) = (config.digest)(&payload);
-                let seed = self.download.as_ref().and_then(Download::sketch_seed);
-                let sketch = seed.map(|seed| (config.sketch)(&payload, chunk, seed));
-                self.tell(now, DownloadEvent::Chunk { from, state, chunk, bytes, hash, sketch, payload });
+                // Digests cost time: a peer must not make a joiner compute them for chunks that nothing asked for.
+                let Some(download) = self.download.as_ref() else { return };
+                if download.expects(from, state, chunk) {
+                    let (bytes, hash) = (config.digest)(&payload);
+                    let sketch = download.sketch_seed().map(|seed| (config.sketch)(&payload, chunk, seed));
+                    self.tell(now, DownloadEvent::Chunk { from, state, chunk, bytes, hash, sketch, payload });
+                }
             }
             Message::Transfer(message) => self.tell(now, DownloadEvent::Received { from, message }),
             _ => {}

@@ -143,7 +143,8 @@ impl Comparison {
         let copies = std::mem::take(&mut self.offered);
         let chunks = copies.first()?.manifest.chunks();
         let sketches: Vec<&[ChunkSketch]> = copies.iter().map(|copy| copy.sketch.as_slice()).collect();
-        let by_chunk = sources(&sketches, chunks);
+        let steps: Vec<_> = copies.iter().map(|copy| copy.manifest.version).collect();
+        let by_chunk = sources(&sketches, &steps, chunks);
         Some(Choice { copies, by_chunk, seed: self.seed })
     }
 }

@@ -80,9 +80,9 @@ pub enum Action<P> {
     },
     /// Take over the state, which is complete. Reply: [`Event::Imported`].
     Import {
-        /// The replica that most of the state comes from.
+        /// The replica that the header of the state comes from.
         donor: Instance,
-        /// Optimizer steps of its weights.
+        /// Optimizer steps that the header must say: the donor has named them before.
         version: WeightVersion,
     },
     /// A note for people.
@@ -123,7 +123,7 @@ enum Phase {
     Waiting(Option<Time>),
     Comparing(Comparison),
     Fetching(Fetch),
-    /// The state is complete, and the executor takes it over. Most of it is from this donor.
+    /// The state is complete, and the executor takes it over. Its header is from this donor.
     Importing(Instance),
     Complete,
 }
@@ -152,13 +152,6 @@ impl Fetch {
         let used: BTreeSet<usize> = self.choice.by_chunk.iter().copied().collect();
         let copies = used.into_iter().filter_map(|of| self.choice.copies.get(of));
         copies.map(|copy| (copy.donor, copy.state)).collect()
-    }
-
-    /// The copy that most chunks come from.
-    fn main(&self) -> Option<&Source> {
-        let by_chunk = &self.choice.by_chunk;
-        let chunks = |of: usize| by_chunk.iter().filter(|&&source| source == of).count();
-        (0..self.choice.copies.len()).max_by_key(|&of| chunks(of)).and_then(|of| self.choice.copies.get(of))
     }
 
     fn chunks(&self) -> u32 {
@@ -264,6 +257,13 @@ impl<P: Debug> Download<P> {
         if let Phase::Fetching(fetch) = &self.phase { fetch.choice.seed } else { None }
     }
 
+    /// Whether this chunk was requested from this donor and has not arrived.
+    pub(crate) fn expects(&self, from: Instance, state: StateId, chunk: u32) -> bool {
+        let Phase::Fetching(fetch) = &self.phase else { return false };
+        let source = fetch.source(chunk).filter(|_| fetch.in_flight.contains(&chunk));
+        source.is_some_and(|source| (source.donor, source.state) == (from, state))
+    }
+
     /// Whether the state is taken over.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -283,7 +283,10 @@ impl<P: Debug> Download<P> {
                 self.leave(now, donor, Note::Lost(donor));
             }
         }
-        if matches!(self.phase, Phase::Waiting(_)) {
+        // A list of donors that were all asked does not put off the end of the wait.
+        if let Phase::Waiting(until) = self.phase
+            && (until.is_none() || self.untried().next().is_some())
+        {
             self.compare(now);
         }
     }
@@ -327,14 +330,11 @@ impl<P: Debug> Download<P> {
         found: &Found,
         payload: P,
     ) {
-        let Phase::Fetching(fetch) = &mut self.phase else { return };
-        let Some(source) = fetch.source(chunk).filter(|source| (source.donor, source.state) == (from, state))
-        else {
-            return;
-        };
-        if !fetch.in_flight.contains(&chunk) {
+        if !self.expects(from, state, chunk) {
             return;
         }
+        let Phase::Fetching(fetch) = &mut self.phase else { return };
+        let Some(source) = fetch.source(chunk) else { return };
         if !found.is_announced(source, chunk, self.trusts_chunks) {
             self.blamed.insert(from);
             return self.leave(now, from, Note::Wrong(from));
@@ -379,7 +379,7 @@ impl<P: Debug> Download<P> {
         }
     }
 
-    /// A state that does not fit has passed every digest, so the donor serves a state of another kind.
+    /// A state that does not fit has passed every digest, so the donor of its header serves a state of another kind.
     fn on_imported(&mut self, now: Time, fits: bool) {
         let Phase::Importing(donor) = self.phase else { return };
         if fits {
@@ -394,8 +394,7 @@ impl<P: Debug> Download<P> {
 
     /// Asks the next donors for their copies.
     fn compare(&mut self, now: Time) {
-        let untried = |donor: &&Instance| !self.tried.contains(donor) && !self.blamed.contains(donor);
-        let donors: Vec<Instance> = self.donors.iter().filter(untried).take(COMPARED_MAX).copied().collect();
+        let donors: Vec<Instance> = self.untried().take(COMPARED_MAX).collect();
         if donors.is_empty() {
             self.actions.push_back(Action::Counted(Note::NoDonor));
             let again = self.donors.iter().any(|donor| !self.blamed.contains(donor));
@@ -506,8 +505,8 @@ impl<P: Debug> Download<P> {
         if !fetch.in_flight.is_empty() {
             return;
         }
-        let Some(main) = fetch.main() else { return };
-        let (donor, version, used) = (main.donor, main.manifest.version, fetch.used());
+        let Some(header) = fetch.source(0) else { return };
+        let (donor, version, used) = (header.donor, header.manifest.version, fetch.used());
         self.let_go(used);
         self.tried.insert(donor);
         self.actions.push_back(Action::Import { donor, version });
@@ -515,6 +514,12 @@ impl<P: Debug> Download<P> {
     }
 
     // --- Donors ---------------------------------------------------------------------------------------------
+
+    /// The donors that may be asked next.
+    fn untried(&self) -> impl Iterator<Item = Instance> {
+        let untried = |donor: &&Instance| !self.tried.contains(donor) && !self.blamed.contains(donor);
+        self.donors.iter().filter(untried).copied()
+    }
 
     /// The donors that something is expected of.
     fn asked(&self) -> Vec<Instance> {

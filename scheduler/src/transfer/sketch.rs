@@ -10,9 +10,14 @@
 //! honest donor has a majority within the distance that honest donors have from each other, so the nearest majority is
 //! no further; and one of every majority is honest. So what a liar can place is as near to the state of an honest replica
 //! as honest replicas are to each other, up to [`TOLERANCE`]. Of two donors that differ nothing can be said: the first is
-//! believed. Optimizer counters, which are in the header of a state, are the word of one donor.
+//! believed.
+//!
+//! The counters of the optimizer are in the header of a state, in its first chunk, and no projection shows them. So the
+//! first chunk comes from a donor that has named about as many optimizer steps as the donors with a like chunk did.
 
 use std::fmt;
+
+use crate::WeightVersion;
 
 /// Random projections of a chunk.
 pub const SKETCH_NUMBERS: usize = 4;
@@ -21,6 +26,9 @@ pub type ChunkSketch = [f32; SKETCH_NUMBERS];
 /// Factor on squared distances up to which a chunk comes from the same donor as the others: a sketch is an estimate, and
 /// a state from one donor is the state of one moment.
 const TOLERANCE: f64 = 16.0;
+/// Replicas of different speeds take different numbers of steps: up to this factor, and a few more at the beginning.
+const STEPS_FACTOR: u64 = 2;
+const STEPS_MORE: u64 = 100;
 
 /// The seed of the projections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,14 +53,36 @@ impl SketchSecret {
     }
 }
 
-/// For each chunk the index of the sketch whose donor gives it. Most chunks come from one donor.
-pub(super) fn sources(sketches: &[&[ChunkSketch]], chunks: u32) -> Vec<usize> {
+/// For each chunk the index of the donor that gives it: each has named a sketch and a number of steps. Most chunks come
+/// from one donor.
+pub(super) fn sources(sketches: &[&[ChunkSketch]], steps: &[WeightVersion], chunks: u32) -> Vec<usize> {
     let chunks: Vec<Majorities> =
         (0..chunks as usize).map(|chunk| Majorities::around(sketches, chunk)).collect();
     let fitting = |of: usize| chunks.iter().filter(|chunk| chunk.fits(of)).count();
     // The last of equals is the first here.
     let main = (0..sketches.len()).rev().max_by_key(|&of| fitting(of)).unwrap_or(0);
-    chunks.iter().map(|chunk| if chunk.fits(main) { main } else { chunk.nearest }).collect()
+    let source = |chunk: &Majorities| if chunk.fits(main) { main } else { chunk.nearest };
+    let mut sources: Vec<usize> = chunks.iter().map(source).collect();
+    if let (Some(source), Some(first)) = (sources.first_mut(), chunks.first()) {
+        *source = header_source(*source, first, steps);
+    }
+    sources
+}
+
+/// The donor of the header: `chosen`, unless the donors with a like first chunk have taken far more steps or far fewer.
+fn header_source(chosen: usize, first: &Majorities, steps: &[WeightVersion]) -> usize {
+    let mut alike: Vec<usize> = (0..steps.len()).filter(|&of| first.fits(of)).collect();
+    alike.sort_by_key(|&of| steps[of]);
+    let near = |one: WeightVersion, other: WeightVersion| {
+        one.0 <= other.0.saturating_mul(STEPS_FACTOR).saturating_add(STEPS_MORE)
+    };
+    match alike.get(alike.len() / 2) {
+        Some(&usual) if alike.len() > 2 => {
+            let fits = near(steps[chosen], steps[usual]) && near(steps[usual], steps[chosen]);
+            if fits { chosen } else { usual }
+        }
+        _ => chosen,
+    }
 }
 
 /// How near a majority of the donors is to each of them, in one chunk.
@@ -104,7 +134,21 @@ mod tests {
         let sketches: Vec<Vec<ChunkSketch>> = states.iter().map(|state| sketch(state)).collect();
         let chunks = states.iter().map(|state| state.len()).max().unwrap_or(0);
         let sketches: Vec<&[ChunkSketch]> = sketches.iter().map(Vec::as_slice).collect();
-        sources(&sketches, u32::try_from(chunks).unwrap())
+        let steps = vec![WeightVersion(9); states.len()];
+        sources(&sketches, &steps, u32::try_from(chunks).unwrap())
+    }
+
+    #[test]
+    fn the_header_comes_from_a_donor_that_took_about_as_many_steps_as_the_others() {
+        let state = sketch(&[1.0, 2.0]);
+        let header = |steps: &[u64]| {
+            let steps: Vec<_> = steps.iter().copied().map(WeightVersion).collect();
+            sources(&vec![state.as_slice(); steps.len()], &steps, 2)
+        };
+        assert_eq!(header(&[1_000, 1_400, 900]), [0, 0]);
+        assert_eq!(header(&[u64::MAX, 1_400, 900]), [1, 0]);
+        assert_eq!(header(&[0, 1_400, 900]), [2, 0]);
+        assert_eq!(header(&[3, 90]), [0, 0], "of two the first is believed");
     }
 
     #[test]

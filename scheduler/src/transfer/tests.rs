@@ -525,3 +525,25 @@ fn a_joiner_gets_a_copy_twice_at_most_and_only_at_a_pace() {
 fn said_request() -> UploadEvent {
     said(1, TransferMessage::Request)
 }
+
+#[test]
+fn a_joiner_asks_its_donors_again_however_often_the_table_changes() {
+    let mut joiner: Download<Bytes> = Download::new(LIMITS, SketchSecret([9; 32]));
+    let at = |milliseconds| Time(0) + Duration::from_millis(milliseconds);
+    let mut asked = 0;
+    for milliseconds in (0..5_000).step_by(500) {
+        let donors = DownloadEvent::Donors(vec![instance(1)]);
+        joiner.handle(at(milliseconds), donors);
+        if joiner.poll_timeout().is_some_and(|(until, _)| until <= at(milliseconds)) {
+            joiner.handle(at(milliseconds), DownloadEvent::Timeout);
+        }
+        while let Some(action) = joiner.poll_action() {
+            if matches!(action, DownloadAction::Send { message: TransferMessage::Request, .. }) {
+                asked += 1;
+                let message = TransferMessage::Declined;
+                joiner.handle(at(milliseconds), DownloadEvent::Received { from: instance(1), message });
+            }
+        }
+    }
+    assert!(asked >= 4, "asked {asked} times in 5 s");
+}

@@ -95,7 +95,7 @@ fn impossible_numbers_are_refused() {
         state.tensors[tensor].values[0] = value;
         assert!(matches!(refusal(&state), ImportError::Value(_)));
     }
-    for product in [f64::NAN, -0.5, 1.5] {
+    for product in [f64::NAN, -0.5, 1.5, 1.0 - 1e-6] {
         let mut state = exported();
         state.counters.momentum_product = product;
         assert!(matches!(refusal(&state), ImportError::Counters));

@@ -42,6 +42,14 @@ pub enum StateError {
     /// A counter is missing or cannot be read.
     #[error("the state says nothing readable about {0}")]
     Counter(&'static str),
+    /// The donor has named another number of optimizer steps.
+    #[error("the state says {found} optimizer steps, and its donor has said {named}")]
+    Steps {
+        /// Steps that the donor has named.
+        named: u64,
+        /// Steps in the state.
+        found: u64,
+    },
     /// The device failed.
     #[error(transparent)]
     Device(#[from] swarmline_kernels::Error),
@@ -154,13 +162,15 @@ impl<B: Backend> Engine<B> {
         Ok(copied)
     }
 
-    /// Replaces the state by an [`Engine::export_state`] of another replica of the stage; in averaging, this replica is
-    /// a joiner then. The parameter log records every tensor, even if the state is refused.
+    /// Replaces the state by an [`Engine::export_state`] of another replica of the stage, after `version` optimizer
+    /// steps; in averaging, this replica is a joiner then. The parameter log records every tensor, even if the state is
+    /// refused.
     ///
     /// # Errors
-    /// If the bytes are not a state of this stage or hold an impossible number; the engine is unchanged then.
-    pub fn import_state(&mut self, bytes: &[u8]) -> Result<(), StateError> {
-        self.restore_state(bytes)?;
+    /// If the bytes are not a state of this stage, are of another version or hold an impossible number; the engine is
+    /// unchanged then.
+    pub fn import_state(&mut self, bytes: &[u8], version: WeightVersion) -> Result<(), StateError> {
+        self.replace_state(bytes, Some(version))?;
         let Opened { backend, learned, averager, .. } = self.opened();
         averager.joined(backend, &learned)?;
         Ok(())
@@ -172,6 +182,10 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// As [`Engine::import_state`].
     pub fn restore_state(&mut self, bytes: &[u8]) -> Result<(), StateError> {
+        self.replace_state(bytes, None)
+    }
+
+    fn replace_state(&mut self, bytes: &[u8], version: Option<WeightVersion>) -> Result<(), StateError> {
         let Snapshot { metadata, tensors } = self.shard.read(bytes)?;
         let counters = read_counters(&metadata)?;
         let (moments, weights): (Vec<_>, Vec<_>) =
@@ -180,6 +194,10 @@ impl<B: Backend> Engine<B> {
         let state = OptimizerState { counters, tensors: moments.into_iter().map(named).collect() };
         self.shard.check_all(&weights)?;
         self.optimizer.check(&state)?;
+        let found = state.counters.steps;
+        if let Some(named) = version.filter(|named| named.0 != found) {
+            return Err(StateError::Steps { named: named.0, found });
+        }
         self.draft = None;
         self.shard.replace(&weights)?;
         let (backend, _) = self.shard.backend_and_params();

@@ -2,7 +2,7 @@
 
 use swarmline_kernels::Cpu;
 use swarmline_scheduler::averaging::{PartIndex, Round};
-use swarmline_scheduler::{MicrobatchId, StageIndex};
+use swarmline_scheduler::{MicrobatchId, StageIndex, WeightVersion};
 
 use super::*;
 use crate::averaging::reduce;
@@ -97,7 +97,7 @@ fn a_joiner_goes_on_like_its_donor_bit_for_bit() {
     assert!(state.len() as u64 <= state_bytes_max(&run(), LAST));
     assert_eq!(donor.export_state().unwrap(), state, "equal states have equal bytes");
     let mut joiner = trained(90..92);
-    joiner.import_state(&state).unwrap();
+    joiner.import_state(&state, WeightVersion(7)).unwrap();
     assert_eq!(joiner.export_state().unwrap(), state);
     learn(&mut donor, 7..10);
     learn(&mut joiner, 7..10);
@@ -138,7 +138,7 @@ fn a_state_that_does_not_fit_changes_nothing() {
     let mut engine = trained(0..3);
     let before = engine.export_state().unwrap();
     let mut refused = |state: &[u8]| {
-        let error = engine.import_state(state).unwrap_err();
+        let error = engine.import_state(state, WeightVersion(3)).unwrap_err();
         assert_eq!(engine.export_state().unwrap(), before, "{error}");
         error
     };
@@ -150,6 +150,8 @@ fn a_state_that_does_not_fit_changes_nothing() {
     for len in [0, 8, 100, before.len() - 1] {
         assert!(matches!(refused(&before[..len]), StateError::Snapshot(SnapshotError::Malformed(_))));
     }
+    let other = trained(0..4).export_state().unwrap();
+    assert!(matches!(refused(&other), StateError::Steps { named: 3, found: 4 }));
     // The last number is a second moment.
     let mut negative = before.clone();
     let end = negative.len() - 4;
@@ -161,7 +163,7 @@ fn a_state_that_does_not_fit_changes_nothing() {
 fn what_a_state_brings_in_is_recorded_even_if_it_is_refused() {
     let mut engine = trained(0..1);
     let foreign = engine_of(&run(), StageIndex(1)).export_state().unwrap();
-    engine.import_state(&foreign).unwrap_err();
+    engine.import_state(&foreign, WeightVersion(0)).unwrap_err();
     assert_eq!(engine.shard.parameter_log().count("layers.2.attention.wq"), 1);
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use swarmline_kernels::Cpu;
 use swarmline_scheduler::averaging::{FragmentSize, PartIndex, Round};
-use swarmline_scheduler::{MicrobatchId, StageIndex};
+use swarmline_scheduler::{MicrobatchId, StageIndex, WeightVersion};
 
 use super::*;
 use crate::config::{Kind, Packing};
@@ -26,9 +26,9 @@ async fn a_state_goes_from_one_thread_to_another() {
     let state = donor.export_state().await.unwrap();
     assert_ne!(joiner.export_state().await.unwrap(), state);
     let bytes = Bytes::from(state.clone().into_bytes().unwrap());
-    joiner.import_state(bytes.clone()).await.unwrap();
+    joiner.import_state(bytes.clone(), WeightVersion(0)).await.unwrap();
     assert_eq!(joiner.export_state().await.unwrap(), state);
-    assert!(matches!(joiner.import_state(bytes.slice(1..)).await, Err(Error::State(_))));
+    assert!(matches!(joiner.import_state(bytes.slice(1..), WeightVersion(0)).await, Err(Error::State(_))));
 }
 
 /// A device that fails at the first job of any kind.
@@ -55,7 +55,7 @@ impl Compute for Failing {
         Err(swarmline_kernels::Error::Device("export".to_owned()).into())
     }
 
-    fn import_state(&mut self, _: &[u8]) -> Result<(), Error> {
+    fn import_state(&mut self, _: &[u8], _: WeightVersion) -> Result<(), Error> {
         Ok(())
     }
 
