@@ -6,16 +6,29 @@
 //! Robust Optimization", ICML; there the centre is the last mean, which not every replica has).
 //!
 //! The radius follows from the contributions, so it needs no setting and shrinks as training slows down. Replicas
-//! differ honestly: a fast one has taken more steps and lies further out. So a contribution may lie [`REACH`] times as
-//! far as the median contribution, or as many times as far as the median *for each microbatch in it*, whichever is more.
-//! The number of microbatches is confirmed by feeders. Honest contributions stay inside, and then the mean is the plain
-//! one, bit for bit. Of two contributions none can be told apart as wild.
+//! differ honestly: a fast one has taken more steps and lies further out. So a contribution may lie a few times
+//! ([`Reach`]) as far as the median contribution, or as the median *for each microbatch in it*, whichever is more. The
+//! number of microbatches is confirmed by feeders. Honest contributions stay inside, and then the mean is the plain one,
+//! bit for bit. Of two contributions none can be told apart as wild.
+//!
+//! Where most contributions are equal, as in rows of the embedding that few replicas have met, they give no scale. There
+//! weights may lie as far from the centre as the centre from zero, and moments stay as most replicas have them: a moment
+//! out of nothing would be a step without a limit.
 
-/// How many times as far from the centre as the median contribution one may lie.
-pub(super) const REACH: f64 = 4.0;
+/// How far from the centre a contribution may lie.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reach {
+    /// How many times as far as the median contribution.
+    times: f64,
+    /// Where most contributions are equal: the part of the centre's own length.
+    of_length: f64,
+}
 
-/// The same for moments. Few numbers dominate them, so distances vary more.
-pub(super) const REACH_OF_MOMENTS: f64 = 16.0;
+/// The reach of weights.
+pub(super) const WEIGHTS: Reach = Reach { times: 4.0, of_length: 1.0 };
+
+/// The reach of moments. Few numbers dominate them, so distances vary more.
+pub(super) const MOMENTS: Reach = Reach { times: 16.0, of_length: 0.0 };
 
 /// Contributions that lie too far out, and where they are pulled.
 #[derive(Debug)]
@@ -27,7 +40,7 @@ pub(super) struct Clipping {
 
 impl Clipping {
     /// `None` if every contribution is within reach. `columns` are as long as each other; `weights` are above 0.
-    pub(super) fn of(columns: &[&[f32]], weights: &[f64], reach: f64) -> Option<Self> {
+    pub(super) fn of(columns: &[&[f32]], weights: &[f64], reach: Reach) -> Option<Self> {
         if columns.len() < 3 {
             return None;
         }
@@ -38,10 +51,14 @@ impl Clipping {
         let distances: Vec<f64> = columns.iter().map(|column| distance(column, &centre)).collect();
         let typical = median(distances.iter().copied());
         let typical_each = median(distances.iter().zip(weights).map(|(distance, weight)| distance / weight));
+        let length = centre.iter().map(|number| f64::from(*number).powi(2)).sum::<f64>().sqrt();
+        let radius = |weight: f64| {
+            let typical = typical.max(typical_each * weight);
+            if typical > 0.0 { reach.times * typical } else { reach.of_length * length }
+        };
         let scale = |(&distance, &weight): (&f64, &f64)| {
-            let radius = reach * typical.max(typical_each * weight);
-            // Where most contributions are equal there is no scale.
-            if distance <= radius || radius == 0.0 { 1.0 } else { radius / distance }
+            let radius = radius(weight);
+            if distance <= radius { 1.0 } else { radius / distance }
         };
         let scales: Vec<f64> = distances.iter().zip(weights).map(scale).collect();
         scales.iter().any(|&scale| scale < 1.0).then_some(Self { centre, scales })
@@ -111,7 +128,7 @@ mod tests {
     }
 
     fn clipping(columns: &[Vec<f32>], weights: &[f64]) -> Option<Clipping> {
-        Clipping::of(&columns.iter().map(Vec::as_slice).collect::<Vec<_>>(), weights, REACH)
+        Clipping::of(&columns.iter().map(Vec::as_slice).collect::<Vec<_>>(), weights, WEIGHTS)
     }
 
     fn mean(columns: &[Vec<f32>], weights: &[f64]) -> Vec<f64> {
@@ -150,13 +167,24 @@ mod tests {
                 "{steps:?}: the mean moves by {:.2} of a typical distance, share {share:.2}",
                 by / reach
             );
-            assert!(by < share * 3.0 * REACH * reach, "{steps:?}: {by} of {reach}");
+            assert!(by < share * 3.0 * WEIGHTS.times * reach, "{steps:?}: {by} of {reach}");
         }
     }
 
     #[test]
     fn two_of_three_that_are_equal_do_not_take_the_third_for_wild() {
-        let columns = [vec![1.0; LEN], vec![1.0; LEN], vec![2.0; LEN]];
+        let columns = [vec![1.0; LEN], vec![1.0; LEN], vec![1.5; LEN]];
         assert!(clipping(&columns, &[1.0; 3]).is_none());
+    }
+
+    #[test]
+    fn a_wild_third_does_not_prevail_where_the_others_are_equal() {
+        let columns = [vec![0.5; LEN], vec![0.5; LEN], vec![1e30; LEN]];
+        let weights = mean(&columns, &[1.0; 3]);
+        assert!(weights.iter().all(|number| (number - 2.0 / 3.0).abs() < 1e-6), "{}", weights[0]);
+        let moments = [vec![0.0; LEN], vec![0.0; LEN], vec![1e30; LEN]];
+        let columns: Vec<&[f32]> = moments.iter().map(Vec::as_slice).collect();
+        let clipping = Clipping::of(&columns, &[1.0; 3], MOMENTS).unwrap();
+        assert_eq!(clipping.clipped(2, 0, 1e30), 0.0);
     }
 }

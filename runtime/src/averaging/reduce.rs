@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use swarmline_scheduler::averaging::Fault;
 
-use super::clip::{Clipping, REACH, REACH_OF_MOMENTS};
+use super::clip::{Clipping, MOMENTS, Reach, WEIGHTS};
 use super::part::{NUMBER_BYTES, Numbers};
 
 /// The mean of `inputs`, each with its weight (above 0), number by number: summed in f64 in the order given, and
@@ -21,19 +21,19 @@ pub fn reduce(own: &[u8], inputs: &[(u64, Bytes)]) -> Result<Bytes, (usize, Faul
     };
     let parts: Vec<Numbers> = inputs.iter().enumerate().map(read).collect::<Result<_, _>>()?;
     let weights: Vec<f64> = inputs.iter().map(|(weight, _)| *weight as f64).collect();
-    let column = |of: fn(&Numbers) -> &[f32], reach: f64| {
+    let column = |of: fn(&Numbers) -> &[f32], reach: Reach| {
         let columns: Vec<&[f32]> = parts.iter().map(of).collect();
         mean(&columns, &weights, len, reach)
     };
     let mean = Numbers {
-        weights: column(|part| &part.weights, REACH),
-        moments1: column(|part| &part.moments1, REACH_OF_MOMENTS),
-        moments2: column(|part| &part.moments2, REACH_OF_MOMENTS),
+        weights: column(|part| &part.weights, WEIGHTS),
+        moments1: column(|part| &part.moments1, MOMENTS),
+        moments2: column(|part| &part.moments2, MOMENTS),
     };
     Ok(mean.to_bytes())
 }
 
-fn mean(columns: &[&[f32]], weights: &[f64], len: usize, reach: f64) -> Vec<f32> {
+fn mean(columns: &[&[f32]], weights: &[f64], len: usize, reach: Reach) -> Vec<f32> {
     let all: f64 = weights.iter().sum();
     let clipping = Clipping::of(columns, weights, reach);
     let number = |(input, index): (usize, usize)| match &clipping {
