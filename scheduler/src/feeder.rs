@@ -63,6 +63,8 @@ use announcement::Announcement;
 use announcing::Turns;
 use config::{SCARCE, WINDOWS_A_LEASE};
 use confirmed::Confirmed;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use confirmed::SINCE_THE_CALL;
 use contributions::Contributions;
 use evaluation::Evaluation;
 use evaluation_schedule::ScheduleProgress;

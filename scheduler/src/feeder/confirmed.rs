@@ -11,7 +11,7 @@ use crate::Hop;
 use super::AveragingSchedule;
 
 /// Contributions that a replica may have applied since the feeder called the round.
-const SINCE_THE_CALL: u64 = 4;
+pub(crate) const SINCE_THE_CALL: u64 = 4;
 
 /// Turns of every fragment that are counted.
 pub(super) const TURNS: u64 = 2;

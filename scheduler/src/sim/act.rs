@@ -17,10 +17,18 @@ pub enum Act {
     InventedPaths,
     /// It takes everything, computes nothing, says that it holds it, and offers more room than any other replica.
     BlackHole,
+    /// In averaging rounds it says the largest weight there is.
+    HugeWeight,
+    /// It contributes wild numbers to averaging rounds.
+    WildNumbers,
+    /// As an owner it proposes two means of a part, one to each half of the members.
+    TwoMeans,
+    /// As an owner it takes contributions and proposes nothing, and it never votes.
+    SilentOwner,
 }
 
 impl Act {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::FalseClaims,
         Self::BorrowedClaims,
         Self::FalseRefusals,
@@ -28,6 +36,10 @@ impl Act {
         Self::ForgedRequests,
         Self::InventedPaths,
         Self::BlackHole,
+        Self::HugeWeight,
+        Self::WildNumbers,
+        Self::TwoMeans,
+        Self::SilentOwner,
     ];
 
     /// The name in [`Report::paths`](super::Report::paths).
@@ -40,6 +52,10 @@ impl Act {
             Self::ForgedRequests => "forged status requests",
             Self::InventedPaths => "invented paths",
             Self::BlackHole => "black hole",
+            Self::HugeWeight => "huge weight",
+            Self::WildNumbers => "wild numbers",
+            Self::TwoMeans => "two means",
+            Self::SilentOwner => "silent owner",
         }
     }
 }

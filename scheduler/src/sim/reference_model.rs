@@ -133,6 +133,7 @@ impl ReferenceModel {
 
     fn grant(&mut self, feeder: usize, microbatch: MicrobatchId, to: Hop) {
         let Some(stage) = to.stage else { return };
+        self.means.granted(to.instance);
         let before = self.granted.entry((microbatch, stage)).or_default().insert(feeder, to);
         self.require(before.is_none() || self.is_deceitful(microbatch), || {
             format!("{microbatch} is granted twice at {stage}")

@@ -188,15 +188,48 @@ fn range_of(parts: u32, part: PartIndex) -> Range<usize> {
     NUMBERS * part / parts..NUMBERS * (part + 1) / parts
 }
 
-/// The mean of contributions by weight, number by number.
+/// How many times as far from the centre as the median contribution one may lie.
+pub(super) const REACH: f64 = 4.0;
+
+/// The mean of contributions by weight, number by number. Those that lie far from the others are pulled in, as the
+/// production code does it.
 pub(super) fn mean<'a>(contributions: impl IntoIterator<Item = (u64, &'a [f64])>) -> Vec<f64> {
-    let (mut sums, mut weights) = (Vec::new(), 0.0);
-    for (weight, numbers) in contributions {
-        // A run has few microbatches.
-        let weight = f64::from(u32::try_from(weight).unwrap_or(u32::MAX));
-        sums.resize(numbers.len(), 0.0);
-        sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += weight * number);
-        weights += weight;
+    // A run has few microbatches.
+    let weight = |weight| f64::from(u32::try_from(weight).unwrap_or(u32::MAX));
+    let mut given: Vec<(f64, Vec<f64>)> =
+        contributions.into_iter().map(|(said, numbers)| (weight(said), numbers.to_vec())).collect();
+    clip(&mut given);
+    let weights: f64 = given.iter().map(|(weight, _)| weight).sum();
+    let len = given.first().map_or(0, |(_, numbers)| numbers.len());
+    let sum = |index: usize| given.iter().map(|(weight, numbers)| weight * numbers[index]).sum::<f64>();
+    (0..len).map(|index| sum(index) / weights).collect()
+}
+
+/// Centered clipping around the median of all contributions.
+fn clip(given: &mut [(f64, Vec<f64>)]) {
+    let Some((_, first)) = given.first().filter(|_| given.len() > 2) else { return };
+    let centre: Vec<f64> =
+        (0..first.len()).map(|index| median(given.iter().map(|(_, numbers)| numbers[index]))).collect();
+    let distance = |numbers: &[f64]| {
+        numbers.iter().zip(&centre).map(|(number, centre)| (number - centre).powi(2)).sum::<f64>().sqrt()
+    };
+    let distances: Vec<f64> = given.iter().map(|(_, numbers)| distance(numbers)).collect();
+    let typical = median(distances.iter().copied());
+    let typical_each = median(distances.iter().zip(&*given).map(|(distance, (weight, _))| distance / weight));
+    for (distance, (weight, numbers)) in distances.into_iter().zip(given) {
+        let radius = REACH * typical.max(typical_each * *weight);
+        if distance > radius && radius > 0.0 {
+            let pull = |(number, centre): (&mut f64, &f64)| {
+                *number = centre + (*number - centre) * radius / distance;
+            };
+            numbers.iter_mut().zip(&centre).for_each(pull);
+        }
     }
-    sums.into_iter().map(|sum| sum / weights).collect()
+}
+
+/// The middle number, the upper one of two.
+fn median(numbers: impl Iterator<Item = f64>) -> f64 {
+    let mut numbers: Vec<f64> = numbers.collect();
+    numbers.sort_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or_default()
 }

@@ -146,7 +146,7 @@ fn seeds_that_failed_once_pass() {
 const OVER_WITHIN: Duration = Duration::from_secs(300);
 
 /// Faults that must strike and recovery paths that must be taken, each in at least a hundredth of the seeds.
-const PATHS: [&str; 89] = [
+const PATHS: [&str; 94] = [
     "loud crash",
     "silent crash",
     "leave",
@@ -162,6 +162,11 @@ const PATHS: [&str; 89] = [
     "forged status requests",
     "invented paths",
     "black hole",
+    "huge weight",
+    "wild numbers",
+    "two means",
+    "silent owner",
+    "lied in a round",
     "struck",
     "feeder: false outcomes",
     "feeder: outcomes of others",
@@ -511,6 +516,31 @@ fn thin_uplinks_and_full_queues_slow_a_run_and_cost_nothing() {
         full += report.paths.get("send queue full").copied().unwrap_or(0);
     }
     assert!(full > SEEDS, "{full} frames found a full queue");
+}
+
+#[test]
+fn a_liar_in_averaging_holds_up_no_round_and_the_others_go_on_averaging() {
+    let acts = [Act::HugeWeight, Act::WildNumbers, Act::TwoMeans, Act::SilentOwner];
+    for (act, seed) in acts.into_iter().flat_map(|act| (0..6).map(move |seed| (act, seed))) {
+        let liar = Fault::Byzantine { replica: 0, act, lasts: Duration::from_secs(3_600) };
+        let averaging = AveragingSchedule { interval: 20, fragments: 2 };
+        let scenario = Scenario {
+            averaging: Some(averaging),
+            ..Scenario::new(seed, 2, 3 + u16::try_from(seed % 3).unwrap(), 300, admission(seed))
+        };
+        let scenario = scenario.with_service_times(vec![Duration::from_millis(50)]);
+        let (world, report) = check(scenario.with_fault(Duration::from_secs(2), liar));
+        assert!(!world.model.means.divided, "{act:?}, seed {seed}: members that hear each other agree");
+        assert_eq!(report.counts.finished, 300, "{act:?}, seed {seed}");
+        let path = |name| report.paths.get(name).copied().unwrap_or_default();
+        println!(
+            "{act:?}, seed {seed}: {} lies, {} means applied",
+            path("lied in a round"),
+            path("averaged")
+        );
+        assert!(path("lied in a round") > 0 && path("averaged") > 0, "{act:?}, seed {seed}");
+        assert!(report.training_time < 3 * OVER_WITHIN, "{act:?}, seed {seed}: {:?}", report.training_time);
+    }
 }
 
 #[test]

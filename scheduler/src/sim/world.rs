@@ -1,5 +1,6 @@
 //! The world: it carries messages, keeps time, and performs the actions of the machines.
 
+mod averaging_lies;
 mod ending;
 mod executing;
 mod feeders;

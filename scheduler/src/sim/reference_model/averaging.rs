@@ -1,14 +1,21 @@
 //! The rules of averaging that hold in every run. A mean is made of contributions of one round, each counted once and
 //! as it was copied. A majority has accepted a mean before any member applies it. Members of a group apply the same
-//! mean. A round that a member counts as carried has its contribution in every mean.
+//! mean. A round that a member counts as carried has its contribution in every mean. Every round ends in time.
+//!
+//! A liar says what it wants; the rules are about the others. What it contributes weighs no more than it was granted and
+//! pulls no mean far from the honest contributions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::averaging::{APPLYING_MAX, AveragingMessage, Content, GroupId, PartIndex, Round};
-use crate::{Attempt, Instance};
+use crate::averaging::{APPLYING_MAX, AveragingMessage, Content, GroupId, MeanId, PartIndex, Round};
+use crate::feeder::SINCE_THE_CALL;
+use crate::{Attempt, Duration, Instance, Time};
 
-use super::super::payload::{Numbers, Payload};
-use super::super::state::mean;
+use super::super::payload::{Numbers, Payload, digest};
+use super::super::state::{REACH, mean};
+
+/// Longest round of the simulated world.
+const ROUND_MAX: Duration = Duration::from_secs(300);
 
 /// Watches the rounds of every replica. Each method fails with the rule that was broken.
 #[derive(Debug, Default)]
@@ -18,8 +25,14 @@ pub(in crate::sim) struct Means {
     contributions: BTreeMap<(GroupId, PartIndex), BTreeMap<Instance, (u64, Numbers)>>,
     /// Every mean computed.
     means: BTreeMap<(GroupId, PartIndex), Vec<Numbers>>,
-    proposals: BTreeMap<(GroupId, PartIndex, Attempt), Proposal>,
-    applied: BTreeMap<(GroupId, PartIndex), Applied>,
+    proposals: BTreeMap<(GroupId, PartIndex), Vec<Proposal>>,
+    applied: BTreeMap<(GroupId, PartIndex), Vec<Applied>>,
+    /// Grants of each replica.
+    granted: BTreeMap<Instance, u64>,
+    /// Replicas that have lied in a round.
+    liars: BTreeSet<Instance>,
+    /// Whether a liar has made two members apply different means.
+    pub(in crate::sim) divided: bool,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +45,7 @@ struct Member {
 #[derive(Debug)]
 struct Open {
     group: GroupId,
+    began: Time,
     /// Number of members.
     size: usize,
     /// Contributions of the member that no mean has carried.
@@ -43,9 +57,12 @@ struct Open {
     applying: usize,
 }
 
-/// The mean that the owner of one attempt proposed, and the members that have accepted it.
+/// A mean that an owner proposed, and the members that have accepted it.
 #[derive(Debug)]
 struct Proposal {
+    attempt: Attempt,
+    by: Instance,
+    id: MeanId,
     mean: Numbers,
     acceptors: BTreeSet<Instance>,
 }
@@ -74,6 +91,7 @@ impl Means {
     /// `me` has copied its numbers for a round.
     pub(in crate::sim) fn begin(
         &mut self,
+        now: Time,
         me: Instance,
         (group, size): (GroupId, usize),
         (uncarried, weight): (u64, u64),
@@ -86,6 +104,7 @@ impl Means {
         member.begun = Some(round);
         member.open = Some(Open {
             group,
+            began: now,
             size,
             uncarried,
             left_out: BTreeSet::new(),
@@ -108,26 +127,42 @@ impl Means {
         me: Instance,
         part: PartIndex,
         inputs: &[(u64, Payload)],
+        bounded: bool,
     ) -> Rule {
         let group = self.open(me)?.group;
-        let copied = self.contributions.get(&(group, part));
+        let inputs = inputs.iter().map(|(weight, input)| numbers(input).map(|input| (*weight, input)));
+        let inputs: Vec<(u64, &Numbers)> = inputs.collect::<Result<_, _>>()?;
         let mut heard = BTreeSet::new();
-        for (weight, input) in inputs {
-            let input = numbers(input)?;
-            let &[from] = input.of.as_slice() else { return Err(format!("{input:?} is no contribution")) };
-            require(*weight > 0 && heard.insert(from), || {
-                format!("{from:?} counts as {weight} in {heard:?}")
-            })?;
-            let given = copied.and_then(|copied| copied.get(&from));
-            let same = given.is_some_and(|(given, numbers)| given >= weight && numbers == input);
-            require(same, || format!("{from:?} contributed other numbers than it copied"))?;
+        for &(weight, input) in &inputs {
+            let from = self.check_input((group, part), weight, input, bounded)?;
+            let counts = weight > 0 && heard.insert(from);
+            require(counts, || format!("{from:?} counts as {weight} in {heard:?}"))?;
         }
-        let parts =
-            inputs.iter().map(|(weight, input)| numbers(input).map(|input| (*weight, &*input.values)));
-        let values = mean(parts.collect::<Result<Vec<_>, _>>()?);
+        let values = mean(inputs.iter().map(|(weight, input)| (*weight, &*input.values)));
+        self.check_reach(&inputs, &values)?;
         let of = heard.into_iter().collect();
         self.means.entry((group, part)).or_default().push(Numbers { group, part, of, values });
         require(!inputs.is_empty(), || "a mean without contributions".to_owned())
+    }
+
+    /// Checks one contribution to a mean: it is as it was copied, or a liar's that weighs no more than it was granted.
+    /// Returns its member.
+    fn check_input(
+        &self,
+        part: (GroupId, PartIndex),
+        weight: u64,
+        input: &Numbers,
+        bounded: bool,
+    ) -> Result<Instance, String> {
+        let &[from] = input.of.as_slice() else { return Err(format!("{input:?} is no contribution")) };
+        let copied = self.contributions.get(&part).and_then(|copied| copied.get(&from));
+        let same = copied.is_some_and(|(given, numbers)| *given >= weight && numbers == input);
+        let lies = self.liars.contains(&from);
+        require(same || lies, || format!("{from:?} contributed other numbers than it copied"))?;
+        let granted = self.granted.get(&from).copied().unwrap_or(0);
+        let allowed = same || !bounded || weight <= granted + SINCE_THE_CALL;
+        require(allowed, || format!("{from:?} weighs {weight}, and was granted {granted}"))?;
+        Ok(from)
     }
 
     /// `me` sends a message to another member.
@@ -137,28 +172,34 @@ impl Means {
         message: &AveragingMessage,
         payload: &Payload,
     ) -> Rule {
-        let key = (message.group, message.part, message.attempt);
-        match &message.content {
+        let &AveragingMessage { group, part, attempt, ref content } = message;
+        match *content {
             Content::Accept { contributors } => {
                 let mean = numbers(payload)?.clone();
                 let named = contributors.0.count_ones() as usize;
                 require(named == mean.of.len(), || format!("{contributors:?} are named for {mean:?}"))?;
-                let acceptors = BTreeSet::from([me]);
-                let proposal = self.proposals.entry(key);
-                let proposal = proposal.or_insert(Proposal { mean: mean.clone(), acceptors });
-                require(proposal.mean == mean, || format!("two means are proposed in {key:?}"))
+                let id = MeanId { contributors, digest: digest(payload).1 };
+                self.propose(
+                    (group, part),
+                    Proposal { attempt, by: me, id, mean, acceptors: BTreeSet::from([me]) },
+                )
             }
-            Content::Accepted { .. } => {
-                let proposal = self.proposals.get_mut(&key);
-                let proposal = proposal.ok_or_else(|| format!("no mean to accept in {key:?}"))?;
+            Content::Accepted { mean } => {
+                let proposals = self.proposals.entry((group, part)).or_default();
+                let proposal = proposals.iter_mut().find(|proposal| proposal.id == mean);
+                let proposal = proposal.ok_or_else(|| format!("{me:?} accepts what no owner proposed"))?;
                 proposal.acceptors.insert(me);
                 Ok(())
             }
-            Content::Contribution { .. }
-            | Content::Promise { .. }
-            | Content::Copying
-            | Content::Empty { .. }
-            | Content::NotAMember => Ok(()),
+            // A liar may have accepted a mean of its own and told no member.
+            Content::Promise { of, contributors } => {
+                let id = MeanId { contributors, digest: digest(payload).1 };
+                let (mean, acceptors) = (numbers(payload)?.clone(), BTreeSet::from([me]));
+                self.propose((group, part), Proposal { attempt: of, by: me, id, mean, acceptors })
+            }
+            Content::Contribution { .. } | Content::Copying | Content::Empty { .. } | Content::NotAMember => {
+                Ok(())
+            }
         }
     }
 
@@ -172,7 +213,7 @@ impl Means {
     ) -> Result<bool, String> {
         let mean = numbers(mean)?;
         let open = self.open_mut(me)?;
-        let (group, majority) = (open.group, open.size / 2 + 1);
+        let (group, size) = (open.group, open.size);
         open.applying += 1;
         require(open.applying <= APPLYING_MAX, || format!("{me:?} applies too much at once"))?;
         require(open.applied.insert(part), || format!("{me:?} applies {part:?} twice"))?;
@@ -181,15 +222,72 @@ impl Means {
             open.left_out.insert(part);
         }
         require((mean.group, mean.part) == (group, part), || format!("{me:?} mixes rounds"))?;
-        require(self.is_mean(mean), || format!("{mean:?} is not the mean of its contributions"))?;
-        let acceptors = self.acceptors(mean, me);
-        require(acceptors >= majority, || {
-            format!("{acceptors} members have accepted the mean that {me:?} applies, not {majority}")
+        if self.liars.contains(&me) {
+            return Ok(false);
+        }
+        let made_up = self.proposed(mean).iter().any(|proposal| self.liars.contains(&proposal.by));
+        require(made_up || self.is_mean(mean), || format!("{mean:?} is not the mean of its contributions"))?;
+        self.check_votes(me, mean, size)?;
+        let applied = self.applied.entry((group, part)).or_default();
+        if applied.iter().all(|applied| &applied.mean != mean) {
+            applied.push(Applied { mean: mean.clone(), by: BTreeSet::new() });
+        }
+        let applied = applied.iter_mut().find(|applied| &applied.mean == mean);
+        Ok(applied.is_some_and(|applied| applied.by.insert(me) && applied.by.len() == majority(size)))
+    }
+
+    fn propose(&mut self, part: (GroupId, PartIndex), proposal: Proposal) -> Rule {
+        let proposals = self.proposals.entry(part).or_default();
+        if let Some(known) = proposals.iter_mut().find(|known| known.id == proposal.id) {
+            known.acceptors.extend(proposal.acceptors);
+            return Ok(());
+        }
+        let Proposal { attempt, by, .. } = proposal;
+        let is_first = proposals.iter().all(|known| known.attempt != attempt);
+        proposals.push(proposal);
+        require(is_first || self.liars.contains(&by), || format!("{by:?} proposes two means of {part:?}"))
+    }
+
+    /// Checks that a majority has accepted the mean that a member applies, and that two means are applied only if a liar
+    /// has proposed two.
+    fn check_votes(&mut self, me: Instance, mean: &Numbers, size: usize) -> Rule {
+        let part = (mean.group, mean.part);
+        let proposed = self.proposed(mean);
+        let mut acceptors: BTreeSet<_> = proposed.iter().flat_map(|proposal| &proposal.acceptors).collect();
+        // Its own vote may be withheld.
+        acceptors.insert(&me);
+        let (accepted, needed) = (acceptors.len(), majority(size));
+        require(accepted >= needed, || {
+            format!("{accepted} members have accepted the mean that {me:?} applies, not {needed}")
         })?;
-        let by = BTreeSet::new();
-        let applied = self.applied.entry((group, part)).or_insert(Applied { mean: mean.clone(), by });
-        require(&applied.mean == mean, || format!("two means of {part:?} are applied"))?;
-        Ok(applied.by.insert(me) && applied.by.len() == majority)
+        let proposals = self.proposals.get(&part).into_iter().flatten();
+        let deceived = proposals.filter(|proposal| self.liars.contains(&proposal.by)).count() > 1;
+        let mut applied = self.applied.get(&part).into_iter().flatten();
+        let differs = applied.any(|applied| &applied.mean != mean);
+        self.divided |= differs;
+        require(!differs || deceived, || format!("two means of {part:?} are applied"))
+    }
+
+    /// Checks that a liar pulls a mean no further from the honest contributions than clipping allows. Of two
+    /// contributions none can be told apart as wild.
+    fn check_reach(&self, inputs: &[(u64, &Numbers)], mean: &[f64]) -> Rule {
+        let lies = |input: &&(u64, &Numbers)| input.1.of.iter().any(|from| self.liars.contains(from));
+        let honest: Vec<_> = inputs.iter().filter(|input| !lies(input)).collect();
+        let liar = inputs.iter().find(lies);
+        let (Some((said, liar)), true) = (liar, honest.len() > 1) else { return Ok(()) };
+        let spread = honest.iter().flat_map(|one| honest.iter().map(|other| distance(one.1, other.1)));
+        let spread = spread.fold(0.0, f64::max);
+        let lightest = honest.iter().map(|(weight, _)| *weight).min().unwrap_or(1);
+        let reach = REACH * spread * (*said as f64 / lightest as f64).max(1.0);
+        let within = |(index, mean): (usize, &f64)| {
+            let numbers = honest.iter().map(|(_, numbers)| numbers.values[index]);
+            let (low, high) =
+                (numbers.clone().fold(f64::INFINITY, f64::min), numbers.fold(f64::NEG_INFINITY, f64::max));
+            (low - reach..=high + reach).contains(mean)
+        };
+        require(spread == 0.0 || mean.iter().enumerate().all(within), || {
+            format!("{:?} pulls a mean to {mean:?}, far from {honest:?}", liar.of)
+        })
     }
 
     /// The executor of `me` has applied a mean.
@@ -199,11 +297,13 @@ impl Means {
     }
 
     /// `me` has ended a round.
-    pub(in crate::sim) fn finish(&mut self, me: Instance, round: Round, complete: bool) -> Rule {
+    pub(in crate::sim) fn finish(&mut self, now: Time, me: Instance, round: Round, complete: bool) -> Rule {
         let open = self.members.get_mut(&me).and_then(|member| member.open.take());
         let Some(open) = open.filter(|open| open.group.round == round) else {
             return Err(format!("{me:?} ends another round than its own"));
         };
+        let lasted = now.since(open.began);
+        require(lasted <= ROUND_MAX, || format!("{round:?} of {me:?} lasted {lasted:?}"))?;
         let carried = open.uncarried == 0 || open.left_out.is_empty();
         require(carried || !complete, || format!("{me:?} counts {round:?} as carried, but was left out"))
     }
@@ -218,13 +318,22 @@ impl Means {
         self.means.get(&(numbers.group, numbers.part)).is_some_and(|means| means.contains(numbers))
     }
 
-    /// Number of members that have accepted the mean, in any attempt. The member that applies it has, and tells no member
-    /// that is gone.
-    fn acceptors(&self, mean: &Numbers, applier: Instance) -> usize {
-        let key = |attempt| (mean.group, mean.part, Attempt(attempt));
-        let proposals = self.proposals.range(key(0)..=key(u32::MAX)).map(|(_, proposal)| proposal);
-        let same = proposals.filter(|proposal| proposal.mean == *mean);
-        same.flat_map(|proposal| &proposal.acceptors).chain([&applier]).collect::<BTreeSet<_>>().len()
+    /// The proposals of the mean.
+    fn proposed(&self, mean: &Numbers) -> Vec<&Proposal> {
+        let proposals = self.proposals.get(&(mean.group, mean.part)).into_iter().flatten();
+        proposals.filter(|proposal| proposal.mean == *mean).collect()
+    }
+
+    // --- What the rules need to know ------------------------------------------------------------------------
+
+    /// A replica was granted a microbatch.
+    pub(in crate::sim) fn granted(&mut self, to: Instance) {
+        *self.granted.entry(to).or_default() += 1;
+    }
+
+    /// A replica says something else than its machine.
+    pub(in crate::sim) fn lies(&mut self, liar: Instance) {
+        self.liars.insert(liar);
     }
 
     fn open(&self, me: Instance) -> Result<&Open, String> {
@@ -236,4 +345,13 @@ impl Means {
         let open = self.members.get_mut(&me).and_then(|member| member.open.as_mut());
         open.ok_or_else(|| format!("{me:?} is in no round"))
     }
+}
+
+fn distance(one: &Numbers, other: &Numbers) -> f64 {
+    let squares = one.values.iter().zip(&other.values).map(|(one, other)| (one - other).powi(2));
+    squares.sum::<f64>().sqrt()
+}
+
+fn majority(size: usize) -> usize {
+    size / 2 + 1
 }

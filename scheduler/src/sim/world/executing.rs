@@ -175,9 +175,13 @@ impl World {
                     _ => None,
                 });
                 let group = first.ok_or_else(|| format!("{me:?} copies no part"))?;
-                self.model.means.begin(me, (group, members.len()), (*uncarried, *weight), parts)
+                let now = self.now();
+                self.model.means.begin(now, me, (group, members.len()), (*uncarried, *weight), parts)
             }
-            (averaging::Job::Reduce { part, inputs, .. }, _) => self.model.means.reduce(me, *part, inputs),
+            (averaging::Job::Reduce { part, inputs, .. }, _) => {
+                // Of several feeders none bounds weights.
+                self.model.means.reduce(me, *part, inputs, self.feeders.len() == 1)
+            }
             (averaging::Job::Apply { part, mean, contributed, .. }, _) => {
                 if !contributed {
                     self.model.path("left out of a mean");
@@ -193,7 +197,8 @@ impl World {
                 Ok(())
             }
             (averaging::Job::Finish { round, complete, .. }, _) => {
-                self.model.means.finish(me, *round, *complete)
+                let now = self.now();
+                self.model.means.finish(now, me, *round, *complete)
             }
             (averaging::Job::Snapshot { .. }, _) => Ok(()),
         }

@@ -49,7 +49,9 @@ impl World {
             Act::ForgedForwards => liar.forwards(),
             Act::ForgedRequests => liar.requests(),
             Act::BlackHole => liar.offers(),
-            Act::InventedPaths => Vec::new(),
+            Act::InventedPaths | Act::HugeWeight | Act::WildNumbers | Act::TwoMeans | Act::SilentOwner => {
+                Vec::new()
+            }
         };
         for (to, lie) in lies {
             self.model.forged(&lie);
@@ -82,7 +84,7 @@ impl World {
     }
 
     /// The way in which a replica lies now, and its place.
-    fn act_of(&self, index: usize) -> Option<(Act, Hop)> {
+    pub(super) fn act_of(&self, index: usize) -> Option<(Act, Hop)> {
         let (act, _) = self.replicas[index].act.filter(|(_, until)| self.now() < *until)?;
         let replica = self.replicas[index].replica.as_ref().filter(|replica| replica.is_serving())?;
         Some((act, replica.config().stage.hop()))

@@ -288,14 +288,7 @@ impl World {
         match action {
             Action::Execute(job) => self.compute(index, job),
             Action::Average(job) => self.average(index, job),
-            Action::Send { to, envelope } => {
-                if let Message::Averaging(message) = &envelope.message {
-                    let rule = self.model.means.send(me, message, &envelope.payload);
-                    self.model.check(rule);
-                }
-                let envelope = self.forge_transfer(index, to, envelope);
-                self.post(me, to, envelope);
-            }
+            Action::Send { to, envelope } => self.say(index, to, envelope),
             Action::Export { state } => self.export(index, state),
             Action::SendChunk { to, state, chunk, offset, bytes } => {
                 self.send_chunk(index, to, (state, chunk), (offset, bytes));
