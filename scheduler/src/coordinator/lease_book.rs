@@ -97,8 +97,9 @@ impl LeaseBook {
 
     /// Gives every block whose holder is `gone` to a successor, one epoch up. Returns whether there was such a block.
     pub(super) fn succeed(&mut self, to: Instance, gone: impl Fn(Instance) -> bool) -> bool {
+        let total = self.total;
         let orphans = self.entries.iter_mut().filter(|entry| !entry.closed && gone(entry.holder));
-        let passed = orphans.map(|orphan| orphan.pass_to(to)).count();
+        let passed = orphans.map(|orphan| orphan.pass_to(to, total)).count();
         self.changed |= passed > 0;
         passed > 0
     }
@@ -291,10 +292,11 @@ impl Entry {
         }
     }
 
-    fn pass_to(&mut self, successor: Instance) {
-        // A coordinator that was started again knows only the least that was given out, unless the holder has asked since.
-        if self.epoch == 0 && self.leased_to.is_some() {
-            self.range = self.tally.leased;
+    /// The successor gets the ids that were given out. A coordinator that was started again knows only the least of them,
+    /// unless the holder has asked since; they are no more than the run has in all.
+    fn pass_to(&mut self, successor: Instance, total: u64) {
+        if self.epoch == 0 {
+            self.range = if self.leased_to.is_some() { self.tally.leased } else { total.min(Block::IDS) };
         }
         self.holder = successor;
         self.epoch += 1;
@@ -507,7 +509,11 @@ mod tests {
         let left = 100 - 8 - 10 - 30 - 10 - 10;
         assert_eq!(book.lease(feeder(5), Some(id(4 + BLOCKS_SKIPPED, 10)), 99, 1).unwrap().count, left);
         assert!(book.succeed(alive, |holder| holder.peer == dead.peer));
-        assert_eq!(book.ranges()[1].lease.count, Block::IDS, "it may have had more than the table knew");
+        assert_eq!(
+            book.ranges()[1].lease.count,
+            100,
+            "it may have had more than the table knew, but not than the run has"
+        );
         assert_eq!(book.lease(start(1, 2), Some(id(0, 8)), 5, 1), leased(0, 8, 0), "it may come back");
     }
 

@@ -16,8 +16,8 @@ use super::{Action, End, Feeder, Outcome, Record};
 use crate::message::CLAIM_MAX;
 use crate::recovery_report::{Item, Possession, RECOVERY_ITEMS_MAX, RecoveryReport};
 use crate::{
-    AckRange, BlockTally, Duration, Hop, IdSet, Instance, Lease, LeasedRange, Message, MicrobatchId, Purpose,
-    Refusal, StageIndex, Time,
+    ACK_OPEN_MAX, AckRange, BlockTally, Duration, Hop, IdSet, Instance, Lease, LeasedRange, Message,
+    MicrobatchId, PeerId, Purpose, Refusal, StageIndex, Time,
 };
 
 /// Time between two requests to a replica that has not answered.
@@ -58,6 +58,7 @@ struct Takeover {
 /// The reports about an id without an outcome.
 #[derive(Clone, Debug, Default)]
 struct Known {
+    reporters: BTreeSet<PeerId>,
     grants: Vec<Hop>,
     /// Stages where another replica than the reporting one has the grant.
     denied: BTreeSet<StageIndex>,
@@ -335,6 +336,7 @@ impl Takeover {
 
     fn learn(&mut self, by: Hop, item: Item) {
         let known = self.known.entry(item.microbatch).or_default();
+        known.reporters.insert(by.peer());
         let stages = || by.stage.into_iter();
         match item.granted {
             Some(true) => known.grants.push(by),
@@ -348,10 +350,27 @@ impl Takeover {
         }
     }
 
+    /// The id after the last that was injected, as far as reports tell. A feeder injects no id [`ACK_OPEN_MAX`] or more
+    /// beyond one without an outcome. So of ids that are further apart only some are true, and those are believed that most
+    /// replicas know of: a liar may have made up an id, and handed it to others.
+    fn known_end(&self) -> u64 {
+        let mut clusters: Vec<(BTreeSet<&PeerId>, u64)> = Vec::new();
+        for (&MicrobatchId(id), known) in &self.known {
+            match clusters.last_mut().filter(|(_, end)| id - *end < ACK_OPEN_MAX as u64) {
+                Some((reporters, end)) => {
+                    reporters.extend(&known.reporters);
+                    *end = id + 1;
+                }
+                None => clusters.push((known.reporters.iter().collect(), id + 1)),
+            }
+        }
+        let believed = clusters.iter().rev().max_by_key(|(reporters, _)| reporters.len());
+        believed.map_or(self.lease.first.0, |&(_, end)| end)
+    }
+
     fn conclude(self) -> TakenOver {
         let ended = self.agreed_outcomes();
-        let last = self.known.last_key_value().map_or(self.lease.first.0, |(id, _)| id.0 + 1);
-        let end = MicrobatchId(last.max(ended.end()));
+        let end = MicrobatchId(self.known_end().max(ended.end()));
         let (mut continued, mut abandoned) = (Vec::new(), Vec::new());
         let Self { lease, silent, mut known, .. } = self;
         // Ids are injected in order, so every id before the last known id was, even if no replica knows it.
@@ -439,6 +458,25 @@ mod tests {
             [13, 15, 16, 17].map(id),
             "13 and 15 were injected, and no replica knows them"
         );
+    }
+
+    #[test]
+    fn an_id_that_a_liar_made_up_far_beyond_the_others_ends_no_microbatch() {
+        let lease = Lease { first: id(10), count: 1 << 40, epoch: 1 };
+        let mut takeover = Takeover::new(Time(0), lease, &[a(0), a(1), b(1)]);
+        takeover.learn(a(0), item(12, None, Possession::Held, &[]));
+        takeover.learn(b(1), item(12, Some(true), Possession::Held, &[]));
+        for liar_or_deceived in [a(1), b(1)] {
+            takeover.learn(liar_or_deceived, item(1 << 39, None, Possession::Held, &[]));
+        }
+        let taken = takeover.conclude();
+        assert_eq!(
+            (taken.ended, taken.end),
+            (0, id(13)),
+            "as many replicas know of both, and the lower is believed"
+        );
+        assert_eq!(taken.abandoned, [10, 11].map(id));
+        assert_eq!(taken.continued, [continued(12, vec![b(1)])]);
     }
 
     #[test]
