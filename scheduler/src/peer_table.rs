@@ -303,10 +303,14 @@ impl PeerTable {
         covers.then_some(leased.feeder)
     }
 
-    /// Whether the table says of the block of this id that each of its microbatches has its outcome.
+    /// Whether the microbatch has no feeder any more: its block is closed, or a successor has the block and the id was never
+    /// given out.
     #[must_use]
     pub fn is_closed(&self, microbatch: MicrobatchId) -> bool {
-        self.block_of(microbatch).is_some_and(|leased| !leased.is_open())
+        self.block_of(microbatch).is_some_and(|leased| {
+            let was_given = microbatch.is_evaluation() || leased.lease.contains(microbatch);
+            !leased.is_open() || (leased.lease.epoch > 0 && !was_given)
+        })
     }
 
     /// The range of the block that the id belongs to.
@@ -466,6 +470,13 @@ mod tests {
             [Some(B), None, None, Some(A)]
         );
         assert_eq!(table.lessee(MicrobatchId::evaluation(Block(0), 99)), Some(B));
+        let closed = [id(0, 39), id(0, 40), id(2, 40), MicrobatchId::evaluation(Block(0), 99)]
+            .map(|id| table.is_closed(id));
+        assert_eq!(
+            closed,
+            [false, true, false, false],
+            "of a block that was taken over, what was never given out"
+        );
         assert_eq!((table.feeder_of(id(0, 1)), table.caller()), (None, Some(A)), "B is away");
         assert_eq!(table.feeder_of(id(2, 1)), Some(Hop::feeder(start(A, 1))));
         assert_eq!(table.leased_by(A).collect::<Vec<_>>(), [Block(2).ids()]);
