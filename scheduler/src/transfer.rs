@@ -19,7 +19,7 @@ mod upload;
 pub use comparison::COMPARED_MAX;
 pub use download::{
     ASK_AGAIN_AFTER, Action as DownloadAction, CHUNKS_IN_FLIGHT_MAX, Download, Event as DownloadEvent,
-    Note as DownloadNote, RETRIES_MAX, Reason as DownloadReason, SILENCE_MAX,
+    Note as DownloadNote, PARDON_AFTER, RETRIES_MAX, Reason as DownloadReason, SILENCE_MAX,
 };
 pub use manifest::{ChunkHash, Limits, Manifest, ManifestError};
 pub use sketch::{ChunkSketch, SKETCH_NUMBERS, SketchSecret, SketchSeed};

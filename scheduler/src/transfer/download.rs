@@ -18,6 +18,8 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 pub const RETRIES_MAX: u32 = 1;
 /// Wait after every donor was tried in vain, before they are asked again: a donor's table may not list the joiner yet.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Wait before donors that sent false bytes are asked again, if there are no others: their fault may be over.
+pub const PARDON_AFTER: Duration = Duration::from_secs(60);
 
 /// An event of a download.
 #[derive(Clone, Debug)]
@@ -104,7 +106,7 @@ pub enum Note {
     Lost(Instance),
     /// A donor declined.
     Declined(Instance),
-    /// No donor is left to ask; they are asked again after [`ASK_AGAIN_AFTER`].
+    /// No donor is left to ask; they are asked again after [`ASK_AGAIN_AFTER`], or [`PARDON_AFTER`].
     NoDonor,
 }
 
@@ -351,6 +353,9 @@ impl<P: Debug> Download<P> {
         match &self.phase {
             Phase::Waiting(Some(until)) if *until <= now => {
                 self.tried.clear();
+                if self.are_all_blamed() {
+                    self.blamed.clear();
+                }
                 self.compare(now);
             }
             Phase::Comparing(comparison) if self.deadline <= now => {
@@ -397,8 +402,8 @@ impl<P: Debug> Download<P> {
         let donors: Vec<Instance> = self.untried().take(COMPARED_MAX).collect();
         if donors.is_empty() {
             self.actions.push_back(Action::Counted(Note::NoDonor));
-            let again = self.donors.iter().any(|donor| !self.blamed.contains(donor));
-            self.phase = Phase::Waiting(again.then(|| now + ASK_AGAIN_AFTER));
+            let wait = if self.are_all_blamed() { PARDON_AFTER } else { ASK_AGAIN_AFTER };
+            self.phase = Phase::Waiting((!self.donors.is_empty()).then(|| now + wait));
             return;
         }
         self.tried.extend(&donors);
@@ -516,6 +521,10 @@ impl<P: Debug> Download<P> {
     // --- Donors ---------------------------------------------------------------------------------------------
 
     /// The donors that may be asked next.
+    fn are_all_blamed(&self) -> bool {
+        self.donors.iter().all(|donor| self.blamed.contains(donor))
+    }
+
     fn untried(&self) -> impl Iterator<Item = Instance> {
         let untried = |donor: &&Instance| !self.tried.contains(donor) && !self.blamed.contains(donor);
         self.donors.iter().filter(untried).copied()

@@ -103,8 +103,10 @@ impl World {
         world
     }
 
-    fn run(&mut self) {
-        while let Some(next) = self.queue.pop() {
+    fn run(&mut self, until: Option<Time>) {
+        while until.is_none_or(|until| self.queue.now() < until)
+            && let Some(next) = self.queue.pop()
+        {
             assert!(self.queue.steps() < STEPS_MAX, "seed {}: not over", self.scenario.seed);
             match next {
                 Next::Event(Delivery::ToJoiner(event)) => self.at_joiner(event),
@@ -209,7 +211,7 @@ impl World {
 fn play(scenario: Scenario) -> World {
     println!("{scenario:?}");
     let mut world = World::new(scenario);
-    world.run();
+    world.run(None);
     world
 }
 
@@ -293,8 +295,12 @@ fn requests_for_lost_chunks_are_repeated() {
 
 #[test]
 fn only_liars_give_nothing() {
-    let world = play(Scenario { donors: 1, lies_per_mille: 1_000, ..calm(3) });
-    assert_eq!((world.imported, &world.notes[..]), (None, &[Note::Wrong(instance(1)), Note::NoDonor][..]));
+    let mut world = World::new(Scenario { donors: 1, lies_per_mille: 1_000, ..calm(3) });
+    world.run(Some(Time(0) + PARDON_AFTER * 5));
+    assert_eq!(world.imported, None);
+    let (turns, rest) = world.notes.as_chunks::<2>();
+    assert!(turns.iter().all(|turn| turn == &[Note::Wrong(instance(1)), Note::NoDonor]) && rest.is_empty());
+    assert_eq!(turns.len(), 5, "it is asked once a minute");
 }
 
 // --- Donors with a state of their own -----------------------------------------------------------------------
@@ -384,6 +390,27 @@ fn a_manifest_beyond_the_limits_reserves_nothing() {
     check(|m| m.chunk_bytes = 101, ManifestError::ChunkTooLong { bytes: 101, allowed: 100 });
     check(|m| m.hashes.truncate(4), ManifestError::Hashes { expected: 5, found: 4 });
     check(|m| m.bytes = 501, ManifestError::Hashes { expected: 6, found: 5 });
+}
+
+#[test]
+fn the_only_donor_is_asked_again_a_minute_after_it_sent_false_bytes() {
+    let mut joiner = Download::<Bytes>::new(LIMITS, SketchSecret::default());
+    let mut requests = |at: Time, event| {
+        joiner.handle(at, event);
+        let actions: Vec<_> = std::iter::from_fn(|| joiner.poll_action()).collect();
+        let is_request = |action: &DownloadAction<_>| {
+            matches!(action, DownloadAction::Send { message: TransferMessage::Request, .. })
+        };
+        (actions.iter().any(is_request), joiner.poll_timeout().map(|(at, _)| at))
+    };
+    let begin = Time(0);
+    assert!(requests(begin, DownloadEvent::Donors(vec![instance(1)])).0);
+    let manifest = Manifest { bytes: 0, ..manifest(1, StateId(1), 450) };
+    let message = TransferMessage::Offer { state: StateId(1), manifest };
+    let blamed = requests(begin, DownloadEvent::Received { from: instance(1), message });
+    assert_eq!(blamed, (false, Some(begin + PARDON_AFTER)));
+    assert!(!requests(begin + ASK_AGAIN_AFTER, DownloadEvent::Donors(vec![instance(1)])).0);
+    assert!(requests(begin + PARDON_AFTER, DownloadEvent::Timeout).0);
 }
 
 fn upload_actions(upload: &mut Upload, at: u64, event: UploadEvent) -> Vec<UploadAction> {
