@@ -18,7 +18,7 @@ impl ReferenceModel {
 
     /// A replica that was last suspended until `resumed_at` has handled an announcement of the feeder `by`; `before` are
     /// the microbatches that it held before. Checks that it has released exactly those that have an outcome and belong to
-    /// that feeder by its table.
+    /// that feeder by its table, or that no feeder injected.
     pub(in crate::sim) fn released(
         &mut self,
         (by, feeder): (usize, PeerId),
@@ -29,6 +29,7 @@ impl ReferenceModel {
         let (me, stage) = (replica.config().stage.me, replica.stage());
         for &id in before.iter().filter(|&&id| stage.is_announced(id)) {
             let over = id.is_evaluation()
+                || !self.injected.contains_key(&id)
                 || self.is_deceitful(id)
                 || self.outcomes.contains_key(&id)
                 || self.unknown(id);
