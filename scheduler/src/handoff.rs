@@ -287,9 +287,13 @@ impl Handoff {
 
     /// Whether a neighbour has held the microbatch for far longer than others take to return one.
     fn is_kept_too_long(&self, now: Time, id: MicrobatchId) -> bool {
-        let usual = self.turnaround.get().unwrap_or_default();
-        let limit = (usual * TURNAROUNDS_MAX).max(self.held_min);
+        let limit = self.long_turnaround().unwrap_or_default().max(self.held_min);
         self.entries.get(&id).is_some_and(|entry| entry.sent_at + limit <= now)
+    }
+
+    /// A time in which a neighbour that returns anything has returned it; `None` before the first return.
+    pub(crate) fn long_turnaround(&self) -> Option<Duration> {
+        self.turnaround.get().map(|usual| usual * TURNAROUNDS_MAX)
     }
 
     /// The own queue for `to` did not take `message`. A microbatch in it waits as if the neighbour were busy: until the
@@ -380,6 +384,15 @@ impl Handoff {
         lost
     }
 
+    /// Nobody is asked about a microbatch: its wait begins anew.
+    pub(crate) fn wait_anew(&mut self, now: Time, id: MicrobatchId) {
+        self.change(id, |entry| {
+            if let Some((timer, _)) = &mut entry.timer {
+                *timer = StatusTimer::sent(now);
+            }
+        });
+    }
+
     // --- Getters --------------------------------------------------------------------------------------------
 
     /// The attempt whose reply is awaited.
@@ -400,6 +413,11 @@ impl Handoff {
     /// Whether the microbatch was handed on under this number.
     pub(crate) fn contains_number(&self, id: MicrobatchId, attempt: Attempt) -> bool {
         self.entries.get(&id).is_some_and(|entry| entry.attempts.contain_number(attempt))
+    }
+
+    /// When the latest attempt was made.
+    pub(crate) fn sent_at(&self, id: MicrobatchId) -> Option<Time> {
+        self.entries.get(&id).map(|entry| entry.sent_at)
     }
 
     /// Attempts so far, at most as many as are remembered.

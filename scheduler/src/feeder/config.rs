@@ -42,7 +42,8 @@ pub struct Config {
     /// How long a reply is awaited before its status is requested; doubled, up to 8 times as long, each time the replica
     /// replies that it holds the microbatch. Default 3 s.
     pub status_after: Duration,
-    /// How long the result of an evaluation is awaited while none at all arrives; then it is sent again. Default 20 s.
+    /// How long the result of an evaluation is awaited at most, while none at all arrives; then it is sent again. As soon
+    /// as the usual turnaround is known, the wait is a few of those, and no shorter than `status_after`. Default 20 s.
     pub evaluation_timeout: Duration,
     /// Time between two announcements of outcomes. Default 250 ms.
     pub announce_interval: Duration,
@@ -89,11 +90,6 @@ impl Config {
     #[must_use]
     pub fn hop(&self) -> Hop {
         Hop::feeder(self.me)
-    }
-
-    /// How long a reply is awaited.
-    pub(super) fn timeout(&self, purpose: Purpose) -> Duration {
-        if purpose == Purpose::Train { self.status_after } else { self.evaluation_timeout }
     }
 
     /// Whether this rule is broken on purpose.

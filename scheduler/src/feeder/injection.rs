@@ -126,7 +126,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             open.phase = Phase::Sent;
         }
         self.drawn.remove(&(purpose == Purpose::Train, microbatch));
-        self.handoff.sent(now, microbatch, to, self.config.timeout(purpose))
+        self.handoff.sent(now, microbatch, to, self.config.status_after)
     }
 
     fn count_sent(&mut self, microbatch: MicrobatchId, again: bool, is_retry: bool) {

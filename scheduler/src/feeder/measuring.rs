@@ -5,7 +5,9 @@ use std::fmt::Debug;
 use super::evaluation::Evaluation;
 use super::{Action, EVALUATION_TRIES, EVALUATIONS_MAX, EvaluationSchedule, Feeder, Outcome};
 use crate::router::Completion;
-use crate::{Attempt, Hop, Instance, Loss, MicrobatchId, Purpose, Refusal, RouteProof, StageIndex, Time};
+use crate::{
+    Attempt, Duration, Hop, Instance, Loss, MicrobatchId, Purpose, Refusal, RouteProof, StageIndex, Time,
+};
 
 impl<P: Clone + Default + Debug> Feeder<P> {
     pub(super) fn on_evaluate(&mut self, first: u64, count: u64, purpose: Purpose) {
@@ -65,15 +67,24 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.settle(now, id, outcome);
     }
 
-    pub(super) fn evaluate_again(&mut self, now: Time, id: MicrobatchId) {
-        if now.since(self.evaluation_heard) < self.config.evaluation_timeout {
-            return;
+    /// A result has not arrived for a while. Nobody can be asked for it, since replicas pass an evaluation on and forget
+    /// it; while results of others arrive, it may wait behind them.
+    pub(super) fn await_evaluated(&mut self, now: Time, id: MicrobatchId) {
+        let sent_at = self.handoff.sent_at(id).unwrap_or_default();
+        if now < sent_at.max(self.evaluation_heard) + self.patience() {
+            return self.handoff.wait_anew(now, id);
         }
         if self.handoff.attempts(id) >= EVALUATION_TRIES {
             return self.settle(now, id, Outcome::Unanswered);
         }
         self.handoff.fail(now, id, Completion::Lost);
         self.wait_for_replica(id);
+    }
+
+    /// How long results are awaited while none arrives.
+    fn patience(&self) -> Duration {
+        let most = self.config.evaluation_timeout;
+        self.handoff.long_turnaround().map_or(most, |long| long.min(most))
     }
 
     pub(super) fn settle_evaluation(&mut self, loss: Option<Loss>) {

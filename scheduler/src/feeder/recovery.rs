@@ -61,7 +61,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         else {
             return self.counts.foreign += 1;
         };
-        // An evaluation is sent again after the same time, even if a replica holds it.
+        // An evaluation has its own wait, even if a replica holds it.
         if status == Status::Held && open.purpose != Purpose::Train {
             return;
         }
@@ -89,7 +89,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
     }
 
-    /// Requests the status of training microbatches whose reply is overdue, and sends overdue evaluations again.
+    /// Requests the status of training microbatches whose reply is overdue, and sends evaluations again whose result
+    /// is overdue.
     pub(super) fn request_overdue(&mut self, now: Time) {
         let Overdue { requests, hopeless } = self.handoff.take_overdue(now);
         hopeless.into_iter().for_each(|id| self.wait_for_replica(id));
@@ -98,7 +99,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             if open.trains() {
                 self.request_status(id, leg);
             } else {
-                self.evaluate_again(now, id);
+                self.await_evaluated(now, id);
             }
         }
     }

@@ -141,7 +141,7 @@ impl Harness {
 fn config(total: u64, incarnation: Incarnation) -> Config {
     let mut config =
         Config::new(Instance::new(PeerId([0; 32]), incarnation), 2, total, Admission::Asynchronous(2));
-    config.evaluation_timeout = 2 * SECOND;
+    config.evaluation_timeout = 2 * config.status_after;
     config
 }
 
@@ -762,7 +762,7 @@ fn in_step_an_evaluation_waits_for_training_and_training_for_the_evaluation() {
 #[test]
 fn an_evaluation_without_an_answer_is_sent_again_and_given_up_at_last() {
     let mut harness = measuring();
-    let timeout = harness.feeder.config().evaluation_timeout;
+    let timeout = harness.feeder.config().status_after;
     for attempt in 1..EVALUATION_TRIES {
         let said = harness.wait(timeout);
         assert_eq!(forwards(&said), [(MicrobatchId::evaluation(Block(0), 5).0, a(0).peer(), attempt, None)]);
@@ -775,6 +775,38 @@ fn an_evaluation_without_an_answer_is_sent_again_and_given_up_at_last() {
     harness.wait(timeout);
     assert!(harness.receive(a(1), evaluated(0)).contains(&Action::Evaluated(measured(1))), "any try counts");
     assert_eq!(harness.receive(a(1), evaluated(1)), []);
+}
+
+#[test]
+fn a_result_is_awaited_long_before_the_first_and_for_a_few_turnarounds_after_it() {
+    let mut config = config(1, START);
+    config.evaluation = Some(EvaluationSchedule { microbatches: 2, interval: None });
+    let (short, long) = (config.status_after, config.evaluation_timeout);
+    let ids = [0, 1].map(|index| MicrobatchId::evaluation(Block(0), index));
+    let under_way = || {
+        let mut harness = Harness::of(Feeder::new(config.clone(), UniformConfig.build(1)));
+        harness.hear(lease(0, 1));
+        harness.publish(&[a(0), a(1)]);
+        ids.map(|microbatch| harness.hear(Event::Drawn { microbatch, ids: 1 }));
+        harness
+    };
+    let again = |said: &[Action<u8>]| forwards(said).iter().map(|sent| sent.0).collect::<Vec<_>>();
+
+    let mut harness = under_way();
+    assert_eq!(again(&harness.wait(long - SECOND)), [], "nobody knows how fast the replicas are");
+    assert_eq!(again(&harness.wait(SECOND)), ids.map(|id| id.0));
+
+    let mut harness = under_way();
+    let answer = Message::Evaluated { proof: unproven(ids[0]), attempt: Attempt(0), loss: LOSS };
+    harness.receive(a(1), answer.clone());
+    assert_eq!(again(&harness.wait(short - SECOND)), []);
+    assert_eq!(again(&harness.wait(SECOND)), [ids[1].0]);
+
+    let mut harness = under_way();
+    harness.wait(short - SECOND);
+    harness.receive(a(1), answer);
+    assert_eq!(again(&harness.wait(long)), [], "the first took two thirds of a short wait");
+    assert_eq!(again(&harness.wait(SECOND)), [ids[1].0]);
 }
 
 #[test]
