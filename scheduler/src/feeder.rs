@@ -89,6 +89,8 @@ pub struct Feeder<P> {
     evaluation_window: Window,
     evaluation_rounds: u32,
     evaluation_heard: Time,
+    /// When a replica last left the table.
+    departure: Option<Time>,
     schedule: ScheduleProgress,
     /// Bounded by the two windows.
     open: BTreeMap<MicrobatchId, Open<P>>,
@@ -139,6 +141,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             evaluation_window,
             evaluation_rounds: 0,
             evaluation_heard: Time::default(),
+            departure: None,
             schedule: ScheduleProgress::default(),
             open: BTreeMap::new(),
             drawn: BTreeSet::new(),

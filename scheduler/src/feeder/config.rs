@@ -2,7 +2,7 @@
 
 use super::{AveragingSchedule, EvaluationSchedule};
 use crate::mutation::Mutation;
-use crate::{Admission, Duration, Hop, Instance, Purpose, RouteSecret};
+use crate::{Admission, Duration, Hop, Instance, RouteSecret};
 
 /// How long a reply to a request for a lease is awaited before the request is repeated.
 pub const LEASE_RETRY: Duration = Duration::from_secs(5);

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use super::evaluation::Evaluation;
-use super::{Action, EVALUATION_TRIES, EVALUATIONS_MAX, EvaluationSchedule, Feeder, Outcome};
+use super::{Action, Config, EVALUATION_TRIES, EVALUATIONS_MAX, EvaluationSchedule, Feeder, Outcome};
 use crate::router::Completion;
 use crate::{
     Attempt, Duration, Hop, Instance, Loss, MicrobatchId, Purpose, Refusal, RouteProof, StageIndex, Time,
@@ -71,7 +71,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     /// it; while results of others arrive, it may wait behind them.
     pub(super) fn await_evaluated(&mut self, now: Time, id: MicrobatchId) {
         let sent_at = self.handoff.sent_at(id).unwrap_or_default();
-        if now < sent_at.max(self.evaluation_heard) + self.patience() {
+        if now < sent_at.max(self.evaluation_heard) + self.patience(sent_at) {
             return self.handoff.wait_anew(now, id);
         }
         if self.handoff.attempts(id) >= EVALUATION_TRIES {
@@ -81,10 +81,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.wait_for_replica(id);
     }
 
-    /// How long results are awaited while none arrives.
-    fn patience(&self) -> Duration {
-        let most = self.config.evaluation_timeout;
-        self.handoff.long_turnaround().map_or(most, |long| long.min(most))
+    /// How long a result is awaited while none arrives. While nobody knows how fast the replicas are, it depends on
+    /// whether a replica has left since, which may have had the evaluation.
+    fn patience(&self, sent_at: Time) -> Duration {
+        let Config { status_after, evaluation_timeout, .. } = self.config;
+        let unknown = if self.departure >= Some(sent_at) { status_after } else { evaluation_timeout };
+        self.handoff.long_turnaround().unwrap_or(unknown).min(evaluation_timeout)
     }
 
     pub(super) fn settle_evaluation(&mut self, loss: Option<Loss>) {

@@ -31,6 +31,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.rounds.follow(&self.table);
         let departed: BTreeSet<Hop> =
             if is_first { self.left_before() } else { self.table.departed().iter().copied().collect() };
+        if !departed.is_empty() {
+            self.departure = Some(now);
+        }
         for hop in &departed {
             self.lose_contributions(*hop);
             self.confirmed.forget(hop);

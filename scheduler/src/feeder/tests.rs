@@ -787,7 +787,9 @@ fn a_result_is_awaited_long_before_the_first_and_for_a_few_turnarounds_after_it(
         let mut harness = Harness::of(Feeder::new(config.clone(), UniformConfig.build(1)));
         harness.hear(lease(0, 1));
         harness.publish(&[a(0), a(1)]);
-        ids.map(|microbatch| harness.hear(Event::Drawn { microbatch, ids: 1 }));
+        for microbatch in ids {
+            harness.hear(Event::Drawn { microbatch, ids: 1 });
+        }
         harness
     };
     let again = |said: &[Action<u8>]| forwards(said).iter().map(|sent| sent.0).collect::<Vec<_>>();
@@ -795,6 +797,11 @@ fn a_result_is_awaited_long_before_the_first_and_for_a_few_turnarounds_after_it(
     let mut harness = under_way();
     assert_eq!(again(&harness.wait(long - SECOND)), [], "nobody knows how fast the replicas are");
     assert_eq!(again(&harness.wait(SECOND)), ids.map(|id| id.0));
+
+    let mut harness = under_way();
+    harness.publish(&[a(0), a(1), b(1)]);
+    harness.publish(&[a(0), a(1)]);
+    assert_eq!(again(&harness.wait(short)), ids.map(|id| id.0), "the replica that left may have had them");
 
     let mut harness = under_way();
     let answer = Message::Evaluated { proof: unproven(ids[0]), attempt: Attempt(0), loss: LOSS };
