@@ -32,7 +32,8 @@ pub struct LeasedRange {
     pub lease: Lease,
     /// The feeder.
     pub feeder: PeerId,
-    /// Its progress when the table was made: a coordinator that was started again goes on from there.
+    /// Its progress when the table was made: a coordinator that was started again goes on from there. Of an open range of
+    /// a first holder, `leased` is what may be given out before the next table.
     pub tally: BlockTally,
 }
 

@@ -5,8 +5,9 @@
 //! the run: a feeder that has left injects none, a successor injects none of the block that it takes over, and a feeder
 //! that resumes says which it does not have.
 //!
-//! The table names every block. A coordinator that was started again restores the book from it: the blocks and their
-//! feeders as they were, and the progress that was known when the table was made, until the feeders report again.
+//! The table names every block, and a reserve of its ids: no more are given out before a table with a greater reserve. A
+//! coordinator that was started again restores the book from it: the blocks and their feeders as they were, each with
+//! its whole reserve until the feeder says how many ids it has, and the progress that was known when the table was made.
 
 use crate::lease::{BlockTally, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseRefusal, LeasedRange, RunTally};
 use crate::{Block, Incarnation, Instance, Membership, MicrobatchId, Rng};
@@ -34,6 +35,8 @@ struct Entry {
     epoch: u64,
     /// `tally.leased` before the latest lease.
     latest: u64,
+    /// Ids that are given out at most before the next table.
+    reserve: u64,
     /// Ids of the range that the table names.
     range: u64,
     tally: BlockTally,
@@ -78,7 +81,9 @@ impl LeaseBook {
         };
         self.changed |= self.entries[place].resume(holder, next);
         let share = self.free().div_ceil(feeders.max(1) as u64);
-        Ok(self.entries[place].extend(next, count.min(share)))
+        let lease = self.entries[place].extend(next, count.min(share));
+        self.changed |= self.entries[place].raise_reserve();
+        Ok(lease)
     }
 
     /// Takes the report of a feeder about the blocks that it holds. It cannot have more ids than it was given.
@@ -211,6 +216,7 @@ impl Entry {
             leased_to: Some(holder),
             epoch: 0,
             latest: 0,
+            reserve: 0,
             range: Block::IDS,
             tally: BlockTally::new(block),
             closed: false,
@@ -226,6 +232,7 @@ impl Entry {
             leased_to: None,
             epoch: lease.epoch,
             latest: tally.leased,
+            reserve: tally.leased,
             range: if reopens { Block::IDS } else { lease.count },
             tally,
             closed: !leased.is_open(),
@@ -275,6 +282,16 @@ impl Entry {
         given
     }
 
+    /// Makes room for the ids given out, and for as many more: a long run needs few tables. Returns whether the table
+    /// names a greater reserve.
+    fn raise_reserve(&mut self) -> bool {
+        let raises = self.reserve < self.tally.leased;
+        if raises {
+            self.reserve = self.tally.leased.saturating_mul(2).min(Block::IDS);
+        }
+        raises
+    }
+
     /// A coordinator that was started again may have given out more than it knows, of what is `free`.
     fn note(&mut self, tally: &BlockTally, free: u64) {
         let given = match self.leased_to {
@@ -317,7 +334,9 @@ impl Entry {
     fn leased_range(&self) -> LeasedRange {
         let count = if self.closed { 0 } else { self.range };
         let lease = Lease { first: self.tally.block.first(), count, epoch: self.epoch };
-        LeasedRange { lease, feeder: self.holder.peer, tally: self.tally }
+        let gives_out = self.epoch == 0 && !self.closed;
+        let leased = if gives_out { self.reserve.max(self.tally.leased) } else { self.tally.leased };
+        LeasedRange { lease, feeder: self.holder.peer, tally: BlockTally { leased, ..self.tally } }
     }
 }
 
@@ -506,7 +525,8 @@ mod tests {
         assert_eq!(book.lease(mute, None, 10, 1), leased(3, 0, 10), "it had no reply");
         assert_eq!(book.lease(feeder(5), None, 10, 1), leased(4 + BLOCKS_SKIPPED, 0, 10));
         book.report(alive, &[BlockTally { leased: 30, ..tally(2, 25, 20) }]);
-        let left = 100 - 8 - 10 - 30 - 10 - 10;
+        let reserve_of_dead = 20;
+        let left = 100 - 8 - reserve_of_dead - 30 - 10 - 10;
         assert_eq!(book.lease(feeder(5), Some(id(4 + BLOCKS_SKIPPED, 10)), 99, 1).unwrap().count, left);
         assert!(book.succeed(alive, |holder| holder.peer == dead.peer));
         assert_eq!(
@@ -515,6 +535,29 @@ mod tests {
             "it may have had more than the table knew, but not than the run has"
         );
         assert_eq!(book.lease(start(1, 2), Some(id(0, 8)), 5, 1), leased(0, 8, 0), "it may come back");
+    }
+
+    #[test]
+    fn ids_given_out_since_the_table_are_given_out_to_no_other_feeder() {
+        let mut before = LeaseBook::new(40);
+        let [a, b] = [1, 2].map(feeder);
+        before.lease(a, None, 10, 1).unwrap();
+        let old = table(&before, &[a, b]);
+        assert!(before.take_changed());
+        before.lease(a, Some(id(0, 10)), 10, 1).unwrap();
+        assert!(!before.take_changed(), "the reserve suffices");
+
+        let mut book = LeaseBook::new(40);
+        book.restore(&old);
+        let given = book.lease(b, None, 100, 1).unwrap();
+        assert_eq!(given.count, 20, "whether or not the other feeder has reported");
+        let first = given.first.0 + 20;
+        assert_eq!(book.lease(a, Some(id(0, 20)), 100, 1), leased(0, 20, 0));
+        book.report(a, &[tally(0, 20, 20)]);
+        assert_eq!(book.lease(b, Some(MicrobatchId(first)), 100, 1).unwrap().count, 0);
+
+        before.lease(a, Some(id(0, 20)), 1, 1).unwrap();
+        assert!(before.take_changed(), "a greater reserve comes with a table");
     }
 
     #[test]
