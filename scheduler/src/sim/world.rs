@@ -68,6 +68,8 @@ pub struct World {
     capacity: CapacityMeter,
     /// The time at which training was over.
     trained_at: Option<Time>,
+    /// Microbatches with an outcome, as a coordinator counted them when it ended the run.
+    ended_with: Option<u64>,
 }
 
 impl World {
@@ -100,6 +102,7 @@ impl World {
             model: ReferenceModel::default(),
             capacity: CapacityMeter::default(),
             trained_at: None,
+            ended_with: None,
             scenario,
         };
         world.open();
@@ -258,7 +261,10 @@ impl World {
                 }
                 coordinator::Action::Membership(membership) => self.publish(membership.into()),
                 coordinator::Action::Evicted { .. } => self.model.path("evicted"),
-                coordinator::Action::Finished => self.model.finished(),
+                coordinator::Action::Finished => {
+                    self.ended_with = Some(self.coordinator.run_progress().settled);
+                    self.model.finished();
+                }
                 coordinator::Action::End => self.model.path("coordinator ended"),
             }
         }

@@ -14,7 +14,14 @@ impl World {
     /// Whether the feeders have ended, no microbatch is held, no task is left, no fault is to come, and every replica has
     /// left if the run is finished.
     pub(super) fn is_over(&self) -> bool {
-        self.is_fed() && self.held() == 0 && self.faults_left() == 0 && self.has_left() && self.is_idle()
+        let ended = self.has_forgotten_end() || (self.is_fed() && self.has_left());
+        ended && self.held() == 0 && self.faults_left() == 0 && self.is_idle()
+    }
+
+    /// A coordinator that was started again after it ended the run learns so from the table alone, which may have reached
+    /// no member: then it waits for members, and they wait for it.
+    fn has_forgotten_end(&self) -> bool {
+        self.ended_with.is_some() && self.coordinator.state() != RunState::Finished
     }
 
     /// Whether the feeders of the beginning and the last one have ended, or died after every microbatch had its outcome.
@@ -59,6 +66,7 @@ impl World {
         let decided = match self.scenario.duration {
             Some(_) => counts.finished + counts.refused + counts.inherited,
             // The last report of a feeder may still be on its way.
+            None if self.has_forgotten_end() => self.ended_with.unwrap_or_default(),
             None => feeder.map_or(0, Feeder::settled_of_run).max(self.coordinator.run_progress().settled),
         };
         // A successor abandons ids that the former feeder may have injected, and had not.
