@@ -138,6 +138,7 @@ fn config(run: &Run, me: Instance, options: &FeederOptions) -> Config {
     config.secret = RouteSecret(options.identity.derive_secret(ROUTE_KEYS));
     config.lease_count = (run.microbatches() / LEASES_A_RUN).clamp(*LEASE_COUNT.start(), *LEASE_COUNT.end());
     config.averaging = averaging(run);
+    config.gradient_accumulation_steps = run.pipeline.gradient_accumulation_steps as u64;
     config.evaluation = Some(EvaluationSchedule {
         microbatches: run.data.heldout_microbatches as u64,
         interval: options.evaluate_every,

@@ -131,6 +131,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let window = Window::new(config.admission);
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
         let handoff = Handoff::new(StageIndex(0), config.stages, router);
+        let contributions = Contributions::new(config.gradient_accumulation_steps);
         Self {
             config,
             table,
@@ -147,7 +148,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             drawn: BTreeSet::new(),
             handoff,
             grants: Grants::default(),
-            contributions: Contributions::default(),
+            contributions,
             confirmed: Confirmed::new(averaging),
             announcement: Announcement::default(),
             turns: Turns::default(),

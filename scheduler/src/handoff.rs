@@ -384,8 +384,8 @@ impl Handoff {
         lost
     }
 
-    /// Nobody is asked about a microbatch: its wait begins anew.
-    pub(crate) fn wait_anew(&mut self, now: Time, id: MicrobatchId) {
+    /// The wait for a reply begins again, without a request.
+    pub(crate) fn restart_wait(&mut self, now: Time, id: MicrobatchId) {
         self.change(id, |entry| {
             if let Some((timer, _)) = &mut entry.timer {
                 *timer = StatusTimer::sent(now);

@@ -52,6 +52,9 @@ pub struct Config {
     pub lease_count: u64,
     /// The schedule of averaging rounds. Default none.
     pub averaging: Option<AveragingSchedule>,
+    /// Contributions of one optimizer step of a replica, at least 1: those of a step that is not complete are in no mean.
+    /// Default 1.
+    pub gradient_accumulation_steps: u64,
     /// The schedule of measurements of the loss on held-out text, besides commands. Default none.
     pub evaluation: Option<EvaluationSchedule>,
     /// The secret of this feeder, by which it knows the replicas that were handed a microbatch. The same after a restart.
@@ -78,6 +81,7 @@ impl Config {
             announce_interval: Duration::from_millis(250),
             lease_count: 1_024,
             averaging: None,
+            gradient_accumulation_steps: 1,
             evaluation: None,
             secret: RouteSecret::default(),
             stop_within: Duration::from_secs(10),

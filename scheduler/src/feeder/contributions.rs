@@ -2,7 +2,8 @@
 //!
 //! Replicas of a stage average one fragment a round. Until every fragment was averaged once, the contributions that a
 //! replica was granted exist in its weights only. The replica reports in which rounds its contributions were in the
-//! mean: a round that went on without it has carried nothing of it.
+//! mean: a round that went on without it has carried nothing of it. Nor has it carried the contributions of an optimizer
+//! step that is not complete.
 
 use std::collections::BTreeMap;
 
@@ -21,12 +22,19 @@ pub struct AveragingSchedule {
 const ROUNDS_MAX: usize = 256;
 
 /// Grants by replica and by the round they fell into.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Contributions {
+    /// Contributions of an optimizer step that is not complete, at most.
+    incomplete_max: u64,
     by_hop: BTreeMap<Hop, BTreeMap<u64, u64>>,
 }
 
 impl Contributions {
+    /// No grants yet. A replica steps once for `gradient_accumulation_steps` contributions.
+    pub(super) fn new(gradient_accumulation_steps: u64) -> Self {
+        Self { incomplete_max: gradient_accumulation_steps.saturating_sub(1), by_hop: BTreeMap::new() }
+    }
+
     /// Counts a grant to `hop` in `round`.
     pub(super) fn grant(&mut self, hop: Hop, round: u64) {
         let rounds = self.by_hop.entry(hop).or_default();
@@ -39,10 +47,15 @@ impl Contributions {
         }
     }
 
-    /// Every fragment has been averaged with the contribution of `hop` in this round or a later one.
+    /// Every fragment has been averaged with the contribution of `hop` in this round or a later one. The latest of the
+    /// contributions before may wait for their step.
     pub(super) fn carried(&mut self, hop: &Hop, round: u64) {
-        if let Some(rounds) = self.by_hop.get_mut(hop) {
-            *rounds = rounds.split_off(&round);
+        let Some(rounds) = self.by_hop.get_mut(hop) else { return };
+        let later = rounds.split_off(&round);
+        let earlier: u64 = std::mem::replace(rounds, later).into_values().sum();
+        let waiting = earlier.min(self.incomplete_max);
+        if waiting > 0 {
+            rounds.insert(round.saturating_sub(1), waiting);
         }
     }
 
@@ -99,7 +112,7 @@ mod tests {
 
     #[test]
     fn only_contributions_that_no_full_cycle_has_averaged_are_lost() {
-        let mut contributions = Contributions::default();
+        let mut contributions = Contributions::new(1);
         (0..100).for_each(|granted| contributions.grant(HOP, granted / 10));
         contributions.carried(&HOP, 6);
         assert_eq!(contributions.lose(&HOP), 40);
@@ -107,8 +120,21 @@ mod tests {
     }
 
     #[test]
+    fn contributions_that_wait_for_their_step_are_carried_with_it() {
+        let mut contributions = Contributions::new(4);
+        (0..10).for_each(|_| contributions.grant(HOP, 2));
+        contributions.carried(&HOP, 3);
+        contributions.carried(&HOP, 4);
+        assert_eq!(contributions.clone().lose(&HOP), 3);
+        contributions.grant(HOP, 4);
+        assert_eq!(contributions.clone().lose(&HOP), 4);
+        contributions.carried(&HOP, 5);
+        assert_eq!(contributions.lose(&HOP), 3);
+    }
+
+    #[test]
     fn rounds_that_went_on_without_a_replica_have_carried_nothing_of_it() {
-        let mut contributions = Contributions::default();
+        let mut contributions = Contributions::new(1);
         (0..1_000).for_each(|granted| contributions.grant(HOP, granted));
         assert_eq!(contributions.by_hop[&HOP].len(), ROUNDS_MAX);
         assert_eq!(contributions.lose(&HOP), 1_000);
@@ -116,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_feeder_behind_the_rounds_of_the_run_takes_its_grants_for_new() {
-        let mut contributions = Contributions::default();
+        let mut contributions = Contributions::new(1);
         (0..5).for_each(|granted| contributions.grant(HOP, granted));
         contributions.catch_up(StageIndex(1), 40);
         contributions.carried(&HOP, 39);
@@ -125,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_replica_whose_grants_were_all_carried_has_none_to_forfeit() {
-        let mut contributions = Contributions::default();
+        let mut contributions = Contributions::new(1);
         contributions.grant(HOP, 3);
         contributions.carried(&HOP, 4);
         contributions.catch_up(StageIndex(1), 9);

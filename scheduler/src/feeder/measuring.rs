@@ -67,12 +67,12 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.settle(now, id, outcome);
     }
 
-    /// A result has not arrived for a while. Nobody can be asked for it, since replicas pass an evaluation on and forget
-    /// it; while results of others arrive, it may wait behind them.
+    /// A result has not arrived for a while. No replica can be asked for it, since replicas pass an evaluation on and
+    /// forget it; while results of others arrive, it may wait behind them.
     pub(super) fn await_evaluated(&mut self, now: Time, id: MicrobatchId) {
         let sent_at = self.handoff.sent_at(id).unwrap_or_default();
         if now < sent_at.max(self.evaluation_heard) + self.patience(sent_at) {
-            return self.handoff.wait_anew(now, id);
+            return self.handoff.restart_wait(now, id);
         }
         if self.handoff.attempts(id) >= EVALUATION_TRIES {
             return self.settle(now, id, Outcome::Unanswered);
@@ -81,8 +81,8 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.wait_for_replica(id);
     }
 
-    /// How long a result is awaited while none arrives. While nobody knows how fast the replicas are, it depends on
-    /// whether a replica has left since, which may have had the evaluation.
+    /// How long a result is awaited while none arrives. Before the first return it depends on whether a
+    /// replica has left since, which may have had the evaluation.
     fn patience(&self, sent_at: Time) -> Duration {
         let Config { status_after, evaluation_timeout, .. } = self.config;
         let unknown = if self.departure >= Some(sent_at) { status_after } else { evaluation_timeout };

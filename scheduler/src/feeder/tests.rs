@@ -795,7 +795,7 @@ fn a_result_is_awaited_long_before_the_first_and_for_a_few_turnarounds_after_it(
     let again = |said: &[Action<u8>]| forwards(said).iter().map(|sent| sent.0).collect::<Vec<_>>();
 
     let mut harness = under_way();
-    assert_eq!(again(&harness.wait(long - SECOND)), [], "nobody knows how fast the replicas are");
+    assert_eq!(again(&harness.wait(long - SECOND)), [], "nothing has shown how fast the replicas are");
     assert_eq!(again(&harness.wait(SECOND)), ids.map(|id| id.0));
 
     let mut harness = under_way();

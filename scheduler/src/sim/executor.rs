@@ -58,11 +58,11 @@ pub(super) struct Effect {
 pub(super) type Misuse = String;
 
 impl Executor {
-    pub(super) fn new(fragments: u32) -> Self {
+    pub(super) fn new(fragments: u32, gradient_accumulation_steps: u64) -> Self {
         Self {
             tasks: VecDeque::new(),
             stashes: BTreeSet::new(),
-            weights: Weights::initial(fragments),
+            weights: Weights::initial(fragments, gradient_accumulation_steps),
             waiting: None,
             free_at: Time::default(),
             copy: None,
@@ -95,6 +95,18 @@ impl Executor {
     pub(super) fn applying(&self) -> usize {
         let applies = |task: &&Task| matches!(task, Task::Average { job: averaging::Job::Apply { .. }, .. });
         self.tasks.iter().filter(applies).count()
+    }
+
+    /// The microbatches whose contributions no other replica has. What a round has carried others have, even if its end
+    /// is still to be noted here.
+    pub(super) fn own(&self) -> Vec<MicrobatchId> {
+        let mut weights = self.weights.clone();
+        for task in &self.tasks {
+            if let Task::Average { job: averaging::Job::Finish { round, complete, .. }, .. } = *task {
+                weights.finish(round, complete);
+            }
+        }
+        weights.own().collect()
     }
 
     // --- Microbatches ---------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ impl ReplicaProcess {
             admitted: false,
             is_building: false,
             replica: None,
-            executor: Executor::new(scenario.fragments()),
+            executor: Executor::new(scenario.fragments(), scenario.gradient_accumulation_steps),
             kept: None,
             slots: scenario.slots_of(index),
             service: scenario.service_of(index),

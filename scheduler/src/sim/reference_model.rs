@@ -35,6 +35,8 @@ pub(super) struct ReferenceModel {
     pub(super) applied: BTreeMap<(MicrobatchId, StageIndex), Instance>,
     /// The grants of each feeder.
     granted: BTreeMap<(MicrobatchId, StageIndex), BTreeMap<usize, Hop>>,
+    /// The contributions of each replica that is gone which no other replica has.
+    pub(super) lost: BTreeMap<Hop, Vec<MicrobatchId>>,
     /// The peers that each microbatch was handed to.
     handed: BTreeMap<MicrobatchId, BTreeSet<PeerId>>,
     /// The replicas that lie.

@@ -72,6 +72,8 @@ pub struct Scenario {
     pub feed: FeedPolicy,
     /// The schedule of averaging rounds. Default none.
     pub averaging: Option<AveragingSchedule>,
+    /// Contributions of one optimizer step, at least 1. Default 1.
+    pub gradient_accumulation_steps: u64,
     /// The routing policy. Default uniform.
     pub router: Policy,
     /// How long a reply is awaited before its status is requested. Default 3 s.
@@ -120,6 +122,7 @@ impl Scenario {
             evaluations: Vec::new(),
             feed: FeedPolicy::Members,
             averaging: None,
+            gradient_accumulation_steps: 1,
             router: Policy::Uniform,
             status_after: Duration::from_secs(3),
             duration: None,
@@ -202,6 +205,7 @@ impl Scenario {
         scenario.draw_uplinks(seed);
         scenario.draw_lying_feeder(seed);
         scenario.draw_lying_donor(seed);
+        scenario.draw_accumulation(seed);
         scenario
     }
 
@@ -289,6 +293,14 @@ impl Scenario {
         self.faults.push((at, Fault::Lie { replica, act, lasts: 60 * SECOND }));
         let back_after = Some(time_between(&mut rng, SECOND / 10, 5 * SECOND));
         self.faults.push((at + SECOND, Fault::Crash { replica: replica + stages, loud: true, back_after }));
+    }
+
+    /// Optimizer steps of several contributions in a third of the runs, drawn apart from the faults.
+    fn draw_accumulation(&mut self, seed: u64) {
+        let mut rng = Rng::new(seed ^ 0xACC);
+        if rng.chance(1, 3) {
+            self.gradient_accumulation_steps = 2 + rng.below(4);
+        }
     }
 
     /// Faults that are drawn alone rarely strike a successor while it feeds.

@@ -18,7 +18,11 @@ const CHUNK_WORDS: usize = 1;
 #[derive(Clone, Debug)]
 pub(crate) struct Weights {
     by_fragment: Vec<[f64; NUMBERS]>,
-    contributions: u64,
+    /// The microbatches whose contributions are in the numbers, in order.
+    contributions: Vec<MicrobatchId>,
+    /// Those of an optimizer step that is not complete.
+    accumulated: Vec<MicrobatchId>,
+    gradient_accumulation_steps: usize,
     /// Contributions carried when each fragment was last averaged; `None` at a joiner before the first time.
     averaged: Vec<Option<u64>>,
     /// The mean of each fragment that came last, as far as it is known: a replica that a mean leaves out follows its
@@ -41,24 +45,36 @@ struct Open {
 
 impl Weights {
     /// The initial weights: every contribution counts.
-    pub(super) fn initial(fragments: u32) -> Self {
+    pub(super) fn initial(fragments: u32, gradient_accumulation_steps: u64) -> Self {
         let fragments = fragments.max(1) as usize;
         Self {
             by_fragment: vec![[0.0; NUMBERS]; fragments],
-            contributions: 0,
+            contributions: Vec::new(),
+            accumulated: Vec::new(),
+            gradient_accumulation_steps: usize::try_from(gradient_accumulation_steps).unwrap_or(usize::MAX),
             averaged: vec![Some(0); fragments],
             references: vec![[None; NUMBERS]; fragments],
             open: None,
         }
     }
 
-    /// Adds the gradients of a microbatch, which move every number by a different amount.
+    /// Takes the gradients of a microbatch; the last of a step makes the step.
     pub(super) fn contribute(&mut self, microbatch: MicrobatchId) {
+        self.accumulated.push(microbatch);
+        if self.accumulated.len() >= self.gradient_accumulation_steps {
+            for microbatch in std::mem::take(&mut self.accumulated) {
+                self.add(microbatch);
+            }
+        }
+    }
+
+    /// Adds the gradients of a microbatch, which move every number by a different amount.
+    fn add(&mut self, microbatch: MicrobatchId) {
         let mut rng = Rng::new(microbatch.0);
         for number in self.by_fragment.iter_mut().flatten() {
             *number += f64::from(u32::try_from(rng.below(1 << 20)).unwrap_or(0));
         }
-        self.contributions += 1;
+        self.contributions.push(microbatch);
     }
 
     /// Whether any number differs from the initial weights.
@@ -68,8 +84,22 @@ impl Weights {
 
     /// Contributions that no round has averaged, of the fragment with the most.
     pub(super) fn unaveraged(&self) -> u64 {
-        let since = |averaged: &Option<u64>| self.contributions - averaged.unwrap_or(0);
-        self.averaged.iter().map(since).max().unwrap_or(0)
+        self.count() - self.averaged_in_full()
+    }
+
+    /// The microbatches whose contributions no other replica has: at least one fragment was not averaged with them.
+    pub(super) fn own(&self) -> impl Iterator<Item = MicrobatchId> {
+        let averaged = usize::try_from(self.averaged_in_full()).unwrap_or(usize::MAX);
+        self.contributions.iter().skip(averaged).chain(&self.accumulated).copied()
+    }
+
+    fn count(&self) -> u64 {
+        self.contributions.len() as u64
+    }
+
+    /// Contributions, from the first on, that every fragment was averaged with.
+    fn averaged_in_full(&self) -> u64 {
+        self.averaged.iter().map(|averaged| averaged.unwrap_or(0)).min().unwrap_or(0)
     }
 
     // --- Averaging ------------------------------------------------------------------------------------------
@@ -82,7 +112,7 @@ impl Weights {
         parts: u32,
     ) -> (u64, u64, Vec<Vec<f64>>) {
         let fragment = fragment.0 as usize;
-        let (numbers, contributions) = (self.by_fragment[fragment], self.contributions);
+        let (numbers, contributions) = (self.by_fragment[fragment], self.count());
         self.open = Some(Open { round, fragment, parts, numbers, contributions, applied: 0 });
         let carried = self.averaged[fragment];
         let (uncarried, weight) =
@@ -128,9 +158,9 @@ impl Weights {
         Some(())
     }
 
-    /// These weights, with no round open.
-    pub(super) fn without_round(self) -> Self {
-        Self { open: None, ..self }
+    /// These weights, with no round open and no step begun.
+    pub(super) fn at_rest(self) -> Self {
+        Self { open: None, accumulated: Vec::new(), ..self }
     }
 
     // --- States ---------------------------------------------------------------------------------------------
@@ -145,7 +175,8 @@ impl Weights {
         for (number, word) in self.by_fragment.iter_mut().flatten().zip(words) {
             *number = f64::from_bits(*word);
         }
-        self.contributions = 0;
+        self.contributions.clear();
+        self.accumulated.clear();
         self.averaged.fill(None);
         self.references = self.by_fragment.iter().map(|numbers| numbers.map(Some)).collect();
     }

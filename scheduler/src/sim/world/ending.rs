@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use crate::coordinator::RunState;
-use crate::sim::process::ReplicaProcess;
+use crate::sim::process::{FeederProcess, ReplicaProcess};
 use crate::sim::report::{ReplicaReport, Report};
-use crate::{Feeder, Replica, Time};
+use crate::{Feeder, Incarnation, Replica, Time};
 
 use super::super::delivery::Delivery;
 use super::World;
@@ -58,6 +58,7 @@ impl World {
             None => self.scenario.total,
         };
         self.check_outcomes(total);
+        self.check_lost();
         let feeder = self.latest().machine.as_ref();
         let counts = feeder.map(Feeder::counts).unwrap_or_default();
         // The blocks of one feeder of several may have gone to another, and the run may be finished before it knows.
@@ -100,6 +101,15 @@ impl World {
         let decided = self.model.outcomes.len() as u64;
         if self.feeders.len() == 1 {
             self.model.require(decided == total, || format!("{decided} of {total} have an outcome"));
+        }
+    }
+
+    /// A feeder that was started again has no reports of replicas, and several feeders each count a part.
+    fn check_lost(&mut self) {
+        let [FeederProcess { instance, machine: Some(feeder), .. }] = &*self.feeders else { return };
+        if instance.incarnation == Incarnation(1) {
+            let (counted, table) = (feeder.counts().contributions_lost, feeder.table());
+            self.model.check_lost(counted, |hop| table.get(hop.instance).is_none());
         }
     }
 

@@ -194,6 +194,7 @@ impl World {
         config.lease_count = scenario.lease_count;
         config.status_after = scenario.status_after;
         config.averaging = scenario.averaging;
+        config.gradient_accumulation_steps = scenario.gradient_accumulation_steps;
         config.stop_within = scenario.stop_within;
         #[cfg(test)]
         {

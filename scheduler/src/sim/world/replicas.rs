@@ -363,6 +363,7 @@ impl World {
                     Some(Unfinished::Microbatches(_)) => self.model.path("left with microbatches"),
                     Some(Unfinished::Fragments(_)) => self.model.path("left with fragments unaveraged"),
                 }
+                self.note_lost(index);
                 self.end_process(index, Some(BACK_AFTER));
             }
             End::Expelled { has_state } => {
@@ -374,11 +375,12 @@ impl World {
         }
     }
 
-    /// An expelled process keeps the weights of its stage, apart from the parts of a round that is open.
+    /// An expelled process keeps the weights of its stage, apart from the parts of a round that is open, and from a step that
+    /// is not complete.
     fn keep_weights(&mut self, index: usize, has_state: bool) {
         let process = &mut self.replicas[index];
         let stage = process.replica.as_ref().map(|replica| replica.config().stage.stage);
-        let weights = || process.executor.weights.clone().without_round();
+        let weights = || process.executor.weights.clone().at_rest();
         process.kept = stage.filter(|_| has_state).map(|stage| (stage, weights()));
     }
 
@@ -392,6 +394,19 @@ impl World {
         if others && table.feeders().next().is_some() && self.scenario.averaging.is_some() {
             self.model.path("left with everything averaged");
             self.model.leaves(process.instance, process.executor.weights.unaveraged());
+        }
+    }
+
+    /// The process dies or leaves with contributions that no other has.
+    pub(super) fn note_lost(&mut self, index: usize) {
+        let process = &self.replicas[index];
+        let hop = process
+            .replica
+            .as_ref()
+            .filter(|replica| replica.is_serving())
+            .map(|replica| replica.config().stage.hop());
+        if let Some(hop) = hop {
+            self.model.loses(hop, process.executor.own());
         }
     }
 

@@ -143,6 +143,7 @@ impl World {
     }
 
     fn crash(&mut self, index: usize, loud: bool, back_after: Option<Duration>) {
+        self.note_lost(index);
         let process = &mut self.replicas[index];
         let instance = process.instance;
         process.liveness = Liveness::Dead;
