@@ -146,7 +146,7 @@ fn seeds_that_failed_once_pass() {
 const OVER_WITHIN: Duration = Duration::from_secs(300);
 
 /// Faults that must strike and recovery paths that must be taken, each in at least a hundredth of the seeds.
-const PATHS: [&str; 94] = [
+const PATHS: [&str; 95] = [
     "loud crash",
     "silent crash",
     "leave",
@@ -233,6 +233,7 @@ const PATHS: [&str; 94] = [
     "averaged",
     "averaged without a dead member",
     "died in a round",
+    "contributions died with their replica",
     "began with a downloaded state",
     "a donor was lost",
     "a donor lied",
@@ -408,31 +409,44 @@ fn an_outage_of_the_coordinator_costs_nothing() {
     }
 }
 
-/// Links that never come back, between the feeder and a replica or between two replicas of neighbouring stages: the run
-/// ends on the machines that can work.
+/// A run of three replicas a stage in which links break for good, one to the feeder and those of a replica to the whole
+/// next stage; and the same run in which these two replicas die instead.
+fn cut_off_or_dead(seed: u64) -> [Scenario; 2] {
+    let mut rng = Rng::new(seed);
+    let mut at = || Duration::from_millis(rng.below(8_000));
+    let times = [at(), at()];
+    let unfed = usize::try_from(rng.below(9)).unwrap();
+    let dead_end = usize::try_from(rng.below(2)).unwrap();
+    let service_times = vec![Duration::from_millis(100)];
+    let run = Scenario::new(seed, 3, 3, 300, admission(seed)).with_service_times(service_times);
+    let broken = |b, replica| Fault::BrokenLink { a: End::Replica(replica), b, way: Way::Both, lasts: None };
+    let dead = |replica| Fault::Crash { replica, loud: true, back_after: None };
+    let mut cut_off = run.clone().with_fault(times[0], broken(End::Feeder, unfed));
+    // Replicas are placed in turn: these three serve the next stage.
+    for next in [dead_end + 1, dead_end + 4, dead_end + 7] {
+        cut_off = cut_off.with_fault(times[1], broken(End::Replica(next), dead_end));
+    }
+    [cut_off, run.with_fault(times[0], dead(unfed)).with_fault(times[1], dead(dead_end))]
+}
+
+/// With links that never come back a run ends on the machines that can work, about as fast as if the others were dead.
 #[test]
 fn a_link_that_stays_broken_costs_no_microbatch_and_ends_no_run() {
-    let broken = |a, b| Fault::BrokenLink { a, b, way: Way::Both, lasts: None };
     let mut given_back = 0;
+    let mut times = [Duration::ZERO; 2];
     for seed in 0..SEEDS {
-        let mut rng = Rng::new(seed);
-        let service_times = vec![Duration::from_millis(100)];
-        let scenario = Scenario::new(seed, 3, 3, 300, admission(seed)).with_service_times(service_times);
-        let at = |rng: &mut Rng| Duration::from_millis(rng.below(8_000));
-        let replica = usize::try_from(rng.below(9)).unwrap();
-        let feeder = broken(End::Feeder, End::Replica(replica));
-        let mut scenario = scenario.with_fault(at(&mut rng), feeder);
-        // Replicas are placed in turn: these three serve the stage after that of `a`.
-        let (a, at) = (usize::try_from(rng.below(2)).unwrap(), at(&mut rng));
-        for b in [a + 1, a + 4, a + 7] {
-            scenario = scenario.with_fault(at, broken(End::Replica(a), End::Replica(b)));
-        }
-        let (_, report) = check(scenario);
-        assert_eq!((report.counts.finished, report.counts.lost), (300, 0), "seed {seed}");
-        assert!(report.time < OVER_WITHIN, "seed {seed}: {:?}", report.time);
-        given_back += report.paths.get("given back").copied().unwrap_or(0);
+        let [cut_off, dead] = cut_off_or_dead(seed).map(|scenario| check(scenario).1);
+        let counts = &cut_off.counts;
+        assert_eq!((counts.finished, counts.lost), (300, 0), "seed {seed}");
+        assert!(cut_off.time < OVER_WITHIN, "seed {seed}: {:?}", cut_off.time);
+        assert!(cut_off.training_time < 2 * dead.training_time, "seed {seed}: {cut_off}\n{dead}");
+        given_back += cut_off.paths.get("given back").copied().unwrap_or(0);
+        times = [times[0] + cut_off.training_time, times[1] + dead.training_time];
     }
     assert!(given_back > SEEDS);
+    let share = times[1].as_secs_f64() / times[0].as_secs_f64();
+    println!("{share:.2} of the throughput with the two replicas dead");
+    assert!(share > 0.85, "{share}");
 }
 
 /// A run of 300 microbatches on two replicas a stage, with a fault after 4 s.
