@@ -155,7 +155,7 @@ pub struct Optimizer {
     pub warmup_steps: u64,
     /// Steps of the schedule, after which the cosine has reached its floor; also the length of the run, which has
     /// `steps * K` microbatches for each configured replica of a stage. An asynchronous run counts a step of the schedule
-    /// for each `K` finished microbatches a configured replica, however many replicas there are. Default 1000.
+    /// for each `K` microbatches a configured replica, however many replicas there are. Default 1000.
     pub steps: u64,
     /// Floor of the schedule as a ratio to the peak. Default 0.1.
     pub min_lr_ratio: f32,

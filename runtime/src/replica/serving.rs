@@ -265,7 +265,10 @@ impl Serving {
     /// Performs an action; returns the event that follows at once, if any.
     fn act(&mut self, action: Action<Bytes>, reporter: &Reporter) -> Result<Option<Event<Bytes>>, Error> {
         match action {
-            Action::Execute(job) => self.handles.executor.submit(job, self.machine.stage().clock())?,
+            Action::Execute(job) => {
+                let clock = self.machine.stage().clock_at(job.microbatch());
+                self.handles.executor.submit(job, clock)?;
+            }
             Action::Average(job) => self.average(job)?,
             Action::Send { to, envelope } => return Ok(self.send(to, envelope)),
             Action::SendChunk { to, state, chunk, offset, bytes } => {

@@ -418,8 +418,8 @@ impl<B: Backend> Compute for Engine<B> {
         Ok(Some(JobReply { microbatch, outcome }))
     }
 
-    fn set_clock(&mut self, finished: u64) {
-        self.optimizer.set_schedule_step((finished / self.microbatches_per_step).saturating_add(1));
+    fn set_clock(&mut self, microbatches: u64) {
+        self.optimizer.set_schedule_step((microbatches / self.microbatches_per_step).saturating_add(1));
     }
 
     fn average(&mut self, job: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error> {

@@ -23,8 +23,8 @@ use crate::error::Error;
 pub(crate) trait Compute {
     /// Does a job; `None` for jobs without a reply. An error means that the device failed, and ends the thread.
     fn run(&mut self, job: Job<Bytes>) -> Result<Option<JobReply<Bytes>>, Error>;
-    /// Sets the clock of the run that the learning rate follows: microbatches with an outcome.
-    fn set_clock(&mut self, finished: u64);
+    /// Sets the clock of the run that the learning rate follows: the number of microbatches before that of the next job.
+    fn set_clock(&mut self, microbatches: u64);
     /// Does a job of an averaging round, likewise.
     fn average(&mut self, job: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error>;
     /// Smallest number of parts with which every part of a fragment fits a frame.
@@ -63,7 +63,7 @@ pub(crate) enum ExecutorEvent {
 
 #[derive(Debug)]
 enum Task {
-    /// A job, and the clock of the run when it was submitted.
+    /// A job, and the clock of the run at its microbatch.
     Job(Job<Bytes>, Option<u64>),
     Average(AveragingJob<Bytes>),
     Export(oneshot::Sender<Result<Exported, Error>>),
@@ -255,8 +255,8 @@ fn perform(
 ) -> Result<bool, Error> {
     match task {
         Task::Job(job, clock) => {
-            if let Some(finished) = clock {
-                compute.set_clock(finished);
+            if let Some(microbatches) = clock {
+                compute.set_clock(microbatches);
             }
             let reply = compute.run(job)?;
             statistics.send_replace(compute.statistics());

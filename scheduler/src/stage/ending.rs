@@ -21,16 +21,17 @@ impl<P: Clone + Default + Debug> Stage<P> {
         }
         let own: Vec<_> = self.table.leased_by(from.peer).collect();
         self.outcomes.announce(from.peer, &ranges, &own);
-        self.outcomes.advance_clock(self.table.leases());
+        self.outcomes.settle(self.table.leases());
         self.release_ended(now);
     }
 
-    /// The clock of the run: its microbatches that have an outcome, as far as this replica knows. The learning rate follows
-    /// it, since a replica's own steps depend on how many replicas share the work. `None` in a synchronous run: its own
-    /// steps tell a replica the time exactly.
+    /// The clock of the run at a microbatch: the number of microbatches before it, of its own feeder by their ids, of others
+    /// as far as this replica knows their outcomes. The learning rate follows it, since a replica's own steps depend on how
+    /// many replicas share the work; and outcomes alone would lag by what is in flight. `None` in a synchronous run: its
+    /// own steps tell a replica the time exactly.
     #[must_use]
-    pub fn clock(&self) -> Option<u64> {
-        (!self.config.synchronous).then(|| self.outcomes.clock())
+    pub fn clock_at(&self, microbatch: MicrobatchId) -> Option<u64> {
+        (!self.config.synchronous).then(|| self.outcomes.clock_at(microbatch))
     }
 
     /// Whether the outcome of the microbatch is announced, or the table has closed its block: the announcement of a feeder

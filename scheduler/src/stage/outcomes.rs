@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::{ACK_OPEN_MAX, ACK_RANGES_MAX, AckRange, IdSet, Lease, LeasedRange, MicrobatchId, PeerId};
+use crate::{ACK_OPEN_MAX, ACK_RANGES_MAX, AckRange, Block, IdSet, Lease, LeasedRange, MicrobatchId, PeerId};
 
 /// Feeders whose announcements are remembered, at most; the feeder with the lowest key gives way.
 const FEEDERS_MAX: usize = 64;
@@ -15,8 +15,10 @@ const RUNS_MAX: usize = ACK_RANGES_MAX + ACK_OPEN_MAX;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcomes {
     by_feeder: BTreeMap<PeerId, IdSet>,
-    /// The clock of the run: microbatches with an outcome, of all feeders, as far as they are known here.
-    clock: u64,
+    /// Microbatches of each block that have an outcome, as far as they are known here.
+    settled: BTreeMap<Block, u64>,
+    /// Their sum.
+    settled_of_all: u64,
 }
 
 impl Outcomes {
@@ -36,21 +38,24 @@ impl Outcomes {
         ended.keep_last_runs(RUNS_MAX);
     }
 
-    /// Moves the clock of the run to what the feeders of these leases have announced, or to the progress that the table
-    /// states, whichever is later. A successor that has announced nothing yet does not put it back.
-    pub(super) fn advance_clock(&mut self, leases: &[LeasedRange]) {
-        let settled = |leased: &LeasedRange| {
+    /// Counts what the feeders of these leases have announced, or the progress that the table states, whichever is later. A
+    /// successor that has announced nothing yet takes nothing back.
+    pub(super) fn settle(&mut self, leases: &[LeasedRange]) {
+        for leased in leases {
             let announced =
                 self.by_feeder.get(&leased.feeder).map_or(0, |ended| ended.len_within(leased.lease.ids()));
-            announced.max(leased.tally.settled)
-        };
-        let settled = leases.iter().map(settled).fold(0, u64::saturating_add);
-        self.clock = self.clock.max(settled);
+            let settled = self.settled.entry(leased.tally.block).or_default();
+            let more = announced.max(leased.tally.settled).saturating_sub(*settled);
+            *settled += more;
+            self.settled_of_all = self.settled_of_all.saturating_add(more);
+        }
     }
 
-    /// The clock of the run. It never falls.
-    pub(super) fn clock(&self) -> u64 {
-        self.clock
+    /// The clock of the run when a microbatch was injected: the microbatches before it in its block, and those of other
+    /// blocks that have an outcome.
+    pub(super) fn clock_at(&self, microbatch: MicrobatchId) -> u64 {
+        let settled = self.settled.get(&microbatch.block()).copied().unwrap_or(0);
+        self.settled_of_all.saturating_sub(settled).saturating_add(microbatch.index())
     }
 
     /// The outcomes in the range of a lease; `None` if there are none.
@@ -103,31 +108,28 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_of_the_run_counts_the_outcomes_of_every_feeder_and_never_falls() {
+    fn the_clock_counts_a_feeders_own_microbatches_by_their_ids_and_those_of_others_by_their_outcomes() {
         let mut outcomes = Outcomes::default();
         let (a, b, heir) = (PeerId([1; 32]), PeerId([2; 32]), PeerId([3; 32]));
-        let range = |first, feeder| {
-            LeasedRange::new(Lease { first: MicrobatchId(first), count: 100, epoch: 0 }, feeder)
-        };
-        let mut leases = [range(0, a), range(1_000, b)];
-        outcomes.announce(
-            a,
-            &[AckRange { first: 0, end: 11, open: vec![8, 9] }],
-            std::slice::from_ref(&(0..100)),
-        );
-        outcomes.announce(
-            b,
-            &[AckRange { first: 1_000, end: 1_004, open: Vec::new() }],
-            std::slice::from_ref(&(1_000..1_100)),
-        );
-        outcomes.advance_clock(&leases);
-        assert_eq!(outcomes.clock(), 9 + 4);
-        leases[0].feeder = heir;
-        outcomes.advance_clock(&leases);
-        assert_eq!(outcomes.clock(), 13, "the successor has announced nothing yet");
-        leases[0].tally.settled = 20;
-        outcomes.advance_clock(&leases);
-        assert_eq!(outcomes.clock(), 24, "the table knows of later outcomes");
+        let id = |block: u32, index| MicrobatchId(Block(block).first().0 + index);
+        let announcement = |end, open| AckRange { first: id(1, 0).0, end: id(1, end).0, open };
+        let mut leases = [(0, a), (1, b)].map(|(block, feeder)| {
+            LeasedRange::new(Lease { first: id(block, 0), count: 100, epoch: 0 }, feeder)
+        });
+        let own = std::slice::from_ref(&(id(1, 0).0..id(1, 100).0));
+        let clocks = |outcomes: &Outcomes| [outcomes.clock_at(id(0, 7)), outcomes.clock_at(id(1, 30))];
+        assert_eq!(clocks(&outcomes), [7, 30]);
+
+        outcomes.announce(b, &[announcement(11, vec![id(1, 8).0, id(1, 9).0])], own);
+        outcomes.settle(&leases);
+        assert_eq!(clocks(&outcomes), [7 + 9, 30]);
+        leases[1].feeder = heir;
+        outcomes.settle(&leases);
+        assert_eq!(clocks(&outcomes), [7 + 9, 30], "the successor has announced nothing yet");
+        leases[1].tally.settled = 20;
+        outcomes.settle(&leases);
+        assert_eq!(clocks(&outcomes), [7 + 20, 30], "the table knows of later outcomes");
+        assert_eq!(outcomes.clock_at(id(2, 0)), 20, "a block that no table has named yet");
     }
 
     #[test]

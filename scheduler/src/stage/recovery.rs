@@ -60,7 +60,7 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.lose(now, |hop| !known(hop));
         self.table = table;
         self.follow_successors(now);
-        self.outcomes.advance_clock(self.table.leases());
+        self.outcomes.settle(self.table.leases());
         self.release_ended(now);
         self.note_absent_feeders(now);
         let table = &self.table;

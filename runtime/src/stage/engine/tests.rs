@@ -174,11 +174,11 @@ fn the_schedule_makes_a_step_when_every_configured_replica_could_have_made_one()
     (run.optimizer.warmup_steps, run.optimizer.steps) = (10, 100);
     let weights_at = |clock: Option<u64>| {
         let mut engine = engine_of(&run, LAST);
-        clock.into_iter().for_each(|finished| engine.set_clock(finished));
+        clock.into_iter().for_each(|microbatches| engine.set_clock(microbatches));
         learn(&mut engine, 0..1);
         engine.state_hash().unwrap()
     };
     let first_step = weights_at(None);
-    assert_eq!([0, 3].map(|finished| weights_at(Some(finished))), [first_step; 2]);
+    assert_eq!([0, 3].map(|microbatches| weights_at(Some(microbatches))), [first_step; 2]);
     assert_ne!(weights_at(Some(4)), first_step);
 }
