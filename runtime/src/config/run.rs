@@ -151,10 +151,10 @@ pub struct Optimizer {
     pub kind: OptimizerKind,
     /// Peak learning rate. Default 0.001.
     pub learning_rate: f32,
-    /// Optimizer steps of linear warm-up. Default: a tenth of `steps`, at most 100.
+    /// Optimizer steps of linear warm-up, of each replica. Default: a tenth of `steps`, at most 100.
     pub warmup_steps: u64,
     /// Steps of the schedule, after which the cosine has reached its floor; also the length of the run, which has
-    /// `steps * K` microbatches for each configured replica of a stage. An asynchronous run counts a step of the schedule
+    /// `steps * K` microbatches for each configured replica of a stage. An asynchronous run counts a step of the cosine
     /// for each `K` microbatches a configured replica, however many replicas there are. Default 1000.
     pub steps: u64,
     /// Floor of the schedule as a ratio to the peak. Default 0.1.

@@ -18,8 +18,7 @@ const MOMENTUM_SCHEDULE_BASE: f64 = 0.96;
 ///                                 - eta mu_{t+1}/(1 - Pi_t mu_{t+1}) m/den       (arXiv 2505.01099, Dozat 2016)
 /// ```
 ///
-/// `mu_t` may follow the clock of the run instead of the steps of this replica, since `Pi_t` is the product of the factors
-/// that were used. So the weights are Nesterov's look-ahead point, at which a delayed gradient should be computed. The product `Pi_t`
+/// So the weights are Nesterov's look-ahead point, at which a delayed gradient should be computed. The product `Pi_t`
 /// is kept in f64: in f32 it would drift over the thousands of steps of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adam {
@@ -75,13 +74,12 @@ impl Adam {
         self.momentum_product = momentum_product;
     }
 
-    /// Counts one more step and returns its coefficients for a parameter that decays. `at` is the step of the schedule, for
-    /// `mu_t`; the corrections of bias go by the steps counted here.
-    pub fn advance(&mut self, at: u64, learning_rate: f64, gradient_scale: f64) -> AdamStep {
+    /// Counts one more step and returns its coefficients for a parameter that decays.
+    pub fn advance(&mut self, learning_rate: f64, gradient_scale: f64) -> AdamStep {
         self.steps += 1;
         let (gradient_rate, momentum_rate) = match self.kind {
             OptimizerKind::AdamW => (0.0, learning_rate / bias_correction(self.beta1, self.steps)),
-            OptimizerKind::NAdamW => self.nesterov_rates(at, learning_rate),
+            OptimizerKind::NAdamW => self.nesterov_rates(learning_rate),
         };
         AdamStep {
             beta1: self.beta1,
@@ -95,9 +93,9 @@ impl Adam {
         }
     }
 
-    fn nesterov_rates(&mut self, at: u64, learning_rate: f64) -> (f64, f64) {
-        let now = self.momentum(at);
-        let next = self.momentum(at.saturating_add(1));
+    fn nesterov_rates(&mut self, learning_rate: f64) -> (f64, f64) {
+        let now = self.momentum(self.steps);
+        let next = self.momentum(self.steps + 1);
         self.momentum_product *= now;
         let gradient_rate = learning_rate * (1.0 - now) / (1.0 - self.momentum_product);
         let momentum_rate = learning_rate * next / (1.0 - self.momentum_product * next);

@@ -8,6 +8,10 @@ use crate::config::Optimizer;
 ///
 /// Steps are counted from 1: with `w` steps of warm-up in a run of `u`, the rate is `peak / w` at step 1,
 /// the peak at step `w` and the floor at step `u` and after it.
+///
+/// The two parts go by two clocks, which are one where a single replica takes all steps. Warm-up waits for the moments
+/// of Adam to settle, so it goes by the steps that they are made of. The cosine shares out the run, so it goes by the
+/// run's own clock.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     peak: f64,
@@ -28,14 +32,16 @@ impl Schedule {
         }
     }
 
-    /// Learning rate of `step`, counted from 1.
+    /// Learning rate of `step` of the moments, taken at step `of_run` of the run, both counted from 1.
     #[must_use]
-    pub fn rate(&self, step: u64) -> f64 {
-        if step < self.warmup_steps {
-            return self.peak * step as f64 / self.warmup_steps as f64;
-        }
-        let cosine = 0.5 * (1.0 + (PI * self.progress(step)).cos());
-        self.peak * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * cosine)
+    pub fn rate(&self, step: u64, of_run: u64) -> f64 {
+        let cosine = 0.5 * (1.0 + (PI * self.progress(of_run)).cos());
+        self.peak * self.warmth(step) * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * cosine)
+    }
+
+    /// Share of the warm-up that is over, 0 to 1.
+    fn warmth(&self, step: u64) -> f64 {
+        if step < self.warmup_steps { step as f64 / self.warmup_steps as f64 } else { 1.0 }
     }
 
     /// Share of the way from the end of the warm-up to the end of the run, 0 to 1.

@@ -72,8 +72,8 @@ pub struct StageOptimizer<B: Backend> {
     pending: Pending,
     staleness: StalenessHistogram,
     refused: u64,
-    /// The step of the schedule that the run has reached; `None` if the steps of this replica are the schedule's.
-    schedule_step: Option<u64>,
+    /// The step that the run has reached; `None` if the steps of this replica are the run's.
+    step_of_run: Option<u64>,
 }
 
 /// State of the optimizer for one parameter.
@@ -131,7 +131,7 @@ impl<B: Backend> StageOptimizer<B> {
             pending: Pending::default(),
             staleness: StalenessHistogram::default(),
             refused: 0,
-            schedule_step: None,
+            step_of_run: None,
         })
     }
 
@@ -169,10 +169,10 @@ impl<B: Backend> StageOptimizer<B> {
         self.step(backend, parameters, norm, mean)
     }
 
-    /// Sets the step of the schedule, counted from 1, that the run has reached. From then on the learning rate, the
-    /// staleness correction and `mu_t` follow it in place of the steps taken here.
-    pub fn set_schedule_step(&mut self, step: u64) {
-        self.schedule_step = Some(step.max(1));
+    /// Sets the step, counted from 1, that the run has reached. From then on the decay of the learning rate and of the
+    /// staleness correction follow it in place of the steps taken here.
+    pub fn set_step_of_run(&mut self, step: u64) {
+        self.step_of_run = Some(step.max(1));
     }
 
     /// Whether [`Self::contribute`] would take the gradients: their norm is finite and can be squared in f32.
@@ -338,11 +338,12 @@ impl<B: Backend> StageOptimizer<B> {
         norm: f64,
         scale: f64,
     ) -> Result<Contribution> {
-        let step = self.schedule_step.unwrap_or(self.adam.steps() + 1);
+        let step = self.adam.steps() + 1;
+        let of_run = self.step_of_run.unwrap_or(step);
         let staleness = self.pending.mean_staleness();
-        let learning_rate = self.schedule.rate(step) / self.correction.divisor(staleness, step);
+        let learning_rate = self.schedule.rate(step, of_run) / self.correction.divisor(staleness, of_run);
         let scale = scale * stage_clip_scale(norm, self.max_grad_norm);
-        let coefficients = self.adam.advance(step, learning_rate, scale);
+        let coefficients = self.adam.advance(learning_rate, scale);
         for (slot, parameter) in self.slots.iter_mut().zip(parameters) {
             slot.step(backend, parameter, coefficients)?;
         }

@@ -419,7 +419,7 @@ impl<B: Backend> Compute for Engine<B> {
     }
 
     fn set_clock(&mut self, microbatches: u64) {
-        self.optimizer.set_schedule_step((microbatches / self.microbatches_per_step).saturating_add(1));
+        self.optimizer.set_step_of_run((microbatches / self.microbatches_per_step).saturating_add(1));
     }
 
     fn average(&mut self, job: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error> {

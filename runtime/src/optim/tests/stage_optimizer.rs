@@ -152,17 +152,18 @@ fn the_rate_shrinks_with_the_mean_staleness_of_the_step() {
 }
 
 #[test]
-fn the_rate_follows_the_schedule_of_the_run_and_not_the_steps_of_a_replica() {
-    let scheduled = Optimizer { warmup_steps: 10, learning_rate: 1.0, steps: 100, ..plain() };
+fn the_rate_falls_by_the_steps_of_the_run_and_not_by_those_of_a_replica() {
+    let scheduled =
+        Optimizer { warmup_steps: 2, learning_rate: 1.0, steps: 10, min_lr_ratio: 0.5, ..plain() };
     let rates = |steps: [Option<u64>; 4]| {
         let mut toy = Toy::new(&scheduled, 1);
         steps.map(|step| {
-            step.inspect(|&step| toy.optimizer.set_schedule_step(step));
+            step.inspect(|&step| toy.optimizer.set_step_of_run(step));
             stepped(toy.contribute(&numbers(1), 0)).0
         })
     };
     assert_eq!(rates([None; 4]), rates([1, 2, 3, 4].map(Some)), "alone, both are equal");
-    assert_eq!(rates([Some(4), None, None, Some(0)]), [0.4, 0.4, 0.4, 0.1]);
+    assert_eq!(rates([Some(10), None, None, Some(0)]), [0.25, 0.5, 0.5, 1.0]);
 }
 
 #[test]

@@ -171,7 +171,7 @@ fn what_a_state_brings_in_is_recorded_even_if_it_is_refused() {
 fn the_schedule_makes_a_step_when_every_configured_replica_could_have_made_one() {
     let mut run = run();
     run.pipeline.replicas = 4;
-    (run.optimizer.warmup_steps, run.optimizer.steps) = (10, 100);
+    (run.optimizer.warmup_steps, run.optimizer.steps) = (1, 100);
     let weights_at = |clock: Option<u64>| {
         let mut engine = engine_of(&run, LAST);
         clock.into_iter().for_each(|microbatches| engine.set_clock(microbatches));

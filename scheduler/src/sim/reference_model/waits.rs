@@ -48,12 +48,16 @@ impl ReferenceModel {
     /// Checks that the clock of the run at a microbatch counts of other feeders only microbatches that have an outcome, or
     /// never will. Of its own microbatches a feeder that lies tells replicas what it likes.
     fn check_clock(&mut self, replica: &Replica<Payload>, id: MicrobatchId) {
-        let Some(clock) = replica.stage().clock_at(id).filter(|_| self.lying_feeder.is_none()) else { return };
+        let Some(clock) = replica.stage().clock_at(id).filter(|_| self.lying_feeder.is_none()) else {
+            return;
+        };
         let (me, others) = (replica.config().stage.me, clock - id.index());
         let has_ended = |other: &&MicrobatchId| self.outcomes.contains_key(other) || self.unknown(**other);
         let ended = |other: &&MicrobatchId| other.block() != id.block() && has_ended(other);
         let sound = others == 0 || others <= self.injected.keys().filter(ended).count() as u64;
-        self.require(sound, || format!("the clock of {id} at {me:?} counts {others} of others, and fewer have ended"));
+        self.require(sound, || {
+            format!("the clock of {id} at {me:?} counts {others} of others, and fewer have ended")
+        });
     }
 
     fn check_kept(&mut self, by: usize, id: MicrobatchId, me: Instance) {
