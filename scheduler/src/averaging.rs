@@ -54,6 +54,7 @@ pub use group::{
 };
 pub use job::{Job, Reply};
 pub use message::{AveragingMessage, Content};
+pub(crate) use round_tracker::highest_believed;
 pub use round_tracker::{ROUND_JUMP_MAX, RoundReport, RoundTracker};
 pub use votes::MeanId;
 pub use weights::WEIGHT_MAX;
@@ -144,7 +145,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
         match event {
             Event::Members(members) => self.on_members(now, members),
             Event::Round(round) => self.newest = self.newest.max(Some(round)),
-            Event::Weights { feeder, weights } => self.weights.confirm(feeder, weights),
+            Event::Weights(weights) => self.weights.confirm(weights),
             Event::Past(round) => self.pass(round),
             Event::Replied(reply) => self.on_reply(now, reply),
             Event::Received { from, message, payload } => self.on_message(now, from, message, payload),
@@ -302,7 +303,7 @@ impl<P: Clone + Default + Debug> Averaging<P> {
 
     /// Tells a member of a group that this replica takes no part in it, so that the member does not wait for an answer.
     fn decline(&mut self, from: Instance, message: &AveragingMessage) {
-        if message.content.awaits_answer() {
+        if message.content.has_payload() {
             let &AveragingMessage { group, part, attempt, .. } = message;
             let message = AveragingMessage { group, part, attempt, content: Content::NotAMember };
             self.actions.push_back(Action::Send { to: from.peer, message, payload: P::default() });

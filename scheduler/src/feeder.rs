@@ -484,6 +484,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     fn note_called(&mut self, Called { stage, round, catches_up }: Called) {
         if catches_up {
             self.contributions.catch_up(stage, round.0);
+            self.confirmed.catch_up(stage, round.0);
         }
         self.actions.push_back(Action::Journal(Record::RoundCalled { stage }));
     }

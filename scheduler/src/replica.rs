@@ -301,10 +301,8 @@ impl<P: Clone + Default + Debug> Replica<P> {
             }
             Message::Transfer(message) => self.at_upload(now, UploadEvent::Received { from, message }),
             Message::RoundCall { round, is_closing, weights } => {
-                if self.stage.table().feeds(from) {
-                    self.at_averaging(now, averaging::Event::Weights { feeder: from.peer, weights });
-                }
                 if self.stage.table().caller() == Some(from.peer) {
+                    self.at_averaging(now, averaging::Event::Weights(weights));
                     let report = self.rounds.on_call(now, from.peer, round, is_closing);
                     if let Some(RoundReport { ended, .. }) = report {
                         self.at_averaging(now, averaging::Event::Past(ended));

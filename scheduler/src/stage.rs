@@ -315,11 +315,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
             return self.change_upstream(now, upstream, id, (arrival.route, arrival.key));
         }
         let takes_slot = arrival.purpose == Purpose::Train && !arrival.is_retry;
-        if takes_slot {
+        let refused = self.draining || self.refuses(now, sender, &arrival);
+        if takes_slot && !refused {
             self.make_room(now);
         }
-        if self.draining || self.refuses(now, sender, &arrival) || !self.has_room(arrival.purpose, takes_slot)
-        {
+        if refused || !self.has_room(arrival.purpose, takes_slot) {
             self.count(Note::Busy(id));
             return self.send(sender, Message::StatusReply { microbatch: id, attempt, status: Status::Busy });
         }

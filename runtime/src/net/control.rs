@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::feeder::Counts;
@@ -24,9 +24,10 @@ use super::wire;
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Limit of a call of a member, connecting included: after a short outage the next heartbeat must not wait for the last.
 const CALL_WITHIN: Duration = Duration::from_secs(3);
-/// Attempts to report the end of a feeder's work, and the pause between two: an outage of ten minutes costs nothing. A
-/// feeder that has reported in vain ends with the error; started again with its journal, it reports at once.
-const REPORTS_MAX: u32 = 600;
+/// How long a feeder goes on to report the end of its work, and the pause between two attempts: an outage of ten minutes
+/// costs nothing. A feeder that has reported in vain ends with the error; started again with its journal, it reports at
+/// once.
+const REPORT_WITHIN: Duration = Duration::from_secs(600);
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// Pauses between attempts to open a broken stream of tables again.
 const FOLLOW_PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -211,7 +212,7 @@ impl Control {
     }
 
     /// Reports the outcomes of the microbatches injected, and whether the run has none left. The end of the work is
-    /// reported until the coordinator replies, at most [`REPORTS_MAX`] times. The reply tells how far other feeders have
+    /// reported until the coordinator replies, for [`REPORT_WITHIN`] at most. The reply tells how far other feeders have
     /// come.
     ///
     /// # Errors
@@ -233,15 +234,15 @@ impl Control {
             blocks: blocks.iter().map(wire::encode_block).collect(),
             ..v1::FeederReport::default()
         };
-        let times = if done { REPORTS_MAX } else { 1 };
+        let within = if done { REPORT_WITHIN } else { Duration::ZERO };
         let call = |mut client: Client| {
             let request = request.clone();
             async move { client.report(request).await }
         };
-        self.repeat(times, call).await.map(|reply| wire::decode_run(reply.others))
+        self.repeat(within, call).await.map(|reply| wire::decode_run(reply.others))
     }
 
-    /// Reports a replica that lies, until the coordinator replies, at most [`REPORTS_MAX`] times.
+    /// Reports a replica that lies, until the coordinator replies, for [`REPORT_WITHIN`] at most.
     ///
     /// # Errors
     /// If the coordinator cannot be reached or takes this process for dead.
@@ -257,15 +258,16 @@ impl Control {
             let request = request.clone();
             async move { client.strike(request).await }
         };
-        self.repeat(REPORTS_MAX, call).await.map(drop)
+        self.repeat(REPORT_WITHIN, call).await.map(drop)
     }
 
-    /// Makes a call until the coordinator replies, at most `times`.
-    async fn repeat<T, F>(&mut self, times: u32, call: impl Fn(Client) -> F) -> Result<T, ControlError>
+    /// Makes a call until the coordinator replies; once more if that takes longer than `within`.
+    async fn repeat<T, F>(&mut self, within: Duration, call: impl Fn(Client) -> F) -> Result<T, ControlError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        for _ in 1..times {
+        let began = Instant::now();
+        while began.elapsed() < within {
             match self.call(&call).await {
                 Err(ControlError::Silent { .. } | ControlError::Unknown(_)) => {
                     tokio::time::sleep(REPORT_PAUSE).await;
@@ -347,13 +349,19 @@ impl Control {
         let mut control = self.clone();
         tokio::spawn(async move {
             let mut pause = FOLLOW_PAUSE_MIN;
-            while !tables.is_closed() {
-                match control.follow_once(&tables).await {
-                    Ok(()) => pause = FOLLOW_PAUSE_MIN,
-                    Err(error) => tracing::info!(%error, "the stream of membership tables broke"),
+            let follow = async {
+                loop {
+                    match control.follow_once(&tables).await {
+                        Ok(()) => pause = FOLLOW_PAUSE_MIN,
+                        Err(error) => tracing::info!(%error, "the stream of membership tables broke"),
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(FOLLOW_PAUSE_MAX);
                 }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(FOLLOW_PAUSE_MAX);
+            };
+            tokio::select! {
+                () = follow => {}
+                () = tables.closed() => {}
             }
         });
         reader
@@ -394,7 +402,7 @@ fn join_request(registration: Registration) -> v1::JoinRequest {
     }
 }
 
-/// A process that is refused although it returned its table is no member.
+/// What a reply to a request to join says, with its manifest and its table checked.
 fn read_join(coordinator: PeerId, reply: v1::JoinResponse) -> Result<Joined, ControlError> {
     let malformed = |error: wire::WireError| ControlError::Reply(error.to_string());
     let digest = wire::decode_digest(&reply.manifest_digest).map_err(malformed)?;

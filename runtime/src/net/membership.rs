@@ -27,9 +27,7 @@ pub enum MembershipError {
     #[error("a membership table that coordinator {0:?} did not sign for this run; it is ignored")]
     Signature(PeerId),
     /// The change is of another table than the one that it was applied to.
-    #[error(
-        "a change of membership table {base}, but the newest here is {known}; the whole table is asked for"
-    )]
+    #[error("a change of membership table {base}, but the newest here is {known}; it is ignored")]
     Base {
         /// Version of the table that the change applies to.
         base: u64,
@@ -91,6 +89,9 @@ impl SignedTable {
     /// # Errors
     /// If the signature or the content is wrong.
     pub fn verify(signer: Signer<'_>, message: &v1::SignedMembership) -> Result<Self, MembershipError> {
+        if message.signature.len() != Signature::BYTE_SIZE {
+            return Err(MembershipError::Signature(*signer.coordinator));
+        }
         let membership = message.membership.as_ref().map(wire::decode_membership).transpose();
         let mut table =
             Self::unsigned(membership.map_err(|source| signer.malformed(source))?.unwrap_or_default());

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prost::Message;
 use swarmline_proto::v1;
 use swarmline_scheduler::{Table, TableUpdate};
 use tokio::sync::watch;
@@ -14,6 +15,8 @@ use super::membership::{SignedChange, SignedTable};
 
 /// Changes kept for readers that are behind: at one a second, those of a minute.
 const CHANGES_KEPT: usize = 64;
+/// Bytes of changes in one message; more are replaced by the whole table, which fits a message.
+const CHANGES_BYTES_MAX: usize = 1 << 20;
 
 /// The end that tables are put into. Clones put into the same log.
 #[derive(Clone, Debug)]
@@ -103,10 +106,9 @@ impl TableWriter {
         TableReader { log: self.log.clone(), newest: self.newest.subscribe(), read: 0 }
     }
 
-    /// Whether every reader is gone.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.newest.is_closed()
+    /// Waits until every reader is gone.
+    pub async fn closed(&self) {
+        self.newest.closed().await;
     }
 
     fn tell(&self, log: &TableLog) {
@@ -145,8 +147,10 @@ impl TableReader {
     /// The same as one message; `None` if nothing is new.
     pub fn read_message(&mut self) -> Option<v1::TableUpdate> {
         let log = lock(&self.log);
-        let (whole, changes) = match log.read_on(&mut self.read) {
-            Some(changes) => (None, changes.iter().map(|signed| signed.to_message()).collect()),
+        let changes = log.read_on(&mut self.read);
+        let changes = changes.map(|all| all.iter().map(|signed| signed.to_message()).collect::<Vec<_>>());
+        let (whole, changes) = match changes.filter(|changes| bytes(changes) <= CHANGES_BYTES_MAX) {
+            Some(changes) => (None, changes),
             None => (Some(log.table.to_message()), Vec::new()),
         };
         (whole.is_some() || !changes.is_empty()).then_some(v1::TableUpdate { whole, changes })
@@ -183,6 +187,10 @@ impl TableLog {
         let first = self.changes.iter().position(|change| change.change.base == before)?;
         Some(self.changes.range(first..).cloned().collect())
     }
+}
+
+fn bytes(changes: &[v1::SignedChange]) -> usize {
+    changes.iter().map(Message::encoded_len).sum()
 }
 
 fn lock(log: &Mutex<TableLog>) -> MutexGuard<'_, TableLog> {

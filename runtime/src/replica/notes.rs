@@ -21,6 +21,7 @@ pub(super) struct Notes {
     pub(super) notices: Notices,
     refusals: RateLimit,
     unusable_contributions: RateLimit,
+    divided_votes: RateLimit,
     failed_donors: RateLimit,
 }
 
@@ -32,6 +33,7 @@ impl Notes {
             notices: Notices::default(),
             refusals: RateLimit::default(),
             unusable_contributions: RateLimit::default(),
+            divided_votes: RateLimit::default(),
             failed_donors: RateLimit::default(),
         }
     }
@@ -93,13 +95,19 @@ impl Notes {
 
     fn of_averaging(&mut self, note: &averaging::Note, reporter: &Reporter) {
         tracing::debug!(?note, "averaging");
-        let (member, fault) = match note {
-            averaging::Note::Refused(member, fault) => (member, fault.to_string()),
-            averaging::Note::TwoMeans(owner) => (owner, "members got different means of it".to_owned()),
-            _ => return,
-        };
-        if let Some(times) = self.unusable_contributions.happened() {
-            tell(reporter, Incident::ContributionRefused { peer: name(*member), fault, times });
+        match note {
+            averaging::Note::Refused(member, fault) => {
+                if let Some(times) = self.unusable_contributions.happened() {
+                    let (peer, fault) = (name(*member), fault.to_string());
+                    tell(reporter, Incident::ContributionRefused { peer, fault, times });
+                }
+            }
+            averaging::Note::TwoMeans { owner, voter } => {
+                if let Some(times) = self.divided_votes.happened() {
+                    tell(reporter, Incident::TwoMeans { owner: name(*owner), voter: name(*voter), times });
+                }
+            }
+            _ => {}
         }
     }
 

@@ -171,7 +171,9 @@ impl Serving {
             End::Expelled { has_state } => {
                 self.keeps_state = has_state;
                 let reason = self.expelled.take();
-                let reason = reason.unwrap_or_else(|| "it was placed on another stage".to_owned());
+                let reason = reason.unwrap_or_else(|| {
+                    "it was placed on another stage, or gives way to trained weights".to_owned()
+                });
                 Err(ControlError::NotAMember(reason).into())
             }
         }

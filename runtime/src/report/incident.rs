@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "incident", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Incident {
-    /// The coordinator takes this process for dead. The process joins again, without its microbatches.
+    /// This process is no member any more. It joins again, without its microbatches.
     Expelled {
-        /// The coordinator's reason.
+        /// The reason: the coordinator's, or that it was placed elsewhere.
         reason: String,
     },
     /// A peer sent bytes that are no frame of this run.
@@ -66,6 +66,15 @@ pub enum Incident {
         /// The fault.
         fault: String,
         /// Such contributions since the last line about them, this one included.
+        times: u64,
+    },
+    /// A member says that it got another average of its owner than this replica.
+    TwoMeans {
+        /// The owner.
+        owner: String,
+        /// The member.
+        voter: String,
+        /// Such cases since the last line about them, this one included.
         times: u64,
     },
     /// A feeder leaves the claims of a replica unanswered.
@@ -153,7 +162,7 @@ impl fmt::Display for Incident {
         match self {
             Self::Expelled { reason } => write!(
                 f,
-                "the coordinator takes this process for dead ({reason}); it joins again, without its microbatches"
+                "this process is no member any more ({reason}); it joins again, without its microbatches"
             ),
             Self::MalformedFrame { peer, fault, times } => {
                 write!(
@@ -178,6 +187,11 @@ impl fmt::Display for Incident {
             Self::ContributionRefused { peer, fault, times } => write!(
                 f,
                 "a contribution of peer {peer} to an average is left out ({fault}); {times} since the last such line"
+            ),
+            Self::TwoMeans { owner, voter, times } => write!(
+                f,
+                "peer {voter} says that peer {owner} sent it another average than to this replica: one of the two \
+                 lies; {times} since the last such line"
             ),
             Self::FeederSilent { peer, seconds, affected } => write!(
                 f,

@@ -27,9 +27,14 @@ pub enum Note {
     LeftOut(Round, PartIndex, Instance),
     /// The contribution of a member cannot be used; the mean is made without it.
     Refused(Instance, Fault),
-    /// Members have accepted different means of this owner: it has proposed two, or one of them lies. Neither is applied
-    /// but by a larger majority.
-    TwoMeans(Instance),
+    /// A member says that it has accepted another mean of this owner than this replica: one of the two lies. Neither mean
+    /// is applied but by a larger majority.
+    TwoMeans {
+        /// The owner, which may have proposed two means.
+        owner: Instance,
+        /// The member, which may have accepted none like that.
+        voter: Instance,
+    },
     /// No member had contributed to a part.
     Empty(Round, PartIndex),
     /// A part was given up in this round, unchanged; it waits for the next round of its fragment.
@@ -86,7 +91,7 @@ impl Counts {
             Note::Reassigned(..) => &mut self.reassigned,
             Note::LeftOut(..) => &mut self.left_out,
             Note::Refused(..) => &mut self.refused,
-            Note::TwoMeans(_) => &mut self.two_means,
+            Note::TwoMeans { .. } => &mut self.two_means,
             Note::Empty(..) => &mut self.empty,
             Note::GivenUp(..) => &mut self.given_up,
             Note::Stranger(_) => &mut self.strangers,

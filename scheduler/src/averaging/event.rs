@@ -15,13 +15,9 @@ pub enum Event<P> {
     Members(Vec<Instance>),
     /// The current round of the run, as the feeder calls it. Earlier rounds than the latest are ignored.
     Round(Round),
-    /// What the members of this replica's group may weigh at most: the grants of one feeder that they have.
-    Weights {
-        /// The feeder, whose last word counts.
-        feeder: PeerId,
-        /// The members and their grants.
-        weights: Vec<(PeerId, u64)>,
-    },
+    /// What the members of this replica's group may weigh at most, the grants that they have, as the feeder that calls the
+    /// rounds says. Its last word counts; an empty one bounds no weight.
+    Weights(Vec<(PeerId, u64)>),
     /// Rounds up to this number are over for this replica, or left to the others: it takes part in none of them.
     Past(Round),
     /// The executor, or the thread that reduces, is done with a job.

@@ -58,14 +58,9 @@ pub enum Content {
 }
 
 impl Content {
-    /// Whether the message has numbers as its payload.
+    /// Whether the message has numbers as its payload. The sender of such a message waits for an answer, and of no other.
     #[must_use]
     pub fn has_payload(&self) -> bool {
         matches!(self, Self::Contribution { .. } | Self::Promise { .. } | Self::Accept { .. })
-    }
-
-    /// Whether the sender waits for an answer: exactly if the message has numbers.
-    pub(super) fn awaits_answer(&self) -> bool {
-        self.has_payload()
     }
 }

@@ -294,6 +294,7 @@ impl<P: Clone + Default> PartState<P> {
                 self.votes.add(from, mean.id);
                 self.on_given(x, from, attempt, Given::Promise { of, mean });
             }
+            Content::Accept { .. } if self.votes.has(from) && self.needs_no_mean() => {}
             Content::Accept { contributors } => {
                 let mean = x.mean(contributors, payload);
                 self.on_accept(x, from, attempt, mean);
@@ -388,6 +389,11 @@ impl<P: Clone + Default> PartState<P> {
         }
     }
 
+    /// Whether the numbers of a further mean would be of no use here.
+    fn needs_no_mean(&self) -> bool {
+        self.accepted.is_some() || !matches!(self.phase, Phase::Waiting | Phase::Open(_))
+    }
+
     /// Another member has accepted a mean.
     fn on_accepted(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, mean: MeanId) {
         let is_first = self.add_vote(x, from, attempt, mean);
@@ -401,7 +407,10 @@ impl<P: Clone + Default> PartState<P> {
         let is_first = self.votes.add(from, mean);
         let contradicts = |(of, own): &&(Attempt, Mean<P>)| *of == attempt && own.id != mean;
         if is_first && self.accepted.as_ref().filter(contradicts).is_some() {
-            x.notes.extend(x.group.instance(x.group.owner(x.part, attempt)).map(Note::TwoMeans));
+            let owner = x.group.instance(x.group.owner(x.part, attempt));
+            x.notes.extend(
+                owner.zip(x.group.instance(from)).map(|(owner, voter)| Note::TwoMeans { owner, voter }),
+            );
         }
         is_first
     }
@@ -444,7 +453,9 @@ impl<P: Clone + Default> PartState<P> {
 
     fn on_empty(&mut self, x: &mut Context<'_, P>, from: usize, attempt: Attempt, heard: MemberSet) {
         match self.phase {
-            Phase::Waiting | Phase::Open(_) if attempt >= self.attempt => self.end_empty(x, heard),
+            Phase::Waiting | Phase::Open(_) if attempt == self.attempt && self.accepted.is_none() => {
+                self.end_empty(x, heard);
+            }
             Phase::Waiting | Phase::Open(_) | Phase::Chosen | Phase::Applying | Phase::Over(_) => {
                 x.late(from);
             }

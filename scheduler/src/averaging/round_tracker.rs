@@ -44,6 +44,11 @@ pub struct RoundReport {
     pub carried: Option<Round>,
 }
 
+/// The highest round that is believed after this one; `None`: after none.
+pub(crate) fn highest_believed(last: Option<Round>) -> Round {
+    Round(last.map_or(FIRST_ROUND_MAX, |last| last.0.saturating_add(ROUND_JUMP_MAX)))
+}
+
 impl RoundTracker {
     /// A feeder called a round. If the round has ended here, the feeder may have missed the report. The first round
     /// heard of may be under way at the other members, so it is left to them.
@@ -54,8 +59,7 @@ impl RoundTracker {
         round: Round,
         is_closing: bool,
     ) -> Option<RoundReport> {
-        let highest = self.ended.map_or(FIRST_ROUND_MAX, |ended| ended.0.saturating_add(ROUND_JUMP_MAX));
-        if round.0 > highest {
+        if round > highest_believed(self.ended) {
             return None;
         }
         (self.feeder, self.closing) = (Some(feeder), is_closing);

@@ -437,7 +437,7 @@ fn a_member_weighs_no_more_than_feeders_have_confirmed() {
     let mut owner = machine(0);
     tell(&mut owner, 0, Event::Members(vec![member(0), member(1)]));
     let weights = vec![(member(0).peer, 9), (member(1).peer, 3)];
-    tell(&mut owner, 0, Event::Weights { feeder: member(9).peer, weights });
+    tell(&mut owner, 0, Event::Weights(weights));
     tell(&mut owner, 0, Event::Round(Round(1)));
     let parts = vec![5, 6];
     tell(&mut owner, 0, reply(Reply::Snapshot { round: Round(1), uncarried: 2, weight: 2, parts }));
@@ -482,7 +482,7 @@ fn a_mean_is_not_applied_if_a_member_has_accepted_another_of_its_owner() {
     let (mut averaging, _) = in_round(0, 3);
     hear(&mut averaging, 1, (1, 0), ACCEPT, 5);
     let heard = hear(&mut averaging, 2, (1, 0), vote(0b111, 6), 0);
-    assert_eq!(heard, [Action::Counted(Note::TwoMeans(member(1)))]);
+    assert_eq!(heard, [Action::Counted(Note::TwoMeans { owner: member(1), voter: member(2) })]);
     while let Some((at, _)) = averaging.poll_timeout() {
         averaging.handle(at, Event::Timeout);
         while let Some(action) = averaging.poll_action() {

@@ -1,4 +1,5 @@
-//! What a replica may weigh in a mean: a replica says its weight, and feeders say what they have granted to it.
+//! What a replica may weigh in a mean: a replica says its weight, and the feeder that calls the rounds says what was
+//! granted to it.
 
 use std::collections::BTreeMap;
 
@@ -7,35 +8,22 @@ use crate::PeerId;
 /// Largest weight of a contribution: larger than in any run, and small enough that sums of weights are exact.
 pub const WEIGHT_MAX: u64 = 1 << 40;
 
-/// Feeders whose word is kept at most; of further ones the word of the one with the highest key is dropped.
-const FEEDERS_MAX: usize = 64;
-
-/// The last word of each feeder.
+/// The last word of the feeder that calls; empty if it bounds no weight.
 #[derive(Debug, Default)]
-pub(super) struct Weights {
-    by_feeder: BTreeMap<PeerId, BTreeMap<PeerId, u64>>,
-}
+pub(super) struct Weights(BTreeMap<PeerId, u64>);
 
 impl Weights {
-    /// A feeder has confirmed these grants; with none it bounds no weight.
-    pub(super) fn confirm(&mut self, feeder: PeerId, weights: Vec<(PeerId, u64)>) {
-        if weights.is_empty() {
-            self.by_feeder.remove(&feeder);
-            return;
-        }
-        self.by_feeder.insert(feeder, weights.into_iter().collect());
-        if self.by_feeder.len() > FEEDERS_MAX {
-            self.by_feeder.pop_last();
-        }
+    /// The feeder has confirmed these grants.
+    pub(super) fn confirm(&mut self, weights: Vec<(PeerId, u64)>) {
+        self.0 = weights.into_iter().collect();
     }
 
-    /// The largest weight of a replica: the grants of all feeders. Without the word of any feeder none is bounded.
+    /// The largest weight of a replica.
     pub(super) fn of(&self, peer: PeerId) -> u64 {
-        if self.by_feeder.is_empty() {
+        if self.0.is_empty() {
             return WEIGHT_MAX;
         }
-        let granted = self.by_feeder.values().filter_map(|weights| weights.get(&peer));
-        granted.fold(0, |sum: u64, grants| sum.saturating_add(*grants)).min(WEIGHT_MAX)
+        self.0.get(&peer).map_or(0, |grants| (*grants).min(WEIGHT_MAX))
     }
 }
 
@@ -44,15 +32,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_grants_of_all_feeders_count_and_each_has_its_last_word() {
-        let [first, second, member, other] = [1, 2, 3, 4].map(|key| PeerId([key; 32]));
+    fn the_last_word_of_the_caller_counts() {
+        let [member, other] = [3, 4].map(|key| PeerId([key; 32]));
         let mut weights = Weights::default();
-        assert_eq!(weights.of(member), WEIGHT_MAX);
-        weights.confirm(first, vec![(member, 5)]);
-        weights.confirm(second, vec![(member, 7), (other, 1)]);
-        weights.confirm(first, vec![(member, 6)]);
-        assert_eq!((weights.of(member), weights.of(other), weights.of(first)), (13, 1, 0));
-        [first, second].into_iter().for_each(|feeder| weights.confirm(feeder, Vec::new()));
-        assert_eq!(weights.of(member), WEIGHT_MAX);
+        let of = |weights: &Weights| [weights.of(member), weights.of(other)];
+        assert_eq!(of(&weights), [WEIGHT_MAX; 2]);
+        weights.confirm(vec![(member, 5), (other, u64::MAX)]);
+        assert_eq!(of(&weights), [5, WEIGHT_MAX]);
+        weights.confirm(vec![(member, 6)]);
+        assert_eq!(of(&weights), [6, 0]);
+        weights.confirm(Vec::new());
+        assert_eq!(of(&weights), [WEIGHT_MAX; 2], "of several feeders none knows all grants");
     }
 }

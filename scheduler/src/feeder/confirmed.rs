@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::Hop;
+use crate::{Hop, StageIndex};
 
 use super::AveragingSchedule;
 
@@ -42,6 +42,16 @@ impl Confirmed {
         }
     }
 
+    /// The rounds of a stage are ahead of this feeder, which calls `round` next: all grants that it knows may be as late
+    /// as the round before.
+    pub(super) fn catch_up(&mut self, stage: StageIndex, round: u64) {
+        let of_stage = self.by_hop.iter_mut().filter(|(hop, _)| hop.stage == Some(stage));
+        for (_, rounds) in of_stage {
+            let all = rounds.iter().fold(0, |sum: u64, (_, count)| sum.saturating_add(*count));
+            *rounds = VecDeque::from([(round.saturating_sub(1), all)]);
+        }
+    }
+
     /// The largest weight of a replica in a mean of `round`.
     pub(super) fn weight(&self, hop: &Hop, round: u64) -> u64 {
         let rounds = self.by_hop.get(hop).into_iter().flatten();
@@ -71,6 +81,8 @@ mod tests {
         assert_eq!(confirmed.weight(&a(1), 23), 30 + SINCE_THE_CALL, "it was granted nothing since");
         assert_eq!(confirmed.weight(&b(1), 20), SINCE_THE_CALL);
         assert!(confirmed.by_hop[&a(1)].len() <= 7);
+        confirmed.catch_up(StageIndex(1), 90);
+        assert_eq!(confirmed.weight(&a(1), 90), 70 + SINCE_THE_CALL, "a feeder that learns of later rounds");
         confirmed.forget(&a(1));
         assert_eq!(confirmed.weight(&a(1), 20), SINCE_THE_CALL);
     }

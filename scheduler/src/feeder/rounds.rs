@@ -97,7 +97,7 @@ impl Rounds {
         let rounds = self.stages.get_mut(usize::from(stage.0))?;
         let before = rounds.current().0;
         let round = rounds.learn();
-        (round.0 > before).then_some(Called { stage, round, catches_up: round.0 > before + 1 })
+        (round.0 > before).then(|| Called { stage, round, catches_up: round.0 - before > 1 })
     }
 
     /// Calls the next round of each stage where it is due and the feeder waits for no member any more.
@@ -107,7 +107,7 @@ impl Rounds {
             let before = rounds.current().0;
             if rounds.proceed(now, training) {
                 let round = rounds.current();
-                called.push(Called { stage, round, catches_up: round.0 > before + 1 });
+                called.push(Called { stage, round, catches_up: round.0.saturating_sub(before) > 1 });
             }
         }
         called
@@ -121,6 +121,26 @@ mod tests {
 
     fn replica(stage: u16, key: u8) -> Hop {
         Hop::replica(StageIndex(stage), Instance::new(PeerId([key; 32]), Incarnation(1)))
+    }
+
+    #[test]
+    fn a_round_that_no_replica_would_follow_is_not_believed() {
+        let hop = replica(0, 1);
+        let mut rounds = Rounds::new(Some(AveragingSchedule { interval: 10, fragments: 2 }), 1);
+        let mut table = PeerTable::new(fixtures::feeder());
+        table.update(Membership {
+            version: 1,
+            members: vec![fixtures::member(hop)],
+            ..Membership::default()
+        });
+        rounds.follow(&table);
+        let mut learn = |ended| {
+            rounds.ended(Time(0), &hop, Round(ended), None);
+            rounds.learn(StageIndex(0)).map(|called| called.round.0)
+        };
+        assert_eq!([u64::MAX, 1 << 50].map(&mut learn), [Some(1), None]);
+        assert_eq!(learn(40), Some(41));
+        assert_eq!([1 << 40, u64::MAX, 41].map(&mut learn), [None, None, Some(42)]);
     }
 
     #[test]

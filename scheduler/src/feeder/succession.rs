@@ -266,6 +266,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.grants.open(*microbatch);
             for &hop in grants {
                 self.grants.claim(*microbatch, hop);
+                self.confirm(hop);
             }
             self.handoff.remember(*microbatch, *to);
             self.handoff.mark_failed(*microbatch);

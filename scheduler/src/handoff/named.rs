@@ -1,6 +1,7 @@
 //! The replicas that entries name, so that the loss of a replica costs its own microbatches and not all of them.
 
 use std::collections::BTreeSet;
+use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::{Hop, MicrobatchId};
 
@@ -28,9 +29,12 @@ impl Named {
         self.0.range((hop, MicrobatchId(0))..=(hop, MicrobatchId(u64::MAX))).map(|&(_, id)| id)
     }
 
-    /// Every replica that is named.
+    /// Every replica that is named, once.
     pub(super) fn hops(&self) -> impl Iterator<Item = &Hop> {
-        self.0.iter().map(|(hop, _)| hop)
+        let after = |(hop, _): &(Hop, MicrobatchId)| {
+            self.0.range((Excluded((*hop, MicrobatchId(u64::MAX))), Unbounded)).next()
+        };
+        std::iter::successors(self.0.first(), move |entry| after(entry)).map(|(hop, _)| hop)
     }
 }
 
@@ -46,6 +50,7 @@ mod tests {
         named.change(MicrobatchId(7), [None, None], [Some(a(0)), Some(a(1))]);
         named.change(MicrobatchId(3), [None, None], [Some(a(0)), None]);
         assert_eq!((by(&named, a(0)), by(&named, a(1)), by(&named, b(0))), (vec![3, 7], vec![7], vec![]));
+        assert_eq!(named.hops().count(), 2);
         named.change(MicrobatchId(7), [Some(a(0)), Some(a(1))], [Some(b(0)), Some(a(1))]);
         assert_eq!((by(&named, a(0)), by(&named, a(1)), by(&named, b(0))), (vec![3], vec![7], vec![7]));
         named.change(MicrobatchId(3), [Some(a(0)), None], [None, None]);

@@ -116,11 +116,11 @@ mod tests {
         let mut leases = [(0, a), (1, b)].map(|(block, feeder)| {
             LeasedRange::new(Lease { first: id(block, 0), count: 100, epoch: 0 }, feeder)
         });
-        let own = [id(1, 0).0..id(1, 100).0];
+        let own = leases[1].lease.ids();
         let clocks = |outcomes: &Outcomes| [outcomes.clock_at(id(0, 7)), outcomes.clock_at(id(1, 30))];
         assert_eq!(clocks(&outcomes), [7, 30]);
 
-        outcomes.announce(b, &[announcement(11, vec![id(1, 8).0, id(1, 9).0])], &own);
+        outcomes.announce(b, &[announcement(11, vec![id(1, 8).0, id(1, 9).0])], std::slice::from_ref(&own));
         outcomes.settle(&leases);
         assert_eq!(clocks(&outcomes), [7 + 9, 30]);
         leases[1].feeder = heir;

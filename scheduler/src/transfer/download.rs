@@ -520,11 +520,11 @@ impl<P: Debug> Download<P> {
 
     // --- Donors ---------------------------------------------------------------------------------------------
 
-    /// The donors that may be asked next.
     fn are_all_blamed(&self) -> bool {
         self.donors.iter().all(|donor| self.blamed.contains(donor))
     }
 
+    /// The donors that may be asked next.
     fn untried(&self) -> impl Iterator<Item = Instance> {
         let untried = |donor: &&Instance| !self.tried.contains(donor) && !self.blamed.contains(donor);
         self.donors.iter().filter(untried).copied()

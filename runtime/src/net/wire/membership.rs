@@ -1,6 +1,7 @@
 //! The membership table.
 
 use swarmline_proto::v1;
+use swarmline_scheduler::coordinator::MEMBERS_MAX;
 use swarmline_scheduler::{
     BlockTally, Incarnation, Instance, LEASES_MAX, Lease, LeasedRange, Member, MemberState, Membership,
     MicrobatchId, StageIndex, TableChange,
@@ -28,6 +29,7 @@ pub fn encode_membership(membership: &Membership) -> v1::Membership {
 /// # Errors
 /// If a member, a leased range or a stage breaks the contract, or members, ranges or stages are not strictly ascending.
 pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, WireError> {
+    check_count(&membership.members, MEMBERS_MAX, "the number of members", "at most 16384")?;
     let members: Vec<Member> = membership.members.iter().map(decode_member).collect::<Result<_, _>>()?;
     check_ascending(&members, |member| member.instance.peer, "the peer of a member")?;
     let leases = decode_leases(&membership.leases)?;

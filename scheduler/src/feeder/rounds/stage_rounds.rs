@@ -24,7 +24,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::averaging::{DrawnGroups, GROUP_MAX, Round};
+use crate::averaging::{DrawnGroups, GROUP_MAX, Round, highest_believed};
 use crate::feeder::AveragingSchedule;
 use crate::{Duration, Instance, Time};
 
@@ -165,8 +165,11 @@ impl StageRounds {
     }
 
     /// A member has ended this round and all before it; `carried`: every fragment was averaged with its contribution
-    /// since then.
+    /// since then. A round far ahead of the current one is not believed: no replica would follow its successor.
     pub(super) fn ended(&mut self, now: Time, member: Instance, round: Round, carried: Option<Round>) {
+        if round > highest_believed((self.round > 0).then_some(self.current())) {
+            return;
+        }
         let overdue = self.grace().is_some_and(|until| until <= now);
         let Some(reported) = self.members.get_mut(&member) else { return };
         let ends = round.0 >= self.round && self.pending.remove(&member);
@@ -517,7 +520,7 @@ mod tests {
     fn a_restarted_feeder_goes_on_after_the_rounds_that_all_members_have_ended() {
         let mut rounds = rounds(1..=2);
         assert!(rounds.proceed(Time(0), at(10)));
-        end(&mut rounds, Time(0), 1..=1, u64::MAX);
+        end(&mut rounds, Time(0), 1..=1, 1_000);
         end(&mut rounds, Time(0), 2..=2, 40);
         assert!(rounds.proceed(Time(1), at(20)));
         assert_eq!(rounds.current(), Round(41));

@@ -45,16 +45,24 @@ impl ReferenceModel {
         }
     }
 
-    /// Checks that the clock of the run at a microbatch counts of other feeders only microbatches that have an outcome, or
-    /// never will. Of its own microbatches a feeder that lies tells replicas what it likes.
+    /// Checks that the clock of the run at a microbatch counts of other blocks at least what the table states, and only
+    /// microbatches that have an outcome, or never will. Of its own microbatches a feeder that lies tells replicas what it
+    /// likes.
     fn check_clock(&mut self, replica: &Replica<Payload>, id: MicrobatchId) {
         let Some(clock) = replica.stage().clock_at(id).filter(|_| self.lying_feeder.is_none()) else {
             return;
         };
         let (me, others) = (replica.config().stage.me, clock - id.index());
-        let has_ended = |other: &&MicrobatchId| self.outcomes.contains_key(other) || self.unknown(**other);
-        let ended = |other: &&MicrobatchId| other.block() != id.block() && has_ended(other);
-        let sound = others == 0 || others <= self.injected.keys().filter(ended).count() as u64;
+        let tallies = replica.table().leases().iter().map(|leased| leased.tally);
+        let stated: u64 = tallies.filter(|tally| tally.block != id.block()).map(|tally| tally.settled).sum();
+        self.require(others >= stated, || {
+            format!("the clock of {id} at {me:?} counts {others} of {stated} others")
+        });
+        let of_others = |other: &&MicrobatchId| other.block() != id.block();
+        let never_ends = |other: &&MicrobatchId| !self.outcomes.contains_key(other) && self.unknown(**other);
+        let ended = || self.outcomes.keys().filter(of_others).count();
+        let lost = || self.injected.keys().filter(of_others).filter(never_ends).count();
+        let sound = others == 0 || others <= (ended() + lost()) as u64;
         self.require(sound, || {
             format!("the clock of {id} at {me:?} counts {others} of others, and fewer have ended")
         });
