@@ -381,7 +381,7 @@ impl Coordinator {
         let Self { members, leases, .. } = self;
         leases.report(from, tallies);
         let lease = leases.lease(from, next, count, members.feeders());
-        if lease.is_ok_and(|lease| lease.count == 0) {
+        if leases.is_given_out() && lease.is_ok_and(|lease| lease.count == 0) {
             leases.succeed(from, |holder| !members.contains(holder.peer));
         }
         let others = leases.others(from);

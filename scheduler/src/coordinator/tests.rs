@@ -270,6 +270,19 @@ fn a_feeder_that_asks_when_nothing_is_left_takes_over_from_the_gone() {
 }
 
 #[test]
+fn a_feeder_that_gets_no_ids_while_the_run_has_some_takes_nothing_over() {
+    let mut harness = Harness::running();
+    let other = key(5);
+    harness.join(other, 1, Role::Feeder);
+    harness.lease(other, 3);
+    harness.pass(16, &[key(0), key(1), FEEDER]);
+    harness.lease(FEEDER, 5);
+    let foreign = MicrobatchId(Block(7).first().0 + 4);
+    assert_eq!(harness.lease_from(FEEDER, Some(foreign), 1), leased(1, 5, 0));
+    assert_eq!(harness.leases()[0].1, other);
+}
+
+#[test]
 fn a_newer_start_replaces_an_older_one_on_its_stage() {
     let mut harness = Harness::running();
     assert_eq!(harness.join(key(1), 1, Role::Replica), Reply::Joined(MemberState::Serving(StageIndex(1))));
