@@ -150,6 +150,7 @@ impl Coordinator {
         self.note_stranger(now, from, reply.as_ref());
         self.notice_finished(now);
         self.promote_standbys(clock);
+        self.end_outages();
         self.publish();
         if let Some((from, reply)) = from.zip(reply)
             && let Some(reply) = self.publishing.wait(from, reply)

@@ -38,6 +38,12 @@ impl Coordinator {
         }
     }
 
+    /// A stage that a replica serves has no outage.
+    pub(super) fn end_outages(&mut self) {
+        let occupancy = self.members.occupancy();
+        self.holders.end_outages(|stage| !occupancy.is_unserved(stage));
+    }
+
     /// A table that was returned names no former members: the weights of a stage that none of its members serves may be
     /// with any replica.
     pub(super) fn await_restored(&mut self, now: Time) {

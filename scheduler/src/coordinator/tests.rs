@@ -608,6 +608,45 @@ fn the_wait_for_weights_has_an_end() {
 }
 
 #[test]
+fn a_liar_that_comes_back_again_and_again_holds_up_a_stage_for_a_minute_at_most() {
+    let mut harness = Harness::running();
+    harness.pass(1, &[key(0), key(1), FEEDER]);
+    harness.pass(15, &[key(0), FEEDER]);
+    let (joiner, liar) = (key(2), key(5));
+    harness.join(joiner, 1, Role::Replica);
+    let begin = |harness: &mut Harness| {
+        harness.hear(Event::Ready { from: start(joiner), stage: StageIndex(1), initial: true }).unwrap()
+    };
+    for turn in 0..3 {
+        assert_eq!(begin(&mut harness), Reply::Noted(MemberState::Loading(StageIndex(1))));
+        harness.join(liar, 2 * turn, Role::Replica);
+        harness.return_with(liar, 2 * turn + 1, 1);
+        harness.pass(20, &[key(0), joiner, FEEDER]);
+    }
+    harness.join(liar, 6, Role::Replica);
+    harness.return_with(liar, 7, 1);
+    assert_eq!(harness.published.last().unwrap().awaited, []);
+    assert_eq!(begin(&mut harness), Reply::Noted(MemberState::Serving(StageIndex(1))));
+
+    harness.pass(15, &[key(0), FEEDER]);
+    assert_eq!(
+        harness.published.last().unwrap().awaited,
+        [StageIndex(1)],
+        "the next replica is awaited again"
+    );
+}
+
+#[test]
+fn a_peer_that_comes_with_weights_while_its_stage_is_served_shortens_no_later_wait() {
+    let mut harness = Harness::running();
+    harness.pass(1, &[key(0), key(1), FEEDER]);
+    harness.return_with(key(5), 1, 1);
+    harness.pass(100, &[key(0), key(1), FEEDER]);
+    harness.pass(15, &[key(0), FEEDER]);
+    assert_eq!(harness.published.last().unwrap().awaited, [StageIndex(1)]);
+}
+
+#[test]
 fn a_replica_that_lost_its_weights_is_not_awaited() {
     for untrained in [false, true] {
         let mut harness = Harness::running();
