@@ -36,7 +36,7 @@ pub(super) struct Restart {
     returned: Option<u64>,
     /// The highest version of a table that was returned, whatever it says.
     seen: u64,
-    /// Callers that have returned a table.
+    /// Members by a table that was returned, which have returned their own.
     returned_by: BTreeSet<PeerId>,
 }
 
@@ -113,8 +113,21 @@ impl Coordinator {
     pub(super) fn asks_for_table(&self, event: &Event) -> bool {
         let Event::Heartbeat { from, .. } = *event else { return false };
         let restart = self.restart.as_ref().filter(|_| self.waits_for_members);
-        let is_restored = self.members.get(from).is_some_and(|entry| entry.is_restored);
-        is_restored && restart.is_some_and(|restart| restart.asks(from.peer))
+        self.is_restored(from) && restart.is_some_and(|restart| restart.asks(from.peer))
+    }
+
+    fn is_restored(&self, from: Instance) -> bool {
+        self.members.get(from).is_some_and(|entry| entry.is_restored)
+    }
+
+    /// A caller that no table names is not asked, so it uses up no question.
+    fn note_returned(&mut self, from: Instance) {
+        let is_restored = self.is_restored(from);
+        if let Some(restart) = self.restart.as_mut().filter(|restart| restart.returned_by.len() < ASKED_MAX)
+            && is_restored
+        {
+            restart.returned_by.insert(from.peer);
+        }
     }
 
     /// Takes the table that a caller returns: the coordinator has signed it and forgotten it since.
@@ -125,14 +138,12 @@ impl Coordinator {
             if table.launch != self.config.launch {
                 restart.seen = restart.seen.max(table.version);
             }
-            if restart.returned_by.len() < ASKED_MAX {
-                restart.returned_by.insert(from.peer);
-            }
             if restart.take(now, table, has_leased) {
                 self.waits_for_members |= is_first;
                 self.restore(clock, table, is_first);
             }
         }
+        self.note_returned(from);
         self.members.get(from).map_or_else(|| self.stranger(from), |entry| Reply::Noted(entry.member.state))
     }
 

@@ -755,6 +755,21 @@ fn a_coordinator_that_was_started_again_publishes_nothing_before_newer_tables_ha
 }
 
 #[test]
+fn strangers_that_return_an_old_table_keep_no_member_from_being_asked_for_a_newer_one() {
+    let mut harness = Harness::running();
+    harness.lease(FEEDER, 4);
+    harness.pass(1, &[key(0), key(1), FEEDER]);
+    let (older, newest) = (harness.published[3].clone(), harness.coordinator.membership());
+    harness.restart();
+    for stranger in 100..200 {
+        assert_eq!(harness.return_table(key(stranger), &older), Reply::Unknown);
+    }
+    assert_eq!(harness.beat(key(1)), Reply::Unknown, "it may have a newer table");
+    assert_eq!(harness.return_table(key(1), &newest), Reply::Noted(MemberState::Serving(StageIndex(1))));
+    assert_eq!(harness.coordinator.membership().leases, newest.leases);
+}
+
+#[test]
 fn a_coordinator_that_was_started_again_waits_for_the_tables_of_callers_that_speak_as_members() {
     let mut harness = Harness::running();
     let table = harness.coordinator.membership();
