@@ -22,18 +22,16 @@ pub(super) struct Outcomes {
 }
 
 impl Outcomes {
-    /// Adds an announcement about the feeder's own ids; it says nothing about others. Announcements overtake each other, so
-    /// an older announcement takes nothing back. More ranges than [`ACK_RANGES_MAX`] are cut off: their ids are announced
-    /// again later.
+    /// Adds an announcement about the feeder's own ids, whose ranges ascend; it says nothing about others. Announcements
+    /// overtake each other, so an older announcement takes nothing back. More ranges than [`ACK_RANGES_MAX`] are cut off:
+    /// their ids are announced again later.
     pub(super) fn announce(&mut self, feeder: PeerId, ranges: &[AckRange], own: &[Range<u64>]) {
         if self.by_feeder.len() >= FEEDERS_MAX && !self.by_feeder.contains_key(&feeder) {
             self.by_feeder.pop_first();
         }
         let ended = self.by_feeder.entry(feeder).or_default();
         for run in ranges.iter().take(ACK_RANGES_MAX).flat_map(AckRange::runs) {
-            for leased in own {
-                ended.insert_run(run.start.max(leased.start)..run.end.min(leased.end));
-            }
+            clip(run, own).for_each(|part| ended.insert_run(part));
         }
         ended.keep_last_runs(RUNS_MAX);
     }
@@ -73,9 +71,18 @@ impl Outcomes {
     }
 }
 
+/// The parts of `run` within the ranges of `own`, which ascend and do not overlap. An announcement names many runs, and a
+/// feeder may have many ranges, so only those are looked at that the run touches.
+fn clip(run: Range<u64>, own: &[Range<u64>]) -> impl Iterator<Item = Range<u64>> {
+    let first = own.partition_point(|leased| leased.end <= run.start);
+    let touched = own[first..].iter().take_while(move |leased| leased.start < run.end);
+    touched.map(move |leased| run.start.max(leased.start)..run.end.min(leased.end))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Duration, LEASES_MAX};
 
     #[test]
     fn an_announcement_that_was_overtaken_takes_nothing_back() {
@@ -105,6 +112,24 @@ mod tests {
         );
         let ended: Vec<_> = (0..99).filter(|&id| outcomes.contain(MicrobatchId(id))).collect();
         assert_eq!(ended, [10, 11, 13, 14, 15, 16, 17, 18, 19, 30]);
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_types, clippy::disallowed_methods)]
+    fn a_long_announcement_of_a_feeder_with_many_ranges_is_read_in_a_moment() {
+        let own: Vec<_> = (0..LEASES_MAX as u32).map(|block| Block(2 * block).ids()).collect();
+        let first = Block(8).first().0 - 10;
+        let open: Vec<u64> = (first..).step_by(2).take(ACK_OPEN_MAX).collect();
+        let range = AckRange { first, end: first + 2 * ACK_OPEN_MAX as u64, open };
+        let mut outcomes = Outcomes::default();
+        let began = std::time::Instant::now();
+        for _ in 0..2 {
+            outcomes.announce(PeerId([1; 32]), &vec![range.clone(); ACK_RANGES_MAX], &own);
+        }
+        let taken = began.elapsed();
+        assert!(taken < Duration::from_secs(3), "{taken:?}");
+        let ended = outcomes.by_feeder.values().map(IdSet::len).sum::<u64>();
+        assert_eq!(ended, ACK_OPEN_MAX as u64 - 5, "those of its own block");
     }
 
     #[test]
