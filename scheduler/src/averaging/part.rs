@@ -121,6 +121,8 @@ pub(super) struct PartState<P> {
     opened: Time,
     /// The mean accepted, and the attempt whose owner proposed it.
     accepted: Option<(Attempt, Mean<P>)>,
+    /// Its vote, which outlasts the numbers: a member that is late may ask for it.
+    vote: Option<(Attempt, MeanId)>,
     votes: Votes,
     /// The members whose numbers have arrived here. The same again is no sign that a member is at work.
     given: BTreeSet<usize>,
@@ -136,6 +138,7 @@ impl<P: Clone + Default> PartState<P> {
             attempt: Attempt(0),
             opened: Time::default(),
             accepted: None,
+            vote: None,
             votes: Votes::default(),
             given: BTreeSet::new(),
             reducer: None,
@@ -423,7 +426,7 @@ impl<P: Clone + Default> PartState<P> {
     }
 
     fn vote(&self) -> Option<(Attempt, Content)> {
-        self.accepted.as_ref().map(|(attempt, mean)| (*attempt, Content::Accepted { mean: mean.id }))
+        self.vote.map(|(attempt, mean)| (attempt, Content::Accepted { mean }))
     }
 
     fn accept(&mut self, x: &mut Context<'_, P>, attempt: Attempt, mean: Mean<P>) {
@@ -432,17 +435,26 @@ impl<P: Clone + Default> PartState<P> {
         }
         (self.attempt, self.phase, self.reducer) = (attempt, Phase::Open(x.now), None);
         self.votes.add(x.group.me(), mean.id);
+        self.vote = Some((attempt, mean.id));
         self.accepted = Some((attempt, mean));
     }
 
-    /// Chooses the mean that this replica has accepted if enough others have accepted it.
+    /// Chooses the mean that this replica has accepted if enough others have accepted it. Gives up if enough have accepted
+    /// others: no vote changes.
     fn count_votes(&mut self, x: &mut Context<'_, P>) {
         let (Phase::Open(since), Some((_, mean))) = (self.phase, &self.accepted) else { return };
         let silent = |member: usize| !self.votes.has(member) && x.group.is_awaited(member);
         let all = since + x.timeout.current() <= x.now || !x.group.others().any(silent);
         if self.votes.count(mean.id) >= x.group.quorum() || (all && self.has_majority(x.group)) {
             self.phase = Phase::Chosen;
+        } else if self.is_outvoted(mean.id, x.group) {
+            self.give_up(x);
         }
+    }
+
+    fn is_outvoted(&self, mean: MeanId, group: &Group) -> bool {
+        let open = group.others().filter(|&member| !self.votes.has(member)).count();
+        self.votes.are_divided(mean) && self.votes.count(mean) + open < group.quorum()
     }
 
     /// Whether a majority has accepted the same mean as this replica, and no member another.

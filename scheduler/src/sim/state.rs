@@ -246,10 +246,12 @@ fn clip(given: &mut [(f64, Vec<f64>)]) {
     };
     let distances: Vec<f64> = given.iter().map(|(_, numbers)| distance(numbers)).collect();
     let typical = median(distances.iter().copied());
+    let length = centre.iter().map(|number| number.powi(2)).sum::<f64>().sqrt();
     let typical_each = median(distances.iter().zip(&*given).map(|(distance, (weight, _))| distance / weight));
     for (distance, (weight, numbers)) in distances.into_iter().zip(given) {
-        let radius = REACH * typical.max(typical_each * *weight);
-        if distance > radius && radius > 0.0 {
+        let typical = typical.max(typical_each * *weight);
+        let radius = if typical > 0.0 { REACH * typical } else { length };
+        if distance > radius {
             let pull = |(number, centre): (&mut f64, &f64)| {
                 *number = centre + (*number - centre) * radius / distance;
             };
@@ -258,9 +260,13 @@ fn clip(given: &mut [(f64, Vec<f64>)]) {
     }
 }
 
-/// The middle number, the upper one of two.
+/// The middle number, or the mean of the middle two.
 fn median(numbers: impl Iterator<Item = f64>) -> f64 {
     let mut numbers: Vec<f64> = numbers.collect();
     numbers.sort_by(f64::total_cmp);
-    numbers.get(numbers.len() / 2).copied().unwrap_or_default()
+    let middle = numbers.len() / 2;
+    match (numbers.get(middle.wrapping_sub(1)), numbers.get(middle)) {
+        (Some(below), Some(above)) if numbers.len().is_multiple_of(2) => f64::midpoint(*below, *above),
+        (_, middle) => middle.copied().unwrap_or_default(),
+    }
 }

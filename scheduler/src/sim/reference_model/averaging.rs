@@ -187,9 +187,13 @@ impl Means {
             Content::Accepted { mean } => {
                 let proposals = self.proposals.entry((group, part)).or_default();
                 let proposal = proposals.iter_mut().find(|proposal| proposal.id == mean);
-                let proposal = proposal.ok_or_else(|| format!("{me:?} accepts what no owner proposed"))?;
-                proposal.acceptors.insert(me);
-                Ok(())
+                let is_known = proposal.is_some_and(|proposal| {
+                    proposal.acceptors.insert(me);
+                    true
+                });
+                require(is_known || self.liars.contains(&me), || {
+                    format!("{me:?} accepts what no owner proposed")
+                })
             }
             // A liar may have accepted a mean of its own and told no member.
             Content::Promise { of, contributors } => {
@@ -278,14 +282,18 @@ impl Means {
         let spread = honest.iter().flat_map(|one| honest.iter().map(|other| distance(one.1, other.1)));
         let spread = spread.fold(0.0, f64::max);
         let lightest = honest.iter().map(|(weight, _)| *weight).min().unwrap_or(1);
-        let reach = REACH * spread * (*said as f64 / lightest as f64).max(1.0);
+        let reach = if spread > 0.0 {
+            REACH * spread * (*said as f64 / lightest as f64).max(1.0)
+        } else {
+            length(honest[0].1)
+        };
         let within = |(index, mean): (usize, &f64)| {
             let numbers = honest.iter().map(|(_, numbers)| numbers.values[index]);
             let (low, high) =
                 (numbers.clone().fold(f64::INFINITY, f64::min), numbers.fold(f64::NEG_INFINITY, f64::max));
             (low - reach..=high + reach).contains(mean)
         };
-        require(spread == 0.0 || mean.iter().enumerate().all(within), || {
+        require(mean.iter().enumerate().all(within), || {
             format!("{:?} pulls a mean to {mean:?}, far from {honest:?}", liar.of)
         })
     }
@@ -350,6 +358,10 @@ impl Means {
 fn distance(one: &Numbers, other: &Numbers) -> f64 {
     let squares = one.values.iter().zip(&other.values).map(|(one, other)| (one - other).powi(2));
     squares.sum::<f64>().sqrt()
+}
+
+fn length(numbers: &Numbers) -> f64 {
+    numbers.values.iter().map(|number| number.powi(2)).sum::<f64>().sqrt()
 }
 
 fn majority(size: usize) -> usize {
