@@ -18,6 +18,7 @@
 //! averages within itself until the fragment has its turn again.
 
 mod adaptive_timeout;
+mod context;
 mod counts;
 mod deferred;
 mod draw;
@@ -60,9 +61,10 @@ pub use votes::MeanId;
 pub use weights::WEIGHT_MAX;
 
 use adaptive_timeout::AdaptiveTimeout;
+use context::Context;
 use deferred::{Deferred, ROUNDS_AHEAD_MAX};
 use group::Group;
-use part::{Context, PartState};
+use part::PartState;
 use unreachable::Unreachable;
 use weights::Weights;
 

@@ -15,73 +15,20 @@
 //! ([`Group::quorum`]). With less, but a majority, it first waits for the votes of the other members that are there; if
 //! one of them has accepted another mean, the part stays as it was.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
-use crate::transfer::ChunkHash;
 use crate::{Attempt, Time};
 
 use super::adaptive_timeout::AdaptiveTimeout;
+use super::context::Context;
 use super::counts::{Fault, Note};
 use super::event::{Action, Reason};
 use super::group::{Group, MemberSet, PartIndex};
 use super::job::Job;
-use super::message::{AveragingMessage, Content};
+use super::message::Content;
 use super::reducer::{Decision, Given, Mean, Reducer};
 use super::votes::{MeanId, Votes};
 use super::weights::WEIGHT_MAX;
-
-/// The round of a part, and the queues for the actions and notes of the part.
-#[derive(Debug)]
-pub(super) struct Context<'a, P> {
-    pub(super) now: Time,
-    pub(super) group: &'a mut Group,
-    pub(super) part: PartIndex,
-    /// Weight of this replica in the mean.
-    pub(super) weight: u64,
-    /// Contributions of this replica that no mean has carried.
-    pub(super) uncarried: u64,
-    /// A newer round waits: a part whose owner is overdue is given up.
-    pub(super) superseded: bool,
-    pub(super) timeout: &'a mut AdaptiveTimeout,
-    pub(super) digest: fn(&P) -> (u64, ChunkHash),
-    pub(super) actions: &'a mut VecDeque<Action<P>>,
-    pub(super) notes: &'a mut Vec<Note>,
-}
-
-impl<P: Clone + Default> Context<'_, P> {
-    fn send(&mut self, member: usize, attempt: Attempt, content: Content, payload: P) {
-        let Some(to) = self.group.instance(member) else { return };
-        let message = AveragingMessage { group: self.group.id, part: self.part, attempt, content };
-        self.actions.push_back(Action::Send { to: to.peer, message, payload });
-    }
-
-    fn broadcast(&mut self, attempt: Attempt, content: &Content, payload: &P) {
-        for member in self.group.others().collect::<Vec<_>>() {
-            self.send(member, attempt, content.clone(), payload.clone());
-        }
-    }
-
-    fn note(&mut self, note: Note) {
-        self.notes.push(note);
-    }
-
-    fn malformed(&mut self, from: usize) {
-        self.notes.extend(self.group.instance(from).map(Note::Malformed));
-    }
-
-    fn late(&mut self, from: usize) {
-        self.notes.extend(self.group.instance(from).map(Note::Late));
-    }
-
-    fn mean(&self, contributors: MemberSet, numbers: P) -> Mean<P> {
-        let (_, digest) = (self.digest)(&numbers);
-        Mean { id: MeanId { contributors, digest }, numbers }
-    }
-
-    fn is_owner(&self, member: usize, attempt: Attempt) -> bool {
-        attempt.0 < self.group.attempts() && self.group.owner(self.part, attempt) == member
-    }
-}
 
 /// The progress of a part at this member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
