@@ -39,6 +39,8 @@ struct TableLog {
     table: SignedTable,
     /// The latest changes, each of the table that the one before made.
     changes: VecDeque<Arc<SignedChange>>,
+    /// The table as a message, once a reader has asked for it: ten thousand readers at once ask for the same.
+    message: Option<Arc<v1::SignedMembership>>,
 }
 
 impl TableWriter {
@@ -46,14 +48,14 @@ impl TableWriter {
     #[must_use]
     pub fn new(table: SignedTable) -> Self {
         let (newest, _) = watch::channel(table.version());
-        Self { log: Arc::new(Mutex::new(TableLog { table, changes: VecDeque::new() })), newest }
+        Self { log: Arc::new(Mutex::new(TableLog::new(table))), newest }
     }
 
     /// Puts in a whole table, unless it is not newer than the newest.
     pub fn replace(&self, table: SignedTable) {
         let mut log = lock(&self.log);
         if table.version() > log.table.version() {
-            *log = TableLog { table, changes: VecDeque::new() };
+            *log = TableLog::new(table);
         }
         self.tell(&log);
     }
@@ -67,6 +69,7 @@ impl TableWriter {
         change: impl FnOnce(&mut SignedTable) -> Result<SignedChange, E>,
     ) -> Result<(), E> {
         let mut log = lock(&self.log);
+        log.message = None;
         let changed = change(&mut log.table)?;
         if log.changes.len() >= CHANGES_KEPT {
             log.changes.pop_front();
@@ -85,7 +88,7 @@ impl TableWriter {
     /// The newest table, as the coordinator signed it.
     #[must_use]
     pub fn signed(&self) -> v1::SignedMembership {
-        lock(&self.log).table.to_message()
+        whole(&self.log)
     }
 
     /// The newest table.
@@ -146,14 +149,18 @@ impl TableReader {
 
     /// The same as one message; `None` if nothing is new.
     pub fn read_message(&mut self) -> Option<v1::TableUpdate> {
-        let log = lock(&self.log);
+        let mut log = lock(&self.log);
         let changes = log.read_on(&mut self.read);
         let changes = changes.map(|all| all.iter().map(|signed| signed.to_message()).collect::<Vec<_>>());
-        let (whole, changes) = match changes.filter(|changes| bytes(changes) <= CHANGES_BYTES_MAX) {
-            Some(changes) => (None, changes),
-            None => (Some(log.table.to_message()), Vec::new()),
-        };
-        (whole.is_some() || !changes.is_empty()).then_some(v1::TableUpdate { whole, changes })
+        match changes.filter(|changes| bytes(changes) <= CHANGES_BYTES_MAX) {
+            Some(changes) => (!changes.is_empty()).then_some(v1::TableUpdate { whole: None, changes }),
+            None => {
+                let message = log.message();
+                drop(log);
+                let whole = Some(v1::SignedMembership::clone(&message));
+                Some(v1::TableUpdate { whole, changes: Vec::new() })
+            }
+        }
     }
 
     /// A channel that holds the version of the newest table.
@@ -171,11 +178,20 @@ impl TableReader {
     /// The newest table, as the coordinator signed it.
     #[must_use]
     pub fn signed(&self) -> v1::SignedMembership {
-        lock(&self.log).table.to_message()
+        whole(&self.log)
     }
 }
 
 impl TableLog {
+    fn new(table: SignedTable) -> Self {
+        Self { table, changes: VecDeque::new(), message: None }
+    }
+
+    fn message(&mut self) -> Arc<v1::SignedMembership> {
+        let table = &self.table;
+        self.message.get_or_insert_with(|| Arc::new(table.to_message())).clone()
+    }
+
     /// The changes since the version `read`, which becomes the newest; `None` if they are not kept. A reader may know a newer
     /// table: of a coordinator that was started again, or from before a change that did not verify.
     fn read_on(&self, read: &mut u64) -> Option<Vec<Arc<SignedChange>>> {
@@ -191,6 +207,12 @@ impl TableLog {
 
 fn bytes(changes: &[v1::SignedChange]) -> usize {
     changes.iter().map(Message::encoded_len).sum()
+}
+
+/// The newest table as a message, copied while the log is free for others.
+fn whole(log: &Mutex<TableLog>) -> v1::SignedMembership {
+    let message = lock(log).message();
+    v1::SignedMembership::clone(&message)
 }
 
 fn lock(log: &Mutex<TableLog>) -> MutexGuard<'_, TableLog> {
