@@ -11,6 +11,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("outcome", &[]),
     ("config", &["data"]),
     ("data", &["config"]),
+    ("checkpoint", &["config"]),
     ("subspace", &["config", "hashing"]),
     ("packing", &["config", "hashing", "subspace"]),
     ("optim", &["config"]),

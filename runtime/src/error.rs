@@ -9,6 +9,7 @@ use swarmline_scheduler::{MicrobatchId, PeerId};
 use crate::model::ShardError;
 
 pub use crate::bench::BenchError;
+pub use crate::checkpoint::CheckpointError;
 pub use crate::config::ConfigError;
 pub use crate::data::DataError;
 pub use crate::net::address::InviteError;
@@ -112,6 +113,9 @@ pub enum Error {
     /// The state from a donor does not fit the stage.
     #[error("the state of the donor cannot be used: {0}")]
     State(#[from] StateError),
+    /// A checkpoint cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// Training in one process cannot go on.
     #[error(transparent)]
     Train(#[from] TrainError),

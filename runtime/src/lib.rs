@@ -85,6 +85,10 @@ pub mod bench;
 #[cfg(not(feature = "internals"))]
 mod bench;
 #[cfg(feature = "internals")]
+pub mod checkpoint;
+#[cfg(not(feature = "internals"))]
+mod checkpoint;
+#[cfg(feature = "internals")]
 pub mod data;
 #[cfg(not(feature = "internals"))]
 mod data;

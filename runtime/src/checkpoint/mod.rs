@@ -1,0 +1,21 @@
+//! Checkpoints of a run: the states of its stages and what it takes to go on from them, in a local folder or a bucket.
+//!
+//! A checkpoint is a folder `checkpoint-<microbatches, 12 digits>/`. It has one safetensors file a stage, exactly the
+//! bytes that joiners download: weights, both moments and the counters of the optimizer. It may have the tokenizer, and
+//! its `manifest.json` names every other file with length and digest. The manifest is written last: a folder without it
+//! is no checkpoint. The names of stage files contain digests, so two writers of one folder mix nothing.
+
+mod error;
+mod manifest;
+mod place;
+mod reading;
+mod store;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use error::{CheckpointError, Fault};
+pub use manifest::{BlockCursor, FORMAT, Manifest, StageFile, TokenizerFile};
+pub use reading::Checkpoint;
+pub use store::{Found, Store};
+pub use writer::Writer;
