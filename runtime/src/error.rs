@@ -12,6 +12,7 @@ pub use crate::bench::BenchError;
 pub use crate::checkpoint::CheckpointError;
 pub use crate::config::ConfigError;
 pub use crate::data::DataError;
+pub use crate::generate::GenerateError;
 pub use crate::net::address::InviteError;
 pub use crate::net::control::ControlError;
 pub use crate::net::grpc::ServeError;
@@ -20,6 +21,7 @@ pub use crate::net::quic::BindError;
 pub use crate::packing::TokenError;
 pub use crate::stage::{EngineError, StateError};
 pub use crate::train::TrainError;
+pub use crate::weights::WeightsError;
 
 /// An error that ends a process or a command. The message names the cause and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +112,9 @@ pub enum Error {
         /// The mismatch.
         reason: String,
     },
+    /// The weights of a whole model cannot be read or written.
+    #[error(transparent)]
+    Model(#[from] WeightsError),
     /// The state from a donor does not fit the stage.
     #[error("the state of the donor cannot be used: {0}")]
     State(#[from] StateError),
@@ -119,6 +124,9 @@ pub enum Error {
     /// Training in one process cannot go on.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// No text can be generated.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
     /// A benchmark has no figures.
     #[error(transparent)]
     Bench(#[from] BenchError),

@@ -67,7 +67,9 @@ pub mod cli;
 pub mod config;
 mod coordinator;
 pub mod error;
+pub mod export;
 mod feeder;
+pub mod generate;
 mod hashing;
 mod outcome;
 mod process;
@@ -116,6 +118,11 @@ mod stage;
 pub mod subspace;
 #[cfg(not(feature = "internals"))]
 mod subspace;
+
+#[cfg(feature = "internals")]
+pub mod weights;
+#[cfg(not(feature = "internals"))]
+mod weights;
 
 pub use config::Run;
 pub use coordinator::{Coordinator, CoordinatorOptions};

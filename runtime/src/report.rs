@@ -10,7 +10,7 @@ mod rate_limit;
 mod reporter;
 mod text;
 
-pub use event::{Event, FeederReport, ProgressReport, ReplicaReport, Totals};
+pub use event::{Event, ExportReport, FeederReport, GenerateReport, ProgressReport, ReplicaReport, Totals};
 pub use incident::Incident;
 pub use reporter::{Audience, Reporter};
 

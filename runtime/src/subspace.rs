@@ -3,7 +3,7 @@
 //! Source: "Protocol Models / Subspace Networks" (arXiv 2506.01260), in the form without projections: the
 //! trained parameters are the coordinates `A` of `W = U A`, and the stream is kept as coordinates `Z`.
 
-use swarmline_kernels::{Backend, PackedFormat, RoundingKey, Write, random};
+use swarmline_kernels::{Backend, LinearShape, PackedFormat, RoundingKey, Write, random};
 
 use crate::config::{Run, Stream};
 use crate::hashing;
@@ -83,6 +83,32 @@ impl<B: Backend> Subspace<B> {
         backend.project(dz, dx, &self.basis, self.rows, self.width, self.rank, write)
     }
 
+    /// `E0 + a[V,k] U^T`, `[V,d]`: the embedding of the whole vocabulary in its dense form, on the host.
+    pub(crate) fn lift_embedding(&self, backend: &mut B, a: &[f32]) -> swarmline_kernels::Result<Vec<f32>> {
+        let vocab = a.len() / self.rank;
+        let ids: Vec<u32> = (0..vocab as u32).collect();
+        let ids = backend.ids(&ids, vocab)?;
+        let mut anchor = backend.zeros(vocab * self.width)?;
+        self.anchor(backend, &mut anchor, &ids)?;
+        let z = uploaded(backend, a)?;
+        let mut lifted = backend.zeros(vocab * self.width)?;
+        backend.reconstruct(&mut lifted, &z, &self.basis, &anchor, vocab, self.width, self.rank)?;
+        downloaded(backend, &lifted, vocab * self.width)
+    }
+
+    /// `U a[k,in]`, `[d,in]`: a writer to the stream in its dense form, on the host.
+    pub(crate) fn lift_writer(&self, backend: &mut B, a: &[f32]) -> swarmline_kernels::Result<Vec<f32>> {
+        let inputs = a.len() / self.rank;
+        let basis = downloaded(backend, &self.basis, self.rank * self.width)?;
+        let columns = (0..self.width).flat_map(|column| basis.iter().skip(column).step_by(self.width));
+        let columns: Vec<f32> = columns.copied().collect();
+        let (u, a) = (uploaded(backend, &columns)?, uploaded(backend, a)?);
+        let mut lifted = backend.zeros(self.width * inputs)?;
+        let shape = LinearShape { rows: self.width, inputs, outputs: self.rank };
+        backend.linear_backward_input(&mut lifted, &u, &a, shape, Write::Set)?;
+        downloaded(backend, &lifted, self.width * inputs)
+    }
+
     /// [`Subspace::lift`] of the packed `z` in `bytes`, which is never in memory as a whole.
     pub(crate) fn lift_packed(
         &self,
@@ -127,6 +153,22 @@ impl<B: Backend> Subspace<B> {
             (Stream::Dense, _) => Ok(stream),
         }
     }
+}
+
+fn uploaded<B: Backend>(backend: &mut B, numbers: &[f32]) -> swarmline_kernels::Result<B::Tensor> {
+    let mut tensor = backend.zeros(numbers.len())?;
+    backend.upload(&mut tensor, numbers)?;
+    Ok(tensor)
+}
+
+fn downloaded<B: Backend>(
+    backend: &mut B,
+    tensor: &B::Tensor,
+    len: usize,
+) -> swarmline_kernels::Result<Vec<f32>> {
+    let mut numbers = vec![0.0; len];
+    backend.download(&mut numbers, tensor)?;
+    Ok(numbers)
 }
 
 /// Basis, anchor and weights use the same generator with different seeds.

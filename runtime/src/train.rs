@@ -17,11 +17,12 @@ use swarmline_scheduler::{Block, Loss, MicrobatchId, Refusal};
 use crate::config::Run;
 use crate::data::{Batches, Corpus};
 use crate::error::Error;
-use crate::model::Upstream;
+use crate::model::{SnapshotError, Upstream};
 use crate::outcome::Outcome;
 use crate::packing::TokenCodec;
 use crate::report::{Event, FeederReport, ProgressReport, Reporter};
 use crate::stage::{Engine, EngineError, Grant, Learning};
+use crate::weights::{HuggingFace, Summary, Weights as _};
 
 pub use error::TrainError;
 
@@ -40,6 +41,8 @@ pub struct TrainOptions {
     pub setup: Setup,
     /// Folder for the final weights, one file a stage. Default: none.
     pub save: Option<PathBuf>,
+    /// Folder in the format of Hugging Face whose weights the run begins with. Default: initial weights.
+    pub init_from: Option<PathBuf>,
     /// Whether stages before the last learn; frozen stages are a control. Default: `Learning::Active`.
     pub upstream: Learning,
     /// Microbatches between two evaluations, besides those at the start and the end. Default: none between.
@@ -50,15 +53,23 @@ impl TrainOptions {
     /// Trains `run`, whose relative paths start from the folder `base`, with the defaults.
     #[must_use]
     pub fn new(run: Run, base: PathBuf, setup: Setup) -> Self {
-        Self { run, base, setup, save: None, upstream: Learning::Active, evaluate_every: None }
+        Self {
+            run,
+            base,
+            setup,
+            save: None,
+            init_from: None,
+            upstream: Learning::Active,
+            evaluate_every: None,
+        }
     }
 }
 
 /// Trains the model of a run in this process, until its last optimizer step or until `stop` is true.
 ///
 /// # Errors
-/// The text cannot be used, the device has no memory or fails, training diverges ([`TrainError`]), or the weights
-/// cannot be written.
+/// The text or the weights to begin with cannot be used, the device has no memory or fails, training diverges
+/// ([`TrainError`]), or the weights cannot be written.
 pub fn train(options: &TrainOptions, reporter: &Reporter, stop: &AtomicBool) -> Result<Outcome, Error> {
     let corpus = Arc::new(Corpus::open(&options.run, &options.base)?);
     reporter.tell(&Event::corpus(&corpus));
@@ -79,6 +90,9 @@ impl Work for Session<'_> {
     fn on<B: Backend>(self, open: impl FnMut() -> swarmline_kernels::Result<B>) -> Self::Output {
         let Session { options, corpus, reporter, stop } = self;
         let mut training = Training::new(options, corpus, open)?;
+        if let Some(folder) = &options.init_from {
+            training.begin_with(folder, &options.base)?;
+        }
         training.evaluate(reporter)?;
         while training.report.injected < options.run.microbatches() {
             if stop.load(Ordering::Relaxed) {
@@ -109,6 +123,7 @@ struct Training<'a, B: Backend> {
     computing: Duration,
     since_progress: SinceProgress,
     evaluated_at: Option<u64>,
+    held_out: Option<f64>,
 }
 
 struct SinceProgress {
@@ -137,7 +152,19 @@ impl<'a, B: Backend> Training<'a, B> {
             computing: Duration::ZERO,
             since_progress: SinceProgress { at: Instant::now(), loss: Loss::default() },
             evaluated_at: None,
+            held_out: None,
         })
+    }
+
+    /// Replaces the initial weights by those of a Hugging Face folder.
+    fn begin_with(&mut self, folder: &Path, base: &Path) -> Result<(), Error> {
+        if !self.run.is_dense() {
+            let kind: &str = self.run.boundary.kind.into();
+            return Err(TrainError::NotDense { folder: folder.to_owned(), kind }.into());
+        }
+        let mut weights = HuggingFace::open(folder)?;
+        weights.check_run(self.run, base)?;
+        self.stages.iter_mut().try_for_each(|stage| take(stage, folder, &mut weights))
     }
 
     /// Trains one microbatch through all stages and back.
@@ -183,6 +210,9 @@ impl<'a, B: Backend> Training<'a, B> {
         let cut = (trained && self.stages.len() > 1).then_some(Upstream::Cut);
         for upstream in [Some(Upstream::Connected), cut].into_iter().flatten() {
             let (loss, upstream_cut) = (self.held_out(upstream)?.mean(), upstream == Upstream::Cut);
+            if !upstream_cut {
+                self.held_out = Some(loss);
+            }
             reporter.tell(&Event::Evaluation { done: self.report.injected, loss, upstream_cut });
         }
         Ok(())
@@ -245,8 +275,23 @@ impl<'a, B: Backend> Training<'a, B> {
             stage.save(&path)?;
             reporter.tell(&Event::Saved { path: path.display().to_string() });
         }
+        if let Some(held_out_loss) = self.held_out {
+            Summary { microbatches: self.report.injected, held_out_loss }.write(folder)?;
+        }
         Ok(())
     }
+}
+
+/// Replaces the weights of a stage by those of the whole model in `folder`.
+fn take<B: Backend>(stage: &mut Engine<B>, folder: &Path, weights: &mut HuggingFace) -> Result<(), Error> {
+    let shard = stage.shard();
+    let names: Vec<String> = shard.params().iter().map(|parameter| parameter.name.clone()).collect();
+    names.iter().try_for_each(|name| {
+        let values = weights.read(name)?;
+        let unfit =
+            |error: SnapshotError| Error::Weights { path: folder.to_owned(), reason: error.to_string() };
+        shard.upload(name, &values).map_err(unfit)
+    })
 }
 
 /// Forward through the stages, loss, and back; every stage steps on the way back.

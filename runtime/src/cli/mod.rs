@@ -6,8 +6,10 @@ mod computing;
 mod coordinator;
 mod demo;
 mod doctor;
+mod export;
 mod failure;
 mod feed;
+mod generate;
 mod join;
 mod train;
 
@@ -41,6 +43,10 @@ enum Command {
     Feed(feed::Arguments),
     /// Train the model of a run file in this one process: the reference
     Train(train::Arguments),
+    /// Turn the weights of a run into a folder that Hugging Face `transformers` loads
+    Export(export::Arguments),
+    /// Continue a prompt with the model of a run or of a Hugging Face folder
+    Generate(generate::Arguments),
     /// Look at this machine: processor, GPUs, driver, compiler of kernels, and missing parts
     Doctor(doctor::Arguments),
     /// Print a run file with every default filled in, or name its mistake
@@ -59,6 +65,8 @@ pub fn main() -> ExitCode {
         Command::Join(arguments) => join::run(&arguments),
         Command::Feed(arguments) => feed::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
         Command::Doctor(arguments) => {
             doctor::run(&arguments);
             Ok(())

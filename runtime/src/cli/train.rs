@@ -26,6 +26,9 @@ pub(super) struct Arguments {
     /// Write the weights of each stage into this folder at the end
     #[arg(long, value_name = "FOLDER")]
     save: Option<PathBuf>,
+    /// Begin with the weights in this Hugging Face folder (the boundary must be "identity")
+    #[arg(long, value_name = "FOLDER")]
+    init_from: Option<PathBuf>,
     /// Control: only the last stage learns, the others keep their initial weights
     #[arg(long)]
     freeze_upstream: bool,
@@ -42,6 +45,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let setup = arguments.computing.setup(threads)?;
     let mut options = TrainOptions::new(Run::load(&arguments.run)?, folder_of(&arguments.run), setup);
     options.save.clone_from(&arguments.save);
+    options.init_from.clone_from(&arguments.init_from);
     options.upstream = if arguments.freeze_upstream { Learning::Frozen } else { Learning::Active };
     options.evaluate_every = arguments.evaluate_every;
     let stop = Arc::new(AtomicBool::new(false));

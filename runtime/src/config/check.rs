@@ -31,6 +31,18 @@ pub(super) fn run(run: &Run, tokenizer_vocab: usize) -> Checked {
     totals(run)
 }
 
+impl Model {
+    /// Checks the sizes of a model from outside against each other and against the limits.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn check(&self) -> Result<(), Violation> {
+        model_sizes(self)?;
+        heads(self)?;
+        model_numbers(self)
+    }
+}
+
 /// Whether `name` may be the name of a run.
 pub(super) fn name_is_fine(name: &str) -> bool {
     !name.trim().is_empty() && name.len() <= limits::NAME_BYTES_MAX && !name.chars().any(char::is_control)

@@ -356,6 +356,15 @@ impl Run {
         StageIndex(u16::try_from(self.pipeline.stages - 1).unwrap_or(u16::MAX))
     }
 
+    /// The same run of `model` in one piece: one stage, so nothing is constrained or packed.
+    #[must_use]
+    pub fn in_one_piece(&self, model: Model) -> Self {
+        let mut run = Self { model, ..self.clone() };
+        (run.pipeline.stages, run.pipeline.layers_per_stage) = (1, vec![model.num_hidden_layers]);
+        (run.boundary.kind, run.boundary.packing) = (Kind::Identity, Packing::F32);
+        run
+    }
+
     /// Microbatches of the whole run: `steps * K` for each replica of a stage.
     #[must_use]
     pub fn microbatches(&self) -> u64 {

@@ -44,6 +44,13 @@ impl Run {
         }
     }
 
+    /// Whether the stream is dense and unbroken in every layer, as in a model in one piece.
+    #[must_use]
+    pub fn is_dense(&self) -> bool {
+        let layers = 0..self.model.num_hidden_layers;
+        self.constrained_layers() == 0 && layers.into_iter().all(|layer| self.entry(layer) == Entry::Continue)
+    }
+
     /// Change of the stream at the entry of `layer`.
     #[must_use]
     pub fn entry(&self, layer: usize) -> Entry {

@@ -112,6 +112,10 @@ pub enum Event {
         /// The file.
         path: String,
     },
+    /// The model of a run was written as a folder for `transformers`.
+    Exported(ExportReport),
+    /// A text was generated.
+    Generated(GenerateReport),
 }
 
 impl Event {
@@ -219,6 +223,34 @@ pub struct FeederReport {
     pub tokens_per_s: f64,
     /// Bytes of all frames sent to stage 0.
     pub bytes_sent: u64,
+}
+
+/// A model that was exported.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExportReport {
+    /// The folder.
+    pub path: String,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Held-out loss of the exported model, nats a token.
+    pub loss: Option<f64>,
+    /// The reason why that loss was not measured.
+    pub unmeasured: Option<String>,
+    /// Held-out loss that the run states, nats a token.
+    pub loss_of_run: Option<f64>,
+}
+
+/// A text that a model has generated.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GenerateReport {
+    /// The tokens behind the prompt.
+    pub ids: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// Seconds from the first token of the prompt to the last of the text.
+    pub seconds: f64,
 }
 
 impl FeederReport {

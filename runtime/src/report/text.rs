@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Event, FeederReport, ProgressReport, ReplicaReport, Totals};
+use super::{Event, ExportReport, FeederReport, ProgressReport, ReplicaReport, Totals};
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,6 +54,8 @@ impl fmt::Display for Event {
             Self::FeederDone(totals) => write!(f, "a feeder is done: {totals}"),
             Self::Incident(incident) => write!(f, "! {incident}"),
             Self::Saved { path } => write!(f, "saved {path}"),
+            Self::Exported(report) => report.fmt(f),
+            Self::Generated(report) => f.write_str(&report.text),
         }
     }
 }
@@ -71,6 +73,23 @@ impl fmt::Display for ReplicaReport {
             self.staleness_max,
             self.boundary_bytes as f64 / 1e6
         )
+    }
+}
+
+impl fmt::Display for ExportReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let megabytes = self.bytes as f64 / 1e6;
+        write!(f, "exported {} parameters ({megabytes:.1} MB) to {}", self.parameters, self.path)?;
+        if let Some(loss) = self.loss_of_run {
+            write!(f, "\nheld-out loss of the run: {loss:.4} nats/token")?;
+        }
+        if let Some(loss) = self.loss {
+            write!(f, "\nheld-out loss of the exported model: {loss:.4} nats/token")?;
+        }
+        if let Some(cause) = &self.unmeasured {
+            write!(f, "\nheld-out loss of the exported model: not measured: {cause}")?;
+        }
+        Ok(())
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::{Kind, Packing};
 
 /// A run of one step on a few kilobytes of text.
 fn options(folder: &Path) -> TrainOptions {
@@ -39,4 +40,52 @@ fn a_text_that_is_missing_is_named() {
     options.run.data.paths = vec!["nowhere".into()];
     let message = train_silently(&options).unwrap_err().to_string();
     assert!(message.contains("nowhere") && message.contains("data.paths"), "{message}");
+}
+
+/// Trains and exports; returns the folder of the exported model.
+fn exported(options: &mut TrainOptions, folder: &Path) -> PathBuf {
+    use crate::export::{ExportOptions, export};
+    options.save = Some(folder.join("saved"));
+    train_silently(options).unwrap();
+    let (run, to) = (options.run.clone(), folder.join("exported"));
+    let export_options = ExportOptions::new(folder.join("saved"), run, folder.to_owned(), to.clone());
+    export(&export_options, &Reporter::silent()).unwrap();
+    to
+}
+
+/// The held-out losses of a training, in order.
+fn losses(options: &TrainOptions) -> Vec<f64> {
+    use std::sync::Mutex;
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&heard);
+    let reporter = Reporter::to(move |event| {
+        if let Event::Evaluation { loss, upstream_cut: false, .. } = event {
+            sink.lock().unwrap().push(*loss);
+        }
+    });
+    train(options, &reporter, &AtomicBool::new(false)).unwrap();
+    let heard = heard.lock().unwrap();
+    heard.clone()
+}
+
+#[test]
+fn a_run_begins_where_the_exported_model_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path());
+    options.run.boundary.kind = Kind::Identity;
+    options.run.boundary.packing = Packing::F32;
+    let init_from = exported(&mut options, folder.path());
+    options.save = None;
+    let ended = losses(&options)[1];
+    options.init_from = Some(init_from);
+    assert_eq!(losses(&options)[0], ended);
+}
+
+#[test]
+fn a_run_with_a_subspace_begins_with_no_dense_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path());
+    options.init_from = Some(exported(&mut options, folder.path()));
+    let message = train_silently(&options).unwrap_err().to_string();
+    assert!(message.contains("\"subspace\"") && message.contains("identity"), "{message}");
 }

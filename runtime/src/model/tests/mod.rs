@@ -66,12 +66,12 @@ pub(crate) fn tiny(kind: Kind, packing: Packing) -> Run {
     }
 }
 
-pub(super) fn cpu() -> Cpu {
+pub(crate) fn cpu() -> Cpu {
     Cpu::new(1).unwrap()
 }
 
 /// Some token ids of a microbatch.
-pub(super) fn tokens(run: &Run, microbatch: MicrobatchId) -> Tokens {
+pub(crate) fn tokens(run: &Run, microbatch: MicrobatchId) -> Tokens {
     let codec = TokenCodec::new(run);
     let id = |i: usize| ((i * i + 3 * i + 5 * microbatch.0 as usize) % run.model.vocab_size) as u32;
     codec.tokens(&(0..codec.ids()).map(id).collect::<Vec<_>>()).unwrap()
@@ -84,7 +84,7 @@ pub(super) fn whole(run: &Run) -> Shard<Cpu> {
     shard
 }
 
-pub(super) fn stage(run: &Run, stage: u16) -> Shard<Cpu> {
+pub(crate) fn stage(run: &Run, stage: u16) -> Shard<Cpu> {
     let mut shard = Shard::for_stage(cpu(), run, StageIndex(stage), 2).unwrap();
     enlarge(&mut shard);
     shard

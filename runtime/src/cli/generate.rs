@@ -1,0 +1,84 @@
+//! `swarmline generate FROM PROMPT`.
+
+use std::io::Write as _;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use super::computing::parse_threads;
+use super::{Failure, all_cores, folder_of, reporter};
+use crate::config::Run;
+use crate::error::Error;
+use crate::generate::{GenerateError, Sampling, TextModel, generate};
+use crate::report::Event;
+use crate::weights::HuggingFace;
+
+/// Arguments of `swarmline generate`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// A folder that `swarmline export` has written, or one with the weights of all stages and --run
+    from: PathBuf,
+    /// The text to continue
+    prompt: String,
+    /// The run file that the weights were trained with, for a folder that does not name it
+    #[arg(long, value_name = "FILE")]
+    run: Option<PathBuf>,
+    /// Length of the continuation
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    tokens: usize,
+    /// 0 takes the most likely token; 1 draws tokens as likely as the model finds them
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = parse_temperature)]
+    temperature: f32,
+    /// Draw from the most likely tokens that have this share of the probability together
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_share)]
+    top_p: f32,
+    /// Seed of the draws
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
+    threads: Option<NonZeroUsize>,
+    /// Print one JSON object: ids, text, seconds
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let threads = arguments.threads.map_or_else(all_cores, NonZeroUsize::get);
+    let Arguments { prompt, tokens, temperature, top_p, seed, json, .. } = arguments;
+    let sampling = Sampling { temperature: *temperature, top_p: *top_p, seed: *seed };
+    let model = open(arguments, threads)?;
+    if *json {
+        let report = generate(model, prompt, *tokens, sampling, threads, |_| {})?;
+        reporter(true).tell(&Event::Generated(report));
+        return Ok(());
+    }
+    print(prompt);
+    generate(model, prompt, *tokens, sampling, threads, print)?;
+    print("\n");
+    Ok(())
+}
+
+fn open(arguments: &Arguments, threads: usize) -> Result<TextModel, Error> {
+    let Arguments { from, run, .. } = arguments;
+    match run {
+        Some(file) => TextModel::of_run(from, Run::load(file)?, &folder_of(file), threads),
+        None if HuggingFace::is_at(from) => TextModel::of_folder(from),
+        None => Err(GenerateError::UnknownFolder { folder: from.clone() }.into()),
+    }
+}
+
+/// Shows a piece of text at once. A closed pipe is not an error.
+fn print(text: &str) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok().filter(|number: &f32| number.is_finite() && *number >= 0.0);
+    number.ok_or_else(|| "a number from 0 is needed".to_owned())
+}
+
+fn parse_share(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok().filter(|number| (0.0..=1.0).contains(number));
+    number.ok_or_else(|| "a number from 0 to 1 is needed".to_owned())
+}

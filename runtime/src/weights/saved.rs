@@ -1,0 +1,192 @@
+//! The stages that a run has saved, read as the model in one piece.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use swarmline_kernels::Cpu;
+
+use super::{TensorFile, Weights, WeightsError};
+use crate::config::{Entry, Model, Run, Stream};
+use crate::subspace::Subspace;
+
+/// Name of the file with the [`Summary`], beside those of the stages.
+const SUMMARY: &str = "train.json";
+
+/// How a training ended whose weights are in the same folder.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Microbatches trained.
+    pub microbatches: u64,
+    /// Loss of the run on held-out text, nats a token.
+    pub held_out_loss: f64,
+}
+
+impl Summary {
+    /// Writes the summary into `folder`.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(self, folder: &Path) -> Result<(), WeightsError> {
+        let path = folder.join(SUMMARY);
+        let text = format!("{:#}\n", serde_json::json!(self));
+        std::fs::write(&path, text).map_err(WeightsError::file("write", &path))
+    }
+
+    /// The summary in `folder`; `None` without one that can be read.
+    fn read(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(folder.join(SUMMARY)).ok()?).ok()
+    }
+}
+
+/// A folder with the weights of all stages of a run, one safetensors file each. Names are global, so the cut of the
+/// files does not matter.
+#[derive(Debug)]
+pub struct SavedRun {
+    folder: PathBuf,
+    run: Run,
+    model: Model,
+    /// The first layer that the loss depends on: behind a cut that nothing crosses, the stream starts again.
+    first_layer: usize,
+    files: Vec<TensorFile>,
+    /// Position of the file of each tensor.
+    places: BTreeMap<String, usize>,
+    lift: Lift,
+}
+
+/// The subspace of a run with constrained layers, and the device that lifts.
+#[derive(Debug)]
+struct Lift {
+    cpu: Cpu,
+    space: Option<Subspace<Cpu>>,
+}
+
+impl SavedRun {
+    /// Opens the `.safetensors` files in `folder`, which stages of `run` have saved. `threads` lift.
+    ///
+    /// # Errors
+    /// A file cannot be read, a parameter of the run is missing, is in two files, or has another shape.
+    pub fn open(folder: &Path, run: Run, threads: usize) -> Result<Self, WeightsError> {
+        let files = open_all(folder)?;
+        let places = places(folder, &files)?;
+        let first_layer = first_layer(&run);
+        let model = Model { num_hidden_layers: run.model.num_hidden_layers - first_layer, ..run.model };
+        let mut cpu = Cpu::new(threads)?;
+        let space = (run.constrained_layers() > 0).then(|| Subspace::new(&mut cpu, &run)).transpose()?;
+        let lift = Lift { cpu, space };
+        let saved = Self { folder: folder.to_owned(), run, model, first_layer, files, places, lift };
+        saved.check()?;
+        Ok(saved)
+    }
+
+    /// The run, as its stages trained it.
+    #[must_use]
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    /// The held-out loss that the run states, nats a token.
+    #[must_use]
+    pub fn stated_loss(&self) -> Option<f64> {
+        Summary::read(&self.folder).map(|summary| summary.held_out_loss)
+    }
+
+    fn check(&self) -> Result<(), WeightsError> {
+        const REMEDY: &str = "Give the run file that the weights were trained with: --run FILE";
+        for spec in self.run.parameter_specs(0..self.run.model.num_hidden_layers) {
+            let Some(&place) = self.places.get(&spec.name) else {
+                let problem = format!("no file in it has the parameter {}", spec.name);
+                let remedy = "Put the files of all stages into the folder, and give the run file they were trained with";
+                return Err(WeightsError::unusable(&self.folder, problem, remedy));
+            };
+            let file = &self.files[place];
+            let shape = file.shape(&spec.name).unwrap_or_default();
+            if shape != spec.shape {
+                let problem = format!("{} has shape {shape:?}, the run demands {:?}", spec.name, spec.shape);
+                return Err(WeightsError::unusable(file.path(), problem, REMEDY));
+            }
+        }
+        Ok(())
+    }
+
+    /// The parameter as the stage holds it.
+    fn read_as_saved(&mut self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        match self.places.get(name) {
+            Some(&place) => self.files[place].read(name),
+            None => {
+                let problem = format!("no file in it has the parameter {name}");
+                Err(WeightsError::unusable(&self.folder, problem, "Save the run again"))
+            }
+        }
+    }
+
+    /// The name in the run of a parameter of the model in one piece.
+    fn name_in_run(&self, name: &str) -> String {
+        if name == "embed" && self.first_layer > 0 {
+            return format!("layers.{}.anchor", self.first_layer);
+        }
+        match layer_and_part(name) {
+            Some((layer, part)) => format!("layers.{}.{part}", layer + self.first_layer),
+            None => name.to_owned(),
+        }
+    }
+}
+
+impl Weights for SavedRun {
+    fn model(&self) -> &Model {
+        &self.model
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        let values = self.read_as_saved(&self.name_in_run(name))?;
+        let Lift { cpu, space: Some(space) } = &mut self.lift else { return Ok(values) };
+        let is_constrained = |layer| self.run.stream(layer) == Stream::Coordinates;
+        match layer_and_part(name) {
+            Some((layer, "attention.wo" | "ffn.down")) if is_constrained(layer) => {
+                Ok(space.lift_writer(cpu, &values)?)
+            }
+            None if name == "embed" => Ok(space.lift_embedding(cpu, &values)?),
+            _ => Ok(values),
+        }
+    }
+}
+
+/// The layer and the part of a name such as `layers.7.attention.wq`.
+fn layer_and_part(name: &str) -> Option<(usize, &str)> {
+    let (layer, part) = name.strip_prefix("layers.")?.split_once('.')?;
+    Some((layer.parse().ok()?, part))
+}
+
+fn first_layer(run: &Run) -> usize {
+    let restarts = |layer: &usize| run.entry(*layer) == Entry::Restart;
+    (0..run.model.num_hidden_layers).rev().find(restarts).unwrap_or(0)
+}
+
+fn open_all(folder: &Path) -> Result<Vec<TensorFile>, WeightsError> {
+    let entries = std::fs::read_dir(folder).map_err(WeightsError::file("open the folder", folder))?;
+    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+    let mut paths: Vec<PathBuf> =
+        paths.collect::<Result<_, _>>().map_err(WeightsError::file("read the folder", folder))?;
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
+    paths.sort();
+    if paths.is_empty() {
+        let remedy = "Give the folder that `swarmline train --save FOLDER` has written";
+        return Err(WeightsError::unusable(folder, "no .safetensors file is in it", remedy));
+    }
+    paths.iter().map(|path| TensorFile::open(path)).collect()
+}
+
+fn places(folder: &Path, files: &[TensorFile]) -> Result<BTreeMap<String, usize>, WeightsError> {
+    let mut places = BTreeMap::new();
+    for (place, file) in files.iter().enumerate() {
+        for name in file.names() {
+            if let Some(other) = places.insert(name.clone(), place) {
+                let files = format!("{} and {}", files[other].path().display(), file.path().display());
+                let problem = format!("{name} is in {files}");
+                let remedy = "Leave one file of each stage in the folder";
+                return Err(WeightsError::unusable(folder, problem, remedy));
+            }
+        }
+    }
+    Ok(places)
+}
