@@ -17,7 +17,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("optim", &["config"]),
     ("averaging", &["config", "hashing"]),
     ("model", &["config", "hashing", "optim", "packing", "subspace"]),
-    ("weights", &["config", "data", "subspace"]),
+    ("weights", &["checkpoint", "config", "data", "subspace"]),
     ("export", &["config", "data", "error", "model", "packing", "report", "weights"]),
     ("generate", &["config", "data", "error", "report", "weights"]),
     ("stage", &["averaging", "config", "error", "hashing", "model", "optim", "packing"]),

@@ -15,16 +15,10 @@ use crate::report::{Event, ExportReport, Reporter};
 use crate::weights::huggingface::{self, Dtype};
 use crate::weights::{HuggingFace, SavedRun, Weights, dense_parameters};
 
-/// The weights to export, and the folder to make of them.
+/// The folder to make of the weights of a run.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ExportOptions {
-    /// Folder with the saved weights of all stages.
-    pub from: PathBuf,
-    /// The run that trained them.
-    pub run: Run,
-    /// Folder that relative paths of the run start from.
-    pub base: PathBuf,
     /// The folder to write: new or empty.
     pub to: PathBuf,
     /// Type of the numbers in it. Default f32.
@@ -34,10 +28,10 @@ pub struct ExportOptions {
 }
 
 impl ExportOptions {
-    /// Exports the weights in `from`, which `run` has trained, to `to`, with the defaults.
+    /// Exports to the folder `to`, with the defaults.
     #[must_use]
-    pub fn new(from: PathBuf, run: Run, base: PathBuf, to: PathBuf) -> Self {
-        Self { from, run, base, to, dtype: Dtype::default(), threads: 1 }
+    pub fn new(to: PathBuf) -> Self {
+        Self { to, dtype: Dtype::default(), threads: 1 }
     }
 }
 
@@ -45,17 +39,17 @@ impl ExportOptions {
 ///
 /// # Errors
 /// The weights do not fit the run, the target is not empty, a file cannot be read or written, or the loss is not finite.
-pub fn export(options: &ExportOptions, reporter: &Reporter) -> Result<(), Error> {
-    let ExportOptions { from, run, base, to, dtype, threads } = options;
-    let mut saved = SavedRun::open(from, run.clone(), *threads)?;
-    let bytes = huggingface::write(to, &mut saved, *dtype, run, base)?;
+pub fn export(mut saved: SavedRun, options: &ExportOptions, reporter: &Reporter) -> Result<(), Error> {
+    let ExportOptions { to, dtype, threads } = options;
+    let (run, base) = (saved.run().clone(), saved.base().to_owned());
+    let bytes = huggingface::write(to, &mut saved, *dtype, &run, &base)?;
     let parameters = dense_parameters(saved.model()).iter().map(|parameter| parameter.numbers() as u64).sum();
-    let (loss, unmeasured) = match Corpus::open(run, base) {
+    let (loss, unmeasured) = match held_out_text(&run, &base) {
         Ok(corpus) => {
             let mut exported = HuggingFace::open(to)?;
-            (Some(held_out_loss(run, corpus, &mut exported, *threads)?), None)
+            (Some(held_out_loss(&run, corpus, &mut exported, *threads)?), None)
         }
-        Err(cause) => (None, Some(cause.to_string())),
+        Err(cause) => (None, Some(cause)),
     };
     reporter.tell(&Event::Exported(ExportReport {
         path: to.display().to_string(),
@@ -66,6 +60,14 @@ pub fn export(options: &ExportOptions, reporter: &Reporter) -> Result<(), Error>
         loss_of_run: saved.stated_loss(),
     }));
     Ok(())
+}
+
+/// The text of a run, or the reason why there is none.
+fn held_out_text(run: &Run, base: &Path) -> Result<Corpus, String> {
+    if run.data.paths.is_empty() {
+        return Err("a checkpoint does not name its text; give the run file with --run FILE".to_owned());
+    }
+    Corpus::open(run, base).map_err(|cause| cause.to_string())
 }
 
 /// Mean loss of a model in one piece on the held-out text of `run`, nats a token.

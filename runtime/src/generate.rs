@@ -5,12 +5,11 @@ mod decoder;
 mod sampler;
 mod text;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use swarmline_kernels::Cpu;
 
-use crate::config::Run;
 use crate::data::TextTokenizer;
 use crate::error::Error;
 use crate::report::GenerateReport;
@@ -35,16 +34,6 @@ pub enum GenerateError {
         "the model computes numbers that are not finite: its training had diverged; use weights that were saved before"
     )]
     NonFinite,
-    /// A folder with saved weights names no run.
-    #[error(
-        "{}: neither a Hugging Face folder nor a checkpoint: it has no config.json and no manifest.json; give the \
-         run file that the weights were trained with: --run FILE",
-        folder.display()
-    )]
-    UnknownFolder {
-        /// The folder.
-        folder: PathBuf,
-    },
 }
 
 /// The model that generates: weights, tokenizer, and the ids that end a text.
@@ -71,14 +60,13 @@ impl TextModel {
         Ok(Self { weights: Box::new(weights), tokenizer, ends })
     }
 
-    /// The model that the stages of `run` have saved in `folder`. Relative paths of the run start from `base`.
+    /// The model that the stages of a run have saved.
     ///
     /// # Errors
-    /// As [`SavedRun::open`]; or the tokenizer cannot be loaded.
-    pub fn of_run(folder: &Path, run: Run, base: &Path, threads: usize) -> Result<Self, Error> {
-        let tokenizer = TextTokenizer::load(&run.data.tokenizer, base)?;
-        let weights = SavedRun::open(folder, run, threads)?;
-        Ok(Self { weights: Box::new(weights), tokenizer, ends: Vec::new() })
+    /// The tokenizer of the run cannot be loaded.
+    pub fn of_run(saved: SavedRun) -> Result<Self, Error> {
+        let tokenizer = TextTokenizer::load(&saved.run().data.tokenizer, saved.base())?;
+        Ok(Self { weights: Box::new(saved), tokenizer, ends: Vec::new() })
     }
 }
 

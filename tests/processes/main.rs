@@ -8,6 +8,7 @@ mod bench;
 mod churn;
 mod cuda;
 mod cut_off;
+mod export;
 mod feeders;
 mod gpu;
 mod hostile;

@@ -67,6 +67,30 @@ fn a_device_that_is_not_there_is_refused() {
 }
 
 #[test]
+fn weights_that_are_none_are_refused() {
+    let folder = Recipe { boundary: "subspace", ..Recipe::exact() }.write();
+    let (run, text, to) = (folder.run_file(), folder.argument("text"), folder.argument("to"));
+    let export = |from: &str, to: &str, parts: &[&str]| {
+        expect_failure(&["export", from, "--run", &run, "--to", to], FAILED, parts);
+    };
+    export(&folder.argument("nowhere"), &to, &["nowhere: there is no such folder", "train --save"]);
+    export(&text, &to, &["text", "no .safetensors file", "train --save"]);
+    let generate = |from: &str, parts: &[&str]| expect_failure(&["generate", from, "a"], FAILED, parts);
+    generate(&text, &["text", "config.json", "--run"]);
+    generate(&folder.argument("nowhere"), &["nowhere: there is no such folder", "--run"]);
+    let error = ["config.json", "manifest.json", "--run"];
+    expect_failure(&["export", &text, "--to", &to], FAILED, &error);
+    expect_failure(&["generate", &text, "a", "--top-p", "2"], USAGE, &["from 0 to 1"]);
+    let train = ["train", "--run", &run, "--init-from", &text];
+    expect_failure(&train, FAILED, &["subspace", "kind = \"identity\""]);
+
+    let saved = folder.argument("saved");
+    let mut train = Process::start("train", ["train", "--run", &run, "--save", &saved]);
+    assert_eq!(train.end(), 0, "{}", train.errors());
+    export(&saved, &text, &["text", "not empty", "another folder"]);
+}
+
+#[test]
 fn the_doctor_looks_at_any_machine() {
     let mut process = Process::start("doctor", ["doctor", "--json"]);
     assert_eq!(process.end(), 0, "{}", process.errors());

@@ -4,9 +4,12 @@ use swarmline::config::{
     Averaging, Batch, Boundary, Data, Feed, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing,
     Pipeline, Policy, Run, Tokenizer,
 };
+use swarmline::error::WeightsError;
+use swarmline::generate::Decoder;
 use swarmline::model::{Shard, Upstream};
 use swarmline::optim::{Contribution, ParameterMut, StageOptimizer};
 use swarmline::packing::{TokenCodec, Tokens};
+use swarmline::weights::Weights;
 use swarmline_kernels::{Cpu, Result};
 use swarmline_scheduler::MicrobatchId;
 
@@ -132,6 +135,39 @@ fn last_logits(case: &mut Case, ids: &[u32], sequence: usize) -> Vec<f32> {
     };
     let reference = loss_of(0);
     (0..vocab).map(|id| (reference - loss_of(id)) as f32).collect()
+}
+
+/// The weights of a fixture.
+struct FixtureWeights {
+    fixture: Fixture,
+    model: Model,
+}
+
+impl Weights for FixtureWeights {
+    fn model(&self) -> &Model {
+        &self.model
+    }
+
+    fn read(&mut self, name: &str) -> std::result::Result<Vec<f32>, WeightsError> {
+        Ok(self.fixture.floats(&format!("weight.{name}")))
+    }
+}
+
+#[test]
+fn the_logits_of_text_that_is_generated_are_those_of_torch() {
+    for case in Case::all() {
+        let (context, vocab) = (case.run.model.max_position_embeddings, case.run.model.vocab_size);
+        let mut weights = FixtureWeights { fixture: Fixture::open(case.name), model: case.run.model };
+        let expected = case.fixture.floats("logits");
+        let mut expected = expected.chunks_exact(vocab);
+        for sequence in case.microbatches()[0].chunks_exact(context + 1) {
+            let mut decoder = Decoder::new(Cpu::new(1).unwrap(), &mut weights).unwrap();
+            for (position, &id) in sequence[..context].iter().enumerate() {
+                let what = format!("{}: logits of position {position}", case.name);
+                assert_close(&what, &decoder.feed(&[id]).unwrap(), expected.next().unwrap(), TOLERANCE);
+            }
+        }
+    }
 }
 
 #[test]

@@ -4,22 +4,21 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use super::computing::parse_threads;
-use super::{Failure, all_cores, folder_of, reporter};
-use crate::config::Run;
+use super::{Failure, all_cores, reporter, saved};
 use crate::export::{ExportOptions, export};
 use crate::weights::huggingface::Dtype;
 
 /// Arguments of `swarmline export`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Folder with the weights of all stages, as `swarmline train --save` writes it
+    /// A checkpoint, the folder of a keeper (its newest one), or what `swarmline train --save` has written
     from: PathBuf,
     /// The folder to write; it must be new or empty
     #[arg(long, value_name = "FOLDER")]
     to: PathBuf,
-    /// The run file that the weights were trained with
+    /// The run file that the weights were trained with; a checkpoint needs it for its text only
     #[arg(long, value_name = "FILE")]
-    run: PathBuf,
+    run: Option<PathBuf>,
     /// Type of the numbers: f32 (exact) or bf16 (half as long)
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: Dtype,
@@ -32,10 +31,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let Arguments { from, to, run: file, .. } = arguments;
-    let run = Run::load(file)?;
-    let mut options = ExportOptions::new(from.clone(), run, folder_of(file), to.clone());
-    options.dtype = arguments.dtype;
-    options.threads = arguments.threads.map_or_else(all_cores, NonZeroUsize::get);
-    Ok(export(&options, &reporter(arguments.json))?)
+    let threads = arguments.threads.map_or_else(all_cores, NonZeroUsize::get);
+    let saved = saved::open(&arguments.from, arguments.run.as_deref(), threads)?;
+    let mut options = ExportOptions::new(arguments.to.clone());
+    (options.dtype, options.threads) = (arguments.dtype, threads);
+    Ok(export(saved, &options, &reporter(arguments.json))?)
 }

@@ -5,17 +5,15 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use super::computing::parse_threads;
-use super::{Failure, all_cores, folder_of, reporter};
-use crate::config::Run;
-use crate::error::Error;
-use crate::generate::{GenerateError, Sampling, TextModel, generate};
+use super::{Failure, all_cores, reporter, saved};
+use crate::generate::{Sampling, TextModel, generate};
 use crate::report::Event;
 use crate::weights::HuggingFace;
 
 /// Arguments of `swarmline generate`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// A folder that `swarmline export` has written, or one with the weights of all stages and --run
+    /// A folder that `swarmline export` has written, a checkpoint, the folder of a keeper, or saved stages with --run
     from: PathBuf,
     /// The text to continue
     prompt: String,
@@ -58,13 +56,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn open(arguments: &Arguments, threads: usize) -> Result<TextModel, Error> {
+fn open(arguments: &Arguments, threads: usize) -> Result<TextModel, Failure> {
     let Arguments { from, run, .. } = arguments;
-    match run {
-        Some(file) => TextModel::of_run(from, Run::load(file)?, &folder_of(file), threads),
-        None if HuggingFace::is_at(from) => TextModel::of_folder(from),
-        None => Err(GenerateError::UnknownFolder { folder: from.clone() }.into()),
+    if run.is_none() && HuggingFace::is_at(from) {
+        return Ok(TextModel::of_folder(from)?);
     }
+    Ok(TextModel::of_run(saved::open(from, run.as_deref(), threads)?)?)
 }
 
 /// Shows a piece of text at once. A closed pipe is not an error.

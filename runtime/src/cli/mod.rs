@@ -11,6 +11,7 @@ mod failure;
 mod feed;
 mod generate;
 mod join;
+mod saved;
 mod train;
 
 use std::num::NonZeroUsize;

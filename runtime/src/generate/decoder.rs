@@ -1,7 +1,7 @@
 //! The forward pass with a key-value cache: every token goes through the layers once.
 //!
-//! Products, norms and SwiGLU run on the device; the attention of single tokens runs on the host, since the operation of
-//! the device takes whole sequences.
+//! Products, norms and SwiGLU run on the device. The attention of single tokens runs on the host, since the operation
+//! of the device takes whole sequences.
 
 use swarmline_kernels::{Backend, LinearShape, Result, Write};
 

@@ -6,7 +6,7 @@ use swarmline_kernels::Cpu;
 use swarmline_scheduler::MicrobatchId;
 
 use super::*;
-use crate::config::{Kind, Model, Packing, Tokenizer};
+use crate::config::{Kind, Model, Packing, Run, Tokenizer};
 use crate::model::tests::tiny;
 use crate::model::{Shard, Upstream};
 use crate::packing::TokenCodec;

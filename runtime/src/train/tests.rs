@@ -45,11 +45,12 @@ fn a_text_that_is_missing_is_named() {
 /// Trains and exports; returns the folder of the exported model.
 fn exported(options: &mut TrainOptions, folder: &Path) -> PathBuf {
     use crate::export::{ExportOptions, export};
+    use crate::weights::SavedRun;
     options.save = Some(folder.join("saved"));
     train_silently(options).unwrap();
     let (run, to) = (options.run.clone(), folder.join("exported"));
-    let export_options = ExportOptions::new(folder.join("saved"), run, folder.to_owned(), to.clone());
-    export(&export_options, &Reporter::silent()).unwrap();
+    let saved = SavedRun::open(&folder.join("saved"), run, folder.to_owned(), 1).unwrap();
+    export(saved, &ExportOptions::new(to.clone()), &Reporter::silent()).unwrap();
     to
 }
 

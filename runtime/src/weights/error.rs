@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::config::ConfigError;
 use crate::data::DataError;
 
 /// Reasons why weights cannot be read or written. Messages name the file and the remedy.
@@ -29,6 +30,9 @@ pub enum WeightsError {
         /// The remedy, as a sentence.
         remedy: String,
     },
+    /// The run of a checkpoint breaks a rule of this version.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The tokenizer cannot be used.
     #[error(transparent)]
     Tokenizer(#[from] DataError),

@@ -1,9 +1,9 @@
-//! The weights of a whole model on disk: what a run saves, and Hugging Face folders.
+//! The weights of a whole model on disk: checkpoints, what a training saves, and Hugging Face folders.
 //!
-//! Both are read as the model in one piece, [`Weights`]: `embed`, `layers.0.attention.wq`, ..., `norm`, `head`, every
+//! All are read as the model in one piece, [`Weights`]: `embed`, `layers.0.attention.wq`, ..., `norm`, `head`, every
 //! matrix `[out, in]`. [`SavedRun`] lifts the constrained weights of a subspace on the way, so the model computes what
-//! the stages of the run compute, up to the packing at their cuts. [`HuggingFace`] is a folder that `transformers` loads
-//! as a `LlamaForCausalLM`. Both rotate half-split pairs, so no row of a matrix moves between the two.
+//! the stages of the run compute, up to the packing at their cuts. [`HuggingFace`] is a folder that `transformers`
+//! loads as a `LlamaForCausalLM`. Both rotate half-split pairs, so no row of a matrix moves between the two.
 
 mod dense;
 mod error;

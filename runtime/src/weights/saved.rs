@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use swarmline_kernels::Cpu;
 
 use super::{TensorFile, Weights, WeightsError};
+use crate::checkpoint::Manifest;
 use crate::config::{Entry, Model, Run, Stream};
 use crate::subspace::Subspace;
 
@@ -39,12 +40,14 @@ impl Summary {
     }
 }
 
-/// A folder with the weights of all stages of a run, one safetensors file each. Names are global, so the cut of the
-/// files does not matter.
+/// A folder with the weights of all stages of a run, one safetensors file each: a checkpoint, or what a training saved.
+/// Names are global, so the cut of the files does not matter.
 #[derive(Debug)]
 pub struct SavedRun {
     folder: PathBuf,
     run: Run,
+    base: PathBuf,
+    stated_loss: Option<f64>,
     model: Model,
     /// The first layer that the loss depends on: behind a cut that nothing crosses, the stream starts again.
     first_layer: usize,
@@ -62,19 +65,53 @@ struct Lift {
 }
 
 impl SavedRun {
-    /// Opens the `.safetensors` files in `folder`, which stages of `run` have saved. `threads` lift.
+    /// Opens the `.safetensors` files in `folder`, which stages of `run` have saved. Relative paths of the run start
+    /// from `base`; `threads` lift.
     ///
     /// # Errors
     /// A file cannot be read, a parameter of the run is missing, is in two files, or has another shape.
-    pub fn open(folder: &Path, run: Run, threads: usize) -> Result<Self, WeightsError> {
-        let files = open_all(folder)?;
+    pub fn open(folder: &Path, run: Run, base: PathBuf, threads: usize) -> Result<Self, WeightsError> {
+        let stated_loss = Summary::read(folder).map(|summary| summary.held_out_loss);
+        Self::of_files(folder, open_all(folder)?, run, base, stated_loss, threads)
+    }
+
+    /// Opens the checkpoint in the local folder `folder`, whose files have been verified. Of the run of a run file that
+    /// is given, and of the folder that its paths start from, the text counts: a checkpoint does not name it.
+    ///
+    /// # Errors
+    /// As [`SavedRun::open`], or the checkpoint is of a run that this program cannot read.
+    pub fn of_checkpoint(
+        folder: &Path,
+        manifest: &Manifest,
+        given: Option<(Run, PathBuf)>,
+        threads: usize,
+    ) -> Result<Self, WeightsError> {
+        let run = manifest.run()?;
+        let (run, base) = match given {
+            Some((given, base)) => (Run { data: given.data, ..run }, base),
+            None => (run, folder.to_owned()),
+        };
+        let files = manifest.stages.iter().map(|stage| TensorFile::open(&folder.join(&stage.file)));
+        let files = files.collect::<Result<_, _>>()?;
+        Self::of_files(folder, files, run, base, manifest.heldout_loss, threads)
+    }
+
+    fn of_files(
+        folder: &Path,
+        files: Vec<TensorFile>,
+        run: Run,
+        base: PathBuf,
+        stated_loss: Option<f64>,
+        threads: usize,
+    ) -> Result<Self, WeightsError> {
         let places = places(folder, &files)?;
         let first_layer = first_layer(&run);
         let model = Model { num_hidden_layers: run.model.num_hidden_layers - first_layer, ..run.model };
         let mut cpu = Cpu::new(threads)?;
         let space = (run.constrained_layers() > 0).then(|| Subspace::new(&mut cpu, &run)).transpose()?;
         let lift = Lift { cpu, space };
-        let saved = Self { folder: folder.to_owned(), run, model, first_layer, files, places, lift };
+        let folder = folder.to_owned();
+        let saved = Self { folder, run, base, stated_loss, model, first_layer, files, places, lift };
         saved.check()?;
         Ok(saved)
     }
@@ -85,10 +122,16 @@ impl SavedRun {
         &self.run
     }
 
+    /// The folder that relative paths of the run start from.
+    #[must_use]
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
     /// The held-out loss that the run states, nats a token.
     #[must_use]
     pub fn stated_loss(&self) -> Option<f64> {
-        Summary::read(&self.folder).map(|summary| summary.held_out_loss)
+        self.stated_loss
     }
 
     fn check(&self) -> Result<(), WeightsError> {
@@ -96,7 +139,8 @@ impl SavedRun {
         for spec in self.run.parameter_specs(0..self.run.model.num_hidden_layers) {
             let Some(&place) = self.places.get(&spec.name) else {
                 let problem = format!("no file in it has the parameter {}", spec.name);
-                let remedy = "Put the files of all stages into the folder, and give the run file they were trained with";
+                let remedy =
+                    "Put the files of all stages there, and give the run file they were trained with";
                 return Err(WeightsError::unusable(&self.folder, problem, remedy));
             };
             let file = &self.files[place];
@@ -163,6 +207,11 @@ fn first_layer(run: &Run) -> usize {
 }
 
 fn open_all(folder: &Path) -> Result<Vec<TensorFile>, WeightsError> {
+    if !folder.is_dir() {
+        let remedy =
+            "Give a checkpoint, the folder of a keeper, or what `swarmline train --save` has written";
+        return Err(WeightsError::unusable(folder, "there is no such folder", remedy));
+    }
     let entries = std::fs::read_dir(folder).map_err(WeightsError::file("open the folder", folder))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path()));
     let mut paths: Vec<PathBuf> =

@@ -38,7 +38,7 @@ impl Case {
     }
 
     fn saved(&self) -> Result<SavedRun, WeightsError> {
-        SavedRun::open(&self.path("saved"), self.run.clone(), 1)
+        SavedRun::open(&self.path("saved"), self.run.clone(), self.folder.path().to_owned(), 1)
     }
 
     fn export(&self, dtype: Dtype) -> Result<HuggingFace, WeightsError> {
@@ -203,7 +203,7 @@ fn a_folder_that_lacks_a_stage_or_is_of_another_run_is_refused() {
     let remove = |case: &mut Case| std::fs::remove_file(case.path("saved/stage-1.safetensors")).unwrap();
     expect_bad_save(remove, &["saved", "layers.2.attention_norm", "all stages"]);
     let remove = |case: &mut Case| std::fs::remove_dir_all(case.path("saved")).unwrap();
-    expect_bad_save(remove, &["cannot open the folder", "saved"]);
+    expect_bad_save(remove, &["saved: there is no such folder", "train --save"]);
     let twice = |case: &mut Case| {
         std::fs::copy(case.path("saved/stage-0.safetensors"), case.path("saved/a.safetensors")).unwrap();
     };
@@ -244,7 +244,7 @@ fn a_number_that_is_not_finite_is_named() {
 #[test]
 fn a_folder_that_lacks_a_file_or_has_a_foreign_one_is_refused() {
     let remove = |name: &'static str| move |folder: &Path| std::fs::remove_file(folder.join(name)).unwrap();
-    expect_bad_folder(remove("config.json"), &["config.json", "No such file"]);
+    expect_bad_folder(remove("config.json"), &["no config.json", "swarmline export"]);
     expect_bad_folder(remove("model.safetensors"), &["model.safetensors", "index"]);
     expect_bad_folder(remove("tokenizer.json"), &["no tokenizer.json", "Copy"]);
     let put = |name: &'static str, text: &'static str| {

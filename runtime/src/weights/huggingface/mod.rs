@@ -52,6 +52,10 @@ impl HuggingFace {
     /// # Errors
     /// A file is missing or broken, the model is of another architecture, or a tensor is missing or has another shape.
     pub fn open(folder: &Path) -> Result<Self, WeightsError> {
+        if !Self::is_at(folder) {
+            let remedy = "Give a folder that `swarmline export` has written, or another LlamaForCausalLM";
+            return Err(WeightsError::unusable(folder, "there is no config.json in it", remedy));
+        }
         let config = ModelConfig::read(&folder.join(CONFIG))?;
         let (files, places) = open_tensors(folder)?;
         let parameters = dense_parameters(&config.model);

@@ -1,0 +1,76 @@
+//! The saved run that `export` and `generate` are given.
+
+use std::path::{Path, PathBuf};
+
+use super::{Failure, block_on, folder_of};
+use crate::checkpoint::{Checkpoint, CheckpointError, Fault, Store};
+use crate::config::Run;
+use crate::error::Error;
+use crate::weights::SavedRun;
+
+/// Name of the file that makes a folder a checkpoint.
+const MANIFEST: &str = "manifest.json";
+/// Beginning of the names of checkpoints in the target of a keeper.
+const CHECKPOINT: &str = "checkpoint-";
+
+/// Opens the checkpoint at `from`, the newest one in `from`, or the stages that a training has saved there. The run file
+/// names the run of such stages, and the text of any.
+pub(super) fn open(from: &Path, run_file: Option<&Path>, threads: usize) -> Result<SavedRun, Failure> {
+    let given = run_file.map(|file| Run::load(file).map(|run| (run, folder_of(file)))).transpose()?;
+    let Some(folder) = checkpoint_folder(from) else {
+        let Some((run, base)) = given else { return Err(unknown(from)) };
+        return Ok(SavedRun::open(from, run, base, threads).map_err(Error::from)?);
+    };
+    let checkpoint = block_on(async { verified(&folder).await.map_err(|error| Error::from(error).into()) })?;
+    let folder = PathBuf::from(checkpoint.location());
+    let saved = SavedRun::of_checkpoint(&folder, checkpoint.manifest(), given, threads);
+    Ok(saved.map_err(Error::from)?)
+}
+
+/// A checkpoint, by its own folder or as the newest of a target.
+enum Folder {
+    Checkpoint { target: String, name: String },
+    Target(String),
+}
+
+/// `None` if the folder is neither a checkpoint nor has any.
+fn checkpoint_folder(from: &Path) -> Option<Folder> {
+    let from = from.canonicalize().ok()?;
+    if from.join(MANIFEST).is_file() {
+        let (target, name) = (from.parent()?.to_str()?, from.file_name()?.to_str()?);
+        return Some(Folder::Checkpoint { target: target.to_owned(), name: name.to_owned() });
+    }
+    let mut names = from.read_dir().ok()?.flatten().map(|entry| entry.file_name());
+    let has_checkpoint = names.any(|name| name.to_string_lossy().starts_with(CHECKPOINT));
+    has_checkpoint.then(|| from.to_str().map(str::to_owned)).flatten().map(Folder::Target)
+}
+
+/// The checkpoint, once each of its files is found to be as it was written.
+async fn verified(folder: &Folder) -> Result<Checkpoint, CheckpointError> {
+    let checkpoint = match folder {
+        Folder::Checkpoint { target, name } => Store::open(target)?.checkpoint(name).await?,
+        Folder::Target(target) => newest(target).await?,
+    };
+    checkpoint.verify().await?;
+    Ok(checkpoint)
+}
+
+async fn newest(target: &str) -> Result<Checkpoint, CheckpointError> {
+    let found = Store::open(target)?.checkpoints().await?;
+    let empty = || CheckpointError { file: target.to_owned(), fault: Fault::Empty };
+    let broken = || found.broken.into_iter().next().unwrap_or_else(empty);
+    found.checkpoints.into_iter().next().ok_or_else(broken)
+}
+
+fn unknown(from: &Path) -> Failure {
+    let fault = match from.is_dir() {
+        true => {
+            "it has neither the config.json of a Hugging Face folder nor the manifest.json of a checkpoint"
+        }
+        false => "there is no such folder",
+    };
+    Failure::failed(format!(
+        "{}: {fault}; for the weights that `swarmline train --save` wrote give the run file too: --run FILE",
+        from.display()
+    ))
+}
