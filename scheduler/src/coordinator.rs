@@ -385,7 +385,7 @@ impl Coordinator {
         if leases.is_given_out() && lease.is_ok_and(|lease| lease.count == 0) {
             leases.succeed(from, |holder| !members.contains(holder.peer));
         }
-        let others = leases.others(from);
+        let others = leases.others(from, tallies);
         lease.map_or_else(Reply::LeaseRefused, |lease| Reply::Leased { lease, others })
     }
 
@@ -399,7 +399,7 @@ impl Coordinator {
             self.members.set_done(from.peer);
             self.leases.close_settled(from);
         }
-        Reply::Reported { others: self.leases.others(from) }
+        Reply::Reported { others: self.leases.others(from, &report.tallies) }
     }
 
     // --- Consequences ---------------------------------------------------------------------------------------

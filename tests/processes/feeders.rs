@@ -11,6 +11,8 @@ use crate::swarm::{STAGES, Swarm, account};
 /// Microbatches of the run.
 const TOTAL: u64 = 400;
 const WINDOW: usize = 8;
+/// Exit code of a process that was interrupted before its end.
+const INTERRUPTED: i32 = 130;
 
 #[test]
 fn two_feeders_share_the_microbatches_of_a_run() {
@@ -41,6 +43,23 @@ fn of_two_feeders_the_one_that_lives_finishes_the_run() {
     pair.swarm.end();
     let applied = pair.applied();
     assert!(applied.values().all(|&times| times == 1), "applied twice: {applied:?}");
+}
+
+#[test]
+fn a_feeder_that_stopped_is_started_again_without_a_journal_and_ends_the_run() {
+    let recipe = Recipe { steps: TOTAL, max_in_flight: WINDOW, ..Recipe::asynchronous() };
+    let mut swarm = Swarm::coordinate(&recipe);
+    let key = swarm.folder.argument("feeder.key");
+    let mut feeder = swarm.start_feeder(&["--identity", &key]);
+    for _ in 0..STAGES {
+        swarm.join(&[]);
+    }
+    feeder.hear("its progress", |event| matches!(event, Event::Progress(_)).then_some(()));
+    feeder.interrupt();
+    assert_eq!(feeder.end(), INTERRUPTED, "{}", feeder.errors());
+    let mut again = swarm.start_feeder(&["--identity", &key]);
+    assert_eq!(again.end(), 0, "{}", again.errors());
+    swarm.end();
 }
 
 /// A run that trains, with two feeders and one replica of each stage.

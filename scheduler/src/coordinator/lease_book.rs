@@ -169,10 +169,12 @@ impl LeaseBook {
         self.sum(|_| true)
     }
 
-    /// The progress in the blocks of other feeders.
+    /// The progress in all blocks but those that this start of a feeder has or reports. A start without a journal does not
+    /// know the blocks of the starts before it.
     #[must_use]
-    pub(super) fn others(&self, holder: Instance) -> RunTally {
-        self.sum(|entry| entry.holder.peer != holder.peer)
+    pub(super) fn others(&self, holder: Instance, own: &[BlockTally]) -> RunTally {
+        let reports = |block| own.iter().any(|reported| reported.block == block);
+        self.sum(|entry| entry.holder != holder && !reports(entry.tally.block))
     }
 
     /// Whether every microbatch of the run has its outcome.

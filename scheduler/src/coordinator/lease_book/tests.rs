@@ -49,7 +49,7 @@ fn each_feeder_gets_ids_of_its_own_block_and_all_together_the_whole_run() {
     assert_eq!(book.lease(a, Some(id(0, 20)), 0, 1), Err(LeaseRefusal::Empty));
     assert_eq!(book.ranges().iter().map(|range| range.feeder).collect::<Vec<_>>(), [a.peer, b.peer]);
     book.report(a, &[tally(0, 20, 20), tally(1, 20, 20)]);
-    assert_eq!((book.is_over(), book.others(b)), (false, RunTally { injected: 20, settled: 20 }));
+    assert_eq!((book.is_over(), book.others(b, &[])), (false, RunTally { injected: 20, settled: 20 }));
     book.report(b, &[tally(1, 20, 20)]);
     assert!(book.is_over());
 }
@@ -157,7 +157,7 @@ fn a_feeder_that_resumes_gives_back_what_it_does_not_have() {
     let mut book = LeaseBook::new(30);
     book.lease(feeder(1), None, 20, 1).unwrap();
     book.report(start(1, 2), &[tally(0, 8, 3)]);
-    assert_eq!(book.others(start(1, 2)), RunTally::default());
+    assert_eq!(book.others(start(1, 2), &[tally(0, 8, 3)]), RunTally::default());
     assert_eq!(book.lease(start(1, 2), Some(id(0, 8)), 100, 1), leased(0, 8, 22));
 }
 
@@ -169,6 +169,17 @@ fn a_feeder_that_resumes_and_needs_no_ids_ends_the_run() {
     assert!(book.is_over());
     book.close_settled(start(1, 2));
     assert_eq!(open(&book), 0);
+}
+
+#[test]
+fn a_start_without_a_journal_hears_of_the_blocks_of_the_starts_before_it() {
+    let mut book = LeaseBook::new(30);
+    book.lease(feeder(1), None, 20, 1).unwrap();
+    book.report(feeder(1), &[tally(0, 6, 6)]);
+    book.close_settled(feeder(1));
+    assert_eq!(book.lease(start(1, 2), None, 100, 1), leased(1, 0, 24));
+    book.report(start(1, 2), &[tally(1, 24, 24)]);
+    assert_eq!(book.others(start(1, 2), &[tally(1, 24, 24)]), RunTally { injected: 6, settled: 6 });
 }
 
 #[test]
@@ -201,10 +212,10 @@ fn a_successor_gets_the_blocks_of_the_gone_and_says_how_many_ids_were_injected()
     let lease = Lease { first: MicrobatchId(0), count: 10, epoch: 1 };
     let tally_then = BlockTally { leased: 10, ..tally(0, 9, 6) };
     assert_eq!(book.ranges()[0], LeasedRange { lease, feeder: successor.peer, tally: tally_then });
-    assert_eq!(book.others(alive), RunTally { injected: 9, settled: 6 });
+    assert_eq!(book.others(alive, &[]), RunTally { injected: 9, settled: 6 });
     book.report(dead, &[tally(0, 10, 10)]);
     book.report(successor, &[tally(0, 8, 7)]);
-    assert_eq!(book.others(alive), RunTally { injected: 8, settled: 7 });
+    assert_eq!(book.others(alive, &[]), RunTally { injected: 8, settled: 7 });
     assert_eq!(book.lease(successor, None, 100, 1), leased(2, 0, 22), "two ids were never injected");
     assert!(book.succeed(dead, |holder| holder == successor), "a successor can die too");
     assert_eq!(book.ranges().iter().map(|range| range.lease.epoch).collect::<Vec<_>>(), [2, 0, 1]);
