@@ -156,9 +156,7 @@ async fn older_checkpoints_go_when_a_newer_one_is_complete() {
     unfinished.stage(0, 9, state(0, 160)).await.unwrap();
     store.prune(2, LAUNCH).await.unwrap();
     assert_eq!(kept().await, [120, 80]);
-    assert!(
-        std::fs::read_dir(Path::new(store.name()).join("checkpoint-000000000020")).unwrap().next().is_none()
-    );
+    assert!(!Path::new(store.name()).join("checkpoint-000000000020").exists());
     assert!(file(&store, 160, "stage-000").exists(), "it may be under way");
 }
 
