@@ -53,7 +53,7 @@ impl TextModel {
     /// The model in a Hugging Face folder.
     ///
     /// # Errors
-    /// As [`HuggingFace::open`] and [`HuggingFace::tokenizer`].
+    /// If a file of the folder is missing, torn or not of a model that this program computes.
     pub fn of_folder(folder: &Path) -> Result<Self, Error> {
         let weights = HuggingFace::open(folder)?;
         let (tokenizer, ends) = (weights.tokenizer()?, weights.ends().to_vec());
