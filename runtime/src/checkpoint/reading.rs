@@ -1,5 +1,7 @@
 //! A complete checkpoint. Every file is checked against the manifest before its bytes are used.
 
+use std::path::Path;
+
 use bytes::Bytes;
 
 use super::error::{CheckpointError, Fault};
@@ -22,6 +24,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Whether a local folder is a complete checkpoint: it has a manifest.
+    #[must_use]
+    pub fn is_at(folder: &Path) -> bool {
+        folder.join(MANIFEST).is_file()
+    }
+
     /// Reads the manifest of a folder.
     pub(super) async fn open(place: &Place, folder: String) -> Result<Self, CheckpointError> {
         let bytes = place.read(&folder, MANIFEST, Length::AtMost(MANIFEST_BYTES_MAX)).await?;

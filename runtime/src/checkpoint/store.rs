@@ -1,6 +1,7 @@
 //! The checkpoints of a target.
 
 use std::cmp::Reverse;
+use std::path::Path;
 
 use super::error::{CheckpointError, Fault};
 use super::place::Place;
@@ -28,6 +29,15 @@ pub struct Found {
 }
 
 impl Store {
+    /// Whether a local folder has checkpoints, complete or not.
+    #[must_use]
+    pub fn is_at(folder: &Path) -> bool {
+        let entries = folder.read_dir().into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .any(|name| microbatches(&name).is_some())
+    }
+
     /// A local folder, which is made if it does not exist, or a bucket: `s3://BUCKET/PATH`, `gs://BUCKET/PATH`. Buckets
     /// take credentials from the environment only.
     ///

@@ -1,11 +1,10 @@
 //! `swarmline generate FROM PROMPT`.
 
 use std::io::Write as _;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use super::computing::parse_threads;
-use super::{Failure, all_cores, reporter, saved};
+use super::saved::Reading;
+use super::{Failure, reporter};
 use crate::generate::{Sampling, TextModel, generate};
 use crate::report::Event;
 use crate::weights::HuggingFace;
@@ -17,9 +16,6 @@ pub(super) struct Arguments {
     from: PathBuf,
     /// The text to continue
     prompt: String,
-    /// The run file that the weights were trained with, for a folder that does not name it
-    #[arg(long, value_name = "FILE")]
-    run: Option<PathBuf>,
     /// Length of the continuation
     #[arg(long, value_name = "N", default_value_t = 100)]
     tokens: usize,
@@ -32,19 +28,18 @@ pub(super) struct Arguments {
     /// Seed of the draws
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Threads that compute [default: all cores]
-    #[arg(long, value_name = "N", value_parser = parse_threads)]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    reading: Reading,
     /// Print one JSON object: ids, text, seconds
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let threads = arguments.threads.map_or_else(all_cores, NonZeroUsize::get);
     let Arguments { prompt, tokens, temperature, top_p, seed, json, .. } = arguments;
+    let threads = arguments.reading.threads();
     let sampling = Sampling { temperature: *temperature, top_p: *top_p, seed: *seed };
-    let model = open(arguments, threads)?;
+    let model = open(arguments)?;
     if *json {
         let report = generate(model, prompt, *tokens, sampling, threads, |_| {})?;
         reporter(true).tell(&Event::Generated(report));
@@ -56,12 +51,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn open(arguments: &Arguments, threads: usize) -> Result<TextModel, Failure> {
-    let Arguments { from, run, .. } = arguments;
-    if run.is_none() && HuggingFace::is_at(from) {
+fn open(arguments: &Arguments) -> Result<TextModel, Failure> {
+    let Arguments { from, reading, .. } = arguments;
+    if reading.run.is_none() && HuggingFace::is_at(from) {
         return Ok(TextModel::of_folder(from)?);
     }
-    Ok(TextModel::of_run(saved::open(from, run.as_deref(), threads)?)?)
+    Ok(TextModel::of_run(reading.open(from)?)?)
 }
 
 /// Shows a piece of text at once. A closed pipe is not an error.

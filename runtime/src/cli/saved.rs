@@ -1,30 +1,46 @@
 //! The saved run that `export` and `generate` are given.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use super::{Failure, block_on, folder_of};
+use super::computing::parse_threads;
+use super::{Failure, all_cores, block_on, folder_of};
 use crate::checkpoint::{Checkpoint, CheckpointError, Fault, Store};
 use crate::config::Run;
 use crate::error::Error;
 use crate::weights::SavedRun;
 
-/// Name of the file that makes a folder a checkpoint.
-const MANIFEST: &str = "manifest.json";
-/// Beginning of the names of checkpoints in the target of a keeper.
-const CHECKPOINT: &str = "checkpoint-";
+/// Options of a command that reads a saved run.
+#[derive(Debug, clap::Args)]
+pub(super) struct Reading {
+    /// The run file that the weights were trained with; a checkpoint needs it for its text only
+    #[arg(long, value_name = "FILE")]
+    pub(super) run: Option<PathBuf>,
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
+    threads: Option<NonZeroUsize>,
+}
 
-/// Opens the checkpoint at `from`, the newest one in `from`, or the stages that a training has saved there. The run file
-/// names the run of such stages, and the text of any.
-pub(super) fn open(from: &Path, run_file: Option<&Path>, threads: usize) -> Result<SavedRun, Failure> {
-    let given = run_file.map(|file| Run::load(file).map(|run| (run, folder_of(file)))).transpose()?;
-    let Some(folder) = checkpoint_folder(from) else {
-        let Some((run, base)) = given else { return Err(unknown(from)) };
-        return Ok(SavedRun::open(from, run, base, threads).map_err(Error::from)?);
-    };
-    let checkpoint = block_on(async { verified(&folder).await.map_err(|error| Error::from(error).into()) })?;
-    let folder = PathBuf::from(checkpoint.location());
-    let saved = SavedRun::of_checkpoint(&folder, checkpoint.manifest(), given, threads);
-    Ok(saved.map_err(Error::from)?)
+impl Reading {
+    pub(super) fn threads(&self) -> usize {
+        self.threads.map_or_else(all_cores, NonZeroUsize::get)
+    }
+
+    /// Opens the checkpoint at `from`, the newest one in `from`, or the stages that a training has saved there. The run
+    /// file names the run of such stages, and the text of any.
+    pub(super) fn open(&self, from: &Path) -> Result<SavedRun, Failure> {
+        let run_file = self.run.as_deref();
+        let given = run_file.map(|file| Run::load(file).map(|run| (run, folder_of(file)))).transpose()?;
+        let Some(folder) = checkpoint_folder(from) else {
+            let Some((run, base)) = given else { return Err(unknown(from)) };
+            return Ok(SavedRun::open(from, run, base, self.threads()).map_err(Error::from)?);
+        };
+        let checkpoint =
+            block_on(async { verified(&folder).await.map_err(|error| Error::from(error).into()) })?;
+        let folder = PathBuf::from(checkpoint.location());
+        let saved = SavedRun::of_checkpoint(&folder, checkpoint.manifest(), given, self.threads());
+        Ok(saved.map_err(Error::from)?)
+    }
 }
 
 /// A checkpoint, by its own folder or as the newest of a target.
@@ -36,13 +52,11 @@ enum Folder {
 /// `None` if the folder is neither a checkpoint nor has any.
 fn checkpoint_folder(from: &Path) -> Option<Folder> {
     let from = from.canonicalize().ok()?;
-    if from.join(MANIFEST).is_file() {
+    if Checkpoint::is_at(&from) {
         let (target, name) = (from.parent()?.to_str()?, from.file_name()?.to_str()?);
         return Some(Folder::Checkpoint { target: target.to_owned(), name: name.to_owned() });
     }
-    let mut names = from.read_dir().ok()?.flatten().map(|entry| entry.file_name());
-    let has_checkpoint = names.any(|name| name.to_string_lossy().starts_with(CHECKPOINT));
-    has_checkpoint.then(|| from.to_str().map(str::to_owned)).flatten().map(Folder::Target)
+    Some(Folder::Target(from.to_str().filter(|_| Store::is_at(&from))?.to_owned()))
 }
 
 /// The checkpoint, once each of its files is found to be as it was written.
