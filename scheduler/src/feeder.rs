@@ -21,6 +21,7 @@ mod evaluation;
 mod evaluation_schedule;
 mod event;
 mod grants;
+mod grants_by_round;
 mod growth;
 mod injection;
 mod journal;

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 use crate::{Hop, StageIndex};
 
+use super::grants_by_round::GrantsByRound;
+
 /// The schedule of averaging rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AveragingSchedule {
@@ -26,19 +28,21 @@ const ROUNDS_MAX: usize = 256;
 pub(super) struct Contributions {
     /// Contributions of an optimizer step that is not complete, at most.
     incomplete_max: u64,
-    by_hop: BTreeMap<Hop, BTreeMap<u64, u64>>,
+    granted: GrantsByRound,
 }
 
 impl Contributions {
     /// No grants yet. A replica steps once for `gradient_accumulation_steps` contributions.
     pub(super) fn new(gradient_accumulation_steps: u64) -> Self {
-        Self { incomplete_max: gradient_accumulation_steps.saturating_sub(1), by_hop: BTreeMap::new() }
+        Self {
+            incomplete_max: gradient_accumulation_steps.saturating_sub(1),
+            granted: GrantsByRound::default(),
+        }
     }
 
     /// Counts a grant to `hop` in `round`.
     pub(super) fn grant(&mut self, hop: Hop, round: u64) {
-        let rounds = self.by_hop.entry(hop).or_default();
-        *rounds.entry(round).or_default() += 1;
+        let rounds = self.granted.add(hop, round, 1);
         if rounds.len() > ROUNDS_MAX
             && let Some((_, oldest)) = rounds.pop_first()
             && let Some(mut next) = rounds.first_entry()
@@ -50,7 +54,7 @@ impl Contributions {
     /// Every fragment has been averaged with the contribution of `hop` in this round or a later one. The latest of the
     /// contributions before may wait for their step.
     pub(super) fn carried(&mut self, hop: &Hop, round: u64) {
-        let Some(rounds) = self.by_hop.get_mut(hop) else { return };
+        let Some(rounds) = self.granted.of_mut(hop) else { return };
         let later = rounds.split_off(&round);
         let earlier: u64 = std::mem::replace(rounds, later).into_values().sum();
         let waiting = earlier.min(self.incomplete_max);
@@ -59,19 +63,14 @@ impl Contributions {
         }
     }
 
-    /// The rounds of a stage are ahead of this feeder, which calls `round` next: all grants that it knows may be as late
-    /// as the round before.
+    /// The rounds of a stage are ahead of this feeder, which calls `round` next.
     pub(super) fn catch_up(&mut self, stage: StageIndex, round: u64) {
-        let of_stage = self.by_hop.iter_mut().filter(|(hop, _)| hop.stage == Some(stage));
-        for rounds in of_stage.map(|(_, rounds)| rounds).filter(|rounds| !rounds.is_empty()) {
-            let all = rounds.values().sum();
-            *rounds = BTreeMap::from([(round.saturating_sub(1), all)]);
-        }
+        self.granted.catch_up(stage, round);
     }
 
     /// One of the latest contributions of `hop` was never applied.
     pub(super) fn forfeit(&mut self, hop: &Hop) {
-        if let Some(mut latest) = self.by_hop.get_mut(hop).and_then(BTreeMap::last_entry) {
+        if let Some(mut latest) = self.granted.of_mut(hop).and_then(BTreeMap::last_entry) {
             *latest.get_mut() -= 1;
             if *latest.get() == 0 {
                 latest.remove();
@@ -88,18 +87,18 @@ impl Contributions {
 
     /// Counts grants of a former start of the feeder.
     pub(super) fn restore(&mut self, hop: Hop, round: u64, count: u64) {
-        *self.by_hop.entry(hop).or_default().entry(round).or_default() += count;
+        self.granted.add(hop, round, count);
     }
 
     /// `hop` is dead. Returns how many contributions may be lost with it: the feeder knows only that it died after its
     /// last claim, not in which round.
     pub(super) fn lose(&mut self, hop: &Hop) -> u64 {
-        self.by_hop.remove(hop).unwrap_or_default().values().sum()
+        self.granted.remove(hop)
     }
 
     /// The replicas with contributions that may be lost.
     pub(super) fn hops(&self) -> impl Iterator<Item = &Hop> {
-        self.by_hop.keys()
+        self.granted.hops()
     }
 }
 
@@ -136,7 +135,7 @@ mod tests {
     fn rounds_that_went_on_without_a_replica_have_carried_nothing_of_it() {
         let mut contributions = Contributions::new(1);
         (0..1_000).for_each(|granted| contributions.grant(HOP, granted));
-        assert_eq!(contributions.by_hop[&HOP].len(), ROUNDS_MAX);
+        assert_eq!(contributions.granted.of(&HOP).count(), ROUNDS_MAX);
         assert_eq!(contributions.lose(&HOP), 1_000);
     }
 
