@@ -9,7 +9,9 @@ mod dense;
 mod error;
 pub mod huggingface;
 mod saved;
+mod small_files;
 mod tensor_file;
+mod tensor_files;
 
 use crate::config::Model;
 
@@ -18,6 +20,7 @@ pub use error::WeightsError;
 pub use huggingface::HuggingFace;
 pub use saved::{SavedRun, Summary};
 pub use tensor_file::TensorFile;
+use tensor_files::TensorFiles;
 
 /// The weights of a model in one piece, read a parameter at a time.
 pub trait Weights {

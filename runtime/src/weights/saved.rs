@@ -1,12 +1,12 @@
 //! The stages that a run has saved, read as the model in one piece.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use swarmline_kernels::Cpu;
 
-use super::{TensorFile, Weights, WeightsError};
+use super::small_files::{read_json, write_json};
+use super::{TensorFiles, Weights, WeightsError};
 use crate::checkpoint::Manifest;
 use crate::config::{Entry, Model, Run, Stream};
 use crate::subspace::Subspace;
@@ -29,14 +29,12 @@ impl Summary {
     /// # Errors
     /// If the file cannot be written.
     pub fn write(self, folder: &Path) -> Result<(), WeightsError> {
-        let path = folder.join(SUMMARY);
-        let text = format!("{:#}\n", serde_json::json!(self));
-        std::fs::write(&path, text).map_err(WeightsError::file("write", &path))
+        write_json(&folder.join(SUMMARY), &serde_json::json!(self))
     }
 
     /// The summary in `folder`; `None` without one that can be read.
     fn read(folder: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(folder.join(SUMMARY)).ok()?).ok()
+        serde_json::from_slice(&read_json(&folder.join(SUMMARY)).ok()?).ok()
     }
 }
 
@@ -51,9 +49,7 @@ pub struct SavedRun {
     model: Model,
     /// The first layer that the loss depends on: behind a cut that nothing crosses, the stream starts again.
     first_layer: usize,
-    files: Vec<TensorFile>,
-    /// Position of the file of each tensor.
-    places: BTreeMap<String, usize>,
+    files: TensorFiles,
     lift: Lift,
 }
 
@@ -91,27 +87,26 @@ impl SavedRun {
             Some((given, base)) => (Run { data: given.data, ..run }, base),
             None => (run, folder.to_owned()),
         };
-        let files = manifest.stages.iter().map(|stage| TensorFile::open(&folder.join(&stage.file)));
-        let files = files.collect::<Result<_, _>>()?;
+        let paths = manifest.stages.iter().map(|stage| folder.join(&stage.file));
+        let files = TensorFiles::open(folder, paths)?;
         Self::of_files(folder, files, run, base, manifest.heldout_loss, threads)
     }
 
     fn of_files(
         folder: &Path,
-        files: Vec<TensorFile>,
+        files: TensorFiles,
         run: Run,
         base: PathBuf,
         stated_loss: Option<f64>,
         threads: usize,
     ) -> Result<Self, WeightsError> {
-        let places = places(folder, &files)?;
         let first_layer = first_layer(&run);
         let model = Model { num_hidden_layers: run.model.num_hidden_layers - first_layer, ..run.model };
         let mut cpu = Cpu::new(threads)?;
         let space = (run.constrained_layers() > 0).then(|| Subspace::new(&mut cpu, &run)).transpose()?;
         let lift = Lift { cpu, space };
         let folder = folder.to_owned();
-        let saved = Self { folder, run, base, stated_loss, model, first_layer, files, places, lift };
+        let saved = Self { folder, run, base, stated_loss, model, first_layer, files, lift };
         saved.check()?;
         Ok(saved)
     }
@@ -137,13 +132,12 @@ impl SavedRun {
     fn check(&self) -> Result<(), WeightsError> {
         const REMEDY: &str = "Give the run file that the weights were trained with: --run FILE";
         for spec in self.run.parameter_specs(0..self.run.model.num_hidden_layers) {
-            let Some(&place) = self.places.get(&spec.name) else {
+            let Some(file) = self.files.with(&spec.name) else {
                 let problem = format!("no file in it has the parameter {}", spec.name);
                 let remedy =
                     "Put the files of all stages there, and give the run file they were trained with";
                 return Err(WeightsError::unusable(&self.folder, problem, remedy));
             };
-            let file = &self.files[place];
             let shape = file.shape(&spec.name).unwrap_or_default();
             if shape != spec.shape {
                 let problem = format!("{} has shape {shape:?}, the run demands {:?}", spec.name, spec.shape);
@@ -155,8 +149,8 @@ impl SavedRun {
 
     /// The parameter as the stage holds it.
     fn read_as_saved(&mut self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        match self.places.get(name) {
-            Some(&place) => self.files[place].read(name),
+        match self.files.with_mut(name) {
+            Some(file) => file.read(name),
             None => {
                 let problem = format!("no file in it has the parameter {name}");
                 Err(WeightsError::unusable(&self.folder, problem, "Save the run again"))
@@ -206,7 +200,7 @@ fn first_layer(run: &Run) -> usize {
     (0..run.model.num_hidden_layers).rev().find(restarts).unwrap_or(0)
 }
 
-fn open_all(folder: &Path) -> Result<Vec<TensorFile>, WeightsError> {
+fn open_all(folder: &Path) -> Result<TensorFiles, WeightsError> {
     if !folder.is_dir() {
         let remedy =
             "Give a checkpoint, the folder of a keeper, or what `swarmline train --save` has written";
@@ -222,20 +216,5 @@ fn open_all(folder: &Path) -> Result<Vec<TensorFile>, WeightsError> {
         let remedy = "Give the folder that `swarmline train --save FOLDER` has written";
         return Err(WeightsError::unusable(folder, "no .safetensors file is in it", remedy));
     }
-    paths.iter().map(|path| TensorFile::open(path)).collect()
-}
-
-fn places(folder: &Path, files: &[TensorFile]) -> Result<BTreeMap<String, usize>, WeightsError> {
-    let mut places = BTreeMap::new();
-    for (place, file) in files.iter().enumerate() {
-        for name in file.names() {
-            if let Some(other) = places.insert(name.clone(), place) {
-                let files = format!("{} and {}", files[other].path().display(), file.path().display());
-                let problem = format!("{name} is in {files}");
-                let remedy = "Leave one file of each stage in the folder";
-                return Err(WeightsError::unusable(folder, problem, remedy));
-            }
-        }
-    }
-    Ok(places)
+    TensorFiles::open(folder, paths)
 }

@@ -5,9 +5,10 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Dtype, read_json};
+use super::Dtype;
 use crate::config::Model;
 use crate::weights::WeightsError;
+use crate::weights::small_files::read_json;
 
 const REMEDY: &str = "Only LLaMA models without biases and with plain rotary positions can be read";
 

@@ -8,7 +8,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{DenseParameter, TensorFile, Weights, WeightsError, dense_parameters};
+use super::{DenseParameter, TensorFiles, Weights, WeightsError, dense_parameters};
 use crate::config::{Model, Run, Tokenizer};
 use crate::data::TextTokenizer;
 use config::ModelConfig;
@@ -24,8 +24,6 @@ const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// Limit of a configuration and of an index, bytes.
-const JSON_BYTES_MAX: u64 = 64 << 20;
 
 /// An open folder in the format of Hugging Face.
 #[derive(Debug)]
@@ -33,9 +31,7 @@ pub struct HuggingFace {
     folder: PathBuf,
     model: Model,
     parameters: BTreeMap<String, DenseParameter>,
-    files: Vec<TensorFile>,
-    /// Position of the file of each tensor.
-    places: BTreeMap<String, usize>,
+    files: TensorFiles,
     has_head: bool,
     ends: Vec<u32>,
 }
@@ -57,7 +53,7 @@ impl HuggingFace {
             return Err(WeightsError::unusable(folder, "there is no config.json in it", remedy));
         }
         let config = ModelConfig::read(&folder.join(CONFIG))?;
-        let (files, places) = open_tensors(folder)?;
+        let files = open_tensors(folder)?;
         let parameters = dense_parameters(&config.model);
         let parameters = parameters.into_iter().map(|parameter| (parameter.name.clone(), parameter));
         let (has_head, ends) = (!config.shares_embedding, config.ends);
@@ -66,7 +62,6 @@ impl HuggingFace {
             model: config.model,
             parameters: parameters.collect(),
             files,
-            places,
             has_head,
             ends,
         };
@@ -119,12 +114,13 @@ impl HuggingFace {
 
     fn check(&self) -> Result<(), WeightsError> {
         self.parameters.values().filter(|parameter| self.reads(parameter)).try_for_each(|parameter| {
-            let file = &self.files[self.place(parameter)?];
-            let shape = file.shape(&parameter.hugging_face).unwrap_or_default();
+            let name = &parameter.hugging_face;
+            let file = self.files.with(name).ok_or_else(|| self.missing(name))?;
+            let shape = file.shape(name).unwrap_or_default();
             if shape == parameter.shape {
                 return Ok(());
             }
-            let (name, expected) = (&parameter.hugging_face, &parameter.shape);
+            let expected = &parameter.shape;
             let problem = format!("{name} has shape {shape:?}, config.json demands {expected:?}");
             Err(WeightsError::unusable(file.path(), problem, "Take all files of the folder from one model"))
         })
@@ -135,15 +131,9 @@ impl HuggingFace {
         self.has_head || parameter.name != "head"
     }
 
-    fn place(&self, parameter: &DenseParameter) -> Result<usize, WeightsError> {
-        self.places.get(&parameter.hugging_face).copied().ok_or_else(|| {
-            let problem = format!("no file of it has the tensor {}", parameter.hugging_face);
-            WeightsError::unusable(
-                &self.folder,
-                problem,
-                "Copy the folder again, with every .safetensors file",
-            )
-        })
+    fn missing(&self, tensor: &str) -> WeightsError {
+        let problem = format!("no file of it has the tensor {tensor}");
+        WeightsError::unusable(&self.folder, problem, "Copy the folder again, with every .safetensors file")
     }
 }
 
@@ -158,8 +148,11 @@ impl Weights for HuggingFace {
             let problem = format!("its model has no parameter {name}");
             return Err(WeightsError::unusable(&self.folder, problem, "Use a folder of the same model"));
         };
-        let place = self.place(parameter)?;
-        self.files[place].read(&parameter.hugging_face)
+        let tensor = &parameter.hugging_face;
+        match self.files.with_mut(tensor) {
+            Some(file) => file.read(tensor),
+            None => Err(self.missing(tensor)),
+        }
     }
 }
 
@@ -182,7 +175,7 @@ fn difference(theirs: &Model, ours: &Model) -> Option<String> {
     different.next().map(|((name, theirs), (_, ours))| format!("{name} is {theirs}, but the run has {ours}"))
 }
 
-fn open_tensors(folder: &Path) -> Result<(Vec<TensorFile>, BTreeMap<String, usize>), WeightsError> {
+fn open_tensors(folder: &Path) -> Result<TensorFiles, WeightsError> {
     let names = match tensors::read_index(&folder.join(INDEX))? {
         Some(names) => names,
         None if folder.join(WEIGHTS).is_file() => vec![WEIGHTS.to_owned()],
@@ -192,22 +185,5 @@ fn open_tensors(folder: &Path) -> Result<(Vec<TensorFile>, BTreeMap<String, usiz
             return Err(WeightsError::unusable(folder, problem, remedy));
         }
     };
-    let files: Vec<TensorFile> =
-        names.iter().map(|name| TensorFile::open(&folder.join(name))).collect::<Result<_, _>>()?;
-    let placed = files
-        .iter()
-        .enumerate()
-        .flat_map(|(place, file)| file.names().into_iter().map(move |name| (name, place)));
-    let places = placed.collect();
-    Ok((files, places))
-}
-
-/// The bytes of a JSON file, at most [`JSON_BYTES_MAX`].
-fn read_json(path: &Path) -> Result<Vec<u8>, WeightsError> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(JSON_BYTES_MAX).read_to_end(&mut bytes))
-        .map_err(WeightsError::file("read", path))?;
-    Ok(bytes)
+    TensorFiles::open(folder, names.iter().map(|name| folder.join(name)))
 }

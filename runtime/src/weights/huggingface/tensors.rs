@@ -10,7 +10,8 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{INDEX, WEIGHTS, read_json};
+use super::{INDEX, WEIGHTS};
+use crate::weights::small_files::{read_json, write_json};
 use crate::weights::{DenseParameter, Weights, WeightsError, dense_parameters};
 
 /// Type of the numbers in an exported folder.
@@ -104,21 +105,6 @@ pub(super) fn write(
         write_json(&folder.join(INDEX), &json!(index))?;
     }
     Ok(total)
-}
-
-/// Writes `value` as indented JSON.
-pub(super) fn write_json(path: &Path, value: &Value) -> Result<(), WeightsError> {
-    write_bytes(path, format!("{value:#}\n").as_bytes())
-}
-
-/// Writes a file and waits until the disk has it.
-pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), WeightsError> {
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(WeightsError::file("write", path))
 }
 
 /// Consecutive parameters for each file.

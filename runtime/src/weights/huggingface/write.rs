@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{CONFIG, Dtype, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, config, tensors, tokenizer};
 use crate::config::Run;
+use crate::weights::small_files::{write_bytes, write_json};
 use crate::weights::{Weights, WeightsError};
 
 /// Limit of a file with weights, bytes.
@@ -41,10 +42,10 @@ pub(crate) fn write_cut(
     let bytes = tensors::write(aside.path(), weights, dtype, file_bytes_max)?;
     let at = |name: &str| aside.path().join(name);
     let model = weights.model();
-    tensors::write_json(&at(CONFIG), &config::config(model, dtype))?;
-    tensors::write_json(&at(GENERATION_CONFIG), &config::generation_config())?;
-    tensors::write_bytes(&at(TOKENIZER), &tokenizer::file_of(&run.data.tokenizer, base)?)?;
-    tensors::write_json(&at(TOKENIZER_CONFIG), &tokenizer::config(model))?;
+    write_json(&at(CONFIG), &config::config(model, dtype))?;
+    write_json(&at(GENERATION_CONFIG), &config::generation_config())?;
+    write_bytes(&at(TOKENIZER), &tokenizer::file_of(&run.data.tokenizer, base)?)?;
+    write_json(&at(TOKENIZER_CONFIG), &tokenizer::config(model))?;
     std::fs::rename(aside.path(), folder).map_err(WeightsError::file("write the folder", folder))?;
     // It has another name now, so there is nothing to delete.
     let _ = aside.keep();
