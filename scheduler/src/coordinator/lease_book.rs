@@ -12,6 +12,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use crate::lease::{BlockTally, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseRefusal, LeasedRange, RunTally};
 use crate::{Block, Incarnation, Instance, Membership, MicrobatchId, Rng};
 
@@ -173,8 +175,8 @@ impl LeaseBook {
     /// know the blocks of the starts before it.
     #[must_use]
     pub(super) fn others(&self, holder: Instance, own: &[BlockTally]) -> RunTally {
-        let reports = |block| own.iter().any(|reported| reported.block == block);
-        self.sum(|entry| entry.holder != holder && !reports(entry.tally.block))
+        let reported: BTreeSet<Block> = own.iter().map(|tally| tally.block).collect();
+        self.sum(|entry| entry.holder != holder && !reported.contains(&entry.tally.block))
     }
 
     /// Whether every microbatch of the run has its outcome.
