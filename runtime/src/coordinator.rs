@@ -43,11 +43,13 @@ struct Request {
     reply: oneshot::Sender<Reply>,
 }
 
-/// The machine's reply, and whether the run is finished.
+/// The machine's reply, and whether the run is over.
 #[derive(Debug)]
 struct Reply {
     reply: swarmline_scheduler::coordinator::Reply,
     finished: bool,
+    /// The run is over by a divergence, after this many microbatches.
+    diverged: Option<u64>,
 }
 
 /// State that the service replies with, published by the loop.
@@ -131,7 +133,7 @@ impl Coordinator {
     /// Coordinates the run until every feeder is done and every member has left, or `stop` resolves.
     ///
     /// # Errors
-    /// If the server fails.
+    /// If the server fails, or training diverges.
     pub async fn run(self, reporter: &Reporter, stop: impl Future<Output = ()>) -> Result<Outcome, Error> {
         let (invite, manifest) = (self.invite.to_string(), self.digest.to_string());
         reporter.tell(&Event::Listening { invite, manifest });
@@ -155,7 +157,7 @@ impl Coordinator {
         };
         let (served, outcome) = tokio::join!(serving, working);
         served?;
-        Ok(outcome)
+        outcome
     }
 }
 

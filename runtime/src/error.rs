@@ -3,7 +3,9 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use swarmline_scheduler::feeder::Divergence;
 use swarmline_scheduler::{MicrobatchId, PeerId};
 
 use crate::model::ShardError;
@@ -58,6 +60,28 @@ pub enum Error {
     /// A key in the policy of the run is malformed.
     #[error("policy.join: {0}")]
     Policy(#[from] InviteError),
+    /// Training has diverged: numbers of the model are not finite, and stay so.
+    #[error(
+        "diverged at microbatch {at}: {sign}. Weights of a run that has diverged are not saved; lower \
+         optimizer.learning_rate or optimizer.max_grad_norm, or raise optimizer.warmup_steps, and begin again"
+    )]
+    Diverged {
+        /// Microbatches of the run that had their outcome then.
+        at: u64,
+        /// What showed it.
+        sign: Divergence,
+    },
+    /// The coordinator was silent for too long.
+    #[error(
+        "the coordinator has not replied for {} s (--patience): this process has left; {kept}",
+        patience.as_secs()
+    )]
+    CoordinatorGone {
+        /// How long the process has waited.
+        patience: Duration,
+        /// What remains of its work.
+        kept: &'static str,
+    },
     /// A feeder joined a run that is over.
     #[error("the coordinator refused: the run is finished")]
     RunFinished,
@@ -164,7 +188,7 @@ impl Error {
     pub fn is_refusal(&self) -> bool {
         matches!(
             self,
-            Self::Control(ControlError::Refused(_))
+            Self::Control(ControlError::Refused(_) | ControlError::Replaced(_))
                 | Self::RunFinished
                 | Self::Dismissed(_)
                 | Self::Succeeded { .. }

@@ -96,6 +96,7 @@ impl Feeder {
             network,
             arrivals,
             table: control.follow(joined.tables),
+            contact: heartbeats.contact(options.patience),
             heartbeats,
             control,
             batches: Batches::new(&run, Arc::clone(&corpus)),

@@ -2,11 +2,13 @@
 //! incidents.
 
 mod clock;
+mod contact;
 mod heartbeats;
 mod network;
 mod notices;
 
 pub(crate) use clock::{Clock, incarnation};
+pub(crate) use contact::{Contact, PATIENCE};
 pub(crate) use heartbeats::Heartbeats;
 pub(crate) use network::{Network, NetworkOptions, lost_instance};
 pub(crate) use notices::Notices;

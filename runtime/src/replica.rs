@@ -103,7 +103,7 @@ impl Replica {
             last_reason = reason;
             registered = tokio::select! {
                 () = stop.as_mut() => return Ok(Outcome::Stopped),
-                registered = Registered::register_again(&options, kept) => registered?,
+                registered = Registered::register_again(&options, kept, reporter) => registered?,
             };
         }
         Err(Error::ExpelledTooOften { reason: last_reason, times: REJOINS_MAX })

@@ -6,6 +6,7 @@
 
 mod event;
 mod incident;
+mod line_queue;
 mod rate_limit;
 mod reporter;
 mod text;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use swarmline_kernels::Backend;
 use swarmline_kernels::device::{Setup, Work};
+use swarmline_scheduler::feeder::{Divergence, DivergenceWatch};
 use swarmline_scheduler::stage::Evaluation;
 use swarmline_scheduler::{Block, Loss, MicrobatchId, Refusal};
 
@@ -28,6 +29,9 @@ pub use error::TrainError;
 
 /// Least time between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time between two looks at `stop` while the text is read.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A run to train in this process.
 #[derive(Clone, Debug)]
@@ -69,11 +73,26 @@ impl TrainOptions {
 ///
 /// # Errors
 /// The text or the weights to begin with cannot be used, the device has no memory or fails, training diverges
-/// ([`TrainError`]), or the weights cannot be written.
+/// ([`Error::Diverged`]), or the weights cannot be written.
 pub fn train(options: &TrainOptions, reporter: &Reporter, stop: &AtomicBool) -> Result<Outcome, Error> {
-    let corpus = Arc::new(Corpus::open(&options.run, &options.base)?);
+    let Some(corpus) = open_corpus(options, stop)? else { return Ok(Outcome::Stopped) };
+    let corpus = Arc::new(corpus);
     reporter.tell(&Event::corpus(&corpus));
     options.setup.run(Session { options, corpus, reporter, stop })
+}
+
+/// Reads the text; `None` if `stop` is true before the end. The thread that reads a long text is left to itself then.
+fn open_corpus(options: &TrainOptions, stop: &AtomicBool) -> Result<Option<Corpus>, Error> {
+    let (run, base) = (options.run.clone(), options.base.clone());
+    let reading = std::thread::spawn(move || Corpus::open(&run, &base));
+    while !reading.is_finished() {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        std::thread::sleep(STOP_CHECK_INTERVAL);
+    }
+    let corpus = reading.join().map_err(|_| Error::Panicked { work: "reading the text" })?;
+    Ok(Some(corpus?))
 }
 
 /// One call of [`train`], on the device of its setup.
@@ -124,6 +143,7 @@ struct Training<'a, B: Backend> {
     since_progress: SinceProgress,
     evaluated_at: Option<u64>,
     held_out: Option<f64>,
+    watch: DivergenceWatch<()>,
 }
 
 struct SinceProgress {
@@ -153,6 +173,7 @@ impl<'a, B: Backend> Training<'a, B> {
             since_progress: SinceProgress { at: Instant::now(), loss: Loss::default() },
             evaluated_at: None,
             held_out: None,
+            watch: DivergenceWatch::default(),
         })
     }
 
@@ -175,6 +196,7 @@ impl<'a, B: Backend> Training<'a, B> {
         self.report.injected += 1;
         match through(&mut self.stages, id, &ids) {
             Ok(loss) => {
+                self.watch.note(None);
                 self.report.finished += 1;
                 self.report.tokens += u64::from(loss.tokens);
                 self.since_progress.loss.sum += loss.sum;
@@ -183,7 +205,7 @@ impl<'a, B: Backend> Training<'a, B> {
             Err(error) => self.refuse(id, error)?,
         }
         self.computing += started.elapsed();
-        Ok(())
+        self.watch.sign().map_or(Ok(()), |sign| Err(self.diverged(sign)))
     }
 
     fn encode(&self, id: MicrobatchId, ids: &[u32]) -> Result<Vec<u8>, TrainError> {
@@ -197,6 +219,7 @@ impl<'a, B: Backend> Training<'a, B> {
             return Err(TrainError::Refused { id, cause }.into());
         }
         self.stages.iter_mut().for_each(|stage| stage.forget(id));
+        self.watch.note(Some(()));
         self.report.refused += 1;
         Ok(())
     }
@@ -234,11 +257,14 @@ impl<'a, B: Backend> Training<'a, B> {
     /// Ends a training whose evaluation `id` failed.
     fn give_up<T>(&self, id: MicrobatchId, error: EngineError) -> Result<T, Error> {
         let cause = error.to_string();
-        let error = match error.refusal()? {
-            Refusal::NonFinite => TrainError::Diverged { done: self.report.injected },
-            _ => TrainError::Refused { id, cause },
-        };
-        Err(error.into())
+        Err(match error.refusal()? {
+            Refusal::NonFinite => self.diverged(Divergence::HeldOutLoss),
+            _ => TrainError::Refused { id, cause }.into(),
+        })
+    }
+
+    fn diverged(&self, sign: Divergence) -> Error {
+        Error::Diverged { at: self.report.injected, sign }
     }
 
     fn tell_progress(&mut self, reporter: &Reporter) {

@@ -11,6 +11,7 @@
 
 mod beginning;
 mod config;
+mod divergence;
 mod event;
 mod eviction;
 mod former;
@@ -83,6 +84,8 @@ pub struct Coordinator {
     /// Any stage may be trained: a table has named ids and a replica of every stage, or a replica has reported progress.
     has_run: bool,
     finished: bool,
+    /// The run has ended by a divergence, after this many microbatches.
+    diverged: Option<u64>,
     /// Time at which a finished run ends, even if members have not left.
     farewell_until: Option<Time>,
     ended: bool,
@@ -110,6 +113,7 @@ impl Coordinator {
             trained: Vec::new(),
             has_run: false,
             finished: false,
+            diverged: None,
             farewell_until: None,
             ended: false,
             publishing: Publishing::default(),
@@ -270,13 +274,13 @@ impl Coordinator {
     /// Checks a request to join; the state of a start that is a member already.
     fn admit(&mut self, now: Time, from: Instance, role: Role) -> Result<Option<MemberState>, JoinRefusal> {
         if self.finished {
-            return Err(JoinRefusal::Finished);
+            return Err(self.diverged.map_or(JoinRefusal::Finished, |at| JoinRefusal::Diverged { at }));
         }
         if self.evicted.contains(from.peer) {
-            return Err(JoinRefusal::Evicted);
+            return Err(JoinRefusal::Evicted { key: from.peer });
         }
         if !self.config.policy.admits(from.peer) {
-            return Err(JoinRefusal::NotListed);
+            return Err(JoinRefusal::NotListed { key: from.peer });
         }
         if role != Role::Replica {
             self.check_may_feed(from.peer)?;
@@ -285,7 +289,9 @@ impl Coordinator {
             return Ok(Some(entry.member.state));
         }
         match self.members.of_peer(from.peer).map(|entry| entry.member.instance) {
-            Some(known) if known > from => Err(JoinRefusal::Superseded { known: known.incarnation }),
+            Some(known) if known > from => {
+                Err(JoinRefusal::Superseded { key: known.peer, known: known.incarnation })
+            }
             None if self.members.len() >= self.config.members_max => {
                 Err(JoinRefusal::Full { limit: self.config.members_max })
             }
@@ -395,6 +401,9 @@ impl Coordinator {
             return Reply::NotAMember;
         }
         self.leases.report(from, &report.tallies);
+        if let Some(at) = report.diverged {
+            self.note_diverged(from, at);
+        }
         if report.done {
             self.members.set_done(from.peer);
             self.leases.close_settled(from);
@@ -446,9 +455,10 @@ impl Coordinator {
     }
 
     /// The run is over when every microbatch has its outcome, and every feeder in the table has called its last averaging
-    /// round.
+    /// round; or when it has diverged.
     fn notice_finished(&mut self, now: Time) {
-        if !self.finished && !self.members.has_working_feeder() && self.leases.is_over() {
+        let is_complete = !self.members.has_working_feeder() && self.leases.is_over();
+        if !self.finished && (is_complete || self.diverged.is_some()) {
             self.finished = true;
             // The table says so to a later start of the coordinator.
             self.publishing.change();

@@ -11,6 +11,11 @@ pub enum Directive {
     Serve(StageIndex),
     /// The run is over: leave.
     Finished,
+    /// Training has diverged, and the run is over: end.
+    Diverged {
+        /// Microbatches of the run that had their outcome when it was noticed.
+        at: u64,
+    },
     /// Finish the microbatches in flight, then leave. The text is for people.
     Leave(String),
 }

@@ -17,6 +17,7 @@ mod config;
 mod confirmed;
 mod contributions;
 mod counts;
+mod divergence;
 mod evaluation;
 mod evaluation_schedule;
 mod event;
@@ -53,6 +54,7 @@ use crate::{
 pub use config::{Config, EVALUATION_TRIES, EVALUATIONS_MAX, LEASE_RETRY, REFUSED_PAUSE};
 pub use contributions::AveragingSchedule;
 pub use counts::{Counts, Outcome};
+pub use divergence::{Divergence, DivergenceWatch, OUTCOMES_WATCHED};
 pub use evaluation::Measured;
 pub use evaluation_schedule::EvaluationSchedule;
 pub use event::{Action, End, Event, Reason};
@@ -67,6 +69,7 @@ use confirmed::Confirmed;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use confirmed::SINCE_THE_CALL;
 use contributions::Contributions;
+use divergence::Signs;
 use evaluation::Evaluation;
 use evaluation_schedule::ScheduleProgress;
 use grants::Grants;
@@ -112,6 +115,7 @@ pub struct Feeder<P> {
     paused_until: Option<Time>,
     returns: Returns,
     suspicion: Suspicion,
+    signs: Signs,
     announce_at: Time,
     now: Time,
     stopped: bool,
@@ -161,6 +165,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             paused_until: None,
             returns: Returns::default(),
             suspicion: Suspicion::default(),
+            signs: Signs::default(),
             announce_at: Time::default(),
             now: Time::default(),
             stopped: false,
@@ -210,6 +215,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             Event::Stop => self.on_stop(now),
             Event::Timeout => {}
         }
+        self.notice_divergence();
         if self.ended {
             return;
         }
@@ -336,7 +342,10 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             Directive::Continue | Directive::Serve(_) => self.handoff.neighbours.reached(now),
             Directive::Finished if !self.stopped => self.finish(End::RunFinished),
             Directive::Leave(reason) if !self.stopped => self.finish(End::Dismissed(reason)),
-            Directive::Finished | Directive::Leave(_) => {}
+            Directive::Diverged { at } if !self.stopped => {
+                self.finish(End::Diverged { at, sign: Divergence::Reported });
+            }
+            Directive::Finished | Directive::Leave(_) | Directive::Diverged { .. } => {}
         }
     }
 
@@ -434,6 +443,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             self.window.release();
             self.window.finished(now, self.drawn.len() > SCARCE);
         }
+        self.watch(&outcome, open.trains());
         self.counts.settle(microbatch, &outcome);
         let loss = outcome.evaluated();
         self.actions.push_back(Action::Outcome { microbatch, outcome });

@@ -193,6 +193,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             Event::PeerLost(instance) => joining.tell(now, DownloadEvent::PeerLost(instance)),
             Event::Timeout => joining.tell(now, DownloadEvent::Timeout),
             Event::Directive(Directive::Finished) => return self.end(End::RunFinished),
+            Event::Directive(Directive::Diverged { at }) => return self.end(End::Diverged { at }),
             Event::Directive(Directive::Leave(_)) | Event::Stop => return self.end(End::Left(None)),
             Event::Expelled => return self.expelled(),
             Event::Directive(Directive::Serve(stage)) if stage != self.config.stage.stage => {
@@ -339,6 +340,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
                 self.departure.run_finished();
                 self.at_stage(now, stage::Event::Finished);
             }
+            Directive::Diverged { at } => self.end(End::Diverged { at: *at }),
             Directive::Leave(_) => self.leave(now),
         }
     }

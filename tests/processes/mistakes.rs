@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 
 use swarmline::net::{Identity, Invite};
+use swarmline::report::Event;
 
 use crate::process::Process;
 use crate::recipe::{Recipe, RunFolder};
@@ -129,7 +130,41 @@ fn a_peer_that_is_not_listed_is_refused() {
     let more = format!("[policy]\njoin = [\"{listed}\"]");
     let folder: RunFolder = Recipe { more, ..Recipe::exact() }.write();
     let (_coordinator, invite) = start_coordinator(&folder, &[]);
-    expect_failure(&["join", &invite], REFUSED, &["the coordinator refused", "listed keys only"]);
+    let key_file = folder.argument("volunteer.key");
+    let key = public_key(&key_file);
+    let refused = ["the coordinator refused", "listed keys only", &key];
+    expect_failure(&["join", &invite, "--identity", &key_file], REFUSED, &refused);
+}
+
+/// What `swarmline key` prints for a key file.
+fn public_key(file: &str) -> String {
+    let mut process = Process::start("key", ["key", file, "--json"]);
+    assert_eq!(process.end(), 0, "{}", process.errors());
+    process.hear("the key", |event| match event {
+        Event::Key { key, .. } => Some(key),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_volunteer_reads_its_public_key_and_a_pasted_secret_is_refused() {
+    expect_failure(&["key"], USAGE, &["swarmline key FILE", "--identity"]);
+    let folder = Recipe::exact().write();
+    let file = folder.argument("volunteer.key");
+    let key = public_key(&file);
+    assert_eq!(public_key(&file), key, "the file is created once");
+    let invite = format!("{key}@127.0.0.1:1");
+    for command in ["join", "feed"] {
+        let mut process = Process::start(command, [command, &invite, "--identity", &file]);
+        process.end();
+        assert!(process.lines().iter().any(|line| line.contains(&key)), "{:?}", process.lines());
+    }
+
+    let policy = |keys: &str| Recipe { more: format!("[policy]\njoin = [\"{keys}\"]"), ..Recipe::exact() };
+    let mut listed = Process::start("check", ["check", &policy(&key).write().run_file()]);
+    assert_eq!(listed.end(), 0, "{}", listed.errors());
+    let secret = std::fs::read_to_string(&file).unwrap();
+    expect_bad_run_file(&policy(secret.trim()), &["`policy.join`", "secret", "swarmline key FILE"]);
 }
 
 #[test]

@@ -119,6 +119,11 @@ impl Process {
         self.signal(libc::SIGINT);
     }
 
+    /// Hangs up on the process, as a terminal that closes does.
+    pub(crate) fn hang_up(&self) {
+        self.signal(libc::SIGHUP);
+    }
+
     /// Suspends the process until [`Process::resume`].
     pub(crate) fn suspend(&self) {
         self.signal(libc::SIGSTOP);

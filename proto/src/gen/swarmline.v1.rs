@@ -1189,6 +1189,9 @@ pub struct HeartbeatResponse {
     /// State of the run.
     #[prost(enumeration = "RunState", tag = "1")]
     pub run_state: i32,
+    /// Microbatches of the run that had their outcome when training diverged; 0 unless the run has diverged.
+    #[prost(uint64, tag = "4")]
+    pub diverged_at: u64,
     /// The next directive; absent if the caller goes on.
     #[prost(oneof = "heartbeat_response::Directive", tags = "2, 3")]
     pub directive: ::core::option::Option<heartbeat_response::Directive>,
@@ -1320,6 +1323,11 @@ pub struct FeederReport {
     /// out until its microbatches are known.
     #[prost(message, repeated, tag = "12")]
     pub blocks: ::prost::alloc::vec::Vec<BlockTally>,
+    /// Microbatches of the run that had their outcome when this feeder noticed that training has diverged; absent otherwise.
+    /// The coordinator ends the run on this word of a feeder that holds ids, and where any member may feed when every feeder
+    /// says so.
+    #[prost(uint64, optional, tag = "13")]
+    pub diverged_at: ::core::option::Option<u64>,
 }
 /// Acknowledgement of a FeederReport.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1375,6 +1383,8 @@ pub enum RunState {
     Running = 2,
     /// The run is over: finish the microbatches in flight, then leave.
     Finished = 3,
+    /// The run is over: training has diverged. Leave at once; the weights are of no use.
+    Diverged = 4,
 }
 impl RunState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1387,6 +1397,7 @@ impl RunState {
             Self::Waiting => "RUN_STATE_WAITING",
             Self::Running => "RUN_STATE_RUNNING",
             Self::Finished => "RUN_STATE_FINISHED",
+            Self::Diverged => "RUN_STATE_DIVERGED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1396,6 +1407,7 @@ impl RunState {
             "RUN_STATE_WAITING" => Some(Self::Waiting),
             "RUN_STATE_RUNNING" => Some(Self::Running),
             "RUN_STATE_FINISHED" => Some(Self::Finished),
+            "RUN_STATE_DIVERGED" => Some(Self::Diverged),
             _ => None,
         }
     }

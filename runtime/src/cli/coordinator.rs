@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{Failure, Leash, block_on, folder_of, reporter, stop_requested};
+use super::{Failure, Leash, StopRequest, block_on, folder_of, unhindered_reporter};
 use crate::config::Run;
 use crate::coordinator::{Coordinator, CoordinatorOptions};
 use crate::net::Identity;
@@ -34,10 +34,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let options = CoordinatorOptions::new(run, identity)
         .with_base(folder_of(&arguments.run))
         .with_listen(arguments.listen);
-    let reporter = reporter(arguments.json);
+    let reporter = unhindered_reporter(arguments.json);
+    let stop = StopRequest::listen(arguments.leash)?;
     block_on(async {
         let coordinator = Coordinator::bind(options).await?;
-        match coordinator.run(&reporter, stop_requested(arguments.leash)).await? {
+        match coordinator.run(&reporter, stop.requested()).await? {
             Outcome::Finished => Ok(()),
             Outcome::Stopped => Err(Failure::interrupted("stopped before the run was finished")),
         }

@@ -15,7 +15,7 @@ use swarm::{Output, Source, Swarm};
 use table::Summary;
 
 use super::computing::Computing;
-use super::{Failure, Leash, block_on, stop_requested};
+use super::{Failure, Leash, StopRequest, block_on};
 use crate::config::{Data, Run};
 use crate::data::sources;
 use crate::report::{Event, Incident};
@@ -46,10 +46,11 @@ const STEPS: u64 = 350;
 const RUN: &str = include_str!("demo/run.toml");
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    block_on(demonstrate(arguments))
+    let stop = StopRequest::listen(Leash::default())?;
+    block_on(demonstrate(arguments, stop))
 }
 
-async fn demonstrate(arguments: &Arguments) -> Result<(), Failure> {
+async fn demonstrate(arguments: &Arguments, stop: StopRequest) -> Result<(), Failure> {
     let started = Instant::now();
     let setup = arguments.computing.setup(1)?;
     let mut screen = Screen::new();
@@ -63,7 +64,7 @@ async fn demonstrate(arguments: &Arguments) -> Result<(), Failure> {
     let mut summary = Summary::new(run.pipeline.mode);
     let outcome = tokio::select! {
         outcome = train(&run, &run_file, &mut swarm, &mut screen, &mut summary) => outcome,
-        () = stop_requested(Leash::default()) => Err(Failure::interrupted("stopped; every process of the demo has ended")),
+        () = stop.requested() => Err(Failure::interrupted("stopped; every process of the demo has ended")),
     };
     swarm.stop().await;
     outcome?;

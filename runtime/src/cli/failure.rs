@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use swarmline_kernels::device::Unavailable;
 
@@ -11,6 +12,9 @@ use crate::net::identity::IdentityError;
 
 /// Exit code of a command that a person stopped before it was done.
 pub(super) const INTERRUPTED: u8 = 130;
+
+/// How long the last words of a process wait for their reader.
+const WRITE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A message for a person and the exit code that goes with it.
 #[derive(Debug)]
@@ -40,9 +44,14 @@ impl Failure {
         Self { code: INTERRUPTED, message: message.into() }
     }
 
-    /// Prints the message and returns the exit code.
-    pub(super) fn report(&self) -> ExitCode {
-        let _ = writeln!(std::io::stderr(), "swarmline: {}", self.message);
+    /// Prints the message and returns the exit code. A pipe that nothing reads is waited for a second.
+    pub(super) fn report(self) -> ExitCode {
+        let (written, done) = std::sync::mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            let _ = writeln!(std::io::stderr(), "swarmline: {}", self.message);
+            drop(written);
+        });
+        let _ = done.recv_timeout(WRITE_WITHIN);
         ExitCode::from(self.code)
     }
 }

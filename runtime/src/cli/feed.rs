@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
+use std::time::Duration;
 
-use super::{Failure, Leash, block_on, reporter, stop_requested};
+use super::duration::parse_duration;
+use super::{Failure, Leash, StopRequest, block_on, key, unhindered_reporter};
 use crate::feeder::{Feeder, FeederOptions};
-use crate::net::{Identity, Invite};
+use crate::net::Invite;
 use crate::outcome::Outcome;
 
 /// Arguments of `swarmline feed`.
@@ -33,6 +35,9 @@ pub(super) struct Arguments {
     /// Take over the ids of a feeder that is gone for good, and finish its work
     #[arg(long)]
     succeed: bool,
+    /// Leave when the coordinator has not replied for this long: 90s, 30m, 2h
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = parse_duration)]
+    patience: Duration,
     #[command(flatten)]
     leash: Leash,
     /// Print one JSON object a line
@@ -41,16 +46,18 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let identity = Identity::load_or_ephemeral(arguments.identity.as_deref())?;
+    let stop = StopRequest::listen(arguments.leash)?;
+    let reporter = unhindered_reporter(arguments.json);
+    let identity = key::load(arguments.identity.as_deref(), &reporter)?;
     let options = FeederOptions::new(arguments.invite.clone(), identity)
         .with_listen(arguments.listen)
+        .with_patience(arguments.patience)
         .with_data(arguments.data.clone())
         .with_evaluate_every(arguments.evaluate_every)
         .with_journal(arguments.journal.clone())
         .with_succession(arguments.succeed);
-    let reporter = reporter(arguments.json);
     block_on(async {
-        let mut stop = pin!(stop_requested(arguments.leash));
+        let mut stop = pin!(stop.requested());
         let outcome = tokio::select! {
             () = stop.as_mut() => Outcome::Stopped,
             feeder = Feeder::open(options) => feeder?.run(&reporter, stop).await?,

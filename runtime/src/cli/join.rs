@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::pin::pin;
+use std::time::Duration;
 
 use super::computing::{Computing, announcement, parse_threads};
-use super::{Failure, Leash, all_cores, block_on, reporter, stop_requested};
-use crate::net::{Identity, Invite};
+use super::duration::parse_duration;
+use super::{Failure, Leash, StopRequest, all_cores, block_on, key, unhindered_reporter};
+use crate::net::Invite;
 use crate::replica::{Replica, ReplicaOptions};
 
 /// Arguments of `swarmline join`.
@@ -39,6 +41,9 @@ pub(super) struct Arguments {
     /// Append stage and id of every microbatch whose gradients are applied here
     #[arg(long, value_name = "FILE")]
     applied_log: Option<PathBuf>,
+    /// Leave when the coordinator has not replied for this long: 90s, 30m, 2h
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = parse_duration)]
+    patience: Duration,
     #[command(flatten)]
     leash: Leash,
     /// Print one JSON object a line
@@ -49,18 +54,20 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let threads = arguments.threads.map_or_else(all_cores, NonZeroUsize::get);
     let setup = arguments.computing.setup(threads)?;
-    let identity = Identity::load_or_ephemeral(arguments.identity.as_deref())?;
+    let stop = StopRequest::listen(arguments.leash)?;
+    let reporter = unhindered_reporter(arguments.json);
+    let identity = key::load(arguments.identity.as_deref(), &reporter)?;
     let options = ReplicaOptions::new(arguments.invite.clone(), identity)
         .with_listen(arguments.listen)
+        .with_patience(arguments.patience)
         .with_setup(setup)
         .with_save(arguments.save.clone())
         .with_resume(arguments.resume.clone())
         .with_parameter_log(arguments.parameter_log.clone())
         .with_applied_log(arguments.applied_log.clone());
-    let reporter = reporter(arguments.json);
     reporter.tell(&announcement(setup));
     block_on(async {
-        let mut stop = pin!(stop_requested(arguments.leash));
+        let mut stop = pin!(stop.requested());
         tokio::select! {
             () = stop.as_mut() => Ok(()),
             replica = Replica::join(options) => {

@@ -6,12 +6,15 @@ mod computing;
 mod coordinator;
 mod demo;
 mod doctor;
+mod duration;
 mod export;
 mod failure;
 mod feed;
 mod generate;
 mod join;
+mod key;
 mod saved;
+mod stop;
 mod train;
 
 use std::num::NonZeroUsize;
@@ -21,6 +24,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use failure::Failure;
+use stop::{Leash, StopRequest};
 
 use crate::report::{Audience, Reporter};
 
@@ -48,6 +52,8 @@ enum Command {
     Export(export::Arguments),
     /// Continue a prompt with the model of a run or of a Hugging Face folder
     Generate(generate::Arguments),
+    /// Print the public key of a key file, for a coordinator to list in its run file
+    Key(key::Arguments),
     /// Look at this machine: processor, GPUs, driver, compiler of kernels, and missing parts
     Doctor(doctor::Arguments),
     /// Print a run file with every default filled in, or name its mistake
@@ -68,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Train(arguments) => train::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Key(arguments) => key::run(&arguments),
         Command::Doctor(arguments) => {
             doctor::run(&arguments);
             Ok(())
@@ -92,63 +99,26 @@ fn reporter(json: bool) -> Reporter {
     Reporter::new(if json { Audience::Programs } else { Audience::People })
 }
 
-/// Runs the asynchronous part of a command; compute has threads of its own.
+/// The reporter of a process that other peers wait for.
+fn unhindered_reporter(json: bool) -> Reporter {
+    Reporter::unhindered(if json { Audience::Programs } else { Audience::People })
+}
+
+/// Runs the asynchronous part of a command; compute has threads of its own. What still runs on other threads when the work
+/// is done, such as the reading of a long text, is not awaited.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(NETWORK_THREADS)
         .enable_all()
         .build()
-        .map_err(|error| Failure::failed(format!("cannot start the network threads: {error}")))?
-        .block_on(work)
+        .map_err(|error| Failure::failed(format!("cannot start the network threads: {error}")))?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
 }
 
 /// Frames are few and large; two threads keep the sockets served while one encrypts.
 const NETWORK_THREADS: usize = 2;
-
-/// Ties a process to its parent.
-#[derive(Clone, Copy, Debug, Default, clap::Args)]
-struct Leash {
-    /// Stop when standard input ends, as it does when the process that started this one dies
-    #[arg(long, hide = true)]
-    leash: bool,
-}
-
-/// Resolves when Ctrl-C, a SIGTERM or the end of the leash asks this process to stop. A further signal ends the process
-/// at once.
-async fn stop_requested(leash: Leash) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let interrupt = signal(SignalKind::interrupt());
-    let terminate = signal(SignalKind::terminate());
-    let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        () = end_of_input(leash) => {}
-    }
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        std::process::exit(failure::INTERRUPTED.into());
-    });
-}
-
-/// Resolves at the end of standard input, never without a leash. A thread of its own reads: a blocked read would
-/// keep the network threads from shutting down.
-async fn end_of_input(leash: Leash) {
-    if !leash.leash {
-        return std::future::pending().await;
-    }
-    let (ended, end) = tokio::sync::oneshot::channel::<()>();
-    std::thread::spawn(move || {
-        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        drop(ended);
-    });
-    let _ = end.await;
-}
 
 fn all_cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)

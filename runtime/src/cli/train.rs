@@ -2,11 +2,9 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, atomic};
 
 use super::computing::{Computing, announcement, parse_threads};
-use super::{Failure, Leash, all_cores, folder_of, reporter, stop_requested};
+use super::{Failure, Leash, StopRequest, all_cores, folder_of, reporter};
 use crate::config::Run;
 use crate::outcome::Outcome;
 use crate::stage::Learning;
@@ -48,26 +46,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     options.init_from.clone_from(&arguments.init_from);
     options.upstream = if arguments.freeze_upstream { Learning::Frozen } else { Learning::Active };
     options.evaluate_every = arguments.evaluate_every;
-    let stop = Arc::new(AtomicBool::new(false));
-    raise_on_request(&stop)?;
+    let stop = StopRequest::listen(Leash::default())?.flag()?;
     let reporter = reporter(arguments.json);
     reporter.tell(&announcement(setup));
     match train::train(&options, &reporter, &stop)? {
         Outcome::Finished => Ok(()),
         Outcome::Stopped => Err(Failure::interrupted("stopped before the last optimizer step")),
     }
-}
-
-/// Sets `stop` when the process is asked to stop; the training loop reads it between microbatches.
-fn raise_on_request(stop: &Arc<AtomicBool>) -> Result<(), Failure> {
-    let stop = Arc::clone(stop);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::failed(format!("cannot listen for Ctrl-C: {error}")))?;
-    std::thread::spawn(move || {
-        runtime.block_on(stop_requested(Leash::default()));
-        stop.store(true, atomic::Ordering::Relaxed);
-    });
-    Ok(())
 }

@@ -8,6 +8,9 @@ use super::{Averaging, Data, Feed, Join, Kind, Model, Optimizer, Pipeline, Run, 
 /// Bytes of an ed25519 public key.
 const KEY_BYTES: usize = 32;
 
+/// The beginning of a secret key on disk, so that one is known wherever it is pasted.
+pub(crate) const SECRET_MARK: &str = "swarmline-secret-";
+
 type Checked = Result<(), Violation>;
 
 /// Checks a run against the vocabulary of its tokenizer. Sizes are checked before their products.
@@ -170,8 +173,18 @@ fn optimizer(optimizer: &Optimizer) -> Checked {
     below_one("optimizer.beta2", optimizer.beta2)?;
     positive("optimizer.epsilon", optimizer.epsilon, 1.0)?;
     real("optimizer.weight_decay", optimizer.weight_decay, 0.0..=10.0)?;
+    if optimizer.learning_rate * optimizer.weight_decay >= 1.0 {
+        let (rate, decay) = (optimizer.learning_rate, optimizer.weight_decay);
+        let problem = format!(
+            "is {decay}, which times optimizer.learning_rate = {rate} is {}: each step would turn every weight around",
+            rate * decay
+        );
+        let allowed = "below 1 when multiplied by optimizer.learning_rate".to_owned();
+        return Err(broken("optimizer.weight_decay", problem, allowed, "Lower one of the two"));
+    }
     real("optimizer.momentum_decay", optimizer.momentum_decay, 0.0..=1.0)?;
     real("optimizer.max_grad_norm_ratio", optimizer.max_grad_norm_ratio, 0.0..=1e6)?;
+    real("optimizer.skip_grad_norm_ratio", optimizer.skip_grad_norm_ratio, 0.0..=1e6)?;
     real("optimizer.max_grad_norm", optimizer.max_grad_norm, 0.0..=1e6)?;
     real("optimizer.staleness_power", optimizer.staleness_power, 0.0..=4.0)
 }
@@ -216,7 +229,12 @@ fn join(join: &Join) -> Checked {
         let problem = "is an empty list, so no peer could join".to_owned();
         return Err(broken("policy.join", problem, allowed.to_owned(), "List the keys of your volunteers"));
     }
-    self::keys("policy.join", keys, allowed, "Copy the key that the volunteer's program prints")
+    self::keys(
+        "policy.join",
+        keys,
+        allowed,
+        "Copy the key that `swarmline join` or `swarmline key FILE` prints on the volunteer's machine",
+    )
 }
 
 fn feed(feed: &Feed) -> Checked {
@@ -229,10 +247,22 @@ fn feed(feed: &Feed) -> Checked {
         let problem = format!("is a list of {} keys", keys.len());
         return Err(broken("policy.feed", problem, allowed, "List the keys of your feeders"));
     }
-    self::keys("policy.feed", keys, &allowed, "A feeder that is refused hears its key: copy it from there")
+    self::keys(
+        "policy.feed",
+        keys,
+        &allowed,
+        "Copy the key that `swarmline feed` or `swarmline key FILE` prints",
+    )
 }
 
 fn keys(field: &'static str, keys: &[String], allowed: &str, remedy: &str) -> Checked {
+    if let Some(index) = keys.iter().position(|key| key.trim_start().starts_with(SECRET_MARK)) {
+        let problem =
+            format!("has an entry, number {}, that is a secret: the content of a key file", index + 1);
+        let remedy = "Write the public key that `swarmline key FILE` prints, and remove that key file for a new one if \
+                      others may have read this run file";
+        return Err(broken(field, problem, allowed.to_owned(), remedy));
+    }
     let is_key =
         |key: &String| HEXLOWER_PERMISSIVE.decode(key.as_bytes()).is_ok_and(|bytes| bytes.len() == KEY_BYTES);
     let Some(index) = keys.iter().position(|key| !is_key(key)) else { return Ok(()) };

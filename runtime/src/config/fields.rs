@@ -158,6 +158,11 @@ const OPTIMIZER: &[Field] = &[
         "Clip a microbatch's gradient at this multiple of the running median norm; 0 is off.",
         |run| real(run.optimizer.max_grad_norm_ratio),
     ),
+    Field::shared(
+        "skip_grad_norm_ratio",
+        "Leave out a microbatch's gradient beyond this multiple of the running median norm; 0 is off.",
+        |run| real(run.optimizer.skip_grad_norm_ratio),
+    ),
     Field::shared("max_grad_norm", "Clip a stage's gradient at this norm; 0 is off.", |run| {
         real(run.optimizer.max_grad_norm)
     }),

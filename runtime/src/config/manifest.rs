@@ -14,7 +14,7 @@ use crate::data::TextTokenizer;
 /// Version of the rules that peers share beside the run: frames, messages, initial weights, random numbers.
 ///
 /// It changes whenever two programs with equal manifests could compute different numbers.
-pub const PROTOCOL: u64 = 5;
+pub const PROTOCOL: u64 = 6;
 
 /// Name used in messages about a manifest.
 const SOURCE: &str = "manifest";

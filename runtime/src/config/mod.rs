@@ -21,6 +21,7 @@ mod synonyms;
 mod tests;
 mod words;
 
+pub(crate) use check::SECRET_MARK;
 pub use error::{ConfigError, Violation};
 pub use manifest::{Manifest, PROTOCOL};
 pub use parameters::{Initial, ParameterSpec};

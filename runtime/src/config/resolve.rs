@@ -227,6 +227,7 @@ fn read_optimizer(document: &Document<'_>, mode: Mode) -> Result<Optimizer, Conf
         weight_decay: real("weight_decay")?.unwrap_or(defaults.weight_decay),
         momentum_decay: real("momentum_decay")?.unwrap_or(defaults.momentum_decay),
         max_grad_norm_ratio: real("max_grad_norm_ratio")?.unwrap_or(defaults.max_grad_norm_ratio),
+        skip_grad_norm_ratio: real("skip_grad_norm_ratio")?.unwrap_or(defaults.skip_grad_norm_ratio),
         max_grad_norm: real("max_grad_norm")?.unwrap_or(defaults.max_grad_norm),
         staleness_power: real("staleness_power")?.unwrap_or(defaults.staleness_power),
     })

@@ -171,6 +171,9 @@ pub struct Optimizer {
     pub momentum_decay: f32,
     /// The gradient of a microbatch is clipped at this multiple of the running median norm; 0 turns it off. Default 2.
     pub max_grad_norm_ratio: f32,
+    /// The gradient of a microbatch beyond this multiple of the running median norm is left out: its stage takes no step
+    /// for it. 0 turns it off. Default 100.
+    pub skip_grad_norm_ratio: f32,
     /// The accumulated gradient of a stage is clipped at this norm; 0 turns it off. Default 1.
     pub max_grad_norm: f32,
     /// Staleness correction: the rate is divided by `max(1, tau)^rho`, with `rho` annealed from this value to 0 over
@@ -202,6 +205,7 @@ impl Optimizer {
             weight_decay: 0.1,
             momentum_decay: 0.004,
             max_grad_norm_ratio: 2.0,
+            skip_grad_norm_ratio: 100.0,
             max_grad_norm: 1.0,
             staleness_power,
         }
@@ -215,6 +219,7 @@ impl Optimizer {
             warmup_steps: 0,
             min_lr_ratio: 1.0,
             max_grad_norm_ratio: 0.0,
+            skip_grad_norm_ratio: 0.0,
             max_grad_norm: 0.0,
             ..Self::of(kind, Mode::Synchronous, steps)
         }

@@ -72,6 +72,7 @@ pub(super) const FIELDS: &[(&str, &[&str])] = &[
     ("optimizer.epsilon", &["eps", "adam_epsilon"]),
     ("optimizer.weight_decay", &["wd", "decay"]),
     ("optimizer.max_grad_norm_ratio", &["clip_microbatch"]),
+    ("optimizer.skip_grad_norm_ratio", &["spike_guard", "skip_spikes", "skip_grad_norm"]),
     (
         "optimizer.max_grad_norm",
         &["clip_stage", "grad_clip", "clip_grad", "clip_grad_norm", "gradient_clipping", "gradient_clip_val"],

@@ -53,6 +53,7 @@ epsilon = 1e-9
 weight_decay = 0.01
 momentum_decay = 0.1
 max_grad_norm_ratio = 0
+skip_grad_norm_ratio = 50
 max_grad_norm = 0.5
 staleness_power = 0.25
 
@@ -319,6 +320,7 @@ fn impossible_numbers() {
         "weight_decay",
         "momentum_decay",
         "max_grad_norm_ratio",
+        "skip_grad_norm_ratio",
         "max_grad_norm",
         "staleness_power",
     ];
@@ -332,6 +334,8 @@ fn impossible_numbers() {
             );
         }
     }
+    let turned_around = "learning_rate = 0.5\nweight_decay = 2.0";
+    check_refused(&with("optimizer", turned_around), 3, "optimizer.weight_decay", &["0.5", "below 1"]);
     check_refused(&with("optimizer", "steps = 0"), 2, "optimizer.steps", &["is 0"]);
     check_refused(&with("optimizer", "warmup_steps = 2000"), 2, "optimizer.warmup_steps", &["0 to 1000"]);
     check_refused(&with("optimizer", "beta1 = 1"), 2, "optimizer.beta1", &["below 1"]);
@@ -384,6 +388,13 @@ fn impossible_choices() {
     check_refused(&with("policy", "feed = []"), 2, "policy.feed", &["0 keys", "\"members\""]);
     check_refused(&with("policy", "feed = [\"abc\"]"), 2, "policy.feed", &["number 1", "64 hexadecimal"]);
     check_refused(&with("policy", "join = [\"abc\"]"), 2, "policy.join", &["number 1", "64 hexadecimal"]);
+    let secret = format!("{SECRET_MARK}{}", "5e".repeat(32));
+    for field in ["join", "feed"] {
+        let pasted = with("policy", &format!("{field} = [\"{}\", \"{secret}\"]", "0".repeat(64)));
+        let message = parse(&pasted).unwrap_err().to_string();
+        assert!(!message.contains("5e5e"), "a message must not show a secret: {message}");
+        check_refused(&pasted, 2, &format!("policy.{field}"), &["number 2", "secret", "swarmline key FILE"]);
+    }
     check_refused(&with("", "name = \"\""), 2, "name", &["is not a name"]);
     check_refused(
         &with("data", "tokenizer = \"no-such.json\""),
@@ -507,7 +518,7 @@ fn the_digest_of_a_fixed_run_is_golden() {
     let digest = data_encoding::HEXLOWER.encode(&manifest.digest());
     assert_eq!(
         digest,
-        "6e647a1dc561fa8ac3d416ccaec42053b0e00dd52fc64e4ac4291123a726ba45",
+        "49afcc71ceb7048ef72df21740f706543b9c50c8120944ec62235e4d42a3ed6e",
         "{}",
         String::from_utf8(manifest.to_bytes()).unwrap()
     );
@@ -531,7 +542,7 @@ fn a_manifest_from_a_stranger_is_held_to_the_rules() {
     };
     let huge = edit("hidden_size = 64", "hidden_size = 6400000000");
     assert_eq!(huge.field(), Some("model.hidden_size"));
-    assert!(matches!(edit("protocol = 5", "protocol = 1"), ConfigError::Protocol { theirs: 1, ours: 5, .. }));
+    assert!(matches!(edit("protocol = 6", "protocol = 1"), ConfigError::Protocol { theirs: 1, ours: 6, .. }));
     assert!(matches!(edit("hidden_size = 64", "hidden_size = 0x40"), ConfigError::NotCanonical { .. }));
     assert!(matches!(edit("intermediate_size = 100\n", ""), ConfigError::NotCanonical { .. }));
     assert_eq!(edit("heldout =", "paths = [\"/\"]\nheldout =").field(), Some("data.paths"));

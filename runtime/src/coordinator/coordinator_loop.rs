@@ -5,10 +5,12 @@ use std::collections::VecDeque;
 use std::pin::pin;
 
 use swarmline_scheduler::coordinator::{Action, Event};
+use swarmline_scheduler::feeder::Divergence;
 use swarmline_scheduler::{Coordinator, Evidence, MemberState, Membership, StageIndex};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Reply, Request};
+use crate::error::Error;
 use crate::net::Identity;
 use crate::net::digest::ManifestDigest;
 use crate::net::table_log::TableWriter;
@@ -58,7 +60,7 @@ impl<'a> CoordinatorLoop<'a> {
         mut requests: mpsc::Receiver<Request>,
         mut totals: mpsc::Receiver<Totals>,
         stop: impl Future<Output = ()>,
-    ) -> Outcome {
+    ) -> Result<Outcome, Error> {
         let mut stop = pin!(stop);
         while !self.ended {
             let deadline = self.machine.poll_timeout().map(|(at, _)| at);
@@ -66,10 +68,13 @@ impl<'a> CoordinatorLoop<'a> {
                 Some(request) = requests.recv() => self.handle_request(request),
                 Some(totals) = totals.recv() => self.reporter.tell(&report::Event::FeederDone(totals)),
                 () = self.clock.sleep_until(deadline) => self.handle(Event::Timeout),
-                () = &mut stop => return Outcome::Stopped,
+                () = &mut stop => return Ok(Outcome::Stopped),
             }
         }
-        Outcome::Finished
+        match self.machine.diverged() {
+            Some(at) => Err(Error::Diverged { at, sign: Divergence::Reported }),
+            None => Ok(Outcome::Finished),
+        }
     }
 
     /// A caller whose reply does not come at once waits for it.
@@ -106,9 +111,9 @@ impl<'a> CoordinatorLoop<'a> {
     }
 
     fn answer(&self, caller: Option<oneshot::Sender<Reply>>, reply: swarmline_scheduler::coordinator::Reply) {
-        let finished = self.machine.is_finished();
+        let (finished, diverged) = (self.machine.is_finished(), self.machine.diverged());
         if let Some(caller) = caller {
-            let _ = caller.send(Reply { reply, finished });
+            let _ = caller.send(Reply { reply, finished, diverged });
         }
     }
 

@@ -38,8 +38,8 @@ impl Service {
         replied.await.map_err(|_| gone(()))
     }
 
-    /// Sends `event` to the loop; returns the state of the member and whether the run is finished.
-    async fn ask_member(&self, event: Event) -> Result<(MemberState, bool), Status> {
+    /// Sends `event` to the loop; returns the state of the member.
+    async fn ask_member(&self, event: Event) -> Result<MemberState, Status> {
         member(&self.ask(event).await?)
     }
 
@@ -110,10 +110,11 @@ impl v1::coordinator_server::Coordinator for Service {
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         let request = call.get_ref();
         let from = Caller::of(&call)?.instance(request.incarnation);
-        let (state, finished) = match self.ask(heartbeat(from, request)).await? {
+        let replied = self.ask(heartbeat(from, request)).await?;
+        let state = match replied {
             // A process that was silent when the run ended hears of the end all the same.
-            Reply { reply: MachineReply::Unknown, finished: true } => (None, true),
-            replied => member(&replied).map(|(state, finished)| (Some(state), finished))?,
+            Reply { reply: MachineReply::Unknown, finished: true, .. } => None,
+            ref replied => Some(member(replied)?),
         };
         let directive = match state {
             Some(MemberState::Loading(stage)) => {
@@ -122,8 +123,13 @@ impl v1::coordinator_server::Coordinator for Service {
             }
             Some(MemberState::Serving(_) | MemberState::Standby | MemberState::Feeding) | None => None,
         };
-        let run_state = if finished { v1::RunState::Finished } else { v1::RunState::Running };
-        Ok(Response::new(v1::HeartbeatResponse { run_state: run_state.into(), directive }))
+        let run_state = match replied {
+            Reply { diverged: Some(_), .. } => v1::RunState::Diverged,
+            Reply { finished: true, .. } => v1::RunState::Finished,
+            Reply { .. } => v1::RunState::Running,
+        };
+        let (run_state, diverged_at) = (run_state.into(), replied.diverged.unwrap_or(0));
+        Ok(Response::new(v1::HeartbeatResponse { run_state, directive, diverged_at }))
     }
 
     async fn return_table(
@@ -162,13 +168,14 @@ impl v1::coordinator_server::Coordinator for Service {
         let progress = FeederReport {
             tallies: wire::decode_blocks(&report.blocks).map_err(invalid)?,
             done: report.done,
+            diverged: report.diverged_at,
         };
         let others = match self.ask(Event::FeederReport { from, report: progress }).await?.reply {
             MachineReply::Reported { others } => others,
             MachineReply::Unknown => return Err(unknown()),
             _ => return Err(not_a_member()),
         };
-        if report.done {
+        if report.done || report.diverged_at.is_some() {
             let v1::FeederReport { injected, finished, refused, lost, ungranted, .. } = report;
             let totals = Totals { injected, finished, refused, lost, ungranted };
             let _ = self.published.totals.send(totals).await;
@@ -255,12 +262,12 @@ fn heartbeat(from: Instance, request: &v1::HeartbeatRequest) -> Event {
     Event::Heartbeat { from, progress }
 }
 
-/// The state of the member that called, and whether the run is finished.
-fn member(replied: &Reply) -> Result<(MemberState, bool), Status> {
-    match *replied {
-        Reply { reply: MachineReply::Noted(state), finished } => Ok((state, finished)),
-        Reply { reply: MachineReply::Unknown, .. } => Err(unknown()),
-        Reply { .. } => Err(not_a_member()),
+/// The state of the member that called.
+fn member(replied: &Reply) -> Result<MemberState, Status> {
+    match replied.reply {
+        MachineReply::Noted(state) => Ok(state),
+        MachineReply::Unknown => Err(unknown()),
+        _ => Err(not_a_member()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use swarmline_scheduler::feeder::{Action, End, Event, Measured, Outcome as MicrobatchOutcome};
+use swarmline_scheduler::feeder::{Action, Divergence, End, Event, Measured, Outcome as MicrobatchOutcome};
 use swarmline_scheduler::{
     Directive, Envelope, Evidence, Feeder, Hop, Lease, MicrobatchId, PeerId, Purpose, RunTally, StageIndex,
 };
@@ -16,12 +16,12 @@ use super::journal::Journal;
 use super::throughput::Throughput;
 use crate::data::Batches;
 use crate::error::Error;
-use crate::net::control::{Control, ControlError, MemberStats};
+use crate::net::control::{Control, ControlError, MemberStats, Work};
 use crate::net::quic::NetEvent;
 use crate::net::table_log::TableReader;
 use crate::outcome::Outcome;
 use crate::packing::TokenCodec;
-use crate::process::{Clock, Heartbeats, Network, Notices, lost_instance};
+use crate::process::{Clock, Contact, Heartbeats, Network, Notices, lost_instance};
 use crate::report::{self, Incident, RateLimit, Reporter};
 use crate::telemetry;
 
@@ -29,6 +29,9 @@ use crate::telemetry;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two reports of a stage without a replica, which halts the run.
 const UNSERVED_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What remains of the work of a feeder that gives its coordinator up.
+const GIVEN_UP: &str = "started again with the same --identity and --journal, the feeder goes on";
 
 /// Messages that one write of the journal serves at most.
 const EVENTS_PER_COMMIT: usize = 64;
@@ -40,6 +43,7 @@ pub(super) struct Handles {
     pub(super) arrivals: mpsc::Receiver<NetEvent>,
     pub(super) table: TableReader,
     pub(super) heartbeats: Heartbeats,
+    pub(super) contact: Contact,
     pub(super) control: Control,
     pub(super) batches: Batches,
     pub(super) tokens: TokenCodec,
@@ -65,6 +69,10 @@ pub(super) struct FeederLoop {
     unserved_told: Instant,
     refusals: RateLimit,
     notices: Notices,
+    /// The feeder was asked to stop.
+    stopping: bool,
+    /// The coordinator was silent for longer than the patience of this process.
+    gave_up: bool,
     end: Option<End>,
 }
 
@@ -84,6 +92,8 @@ impl FeederLoop {
             unserved_told: Instant::now(),
             refusals: RateLimit::default(),
             notices: Notices::default(),
+            stopping: false,
+            gave_up: false,
             end: None,
         }
     }
@@ -91,11 +101,11 @@ impl FeederLoop {
     pub(super) async fn run(
         mut self,
         reporter: &Reporter,
-        stop: Pin<&mut impl Future<Output = ()>>,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Outcome, Error> {
-        let ended = self.work(reporter, stop).await;
+        let ended = self.work(reporter, stop.as_mut()).await;
         let outcome = match ended {
-            Ok(end) => self.close(end, reporter).await,
+            Ok(end) => self.close(end, reporter, stop).await,
             Err(error) => Err(error),
         };
         self.handles.network.close().await;
@@ -109,7 +119,6 @@ impl FeederLoop {
         mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<End, Error> {
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
-        let mut stopping = false;
         self.follow_table(reporter)?;
         loop {
             if let Some(end) = self.end.take() {
@@ -130,8 +139,12 @@ impl FeederLoop {
                 directive = self.handles.heartbeats.directive() => {
                     self.on_directive(directive?, reporter)?;
                 }
-                () = stop.as_mut(), if !stopping => {
-                    stopping = true;
+                () = self.handles.contact.patience_ends(reporter) => {
+                    self.gave_up = true;
+                    self.handle(Event::Stop, reporter)?;
+                }
+                () = stop.as_mut(), if !self.stopping => {
+                    self.stopping = true;
                     self.handle(Event::Stop, reporter)?;
                 }
             }
@@ -139,27 +152,65 @@ impl FeederLoop {
     }
 
     /// Reports the outcomes; the coordinator ends the run after every feeder's report.
-    async fn close(&mut self, end: End, reporter: &Reporter) -> Result<Outcome, Error> {
-        let outcome = match end {
-            End::Finished => Outcome::Finished,
-            End::Stopped => Outcome::Stopped,
+    async fn close(
+        &mut self,
+        end: End,
+        reporter: &Reporter,
+        stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Outcome, Error> {
+        let work = match end {
+            End::Finished => Work::Done,
+            End::Stopped => Work::UnderWay,
             End::RunFinished => return Err(Error::RunFinished),
             End::Dismissed(reason) => return Err(Error::Dismissed(reason)),
             End::Succeeded { by } => return Err(Error::Succeeded { by }),
+            End::Diverged { at, sign: sign @ Divergence::Reported } => {
+                return Err(Error::Diverged { at, sign });
+            }
+            End::Diverged { at, .. } => Work::Diverged { at },
         };
+        let is_heard = self.report_end(work, reporter, stop).await?;
+        match end {
+            End::Diverged { at, sign } => Err(Error::Diverged { at, sign }),
+            End::Finished => {
+                if !is_heard {
+                    tell(reporter, Incident::EndUnreported);
+                }
+                Ok(Outcome::Finished)
+            }
+            _ if self.gave_up => Err(self.handles.contact.given_up(GIVEN_UP)),
+            _ => Ok(Outcome::Stopped),
+        }
+    }
+
+    /// Tells people the account of this feeder, and the coordinator: until it replies, until the patience is over, or until
+    /// this process is asked to stop. Returns whether the coordinator has heard it.
+    async fn report_end(
+        &mut self,
+        work: Work,
+        reporter: &Reporter,
+        stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<bool, Error> {
         let counts = self.machine.counts();
         telemetry::record_feeder(&counts);
         let bytes_sent = self.handles.network.bytes_sent().total();
         reporter.tell(&report::Event::Feeder(self.handles.throughput.report(&counts, bytes_sent)));
-        let tallies = self.machine.tallies();
-        match self.handles.control.report(&counts, &tallies, outcome == Outcome::Finished).await {
-            Err(error) if outcome == Outcome::Finished => return Err(error.into()),
+        let (stopping, tallies) = (self.stopping, self.machine.tallies());
+        let Handles { control, contact, .. } = &mut self.handles;
+        let asked_to_stop = async { if stopping { std::future::pending().await } else { stop.await } };
+        let reported = tokio::select! {
+            reported = control.report(&counts, &tallies, work) => reported,
+            () = contact.patience_ends(reporter) => return Ok(false),
+            () = asked_to_stop => return Ok(false),
+        };
+        match reported {
+            Ok(_) => Ok(true),
+            Err(error) if work == Work::Done => Err(error.into()),
             Err(error) => {
-                tracing::debug!(%error, "the coordinator did not get the outcomes of a stopped feeder");
+                tracing::debug!(%error, "the coordinator did not get the outcomes of this feeder");
+                Ok(false)
             }
-            Ok(_) => {}
         }
-        Ok(outcome)
     }
 
     // --- Events ---------------------------------------------------------------------------------------------
@@ -300,7 +351,7 @@ impl FeederLoop {
         let (mut control, sender) = (self.handles.control.clone(), self.others_sender.clone());
         let (counts, tallies) = (self.machine.counts(), self.machine.tallies());
         tokio::spawn(async move {
-            match control.report(&counts, &tallies, false).await {
+            match control.report(&counts, &tallies, Work::UnderWay).await {
                 // While a reply waits for the loop, a newer one may be dropped: the next second brings another.
                 Ok(others) => drop(sender.try_send(others)),
                 Err(error) => tracing::debug!(%error, "the coordinator did not get the progress"),

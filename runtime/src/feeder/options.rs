@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use swarmline_scheduler::Role;
 
 use crate::net::{Identity, Invite};
+use crate::process::PATIENCE;
 
 /// Settings of a feeder: invite, identity, address, text, journal.
 #[derive(Clone, Debug)]
@@ -17,6 +19,7 @@ pub struct FeederOptions {
     pub(crate) evaluate_every: Option<u64>,
     pub(crate) journal: Option<PathBuf>,
     pub(crate) succeed: bool,
+    pub(crate) patience: Duration,
 }
 
 impl FeederOptions {
@@ -32,6 +35,7 @@ impl FeederOptions {
             evaluate_every: None,
             journal: None,
             succeed: false,
+            patience: PATIENCE,
         }
     }
 
@@ -64,6 +68,12 @@ impl FeederOptions {
     #[must_use]
     pub fn with_succession(self, succeed: bool) -> Self {
         Self { succeed, ..self }
+    }
+
+    /// How long the feeder goes on without a reply of its coordinator. Default 30 minutes.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// The role of the feeder. A successor that is started again reads from its journal which ids it has taken over.

@@ -24,10 +24,9 @@ use super::wire;
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Limit of a call of a member, connecting included: after a short outage the next heartbeat must not wait for the last.
 const CALL_WITHIN: Duration = Duration::from_secs(3);
-/// How long a feeder goes on to report the end of its work, and the pause between two attempts: an outage of ten minutes
-/// costs nothing. A feeder that has reported in vain ends with the error; started again with its journal, it reports at
-/// once.
-const REPORT_WITHIN: Duration = Duration::from_secs(600);
+/// How long a feeder goes on to report a liar.
+const STRIKE_WITHIN: Duration = Duration::from_secs(600);
+/// Pause between two attempts of a report.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// Pauses between attempts to open a broken stream of tables again.
 const FOLLOW_PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -43,7 +42,10 @@ pub enum ControlError {
     /// The coordinator refused; the text is the coordinator's.
     #[error("the coordinator refused: {0}")]
     Refused(String),
-    /// This start is no member any more: another took its place, or it was silent for too long and has returned its newest
+    /// Another process with the same key has taken the place of this one.
+    #[error("another process with the key of this one has taken its place: this one has ended ({0})")]
+    Replaced(String),
+    /// This start is no member any more: it was silent for too long and has returned its newest
     /// table in vain.
     #[error("the coordinator takes this process for dead ({0}); start it again to join again")]
     NotAMember(String),
@@ -64,6 +66,20 @@ pub enum ControlError {
     /// A membership table does not verify.
     #[error(transparent)]
     Membership(#[from] MembershipError),
+}
+
+/// How far the work of a feeder has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Microbatches have no outcome yet, or the feeder was stopped.
+    UnderWay,
+    /// Every microbatch of the run has its outcome.
+    Done,
+    /// Training has diverged.
+    Diverged {
+        /// Microbatches of the run that had their outcome then.
+        at: u64,
+    },
 }
 
 /// A request to join a run.
@@ -211,8 +227,8 @@ impl Control {
         Ok((Lease { first: MicrobatchId(first), count, epoch: 0 }, wire::decode_run(others)))
     }
 
-    /// Reports the outcomes of the microbatches injected, and whether the run has none left. The end of the work is
-    /// reported until the coordinator replies, for [`REPORT_WITHIN`] at most. The reply tells how far other feeders have
+    /// Reports the outcomes of the microbatches injected, and how far the work has come. The end of the work is
+    /// reported until the coordinator replies: the caller drops the call when its patience is over. The reply tells how far other feeders have
     /// come.
     ///
     /// # Errors
@@ -221,7 +237,7 @@ impl Control {
         &mut self,
         counts: &Counts,
         blocks: &[BlockTally],
-        done: bool,
+        work: Work,
     ) -> Result<RunTally, ControlError> {
         let request = v1::FeederReport {
             incarnation: self.incarnation(),
@@ -230,11 +246,12 @@ impl Control {
             refused: counts.refused,
             lost: counts.lost,
             ungranted: counts.ungranted,
-            done,
+            done: work == Work::Done,
+            diverged_at: if let Work::Diverged { at } = work { Some(at) } else { None },
             blocks: blocks.iter().map(wire::encode_block).collect(),
             ..v1::FeederReport::default()
         };
-        let within = if done { REPORT_WITHIN } else { Duration::ZERO };
+        let within = if work == Work::UnderWay { Duration::ZERO } else { Duration::MAX };
         let call = |mut client: Client| {
             let request = request.clone();
             async move { client.report(request).await }
@@ -242,7 +259,7 @@ impl Control {
         self.repeat(within, call).await.map(|reply| wire::decode_run(reply.others))
     }
 
-    /// Reports a replica that lies, until the coordinator replies, for [`REPORT_WITHIN`] at most.
+    /// Reports a replica that lies, until the coordinator replies, for [`STRIKE_WITHIN`] at most.
     ///
     /// # Errors
     /// If the coordinator cannot be reached or takes this process for dead.
@@ -258,7 +275,7 @@ impl Control {
             let request = request.clone();
             async move { client.strike(request).await }
         };
-        self.repeat(REPORT_WITHIN, call).await.map(drop)
+        self.repeat(STRIKE_WITHIN, call).await.map(drop)
     }
 
     /// Makes a call until the coordinator replies; once more if that takes longer than `within`.
@@ -281,8 +298,9 @@ impl Control {
     /// Leaves the run. A failed call is only logged: the process leaves anyway.
     pub async fn leave(&mut self, reason: &str) {
         let request = v1::LeaveRequest { incarnation: self.incarnation(), reason: reason.to_owned() };
-        if let Err(status) = self.client.leave(request).await {
-            tracing::debug!(%status, "the coordinator did not get the request to leave");
+        let left = tokio::time::timeout(CALL_WITHIN, self.client.leave(request)).await;
+        if !matches!(left, Ok(Ok(_))) {
+            tracing::debug!(?left, "the coordinator did not get the request to leave");
         }
     }
 
@@ -436,6 +454,9 @@ fn read_directive(reply: &v1::HeartbeatResponse) -> Result<Directive, ControlErr
             .map_err(|error| ControlError::Reply(error.to_string())),
         Some(Wire::Leave(leave)) => Ok(Directive::Leave(wire::single_line(&leave.reason))),
         None if reply.run_state() == v1::RunState::Finished => Ok(Directive::Finished),
+        None if reply.run_state() == v1::RunState::Diverged => {
+            Ok(Directive::Diverged { at: reply.diverged_at })
+        }
         None => Ok(Directive::Continue),
     }
 }
@@ -447,7 +468,7 @@ fn refusal(address: &str, status: &Status) -> ControlError {
         | Code::FailedPrecondition
         | Code::InvalidArgument
         | Code::ResourceExhausted => ControlError::Refused(message),
-        Code::Aborted => ControlError::NotAMember(message),
+        Code::Aborted => ControlError::Replaced(message),
         Code::NotFound => ControlError::Unknown(message),
         code => ControlError::Silent { address: address.to_owned(), cause: format!("{code:?}: {message}") },
     }

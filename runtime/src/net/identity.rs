@@ -9,7 +9,9 @@ use ed25519_dalek::pkcs8::{self, EncodePrivateKey, SecretDocument};
 use ed25519_dalek::{Signer, SigningKey};
 use swarmline_scheduler::PeerId;
 
-/// Limit of a key file, bytes; a valid file has 65.
+use crate::config::SECRET_MARK;
+
+/// Limit of a key file, bytes; a valid file has 82, or 65 if an early release wrote it.
 const FILE_BYTES_MAX: u64 = 256;
 
 /// A key pair. Its public half is the [`PeerId`]; `Debug` prints that half only.
@@ -43,7 +45,7 @@ pub enum IdentityError {
     },
     /// The file does not hold a key.
     #[error(
-        "{path} does not hold a key (64 hexadecimal digits); restore it from a backup, or remove it to get \
+        "{path} does not hold a key (`swarmline-secret-` and 64 hexadecimal digits); restore it from a backup, or remove it to get \
          a new identity"
     )]
     Content {
@@ -144,14 +146,15 @@ fn load(file: std::fs::File, path: &Path) -> Result<Identity, IdentityError> {
         io::ErrorKind::InvalidData => IdentityError::Content { path: path.to_owned() },
         _ => IdentityError::Read { path: path.to_owned(), source },
     })?;
-    let seed =
-        HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+    let digits = text.trim();
+    let digits = digits.strip_prefix(SECRET_MARK).unwrap_or(digits);
+    let seed = HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
     seed.map(Identity::from_seed).ok_or_else(|| IdentityError::Content { path: path.to_owned() })
 }
 
 fn create(path: &Path) -> Result<Identity, IdentityError> {
     let identity = Identity::ephemeral()?;
-    write_secret(path, &format!("{}\n", HEXLOWER.encode(&identity.seed())))
+    write_secret(path, &format!("{SECRET_MARK}{}\n", HEXLOWER.encode(&identity.seed())))
         .map_err(|source| IdentityError::Write { path: path.to_owned(), source })?;
     Ok(identity)
 }
@@ -195,6 +198,17 @@ mod tests {
         let loaded = Identity::load_or_create(&path).unwrap();
         assert_eq!(created.peer(), loaded.peer());
         assert!(!format!("{created:?}").contains(&HEXLOWER.encode(&created.seed())));
+    }
+
+    #[test]
+    fn a_key_file_says_that_it_is_a_secret_and_one_that_does_not_is_read_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (marked, unmarked) = (dir.path().join("marked"), dir.path().join("unmarked"));
+        let created = Identity::load_or_create(&marked).unwrap();
+        let text = std::fs::read_to_string(&marked).unwrap();
+        let digits = text.strip_prefix("swarmline-secret-").unwrap();
+        write_secret(&unmarked, digits).unwrap();
+        assert_eq!(Identity::load_or_create(&unmarked).unwrap().peer(), created.peer());
     }
 
     #[cfg(unix)]

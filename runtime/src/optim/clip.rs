@@ -8,33 +8,41 @@ pub const NORMS_KEPT: usize = 64;
 /// First microbatches, which are not clipped: a median of fewer norms says little.
 const NORMS_BEFORE_CLIPPING: usize = 8;
 
-/// Scales down a microbatch's gradient whose norm is far above the norms before it.
+/// Scales down a microbatch's gradient whose norm is far above the norms before it, and leaves out one that is beyond all
+/// measure: such a gradient has no direction worth a step.
 ///
-/// The limit is a multiple of the running median of the latest 64 norms of this stage, so it needs no tuning per
-/// model, and one outlier cannot move it. The first 8 microbatches are not clipped.
+/// Both limits are multiples of the running median of the latest 64 norms of this stage, so they need no tuning per
+/// model, and one outlier cannot move them. The first 8 microbatches pass as they are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MicrobatchClip {
-    multiple: f64,
+    clip: f64,
+    skip: f64,
     recent: VecDeque<f64>,
 }
 
 impl MicrobatchClip {
-    /// Clips at `multiple` of the median; 0 turns clipping off.
+    /// Clips at `clip` times the median, and leaves out what is beyond `skip` times the median; 0 turns either off.
     #[must_use]
-    pub fn new(multiple: f32) -> Self {
-        Self { multiple: f64::from(multiple), recent: VecDeque::with_capacity(NORMS_KEPT) }
+    pub fn new(clip: f32, skip: f32) -> Self {
+        let recent = VecDeque::with_capacity(NORMS_KEPT);
+        Self { clip: f64::from(clip), skip: f64::from(skip), recent }
     }
 
-    /// Records `norm` and returns the factor, at most 1, that brings the gradient within the limit.
+    /// Records `norm` and returns the factor, at most 1, that brings the gradient within the limit; 0 leaves it out.
     ///
-    /// The recorded norm is not clipped, so the median follows gradients that grow for good.
+    /// The recorded norm is not clipped, so the median follows gradients that grow for good, and no more than half of 64
+    /// in a row are left out.
     pub fn scale(&mut self, norm: f64) -> f64 {
-        if self.multiple == 0.0 {
+        if self.clip == 0.0 && self.skip == 0.0 {
             return 1.0;
         }
-        let limit = self.limit();
+        let median = self.median();
         self.remember(norm);
-        scale_to(norm, limit)
+        match median {
+            Some(median) if self.skip > 0.0 && norm > self.skip * median => 0.0,
+            Some(median) if self.clip > 0.0 => scale_to(norm, self.clip * median),
+            Some(_) | None => 1.0,
+        }
     }
 
     /// The norms that the next limit is computed from, oldest first.
@@ -55,13 +63,10 @@ impl MicrobatchClip {
         self.recent.push_back(norm);
     }
 
-    fn limit(&self) -> f64 {
-        if self.recent.len() < NORMS_BEFORE_CLIPPING {
-            return f64::INFINITY;
-        }
-        let median = median(&self.recent);
-        // If most norms are zero, they give no measure of a large norm.
-        if median > 0.0 { self.multiple * median } else { f64::INFINITY }
+    /// The usual norm; `None` if the norms so far give no measure of a large one, as zeros do not.
+    fn median(&self) -> Option<f64> {
+        let is_known = self.recent.len() >= NORMS_BEFORE_CLIPPING;
+        is_known.then(|| median(&self.recent)).filter(|&median| median > 0.0)
     }
 }
 

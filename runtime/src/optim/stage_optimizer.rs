@@ -48,6 +48,8 @@ pub enum Contribution {
         /// Norm of the mean gradient, after the clipping of microbatches and before that of the stage.
         gradient_norm: f64,
     },
+    /// The norm is far beyond those before it. The gradients were dropped; weights and moments are unchanged.
+    Skipped,
     /// The norm is not finite, or too large to square in f32. The gradients were dropped; weights and moments are
     /// unchanged.
     RefusedNonFinite,
@@ -72,6 +74,7 @@ pub struct StageOptimizer<B: Backend> {
     pending: Pending,
     staleness: StalenessHistogram,
     refused: u64,
+    skipped: u64,
     /// The step that the run has reached; `None` if the steps of this replica are the run's.
     step_of_run: Option<u64>,
 }
@@ -125,12 +128,13 @@ impl<B: Backend> StageOptimizer<B> {
             adam: Adam::new(config),
             schedule: Schedule::new(config),
             correction: StalenessCorrection::new(config),
-            microbatch_clip: MicrobatchClip::new(config.max_grad_norm_ratio),
+            microbatch_clip: MicrobatchClip::new(config.max_grad_norm_ratio, config.skip_grad_norm_ratio),
             max_grad_norm: config.max_grad_norm,
             gradient_accumulation_steps,
             pending: Pending::default(),
             staleness: StalenessHistogram::default(),
             refused: 0,
+            skipped: 0,
             step_of_run: None,
         })
     }
@@ -154,7 +158,12 @@ impl<B: Backend> StageOptimizer<B> {
             return Ok(Contribution::RefusedNonFinite);
         };
         let scale = self.microbatch_clip.scale(norm);
+        self.skipped += u64::from(scale == 0.0);
         self.staleness.record(staleness);
+        if scale == 0.0 && self.gradient_accumulation_steps == 1 {
+            parameters.iter_mut().try_for_each(|parameter| clear(backend, parameter))?;
+            return Ok(Contribution::Skipped);
+        }
         self.pending.add(staleness);
 
         if self.gradient_accumulation_steps == 1 {
@@ -203,6 +212,13 @@ impl<B: Backend> StageOptimizer<B> {
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused
+    }
+
+    /// Number of contributions left out because their norm was far beyond those before. In a step of several it counts as
+    /// a gradient of zeros.
+    #[must_use]
+    pub fn skipped(&self) -> u64 {
+        self.skipped
     }
 
     /// Name, length, first and second moment of every parameter: replicas of a stage average the moments beside the

@@ -1,11 +1,12 @@
 //! Heartbeats of a member to its coordinator.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use swarmline_scheduler::Directive;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use super::contact::Contact;
 use crate::net::control::{Control, ControlError, HEARTBEAT_INTERVAL, MemberStats};
 
 /// Sends heartbeats for a member, however busy its loop is. Clones share them; the heartbeats end when every clone is
@@ -14,6 +15,7 @@ use crate::net::control::{Control, ControlError, HEARTBEAT_INTERVAL, MemberStats
 pub(crate) struct Heartbeats {
     stats: watch::Sender<MemberStats>,
     replies: watch::Receiver<Reply>,
+    silent_since: watch::Receiver<Option<Instant>>,
 }
 
 /// The coordinator's latest reply.
@@ -21,6 +23,7 @@ pub(crate) struct Heartbeats {
 enum Reply {
     Directive(Directive),
     NotAMember(String),
+    Replaced(String),
     /// It does not take the process back.
     Refused(String),
 }
@@ -29,8 +32,14 @@ impl Heartbeats {
     pub(crate) fn start(control: Control) -> Self {
         let (stats, current) = watch::channel(MemberStats::default());
         let (replied, replies) = watch::channel(Reply::Directive(Directive::Continue));
-        tokio::spawn(send(control, current, replied));
-        Self { stats, replies }
+        let (silent, silent_since) = watch::channel(None);
+        tokio::spawn(send(control, current, replied, silent));
+        Self { stats, replies, silent_since }
+    }
+
+    /// A view on the contact to the coordinator, which is given up when it was silent for `patience`.
+    pub(crate) fn contact(&self, patience: Duration) -> Contact {
+        Contact::new(self.silent_since.clone(), patience)
     }
 
     /// Sets the counters of the next heartbeats.
@@ -46,7 +55,7 @@ impl Heartbeats {
     /// The next directive of the coordinator.
     ///
     /// # Errors
-    /// [`ControlError::NotAMember`] or [`ControlError::Refused`] if the process is no member any more; no further reply
+    /// [`ControlError::NotAMember`], [`ControlError::Replaced`] or [`ControlError::Refused`] if the process is no member any more; no further reply
     /// comes.
     pub(crate) async fn directive(&mut self) -> Result<Directive, ControlError> {
         if self.replies.changed().await.is_err() {
@@ -55,13 +64,18 @@ impl Heartbeats {
         match &*self.replies.borrow_and_update() {
             Reply::Directive(directive) => Ok(directive.clone()),
             Reply::NotAMember(reason) => Err(ControlError::NotAMember(reason.clone())),
+            Reply::Replaced(reason) => Err(ControlError::Replaced(reason.clone())),
             Reply::Refused(reason) => Err(ControlError::Refused(reason.clone())),
         }
     }
 }
 
-async fn send(mut control: Control, stats: watch::Receiver<MemberStats>, replied: watch::Sender<Reply>) {
-    let mut silent_since = None;
+async fn send(
+    mut control: Control,
+    stats: watch::Receiver<MemberStats>,
+    replied: watch::Sender<Reply>,
+    silent: watch::Sender<Option<Instant>>,
+) {
     // After a heartbeat without a reply the next one goes at once.
     let mut beat = tokio::time::interval(HEARTBEAT_INTERVAL);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -71,25 +85,25 @@ async fn send(mut control: Control, stats: watch::Receiver<MemberStats>, replied
         let stats = *stats.borrow();
         match control.heartbeat(&stats).await {
             Ok(directive) => {
-                silent_since = None;
+                silent.send_if_modified(|since| since.take().is_some());
                 replied.send_replace(Reply::Directive(directive));
             }
             Err(ControlError::NotAMember(reason)) => {
                 replied.send_replace(Reply::NotAMember(reason));
                 return;
             }
+            Err(ControlError::Replaced(reason)) => {
+                replied.send_replace(Reply::Replaced(reason));
+                return;
+            }
             Err(ControlError::Refused(reason)) => {
                 replied.send_replace(Reply::Refused(reason));
                 return;
             }
-            Err(error) => warn_once(&mut silent_since, &error),
+            Err(error) => {
+                tracing::info!(%error, "a heartbeat has no reply; the last membership table stays valid");
+                silent.send_if_modified(|since| since.is_none() && since.replace(Instant::now()).is_none());
+            }
         }
-    }
-}
-
-/// Logs one line for each absence of the coordinator.
-fn warn_once(silent_since: &mut Option<Instant>, error: &ControlError) {
-    if silent_since.replace(Instant::now()).is_none() {
-        tracing::warn!(%error, "the coordinator does not reply; the last membership table stays valid");
     }
 }

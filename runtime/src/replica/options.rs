@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use swarmline_kernels::device::Setup;
 
 use crate::net::{Identity, Invite};
+use crate::process::PATIENCE;
 
 /// Settings of a replica: invite, identity, address, device, files.
 #[derive(Clone, Debug)]
@@ -18,6 +20,7 @@ pub struct ReplicaOptions {
     pub(crate) resume: Option<PathBuf>,
     pub(crate) parameter_log: Option<PathBuf>,
     pub(crate) applied_log: Option<PathBuf>,
+    pub(crate) patience: Duration,
 }
 
 impl ReplicaOptions {
@@ -34,6 +37,7 @@ impl ReplicaOptions {
             resume: None,
             parameter_log: None,
             applied_log: None,
+            patience: PATIENCE,
         }
     }
 
@@ -41,6 +45,13 @@ impl ReplicaOptions {
     #[must_use]
     pub fn with_listen(self, listen: SocketAddr) -> Self {
         Self { listen, ..self }
+    }
+
+    /// How long the replica goes on without a reply of its coordinator; then it leaves as if it were asked to. Default 30
+    /// minutes.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Device, profile and threads.

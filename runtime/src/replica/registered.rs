@@ -6,14 +6,16 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::ControlFlow;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use swarmline_scheduler::averaging::FragmentSize;
+use swarmline_scheduler::feeder::Divergence;
 use swarmline_scheduler::replica::{Begin, Config};
 use swarmline_scheduler::router::RouterFactory as _;
 use swarmline_scheduler::transfer::SketchSecret;
 use swarmline_scheduler::{Directive, Instance, Role, StageIndex, Table, stage};
+use tokio::sync::watch;
 
 use super::applied_log::AppliedLog;
 use super::notes::Notes;
@@ -27,12 +29,11 @@ use crate::net::digest::ManifestDigest;
 use crate::net::quic::{BindError, bind_socket};
 use crate::net::table_log::TableReader;
 use crate::outcome::Outcome;
-use crate::process::{Heartbeats, Network, NetworkOptions, incarnation};
+use crate::process::{Contact, Heartbeats, Network, NetworkOptions, incarnation};
 use crate::report::{Event, Reporter};
 use crate::stage::{Executor, chunk_digest, chunk_sketch, download_limits};
 
-/// Attempts of an expelled process to register again while the coordinator cannot be reached, and the pause between two.
-const ATTEMPTS_MAX: u32 = 3_600;
+/// Pause between two attempts of an expelled process to register again while the coordinator cannot be reached.
 const ATTEMPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a process that was placed waits for the table that says so.
@@ -78,6 +79,7 @@ pub(super) struct Registered {
     placement: Placement,
     table: TableReader,
     heartbeats: Heartbeats,
+    contact: Contact,
     socket: UdpSocket,
     address: SocketAddr,
     me: Instance,
@@ -103,13 +105,15 @@ impl Registered {
         // A secret of this start alone: donors learn the seeds drawn from it.
         let purpose = format!("{SKETCHES}, start {}", registration.incarnation.0);
         let sketch_secret = SketchSecret(options.identity.derive_secret(&purpose));
+        let heartbeats = Heartbeats::start(control.clone());
         Ok(Self {
             sketch_secret,
             run: Manifest::from_bytes(&joined.manifest)?.run().clone(),
             digest: joined.digest,
             placement: joined.placement,
             table: control.follow(joined.tables),
-            heartbeats: Heartbeats::start(control.clone()),
+            contact: heartbeats.contact(options.patience),
+            heartbeats,
             me: Instance::new(options.identity.peer(), registration.incarnation),
             control,
             socket,
@@ -119,16 +123,33 @@ impl Registered {
     }
 
     /// Registers an expelled process again, as soon as the coordinator can be reached.
-    pub(super) async fn register_again(options: &ReplicaOptions, kept: Option<Kept>) -> Result<Self, Error> {
-        for _ in 1..ATTEMPTS_MAX {
-            match Self::register(options, kept.as_ref()).await {
-                Err(Error::Control(ControlError::Connect(_) | ControlError::Silent { .. })) => {
-                    tokio::time::sleep(ATTEMPT_PAUSE).await;
+    pub(super) async fn register_again(
+        options: &ReplicaOptions,
+        kept: Option<Kept>,
+        reporter: &Reporter,
+    ) -> Result<Self, Error> {
+        let (silent, silent_since) = watch::channel(None);
+        let mut contact = Contact::new(silent_since, options.patience);
+        let register = async {
+            loop {
+                match Self::register(options, kept.as_ref()).await {
+                    Err(Error::Control(ControlError::Connect(_) | ControlError::Silent { .. })) => {
+                        silent.send_if_modified(|since| {
+                            since.replace(since.unwrap_or_else(Instant::now)).is_none()
+                        });
+                        tokio::time::sleep(ATTEMPT_PAUSE).await;
+                    }
+                    registered => return registered,
                 }
-                registered => return Ok(Self { kept, ..registered? }),
             }
-        }
-        Self::register(options, kept.as_ref()).await.map(|registered| Self { kept, ..registered })
+        };
+        let registered = tokio::select! {
+            registered = register => registered?,
+            () = contact.patience_ends(reporter) => {
+                return Err(contact.given_up("it was no member any more, and its weights are gone"));
+            }
+        };
+        Ok(Self { kept, ..registered })
     }
 
     /// The state that the process had when it was expelled, if it had one.
@@ -201,10 +222,19 @@ impl Registered {
             }
         }
         loop {
-            match self.heartbeats.directive().await? {
+            let directive = tokio::select! {
+                directive = self.heartbeats.directive() => directive?,
+                () = self.contact.patience_ends(reporter) => {
+                    return Err(self.contact.given_up("it had no stage yet"));
+                }
+            };
+            match directive {
                 Directive::Continue => {}
                 Directive::Serve(stage) => return Ok(ControlFlow::Continue(stage)),
                 Directive::Finished => return Ok(ControlFlow::Break(Outcome::Finished)),
+                Directive::Diverged { at } => {
+                    return Err(Error::Diverged { at, sign: Divergence::Reported });
+                }
                 Directive::Leave(_) => return Ok(ControlFlow::Break(Outcome::Stopped)),
             }
         }
@@ -250,6 +280,7 @@ impl Registered {
             arrivals,
             table: self.table.clone(),
             heartbeats: self.heartbeats.clone(),
+            contact: self.contact.clone(),
             control: self.control.clone(),
             notes: Notes::new(stage, options.applied_log.as_deref().map(AppliedLog::open).transpose()?),
         };

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use swarmline_scheduler::feeder::Divergence;
 use swarmline_scheduler::replica::{
     Action, Confirmation, DRAIN_WITHIN, End, Event, HAND_OVER_WITHIN, InitialState, Note,
 };
@@ -25,7 +26,7 @@ use crate::net::control::{Control, ControlError, HEARTBEAT_INTERVAL, MemberStats
 use crate::net::quic::NetEvent;
 use crate::net::table_log::TableReader;
 use crate::outcome::Outcome;
-use crate::process::{Clock, Heartbeats, Network, lost_instance};
+use crate::process::{Clock, Contact, Heartbeats, Network, lost_instance};
 use crate::report::{self, ReplicaReport, Reporter};
 use crate::stage::{Executor, ExecutorEvent};
 use crate::telemetry;
@@ -44,6 +45,7 @@ pub(super) struct Handles {
     pub(super) arrivals: mpsc::Receiver<NetEvent>,
     pub(super) table: TableReader,
     pub(super) heartbeats: Heartbeats,
+    pub(super) contact: Contact,
     pub(super) control: Control,
     pub(super) notes: Notes,
 }
@@ -60,10 +62,12 @@ pub(super) struct Serving {
     tokens_per_microbatch: u64,
     /// The coordinator's reply to the question whether this start is still a member.
     confirmation: Option<oneshot::Receiver<Result<Directive, ControlError>>>,
-    /// The coordinator's reason to take this process for dead.
-    expelled: Option<String>,
+    /// The coordinator's reason to take this process for no member any more.
+    expelled: Option<ControlError>,
     /// The process was expelled and has a state of its stage.
     keeps_state: bool,
+    /// The coordinator was silent for longer than the patience of this process.
+    gave_up: bool,
     reported: Instant,
     end: Option<End>,
     failure: Option<Error>,
@@ -83,14 +87,15 @@ impl Serving {
             confirmation: None,
             expelled: None,
             keeps_state: false,
+            gave_up: false,
             reported: Instant::now(),
             end: None,
             failure: None,
         }
     }
 
-    /// Takes the state of the stage, serves it, and leaves; then writes the weights to `save`. A replica that cannot go
-    /// on leaves at once. A replica that is expelled puts its state into `kept`.
+    /// Takes the state of the stage, serves it, and leaves; then writes the weights to `save`. A replica that cannot go on
+    /// leaves at once. A replica that is expelled puts its state into `kept`.
     pub(super) async fn run(
         mut self,
         reporter: &Reporter,
@@ -99,7 +104,8 @@ impl Serving {
         stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Outcome, Error> {
         let ended = self.work(reporter, stop).await;
-        if ended.is_ok() {
+        let is_replaced = matches!(ended, Err(Error::Control(ControlError::Replaced(_))));
+        if ended.is_ok() || is_replaced {
             self.handles.executor.finish(save.map(Path::to_owned)).await?;
             if let Some(path) = save {
                 reporter.tell(&report::Event::Saved { path: path.display().to_string() });
@@ -115,6 +121,12 @@ impl Serving {
         let outcome = ended?;
         self.record();
         reporter.tell(&report::Event::Replica(self.report(true)));
+        if self.gave_up && outcome == Outcome::Stopped {
+            return Err(self.handles.contact.given_up(match save {
+                Some(_) => "its weights are saved",
+                None => "its weights were not asked for with --save, and are gone",
+            }));
+        }
         Ok(outcome)
     }
 
@@ -147,6 +159,10 @@ impl Serving {
                 () = self.clock.sleep_until(deadline) => self.handle(Event::Timeout, reporter),
                 _ = tick.tick() => self.on_tick(reporter),
                 directive = self.handles.heartbeats.directive() => self.on_directive(directive, reporter),
+                () = self.handles.contact.patience_ends(reporter) => {
+                    self.gave_up = true;
+                    self.handle(Event::Stop, reporter);
+                }
                 reply = confirmed(&mut self.confirmation) => self.on_confirmation(reply, reporter),
                 () = stop.as_mut(), if !stopping => {
                     stopping = true;
@@ -162,6 +178,7 @@ impl Serving {
     fn outcome(&mut self, end: End, reporter: &Reporter) -> Result<Outcome, Error> {
         match end {
             End::RunFinished => Ok(Outcome::Finished),
+            End::Diverged { at } => Err(Error::Diverged { at, sign: Divergence::Reported }),
             End::Left(unfinished) => {
                 if let Some(unfinished) = unfinished {
                     Notes::left(unfinished, reporter);
@@ -169,12 +186,13 @@ impl Serving {
                 Ok(Outcome::Stopped)
             }
             End::Expelled { has_state } => {
-                self.keeps_state = has_state;
-                let reason = self.expelled.take();
-                let reason = reason.unwrap_or_else(|| {
-                    "it was placed on another stage, or gives way to trained weights".to_owned()
-                });
-                Err(ControlError::NotAMember(reason).into())
+                let placed_elsewhere = || {
+                    let reason = "it was placed on another stage, or gives way to trained weights";
+                    ControlError::NotAMember(reason.to_owned())
+                };
+                let error = self.expelled.take().unwrap_or_else(placed_elsewhere);
+                self.keeps_state = has_state && matches!(error, ControlError::NotAMember(_));
+                Err(error.into())
             }
         }
     }
@@ -208,12 +226,12 @@ impl Serving {
     fn on_directive(&mut self, directive: Result<Directive, ControlError>, reporter: &Reporter) {
         match directive {
             Ok(directive) => {
-                if directive == Directive::Finished {
+                if matches!(directive, Directive::Finished | Directive::Diverged { .. }) {
                     self.handles.notes.notices.run_finished();
                 }
                 self.handle(Event::Directive(directive), reporter);
             }
-            Err(error) => self.on_expelled(Event::Expelled, &error, reporter),
+            Err(error) => self.on_expelled(Event::Expelled, error, reporter),
         }
     }
 
@@ -221,17 +239,16 @@ impl Serving {
         self.confirmation = None;
         match reply {
             Ok(_) => self.handle(Event::Confirmed(Confirmation::Member), reporter),
-            Err(error @ ControlError::NotAMember(_)) => {
-                self.on_expelled(Event::Confirmed(Confirmation::NotAMember), &error, reporter);
+            Err(error @ (ControlError::NotAMember(_) | ControlError::Replaced(_))) => {
+                self.on_expelled(Event::Confirmed(Confirmation::NotAMember), error, reporter);
             }
             Err(_) => self.handle(Event::Confirmed(Confirmation::Unreachable), reporter),
         }
     }
 
-    fn on_expelled(&mut self, event: Event<Bytes>, error: &ControlError, reporter: &Reporter) {
-        if let ControlError::NotAMember(reason) = error {
-            self.expelled = Some(reason.clone());
-        }
+    fn on_expelled(&mut self, event: Event<Bytes>, error: ControlError, reporter: &Reporter) {
+        self.expelled =
+            matches!(error, ControlError::NotAMember(_) | ControlError::Replaced(_)).then_some(error);
         self.handle(event, reporter);
     }
 
@@ -397,6 +414,7 @@ impl Serving {
             steps: statistics.steps,
             staleness_p50: statistics.staleness_p50,
             staleness_max: statistics.staleness_max,
+            skipped: statistics.skipped,
             rounds: averaging.complete,
             parts_applied: averaging.applied,
             boundary_bytes: bytes.sent,

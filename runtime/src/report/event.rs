@@ -29,6 +29,15 @@ pub enum Event {
         /// Number of feeders.
         feeders: usize,
     },
+    /// A process has a key.
+    Key {
+        /// Its public key, hexadecimal.
+        key: String,
+        /// The file that keeps the key; without one it ends with the process.
+        file: Option<String>,
+        /// Whether the key was made by this start.
+        is_new: bool,
+    },
     /// A process has chosen its device.
     Computing {
         /// `cpu` or `cuda:N`.
@@ -152,6 +161,9 @@ pub struct ReplicaReport {
     pub staleness_p50: u64,
     /// Largest staleness, weight versions.
     pub staleness_max: u64,
+    /// Contributions left out, since their gradients were far larger than those before.
+    #[serde(default)]
+    pub skipped: u64,
     /// Averaging rounds in which a whole fragment was averaged with the other replicas of the stage.
     pub rounds: u64,
     /// Parts of fragments moved to their mean.

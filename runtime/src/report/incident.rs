@@ -150,6 +150,23 @@ pub enum Incident {
     },
     /// No microbatch of an evaluation was answered: its held-out loss is missing.
     EvaluationMissing,
+    /// The coordinator does not reply.
+    CoordinatorSilent {
+        /// Seconds after which this process ends, with its state kept.
+        patience: u64,
+    },
+    /// The coordinator replies again.
+    CoordinatorBack {
+        /// Seconds without a reply.
+        seconds: u64,
+    },
+    /// A feeder has finished its work, and could not tell the coordinator.
+    EndUnreported,
+    /// Lines of output were dropped, since nothing read them.
+    LinesDropped {
+        /// Number of lines since the last such line.
+        lines: u64,
+    },
     /// Stages have no replica, which halts the run.
     StagesUnserved {
         /// Their numbers, from 0.
@@ -224,6 +241,22 @@ impl fmt::Display for Incident {
             }
             Self::EvaluationMissing => {
                 write!(f, "no microbatch of an evaluation was answered; its held-out loss is missing")
+            }
+            Self::CoordinatorSilent { patience } => write!(
+                f,
+                "the coordinator does not reply: this process goes on with what it knows, and ends with its state kept if no \
+                 reply comes within {patience} s (--patience)"
+            ),
+            Self::CoordinatorBack { seconds } => {
+                write!(f, "the coordinator replies again, after {seconds} s")
+            }
+            Self::EndUnreported => write!(
+                f,
+                "every microbatch has its outcome, but the coordinator does not reply and has not heard it: started again \
+                 with the same --identity and --journal, the feeder tells it"
+            ),
+            Self::LinesDropped { lines } => {
+                write!(f, "{lines} lines were dropped here, since nothing read this output")
             }
             Self::StagesUnserved { stages } => {
                 write!(f, "stages {stages:?} have no replica; nothing is injected until one joins")

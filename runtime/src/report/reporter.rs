@@ -4,7 +4,8 @@ use std::fmt;
 use std::io::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
 
-use super::Event;
+use super::line_queue::LineQueue;
+use super::{Event, Incident};
 
 /// The form in which events are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,15 @@ pub enum Audience {
     People,
     /// One JSON object a line.
     Programs,
+}
+
+impl Audience {
+    fn line(self, event: &Event) -> String {
+        match self {
+            Self::People => event.to_string(),
+            Self::Programs => serde_json::to_string(event).unwrap_or_default(),
+        }
+    }
 }
 
 /// Passes events to its listener.
@@ -38,13 +48,27 @@ impl Reporter {
     pub fn new(audience: Audience) -> Self {
         let out = Mutex::new(io::stdout());
         Self::to(move |event| {
-            let line = match audience {
-                Audience::People => event.to_string(),
-                Audience::Programs => serde_json::to_string(event).unwrap_or_default(),
-            };
+            let line = audience.line(event);
             let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
             let _ = writeln!(out, "{line}").and_then(|()| out.flush());
         })
+    }
+
+    /// As [`Reporter::new`], for a process that other peers wait for: it never waits for the reader of its output. Lines
+    /// that find a long queue are dropped and counted ([`Incident::LinesDropped`]). Dropping the reporter waits a second at
+    /// most for the lines that are queued.
+    #[must_use]
+    pub fn unhindered(audience: Audience) -> Self {
+        let about_gap = match audience {
+            Audience::People => {
+                |lines| Audience::People.line(&Event::Incident(Incident::LinesDropped { lines }))
+            }
+            Audience::Programs => {
+                |lines| Audience::Programs.line(&Event::Incident(Incident::LinesDropped { lines }))
+            }
+        };
+        let queue = LineQueue::new(io::stdout(), about_gap);
+        Self::to(move |event| queue.push(audience.line(event)))
     }
 
     /// A reporter that calls `sink` with every event, for programs that embed a process of a run. The process waits for

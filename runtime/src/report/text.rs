@@ -20,6 +20,7 @@ impl fmt::Display for Event {
                     "members v{version}: serving per stage {serving:?}, {standby} standby, {feeders} feeding"
                 )
             }
+            Self::Key { key, file, is_new } => own_key(f, key, file.as_deref(), *is_new),
             Self::Computing { device, profile } => write!(f, "computing on {device}, profile {profile}"),
             Self::Placed { stage, stages, first_layer, end_layer, parameters } => write!(
                 f,
@@ -60,6 +61,15 @@ impl fmt::Display for Event {
     }
 }
 
+fn own_key(f: &mut fmt::Formatter<'_>, key: &str, file: Option<&str>, is_new: bool) -> fmt::Result {
+    write!(f, "public key {key}")?;
+    match file {
+        Some(file) if is_new => write!(f, "; its secret half is new, in {file}"),
+        Some(_) => Ok(()),
+        None => f.write_str(", for this start only; --identity FILE keeps one"),
+    }
+}
+
 impl fmt::Display for ReplicaReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -72,7 +82,11 @@ impl fmt::Display for ReplicaReport {
             self.staleness_p50,
             self.staleness_max,
             self.boundary_bytes as f64 / 1e6
-        )
+        )?;
+        match self.skipped {
+            0 => Ok(()),
+            skipped => write!(f, ", {skipped} left out for gradients far beyond the usual"),
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use super::executor::{Compute, Statistics};
 use crate::averaging::Averager;
 use crate::config::{Run, limits};
 use crate::error::Error;
-use crate::model::{Shard, ShardError, Upstream};
+use crate::model::{Shard, ShardError, Snapshot, Upstream};
 use crate::optim::{Contribution, ParameterMut, StageOptimizer, StalenessHistogram};
 use crate::packing::{CodeError, TokenCodec, TokenError, Tokens};
 
@@ -238,12 +238,18 @@ impl<B: Backend> Engine<B> {
     /// The weights and the number of optimizer steps in them, as a safetensors file.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If the weights are not finite, or the file cannot be written.
     pub fn save(&mut self, path: &Path) -> Result<(), Error> {
         let unusable = |reason: String| Error::Weights { path: path.to_owned(), reason };
         let version = self.optimizer.version().0.to_string();
         let metadata = BTreeMap::from([("version".to_owned(), version)]);
-        let bytes = self.shard.snapshot(metadata).map_err(|error| unusable(error.to_string()))?;
+        let tensors = self.shard.tensors().map_err(|error| unusable(error.to_string()))?;
+        if !tensors.iter().flat_map(|tensor| &tensor.values).all(|value| value.is_finite()) {
+            let reason =
+                "the weights of the stage are not finite: training has diverged; nothing was written";
+            return Err(unusable(reason.to_owned()));
+        }
+        let bytes = Snapshot { metadata, tensors }.write().map_err(|error| unusable(error.to_string()))?;
         std::fs::write(path, bytes).map_err(|error| Error::File {
             action: "write",
             path: path.to_owned(),
@@ -331,7 +337,7 @@ impl<B: Backend> Engine<B> {
         let contribution = optimizer.contribute(backend, &mut parameters, staleness);
         match contribution.map_err(ShardError::from)? {
             Contribution::RefusedNonFinite => Err(EngineError::NonFiniteGradient),
-            Contribution::Accumulated { .. } => Ok(()),
+            Contribution::Accumulated { .. } | Contribution::Skipped => Ok(()),
             Contribution::Stepped { .. } => {
                 self.averager.contributed(self.gradient_accumulation_steps);
                 Ok(())
@@ -449,6 +455,7 @@ impl<B: Backend> Compute for Engine<B> {
             steps: self.optimizer.version().0,
             staleness_p50: self.staleness().p50(),
             staleness_max: self.staleness().max(),
+            skipped: self.optimizer.skipped(),
         }
     }
 

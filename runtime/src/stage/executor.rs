@@ -50,6 +50,8 @@ pub(crate) struct Statistics {
     pub staleness_p50: u64,
     /// Largest staleness, weight versions.
     pub staleness_max: u64,
+    /// Contributions left out, since their gradients were far larger than those before.
+    pub skipped: u64,
 }
 
 /// A reply of the thread to a job.

@@ -8,15 +8,6 @@ use swarmline_scheduler::MicrobatchId;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// The loss on held-out text is a NaN or an infinity.
-    #[error(
-        "the held-out loss is not finite after {done} microbatches: training has diverged; lower \
-         optimizer.learning_rate or optimizer.max_grad_norm, or raise optimizer.warmup_steps"
-    )]
-    Diverged {
-        /// Microbatches trained before the evaluation.
-        done: u64,
-    },
     /// A dense model cannot be the beginning of a run that keeps its stream in another form.
     #[error(
         "{}: the run cannot begin with these weights: its boundary is {kind:?}, which confines or cuts the stream of a \

@@ -28,7 +28,7 @@ fn an_evaluation_without_a_finite_loss_says_that_training_has_diverged() {
     // No run file can say so.
     options.run.model.rms_norm_eps = f32::NAN;
     let error = train_silently(&options).unwrap_err();
-    assert!(matches!(error, Error::Train(TrainError::Diverged { done: 0 })), "{error:?}");
+    assert!(matches!(error, Error::Diverged { at: 0, sign: Divergence::HeldOutLoss }), "{error:?}");
     let message = error.to_string();
     assert!(message.contains("diverged") && message.contains("optimizer.learning_rate"), "{message}");
 }

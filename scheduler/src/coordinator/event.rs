@@ -88,6 +88,8 @@ pub struct FeederReport {
     pub tallies: Vec<BlockTally>,
     /// Whether every microbatch of the run has its outcome, and the feeder calls no further averaging round.
     pub done: bool,
+    /// Training has diverged, after this many microbatches of the run: the run is over.
+    pub diverged: Option<u64>,
 }
 
 impl Event {

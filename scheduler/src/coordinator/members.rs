@@ -17,12 +17,14 @@ pub(super) struct Entry {
     pub(super) is_restored: bool,
     /// A feeder that has reported the end of its work.
     done: bool,
+    /// A feeder that has reported a divergence of the run.
+    diverged: bool,
 }
 
 impl Entry {
     /// A member that has asked for nothing yet.
     pub(super) fn new(member: Member, holds: Option<StageIndex>) -> Self {
-        Self { member, holds, is_restored: false, done: false }
+        Self { member, holds, is_restored: false, done: false, diverged: false }
     }
 
     /// A member that a table names.
@@ -155,6 +157,13 @@ impl Members {
 
     pub(super) fn set_done(&mut self, peer: PeerId) {
         self.change(peer, |entry| entry.done = true);
+    }
+
+    /// A feeder has reported a divergence; whether all feeders have.
+    pub(super) fn set_diverged(&mut self, peer: PeerId) -> bool {
+        self.change(peer, |entry| entry.diverged = true);
+        let mut feeders = self.entries.values().filter(|entry| entry.member.state == MemberState::Feeding);
+        feeders.all(|entry| entry.diverged)
     }
 
     /// The end of the lease that ends first.

@@ -39,8 +39,14 @@ pub enum Reply {
 #[non_exhaustive]
 pub enum JoinRefusal {
     /// The policy lists keys, and the caller's key is not among them.
-    #[error("this run admits listed keys only, and yours is not among them; ask its coordinator to list it")]
-    NotListed,
+    #[error(
+        "this run admits listed keys only, and {key}, yours, is not among them; ask its coordinator to list it as \
+         `join` in the section [policy]"
+    )]
+    NotListed {
+        /// The caller.
+        key: PeerId,
+    },
     /// The caller asks for the role of a feeder, which the policy gives to listed keys.
     #[error(
         "key {key} may not feed this run; ask its coordinator to list it as `feed` in the section [policy]"
@@ -61,17 +67,22 @@ pub enum JoinRefusal {
         first: PeerId,
     },
     /// A later start of the same key is a member.
-    #[error("a later start of your key (incarnation {}) is a member already; is it running elsewhere?", .known.0)]
+    #[error("a later start of your key {key} (incarnation {}) is a member already; is it running elsewhere?", .known.0)]
     Superseded {
+        /// The caller.
+        key: PeerId,
         /// The start that is a member.
         known: Incarnation,
     },
     /// The caller was evicted.
     #[error(
-        "a feeder of this run has caught your key claiming microbatches that were never sent to it; the key may not come \
-         back in this run. If another process uses your key, join with a key of your own"
+        "a feeder of this run has caught your key {key} claiming microbatches that were never sent to it; the key may not \
+         come back in this run. If another process uses your key, join with a key of your own"
     )]
-    Evicted,
+    Evicted {
+        /// The caller.
+        key: PeerId,
+    },
     /// The caller was a member and is none any more.
     #[error("this start of your process was a member and fell silent; join again as another start")]
     Former,
@@ -92,4 +103,10 @@ pub enum JoinRefusal {
     /// The run is over.
     #[error("the run is finished")]
     Finished,
+    /// The run is over: training has diverged.
+    #[error("the run has diverged at microbatch {at}, and is over")]
+    Diverged {
+        /// Microbatches of the run that had their outcome then.
+        at: u64,
+    },
 }

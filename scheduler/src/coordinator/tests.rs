@@ -152,8 +152,14 @@ impl Harness {
     /// The feeder has injected and settled all but `open` of the first `injected` ids of a block.
     fn report(&mut self, peer: PeerId, block: u32, (injected, open): (u64, u64), done: bool) -> Reply {
         let tally = BlockTally { block: Block(block), leased: injected, injected, settled: injected - open };
-        let report = FeederReport { tallies: vec![tally], done };
+        let report = FeederReport { tallies: vec![tally], done, diverged: None };
         self.hear(Event::FeederReport { from: start(peer), report }).unwrap()
+    }
+
+    /// The feeder says that training has diverged after three microbatches.
+    fn diverge(&mut self, peer: PeerId) {
+        let report = FeederReport { diverged: Some(3), ..FeederReport::default() };
+        self.hear(Event::FeederReport { from: start(peer), report });
     }
 
     /// The feeder gets a run of ten microbatches, and settles them.
@@ -212,6 +218,32 @@ fn a_run_waits_runs_and_finishes() {
     assert_eq!((harness.finished, harness.coordinator.state()), (1, RunState::Finished));
     assert_eq!(harness.join(key(3), 1, Role::Replica), Reply::JoinRefused(JoinRefusal::Finished));
     assert_eq!(harness.lease(FEEDER, 1), Reply::LeaseRefused(LeaseRefusal::Finished));
+}
+
+#[test]
+fn a_run_that_has_diverged_is_over_on_the_word_of_a_feeder_that_holds_ids() {
+    let mut harness = Harness::with(Config { feed: FeedPolicy::First, ..Config::new(1) });
+    harness.join(FEEDER, 1, Role::Feeder);
+    harness.diverge(FEEDER);
+    assert_eq!(harness.finished, 0, "a stranger may join as a feeder before any ids are given out");
+    harness.lease(FEEDER, 10);
+    harness.diverge(FEEDER);
+    assert_eq!((harness.finished, harness.coordinator.diverged()), (1, Some(3)));
+    let refused = Reply::JoinRefused(JoinRefusal::Diverged { at: 3 });
+    assert_eq!(harness.join(key(1), 1, Role::Replica), refused);
+}
+
+#[test]
+fn a_run_that_any_member_may_feed_has_diverged_when_every_feeder_says_so() {
+    let mut harness = Harness::running();
+    let other = key(5);
+    harness.join(other, 1, Role::Feeder);
+    harness.lease(FEEDER, 2);
+    harness.lease(other, 2);
+    harness.diverge(other);
+    assert_eq!((harness.finished, harness.coordinator.diverged()), (0, None));
+    harness.diverge(FEEDER);
+    assert_eq!((harness.finished, harness.coordinator.diverged()), (1, Some(3)));
 }
 
 #[test]
@@ -288,7 +320,8 @@ fn a_newer_start_replaces_an_older_one_on_its_stage() {
     assert_eq!(harness.join(key(1), 1, Role::Replica), Reply::Joined(MemberState::Serving(StageIndex(1))));
     assert_eq!(harness.join(key(1), 3, Role::Replica), loading(1));
     let known = Incarnation(3);
-    assert_eq!(harness.join(key(1), 2, Role::Replica), Reply::JoinRefused(JoinRefusal::Superseded { known }));
+    let refused = Reply::JoinRefused(JoinRefusal::Superseded { key: key(1), known });
+    assert_eq!(harness.join(key(1), 2, Role::Replica), refused);
     assert_eq!(harness.ready(key(1)), Reply::NotAMember);
     assert_eq!(harness.coordinator.state(), RunState::Waiting { unserved: vec![StageIndex(1)] });
 }
@@ -305,9 +338,9 @@ fn a_replica_with_the_state_of_another_stage_does_not_serve() {
 fn the_policy_decides_which_peers_join() {
     let policy = Policy::Keys(BTreeSet::from([key(1)]));
     let mut harness = Harness::with(Config { policy, members_max: 1, ..Config::new(1) });
-    let refused = harness.join(key(2), 1, Role::Replica);
-    assert_eq!(refused, Reply::JoinRefused(JoinRefusal::NotListed));
-    assert!(JoinRefusal::NotListed.to_string().contains("listed keys only"));
+    let refusal = JoinRefusal::NotListed { key: key(2) };
+    assert_eq!(harness.join(key(2), 1, Role::Replica), Reply::JoinRefused(refusal));
+    assert!(refusal.to_string().contains(&key(2).to_string()), "the caller learns which key to have listed");
     assert_eq!(harness.join(key(1), 1, Role::Replica), loading(0));
     let mut harness = Harness::with(Config { members_max: 0, ..Config::new(1) });
     assert_eq!(harness.join(key(1), 1, Role::Replica), Reply::JoinRefused(JoinRefusal::Full { limit: 0 }));
@@ -895,7 +928,7 @@ fn a_replica_that_a_feeder_convicts_is_evicted_and_may_not_come_back() {
     assert_eq!(run.state(key(2)), Some(MemberState::Loading(StageIndex(0))), "the standby takes its place");
     assert_eq!(run.beat(key(1)), Reply::Unknown);
     for incarnation in [1, 2] {
-        let refused = Reply::JoinRefused(JoinRefusal::Evicted);
+        let refused = Reply::JoinRefused(JoinRefusal::Evicted { key: key(1) });
         assert_eq!(run.join(key(1), incarnation, Role::Replica), refused);
     }
 }

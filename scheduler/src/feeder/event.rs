@@ -1,6 +1,6 @@
 //! Events and actions of a feeder.
 
-use super::{Measured, Outcome, Record};
+use super::{Divergence, Measured, Outcome, Record};
 use crate::{
     Directive, Duration, Envelope, Evidence, Hop, Instance, Lease, Message, MicrobatchId, PeerId, Purpose,
     RunTally, TableUpdate,
@@ -125,6 +125,13 @@ pub enum End {
     },
     /// The coordinator says that the run is finished.
     RunFinished,
+    /// Training has diverged: the run is over.
+    Diverged {
+        /// Microbatches of the run that had their outcome then.
+        at: u64,
+        /// What showed it.
+        sign: Divergence,
+    },
     /// The coordinator dismissed the feeder; the text is for people.
     Dismissed(String),
 }

@@ -99,6 +99,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
 
     pub(super) fn notice_measured(&mut self) {
         while let Some(evaluation) = self.evaluations.pop_front_if(|evaluation| evaluation.is_over()) {
+            self.watch_measured(&evaluation.measured());
             self.actions.push_back(Action::Evaluated(evaluation.measured()));
         }
     }

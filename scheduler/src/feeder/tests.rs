@@ -1060,3 +1060,49 @@ fn a_feeder_ends_when_the_coordinator_says_so() {
     let end = End::Dismissed("maintenance".to_owned());
     assert_eq!(dismissed.hear(Event::Directive(leave)), [Action::End(end)]);
 }
+
+// --- Divergence -------------------------------------------------------------------------------------------------------
+
+/// Every microbatch from id 0 on is refused for its numbers, by these replicas in turns, until the feeder ends.
+fn refuse_all(harness: &mut Harness, by: &[Hop], count: u64) -> Vec<Action<u8>> {
+    let refused = |(id, &by): (u64, &Hop)| {
+        harness.draw(id);
+        harness.receive(by, refusal(id, by, Refusal::NonFinite))
+    };
+    (0..count).zip(by.iter().cycle()).flat_map(refused).collect()
+}
+
+#[test]
+fn a_run_whose_microbatches_are_refused_one_after_the_other_has_diverged() {
+    let mut harness = Harness::under_way(200);
+    let said = refuse_all(&mut harness, &[a(0)], 33);
+    let end = End::Diverged { at: 33, sign: Divergence::Refusals(33) };
+    assert_eq!(said.last(), Some(&Action::End(end)));
+    assert_eq!(harness.finish(33), [], "an end is the last action");
+}
+
+#[test]
+fn one_replica_of_several_that_refuses_all_is_no_divergence_of_the_run() {
+    let mut harness = Harness::under_way(200);
+    harness.publish(&[a(0), b(0), a(1)]);
+    let ends = |said: &[Action<u8>]| said.iter().any(|action| matches!(action, Action::End(_)));
+    let said = refuse_all(&mut harness, &[a(0)], 40);
+    assert!(!ends(&said), "{said:?}");
+}
+
+#[test]
+fn a_held_out_loss_that_is_no_number_ends_the_run() {
+    let mut harness = measuring();
+    let loss = Loss { sum: f64::NAN, tokens: 2 };
+    let proof = unproven(MicrobatchId::evaluation(Block(0), 5));
+    let said = harness.receive(a(1), Message::Evaluated { proof, attempt: Attempt(0), loss });
+    let end = End::Diverged { at: 2, sign: Divergence::HeldOutLoss };
+    assert_eq!(said.last(), Some(&Action::End(end)), "{said:?}");
+}
+
+#[test]
+fn a_feeder_ends_when_another_reports_a_divergence() {
+    let mut harness = Harness::under_way(9);
+    let end = End::Diverged { at: 5, sign: Divergence::Reported };
+    assert_eq!(harness.hear(Event::Directive(Directive::Diverged { at: 5 })), [Action::End(end)]);
+}

@@ -205,6 +205,11 @@ pub enum InitialState {
 pub enum End {
     /// The run is over.
     RunFinished,
+    /// The run has diverged: weights that are not finite are of no use.
+    Diverged {
+        /// Microbatches of the run that had their outcome then.
+        at: u64,
+    },
     /// The replica left; some of its work may be unfinished.
     Left(Option<Unfinished>),
     /// The replica is no member any more. The process may join again as another instance.

@@ -293,6 +293,7 @@ fn the_last_donor_dies_and_with_it_the_download() {
 fn a_joiner_ends_with_the_run_and_leaves_when_it_is_asked_to() {
     let endings = [
         (Event::Directive(Directive::Finished), End::RunFinished),
+        (Event::Directive(Directive::Diverged { at: 7 }), End::Diverged { at: 7 }),
         (Event::Directive(Directive::Leave("maintenance".to_owned())), End::Left(None)),
         (Event::Stop, End::Left(None)),
         (Event::Expelled, End::Expelled { has_state: false }),

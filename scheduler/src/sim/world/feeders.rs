@@ -136,7 +136,9 @@ impl World {
                 (self.feeders[index].ended, self.feeders[index].owes_report) = (true, true);
                 self.report_done(index);
             }
-            End::Stopped | End::RunFinished | End::Dismissed(_) => self.feeders[index].ended = true,
+            End::Stopped | End::RunFinished | End::Dismissed(_) | End::Diverged { .. } => {
+                self.feeders[index].ended = true;
+            }
             End::Succeeded { .. } => {
                 self.model.path("yielded to a successor");
                 self.feeders[index].lose_power();
@@ -174,7 +176,7 @@ impl World {
     /// Tells the coordinator how far the feeder has come.
     fn report_feeder(&mut self, index: usize, done: bool) {
         let from = self.feeders[index].instance;
-        let report = coordinator::FeederReport { tallies: self.tallies(index), done };
+        let report = coordinator::FeederReport { tallies: self.tallies(index), done, diverged: None };
         let event = coordinator::Event::FeederReport { from, report };
         self.tell_coordinator(from.peer, event, if done { Purpose::Done } else { Purpose::Routine });
     }

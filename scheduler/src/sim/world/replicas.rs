@@ -149,7 +149,7 @@ impl World {
             coordinator::Reply::JoinRefused(JoinRefusal::Former) => {
                 self.end_process(index, Some(Duration::ZERO));
             }
-            coordinator::Reply::JoinRefused(JoinRefusal::Evicted) => self.end_process(index, None),
+            coordinator::Reply::JoinRefused(JoinRefusal::Evicted { .. }) => self.end_process(index, None),
             _ => {}
         }
     }
@@ -355,7 +355,7 @@ impl World {
 
     fn replica_ended(&mut self, index: usize, end: End) {
         match end {
-            End::RunFinished => self.end_process(index, None),
+            End::RunFinished | End::Diverged { .. } => self.end_process(index, None),
             End::Left(unfinished) => {
                 self.finish_tasks(index);
                 match unfinished {
