@@ -32,6 +32,21 @@ const ROOMS: &[(&str, &[&str])] = &[
         "replica",
         &["averaging", "config", "error", "net", "outcome", "process", "report", "stage", "telemetry"],
     ),
+    (
+        "keeper",
+        &[
+            "checkpoint",
+            "config",
+            "data",
+            "error",
+            "net",
+            "outcome",
+            "process",
+            "report",
+            "stage",
+            "telemetry",
+        ],
+    ),
     ("bench", &["config", "error", "model", "packing", "stage"]),
 ];
 

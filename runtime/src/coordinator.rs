@@ -12,9 +12,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use swarmline_scheduler::coordinator::{Config, FeedPolicy, Policy};
-use swarmline_scheduler::{Membership, PeerId};
+use swarmline_scheduler::{Loss, Membership, PeerId};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Feed, Join, Manifest, Run, Tokenizer};
 use crate::error::Error;
@@ -61,6 +61,8 @@ struct Published {
     tokenizer_path: String,
     table: TableReader,
     totals: mpsc::Sender<Totals>,
+    /// The newest loss on held-out text that a feeder has reported.
+    heldout: watch::Sender<Option<Loss>>,
 }
 
 /// A coordinator whose port is open.
@@ -114,6 +116,7 @@ impl Coordinator {
             tokenizer_path: tokenizer_path(&run, &base),
             table: table.reader(),
             totals: totals_sender,
+            heldout: watch::Sender::default(),
         };
         Ok(Self { listener, invite, identity, digest, published, config, table, totals })
     }
@@ -171,6 +174,7 @@ fn config(run: &Run) -> Result<Config, Error> {
     config.total = run.microbatches();
     config.policy = policy(run)?;
     config.feed = feed_policy(run)?;
+    config.weights = run.policy.weights;
     config.replicas_per_stage = u32::try_from(run.pipeline.replicas).unwrap_or(u32::MAX);
     Ok(config)
 }

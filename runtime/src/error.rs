@@ -142,6 +142,17 @@ pub enum Error {
     /// The state from a donor does not fit the stage.
     #[error("the state of the donor cannot be used: {0}")]
     State(#[from] StateError),
+    /// The run is over, and a keeper cannot take its final states.
+    #[error(
+        "the run is over, and no replica of stage {stage} gives its final state; the newest checkpoint is {}",
+        .newest.as_deref().unwrap_or("that of an earlier start, if there is one")
+    )]
+    FinalStates {
+        /// The stage.
+        stage: u16,
+        /// The newest checkpoint of this start.
+        newest: Option<String>,
+    },
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -11,7 +11,10 @@ mod rate_limit;
 mod reporter;
 mod text;
 
-pub use event::{Event, ExportReport, FeederReport, GenerateReport, ProgressReport, ReplicaReport, Totals};
+pub use event::{
+    Event, ExportReport, FeederReport, GenerateReport, KeepingReport, KeptReport, ProgressReport,
+    ReplicaReport, Totals,
+};
 pub use incident::Incident;
 pub use reporter::{Audience, Reporter};
 

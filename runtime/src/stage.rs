@@ -3,9 +3,11 @@
 
 mod engine;
 mod executor;
+mod state_check;
 mod state_transfer;
 
 pub use engine::{Engine, EngineError, Grant, Learning, LossAndGradient, StateError, state_bytes_max};
+pub use state_check::check_state;
 pub use state_transfer::{StateCopy, StateInbox, chunk_digest, chunk_sketch, download_limits};
 
 pub(crate) use engine::Exported;

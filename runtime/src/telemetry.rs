@@ -151,7 +151,8 @@ pub(crate) fn count_download(note: &DownloadNote) {
         DownloadNote::Unfit(_) => "unfit_state",
         DownloadNote::Silent(_) => "silent",
         DownloadNote::Lost(_) => "lost",
-        DownloadNote::Declined(_) => "declined",
+        DownloadNote::Declined(..) => "declined",
+        DownloadNote::TooOld(_) => "old_copy",
         DownloadNote::NoDonor => "no_donor",
     };
     counter!(STATE_DOWNLOADS_FAILED, "fault" => fault).increment(1);

@@ -14,8 +14,10 @@ mod config;
 mod divergence;
 mod event;
 mod eviction;
+mod farewell;
 mod former;
 mod holders;
+mod keepers;
 mod lease_book;
 mod members;
 mod placement;
@@ -40,8 +42,10 @@ pub use event::{Action, Event, FeederReport, Reason};
 pub use reply::{JoinRefusal, Reply};
 
 use eviction::Evicted;
+use farewell::Farewell;
 use former::FormerStarts;
 use holders::Holders;
+use keepers::Keepers;
 use lease_book::LeaseBook;
 use members::{Entry, Members};
 use publishing::Publishing;
@@ -69,6 +73,7 @@ pub struct Coordinator {
     members: Members,
     former: FormerStarts,
     evicted: Evicted,
+    keepers: Keepers,
     holders: Holders,
     /// `None` if the run began with this start.
     restart: Option<Restart>,
@@ -83,12 +88,10 @@ pub struct Coordinator {
     trained: Vec<StageIndex>,
     /// Any stage may be trained: a table has named ids and a replica of every stage, or a replica has reported progress.
     has_run: bool,
-    finished: bool,
     /// The run has ended by a divergence, after this many microbatches.
     diverged: Option<u64>,
-    /// Time at which a finished run ends, even if members have not left.
-    farewell_until: Option<Time>,
-    ended: bool,
+    /// The end of the run; `None` before it is over.
+    farewell: Option<Farewell>,
     publishing: Publishing,
     actions: VecDeque<Action>,
 }
@@ -104,6 +107,7 @@ impl Coordinator {
             version: 0,
             former: FormerStarts::default(),
             evicted: Evicted::default(),
+            keepers: Keepers::default(),
             holders: Holders::default(),
             restart: None,
             waits_for_members: false,
@@ -112,10 +116,8 @@ impl Coordinator {
             first_feeder: None,
             trained: Vec::new(),
             has_run: false,
-            finished: false,
             diverged: None,
-            farewell_until: None,
-            ended: false,
+            farewell: None,
             publishing: Publishing::default(),
             actions: VecDeque::new(),
         }
@@ -195,7 +197,8 @@ impl Coordinator {
         let forsaken = self.holders.next_end().and_then(|at| self.told_by_caller(at));
         let forsaken = forsaken.map(|at| (at, Reason::HolderForsaken));
         let returned = self.return_ends().map(|at| (at, Reason::ReturnEnds));
-        let farewell = self.farewell_until.filter(|_| !self.ended).map(|at| (at, Reason::FarewellEnds));
+        let farewell = self.farewell.as_ref().and_then(Farewell::next);
+        let farewell = farewell.map(|at| (at, Reason::FarewellEnds));
         let table = self.publishing.next().filter(|_| !self.withholds_table());
         let table = table.map(|at| (at, Reason::TableDue));
         [expires, forsaken, returned, farewell, table].into_iter().flatten().min_by_key(|(at, _)| *at)
@@ -204,7 +207,7 @@ impl Coordinator {
     /// The state of the run.
     #[must_use]
     pub fn state(&self) -> RunState {
-        if self.finished {
+        if self.is_finished() {
             return RunState::Finished;
         }
         let unserved: Vec<_> = self.members.occupancy().unserved().collect();
@@ -214,7 +217,14 @@ impl Coordinator {
     /// Whether the run is over.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.finished
+        self.farewell.is_some()
+    }
+
+    /// Whether the reply to `peer` says that the run is over. The replicas of a finished run stay until its keepers have the
+    /// final states.
+    #[must_use]
+    pub fn tells_end(&self, peer: PeerId) -> bool {
+        self.farewell.as_ref().is_some_and(|farewell| farewell.tells(peer, &self.members))
     }
 
     /// What a table says that is made now, with the version of the table published last.
@@ -262,6 +272,7 @@ impl Coordinator {
         let previous = holds.or(former.and_then(|former| former.member.state.stage()));
         let state = match role {
             Role::Feeder | Role::Successor => MemberState::Feeding,
+            Role::Keeper(kept) => MemberState::Keeping(kept),
             Role::Replica => self.place(previous, holds).map_or(MemberState::Standby, MemberState::Loading),
         };
         self.await_holder(now, from.peer, holds);
@@ -273,7 +284,7 @@ impl Coordinator {
 
     /// Checks a request to join; the state of a start that is a member already.
     fn admit(&mut self, now: Time, from: Instance, role: Role) -> Result<Option<MemberState>, JoinRefusal> {
-        if self.finished {
+        if self.is_finished() {
             return Err(self.diverged.map_or(JoinRefusal::Finished, |at| JoinRefusal::Diverged { at }));
         }
         if self.evicted.contains(from.peer) {
@@ -282,8 +293,10 @@ impl Coordinator {
         if !self.config.policy.admits(from.peer) {
             return Err(JoinRefusal::NotListed { key: from.peer });
         }
-        if role != Role::Replica {
-            self.check_may_feed(from.peer)?;
+        match role {
+            Role::Feeder | Role::Successor => self.check_may_feed(from.peer)?,
+            Role::Keeper(kept) => self.keepers.admit(&self.config, from.peer, kept)?,
+            Role::Replica => {}
         }
         if let Some(entry) = self.members.touch(now, from) {
             return Ok(Some(entry.member.state));
@@ -296,8 +309,10 @@ impl Coordinator {
                 Err(JoinRefusal::Full { limit: self.config.members_max })
             }
             None if self.former.has_later(from) => Err(JoinRefusal::Former),
-            // A feeder goes on with its own ids. If a successor has them, the table says so.
-            None if role != Role::Feeder && self.former.contains(from) => Err(JoinRefusal::Former),
+            // A feeder goes on with its own ids. If a successor has them, the table says so. A keeper has nothing to lose.
+            None if !matches!(role, Role::Feeder | Role::Keeper(_)) && self.former.contains(from) => {
+                Err(JoinRefusal::Former)
+            }
             Some(_) | None => Ok(None),
         }
     }
@@ -326,10 +341,10 @@ impl Coordinator {
     fn heartbeat(&mut self, now: Time, from: Instance, progress: Progress) -> Reply {
         let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
         let state = entry.member.state;
-        if let MemberState::Serving(stage) = state
-            && progress.done > 0
-        {
-            self.note_trained(stage);
+        match state {
+            MemberState::Serving(stage) if progress.done > 0 => self.note_trained(stage),
+            MemberState::Keeping(_) => return Reply::Progress(self.leases.tallies()),
+            _ => {}
         }
         Reply::Noted(state)
     }
@@ -374,7 +389,7 @@ impl Coordinator {
         if entry.member.state != MemberState::Feeding {
             return Reply::LeaseRefused(LeaseRefusal::NotAFeeder);
         }
-        if self.finished {
+        if self.is_finished() {
             return Reply::LeaseRefused(LeaseRefusal::Finished);
         }
         if self.waits_for_members {
@@ -458,11 +473,10 @@ impl Coordinator {
     /// round; or when it has diverged.
     fn notice_finished(&mut self, now: Time) {
         let is_complete = !self.members.has_working_feeder() && self.leases.is_over();
-        if !self.finished && (is_complete || self.diverged.is_some()) {
-            self.finished = true;
+        if !self.is_finished() && (is_complete || self.diverged.is_some()) {
             // The table says so to a later start of the coordinator.
             self.publishing.change();
-            self.farewell_until = Some(now + self.config.farewell);
+            self.farewell = Some(Farewell::new(now, &self.config, self.diverged.is_some()));
             self.actions.push_back(Action::Finished);
         }
     }
@@ -486,9 +500,9 @@ impl Coordinator {
 
     /// A finished run ends when its members have left, or their time to leave is over.
     fn notice_end(&mut self, now: Time) {
-        let late = self.farewell_until.is_some_and(|until| until <= now);
-        if self.finished && !self.ended && (late || self.members.is_empty()) {
-            self.ended = true;
+        let Some(farewell) = &mut self.farewell else { return };
+        farewell.follow(now, &self.config, self.members.keepers());
+        if farewell.ends(now, self.members.is_empty()) {
             self.actions.push_back(Action::End);
         }
     }

@@ -5,7 +5,8 @@
 //! `poll_timeout()` and getters. After every `handle`, drain the actions before the next.
 //!
 //! Each process of a run is one machine. A [`Replica`] serves a stage, a [`Feeder`] injects microbatches and counts
-//! outcomes, the [`Coordinator`] decides about the members and their places. Replicas and feeders exchange [`Message`]s
+//! outcomes, a [`Keeper`] takes the states for checkpoints, the [`Coordinator`] decides about the members and their
+//! places. Replicas and feeders exchange [`Message`]s
 //! and know each other from the [`Membership`] that the coordinator publishes. Start reading at [`stage`], the life of a
 //! microbatch, and go on with [`replica`], the life of a process.
 //!
@@ -26,6 +27,7 @@ mod handoff;
 pub mod health;
 mod id;
 mod id_set;
+pub mod keeper;
 mod lease;
 mod membership;
 mod message;
@@ -55,8 +57,9 @@ pub use feeder::{Admission, Feeder};
 pub use health::{Health, Quarantine, Suspension, Verdict};
 pub use id::{Attempt, Block, Hop, Incarnation, Instance, MicrobatchId, PeerId, StageIndex, WeightVersion};
 pub use id_set::IdSet;
+pub use keeper::Keeper;
 pub use lease::{BlockTally, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseRefusal, LeasedRange, RunTally};
-pub use membership::{Member, MemberState, Membership, Role};
+pub use membership::{Member, MemberState, Membership, Role, WeightsPolicy};
 pub use message::{CLAIM_MAX, Envelope, Heartbeat, Loss, Message, Purpose, Refusal, Status};
 pub use moving_average::MovingAverage;
 pub use peer_table::PeerTable;

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use strum::{IntoStaticStr, VariantArray};
+
 use crate::lease::LeasedRange;
 use crate::{Hop, Instance, PeerId, StageIndex};
 
@@ -14,6 +16,19 @@ pub enum Role {
     Successor,
     /// A replica: serves a stage, or waits for a place.
     Replica,
+    /// A keeper: takes the states of all stages, or of one, and writes checkpoints.
+    Keeper(Option<StageIndex>),
+}
+
+/// Whether a keeper may have the weights of several stages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
+pub enum WeightsPolicy {
+    /// A keeper may take the states of all stages.
+    #[default]
+    Open,
+    /// A key keeps one stage only, so that no keeper has the whole model.
+    Split,
 }
 
 /// The state of a member.
@@ -27,15 +42,17 @@ pub enum MemberState {
     Standby,
     /// A feeder.
     Feeding,
+    /// A keeper, of all stages or of one.
+    Keeping(Option<StageIndex>),
 }
 
 impl MemberState {
-    /// The stage that the member is placed on; `None` for feeders and standbys.
+    /// The stage that the member is placed on; `None` for feeders, keepers and standbys.
     #[must_use]
     pub fn stage(self) -> Option<StageIndex> {
         match self {
             Self::Loading(stage) | Self::Serving(stage) => Some(stage),
-            Self::Standby | Self::Feeding => None,
+            Self::Standby | Self::Feeding | Self::Keeping(_) => None,
         }
     }
 }
@@ -52,7 +69,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// The hop of a feeder or of a placed replica, loading or serving; `None` for a standby.
+    /// The hop of a feeder or of a placed replica, loading or serving; `None` for a standby and a keeper.
     #[must_use]
     pub fn hop(&self) -> Option<Hop> {
         match self.state {
@@ -60,7 +77,7 @@ impl Member {
             MemberState::Loading(stage) | MemberState::Serving(stage) => {
                 Some(Hop::replica(stage, self.instance))
             }
-            MemberState::Standby => None,
+            MemberState::Standby | MemberState::Keeping(_) => None,
         }
     }
 }
@@ -106,5 +123,32 @@ impl Membership {
     #[must_use]
     pub fn get(&self, instance: Instance) -> Option<&Member> {
         self.members.iter().find(|member| member.instance == instance)
+    }
+}
+
+impl WeightsPolicy {
+    /// Whether the replicas of `stage` give their state to a keeper that keeps `kept`: all stages, or one.
+    #[must_use]
+    pub fn allows(self, kept: Option<StageIndex>, stage: StageIndex) -> bool {
+        match (self, kept) {
+            (Self::Open, None) => true,
+            (Self::Split, None) => false,
+            (Self::Open | Self::Split, Some(kept)) => kept == stage,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keeper_of_split_weights_gets_the_stage_that_it_keeps_and_no_other() {
+        let (kept, other) = (StageIndex(1), StageIndex(2));
+        assert!(
+            WeightsPolicy::Split.allows(Some(kept), kept) && !WeightsPolicy::Split.allows(Some(kept), other)
+        );
+        assert!(!WeightsPolicy::Split.allows(None, kept) && WeightsPolicy::Open.allows(None, kept));
+        assert!(!WeightsPolicy::Open.allows(Some(kept), other), "it has said that it keeps one");
     }
 }

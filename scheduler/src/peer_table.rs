@@ -11,7 +11,7 @@ use crate::places::working;
 use crate::router::Pairing;
 use crate::{
     Hop, Instance, LeasedRange, Member, MemberState, Membership, MicrobatchId, PeerId, Quarantine,
-    StageIndex, Table, TableChange, TableUpdate, Time,
+    StageIndex, Table, TableChange, TableUpdate, Time, WeightsPolicy,
 };
 
 use pairs::Pairs;
@@ -31,6 +31,8 @@ pub struct PeerTable {
     moved: Vec<Hop>,
     /// The stages whose replicas, loading or serving, are others than in the table before.
     touched: BTreeSet<StageIndex>,
+    /// A keeper came or went with this table.
+    touches_keepers: bool,
     /// Contains members only, so the table bounds it.
     quarantine: Quarantine,
 }
@@ -63,6 +65,7 @@ impl PeerTable {
     fn follow(&mut self, change: &TableChange, next: Option<Arc<Table>>) {
         self.departed.clear();
         self.touched.clear();
+        self.touches_keepers = false;
         let mut moved = Vec::new();
         for peer in &change.removed {
             self.note(*peer, None, &mut moved);
@@ -94,6 +97,7 @@ impl PeerTable {
         }
         let both = [before, now].into_iter().flatten();
         self.touched.extend(both.clone().filter_map(|member| member.state.stage()));
+        self.touches_keepers |= both.clone().any(|member| matches!(member.state, MemberState::Keeping(_)));
         moved.extend(both.filter_map(working));
     }
 
@@ -240,6 +244,12 @@ impl PeerTable {
         self.touched.contains(&stage)
     }
 
+    /// Whether the peers that may take the state of `stage`, placed there or keepers, are others than in the table before.
+    #[must_use]
+    pub fn touches_takers(&self, stage: StageIndex) -> bool {
+        self.touches(stage) || self.touches_keepers
+    }
+
     fn pairing(&self, stage: StageIndex) -> Pairing {
         Pairing::new(self.table.places().senders_to(stage).len(), self.hops(stage).len())
     }
@@ -259,6 +269,14 @@ impl PeerTable {
     /// Every replica that the coordinator has placed on `stage`, loading or serving, by peer id.
     pub fn placed_on(&self, stage: StageIndex) -> impl Iterator<Item = Instance> {
         self.table.places().placed_on(stage)
+    }
+
+    /// The members that may take the state of `stage` from its replicas: the replicas placed on it, and keepers as far as
+    /// the policy of the run allows; each by peer id.
+    pub fn takers_of(&self, stage: StageIndex, policy: WeightsPolicy) -> impl Iterator<Item = Instance> {
+        let keepers = self.table.places().keepers().iter();
+        let keepers = keepers.filter(move |(_, kept)| policy.allows(*kept, stage));
+        self.placed_on(stage).chain(keepers.map(|(keeper, _)| *keeper))
     }
 
     /// Whether weights of `stage` have been updated since the run began.

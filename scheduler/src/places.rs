@@ -6,17 +6,21 @@ use crate::{Hop, Instance, Member, MemberState, StageIndex};
 
 static NO_HOPS: BTreeSet<Hop> = BTreeSet::new();
 
-/// The replicas of each stage, and the feeders.
+/// The replicas of each stage, the feeders, and the keepers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Places {
     serving: BTreeMap<StageIndex, BTreeSet<Hop>>,
     /// Loading and serving.
     placed: BTreeMap<StageIndex, BTreeSet<Instance>>,
     feeders: BTreeSet<Hop>,
+    keepers: BTreeSet<(Instance, Option<StageIndex>)>,
 }
 
 impl Places {
     pub(crate) fn add(&mut self, member: &Member) {
+        if let MemberState::Keeping(kept) = member.state {
+            self.keepers.insert((member.instance, kept));
+        }
         if let Some(stage) = member.state.stage() {
             self.placed.entry(stage).or_default().insert(member.instance);
         }
@@ -29,6 +33,9 @@ impl Places {
     }
 
     pub(crate) fn remove(&mut self, member: &Member) {
+        if let MemberState::Keeping(kept) = member.state {
+            self.keepers.remove(&(member.instance, kept));
+        }
         if let Some(stage) = member.state.stage()
             && let Some(placed) = self.placed.get_mut(&stage)
         {
@@ -54,6 +61,11 @@ impl Places {
 
     pub(crate) fn feeders(&self) -> &BTreeSet<Hop> {
         &self.feeders
+    }
+
+    /// The keepers, each with the stage that it keeps, if it is one only; by peer id.
+    pub(crate) fn keepers(&self) -> &BTreeSet<(Instance, Option<StageIndex>)> {
+        &self.keepers
     }
 
     /// The peers that hand microbatches to `stage`: the replicas before it, or the feeders.

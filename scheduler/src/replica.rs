@@ -281,13 +281,14 @@ impl<P: Clone + Default + Debug> Replica<P> {
             self.unaccepted = None;
         }
         self.questions.retain_members(self.stage.table());
-        if !self.table().touches(stage) {
-            return;
+        if self.table().touches(stage) {
+            let members = self.members();
+            self.at_averaging(now, averaging::Event::Members(members));
         }
-        let members = self.members();
-        self.at_averaging(now, averaging::Event::Members(members));
-        let joiners = self.stage.table().placed_on(stage).collect();
-        self.at_upload(now, UploadEvent::Joiners(joiners));
+        if self.table().touches_takers(stage) {
+            let takers = self.stage.table().takers_of(stage, self.config.weights).collect();
+            self.at_upload(now, UploadEvent::Joiners(takers));
+        }
     }
 
     /// Each message concerns one machine.

@@ -1,4 +1,5 @@
-//! The transfer of a state from a donor, a replica that serves, to a joiner, in chunks that are checked one by one.
+//! The transfer of a state from a donor, a replica that serves, to a joiner, in chunks that are checked one by one. A
+//! keeper takes states as joiners do.
 //!
 //! The joiner's machine is [`Download`]: it asks a few donors for a [`Manifest`], compares their states by sketches
 //! (`sketch`), and then asks for the chunks, a few at a time, each from a donor that has a majority near it. A chunk that
@@ -29,9 +30,20 @@ pub use upload::{
     Upload,
 };
 
+use crate::Duration;
+
 /// Number of a copy that a donor made of its state; the donor counts them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StateId(pub u64);
+
+/// The reason why a donor gives nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeclineReason {
+    /// It serves others first, or no longer has the copy.
+    Busy,
+    /// By its table the asker is not placed on the stage, and keeps no state that the policy of the run gives to it.
+    NotEntitled,
+}
 
 /// A message between a joiner and a donor.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +56,8 @@ pub enum TransferMessage {
         state: StateId,
         /// Its length and the digests of its chunks.
         manifest: Manifest,
+        /// Time since the donor's state was as in the copy.
+        age: Duration,
     },
     /// To a donor: a request for the projections of every chunk.
     SketchRequest {
@@ -75,8 +89,8 @@ pub enum TransferMessage {
         /// Number of the chunk, from 0.
         chunk: u32,
     },
-    /// To a joiner: the donor serves no further joiner, or no longer has the copy.
-    Declined,
+    /// To a joiner: it gets no state, or no more of this copy.
+    Declined(DeclineReason),
     /// To a donor: the sender needs no more of this copy.
     Done {
         /// Number of the copy.

@@ -14,6 +14,7 @@ mod feeders;
 mod gpu;
 mod hostile;
 mod interrupt;
+mod keep;
 mod leak;
 mod liar;
 mod mistakes;

@@ -18,7 +18,7 @@ pub(crate) struct Swarm {
     pub(crate) replicas: Vec<Process>,
     pub(crate) invite: String,
     pub(crate) folder: RunFolder,
-    _turn: MutexGuard<'static, ()>,
+    pub(crate) _turn: MutexGuard<'static, ()>,
 }
 
 /// Stages of every run in these tests.

@@ -11,7 +11,7 @@ use swarmline::optim::{Contribution, ParameterMut, StageOptimizer};
 use swarmline::packing::{TokenCodec, Tokens};
 use swarmline::weights::Weights;
 use swarmline_kernels::{Cpu, Result};
-use swarmline_scheduler::MicrobatchId;
+use swarmline_scheduler::{MicrobatchId, WeightsPolicy};
 
 use crate::fixture::{Fixture, assert_close};
 
@@ -243,7 +243,7 @@ fn run(config: &serde_json::Value) -> Run {
             heldout: 0.0,
             heldout_microbatches: 1,
         },
-        policy: Policy { join: Join::Anyone, feed: Feed::First },
+        policy: Policy { join: Join::Anyone, feed: Feed::First, weights: WeightsPolicy::Open },
     }
 }
 

@@ -34,7 +34,8 @@ pub struct Member {
     /// State of the member.
     #[prost(enumeration = "MemberState", tag = "3")]
     pub state: i32,
-    /// The stage, 0 to 65535. MUST be present when loading or serving and absent otherwise.
+    /// The stage, 0 to 65535. MUST be present when loading or serving. Of a keeper it is the only stage that it keeps;
+    /// absent if it keeps all. MUST be absent otherwise.
     #[prost(uint32, optional, tag = "4")]
     pub stage: ::core::option::Option<u32>,
     /// Address of the member's data plane, as "IP:PORT" or "\[IP6\]:PORT"; the port is not 0.
@@ -158,6 +159,8 @@ pub enum Role {
     Replica = 2,
     /// A feeder that takes over the ids of feeders that are gone.
     Successor = 3,
+    /// Takes the states of the stages and writes checkpoints.
+    Keeper = 4,
 }
 impl Role {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -170,6 +173,7 @@ impl Role {
             Self::Feeder => "ROLE_FEEDER",
             Self::Replica => "ROLE_REPLICA",
             Self::Successor => "ROLE_SUCCESSOR",
+            Self::Keeper => "ROLE_KEEPER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -179,6 +183,7 @@ impl Role {
             "ROLE_FEEDER" => Some(Self::Feeder),
             "ROLE_REPLICA" => Some(Self::Replica),
             "ROLE_SUCCESSOR" => Some(Self::Successor),
+            "ROLE_KEEPER" => Some(Self::Keeper),
             _ => None,
         }
     }
@@ -234,6 +239,9 @@ pub enum MemberState {
     Standby = 3,
     /// Feeds the run.
     Feeding = 4,
+    /// Keeps checkpoints. The replicas of a stage give it their state if the member has no stage here, or that stage; where
+    /// `weights` of the section `policy` of the manifest is "split", only if it has that stage.
+    Keeping = 5,
 }
 impl MemberState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -247,6 +255,7 @@ impl MemberState {
             Self::Serving => "MEMBER_STATE_SERVING",
             Self::Standby => "MEMBER_STATE_STANDBY",
             Self::Feeding => "MEMBER_STATE_FEEDING",
+            Self::Keeping => "MEMBER_STATE_KEEPING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -257,6 +266,7 @@ impl MemberState {
             "MEMBER_STATE_SERVING" => Some(Self::Serving),
             "MEMBER_STATE_STANDBY" => Some(Self::Standby),
             "MEMBER_STATE_FEEDING" => Some(Self::Feeding),
+            "MEMBER_STATE_KEEPING" => Some(Self::Keeping),
             _ => None,
         }
     }
@@ -973,7 +983,7 @@ pub struct NotAMember {
     #[prost(message, optional, tag = "1")]
     pub at: ::core::option::Option<PartOfRound>,
 }
-/// To a serving replica: asks for a copy of its state.
+/// To a serving replica: asks for a copy of its state. The sender is a replica placed on the stage or a keeper of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateRequest {}
 /// To a joining replica: a copy of the state, which is a safetensors file of the stage's parameters and moments.
@@ -992,6 +1002,9 @@ pub struct StateOffer {
     /// Length of every chunk but the last, bytes; 1 to 1 MiB.
     #[prost(uint32, tag = "4")]
     pub chunk_bytes: u32,
+    /// Time since the state of the donor was as in the copy, milliseconds. A keeper takes no state of before it asked.
+    #[prost(uint64, tag = "5")]
+    pub age_ms: u64,
 }
 /// To a donor: asks for random projections of every chunk of a copy, by which the joiner compares the states of its
 /// donors. It is sent after the offers: a donor that knew the seed before could fit a state to it.
@@ -1037,15 +1050,48 @@ pub struct Chunk {
     #[prost(uint32, tag = "2")]
     pub chunk: u32,
 }
-/// To a joining replica: this donor gives no state, or the copy is gone.
+/// To a joining replica or a keeper: this donor gives no state, or the copy is gone.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StateDeclined {}
+pub struct StateDeclined {
+    /// The reason.
+    #[prost(enumeration = "DeclineReason", tag = "1")]
+    pub reason: i32,
+}
 /// To a donor: the sender needs no more chunks of a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateDone {
     /// Number of the copy.
     #[prost(uint64, tag = "1")]
     pub state: u64,
+}
+/// The reason why a donor gives no state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DeclineReason {
+    /// It serves others first, or the copy is gone.
+    Unspecified = 0,
+    /// By its membership table the sender of the request is neither placed on the stage nor a keeper that may have it.
+    NotEntitled = 1,
+}
+impl DeclineReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DECLINE_REASON_UNSPECIFIED",
+            Self::NotEntitled => "DECLINE_REASON_NOT_ENTITLED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DECLINE_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "DECLINE_REASON_NOT_ENTITLED" => Some(Self::NotEntitled),
+            _ => None,
+        }
+    }
 }
 /// A request to enter the run.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1073,6 +1119,10 @@ pub struct JoinRequest {
     /// Stage whose weights the caller has kept since it was expelled, 0 to 65535; absent if there are none.
     #[prost(uint32, optional, tag = "7")]
     pub holds_stage: ::core::option::Option<u32>,
+    /// The only stage that a keeper keeps, 0 to 65535; absent if it keeps all, and from other roles. Where the weights of the
+    /// run stay split a keeper MUST name a stage, and its key cannot name another one later.
+    #[prost(uint32, optional, tag = "9")]
+    pub keeps_stage: ::core::option::Option<u32>,
 }
 /// Admission to the run, with a placement.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1087,7 +1137,7 @@ pub struct JoinResponse {
     #[prost(message, optional, tag = "6")]
     pub membership: ::core::option::Option<SignedMembership>,
     /// The work of the caller.
-    #[prost(oneof = "join_response::Placement", tags = "3, 4, 5")]
+    #[prost(oneof = "join_response::Placement", tags = "3, 4, 5, 7")]
     pub placement: ::core::option::Option<join_response::Placement>,
 }
 /// Nested message and enum types in `JoinResponse`.
@@ -1104,6 +1154,9 @@ pub mod join_response {
         /// Feed the run.
         #[prost(message, tag = "5")]
         Feeder(super::FeederPlacement),
+        /// Keep checkpoints of the run.
+        #[prost(message, tag = "7")]
+        Keeper(super::KeeperPlacement),
     }
 }
 /// Placement of a replica on a stage.
@@ -1125,6 +1178,13 @@ pub struct FeederPlacement {
     pub data_paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// The tokenizer file; empty if bytes are tokens.
     #[prost(string, tag = "2")]
+    pub tokenizer_path: ::prost::alloc::string::String,
+}
+/// Placement of a keeper. The path is the coordinator's, for a keeper on the same machine.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeeperPlacement {
+    /// The tokenizer file; empty if bytes are tokens.
+    #[prost(string, tag = "1")]
     pub tokenizer_path: ::prost::alloc::string::String,
 }
 /// A request to follow the membership table.
@@ -1184,7 +1244,7 @@ pub struct HeartbeatRequest {
     pub oldest_task_age_ms: u64,
 }
 /// The reply to a heartbeat.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatResponse {
     /// State of the run.
     #[prost(enumeration = "RunState", tag = "1")]
@@ -1192,6 +1252,12 @@ pub struct HeartbeatResponse {
     /// Microbatches of the run that had their outcome when training diverged; 0 unless the run has diverged.
     #[prost(uint64, tag = "4")]
     pub diverged_at: u64,
+    /// To a keeper: the progress of every block of the run, strictly ascending; at most 4096.
+    #[prost(message, repeated, tag = "5")]
+    pub blocks: ::prost::alloc::vec::Vec<BlockTally>,
+    /// To a keeper: loss of the newest evaluation on held-out text; absent before the first.
+    #[prost(message, optional, tag = "6")]
+    pub heldout_loss: ::core::option::Option<Loss>,
     /// The next directive; absent if the caller goes on.
     #[prost(oneof = "heartbeat_response::Directive", tags = "2, 3")]
     pub directive: ::core::option::Option<heartbeat_response::Directive>,
@@ -1381,7 +1447,8 @@ pub enum RunState {
     Waiting = 1,
     /// Every stage has a replica that serves.
     Running = 2,
-    /// The run is over: finish the microbatches in flight, then leave.
+    /// The run is over: finish the microbatches in flight, then leave. Replicas hear it when keepers have the final states,
+    /// or have had ten minutes to take them.
     Finished = 3,
     /// The run is over: training has diverged. Leave at once; the weights are of no use.
     Diverged = 4,

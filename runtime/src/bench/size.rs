@@ -1,5 +1,7 @@
 //! The models that are measured; `torch_llama.py` has the same table.
 
+use swarmline_scheduler::WeightsPolicy;
+
 use crate::config::{
     Averaging, Batch, Boundary, Data, Feed, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing,
     Pipeline, Policy, Run,
@@ -84,7 +86,7 @@ impl Size {
             optimizer: Optimizer::of(OptimizerKind::NAdamW, Mode::Asynchronous, 1000),
             averaging: Averaging { interval: 0, fragments: 20 },
             data: Data::of(Vec::new()),
-            policy: Policy { join: Join::Anyone, feed: Feed::First },
+            policy: Policy { join: Join::Anyone, feed: Feed::First, weights: WeightsPolicy::default() },
             model,
         }
     }

@@ -28,6 +28,15 @@ pub enum Fault {
         /// The error of the system or the server.
         cause: String,
     },
+    /// Another keeper writes into the folder.
+    #[error("another keeper writes here; stop it, or give each keeper a folder of its own")]
+    Locked,
+    /// The system, or the server of the bucket, does not reply.
+    #[error("no reply within {seconds} s; check the address, the network, and the server of the bucket")]
+    Silent {
+        /// How long the reply was awaited.
+        seconds: u64,
+    },
     /// There is no such file.
     #[error("the file is missing; restore it, or remove its folder to use the checkpoint before")]
     Missing,
@@ -93,7 +102,7 @@ pub enum Fault {
 }
 
 impl CheckpointError {
-    pub(super) fn new(file: impl Into<String>, fault: Fault) -> Self {
+    pub(crate) fn new(file: impl Into<String>, fault: Fault) -> Self {
         Self { file: file.into(), fault }
     }
 }

@@ -17,5 +17,5 @@ mod writer;
 pub use error::{CheckpointError, Fault};
 pub use manifest::{BlockCursor, FORMAT, Manifest, StageFile, TokenizerFile};
 pub use reading::Checkpoint;
-pub use store::{Found, Store};
+pub use store::{Found, Lock, Store};
 pub use writer::Writer;

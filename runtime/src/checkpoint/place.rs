@@ -1,14 +1,17 @@
 //! A target as an object store: a local folder or a bucket, with its paths.
 
-use std::path::Path as LocalPath;
+use std::fs::{File, TryLockError};
+use std::io::{self, ErrorKind};
+use std::path::{Path as LocalPath, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::aws::AmazonS3Builder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, WriteMultipart};
+use object_store::{ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, RetryConfig, WriteMultipart};
 use url::Url;
 
 use super::error::{CheckpointError, Fault};
@@ -17,6 +20,8 @@ use super::error::{CheckpointError, Fault};
 const PART_BYTES: usize = 32 << 20;
 /// Parts on their way at once.
 const PARTS_AT_ONCE: usize = 4;
+/// How long a request to a bucket is repeated.
+const RETRY_WITHIN: Duration = Duration::from_secs(20);
 
 /// The root of a target.
 #[derive(Clone, Debug)]
@@ -25,18 +30,56 @@ pub(super) struct Place {
     root: Path,
     /// The target as a person wrote it.
     pub(super) name: String,
+    /// The folder, if it is a local one.
+    local: Option<PathBuf>,
 }
+
+/// Name of the file that is written to see whether files can be.
+const TRY: &str = "keeper.try";
+/// Name of the file that the keeper of a local folder has locked.
+const LOCK: &str = "keeper.lock";
 
 impl Place {
     /// Opens a folder, which is made if need be, or a bucket. Credentials come from the environment.
     pub(super) fn open(target: &str) -> Result<Self, CheckpointError> {
         let name = target.trim_end_matches('/').to_owned();
         let failed = |fault| CheckpointError::new(target, fault);
-        let (objects, root) = match Url::parse(target) {
-            Ok(url) if target.contains("://") => bucket(&url).map_err(failed)?,
-            _ => (folder(LocalPath::new(target)).map_err(failed)?, Path::default()),
+        let (objects, root, local) = match Url::parse(target) {
+            Ok(url) if target.contains("://") => {
+                let (objects, root) = bucket(&url).map_err(failed)?;
+                (objects, root, None)
+            }
+            _ => {
+                let path = LocalPath::new(target);
+                (folder(path).map_err(failed)?, Path::default(), Some(path.to_owned()))
+            }
         };
-        Ok(Self { objects, root, name })
+        Ok(Self { objects, root, name, local })
+    }
+
+    /// Writes a small file and removes it.
+    pub(super) async fn try_write(&self) -> Result<(), CheckpointError> {
+        let path = self.root.clone().join(TRY);
+        let failed = |error: object_store::Error| self.failed(&self.name, "write to", &error);
+        self.objects.put(&path, Bytes::from_static(b"swarmline").into()).await.map_err(failed)?;
+        self.objects.delete(&path).await.map_err(failed)
+    }
+
+    /// Locks a local folder as long as the file is open; `None` for a bucket.
+    pub(super) fn lock(&self) -> Result<Option<File>, CheckpointError> {
+        let Some(local) = &self.local else { return Ok(None) };
+        let path = local.join(LOCK);
+        let failed = |cause: String| {
+            let fault = Fault::Access { action: "lock", cause };
+            CheckpointError::new(path.display().to_string(), fault)
+        };
+        let opened = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = opened.map_err(|error| failed(error.to_string()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Err(CheckpointError::new(&*self.name, Fault::Locked)),
+            Err(TryLockError::Error(error)) => Err(failed(error.to_string())),
+        }
     }
 
     /// The file `name` of a folder, for messages.
@@ -107,6 +150,12 @@ impl Place {
         let failed =
             |error: object_store::Error| self.failed(&format!("{}/{folder}", self.name), "remove", &error);
         let inside = self.root.clone().join(folder);
+        if let Some(local) = &self.local {
+            return remove_local(&local.join(folder), first).map_err(|error| {
+                let fault = Fault::Access { action: "remove", cause: error.to_string() };
+                CheckpointError::new(format!("{}/{folder}", self.name), fault)
+            });
+        }
         let listed = self.objects.list_with_delimiter(Some(&inside)).await.map_err(failed)?;
         let mut files: Vec<Path> = listed.objects.into_iter().map(|object| object.location).collect();
         files.sort_by_key(|file| file.filename() != Some(first));
@@ -143,6 +192,16 @@ impl Length {
     }
 }
 
+/// Removes a folder, the file `first` before all others. Files that a killed keeper was writing have names that the
+/// client of the store does not list.
+fn remove_local(folder: &LocalPath, first: &str) -> io::Result<()> {
+    match std::fs::remove_file(folder.join(first)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    std::fs::remove_dir_all(folder)
+}
+
 /// A local folder. Files are written beside their place, synced and renamed.
 fn folder(path: &LocalPath) -> Result<Arc<dyn ObjectStore>, Fault> {
     let made = std::fs::create_dir_all(path);
@@ -158,12 +217,19 @@ fn bucket(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Fault> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let objects: Arc<dyn ObjectStore> = match scheme {
         ObjectStoreScheme::AmazonS3 => {
-            Arc::new(AmazonS3Builder::from_env().with_url(url.as_str()).build().map_err(refused)?)
+            let builder = AmazonS3Builder::from_env().with_url(url.as_str()).with_retry(retries());
+            Arc::new(builder.build().map_err(refused)?)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
-            Arc::new(GoogleCloudStorageBuilder::from_env().with_url(url.as_str()).build().map_err(refused)?)
+            let builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str()).with_retry(retries());
+            Arc::new(builder.build().map_err(refused)?)
         }
         _ => return Err(Fault::Target(format!("no kind of bucket begins with {}://", url.scheme()))),
     };
     Ok((objects, path))
+}
+
+/// Requests that fail are repeated a few times: the caller has pauses of its own.
+fn retries() -> RetryConfig {
+    RetryConfig { max_retries: 3, retry_timeout: RETRY_WITHIN, ..RetryConfig::default() }
 }

@@ -1,6 +1,7 @@
 //! The checkpoints of a target.
 
 use std::cmp::Reverse;
+use std::fs::File;
 use std::path::Path;
 
 use super::error::{CheckpointError, Fault};
@@ -17,6 +18,12 @@ const DIGITS: usize = 12;
 #[derive(Clone, Debug)]
 pub struct Store {
     place: Place,
+}
+
+/// Keeps other keepers from a target, until it is dropped or the process ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Option<File>,
 }
 
 /// The complete checkpoints of a target.
@@ -45,6 +52,31 @@ impl Store {
     /// If the target is neither, or the folder cannot be made.
     pub fn open(target: &str) -> Result<Self, CheckpointError> {
         Ok(Self { place: Place::open(target)? })
+    }
+
+    /// Writes a small file and removes it, to learn at once whether the target takes files.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn try_write(&self) -> Result<(), CheckpointError> {
+        self.place.try_write().await
+    }
+
+    /// Keeps other keepers from a local folder, and removes what a killed one has left incomplete. A bucket has no locks:
+    /// there keepers may share a target, and what is incomplete goes when a later checkpoint is complete.
+    ///
+    /// # Errors
+    /// [`Fault::Locked`], or the folder cannot be locked, listed or cleaned.
+    pub async fn lock(&self) -> Result<Lock, CheckpointError> {
+        let lock = self.place.lock()?;
+        if lock.is_some() {
+            for (_, folder) in self.folders().await? {
+                if !self.place.has(&folder, MANIFEST).await? {
+                    self.place.remove(&folder, MANIFEST).await?;
+                }
+            }
+        }
+        Ok(Lock { _file: lock })
     }
 
     /// The target as a person wrote it.

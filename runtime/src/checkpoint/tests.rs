@@ -167,7 +167,7 @@ async fn a_later_launch_is_newer_and_prunes_no_checkpoint_of_an_earlier_one() {
         write(&store, microbatches).await;
     }
     for microbatches in [10, 20, 30] {
-        let writer = store.begin(microbatches);
+        let mut writer = store.begin(microbatches);
         writer.complete(Manifest { launch: LAUNCH + 1, ..about(microbatches) }).await.unwrap();
     }
     store.prune(1, LAUNCH + 1).await.unwrap();
@@ -211,4 +211,29 @@ async fn a_target_that_cannot_hold_checkpoints_is_refused() {
         let text = Store::open(target).unwrap_err().to_string();
         assert!(text.contains(target) && text.contains(expected), "{text}");
     }
+}
+
+#[tokio::test]
+async fn one_keeper_has_a_folder_and_removes_what_a_killed_one_left() {
+    let (_folder, store) = target();
+    write(&store, 40).await;
+    let mut unfinished = store.begin(80);
+    unfinished.stage(0, 9, state(0, 80)).await.unwrap();
+    let folder = Path::new(store.name()).join("checkpoint-000000000080");
+    // A name that the client of the store gives to a file before it is whole.
+    std::fs::write(folder.join("stage-001.safetensors#1"), "torn").unwrap();
+    let lock = store.lock().await.unwrap();
+    assert!(!folder.exists());
+    assert_eq!(store.newest(&digest()).await.unwrap().0.manifest().microbatches, 40);
+    let refused = store.lock().await.unwrap_err();
+    assert!(matches!(refused.fault, Fault::Locked), "{refused}");
+    drop(lock);
+    store.lock().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_target_that_takes_files_has_none_of_the_trial_left() {
+    let (_folder, store) = target();
+    store.try_write().await.unwrap();
+    assert_eq!(std::fs::read_dir(store.name()).unwrap().count(), 0);
 }

@@ -55,13 +55,13 @@ impl Writer {
     /// Writes the manifest: from now on the checkpoint is complete. Of `about` the files are filled in.
     ///
     /// # Errors
-    /// If it cannot be written.
-    pub async fn complete(self, about: Manifest) -> Result<Checkpoint, CheckpointError> {
+    /// If it cannot be written; another attempt may succeed.
+    pub async fn complete(&mut self, about: Manifest) -> Result<Checkpoint, CheckpointError> {
         let Self { place, folder, stages, tokenizer } = self;
-        let manifest = Manifest { stages, tokenizer, ..about };
-        let failed = |fault| CheckpointError::new(place.display(&folder, MANIFEST), fault);
+        let manifest = Manifest { stages: stages.clone(), tokenizer: tokenizer.clone(), ..about };
+        let failed = |fault| CheckpointError::new(place.display(folder, MANIFEST), fault);
         let bytes = manifest.to_bytes().map_err(failed)?;
-        place.write(&folder, MANIFEST, bytes.into()).await?;
-        Ok(Checkpoint { place, folder, manifest })
+        place.write(folder, MANIFEST, bytes.into()).await?;
+        Ok(Checkpoint { place: place.clone(), folder: folder.clone(), manifest })
     }
 }

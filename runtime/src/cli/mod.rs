@@ -12,6 +12,7 @@ mod failure;
 mod feed;
 mod generate;
 mod join;
+mod keep;
 mod key;
 mod saved;
 mod stop;
@@ -46,6 +47,8 @@ enum Command {
     Join(join::Arguments),
     /// Draw text and inject microbatches into a run
     Feed(feed::Arguments),
+    /// Keep checkpoints of a run in a folder or a bucket
+    Keep(keep::Arguments),
     /// Train the model of a run file in this one process: the reference
     Train(train::Arguments),
     /// Turn the weights of a run into a folder that Hugging Face `transformers` loads
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Coordinator(arguments) => coordinator::run(&arguments),
         Command::Join(arguments) => join::run(&arguments),
         Command::Feed(arguments) => feed::run(&arguments),
+        Command::Keep(arguments) => keep::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),

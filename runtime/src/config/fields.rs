@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::path::Path;
 
-use swarmline_scheduler::router;
+use swarmline_scheduler::{WeightsPolicy, router};
 use toml::Value;
 
 use super::words::Word;
@@ -214,6 +214,11 @@ const POLICY: &[Field] = &[
             Feed::Members => text(MEMBERS),
             Feed::Keys(keys) => list(keys, |key| text(key)),
         },
+    ),
+    Field::choice::<WeightsPolicy>(
+        "weights",
+        "open (a keeper may keep the whole model) or split (each key keeps one stage).",
+        |run| word(run.policy.weights),
     ),
 ];
 

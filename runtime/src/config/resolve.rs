@@ -260,7 +260,8 @@ fn read_data(document: &Document<'_>, tokenizer: Tokenizer) -> Result<Data, Conf
 fn read_policy(document: &Document<'_>) -> Result<Policy, ConfigError> {
     let join = read_join(document)?;
     let feed = read_feed(document)?.unwrap_or_else(|| Policy::default_feed(&join));
-    Ok(Policy { join, feed })
+    let weights = document.choice("policy", "weights")?.unwrap_or_default();
+    Ok(Policy { join, feed, weights })
 }
 
 fn read_feed(document: &Document<'_>) -> Result<Option<Feed>, ConfigError> {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use strum::{IntoStaticStr, VariantArray};
-use swarmline_scheduler::{StageIndex, router};
+use swarmline_scheduler::{StageIndex, WeightsPolicy, router};
 
 /// A run: the settings that its processes must agree on, and the coordinator's own choices.
 ///
@@ -281,6 +281,8 @@ pub struct Policy {
     /// The peers that may feed the run and take over from a feeder that is gone. Default: the members if `join` is a
     /// list, else the first feeder alone.
     pub feed: Feed,
+    /// Whether a keeper may keep the whole model. Default open.
+    pub weights: WeightsPolicy,
 }
 
 /// The peers that may join.

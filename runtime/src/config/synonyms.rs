@@ -86,6 +86,7 @@ pub(super) const FIELDS: &[(&str, &[&str])] = &[
     ("data.heldout_microbatches", &["eval_iters", "eval_batches"]),
     ("policy.join", &["allow", "allowlist", "peers"]),
     ("policy.feed", &["feeders", "succeed", "owner"]),
+    ("policy.weights", &["keep", "keepers", "checkpoints"]),
 ];
 
 /// Names for which a run file has no field, each with an advice.
@@ -133,4 +134,5 @@ pub(super) const VALUES: &[(&str, Meanings)] = &[
     ),
     ("optimizer.kind", &[("\"adamw\"", &["adam", "adamw_torch"]), ("\"nadamw\"", &["nadam", "nesterov"])]),
     ("policy.join", &[("\"anyone\"", &["all", "any", "open", "public"])]),
+    ("policy.weights", &[("\"open\"", &["anyone", "whole"]), ("\"split\"", &["closed", "private", "never"])]),
 ];

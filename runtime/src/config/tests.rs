@@ -518,7 +518,7 @@ fn the_digest_of_a_fixed_run_is_golden() {
     let digest = data_encoding::HEXLOWER.encode(&manifest.digest());
     assert_eq!(
         digest,
-        "49afcc71ceb7048ef72df21740f706543b9c50c8120944ec62235e4d42a3ed6e",
+        "91772d0b8c42042b974da2b740777532c88696ead8b8e3ef10cde475bb0a3909",
         "{}",
         String::from_utf8(manifest.to_bytes()).unwrap()
     );

@@ -6,7 +6,7 @@ use std::pin::pin;
 
 use swarmline_scheduler::coordinator::{Action, Event};
 use swarmline_scheduler::feeder::Divergence;
-use swarmline_scheduler::{Coordinator, Evidence, MemberState, Membership, StageIndex};
+use swarmline_scheduler::{Coordinator, Evidence, MemberState, Membership, PeerId, StageIndex};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Reply, Request};
@@ -88,13 +88,13 @@ impl<'a> CoordinatorLoop<'a> {
         self.machine.handle(self.clock.now(), event);
         while let Some(action) = self.machine.poll_action() {
             match action {
-                Action::Reply { reply, .. } => {
+                Action::Reply { to, reply } => {
                     let caller = self.caller.take();
-                    self.answer(caller, reply);
+                    self.answer(caller, to, reply);
                 }
-                Action::LateReply { reply, .. } => {
+                Action::LateReply { to, reply } => {
                     let caller = self.waiting.pop_front();
-                    self.answer(caller, reply);
+                    self.answer(caller, to.peer, reply);
                 }
                 Action::Membership(membership) => self.publish(&membership),
                 Action::Evicted { replica, stage, feeder, evidence } => {
@@ -110,8 +110,13 @@ impl<'a> CoordinatorLoop<'a> {
         }
     }
 
-    fn answer(&self, caller: Option<oneshot::Sender<Reply>>, reply: swarmline_scheduler::coordinator::Reply) {
-        let (finished, diverged) = (self.machine.is_finished(), self.machine.diverged());
+    fn answer(
+        &self,
+        caller: Option<oneshot::Sender<Reply>>,
+        to: PeerId,
+        reply: swarmline_scheduler::coordinator::Reply,
+    ) {
+        let (finished, diverged) = (self.machine.tells_end(to), self.machine.diverged());
         if let Some(caller) = caller {
             let _ = caller.send(Reply { reply, finished, diverged });
         }
@@ -133,6 +138,11 @@ impl<'a> CoordinatorLoop<'a> {
             serving: (0..stages).map(|stage| count(MemberState::Serving(StageIndex(stage)))).collect(),
             standby: count(MemberState::Standby),
             feeders: count(MemberState::Feeding),
+            keepers: table.members.iter().filter(|member| is_keeper(member.state)).count(),
         });
     }
+}
+
+fn is_keeper(state: MemberState) -> bool {
+    matches!(state, MemberState::Keeping(_))
 }

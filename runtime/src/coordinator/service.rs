@@ -54,6 +54,9 @@ impl Service {
                 data_paths: self.published.data_paths.clone(),
                 tokenizer_path: self.published.tokenizer_path.clone(),
             }),
+            MemberState::Keeping(_) => Placement::Keeper(v1::KeeperPlacement {
+                tokenizer_path: self.published.tokenizer_path.clone(),
+            }),
         };
         v1::JoinResponse {
             manifest: self.published.manifest.clone(),
@@ -75,7 +78,7 @@ impl v1::coordinator_server::Coordinator for Service {
         let address = proven(claimed, caller.address.ip())?;
         let event = Event::Join {
             from: caller.instance(request.incarnation),
-            role: wire::decode_role(request.role).map_err(invalid)?,
+            role: wire::decode_role(request.role, request.keeps_stage).map_err(invalid)?,
             address,
             holds: request.holds_stage.map(wire::decode_stage).transpose().map_err(invalid)?,
         };
@@ -111,7 +114,12 @@ impl v1::coordinator_server::Coordinator for Service {
         let request = call.get_ref();
         let from = Caller::of(&call)?.instance(request.incarnation);
         let replied = self.ask(heartbeat(from, request)).await?;
+        let mut blocks = Vec::new();
         let state = match replied {
+            Reply { reply: MachineReply::Progress(ref tallies), .. } => {
+                blocks = tallies.iter().map(wire::encode_block).collect();
+                None
+            }
             // A process that was silent when the run ended hears of the end all the same.
             Reply { reply: MachineReply::Unknown, finished: true, .. } => None,
             ref replied => Some(member(replied)?),
@@ -121,7 +129,7 @@ impl v1::coordinator_server::Coordinator for Service {
                 let placement = v1::StagePlacement { stage: stage.0.into() };
                 Some(v1::heartbeat_response::Directive::Serve(placement))
             }
-            Some(MemberState::Serving(_) | MemberState::Standby | MemberState::Feeding) | None => None,
+            Some(_) | None => None,
         };
         let run_state = match replied {
             Reply { diverged: Some(_), .. } => v1::RunState::Diverged,
@@ -129,7 +137,8 @@ impl v1::coordinator_server::Coordinator for Service {
             Reply { .. } => v1::RunState::Running,
         };
         let (run_state, diverged_at) = (run_state.into(), replied.diverged.unwrap_or(0));
-        Ok(Response::new(v1::HeartbeatResponse { run_state, directive, diverged_at }))
+        let heldout_loss = self.published.heldout.borrow().map(wire::encode_loss);
+        Ok(Response::new(v1::HeartbeatResponse { run_state, directive, diverged_at, blocks, heldout_loss }))
     }
 
     async fn return_table(
@@ -175,6 +184,9 @@ impl v1::coordinator_server::Coordinator for Service {
             MachineReply::Unknown => return Err(unknown()),
             _ => return Err(not_a_member()),
         };
+        if let Some(loss) = &report.heldout_loss {
+            self.published.heldout.send_replace(Some(wire::decode_loss(loss)));
+        }
         if report.done || report.diverged_at.is_some() {
             let v1::FeederReport { injected, finished, refused, lost, ungranted, .. } = report;
             let totals = Totals { injected, finished, refused, lost, ungranted };

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use swarmline_scheduler::feeder::{Action, Divergence, End, Event, Measured, Outcome as MicrobatchOutcome};
 use swarmline_scheduler::{
-    Directive, Envelope, Evidence, Feeder, Hop, Lease, MicrobatchId, PeerId, Purpose, RunTally, StageIndex,
+    Directive, Envelope, Evidence, Feeder, Hop, Lease, Loss, MicrobatchId, PeerId, Purpose, RunTally,
+    StageIndex,
 };
 use tokio::sync::mpsc;
 
@@ -73,6 +74,8 @@ pub(super) struct FeederLoop {
     stopping: bool,
     /// The coordinator was silent for longer than the patience of this process.
     gave_up: bool,
+    /// The newest loss on held-out text.
+    heldout: Option<Loss>,
     end: Option<End>,
 }
 
@@ -94,6 +97,7 @@ impl FeederLoop {
             notices: Notices::default(),
             stopping: false,
             gave_up: false,
+            heldout: None,
             end: None,
         }
     }
@@ -195,11 +199,11 @@ impl FeederLoop {
         telemetry::record_feeder(&counts);
         let bytes_sent = self.handles.network.bytes_sent().total();
         reporter.tell(&report::Event::Feeder(self.handles.throughput.report(&counts, bytes_sent)));
-        let (stopping, tallies) = (self.stopping, self.machine.tallies());
+        let (stopping, tallies, heldout) = (self.stopping, self.machine.tallies(), self.heldout);
         let Handles { control, contact, .. } = &mut self.handles;
         let asked_to_stop = async { if stopping { std::future::pending().await } else { stop.await } };
         let reported = tokio::select! {
-            reported = control.report(&counts, &tallies, work) => reported,
+            reported = control.report(&counts, &tallies, heldout, work) => reported,
             () = contact.patience_ends(reporter) => return Ok(false),
             () = asked_to_stop => return Ok(false),
         };
@@ -349,9 +353,9 @@ impl FeederLoop {
     /// made up for by the next.
     fn report_progress(&self) {
         let (mut control, sender) = (self.handles.control.clone(), self.others_sender.clone());
-        let (counts, tallies) = (self.machine.counts(), self.machine.tallies());
+        let (counts, tallies, heldout) = (self.machine.counts(), self.machine.tallies(), self.heldout);
         tokio::spawn(async move {
-            match control.report(&counts, &tallies, Work::UnderWay).await {
+            match control.report(&counts, &tallies, heldout, Work::UnderWay).await {
                 // While a reply waits for the loop, a newer one may be dropped: the next second brings another.
                 Ok(others) => drop(sender.try_send(others)),
                 Err(error) => tracing::debug!(%error, "the coordinator did not get the progress"),
@@ -396,6 +400,10 @@ impl FeederLoop {
         match measured.mean() {
             Some(loss) => {
                 let upstream_cut = measured.purpose == Purpose::EvaluateCut;
+                if !upstream_cut {
+                    let tokens = u32::try_from(measured.tokens).unwrap_or(u32::MAX);
+                    self.heldout = Some(Loss { sum: measured.sum, tokens });
+                }
                 reporter.tell(&report::Event::Evaluation { done, loss, upstream_cut });
             }
             None => tell(reporter, Incident::EvaluationMissing),

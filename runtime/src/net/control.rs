@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::feeder::Counts;
 use swarmline_scheduler::{
-    BlockTally, Directive, Evidence, Incarnation, Instance, Lease, MicrobatchId, PeerId, Role, RunTally,
-    StageIndex,
+    BlockTally, Directive, Evidence, Incarnation, Instance, Lease, Loss, MicrobatchId, PeerId, Role,
+    RunTally, StageIndex,
 };
 use tonic::{Code, Response, Status};
 
@@ -95,6 +95,17 @@ pub struct Registration {
     pub holds: Option<StageIndex>,
 }
 
+/// The reply to a heartbeat.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeartbeatReply {
+    /// The next directive.
+    pub directive: Directive,
+    /// To a keeper: the progress of every block of the run.
+    pub blocks: Vec<BlockTally>,
+    /// To a keeper: the newest loss on held-out text, nats a token.
+    pub heldout_loss: Option<f64>,
+}
+
 /// The reply to a registration.
 #[derive(Clone, Debug)]
 pub struct Joined {
@@ -119,6 +130,11 @@ pub enum Placement {
     Feeder {
         /// Files and directories of text.
         data_paths: Vec<PathBuf>,
+        /// The tokenizer file, unless bytes are tokens.
+        tokenizer: Option<PathBuf>,
+    },
+    /// Keep checkpoints of the run; the path comes from the coordinator's run file.
+    Keeper {
         /// The tokenizer file, unless bytes are tokens.
         tokenizer: Option<PathBuf>,
     },
@@ -184,11 +200,11 @@ impl Control {
         self.call(|mut client| async move { client.ready(request).await }).await.map(drop)
     }
 
-    /// Sends a heartbeat; the reply is the next directive.
+    /// Sends a heartbeat.
     ///
     /// # Errors
     /// If the coordinator cannot be reached or takes this process for dead.
-    pub async fn heartbeat(&mut self, stats: &MemberStats) -> Result<Directive, ControlError> {
+    pub async fn heartbeat(&mut self, stats: &MemberStats) -> Result<HeartbeatReply, ControlError> {
         let request = v1::HeartbeatRequest {
             incarnation: self.incarnation(),
             microbatches_done: stats.done,
@@ -200,7 +216,7 @@ impl Control {
             oldest_task_age_ms: u64::try_from(stats.oldest_task.as_millis()).unwrap_or(u64::MAX),
         };
         let reply = self.call(|mut client| async move { client.heartbeat(request).await }).await?;
-        read_directive(&reply)
+        read_heartbeat(&reply)
     }
 
     /// Leases up to `count` microbatch ids; `next` is the first id that this feeder does not have, `blocks` its progress.
@@ -227,8 +243,9 @@ impl Control {
         Ok((Lease { first: MicrobatchId(first), count, epoch: 0 }, wire::decode_run(others)))
     }
 
-    /// Reports the outcomes of the microbatches injected, and how far the work has come. The end of the work is
-    /// reported until the coordinator replies: the caller drops the call when its patience is over. The reply tells how far other feeders have
+    /// Reports the outcomes of the microbatches injected, the newest loss on held-out text, and how far the work has come.
+    /// The end of the work is reported until the coordinator replies: the caller drops the call when its patience is over.
+    /// The reply tells how far other feeders have
     /// come.
     ///
     /// # Errors
@@ -237,6 +254,7 @@ impl Control {
         &mut self,
         counts: &Counts,
         blocks: &[BlockTally],
+        heldout_loss: Option<Loss>,
         work: Work,
     ) -> Result<RunTally, ControlError> {
         let request = v1::FeederReport {
@@ -246,6 +264,7 @@ impl Control {
             refused: counts.refused,
             lost: counts.lost,
             ungranted: counts.ungranted,
+            heldout_loss: heldout_loss.map(wire::encode_loss),
             done: work == Work::Done,
             diverged_at: if let Work::Diverged { at } = work { Some(at) } else { None },
             blocks: blocks.iter().map(wire::encode_block).collect(),
@@ -330,6 +349,7 @@ impl Control {
 
     /// Becomes a member again, or learns that this start is none any more. A feeder that is unknown although the
     /// coordinator has its table joins again: its ids are its own until a successor has them, and then the table says so.
+    /// So does a keeper.
     async fn register_again(&mut self) -> Result<(), ControlError> {
         match self.return_table().await {
             Err(ControlError::Unknown(_)) if self.registration.role != Role::Replica => {
@@ -350,7 +370,11 @@ impl Control {
     }
 
     async fn join_again(&self) -> Result<(), ControlError> {
-        let registration = Registration { role: Role::Feeder, ..self.registration };
+        let role = match self.registration.role {
+            Role::Successor => Role::Feeder,
+            role => role,
+        };
+        let registration = Registration { role, ..self.registration };
         let mut client = self.client.clone();
         self.call_once(client.join(join_request(registration))).await.map(drop)
     }
@@ -409,14 +433,16 @@ impl Control {
 }
 
 fn join_request(registration: Registration) -> v1::JoinRequest {
+    let (role, keeps_stage) = wire::encode_role(registration.role);
     v1::JoinRequest {
         protocol_version: PROTOCOL_VERSION,
-        role: wire::encode_role(registration.role),
+        role,
         incarnation: registration.incarnation.0,
         data_address: registration.data_address.to_string(),
         memory_bytes: 0,
         manifest_digest: None,
         holds_stage: registration.holds.map(|stage| stage.0.into()),
+        keeps_stage,
     }
 }
 
@@ -436,14 +462,30 @@ fn read_join(coordinator: PeerId, reply: v1::JoinResponse) -> Result<Joined, Con
         Some(v1::join_response::Placement::Standby(_)) => Placement::Standby,
         Some(v1::join_response::Placement::Feeder(feeder)) => Placement::Feeder {
             data_paths: feeder.data_paths.into_iter().map(PathBuf::from).collect(),
-            tokenizer: Some(feeder.tokenizer_path).filter(|path| !path.is_empty()).map(PathBuf::from),
+            tokenizer: file(feeder.tokenizer_path),
         },
+        Some(v1::join_response::Placement::Keeper(keeper)) => {
+            Placement::Keeper { tokenizer: file(keeper.tokenizer_path) }
+        }
         None => return Err(ControlError::Reply("it names no place".to_owned())),
     };
     let signed =
         reply.membership.ok_or_else(|| ControlError::Reply("it sends no membership table".to_owned()))?;
     let table = SignedTable::verify(Signer { coordinator: &coordinator, run: &digest }, &signed)?;
     Ok(Joined { manifest, digest, placement, tables: TableWriter::new(table) })
+}
+
+/// A path; `None` for an empty one.
+fn file(path: String) -> Option<PathBuf> {
+    Some(path).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+fn read_heartbeat(reply: &v1::HeartbeatResponse) -> Result<HeartbeatReply, ControlError> {
+    let directive = read_directive(reply)?;
+    let malformed = |error: wire::WireError| ControlError::Reply(error.to_string());
+    let blocks = wire::decode_blocks(&reply.blocks).map_err(malformed)?;
+    let heldout_loss = reply.heldout_loss.as_ref().map(|loss| wire::decode_loss(loss).mean());
+    Ok(HeartbeatReply { directive, blocks, heldout_loss: heldout_loss.filter(|loss| loss.is_finite()) })
 }
 
 fn read_directive(reply: &v1::HeartbeatResponse) -> Result<Directive, ControlError> {

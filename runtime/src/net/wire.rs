@@ -53,25 +53,27 @@ pub enum WireError {
     },
 }
 
-/// A role as the number in a message.
+/// A role as the number in a message, and the only stage of a keeper.
 #[must_use]
-pub fn encode_role(role: Role) -> i32 {
+pub fn encode_role(role: Role) -> (i32, Option<u32>) {
     match role {
-        Role::Feeder => v1::Role::Feeder.into(),
-        Role::Successor => v1::Role::Successor.into(),
-        Role::Replica => v1::Role::Replica.into(),
+        Role::Feeder => (v1::Role::Feeder.into(), None),
+        Role::Successor => (v1::Role::Successor.into(), None),
+        Role::Replica => (v1::Role::Replica.into(), None),
+        Role::Keeper(stage) => (v1::Role::Keeper.into(), stage.map(|stage| stage.0.into())),
     }
 }
 
-/// The role behind the number in a message.
+/// The role behind the number in a message, with the only stage of a keeper.
 ///
 /// # Errors
-/// For an unknown number.
-pub fn decode_role(role: i32) -> Result<Role, WireError> {
+/// For an unknown number or an impossible stage.
+pub fn decode_role(role: i32, keeps: Option<u32>) -> Result<Role, WireError> {
     match v1::Role::try_from(role) {
         Ok(v1::Role::Feeder) => Ok(Role::Feeder),
         Ok(v1::Role::Successor) => Ok(Role::Successor),
         Ok(v1::Role::Replica) => Ok(Role::Replica),
+        Ok(v1::Role::Keeper) => Ok(Role::Keeper(keeps.map(decode_stage).transpose()?)),
         Ok(v1::Role::Unspecified) | Err(_) => Err(out_of_range("role", role, "a known role")),
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::contact::Contact;
-use crate::net::control::{Control, ControlError, HEARTBEAT_INTERVAL, MemberStats};
+use crate::net::control::{Control, ControlError, HEARTBEAT_INTERVAL, HeartbeatReply, MemberStats};
 
 /// Sends heartbeats for a member, however busy its loop is. Clones share them; the heartbeats end when every clone is
 /// dropped.
@@ -21,7 +21,7 @@ pub(crate) struct Heartbeats {
 /// The coordinator's latest reply.
 #[derive(Clone, Debug)]
 enum Reply {
-    Directive(Directive),
+    Heard(HeartbeatReply),
     NotAMember(String),
     Replaced(String),
     /// It does not take the process back.
@@ -31,7 +31,11 @@ enum Reply {
 impl Heartbeats {
     pub(crate) fn start(control: Control) -> Self {
         let (stats, current) = watch::channel(MemberStats::default());
-        let (replied, replies) = watch::channel(Reply::Directive(Directive::Continue));
+        let (replied, replies) = watch::channel(Reply::Heard(HeartbeatReply {
+            directive: Directive::Continue,
+            blocks: Vec::new(),
+            heldout_loss: None,
+        }));
         let (silent, silent_since) = watch::channel(None);
         tokio::spawn(send(control, current, replied, silent));
         Self { stats, replies, silent_since }
@@ -58,11 +62,19 @@ impl Heartbeats {
     /// [`ControlError::NotAMember`], [`ControlError::Replaced`] or [`ControlError::Refused`] if the process is no member any more; no further reply
     /// comes.
     pub(crate) async fn directive(&mut self) -> Result<Directive, ControlError> {
+        self.reply().await.map(|reply| reply.directive)
+    }
+
+    /// The next reply of the coordinator.
+    ///
+    /// # Errors
+    /// As [`Heartbeats::directive`].
+    pub(crate) async fn reply(&mut self) -> Result<HeartbeatReply, ControlError> {
         if self.replies.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
         match &*self.replies.borrow_and_update() {
-            Reply::Directive(directive) => Ok(directive.clone()),
+            Reply::Heard(reply) => Ok(reply.clone()),
             Reply::NotAMember(reason) => Err(ControlError::NotAMember(reason.clone())),
             Reply::Replaced(reason) => Err(ControlError::Replaced(reason.clone())),
             Reply::Refused(reason) => Err(ControlError::Refused(reason.clone())),
@@ -84,9 +96,9 @@ async fn send(
         beat.tick().await;
         let stats = *stats.borrow();
         match control.heartbeat(&stats).await {
-            Ok(directive) => {
+            Ok(reply) => {
                 silent.send_if_modified(|since| since.take().is_some());
-                replied.send_replace(Reply::Directive(directive));
+                replied.send_replace(Reply::Heard(reply));
             }
             Err(ControlError::NotAMember(reason)) => {
                 replied.send_replace(Reply::NotAMember(reason));

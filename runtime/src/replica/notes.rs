@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use swarmline_scheduler::replica::{DRAIN_WITHIN, HAND_OVER_WITHIN, InitialState, Note, Unfinished};
 use swarmline_scheduler::stage::FEEDER_LOST_AFTER;
-use swarmline_scheduler::transfer::DownloadNote;
+use swarmline_scheduler::transfer::{DeclineReason, DownloadNote};
 use swarmline_scheduler::{Instance, PeerTable, StageIndex, averaging, stage};
 
 use super::applied_log::AppliedLog;
@@ -121,7 +121,14 @@ impl Notes {
             DownloadNote::Unfit(donor) => (donor, "sent a state that does not fit the stage".to_owned()),
             DownloadNote::Silent(donor) => (donor, "is silent".to_owned()),
             DownloadNote::Lost(donor) => (donor, "is gone or cannot be reached".to_owned()),
-            DownloadNote::Declined(donor) => (donor, "serves other joiners first".to_owned()),
+            DownloadNote::Declined(donor, DeclineReason::Busy) => {
+                (donor, "serves other joiners first".to_owned())
+            }
+            // The table of the donor may be older than that of this replica.
+            DownloadNote::Declined(donor, DeclineReason::NotEntitled) => {
+                return tracing::info!(?donor, "a donor does not know yet that this replica is placed here");
+            }
+            DownloadNote::TooOld(donor) => return tracing::info!(?donor, "the copy of a donor is old"),
             DownloadNote::NoDonor => return tracing::info!("every donor was asked; the next turn begins"),
         };
         if self.failed_donors.happened().is_some() {

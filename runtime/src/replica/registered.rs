@@ -216,8 +216,8 @@ impl Registered {
         match self.placement {
             Placement::Stage(stage) => return Ok(ControlFlow::Continue(stage)),
             Placement::Standby => reporter.tell(&Event::Standby { stages: self.run.pipeline.stages }),
-            Placement::Feeder { .. } => {
-                let fault = "it takes this replica for a feeder".to_owned();
+            Placement::Feeder { .. } | Placement::Keeper { .. } => {
+                let fault = "it does not take this process for a replica".to_owned();
                 return Err(ControlError::Reply(fault).into());
             }
         }
@@ -330,6 +330,7 @@ impl Registered {
             fragments,
             fragment_size,
             begin,
+            weights: self.run.policy.weights,
             digest: chunk_digest,
             sketch: chunk_sketch,
             secret: self.sketch_secret,

@@ -350,7 +350,7 @@ impl Serving {
         let (mut control, stats) = (self.handles.control.clone(), self.handles.heartbeats.stats());
         self.confirmation = Some(confirmation);
         tokio::spawn(async move {
-            let _ = reply.send(control.heartbeat(&stats).await);
+            let _ = reply.send(control.heartbeat(&stats).await.map(|reply| reply.directive));
         });
     }
 

@@ -28,6 +28,9 @@ pub enum Event {
         standby: usize,
         /// Number of feeders.
         feeders: usize,
+        /// Number of keepers.
+        #[serde(default)]
+        keepers: usize,
     },
     /// A process has a key.
     Key {
@@ -116,7 +119,11 @@ pub enum Event {
     FeederDone(Totals),
     /// A fault, with its consequence.
     Incident(Incident),
-    /// A checkpoint was written.
+    /// A keeper has joined.
+    Keeping(KeepingReport),
+    /// A keeper has completed a checkpoint.
+    Kept(KeptReport),
+    /// The weights of a stage were written.
     Saved {
         /// The file.
         path: String,
@@ -235,6 +242,36 @@ pub struct FeederReport {
     pub tokens_per_s: f64,
     /// Bytes of all frames sent to stage 0.
     pub bytes_sent: u64,
+}
+
+/// What a keeper keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepingReport {
+    /// Name of the run.
+    pub run: String,
+    /// The folder or bucket.
+    pub target: String,
+    /// Its stages, from 0.
+    pub stages: Vec<u16>,
+    /// The time between two checkpoints, for people.
+    pub every: String,
+    /// Microbatches of the newest checkpoint of this launch in the target; 0 without one.
+    pub newest: u64,
+}
+
+/// A complete checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KeptReport {
+    /// Its folder: a path or a URL.
+    pub path: String,
+    /// Microbatches of the run with an outcome when the first state was asked for.
+    pub microbatches: u64,
+    /// Length of all states, bytes.
+    pub bytes: u64,
+    /// Newest loss on held-out text, nats a token; absent if none was measured.
+    pub heldout_loss: Option<f64>,
+    /// These are the final states of the run.
+    pub is_final: bool,
 }
 
 /// A model that was exported.

@@ -119,6 +119,40 @@ pub enum Incident {
         /// The fault of the donor, as the rest of a sentence that begins with the donor.
         fault: String,
     },
+    /// A donor takes this keeper for no keeper of its stage.
+    StateRefused {
+        /// The donor.
+        peer: String,
+        /// The stage, from 0.
+        stage: u16,
+    },
+    /// No replica gives the state of a stage: a checkpoint is given up.
+    StageNotKept {
+        /// The stage, from 0.
+        stage: u16,
+        /// Seconds until the next attempt.
+        seconds: u64,
+    },
+    /// The target of a keeper does not take a file, which is tried again.
+    NotKept {
+        /// The fault and its remedy.
+        fault: String,
+    },
+    /// Training has diverged; this is the newest checkpoint before.
+    DivergedAfter {
+        /// Its folder: a path or a URL.
+        path: String,
+    },
+    /// Old checkpoints could not be removed.
+    NotPruned {
+        /// The fault and its remedy.
+        fault: String,
+    },
+    /// A checkpoint in the target of a keeper cannot be read.
+    CheckpointUnusable {
+        /// The fault and its remedy.
+        fault: String,
+    },
     /// Every replica of a trained stage is gone: this replica begins with the initial weights of the run.
     StageLost {
         /// The stage, from 0.
@@ -222,6 +256,22 @@ impl fmt::Display for Incident {
                 evicted(f, (peer, *stage), feeder, (*false_ones, *sound))
             }
             Self::DonorFailed { peer, stage, fault } => donor_failed(f, (peer, *stage), fault),
+            Self::StateRefused { peer, stage } => write!(
+                f,
+                "peer {peer} gives this keeper no state of stage {stage}: by its table this process keeps no such stage, or \
+                 the weights of the run stay split; keep another stage with --stage, under another key"
+            ),
+            Self::StageNotKept { stage, seconds } => write!(
+                f,
+                "no replica gives the state of stage {stage}: this checkpoint is given up, the one before stays; the next \
+                 attempt begins in {seconds} s"
+            ),
+            Self::NotKept { fault } => write!(f, "{fault}; it is tried again, and the run goes on"),
+            Self::DivergedAfter { path } => {
+                write!(f, "training has diverged; the newest checkpoint from before is {path}")
+            }
+            Self::NotPruned { fault } => write!(f, "old checkpoints stay: {fault}"),
+            Self::CheckpointUnusable { fault } => f.write_str(fault),
             Self::StageLost { stage } => stage_lost(f, *stage),
             Self::StateKept { stage } => write!(
                 f,

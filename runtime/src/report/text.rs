@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::{Event, ExportReport, FeederReport, ProgressReport, ReplicaReport, Totals};
+use super::{
+    Event, ExportReport, FeederReport, KeepingReport, KeptReport, ProgressReport, ReplicaReport, Totals,
+};
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -14,11 +16,12 @@ impl fmt::Display for Event {
                     &manifest[..manifest.len().min(12)]
                 )
             }
-            Self::Members { version, serving, standby, feeders } => {
+            Self::Members { version, serving, standby, feeders, keepers } => {
                 write!(
                     f,
                     "members v{version}: serving per stage {serving:?}, {standby} standby, {feeders} feeding"
-                )
+                )?;
+                if *keepers > 0 { write!(f, ", {keepers} keeping") } else { Ok(()) }
             }
             Self::Key { key, file, is_new } => own_key(f, key, file.as_deref(), *is_new),
             Self::Computing { device, profile } => write!(f, "computing on {device}, profile {profile}"),
@@ -54,6 +57,8 @@ impl fmt::Display for Event {
             Self::Feeder(report) => report.fmt(f),
             Self::FeederDone(totals) => write!(f, "a feeder is done: {totals}"),
             Self::Incident(incident) => write!(f, "! {incident}"),
+            Self::Keeping(report) => report.fmt(f),
+            Self::Kept(report) => report.fmt(f),
             Self::Saved { path } => write!(f, "saved {path}"),
             Self::Exported(report) => report.fmt(f),
             Self::Generated(report) => f.write_str(&report.text),
@@ -87,6 +92,37 @@ impl fmt::Display for ReplicaReport {
             0 => Ok(()),
             skipped => write!(f, ", {skipped} left out for gradients far beyond the usual"),
         }
+    }
+}
+
+impl fmt::Display for KeepingReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { run, target, stages, every, newest } = self;
+        write!(f, "keeping stages {stages:?} of run {run} in {target}, every {every}")?;
+        if *newest > 0 {
+            write!(f, "; the newest checkpoint there is at {newest} microbatches")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl fmt::Display for KeptReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, microbatches, bytes, heldout_loss, is_final } = self;
+        let megabytes = *bytes as f64 / 1e6;
+        write!(f, "kept {path}: {microbatches} microbatches, {megabytes:.1} MB")?;
+        if let Some(loss) = heldout_loss {
+            write!(f, ", held-out loss {loss:.4} nats/token")?;
+        }
+        if !is_final {
+            return Ok(());
+        }
+        let copied = if path.contains("://") { "its copy in a local folder: " } else { "" };
+        write!(
+            f,
+            "\nthe run is over; for a model that transformers loads, {copied}\n\n  swarmline export {path} --to my-model\n"
+        )
     }
 }
 

@@ -26,6 +26,7 @@ use crate::optim::{Contribution, ParameterMut, StageOptimizer, StalenessHistogra
 use crate::packing::{CodeError, TokenCodec, TokenError, Tokens};
 
 pub(crate) use self::state::Exported;
+pub(super) use self::state::read_counters;
 pub use self::state::{StateError, state_bytes_max};
 
 use self::state::Draft;

@@ -56,7 +56,7 @@ impl Coordinator {
     /// Gives a free place to a standby, which takes the state from a replica of the stage. A stage without a replica goes
     /// to the standby that has its weights.
     pub(super) fn promote_standbys(&mut self, now: Time) {
-        while !self.finished
+        while !self.is_finished()
             && let Some((peer, stage)) = self.holder_to_promote().or_else(|| self.standby_to_promote())
         {
             let holds = self.members.of_peer(peer).and_then(|standby| standby.holds);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::mutation::Mutation;
-use crate::{Duration, PeerId};
+use crate::{Duration, PeerId, WeightsPolicy};
 
 /// Members of a run at most, standbys included.
 pub const MEMBERS_MAX: usize = 16_384;
@@ -61,6 +61,8 @@ pub struct Config {
     pub policy: Policy,
     /// The peers that may feed. Default [`FeedPolicy::Members`].
     pub feed: FeedPolicy,
+    /// Whether a keeper may keep several stages. Default [`WeightsPolicy::Open`].
+    pub weights: WeightsPolicy,
     /// A member silent for this long is removed. Heartbeats come every second; a loaded machine may drop several, and
     /// neighbours notice a death by their connections long before. Default 15 s.
     pub lease: Duration,
@@ -70,6 +72,8 @@ pub struct Config {
     pub members_max: usize,
     /// How long members have to drain and leave when the run is over. Default 20 s.
     pub farewell: Duration,
+    /// How long the replicas of a finished run wait for keepers that take the final states. Default 10 min.
+    pub keeping: Duration,
     /// The rule that a test breaks on purpose.
     #[cfg(test)]
     pub(crate) mutation: Option<Mutation>,
@@ -86,10 +90,12 @@ impl Config {
             replicas_per_stage: 1,
             policy: Policy::Anyone,
             feed: FeedPolicy::Members,
+            weights: WeightsPolicy::Open,
             lease: Duration::from_secs(15),
             table_interval: Duration::from_secs(1),
             members_max: MEMBERS_MAX,
             farewell: Duration::from_secs(20),
+            keeping: Duration::from_secs(600),
             #[cfg(test)]
             mutation: None,
         }

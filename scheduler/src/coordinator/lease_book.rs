@@ -165,6 +165,12 @@ impl LeaseBook {
         self.changed = true;
     }
 
+    /// The progress of every block, by block.
+    #[must_use]
+    pub(super) fn tallies(&self) -> Vec<BlockTally> {
+        self.entries.iter().map(|entry| entry.tally).collect()
+    }
+
     /// The progress of the run.
     #[must_use]
     pub(super) fn progress(&self) -> RunTally {

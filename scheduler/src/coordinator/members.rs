@@ -52,6 +52,7 @@ pub(super) struct Members {
     feeders: usize,
     /// Feeders that have not reported the end of their work.
     working_feeders: usize,
+    keepers: usize,
 }
 
 impl Members {
@@ -66,6 +67,7 @@ impl Members {
             standby_holders: BTreeSet::new(),
             feeders: 0,
             working_feeders: 0,
+            keepers: 0,
         }
     }
 
@@ -113,6 +115,10 @@ impl Members {
 
     pub(super) fn feeders(&self) -> usize {
         self.feeders
+    }
+
+    pub(super) fn keepers(&self) -> usize {
+        self.keepers
     }
 
     pub(super) fn has_working_feeder(&self) -> bool {
@@ -191,6 +197,7 @@ impl Members {
         self.occupancy.enter(state);
         self.feeders += usize::from(state == MemberState::Feeding);
         self.working_feeders += usize::from(entry.is_working_feeder());
+        self.keepers += usize::from(is_keeper(state));
         if state == MemberState::Standby {
             self.standbys.insert(instance.peer);
             self.standby_holders.extend(entry.holds.map(|stage| (stage, instance.peer)));
@@ -201,10 +208,15 @@ impl Members {
         self.occupancy.exit(entry.member.state);
         self.feeders -= usize::from(entry.member.state == MemberState::Feeding);
         self.working_feeders -= usize::from(entry.is_working_feeder());
+        self.keepers -= usize::from(is_keeper(entry.member.state));
         let peer = entry.member.instance.peer;
         self.standbys.remove(&peer);
         if let Some(stage) = entry.holds {
             self.standby_holders.remove(&(stage, peer));
         }
     }
+}
+
+fn is_keeper(state: MemberState) -> bool {
+    matches!(state, MemberState::Keeping(_))
 }

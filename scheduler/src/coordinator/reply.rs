@@ -1,6 +1,8 @@
 //! Replies of the coordinator.
 
-use crate::{Duration, Incarnation, Lease, LeaseRefusal, MemberState, PeerId, RunTally};
+use crate::{
+    BlockTally, Duration, Incarnation, Lease, LeaseRefusal, MemberState, PeerId, RunTally, StageIndex,
+};
 
 /// The reply to one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +13,8 @@ pub enum Reply {
     JoinRefused(JoinRefusal),
     /// The request is noted; the state of the member now. A standby that was given a stage learns it here.
     Noted(MemberState),
+    /// The heartbeat of a keeper is noted; the progress of every block of the run.
+    Progress(Vec<BlockTally>),
     /// Another start of the caller's peer is a member.
     NotAMember,
     /// The caller is no member, for all that the coordinator knows: it was silent for a lease, or the coordinator was
@@ -65,6 +69,34 @@ pub enum JoinRefusal {
         key: PeerId,
         /// The first feeder.
         first: PeerId,
+    },
+    /// A keeper names a stage that the run does not have.
+    #[error("this run has no stage {}; name one from 0 to {last} with --stage", .stage.0)]
+    NoSuchStage {
+        /// The stage.
+        stage: StageIndex,
+        /// The last stage of the run.
+        last: u16,
+    },
+    /// A keeper asks for all stages of a run whose weights stay split.
+    #[error(
+        "the weights of this run stay split (`weights` in the section [policy]): a key keeps one stage, from 0 to {last}; \
+         name it with --stage"
+    )]
+    WeightsSplit {
+        /// The last stage of the run.
+        last: u16,
+    },
+    /// The key of a keeper has kept another stage of a run whose weights stay split.
+    #[error(
+        "the weights of this run stay split, and key {key} has kept stage {} already; keep that stage, or keep this one \
+         under another key", .kept.0
+    )]
+    KeepsAnother {
+        /// The caller.
+        key: PeerId,
+        /// The stage that it has kept.
+        kept: StageIndex,
     },
     /// A later start of the same key is a member.
     #[error("a later start of your key {key} (incarnation {}) is a member already; is it running elsewhere?", .known.0)]

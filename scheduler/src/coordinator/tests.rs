@@ -1,5 +1,7 @@
 //! Tests of a run, by requests and replies.
 
+mod keeping;
+
 use std::collections::BTreeSet;
 
 use super::eviction::EVICTED_MAX;

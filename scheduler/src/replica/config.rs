@@ -1,5 +1,6 @@
 //! Settings of a replica.
 
+use crate::WeightsPolicy;
 use crate::averaging::FragmentSize;
 use crate::stage;
 use crate::transfer::{ChunkHash, ChunkSketch, Limits, SketchSecret, SketchSeed};
@@ -15,6 +16,8 @@ pub struct Config<P> {
     pub fragment_size: FragmentSize,
     /// The state that the replica begins with.
     pub begin: Begin,
+    /// The keepers that get the state of the stage.
+    pub weights: WeightsPolicy,
     /// Length in bytes and digest of the payload of a chunk or of a mean.
     pub digest: fn(&P) -> (u64, ChunkHash),
     /// Projections of the payload of a chunk, by the number of the chunk in its state.

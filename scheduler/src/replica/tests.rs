@@ -10,7 +10,8 @@ use crate::router::{RouterFactory, UniformConfig};
 use crate::stage::{Job, JobOutcome, JobReply};
 use crate::transfer::{ChunkHash, ChunkSketch, Limits, Manifest, SketchSecret, StateId, TransferMessage};
 use crate::{
-    Attempt, Duration, Hop, Member, MemberState, Membership, MicrobatchId, Purpose, StageIndex, WeightVersion,
+    Attempt, Duration, Hop, Member, MemberState, Membership, MicrobatchId, Purpose, StageIndex,
+    WeightVersion, WeightsPolicy,
 };
 
 type Payload = &'static str;
@@ -45,6 +46,7 @@ impl Harness {
             fragments: 2,
             fragment_size: FragmentSize::default(),
             begin,
+            weights: WeightsPolicy::Open,
             digest,
             sketch,
             secret,
@@ -202,7 +204,7 @@ fn began(initial: InitialState) -> Action<Payload> {
 fn offer() -> TransferMessage {
     let hashes = ["good", "news"].iter().map(|bytes| digest(bytes).1).collect();
     let manifest = Manifest { version: WeightVersion(5), bytes: 8, chunk_bytes: 4, hashes };
-    TransferMessage::Offer { state: STATE, manifest }
+    TransferMessage::Offer { state: STATE, manifest, age: Duration::ZERO }
 }
 
 // --- Joining ------------------------------------------------------------------------------------------------

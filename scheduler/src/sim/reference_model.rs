@@ -361,7 +361,7 @@ impl ReferenceModel {
                 DownloadNote::Unfit(_) | DownloadNote::Unusable(..) => {
                     self.require(false, || format!("{note:?}"));
                 }
-                DownloadNote::Declined(_) | DownloadNote::NoDonor => {}
+                DownloadNote::Declined(..) | DownloadNote::TooOld(_) | DownloadNote::NoDonor => {}
             },
             replica::Action::Counted(Note::Began(initial)) => match initial {
                 InitialState::Downloaded { .. } => self.path("began with a downloaded state"),

@@ -8,7 +8,7 @@ use crate::{Duration, Instance, PeerId, Time, WeightVersion};
 use super::comparison::{COMPARED_MAX, Choice, Comparison, Source};
 use super::manifest::{ChunkHash, Limits, Manifest, ManifestError};
 use super::sketch::{ChunkSketch, SketchSecret, SketchSeed};
-use super::{StateId, TransferMessage};
+use super::{DeclineReason, StateId, TransferMessage};
 
 /// Chunks requested and not received, at most: enough to fill a link while the next request travels.
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 8;
@@ -105,7 +105,9 @@ pub enum Note {
     /// A donor was lost, or left the list.
     Lost(Instance),
     /// A donor declined.
-    Declined(Instance),
+    Declined(Instance, DeclineReason),
+    /// The copy of a donor is older than was asked for. The donor is asked again.
+    TooOld(Instance),
     /// No donor is left to ask; they are asked again after [`ASK_AGAIN_AFTER`], or [`PARDON_AFTER`].
     NoDonor,
 }
@@ -171,6 +173,8 @@ impl Fetch {
 pub struct Download<P> {
     limits: Limits,
     secret: SketchSecret,
+    /// Copies of a state before this time are not taken.
+    not_before: Option<Time>,
     /// Comparisons whose projections were drawn.
     comparisons: u64,
     donors: Vec<Instance>,
@@ -195,6 +199,7 @@ impl<P: Debug> Download<P> {
         Self {
             limits,
             secret,
+            not_before: None,
             comparisons: 0,
             donors: Vec::new(),
             tried: BTreeSet::new(),
@@ -205,6 +210,11 @@ impl<P: Debug> Download<P> {
             trusts_chunks: false,
             actions: VecDeque::new(),
         }
+    }
+
+    /// Sets the time before which no state was the one to take.
+    pub(crate) fn not_before(self, time: Time) -> Self {
+        Self { not_before: Some(time), ..self }
     }
 
     /// Sets whether digests of chunks go unchecked, for tests.
@@ -298,14 +308,20 @@ impl<P: Debug> Download<P> {
             return;
         }
         match message {
-            TransferMessage::Offer { state, manifest } => self.on_offer(now, from, state, manifest),
+            TransferMessage::Offer { state, manifest, age } => {
+                if self.not_before.is_some_and(|earliest| now < earliest + age) {
+                    self.send(from, TransferMessage::Done { state });
+                    return self.leave(now, from, Note::TooOld(from));
+                }
+                self.on_offer(now, from, state, manifest);
+            }
             TransferMessage::Sketch { state, seed, sketch } => {
                 if let Phase::Comparing(comparison) = &mut self.phase {
                     comparison.sketch(from, state, seed, sketch);
                     self.go_on(now);
                 }
             }
-            TransferMessage::Declined => self.leave(now, from, Note::Declined(from)),
+            TransferMessage::Declined(reason) => self.leave(now, from, Note::Declined(from, reason)),
             TransferMessage::Request
             | TransferMessage::SketchRequest { .. }
             | TransferMessage::ChunkRequest { .. }

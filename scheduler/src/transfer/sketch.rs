@@ -45,6 +45,14 @@ impl fmt::Debug for SketchSecret {
 }
 
 impl SketchSecret {
+    /// The secret of a download, by its number, of a process that makes several.
+    #[must_use]
+    pub(crate) fn of_download(&self, download: u64) -> Self {
+        let mut number = [0; 16];
+        number[8..].copy_from_slice(&download.to_be_bytes());
+        Self(*blake3::keyed_hash(&self.0, &number).as_bytes())
+    }
+
     /// The seed of a comparison, by its number. Former seeds do not give it away.
     #[must_use]
     pub fn seed(&self, comparison: u64) -> SketchSeed {

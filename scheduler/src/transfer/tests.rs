@@ -264,7 +264,7 @@ fn a_liar_is_blamed_and_the_next_donor_gives() {
         let world = check(Scenario { lies_per_mille: 200, ..calm(seed) });
         let wrong = world.notes.iter().filter(|note| **note == Note::Wrong(instance(1))).count();
         // A request may overtake the news that an earlier copy is not needed.
-        let declined = |note: &&Note| matches!(note, Note::Declined(_) | Note::NoDonor);
+        let declined = |note: &&Note| matches!(note, Note::Declined(..) | Note::NoDonor);
         let declined = world.notes.iter().filter(declined).count();
         assert!(wrong <= 1 && wrong + declined == world.notes.len(), "seed {seed}: {:?}", world.notes);
         blamed += wrong;
@@ -375,7 +375,7 @@ fn a_manifest_beyond_the_limits_reserves_nothing() {
         assert_eq!(manifest.check(&LIMITS), Err(expected));
         let mut joiner = Download::<Bytes>::new(LIMITS, SketchSecret::default());
         joiner.handle(Time(0), DownloadEvent::Donors(vec![instance(1)]));
-        let message = TransferMessage::Offer { state: StateId(1), manifest };
+        let message = TransferMessage::Offer { state: StateId(1), manifest, age: Duration::ZERO };
         joiner.handle(Time(0), DownloadEvent::Received { from: instance(1), message });
         let actions: Vec<_> = std::iter::from_fn(|| joiner.poll_action()).collect();
         assert!(!actions.iter().any(|action| matches!(action, DownloadAction::Begin { .. })), "{actions:?}");
@@ -406,7 +406,7 @@ fn the_only_donor_is_asked_again_a_minute_after_it_sent_false_bytes() {
     let begin = Time(0);
     assert!(requests(begin, DownloadEvent::Donors(vec![instance(1)])).0);
     let manifest = Manifest { bytes: 0, ..manifest(1, StateId(1), 450) };
-    let message = TransferMessage::Offer { state: StateId(1), manifest };
+    let message = TransferMessage::Offer { state: StateId(1), manifest, age: Duration::ZERO };
     let blamed = requests(begin, DownloadEvent::Received { from: instance(1), message });
     assert_eq!(blamed, (false, Some(begin + PARDON_AFTER)));
     assert!(!requests(begin + ASK_AGAIN_AFTER, DownloadEvent::Donors(vec![instance(1)])).0);
@@ -567,7 +567,7 @@ fn a_joiner_asks_its_donors_again_however_often_the_table_changes() {
         while let Some(action) = joiner.poll_action() {
             if matches!(action, DownloadAction::Send { message: TransferMessage::Request, .. }) {
                 asked += 1;
-                let message = TransferMessage::Declined;
+                let message = TransferMessage::Declined(DeclineReason::Busy);
                 joiner.handle(at(milliseconds), DownloadEvent::Received { from: instance(1), message });
             }
         }

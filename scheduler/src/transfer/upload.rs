@@ -6,7 +6,7 @@ use crate::{Duration, Instance, PeerId, Time};
 
 use super::manifest::Manifest;
 use super::sketch::{ChunkSketch, SketchSeed};
-use super::{StateId, TransferMessage};
+use super::{DeclineReason, StateId, TransferMessage};
 
 /// Joiners served at once, at most; they share one copy of the state. Further joiners are declined.
 pub const SESSIONS_MAX: usize = 4;
@@ -26,7 +26,7 @@ pub const SKETCHES_MAX: u32 = 2;
 /// An event of a donor.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The replicas that may ask: those that the coordinator has placed on this stage.
+    /// The peers that may ask: the replicas that the coordinator has placed on this stage, and keepers of it.
     Joiners(Vec<Instance>),
     /// A message arrived from an authenticated peer.
     Received {
@@ -255,13 +255,15 @@ impl Upload {
             | TransferMessage::Offer { .. }
             | TransferMessage::Sketch { .. }
             | TransferMessage::Chunk { .. }
-            | TransferMessage::Declined => {}
+            | TransferMessage::Declined(_) => {}
         }
     }
 
     fn on_request(&mut self, now: Time, from: Instance) {
-        let known = self.sessions.contains_key(&from);
-        if !self.joiners.contains(&from) || (!known && self.sessions.len() >= SESSIONS_MAX) {
+        if !self.joiners.contains(&from) {
+            return self.refuse(from, DeclineReason::NotEntitled);
+        }
+        if !self.sessions.contains_key(&from) && self.sessions.len() >= SESSIONS_MAX {
             return self.decline(from);
         }
         let old = self.copy.expires().is_some_and(|at| at <= now);
@@ -284,7 +286,7 @@ impl Upload {
             Copy::Ready { manifest, .. } => {
                 let manifest = manifest.clone();
                 self.open_session(now, from, Some(manifest.bytes));
-                self.offer(from, manifest);
+                self.offer(now, from, manifest);
             }
         }
     }
@@ -309,7 +311,7 @@ impl Upload {
         };
         for joiner in waiting {
             self.open_session(now, joiner, Some(manifest.bytes));
-            self.offer(joiner, manifest.clone());
+            self.offer(now, joiner, manifest.clone());
         }
         self.copy = Copy::Ready { manifest, since: now };
     }
@@ -376,13 +378,18 @@ impl Upload {
 
     // --- Replies --------------------------------------------------------------------------------------------
 
-    fn offer(&mut self, to: Instance, manifest: Manifest) {
-        let message = TransferMessage::Offer { state: self.state, manifest };
+    fn offer(&mut self, now: Time, to: Instance, manifest: Manifest) {
+        let age = self.exported.map_or(Duration::ZERO, |at| now.since(at));
+        let message = TransferMessage::Offer { state: self.state, manifest, age };
         self.actions.push_back(Action::Send { to: to.peer, message });
     }
 
     fn decline(&mut self, joiner: Instance) {
-        self.actions.push_back(Action::Send { to: joiner.peer, message: TransferMessage::Declined });
+        self.refuse(joiner, DeclineReason::Busy);
+    }
+
+    fn refuse(&mut self, joiner: Instance, reason: DeclineReason) {
+        self.actions.push_back(Action::Send { to: joiner.peer, message: TransferMessage::Declined(reason) });
         self.count(Note::Declined(joiner));
     }
 

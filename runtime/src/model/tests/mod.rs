@@ -11,7 +11,7 @@ mod stash;
 use std::collections::BTreeMap;
 
 use swarmline_kernels::Cpu;
-use swarmline_scheduler::{Loss, MicrobatchId, StageIndex, WeightVersion};
+use swarmline_scheduler::{Loss, MicrobatchId, StageIndex, WeightVersion, WeightsPolicy};
 
 use crate::config::{
     Averaging, Batch, Boundary, Data, Feed, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing,
@@ -62,7 +62,7 @@ pub(crate) fn tiny(kind: Kind, packing: Packing) -> Run {
             heldout: 0.05,
             heldout_microbatches: 8,
         },
-        policy: Policy { join: Join::Anyone, feed: Feed::First },
+        policy: Policy { join: Join::Anyone, feed: Feed::First, weights: WeightsPolicy::Open },
     }
 }
 

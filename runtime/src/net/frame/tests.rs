@@ -6,10 +6,10 @@ use swarmline_scheduler::averaging::{
     AveragingMessage, Content, GroupId, MeanId, MemberSet, PartIndex, Round,
 };
 use swarmline_scheduler::recovery_report::{Item, Possession, RecoveryReport};
-use swarmline_scheduler::transfer::{SketchSeed, StateId};
+use swarmline_scheduler::transfer::{DeclineReason, SketchSeed, StateId};
 use swarmline_scheduler::{
-    AckRange, Attempt, Heartbeat, Hop, Incarnation, Instance, Loss, MicrobatchId, PeerId, Purpose, Refusal,
-    RouteKey, RouteProof, StageIndex, Status, WeightVersion,
+    AckRange, Attempt, Duration, Heartbeat, Hop, Incarnation, Instance, Loss, MicrobatchId, PeerId, Purpose,
+    Refusal, RouteKey, RouteProof, StageIndex, Status, WeightVersion,
 };
 
 use super::*;
@@ -78,8 +78,8 @@ fn without_payload() -> Vec<Message> {
     let heartbeat = Heartbeat {
         counter: 9,
         queued: 3,
-        oldest: std::time::Duration::from_micros(7),
-        service: Some(std::time::Duration::from_micros(8)),
+        oldest: Duration::from_micros(7),
+        service: Some(Duration::from_micros(8)),
         credit: 2,
     };
     let statuses = [Status::Held, Status::Missing, Status::Busy];
@@ -146,7 +146,7 @@ fn offer(chunks: u8) -> TransferMessage {
     let hashes = (0..chunks).map(|chunk| [chunk; 32]).collect();
     let bytes = 1000 * u64::from(chunks) - 999;
     let manifest = Manifest { version: WeightVersion(9), bytes, chunk_bytes: 1000, hashes };
-    TransferMessage::Offer { state: StateId(3), manifest }
+    TransferMessage::Offer { state: StateId(3), manifest, age: Duration::from_millis(u64::from(chunks)) }
 }
 
 fn between_replicas() -> Vec<Envelope<Bytes>> {
@@ -167,7 +167,8 @@ fn between_replicas() -> Vec<Envelope<Bytes>> {
         TransferMessage::SketchRequest { state, seed: SketchSeed(1 << 63) },
         TransferMessage::Sketch { state, seed: SketchSeed(7), sketch: vec![[1.5, -2.0, 0.0, 1e30]; 3] },
         TransferMessage::ChunkRequest { state, chunk: 8 },
-        TransferMessage::Declined,
+        TransferMessage::Declined(DeclineReason::Busy),
+        TransferMessage::Declined(DeclineReason::NotEntitled),
         TransferMessage::Done { state },
     ];
     let chunk = Message::Transfer(TransferMessage::Chunk { state, chunk: 8 });

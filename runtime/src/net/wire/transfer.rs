@@ -2,19 +2,20 @@
 
 use swarmline_proto::v1;
 use swarmline_proto::v1::frame::Message as Wire;
-use swarmline_scheduler::WeightVersion;
-use swarmline_scheduler::transfer::{Manifest, SketchSeed, StateId, TransferMessage};
+use swarmline_scheduler::transfer::{DeclineReason, Manifest, SketchSeed, StateId, TransferMessage};
+use swarmline_scheduler::{Duration, WeightVersion};
 
 use super::{WireError, out_of_range};
 
 pub(super) fn encode(message: &TransferMessage) -> Wire {
     match message {
         TransferMessage::Request => Wire::StateRequest(v1::StateRequest {}),
-        TransferMessage::Offer { state, manifest } => Wire::StateOffer(v1::StateOffer {
+        TransferMessage::Offer { state, manifest, age } => Wire::StateOffer(v1::StateOffer {
             state: state.0,
             weight_version: manifest.version.0,
             bytes: manifest.bytes,
             chunk_bytes: manifest.chunk_bytes,
+            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
         }),
         TransferMessage::SketchRequest { state, seed } => {
             Wire::SketchRequest(v1::SketchRequest { state: state.0, seed: seed.0 })
@@ -26,7 +27,13 @@ pub(super) fn encode(message: &TransferMessage) -> Wire {
             Wire::ChunkRequest(v1::ChunkRequest { state: state.0, chunk: *chunk })
         }
         TransferMessage::Chunk { state, chunk } => Wire::Chunk(v1::Chunk { state: state.0, chunk: *chunk }),
-        TransferMessage::Declined => Wire::StateDeclined(v1::StateDeclined {}),
+        TransferMessage::Declined(reason) => {
+            let reason = match reason {
+                DeclineReason::Busy => v1::DeclineReason::Unspecified,
+                DeclineReason::NotEntitled => v1::DeclineReason::NotEntitled,
+            };
+            Wire::StateDeclined(v1::StateDeclined { reason: reason.into() })
+        }
         TransferMessage::Done { state } => Wire::StateDone(v1::StateDone { state: state.0 }),
     }
 }
@@ -45,7 +52,8 @@ pub(super) fn decode(message: &Wire) -> Result<TransferMessage, WireError> {
                 chunk_bytes: offer.chunk_bytes,
                 hashes: Vec::new(),
             };
-            TransferMessage::Offer { state: StateId(offer.state), manifest }
+            let age = Duration::from_millis(offer.age_ms);
+            TransferMessage::Offer { state: StateId(offer.state), manifest, age }
         }
         Wire::SketchRequest(v1::SketchRequest { state, seed }) => {
             TransferMessage::SketchRequest { state: StateId(state), seed: SketchSeed(seed) }
@@ -57,7 +65,10 @@ pub(super) fn decode(message: &Wire) -> Result<TransferMessage, WireError> {
             TransferMessage::ChunkRequest { state: StateId(state), chunk }
         }
         Wire::Chunk(v1::Chunk { state, chunk }) => TransferMessage::Chunk { state: StateId(state), chunk },
-        Wire::StateDeclined(v1::StateDeclined {}) => TransferMessage::Declined,
+        Wire::StateDeclined(declined) => match declined.reason() {
+            v1::DeclineReason::Unspecified => TransferMessage::Declined(DeclineReason::Busy),
+            v1::DeclineReason::NotEntitled => TransferMessage::Declined(DeclineReason::NotEntitled),
+        },
         Wire::StateDone(v1::StateDone { state }) => TransferMessage::Done { state: StateId(state) },
         _ => return Err(WireError::Missing { field: "the message of a download" }),
     })

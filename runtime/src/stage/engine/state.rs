@@ -236,7 +236,7 @@ fn write_counters(counters: &Counters) -> BTreeMap<String, String> {
 }
 
 /// Reads the counters; the optimizer checks their values.
-fn read_counters(metadata: &BTreeMap<String, String>) -> Result<Counters, StateError> {
+pub(in crate::stage) fn read_counters(metadata: &BTreeMap<String, String>) -> Result<Counters, StateError> {
     let text = |key: &'static str| metadata.get(key).ok_or(StateError::Counter(key));
     let steps = text(STEPS)?.parse().map_err(|_| StateError::Counter(STEPS))?;
     let momentum_product = from_bits(text(MOMENTUM_PRODUCT)?).ok_or(StateError::Counter(MOMENTUM_PRODUCT))?;

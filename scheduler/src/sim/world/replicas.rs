@@ -8,7 +8,7 @@ use crate::router::RouterFactory as _;
 use crate::transfer::{Limits, SketchSecret, StateId, TransferMessage};
 use crate::{
     Directive, Duration, Envelope, Incarnation, Instance, MemberState, Message, MicrobatchId, PeerId,
-    Replica, Role, StageIndex, averaging, stage,
+    Replica, Role, StageIndex, WeightsPolicy, averaging, stage,
 };
 
 use super::super::delivery::{Delivery, Purpose};
@@ -180,7 +180,10 @@ impl World {
             let directive = match state {
                 _ if finished => Directive::Finished,
                 MemberState::Loading(stage) => Directive::Serve(stage),
-                MemberState::Serving(_) | MemberState::Standby | MemberState::Feeding => Directive::Continue,
+                MemberState::Serving(_)
+                | MemberState::Standby
+                | MemberState::Feeding
+                | MemberState::Keeping(_) => Directive::Continue,
             };
             self.at_replica(index, Event::Directive(directive));
         } else if finished {
@@ -226,7 +229,9 @@ impl World {
         let (fragments, fragment_size) = (scenario.fragments(), FragmentSize::default());
         let mut secret = SketchSecret::default();
         secret.0[..8].copy_from_slice(&process.instance.incarnation.0.to_be_bytes());
-        let config = Config { stage: config, fragments, fragment_size, begin, digest, sketch, secret };
+        let weights = WeightsPolicy::Open;
+        let config =
+            Config { stage: config, fragments, fragment_size, begin, weights, digest, sketch, secret };
         let router = scenario.router.build(self.rng.next_u64());
         process.replica = Some(Replica::new(config, router));
         self.model.started(index);

@@ -1,0 +1,233 @@
+//! A keeper's process: it takes the states of the stages and writes checkpoints, around the scheduler's
+//! [`Keeper`](swarmline_scheduler::Keeper).
+//!
+//! `keeper_loop` waits for an event, passes it to the machine, and performs the machine's actions; `target` writes the
+//! files in the background, so that a slow bucket stops no heartbeat.
+
+mod keeper_loop;
+mod notes;
+mod options;
+mod target;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+
+use bytes::Bytes;
+use swarmline_scheduler::keeper::Config;
+use swarmline_scheduler::transfer::SketchSecret;
+use swarmline_scheduler::{Incarnation, Instance, PeerId, Role, StageIndex, Time};
+
+use crate::checkpoint::{Checkpoint, CheckpointError, Lock, Store};
+use crate::config::{Manifest, Run, Tokenizer};
+use crate::data::TextTokenizer;
+use crate::error::Error;
+use crate::net::control::{Control, Joined, Placement, Registration};
+use crate::net::quic::bind_socket;
+use crate::outcome::Outcome;
+use crate::process::{Heartbeats, Network, NetworkOptions, incarnation};
+use crate::report::{Event, Incident, KeepingReport, Reporter};
+use crate::stage::{chunk_digest, chunk_sketch, download_limits};
+
+pub use options::{Every, KeeperOptions};
+
+use keeper_loop::{Handles, KeeperLoop};
+use target::{About, Target, within};
+
+/// Microbatches that a keeper has in flight: none, but its queues have room for its requests.
+const WINDOW: usize = 16;
+/// The purpose of the secret that a keeper compares donors with.
+const SKETCHES: &str = "swarmline 2026-11-29 seeds of the sketches of states that are kept";
+
+/// A keeper that has joined a run.
+///
+/// ```no_run
+/// use swarmline::{Identity, Keeper, KeeperOptions, report::{Audience, Reporter}};
+///
+/// # async fn keep(invite: swarmline::Invite) -> Result<(), Box<dyn std::error::Error>> {
+/// let keeper = Keeper::join(KeeperOptions::new(invite, Identity::ephemeral()?, "checkpoints")).await?;
+/// let outcome = keeper.run(&Reporter::new(Audience::People), std::future::pending()).await?;
+/// # drop(outcome);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Keeper {
+    work: Box<KeeperLoop>,
+    control: Control,
+    peer: PeerId,
+    address: SocketAddr,
+    report: KeepingReport,
+    /// Faults of checkpoints in the target that cannot be used.
+    broken: Vec<CheckpointError>,
+    /// Keeps other keepers from the target.
+    _lock: Lock,
+}
+
+impl Keeper {
+    /// Opens the target, and joins the run of the coordinator in `options`.
+    ///
+    /// # Errors
+    /// If the target takes no files, has checkpoints of another run or another keeper, the coordinator cannot be reached
+    /// or refuses, or the port is taken.
+    pub async fn join(options: KeeperOptions) -> Result<Self, Error> {
+        let (store, lock) = open(&options.target).await?;
+        let socket = bind_socket(options.listen)?;
+        let address = socket.local_addr().map_err(Error::Address)?;
+        let registration = Registration {
+            incarnation: incarnation(),
+            role: Role::Keeper(options.stage),
+            data_address: address,
+            holds: None,
+        };
+        let (mut control, joined) = Control::join(&options.invite, &options.identity, registration).await?;
+        let kept = Kept::find(&store, &joined).await;
+        match kept.and_then(|kept| {
+            Self::start(&options, (control.clone(), joined, registration.incarnation), socket, (store, kept))
+        }) {
+            Ok((work, report, broken)) => Ok(Self {
+                work: Box::new(work),
+                control,
+                peer: options.identity.peer(),
+                address,
+                report,
+                broken,
+                _lock: lock,
+            }),
+            Err(error) => {
+                control.leave("its target or its port cannot be used").await;
+                Err(error)
+            }
+        }
+    }
+
+    fn start(
+        options: &KeeperOptions,
+        (control, joined, start): (Control, Joined, Incarnation),
+        socket: UdpSocket,
+        (store, kept): (Store, Kept),
+    ) -> Result<(KeeperLoop, KeepingReport, Vec<CheckpointError>), Error> {
+        let heartbeats = Heartbeats::start(control.clone());
+        let manifest = Manifest::from_bytes(&joined.manifest)?;
+        let run = manifest.run().clone();
+        let me = Instance::new(options.identity.peer(), start);
+        let stages = kept_stages(&run, options.stage);
+        let config = Config {
+            stages: stages.iter().map(|&stage| (stage, download_limits(&run, stage))).collect(),
+            interval: options.every.into(),
+            newest: kept.newest,
+            digest: chunk_digest,
+            sketch: chunk_sketch,
+            secret: SketchSecret(
+                options.identity.derive_secret(&format!("{SKETCHES}, start {}", me.incarnation.0)),
+            ),
+        };
+        let network_options = NetworkOptions {
+            run: &run,
+            digest: joined.digest,
+            identity: &options.identity,
+            incarnation: me.incarnation,
+            window: WINDOW,
+        };
+        let (network, arrivals) = Network::start(&network_options, socket, &joined.tables.table())?;
+        let report = KeepingReport {
+            run: run.name.clone(),
+            target: store.name().to_owned(),
+            stages: stages.iter().map(|stage| stage.0).collect(),
+            every: options.every.to_string(),
+            newest: kept.newest,
+        };
+        let about = About {
+            run_name: run.name.clone(),
+            run_digest: joined.digest.to_string(),
+            run_text: String::from_utf8_lossy(&joined.manifest).into_owned(),
+            launch: joined.tables.launch(),
+            tokenizer: tokenizer(&manifest, &joined.placement),
+        };
+        let handles = Handles {
+            network,
+            arrivals,
+            table: control.follow(joined.tables),
+            contact: heartbeats.contact(options.patience),
+            heartbeats,
+            target: Target::new(store, run, about, options.keep),
+        };
+        let machine = swarmline_scheduler::Keeper::<Bytes>::new(Time(0), config);
+        Ok((KeeperLoop::new(machine, handles), report, kept.broken))
+    }
+
+    /// Address of the keeper's data plane.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Key of the keeper.
+    #[must_use]
+    pub fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// Keeps checkpoints until the run is over and its final states are kept, or `stop` resolves.
+    ///
+    /// # Errors
+    /// If the coordinator dismisses the keeper, or the final states cannot be taken or written.
+    pub async fn run(self, reporter: &Reporter, stop: impl Future<Output = ()>) -> Result<Outcome, Error> {
+        let Self { work, mut control, report, broken, _lock, .. } = self;
+        for fault in broken {
+            reporter.tell(&Event::Incident(Incident::CheckpointUnusable { fault: fault.to_string() }));
+        }
+        reporter.tell(&Event::Keeping(report));
+        let ended = Box::pin(work.run(reporter, pin!(stop))).await;
+        control.leave("done").await;
+        ended
+    }
+}
+
+/// Opens the target and tries it: better a refusal now than a checkpoint lost later.
+async fn open(target: &str) -> Result<(Store, Lock), CheckpointError> {
+    let store = Store::open(target)?;
+    within(target, async {
+        store.try_write().await?;
+        let lock = store.lock().await?;
+        Ok(lock)
+    })
+    .await
+    .map(|lock| (store.clone(), lock))
+}
+
+/// What a target has of the run already.
+#[derive(Debug)]
+struct Kept {
+    /// Watermark of the newest checkpoint of this launch; 0 without one.
+    newest: u64,
+    broken: Vec<CheckpointError>,
+}
+
+impl Kept {
+    async fn find(store: &Store, joined: &Joined) -> Result<Self, Error> {
+        let (digest, launch) = (joined.digest.to_string(), joined.tables.launch());
+        let found = within(store.name(), store.checkpoints()).await?;
+        for checkpoint in &found.checkpoints {
+            checkpoint.check_run(&digest)?;
+        }
+        let own = found.checkpoints.iter().map(Checkpoint::manifest);
+        let newest = own.filter(|manifest| manifest.launch == launch).map(|manifest| manifest.microbatches);
+        Ok(Self { newest: newest.max().unwrap_or(0), broken: found.broken })
+    }
+}
+
+fn kept_stages(run: &Run, only: Option<StageIndex>) -> Vec<StageIndex> {
+    only.map_or_else(|| run.stages().collect(), |stage| vec![stage])
+}
+
+/// The tokenizer file of the run, if it is within reach: on the coordinator's machine.
+fn tokenizer(manifest: &Manifest, placement: &Placement) -> Option<Bytes> {
+    let Placement::Keeper { tokenizer: Some(path) } = placement else { return None };
+    let loaded = TextTokenizer::load(&Tokenizer::File(PathBuf::from(path)), Path::new(""));
+    if !loaded.is_ok_and(|loaded| loaded.digest() == manifest.tokenizer_digest()) {
+        tracing::info!(?path, "the tokenizer of the run is not on this machine; checkpoints lack it");
+        return None;
+    }
+    std::fs::read(path).ok().map(Bytes::from)
+}

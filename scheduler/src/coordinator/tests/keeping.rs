@@ -1,0 +1,86 @@
+//! Keepers: who may be one, what they hear, and the replicas that stay for them at the end.
+
+use super::*;
+
+const KEEPER: PeerId = PeerId([77; 32]);
+
+fn keeper_of(stage: impl Into<Option<u16>>) -> Role {
+    Role::Keeper(stage.into().map(StageIndex))
+}
+
+#[test]
+fn a_keeper_takes_no_place_and_hears_how_far_every_block_has_come() {
+    let mut harness = Harness::running();
+    assert_eq!(harness.join(KEEPER, 1, keeper_of(None)), Reply::Joined(MemberState::Keeping(None)));
+    assert_eq!(harness.coordinator.state(), RunState::Running);
+    harness.lease(FEEDER, 10);
+    harness.report(FEEDER, 0, (6, 2), false);
+    let tally = BlockTally { block: Block(0), leased: 10, injected: 6, settled: 4 };
+    assert_eq!(harness.beat(KEEPER), Reply::Progress(vec![tally]));
+}
+
+#[test]
+fn the_replicas_of_a_finished_run_stay_until_its_keepers_have_left() {
+    let mut harness = Harness::running();
+    harness.join(KEEPER, 1, keeper_of(None));
+    harness.feed();
+    assert!(harness.coordinator.tells_end(KEEPER) && harness.coordinator.tells_end(FEEDER));
+    assert!(!harness.coordinator.tells_end(key(0)), "it has the final state of its stage");
+    harness.pass(60, &[key(0), key(1), KEEPER]);
+    assert!(!harness.coordinator.tells_end(key(0)));
+    harness.hear(Event::Leave { from: start(KEEPER) });
+    assert!(harness.coordinator.tells_end(key(0)));
+    assert_eq!(harness.ended, 0);
+    for peer in [key(0), key(1), FEEDER] {
+        harness.hear(Event::Leave { from: start(peer) });
+    }
+    assert_eq!(harness.ended, 1);
+}
+
+#[test]
+fn a_keeper_that_does_not_leave_holds_no_replica_for_ever() {
+    let mut harness = Harness::running();
+    harness.join(KEEPER, 1, keeper_of(None));
+    harness.feed();
+    let Config { keeping, farewell, .. } = *harness.coordinator.config();
+    harness.pass(keeping.as_secs() - 1, &[key(0), key(1), KEEPER]);
+    assert!(!harness.coordinator.tells_end(key(0)));
+    harness.pass(1, &[key(0), key(1), KEEPER]);
+    assert!(harness.coordinator.tells_end(key(0)));
+    harness.pass(farewell.as_secs(), &[key(0), key(1), KEEPER]);
+    assert_eq!(harness.ended, 1);
+}
+
+#[test]
+fn a_keeper_that_dies_at_the_end_is_not_waited_for() {
+    let mut harness = Harness::running();
+    harness.join(KEEPER, 1, keeper_of(None));
+    harness.feed();
+    harness.pass(harness.coordinator.config().lease.as_secs() + 1, &[key(0), key(1)]);
+    assert!(harness.coordinator.tells_end(key(0)));
+}
+
+#[test]
+fn where_weights_stay_split_a_key_keeps_the_same_stage_whenever_it_joins() {
+    let config = Config { weights: crate::WeightsPolicy::Split, ..Config::new(2) };
+    let mut harness = Harness::with(config);
+    let refused = |refusal| Reply::JoinRefused(refusal);
+    assert_eq!(harness.join(KEEPER, 1, keeper_of(None)), refused(JoinRefusal::WeightsSplit { last: 1 }));
+    let beyond = JoinRefusal::NoSuchStage { stage: StageIndex(2), last: 1 };
+    assert_eq!(harness.join(KEEPER, 1, keeper_of(2)), refused(beyond));
+    let kept = StageIndex(1);
+    assert_eq!(harness.join(KEEPER, 1, keeper_of(1)), Reply::Joined(MemberState::Keeping(Some(kept))));
+    let other = JoinRefusal::KeepsAnother { key: KEEPER, kept };
+    assert_eq!(harness.join(KEEPER, 2, keeper_of(0)), refused(other));
+    harness.hear(Event::Leave { from: start(KEEPER) });
+    assert_eq!(harness.join(KEEPER, 2, keeper_of(1)), Reply::Joined(MemberState::Keeping(Some(kept))));
+}
+
+#[test]
+fn a_keeper_that_fell_silent_joins_again_as_the_same_start() {
+    let mut harness = Harness::running();
+    harness.join(KEEPER, 1, keeper_of(None));
+    harness.pass(harness.coordinator.config().lease.as_secs() + 1, &[key(0), key(1), FEEDER]);
+    assert_eq!(harness.beat(KEEPER), Reply::Unknown);
+    assert_eq!(harness.join(KEEPER, 1, keeper_of(None)), Reply::Joined(MemberState::Keeping(None)));
+}
