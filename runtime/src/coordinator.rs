@@ -100,10 +100,13 @@ impl Coordinator {
     /// # Errors
     /// If the tokenizer of the run cannot be read, its policy has a malformed key, or the port is taken.
     pub async fn bind(options: CoordinatorOptions) -> Result<Self, Error> {
-        let CoordinatorOptions { run, base, identity, listen } = options;
+        let CoordinatorOptions { run, base, identity, listen, keeper } = options;
         let manifest = Manifest::of(&run, &base)?;
         let digest = ManifestDigest(manifest.digest());
-        let config = config(&run)?;
+        let mut config = config(&run)?;
+        if let Policy::Keys(keys) = &mut config.policy {
+            keys.extend(keeper);
+        }
         let listener = self::listen(listen).await?;
         let address = listener.local_addr().map_err(Error::Address)?;
         let invite = Invite { peer: identity.peer(), host: address.ip().to_string(), port: address.port() };

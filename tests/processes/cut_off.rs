@@ -40,7 +40,8 @@ fn a_replica_cut_off_from_the_feeder_for_good_loses_nothing_and_the_run_ends() {
     };
     let folder = recipe.write();
     let run_file = folder.run_file();
-    let mut coordinator = namespaces.start_at(HUB, "coordinator", &["coordinator", "--run", &run_file]);
+    let mut coordinator =
+        namespaces.start_at(HUB, "coordinator", &["coordinator", "--run", &run_file, "--no-keeper"]);
     let invite = coordinator.hear("its invite", |event| match event {
         Event::Listening { invite, .. } => Some(invite),
         _ => None,

@@ -7,8 +7,8 @@ use swarmline::checkpoint::{Manifest, Store};
 use swarmline::report::{Event, ExportReport, Incident, KeptReport};
 
 use crate::process::Process;
-use crate::recipe::Recipe;
-use crate::swarm::{STAGES, Swarm, account};
+use crate::recipe::{Recipe, RunFolder};
+use crate::swarm::{STAGES, Swarm, account, serving};
 
 /// Exit codes.
 const FAILED: i32 = 1;
@@ -187,12 +187,12 @@ fn a_donor_that_is_killed_costs_no_checkpoint() {
     let mut replicas: Vec<_> =
         (0..2 * STAGES).map(|index| swarm.start_replica(&format!("replica {index}"), &[])).collect();
     for replica in &mut replicas {
-        crate::swarm::serving(replica);
+        serving(replica);
     }
     let _feeder = swarm.start_feeder(&[]);
     let mut keeper = start_keeper(&swarm, &swarm.folder.argument("kept"), &["--every", "1s"]);
     kept(&mut keeper);
-    let victim = (0..2 * STAGES).find(|&index| crate::swarm::serving(&mut replicas[index]) == 1).unwrap();
+    let victim = (0..2 * STAGES).find(|&index| serving(&mut replicas[index]) == 1).unwrap();
     replicas[victim].kill();
     for _ in 0..2 {
         assert_eq!(manifest(&kept(&mut keeper).path).stages.len(), STAGES);
@@ -239,4 +239,91 @@ fn where_weights_stay_split_a_key_keeps_one_stage() {
     let mut beyond = start_keeper(&swarm, &swarm.folder.argument("beyond"), &stage("4"));
     assert_eq!(beyond.end(), REFUSED);
     assert!(beyond.errors().contains("no stage 4"), "{}", beyond.errors());
+}
+
+/// Starts a coordinator with a keeper of its own.
+fn coordinate(folder: &RunFolder, more: &[&str]) -> (Process, String) {
+    let run_file = folder.run_file();
+    let fixed = ["coordinator", "--run", &run_file, "--listen", "127.0.0.1:0", "--json", "--leash"];
+    let mut coordinator = Process::start("coordinator", fixed.iter().chain(more).copied());
+    let invite = coordinator.hear("its invite", |event| match event {
+        Event::Listening { invite, .. } => Some(invite),
+        _ => None,
+    });
+    (coordinator, invite)
+}
+
+/// Replicas of all stages, and a feeder.
+fn work(invite: &str) -> (Vec<Process>, Process) {
+    let join = |stage| {
+        let arguments = ["join", invite, "--json", "--leash", "--threads", "1"];
+        Process::start(&format!("replica {stage}"), arguments)
+    };
+    let mut replicas: Vec<_> = (0..STAGES).map(join).collect();
+    for replica in &mut replicas {
+        serving(replica);
+    }
+    (replicas, Process::start("feeder", ["feed", invite, "--json", "--leash"]))
+}
+
+#[test]
+fn a_run_of_a_coordinator_alone_leaves_a_model_behind_and_its_last_line_says_where() {
+    let _turn = Swarm::turn();
+    let folder = Recipe { steps: 60, ..Recipe::exact() }.write();
+    let (mut coordinator, invite) = coordinate(&folder, &[]);
+    let (mut replicas, mut feeder) = work(&invite);
+    assert_eq!(feeder.end(), 0, "{}", feeder.errors());
+    assert_eq!(coordinator.end(), 0, "{}", coordinator.errors());
+    replicas.iter_mut().for_each(|replica| assert_eq!(replica.end(), 0, "{}", replica.errors()));
+    let last: Event = serde_json::from_str(coordinator.lines().last().unwrap()).unwrap();
+    let Event::Kept(kept) = last else { panic!("{last:?}") };
+    let checkpoints = folder.argument("run.run/checkpoints");
+    assert!(kept.is_final && kept.path.starts_with(&checkpoints), "{kept:?}");
+    assert!(Event::Kept(kept.clone()).to_string().contains("swarmline export"), "{kept:?}");
+    assert_eq!(manifest(&kept.path).stages.len(), STAGES);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_keeper_of_a_coordinator_is_started_again_and_ends_with_it() {
+    let _turn = Swarm::turn();
+    let folder = Recipe::endless().write();
+    let (mut coordinator, invite) = coordinate(&folder, &["--keep-every", "1s"]);
+    let _work = work(&invite);
+    let before = kept(&mut coordinator);
+    let keeper = keeper_in(&folder).expect("its keeper runs");
+    kill(keeper);
+    coordinator.hear("that its keeper has died", |event| match event {
+        Event::Incident(Incident::KeeperDied { .. }) => Some(()),
+        _ => None,
+    });
+    assert!(kept(&mut coordinator).microbatches > before.microbatches);
+    let next = keeper_in(&folder).expect("its keeper runs again");
+    assert_ne!(next, keeper);
+    coordinator.kill();
+    let deadline = Instant::now() + PATIENCE;
+    while keeper_in(&folder).is_some() {
+        assert!(Instant::now() < deadline, "the keeper outlives its coordinator");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The process that keeps into the folder of a run, by its command line.
+#[cfg(target_os = "linux")]
+fn keeper_in(folder: &RunFolder) -> Option<libc::pid_t> {
+    let target = folder.argument("run.run/checkpoints");
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.into_iter().find_map(|process| {
+        let command = std::fs::read(process.path().join("cmdline")).ok()?;
+        let is_meant = command.split(|&byte| byte == 0).any(|argument| argument == target.as_bytes());
+        process.file_name().to_str()?.parse().ok().filter(|_| is_meant)
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn kill(process: libc::pid_t) {
+    // SAFETY: the call touches no memory. The process is a child of a coordinator of this test, which has not waited for it.
+    #[allow(unsafe_code, reason = "the standard library kills no process but its own children")]
+    let sent = unsafe { libc::kill(process, libc::SIGKILL) };
+    assert_eq!(sent, 0, "the keeper cannot be killed");
 }

@@ -119,7 +119,7 @@ pub(crate) fn start_coordinator(folder: &RunFolder, more: &[&str]) -> (Process, 
 
 fn start_coordinator_at(folder: &RunFolder, address: &str, more: &[&str]) -> (Process, String) {
     let run_file = folder.run_file();
-    let fixed = ["coordinator", "--run", &run_file, "--listen", address, "--json", "--leash"];
+    let fixed = ["coordinator", "--run", &run_file, "--listen", address, "--json", "--leash", "--no-keeper"];
     let mut coordinator = Process::start("coordinator", fixed.iter().chain(more).copied());
     let invite = coordinator.hear("its invite", |event| match event {
         Event::Listening { invite, .. } => Some(invite),

@@ -1,13 +1,19 @@
 //! `swarmline coordinator --run FILE`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use swarmline_scheduler::WeightsPolicy;
+use tokio::sync::oneshot;
+
+use super::own_keeper::OwnKeeper;
 use super::{Failure, Leash, StopRequest, block_on, folder_of, unhindered_reporter};
 use crate::config::Run;
 use crate::coordinator::{Coordinator, CoordinatorOptions};
-use crate::net::Identity;
+use crate::keeper::Every;
+use crate::net::{Identity, Invite};
 use crate::outcome::Outcome;
+use crate::report::{Event, KeptReport, Reporter};
 
 /// Arguments of `swarmline coordinator`.
 #[derive(Debug, clap::Args)]
@@ -21,6 +27,12 @@ pub(super) struct Arguments {
     /// Keep this coordinator's key in a file, so that its invite stays the same after a restart
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
+    /// Start no keeper: the run leaves no model behind, unless `swarmline keep` joins it
+    #[arg(long)]
+    no_keeper: bool,
+    /// Time between two checkpoints of the keeper: a number of microbatches, or 30s, 10m, 2h
+    #[arg(long, value_name = "N|TIME", default_value = "10m")]
+    keep_every: Every,
     #[command(flatten)]
     leash: Leash,
     /// Print one JSON object a line
@@ -31,16 +43,98 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let run = Run::load(&arguments.run)?;
     let identity = Identity::load_or_ephemeral(arguments.identity.as_deref())?;
+    let keeping = Keeping::of(arguments, &run)?;
     let options = CoordinatorOptions::new(run, identity)
         .with_base(folder_of(&arguments.run))
-        .with_listen(arguments.listen);
+        .with_listen(arguments.listen)
+        .with_keeper(keeping.as_ref().map(|keeping| keeping.identity.peer()));
     let reporter = unhindered_reporter(arguments.json);
     let stop = StopRequest::listen(arguments.leash)?;
     block_on(async {
         let coordinator = Coordinator::bind(options).await?;
-        match coordinator.run(&reporter, stop.requested()).await? {
-            Outcome::Finished => Ok(()),
-            Outcome::Stopped => Err(Failure::interrupted("stopped before the run was finished")),
+        let keeper = keeping.map(|keeping| keeping.keeper(coordinator.invite(), arguments));
+        let coordinating = coordinate(coordinator, keeper.as_ref(), &reporter, stop.requested());
+        let (outcome, newest) = Box::pin(coordinating).await;
+        match outcome? {
+            Outcome::Finished => {
+                newest.iter().for_each(|kept| reporter.tell(&Event::Kept(kept.clone())));
+                Ok(())
+            }
+            Outcome::Stopped => Err(stopped(newest.as_ref())),
         }
     })
+}
+
+/// Coordinates the run, beside its keeper. Returns the newest checkpoint too.
+async fn coordinate(
+    coordinator: Coordinator,
+    keeper: Option<&OwnKeeper>,
+    reporter: &Reporter,
+    stop: impl Future<Output = ()>,
+) -> (Result<Outcome, crate::Error>, Option<KeptReport>) {
+    let (end, ended) = oneshot::channel::<()>();
+    let coordinating = async {
+        let outcome = coordinator.run(reporter, stop).await;
+        drop(end);
+        outcome
+    };
+    let keeping = async {
+        let ended = async { drop(ended.await) };
+        match keeper {
+            Some(keeper) => keeper.run(reporter, ended).await,
+            None => None,
+        }
+    };
+    tokio::join!(coordinating, keeping)
+}
+
+fn stopped(newest: Option<&KeptReport>) -> Failure {
+    let kept = newest.map(|kept| format!("; the newest checkpoint is {}", kept.path));
+    Failure::interrupted(format!("stopped before the run was finished{}", kept.unwrap_or_default()))
+}
+
+/// What the keeper of this coordinator needs before the port is open.
+struct Keeping {
+    /// The folder of the run.
+    folder: PathBuf,
+    identity: Identity,
+}
+
+/// Name of the key of the keeper in the folder of the run.
+const KEY: &str = "keeper.key";
+/// Name of the folder with its checkpoints there.
+const CHECKPOINTS: &str = "checkpoints";
+
+impl Keeping {
+    /// `None` if a person, or the policy of the run, wants no keeper that has the whole model.
+    fn of(arguments: &Arguments, run: &Run) -> Result<Option<Self>, Failure> {
+        if arguments.no_keeper || run.policy.weights == WeightsPolicy::Split {
+            return Ok(None);
+        }
+        let folder = run_folder(&arguments.run);
+        std::fs::create_dir_all(&folder).map_err(|error| {
+            Failure::failed(format!(
+                "cannot make the folder {} for the checkpoints of the run: {error}; put the run file into a folder that \
+                 this user may write to, or start no keeper with --no-keeper",
+                folder.display()
+            ))
+        })?;
+        let identity = Identity::load_or_create(&folder.join(KEY))?;
+        Ok(Some(Self { folder, identity }))
+    }
+
+    fn keeper(&self, invite: &Invite, arguments: &Arguments) -> OwnKeeper {
+        OwnKeeper {
+            invite: invite.clone(),
+            identity: self.folder.join(KEY),
+            target: self.folder.join(CHECKPOINTS),
+            every: arguments.keep_every,
+            listen: SocketAddr::new(arguments.listen.ip(), 0),
+        }
+    }
+}
+
+/// The folder of a run: `NAME.run` beside `NAME.toml`.
+fn run_folder(run_file: &Path) -> PathBuf {
+    run_file.with_extension("run")
 }

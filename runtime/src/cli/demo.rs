@@ -1,6 +1,7 @@
 //! `swarmline demo`: a whole swarm on one machine, without preparation.
 
 mod audit;
+mod sample;
 mod screen;
 mod swarm;
 mod table;
@@ -42,19 +43,28 @@ pub(super) struct Arguments {
 /// Enough for a model of a million parameters to beat bigrams clearly, on two cores within two minutes.
 const STEPS: u64 = 350;
 
+/// The beginnings of the sample of a model of Rust sources, and of other text.
+const SOURCE_PROMPT: &str = "    pub fn ";
+const TEXT_PROMPT: &str = "The ";
+
 /// The run, as a coordinator would write it.
 const RUN: &str = include_str!("demo/run.toml");
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let stop = StopRequest::listen(Leash::default())?;
-    block_on(demonstrate(arguments, stop))
+    let mut summary = block_on(demonstrate(arguments, stop))?;
+    let prompt = if arguments.data.is_empty() { SOURCE_PROMPT } else { TEXT_PROMPT };
+    summary.take_sample(sample::of_checkpoint(summary.checkpoint.as_deref(), prompt)?);
+    present(&summary, arguments.json);
+    verdict(&summary)
 }
 
-async fn demonstrate(arguments: &Arguments, stop: StopRequest) -> Result<(), Failure> {
+/// Trains the model in a swarm. What its keeper has kept stays, for the person to export.
+async fn demonstrate(arguments: &Arguments, stop: StopRequest) -> Result<Summary, Failure> {
     let started = Instant::now();
     let setup = arguments.computing.setup(1)?;
     let mut screen = Screen::new();
-    let folder = tempfile::tempdir().map_err(|error| {
+    let folder = tempfile::Builder::new().prefix("swarmline-demo-").tempdir().map_err(|error| {
         Failure::failed(format!("cannot make a temporary folder for the run file: {error}"))
     })?;
     let run_file = folder.path().join("run.toml");
@@ -70,8 +80,10 @@ async fn demonstrate(arguments: &Arguments, stop: StopRequest) -> Result<(), Fai
     outcome?;
     summary.take_audit(&audit::of_applied_logs(folder.path())?);
     summary.seconds = started.elapsed().as_secs_f64();
-    present(&summary, arguments.json);
-    verdict(&summary)
+    if summary.checkpoint.is_some() {
+        let _ = folder.keep();
+    }
+    Ok(summary)
 }
 
 /// Completes the run file and checks it like any run file.
@@ -127,8 +139,8 @@ async fn train(
     }
     swarm.start_feeder(&invite)?;
     screen.say(&format!(
-        "{} processes: a coordinator, a feeder, {} replicas of each of {stages} stages; manifest {}",
-        replicas + 2,
+        "{} processes: a coordinator, its keeper, a feeder, {} replicas of each of {stages} stages; manifest {}",
+        replicas + 3,
         run.pipeline.replicas,
         &manifest[..12]
     ));
@@ -224,6 +236,7 @@ impl Followed {
                     summary.take_replica(index, report);
                 }
             }
+            Event::Kept(kept) => summary.checkpoint = Some(kept.path),
             Event::Incident(incident) if self.is_news(&incident) => screen.say(&format!("! {incident}")),
             _ => {}
         }
@@ -263,6 +276,13 @@ fn present(summary: &Summary, json: bool) {
     let mut out = std::io::stdout();
     for (name, figure) in summary.rows() {
         let _ = writeln!(out, "{name:<38} {figure}");
+    }
+    if let Some((checkpoint, sample)) = summary.checkpoint.as_ref().zip(summary.sample.as_ref()) {
+        let _ = writeln!(out, "\na text that the model has written:\n\n{sample}\n");
+        let _ = writeln!(
+            out,
+            "for a model that transformers loads:\n\n  swarmline export {checkpoint} --to my-model\n"
+        );
     }
     if json && let Ok(line) = serde_json::to_string(summary) {
         let _ = writeln!(out, "{line}");

@@ -14,6 +14,7 @@ mod generate;
 mod join;
 mod keep;
 mod key;
+mod own_keeper;
 mod saved;
 mod stop;
 mod train;

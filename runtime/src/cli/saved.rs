@@ -29,18 +29,21 @@ impl Reading {
     /// Opens the checkpoint at `from`, the newest one in `from`, or the stages that a training has saved there. The run
     /// file names the run of such stages, and the text of any.
     pub(super) fn open(&self, from: &Path) -> Result<SavedRun, Failure> {
-        let run_file = self.run.as_deref();
-        let given = run_file.map(|file| Run::load(file).map(|run| (run, folder_of(file)))).transpose()?;
-        let Some(folder) = checkpoint_folder(from) else {
-            let Some((run, base)) = given else { return Err(unknown(from)) };
-            return Ok(SavedRun::open(from, run, base, self.threads()).map_err(Error::from)?);
-        };
-        let checkpoint =
-            block_on(async { verified(&folder).await.map_err(|error| Error::from(error).into()) })?;
-        let folder = PathBuf::from(checkpoint.location());
-        let saved = SavedRun::of_checkpoint(&folder, checkpoint.manifest(), given, self.threads());
-        Ok(saved.map_err(Error::from)?)
+        open(from, self.run.as_deref(), self.threads())
     }
+}
+
+/// As [`Reading::open`].
+pub(super) fn open(from: &Path, run_file: Option<&Path>, threads: usize) -> Result<SavedRun, Failure> {
+    let given = run_file.map(|file| Run::load(file).map(|run| (run, folder_of(file)))).transpose()?;
+    let Some(folder) = checkpoint_folder(from) else {
+        let Some((run, base)) = given else { return Err(unknown(from)) };
+        return Ok(SavedRun::open(from, run, base, threads).map_err(Error::from)?);
+    };
+    let checkpoint = block_on(async { verified(&folder).await.map_err(|error| Error::from(error).into()) })?;
+    let folder = PathBuf::from(checkpoint.location());
+    let saved = SavedRun::of_checkpoint(&folder, checkpoint.manifest(), given, threads);
+    Ok(saved.map_err(Error::from)?)
 }
 
 /// A checkpoint, by its own folder or as the newest of a target.

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use swarmline_scheduler::PeerId;
+
 use crate::config::Run;
 use crate::net::Identity;
 
@@ -13,6 +15,7 @@ pub struct CoordinatorOptions {
     pub(super) base: PathBuf,
     pub(super) identity: Identity,
     pub(super) listen: SocketAddr,
+    pub(super) keeper: Option<PeerId>,
 }
 
 impl CoordinatorOptions {
@@ -20,13 +23,25 @@ impl CoordinatorOptions {
     /// start from the current folder.
     #[must_use]
     pub fn new(run: Run, identity: Identity) -> Self {
-        Self { run, base: PathBuf::new(), identity, listen: SocketAddr::from(([127, 0, 0, 1], 0)) }
+        Self {
+            run,
+            base: PathBuf::new(),
+            identity,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            keeper: None,
+        }
     }
 
     /// Folder that relative paths of the run start from.
     #[must_use]
     pub fn with_base(self, base: impl Into<PathBuf>) -> Self {
         Self { base: base.into(), ..self }
+    }
+
+    /// Admits the coordinator's own keeper, whichever keys the run lists.
+    #[must_use]
+    pub fn with_keeper(self, keeper: impl Into<Option<PeerId>>) -> Self {
+        Self { keeper: keeper.into(), ..self }
     }
 
     /// Address to listen on; port 0 takes any free port.

@@ -114,15 +114,16 @@ impl FromStr for Every {
     }
 }
 
+/// As [`FromStr`] reads it.
 impl fmt::Display for Every {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Microbatches(count) => write!(f, "{count} microbatches"),
+            Self::Microbatches(count) => write!(f, "{count}"),
             Self::Time(time) => {
                 let seconds = time.as_secs();
                 let whole = |&(_, unit): &(char, u64)| seconds.is_multiple_of(unit);
                 let (unit, length) = UNITS.into_iter().find(whole).unwrap_or(('s', 1));
-                write!(f, "{} {unit}", seconds / length)
+                write!(f, "{}{unit}", seconds / length)
             }
         }
     }
@@ -136,7 +137,7 @@ mod tests {
     fn an_interval_is_a_number_of_microbatches_or_a_time() {
         let parsed = |text: &str| text.parse::<Every>();
         assert_eq!(parsed("500"), Ok(Every::Microbatches(500)));
-        for (text, seconds, shown) in [("30s", 30, "30 s"), ("10m", 600, "10 m"), ("2h", 7200, "2 h")] {
+        for (text, seconds, shown) in [("30s", 30, "30s"), ("600s", 600, "10m"), ("2h", 7200, "2h")] {
             let every = parsed(text).unwrap();
             assert_eq!(every, Every::Time(Duration::from_secs(seconds)));
             assert_eq!(every.to_string(), shown);

@@ -126,6 +126,13 @@ pub enum Incident {
         /// The stage, from 0.
         stage: u16,
     },
+    /// The coordinator's own keeper has ended, and is started again.
+    KeeperDied {
+        /// Its last words.
+        fault: String,
+        /// Seconds until the next start.
+        seconds: u64,
+    },
     /// No replica gives the state of a stage: a checkpoint is given up.
     StageNotKept {
         /// The stage, from 0.
@@ -266,6 +273,12 @@ impl fmt::Display for Incident {
                 "no replica gives the state of stage {stage}: this checkpoint is given up, the one before stays; the next \
                  attempt begins in {seconds} s"
             ),
+            Self::KeeperDied { fault, seconds } => {
+                write!(
+                    f,
+                    "the keeper has ended ({fault}); it is started again in {seconds} s, and the run goes on"
+                )
+            }
             Self::NotKept { fault } => write!(f, "{fault}; it is tried again, and the run goes on"),
             Self::DivergedAfter { path } => {
                 write!(f, "training has diverged; the newest checkpoint from before is {path}")

@@ -98,7 +98,8 @@ impl fmt::Display for ReplicaReport {
 impl fmt::Display for KeepingReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { run, target, stages, every, newest } = self;
-        write!(f, "keeping stages {stages:?} of run {run} in {target}, every {every}")?;
+        let unit = if every.ends_with(char::is_numeric) { " microbatches" } else { "" };
+        write!(f, "keeping stages {stages:?} of run {run} in {target}, every {every}{unit}")?;
         if *newest > 0 {
             write!(f, "; the newest checkpoint there is at {newest} microbatches")
         } else {

@@ -46,6 +46,10 @@ pub(super) struct Summary {
     pub(super) boundary_bytes_bf16: u64,
     /// Time from the start of the first process to the end of the last.
     pub(super) seconds: f64,
+    /// Folder of the checkpoint that the keeper left behind.
+    pub(super) checkpoint: Option<String>,
+    /// A text that its model has written.
+    pub(super) sample: Option<String>,
     /// The last report of each replica, including a killed replica's.
     #[serde(skip)]
     replicas: BTreeMap<usize, ReplicaReport>,
@@ -81,6 +85,10 @@ impl Summary {
         self.retried += report.retried;
         self.boundary_bytes += report.bytes_sent;
         self.boundary_bytes_bf16 += report.bytes_sent;
+    }
+
+    pub(super) fn take_sample(&mut self, sample: Option<String>) {
+        self.sample = sample;
     }
 
     pub(super) fn take_replica(&mut self, index: usize, report: ReplicaReport) {
