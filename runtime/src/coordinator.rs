@@ -4,19 +4,21 @@
 //! All its messages are small: members and their stages, leases of ids. A tensor never passes a coordinator.
 
 mod coordinator_loop;
+mod log;
 mod options;
+mod run_folder;
 mod service;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use swarmline_scheduler::coordinator::{Config, FeedPolicy, Policy};
+use swarmline_scheduler::coordinator::{Config, Facts, FeedPolicy, Policy};
 use swarmline_scheduler::{Loss, Membership, PeerId};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::{Feed, Join, Manifest, Run, Tokenizer};
+use crate::config::{Feed, Join, Manifest, Run, Tokenizer, fixed_differences};
 use crate::error::Error;
 use crate::net::address::parse_peer;
 use crate::net::digest::ManifestDigest;
@@ -25,12 +27,15 @@ use crate::net::table_log::{TableReader, TableWriter};
 use crate::net::trust::Trust;
 use crate::net::{Identity, Invite, grpc};
 use crate::outcome::Outcome;
-use crate::process::incarnation;
+use crate::process::{Clock, incarnation};
 use crate::report::{Event, Reporter, Totals};
 
+pub use log::LogError;
 pub use options::CoordinatorOptions;
+pub use run_folder::RunFolder;
 
-use coordinator_loop::CoordinatorLoop;
+use coordinator_loop::{CoordinatorLoop, Signer};
+use log::{Found, Head, Log};
 use service::Service;
 
 /// Limit of the requests in the channel to the loop; beyond it, callers wait.
@@ -91,6 +96,21 @@ pub struct Coordinator {
     config: Config,
     table: TableWriter,
     totals: mpsc::Receiver<Totals>,
+    log: Option<Log>,
+    start: Start,
+}
+
+/// What a start knows of its run.
+#[derive(Debug)]
+enum Start {
+    /// The run begins: no peer knows the key.
+    First,
+    /// Members may know the key, and return the newest table.
+    WithKey,
+    /// All that was decided.
+    WithLog(Facts),
+    /// What was decided until the log was out of date; members know the rest.
+    WithOldLog(Facts),
 }
 
 impl Coordinator {
@@ -98,17 +118,34 @@ impl Coordinator {
     /// beside `join` and `open` in the same program, or spawn it first.
     ///
     /// # Errors
-    /// If the tokenizer of the run cannot be read, its policy has a malformed key, or the port is taken.
+    /// If the tokenizer of the run cannot be read, its policy has a malformed key, or the port is taken. If the folder of the
+    /// run has a log that cannot be used, or that of another run or key.
     pub async fn bind(options: CoordinatorOptions) -> Result<Self, Error> {
-        let CoordinatorOptions { run, base, identity, listen, keeper } = options;
-        let manifest = Manifest::of(&run, &base)?;
+        let CoordinatorOptions { run, base, identity, listen, folder, keeper } = options;
+        let given = Manifest::of(&run, &base)?;
+        let (log, found) = match &folder {
+            Some(folder) => Some(Log::open(folder)?).unzip(),
+            None => (None, None),
+        };
+        let found = found.flatten();
+        if let Some((folder, found)) = folder.as_ref().zip(found.as_ref()) {
+            check_same_run(folder, &found.head, &given, identity.peer())?;
+        }
+        // What may change is not for members to know: they go on with the manifest that they have.
+        let manifest =
+            found.as_ref().map_or(Ok(given), |found| Manifest::from_bytes(&found.head.manifest))?;
         let digest = ManifestDigest(manifest.digest());
         let mut config = config(&run)?;
         if let Policy::Keys(keys) = &mut config.policy {
             keys.extend(keeper);
         }
-        let listener = self::listen(listen).await?;
+        let listener = self::listen(listen, folder.as_ref().and_then(RunFolder::address)).await?;
         let address = listener.local_addr().map_err(Error::Address)?;
+        if let Some((folder, log)) = folder.as_ref().zip(log.as_ref()) {
+            folder.note_address(address)?;
+            log.begin(&Head { peer: identity.peer().0, manifest: manifest.to_bytes() })?;
+        }
+        let start = Start::of(found, identity.is_new());
         let invite = Invite { peer: identity.peer(), host: address.ip().to_string(), port: address.port() };
         let table = TableWriter::new(SignedTable::sign(&identity, &digest, Membership::default()));
         let (totals_sender, totals) = mpsc::channel(REQUESTS_MAX);
@@ -121,7 +158,7 @@ impl Coordinator {
             totals: totals_sender,
             heldout: watch::Sender::default(),
         };
-        Ok(Self { listener, invite, identity, digest, published, config, table, totals })
+        Ok(Self { listener, invite, identity, digest, published, config, table, totals, log, start })
     }
 
     /// The address that peers call, with the key that they pin.
@@ -150,12 +187,13 @@ impl Coordinator {
         let serving = grpc::serve(self.listener, &self.identity, Trust::anyone(), service, async {
             let _ = serving_stopped.await;
         });
-        // Members know a key that is older than this process.
-        let machine = match self.identity.is_new() {
-            true => swarmline_scheduler::Coordinator::new(self.config),
-            false => swarmline_scheduler::Coordinator::restarted(self.config),
-        };
-        let work = CoordinatorLoop::new(machine, self.identity.clone(), self.digest, self.table, reporter);
+        let clock = Clock::start();
+        let (machine, resumes) = self.start.machine(&clock, self.config);
+        if resumes {
+            reporter.tell(&resumed(&machine));
+        }
+        let signer = Signer { identity: self.identity.clone(), digest: self.digest, table: self.table };
+        let work = CoordinatorLoop::new(machine, clock, signer, self.log, reporter);
         let working = async {
             let outcome = work.run(request_queue, self.totals, stop).await;
             drop(stop_serving);
@@ -167,7 +205,54 @@ impl Coordinator {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
+impl Start {
+    fn of(found: Option<Found>, is_new_key: bool) -> Self {
+        match found {
+            Some(found) if !found.facts.is_empty() && found.is_complete => Self::WithLog(found.facts),
+            Some(found) if !found.facts.is_empty() => Self::WithOldLog(found.facts),
+            _ if is_new_key => Self::First,
+            _ => Self::WithKey,
+        }
+    }
+
+    /// The machine of this start, and whether it goes on with a run by its log.
+    fn machine(self, clock: &Clock, config: Config) -> (swarmline_scheduler::Coordinator, bool) {
+        use swarmline_scheduler::Coordinator;
+        let now = clock.now();
+        match self {
+            Self::First => (Coordinator::new(config), false),
+            Self::WithKey => (Coordinator::restarted(config), false),
+            Self::WithLog(facts) => (Coordinator::restored(now, config, facts), true),
+            Self::WithOldLog(facts) => (Coordinator::restored_from_old(now, config, facts), true),
+        }
+    }
+}
+
+fn resumed(machine: &swarmline_scheduler::Coordinator) -> Event {
+    Event::Resumed {
+        members: machine.membership().members.len(),
+        done: machine.run_progress().settled,
+        finished: machine.is_finished(),
+    }
+}
+
+/// Refuses a run file, or a key, that the members of a run do not have.
+fn check_same_run(folder: &RunFolder, head: &Head, given: &Manifest, ours: PeerId) -> Result<(), Error> {
+    let (folder, theirs) = (folder.path().to_owned(), PeerId(head.peer));
+    if theirs != ours {
+        return Err(Error::OtherKey { folder, theirs, ours });
+    }
+    let differences = fixed_differences(&Manifest::from_bytes(&head.manifest)?, given);
+    if differences.is_empty() { Ok(()) } else { Err(Error::OtherRun { folder, differences }) }
+}
+
+/// Listens on `address`. Port 0 takes the port of the start before, which members call, if it is free.
+async fn listen(address: SocketAddr, before: Option<SocketAddr>) -> Result<TcpListener, Error> {
+    if let Some(before) = before.filter(|before| address.port() == 0 && before.ip() == address.ip())
+        && let Ok(listener) = TcpListener::bind(before).await
+    {
+        return Ok(listener);
+    }
     TcpListener::bind(address).await.map_err(|error| Error::Listen { address, error })
 }
 

@@ -13,6 +13,8 @@ use crate::model::ShardError;
 pub use crate::bench::BenchError;
 pub use crate::checkpoint::CheckpointError;
 pub use crate::config::ConfigError;
+use crate::config::Difference;
+pub use crate::coordinator::LogError;
 pub use crate::data::DataError;
 pub use crate::generate::GenerateError;
 pub use crate::net::address::InviteError;
@@ -50,6 +52,47 @@ pub enum Error {
         address: SocketAddr,
         /// The system's error.
         error: io::Error,
+    },
+    /// The folder of a run cannot be made, or written to.
+    #[error("cannot {action} the folder of the run, {path}: {error}; choose another with --state DIR")]
+    RunFolder {
+        /// The attempted action.
+        action: &'static str,
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// A key cannot be read or made.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The log of a run cannot be used.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The run file is not that of the run that is to go on.
+    #[error(
+        "{folder} has a run that was begun with other settings: {}; put these back to go on with it, or begin another run \
+         with --state DIR (policy and data.paths may change)",
+        join(.differences)
+    )]
+    OtherRun {
+        /// The folder of the run.
+        folder: PathBuf,
+        /// The fields that differ.
+        differences: Vec<Difference>,
+    },
+    /// The coordinator's key is not that of the run that is to go on.
+    #[error(
+        "{folder} has a run whose members know its coordinator as {theirs}, and this key is {ours}; start with that key, \
+         or begin another run with --state DIR"
+    )]
+    OtherKey {
+        /// The folder of the run.
+        folder: PathBuf,
+        /// The key that the run was begun with.
+        theirs: PeerId,
+        /// The key of this start.
+        ours: PeerId,
     },
     /// The system does not tell the address of a socket.
     #[error("the system does not tell the address of a socket: {0}")]
@@ -205,6 +248,10 @@ impl Error {
                 | Self::Succeeded { .. }
         )
     }
+}
+
+fn join(differences: &[Difference]) -> String {
+    differences.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
 }
 
 impl From<ShardError> for Error {

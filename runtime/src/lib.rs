@@ -126,7 +126,7 @@ pub mod weights;
 mod weights;
 
 pub use config::Run;
-pub use coordinator::{Coordinator, CoordinatorOptions};
+pub use coordinator::{Coordinator, CoordinatorOptions, RunFolder};
 pub use error::Error;
 pub use feeder::{Feeder, FeederOptions};
 pub use keeper::{Every, Keeper, KeeperOptions};

@@ -14,6 +14,7 @@ mod config;
 mod divergence;
 mod event;
 mod eviction;
+mod facts;
 mod farewell;
 mod former;
 mod holders;
@@ -39,6 +40,7 @@ use crate::{
 
 pub use config::{Config, FeedPolicy, MEMBERS_MAX, Policy};
 pub use event::{Action, Event, FeederReport, Reason};
+pub use facts::{Fact, FactKey, Facts, RunFact};
 pub use reply::{JoinRefusal, Reply};
 
 use eviction::Evicted;
@@ -93,6 +95,8 @@ pub struct Coordinator {
     /// The end of the run; `None` before it is over.
     farewell: Option<Farewell>,
     publishing: Publishing,
+    /// The facts about the run as they were handed over last.
+    kept_run: Option<RunFact>,
     actions: VecDeque<Action>,
 }
 
@@ -119,6 +123,7 @@ impl Coordinator {
             diverged: None,
             farewell: None,
             publishing: Publishing::default(),
+            kept_run: None,
             actions: VecDeque::new(),
         }
     }
@@ -164,6 +169,7 @@ impl Coordinator {
             self.actions.push_back(Action::Reply { to: from.peer, reply });
         }
         self.notice_end(now);
+        self.keep();
     }
 
     /// Handles a request and returns its reply.

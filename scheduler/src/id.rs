@@ -4,6 +4,9 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Range;
 
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+
 /// Identity of a microbatch. The run seed and this number determine its tokens.
 ///
 /// The number has three parts: whether the text is held out, the block, and the index in the block. Each feeder injects
@@ -13,23 +16,24 @@ use std::ops::Range;
 pub struct MicrobatchId(pub u64);
 
 /// Number of a block of [`Block::IDS`] ids.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Block(pub u32);
 
 /// Position of a stage in the pipeline, 0-based.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StageIndex(pub u16);
 
 /// Identity of a peer: its ed25519 public key.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct PeerId(pub [u8; 32]);
 
 /// Number of a start of a peer's process; a restart under the same key has a higher number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Incarnation(pub u64);
 
 /// One start of one peer. A restarted peer is another instance, and everything that the former instance held is lost.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Instance {
     /// The key of the peer.
     pub peer: PeerId,
@@ -115,6 +119,21 @@ impl Ord for PeerId {
 impl PartialOrd for PeerId {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
+    }
+}
+
+impl From<PeerId> for String {
+    fn from(peer: PeerId) -> Self {
+        HEXLOWER.encode(&peer.0)
+    }
+}
+
+impl TryFrom<String> for PeerId {
+    type Error = &'static str;
+
+    fn try_from(digits: String) -> Result<Self, Self::Error> {
+        let bytes = HEXLOWER.decode(digits.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Self).ok_or("not the 64 hexadecimal digits of a key")
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Block, MicrobatchId, PeerId};
 
 /// Ids of one lease at most; larger requests get this many.
@@ -38,7 +40,7 @@ pub struct LeasedRange {
 }
 
 /// The progress of one block, as its feeder reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockTally {
     /// The block.
     pub block: Block,

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantArray};
 
 use crate::lease::LeasedRange;
@@ -32,7 +33,7 @@ pub enum WeightsPolicy {
 }
 
 /// The state of a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum MemberState {
     /// A replica placed on a stage that does not serve yet: it takes the state of another replica.
     Loading(StageIndex),
@@ -58,7 +59,7 @@ impl MemberState {
 }
 
 /// One entry of the membership table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// The peer and its start.
     pub instance: Instance,

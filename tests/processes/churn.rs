@@ -66,9 +66,31 @@ fn a_coordinator_that_stood_still_expels_no_member() {
 }
 
 #[test]
-fn a_coordinator_that_was_killed_learns_its_run_from_the_members() {
+fn a_coordinator_that_is_killed_again_and_again_goes_on_where_it_was() {
+    let mut flock = Flock::gather();
+    for time in 0..4 {
+        flock.swarm.coordinator.kill();
+        // It is away for a moment, or while training goes on.
+        if time % 2 == 0 {
+            flock.progress();
+        }
+        flock.swarm.start_coordinator_again();
+        let (members, done) = flock.swarm.coordinator.hear("that the run goes on", |event| match event {
+            Event::Resumed { members, done, .. } => Some((members, done)),
+            _ => None,
+        });
+        assert_eq!(members, STAGES * REPLICAS + 1);
+        assert!(done > 0);
+    }
+    flock.progress();
+    flock.end_undisturbed();
+}
+
+#[test]
+fn a_coordinator_that_lost_its_log_learns_its_run_from_the_members() {
     let mut flock = Flock::gather();
     flock.swarm.coordinator.kill();
+    flock.swarm.lose_log();
     flock.progress();
     flock.swarm.start_coordinator_again();
     flock.swarm.coordinator.hear("that every replica serves as before", |event| match event {

@@ -23,6 +23,7 @@ mod process;
 mod recipe;
 mod replicas;
 mod rogue;
+mod run_folder;
 mod same_key;
 mod silence;
 mod standby;

@@ -139,6 +139,16 @@ impl Process {
         self.child.wait().unwrap();
     }
 
+    /// Lets the process write to no file beyond this length, bytes, from now on. It must ignore SIGXFSZ.
+    pub(crate) fn limit_files(&self, bytes: libc::rlim_t) {
+        let id = libc::pid_t::try_from(self.child.id()).unwrap();
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the call reads one struct that outlives it, and writes to no memory.
+        #[allow(unsafe_code, reason = "the standard library sets no limits of other processes")]
+        let set = unsafe { libc::prlimit(id, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) };
+        assert_eq!(set, 0, "the files of {} cannot be limited", self.name);
+    }
+
     fn signal(&self, signal: libc::c_int) {
         let id = libc::pid_t::try_from(self.child.id()).unwrap();
         // SAFETY: the call touches no memory, and the child has not been waited for, so no other process has its id.

@@ -29,18 +29,29 @@ impl Swarm {
     pub(crate) fn coordinate(recipe: &Recipe) -> Self {
         let turn = Self::turn();
         let folder = recipe.write();
-        let key = folder.argument("coordinator.key");
-        let (coordinator, invite) = start_coordinator(&folder, &["--identity", &key]);
+        let (coordinator, invite) = start_coordinator(&folder, &[]);
         Self { coordinator, replicas: Vec::new(), invite, folder, _turn: turn }
     }
 
-    /// Starts the coordinator again, with its key and at its address, after it was killed.
+    /// Starts the coordinator with the same command again, after it was killed.
     pub(crate) fn start_coordinator_again(&mut self) {
-        let (_, address) = self.invite.split_once('@').unwrap();
-        let key = self.folder.argument("coordinator.key");
-        let (coordinator, invite) = start_coordinator_at(&self.folder, address, &["--identity", &key]);
-        assert_eq!(invite, self.invite);
+        self.go_on_with(spawn_coordinator(&self.folder, &[]));
+    }
+
+    /// As [`Swarm::start_coordinator_again`], by another program; see [`Process::start_under`].
+    pub(crate) fn start_coordinator_again_under(&mut self, prefix: &[&str]) {
+        let arguments = coordinator_arguments(&self.folder);
+        self.go_on_with(Process::start_under(prefix, "coordinator", arguments.iter().map(String::as_str)));
+    }
+
+    fn go_on_with(&mut self, coordinator: Process) {
         self.coordinator = coordinator;
+        assert_eq!(invite(&mut self.coordinator), self.invite);
+    }
+
+    /// The log of the coordinator is gone, but not its key.
+    pub(crate) fn lose_log(&self) {
+        std::fs::remove_file(self.folder.file("run.run/log.redb")).unwrap();
     }
 
     /// Waits until no other swarm of these tests runs.
@@ -114,18 +125,29 @@ impl Swarm {
 
 /// Starts a coordinator of the run in `folder`; returns its invite too.
 pub(crate) fn start_coordinator(folder: &RunFolder, more: &[&str]) -> (Process, String) {
-    start_coordinator_at(folder, "127.0.0.1:0", more)
+    let mut coordinator = spawn_coordinator(folder, more);
+    let invite = invite(&mut coordinator);
+    (coordinator, invite)
 }
 
-fn start_coordinator_at(folder: &RunFolder, address: &str, more: &[&str]) -> (Process, String) {
-    let run_file = folder.run_file();
-    let fixed = ["coordinator", "--run", &run_file, "--listen", address, "--json", "--leash", "--no-keeper"];
-    let mut coordinator = Process::start("coordinator", fixed.iter().chain(more).copied());
-    let invite = coordinator.hear("its invite", |event| match event {
+fn invite(coordinator: &mut Process) -> String {
+    coordinator.hear("its invite", |event| match event {
         Event::Listening { invite, .. } => Some(invite),
         _ => None,
-    });
-    (coordinator, invite)
+    })
+}
+
+/// Starts a coordinator of the run in `folder`, without a wait. A later start of it takes the port of the first.
+pub(crate) fn spawn_coordinator(folder: &RunFolder, more: &[&str]) -> Process {
+    let fixed = coordinator_arguments(folder);
+    Process::start("coordinator", fixed.iter().map(String::as_str).chain(more.iter().copied()))
+}
+
+fn coordinator_arguments(folder: &RunFolder) -> Vec<String> {
+    let run_file = folder.run_file();
+    ["coordinator", "--run", &run_file, "--listen", "127.0.0.1:0", "--json", "--leash", "--no-keeper"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// Waits until a replica serves; returns its stage.

@@ -1,7 +1,7 @@
 //! `swarmline coordinator --run FILE`.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use swarmline_scheduler::WeightsPolicy;
 use tokio::sync::oneshot;
@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::own_keeper::OwnKeeper;
 use super::{Failure, Leash, StopRequest, block_on, folder_of, unhindered_reporter};
 use crate::config::Run;
-use crate::coordinator::{Coordinator, CoordinatorOptions};
+use crate::coordinator::{Coordinator, CoordinatorOptions, RunFolder};
 use crate::keeper::Every;
 use crate::net::{Identity, Invite};
 use crate::outcome::Outcome;
@@ -24,7 +24,10 @@ pub(super) struct Arguments {
     /// Address to listen on; port 0 takes any free port
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7700")]
     listen: SocketAddr,
-    /// Keep this coordinator's key in a file, so that its invite stays the same after a restart
+    /// Folder of the run: key and log, so that the same command goes on after a crash. Default: NAME.run beside NAME.toml
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Take the key of a file, not that of the folder of the run
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
     /// Start no keeper: the run leaves no model behind, unless `swarmline keep` joins it
@@ -42,9 +45,15 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let run = Run::load(&arguments.run)?;
-    let identity = Identity::load_or_ephemeral(arguments.identity.as_deref())?;
-    let keeping = Keeping::of(arguments, &run)?;
+    let beside = || RunFolder::beside(&arguments.run);
+    let folder = RunFolder::open(arguments.state.clone().unwrap_or_else(beside))?;
+    let identity = match &arguments.identity {
+        Some(file) => Identity::load_or_create(file)?,
+        None => folder.identity()?,
+    };
+    let keeping = Keeping::of(arguments, &run, &folder)?;
     let options = CoordinatorOptions::new(run, identity)
+        .with_folder(folder)
         .with_base(folder_of(&arguments.run))
         .with_listen(arguments.listen)
         .with_keeper(keeping.as_ref().map(|keeping| keeping.identity.peer()));
@@ -95,8 +104,7 @@ fn stopped(newest: Option<&KeptReport>) -> Failure {
 
 /// What the keeper of this coordinator needs before the port is open.
 struct Keeping {
-    /// The folder of the run.
-    folder: PathBuf,
+    folder: RunFolder,
     identity: Identity,
 }
 
@@ -107,34 +115,21 @@ const CHECKPOINTS: &str = "checkpoints";
 
 impl Keeping {
     /// `None` if a person, or the policy of the run, wants no keeper that has the whole model.
-    fn of(arguments: &Arguments, run: &Run) -> Result<Option<Self>, Failure> {
+    fn of(arguments: &Arguments, run: &Run, folder: &RunFolder) -> Result<Option<Self>, Failure> {
         if arguments.no_keeper || run.policy.weights == WeightsPolicy::Split {
             return Ok(None);
         }
-        let folder = run_folder(&arguments.run);
-        std::fs::create_dir_all(&folder).map_err(|error| {
-            Failure::failed(format!(
-                "cannot make the folder {} for the checkpoints of the run: {error}; put the run file into a folder that \
-                 this user may write to, or start no keeper with --no-keeper",
-                folder.display()
-            ))
-        })?;
-        let identity = Identity::load_or_create(&folder.join(KEY))?;
-        Ok(Some(Self { folder, identity }))
+        let identity = Identity::load_or_create(&folder.path().join(KEY))?;
+        Ok(Some(Self { folder: folder.clone(), identity }))
     }
 
     fn keeper(&self, invite: &Invite, arguments: &Arguments) -> OwnKeeper {
         OwnKeeper {
             invite: invite.clone(),
-            identity: self.folder.join(KEY),
-            target: self.folder.join(CHECKPOINTS),
+            identity: self.folder.path().join(KEY),
+            target: self.folder.path().join(CHECKPOINTS),
             every: arguments.keep_every,
             listen: SocketAddr::new(arguments.listen.ip(), 0),
         }
     }
-}
-
-/// The folder of a run: `NAME.run` beside `NAME.toml`.
-fn run_folder(run_file: &Path) -> PathBuf {
-    run_file.with_extension("run")
 }

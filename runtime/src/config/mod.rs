@@ -6,6 +6,7 @@
 
 mod annotate;
 mod check;
+mod differences;
 mod document;
 mod error;
 mod fields;
@@ -22,6 +23,7 @@ mod tests;
 mod words;
 
 pub(crate) use check::SECRET_MARK;
+pub use differences::{Difference, fixed_differences};
 pub use error::{ConfigError, Violation};
 pub use manifest::{Manifest, PROTOCOL};
 pub use parameters::{Initial, ParameterSpec};

@@ -1,15 +1,17 @@
-//! The loop around a coordinator: it waits for a request, a timeout or the stop, and performs the machine's actions.
-//! All rules are in the machine.
+//! The loop around a coordinator: it waits for requests, a timeout or the stop, makes durable what the machine decides, and
+//! then performs its actions. All rules are in the machine.
 
 use std::collections::VecDeque;
 use std::pin::pin;
+use std::time::Duration;
 
-use swarmline_scheduler::coordinator::{Action, Event};
+use swarmline_scheduler::coordinator::{Action, Event, Fact};
 use swarmline_scheduler::feeder::Divergence;
 use swarmline_scheduler::{Coordinator, Evidence, MemberState, Membership, PeerId, StageIndex};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Reply, Request};
+use super::log::Log;
+use super::{REQUESTS_MAX, Reply, Request};
 use crate::error::Error;
 use crate::net::Identity;
 use crate::net::digest::ManifestDigest;
@@ -18,38 +20,59 @@ use crate::outcome::Outcome;
 use crate::process::Clock;
 use crate::report::{self, Incident, Reporter, Totals};
 
+/// Time between two attempts to write to a log that refuses.
+const LOG_RETRY: Duration = Duration::from_secs(5);
+
+/// The key of a run, and the tables that it signs.
+#[derive(Debug)]
+pub(super) struct Signer {
+    pub(super) identity: Identity,
+    pub(super) digest: ManifestDigest,
+    pub(super) table: TableWriter,
+}
+
 /// The state of the loop.
 #[derive(Debug)]
 pub(super) struct CoordinatorLoop<'a> {
     machine: Coordinator,
     clock: Clock,
-    identity: Identity,
-    digest: ManifestDigest,
-    table: TableWriter,
+    signer: Signer,
+    /// `None`: what was decided dies with this process.
+    log: Option<Log>,
     reporter: &'a Reporter,
-    /// The caller of the request that is handled.
-    caller: Option<oneshot::Sender<Reply>>,
+    /// What waits for the log.
+    facts: Vec<Fact>,
+    due: VecDeque<Due>,
     /// Callers whose reply waits for a table, in the order of their requests.
     waiting: VecDeque<oneshot::Sender<Reply>>,
     ended: bool,
 }
 
+/// An action that may be done once the facts before it are durable.
+#[derive(Debug)]
+enum Due {
+    Answer(oneshot::Sender<Reply>, Reply),
+    Publish(Membership),
+    Tell(Incident),
+    End,
+}
+
 impl<'a> CoordinatorLoop<'a> {
     pub(super) fn new(
         machine: Coordinator,
-        identity: Identity,
-        digest: ManifestDigest,
-        table: TableWriter,
+        clock: Clock,
+        signer: Signer,
+        log: Option<Log>,
         reporter: &'a Reporter,
     ) -> Self {
         Self {
             machine,
-            clock: Clock::start(),
-            identity,
-            digest,
-            table,
+            clock,
+            signer,
+            log,
             reporter,
-            caller: None,
+            facts: Vec::new(),
+            due: VecDeque::new(),
             waiting: VecDeque::new(),
             ended: false,
         }
@@ -62,14 +85,20 @@ impl<'a> CoordinatorLoop<'a> {
         stop: impl Future<Output = ()>,
     ) -> Result<Outcome, Error> {
         let mut stop = pin!(stop);
+        // A run that goes on publishes its table before the first call.
+        self.handle(Event::Timeout, None);
+        self.settle().await;
         while !self.ended {
             let deadline = self.machine.poll_timeout().map(|(at, _)| at);
+            let is_behind = self.log.as_ref().is_some_and(Log::is_behind);
             tokio::select! {
-                Some(request) = requests.recv() => self.handle_request(request),
+                Some(request) = requests.recv() => self.handle_requests(request, &mut requests),
                 Some(totals) = totals.recv() => self.reporter.tell(&report::Event::FeederDone(totals)),
-                () = self.clock.sleep_until(deadline) => self.handle(Event::Timeout),
+                () = self.clock.sleep_until(deadline) => self.handle(Event::Timeout, None),
+                () = tokio::time::sleep(LOG_RETRY), if is_behind => {}
                 () = &mut stop => return Ok(Outcome::Stopped),
             }
+            self.settle().await;
         }
         match self.machine.diverged() {
             Some(at) => Err(Error::Diverged { at, sign: Divergence::Reported }),
@@ -77,37 +106,38 @@ impl<'a> CoordinatorLoop<'a> {
         }
     }
 
-    /// A caller whose reply does not come at once waits for it.
-    fn handle_request(&mut self, request: Request) {
-        self.caller = Some(request.reply);
-        self.handle(request.event);
-        self.waiting.extend(self.caller.take());
+    /// The requests that have arrived are handled together: the log is written once for all of them.
+    fn handle_requests(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) {
+        let others = std::iter::from_fn(|| requests.try_recv().ok()).take(REQUESTS_MAX);
+        for request in std::iter::once(first).chain(others) {
+            self.handle(request.event, Some(request.reply));
+        }
     }
 
-    fn handle(&mut self, event: Event) {
+    /// Takes an event. A caller whose reply does not come at once waits for it.
+    fn handle(&mut self, event: Event, mut caller: Option<oneshot::Sender<Reply>>) {
         self.machine.handle(self.clock.now(), event);
         while let Some(action) = self.machine.poll_action() {
-            match action {
-                Action::Reply { to, reply } => {
-                    let caller = self.caller.take();
-                    self.answer(caller, to, reply);
+            let due = match action {
+                Action::Keep(facts) => {
+                    self.facts.extend(facts);
+                    None
                 }
+                Action::Reply { to, reply } => self.answer(caller.take(), to, reply),
                 Action::LateReply { to, reply } => {
                     let caller = self.waiting.pop_front();
-                    self.answer(caller, to.peer, reply);
+                    self.answer(caller, to.peer, reply)
                 }
-                Action::Membership(membership) => self.publish(&membership),
+                Action::Membership(membership) => Some(Due::Publish(membership)),
                 Action::Evicted { replica, stage, feeder, evidence } => {
-                    let (peer, feeder) = (format!("{replica:?}"), format!("{feeder:?}"));
-                    let Evidence { false_ones, sound } = evidence;
-                    let evicted =
-                        Incident::ReplicaEvicted { peer, stage: stage.0, feeder, false_ones, sound };
-                    self.reporter.tell(&report::Event::Incident(evicted));
+                    Some(Due::Tell(evicted(replica, stage, feeder, evidence)))
                 }
-                Action::Finished => {}
-                Action::End => self.ended = true,
-            }
+                Action::Finished => None,
+                Action::End => Some(Due::End),
+            };
+            self.due.extend(due);
         }
+        self.waiting.extend(caller);
     }
 
     fn answer(
@@ -115,17 +145,47 @@ impl<'a> CoordinatorLoop<'a> {
         caller: Option<oneshot::Sender<Reply>>,
         to: PeerId,
         reply: swarmline_scheduler::coordinator::Reply,
-    ) {
+    ) -> Option<Due> {
         let (finished, diverged) = (self.machine.tells_end(to), self.machine.diverged());
-        if let Some(caller) = caller {
-            let _ = caller.send(Reply { reply, finished, diverged });
+        caller.map(|caller| Due::Answer(caller, Reply { reply, finished, diverged }))
+    }
+
+    /// Makes durable what was decided, and does then what follows from it.
+    async fn settle(&mut self) {
+        self.write_log().await;
+        while let Some(due) = self.due.pop_front() {
+            match due {
+                Due::Answer(caller, reply) => {
+                    let _ = caller.send(reply);
+                }
+                Due::Publish(table) => self.publish(&table),
+                Due::Tell(incident) => self.reporter.tell(&report::Event::Incident(incident)),
+                Due::End => self.ended = true,
+            }
         }
     }
 
+    /// A log that refuses is said to be behind, and the run goes on: members have the tables that follow.
+    async fn write_log(&mut self) {
+        let facts = std::mem::take(&mut self.facts);
+        let Some(log) = self.log.as_mut().filter(|log| log.is_behind() || !facts.is_empty()) else { return };
+        let was_behind = log.is_behind();
+        let written = log.commit(facts).await;
+        if was_behind == written.is_err() {
+            return;
+        }
+        let incident = match written {
+            Ok(()) => Incident::LogComplete,
+            Err(error) => Incident::LogBehind { fault: error.to_string() },
+        };
+        self.reporter.tell(&report::Event::Incident(incident));
+    }
+
     fn publish(&self, table: &Membership) {
-        let changed = self.table.change(|signed| {
+        let Signer { identity, digest, table: writer } = &self.signer;
+        let changed = writer.change(|signed| {
             let change = signed.table().change_to(&table.clone().into());
-            signed.change(&self.identity, &self.digest, change)
+            signed.change(identity, digest, change)
         });
         if let Err(error) = changed {
             tracing::error!(%error, "a table is not published; please report this line");
@@ -145,4 +205,10 @@ impl<'a> CoordinatorLoop<'a> {
 
 fn is_keeper(state: MemberState) -> bool {
     matches!(state, MemberState::Keeping(_))
+}
+
+fn evicted(replica: PeerId, stage: StageIndex, feeder: PeerId, evidence: Evidence) -> Incident {
+    let (peer, feeder) = (format!("{replica:?}"), format!("{feeder:?}"));
+    let Evidence { false_ones, sound } = evidence;
+    Incident::ReplicaEvicted { peer, stage: stage.0, feeder, false_ones, sound }
 }

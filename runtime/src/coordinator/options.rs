@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use swarmline_scheduler::PeerId;
 
+use super::RunFolder;
 use crate::config::Run;
 use crate::net::Identity;
 
@@ -15,6 +16,7 @@ pub struct CoordinatorOptions {
     pub(super) base: PathBuf,
     pub(super) identity: Identity,
     pub(super) listen: SocketAddr,
+    pub(super) folder: Option<RunFolder>,
     pub(super) keeper: Option<PeerId>,
 }
 
@@ -23,13 +25,8 @@ impl CoordinatorOptions {
     /// start from the current folder.
     #[must_use]
     pub fn new(run: Run, identity: Identity) -> Self {
-        Self {
-            run,
-            base: PathBuf::new(),
-            identity,
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            keeper: None,
-        }
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { run, base: PathBuf::new(), identity, listen, folder: None, keeper: None }
     }
 
     /// Folder that relative paths of the run start from.
@@ -44,7 +41,14 @@ impl CoordinatorOptions {
         Self { keeper: keeper.into(), ..self }
     }
 
-    /// Address to listen on; port 0 takes any free port.
+    /// Keeps what is decided in this folder: a start after a crash goes on where the run was. Without a folder such a start
+    /// asks the members.
+    #[must_use]
+    pub fn with_folder(self, folder: RunFolder) -> Self {
+        Self { folder: Some(folder), ..self }
+    }
+
+    /// Address to listen on; port 0 takes the port of the start before, if it is free, or any free port.
     #[must_use]
     pub fn with_listen(self, listen: SocketAddr) -> Self {
         Self { listen, ..self }

@@ -18,6 +18,15 @@ pub enum Event {
         /// Digest of the run manifest, hexadecimal.
         manifest: String,
     },
+    /// A coordinator goes on with a run that an earlier start has begun.
+    Resumed {
+        /// Members that the run had.
+        members: usize,
+        /// Microbatches that had their outcome.
+        done: u64,
+        /// Whether the run is over.
+        finished: bool,
+    },
     /// The membership table of a coordinator has changed.
     Members {
         /// Version of the table.

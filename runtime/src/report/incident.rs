@@ -77,6 +77,13 @@ pub enum Incident {
         /// Such cases since the last line about them, this one included.
         times: u64,
     },
+    /// The coordinator's log refuses what was decided. The run goes on.
+    LogBehind {
+        /// The file and the cause.
+        fault: String,
+    },
+    /// The coordinator's log has taken what it had refused.
+    LogComplete,
     /// A feeder leaves the claims of a replica unanswered.
     FeederSilent {
         /// The feeder.
@@ -251,6 +258,12 @@ impl fmt::Display for Incident {
                 "peer {voter} says that peer {owner} sent it another average than to this replica: one of the two \
                  lies; {times} since the last such line"
             ),
+            Self::LogBehind { fault } => write!(
+                f,
+                "{fault}. The run goes on, and the log is tried again every few seconds; a start after a crash now asks \
+                 members for what the log does not know"
+            ),
+            Self::LogComplete => write!(f, "the log has every decision again"),
             Self::FeederSilent { peer, seconds, affected } => write!(
                 f,
                 "nothing heard from feeder {peer} for {seconds} s: it is gone, or the network between it and this \

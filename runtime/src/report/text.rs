@@ -16,6 +16,14 @@ impl fmt::Display for Event {
                     &manifest[..manifest.len().min(12)]
                 )
             }
+            Self::Resumed { members, done, finished: false } => {
+                write!(f, "going on where the run was: {members} members, {done} microbatches done")
+            }
+            Self::Resumed { members, done, finished: true } => write!(
+                f,
+                "the run is finished: {done} microbatches done, {members} members still to be told; to begin another, \
+                 remove its folder or name one with --state DIR"
+            ),
             Self::Members { version, serving, standby, feeders, keepers } => {
                 write!(
                     f,

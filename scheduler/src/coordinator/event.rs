@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::Reply;
+use super::{Fact, Reply};
 use crate::stage::Progress;
 use crate::{BlockTally, Evidence, Instance, Membership, MicrobatchId, PeerId, Role, StageIndex};
 
@@ -111,8 +111,10 @@ impl Event {
 }
 
 /// An action that a coordinator asks its process for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Action {
+    /// Make these facts durable before any action after this one is done. Comes first, if at all.
+    Keep(Vec<Fact>),
     /// Reply to the request just handled. Every request has exactly one reply, now or later.
     Reply {
         /// The caller.

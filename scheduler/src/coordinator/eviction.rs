@@ -14,11 +14,24 @@ pub(super) const EVICTED_MAX: usize = 4_096;
 
 /// The keys that may not come back.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Evicted(BTreeSet<PeerId>);
+pub(super) struct Evicted {
+    keys: BTreeSet<PeerId>,
+    unkept: Vec<PeerId>,
+}
 
 impl Evicted {
     pub(super) fn contains(&self, key: PeerId) -> bool {
-        self.0.contains(&key)
+        self.keys.contains(&key)
+    }
+
+    pub(super) fn note(&mut self, key: PeerId) {
+        self.keys.insert(key);
+        self.unkept.push(key);
+    }
+
+    /// The keys that were evicted since the last call.
+    pub(super) fn take_unkept(&mut self) -> Vec<PeerId> {
+        std::mem::take(&mut self.unkept)
     }
 }
 
@@ -42,11 +55,11 @@ impl Coordinator {
 
     fn evict(&mut self, replica: Instance, feeder: PeerId, evidence: Evidence) {
         let stage = self.members.get(replica).and_then(|entry| entry.member.state.stage());
-        let Some(stage) = stage.filter(|_| self.evicted.0.len() < EVICTED_MAX) else { return };
+        let Some(stage) = stage.filter(|_| self.evicted.keys.len() < EVICTED_MAX) else { return };
         self.members.remove(replica.peer);
         self.former.note(replica);
         self.holders.forget(replica.peer);
-        self.evicted.0.insert(replica.peer);
+        self.evicted.note(replica.peer);
         self.publishing.change();
         self.actions.push_back(Action::Evicted { replica: replica.peer, stage, feeder, evidence });
     }

@@ -1,6 +1,6 @@
 //! The starts that were members once. None of them becomes a newcomer again: what it did since is unknown.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{Incarnation, Instance, PeerId};
 
@@ -12,11 +12,13 @@ const FORMER_MAX: usize = 65_536;
 pub(super) struct FormerStarts {
     latest: BTreeMap<PeerId, Incarnation>,
     order: VecDeque<PeerId>,
+    changed: BTreeSet<PeerId>,
 }
 
 impl FormerStarts {
     /// Notes a start that is no member any more.
     pub(super) fn note(&mut self, start: Instance) {
+        self.changed.insert(start.peer);
         match self.latest.get_mut(&start.peer) {
             Some(latest) => *latest = (*latest).max(start.incarnation),
             None => {
@@ -42,7 +44,14 @@ impl FormerStarts {
             && let Some(oldest) = self.order.pop_front()
         {
             self.latest.remove(&oldest);
+            self.changed.insert(oldest);
         }
+    }
+
+    /// The peers of which something else is known since the last call, and their latest former start.
+    pub(super) fn take_changed(&mut self) -> Vec<(PeerId, Option<Incarnation>)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().map(|peer| (peer, self.latest.get(&peer).copied())).collect()
     }
 }
 

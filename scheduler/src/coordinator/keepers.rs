@@ -13,9 +13,22 @@ const KEYS_MAX: usize = 65_536;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Keepers {
     kept: BTreeMap<PeerId, StageIndex>,
+    unkept: Vec<(PeerId, StageIndex)>,
 }
 
 impl Keepers {
+    /// Notes the stage of a key.
+    pub(super) fn note(&mut self, peer: PeerId, stage: StageIndex) {
+        if self.kept.insert(peer, stage) != Some(stage) {
+            self.unkept.push((peer, stage));
+        }
+    }
+
+    /// The keys that have a stage since the last call.
+    pub(super) fn take_unkept(&mut self) -> Vec<(PeerId, StageIndex)> {
+        std::mem::take(&mut self.unkept)
+    }
+
     /// Whether `peer` may keep this stage, or all stages if it names none.
     pub(super) fn admit(
         &mut self,
@@ -32,7 +45,7 @@ impl Keepers {
                 Some(&kept) if kept != stage => Err(JoinRefusal::KeepsAnother { key: peer, kept }),
                 None if self.kept.len() >= KEYS_MAX => Err(JoinRefusal::Full { limit: KEYS_MAX }),
                 Some(_) | None => {
-                    self.kept.insert(peer, stage);
+                    self.note(peer, stage);
                     Ok(())
                 }
             },

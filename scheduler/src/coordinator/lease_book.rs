@@ -14,6 +14,8 @@ mod tests;
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::lease::{BlockTally, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseRefusal, LeasedRange, RunTally};
 use crate::{Block, Incarnation, Instance, Membership, MicrobatchId, Rng};
 
@@ -29,11 +31,13 @@ pub(super) struct LeaseBook {
     next_block: u32,
     /// The table names other ranges than before.
     changed: bool,
+    /// Blocks of which something else is known.
+    unkept: BTreeSet<Block>,
 }
 
 /// A block and its feeder.
-#[derive(Clone, Debug)]
-struct Entry {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
     holder: Instance,
     /// The start that asked for ids last; `None` if none has since the coordinator was started.
     leased_to: Option<Instance>,
@@ -53,7 +57,7 @@ impl LeaseBook {
     /// The book of a run of `total` microbatches.
     #[must_use]
     pub(super) fn new(total: u64) -> Self {
-        Self { total, entries: Vec::new(), next_block: 0, changed: false }
+        Self { total, entries: Vec::new(), next_block: 0, changed: false, unkept: BTreeSet::new() }
     }
 
     /// The book of a coordinator that was started again and knows no block yet. It draws the first block from the number of
@@ -99,6 +103,7 @@ impl LeaseBook {
         let share = self.free().div_ceil(feeders.max(1) as u64);
         let lease = self.entries[place].extend(next, count.min(share));
         self.changed |= self.entries[place].raise_reserve();
+        self.unkept.insert(lease.first.block());
         Ok(lease)
     }
 
@@ -106,12 +111,16 @@ impl LeaseBook {
     pub(super) fn report(&mut self, holder: Instance, tallies: &[BlockTally]) {
         for tally in tallies.iter().take(LEASES_MAX) {
             let free = self.free();
-            let place = self.entries.binary_search_by_key(&tally.block, |entry| entry.tally.block);
+            let place = self.place_of(tally.block);
             let entry = place.ok().and_then(|place| self.entries.get_mut(place));
             if let Some(entry) = entry.filter(|entry| entry.holder.peer == holder.peer) {
                 // A feeder that was started again with its journal knows its blocks.
+                let known = (entry.holder, entry.tally);
                 entry.holder = holder;
                 entry.note(tally, free);
+                if known != (entry.holder, entry.tally) {
+                    self.unkept.insert(tally.block);
+                }
             }
         }
     }
@@ -120,9 +129,14 @@ impl LeaseBook {
     pub(super) fn succeed(&mut self, to: Instance, gone: impl Fn(Instance) -> bool) -> bool {
         let total = self.total;
         let orphans = self.entries.iter_mut().filter(|entry| !entry.closed && gone(entry.holder));
-        let passed = orphans.map(|orphan| orphan.pass_to(to, total)).count();
-        self.changed |= passed > 0;
-        passed > 0
+        let pass = |orphan: &mut Entry| {
+            orphan.pass_to(to, total);
+            orphan.block()
+        };
+        let passed: Vec<_> = orphans.map(pass).collect();
+        self.changed |= !passed.is_empty();
+        self.unkept.extend(&passed);
+        !passed.is_empty()
     }
 
     /// The feeder injects no more ids: its blocks without an open id are closed.
@@ -131,6 +145,7 @@ impl LeaseBook {
         for entry in self.entries.iter_mut().filter(open).filter(|entry| entry.is_settled()) {
             entry.close();
             self.changed = true;
+            self.unkept.insert(entry.block());
         }
     }
 
@@ -154,7 +169,8 @@ impl LeaseBook {
     pub(super) fn restore(&mut self, table: &Membership) {
         for leased in &table.leases {
             let restored = Entry::restored(leased, table);
-            match self.entries.binary_search_by_key(&restored.tally.block, |entry| entry.tally.block) {
+            self.unkept.insert(restored.block());
+            match self.place_of(restored.block()) {
                 Ok(place) => self.entries[place].follow(restored),
                 Err(place) if self.entries.len() < LEASES_MAX => self.entries.insert(place, restored),
                 Err(_) => {}
@@ -169,6 +185,33 @@ impl LeaseBook {
     #[must_use]
     pub(super) fn tallies(&self) -> Vec<BlockTally> {
         self.entries.iter().map(|entry| entry.tally).collect()
+    }
+
+    /// Takes over a block as an earlier start knew it.
+    pub(super) fn recall(&mut self, entry: Entry) {
+        match self.place_of(entry.block()) {
+            Ok(place) => self.entries[place] = entry,
+            Err(place) => self.entries.insert(place, entry),
+        }
+    }
+
+    /// The number of the next block that is opened.
+    pub(super) fn next_block(&self) -> u32 {
+        self.next_block
+    }
+
+    /// Opens no block below `next` from now on.
+    pub(super) fn skip_to(&mut self, next: u32) {
+        self.next_block = self.next_block.max(next);
+    }
+
+    /// The blocks of which something else is known since the last call.
+    pub(super) fn take_unkept(&mut self) -> Vec<Entry> {
+        let unkept = std::mem::take(&mut self.unkept);
+        unkept
+            .into_iter()
+            .filter_map(|block| Some(self.entries[self.place_of(block).ok()?].clone()))
+            .collect()
     }
 
     /// The progress of the run.
@@ -202,6 +245,11 @@ impl LeaseBook {
         self.free() == 0
     }
 
+    /// Where the block stands, or would.
+    fn place_of(&self, block: Block) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&block, Entry::block)
+    }
+
     /// Ids that may still be given out.
     fn free(&self) -> u64 {
         self.entries.iter().fold(self.total, |free, entry| free.saturating_sub(entry.tally.leased))
@@ -230,6 +278,7 @@ impl LeaseBook {
         }
         self.succeed(holder, |former| former.peer == holder.peer && former != holder);
         self.entries.push(Entry::new(block, holder));
+        self.unkept.insert(block);
         self.next_block += 1;
         self.changed = true;
         Ok(self.entries.len() - 1)
@@ -245,6 +294,11 @@ impl LeaseBook {
 }
 
 impl Entry {
+    /// The number of the block.
+    pub(super) fn block(&self) -> Block {
+        self.tally.block
+    }
+
     fn new(block: Block, holder: Instance) -> Self {
         Self {
             holder,

@@ -3,17 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
+use super::Fact;
 use super::placement::Occupancy;
 use crate::alarms::Alarms;
 use crate::{Duration, Instance, Member, MemberState, PeerId, StageIndex, Time};
 
 /// A member, with the fields that only the coordinator knows.
-#[derive(Clone, Debug)]
-pub(super) struct Entry {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
     pub(super) member: Member,
     /// The stage whose state it brought along when it joined.
     pub(super) holds: Option<StageIndex>,
     /// It is a member by a table that was returned to a coordinator that was started again.
+    #[serde(skip)]
     pub(super) is_restored: bool,
     /// A feeder that has reported the end of its work.
     done: bool,
@@ -53,6 +57,8 @@ pub(super) struct Members {
     /// Feeders that have not reported the end of their work.
     working_feeders: usize,
     keepers: usize,
+    /// The peers whose entries were made, changed or removed.
+    unkept: BTreeSet<PeerId>,
 }
 
 impl Members {
@@ -68,6 +74,7 @@ impl Members {
             feeders: 0,
             working_feeders: 0,
             keepers: 0,
+            unkept: BTreeSet::new(),
         }
     }
 
@@ -132,12 +139,14 @@ impl Members {
         self.leases.set(peer, Some(now + self.lease));
         self.count_in(&entry);
         self.entries.insert(peer, entry);
+        self.unkept.insert(peer);
     }
 
     pub(super) fn remove(&mut self, peer: PeerId) -> Option<Entry> {
         let entry = self.entries.remove(&peer)?;
         self.leases.set(peer, None);
         self.count_out(&entry);
+        self.unkept.insert(peer);
         Some(entry)
     }
 
@@ -148,6 +157,24 @@ impl Members {
         for peer in gone {
             self.remove(peer);
         }
+    }
+
+    /// The members were not heard yet: their own tables may be newer than what is known of them.
+    pub(super) fn mark_restored(&mut self) {
+        self.entries.values_mut().for_each(|entry| entry.is_restored = true);
+    }
+
+    /// Every member has a whole lease from `now` on.
+    pub(super) fn renew_leases(&mut self, now: Time) {
+        for &peer in self.entries.keys() {
+            self.leases.set(peer, Some(now + self.lease));
+        }
+    }
+
+    /// What the entries that changed since the last call say now.
+    pub(super) fn take_unkept(&mut self) -> Vec<Fact> {
+        let entry = |peer| self.entries.get(&peer).cloned().map_or(Fact::Gone(peer), Fact::Member);
+        std::mem::take(&mut self.unkept).into_iter().map(entry).collect()
     }
 
     /// Notes that this start of a member was heard; `None` if it is no member.
@@ -187,6 +214,7 @@ impl Members {
         if let Some(mut entry) = self.entries.remove(&peer) {
             self.count_out(&entry);
             change(&mut entry);
+            self.unkept.insert(peer);
             self.count_in(&entry);
             self.entries.insert(peer, entry);
         }

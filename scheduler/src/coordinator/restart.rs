@@ -32,8 +32,8 @@ pub(super) struct Restart {
     heard: Option<(Time, Time)>,
     /// The launch that this start drew for itself. Tables of it tell nothing of the run before.
     own: u64,
-    /// Version of the newest table that was returned.
-    returned: Option<u64>,
+    /// Launch and version of the newest table that was returned.
+    returned: Option<(u64, u64)>,
     /// The highest version of a table that was returned, whatever it says.
     seen: u64,
     /// Members by a table that was returned, which have returned their own.
@@ -43,6 +43,11 @@ pub(super) struct Restart {
 impl Restart {
     pub(super) fn new(own: u64) -> Self {
         Self { heard: None, own, returned: None, seen: 0, returned_by: BTreeSet::new() }
+    }
+
+    /// The state of a coordinator that knows a table already, with this launch and version.
+    pub(super) fn with_table(own: u64, known: (u64, u64)) -> Self {
+        Self { returned: Some(known), ..Self::new(own) }
     }
 
     /// A call has arrived.
@@ -88,13 +93,13 @@ impl Restart {
         let in_time = self.waits(now);
         let newer = match self.returned {
             None => in_time || !has_leased,
-            Some(known) => in_time && table.version > known,
+            Some(known) => in_time && (table.launch, table.version) > known,
         };
         if newer && is_of_the_run {
             if let Some((first, until)) = self.heard.as_mut().filter(|_| self.returned.is_none()) {
                 *until = (*first + RETURN_WITHIN).max(now + NEWER_WITHIN);
             }
-            self.returned = Some(table.version);
+            self.returned = Some((table.launch, table.version));
         }
         newer && is_of_the_run
     }

@@ -26,6 +26,7 @@ struct Harness {
     coordinator: Coordinator,
     now: Time,
     published: Vec<Membership>,
+    facts: Facts,
     late: Vec<(Instance, Reply)>,
     evicted: Vec<PeerId>,
     finished: u32,
@@ -47,6 +48,7 @@ impl Harness {
             coordinator: Coordinator::new(config),
             now: Time(0),
             published: Vec::new(),
+            facts: Facts::default(),
             late: Vec::new(),
             evicted: Vec::new(),
             finished: 0,
@@ -67,6 +69,10 @@ impl Harness {
                         assert!(table.members.iter().any(|member| member.instance.peer == to));
                     }
                     replies.push(reply);
+                }
+                Action::Keep(facts) => {
+                    assert!(replies.is_empty(), "facts come before what follows from them");
+                    facts.into_iter().for_each(|fact| self.facts.keep(fact));
                 }
                 Action::LateReply { to, reply } => self.late.push((to, reply)),
                 Action::Membership(membership) => self.published.push(membership),

@@ -127,10 +127,12 @@ pub enum Fault {
         /// Length of the fault.
         lasts: Duration,
     },
-    /// The coordinator dies and is started again with its key; it has forgotten the run.
+    /// The coordinator dies and is started again with its key.
     CoordinatorRestart {
         /// Time until the start.
         back_after: Duration,
+        /// Its log is there; otherwise it has forgotten the run.
+        keeps_log: bool,
     },
     /// The power of the feeder fails: records that are not durable are lost. It is started again.
     FeederCrash {
@@ -191,7 +193,7 @@ impl Fault {
             | Self::Partition { lasts, .. }
             | Self::CoordinatorOutage { lasts }
             | Self::CoordinatorFreeze { lasts } => *lasts,
-            Self::FeederCrash { back_after, .. } | Self::CoordinatorRestart { back_after } => *back_after,
+            Self::FeederCrash { back_after, .. } | Self::CoordinatorRestart { back_after, .. } => *back_after,
             Self::Succession { dies: true, after } => *after,
             Self::Succession { dies: false, after } => (*after).max(CUT_OFF) + CUT_OFF_LONGER,
         }

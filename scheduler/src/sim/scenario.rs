@@ -235,7 +235,7 @@ impl Scenario {
         for _ in 0..(if rng.chance(1, 3) { 2 } else { 1 }) {
             let longest = if rng.chance(1, 2) { SECOND } else { 40 * SECOND };
             let back_after = time_between(rng, Duration::ZERO, longest);
-            self.faults.push((at, Fault::CoordinatorRestart { back_after }));
+            self.faults.push((at, Fault::CoordinatorRestart { back_after, keeps_log: rng.chance(1, 2) }));
             at += back_after + time_between(rng, SECOND / 10, 20 * SECOND);
         }
     }

@@ -463,7 +463,8 @@ fn struck(seed: u64, stages: u16, faults: impl IntoIterator<Item = Fault>) -> Re
 #[test]
 fn a_restart_of_the_coordinator_costs_nothing() {
     for (seed, back_after) in (0..SEEDS).zip([0, 1, 4, 20, 60].into_iter().cycle()) {
-        let restart = Fault::CoordinatorRestart { back_after: Duration::from_secs(back_after) };
+        let after = Duration::from_secs(back_after);
+        let restart = Fault::CoordinatorRestart { back_after: after, keeps_log: seed % 4 > 1 };
         let report = struck(seed, 3, [restart]);
         assert_eq!(report.counts.contributions_lost, 0, "seed {seed}, back after {back_after} s");
         for path in ["expelled", "feeder expelled", "a stage lost its updates", "rejoined"] {

@@ -15,7 +15,7 @@ mod uplinks;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::coordinator::{self, JoinRefusal};
+use crate::coordinator::{self, Facts, JoinRefusal};
 use crate::{
     Coordinator, Duration, Feeder, Hop, Incarnation, Instance, MemberState, PeerId, Replica, Rng, Role,
     StageIndex, Table, Time, feeder, replica,
@@ -52,6 +52,8 @@ pub struct World {
     rng: Rng,
     queue: EventQueue<Delivery, Machine>,
     coordinator: Coordinator,
+    /// What the coordinator has made durable.
+    coordinator_log: Facts,
     /// How often the coordinator has been started again.
     coordinator_starts: u64,
     /// The coordinator's process is dead until then.
@@ -92,6 +94,7 @@ impl World {
             rng: Rng::new(scenario.seed),
             queue: EventQueue::new(),
             coordinator: Coordinator::new(config),
+            coordinator_log: Facts::default(),
             coordinator_starts: 0,
             coordinator_back_at: Time::default(),
             coordinator_frozen_until: Time::default(),
@@ -251,6 +254,9 @@ impl World {
         }
         while let Some(action) = self.coordinator.poll_action() {
             match action {
+                coordinator::Action::Keep(facts) => {
+                    facts.into_iter().for_each(|fact| self.coordinator_log.keep(fact));
+                }
                 coordinator::Action::Reply { reply, .. } => {
                     if let Some(to) = sender {
                         self.carry_reply(to, &reply, purpose);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::coordinator::Facts;
 use crate::{Coordinator, Duration, Feeder, Incarnation, PeerId, Replica, Role, Time, coordinator, replica};
 
 use super::super::connections::IDLE;
@@ -38,7 +39,9 @@ impl World {
             Fault::CoordinatorFreeze { lasts } => {
                 self.coordinator_frozen_until = self.coordinator_frozen_until.max(now + lasts);
             }
-            Fault::CoordinatorRestart { back_after } => self.restart_coordinator(back_after),
+            Fault::CoordinatorRestart { back_after, keeps_log } => {
+                self.restart_coordinator(back_after, keeps_log);
+            }
             Fault::FeederCrash { back_after, keeps_journal } => {
                 self.kill_feeder();
                 if !keeps_journal {
@@ -85,8 +88,8 @@ impl World {
         }
     }
 
-    /// The coordinator dies, and another start of it knows its key only.
-    fn restart_coordinator(&mut self, back_after: Duration) {
+    /// The coordinator dies, and another start of it knows its log, or its key only.
+    fn restart_coordinator(&mut self, back_after: Duration, keeps_log: bool) {
         self.note_restart();
         let back = self.now() + back_after;
         self.network.split(BTreeSet::from([coordinator_key()]), back);
@@ -94,8 +97,16 @@ impl World {
         (self.coordinator_back_at, self.coordinator_frozen_until) = (back, Time::default());
         let config = self.coordinator.config().clone();
         let config = coordinator::Config { launch: self.coordinator_starts, ..config };
-        self.coordinator = Coordinator::restarted(config);
-        self.queue.set_alarm(Machine::Coordinator, None);
+        if !keeps_log {
+            self.coordinator_log = Facts::default();
+        }
+        self.coordinator = if self.coordinator_log.is_empty() {
+            Coordinator::restarted(config)
+        } else {
+            self.model.path("coordinator restarted with its log");
+            Coordinator::restored(back, config, self.coordinator_log.clone())
+        };
+        self.queue.set_alarm(Machine::Coordinator, Some(back));
     }
 
     /// What the rest of the run does while the coordinator dies.
