@@ -50,6 +50,13 @@ const CLOSING_TURNS: u64 = 1;
 /// thousandth.
 const CLOSING_TURNS_OF_GROUPS: u64 = 3;
 
+/// How long the last rounds of a stage may take in all, beside the time that they would take undisturbed: replicas that go
+/// on dying and joining must not hold up the end of a run.
+const CLOSING_DISTURBED_MAX: Duration = Duration::from_secs(60);
+
+/// Rounds of the same stage differ: the last ones may take so many times as long as the longest one before them.
+const CLOSING_SLACK: u64 = 2;
+
 /// The clock of one stage.
 #[derive(Clone, Debug)]
 pub(super) struct StageRounds {
@@ -74,6 +81,10 @@ pub(super) struct StageRounds {
     /// Rounds that began after every microbatch had its outcome, and the first of them.
     closing: u64,
     first_closing: u64,
+    /// They end by then at the latest.
+    closes_by: Option<Time>,
+    /// The longest round that every member has ended.
+    longest: Duration,
     over: bool,
     /// Members have reported, come or gone since the last look.
     news: bool,
@@ -110,6 +121,8 @@ impl StageRounds {
             timeout: ROUND_TIMEOUT,
             closing: 0,
             first_closing: 0,
+            closes_by: None,
+            longest: Duration::ZERO,
             over: false,
             news: true,
         }
@@ -143,7 +156,8 @@ impl StageRounds {
 
     /// The time after `now` at which the feeder goes on without the members that have not ended the current round.
     pub(super) fn deadline(&self, now: Time) -> Option<Time> {
-        self.until.filter(|&until| now < until)
+        let closes_by = self.closes_by.filter(|_| !self.over);
+        [self.until, closes_by].into_iter().flatten().filter(|&until| now < until).min()
     }
 
     /// A replica averages from now on.
@@ -179,6 +193,9 @@ impl StageRounds {
             reported.late = 0;
         }
         (reported.is_behind, reported.missed) = (false, 0);
+        if ends && self.pending.is_empty() {
+            self.longest = self.longest.max(now.since(self.called_at));
+        }
         reported.ended = round.0;
         reported.carried = carried.map_or(reported.carried, |carried| Some(carried.0));
         self.news = true;
@@ -197,6 +214,7 @@ impl StageRounds {
     /// Calls the next round, if it is due and the feeder waits for no member any more. Returns whether a round was
     /// called.
     pub(super) fn proceed(&mut self, now: Time, training: Training) -> bool {
+        self.over |= self.closes_by.is_some_and(|by| by <= now);
         if self.over || self.waits(now, training.over) {
             return false;
         }
@@ -223,6 +241,7 @@ impl StageRounds {
         if training.over {
             self.closing += 1;
             self.first_closing = if self.closing == 1 { self.round } else { self.first_closing };
+            self.closes_by = self.closes_by.or(Some(now + self.closing_max()));
         }
         (self.called_at, self.finished, self.most_ended_at) = (now, training.finished, None);
         self.draw();
@@ -289,9 +308,20 @@ impl StageRounds {
         self.schedule.interval > 0 && finished.saturating_sub(self.finished) >= self.schedule.interval
     }
 
+    /// The time that the last rounds may take. Where a member is out of reach they need not more than two patiences.
+    fn closing_max(&self) -> Duration {
+        let rounds = self.schedule.fragments.saturating_mul(self.turns() + 1);
+        let rounds = u32::try_from(rounds.saturating_mul(CLOSING_SLACK)).unwrap_or(u32::MAX);
+        self.longest.saturating_mul(rounds).saturating_add(CLOSING_DISTURBED_MAX + self.timeout)
+    }
+
+    fn turns(&self) -> u64 {
+        if self.members.len() > GROUP_MAX { CLOSING_TURNS_OF_GROUPS } else { CLOSING_TURNS }
+    }
+
     /// Whether the last rounds have carried every member, or each fragment has had one turn more.
     fn is_closed(&self) -> bool {
-        let turns = if self.members.len() > GROUP_MAX { CLOSING_TURNS_OF_GROUPS } else { CLOSING_TURNS };
+        let turns = self.turns();
         let rounds = |turns: u64| self.schedule.fragments.saturating_mul(turns);
         let carried = |member: &Member| member.carried.is_some_and(|round| round >= self.first_closing);
         let all = self.closing >= rounds(turns) && self.members.values().all(carried);
@@ -339,6 +369,28 @@ mod tests {
             assert!(now < Time(0) + 2 * ROUND_TIMEOUT, "{:?}", rounds.current());
         }
         assert_eq!(rounds.current(), Round(4), "each fragment had a turn more");
+    }
+
+    #[test]
+    fn replicas_that_go_on_dying_and_joining_hold_up_the_last_rounds_for_a_limited_time() {
+        let mut rounds = rounds(1..=3);
+        assert!(rounds.proceed(Time(0), at(10)));
+        let second = Duration::from_secs(1);
+        let mut now = Time(0) + second;
+        end(&mut rounds, now, 1..=3, 1);
+        let began = now;
+        while !rounds.is_over() {
+            rounds.proceed(now, OVER);
+            let Round(round) = rounds.current();
+            end(&mut rounds, now, 1..=2, round);
+            // One of the stage dies, and another replica takes its place before it was averaged.
+            let turn = (now.0 / second.as_nanos() as u64 % 200) as u8;
+            rounds.leave(member(3 + turn));
+            rounds.enter(member(4 + turn));
+            now = now + second;
+            assert!(now < began + 3 * ROUND_TIMEOUT, "{:?}", rounds.current());
+        }
+        assert_eq!(rounds.deadline(now), None);
     }
 
     #[test]
