@@ -4,6 +4,7 @@
 //! `keeper_loop` waits for an event, passes it to the machine, and performs the machine's actions; `target` writes the
 //! files in the background, so that a slow bucket stops no heartbeat.
 
+mod given;
 mod keeper_loop;
 mod notes;
 mod options;
@@ -115,7 +116,7 @@ impl Keeper {
         let config = Config {
             stages: stages.iter().map(|&stage| (stage, download_limits(&run, stage))).collect(),
             interval: options.every.into(),
-            newest: kept.newest,
+            newest: kept.microbatches(),
             digest: chunk_digest,
             sketch: chunk_sketch,
             secret: SketchSecret(
@@ -135,7 +136,7 @@ impl Keeper {
             target: store.name().to_owned(),
             stages: stages.iter().map(|stage| stage.0).collect(),
             every: options.every.to_string(),
-            newest: kept.newest,
+            newest: kept.microbatches(),
         };
         let about = About {
             run_name: run.name.clone(),
@@ -151,6 +152,7 @@ impl Keeper {
             contact: heartbeats.contact(options.patience),
             heartbeats,
             target: Target::new(store, run, about, options.keep),
+            newest: kept.newest,
         };
         let machine = swarmline_scheduler::Keeper::<Bytes>::new(Time(0), config);
         Ok((KeeperLoop::new(machine, handles), report, kept.broken))
@@ -199,8 +201,8 @@ async fn open(target: &str) -> Result<(Store, Lock), CheckpointError> {
 /// What a target has of the run already.
 #[derive(Debug)]
 struct Kept {
-    /// Watermark of the newest checkpoint of this launch; 0 without one.
-    newest: u64,
+    /// The newest checkpoint of this launch.
+    newest: Option<Checkpoint>,
     broken: Vec<CheckpointError>,
 }
 
@@ -211,9 +213,14 @@ impl Kept {
         for checkpoint in &found.checkpoints {
             checkpoint.check_run(&digest)?;
         }
-        let own = found.checkpoints.iter().map(Checkpoint::manifest);
-        let newest = own.filter(|manifest| manifest.launch == launch).map(|manifest| manifest.microbatches);
-        Ok(Self { newest: newest.max().unwrap_or(0), broken: found.broken })
+        // The newest comes first.
+        let newest = found.checkpoints.into_iter().find(|checkpoint| checkpoint.manifest().launch == launch);
+        Ok(Self { newest, broken: found.broken })
+    }
+
+    /// Watermark of the newest checkpoint; 0 without one.
+    fn microbatches(&self) -> u64 {
+        self.newest.as_ref().map_or(0, |checkpoint| checkpoint.manifest().microbatches)
     }
 }
 

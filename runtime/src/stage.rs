@@ -11,4 +11,4 @@ pub use state_check::check_state;
 pub use state_transfer::{StateCopy, StateInbox, chunk_digest, chunk_sketch, download_limits};
 
 pub(crate) use engine::Exported;
-pub(crate) use executor::{Compute, Executor, ExecutorEvent};
+pub(crate) use executor::{Compute, Executor, ExecutorEvent, Origin};

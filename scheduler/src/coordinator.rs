@@ -184,6 +184,7 @@ impl Coordinator {
             }
             Event::Ready { from, stage, initial } => self.ready(now, from, stage, initial),
             Event::Heartbeat { from, progress } => self.heartbeat(now, from, progress),
+            Event::KeeperHeartbeat { from, kept } => self.keeper_heartbeat(now, from, kept),
             Event::Leave { from } => self.leave(from),
             Event::Strike { from, replica, evidence } => self.strike(now, from, replica, evidence),
             Event::TableReturned { .. } | Event::Timeout => return None,
@@ -243,6 +244,7 @@ impl Coordinator {
             leases: self.leases.ranges(),
             trained: self.trained.clone(),
             awaited: self.holders.stages().into_iter().collect(),
+            restorable: self.restorable(),
         }
     }
 
@@ -347,10 +349,10 @@ impl Coordinator {
     fn heartbeat(&mut self, now: Time, from: Instance, progress: Progress) -> Reply {
         let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
         let state = entry.member.state;
-        match state {
-            MemberState::Serving(stage) if progress.done > 0 => self.note_trained(stage),
-            MemberState::Keeping(_) => return Reply::Progress(self.leases.tallies()),
-            _ => {}
+        if let MemberState::Serving(stage) = state
+            && progress.done > 0
+        {
+            self.note_trained(stage);
         }
         Reply::Noted(state)
     }

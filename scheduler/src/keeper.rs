@@ -6,9 +6,12 @@
 //! for [`STALLED_AFTER`] ends the attempt, and the next one begins later: the checkpoint before stays whole. A target that
 //! takes no file is tried again, while the run goes on.
 //!
+//! A stage that has lost its last replica gets its state back from the newest checkpoint (`giving`).
+//!
 //! When the run is over the keeper takes the final states; the coordinator has the replicas wait for it.
 
 mod event;
+mod giving;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -18,16 +21,17 @@ use std::fmt::Debug;
 
 use crate::transfer::{
     ChunkHash, ChunkSketch, Download, DownloadAction, DownloadEvent, Limits, SketchSecret, SketchSeed,
-    TransferMessage,
+    TransferMessage, UploadEvent,
 };
 use crate::{
     BlockTally, Duration, Envelope, Instance, Message, PeerTable, StageIndex, TableUpdate, Time,
     WeightVersion,
 };
 
-pub use event::{Action, End, Event, Note, Watermark, Written};
+pub use event::{Action, End, Event, Given, Note, Watermark, Written};
 pub use schedule::Interval;
 
+use giving::Giving;
 use schedule::Schedule;
 
 /// A stage that gives no chunk for this long ends the attempt to take a checkpoint.
@@ -65,6 +69,7 @@ pub struct Keeper<P> {
     config: Config<P>,
     table: PeerTable,
     schedule: Schedule,
+    giving: Giving,
     /// Downloads begun: each draws projections from a secret of its own.
     downloads: u64,
     phase: Phase<P>,
@@ -110,6 +115,7 @@ impl<P: Clone + Default + Debug> Keeper<P> {
     pub fn new(now: Time, config: Config<P>) -> Self {
         Self {
             schedule: Schedule::new(now, config.interval, config.newest),
+            giving: Giving::new(config.stages.iter().map(|&(stage, _)| stage), config.newest),
             config,
             table: PeerTable::default(),
             downloads: 0,
@@ -126,7 +132,17 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         match event {
             Event::Membership(update) => self.on_membership(now, update),
             Event::Received { from, envelope } => self.on_message(now, from, envelope),
-            Event::PeerLost(instance) => self.at_download(now, DownloadEvent::PeerLost(instance)),
+            Event::PeerLost(instance) => {
+                self.giving.at_all(now, &UploadEvent::PeerLost(instance), &mut self.actions);
+                self.at_download(now, DownloadEvent::PeerLost(instance));
+            }
+            Event::Exported { given: Given { stage, state }, manifest } => {
+                self.giving.on_exported(now, (stage, state), manifest, &mut self.actions);
+            }
+            Event::Sketched { to, given: Given { stage, state }, seed, sketch } => {
+                let event = UploadEvent::Sketched { to, state, seed, sketch };
+                self.giving.at_stage(now, stage, event, &mut self.actions);
+            }
             Event::Progress { blocks, finished } => self.on_progress(now, blocks, finished),
             Event::Written(written) => self.on_written(now, written),
             Event::Stop => self.end(End::Stopped),
@@ -143,6 +159,11 @@ impl<P: Clone + Default + Debug> Keeper<P> {
     /// wait for but the coordinator's next word.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
+        let giving = self.giving.poll_timeout();
+        self.next_of_checkpoint().into_iter().chain(giving).min()
+    }
+
+    fn next_of_checkpoint(&self) -> Option<Time> {
         let Phase::Taking(taking) = &self.phase else { return None };
         match &taking.step {
             Step::Downloading(download, stalls) => {
@@ -154,6 +175,13 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         }
     }
 
+    /// Microbatches of the checkpoint whose states the keeper gives to stages without a replica; 0 without one. The next
+    /// heartbeat says so.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.giving.kept()
+    }
+
     /// The members in the newest table that the keeper has received.
     #[must_use]
     pub fn table(&self) -> &PeerTable {
@@ -163,8 +191,11 @@ impl<P: Clone + Default + Debug> Keeper<P> {
     // --- Events ---------------------------------------------------------------------------------------------
 
     fn on_membership(&mut self, now: Time, update: TableUpdate) {
-        if self.table.update(update)
-            && let Some(stage) = self.stage_on_its_way()
+        if !self.table.update(update) {
+            return;
+        }
+        self.giving.on_table(now, &self.table, &mut self.actions);
+        if let Some(stage) = self.stage_on_its_way()
             && self.table.touches(stage)
         {
             let donors = self.donors(stage);
@@ -174,6 +205,8 @@ impl<P: Clone + Default + Debug> Keeper<P> {
 
     fn on_message(&mut self, now: Time, from: Instance, envelope: Envelope<P>) {
         let Message::Transfer(message) = envelope.message else { return };
+        let message = self.giving.on_message(now, &self.table, (from, message), &mut self.actions);
+        let Some(message) = message else { return };
         let TransferMessage::Chunk { state, chunk } = message else {
             return self.at_download(now, DownloadEvent::Received { from, message });
         };
@@ -218,6 +251,7 @@ impl<P: Clone + Default + Debug> Keeper<P> {
     }
 
     fn on_timeout(&mut self, now: Time) {
+        self.giving.at_all(now, &UploadEvent::Timeout, &mut self.actions);
         let Phase::Taking(taking) = &mut self.phase else { return };
         match &taking.step {
             Step::Downloading(_, stalls) if *stalls <= now => self.give_up(now),
@@ -347,6 +381,7 @@ impl<P: Clone + Default + Debug> Keeper<P> {
     fn on_complete(&mut self, now: Time) {
         let Phase::Taking(taking) = std::mem::replace(&mut self.phase, Phase::Waiting) else { return };
         self.schedule.kept(now, taking.watermark.microbatches);
+        self.giving.set_kept(taking.watermark.microbatches);
         if taking.watermark.is_final {
             self.end(End::Finished);
         }

@@ -101,6 +101,8 @@ pub struct Membership {
     /// Stages whose weights a replica may hold that fell silent a short while ago, ascending: no replica begins such a
     /// stage with initial weights.
     pub awaited: Vec<StageIndex>,
+    /// Trained stages without a replica whose state a keeper gives, ascending: a replica takes it from there.
+    pub restorable: Vec<StageIndex>,
 }
 
 /// Bits of a version that count the changes since the coordinator started.

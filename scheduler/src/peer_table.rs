@@ -291,6 +291,25 @@ impl PeerTable {
         self.table.rest().awaited.contains(&stage)
     }
 
+    /// Whether this instance is a keeper.
+    #[must_use]
+    pub fn is_keeper(&self, instance: Instance) -> bool {
+        self.get(instance).is_some_and(|member| matches!(member.state, MemberState::Keeping(_)))
+    }
+
+    /// Whether a keeper gives the state of `stage`, which no replica serves.
+    #[must_use]
+    pub fn is_restorable(&self, stage: StageIndex) -> bool {
+        self.table.rest().restorable.contains(&stage)
+    }
+
+    /// The keepers that may have the state of `stage`, by peer id.
+    pub fn keepers_of(&self, stage: StageIndex) -> impl Iterator<Item = Instance> {
+        let keepers = self.table.places().keepers().iter();
+        let keepers = keepers.filter(move |(_, kept)| kept.is_none_or(|kept| kept == stage));
+        keepers.map(|(keeper, _)| *keeper)
+    }
+
     /// The ranges of ids that feeders decide about, by first id.
     #[must_use]
     pub fn leases(&self) -> &[LeasedRange] {

@@ -327,3 +327,41 @@ fn kill(process: libc::pid_t) {
     let sent = unsafe { libc::kill(process, libc::SIGKILL) };
     assert_eq!(sent, 0, "the keeper cannot be killed");
 }
+
+#[test]
+fn a_stage_that_loses_its_last_replica_is_restored_from_the_keeper_and_the_loss_goes_on() {
+    let mut swarm = Swarm::serve(&Recipe::endless());
+    let mut feeder = swarm.start_feeder(&[]);
+    let mut keeper = start_keeper(&swarm, &swarm.folder.argument("kept"), &["--every", "1s"]);
+    learned(&mut feeder);
+    kept(&mut keeper);
+    swarm.replicas[1].interrupt();
+    assert_eq!(swarm.replicas[1].end(), 0);
+    swarm.replicas.remove(1);
+    let mut next = swarm.start_replica("next", &[]);
+    let restored = swarm.coordinator.hear("that the stage is restored", |event| match event {
+        Event::Incident(incident @ Incident::StageRestored { stage: 1, .. }) => Some(incident.to_string()),
+        _ => None,
+    });
+    assert!(restored.contains("from a keeper's checkpoint of"), "{restored}");
+    assert_eq!(serving(&mut next), 1);
+    let lines = next.lines().join("\n");
+    assert!(lines.contains("state_taken") && !lines.contains("stage_lost"), "{lines}");
+    let moment = feeder.moment();
+    let loss = feeder.hear_since(moment, "that the run goes on", |event| match event {
+        Event::Progress(progress) if progress.loss > 0.0 => Some(progress.loss),
+        _ => None,
+    });
+    assert!(loss < LEARNED, "{loss}: what the stage had learned is there");
+}
+
+/// Training loss that no untrained stage reaches, nats a token; 5.5 without training.
+const LEARNED: f64 = 3.5;
+
+/// Waits until the run has learned something.
+fn learned(feeder: &mut Process) {
+    feeder.hear("that the run learns", |event| match event {
+        Event::Progress(progress) if progress.loss > 0.0 && progress.loss < LEARNED => Some(()),
+        _ => None,
+    });
+}

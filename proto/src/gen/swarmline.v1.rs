@@ -64,6 +64,10 @@ pub struct Membership {
     /// replica MUST NOT begin such a stage with the initial weights of the run.
     #[prost(uint32, repeated, tag = "10")]
     pub awaited: ::prost::alloc::vec::Vec<u32>,
+    /// Trained stages without a replica whose state a keeper gives, 0 to 65535, strictly ascending. A replica MUST NOT begin
+    /// such a stage with the initial weights of the run: it takes the state from a keeper of the stage.
+    #[prost(uint32, repeated, tag = "11")]
+    pub restorable: ::prost::alloc::vec::Vec<u32>,
     /// The launch of the run: a number that the coordinator draws when the run begins. What a member keeps of another
     /// launch is of no use in this one.
     #[prost(fixed64, tag = "15")]
@@ -1242,6 +1246,10 @@ pub struct HeartbeatRequest {
     /// Age of the oldest unfinished task of the executor, milliseconds; 0 if there is none.
     #[prost(uint64, tag = "8")]
     pub oldest_task_age_ms: u64,
+    /// From a keeper: microbatches of the checkpoint whose states it gives to stages without a replica; 0 if it has none.
+    /// Absent from other members.
+    #[prost(uint64, optional, tag = "9")]
+    pub kept_microbatches: ::core::option::Option<u64>,
 }
 /// The reply to a heartbeat.
 #[derive(Clone, PartialEq, ::prost::Message)]

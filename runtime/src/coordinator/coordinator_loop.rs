@@ -132,6 +132,9 @@ impl<'a> CoordinatorLoop<'a> {
                 Action::Evicted { replica, stage, feeder, evidence } => {
                     Some(Due::Tell(evicted(replica, stage, feeder, evidence)))
                 }
+                Action::Restored { stage, kept, lost } => {
+                    Some(Due::Tell(Incident::StageRestored { stage: stage.0, kept, lost }))
+                }
                 Action::Finished => None,
                 Action::End => Some(Due::End),
             };

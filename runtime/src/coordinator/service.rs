@@ -265,6 +265,9 @@ fn invalid(error: impl std::error::Error) -> Status {
 }
 
 fn heartbeat(from: Instance, request: &v1::HeartbeatRequest) -> Event {
+    if let Some(kept) = request.kept_microbatches {
+        return Event::KeeperHeartbeat { from, kept };
+    }
     let progress = Progress {
         done: request.microbatches_done,
         refused: request.microbatches_refused,

@@ -7,15 +7,17 @@ use std::time::Instant;
 use bytes::Bytes;
 use swarmline_scheduler::feeder::Divergence;
 use swarmline_scheduler::keeper::{Action, End, Event};
-use swarmline_scheduler::{Directive, Envelope, Keeper, PeerId};
+use swarmline_scheduler::transfer::TransferMessage;
+use swarmline_scheduler::{Directive, Envelope, Keeper, Message, PeerId};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
+use super::given::GivenStates;
 use super::notes::Notes;
-use super::target::{Done, Target};
-use crate::checkpoint::CheckpointError;
+use super::target::{Done, Target, kept};
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::error::Error;
-use crate::net::control::{ControlError, HEARTBEAT_INTERVAL, HeartbeatReply};
+use crate::net::control::{ControlError, HEARTBEAT_INTERVAL, HeartbeatReply, MemberStats};
 use crate::net::quic::NetEvent;
 use crate::net::table_log::TableReader;
 use crate::outcome::Outcome;
@@ -32,6 +34,8 @@ pub(super) struct Handles {
     pub(super) heartbeats: Heartbeats,
     pub(super) contact: Contact,
     pub(super) target: Target,
+    /// The newest checkpoint of this launch.
+    pub(super) newest: Option<Checkpoint>,
 }
 
 /// The state of the loop.
@@ -46,8 +50,7 @@ pub(super) struct KeeperLoop {
     heldout_loss: Option<f64>,
     notes: Notes,
     notices: Notices,
-    /// The newest checkpoint of this start.
-    newest: Option<String>,
+    given: GivenStates,
     /// The latest fault of the target.
     fault: Option<CheckpointError>,
     end: Option<End>,
@@ -65,7 +68,7 @@ impl KeeperLoop {
             heldout_loss: None,
             notes: Notes::new(),
             notices: Notices::default(),
-            newest: None,
+            given: GivenStates::default(),
             fault: None,
             end: None,
             failure: None,
@@ -92,6 +95,7 @@ impl KeeperLoop {
             let deadline = self.machine.poll_timeout();
             tokio::select! {
                 done = self.handles.target.next() => self.on_written(done, reporter),
+                (event, fault) = self.given.next() => self.on_given(event, fault, reporter),
                 Some(event) = self.handles.arrivals.recv() => self.on_network(event, reporter),
                 Ok(()) = self.handles.table.changed() => self.follow_table(reporter),
                 () = self.clock.sleep_until(deadline) => self.handle(Event::Timeout, reporter),
@@ -114,7 +118,10 @@ impl KeeperLoop {
         match end {
             End::Finished => Ok(Outcome::Finished),
             End::Stopped => Ok(Outcome::Stopped),
-            End::Untaken(stage) => Err(Error::FinalStates { stage: stage.0, newest: self.newest.take() }),
+            End::Untaken(stage) => {
+                let newest = self.handles.newest.as_ref().map(Checkpoint::location);
+                Err(Error::FinalStates { stage: stage.0, newest })
+            }
             End::Unwritten => Err(self.fault.take().map_or(Error::ExecutorGone, Error::Checkpoint)),
         }
     }
@@ -145,8 +152,8 @@ impl KeeperLoop {
     fn on_reply(&mut self, reply: Result<HeartbeatReply, ControlError>, reporter: &Reporter) {
         match reply {
             Ok(HeartbeatReply { directive: Directive::Diverged { at }, .. }) => {
-                if let Some(path) = &self.newest {
-                    tell(reporter, Incident::DivergedAfter { path: path.clone() });
+                if let Some(newest) = &self.handles.newest {
+                    tell(reporter, Incident::DivergedAfter { path: newest.location() });
                 }
                 self.failure = Some(Error::Diverged { at, sign: Divergence::Reported });
             }
@@ -168,9 +175,9 @@ impl KeeperLoop {
         match done {
             Done::Stage => self.whole = Bytes::new(),
             Done::Unfit(error) => tracing::warn!(%error, "the state of a donor does not fit"),
-            Done::Complete(kept, pruned) => {
-                self.newest = Some(kept.path.clone());
-                reporter.tell(&report::Event::Kept(kept));
+            Done::Complete(checkpoint, pruned) => {
+                reporter.tell(&report::Event::Kept(kept(&checkpoint)));
+                self.handles.newest = Some(*checkpoint);
                 if let Some(fault) = pruned {
                     tell(reporter, Incident::NotPruned { fault: fault.to_string() });
                 }
@@ -183,11 +190,22 @@ impl KeeperLoop {
         self.handle(Event::Written(written), reporter);
     }
 
-    /// Passes an event to the machine and performs its actions.
+    fn on_given(&mut self, event: Event<Bytes>, fault: Option<CheckpointError>, reporter: &Reporter) {
+        if let Some(fault) = fault {
+            tell(reporter, Incident::CheckpointUnusable { fault: fault.to_string() });
+        }
+        self.handle(event, reporter);
+    }
+
+    /// Passes an event to the machine and performs its actions. The next heartbeat says what the keeper gives.
     fn handle(&mut self, event: Event<Bytes>, reporter: &Reporter) {
         self.machine.handle(self.clock.now(), event);
         while let Some(action) = self.machine.poll_action() {
             self.act(action, reporter);
+        }
+        let kept = Some(self.machine.kept());
+        if self.handles.heartbeats.stats().kept != kept {
+            self.handles.heartbeats.set_stats(MemberStats { kept, ..MemberStats::default() });
         }
     }
 
@@ -212,6 +230,15 @@ impl KeeperLoop {
             }
             Action::Complete => self.handles.target.complete(self.heldout_loss),
             Action::GiveUp => self.handles.target.drop_open(),
+            Action::Export(given) => self.given.read(given, self.handles.newest.as_ref()),
+            Action::SendChunk { to, given, chunk, offset, bytes } => {
+                if let Some(payload) = self.given.chunk(given, offset, bytes) {
+                    let message = TransferMessage::Chunk { state: given.state, chunk };
+                    self.send(to, Envelope::with_payload(Message::Transfer(message), payload));
+                }
+            }
+            Action::Sketch { to, given, seed } => self.given.sketch(to, given, seed),
+            Action::Release(given) => self.given.release(given),
             Action::Counted(note) => self.notes.take(note, reporter),
             Action::End(end) => self.end = Some(end),
         }

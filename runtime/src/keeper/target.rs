@@ -38,7 +38,7 @@ pub(super) enum Done {
     /// The bytes are no state of the stage.
     Unfit(StateError),
     /// The checkpoint is complete; older ones may not have been removed.
-    Complete(KeptReport, Option<CheckpointError>),
+    Complete(Box<Checkpoint>, Option<CheckpointError>),
     /// The target did not take the file.
     Failed(CheckpointError),
 }
@@ -122,7 +122,7 @@ impl Target {
             let done = match completed {
                 Ok(checkpoint) => {
                     let pruned = within(store.name(), store.prune(keep, about.launch)).await;
-                    Done::Complete(kept(&checkpoint), pruned.err())
+                    Done::Complete(Box::new(checkpoint), pruned.err())
                 }
                 Err(error) => Done::Failed(error),
             };
@@ -185,7 +185,8 @@ impl About {
     }
 }
 
-fn kept(checkpoint: &Checkpoint) -> KeptReport {
+/// What a person hears of a complete checkpoint.
+pub(super) fn kept(checkpoint: &Checkpoint) -> KeptReport {
     let manifest = checkpoint.manifest();
     KeptReport {
         path: checkpoint.location(),

@@ -157,6 +157,8 @@ pub struct MemberStats {
     pub bytes_sent: u64,
     /// Age of the oldest task that waits for the executor.
     pub oldest_task: Duration,
+    /// Of a keeper: microbatches of the checkpoint that it gives to stages without a replica; 0 without one.
+    pub kept: Option<u64>,
 }
 
 /// A member's connection to its coordinator. Clones share it.
@@ -214,6 +216,7 @@ impl Control {
             staleness_p50: stats.staleness_p50 as f64,
             bytes_sent: stats.bytes_sent,
             oldest_task_age_ms: u64::try_from(stats.oldest_task.as_millis()).unwrap_or(u64::MAX),
+            kept_microbatches: stats.kept,
         };
         let reply = self.call(|mut client| async move { client.heartbeat(request).await }).await?;
         read_heartbeat(&reply)

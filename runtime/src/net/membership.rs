@@ -225,6 +225,7 @@ mod tests {
             leases,
             trained: vec![StageIndex(3)],
             awaited: vec![StageIndex(0)],
+            restorable: vec![StageIndex(3)],
         }
     }
 

@@ -7,7 +7,7 @@ use swarmline_scheduler::{Instance, WeightVersion};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::error::Error;
-use crate::stage::{Executor, Exported, StateCopy, StateInbox};
+use crate::stage::{Executor, Exported, Origin, StateCopy, StateInbox};
 
 /// The states that a replica exports and imports.
 #[derive(Debug, Default)]
@@ -61,7 +61,13 @@ impl Copies {
 
     pub(super) fn import(&mut self, version: WeightVersion, executor: &Executor) {
         let state = std::mem::take(&mut self.inbox).into_bytes();
-        self.importing = Some(tokio::spawn(executor.import_state(state, version)));
+        self.importing = Some(tokio::spawn(executor.import_state(state, version, Origin::Replica)));
+    }
+
+    /// Takes over the state of a keeper.
+    pub(super) fn restore(&mut self, version: WeightVersion, executor: &Executor) {
+        let state = std::mem::take(&mut self.inbox).into_bytes();
+        self.importing = Some(tokio::spawn(executor.import_state(state, version, Origin::Keeper)));
     }
 
     // --- Replies of the executor ----------------------------------------------------------------------------

@@ -298,7 +298,10 @@ impl Serving {
             Action::Release { state } => self.copies.release(state),
             Action::Begin { bytes } => self.copies.begin(bytes)?,
             Action::Store { offset, payload } => self.copies.store(offset, &payload),
-            Action::Import { version, .. } => self.copies.import(version, &self.handles.executor),
+            Action::Import { version, is_restored: false, .. } => {
+                self.copies.import(version, &self.handles.executor);
+            }
+            Action::Import { version, .. } => self.copies.restore(version, &self.handles.executor),
             Action::Ready { initial } => self.tell_ready(initial),
             Action::Confirm => self.ask_for_confirmation(),
             Action::Counted(note) => self.take_note(&note, reporter)?,
@@ -366,7 +369,9 @@ impl Serving {
     }
 
     fn tell_begun(&self, initial: InitialState, reporter: &Reporter) {
-        if let InitialState::Downloaded { donor, version } = initial {
+        if let InitialState::Downloaded { donor, version }
+        | InitialState::Restored { keeper: donor, version } = initial
+        {
             reporter.tell(&report::Event::StateTaken {
                 stage: self.machine.config().stage.stage.0,
                 peer: format!("{:?}", donor.peer),
@@ -390,6 +395,7 @@ impl Serving {
             staleness_p50: statistics.staleness_p50,
             bytes_sent: self.handles.network.bytes_sent().total(),
             oldest_task: progress.oldest,
+            kept: None,
         }
     }
 

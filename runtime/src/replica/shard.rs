@@ -32,7 +32,7 @@ impl Work for ShardBuilder {
         let mut engine = Engine::new(open()?, &self.run, self.stage, self.stashes, Learning::Active)?;
         engine.record_parameters(self.parameter_log)?;
         if let Some(state) = self.kept {
-            engine.restore_state(&state)?;
+            engine.restore_state(&state, None)?;
         } else if let Some(path) = self.resume {
             let resumed = engine.resume(&path);
             engine.write_parameter_log()?;

@@ -172,6 +172,15 @@ pub enum Incident {
         /// The stage, from 0.
         stage: u16,
     },
+    /// A trained stage that had lost its last replica goes on with the state that a keeper had.
+    StageRestored {
+        /// The stage, from 0.
+        stage: u16,
+        /// Microbatches of the checkpoint.
+        kept: u64,
+        /// Microbatches since, whose updates of the stage are lost.
+        lost: u64,
+    },
     /// An expelled replica came back, and no other replica serves its stage: it goes on with the state that it had.
     StateKept {
         /// The stage, from 0.
@@ -299,6 +308,11 @@ impl fmt::Display for Incident {
             Self::NotPruned { fault } => write!(f, "old checkpoints stay: {fault}"),
             Self::CheckpointUnusable { fault } => f.write_str(fault),
             Self::StageLost { stage } => stage_lost(f, *stage),
+            Self::StageRestored { stage, kept, lost } => write!(
+                f,
+                "stage {stage} had lost its last replica, and is restored from a keeper's checkpoint of {kept} microbatches: \
+                 what the stage has learned from the {lost} microbatches since is lost"
+            ),
             Self::StateKept { stage } => write!(
                 f,
                 "no replica serves stage {stage}: it goes on with the state that this process has kept"

@@ -17,7 +17,7 @@ use swarmline_scheduler::averaging::{FragmentSize, Job as AveragingJob, Reply as
 use swarmline_scheduler::stage::{Evaluation, Job, JobOutcome, JobReply};
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
 
-use super::executor::{Compute, Statistics};
+use super::executor::{Compute, Origin, Statistics};
 use crate::averaging::Averager;
 use crate::config::{Run, limits};
 use crate::error::Error;
@@ -445,8 +445,11 @@ impl<B: Backend> Compute for Engine<B> {
         Ok(Self::export_more(self, bytes)?)
     }
 
-    fn import_state(&mut self, state: &[u8], version: WeightVersion) -> Result<(), Error> {
-        let outcome = self.import_state(state, version);
+    fn import_state(&mut self, state: &[u8], version: WeightVersion, origin: Origin) -> Result<(), Error> {
+        let outcome = match origin {
+            Origin::Replica => self.import_state(state, version),
+            Origin::Keeper => self.restore_state(state, Some(version)),
+        };
         self.write_parameter_log()?;
         Ok(outcome?)
     }

@@ -34,7 +34,7 @@ pub(crate) trait Compute {
     /// Copies about `bytes` more bytes. Returns the copy when it is complete; `None` if none is under way.
     fn export_more(&mut self, bytes: usize) -> Result<Option<Exported>, Error>;
     /// Imports a state from a donor, which has named its version. After [`Error::State`], the engine is unchanged.
-    fn import_state(&mut self, state: &[u8], version: WeightVersion) -> Result<(), Error>;
+    fn import_state(&mut self, state: &[u8], version: WeightVersion, origin: Origin) -> Result<(), Error>;
     /// Counters for reports.
     fn statistics(&self) -> Statistics;
     /// The last call: writes the parameter log, and the weights to `save`, if any.
@@ -69,7 +69,7 @@ enum Task {
     Job(Job<Bytes>, Option<u64>),
     Average(AveragingJob<Bytes>),
     Export(oneshot::Sender<Result<Exported, Error>>),
-    Import((Bytes, WeightVersion), oneshot::Sender<Result<(), Error>>),
+    Import((Bytes, WeightVersion, Origin), oneshot::Sender<Result<(), Error>>),
     Finish(Option<PathBuf>, oneshot::Sender<Result<(), Error>>),
 }
 
@@ -177,9 +177,10 @@ impl Executor {
         &self,
         state: Bytes,
         version: WeightVersion,
+        origin: Origin,
     ) -> impl Future<Output = Result<(), Error>> + use<> {
         let tasks = self.tasks.clone();
-        async move { request(&tasks, |reply| Task::Import((state, version), reply)).await }
+        async move { request(&tasks, |reply| Task::Import((state, version, origin), reply)).await }
     }
 
     /// Counters after the last job done.
@@ -200,6 +201,15 @@ async fn request<T>(
     let (reply, replied) = oneshot::channel();
     tasks.send(task(reply)).await.map_err(|_| Error::ExecutorGone)?;
     replied.await.map_err(|_| Error::ExecutorGone)?
+}
+
+/// Where the state of a stage comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A replica that serves the stage, and knows more than this one until both have averaged.
+    Replica,
+    /// A keeper: no replica serves the stage.
+    Keeper,
 }
 
 /// The channels for the thread's replies.
@@ -272,8 +282,8 @@ fn perform(
             compute.begin_export();
             *export = Some(reply);
         }
-        Task::Import((state, version), reply) => {
-            let imported = compute.import_state(&state, version);
+        Task::Import((state, version, origin), reply) => {
+            let imported = compute.import_state(&state, version, origin);
             statistics.send_replace(compute.statistics());
             // The copy under way is of a state that is gone.
             *export = None;

@@ -12,9 +12,11 @@ impl Coordinator {
     pub(super) fn ready(&mut self, now: Time, from: Instance, stage: StageIndex, initial: bool) -> Reply {
         let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };
         let state = entry.member.state;
-        if state != MemberState::Loading(stage) || (initial && self.may_be_held(stage)) {
+        let has_better = self.may_be_held(stage) || self.is_restorable(stage);
+        if state != MemberState::Loading(stage) || (initial && has_better) {
             return Reply::Noted(state);
         }
+        self.note_restored(from, stage);
         self.members.set_state(from.peer, MemberState::Serving(stage));
         self.holders.forget(from.peer);
         self.publishing.change();

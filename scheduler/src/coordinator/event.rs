@@ -44,6 +44,13 @@ pub enum Event {
         /// Its progress; zeros from a feeder or a standby.
         progress: Progress,
     },
+    /// A keeper is alive.
+    KeeperHeartbeat {
+        /// The caller.
+        from: Instance,
+        /// Microbatches of the checkpoint that it gives to stages without a replica; 0 if it has none.
+        kept: u64,
+    },
     /// A member that has drained leaves.
     Leave {
         /// The caller.
@@ -101,6 +108,7 @@ impl Event {
             | Self::TableReturned { from, .. }
             | Self::Ready { from, .. }
             | Self::Heartbeat { from, .. }
+            | Self::KeeperHeartbeat { from, .. }
             | Self::Leave { from }
             | Self::LeaseRequest { from, .. }
             | Self::FeederReport { from, .. }
@@ -141,6 +149,15 @@ pub enum Action {
         feeder: PeerId,
         /// What the replica has said.
         evidence: Evidence,
+    },
+    /// Say that a stage that had lost its last replica was restored from a keeper.
+    Restored {
+        /// The stage.
+        stage: StageIndex,
+        /// Microbatches of the checkpoint, at most.
+        kept: u64,
+        /// Microbatches that had their outcome since: what the stage has learned from them is gone.
+        lost: u64,
     },
     /// The run is over: the replies to the next heartbeats tell the members. Occurs once.
     Finished,

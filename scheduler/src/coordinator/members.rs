@@ -56,7 +56,8 @@ pub(super) struct Members {
     feeders: usize,
     /// Feeders that have not reported the end of their work.
     working_feeders: usize,
-    keepers: usize,
+    /// The keepers: the only stage of each, if it keeps one, and the microbatches of its checkpoint, 0 without one.
+    keepers: BTreeMap<PeerId, (Option<StageIndex>, u64)>,
     /// The peers whose entries were made, changed or removed.
     unkept: BTreeSet<PeerId>,
 }
@@ -73,7 +74,7 @@ impl Members {
             standby_holders: BTreeSet::new(),
             feeders: 0,
             working_feeders: 0,
-            keepers: 0,
+            keepers: BTreeMap::new(),
             unkept: BTreeSet::new(),
         }
     }
@@ -124,8 +125,22 @@ impl Members {
         self.feeders
     }
 
+    /// Number of keepers.
     pub(super) fn keepers(&self) -> usize {
-        self.keepers
+        self.keepers.len()
+    }
+
+    /// Notes the checkpoint of a keeper. Returns whether it had none before, or has none any more.
+    pub(super) fn set_kept(&mut self, keeper: PeerId, microbatches: u64) -> bool {
+        let Some((_, kept)) = self.keepers.get_mut(&keeper) else { return false };
+        let before = std::mem::replace(kept, microbatches);
+        (before == 0) != (microbatches == 0)
+    }
+
+    /// Microbatches of the newest checkpoint of a keeper of `stage`; `None` without one.
+    pub(super) fn kept_of(&self, stage: StageIndex) -> Option<u64> {
+        let of_stage = self.keepers.values().filter(|(only, _)| only.is_none_or(|only| only == stage));
+        of_stage.map(|&(_, microbatches)| microbatches).filter(|&microbatches| microbatches > 0).max()
     }
 
     pub(super) fn has_working_feeder(&self) -> bool {
@@ -225,7 +240,9 @@ impl Members {
         self.occupancy.enter(state);
         self.feeders += usize::from(state == MemberState::Feeding);
         self.working_feeders += usize::from(entry.is_working_feeder());
-        self.keepers += usize::from(is_keeper(state));
+        if let MemberState::Keeping(stage) = state {
+            self.keepers.insert(instance.peer, (stage, 0));
+        }
         if state == MemberState::Standby {
             self.standbys.insert(instance.peer);
             self.standby_holders.extend(entry.holds.map(|stage| (stage, instance.peer)));
@@ -236,15 +253,11 @@ impl Members {
         self.occupancy.exit(entry.member.state);
         self.feeders -= usize::from(entry.member.state == MemberState::Feeding);
         self.working_feeders -= usize::from(entry.is_working_feeder());
-        self.keepers -= usize::from(is_keeper(entry.member.state));
+        self.keepers.remove(&entry.member.instance.peer);
         let peer = entry.member.instance.peer;
         self.standbys.remove(&peer);
         if let Some(stage) = entry.holds {
             self.standby_holders.remove(&(stage, peer));
         }
     }
-}
-
-fn is_keeper(state: MemberState) -> bool {
-    matches!(state, MemberState::Keeping(_))
 }

@@ -29,6 +29,8 @@ struct Harness {
     facts: Facts,
     late: Vec<(Instance, Reply)>,
     evicted: Vec<PeerId>,
+    /// Stages restored from a keeper: its microbatches, and those since.
+    restored: Vec<(StageIndex, u64, u64)>,
     finished: u32,
     ended: u32,
 }
@@ -51,6 +53,7 @@ impl Harness {
             facts: Facts::default(),
             late: Vec::new(),
             evicted: Vec::new(),
+            restored: Vec::new(),
             finished: 0,
             ended: 0,
         }
@@ -77,6 +80,7 @@ impl Harness {
                 Action::LateReply { to, reply } => self.late.push((to, reply)),
                 Action::Membership(membership) => self.published.push(membership),
                 Action::Evicted { replica, .. } => self.evicted.push(replica),
+                Action::Restored { stage, kept, lost } => self.restored.push((stage, kept, lost)),
                 Action::Finished => self.finished += 1,
                 Action::End => self.ended += 1,
             }

@@ -1,7 +1,16 @@
 //! Events and actions of a keeper.
 
-use crate::transfer::DownloadNote;
+use crate::transfer::{ChunkSketch, DownloadNote, Manifest, SketchSeed, StateId};
 use crate::{BlockTally, Envelope, Instance, PeerId, StageIndex, TableUpdate, WeightVersion};
+
+/// A copy of the state of a stage in the newest checkpoint, for replicas that the stage has lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The stage.
+    pub stage: StageIndex,
+    /// Number of the copy among those of the stage.
+    pub state: StateId,
+}
 
 /// How far the run had come when the first state of a checkpoint was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +50,24 @@ pub enum Event<P> {
         blocks: Vec<BlockTally>,
         /// The run is over.
         finished: bool,
+    },
+    /// The reply to [`Action::Export`].
+    Exported {
+        /// The copy.
+        given: Given,
+        /// Its manifest; `None` if the checkpoint cannot be read.
+        manifest: Option<Manifest>,
+    },
+    /// The reply to [`Action::Sketch`].
+    Sketched {
+        /// The joiner.
+        to: Instance,
+        /// The copy.
+        given: Given,
+        /// Seed of the projections.
+        seed: SketchSeed,
+        /// The projections of every chunk, in order.
+        sketch: Vec<ChunkSketch>,
     },
     /// The reply to [`Action::Write`] and [`Action::Complete`].
     Written(Written),
@@ -97,6 +124,33 @@ pub enum Action<P> {
     Complete,
     /// Drop the checkpoint under way.
     GiveUp,
+    /// Read the state of a stage from the newest checkpoint, and keep the bytes until [`Action::Release`]. Reply:
+    /// [`Event::Exported`].
+    Export(Given),
+    /// Send a chunk: these bytes of a copy.
+    SendChunk {
+        /// The joiner.
+        to: PeerId,
+        /// The copy.
+        given: Given,
+        /// Number of the chunk.
+        chunk: u32,
+        /// Offset of the chunk in the state, bytes.
+        offset: u64,
+        /// Length of the chunk, bytes.
+        bytes: u32,
+    },
+    /// Compute the projections of every chunk of a copy. Reply: [`Event::Sketched`]; none after the release.
+    Sketch {
+        /// The joiner.
+        to: Instance,
+        /// The copy.
+        given: Given,
+        /// Seed of the projections.
+        seed: SketchSeed,
+    },
+    /// Drop the copy.
+    Release(Given),
     /// A note for people and metrics.
     Counted(Note),
     /// The keeper has ended. This is its last action.

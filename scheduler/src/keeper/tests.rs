@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::fixtures::{a, b, member};
-use crate::transfer::{DownloadNote, Manifest, PARDON_AFTER, StateId, Upload, UploadAction, UploadEvent};
+use crate::transfer::{
+    DeclineReason, DownloadNote, Manifest, PARDON_AFTER, StateId, Upload, UploadAction, UploadEvent,
+};
 use crate::{Block, Hop, Incarnation, Member, MemberState, Membership, PeerId};
 
 const STAGES: u16 = 2;
@@ -57,6 +59,11 @@ struct Harness {
     writes: u32,
     notes: Vec<Note>,
     end: Option<End>,
+    /// The checkpoint cannot be read.
+    is_torn: bool,
+    /// What the keeper has said to the joiner, and the chunks that it has sent.
+    said: Vec<TransferMessage>,
+    given: Vec<(PeerId, u32)>,
 }
 
 impl Harness {
@@ -84,6 +91,9 @@ impl Harness {
             writes: 0,
             notes: Vec::new(),
             end: None,
+            is_torn: false,
+            said: Vec::new(),
+            given: Vec::new(),
         };
         harness.serve(&[a(0), a(1)]);
         harness
@@ -91,6 +101,11 @@ impl Harness {
 
     /// These replicas serve from now on, and no others.
     fn serve(&mut self, hops: &[Hop]) {
+        self.publish(hops, &[]);
+    }
+
+    /// These replicas serve from now on, and these load.
+    fn publish(&mut self, hops: &[Hop], loading: &[Hop]) {
         self.donors.retain(|_, (hop, ..)| hops.contains(hop));
         for &hop in hops {
             let mut upload = Upload::new();
@@ -101,6 +116,10 @@ impl Harness {
         let address = ([127, 0, 0, 1], 4_000).into();
         let own = Member { instance: me(), state: MemberState::Keeping(None), address };
         let mut members: Vec<Member> = hops.iter().copied().map(member).chain([own]).collect();
+        let loading = loading
+            .iter()
+            .map(|&hop| Member { state: MemberState::Loading(hop.stage.unwrap()), ..member(hop) });
+        members.extend(loading);
         members.sort_by_key(|member| member.instance.peer);
         let table = Membership { version: self.version, members, ..Membership::default() };
         self.hear(Event::Membership(table.into()));
@@ -142,6 +161,10 @@ impl Harness {
             }
             Action::Send { to, envelope } => {
                 let Message::Transfer(message) = envelope.message else { panic!("{envelope:?}") };
+                if to == joiner().peer() {
+                    self.said.push(message);
+                    return Vec::new();
+                }
                 return self.ask(to, message);
             }
             Action::Write { stage, version } => {
@@ -163,7 +186,16 @@ impl Harness {
             }
             Action::Counted(note) => self.notes.push(note),
             Action::End(end) => self.end = Some(end),
-            Action::Begin { .. } | Action::Store { .. } | Action::GiveUp => {}
+            Action::Export(given) => {
+                let manifest = (!self.is_torn).then(|| manifest(self.keeper.kept()));
+                return vec![Event::Exported { given, manifest }];
+            }
+            Action::SendChunk { to, chunk, .. } => self.given.push((to, chunk)),
+            Action::Begin { .. }
+            | Action::Store { .. }
+            | Action::GiveUp
+            | Action::Sketch { .. }
+            | Action::Release(_) => {}
         }
         Vec::new()
     }
@@ -200,6 +232,16 @@ impl Harness {
         }
         replies
     }
+}
+
+/// A replica that wants the state of stage 1.
+fn joiner() -> Hop {
+    b(1)
+}
+
+fn request(harness: &mut Harness, message: TransferMessage) {
+    let envelope = Message::Transfer(message).into();
+    harness.hear(Event::Received { from: joiner().instance, envelope });
 }
 
 fn both(steps: u64) -> Vec<(u16, u64)> {
@@ -333,4 +375,36 @@ fn chunks_that_nothing_asked_for_are_ignored() {
     let envelope = Envelope::with_payload(chunk, (0, 0));
     harness.hear(Event::Received { from: a(0).instance, envelope });
     assert_eq!((harness.writes, harness.notes.len()), (0, 0));
+}
+
+#[test]
+fn a_stage_that_lost_its_last_replica_gets_the_state_of_the_newest_checkpoint() {
+    let mut harness = Harness::new(Interval::Microbatches(100));
+    harness.publish(&[a(0)], &[joiner()]);
+    request(&mut harness, TransferMessage::Request);
+    assert_eq!(harness.said, [TransferMessage::Declined(DeclineReason::Busy)], "there is no checkpoint yet");
+    harness.publish(&[a(0), a(1)], &[]);
+    harness.progress(100, false);
+    assert_eq!(harness.keeper.kept(), 100);
+    harness.publish(&[a(0)], &[joiner()]);
+    request(&mut harness, TransferMessage::Request);
+    let offer = harness.said.last().unwrap().clone();
+    let TransferMessage::Offer { state, manifest: offered, .. } = offer else { panic!("{offer:?}") };
+    assert_eq!(offered, manifest(100));
+    request(&mut harness, TransferMessage::ChunkRequest { state, chunk: 3 });
+    assert_eq!(harness.given, [(joiner().peer(), 3)]);
+}
+
+#[test]
+fn a_keeper_gives_nothing_for_a_stage_that_a_replica_serves_and_nothing_that_it_cannot_read() {
+    let mut harness = Harness::new(Interval::Microbatches(100));
+    harness.progress(100, false);
+    harness.publish(&[a(0), a(1)], &[joiner()]);
+    request(&mut harness, TransferMessage::Request);
+    assert_eq!(harness.said, [TransferMessage::Declined(DeclineReason::NotEntitled)]);
+    harness.is_torn = true;
+    harness.publish(&[a(0)], &[joiner()]);
+    request(&mut harness, TransferMessage::Request);
+    assert_eq!(harness.said.last(), Some(&TransferMessage::Declined(DeclineReason::Busy)));
+    assert_eq!(harness.keeper.kept(), 0, "it says that it gives no state any more");
 }

@@ -147,6 +147,9 @@ pub enum Action<P> {
         donor: Instance,
         /// Optimizer steps that the header must say.
         version: WeightVersion,
+        /// It is that of a keeper: no replica has a newer one, so what the replica learns from now on counts at once, as
+        /// after a fresh start.
+        is_restored: bool,
     },
     /// Tell the coordinator that the replica serves from now on. Repeated until the coordinator knows.
     Ready {
@@ -193,6 +196,13 @@ pub enum InitialState {
     Initial {
         /// Weights of the stage had been updated before: those updates are lost.
         was_trained: bool,
+    },
+    /// The state that a keeper had: no replica serves the stage.
+    Restored {
+        /// The keeper.
+        keeper: Instance,
+        /// Optimizer steps of its weights.
+        version: WeightVersion,
     },
     /// The state that the process had when it was expelled: no replica serves the stage.
     Kept,

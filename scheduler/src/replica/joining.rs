@@ -1,13 +1,14 @@
 //! Before a replica serves: it takes over the state of a replica of its stage, from one donor after the other until the
 //! state is complete. While a donor serves, the joiner waits for its state. Without a donor it begins with the state that
 //! its process has kept since it was expelled. A joiner with no such state begins with the initial weights of the run,
-//! unless the table says that a replica may come back that has better ones.
+//! unless the table says that a replica may come back that has better ones, or that a keeper has the state of the stage,
+//! which the joiner then takes over.
 
 use std::fmt::Debug;
 
 use crate::mutation::Mutation;
 use crate::transfer::{Download, DownloadAction, DownloadEvent, DownloadReason, TransferMessage};
-use crate::{Envelope, Instance, Message, PeerTable, StageIndex, TableUpdate, Time};
+use crate::{Envelope, Instance, Message, PeerTable, TableUpdate, Time};
 
 use super::config::{Begin, Config};
 use super::event::{Action, InitialState, Note};
@@ -16,6 +17,8 @@ use super::event::{Action, InitialState, Note};
 #[derive(Debug)]
 pub(super) struct Joining<P> {
     pub(super) table: PeerTable,
+    /// The donors that the download knows.
+    donors: Vec<Instance>,
     download: Option<Download<P>>,
     /// The state that the executor is taking over.
     importing: Option<InitialState>,
@@ -30,7 +33,8 @@ impl<P: Clone + Default + Debug> Joining<P> {
             }
             Begin::Given => None,
         };
-        Self { table: PeerTable::new(config.stage.hop()), download, importing: None }
+        let table = PeerTable::new(config.stage.hop());
+        Self { table, donors: Vec::new(), download, importing: None }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<(Time, DownloadReason)> {
@@ -38,8 +42,12 @@ impl<P: Clone + Default + Debug> Joining<P> {
     }
 
     pub(super) fn on_membership(&mut self, now: Time, config: &Config<P>, update: TableUpdate) {
-        if self.table.update(update) && self.table.touches(config.stage.stage) {
-            let donors = donors(&self.table, config.stage.stage, config.stage.me);
+        if !self.table.update(update) {
+            return;
+        }
+        let donors = donors(&self.table, config);
+        if donors != self.donors {
+            self.donors.clone_from(&donors);
             self.tell(now, DownloadEvent::Donors(donors));
         }
     }
@@ -82,8 +90,12 @@ impl<P: Clone + Default + Debug> Joining<P> {
             DownloadAction::Begin { bytes } => Action::Begin { bytes },
             DownloadAction::Store { offset, payload } => Action::Store { offset, payload },
             DownloadAction::Import { donor, version } => {
-                self.importing = Some(InitialState::Downloaded { donor, version });
-                Action::Import { donor, version }
+                let is_restored = self.table.is_keeper(donor);
+                self.importing = Some(match is_restored {
+                    true => InitialState::Restored { keeper: donor, version },
+                    false => InitialState::Downloaded { donor, version },
+                });
+                Action::Import { donor, version, is_restored }
             }
             DownloadAction::Counted(note) => Action::Counted(Note::Download(note)),
         })
@@ -106,14 +118,22 @@ impl<P: Clone + Default + Debug> Joining<P> {
         if config.begin.has_state() {
             return Some(InitialState::Kept);
         }
+        if table.is_restorable(stage) {
+            return None;
+        }
         (!table.is_awaited(stage)).then(|| InitialState::Initial { was_trained: table.is_trained(stage) })
     }
 }
 
-/// The replicas that serve the stage, rotated by the joiner's key, so that many joiners do not all ask the same donor.
-fn donors(table: &PeerTable, stage: StageIndex, me: Instance) -> Vec<Instance> {
+/// The replicas that serve the stage, or the keepers from which it is to be restored; rotated by the joiner's key, so that
+/// many joiners do not all ask the same donor. A state of its own is newer than that of a keeper.
+fn donors<P>(table: &PeerTable, config: &Config<P>) -> Vec<Instance> {
+    let stage = config.stage.stage;
     let mut donors: Vec<_> = table.serving(stage).map(|member| member.instance).collect();
-    let first = usize::from(me.peer.0[0]) % donors.len().max(1);
+    if table.is_restorable(stage) && !config.begin.has_state() {
+        donors = table.keepers_of(stage).collect();
+    }
+    let first = usize::from(config.stage.me.peer.0[0]) % donors.len().max(1);
     donors.rotate_left(first);
     donors
 }

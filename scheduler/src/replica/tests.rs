@@ -221,7 +221,7 @@ fn a_joiner_takes_the_state_of_a_replica_before_it_serves() {
     let stored = harness.chunk(b(1), 0, "good");
     let (donor, version) = (b(1).instance, WeightVersion(5));
     assert!(stored.contains(&Action::Store { offset: 0, payload: "good" }), "{stored:?}");
-    assert!(stored.contains(&Action::Import { donor, version }), "{stored:?}");
+    assert!(stored.contains(&Action::Import { donor, version, is_restored: false }), "{stored:?}");
     assert!(!harness.replica.is_serving(), "not before the executor has taken the state over");
     let begun = harness.hear(Event::Imported(true));
     assert_eq!(

@@ -367,6 +367,7 @@ impl ReferenceModel {
                 InitialState::Downloaded { .. } => self.path("began with a downloaded state"),
                 InitialState::Initial { was_trained: true } => self.path("a stage lost its updates"),
                 InitialState::Kept => self.path("began with the state it kept"),
+                InitialState::Restored { .. } => self.path("began with the state of a keeper"),
                 InitialState::Initial { was_trained: false } | InitialState::Given => {}
             },
             replica::Action::Confirm => self.path("suspension noticed"),

@@ -267,6 +267,7 @@ impl World {
                 }
                 coordinator::Action::Membership(membership) => self.publish(membership.into()),
                 coordinator::Action::Evicted { .. } => self.model.path("evicted"),
+                coordinator::Action::Restored { .. } => self.model.path("restored from a keeper"),
                 coordinator::Action::Finished => {
                     self.ended_with = Some(self.coordinator.run_progress().settled);
                     self.model.finished();

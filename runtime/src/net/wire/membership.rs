@@ -21,6 +21,7 @@ pub fn encode_membership(membership: &Membership) -> v1::Membership {
         leases: membership.leases.iter().map(encode_lease).collect(),
         trained: encode_stages(&membership.trained),
         awaited: encode_stages(&membership.awaited),
+        restorable: encode_stages(&membership.restorable),
     }
 }
 
@@ -35,8 +36,9 @@ pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, Wire
     let leases = decode_leases(&membership.leases)?;
     let trained = decode_stages(&membership.trained, "a trained stage")?;
     let awaited = decode_stages(&membership.awaited, "an awaited stage")?;
+    let restorable = decode_stages(&membership.restorable, "a restorable stage")?;
     let (launch, version) = (membership.launch, membership.version);
-    Ok(Membership { launch, version, members, leases, trained, awaited })
+    Ok(Membership { launch, version, members, leases, trained, awaited, restorable })
 }
 
 /// The change of a table as a message.

@@ -176,13 +176,14 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    /// Replaces the state by an [`Engine::export_state`] of this process. What the replica learns from now on counts in
+    /// Replaces the state by an [`Engine::export_state`] of this process, or of a checkpoint, of which the `version` is
+    /// known. What the replica learns from now on counts in
     /// averaging, as after a fresh start.
     ///
     /// # Errors
     /// As [`Engine::import_state`].
-    pub fn restore_state(&mut self, bytes: &[u8]) -> Result<(), StateError> {
-        self.replace_state(bytes, None)
+    pub fn restore_state(&mut self, bytes: &[u8], version: Option<WeightVersion>) -> Result<(), StateError> {
+        self.replace_state(bytes, version)
     }
 
     fn replace_state(&mut self, bytes: &[u8], version: Option<WeightVersion>) -> Result<(), StateError> {

@@ -26,9 +26,12 @@ async fn a_state_goes_from_one_thread_to_another() {
     let state = donor.export_state().await.unwrap();
     assert_ne!(joiner.export_state().await.unwrap(), state);
     let bytes = Bytes::from(state.clone().into_bytes().unwrap());
-    joiner.import_state(bytes.clone(), WeightVersion(0)).await.unwrap();
+    joiner.import_state(bytes.clone(), WeightVersion(0), Origin::Replica).await.unwrap();
     assert_eq!(joiner.export_state().await.unwrap(), state);
-    assert!(matches!(joiner.import_state(bytes.slice(1..), WeightVersion(0)).await, Err(Error::State(_))));
+    assert!(matches!(
+        joiner.import_state(bytes.slice(1..), WeightVersion(0), Origin::Replica).await,
+        Err(Error::State(_))
+    ));
 }
 
 /// A device that fails at the first job of any kind.
@@ -55,7 +58,7 @@ impl Compute for Failing {
         Err(swarmline_kernels::Error::Device("export".to_owned()).into())
     }
 
-    fn import_state(&mut self, _: &[u8], _: WeightVersion) -> Result<(), Error> {
+    fn import_state(&mut self, _: &[u8], _: WeightVersion, _: Origin) -> Result<(), Error> {
         Ok(())
     }
 
