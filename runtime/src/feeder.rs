@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use swarmline_scheduler::feeder::{AveragingSchedule, Config, EvaluationSchedule};
@@ -66,6 +67,8 @@ impl Feeder {
     /// # Errors
     /// If the coordinator cannot be reached or refuses, the port is taken, or the text or the journal cannot be used.
     pub async fn open(options: FeederOptions) -> Result<Self, Error> {
+        let began = Instant::now();
+        options.journal.as_deref().map_or(Ok(()), Journal::try_place)?;
         let socket = bind_socket(options.listen)?;
         let address = socket.local_addr().map_err(Error::Address)?;
         let registration = Registration {
@@ -78,9 +81,12 @@ impl Feeder {
         let heartbeats = Heartbeats::start(control.clone());
         let run = run_with_text(&options, &joined)?;
         let corpus = Arc::new(open_corpus(run.clone()).await?);
-        let launch = Launch { manifest: joined.digest, number: joined.tables.launch() };
+        let (number, digest) = (joined.tables.launch(), corpus.digest());
+        let launch = Launch { manifest: joined.digest, number, corpus: digest };
         let (journal, before) = Journal::open(options.journal.as_deref(), launch, averaging(&run))?;
 
+        let totals = before.totals;
+        let trained = Duration::from_millis(totals.trained_ms);
         let peer = options.identity.peer();
         let config = config(&run, Instance::new(peer, registration.incarnation), &options);
         let router = run.pipeline.router.build(run.seed);
@@ -101,7 +107,7 @@ impl Feeder {
             control,
             batches: Batches::new(&run, Arc::clone(&corpus)),
             tokens: TokenCodec::new(&run),
-            throughput: Throughput::new(run.microbatches(), before.totals.tokens),
+            throughput: Throughput::new(began, run.microbatches(), totals.tokens, trained),
             journal,
         };
         let machine = swarmline_scheduler::Feeder::<Bytes>::resume(config, router, &before);

@@ -62,6 +62,7 @@
 // Without `internals`, some parts of those modules are unused: only tests and benchmarks use them.
 #![cfg_attr(not(feature = "internals"), allow(dead_code, unreachable_pub, unused_imports))]
 
+mod atomic_file;
 #[doc(hidden)]
 pub mod cli;
 pub mod config;

@@ -15,13 +15,12 @@ mod serving;
 mod shard;
 mod traffic;
 
-use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::pin::pin;
 
 use swarmline_scheduler::PeerId;
 
+use crate::atomic_file;
 use crate::error::Error;
 use crate::net::control::ControlError;
 use crate::outcome::Outcome;
@@ -29,6 +28,7 @@ use crate::report::{Event, Incident, Reporter};
 
 pub use options::ReplicaOptions;
 
+use applied_log::AppliedLog;
 use registered::Registered;
 
 /// Limit of the times that an expelled process joins again.
@@ -57,9 +57,10 @@ impl Replica {
     /// Joins the run of the coordinator in `options`, which places the replica on a stage or lets it wait for one.
     ///
     /// # Errors
-    /// If the coordinator cannot be reached or refuses, the port is taken, or the weights could not be saved at the end.
+    /// If the coordinator cannot be reached or refuses, the port is taken, or a file of the options
+    /// cannot be written.
     pub async fn join(options: ReplicaOptions) -> Result<Self, Error> {
-        options.save.as_deref().map_or(Ok(()), check_place)?;
+        try_files(&options)?;
         let registered = Registered::register(&options, None).await?;
         Ok(Self { options, registered })
     }
@@ -110,27 +111,11 @@ impl Replica {
     }
 }
 
-/// Whether a file can be written at `path` at the end: better a refusal now than weights lost then.
-fn check_place(path: &Path) -> Result<(), Error> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let kind = match folder {
-        _ if path.is_dir() => ErrorKind::IsADirectory,
-        Some(folder) if !folder.is_dir() => ErrorKind::NotFound,
-        _ => return Ok(()),
-    };
-    Err(Error::File { action: "write", path: path.to_owned(), error: kind.into() })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_that_cannot_hold_a_file_is_refused_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(check_place(folder.path()).unwrap_err().to_string().contains("directory"));
-        assert!(check_place(&folder.path().join("none/weights")).is_err());
-        assert!(check_place(&folder.path().join("weights")).is_ok());
-        assert!(check_place(Path::new("weights")).is_ok());
+/// Tries the files that the replica will write: better a refusal now than weights that are lost at the end.
+fn try_files(options: &ReplicaOptions) -> Result<(), Error> {
+    for path in [&options.save, &options.parameter_log].into_iter().flatten() {
+        let failed = |error| Error::File { action: "write", path: path.clone(), error };
+        atomic_file::try_place(path).map_err(failed)?;
     }
+    options.applied_log.as_deref().map_or(Ok(()), |path| AppliedLog::open(path).map(drop))
 }

@@ -15,6 +15,7 @@ use swarmline_scheduler::feeder::{Divergence, DivergenceWatch};
 use swarmline_scheduler::stage::Evaluation;
 use swarmline_scheduler::{Block, Loss, MicrobatchId, Refusal};
 
+use crate::atomic_file;
 use crate::config::Run;
 use crate::data::{Batches, Corpus};
 use crate::error::Error;
@@ -75,10 +76,23 @@ impl TrainOptions {
 /// The text or the weights to begin with cannot be used, the device has no memory or fails, training diverges
 /// ([`Error::Diverged`]), or the weights cannot be written.
 pub fn train(options: &TrainOptions, reporter: &Reporter, stop: &AtomicBool) -> Result<Outcome, Error> {
+    options.save.as_deref().map_or(Ok(()), try_folder)?;
     let Some(corpus) = open_corpus(options, stop)? else { return Ok(Outcome::Stopped) };
     let corpus = Arc::new(corpus);
     reporter.tell(&Event::corpus(&corpus));
     options.setup.run(Session { options, corpus, reporter, stop })
+}
+
+/// Tries the folder that the weights will go to: better a refusal now than weights that are lost at the end.
+fn try_folder(folder: &Path) -> Result<(), Error> {
+    let failed = |action| move |error| Error::File { action, path: folder.to_owned(), error };
+    std::fs::create_dir_all(folder).map_err(failed("create"))?;
+    atomic_file::try_place(&folder.join(stage_file(0))).map_err(failed("write into"))
+}
+
+/// The file of a stage in the folder of the weights.
+fn stage_file(stage: usize) -> String {
+    format!("stage-{stage}.safetensors")
 }
 
 /// Reads the text; `None` if `stop` is true before the end. The thread that reads a long text is left to itself then.
@@ -139,6 +153,7 @@ struct Training<'a, B: Backend> {
     tokens: TokenCodec,
     stages: Vec<Engine<B>>,
     report: FeederReport,
+    began: Instant,
     computing: Duration,
     since_progress: SinceProgress,
     evaluated_at: Option<u64>,
@@ -169,6 +184,7 @@ impl<'a, B: Backend> Training<'a, B> {
             tokens: TokenCodec::new(run),
             stages: run.stages().map(engine).collect::<Result<_, Error>>()?,
             report: FeederReport::default(),
+            began: Instant::now(),
             computing: Duration::ZERO,
             since_progress: SinceProgress { at: Instant::now(), loss: Loss::default() },
             evaluated_at: None,
@@ -287,17 +303,17 @@ impl<'a, B: Backend> Training<'a, B> {
 
     fn final_report(&self) -> FeederReport {
         let seconds = self.computing.as_secs_f64();
-        FeederReport { seconds, tokens_per_s: self.report.tokens as f64 / seconds, ..self.report.clone() }
+        FeederReport {
+            seconds,
+            seconds_waited: self.began.elapsed().as_secs_f64(),
+            tokens_per_s: self.report.tokens as f64 / seconds,
+            ..self.report.clone()
+        }
     }
 
     fn save(&mut self, folder: &Path, reporter: &Reporter) -> Result<(), Error> {
-        std::fs::create_dir_all(folder).map_err(|error| Error::File {
-            action: "create",
-            path: folder.to_owned(),
-            error,
-        })?;
         for (index, stage) in self.stages.iter_mut().enumerate() {
-            let path = folder.join(format!("stage-{index}.safetensors"));
+            let path = folder.join(stage_file(index));
             stage.save(&path)?;
             reporter.tell(&Event::Saved { path: path.display().to_string() });
         }

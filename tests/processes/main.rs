@@ -15,6 +15,7 @@ mod gpu;
 mod hostile;
 mod interrupt;
 mod keep;
+mod kept;
 mod leak;
 mod liar;
 mod mistakes;

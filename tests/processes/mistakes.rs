@@ -161,7 +161,8 @@ fn a_volunteer_reads_its_public_key_and_a_pasted_secret_is_refused() {
     }
 
     let policy = |keys: &str| Recipe { more: format!("[policy]\njoin = [\"{keys}\"]"), ..Recipe::exact() };
-    let mut listed = Process::start("check", ["check", &policy(&key).write().run_file()]);
+    let of_listed = policy(&key).write();
+    let mut listed = Process::start("check", ["check", &of_listed.run_file()]);
     assert_eq!(listed.end(), 0, "{}", listed.errors());
     let secret = std::fs::read_to_string(&file).unwrap();
     expect_bad_run_file(&policy(secret.trim()), &["`policy.join`", "secret", "swarmline key FILE"]);

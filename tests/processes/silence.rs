@@ -70,7 +70,11 @@ fn members_of_a_coordinator_that_never_returns_end_with_their_state_kept() {
 #[test]
 fn a_feeder_that_has_finished_and_cannot_say_so_ends_well() {
     // One lease has all ids of such a run.
-    let swarm = Swarm::serve(&Recipe { steps: 32, ..Recipe::asynchronous() });
+    let mut swarm = Swarm::serve(&Recipe { steps: 32, ..Recipe::asynchronous() });
+    swarm.coordinator.hear("that every stage is served", |event| match event {
+        Event::Members { serving, .. } => serving.iter().all(|&count| count == 1).then_some(()),
+        _ => None,
+    });
     let journal = swarm.folder.argument("f.log");
     swarm.replicas[3].suspend();
     let key = swarm.folder.argument("f.key");
@@ -88,7 +92,7 @@ fn a_feeder_that_has_finished_and_cannot_say_so_ends_well() {
 
 /// Waits until the journal of a feeder has more than the name of its launch.
 fn wait_for_the_lease(journal: &str) {
-    const NAMED: u64 = 64;
+    const NAMED: u64 = 96;
     let deadline = Instant::now() + Duration::from_secs(40);
     while std::fs::metadata(journal).unwrap().len() <= NAMED {
         assert!(Instant::now() < deadline, "no lease has come");

@@ -10,7 +10,7 @@ fn a_fifth_replica_waits_and_leaves_without_disturbing_the_run() {
     let recipe = Recipe::asynchronous();
     let mut swarm = Swarm::serve(&recipe);
     let mut fifth = swarm.start_replica("standby", &[]);
-    fifth.hear("that it waits", |event| matches!(event, Event::Standby { stages: 4 }).then_some(()));
+    fifth.hear("that it waits", |event| matches!(event, Event::Standby { stages: 4, .. }).then_some(()));
     let mut feeder = swarm.start_feeder(&[]);
     feeder.hear("that it has its text", |event| matches!(event, Event::Corpus { .. }).then_some(()));
     fifth.interrupt();

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use super::Failure;
+use super::{Failure, folder_of};
 use crate::config::Run;
 
 /// Arguments of `swarmline check`.
@@ -16,5 +16,13 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let run = Run::load(&arguments.file)?;
     let _ = write!(std::io::stdout(), "{}", run.to_annotated_toml());
+    let folder = folder_of(&arguments.file);
+    for missing in run.data.paths.iter().map(|path| folder.join(path)).filter(|path| !path.exists()) {
+        let _ = writeln!(
+            std::io::stderr(),
+            "swarmline: data.paths: {} does not exist on this machine; a feeder needs it, or --data",
+            missing.display()
+        );
+    }
     Ok(())
 }

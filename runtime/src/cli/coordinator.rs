@@ -40,7 +40,7 @@ pub(super) struct Arguments {
     leash: Leash,
     /// Print one JSON object a line
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {

@@ -37,7 +37,7 @@ pub(super) struct Arguments {
     seed: u64,
     /// Print the figures as one JSON object in the last line
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Enough for a model of a million parameters to beat bigrams clearly, on two cores within two minutes.

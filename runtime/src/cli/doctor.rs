@@ -10,7 +10,7 @@ use swarmline_kernels::device::{CpuReport, CudaReport, DeviceChoice, Version, cp
 pub(super) struct Arguments {
     /// Print one JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) {

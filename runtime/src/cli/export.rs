@@ -22,7 +22,7 @@ pub(super) struct Arguments {
     reading: Reading,
     /// Print one JSON object a line
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {

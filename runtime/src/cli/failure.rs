@@ -9,6 +9,7 @@ use swarmline_kernels::device::Unavailable;
 use crate::config::ConfigError;
 use crate::error::Error;
 use crate::net::identity::IdentityError;
+use crate::report::Event;
 
 /// Exit code of a command that a person stopped before it was done.
 pub(super) const INTERRUPTED: u8 = 130;
@@ -45,9 +46,14 @@ impl Failure {
     }
 
     /// Prints the message and returns the exit code. A pipe that nothing reads is waited for a second.
-    pub(super) fn report(self) -> ExitCode {
+    /// With `json` the last line of standard output says so too, for programs.
+    pub(super) fn report(self, json: bool) -> ExitCode {
         let (written, done) = std::sync::mpsc::channel::<()>();
         std::thread::spawn(move || {
+            if json {
+                let event = Event::Failed { code: self.code, message: self.message.clone() };
+                let _ = writeln!(std::io::stdout(), "{}", serde_json::to_string(&event).unwrap_or_default());
+            }
             let _ = writeln!(std::io::stderr(), "swarmline: {}", self.message);
             drop(written);
         });

@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     leash: Leash,
     /// Print one JSON object a line
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -64,9 +64,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         };
         match outcome {
             Outcome::Finished => Ok(()),
-            Outcome::Stopped => Err(Failure::interrupted(
-                "stopped before the run was complete; `swarmline feed --succeed` continues it",
-            )),
+            Outcome::Stopped => Err(Failure::interrupted(how_to_go_on(arguments))),
         }
     })
+}
+
+/// What a person can do about a run that was left before it was complete.
+fn how_to_go_on(arguments: &Arguments) -> &'static str {
+    match (&arguments.identity, &arguments.journal) {
+        (Some(_), Some(_)) => "stopped before the run was complete; the same command goes on",
+        (Some(_), None) => {
+            "stopped before the run was complete; `swarmline feed --succeed` with the same --identity continues it"
+        }
+        (None, _) => {
+            "stopped before the run was complete. Its key is gone with this process: `swarmline feed --succeed` continues the \
+             run if its [policy] lets other keys feed. A run that any peer may join belongs to its first feeder unless \
+             `feed` says otherwise, and cannot go on: feed the next one with --identity FILE"
+        }
+    }
 }

@@ -32,7 +32,7 @@ pub(super) struct Arguments {
     reading: Reading,
     /// Print one JSON object: ids, text, seconds
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ pub(super) struct Arguments {
     file: Option<PathBuf>,
     /// Print one JSON object a line
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {

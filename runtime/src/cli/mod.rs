@@ -70,7 +70,9 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     init_logging();
-    let outcome = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    let json = command.prints_json();
+    let outcome = match command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Coordinator(arguments) => coordinator::run(&arguments),
         Command::Join(arguments) => join::run(&arguments),
@@ -89,7 +91,26 @@ pub fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(json),
+    }
+}
+
+impl Command {
+    /// Whether standard output is for a program.
+    fn prints_json(&self) -> bool {
+        match self {
+            Self::Demo(arguments) => arguments.json,
+            Self::Coordinator(arguments) => arguments.json,
+            Self::Join(arguments) => arguments.json,
+            Self::Feed(arguments) => arguments.json,
+            Self::Keep(arguments) => arguments.json,
+            Self::Train(arguments) => arguments.json,
+            Self::Export(arguments) => arguments.json,
+            Self::Generate(arguments) => arguments.json,
+            Self::Key(arguments) => arguments.json,
+            Self::Doctor(arguments) => arguments.json,
+            Self::Check(_) | Self::Bench(_) => false,
+        }
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Arguments {
     evaluate_every: Option<u64>,
     /// Print one JSON object a line
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {

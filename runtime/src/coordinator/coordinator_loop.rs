@@ -46,6 +46,17 @@ pub(super) struct CoordinatorLoop<'a> {
     /// Callers whose reply waits for a table, in the order of their requests.
     waiting: VecDeque<oneshot::Sender<Reply>>,
     ended: bool,
+    /// The members that people know of.
+    told: Option<Counts>,
+}
+
+/// The members of a table, counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Counts {
+    serving: Vec<usize>,
+    standby: usize,
+    feeders: usize,
+    keepers: usize,
 }
 
 /// An action that may be done once the facts before it are durable.
@@ -75,6 +86,7 @@ impl<'a> CoordinatorLoop<'a> {
             due: VecDeque::new(),
             waiting: VecDeque::new(),
             ended: false,
+            told: None,
         }
     }
 
@@ -184,7 +196,7 @@ impl<'a> CoordinatorLoop<'a> {
         self.reporter.tell(&report::Event::Incident(incident));
     }
 
-    fn publish(&self, table: &Membership) {
+    fn publish(&mut self, table: &Membership) {
         let Signer { identity, digest, table: writer } = &self.signer;
         let changed = writer.change(|signed| {
             let change = signed.table().change_to(&table.clone().into());
@@ -196,13 +208,19 @@ impl<'a> CoordinatorLoop<'a> {
         let count =
             |wanted: MemberState| table.members.iter().filter(|member| member.state == wanted).count();
         let stages = self.machine.config().stages;
-        self.reporter.tell(&report::Event::Members {
-            version: table.version,
+        let counts = Counts {
             serving: (0..stages).map(|stage| count(MemberState::Serving(StageIndex(stage)))).collect(),
             standby: count(MemberState::Standby),
             feeders: count(MemberState::Feeding),
             keepers: table.members.iter().filter(|member| is_keeper(member.state)).count(),
-        });
+        };
+        // A table may say other things than who is there: people have read this line.
+        if self.told.as_ref() != Some(&counts) {
+            let Counts { serving, standby, feeders, keepers } = counts.clone();
+            let version = table.version;
+            self.reporter.tell(&report::Event::Members { version, serving, standby, feeders, keepers });
+            self.told = Some(counts);
+        }
     }
 }
 

@@ -6,7 +6,9 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use swarmline_scheduler::feeder::{Action, Divergence, End, Event, Measured, Outcome as MicrobatchOutcome};
+use swarmline_scheduler::feeder::{
+    Action, Divergence, End, Event, Measured, Outcome as MicrobatchOutcome, Record,
+};
 use swarmline_scheduler::{
     Directive, Envelope, Evidence, Feeder, Hop, Lease, Loss, MicrobatchId, PeerId, Purpose, RunTally,
     StageIndex,
@@ -33,6 +35,9 @@ const UNSERVED_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What remains of the work of a feeder that gives its coordinator up.
 const GIVEN_UP: &str = "started again with the same --identity and --journal, the feeder goes on";
+
+/// Actions that are withheld at most while the disk does not take the journal; then messages are left to wait.
+const WITHHELD_MAX: usize = 65_536;
 
 /// Messages that one write of the journal serves at most.
 const EVENTS_PER_COMMIT: usize = 64;
@@ -70,6 +75,12 @@ pub(super) struct FeederLoop {
     unserved_told: Instant,
     refusals: RateLimit,
     notices: Notices,
+    /// The time of training in the journal.
+    noted: Duration,
+    /// Actions that wait until the journal is on disk.
+    withheld: Vec<Action<Bytes>>,
+    /// The disk does not take the journal.
+    disk_is_full: bool,
     /// The feeder was asked to stop.
     stopping: bool,
     /// The coordinator was silent for longer than the patience of this process.
@@ -95,6 +106,9 @@ impl FeederLoop {
             unserved_told: Instant::now(),
             refusals: RateLimit::default(),
             notices: Notices::default(),
+            noted: Duration::ZERO,
+            withheld: Vec::new(),
+            disk_is_full: false,
             stopping: false,
             gave_up: false,
             heldout: None,
@@ -130,7 +144,9 @@ impl FeederLoop {
             }
             let deadline = self.machine.poll_timeout().map(|(at, _)| at);
             tokio::select! {
-                Some(event) = self.handles.arrivals.recv() => self.on_arrivals(event, reporter)?,
+                Some(event) = self.handles.arrivals.recv(), if self.withheld.len() < WITHHELD_MAX => {
+                    self.on_arrivals(event, reporter)?;
+                }
                 Some(reply) = self.leases.recv() => {
                     let (lease, others) = reply?;
                     self.handle(Event::RunProgress(others), reporter)?;
@@ -263,7 +279,21 @@ impl FeederLoop {
         }
         self.report_progress();
         self.tell_progress(reporter);
+        self.note_time();
+        if self.disk_is_full {
+            self.handle(Event::Timeout, reporter)?;
+        }
         Ok(())
+    }
+
+    /// Notes in the journal how long training has taken: with the next records, or with those of this second.
+    fn note_time(&mut self) {
+        let training = self.handles.throughput.training();
+        if training > self.noted {
+            self.noted = training;
+            let milliseconds = u64::try_from(training.as_millis()).unwrap_or(u64::MAX);
+            self.handles.journal.write(&Record::Trained { milliseconds });
+        }
     }
 
     fn handle(&mut self, event: Event<Bytes>, reporter: &Reporter) -> Result<(), Error> {
@@ -274,32 +304,57 @@ impl FeederLoop {
     /// this process before the records of the journal are on disk.
     fn handle_all(&mut self, mut events: VecDeque<Event<Bytes>>, reporter: &Reporter) -> Result<(), Error> {
         while !events.is_empty() {
-            let leaving = self.decide(&mut events)?;
-            self.handles.journal.commit()?;
-            for action in leaving {
+            self.decide(&mut events)?;
+            if !self.commit(reporter) {
+                return Ok(());
+            }
+            for action in std::mem::take(&mut self.withheld) {
                 events.extend(self.act(action, reporter)?);
             }
         }
         Ok(())
     }
 
-    /// Passes all events to the machine, gathers its records, and returns the actions that wait for them.
-    fn decide(&mut self, events: &mut VecDeque<Event<Bytes>>) -> Result<Vec<Action<Bytes>>, Error> {
-        let mut leaving = Vec::new();
+    /// Writes the journal to disk. While the disk does not take it, all that must not leave before is withheld: the run
+    /// stands still and loses nothing. An end needs no record, so that a person can stop the feeder.
+    fn commit(&mut self, reporter: &Reporter) -> bool {
+        match self.handles.journal.commit() {
+            Ok(()) => {
+                if std::mem::take(&mut self.disk_is_full) {
+                    tell(reporter, Incident::JournalWritten);
+                }
+                true
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.disk_is_full, true) {
+                    tell(reporter, Incident::JournalUnwritten { error: error.to_string() });
+                }
+                let ends = self.withheld.iter().find_map(|action| match action {
+                    Action::End(end) => Some(end.clone()),
+                    _ => None,
+                });
+                self.end = ends.or(self.end.take());
+                false
+            }
+        }
+    }
+
+    /// Passes all events to the machine, gathers its records, and the actions that wait for them.
+    fn decide(&mut self, events: &mut VecDeque<Event<Bytes>>) -> Result<(), Error> {
         while let Some(event) = events.pop_front() {
             self.machine.handle(self.clock.now(), event);
             while let Some(action) = self.machine.poll_action() {
                 match action {
-                    Action::Journal(record) => self.handles.journal.write(&record)?,
+                    Action::Journal(record) => self.handles.journal.write(&record),
                     Action::Draw { microbatch, purpose } => {
                         let ids = self.draw(microbatch, purpose)?;
                         events.push_back(Event::Drawn { microbatch, ids });
                     }
-                    action => leaving.push(action),
+                    action => self.withheld.push(action),
                 }
             }
         }
-        Ok(leaving)
+        Ok(())
     }
 
     // --- Actions --------------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use data_encoding::HEXLOWER;
 use swarmline_scheduler::feeder::{AveragingSchedule, Record, Snapshot};
 
+use crate::atomic_file::sync_folder;
 use crate::error::Error;
 use crate::net::digest::ManifestDigest;
 
@@ -21,9 +23,6 @@ use codec::{Decoder, Encoder};
 
 /// Outcomes after which the file is replaced by a shorter one.
 const OUTCOMES_PER_FILE: u64 = 16_384;
-/// Records that are gathered at most before they are written, synced or not.
-const GATHERED_BYTES_MAX: usize = 1 << 20;
-
 /// The file for the records; without one they are dropped.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -37,6 +36,8 @@ pub(super) struct Launch {
     pub(super) manifest: ManifestDigest,
     /// The number that the coordinator drew when the run began: the same run file may be launched again.
     pub(super) number: u64,
+    /// Digest of the text: microbatches in flight are drawn again under their ids.
+    pub(super) corpus: [u8; 32],
 }
 
 #[derive(Debug)]
@@ -46,6 +47,10 @@ struct Writer {
     launch: Launch,
     averaging: Option<AveragingSchedule>,
     gathered: Encoder,
+    /// A frame that the disk has not taken yet.
+    unwritten: Vec<u8>,
+    /// Length of the file up to which the disk has it, bytes.
+    durable: u64,
     /// All records, those gathered included.
     snapshot: Snapshot,
     /// Outcomes in the file behind its snapshot.
@@ -76,39 +81,73 @@ impl Journal {
         let snapshot = Snapshot::of(&records, averaging);
         let outcomes = records.iter().filter(|record| matches!(record, Record::Ended { .. })).count() as u64;
         let (path, gathered) = (path.to_owned(), Encoder::after(decoder));
-        let mut writer =
-            Writer { path, file, launch, averaging, gathered, snapshot: snapshot.clone(), outcomes };
+        let mut writer = Writer {
+            path,
+            file,
+            launch,
+            averaging,
+            gathered,
+            unwritten: Vec::new(),
+            durable: whole as u64,
+            snapshot: snapshot.clone(),
+            outcomes,
+        };
         if whole == 0 {
             writer.replace()?;
         }
         Ok((Self { writer: Some(writer) }, snapshot))
     }
 
+    /// Whether the file can be written: a feeder finds out before it joins. An empty file is created.
+    pub(super) fn try_place(path: &Path) -> Result<(), Error> {
+        let opened = options().create(true).open(path);
+        opened.map(drop).map_err(|error| Error::File { action: "open", path: path.to_owned(), error })
+    }
+
     /// Gathers a record for the next commit.
-    pub(super) fn write(&mut self, record: &Record) -> Result<(), Error> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
+    pub(super) fn write(&mut self, record: &Record) {
+        let Some(writer) = &mut self.writer else { return };
         writer.gathered.record(record);
         writer.snapshot.fold(record, writer.averaging);
         writer.outcomes += u64::from(matches!(record, Record::Ended { .. }));
-        if writer.gathered.len() < GATHERED_BYTES_MAX { Ok(()) } else { writer.commit() }
     }
 
-    /// Returns when all records written are on disk.
+    /// Returns when all records written are on disk. A commit that failed, for the disk is full, may be repeated: nothing is
+    /// lost or written twice.
+    ///
+    /// # Errors
+    /// If the disk does not take the records.
     pub(super) fn commit(&mut self) -> Result<(), Error> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        if writer.gathered.is_empty() {
+        if writer.gathered.is_empty() && writer.unwritten.is_empty() {
             return Ok(());
         }
-        if writer.outcomes < OUTCOMES_PER_FILE { writer.commit() } else { writer.replace() }
+        // A file that cannot be replaced grows on: the records come first.
+        if writer.outcomes >= OUTCOMES_PER_FILE && writer.replace().is_ok() {
+            return Ok(());
+        }
+        writer.commit()
     }
 }
 
 impl Writer {
     fn commit(&mut self) -> Result<(), Error> {
-        let mut frame = Vec::new();
-        layout::push_frame(&mut frame, &self.gathered.take());
-        let written = self.file.write_all(&frame).and_then(|()| self.file.sync_data());
-        written.map_err(|error| Error::File { action: "write", path: self.path.clone(), error })
+        if !self.gathered.is_empty() {
+            layout::push_frame(&mut self.unwritten, &self.gathered.take());
+        }
+        self.append().map_err(|error| Error::File { action: "write", path: self.path.clone(), error })?;
+        self.durable += self.unwritten.len() as u64;
+        self.unwritten.clear();
+        Ok(())
+    }
+
+    /// Appends what the disk has not taken yet, in place of what an attempt before has left.
+    fn append(&mut self) -> std::io::Result<()> {
+        if self.file.metadata()?.len() != self.durable {
+            self.file.set_len(self.durable)?;
+        }
+        self.file.write_all(&self.unwritten)?;
+        self.file.sync_data()
     }
 
     /// Writes a file that begins with a snapshot of all records, in place of the old one. A crash leaves one of the two,
@@ -122,6 +161,7 @@ impl Writer {
             layout::push_frame(&mut bytes, &gathered.take());
         }
         let next = successor(&self.path);
+        let length = bytes.len() as u64;
         let written = options().create_new(true).open(&next).and_then(|mut file| {
             file.write_all(&bytes)?;
             file.sync_all()?;
@@ -129,9 +169,11 @@ impl Writer {
             sync_folder(&self.path)?;
             Ok(file)
         });
+        let written = written.inspect_err(|_| drop(std::fs::remove_file(&next)));
         self.file =
             written.map_err(|error| Error::File { action: "replace", path: self.path.clone(), error })?;
         (self.gathered, self.outcomes) = (gathered, 0);
+        (self.unwritten, self.durable) = (Vec::new(), length);
         Ok(())
     }
 }
@@ -161,20 +203,29 @@ impl Contents {
     }
 }
 
-/// The first frame: the launch.
+/// The first frame: the launch and its text.
 fn opening(launch: &Launch) -> Vec<u8> {
-    launch.manifest.0.into_iter().chain(launch.number.to_le_bytes()).collect()
+    let Launch { manifest, number, corpus } = launch;
+    manifest.0.into_iter().chain(number.to_le_bytes()).chain(*corpus).collect()
 }
 
 fn check_opening(opening: &[u8], launch: &Launch) -> Result<(), String> {
     let another = "name another file with --journal";
-    let (manifest, number) = opening.split_at(opening.len().min(launch.manifest.0.len()));
+    let (manifest, rest) = opening.split_at(opening.len().min(launch.manifest.0.len()));
+    let (number, corpus) = rest.split_at(rest.len().min(size_of::<u64>()));
     if manifest != launch.manifest.0 {
         let theirs = manifest.try_into().map(ManifestDigest).unwrap_or(ManifestDigest([0; 32]));
         return Err(format!("it belongs to the run {theirs}, not {}; {another}", launch.manifest));
     }
     if number != launch.number.to_le_bytes() {
         return Err(format!("it belongs to an earlier launch of this run; {another}"));
+    }
+    if corpus != launch.corpus {
+        let (theirs, ours) = (HEXLOWER.encode(corpus), HEXLOWER.encode(&launch.corpus));
+        return Err(format!(
+            "its microbatches were drawn from a text with digest {theirs}, and this text has {ours}: restore the text, or \
+             {another}"
+        ));
     }
     Ok(())
 }
@@ -206,12 +257,6 @@ fn options() -> OpenOptions {
     let mut options = File::options();
     options.read(true).append(true);
     options
-}
-
-/// Makes the names in the folder of `path` durable.
-fn sync_folder(path: &Path) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

@@ -10,11 +10,11 @@ use crate::report::{FeederReport, ProgressReport};
 /// Tokens and losses of finished microbatches, and the time of training.
 #[derive(Debug)]
 pub(super) struct Throughput {
+    /// When this start began.
+    began: Instant,
     total: u64,
     /// Tokens of the microbatches finished.
     tokens: u64,
-    /// Those of them that finished before this start.
-    before: u64,
     since_progress: Loss,
     progress_at: Instant,
     /// Time of the last finished microbatch, or of the start of training; `None` during an evaluation.
@@ -23,22 +23,27 @@ pub(super) struct Throughput {
 }
 
 impl Throughput {
-    /// Of a run of `total` microbatches; those before this start had `before` tokens.
-    pub(super) fn new(total: u64, before: u64) -> Self {
+    /// Of a run of `total` microbatches, and a start that has begun then; the starts before this one have trained `tokens`, for so long.
+    pub(super) fn new(began: Instant, total: u64, tokens: u64, training: Duration) -> Self {
         let now = Instant::now();
         Self {
+            began,
             total,
-            tokens: before,
-            before,
+            tokens,
             since_progress: Loss::default(),
             progress_at: now,
             training_since: None,
-            training: Duration::ZERO,
+            training,
         }
     }
 
     pub(super) fn tokens(&self) -> u64 {
         self.tokens
+    }
+
+    /// Time of training, starts before this one included.
+    pub(super) fn training(&self) -> Duration {
+        self.training
     }
 
     pub(super) fn started(&mut self) {
@@ -72,7 +77,7 @@ impl Throughput {
         })
     }
 
-    /// The account at the end: of all starts, but for the time and the speed, which are those of this start.
+    /// The account at the end, of all starts.
     pub(super) fn report(&self, counts: &Counts, bytes_sent: u64) -> FeederReport {
         let seconds = self.training.as_secs_f64();
         FeederReport {
@@ -87,7 +92,8 @@ impl Throughput {
             contributions_lost: counts.contributions_lost,
             tokens: self.tokens,
             seconds,
-            tokens_per_s: self.tokens.saturating_sub(self.before) as f64 / seconds.max(f64::MIN_POSITIVE),
+            seconds_waited: self.began.elapsed().as_secs_f64(),
+            tokens_per_s: self.tokens as f64 / seconds.max(f64::MIN_POSITIVE),
             bytes_sent,
         }
     }
@@ -98,11 +104,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_speed_after_a_restart_leaves_out_the_tokens_before_it() {
-        let mut throughput = Throughput::new(10, 1_000_000);
+    fn the_account_after_a_restart_is_that_of_the_whole_run() {
+        let mut throughput = Throughput::new(Instant::now(), 10, 950, Duration::from_secs(20));
         throughput.finished(Loss { sum: 1.0, tokens: 50 });
-        throughput.training = Duration::from_secs(2);
         let report = throughput.report(&Counts::default(), 0);
-        assert_eq!((report.tokens, report.seconds, report.tokens_per_s), (1_000_050, 2.0, 25.0));
+        assert_eq!((report.tokens, report.seconds, report.tokens_per_s), (1_000, 20.0, 50.0));
     }
 }

@@ -215,7 +215,10 @@ impl Registered {
     ) -> Result<ControlFlow<Outcome, StageIndex>, Error> {
         match self.placement {
             Placement::Stage(stage) => return Ok(ControlFlow::Continue(stage)),
-            Placement::Standby => reporter.tell(&Event::Standby { stages: self.run.pipeline.stages }),
+            Placement::Standby => {
+                let awaited = self.table.table().rest().awaited.iter().map(|stage| stage.0).collect();
+                reporter.tell(&Event::Standby { stages: self.run.pipeline.stages, awaited });
+            }
             Placement::Feeder { .. } | Placement::Keeper { .. } => {
                 let fault = "it does not take this process for a replica".to_owned();
                 return Err(ControlError::Reply(fault).into());

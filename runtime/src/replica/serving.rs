@@ -421,6 +421,7 @@ impl Serving {
             staleness_p50: statistics.staleness_p50,
             staleness_max: statistics.staleness_max,
             skipped: statistics.skipped,
+            waiting: statistics.waiting,
             rounds: averaging.complete,
             parts_applied: averaging.applied,
             boundary_bytes: bytes.sent,

@@ -70,10 +70,13 @@ pub enum Event {
         /// Its number of parameters.
         parameters: u64,
     },
-    /// Every stage has its replicas, and this replica waits.
+    /// This replica waits for a stage.
     Standby {
         /// Stages of the run.
         stages: usize,
+        /// Stages whose replicas fell silent with their weights, and may come back; the others have their replicas.
+        #[serde(default)]
+        awaited: Vec<u16>,
     },
     /// A replica has taken over the state of another replica of its stage.
     StateTaken {
@@ -126,6 +129,13 @@ pub enum Event {
     Feeder(FeederReport),
     /// The outcomes that a feeder reported to its coordinator at the end.
     FeederDone(Totals),
+    /// A command ends without success.
+    Failed {
+        /// The exit code.
+        code: u8,
+        /// The cause and the remedy.
+        message: String,
+    },
     /// A fault, with its consequence.
     Incident(Incident),
     /// A keeper has joined.
@@ -180,6 +190,10 @@ pub struct ReplicaReport {
     /// Contributions left out, since their gradients were far larger than those before.
     #[serde(default)]
     pub skipped: u64,
+    /// Contributions that wait for the rest of their step (`gradient_accumulation_steps`). In the last report they are lost:
+    /// granted, and in no weights.
+    #[serde(default)]
+    pub waiting: u64,
     /// Averaging rounds in which a whole fragment was averaged with the other replicas of the stage.
     pub rounds: u64,
     /// Parts of fragments moved to their mean.
@@ -245,9 +259,13 @@ pub struct FeederReport {
     pub contributions_lost: u64,
     /// Tokens trained on, those before a restart included.
     pub tokens: u64,
-    /// Seconds from the first injection of this start to the last outcome, without evaluation.
+    /// Seconds of training, from the first injection to the last outcome, without evaluation; those before a restart with a
+    /// journal included.
     pub seconds: f64,
-    /// Tokens a second over those seconds.
+    /// Seconds that a person has waited for this start: from its beginning to this report.
+    #[serde(default)]
+    pub seconds_waited: f64,
+    /// Tokens a second over the seconds of training.
     pub tokens_per_s: f64,
     /// Bytes of all frames sent to stage 0.
     pub bytes_sent: u64,

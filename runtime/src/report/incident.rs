@@ -219,6 +219,13 @@ pub enum Incident {
     },
     /// A feeder has finished its work, and could not tell the coordinator.
     EndUnreported,
+    /// The disk does not take the journal of a feeder.
+    JournalUnwritten {
+        /// The error, with the file.
+        error: String,
+    },
+    /// The disk takes the journal again.
+    JournalWritten,
     /// Lines of output were dropped, since nothing read them.
     LinesDropped {
         /// Number of lines since the last such line.
@@ -345,6 +352,12 @@ impl fmt::Display for Incident {
                 "every microbatch has its outcome, but the coordinator does not reply and has not heard it: started again \
                  with the same --identity and --journal, the feeder tells it"
             ),
+            Self::JournalUnwritten { error } => write!(
+                f,
+                "{error}: the feeder injects and grants nothing until it can write its journal, and tries each second. Make \
+                 room; nothing is lost"
+            ),
+            Self::JournalWritten => write!(f, "the journal is written again; the feeder goes on"),
             Self::LinesDropped { lines } => {
                 write!(f, "{lines} lines were dropped here, since nothing read this output")
             }

@@ -37,9 +37,7 @@ impl fmt::Display for Event {
                 f,
                 "placed on stage {stage} of {stages}: layers {first_layer}..{end_layer}, {parameters} parameters"
             ),
-            Self::Standby { stages } => {
-                write!(f, "standby: all {stages} stages have their replicas. This one waits; Ctrl-C leaves")
-            }
+            Self::Standby { stages, awaited } => standby(f, *stages, awaited),
             Self::StateTaken { stage, peer, bytes, seconds, version } => write!(
                 f,
                 "took the state of stage {stage} from peer {peer}: {:.1} MB in {seconds:.1} s, version {version}",
@@ -64,6 +62,7 @@ impl fmt::Display for Event {
             }
             Self::Feeder(report) => report.fmt(f),
             Self::FeederDone(totals) => write!(f, "a feeder is done: {totals}"),
+            Self::Failed { message, .. } => write!(f, "failed: {message}"),
             Self::Incident(incident) => write!(f, "! {incident}"),
             Self::Keeping(report) => report.fmt(f),
             Self::Kept(report) => report.fmt(f),
@@ -72,6 +71,17 @@ impl fmt::Display for Event {
             Self::Generated(report) => f.write_str(&report.text),
         }
     }
+}
+
+fn standby(f: &mut fmt::Formatter<'_>, stages: usize, awaited: &[u16]) -> fmt::Result {
+    if awaited.is_empty() {
+        return write!(f, "standby: all {stages} stages have their replicas. This one waits; Ctrl-C leaves");
+    }
+    write!(
+        f,
+        "standby: the replicas of stages {awaited:?} fell silent with their weights, and may come back. This one waits, and \
+         takes a place that stays free; Ctrl-C leaves"
+    )
 }
 
 fn own_key(f: &mut fmt::Formatter<'_>, key: &str, file: Option<&str>, is_new: bool) -> fmt::Result {
@@ -96,10 +106,13 @@ impl fmt::Display for ReplicaReport {
             self.staleness_max,
             self.boundary_bytes as f64 / 1e6
         )?;
-        match self.skipped {
-            0 => Ok(()),
-            skipped => write!(f, ", {skipped} left out for gradients far beyond the usual"),
+        if self.skipped > 0 {
+            write!(f, ", {} left out for gradients far beyond the usual", self.skipped)?;
         }
+        if self.waiting > 0 && self.last {
+            write!(f, ", {} of a step that was not complete are lost", self.waiting)?;
+        }
+        Ok(())
     }
 }
 
@@ -175,7 +188,8 @@ impl fmt::Display for Totals {
 impl fmt::Display for FeederReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (totals, Self { tokens, seconds, tokens_per_s, .. }) = (self.totals(), self);
-        write!(f, "{totals}; {tokens} tokens; {seconds:.1} s at {tokens_per_s:.0} tokens/s")?;
+        write!(f, "{totals}; {tokens} tokens; {seconds:.1} s of training at {tokens_per_s:.0} tokens/s")?;
+        write!(f, "; {:.1} s in all", self.seconds_waited)?;
         if self.inherited + self.abandoned > 0 {
             write!(f, "; taken over: {} had ended, {} abandoned", self.inherited, self.abandoned)?;
         }

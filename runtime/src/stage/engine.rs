@@ -18,6 +18,7 @@ use swarmline_scheduler::stage::{Evaluation, Job, JobOutcome, JobReply};
 use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
 
 use super::executor::{Compute, Origin, Statistics};
+use crate::atomic_file;
 use crate::averaging::Averager;
 use crate::config::{Run, limits};
 use crate::error::Error;
@@ -251,7 +252,7 @@ impl<B: Backend> Engine<B> {
             return Err(unusable(reason.to_owned()));
         }
         let bytes = Snapshot { metadata, tensors }.write().map_err(|error| unusable(error.to_string()))?;
-        std::fs::write(path, bytes).map_err(|error| Error::File {
+        atomic_file::write(path, &bytes).map_err(|error| Error::File {
             action: "write",
             path: path.to_owned(),
             error,
@@ -460,6 +461,7 @@ impl<B: Backend> Compute for Engine<B> {
             staleness_p50: self.staleness().p50(),
             staleness_max: self.staleness().max(),
             skipped: self.optimizer.skipped(),
+            waiting: self.optimizer.pending() as u64,
         }
     }
 

@@ -52,6 +52,8 @@ pub(crate) struct Statistics {
     pub staleness_max: u64,
     /// Contributions left out, since their gradients were far larger than those before.
     pub skipped: u64,
+    /// Contributions that wait for the rest of their step.
+    pub waiting: u64,
 }
 
 /// A reply of the thread to a job.

@@ -1,12 +1,13 @@
 //! The small files beside the tensors, read and written whole.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::WeightsError;
+use crate::atomic_file;
 
 /// Limit of a file that is read, bytes.
 const BYTES_MAX: u64 = 64 << 20;
@@ -25,12 +26,7 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<(), WeightsError>
     write_bytes(path, format!("{value:#}\n").as_bytes())
 }
 
-/// Writes a file and waits until the disk has it.
+/// Writes a file, whole or not at all.
 pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), WeightsError> {
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(WeightsError::file("write", path))
+    atomic_file::write(path, bytes).map_err(WeightsError::file("write", path))
 }

@@ -55,6 +55,11 @@ pub enum Record {
         /// Their number.
         contributions: u64,
     },
+    /// Training has taken this long so far, all starts together. The process writes it; no rule follows from it.
+    Trained {
+        /// Milliseconds.
+        milliseconds: u64,
+    },
 }
 
 /// The decisions of a successor about a range.

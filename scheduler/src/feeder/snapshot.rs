@@ -83,6 +83,8 @@ pub struct Totals {
     pub tokens: u64,
     /// Contributions of finished microbatches that were lost: their grant was handed back, or their replica left.
     pub contributions_lost: u64,
+    /// Time of training, milliseconds.
+    pub trained_ms: u64,
 }
 
 impl Snapshot {
@@ -116,6 +118,7 @@ impl Snapshot {
             Record::TakenOver(taken) => self.take_over(taken),
             Record::RoundCalled { stage } => *self.rounds.entry(*stage).or_default() += 1,
             Record::Lost { replica, contributions } => self.lose(replica, *contributions),
+            Record::Trained { milliseconds } => self.totals.trained_ms = *milliseconds,
         }
     }
 

@@ -25,6 +25,7 @@ mod tag {
     pub(super) const SNAPSHOT: u8 = 8;
     pub(super) const WITHDRAWN: u8 = 9;
     pub(super) const LOST: u8 = 10;
+    pub(super) const TRAINED: u8 = 11;
 }
 
 /// Writes the records of one file.
@@ -59,11 +60,6 @@ impl Encoder {
         self.bytes.is_empty()
     }
 
-    /// Length of the bytes that are not taken yet.
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
     pub(super) fn record(&mut self, record: &Record) {
         match record {
             Record::Snapshot(snapshot) => self.snapshot(snapshot),
@@ -85,6 +81,7 @@ impl Encoder {
             Record::Lost { replica, contributions } => {
                 self.tagged(tag::LOST).hop(replica).number(*contributions)
             }
+            Record::Trained { milliseconds } => self.tagged(tag::TRAINED).number(*milliseconds),
         };
     }
 
@@ -199,10 +196,10 @@ impl Encoder {
             inherited,
             tokens,
             contributions_lost,
+            trained_ms,
         } = *totals;
-        for number in
-            [admitted, injected, finished, refused, abandoned, inherited, tokens, contributions_lost]
-        {
+        let counts = [admitted, injected, finished, refused, abandoned, inherited];
+        for number in counts.into_iter().chain([tokens, contributions_lost, trained_ms]) {
             self.number(number);
         }
         self
@@ -246,6 +243,7 @@ impl Input<'_> {
             }
             tag::TAKEN_OVER => Record::TakenOver(self.taken_over()?),
             tag::ROUND_CALLED => Record::RoundCalled { stage: StageIndex(self.small()?) },
+            tag::TRAINED => Record::Trained { milliseconds: self.number()? },
             tag::LOST => Record::Lost { replica: self.hop()?, contributions: self.number()? },
             _ => return Err("it has a record of an unknown kind"),
         })
@@ -375,6 +373,7 @@ impl Input<'_> {
             inherited: self.number()?,
             tokens: self.number()?,
             contributions_lost: self.number()?,
+            trained_ms: self.number()?,
         })
     }
 

@@ -11,7 +11,7 @@
 /// First bytes of the file.
 const MAGIC: [u8; 4] = *b"SWLJ";
 /// Version of the layout and of the records.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Length of the preamble, bytes.
 pub(super) const PREAMBLE_BYTES: usize = 8;
 /// Length of a frame without its payload, bytes.

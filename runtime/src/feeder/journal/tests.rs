@@ -10,7 +10,7 @@ use swarmline_scheduler::{
 
 use super::*;
 
-const LAUNCH: Launch = Launch { manifest: ManifestDigest([3; 32]), number: 77 };
+const LAUNCH: Launch = Launch { manifest: ManifestDigest([3; 32]), number: 77, corpus: [5; 32] };
 const SCHEDULE: Option<AveragingSchedule> = Some(AveragingSchedule { interval: 10, fragments: 3 });
 
 fn hop(stage: u16, key: u8) -> Hop {
@@ -56,6 +56,7 @@ fn records() -> Vec<Record> {
         taken_over(),
         finished(4),
         refused(5),
+        Record::Trained { milliseconds: 61_000 },
     ]
 }
 
@@ -73,7 +74,7 @@ fn written(folder: &Path, groups: &[Vec<Record>]) -> PathBuf {
     let (mut journal, before) = open(&path);
     assert!(before.is_empty());
     for group in groups {
-        group.iter().for_each(|record| journal.write(record).unwrap());
+        group.iter().for_each(|record| journal.write(record));
         journal.commit().unwrap();
     }
     path
@@ -91,6 +92,7 @@ fn any_record() -> impl Strategy<Value = Record> {
         (0_u64..1 << 41).prop_map(refused),
         Just(taken_over()),
         (0_u16..9).prop_map(|stage| Record::RoundCalled { stage: StageIndex(stage) }),
+        (0_u64..1 << 41).prop_map(|milliseconds| Record::Trained { milliseconds }),
         (replica(), 1_u64..99).prop_map(|(replica, contributions)| Record::Lost { replica, contributions }),
     ]
 }
@@ -152,7 +154,7 @@ fn what_was_written_is_read_again_and_continued() {
     assert_eq!(read, folded(&records()));
     assert_eq!(read.totals.tokens, 3);
     let sent = Record::Sent { microbatch: MicrobatchId(6), to: hop(0, 7) };
-    journal.write(&sent).unwrap();
+    journal.write(&sent);
     journal.commit().unwrap();
     assert_eq!(open(&path).1, folded(&[records(), vec![sent]].concat()));
 }
@@ -168,7 +170,7 @@ fn a_write_in_which_the_feeder_died_is_cut_off() {
         std::fs::write(&path, torn).unwrap();
         let (mut journal, read) = open(&path);
         assert_eq!(read, folded(&records()[..records().len() - 1]));
-        journal.write(records().last().unwrap()).unwrap();
+        journal.write(records().last().unwrap());
         journal.commit().unwrap();
         assert_eq!(open(&path).1, folded(&records()));
     }
@@ -189,6 +191,8 @@ fn foreign_newer_and_damaged_journals_are_refused_with_a_remedy() {
     let other_run = Launch { manifest: ManifestDigest([4; 32]), ..LAUNCH };
     let error = refused(&whole, other_run);
     assert!(error.contains(&LAUNCH.manifest.to_string()) && error.contains("--journal"), "{error}");
+    let error = refused(&whole, Launch { corpus: [6; 32], ..LAUNCH });
+    assert!(error.contains(&"05".repeat(32)) && error.contains(&"06".repeat(32)), "both digests: {error}");
     let error = refused(&whole, Launch { number: 78, ..LAUNCH });
     assert!(error.contains("earlier launch") && error.contains("--journal"), "{error}");
     let mut newer = whole.clone();
@@ -259,9 +263,9 @@ fn a_journal_stays_short_however_long_the_run_is() {
     let mut longest = 0;
     for id in 0..RUN {
         if id % 1_024 == 0 {
-            journal.write(&leased(id, 1_024)).unwrap();
+            journal.write(&leased(id, 1_024));
         }
-        life(id).iter().for_each(|record| journal.write(record).unwrap());
+        life(id).iter().for_each(|record| journal.write(record));
         if id % 512 == 0 {
             journal.commit().unwrap();
             longest = longest.max(std::fs::metadata(&path).unwrap().len());
@@ -279,6 +283,27 @@ fn a_journal_stays_short_however_long_the_run_is() {
     );
 }
 
+#[test]
+fn a_commit_that_the_disk_refuses_may_be_repeated_and_loses_and_doubles_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let (mut journal, _) = open(&path);
+    journal.write(&leased(0, 8));
+    journal.commit().unwrap();
+    let writer = journal.writer.as_mut().unwrap();
+    let whole = std::mem::replace(&mut writer.file, File::open(&path).unwrap());
+    for id in [1, 2] {
+        journal.write(&finished(id));
+        journal.commit().unwrap_err();
+    }
+    // Half of a frame has reached the disk.
+    journal.writer.as_mut().unwrap().file = whole;
+    OpenOptions::new().append(true).open(&path).unwrap().write_all(b"half").unwrap();
+    journal.commit().unwrap();
+    drop(journal);
+    assert_eq!(open(&path).1, folded(&[leased(0, 8), finished(1), finished(2)]));
+}
+
 /// `cargo test --release -p swarmline --lib cost_of_the_journal -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
@@ -289,7 +314,7 @@ fn cost_of_the_journal() {
     for (count, group) in [(2_000_u64, 1), (2_000, 8), (1_000_000, 512)] {
         let (before, began) = (std::fs::metadata(&path).unwrap().len(), Instant::now());
         for id in 0..count {
-            life(id).iter().for_each(|record| journal.write(record).unwrap());
+            life(id).iter().for_each(|record| journal.write(record));
             if id % group == 0 {
                 journal.commit().unwrap();
             }
