@@ -21,8 +21,8 @@ impl fmt::Display for Event {
             }
             Self::Resumed { members, done, finished: true } => write!(
                 f,
-                "the run is finished: {done} microbatches done, {members} members still to be told; to begin another, \
-                 remove its folder or name one with --state DIR"
+                "the run is finished: {done} microbatches done, {members} members still to be told; to begin another, name \
+                 a folder for it with --state DIR"
             ),
             Self::Members { version, serving, standby, feeders, keepers } => {
                 write!(
