@@ -94,7 +94,7 @@ impl Script {
             let tally = self.tallies.entry(feeder).or_insert_with(|| BlockTally::new(block));
             let leased = lease.first.index() + lease.count;
             *tally = if tally.block == block {
-                BlockTally { leased, ..*tally }
+                BlockTally { leased: leased.max(tally.leased), ..*tally }
             } else {
                 BlockTally { leased, ..BlockTally::new(block) }
             };

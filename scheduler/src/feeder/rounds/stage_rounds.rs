@@ -156,8 +156,8 @@ impl StageRounds {
 
     /// The time after `now` at which the feeder goes on without the members that have not ended the current round.
     pub(super) fn deadline(&self, now: Time) -> Option<Time> {
-        let closes_by = self.closes_by.filter(|_| !self.over);
-        [self.until, closes_by].into_iter().flatten().filter(|&until| now < until).min()
+        let ends = [self.until, self.closes_by].into_iter().flatten();
+        ends.filter(|&end| now < end && !self.over).min()
     }
 
     /// A replica averages from now on.
