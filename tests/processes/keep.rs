@@ -352,11 +352,13 @@ fn a_stage_that_loses_its_last_replica_is_restored_from_the_keeper_and_the_loss_
         Event::Progress(progress) if progress.loss > 0.0 => Some(progress.loss),
         _ => None,
     });
-    assert!(loss < LEARNED, "{loss}: what the stage had learned is there");
+    assert!(loss < KEPT, "{loss}: what the stage had learned is there");
 }
 
 /// Training loss that no untrained stage reaches, nats a token; 5.5 without training.
 const LEARNED: f64 = 3.5;
+/// The same after a step back to the newest checkpoint.
+const KEPT: f64 = 4.5;
 
 /// Waits until the run has learned something.
 fn learned(feeder: &mut Process) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use swarmline::report::Event;
 
 /// Limit of each wait of a test, generous for a busy machine.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(90);
 /// Pause between two checks for the end of a process.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
