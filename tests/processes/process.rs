@@ -24,6 +24,15 @@ pub(crate) struct Process {
     err: Vec<String>,
 }
 
+/// Tests that were started to outlive their terminal ignore SIGHUP, and so would the processes that they start.
+fn heed_hang_up() {
+    // SAFETY: the default action runs no code of this process.
+    #[allow(unsafe_code, reason = "the standard library sets no actions of signals")]
+    unsafe {
+        libc::signal(libc::SIGHUP, libc::SIG_DFL);
+    }
+}
+
 enum Line {
     Out(String),
     Err(String),
@@ -58,6 +67,7 @@ impl Process {
     }
 
     fn spawn(name: &str, mut command: Command) -> Self {
+        heed_hang_up();
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
