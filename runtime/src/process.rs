@@ -3,12 +3,14 @@
 
 mod clock;
 mod contact;
+mod donors;
 mod heartbeats;
 mod network;
 mod notices;
 
 pub(crate) use clock::{Clock, incarnation};
 pub(crate) use contact::{Contact, PATIENCE};
+pub(crate) use donors::donor_fault;
 pub(crate) use heartbeats::Heartbeats;
 pub(crate) use network::{Network, NetworkOptions, lost_instance};
 pub(crate) use notices::Notices;

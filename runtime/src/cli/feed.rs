@@ -1,57 +1,37 @@
 //! `swarmline feed ADDRESS`.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::time::Duration;
 
-use super::duration::parse_duration;
-use super::{Failure, Leash, StopRequest, block_on, key, unhindered_reporter};
+use super::member::Member;
+use super::{Failure, block_on};
 use crate::feeder::{Feeder, FeederOptions};
-use crate::net::Invite;
 use crate::outcome::Outcome;
 
 /// Arguments of `swarmline feed`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// The invite the coordinator printed: KEY@HOST:PORT
-    #[arg(value_name = "ADDRESS")]
-    invite: Invite,
+    #[command(flatten)]
+    pub(super) member: Member,
     /// Read this text instead of the paths in the coordinator's run file
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
-    /// Address on which replicas reach this feeder; port 0 takes any free port
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
     /// Measure the held-out loss every so many microbatches, not only at the start and the end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     evaluate_every: Option<u64>,
-    /// Keep this feeder's key in a file, so that it is known again after a restart
-    #[arg(long, value_name = "FILE")]
-    identity: Option<PathBuf>,
     /// Keep a journal in this file; started again with it and --identity, the feeder resumes where it died
     #[arg(long, value_name = "FILE", requires = "identity")]
     journal: Option<PathBuf>,
     /// Take over the ids of a feeder that is gone for good, and finish its work
     #[arg(long)]
     succeed: bool,
-    /// Leave when the coordinator has not replied for this long: 90s, 30m, 2h
-    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = parse_duration)]
-    patience: Duration,
-    #[command(flatten)]
-    leash: Leash,
-    /// Print one JSON object a line
-    #[arg(long)]
-    pub(super) json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = StopRequest::listen(arguments.leash)?;
-    let reporter = unhindered_reporter(arguments.json);
-    let identity = key::load(arguments.identity.as_deref(), &reporter)?;
-    let options = FeederOptions::new(arguments.invite.clone(), identity)
-        .with_listen(arguments.listen)
-        .with_patience(arguments.patience)
+    let (stop, reporter, identity) = arguments.member.begin()?;
+    let options = FeederOptions::new(arguments.member.invite.clone(), identity)
+        .with_listen(arguments.member.listen)
+        .with_patience(arguments.member.patience)
         .with_data(arguments.data.clone())
         .with_evaluate_every(arguments.evaluate_every)
         .with_journal(arguments.journal.clone())
@@ -71,7 +51,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// What a person can do about a run that was left before it was complete.
 fn how_to_go_on(arguments: &Arguments) -> &'static str {
-    match (&arguments.identity, &arguments.journal) {
+    match (&arguments.member.identity, &arguments.journal) {
         (Some(_), Some(_)) => "stopped before the run was complete; the same command goes on",
         (Some(_), None) => {
             "stopped before the run was complete; `swarmline feed --succeed` with the same --identity continues it"

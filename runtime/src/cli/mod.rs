@@ -14,6 +14,7 @@ mod generate;
 mod join;
 mod keep;
 mod key;
+mod member;
 mod own_keeper;
 mod saved;
 mod stop;
@@ -101,9 +102,9 @@ impl Command {
         match self {
             Self::Demo(arguments) => arguments.json,
             Self::Coordinator(arguments) => arguments.json,
-            Self::Join(arguments) => arguments.json,
-            Self::Feed(arguments) => arguments.json,
-            Self::Keep(arguments) => arguments.json,
+            Self::Join(arguments) => arguments.member.json,
+            Self::Feed(arguments) => arguments.member.json,
+            Self::Keep(arguments) => arguments.member.json,
             Self::Train(arguments) => arguments.json,
             Self::Export(arguments) => arguments.json,
             Self::Generate(arguments) => arguments.json,

@@ -6,6 +6,7 @@ use swarmline_scheduler::keeper::{ATTEMPT_AGAIN_AFTER, Note};
 use swarmline_scheduler::transfer::{DeclineReason, DownloadNote};
 use swarmline_scheduler::{Instance, StageIndex};
 
+use crate::process::donor_fault;
 use crate::report::{Event, Incident, RateLimit, Reporter};
 use crate::telemetry;
 
@@ -37,14 +38,7 @@ impl Notes {
 
     fn of_download(&mut self, stage: StageIndex, note: &DownloadNote, reporter: &Reporter) {
         telemetry::count_download(note);
-        let (donor, fault) = match note {
-            DownloadNote::Wrong(donor) => (donor, "sent a chunk that it had not announced".to_owned()),
-            DownloadNote::Unusable(donor, error) => {
-                (donor, format!("announced no state of this run ({error})"))
-            }
-            DownloadNote::Unfit(donor) => (donor, "sent a state that does not fit the stage".to_owned()),
-            DownloadNote::Silent(donor) => (donor, "is silent".to_owned()),
-            DownloadNote::Lost(donor) => (donor, "is gone or cannot be reached".to_owned()),
+        match note {
             DownloadNote::Declined(donor, DeclineReason::NotEntitled) => {
                 return self.of_refusal(*donor, stage, reporter);
             }
@@ -53,9 +47,12 @@ impl Notes {
             }
             DownloadNote::TooOld(donor) => return tracing::info!(?donor, "the copy of a donor is old"),
             DownloadNote::NoDonor => return tracing::info!("every donor was asked; the next turn begins"),
-        };
-        if self.failed_donors.happened().is_some() {
-            tell(reporter, Incident::DonorFailed { peer: name(*donor), stage: stage.0, fault });
+            _ => {}
+        }
+        if let Some((donor, fault)) = donor_fault(note)
+            && self.failed_donors.happened().is_some()
+        {
+            tell(reporter, Incident::DonorFailed { peer: name(donor), stage: stage.0, fault });
         }
     }
 

@@ -9,7 +9,7 @@ use swarmline_scheduler::{Instance, PeerTable, StageIndex, averaging, stage};
 
 use super::applied_log::AppliedLog;
 use crate::error::Error;
-use crate::process::Notices;
+use crate::process::{Notices, donor_fault};
 use crate::report::{Event, Incident, RateLimit, Reporter};
 use crate::telemetry;
 
@@ -113,16 +113,9 @@ impl Notes {
 
     fn of_download(&mut self, note: &DownloadNote, reporter: &Reporter) {
         telemetry::count_download(note);
-        let (donor, fault) = match note {
-            DownloadNote::Wrong(donor) => (donor, "sent a chunk that it had not announced".to_owned()),
-            DownloadNote::Unusable(donor, error) => {
-                (donor, format!("announced no state of this run ({error})"))
-            }
-            DownloadNote::Unfit(donor) => (donor, "sent a state that does not fit the stage".to_owned()),
-            DownloadNote::Silent(donor) => (donor, "is silent".to_owned()),
-            DownloadNote::Lost(donor) => (donor, "is gone or cannot be reached".to_owned()),
+        let fault = match note {
             DownloadNote::Declined(donor, DeclineReason::Busy) => {
-                (donor, "serves other joiners first".to_owned())
+                Some((*donor, "serves other joiners first".to_owned()))
             }
             // The table of the donor may be older than that of this replica.
             DownloadNote::Declined(donor, DeclineReason::NotEntitled) => {
@@ -130,9 +123,12 @@ impl Notes {
             }
             DownloadNote::TooOld(donor) => return tracing::info!(?donor, "the copy of a donor is old"),
             DownloadNote::NoDonor => return tracing::info!("every donor was asked; the next turn begins"),
+            note => donor_fault(note),
         };
-        if self.failed_donors.happened().is_some() {
-            let (peer, stage) = (name(*donor), self.stage.0);
+        if let Some((donor, fault)) = fault
+            && self.failed_donors.happened().is_some()
+        {
+            let (peer, stage) = (name(donor), self.stage.0);
             tell(reporter, Incident::DonorFailed { peer, stage, fault });
         }
     }
