@@ -41,7 +41,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("process", &["config", "error", "net", "packing", "report"]),
-    ("coordinator", &["config", "error", "net", "outcome", "process", "report"]),
+    ("coordinator", &["atomic_file", "config", "error", "net", "outcome", "process", "report"]),
     (
         "feeder",
         &[

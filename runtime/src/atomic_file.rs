@@ -18,6 +18,16 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder(&place)
 }
 
+/// Makes a file that `fill` writes, unless another process makes it meanwhile.
+pub(crate) fn make_new(path: &Path, fill: impl FnOnce(File) -> io::Result<()>) -> io::Result<()> {
+    let beside = beside(path)?;
+    fill(beside.as_file().try_clone()?)?;
+    match beside.persist_noclobber(path) {
+        Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => Err(error.error),
+        Ok(_) | Err(_) => sync_folder(path),
+    }
+}
+
 /// Whether a file can be written at `path`, and replaced there: better a refusal now than work that is lost then.
 pub(crate) fn try_place(path: &Path) -> io::Result<()> {
     match place_of(path)? {
@@ -80,6 +90,19 @@ mod tests {
         write(&link, b"tomorrow").unwrap();
         assert!(link.is_symlink(), "a link stays one");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "tomorrow");
+    }
+
+    #[test]
+    fn a_new_file_is_there_when_it_is_filled_and_replaces_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        make_new(&path, |_| Err(io::ErrorKind::StorageFull.into())).unwrap_err();
+        assert_eq!(names(folder.path()), [""; 0]);
+        for text in ["first", "second"] {
+            make_new(&path, |mut file| file.write_all(text.as_bytes())).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "first");
+        }
+        assert_eq!(names(folder.path()), ["log"]);
     }
 
     #[test]

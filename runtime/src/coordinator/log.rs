@@ -9,11 +9,12 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
     TableDefinition, TableError,
@@ -21,6 +22,7 @@ use redb::{
 use swarmline_scheduler::coordinator::{Fact, FactKey, Facts};
 
 use super::RunFolder;
+use crate::atomic_file::{make_new, sync_folder};
 
 /// Format of the log: a reader refuses a newer one.
 const FORMAT: u64 = 1;
@@ -110,6 +112,7 @@ impl Log {
         let (path, complete) = (folder.log(), folder.complete());
         let failed = |fault| LogError { path: path.clone(), fault };
         check_readable(&path).map_err(failed)?;
+        make_if_missing(&path).map_err(failed)?;
         let file = path.clone();
         let open: Arc<Open> = Arc::new(move || Builder::new().set_cache_size(CACHE_BYTES).create(&file));
         let mut database = open().map_err(|error| failed(fault_of_opening(error)))?;
@@ -160,8 +163,12 @@ impl Log {
         if is_complete == self.complete.exists() {
             return;
         }
-        let marked = if is_complete { make(&self.complete) } else { std::fs::remove_file(&self.complete) };
-        if let Err(error) = marked {
+        let marked = if is_complete {
+            File::create(&self.complete).map(drop)
+        } else {
+            std::fs::remove_file(&self.complete)
+        };
+        if let Err(error) = marked.and_then(|()| sync_folder(&self.complete)) {
             tracing::warn!(%error, is_complete, "the log cannot be marked");
         }
     }
@@ -177,27 +184,33 @@ impl fmt::Debug for Log {
     }
 }
 
-fn make(path: &Path) -> io::Result<()> {
-    File::create(path)?.sync_all()
+/// A kill while the database is made leaves a file that none can open: it takes its place when it is whole.
+fn make_if_missing(path: &Path) -> Result<(), LogFault> {
+    if path.exists() {
+        return Ok(());
+    }
+    let fill = |file| {
+        let made = FileBackend::new(file).and_then(|file| Builder::new().create_with_backend(file));
+        made.map(drop).map_err(io::Error::other)
+    };
+    make_new(path, fill).map_err(|error| LogFault::Access { action: "make", cause: error.to_string() })
 }
 
 /// Says why a file cannot be opened before the database does, which knows fewer words.
 fn check_readable(path: &Path) -> Result<(), LogFault> {
     match File::options().read(true).write(true).open(path) {
         Ok(file) => {
-            let length = file.metadata().map_or(0, |metadata| metadata.len());
-            let no_file = || LogFault::Damaged("it is no file".to_owned());
-            let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-            if !is_file { Err(no_file()) } else { check_length(length) }
+            let length = file.metadata().ok().filter(Metadata::is_file).map(|metadata| metadata.len());
+            match length {
+                None => Err(LogFault::Damaged("it is no file".to_owned())),
+                // The database would take the file for a new one.
+                Some(0) => Err(LogFault::Damaged("it is empty".to_owned())),
+                Some(_) => Ok(()),
+            }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(LogFault::Access { action: "open", cause: error.to_string() }),
     }
-}
-
-/// A database of no bytes would be made afresh, and the run forgotten.
-fn check_length(bytes: u64) -> Result<(), LogFault> {
-    if bytes == 0 { Err(LogFault::Damaged("it is empty".to_owned())) } else { Ok(()) }
 }
 
 fn fault_of_opening(error: DatabaseError) -> LogFault {

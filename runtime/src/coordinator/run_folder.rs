@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::atomic_file;
 use crate::error::Error;
 use crate::net::Identity;
 
@@ -59,7 +60,7 @@ impl RunFolder {
     /// Notes the address for a later start that may listen on any port.
     pub(super) fn note_address(&self, address: SocketAddr) -> Result<(), Error> {
         let path = self.path.join("address");
-        let written = std::fs::write(&path, format!("{address}\n"));
+        let written = atomic_file::write(&path, format!("{address}\n").as_bytes());
         written.map_err(|error| Error::RunFolder { action: "write to", path, error })
     }
 
