@@ -72,7 +72,7 @@ pub enum Error {
     /// The run file is not that of the run that is to go on.
     #[error(
         "{folder} has a run that was begun with other settings: {}; put these back to go on with it, or begin another run \
-         with --state DIR (policy and data.paths may change)",
+         with --state DIR (policy.join, policy.feed and data.paths may change)",
         join(.differences)
     )]
     OtherRun {

@@ -3,11 +3,11 @@
 use std::fmt;
 
 use super::Manifest;
-use super::fields::SECTIONS;
+use super::fields::{Field, SECTIONS};
 use super::suggest::join;
 
-/// The section that may change while a run goes on: its coordinator alone reads it.
-const MAY_CHANGE: &str = "policy";
+/// The shared field that may change while a run goes on, and its section: the coordinator alone reads it.
+const MAY_CHANGE: (&str, &str) = ("policy", "feed");
 
 /// A field that has another value than the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +36,9 @@ pub fn fixed_differences(running: &Manifest, given: &Manifest) -> Vec<Difference
             found.push(Difference { field, running, given });
         }
     };
-    for section in SECTIONS.iter().filter(|section| section.name != MAY_CHANGE) {
-        for field in section.fields.iter().filter(|field| field.shared) {
+    for section in SECTIONS {
+        let is_fixed = |field: &&Field| field.shared && (section.name, field.name) != MAY_CHANGE;
+        for field in section.fields.iter().filter(is_fixed) {
             let [running, given] = [running, given].map(|manifest| (field.value)(manifest.run()));
             compare(join(section.name, field.name), running, given);
         }
@@ -49,4 +50,31 @@ pub fn fixed_differences(running: &Manifest, given: &Manifest) -> Vec<Difference
 
 fn short(digest: [u8; 32]) -> String {
     blake3::Hash::from_bytes(digest).to_hex()[..12].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::Run;
+    use super::*;
+
+    fn manifest(more: &str) -> Manifest {
+        let text = format!("[data]\npaths = [\"text\"]\n{more}");
+        Manifest::of(&Run::parse(&text, "run.toml", Path::new("")).unwrap(), Path::new("")).unwrap()
+    }
+
+    #[test]
+    fn a_run_goes_on_with_other_feeders_and_with_no_other_promise_to_its_members() {
+        let changed = |more: &str| {
+            let differences = fixed_differences(&manifest(""), &manifest(more));
+            differences.into_iter().map(|difference| difference.field).collect::<Vec<_>>()
+        };
+        assert_eq!(changed("[policy]\nfeed = \"members\""), [""; 0]);
+        assert_eq!(changed("[policy]\nweights = \"split\""), ["policy.weights"]);
+        assert_eq!(
+            changed("[optimizer]\nsteps = 7\nwarmup_steps = 0"),
+            ["optimizer.warmup_steps", "optimizer.steps"]
+        );
+    }
 }
