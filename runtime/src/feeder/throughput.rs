@@ -23,7 +23,8 @@ pub(super) struct Throughput {
 }
 
 impl Throughput {
-    /// Of a run of `total` microbatches, and a start that has begun then; the starts before this one have trained `tokens`, for so long.
+    /// Of a run of `total` microbatches, and a start that has begun then; the starts before this one have trained `tokens`,
+    /// for so long.
     pub(super) fn new(began: Instant, total: u64, tokens: u64, training: Duration) -> Self {
         let now = Instant::now();
         Self {

@@ -59,8 +59,8 @@ impl Heartbeats {
     /// The next directive of the coordinator.
     ///
     /// # Errors
-    /// [`ControlError::NotAMember`], [`ControlError::Replaced`] or [`ControlError::Refused`] if the process is no member any more; no further reply
-    /// comes.
+    /// [`ControlError::NotAMember`], [`ControlError::Replaced`] or [`ControlError::Refused`] if the process is no member
+    /// any more; no further reply comes.
     pub(crate) async fn directive(&mut self) -> Result<Directive, ControlError> {
         self.reply().await.map(|reply| reply.directive)
     }

@@ -151,17 +151,6 @@ impl RunFact {
             trained: coordinator.trained.clone(),
         }
     }
-
-    fn is_true_of(&self, coordinator: &Coordinator) -> bool {
-        self.launch == coordinator.config.launch
-            && self.version == coordinator.version
-            && self.next_block == coordinator.leases.next_block()
-            && self.first_feeder == coordinator.first_feeder
-            && self.has_run == coordinator.has_run
-            && self.finished == coordinator.is_finished()
-            && self.diverged == coordinator.diverged
-            && self.trained == coordinator.trained
-    }
 }
 
 impl Coordinator {
@@ -232,8 +221,8 @@ impl Coordinator {
 
     fn unkept(&mut self) -> Vec<Fact> {
         let mut facts = Vec::new();
-        if self.kept_run.as_ref().is_none_or(|kept| !kept.is_true_of(self)) {
-            let run = RunFact::of(self);
+        let run = RunFact::of(self);
+        if self.kept_run.as_ref() != Some(&run) {
             self.kept_run = Some(run.clone());
             facts.push(Fact::Run(run));
         }
