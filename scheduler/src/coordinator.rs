@@ -95,8 +95,8 @@ pub struct Coordinator {
     /// The end of the run; `None` before it is over.
     farewell: Option<Farewell>,
     publishing: Publishing,
-    /// The facts about the run as they were handed over last.
-    kept_run: Option<RunFact>,
+    /// The facts about the run as the log has them.
+    logged_run: Option<RunFact>,
     actions: VecDeque<Action>,
 }
 
@@ -123,7 +123,7 @@ impl Coordinator {
             diverged: None,
             farewell: None,
             publishing: Publishing::default(),
-            kept_run: None,
+            logged_run: None,
             actions: VecDeque::new(),
         }
     }
@@ -169,7 +169,7 @@ impl Coordinator {
             self.actions.push_back(Action::Reply { to: from.peer, reply });
         }
         self.notice_end(now);
-        self.keep();
+        self.log();
     }
 
     /// Handles a request and returns its reply.

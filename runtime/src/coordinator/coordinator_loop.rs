@@ -131,7 +131,7 @@ impl<'a> CoordinatorLoop<'a> {
         self.machine.handle(self.clock.now(), event);
         while let Some(action) = self.machine.poll_action() {
             let due = match action {
-                Action::Keep(facts) => {
+                Action::Log(facts) => {
                     self.facts.extend(facts);
                     None
                 }

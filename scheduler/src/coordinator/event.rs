@@ -122,7 +122,7 @@ impl Event {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Make these facts durable before any action after this one is done. Comes first, if at all.
-    Keep(Vec<Fact>),
+    Log(Vec<Fact>),
     /// Reply to the request just handled. Every request has exactly one reply, now or later.
     Reply {
         /// The caller.

@@ -16,7 +16,7 @@ pub(super) const EVICTED_MAX: usize = 4_096;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Evicted {
     keys: BTreeSet<PeerId>,
-    unkept: Vec<PeerId>,
+    unlogged: Vec<PeerId>,
 }
 
 impl Evicted {
@@ -26,12 +26,12 @@ impl Evicted {
 
     pub(super) fn note(&mut self, key: PeerId) {
         self.keys.insert(key);
-        self.unkept.push(key);
+        self.unlogged.push(key);
     }
 
     /// The keys that were evicted since the last call.
-    pub(super) fn take_unkept(&mut self) -> Vec<PeerId> {
-        std::mem::take(&mut self.unkept)
+    pub(super) fn take_unlogged(&mut self) -> Vec<PeerId> {
+        std::mem::take(&mut self.unlogged)
     }
 }
 

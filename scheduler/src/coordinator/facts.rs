@@ -1,5 +1,5 @@
 //! What a coordinator that dies must know when it is started again. With each event a coordinator hands its process the
-//! facts that are new ([`Action::Keep`](super::Action)), before the tables and replies that follow from them. A process that
+//! facts that are new ([`Action::Log`](super::Action)), before the tables and replies that follow from them. A process that
 //! has made them durable before those leave can be killed at any point: [`Coordinator::restored`] goes on where the facts
 //! end.
 //!
@@ -166,7 +166,7 @@ impl Coordinator {
         run.version = Membership::next_start(run.version);
         run.publishing.change();
         run.await_restored(clock);
-        run.forget_unkept();
+        run.forget_unlogged();
         run
     }
 
@@ -209,40 +209,40 @@ impl Coordinator {
 
     /// Hands over the facts that are new, ahead of all other actions. While members may return a newer table there are
     /// none: a start that dies before it knows its run leaves nothing behind.
-    pub(super) fn keep(&mut self) {
+    pub(super) fn log(&mut self) {
         if self.waits_for_members {
             return;
         }
-        let facts = self.unkept();
+        let facts = self.unlogged();
         if !facts.is_empty() {
-            self.actions.push_front(Action::Keep(facts));
+            self.actions.push_front(Action::Log(facts));
         }
     }
 
-    fn unkept(&mut self) -> Vec<Fact> {
+    fn unlogged(&mut self) -> Vec<Fact> {
         let mut facts = Vec::new();
         let run = RunFact::of(self);
-        if self.kept_run.as_ref() != Some(&run) {
-            self.kept_run = Some(run.clone());
+        if self.logged_run.as_ref() != Some(&run) {
+            self.logged_run = Some(run.clone());
             facts.push(Fact::Run(run));
         }
-        facts.extend(self.members.take_unkept());
-        facts.extend(self.former.take_unkept());
-        facts.extend(self.evicted.take_unkept().into_iter().map(Fact::Evicted));
-        facts.extend(self.keepers.take_unkept().into_iter().map(|(peer, stage)| Fact::Keeper(peer, stage)));
-        facts.extend(self.leases.take_unkept().into_iter().map(Fact::Block));
+        facts.extend(self.members.take_unlogged());
+        facts.extend(self.former.take_unlogged());
+        facts.extend(self.evicted.take_unlogged().into_iter().map(Fact::Evicted));
+        facts.extend(self.keepers.take_unlogged().into_iter().map(|(peer, stage)| Fact::Keeper(peer, stage)));
+        facts.extend(self.leases.take_unlogged().into_iter().map(Fact::Block));
         facts
     }
 
     /// What was recalled is kept already, but for the version of the table.
-    fn forget_unkept(&mut self) {
-        self.unkept();
-        self.kept_run = None;
+    fn forget_unlogged(&mut self) {
+        self.unlogged();
+        self.logged_run = None;
     }
 }
 
 impl FormerStarts {
-    fn take_unkept(&mut self) -> Vec<Fact> {
+    fn take_unlogged(&mut self) -> Vec<Fact> {
         let fact = |peer, latest| match latest {
             Some(incarnation) => Fact::Former(Instance::new(peer, incarnation)),
             None => Fact::Forgotten(peer),

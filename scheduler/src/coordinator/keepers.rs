@@ -15,20 +15,20 @@ const KEYS_MAX: usize = 65_536;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Keepers {
     kept: BTreeMap<PeerId, StageIndex>,
-    unkept: Vec<(PeerId, StageIndex)>,
+    unlogged: Vec<(PeerId, StageIndex)>,
 }
 
 impl Keepers {
     /// Notes the stage of a key.
     pub(super) fn note(&mut self, peer: PeerId, stage: StageIndex) {
         if self.kept.insert(peer, stage) != Some(stage) {
-            self.unkept.push((peer, stage));
+            self.unlogged.push((peer, stage));
         }
     }
 
     /// The keys that have a stage since the last call.
-    pub(super) fn take_unkept(&mut self) -> Vec<(PeerId, StageIndex)> {
-        std::mem::take(&mut self.unkept)
+    pub(super) fn take_unlogged(&mut self) -> Vec<(PeerId, StageIndex)> {
+        std::mem::take(&mut self.unlogged)
     }
 
     /// Whether `peer` may keep this stage, or all stages if it names none.

@@ -32,7 +32,7 @@ pub(super) struct LeaseBook {
     /// The table names other ranges than before.
     changed: bool,
     /// Blocks of which something else is known.
-    unkept: BTreeSet<Block>,
+    unlogged: BTreeSet<Block>,
 }
 
 /// A block and its feeder.
@@ -57,7 +57,7 @@ impl LeaseBook {
     /// The book of a run of `total` microbatches.
     #[must_use]
     pub(super) fn new(total: u64) -> Self {
-        Self { total, entries: Vec::new(), next_block: 0, changed: false, unkept: BTreeSet::new() }
+        Self { total, entries: Vec::new(), next_block: 0, changed: false, unlogged: BTreeSet::new() }
     }
 
     /// The book of a coordinator that was started again and knows no block yet. It draws the first block from the number of
@@ -103,7 +103,7 @@ impl LeaseBook {
         let share = self.free().div_ceil(feeders.max(1) as u64);
         let lease = self.entries[place].extend(next, count.min(share));
         self.changed |= self.entries[place].raise_reserve();
-        self.unkept.insert(lease.first.block());
+        self.unlogged.insert(lease.first.block());
         Ok(lease)
     }
 
@@ -119,7 +119,7 @@ impl LeaseBook {
                 entry.holder = holder;
                 entry.note(tally, free);
                 if known != (entry.holder, entry.tally) {
-                    self.unkept.insert(tally.block);
+                    self.unlogged.insert(tally.block);
                 }
             }
         }
@@ -135,7 +135,7 @@ impl LeaseBook {
         };
         let passed: Vec<_> = orphans.map(pass).collect();
         self.changed |= !passed.is_empty();
-        self.unkept.extend(&passed);
+        self.unlogged.extend(&passed);
         !passed.is_empty()
     }
 
@@ -145,7 +145,7 @@ impl LeaseBook {
         for entry in self.entries.iter_mut().filter(open).filter(|entry| entry.is_settled()) {
             entry.close();
             self.changed = true;
-            self.unkept.insert(entry.block());
+            self.unlogged.insert(entry.block());
         }
     }
 
@@ -169,7 +169,7 @@ impl LeaseBook {
     pub(super) fn restore(&mut self, table: &Membership) {
         for leased in &table.leases {
             let restored = Entry::restored(leased, table);
-            self.unkept.insert(restored.block());
+            self.unlogged.insert(restored.block());
             match self.place_of(restored.block()) {
                 Ok(place) => self.entries[place].follow(restored),
                 Err(place) if self.entries.len() < LEASES_MAX => self.entries.insert(place, restored),
@@ -206,9 +206,9 @@ impl LeaseBook {
     }
 
     /// The blocks of which something else is known since the last call.
-    pub(super) fn take_unkept(&mut self) -> Vec<Entry> {
-        let unkept = std::mem::take(&mut self.unkept);
-        unkept
+    pub(super) fn take_unlogged(&mut self) -> Vec<Entry> {
+        let unlogged = std::mem::take(&mut self.unlogged);
+        unlogged
             .into_iter()
             .filter_map(|block| Some(self.entries[self.place_of(block).ok()?].clone()))
             .collect()
@@ -278,7 +278,7 @@ impl LeaseBook {
         }
         self.succeed(holder, |former| former.peer == holder.peer && former != holder);
         self.entries.push(Entry::new(block, holder));
-        self.unkept.insert(block);
+        self.unlogged.insert(block);
         self.next_block += 1;
         self.changed = true;
         Ok(self.entries.len() - 1)

@@ -59,7 +59,7 @@ pub(super) struct Members {
     /// The keepers: the only stage of each, if it keeps one, and the microbatches of its checkpoint, 0 without one.
     keepers: BTreeMap<PeerId, (Option<StageIndex>, u64)>,
     /// The peers whose entries were made, changed or removed.
-    unkept: BTreeSet<PeerId>,
+    unlogged: BTreeSet<PeerId>,
 }
 
 impl Members {
@@ -75,7 +75,7 @@ impl Members {
             feeders: 0,
             working_feeders: 0,
             keepers: BTreeMap::new(),
-            unkept: BTreeSet::new(),
+            unlogged: BTreeSet::new(),
         }
     }
 
@@ -154,14 +154,14 @@ impl Members {
         self.leases.set(peer, Some(now + self.lease));
         self.count_in(&entry);
         self.entries.insert(peer, entry);
-        self.unkept.insert(peer);
+        self.unlogged.insert(peer);
     }
 
     pub(super) fn remove(&mut self, peer: PeerId) -> Option<Entry> {
         let entry = self.entries.remove(&peer)?;
         self.leases.set(peer, None);
         self.count_out(&entry);
-        self.unkept.insert(peer);
+        self.unlogged.insert(peer);
         Some(entry)
     }
 
@@ -187,9 +187,9 @@ impl Members {
     }
 
     /// What the entries that changed since the last call say now.
-    pub(super) fn take_unkept(&mut self) -> Vec<Fact> {
+    pub(super) fn take_unlogged(&mut self) -> Vec<Fact> {
         let entry = |peer| self.entries.get(&peer).cloned().map_or(Fact::Gone(peer), Fact::Member);
-        std::mem::take(&mut self.unkept).into_iter().map(entry).collect()
+        std::mem::take(&mut self.unlogged).into_iter().map(entry).collect()
     }
 
     /// Notes that this start of a member was heard; `None` if it is no member.
@@ -229,7 +229,7 @@ impl Members {
         if let Some(mut entry) = self.entries.remove(&peer) {
             self.count_out(&entry);
             change(&mut entry);
-            self.unkept.insert(peer);
+            self.unlogged.insert(peer);
             self.count_in(&entry);
             self.entries.insert(peer, entry);
         }

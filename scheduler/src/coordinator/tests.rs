@@ -73,7 +73,7 @@ impl Harness {
                     }
                     replies.push(reply);
                 }
-                Action::Keep(facts) => {
+                Action::Log(facts) => {
                     assert!(replies.is_empty(), "facts come before what follows from them");
                     facts.into_iter().for_each(|fact| self.facts.keep(fact));
                 }

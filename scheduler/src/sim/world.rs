@@ -254,7 +254,7 @@ impl World {
         }
         while let Some(action) = self.coordinator.poll_action() {
             match action {
-                coordinator::Action::Keep(facts) => {
+                coordinator::Action::Log(facts) => {
                     facts.into_iter().for_each(|fact| self.coordinator_log.keep(fact));
                 }
                 coordinator::Action::Reply { reply, .. } => {

@@ -41,7 +41,7 @@ fn commits() -> Vec<Vec<Fact>> {
     for (second, event) in events.into_iter().enumerate() {
         run.handle(Time::default() + Duration::from_secs(second as u64), event);
         while let Some(action) = run.poll_action() {
-            if let Action::Keep(facts) = action {
+            if let Action::Log(facts) = action {
                 commits.push(facts);
             }
         }

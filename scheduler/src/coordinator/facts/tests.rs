@@ -64,7 +64,7 @@ impl Script {
         let mut answered = false;
         while let Some(action) = self.coordinator.poll_action() {
             match action {
-                Action::Keep(facts) => {
+                Action::Log(facts) => {
                     assert!(!answered, "facts come before what follows from them");
                     facts.into_iter().for_each(|fact| self.kept.keep(fact));
                 }
