@@ -47,7 +47,7 @@ use questions::Questions;
 pub const WITHHELD_MAX: usize = 4_096;
 
 /// Times that a replica with initial weights is told to be ready, after it has said that it is, before it gives way to
-/// another that serves its stage: the first may be replies to earlier heartbeats.
+/// better weights, of another that serves its stage or of a keeper: the first may be replies to earlier heartbeats.
 const REFUSALS_MAX: u32 = 3;
 
 /// One replica of one stage.
@@ -62,12 +62,19 @@ pub struct Replica<P> {
     departure: Departure,
     questions: Questions,
     suspension: Suspension,
-    /// It began with the initial weights, and no table lists it as serving yet: how often the coordinator has said since
-    /// that it is to be ready.
-    unaccepted: Option<u32>,
+    /// It has the initial weights, and no table lists it as serving yet.
+    unaccepted: Option<Unaccepted>,
     actions: VecDeque<Action<P>>,
     /// Messages that wait for the coordinator's confirmation, since this process stood still.
     withheld: Vec<Action<P>>,
+}
+
+/// A beginning with initial weights that the coordinator may refuse.
+#[derive(Clone, Copy, Debug)]
+struct Unaccepted {
+    initial: InitialState,
+    /// How often the coordinator has said since that the replica is to be ready.
+    times_told: u32,
 }
 
 #[derive(Debug)]
@@ -217,8 +224,10 @@ impl<P: Clone + Default + Debug> Replica<P> {
 
     fn serve(&mut self, now: Time, initial: InitialState) {
         let Phase::Joining(joining) = std::mem::replace(&mut self.phase, Phase::Serving) else { return };
-        self.unaccepted = matches!(initial, InitialState::Initial { .. }).then_some(0);
-        self.actions.push_back(Action::Counted(Note::Began(initial)));
+        match initial {
+            InitialState::Initial { .. } => self.unaccepted = Some(Unaccepted { initial, times_told: 0 }),
+            _ => self.count(Note::Began(initial)),
+        }
         self.tell_ready();
         self.on_membership(now, TableUpdate::Whole(joining.table.shared()));
     }
@@ -228,11 +237,12 @@ impl<P: Clone + Default + Debug> Replica<P> {
     }
 
     /// The coordinator has not heard that the replica serves, or refuses that it begins with initial weights: another
-    /// replica has better ones. Then the process starts again, and takes them over.
+    /// replica or a keeper has better ones. Then the process starts again, and takes them over.
     fn on_told_to_be_ready(&mut self, now: Time) {
-        if let Some(times) = &mut self.unaccepted {
-            *times += 1;
-            if *times >= REFUSALS_MAX && self.stage.table().serves(self.config.stage.stage) {
+        if let Some(unaccepted) = &mut self.unaccepted {
+            unaccepted.times_told += 1;
+            let (table, stage) = (self.stage.table(), self.config.stage.stage);
+            if unaccepted.times_told >= REFUSALS_MAX && (table.serves(stage) || table.is_restorable(stage)) {
                 return self.expelled();
             }
         }
@@ -277,9 +287,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
         }
         let stage = self.config.stage.stage;
         self.at_stage(now, stage::Event::Membership(update));
-        if self.unaccepted.is_some() && self.members().contains(&self.config.stage.me) {
-            self.unaccepted = None;
-        }
+        self.notice_acceptance();
         self.questions.retain_members(self.stage.table());
         if self.table().touches(stage) {
             let members = self.members();
@@ -288,6 +296,15 @@ impl<P: Clone + Default + Debug> Replica<P> {
         if self.table().touches_takers(stage) {
             let takers = self.stage.table().takers_of(stage, self.config.weights).collect();
             self.at_upload(now, UploadEvent::Joiners(takers));
+        }
+    }
+
+    fn notice_acceptance(&mut self) {
+        if let Some(Unaccepted { initial, .. }) = self.unaccepted
+            && self.members().contains(&self.config.stage.me)
+        {
+            self.unaccepted = None;
+            self.count(Note::Began(initial));
         }
     }
 

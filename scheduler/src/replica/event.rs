@@ -168,7 +168,7 @@ pub enum Action<P> {
 /// A note of a replica, by the machine that it comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// The replica serves from now on, beginning with this state.
+    /// The replica serves from now on, beginning with this state. One with initial weights serves as soon as a table lists it.
     Began(InitialState),
     /// A note about microbatches.
     Stage(stage::Note),
