@@ -25,6 +25,7 @@ mod placement;
 mod publishing;
 mod reply;
 mod restart;
+mod resuming;
 #[cfg(test)]
 mod tests;
 
@@ -34,7 +35,7 @@ use std::net::SocketAddr;
 use crate::health::Link;
 use crate::stage::Progress;
 use crate::{
-    BlockTally, Instance, LeaseRefusal, Member, MemberState, Membership, MicrobatchId, PeerId, Role,
+    BlockTally, Instance, LeaseRefusal, Member, MemberState, Membership, MicrobatchId, Origin, PeerId, Role,
     RunTally, StageIndex, Time,
 };
 
@@ -88,6 +89,8 @@ pub struct Coordinator {
     first_feeder: Option<PeerId>,
     /// Stages whose weights have been updated, ascending, as their replicas have reported.
     trained: Vec<StageIndex>,
+    /// The checkpoint that the launch began at.
+    origin: Option<Origin>,
     /// Any stage may be trained: a table has named ids and a replica of every stage, or a replica has reported progress.
     has_run: bool,
     /// The run has ended by a divergence, after this many microbatches.
@@ -119,6 +122,7 @@ impl Coordinator {
             now: Time::default(),
             first_feeder: None,
             trained: Vec::new(),
+            origin: None,
             has_run: false,
             diverged: None,
             farewell: None,
@@ -245,6 +249,7 @@ impl Coordinator {
             trained: self.trained.clone(),
             awaited: self.holders.stages().into_iter().collect(),
             restorable: self.restorable(),
+            origin: self.origin,
         }
     }
 

@@ -331,10 +331,22 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             return;
         }
         self.actions.push_back(Action::Journal(Record::Leased(*lease)));
+        if self.ranges.block().is_none() {
+            self.inherit(lease);
+        }
         self.ranges.add(lease);
         self.announcement.lease(lease);
         self.ranges.next_lease().into_iter().for_each(|next| self.progress.lease_up_to(next));
         self.lease_asked = None;
+    }
+
+    /// The first lease of a block: the ids before it had their outcome before this launch of the run, which went on from a
+    /// checkpoint.
+    fn inherit(&mut self, lease: &Lease) {
+        let ended = lease.first.index();
+        self.admitted += ended;
+        self.counts.inherited += ended;
+        self.progress.restore(BlockTally::settled(lease.first.block(), ended));
     }
 
     fn on_directive(&mut self, now: Time, directive: Directive) {

@@ -13,6 +13,9 @@ pub const LEASE_COUNT_MAX: u64 = 1 << 20;
 /// journal.
 pub const LEASES_MAX: usize = 4_096;
 
+/// Stands for the feeder of a block that no feeder has had since the run went on from a checkpoint: a key that no peer has.
+pub(crate) const NO_FEEDER: PeerId = PeerId([u8::MAX; 32]);
+
 /// A range of microbatch ids that a feeder may inject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
@@ -25,8 +28,9 @@ pub struct Lease {
 }
 
 /// A range of ids, and the feeder that decides about them. Part of the table that the coordinator signs: only a
-/// successor ends a lease, no clock does. Of the first holder the range is its whole block; of a successor the ids that
-/// its predecessors were given. A closed range has no ids: its feeder injects no more, and each microbatch that it
+/// successor ends a lease, no clock does. Of the first holder the range is its whole block, without the ids that had their
+/// outcome before the launch began, at a checkpoint; of a successor the ids that its predecessors were given. A closed
+/// range has no ids: its feeder injects no more, and each microbatch that it
 /// injected has its outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeasedRange {
@@ -116,6 +120,12 @@ impl LeasedRange {
         self.lease.epoch > 0
     }
 
+    /// Whether the block is as a checkpoint left it: no feeder has had its ids since.
+    #[must_use]
+    pub fn is_vacant(&self) -> bool {
+        self.feeder == NO_FEEDER
+    }
+
     /// Whether microbatches of the range may be open or still be injected.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -128,6 +138,12 @@ impl BlockTally {
     #[must_use]
     pub fn new(block: Block) -> Self {
         Self { block, leased: 0, injected: 0, settled: 0 }
+    }
+
+    /// A block whose first `count` ids have their outcome, and of which no other was given out.
+    #[must_use]
+    pub fn settled(block: Block, count: u64) -> Self {
+        Self { block, leased: count, injected: count, settled: count }
     }
 
     /// Takes over each number that is greater in `other`.

@@ -59,7 +59,7 @@ pub use id::{Attempt, Block, Hop, Incarnation, Instance, MicrobatchId, PeerId, S
 pub use id_set::IdSet;
 pub use keeper::Keeper;
 pub use lease::{BlockTally, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseRefusal, LeasedRange, RunTally};
-pub use membership::{Member, MemberState, Membership, Role, WeightsPolicy};
+pub use membership::{Member, MemberState, Membership, Origin, Role, WeightsPolicy};
 pub use message::{CLAIM_MAX, Envelope, Heartbeat, Loss, Message, Purpose, Refusal, Status};
 pub use moving_average::MovingAverage;
 pub use peer_table::PeerTable;

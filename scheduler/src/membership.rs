@@ -83,6 +83,15 @@ impl Member {
     }
 }
 
+/// The checkpoint that a launch of a run began at. Of its stages none ever begins with initial weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The launch that the checkpoint was made in.
+    pub launch: u64,
+    /// Microbatches that had their outcome then.
+    pub microbatches: u64,
+}
+
 /// A membership table, as the coordinator signs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
@@ -101,8 +110,10 @@ pub struct Membership {
     /// Stages whose weights a replica may hold that fell silent a short while ago, ascending: no replica begins such a
     /// stage with initial weights.
     pub awaited: Vec<StageIndex>,
-    /// Trained stages without a replica whose state a keeper gives, ascending: a replica takes it from there.
+    /// Trained stages without a replica whose state a keeper gives, or will give, ascending: a replica takes it from there.
     pub restorable: Vec<StageIndex>,
+    /// The checkpoint that this launch began at; `None` if it began with initial weights.
+    pub origin: Option<Origin>,
 }
 
 /// Bits of a version that count the changes since the coordinator started.

@@ -64,7 +64,7 @@ pub struct Membership {
     /// replica MUST NOT begin such a stage with the initial weights of the run.
     #[prost(uint32, repeated, tag = "10")]
     pub awaited: ::prost::alloc::vec::Vec<u32>,
-    /// Trained stages without a replica whose state a keeper gives, 0 to 65535, strictly ascending. A replica MUST NOT begin
+    /// Trained stages without a replica whose state a keeper gives or will give, 0 to 65535, strictly ascending. A replica MUST NOT begin
     /// such a stage with the initial weights of the run: it takes the state from a keeper of the stage.
     #[prost(uint32, repeated, tag = "11")]
     pub restorable: ::prost::alloc::vec::Vec<u32>,
@@ -72,10 +72,24 @@ pub struct Membership {
     /// launch is of no use in this one.
     #[prost(fixed64, tag = "15")]
     pub launch: u64,
+    /// The checkpoint that the launch began at; absent if it began with initial weights. A replica MUST NOT begin a stage of
+    /// such a launch with the initial weights of the run.
+    #[prost(message, optional, tag = "16")]
+    pub origin: ::core::option::Option<Origin>,
+}
+/// The checkpoint that a launch of a run began at.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Origin {
+    /// The launch that it was made in.
+    #[prost(fixed64, tag = "1")]
+    pub launch: u64,
+    /// Microbatches of the run that had their outcome then.
+    #[prost(uint64, tag = "2")]
+    pub microbatches: u64,
 }
 /// A range of microbatch ids, and the feeder that decides about them. Of the first feeder the range is its whole block:
-/// 2^40 ids from a multiple of 2^40 on. Of a successor it is the ids that its predecessors were given. The last three
-/// fields are for a coordinator that was started again: receivers ignore them.
+/// 2^40 ids from a multiple of 2^40 on, without those that had their outcome before a launch that began at a checkpoint. Of
+/// a successor it is the ids that its predecessors were given. The last three fields are for a coordinator that was started again: receivers ignore them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeasedRange {
     /// First id of the range.
@@ -88,7 +102,7 @@ pub struct LeasedRange {
     /// How often the range has changed hands. Replicas ignore messages of feeders with a lower number.
     #[prost(uint64, tag = "3")]
     pub epoch: u64,
-    /// The feeder's key, 32 bytes.
+    /// The feeder's key, 32 bytes; each is 255 if no feeder has had the block since the launch began.
     #[prost(bytes = "vec", tag = "4")]
     pub feeder: ::prost::alloc::vec::Vec<u8>,
     /// Ids of the block given out when the table was made, at least.

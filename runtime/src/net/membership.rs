@@ -202,7 +202,7 @@ impl SignedChange {
 #[cfg(test)]
 mod tests {
     use swarmline_scheduler::{
-        Incarnation, Instance, Lease, LeasedRange, Member, MemberState, MicrobatchId, StageIndex,
+        Incarnation, Instance, Lease, LeasedRange, Member, MemberState, MicrobatchId, Origin, StageIndex,
     };
 
     use super::*;
@@ -226,6 +226,7 @@ mod tests {
             trained: vec![StageIndex(3)],
             awaited: vec![StageIndex(0)],
             restorable: vec![StageIndex(3)],
+            origin: Some(Origin { launch: 8, microbatches: 480 }),
         }
     }
 

@@ -16,7 +16,7 @@ use super::lease_book::Entry as BlockEntry;
 use super::members::Entry as MemberEntry;
 use super::restart::Restart;
 use super::{Action, Config, Coordinator};
-use crate::{Block, Instance, Membership, PeerId, StageIndex, Time};
+use crate::{Block, Instance, Membership, Origin, PeerId, StageIndex, Time};
 
 /// A fact that a coordinator must not forget.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,6 +76,19 @@ impl Facts {
         self.0.is_empty()
     }
 
+    /// The launch that the facts are of.
+    #[must_use]
+    pub fn launch(&self) -> u64 {
+        self.newest_table().0
+    }
+
+    /// Microbatches of the run that have their outcome.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        let settled = |fact: &Fact| if let Fact::Block(entry) = fact { entry.settled() } else { 0 };
+        self.0.values().fold(0, |sum: u64, fact| sum.saturating_add(settled(fact)))
+    }
+
     /// Launch and version of the newest table.
     fn newest_table(&self) -> (u64, u64) {
         match self.0.get(&FactKey::Run) {
@@ -113,6 +126,8 @@ pub struct RunFact {
     finished: bool,
     diverged: Option<u64>,
     trained: Vec<StageIndex>,
+    #[serde(default)]
+    origin: Option<Origin>,
 }
 
 impl Fact {
@@ -149,6 +164,7 @@ impl RunFact {
             finished: coordinator.is_finished(),
             diverged: coordinator.diverged,
             trained: coordinator.trained.clone(),
+            origin: coordinator.origin,
         }
     }
 }
@@ -205,6 +221,7 @@ impl Coordinator {
             self.farewell = Some(Farewell::new(self.now, &self.config, run.diverged.is_some()));
         }
         self.trained = run.trained;
+        self.origin = run.origin;
     }
 
     /// Hands over the facts that are new, ahead of all other actions. While members may return a newer table there are

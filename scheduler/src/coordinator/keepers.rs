@@ -1,5 +1,6 @@
 //! The keepers of a run. A stage that has lost its last replica begins with the state that a keeper has, if no process is
-//! awaited with a newer one. In a run whose weights stay split each key keeps one stage, the same whenever it joins.
+//! awaited with a newer one. In a launch that began at a checkpoint it begins with no other: replicas wait for a keeper that
+//! has one. In a run whose weights stay split each key keeps one stage, the same whenever it joins.
 
 use std::collections::BTreeMap;
 
@@ -73,12 +74,12 @@ impl Coordinator {
     }
 
     /// Whether a replica takes the state of `stage` from a keeper: the stage is trained, no replica serves it, none is
-    /// awaited with its weights, and a keeper has it.
+    /// awaited with its weights, and a keeper has it, or is the only one that may.
     pub(super) fn is_restorable(&self, stage: StageIndex) -> bool {
         self.trained.binary_search(&stage).is_ok()
             && self.members.occupancy().is_unserved(stage)
             && !self.holders.stages().contains(&stage)
-            && self.members.kept_of(stage).is_some()
+            && (self.members.kept_of(stage).is_some() || self.origin.is_some())
     }
 
     /// A replica serves `stage` from now on. Unless it has brought its state along, that of a restorable stage is the
@@ -88,6 +89,9 @@ impl Coordinator {
         let kept = self.members.kept_of(stage).filter(|_| self.is_restorable(stage) && !is_own);
         if let Some(kept) = kept {
             let lost = self.leases.progress().settled.saturating_sub(kept);
+            if lost == 0 && self.origin.is_some() {
+                return;
+            }
             self.actions.push_back(Action::Restored { stage, kept, lost });
         }
     }

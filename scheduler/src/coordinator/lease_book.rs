@@ -8,6 +8,9 @@
 //! The table names every block, and a reserve of its ids: no more are given out before a table with a greater reserve. A
 //! coordinator that was started again restores the book from it: the blocks and their feeders as they were, each with
 //! its whole reserve until the feeder says how many ids it has, and the progress that was known when the table was made.
+//!
+//! A launch that begins at a checkpoint has the blocks of the launch before, and no feeder: they are **vacant**. The next
+//! feeders get them, and go on behind as many ids as had their outcome.
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +19,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lease::{BlockTally, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseRefusal, LeasedRange, RunTally};
+use crate::lease::{
+    BlockTally, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseRefusal, LeasedRange, NO_FEEDER, RunTally,
+};
 use crate::{Block, Incarnation, Instance, Membership, MicrobatchId, Rng};
 
 /// Blocks that are left out after a restart: a table that was not returned may have named them.
@@ -42,11 +47,14 @@ pub struct Entry {
     /// The start that asked for ids last; `None` if none has since the coordinator was started.
     leased_to: Option<Instance>,
     epoch: u64,
+    /// Ids that had their outcome when the launch began: feeders go on behind them.
+    #[serde(default)]
+    first: u64,
     /// `tally.leased` before the latest lease.
     latest: u64,
     /// Ids that are given out at most before the next table.
     reserve: u64,
-    /// Ids of the range that the table names.
+    /// The end of the range that the table names, as a number of ids of the block.
     range: u64,
     tally: BlockTally,
     /// The holder injects no more ids, and each that it injected has its outcome.
@@ -58,6 +66,18 @@ impl LeaseBook {
     #[must_use]
     pub(super) fn new(total: u64) -> Self {
         Self { total, entries: Vec::new(), next_block: 0, changed: false, unlogged: BTreeSet::new() }
+    }
+
+    /// The book of a run that goes on at a checkpoint.
+    #[must_use]
+    pub(super) fn at(total: u64, cursor: &[BlockTally]) -> Self {
+        let mut book = Self::new(total);
+        for tally in cursor.iter().take(LEASES_MAX) {
+            book.recall(Entry::vacant(tally));
+            book.unlogged.insert(tally.block);
+        }
+        book.next_block = book.end();
+        book
     }
 
     /// The book of a coordinator that was started again and knows no block yet. It draws the first block from the number of
@@ -95,9 +115,10 @@ impl LeaseBook {
             return Ok(own.no_ids());
         }
         let (place, next) = match place {
-            Some(place) => (place, next.map_or(0, MicrobatchId::index)),
-            None => (self.open(holder)?, 0),
+            Some(place) => (place, next),
+            None => (self.open(holder, next.is_none())?, None),
         };
+        let next = next.map_or(self.entries[place].first, MicrobatchId::index);
         let next = next.min(self.entries[place].given_at_most(self.free()));
         self.changed |= self.entries[place].resume(holder, next);
         let share = self.free().div_ceil(feeders.max(1) as u64);
@@ -176,9 +197,13 @@ impl LeaseBook {
                 Err(_) => {}
             }
         }
-        let end = self.entries.last().map_or(0, |entry| entry.tally.block.0.saturating_add(1));
-        self.next_block = self.next_block.max(end.saturating_add(BLOCKS_SKIPPED));
+        self.next_block = self.next_block.max(self.end().saturating_add(BLOCKS_SKIPPED));
         self.changed = true;
+    }
+
+    /// The number after that of the last block.
+    fn end(&self) -> u32 {
+        self.entries.last().map_or(0, |entry| entry.block().0.saturating_add(1))
     }
 
     /// The progress of every block, by block.
@@ -270,13 +295,19 @@ impl LeaseBook {
         self.entries.iter().rfind(|entry| entry.epoch == 0 && entry.holder.peer == holder.peer)
     }
 
-    /// Opens a block for a feeder that has none. Blocks of its former starts are taken over: it knows nothing of them.
-    fn open(&mut self, holder: Instance) -> Result<usize, LeaseRefusal> {
+    /// Opens a block for a feeder that has none: a vacant one if there is any, and if it `fits` a feeder without ids. Blocks
+    /// of its former starts are taken over: it knows nothing of them.
+    fn open(&mut self, holder: Instance, fits: bool) -> Result<usize, LeaseRefusal> {
         let block = Block(self.next_block);
-        if self.entries.len() >= LEASES_MAX || block.0 >= Block::COUNT {
+        let vacant = self.entries.iter().position(|entry| fits && entry.is_vacant());
+        if vacant.is_none() && (self.entries.len() >= LEASES_MAX || block.0 >= Block::COUNT) {
             return Err(LeaseRefusal::Exhausted);
         }
         self.succeed(holder, |former| former.peer == holder.peer && former != holder);
+        if let Some(vacant) = vacant {
+            self.entries[vacant].holder = holder;
+            return Ok(vacant);
+        }
         self.entries.push(Entry::new(block, holder));
         self.unlogged.insert(block);
         self.next_block += 1;
@@ -299,17 +330,42 @@ impl Entry {
         self.tally.block
     }
 
+    /// Microbatches of the block that have their outcome.
+    pub(super) fn settled(&self) -> u64 {
+        self.tally.settled
+    }
+
     fn new(block: Block, holder: Instance) -> Self {
         Self {
             holder,
             leased_to: Some(holder),
             epoch: 0,
+            first: 0,
             latest: 0,
             reserve: 0,
             range: Block::IDS,
             tally: BlockTally::new(block),
             closed: false,
         }
+    }
+
+    /// A block of a checkpoint. What had its outcome counts, and nothing else: ids that were on their way then are injected
+    /// again, and none twice in this launch.
+    fn vacant(tally: &BlockTally) -> Self {
+        let first = tally.settled.min(Block::IDS);
+        Self {
+            leased_to: None,
+            first,
+            latest: first,
+            reserve: first,
+            tally: BlockTally::settled(tally.block, first),
+            closed: true,
+            ..Self::new(tally.block, Instance::new(NO_FEEDER, Incarnation::default()))
+        }
+    }
+
+    fn is_vacant(&self) -> bool {
+        self.holder.peer == NO_FEEDER
     }
 
     fn restored(leased: &LeasedRange, table: &Membership) -> Self {
@@ -320,9 +376,10 @@ impl Entry {
             holder,
             leased_to: None,
             epoch: lease.epoch,
+            first: lease.first.index(),
             latest: tally.leased,
             reserve: tally.leased,
-            range: if reopens { Block::IDS } else { lease.count },
+            range: if reopens { Block::IDS } else { lease.first.index() + lease.count },
             tally,
             closed: !leased.is_open(),
         }
@@ -413,7 +470,7 @@ impl Entry {
         }
         self.holder = successor;
         self.epoch += 1;
-        if self.range == 0 {
+        if self.range <= self.first {
             self.close();
         }
     }
@@ -428,8 +485,8 @@ impl Entry {
     }
 
     fn leased_range(&self) -> LeasedRange {
-        let count = if self.closed { 0 } else { self.range };
-        let lease = Lease { first: self.tally.block.first(), count, epoch: self.epoch };
+        let count = if self.closed { 0 } else { self.range.saturating_sub(self.first) };
+        let lease = Lease { epoch: self.epoch, ..self.lease_at(self.first, count) };
         let gives_out = self.epoch == 0 && !self.closed;
         let leased = if gives_out { self.reserve.max(self.tally.leased) } else { self.tally.leased };
         LeasedRange { lease, feeder: self.holder.peer, tally: BlockTally { leased, ..self.tally } }

@@ -38,11 +38,19 @@ pub(super) struct Restart {
     seen: u64,
     /// Members by a table that was returned, which have returned their own.
     returned_by: BTreeSet<PeerId>,
+    /// The launch began at a checkpoint: tables of the launches before tell how new the next one must be, and no more.
+    is_new_launch: bool,
 }
 
 impl Restart {
     pub(super) fn new(own: u64) -> Self {
-        Self { heard: None, own, returned: None, seen: 0, returned_by: BTreeSet::new() }
+        let (returned_by, is_new_launch) = (BTreeSet::new(), false);
+        Self { heard: None, own, returned: None, seen: 0, returned_by, is_new_launch }
+    }
+
+    /// The state of a coordinator whose launch begins at a checkpoint, beside members of the launch before.
+    pub(super) fn of_new_launch(own: u64) -> Self {
+        Self { is_new_launch: true, ..Self::new(own) }
     }
 
     /// The state of a coordinator that knows a table already, with this launch and version.
@@ -89,7 +97,7 @@ impl Restart {
     fn take(&mut self, now: Time, table: &Membership, has_leased: bool) -> bool {
         let serves = |state| matches!(state, MemberState::Serving(_));
         let has_run = !table.leases.is_empty() || table.members.iter().any(|member| serves(member.state));
-        let is_of_the_run = table.version > 0 && table.launch != self.own && has_run;
+        let is_of_the_run = table.version > 0 && table.launch != self.own && has_run && !self.is_new_launch;
         let in_time = self.waits(now);
         let newer = match self.returned {
             None => in_time || !has_leased,
@@ -180,7 +188,9 @@ impl Coordinator {
         table.trained.iter().for_each(|&stage| self.note_trained(stage));
         self.has_run |= !table.leases.is_empty();
         self.await_restored(now);
-        self.first_feeder = self.first_feeder.or(table.leases.first().map(|leased| leased.feeder));
+        let first = table.leases.iter().find(|leased| !leased.is_vacant()).map(|leased| leased.feeder);
+        self.first_feeder = self.first_feeder.or(first);
+        self.origin = table.origin;
         self.leases.restore(table);
         self.config.launch = table.launch;
         self.version = self.version.max(Membership::next_start(table.version));

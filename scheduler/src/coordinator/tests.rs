@@ -1,6 +1,7 @@
 //! Tests of a run, by requests and replies.
 
 mod keeping;
+mod resuming;
 
 use std::collections::BTreeSet;
 

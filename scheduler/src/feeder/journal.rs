@@ -67,7 +67,7 @@ pub enum Record {
 pub struct TakenOver {
     /// The range, with the epoch of this successor.
     pub lease: Lease,
-    /// Ids that had their outcome.
+    /// Ids of the block that had their outcome, those included that had it before this launch of the run.
     pub ended: u64,
     /// The id after the last that is known to have been injected; no id from there on will be.
     pub end: MicrobatchId,

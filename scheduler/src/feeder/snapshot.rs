@@ -11,7 +11,7 @@ use super::confirmed::TURNS;
 use super::contributions::Contributions;
 use super::open::Open;
 use super::{AveragingSchedule, Feeder, Outcome, Record, TakenOver};
-use crate::{Attempt, BlockTally, Hop, IdSet, Lease, MicrobatchId, Purpose, StageIndex, Time};
+use crate::{Attempt, Block, BlockTally, Hop, IdSet, Lease, MicrobatchId, Purpose, StageIndex, Time};
 
 /// Microbatches with an outcome whose grants are kept at most, for claims that come late.
 const LATE_MAX: usize = 8_192;
@@ -129,7 +129,17 @@ impl Snapshot {
         {
             last.count = last.count.max(lease.ids().end - last.first.0);
         } else {
+            self.inherit(&lease);
             self.ranges.push(JournaledRange { lease, taken_over: None });
+        }
+    }
+
+    /// The ids of a block before its first lease had their outcome before this launch of the run.
+    fn inherit(&mut self, lease: &Lease) {
+        let block = lease.first.block();
+        if self.ranges.iter().all(|range| range.lease.first.block() != block) {
+            self.totals.admitted += lease.first.index();
+            self.totals.inherited += lease.first.index();
         }
     }
 
@@ -269,15 +279,22 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         self.restore_totals(totals);
     }
 
-    /// Ids of a block are injected in order, so the last one that is known says how many were.
+    /// Ids of a block are injected in order, so the last one that is known says how many were. Those before its first range
+    /// had their outcome before this launch of the run.
     fn restore_progress(&mut self, Snapshot { ranges, ended, open, .. }: &Snapshot) {
-        for block in ranges.iter().map(|range| range.lease.first.block()) {
-            let ids = block.ids();
-            let settled = ended.runs(ids.clone()).map(|run| run.end - run.start).sum();
+        let mut blocks: BTreeMap<Block, u64> = BTreeMap::new();
+        for first in ranges.iter().map(|range| range.lease.first) {
+            let inherited = blocks.entry(first.block()).or_insert(first.index());
+            *inherited = first.index().min(*inherited);
+        }
+        for (block, inherited) in blocks {
+            let ids = block.first().0 + inherited..block.ids().end;
+            let ended_here: u64 = ended.runs(ids.clone()).map(|run| run.end - run.start).sum();
             let last_ended = ended.runs(ids.clone()).last().map_or(ids.start, |run| run.end);
             let flying = open.range(MicrobatchId(ids.start)..MicrobatchId(ids.end));
             let last_open = flying.last().map_or(ids.start, |(id, _)| id.0 + 1);
-            let injected = last_ended.max(last_open) - ids.start;
+            let injected = last_ended.max(last_open) - block.first().0;
+            let settled = inherited + ended_here;
             self.progress.restore(BlockTally { block, leased: injected, injected, settled });
         }
     }

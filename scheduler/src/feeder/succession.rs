@@ -383,7 +383,8 @@ impl Takeover {
                 None => abandoned.push(microbatch),
             }
         }
-        TakenOver { lease, ended: ended.len(), end, continued, abandoned }
+        let ended = lease.first.index().saturating_add(ended.len());
+        TakenOver { lease, ended, end, continued, abandoned }
     }
 }
 
@@ -452,7 +453,7 @@ mod tests {
         let others = [11, 900].map(|id| item(id, Some(true), Possession::Held, &[]));
         assert_eq!(takeover.of_page(id(12), others.into()), [], "on an earlier page, and of another lease");
         let taken = takeover.conclude();
-        assert_eq!((taken.ended, taken.end), (3, id(18)));
+        assert_eq!((taken.ended, taken.end), (10 + 3, id(18)), "those before the range included");
         assert_eq!(taken.continued, [continued(12, vec![a(1)])]);
         assert_eq!(
             taken.abandoned,
@@ -473,7 +474,7 @@ mod tests {
         let taken = takeover.conclude();
         assert_eq!(
             (taken.ended, taken.end),
-            (0, id(13)),
+            (10, id(13)),
             "as many replicas know of both, and the lower is believed"
         );
         assert_eq!(taken.abandoned, [10, 11].map(id));
@@ -489,14 +490,14 @@ mod tests {
         takeover.note_ended(a(1), &[]);
         takeover.learn(a(0), item(12, None, Possession::Held, &[]));
         let taken = takeover.conclude();
-        assert_eq!((taken.ended, taken.end, taken.abandoned.len()), (2, id(13), 0));
+        assert_eq!((taken.ended, taken.end, taken.abandoned.len()), (10 + 2, id(13), 0));
         assert_eq!(taken.continued, [continued(12, Vec::new())]);
 
         let mut alone = Takeover::new(Time(0), Lease { first: id(10), count: 100, epoch: 1 }, &[b(1)]);
         alone.note_ended(b(1), &all);
         assert_eq!(
             alone.conclude().ended,
-            100,
+            10 + 100,
             "no other replica knows better, and the lease bounds its word"
         );
     }

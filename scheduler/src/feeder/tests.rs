@@ -1106,3 +1106,66 @@ fn a_feeder_ends_when_another_reports_a_divergence() {
     let end = End::Diverged { at: 5, sign: Divergence::Reported };
     assert_eq!(harness.hear(Event::Directive(Directive::Diverged { at: 5 })), [Action::End(end)]);
 }
+
+// --- A run that goes on from a checkpoint ---------------------------------------------------------------------------
+
+#[test]
+fn a_feeder_of_a_run_that_goes_on_counts_what_had_its_outcome_before() {
+    let mut harness = Harness::new(8);
+    harness.publish(&[a(0), a(1)]);
+    harness.hear(lease(5, 3));
+    assert_eq!((harness.counts().inherited, harness.feeder.settled_of_run()), (5, 5));
+    harness.hear(lease(5, 3));
+    assert_eq!(harness.feeder.tallies(), [BlockTally { leased: 8, ..BlockTally::settled(Block(0), 5) }]);
+    harness.draw(5);
+    harness.draw(6);
+    harness.finish(5);
+    assert_eq!(harness.feeder.settled_of_run(), 6);
+
+    let mut restarted = harness.restart();
+    assert_eq!((restarted.counts().inherited, restarted.feeder.settled_of_run()), (5, 6));
+    let tally = BlockTally { block: Block(0), leased: 7, injected: 7, settled: 6 };
+    assert_eq!(restarted.feeder.tallies(), [tally]);
+    restarted.publish(&[a(0), a(1)]);
+    restarted.draw(6);
+    let asked = restarted.hear(lease(7, 1));
+    assert!(asked.contains(&draw(7)), "{asked:?}");
+    restarted.draw(7);
+    restarted.receive(a(0), status(6, 1, Status::Missing));
+    for id in [6, 7] {
+        let sent = restarted.said.iter().rev().filter_map(message_of).find_map(|message| match message {
+            Message::Forward { microbatch, attempt, .. } if microbatch.0 == id => Some(attempt.0),
+            _ => None,
+        });
+        let attempt = sent.expect("it was sent");
+        restarted.receive_back(id, attempt, &[a(1), a(0)]);
+    }
+    assert_eq!(restarted.feeder.settled_of_run(), 8);
+    assert_eq!((restarted.counts().lost, restarted.feeder.is_trained()), (0, true));
+}
+
+#[test]
+fn a_successor_counts_what_had_its_outcome_before_the_run_went_on() {
+    let mut harness = Harness::new(8);
+    let lease = Lease { first: MicrobatchId(5), count: 3, epoch: 1 };
+    harness.version += 1;
+    let members = [a(0)].map(member).to_vec();
+    let leases = vec![LeasedRange::new(lease, PeerId([0; 32]))];
+    let table = Membership { version: harness.version, members, leases, ..Membership::default() };
+    harness.hear(Event::Membership(table.into()));
+    let report = RecoveryReport {
+        first: lease.first,
+        epoch: 1,
+        from: lease.first,
+        next: None,
+        stage: StageIndex(0),
+        ended: vec![AckRange { first: 5, end: 7, open: Vec::new() }],
+        items: Vec::new(),
+    };
+    harness.receive(a(0), Message::RecoveryReport(report));
+    assert_eq!(harness.feeder.tallies(), [BlockTally::settled(Block(0), 7)]);
+    assert_eq!(harness.feeder.settled_of_run(), 7);
+    let restarted = harness.restart();
+    assert_eq!(restarted.feeder.tallies(), [BlockTally::settled(Block(0), 7)]);
+    assert_eq!(restarted.feeder.settled_of_run(), 7);
+}

@@ -37,11 +37,13 @@ impl Outcomes {
     }
 
     /// Counts what the feeders of these leases have announced, or the progress that the table states, whichever is later. A
-    /// successor that has announced nothing yet takes nothing back.
+    /// successor that has announced nothing yet takes nothing back. The ids of a block before its range had their outcome
+    /// before this launch.
     pub(super) fn settle(&mut self, leases: &[LeasedRange]) {
         for leased in leases {
-            let announced =
-                self.by_feeder.get(&leased.feeder).map_or(0, |ended| ended.len_within(leased.lease.ids()));
+            let announced = self.by_feeder.get(&leased.feeder).map_or(0, |ended| {
+                leased.lease.first.index().saturating_add(ended.len_within(leased.lease.ids()))
+            });
             let settled = self.settled.entry(leased.tally.block).or_default();
             let more = announced.max(leased.tally.settled).saturating_sub(*settled);
             *settled += more;
@@ -155,6 +157,19 @@ mod tests {
         outcomes.settle(&leases);
         assert_eq!(clocks(&outcomes), [7 + 20, 30], "the table knows of later outcomes");
         assert_eq!(outcomes.clock_at(id(2, 0)), 20, "a block that no table has named yet");
+        leases[1].lease = Lease { first: id(1, 15), count: 85, epoch: 0 };
+        (leases[1].feeder, leases[1].tally.settled) = (b, 15);
+        outcomes.announce(
+            b,
+            &[AckRange { first: id(1, 15).0, end: id(1, 25).0, open: vec![] }],
+            std::slice::from_ref(&own),
+        );
+        outcomes.settle(&leases);
+        assert_eq!(
+            clocks(&outcomes),
+            [7 + 25, 30],
+            "the ids before the range had their outcome before this launch"
+        );
     }
 
     #[test]

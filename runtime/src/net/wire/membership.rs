@@ -4,7 +4,7 @@ use swarmline_proto::v1;
 use swarmline_scheduler::coordinator::MEMBERS_MAX;
 use swarmline_scheduler::{
     BlockTally, Incarnation, Instance, LEASES_MAX, Lease, LeasedRange, Member, MemberState, Membership,
-    MicrobatchId, StageIndex, TableChange,
+    MicrobatchId, Origin, StageIndex, TableChange,
 };
 
 use super::{
@@ -22,6 +22,7 @@ pub fn encode_membership(membership: &Membership) -> v1::Membership {
         trained: encode_stages(&membership.trained),
         awaited: encode_stages(&membership.awaited),
         restorable: encode_stages(&membership.restorable),
+        origin: membership.origin.map(encode_origin),
     }
 }
 
@@ -37,8 +38,9 @@ pub fn decode_membership(membership: &v1::Membership) -> Result<Membership, Wire
     let trained = decode_stages(&membership.trained, "a trained stage")?;
     let awaited = decode_stages(&membership.awaited, "an awaited stage")?;
     let restorable = decode_stages(&membership.restorable, "a restorable stage")?;
-    let (launch, version) = (membership.launch, membership.version);
-    Ok(Membership { launch, version, members, leases, trained, awaited, restorable })
+    let (launch, version, origin) =
+        (membership.launch, membership.version, membership.origin.as_ref().map(decode_origin));
+    Ok(Membership { launch, version, members, leases, trained, awaited, restorable, origin })
 }
 
 /// The change of a table as a message.
@@ -120,6 +122,14 @@ fn decode_leases(leases: &[v1::LeasedRange]) -> Result<Vec<LeasedRange>, WireErr
         Ok(LeasedRange { lease, feeder: decode_peer(&one.feeder)?, tally })
     };
     leases.iter().map(decode).collect()
+}
+
+fn encode_origin(origin: Origin) -> v1::Origin {
+    v1::Origin { launch: origin.launch, microbatches: origin.microbatches }
+}
+
+fn decode_origin(origin: &v1::Origin) -> Origin {
+    Origin { launch: origin.launch, microbatches: origin.microbatches }
 }
 
 fn encode_stages(stages: &[StageIndex]) -> Vec<u32> {

@@ -312,3 +312,53 @@ fn absurd_reports_overflow_nothing() {
     assert_eq!(book.progress().settled, 1);
     assert_eq!(book.lease(a, Some(MicrobatchId(u64::MAX)), 5, 1), leased(0, 1, 0), "it has a block");
 }
+
+/// The book of a run that goes on at a checkpoint, at which a feeder had five ids in flight.
+fn at_checkpoint() -> LeaseBook {
+    let cursor = BlockTally { block: Block(0), leased: 60, injected: 45, settled: 40 };
+    LeaseBook::at(100, &[cursor])
+}
+
+#[test]
+fn a_block_of_a_checkpoint_goes_on_behind_what_had_its_outcome_and_its_ids_are_given_out_once() {
+    let mut book = at_checkpoint();
+    assert_eq!((open(&book), book.progress()), (0, RunTally { injected: 40, settled: 40 }));
+    assert!(book.ranges()[0].is_vacant());
+    let (a, b) = (feeder(1), feeder(2));
+    assert_eq!(book.lease(a, None, 10, 1), leased(0, 40, 10));
+    assert_eq!(book.ranges()[0].lease.first, id(0, 40), "no id before is any feeder's");
+    assert_eq!(book.lease(b, None, 10, 2), leased(1, 0, 10), "the next feeder has a block of its own");
+    assert_eq!(book.lease(a, Some(id(0, 50)), 60, 1), leased(0, 50, 40));
+    book.report(a, &[tally(0, 90, 90)]);
+    book.report(b, &[tally(1, 10, 10)]);
+    assert!(book.is_over());
+}
+
+#[test]
+fn a_block_of_a_checkpoint_that_changes_hands_and_is_restored_keeps_its_beginning() {
+    let mut book = at_checkpoint();
+    let (a, b) = (feeder(1), feeder(2));
+    book.lease(a, None, 10, 1).unwrap();
+    let mut restored = LeaseBook::of_later_start(100, 7);
+    restored.restore(&table(&book, &[a]));
+    assert_eq!(restored.lease(a, Some(id(0, 50)), 10, 1), leased(0, 50, 10));
+    for book in [&mut book, &mut restored] {
+        assert!(book.succeed(b, |holder| holder == a));
+        assert_eq!(book.ranges()[0].lease.first, id(0, 40));
+    }
+    assert_eq!(book.ranges()[0].lease, Lease { first: id(0, 40), count: 10, epoch: 1 });
+    assert_eq!(restored.ranges()[0].lease, Lease { first: id(0, 40), count: 20, epoch: 1 });
+    let mut again = LeaseBook::of_later_start(100, 8);
+    again.restore(&table(&restored, &[b]));
+    assert_eq!(again.ranges()[0].lease, Lease { first: id(0, 40), count: 20, epoch: 1 });
+}
+
+#[test]
+fn a_feeder_that_asks_for_no_block_of_a_checkpoint_gets_none() {
+    let mut book = at_checkpoint();
+    assert_ne!(
+        book.lease(feeder(1), Some(id(0, 45)), 10, 1),
+        leased(0, 45, 10),
+        "its ids are of a launch before"
+    );
+}

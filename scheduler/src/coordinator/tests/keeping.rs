@@ -25,7 +25,7 @@ impl Harness {
         harness
     }
 
-    fn restorable(&self) -> Vec<u16> {
+    pub(super) fn restorable(&self) -> Vec<u16> {
         self.published.last().unwrap().restorable.iter().map(|stage| stage.0).collect()
     }
 
