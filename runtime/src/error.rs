@@ -242,8 +242,9 @@ impl Error {
     pub fn is_refusal(&self) -> bool {
         matches!(
             self,
-            Self::Control(ControlError::Refused(_) | ControlError::Replaced(_))
-                | Self::RunFinished
+            Self::Control(
+                ControlError::Refused(_) | ControlError::AlreadyRunning(_) | ControlError::Replaced(_)
+            ) | Self::RunFinished
                 | Self::Dismissed(_)
                 | Self::Succeeded { .. }
         )

@@ -25,7 +25,7 @@ use crate::net::control::{Control, ControlError, Joined, Placement, Registration
 use crate::net::quic::bind_socket;
 use crate::outcome::Outcome;
 use crate::packing::TokenCodec;
-use crate::process::{Heartbeats, Network, NetworkOptions, incarnation};
+use crate::process::{Heartbeats, Network, NetworkOptions, registration};
 use crate::report::{Event, Reporter};
 
 pub use options::FeederOptions;
@@ -71,12 +71,8 @@ impl Feeder {
         options.journal.as_deref().map_or(Ok(()), Journal::try_place)?;
         let socket = bind_socket(options.listen)?;
         let address = socket.local_addr().map_err(Error::Address)?;
-        let registration = Registration {
-            incarnation: incarnation(),
-            role: options.role(),
-            data_address: address,
-            holds: None,
-        };
+        let registration =
+            Registration { take_over: options.take_over, ..registration(options.role(), address)? };
         let (control, joined) = Control::join(&options.invite, &options.identity, registration).await?;
         let heartbeats = Heartbeats::start(control.clone());
         let run = run_with_text(&options, &joined)?;
@@ -88,13 +84,13 @@ impl Feeder {
         let totals = before.totals;
         let trained = Duration::from_millis(totals.trained_ms);
         let peer = options.identity.peer();
-        let config = config(&run, Instance::new(peer, registration.incarnation), &options);
+        let config = config(&run, Instance::new(peer, control.start()), &options);
         let router = run.pipeline.router.build(run.seed);
         let network_options = NetworkOptions {
             run: &run,
             digest: joined.digest,
             identity: &options.identity,
-            incarnation: registration.incarnation,
+            incarnation: control.start(),
             window: run.pipeline.max_in_flight.max(run.pipeline.gradient_accumulation_steps),
         };
         let (network, arrivals) = Network::start(&network_options, socket, &joined.tables.table())?;

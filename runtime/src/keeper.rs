@@ -13,11 +13,12 @@ mod target;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use swarmline_scheduler::keeper::Config;
 use swarmline_scheduler::transfer::SketchSecret;
-use swarmline_scheduler::{Incarnation, Instance, PeerId, Role, StageIndex, Time};
+use swarmline_scheduler::{Instance, PeerId, Role, StageIndex, Time};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Lock, Store};
 use crate::config::{Manifest, Run, Tokenizer};
@@ -26,7 +27,7 @@ use crate::error::Error;
 use crate::net::control::{Control, Joined, Placement, Registration};
 use crate::net::quic::bind_socket;
 use crate::outcome::Outcome;
-use crate::process::{Heartbeats, Network, NetworkOptions, incarnation};
+use crate::process::{Heartbeats, Network, NetworkOptions, registration};
 use crate::report::{Event, Incident, KeepingReport, Reporter};
 use crate::stage::{chunk_digest, chunk_sketch, download_limits};
 
@@ -39,6 +40,11 @@ use target::{About, Target, within};
 const WINDOW: usize = 16;
 /// The purpose of the secret that a keeper compares donors with.
 const SKETCHES: &str = "swarmline 2026-11-29 seeds of the sketches of states that are kept";
+
+/// How long the lock of a target is awaited whose keeper has lost its place to this one: it ends what it writes.
+const FORMER_ENDS_WITHIN: Duration = Duration::from_secs(30);
+/// Pause between two attempts to lock it.
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
 
 /// A keeper that has joined a run.
 ///
@@ -72,46 +78,51 @@ impl Keeper {
     /// If the target takes no files, has checkpoints of another run or another keeper, the coordinator cannot be reached
     /// or refuses, or the port is taken.
     pub async fn join(options: KeeperOptions) -> Result<Self, Error> {
-        let (store, lock) = open(&options.target).await?;
+        let store = open(&options.target).await?;
+        // The keeper that loses its place has the lock until it ends.
+        let lock = if options.take_over { None } else { Some(lock(&store).await?) };
         let socket = bind_socket(options.listen)?;
-        let address = socket.local_addr().map_err(Error::Address)?;
+        let role = Role::Keeper(options.stage);
         let registration = Registration {
-            incarnation: incarnation(),
-            role: Role::Keeper(options.stage),
-            data_address: address,
-            holds: None,
+            take_over: options.take_over,
+            ..registration(role, socket.local_addr().map_err(Error::Address)?)?
         };
         let (mut control, joined) = Control::join(&options.invite, &options.identity, registration).await?;
-        let kept = Kept::find(&store, &joined).await;
-        match kept.and_then(|kept| {
-            Self::start(&options, (control.clone(), joined, registration.incarnation), socket, (store, kept))
-        }) {
-            Ok((work, report, broken)) => Ok(Self {
-                work: Box::new(work),
-                control,
-                peer: options.identity.peer(),
-                address,
-                report,
-                broken,
-                _lock: lock,
-            }),
-            Err(error) => {
-                control.leave("its target or its port cannot be used").await;
-                Err(error)
-            }
+        let begun = Self::begin(&options, (&control, joined), socket, (store, lock)).await;
+        if begun.is_err() {
+            control.leave("its target or its port cannot be used").await;
         }
+        begun
+    }
+
+    async fn begin(
+        options: &KeeperOptions,
+        (control, joined): (&Control, Joined),
+        socket: UdpSocket,
+        (store, lock): (Store, Option<Lock>),
+    ) -> Result<Self, Error> {
+        let heartbeats = Heartbeats::start(control.clone());
+        let lock = match lock {
+            Some(lock) => lock,
+            None => lock_after_former(&store).await?,
+        };
+        let kept = Kept::find(&store, &joined).await?;
+        let address = socket.local_addr().map_err(Error::Address)?;
+        let entered = (control.clone(), heartbeats, joined);
+        let (work, report, broken) = Self::start(options, entered, socket, (store, kept))?;
+        let (control, peer) = (control.clone(), options.identity.peer());
+        Ok(Self { work: Box::new(work), control, peer, address, report, broken, _lock: lock })
     }
 
     fn start(
         options: &KeeperOptions,
-        (control, joined, start): (Control, Joined, Incarnation),
+        (control, heartbeats, joined): (Control, Heartbeats, Joined),
         socket: UdpSocket,
         (store, kept): (Store, Kept),
     ) -> Result<(KeeperLoop, KeepingReport, Vec<CheckpointError>), Error> {
-        let heartbeats = Heartbeats::start(control.clone());
         let manifest = Manifest::from_bytes(&joined.manifest)?;
         let run = manifest.run().clone();
-        let me = Instance::new(options.identity.peer(), start);
+        let me = Instance::new(options.identity.peer(), control.start());
         let stages = kept_stages(&run, options.stage);
         let config = Config {
             stages: stages.iter().map(|&stage| (stage, download_limits(&run, stage))).collect(),
@@ -187,15 +198,27 @@ impl Keeper {
 }
 
 /// Opens the target and tries it: better a refusal now than a checkpoint lost later.
-async fn open(target: &str) -> Result<(Store, Lock), CheckpointError> {
+async fn open(target: &str) -> Result<Store, CheckpointError> {
     let store = Store::open(target)?;
-    within(target, async {
-        store.try_write().await?;
-        let lock = store.lock().await?;
-        Ok(lock)
-    })
-    .await
-    .map(|lock| (store.clone(), lock))
+    within(target, store.try_write()).await?;
+    Ok(store)
+}
+
+async fn lock(store: &Store) -> Result<Lock, CheckpointError> {
+    within(store.name(), store.lock()).await
+}
+
+/// Locks the target as soon as the keeper that has lost its place has ended, which it is told at its next heartbeat.
+async fn lock_after_former(store: &Store) -> Result<Lock, CheckpointError> {
+    let began = Instant::now();
+    loop {
+        match lock(store).await {
+            Err(error) if error.is_locked() && began.elapsed() < FORMER_ENDS_WITHIN => {
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            locked => return locked,
+        }
+    }
 }
 
 /// What a target has of the run already.

@@ -61,7 +61,7 @@ impl Replica {
     /// cannot be written.
     pub async fn join(options: ReplicaOptions) -> Result<Self, Error> {
         try_files(&options)?;
-        let registered = Registered::register(&options, None).await?;
+        let registered = Registered::register(&options, None, options.take_over).await?;
         Ok(Self { options, registered })
     }
 

@@ -33,6 +33,11 @@ impl<K: Copy + Ord> Alarms<K> {
         self.by_time.extend(at.map(|at| (at, key)));
     }
 
+    /// The time set for a key.
+    pub(crate) fn get(&self, key: &K) -> Option<Time> {
+        self.times.get(key).copied()
+    }
+
     /// The earliest time set, and its key.
     pub(crate) fn next(&self) -> Option<(Time, K)> {
         self.in_order().next()
@@ -64,6 +69,7 @@ mod tests {
         alarms.set('b', Some(Time(5)));
         alarms.set('a', Some(Time(6)));
         alarms.set('b', Some(Time(6)));
+        assert_eq!((alarms.get(&'b'), alarms.get(&'c')), (Some(Time(6)), None));
         assert_eq!((alarms.next(), alarms.take_due(Time(5))), (Some((Time(6), 'a')), [].into()));
         assert_eq!((alarms.take_due(Time(6)), alarms.next()), (['a', 'b'].into(), None));
         assert!(alarms.times.is_empty() && alarms.by_time.is_empty());

@@ -9,6 +9,7 @@
 //! waits for it (`holders`) before it begins again, and a coordinator that was started again learns its run from the
 //! members before it goes on (`restart`).
 
+mod admission;
 mod beginning;
 mod config;
 mod divergence;
@@ -30,17 +31,16 @@ mod resuming;
 mod tests;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 
 use crate::health::Link;
 use crate::stage::Progress;
 use crate::{
-    BlockTally, Instance, LeaseRefusal, Member, MemberState, Membership, MicrobatchId, Origin, PeerId, Role,
-    RunTally, StageIndex, Time,
+    BlockTally, Instance, LeaseRefusal, MemberState, Membership, MicrobatchId, Origin, PeerId, RunTally,
+    StageIndex, Time,
 };
 
 pub use config::{Config, FeedPolicy, MEMBERS_MAX, Policy};
-pub use event::{Action, Event, FeederReport, Reason};
+pub use event::{Action, Event, FeederReport, Join, Reason};
 pub use facts::{Fact, FactKey, Facts, RunFact};
 pub use reply::{JoinRefusal, Reply};
 
@@ -50,7 +50,7 @@ use former::FormerStarts;
 use holders::Holders;
 use keepers::Keepers;
 use lease_book::LeaseBook;
-use members::{Entry, Members};
+use members::Members;
 use publishing::Publishing;
 use restart::Restart;
 
@@ -183,9 +183,7 @@ impl Coordinator {
                 self.lease(now, from, (next, count), tallies)
             }
             Event::FeederReport { from, ref report } => self.feeder_report(now, from, report),
-            Event::Join { from, role, address, holds } => {
-                self.join(now, from, role, address, holds).map_or_else(Reply::JoinRefused, Reply::Joined)
-            }
+            Event::Join(request) => self.join(now, request).map_or_else(Reply::JoinRefused, Reply::Joined),
             Event::Ready { from, stage, initial } => self.ready(now, from, stage, initial),
             Event::Heartbeat { from, progress } => self.heartbeat(now, from, progress),
             Event::KeeperHeartbeat { from, kept } => self.keeper_heartbeat(now, from, kept),
@@ -266,90 +264,6 @@ impl Coordinator {
     }
 
     // --- Requests -------------------------------------------------------------------------------------------
-
-    fn join(
-        &mut self,
-        now: Time,
-        from: Instance,
-        role: Role,
-        address: SocketAddr,
-        holds: Option<StageIndex>,
-    ) -> Result<MemberState, JoinRefusal> {
-        if let Some(state) = self.admit(now, from, role)? {
-            return Ok(state);
-        }
-        if role == Role::Successor {
-            self.succeed(from)?;
-        }
-        let former = self.members.remove(from.peer);
-        let previous = holds.or(former.and_then(|former| former.member.state.stage()));
-        let state = match role {
-            Role::Feeder | Role::Successor => MemberState::Feeding,
-            Role::Keeper(kept) => MemberState::Keeping(kept),
-            Role::Replica => self.place(previous, holds).map_or(MemberState::Standby, MemberState::Loading),
-        };
-        self.await_holder(now, from.peer, holds);
-        let member = Member { instance: from, state, address };
-        self.members.insert(now, Entry::new(member, holds));
-        self.publishing.change();
-        Ok(state)
-    }
-
-    /// Checks a request to join; the state of a start that is a member already.
-    fn admit(&mut self, now: Time, from: Instance, role: Role) -> Result<Option<MemberState>, JoinRefusal> {
-        if self.is_finished() {
-            return Err(self.diverged.map_or(JoinRefusal::Finished, |at| JoinRefusal::Diverged { at }));
-        }
-        if self.evicted.contains(from.peer) {
-            return Err(JoinRefusal::Evicted { key: from.peer });
-        }
-        if !self.config.policy.admits(from.peer) {
-            return Err(JoinRefusal::NotListed { key: from.peer });
-        }
-        match role {
-            Role::Feeder | Role::Successor => self.check_may_feed(from.peer)?,
-            Role::Keeper(kept) => self.keepers.admit(&self.config, from.peer, kept)?,
-            Role::Replica => {}
-        }
-        if let Some(entry) = self.members.touch(now, from) {
-            return Ok(Some(entry.member.state));
-        }
-        match self.members.of_peer(from.peer).map(|entry| entry.member.instance) {
-            Some(known) if known > from => {
-                Err(JoinRefusal::Superseded { key: known.peer, known: known.incarnation })
-            }
-            None if self.members.len() >= self.config.members_max => {
-                Err(JoinRefusal::Full { limit: self.config.members_max })
-            }
-            None if self.former.has_later(from) => Err(JoinRefusal::Former),
-            // A feeder goes on with its own ids. If a successor has them, the table says so. A keeper has nothing to lose.
-            None if !matches!(role, Role::Feeder | Role::Keeper(_)) && self.former.contains(from) => {
-                Err(JoinRefusal::Former)
-            }
-            Some(_) | None => Ok(None),
-        }
-    }
-
-    /// Refuses a feeder that the policy does not name.
-    fn check_may_feed(&self, key: PeerId) -> Result<(), JoinRefusal> {
-        match (&self.config.feed, self.first_feeder) {
-            (FeedPolicy::First, Some(first)) if first != key => Err(JoinRefusal::FedByAnother { key, first }),
-            (FeedPolicy::Keys(keys), _) if !keys.contains(&key) => Err(JoinRefusal::MayNotFeed { key }),
-            (FeedPolicy::First | FeedPolicy::Members | FeedPolicy::Keys(_), _) => Ok(()),
-        }
-    }
-
-    /// Gives every range of a feeder that is gone to `successor`; a former start of the successor counts as gone.
-    fn succeed(&mut self, successor: Instance) -> Result<(), JoinRefusal> {
-        let Self { members, leases, .. } = self;
-        let gone = |holder: Instance| holder.peer == successor.peer || !members.contains(holder.peer);
-        if leases.succeed(successor, gone) {
-            return Ok(());
-        }
-        let lease = self.config.lease;
-        let alive = leases.find_holder(|holder| !gone(holder)).map(|holder| holder.peer);
-        alive.map_or(Ok(()), |feeder| Err(JoinRefusal::FeederLives { feeder, lease }))
-    }
 
     fn heartbeat(&mut self, now: Time, from: Instance, progress: Progress) -> Reply {
         let Some(entry) = self.members.touch(now, from) else { return self.stranger(from) };

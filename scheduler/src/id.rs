@@ -32,6 +32,11 @@ pub struct PeerId(pub [u8; 32]);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Incarnation(pub u64);
 
+/// A number that a process draws at random when it begins. Its later starts under one key, as after an expulsion, have the
+/// same number; another process with the key has another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessNumber(pub u64);
+
 /// One start of one peer. A restarted peer is another instance, and everything that the former instance held is lost.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Instance {

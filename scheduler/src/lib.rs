@@ -55,7 +55,10 @@ pub use directive::Directive;
 pub use evidence::Evidence;
 pub use feeder::{Admission, Feeder};
 pub use health::{Health, Quarantine, Suspension, Verdict};
-pub use id::{Attempt, Block, Hop, Incarnation, Instance, MicrobatchId, PeerId, StageIndex, WeightVersion};
+pub use id::{
+    Attempt, Block, Hop, Incarnation, Instance, MicrobatchId, PeerId, ProcessNumber, StageIndex,
+    WeightVersion,
+};
 pub use id_set::IdSet;
 pub use keeper::Keeper;
 pub use lease::{BlockTally, LEASE_COUNT_MAX, LEASES_MAX, Lease, LeaseRefusal, LeasedRange, RunTally};

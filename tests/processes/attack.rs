@@ -13,8 +13,8 @@ use swarmline::net::{Identity, Invite};
 use swarmline::report::Event;
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::{
-    Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, Message, MicrobatchId, Purpose, Refusal,
-    Role, RouteKey, RouteProof, StageIndex, WeightVersion,
+    Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, Message, MicrobatchId, ProcessNumber,
+    Purpose, Refusal, Role, RouteKey, RouteProof, StageIndex, WeightVersion,
 };
 use tokio::sync::oneshot;
 
@@ -121,7 +121,14 @@ impl Attacker {
     async fn join(invite: &Invite, microbatches: u64) -> Self {
         // No peer ever dials a standby.
         let data_address = "127.0.0.1:9".parse().unwrap();
-        let registration = Registration { incarnation: ME, role: Role::Replica, data_address, holds: None };
+        let registration = Registration {
+            incarnation: ME,
+            role: Role::Replica,
+            data_address,
+            holds: None,
+            process: ProcessNumber(1),
+            take_over: false,
+        };
         let identity = Identity::from_seed(STANDBY);
         let (control, joined) = Control::join(invite, &identity, registration).await.unwrap();
         assert_eq!(joined.placement, Placement::Standby);

@@ -16,7 +16,7 @@ use swarmline::net::{Identity, Invite};
 use swarmline::packing::{Codec, TokenCodec};
 use swarmline_scheduler::{
     Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, MemberState, Message, MicrobatchId, PeerId,
-    Purpose, Refusal, Role, RouteKey, StageIndex, WeightVersion,
+    ProcessNumber, Purpose, Refusal, Role, RouteKey, StageIndex, WeightVersion,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -253,7 +253,14 @@ impl Seat {
         let identity = Identity::ephemeral().unwrap();
         let socket = bind_socket("127.0.0.1:0".parse().unwrap()).unwrap();
         let data_address = socket.local_addr().unwrap();
-        let registration = Registration { incarnation: ME, role, data_address, holds: None };
+        let registration = Registration {
+            incarnation: ME,
+            role,
+            data_address,
+            holds: None,
+            process: ProcessNumber(1),
+            take_over: false,
+        };
         let (control, joined) = Control::join(invite, &identity, registration).await.unwrap();
         let handshake = HandshakeInfo::new(joined.digest, ME);
         let (plane, arrivals) =

@@ -1141,6 +1141,13 @@ pub struct JoinRequest {
     /// run stay split a keeper MUST name a stage, and its key cannot name another one later.
     #[prost(uint32, optional, tag = "9")]
     pub keeps_stage: ::core::option::Option<u32>,
+    /// A number that the caller's process has drawn at random at its start, the same in all its calls.
+    #[prost(fixed64, tag = "10")]
+    pub process: u64,
+    /// Another process with the caller's key that lives loses its place to the caller. Not to be set when a process that was
+    /// a member joins again: two processes would take the place of each other in turns.
+    #[prost(bool, tag = "11")]
+    pub take_over: bool,
 }
 /// Admission to the run, with a placement.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1582,7 +1589,7 @@ pub mod coordinator_client {
             self
         }
         /// Enters the run. A repeated call with the same incarnation gets the same placement; a call with a later incarnation
-        /// ends the former incarnation's membership.
+        /// ends the former incarnation's membership, if that is of the same process, or silent for 4 s, or to be taken over.
         pub async fn join(
             &mut self,
             request: impl tonic::IntoRequest<super::JoinRequest>,
@@ -1815,7 +1822,7 @@ pub mod coordinator_server {
     #[async_trait]
     pub trait Coordinator: std::marker::Send + std::marker::Sync + 'static {
         /// Enters the run. A repeated call with the same incarnation gets the same placement; a call with a later incarnation
-        /// ends the former incarnation's membership.
+        /// ends the former incarnation's membership, if that is of the same process, or silent for 4 s, or to be taken over.
         async fn join(
             &self,
             request: tonic::Request<super::JoinRequest>,

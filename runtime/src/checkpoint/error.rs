@@ -105,4 +105,9 @@ impl CheckpointError {
     pub(crate) fn new(file: impl Into<String>, fault: Fault) -> Self {
         Self { file: file.into(), fault }
     }
+
+    /// Whether another keeper writes there.
+    pub(crate) fn is_locked(&self) -> bool {
+        matches!(self.fault, Fault::Locked)
+    }
 }

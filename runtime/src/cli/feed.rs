@@ -7,6 +7,7 @@ use super::member::Member;
 use super::{Failure, block_on};
 use crate::feeder::{Feeder, FeederOptions};
 use crate::outcome::Outcome;
+use crate::process::join_after_former;
 
 /// Arguments of `swarmline feed`.
 #[derive(Debug, clap::Args)]
@@ -32,6 +33,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let options = FeederOptions::new(arguments.member.invite.clone(), identity)
         .with_listen(arguments.member.listen)
         .with_patience(arguments.member.patience)
+        .with_take_over(arguments.member.take_over)
         .with_data(arguments.data.clone())
         .with_evaluate_every(arguments.evaluate_every)
         .with_journal(arguments.journal.clone())
@@ -40,7 +42,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let mut stop = pin!(stop.requested());
         let outcome = tokio::select! {
             () = stop.as_mut() => Outcome::Stopped,
-            feeder = Feeder::open(options) => feeder?.run(&reporter, stop).await?,
+            feeder = join_after_former(&reporter, || Feeder::open(options.clone())) => {
+                feeder?.run(&reporter, stop).await?
+            }
         };
         match outcome {
             Outcome::Finished => Ok(()),

@@ -7,6 +7,7 @@ use std::pin::pin;
 use super::computing::{Computing, announcement, parse_threads};
 use super::member::Member;
 use super::{Failure, all_cores, block_on};
+use crate::process::join_after_former;
 use crate::replica::{Replica, ReplicaOptions};
 
 /// Arguments of `swarmline join`.
@@ -40,6 +41,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let options = ReplicaOptions::new(arguments.member.invite.clone(), identity)
         .with_listen(arguments.member.listen)
         .with_patience(arguments.member.patience)
+        .with_take_over(arguments.member.take_over)
         .with_setup(setup)
         .with_save(arguments.save.clone())
         .with_resume(arguments.resume.clone())
@@ -50,7 +52,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let mut stop = pin!(stop.requested());
         tokio::select! {
             () = stop.as_mut() => Ok(()),
-            replica = Replica::join(options) => {
+            replica = join_after_former(&reporter, || Replica::join(options.clone())) => {
                 replica?.run(&reporter, stop).await?;
                 Ok(())
             }

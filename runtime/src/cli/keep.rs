@@ -8,6 +8,7 @@ use super::{Failure, block_on};
 use crate::StageIndex;
 use crate::keeper::{Every, Keeper, KeeperOptions};
 use crate::outcome::Outcome;
+use crate::process::join_after_former;
 
 /// Arguments of `swarmline keep`.
 #[derive(Debug, clap::Args)]
@@ -35,12 +36,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .with_every(arguments.every)
         .with_keep(arguments.keep.get())
         .with_stage(arguments.stage.map(StageIndex))
-        .with_patience(arguments.member.patience);
+        .with_patience(arguments.member.patience)
+        .with_take_over(arguments.member.take_over);
     block_on(async {
         let mut stop = pin!(stop.requested());
         let outcome = tokio::select! {
             () = stop.as_mut() => Outcome::Stopped,
-            keeper = Keeper::join(options) => keeper?.run(&reporter, stop).await?,
+            keeper = join_after_former(&reporter, || Keeper::join(options.clone())) => {
+                keeper?.run(&reporter, stop).await?
+            }
         };
         match outcome {
             Outcome::Finished => Ok(()),

@@ -24,6 +24,9 @@ pub(super) struct Member {
     /// Leave when the coordinator has not replied for this long: 90s, 30m, 2h
     #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = parse_duration)]
     pub(super) patience: Duration,
+    /// End another process that runs with this key, and take its place
+    #[arg(long, requires = "identity")]
+    pub(super) take_over: bool,
     #[command(flatten)]
     leash: Leash,
     /// Print one JSON object a line

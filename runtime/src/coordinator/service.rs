@@ -3,16 +3,20 @@
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 
+use chrono::DateTime;
 use swarmline_proto::{PROTOCOL_VERSION, v1};
-use swarmline_scheduler::coordinator::{Event, FeederReport, Reply as MachineReply};
+use swarmline_scheduler::coordinator::{Event, FeederReport, Join, JoinRefusal, Reply as MachineReply};
 use swarmline_scheduler::stage::Progress;
-use swarmline_scheduler::{Duration, Evidence, Incarnation, Instance, MemberState, MicrobatchId, PeerId};
+use swarmline_scheduler::{
+    Duration, Evidence, Incarnation, Instance, MemberState, MicrobatchId, PeerId, ProcessNumber,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request as Call, Response, Status};
 
 use super::{Published, Reply, Request};
+use crate::net::control::KNOWN_INCARNATION;
 use crate::net::grpc::Caller;
 use crate::net::membership::{SignedTable, Signer};
 use crate::net::wire;
@@ -76,15 +80,17 @@ impl v1::coordinator_server::Coordinator for Service {
         self.check_digest(request.manifest_digest.as_deref())?;
         let claimed = wire::decode_address(&request.data_address).map_err(invalid)?;
         let address = proven(claimed, caller.address.ip())?;
-        let event = Event::Join {
+        let join = Join {
             from: caller.instance(request.incarnation),
+            process: ProcessNumber(request.process),
+            takes_over: request.take_over,
             role: wire::decode_role(request.role, request.keeps_stage).map_err(invalid)?,
             address,
             holds: request.holds_stage.map(wire::decode_stage).transpose().map_err(invalid)?,
         };
-        match self.ask(event).await?.reply {
+        match self.ask(Event::Join(join)).await?.reply {
             MachineReply::Joined(state) => Ok(Response::new(self.joined(state))),
-            MachineReply::JoinRefused(refusal) => Err(Status::permission_denied(refusal.to_string())),
+            MachineReply::JoinRefused(refusal) => Err(join_refused(refusal)),
             _ => Err(not_a_member()),
         }
     }
@@ -286,8 +292,30 @@ fn member(replied: &Reply) -> Result<MemberState, Status> {
     }
 }
 
+fn join_refused(refusal: JoinRefusal) -> Status {
+    match refusal {
+        JoinRefusal::AlreadyRuns { key, address, since } => Status::already_exists(format!(
+            "a process with your key {key} is already running at {address} since {}; end it, use another key \
+             (--identity FILE), or give its place to this one with --take-over",
+            date(since)
+        )),
+        JoinRefusal::Former { known, .. } => {
+            let mut status = Status::out_of_range(refusal.to_string());
+            status.metadata_mut().insert(KNOWN_INCARNATION, known.0.into());
+            status
+        }
+        refusal => Status::permission_denied(refusal.to_string()),
+    }
+}
+
+/// The date of a start, by the clock of its machine: the number counts nanoseconds since 1970.
+fn date(start: Incarnation) -> String {
+    let date = DateTime::from_timestamp_nanos(i64::try_from(start.0).unwrap_or(i64::MAX));
+    date.format("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
 fn not_a_member() -> Status {
-    Status::aborted("a newer start of this process took its place")
+    Status::aborted("another process with your key has joined in its place")
 }
 
 fn unknown() -> Status {
@@ -299,6 +327,12 @@ fn unknown() -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_start_is_told_as_a_date() {
+        assert_eq!(date(Incarnation(1_000_000_000 * 86_400)), "1970-01-02 00:00:00 UTC");
+        assert!(date(Incarnation(u64::MAX)).ends_with("UTC"), "a made-up number is no fault");
+    }
 
     #[test]
     fn a_caller_cannot_name_the_address_of_another_machine() {

@@ -20,6 +20,7 @@ pub struct FeederOptions {
     pub(crate) journal: Option<PathBuf>,
     pub(crate) succeed: bool,
     pub(crate) patience: Duration,
+    pub(crate) take_over: bool,
 }
 
 impl FeederOptions {
@@ -36,6 +37,7 @@ impl FeederOptions {
             journal: None,
             succeed: false,
             patience: PATIENCE,
+            take_over: false,
         }
     }
 
@@ -68,6 +70,13 @@ impl FeederOptions {
     #[must_use]
     pub fn with_succession(self, succeed: bool) -> Self {
         Self { succeed, ..self }
+    }
+
+    /// Whether another process with the same key that lives loses its place to this feeder. Default no: while it lives this
+    /// one is refused.
+    #[must_use]
+    pub fn with_take_over(self, take_over: bool) -> Self {
+        Self { take_over, ..self }
     }
 
     /// How long the feeder goes on without a reply of its coordinator. Default 30 minutes.

@@ -22,6 +22,7 @@ pub struct KeeperOptions {
     pub(super) keep: usize,
     pub(super) stage: Option<StageIndex>,
     pub(super) patience: Duration,
+    pub(super) take_over: bool,
 }
 
 impl KeeperOptions {
@@ -38,6 +39,7 @@ impl KeeperOptions {
             keep: 3,
             stage: None,
             patience: PATIENCE,
+            take_over: false,
         }
     }
 
@@ -57,6 +59,13 @@ impl KeeperOptions {
     #[must_use]
     pub fn with_keep(self, keep: usize) -> Self {
         Self { keep, ..self }
+    }
+
+    /// Whether another process with the same key that lives loses its place to this keeper. Default no: while it lives this
+    /// one is refused.
+    #[must_use]
+    pub fn with_take_over(self, take_over: bool) -> Self {
+        Self { take_over, ..self }
     }
 
     /// How long the coordinator may be silent before the keeper leaves. Default 30 min.

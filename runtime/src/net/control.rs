@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::feeder::Counts;
 use swarmline_scheduler::{
-    BlockTally, Directive, Evidence, Incarnation, Instance, Lease, Loss, MicrobatchId, PeerId, Role,
-    RunTally, StageIndex,
+    BlockTally, Directive, Evidence, Incarnation, Instance, Lease, Loss, MicrobatchId, PeerId, ProcessNumber,
+    Role, RunTally, StageIndex,
 };
 use tonic::{Code, Response, Status};
 
@@ -28,6 +28,11 @@ const CALL_WITHIN: Duration = Duration::from_secs(3);
 const STRIKE_WITHIN: Duration = Duration::from_secs(600);
 /// Pause between two attempts of a report.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
+/// Requests to join, each as a later start than the coordinator knows. One more is enough, unless another process with the
+/// key joins meanwhile.
+const STARTS_TRIED: usize = 4;
+/// Metadata of a refusal: the latest start of the caller's key.
+pub(crate) const KNOWN_INCARNATION: &str = "known-incarnation";
 /// Pauses between attempts to open a broken stream of tables again.
 const FOLLOW_PAUSE_MIN: Duration = Duration::from_millis(500);
 const FOLLOW_PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -42,6 +47,10 @@ pub enum ControlError {
     /// The coordinator refused; the text is the coordinator's.
     #[error("the coordinator refused: {0}")]
     Refused(String),
+    /// Another process with the same key is a member, and lives for all that the coordinator knows; the text is the
+    /// coordinator's. A process that has died is taken for alive for 4 s.
+    #[error("the coordinator refused: {0}")]
+    AlreadyRunning(String),
     /// Another process with the same key has taken the place of this one.
     #[error("another process with the key of this one has taken its place: this one has ended ({0})")]
     Replaced(String),
@@ -87,6 +96,10 @@ pub enum Work {
 pub struct Registration {
     /// Number of this start of the process.
     pub incarnation: Incarnation,
+    /// Number of the process.
+    pub process: ProcessNumber,
+    /// Another process with the same key that lives loses its place.
+    pub take_over: bool,
     /// The requested role.
     pub role: Role,
     /// Address of the process's data plane; for an unspecified IP the coordinator takes the IP that it sees.
@@ -184,12 +197,17 @@ impl Control {
     ) -> Result<(Self, Joined), ControlError> {
         let mut client = grpc::connect(invite, identity).await?;
         let address = invite.authority();
-        let request = join_request(registration);
-        let reply = client.join(request).await.map_err(|status| refusal(&address, &status))?.into_inner();
+        let (registration, reply) = join_as_latest(&mut client, &address, registration).await?;
         let joined = read_join(invite.peer, reply)?;
         let (coordinator, digest) = (invite.peer, joined.digest);
         let tables = joined.tables.clone();
         Ok((Self { client, address, coordinator, registration, digest, tables }, joined))
+    }
+
+    /// The number of this start: that of the registration, or a higher one where a later start of the key was known.
+    #[must_use]
+    pub fn start(&self) -> Incarnation {
+        self.registration.incarnation
     }
 
     /// Reports that this process has the state of `stage` and that its data plane listens.
@@ -377,9 +395,12 @@ impl Control {
             Role::Successor => Role::Feeder,
             role => role,
         };
-        let registration = Registration { role, ..self.registration };
+        let registration = Registration { role, take_over: false, ..self.registration };
         let mut client = self.client.clone();
-        self.call_once(client.join(join_request(registration))).await.map(drop)
+        match self.call_once(client.join(join_request(registration))).await {
+            Err(ControlError::AlreadyRunning(reason)) => Err(ControlError::Replaced(reason)),
+            joined => joined.map(drop),
+        }
     }
 
     fn incarnation(&self) -> u64 {
@@ -446,7 +467,33 @@ fn join_request(registration: Registration) -> v1::JoinRequest {
         manifest_digest: None,
         holds_stage: registration.holds.map(|stage| stage.0.into()),
         keeps_stage,
+        process: registration.process.0,
+        take_over: registration.take_over,
     }
+}
+
+/// Joins as the latest start of the key: where a later one is known, since the clock went back, as one more than that.
+async fn join_as_latest(
+    client: &mut Client,
+    address: &str,
+    mut registration: Registration,
+) -> Result<(Registration, v1::JoinResponse), ControlError> {
+    for _ in 0..STARTS_TRIED {
+        match client.join(join_request(registration)).await {
+            Ok(reply) => return Ok((registration, reply.into_inner())),
+            Err(status) => match known_start(&status) {
+                Some(known) => registration.incarnation = Incarnation(known.saturating_add(1)),
+                None => return Err(refusal(address, &status)),
+            },
+        }
+    }
+    Err(ControlError::Reply("it knows a later start however late this one is".to_owned()))
+}
+
+/// The latest start of the key, where the caller's is none later.
+fn known_start(status: &Status) -> Option<u64> {
+    let known = status.metadata().get(KNOWN_INCARNATION).filter(|_| status.code() == Code::OutOfRange);
+    known?.to_str().ok()?.parse().ok()
 }
 
 /// What a reply to a request to join says, with its manifest and its table checked.
@@ -513,7 +560,8 @@ fn refusal(address: &str, status: &Status) -> ControlError {
         | Code::FailedPrecondition
         | Code::InvalidArgument
         | Code::ResourceExhausted => ControlError::Refused(message),
-        Code::Aborted => ControlError::Replaced(message),
+        Code::AlreadyExists => ControlError::AlreadyRunning(message),
+        Code::Aborted | Code::OutOfRange => ControlError::Replaced(message),
         Code::NotFound => ControlError::Unknown(message),
         code => ControlError::Silent { address: address.to_owned(), cause: format!("{code:?}: {message}") },
     }

@@ -1,9 +1,9 @@
 //! The clock of the state machines. It goes on while the system is suspended, so that a process which stood still, such
 //! as on a laptop with its lid closed, notices the gap.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use swarmline_scheduler::{Incarnation, Time};
+use swarmline_scheduler::Time;
 
 /// Time since [`Clock::start`].
 #[derive(Clone, Copy, Debug)]
@@ -28,12 +28,6 @@ impl Clock {
             None => std::future::pending().await,
         }
     }
-}
-
-/// The number of this start of a process: nanoseconds since 1970, so a later start has a higher number.
-pub(crate) fn incarnation() -> Incarnation {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Incarnation(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Time since the system started, suspensions included.

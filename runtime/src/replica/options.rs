@@ -21,6 +21,7 @@ pub struct ReplicaOptions {
     pub(crate) parameter_log: Option<PathBuf>,
     pub(crate) applied_log: Option<PathBuf>,
     pub(crate) patience: Duration,
+    pub(crate) take_over: bool,
 }
 
 impl ReplicaOptions {
@@ -38,6 +39,7 @@ impl ReplicaOptions {
             parameter_log: None,
             applied_log: None,
             patience: PATIENCE,
+            take_over: false,
         }
     }
 
@@ -45,6 +47,13 @@ impl ReplicaOptions {
     #[must_use]
     pub fn with_listen(self, listen: SocketAddr) -> Self {
         Self { listen, ..self }
+    }
+
+    /// Whether another process with the same key that lives loses its place to this replica. Default no: while it lives this
+    /// one is refused.
+    #[must_use]
+    pub fn with_take_over(self, take_over: bool) -> Self {
+        Self { take_over, ..self }
     }
 
     /// How long the replica goes on without a reply of its coordinator; then it leaves as if it were asked to. Default 30

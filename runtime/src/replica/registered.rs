@@ -29,7 +29,7 @@ use crate::net::digest::ManifestDigest;
 use crate::net::quic::{BindError, bind_socket};
 use crate::net::table_log::TableReader;
 use crate::outcome::Outcome;
-use crate::process::{Contact, Heartbeats, Network, NetworkOptions, incarnation};
+use crate::process::{Contact, Heartbeats, Network, NetworkOptions, join_after_former, registration};
 use crate::report::{Event, Reporter};
 use crate::stage::{Executor, chunk_digest, chunk_sketch, download_limits};
 
@@ -92,18 +92,18 @@ const SKETCHES: &str = "swarmline 2026-11-28 seeds of the sketches of states";
 
 impl Registered {
     /// Opens the port and joins the run.
-    pub(super) async fn register(options: &ReplicaOptions, kept: Option<&Kept>) -> Result<Self, Error> {
+    pub(super) async fn register(
+        options: &ReplicaOptions,
+        kept: Option<&Kept>,
+        take_over: bool,
+    ) -> Result<Self, Error> {
         let socket = bind_socket(options.listen)?;
         let address = socket.local_addr().map_err(Error::Address)?;
-        let registration = Registration {
-            incarnation: incarnation(),
-            role: Role::Replica,
-            data_address: address,
-            holds: kept.map(|kept| kept.place.stage),
-        };
+        let holds = kept.map(|kept| kept.place.stage);
+        let registration = Registration { take_over, holds, ..registration(Role::Replica, address)? };
         let (control, joined) = Control::join(&options.invite, &options.identity, registration).await?;
         // A secret of this start alone: donors learn the seeds drawn from it.
-        let purpose = format!("{SKETCHES}, start {}", registration.incarnation.0);
+        let purpose = format!("{SKETCHES}, start {}", control.start().0);
         let sketch_secret = SketchSecret(options.identity.derive_secret(&purpose));
         let heartbeats = Heartbeats::start(control.clone());
         Ok(Self {
@@ -114,7 +114,7 @@ impl Registered {
             table: control.follow(joined.tables),
             contact: heartbeats.contact(options.patience),
             heartbeats,
-            me: Instance::new(options.identity.peer(), registration.incarnation),
+            me: Instance::new(options.identity.peer(), control.start()),
             control,
             socket,
             address,
@@ -132,7 +132,8 @@ impl Registered {
         let mut contact = Contact::new(silent_since, options.patience);
         let register = async {
             loop {
-                match Self::register(options, kept.as_ref()).await {
+                let register = || Self::register(options, kept.as_ref(), false);
+                match join_after_former(reporter, register).await {
                     Err(Error::Control(ControlError::Connect(_) | ControlError::Silent { .. })) => {
                         silent.send_if_modified(|since| {
                             since.replace(since.unwrap_or_else(Instant::now)).is_none()

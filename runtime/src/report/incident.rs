@@ -207,6 +207,13 @@ pub enum Incident {
     },
     /// No microbatch of an evaluation was answered: its held-out loss is missing.
     EvaluationMissing,
+    /// Another process with the key of this one is a member. This one asks again: the other may have just died.
+    KeyInUse {
+        /// The coordinator's reason.
+        reason: String,
+        /// Seconds after which this process ends.
+        seconds: u64,
+    },
     /// The coordinator does not reply.
     CoordinatorSilent {
         /// Seconds after which this process ends, with its state kept.
@@ -338,6 +345,9 @@ impl fmt::Display for Incident {
             }
             Self::EvaluationMissing => {
                 write!(f, "no microbatch of an evaluation was answered; its held-out loss is missing")
+            }
+            Self::KeyInUse { reason, seconds } => {
+                write!(f, "{reason}; should it have just died, this process joins within {seconds} s")
             }
             Self::CoordinatorSilent { patience } => write!(
                 f,

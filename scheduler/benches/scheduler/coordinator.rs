@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use swarmline_scheduler::coordinator::{Action, Config, Event, Reply};
+use swarmline_scheduler::coordinator::{Action, Config, Event, Join, Reply};
 use swarmline_scheduler::stage::Progress;
-use swarmline_scheduler::{Coordinator, Instance, MemberState, Rng, Role, Time};
+use swarmline_scheduler::{Coordinator, Instance, MemberState, ProcessNumber, Rng, Role, Time};
 
 use super::swarm::{PEERS, address, instance};
 
@@ -37,7 +37,9 @@ impl Members {
     }
 
     fn join(&mut self, from: Instance) {
-        let replies = self.handle(Event::Join { from, role: Role::Replica, address: address(), holds: None });
+        let (role, address) = (Role::Replica, address());
+        let join = Join { from, process: ProcessNumber(0), takes_over: false, role, address, holds: None };
+        let replies = self.handle(Event::Join(join));
         if let Some(Reply::Joined(MemberState::Loading(stage))) = replies.get(&from).cloned() {
             self.handle(Event::Ready { from, stage, initial: false });
         }
@@ -45,7 +47,7 @@ impl Members {
 
     fn handle(&mut self, event: Event) -> BTreeMap<Instance, Reply> {
         let from = match event {
-            Event::Join { from, .. } | Event::Ready { from, .. } | Event::Heartbeat { from, .. } => {
+            Event::Join(Join { from, .. }) | Event::Ready { from, .. } | Event::Heartbeat { from, .. } => {
                 Some(from)
             }
             _ => None,

@@ -4,22 +4,15 @@ use std::net::SocketAddr;
 
 use super::{Fact, Reply};
 use crate::stage::Progress;
-use crate::{BlockTally, Evidence, Instance, Membership, MicrobatchId, PeerId, Role, StageIndex};
+use crate::{
+    BlockTally, Evidence, Instance, Membership, MicrobatchId, PeerId, ProcessNumber, Role, StageIndex,
+};
 
 /// An event of a coordinator: a request, or a timeout. The process has authenticated every instance.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A peer asks to join. A newer start of a peer replaces its older start.
-    Join {
-        /// The caller.
-        from: Instance,
-        /// The role that it asks for.
-        role: Role,
-        /// Address of its data plane.
-        address: SocketAddr,
-        /// The stage whose weights it holds: it was expelled, and has kept them.
-        holds: Option<StageIndex>,
-    },
+    /// A peer asks to join.
+    Join(Join),
     /// A start that got [`Reply::Unknown`] returns the newest table that it has. The process has verified that this
     /// coordinator signed it.
     TableReturned {
@@ -88,6 +81,23 @@ pub enum Event {
     Timeout,
 }
 
+/// A request to join.
+#[derive(Clone, Copy, Debug)]
+pub struct Join {
+    /// The caller.
+    pub from: Instance,
+    /// The number of its process: a process may join again as a later start.
+    pub process: ProcessNumber,
+    /// A process with the caller's key that lives is to give its place to the caller.
+    pub takes_over: bool,
+    /// The role that it asks for.
+    pub role: Role,
+    /// Address of its data plane.
+    pub address: SocketAddr,
+    /// The stage whose weights it holds: it was expelled, and has kept them.
+    pub holds: Option<StageIndex>,
+}
+
 /// The progress of a feeder, as totals: a report that is repeated changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeederReport {
@@ -104,7 +114,7 @@ impl Event {
     #[must_use]
     pub fn sender(&self) -> Option<Instance> {
         match *self {
-            Self::Join { from, .. }
+            Self::Join(Join { from, .. })
             | Self::TableReturned { from, .. }
             | Self::Ready { from, .. }
             | Self::Heartbeat { from, .. }

@@ -29,14 +29,9 @@ impl FormerStarts {
         }
     }
 
-    /// Whether this start was a member and is no member any more.
-    pub(super) fn contains(&self, start: Instance) -> bool {
-        self.latest.get(&start.peer) == Some(&start.incarnation)
-    }
-
-    /// Whether a later start of the peer was a member.
-    pub(super) fn has_later(&self, start: Instance) -> bool {
-        self.latest.get(&start.peer).is_some_and(|&latest| start.incarnation < latest)
+    /// The latest former start of a peer.
+    pub(super) fn latest(&self, peer: PeerId) -> Option<Incarnation> {
+        self.latest.get(&peer).copied()
     }
 
     fn make_room(&mut self) {
@@ -69,11 +64,10 @@ mod tests {
         let mut former = FormerStarts::default();
         former.note(start(0, 3));
         former.note(start(0, 2));
-        assert!(former.contains(start(0, 3)) && !former.contains(start(0, 4)));
-        assert!(former.has_later(start(0, 2)) && !former.has_later(start(0, 3)));
-        assert!(!former.contains(start(1, 0)));
+        let latest = |former: &FormerStarts, peer| former.latest(start(peer, 0).peer);
+        assert_eq!((latest(&former, 0), latest(&former, 1)), (Some(Incarnation(3)), None));
         (1..=FORMER_MAX).for_each(|peer| former.note(start(peer, 1)));
-        assert!(!former.contains(start(0, 1)), "the first is forgotten first");
-        assert!(former.contains(start(FORMER_MAX, 1)));
+        assert_eq!(latest(&former, 0), None, "the first is forgotten first");
+        assert_eq!(latest(&former, FORMER_MAX), Some(Incarnation(1)));
     }
 }

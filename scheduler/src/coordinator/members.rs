@@ -5,15 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::Fact;
 use super::placement::Occupancy;
+use super::{Fact, Join};
 use crate::alarms::Alarms;
-use crate::{Duration, Instance, Member, MemberState, PeerId, StageIndex, Time};
+use crate::{Duration, Instance, Member, MemberState, PeerId, ProcessNumber, StageIndex, Time};
 
 /// A member, with the fields that only the coordinator knows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     pub(super) member: Member,
+    /// The number of its process; `None` if only a table tells of it.
+    #[serde(default)]
+    process: Option<ProcessNumber>,
     /// The stage whose state it brought along when it joined.
     pub(super) holds: Option<StageIndex>,
     /// It is a member by a table that was returned to a coordinator that was started again.
@@ -27,13 +30,23 @@ pub struct Entry {
 
 impl Entry {
     /// A member that has asked for nothing yet.
-    pub(super) fn new(member: Member, holds: Option<StageIndex>) -> Self {
-        Self { member, holds, is_restored: false, done: false, diverged: false }
+    pub(super) fn new(member: Member, process: ProcessNumber, holds: Option<StageIndex>) -> Self {
+        Self { process: Some(process), holds, is_restored: false, ..Self::restored(member) }
     }
 
     /// A member that a table names.
     pub(super) fn restored(member: Member) -> Self {
-        Self { is_restored: true, ..Self::new(member, None) }
+        Self { member, process: None, holds: None, is_restored: true, done: false, diverged: false }
+    }
+
+    /// Whether the start that asks to join is this member.
+    pub(super) fn is(&self, request: &Join) -> bool {
+        self.member.instance == request.from && self.process.is_none_or(|process| process == request.process)
+    }
+
+    /// Whether this member is a start of that process.
+    pub(super) fn is_of(&self, process: ProcessNumber) -> bool {
+        self.process == Some(process)
     }
 
     fn is_working_feeder(&self) -> bool {
@@ -197,6 +210,11 @@ impl Members {
         let entry = self.entries.get(&from.peer).filter(|entry| entry.member.instance == from)?;
         self.leases.set(from.peer, Some(now + self.lease));
         Some(entry)
+    }
+
+    /// Whether nothing was heard from the member for so long.
+    pub(super) fn is_silent(&self, now: Time, peer: PeerId, so_long: Duration) -> bool {
+        self.leases.get(&peer).is_some_and(|ends| ends + so_long <= now + self.lease)
     }
 
     pub(super) fn set_state(&mut self, peer: PeerId, state: MemberState) {

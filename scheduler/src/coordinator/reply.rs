@@ -1,5 +1,7 @@
 //! Replies of the coordinator.
 
+use std::net::SocketAddr;
+
 use crate::{
     BlockTally, Duration, Incarnation, Lease, LeaseRefusal, MemberState, PeerId, RunTally, StageIndex,
 };
@@ -98,13 +100,18 @@ pub enum JoinRefusal {
         /// The stage that it has kept.
         kept: StageIndex,
     },
-    /// A later start of the same key is a member.
-    #[error("a later start of your key {key} (incarnation {}) is a member already; is it running elsewhere?", .known.0)]
-    Superseded {
+    /// Another process with the caller's key is a member, and lives.
+    #[error(
+        "another process with your key {key} is already running at {address} (incarnation {}); end it, use another key, \
+         or take over its place", .since.0
+    )]
+    AlreadyRuns {
         /// The caller.
         key: PeerId,
-        /// The start that is a member.
-        known: Incarnation,
+        /// Address of the data plane of the other process.
+        address: SocketAddr,
+        /// Its start.
+        since: Incarnation,
     },
     /// The caller was evicted.
     #[error(
@@ -115,9 +122,15 @@ pub enum JoinRefusal {
         /// The caller.
         key: PeerId,
     },
-    /// The caller was a member and is none any more.
-    #[error("this start of your process was a member and fell silent; join again as another start")]
-    Former,
+    /// The caller is not the latest start of its key. It may join as a later one: its clock may have gone back, or it was
+    /// a member and fell silent.
+    #[error("a start of your key {key} is known that is as late or later (incarnation {}); join as a later one", .known.0)]
+    Former {
+        /// The caller.
+        key: PeerId,
+        /// The latest start.
+        known: Incarnation,
+    },
     /// The membership table is full.
     #[error("the run has as many members as it can hold ({limit})")]
     Full {

@@ -180,8 +180,9 @@ impl Coordinator {
         }
         self.members.retain(|entry| !is_first && !entry.is_restored);
         for member in &table.members {
-            let is_former = self.former.contains(member.instance) || self.former.has_later(member.instance);
-            if !self.members.contains(member.instance.peer) && !is_former {
+            let Instance { peer, incarnation } = member.instance;
+            let is_former = self.former.latest(peer).is_some_and(|latest| incarnation <= latest);
+            if !self.members.contains(peer) && !is_former {
                 self.members.insert(now, Entry::restored(member.clone()));
             }
         }

@@ -2,20 +2,31 @@
 
 mod keeping;
 mod resuming;
+mod same_key;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use super::eviction::EVICTED_MAX;
 use super::holders::HOLDERS_AWAITED;
 use super::restart::RETURN_WITHIN;
 use super::*;
-use crate::{Block, BlockTally, Duration, Evidence, Incarnation, Lease, MicrobatchId};
+use crate::{
+    Block, BlockTally, Duration, Evidence, Incarnation, Lease, Member, MicrobatchId, ProcessNumber, Role,
+};
 
 const FEEDER: PeerId = PeerId([9; 32]);
 const TOTAL: u64 = 10;
 
 fn key(index: u8) -> PeerId {
     PeerId([index; 32])
+}
+
+/// A request to join, from the one process that each peer has in most tests.
+fn join(peer: PeerId, incarnation: u64, role: Role) -> Join {
+    let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
+    let from = Instance::new(peer, Incarnation(incarnation));
+    Join { from, process: ProcessNumber(0), takes_over: false, role, address, holds: None }
 }
 
 /// The first start of a peer.
@@ -100,9 +111,7 @@ impl Harness {
     }
 
     fn join_with(&mut self, peer: PeerId, incarnation: u64, role: Role, holds: Option<StageIndex>) -> Reply {
-        let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
-        let from = Instance::new(peer, Incarnation(incarnation));
-        self.hear(Event::Join { from, role, address, holds }).unwrap()
+        self.hear(Event::Join(Join { holds, ..join(peer, incarnation, role) })).unwrap()
     }
 
     /// The coordinator is started again, and has forgotten the run.
@@ -213,6 +222,11 @@ impl Reply {
         let Self::Leased { lease, .. } = self else { return self };
         Self::Leased { lease, others: RunTally { injected, settled } }
     }
+}
+
+/// The refusal of a start that is no later than this one.
+fn former(key: PeerId, known: u64) -> Reply {
+    Reply::JoinRefused(JoinRefusal::Former { key, known: Incarnation(known) })
 }
 
 fn loading(stage: u8) -> Reply {
@@ -332,9 +346,7 @@ fn a_newer_start_replaces_an_older_one_on_its_stage() {
     let mut harness = Harness::running();
     assert_eq!(harness.join(key(1), 1, Role::Replica), Reply::Joined(MemberState::Serving(StageIndex(1))));
     assert_eq!(harness.join(key(1), 3, Role::Replica), loading(1));
-    let known = Incarnation(3);
-    let refused = Reply::JoinRefused(JoinRefusal::Superseded { key: key(1), known });
-    assert_eq!(harness.join(key(1), 2, Role::Replica), refused);
+    assert_eq!(harness.join(key(1), 2, Role::Replica), former(key(1), 3));
     assert_eq!(harness.ready(key(1)), Reply::NotAMember);
     assert_eq!(harness.coordinator.state(), RunState::Waiting { unserved: vec![StageIndex(1)] });
 }
@@ -409,11 +421,7 @@ fn silence_removes_a_member_and_heartbeats_keep_it() {
     assert_eq!(harness.coordinator.membership().version, version + 1);
     assert_eq!(harness.coordinator.state(), RunState::Waiting { unserved: vec![StageIndex(1)] });
     assert_eq!(harness.beat(key(1)), Reply::Unknown);
-    assert_eq!(
-        harness.join(key(1), 1, Role::Replica),
-        Reply::JoinRefused(JoinRefusal::Former),
-        "its neighbours have given it up"
-    );
+    assert_eq!(harness.join(key(1), 1, Role::Replica), former(key(1), 1), "its neighbours have given it up");
     assert_eq!(harness.join(key(1), 2, Role::Replica), loading(1));
 }
 
@@ -598,11 +606,9 @@ fn changes_within_a_second_make_one_table_and_joiners_are_answered_with_it() {
     config.replicas_per_stage = 100;
     let mut run = Harness::as_it_is(config);
     assert!(matches!(run.join(key(1), 1, Role::Replica), Reply::Joined(_)), "the first change comes at once");
-    let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
     for index in 2..90 {
         run.now = run.now + Duration::from_millis(10);
-        let from = start(key(index));
-        assert_eq!(run.hear(Event::Join { from, role: Role::Replica, address, holds: None }), None);
+        assert_eq!(run.hear(Event::Join(join(key(index), 1, Role::Replica))), None);
     }
     assert_eq!((run.published.len(), run.late.len()), (1, 0));
     let (at, reason) = run.coordinator.poll_timeout().unwrap();

@@ -3,8 +3,11 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use crate::coordinator::Join;
 use crate::feeder::{Action, Record};
-use crate::{Duration, Feeder, Incarnation, Instance, PeerId, Replica, Role, StageIndex, Time};
+use crate::{
+    Duration, Feeder, Incarnation, Instance, PeerId, ProcessNumber, Replica, Role, StageIndex, Time,
+};
 
 use super::act::Act;
 use super::delivery::Delivery;
@@ -28,6 +31,10 @@ pub(super) enum Liveness {
 #[derive(Debug)]
 pub(super) struct ReplicaProcess {
     pub(super) instance: Instance,
+    /// Each process that is started after a crash draws another.
+    pub(super) number: ProcessNumber,
+    /// Another process with its key lives, for all that the coordinator knows: it asks again.
+    pub(super) is_refused: bool,
     pub(super) liveness: Liveness,
     /// This start is a member.
     pub(super) admitted: bool,
@@ -61,6 +68,8 @@ impl ReplicaProcess {
     pub(super) fn new(index: usize, incarnation: Incarnation, scenario: &Scenario) -> Self {
         Self {
             instance: Instance::new(replica_key(index), incarnation),
+            number: ProcessNumber::default(),
+            is_refused: false,
             liveness: Liveness::Dead,
             admitted: false,
             is_building: false,
@@ -185,6 +194,8 @@ pub(super) fn replica_index(peer: PeerId) -> Option<usize> {
     usize::try_from(number.checked_sub(1)?).ok()
 }
 
-pub(super) fn address() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 4_000))
+/// A request to join.
+pub(super) fn join(from: Instance, process: ProcessNumber, role: Role) -> Join {
+    let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
+    Join { from, process, takes_over: false, role, address, holds: None }
 }

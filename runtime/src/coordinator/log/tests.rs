@@ -5,9 +5,10 @@ use std::sync::Mutex;
 
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
-use swarmline_scheduler::coordinator::{Action, Config, Event, FeederReport};
+use swarmline_scheduler::coordinator::{Action, Config, Event, FeederReport, Join};
 use swarmline_scheduler::{
-    Block, BlockTally, Coordinator, Duration, Incarnation, Instance, MicrobatchId, PeerId, Role, Time,
+    Block, BlockTally, Coordinator, Duration, Incarnation, Instance, MicrobatchId, PeerId, ProcessNumber,
+    Role, Time,
 };
 use tempfile::TempDir;
 
@@ -18,7 +19,9 @@ fn commits() -> Vec<Vec<Fact>> {
     let mut run = Coordinator::new(Config::new(2));
     let from = |index| Instance::new(PeerId([index; 32]), Incarnation(3));
     let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
-    let join = |index, role| Event::Join { from: from(index), role, address, holds: None };
+    let (process, takes_over, holds) = (ProcessNumber(3), false, None);
+    let join =
+        |index, role| Event::Join(Join { from: from(index), process, takes_over, role, address, holds });
     let next = |index| Some(MicrobatchId(Block(0).first().0 + index));
     let lease = |next, count| Event::LeaseRequest { from: from(3), next, count, tallies: Vec::new() };
     let report = |injected| {

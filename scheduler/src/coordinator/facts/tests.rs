@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::super::{Event, FeedPolicy, FeederReport, JoinRefusal, Reply};
+use super::super::{Event, FeedPolicy, FeederReport, Join, JoinRefusal, Reply};
 use super::*;
 use crate::stage::Progress;
 use crate::{
-    Block, BlockTally, Duration, Evidence, Incarnation, MemberState, MicrobatchId, Rng, Role, WeightsPolicy,
+    Block, BlockTally, Duration, Evidence, Incarnation, MemberState, MicrobatchId, ProcessNumber, Rng, Role,
+    WeightsPolicy,
 };
 
 const SCRIPTS: u64 = 40;
@@ -127,7 +128,8 @@ impl Script {
                 };
                 let address = SocketAddr::from(([127, 0, 0, 1], 4_000 + index as u16));
                 let holds = self.rng.chance(1, 6).then_some(StageIndex(0)).filter(|_| !feeds);
-                Event::Join { from, role, address, holds }
+                let (process, takes_over) = (ProcessNumber(self.rng.below(2)), self.rng.chance(1, 2));
+                Event::Join(Join { from, process, takes_over, role, address, holds })
             }
             2 => {
                 self.starts.insert(index, incarnation + 1);
@@ -185,7 +187,9 @@ impl Script {
             let from = Instance::new(key(index), Incarnation(self.starts.get(&index).copied().unwrap_or(1)));
             let role = if index >= PEERS - 2 { Role::Feeder } else { Role::Replica };
             let address = SocketAddr::from(([127, 0, 0, 1], 9_000));
-            let join = Event::Join { from, role, address, holds: None };
+            // How long a member was silent is no fact.
+            let (process, takes_over) = (ProcessNumber(0), true);
+            let join = Event::Join(Join { from, process, takes_over, role, address, holds: None });
             let next = self.tallies.get(&from.peer);
             let next = next.map(|tally| MicrobatchId(tally.block.first().0 + tally.leased));
             let lease = Event::LeaseRequest { from, next, count: 20, tallies: Vec::new() };
@@ -227,7 +231,9 @@ fn members_return_what_an_old_log_does_not_know() {
     let mut script = Script::new(5);
     (0..60).for_each(|_| script.step());
     let old = script.kept.clone();
-    (0..60).for_each(|_| script.step());
+    while script.coordinator.membership().leases.is_empty() || script.versions < 60 {
+        script.step();
+    }
     let newest = Membership { version: script.versions, ..script.coordinator.membership() };
     let member = newest.members.first().expect("a member").instance;
     let mut run = Coordinator::restored_from_old(script.now, Config { launch: 99, ..config() }, old);
@@ -249,7 +255,8 @@ fn a_keeper_of_split_weights_keeps_its_stage_after_a_restart() {
     let split = || Config { weights: WeightsPolicy::Split, ..config() };
     let join = |stage| {
         let (from, address) = (Instance::new(key(4), Incarnation(1)), ([127, 0, 0, 1], 4_000).into());
-        Event::Join { from, role: Role::Keeper(Some(StageIndex(stage))), address, holds: None }
+        let (process, role) = (ProcessNumber(0), Role::Keeper(Some(StageIndex(stage))));
+        Event::Join(Join { from, process, takes_over: false, role, address, holds: None })
     };
     let mut script = Script { coordinator: Coordinator::new(split()), ..Script::new(0) };
     script.hear(join(0));

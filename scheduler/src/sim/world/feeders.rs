@@ -4,11 +4,13 @@ use crate::coordinator::{self, JoinRefusal, RunState};
 use crate::feeder::{Action, Config, End, Event, Record, Snapshot};
 use crate::router::RouterFactory as _;
 use crate::stage::Progress;
-use crate::{Directive, Duration, Feeder, Incarnation, Instance, LeasedRange, Role, RouteSecret};
+use crate::{
+    Directive, Duration, Feeder, Incarnation, Instance, LeasedRange, ProcessNumber, Role, RouteSecret,
+};
 
 use super::super::delivery::{Delivery, Purpose};
 use super::super::payload::Payload;
-use super::super::process::{Pending, address, coordinator_key};
+use super::super::process::{Pending, coordinator_key, join};
 use super::{HEARTBEAT, Machine, REQUEST_MAX, World};
 
 /// Making records durable takes a random time below this.
@@ -223,9 +225,10 @@ impl World {
 
     fn register_feeder(&mut self, index: usize) {
         let (from, role) = (self.feeders[index].instance, self.feeders[index].role);
-        let join = coordinator::Event::Join { from, role, address: address(), holds: None };
+        // Its operator starts another process each time.
+        let join = join(from, ProcessNumber(from.incarnation.0), role);
         self.feeders[index].registered_at = Some(self.now());
-        self.tell_coordinator(from.peer, join, Purpose::Routine);
+        self.tell_coordinator(from.peer, coordinator::Event::Join(join), Purpose::Routine);
     }
 
     pub(super) fn send_feeder_heartbeat(&mut self, index: usize, incarnation: Incarnation) {
@@ -273,7 +276,9 @@ impl World {
                 let directive = if finished { Directive::Finished } else { Directive::Continue };
                 self.tell_feeder(index, coordinator_key(), Event::Directive(directive));
             }
-            coordinator::Reply::JoinRefused(JoinRefusal::FeederLives { .. }) => {
+            coordinator::Reply::JoinRefused(
+                JoinRefusal::FeederLives { .. } | JoinRefusal::AlreadyRuns { .. },
+            ) => {
                 self.feeders[index].registered_at = None;
             }
             coordinator::Reply::JoinRefused(JoinRefusal::Finished) => {

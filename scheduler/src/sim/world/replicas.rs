@@ -2,7 +2,7 @@
 //! of its replica.
 
 use crate::averaging::FragmentSize;
-use crate::coordinator::{self, JoinRefusal, RunState};
+use crate::coordinator::{self, Join, JoinRefusal, RunState};
 use crate::replica::{Action, Begin, Config, Confirmation, End, Event, Unfinished};
 use crate::router::RouterFactory as _;
 use crate::transfer::{Limits, SketchSecret, StateId, TransferMessage};
@@ -14,7 +14,7 @@ use crate::{
 use super::super::delivery::{Delivery, Purpose};
 use super::super::executor::Task;
 use super::super::payload::{Payload, digest, sketch};
-use super::super::process::{Liveness, ReplicaProcess, address};
+use super::super::process::{Liveness, ReplicaProcess, join};
 use super::super::state::{self, Weights};
 use super::{HEARTBEAT, Machine, REQUEST_MAX, World};
 
@@ -37,7 +37,7 @@ impl World {
         }
         let Instance { peer, incarnation } = self.replicas[index].instance;
         let incarnation = Incarnation(incarnation.0 + 1);
-        let kept = self.replicas[index].kept.take();
+        let (kept, number) = (self.replicas[index].kept.take(), self.replicas[index].number);
         if incarnation > Incarnation(1) {
             let members = self.coordinator.membership().members;
             let known = members.iter().any(|member| member.instance.peer == peer);
@@ -46,6 +46,7 @@ impl World {
         self.replicas[index] = ReplicaProcess {
             liveness: Liveness::Awake,
             kept,
+            number,
             ..ReplicaProcess::new(index, incarnation, &self.scenario)
         };
         self.model.started(index);
@@ -56,10 +57,10 @@ impl World {
 
     fn register(&mut self, index: usize) {
         self.replicas[index].registered_at = self.now();
-        let ReplicaProcess { instance: from, kept, .. } = &self.replicas[index];
-        let (from, holds) = (*from, kept.as_ref().map(|&(stage, _)| stage));
-        let join = coordinator::Event::Join { from, role: Role::Replica, address: address(), holds };
-        self.tell_coordinator(from.peer, join, Purpose::Routine);
+        let ReplicaProcess { instance: from, number, kept, .. } = &self.replicas[index];
+        let holds = kept.as_ref().map(|&(stage, _)| stage);
+        let join = Join { holds, ..join(*from, *number, Role::Replica) };
+        self.tell_coordinator(join.from.peer, coordinator::Event::Join(join), Purpose::Routine);
     }
 
     /// Whether the process is a member, or may still become one.
@@ -121,6 +122,9 @@ impl World {
                 if !self.is_registered(index) {
                     return self.restart(index);
                 }
+                if std::mem::take(&mut self.replicas[index].is_refused) {
+                    self.register(index);
+                }
                 self.send_due_heartbeat(index);
                 self.open_tables(index);
                 self.measure_links(index);
@@ -146,8 +150,12 @@ impl World {
             }
             coordinator::Reply::Unknown if self.replicas[index].admitted => self.on_unknown(index, purpose),
             coordinator::Reply::NotAMember => self.on_expelled(index, purpose),
-            coordinator::Reply::JoinRefused(JoinRefusal::Former) => {
+            coordinator::Reply::JoinRefused(JoinRefusal::Former { .. }) => {
                 self.end_process(index, Some(Duration::ZERO));
+            }
+            coordinator::Reply::JoinRefused(JoinRefusal::AlreadyRuns { .. }) => {
+                self.model.path("refused beside its former start");
+                self.replicas[index].is_refused = true;
             }
             coordinator::Reply::JoinRefused(JoinRefusal::Evicted { .. }) => self.end_process(index, None),
             _ => {}

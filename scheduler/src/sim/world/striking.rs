@@ -158,6 +158,7 @@ impl World {
         let process = &mut self.replicas[index];
         let instance = process.instance;
         process.liveness = Liveness::Dead;
+        process.number.0 += 1;
         process.kept = None;
         if self.model.means.is_open(instance) {
             self.model.path("died in a round");
