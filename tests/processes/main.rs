@@ -5,6 +5,7 @@
 mod asynchronous;
 mod attack;
 mod bench;
+mod bucket;
 mod churn;
 mod cuda;
 mod cut_off;
@@ -13,6 +14,7 @@ mod export;
 mod feeders;
 mod gpu;
 mod hostile;
+mod in_bucket;
 mod interrupt;
 mod keep;
 mod kept;

@@ -1,6 +1,6 @@
 //! A coordinator, its replicas and a feeder, each a process.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use swarmline::report::{Event, FeederReport, ReplicaReport};
 
@@ -8,8 +8,23 @@ use crate::gpu::Gpu;
 use crate::process::Process;
 use crate::recipe::{Recipe, RunFolder};
 
-/// Lock that lets one swarm run at a time, for machines with two cores.
-static ONE_SWARM: Mutex<()> = Mutex::new(());
+/// Swarms that run at the same time, for machines with two cores: most of a test is waiting.
+const SWARMS_AT_ONCE: usize = 2;
+
+/// The swarms that run.
+static RUNNING: Mutex<usize> = Mutex::new(0);
+/// One of them has ended.
+static ENDED: Condvar = Condvar::new();
+
+/// The right to run a swarm, until it is dropped.
+pub(crate) struct Turn(());
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        ENDED.notify_one();
+    }
+}
 
 /// The processes of one run, and its folder.
 pub(crate) struct Swarm {
@@ -18,7 +33,7 @@ pub(crate) struct Swarm {
     pub(crate) replicas: Vec<Process>,
     pub(crate) invite: String,
     pub(crate) folder: RunFolder,
-    pub(crate) _turn: MutexGuard<'static, ()>,
+    pub(crate) _turn: Turn,
 }
 
 /// Stages of every run in these tests.
@@ -54,9 +69,12 @@ impl Swarm {
         std::fs::remove_file(self.folder.file("run.run/log.redb")).unwrap();
     }
 
-    /// Waits until no other swarm of these tests runs.
-    pub(crate) fn turn() -> MutexGuard<'static, ()> {
-        ONE_SWARM.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until few enough swarms of these tests run.
+    pub(crate) fn turn() -> Turn {
+        let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |running: &mut usize| *running >= SWARMS_AT_ONCE;
+        *ENDED.wait_while(running, full).unwrap_or_else(PoisonError::into_inner) += 1;
+        Turn(())
     }
 
     /// Starts a coordinator and a replica of each stage that saves its weights in `stage-N.safetensors`.

@@ -16,6 +16,6 @@ mod writer;
 
 pub use error::{CheckpointError, Fault};
 pub use manifest::{BlockCursor, FORMAT, Manifest, StageFile, TokenizerFile};
-pub use reading::Checkpoint;
+pub use reading::{Checkpoint, LocalCheckpoint};
 pub use store::{Found, Lock, Store};
 pub use writer::Writer;

@@ -82,6 +82,11 @@ impl Place {
         }
     }
 
+    /// A folder of the target, if it is a local one.
+    pub(super) fn local_folder(&self, folder: &str) -> Option<PathBuf> {
+        Some(self.local.as_ref()?.join(folder))
+    }
+
     /// The file `name` of a folder, for messages.
     pub(super) fn display(&self, folder: &str, name: &str) -> String {
         format!("{}/{folder}/{name}", self.name)

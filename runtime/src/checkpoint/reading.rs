@@ -1,8 +1,10 @@
 //! A complete checkpoint. Every file is checked against the manifest before its bytes are used.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use tempfile::TempDir;
 
 use super::error::{CheckpointError, Fault};
 use super::manifest::Manifest;
@@ -21,6 +23,29 @@ pub struct Checkpoint {
     pub(super) place: Place,
     pub(super) folder: String,
     pub(super) manifest: Manifest,
+}
+
+/// The files of a checkpoint in a local folder, each as it was written.
+#[derive(Debug)]
+pub struct LocalCheckpoint {
+    folder: PathBuf,
+    manifest: Manifest,
+    /// The folder, if the checkpoint is in a bucket: it is removed with this.
+    _copy: Option<TempDir>,
+}
+
+impl LocalCheckpoint {
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What the checkpoint contains, and where the run stood.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
 }
 
 impl Checkpoint {
@@ -90,6 +115,30 @@ impl Checkpoint {
             self.read_stage(stage.stage).await?;
         }
         self.read_tokenizer().await.map(drop)
+    }
+
+    /// Reads and checks every file of the checkpoint. Those of a bucket are copied to a folder for temporary files.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::verify`], or the folder takes no files.
+    pub async fn into_local(self) -> Result<LocalCheckpoint, CheckpointError> {
+        if let Some(folder) = self.place.local_folder(&self.folder) {
+            self.verify().await?;
+            return Ok(LocalCheckpoint { folder, manifest: self.manifest, _copy: None });
+        }
+        let uncopied = |error: io::Error| {
+            let fault = Fault::Access { action: "copy", cause: error.to_string() };
+            CheckpointError::new(self.location(), fault)
+        };
+        let copy = TempDir::with_prefix("swarmline-").map_err(uncopied)?;
+        for stage in &self.manifest.stages {
+            let bytes = self.read_stage(stage.stage).await?;
+            tokio::fs::write(copy.path().join(&stage.file), bytes).await.map_err(uncopied)?;
+        }
+        if let Some((tokenizer, bytes)) = self.manifest.tokenizer.as_ref().zip(self.read_tokenizer().await?) {
+            tokio::fs::write(copy.path().join(&tokenizer.file), bytes).await.map_err(uncopied)?;
+        }
+        Ok(LocalCheckpoint { folder: copy.path().to_owned(), manifest: self.manifest, _copy: Some(copy) })
     }
 
     async fn read(&self, name: &str, length: Length, digest: &str) -> Result<Bytes, CheckpointError> {

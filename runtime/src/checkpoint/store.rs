@@ -45,6 +45,13 @@ impl Store {
             .any(|name| microbatches(&name).is_some())
     }
 
+    /// The target and the folder of the checkpoint at `place`, a path or a URL, if its last part is the name of one.
+    #[must_use]
+    pub fn split(place: &str) -> Option<(&str, &str)> {
+        let (target, name) = place.trim_end_matches('/').rsplit_once('/')?;
+        microbatches(name).map(|_| (target, name))
+    }
+
     /// A local folder, which is made if it does not exist, or a bucket: `s3://BUCKET/PATH`, `gs://BUCKET/PATH`. Buckets
     /// take credentials from the environment only.
     ///

@@ -12,7 +12,7 @@ use crate::weights::HuggingFace;
 /// Arguments of `swarmline generate`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// A folder that `swarmline export` has written, a checkpoint, the folder of a keeper, or saved stages with --run
+    /// A folder that `swarmline export` has written, a checkpoint, the folder or bucket of a keeper, or saved stages with --run
     from: PathBuf,
     /// The text to continue
     prompt: String,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::computing::parse_threads;
 use super::{Failure, all_cores, block_on, folder_of};
-use crate::checkpoint::{Checkpoint, CheckpointError, Fault, Store};
+use crate::checkpoint::{Checkpoint, CheckpointError, Fault, LocalCheckpoint, Store};
 use crate::config::Run;
 use crate::error::Error;
 use crate::weights::SavedRun;
@@ -40,10 +40,8 @@ pub(super) fn open(from: &Path, run_file: Option<&Path>, threads: usize) -> Resu
         let Some((run, base)) = given else { return Err(unknown(from)) };
         return Ok(SavedRun::open(from, run, base, threads).map_err(Error::from)?);
     };
-    let checkpoint = block_on(async { verified(&folder).await.map_err(|error| Error::from(error).into()) })?;
-    let folder = PathBuf::from(checkpoint.location());
-    let saved = SavedRun::of_checkpoint(&folder, checkpoint.manifest(), given, threads);
-    Ok(saved.map_err(Error::from)?)
+    let checkpoint = block_on(async { local(&folder).await.map_err(|error| Error::from(error).into()) })?;
+    Ok(SavedRun::of_checkpoint(checkpoint, given, threads).map_err(Error::from)?)
 }
 
 /// A checkpoint, by its own folder or as the newest of a target.
@@ -52,8 +50,14 @@ enum Folder {
     Target(String),
 }
 
-/// `None` if the folder is neither a checkpoint nor has any.
+/// `None` if a local folder is neither a checkpoint nor has any.
 fn checkpoint_folder(from: &Path) -> Option<Folder> {
+    if let Some(url) = from.to_str().filter(|from| from.contains("://")) {
+        return Some(match Store::split(url) {
+            Some((target, name)) => Folder::Checkpoint { target: target.to_owned(), name: name.to_owned() },
+            None => Folder::Target(url.to_owned()),
+        });
+    }
     let from = from.canonicalize().ok()?;
     if Checkpoint::is_at(&from) {
         let (target, name) = (from.parent()?.to_str()?, from.file_name()?.to_str()?);
@@ -63,13 +67,12 @@ fn checkpoint_folder(from: &Path) -> Option<Folder> {
 }
 
 /// The checkpoint, once each of its files is found to be as it was written.
-async fn verified(folder: &Folder) -> Result<Checkpoint, CheckpointError> {
+async fn local(folder: &Folder) -> Result<LocalCheckpoint, CheckpointError> {
     let checkpoint = match folder {
         Folder::Checkpoint { target, name } => Store::open(target)?.checkpoint(name).await?,
         Folder::Target(target) => newest(target).await?,
     };
-    checkpoint.verify().await?;
-    Ok(checkpoint)
+    checkpoint.into_local().await
 }
 
 async fn newest(target: &str) -> Result<Checkpoint, CheckpointError> {

@@ -7,7 +7,7 @@ use swarmline_kernels::Cpu;
 
 use super::small_files::{read_json, write_json};
 use super::{TensorFiles, Weights, WeightsError};
-use crate::checkpoint::Manifest;
+use crate::checkpoint::LocalCheckpoint;
 use crate::config::{Entry, Model, Run, Stream};
 use crate::subspace::Subspace;
 
@@ -51,6 +51,8 @@ pub struct SavedRun {
     first_layer: usize,
     files: TensorFiles,
     lift: Lift,
+    /// The checkpoint that the files are of. One that was copied from a bucket is removed with it.
+    _checkpoint: Option<LocalCheckpoint>,
 }
 
 /// The subspace of a run with constrained layers, and the device that lifts.
@@ -71,17 +73,17 @@ impl SavedRun {
         Self::of_files(folder, open_all(folder)?, run, base, stated_loss, threads)
     }
 
-    /// Opens the checkpoint in the local folder `folder`, whose files have been verified. Of the run of a run file that
-    /// is given, and of the folder that its paths start from, the text counts: a checkpoint does not name it.
+    /// Opens a checkpoint. Of the run of a run file that is given, and of the folder that its paths start from, the text
+    /// counts: a checkpoint does not name it.
     ///
     /// # Errors
     /// As [`SavedRun::open`], or the checkpoint is of a run that this program cannot read.
     pub fn of_checkpoint(
-        folder: &Path,
-        manifest: &Manifest,
+        checkpoint: LocalCheckpoint,
         given: Option<(Run, PathBuf)>,
         threads: usize,
     ) -> Result<Self, WeightsError> {
+        let (folder, manifest) = (checkpoint.folder(), checkpoint.manifest());
         let run = manifest.run()?;
         let (run, base) = match given {
             Some((given, base)) => (Run { data: given.data, ..run }, base),
@@ -89,7 +91,8 @@ impl SavedRun {
         };
         let paths = manifest.stages.iter().map(|stage| folder.join(&stage.file));
         let files = TensorFiles::open(folder, paths)?;
-        Self::of_files(folder, files, run, base, manifest.heldout_loss, threads)
+        let saved = Self::of_files(folder, files, run, base, manifest.heldout_loss, threads)?;
+        Ok(Self { _checkpoint: Some(checkpoint), ..saved })
     }
 
     fn of_files(
@@ -106,7 +109,8 @@ impl SavedRun {
         let space = (run.constrained_layers() > 0).then(|| Subspace::new(&mut cpu, &run)).transpose()?;
         let lift = Lift { cpu, space };
         let folder = folder.to_owned();
-        let saved = Self { folder, run, base, stated_loss, model, first_layer, files, lift };
+        let saved =
+            Self { folder, run, base, stated_loss, model, first_layer, files, lift, _checkpoint: None };
         saved.check()?;
         Ok(saved)
     }
