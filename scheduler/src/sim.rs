@@ -16,6 +16,7 @@ mod donor_act;
 mod executor;
 mod fault;
 mod feeder_act;
+mod keeper_process;
 mod network;
 mod noise;
 mod payload;

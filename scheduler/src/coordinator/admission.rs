@@ -6,6 +6,7 @@
 //! to its first request was lost, takes the place of its own former start at once: the number that it drew when it started
 //! says that it is the same.
 
+use super::farewell::Farewell;
 use super::members::Entry;
 use super::{Coordinator, FeedPolicy, Join, JoinRefusal};
 use crate::{Duration, Instance, Member, MemberState, PeerId, Role, Time};
@@ -40,7 +41,7 @@ impl Coordinator {
     /// Checks a request to join; the state of a start that is a member already.
     fn admit(&mut self, now: Time, request: &Join) -> Result<Option<MemberState>, JoinRefusal> {
         let key = request.from.peer;
-        if self.is_finished() {
+        if self.is_finished() && !self.awaits_keeper(request.role) {
             return Err(self.diverged.map_or(JoinRefusal::Finished, |at| JoinRefusal::Diverged { at }));
         }
         if self.evicted.contains(key) {
@@ -64,6 +65,11 @@ impl Coordinator {
             None => self.check_newcomer(request)?,
         }
         Ok(None)
+    }
+
+    /// Whether a keeper that has died and is back may still take the final states.
+    fn awaits_keeper(&self, role: Role) -> bool {
+        matches!((role, &self.farewell), (Role::Keeper(_), Some(Farewell::Keeping(_))))
     }
 
     /// Refuses a start in the place of a member with its key that lives, or that started later.

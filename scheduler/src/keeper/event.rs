@@ -4,7 +4,7 @@ use crate::transfer::{ChunkSketch, DownloadNote, Manifest, SketchSeed, StateId};
 use crate::{BlockTally, Envelope, Instance, PeerId, StageIndex, TableUpdate, WeightVersion};
 
 /// A copy of the state of a stage in the newest checkpoint, for replicas that the stage has lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Given {
     /// The stage.
     pub stage: StageIndex,

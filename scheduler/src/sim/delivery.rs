@@ -1,6 +1,6 @@
 //! The events in the queue of the simulated world.
 
-use crate::{Incarnation, Instance, PeerId, StageIndex, TableUpdate, coordinator, feeder, replica};
+use crate::{Incarnation, Instance, PeerId, StageIndex, TableUpdate, coordinator, feeder, keeper, replica};
 
 use super::fault::Fault;
 use super::payload::Payload;
@@ -36,6 +36,14 @@ pub(super) enum Delivery {
     FeederHeartbeat(usize, Incarnation),
     /// The records among the first pending actions of a feeder are durable.
     Synced(usize, Incarnation, usize),
+    /// The keeper's process is started.
+    StartKeeper,
+    /// An event for the keeper, if this start of it still runs.
+    Keeper(Incarnation, keeper::Event<Payload>),
+    /// The coordinator's answer to the keeper, and whether it says that the run is over.
+    KeeperReply(Incarnation, coordinator::Reply, bool),
+    /// The keeper's process sends its heartbeat.
+    KeeperHeartbeat(Incarnation),
     /// Nothing may have arrived over this connection for too long.
     Idle(Instance, Instance),
     /// An uplink has sent a frame.

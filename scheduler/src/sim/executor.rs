@@ -252,10 +252,7 @@ impl Executor {
     }
 
     pub(super) fn store(&mut self, offset: u64, words: &[u64]) {
-        let first = usize::try_from(offset / super::payload::WORD_BYTES).unwrap_or(usize::MAX);
-        let end = first.saturating_add(words.len());
-        self.inbox.resize(self.inbox.len().max(end), 0);
-        self.inbox[first..end].copy_from_slice(words);
+        state::store(&mut self.inbox, offset, words);
     }
 
     /// Takes over the downloaded state. Returns its words.

@@ -141,6 +141,18 @@ pub enum Fault {
         /// The journal is there after the crash; otherwise the feeder succeeds itself.
         keeps_journal: bool,
     },
+    /// Every process that is placed on a stage dies at the same time.
+    StageCrash {
+        /// The stage.
+        stage: u16,
+        /// Time until they are started again.
+        back_after: Duration,
+    },
+    /// The keeper's process dies. Its checkpoints stay.
+    KeeperCrash {
+        /// Time until it is started again.
+        back_after: Duration,
+    },
     /// Another feeder takes over.
     Succession {
         /// The former feeder dies; otherwise it is only cut off from the coordinator.
@@ -193,7 +205,10 @@ impl Fault {
             | Self::Partition { lasts, .. }
             | Self::CoordinatorOutage { lasts }
             | Self::CoordinatorFreeze { lasts } => *lasts,
-            Self::FeederCrash { back_after, .. } | Self::CoordinatorRestart { back_after, .. } => *back_after,
+            Self::FeederCrash { back_after, .. }
+            | Self::CoordinatorRestart { back_after, .. }
+            | Self::StageCrash { back_after, .. }
+            | Self::KeeperCrash { back_after } => *back_after,
             Self::Succession { dies: true, after } => *after,
             Self::Succession { dies: false, after } => (*after).max(CUT_OFF) + CUT_OFF_LONGER,
         }
@@ -218,6 +233,8 @@ impl Fault {
             | Self::CoordinatorFreeze { .. }
             | Self::CoordinatorRestart { .. }
             | Self::FeederCrash { .. }
+            | Self::StageCrash { .. }
+            | Self::KeeperCrash { .. }
             | Self::LyingFeeder { .. }
             | Self::Succession { .. } => Vec::new(),
         }
@@ -249,6 +266,8 @@ impl Fault {
             Self::CoordinatorRestart { .. } => "coordinator restart",
             Self::FeederCrash { keeps_journal: true, .. } => "feeder crash",
             Self::FeederCrash { keeps_journal: false, .. } => "lost journal",
+            Self::StageCrash { .. } => "stage crash",
+            Self::KeeperCrash { .. } => "keeper crash",
             Self::Succession { dies: true, .. } => "succession after a death",
             Self::Succession { dies: false, .. } => "succession while the former feeder lives",
         }

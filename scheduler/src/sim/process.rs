@@ -180,6 +180,10 @@ fn replica_key(index: usize) -> PeerId {
     key(u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1))
 }
 
+pub(super) fn keeper_key() -> PeerId {
+    key(0xFFFE_0000)
+}
+
 fn feeder_key(index: usize) -> PeerId {
     key(0xFFFF_0000 + u32::try_from(index).unwrap_or(0))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::coordinator::FeedPolicy;
 use crate::feeder::AveragingSchedule;
+use crate::keeper::Interval;
 #[cfg(test)]
 use crate::mutation::Mutation;
 use crate::router::Policy;
@@ -74,6 +75,10 @@ pub struct Scenario {
     pub averaging: Option<AveragingSchedule>,
     /// Contributions of one optimizer step, at least 1. Default 1.
     pub gradient_accumulation_steps: u64,
+    /// When the keeper keeps a checkpoint. Default `None`: the run has no keeper.
+    pub keeping: Option<Interval>,
+    /// Files in a thousand that the keeper's target does not take. Default 0.
+    pub unwritten_per_mille: u64,
     /// The routing policy. Default uniform.
     pub router: Policy,
     /// How long a reply is awaited before its status is requested. Default 3 s.
@@ -123,6 +128,8 @@ impl Scenario {
             feed: FeedPolicy::Members,
             averaging: None,
             gradient_accumulation_steps: 1,
+            keeping: None,
+            unwritten_per_mille: 0,
             router: Policy::Uniform,
             status_after: Duration::from_secs(3),
             duration: None,
@@ -206,6 +213,7 @@ impl Scenario {
         scenario.draw_lying_feeder(seed);
         scenario.draw_lying_donor(seed);
         scenario.draw_accumulation(seed);
+        scenario.draw_keeper(seed);
         scenario
     }
 
@@ -300,6 +308,28 @@ impl Scenario {
         let mut rng = Rng::new(seed ^ 0xACC);
         if rng.chance(1, 3) {
             self.gradient_accumulation_steps = 2 + rng.below(4);
+        }
+    }
+
+    /// A keeper in a quarter of the runs, drawn apart from the faults. In most of them a stage
+    /// loses all its replicas, in some the keeper dies.
+    fn draw_keeper(&mut self, seed: u64) {
+        let mut rng = Rng::new(seed ^ 0x4EE9);
+        if !rng.chance(1, 4) {
+            return;
+        }
+        self.keeping = Some(Interval::Time(time_between(&mut rng, SECOND, 5 * SECOND)));
+        self.unwritten_per_mille = if rng.chance(1, 4) { 100 } else { 0 };
+        if rng.chance(3, 4) {
+            let stage = draw_u16(&mut rng, 0, u64::from(self.stages));
+            let at = time_between(&mut rng, 5 * SECOND, 25 * SECOND);
+            let back_after = time_between(&mut rng, SECOND / 10, 60 * SECOND);
+            self.faults.push((at, Fault::StageCrash { stage, back_after }));
+        }
+        if rng.chance(1, 2) {
+            let at = time_between(&mut rng, 3 * SECOND, 40 * SECOND);
+            let back_after = time_between(&mut rng, SECOND / 10, 30 * SECOND);
+            self.faults.push((at, Fault::KeeperCrash { back_after }));
         }
     }
 

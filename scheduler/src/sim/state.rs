@@ -207,6 +207,14 @@ pub(super) fn sketch(words: &[u64], seed: SketchSeed) -> Vec<ChunkSketch> {
     (0..).zip(words.chunks(CHUNK_WORDS)).map(|(chunk, words)| projections(words, chunk, seed)).collect()
 }
 
+/// Stores words of a state at an offset, bytes.
+pub(super) fn store(state: &mut Vec<u64>, offset: u64, words: &[u64]) {
+    let first = usize::try_from(offset / WORD_BYTES).unwrap_or(usize::MAX);
+    let end = first.saturating_add(words.len());
+    state.resize(state.len().max(end), 0);
+    state[first..end].copy_from_slice(words);
+}
+
 /// The words of a state at an offset.
 pub(super) fn words_at(words: &[u64], offset: u64, bytes: u32) -> Vec<u64> {
     let first = usize::try_from(offset / WORD_BYTES).unwrap_or(usize::MAX);

@@ -4,6 +4,7 @@ mod averaging_lies;
 mod ending;
 mod executing;
 mod feeders;
+mod keeping;
 mod lying;
 mod lying_donors;
 mod lying_feeders;
@@ -18,14 +19,15 @@ use std::sync::Arc;
 use crate::coordinator::{self, Facts, JoinRefusal};
 use crate::{
     Coordinator, Duration, Feeder, Hop, Incarnation, Instance, MemberState, PeerId, Replica, Rng, Role,
-    StageIndex, Table, Time, feeder, replica,
+    StageIndex, Table, Time, feeder, keeper, replica,
 };
 
 use super::capacity::{CapacityMeter, Serving};
 use super::delivery::{Delivery, Purpose};
 use super::executor::time_between;
+use super::keeper_process::{Checkpoint, KeeperProcess};
 use super::network::Network;
-use super::process::{FeederProcess, Liveness, ReplicaProcess, coordinator_key, replica_index};
+use super::process::{FeederProcess, Liveness, ReplicaProcess, coordinator_key, keeper_key, replica_index};
 use super::queue::{EventQueue, Next};
 use super::reference_model::ReferenceModel;
 use super::report::{Report, Violation};
@@ -43,6 +45,7 @@ pub(super) enum Machine {
     Feeder(usize),
     Coordinator,
     Replica(usize),
+    Keeper,
 }
 
 /// The world of one run.
@@ -63,6 +66,7 @@ pub struct World {
     /// The first feeder, then its successors in order.
     pub(super) feeders: Vec<FeederProcess>,
     pub(super) replicas: Vec<ReplicaProcess>,
+    keeper: Option<KeeperProcess>,
     network: Network,
     /// The table published last.
     table: Arc<Table>,
@@ -100,6 +104,7 @@ impl World {
             coordinator_frozen_until: Time::default(),
             feeders: (0..scenario.feeders()).map(|index| FeederProcess::new(index, Role::Feeder)).collect(),
             replicas: (0..scenario.members()).map(replica).collect(),
+            keeper: scenario.keeping.map(|_| KeeperProcess::new(Incarnation(0), Checkpoint::default())),
             network: Network::default(),
             table: Arc::default(),
             model: ReferenceModel::default(),
@@ -142,6 +147,9 @@ impl World {
         for index in 0..self.replicas.len() {
             self.soon(Delivery::Start(index));
         }
+        if self.keeper.is_some() {
+            self.soon(Delivery::StartKeeper);
+        }
         for measure in self.scenario.evaluations.clone() {
             let event = feeder::Event::Evaluate { first: 0, count: measure.count, purpose: measure.purpose };
             self.queue.schedule_in(measure.at, Delivery::Feeder(0, Incarnation(1), event));
@@ -182,6 +190,7 @@ impl World {
             Machine::Coordinator if self.is_frozen() => {
                 self.queue.set_alarm(machine, Some(self.coordinator_frozen_until));
             }
+            Machine::Keeper => self.at_keeper(keeper::Event::Timeout),
             Machine::Coordinator => self.at_coordinator(coordinator::Event::Timeout, Purpose::Routine),
             Machine::Replica(index) => {
                 if self.replicas[index].liveness == Liveness::Awake {
@@ -215,6 +224,13 @@ impl World {
             Delivery::Start(index) => self.start(index),
             Delivery::StartFeeder(index) => self.start_feeder(index),
             Delivery::FeederHeartbeat(index, incarnation) => self.send_feeder_heartbeat(index, incarnation),
+            Delivery::StartKeeper => self.start_keeper(),
+            Delivery::KeeperHeartbeat(incarnation) => self.send_keeper_heartbeat(incarnation),
+            Delivery::Keeper(incarnation, event) if self.is_keeper(incarnation) => self.at_keeper(event),
+            Delivery::KeeperReply(incarnation, reply, finished) if self.is_keeper(incarnation) => {
+                self.reply_to_keeper(reply, finished);
+            }
+            Delivery::Keeper(..) | Delivery::KeeperReply(..) => {}
             Delivery::Fault(fault) => self.strike(fault),
             Delivery::LiarGone => self.end_feeder_act(),
             Delivery::Resume(index, incarnation) => self.resume(index, incarnation),
@@ -311,6 +327,12 @@ impl World {
                 }
             };
         }
+        if to.peer == keeper_key() {
+            let finished = self.coordinator.tells_end(to.peer);
+            let delivery = Delivery::KeeperReply(to.incarnation, reply.clone(), finished);
+            self.carry(coordinator_key(), to.peer, delivery);
+            return;
+        }
         let called = self.replica_of(to.peer).filter(|&index| self.replicas[index].instance == to);
         let Some(index) = called else { return };
         if *reply == coordinator::Reply::JoinRefused(JoinRefusal::Finished) {
@@ -372,6 +394,12 @@ impl World {
     fn replica_of(&self, peer: PeerId) -> Option<usize> {
         replica_index(peer)
             .filter(|&index| self.replicas.get(index).is_some_and(|process| process.instance.peer == peer))
+    }
+
+    /// Whether this start of the keeper runs.
+    fn is_keeper(&self, incarnation: Incarnation) -> bool {
+        let keeper = self.keeper.as_ref().filter(|keeper| keeper.machine.is_some());
+        keeper.is_some_and(|keeper| keeper.instance.incarnation == incarnation)
     }
 
     /// The feeder with this key, of several the latest: a feeder that lost its journal succeeds itself.

@@ -136,6 +136,18 @@ fn a_keeper_that_dies_at_the_end_is_not_waited_for() {
 }
 
 #[test]
+fn a_keeper_that_died_at_the_end_and_is_back_takes_the_final_states() {
+    let mut harness = Harness::running();
+    harness.join(KEEPER, 1, keeper_of(None));
+    harness.feed();
+    assert_eq!(harness.join(KEEPER, 2, keeper_of(None)), Reply::Joined(MemberState::Keeping(None)));
+    assert!(!harness.coordinator.tells_end(key(0)), "the replicas stay for it");
+    assert_eq!(harness.join(key(7), 1, Role::Replica), Reply::JoinRefused(JoinRefusal::Finished));
+    harness.hear(Event::Leave { from: Instance::new(KEEPER, Incarnation(2)) });
+    assert_eq!(harness.join(KEEPER, 3, keeper_of(None)), Reply::JoinRefused(JoinRefusal::Finished));
+}
+
+#[test]
 fn where_weights_stay_split_a_key_keeps_the_same_stage_whenever_it_joins() {
     let config = Config { weights: crate::WeightsPolicy::Split, ..Config::new(2) };
     let mut harness = Harness::with(config);

@@ -39,7 +39,8 @@ impl World {
 
     fn has_left(&self) -> bool {
         let finished = self.coordinator.state() == RunState::Finished;
-        !finished || self.replicas.iter().all(|process| !process.is_alive())
+        let keeps = self.keeper.as_ref().is_some_and(|keeper| keeper.machine.is_some());
+        !finished || !(keeps || self.replicas.iter().any(ReplicaProcess::is_alive))
     }
 
     fn faults_left(&self) -> usize {

@@ -2,7 +2,7 @@
 //! of its replica.
 
 use crate::averaging::FragmentSize;
-use crate::coordinator::{self, Join, JoinRefusal, RunState};
+use crate::coordinator::{self, Join, JoinRefusal};
 use crate::replica::{Action, Begin, Config, Confirmation, End, Event, Unfinished};
 use crate::router::RouterFactory as _;
 use crate::transfer::{Limits, SketchSecret, StateId, TransferMessage};
@@ -183,7 +183,7 @@ impl World {
         if purpose.confirms() {
             return self.at_replica(index, Event::Confirmed(Confirmation::Member));
         }
-        let finished = self.coordinator.state() == RunState::Finished;
+        let finished = self.coordinator.tells_end(self.replicas[index].instance.peer);
         if self.replicas[index].replica.is_some() {
             let directive = match state {
                 _ if finished => Directive::Finished,

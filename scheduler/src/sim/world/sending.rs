@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
-    Duration, Envelope, Feeder, Incarnation, Instance, PeerId, PeerTable, Replica, Table, TableUpdate, Time,
-    coordinator, feeder, replica,
+    Duration, Envelope, Feeder, Incarnation, Instance, Keeper, PeerId, PeerTable, Replica, Table,
+    TableUpdate, Time, coordinator, feeder, keeper, replica,
 };
 
 use super::super::connections::{DIAL, IDLE, REFUSED};
@@ -12,7 +12,7 @@ use super::super::delivery::{Delivery, Purpose};
 use super::super::network::Fate;
 use super::super::noise;
 use super::super::payload::Payload;
-use super::super::process::{Liveness, coordinator_key};
+use super::super::process::{Liveness, coordinator_key, keeper_key};
 use super::super::uplink::Frame;
 use super::World;
 
@@ -40,6 +40,8 @@ impl World {
             Delivery::Feeder(index, to.incarnation, feeder::Event::Received { from, envelope })
         } else if let Some(index) = self.replica_of(to.peer) {
             Delivery::Replica(index, to.incarnation, replica::Event::Received { from, envelope })
+        } else if to.peer == keeper_key() {
+            Delivery::Keeper(to.incarnation, keeper::Event::Received { from, envelope })
         } else {
             return;
         };
@@ -75,6 +77,9 @@ impl World {
         if let Some(index) = self.feeder_of(peer) {
             return self.feeders[index].machine.as_ref().map(Feeder::table);
         }
+        if peer == keeper_key() {
+            return self.keeper.as_ref()?.machine.as_ref().map(Keeper::table);
+        }
         let process = &self.replicas[self.replica_of(peer)?];
         let awake = process.liveness == Liveness::Awake;
         process.replica.as_ref().filter(|_| awake).map(Replica::table)
@@ -103,6 +108,9 @@ impl World {
     fn is_awake(&self, instance: Instance) -> bool {
         if let Some(index) = self.feeder_of(instance.peer) {
             return self.feeders[index].machine.is_some();
+        }
+        if instance.peer == keeper_key() {
+            return self.is_keeper(instance.incarnation);
         }
         let process = self.replica_of(instance.peer).map(|index| &self.replicas[index]);
         process.is_some_and(|process| process.instance == instance && process.liveness == Liveness::Awake)
@@ -134,10 +142,16 @@ impl World {
         } else if let Some(index) = self.replica_of(peer) {
             let event = replica::Event::PeerLost(lost);
             self.queue.schedule_in(delay, Delivery::Replica(index, incarnation, event));
+        } else if peer == keeper_key() {
+            let event = keeper::Event::PeerLost(lost);
+            self.queue.schedule_in(delay, Delivery::Keeper(incarnation, event));
         }
     }
 
     pub(super) fn instance_of(&self, peer: PeerId) -> Option<Instance> {
+        if peer == keeper_key() {
+            return self.keeper.as_ref().map(|keeper| keeper.instance);
+        }
         let replica = self.replica_of(peer).map(|index| self.replicas[index].instance);
         replica.or_else(|| self.feeder_of(peer).map(|index| self.feeders[index].instance))
     }
@@ -179,7 +193,9 @@ impl World {
 
     /// Chunks of a state take longer than other messages.
     fn transfer_time(&mut self, delivery: &Delivery) -> Duration {
-        let Delivery::Replica(_, _, replica::Event::Received { envelope, .. }) = delivery else {
+        let (Delivery::Replica(_, _, replica::Event::Received { envelope, .. })
+        | Delivery::Keeper(_, keeper::Event::Received { envelope, .. })) = delivery
+        else {
             return Duration::ZERO;
         };
         match envelope.payload {
@@ -211,6 +227,7 @@ impl World {
         for index in 0..self.replicas.len() {
             self.send_table(index, update.clone());
         }
+        self.send_table_to_keeper(update);
     }
 
     /// The whole table, for a process that has just opened its stream of tables.
@@ -252,7 +269,7 @@ impl World {
     }
 
     /// A table that does not arrive breaks the stream. The process opens it again after a pause.
-    fn stream_opens(&mut self, arrives: bool) -> Option<Time> {
+    pub(super) fn stream_opens(&mut self, arrives: bool) -> Option<Time> {
         (!arrives).then(|| self.now() + self.time_between(Duration::ZERO, TABLE_PAUSE_MAX))
     }
 

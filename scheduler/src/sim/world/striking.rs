@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use crate::coordinator::Facts;
-use crate::{Coordinator, Duration, Feeder, Incarnation, PeerId, Replica, Role, Time, coordinator, replica};
+use crate::{
+    Coordinator, Duration, Feeder, Incarnation, MemberState, PeerId, Replica, Role, StageIndex, Time,
+    coordinator, replica,
+};
 
 use super::super::connections::IDLE;
 use super::super::delivery::Delivery;
@@ -50,6 +53,8 @@ impl World {
                 let index = self.latest_index();
                 self.queue.schedule_in(back_after, Delivery::StartFeeder(index));
             }
+            Fault::StageCrash { stage, back_after } => self.crash_stage(StageIndex(stage), back_after),
+            Fault::KeeperCrash { back_after } => self.kill_keeper(Some(back_after)),
             Fault::Succession { dies, after } => self.succeed(dies, after),
         }
     }
@@ -81,7 +86,9 @@ impl World {
             | Fault::Delay { .. }
             | Fault::LateControl { .. }
             | Fault::CoordinatorOutage { .. }
+            | Fault::StageCrash { .. }
             | Fault::Partition { .. } => false,
+            Fault::KeeperCrash { .. } => self.keeper.as_ref().is_none_or(|keeper| keeper.machine.is_none()),
             Fault::CoordinatorFreeze { .. } | Fault::CoordinatorRestart { .. } => {
                 self.now() < self.coordinator_back_at
             }
@@ -172,6 +179,17 @@ impl World {
         self.break_connections(instance, if loud { Duration::ZERO } else { IDLE });
         if let Some(after) = back_after {
             self.queue.schedule_in(after, Delivery::Start(index));
+        }
+    }
+
+    /// Every process that is placed on the stage dies.
+    fn crash_stage(&mut self, stage: StageIndex, back_after: Duration) {
+        for index in 0..self.replicas.len() {
+            let process = &self.replicas[index];
+            let state = self.state_of(process.instance).and_then(MemberState::stage);
+            if process.is_alive() && state == Some(stage) {
+                self.crash(index, true, Some(back_after));
+            }
         }
     }
 

@@ -4,6 +4,7 @@ use crate::{Duration, Instance, Message, PeerId, feeder, replica};
 
 use super::super::delivery::Delivery;
 use super::super::process::Liveness;
+use super::super::process::keeper_key;
 use super::super::uplink::{Frame, Pushed, Uplink};
 use super::World;
 
@@ -91,6 +92,9 @@ impl World {
     }
 
     fn is_running(&self, peer: PeerId) -> bool {
+        if peer == keeper_key() {
+            return self.keeper.as_ref().is_some_and(|keeper| keeper.machine.is_some());
+        }
         let feeder = self.feeder_of(peer).map(|index| self.feeders[index].machine.is_some());
         let replica = || self.replica_of(peer).is_some_and(|index| self.replicas[index].is_alive());
         feeder.unwrap_or_else(replica)
