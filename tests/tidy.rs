@@ -87,6 +87,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
+    ("reader", &["config", "data", "error", "generate", "net", "packing", "process", "report"]),
     ("bench", &["config", "error", "model", "packing", "stage"]),
 ];
 

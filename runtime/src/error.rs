@@ -202,6 +202,15 @@ pub enum Error {
     /// Training in one process cannot go on.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// The replicas of a run cannot predict the next token.
+    #[error(transparent)]
+    Prediction(#[from] swarmline_scheduler::prediction::Failure),
+    /// A prompt does not fit the run.
+    #[error("the prompt does not fit the run: {error}")]
+    Prompt {
+        /// The fault.
+        error: TokenError,
+    },
     /// No text can be generated.
     #[error(transparent)]
     Generate(#[from] GenerateError),

@@ -1,12 +1,12 @@
 //! Text from the weights of a whole model, in one process.
 
 mod attention;
+mod continuation;
 mod decoder;
 mod sampler;
 mod text;
 
 use std::path::Path;
-use std::time::Instant;
 
 use swarmline_kernels::Cpu;
 
@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::report::GenerateReport;
 use crate::weights::{HuggingFace, SavedRun, Weights};
 
+pub use continuation::Continuation;
 pub use decoder::Decoder;
 pub use sampler::{Sampler, Sampling};
 pub use text::TextStream;
@@ -26,9 +27,30 @@ pub enum GenerateError {
     /// A model continues text; without a token there is nothing to continue.
     #[error("the prompt has no token; give a few words to continue")]
     EmptyPrompt,
+    /// The replicas of a swarm see no more tokens than a sequence of their run has.
+    #[error("the prompt has {tokens} tokens, and the model of this run sees {context} at once; shorten it")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens of a sequence.
+        context: usize,
+    },
     /// The tokenizer cannot encode the prompt, or decode the text.
     #[error("the tokenizer fails: {0}; use the tokenizer.json of this model")]
     Tokenizer(String),
+    /// The last stage has replied with logits of another vocabulary.
+    #[error(
+        "the last stage replied with {found} logits where the run has {vocab} tokens; run the same release there"
+    )]
+    Logits {
+        /// Logits of the reply.
+        found: usize,
+        /// Entries of the vocabulary.
+        vocab: usize,
+    },
+    /// The tokenizer is not that of the run.
+    #[error("the tokenizer file is not that of the run; name it with --tokenizer FILE")]
+    OtherTokenizer,
     /// A logit is a NaN or an infinity.
     #[error(
         "the model computes numbers that are not finite: its training had diverged; use weights that were saved before"
@@ -83,35 +105,28 @@ pub fn generate(
     threads: usize,
     mut tell: impl FnMut(&str),
 ) -> Result<GenerateReport, Error> {
-    let encoded = model.tokenizer.encode(prompt.as_bytes()).map_err(GenerateError::Tokenizer)?;
-    let prompt: Vec<u32> = encoded.iter().collect();
-    if prompt.is_empty() {
-        return Err(GenerateError::EmptyPrompt.into());
-    }
+    let prompt = encode(&model.tokenizer, prompt)?;
     let mut decoder = Decoder::new(Cpu::new(threads)?, &mut *model.weights)?;
-    let mut text = TextStream::behind(&model.tokenizer, &prompt);
-    let mut sampler = Sampler::new(sampling);
-    let started = Instant::now();
-    let mut report = GenerateReport::default();
+    let mut text = Continuation::behind(&model.tokenizer, &prompt, &model.ends, tokens, sampling);
     let mut logits = decoder.feed(&prompt)?;
-    while report.ids.len() < tokens {
-        let id = sampler.choose(&logits).ok_or(GenerateError::NonFinite)?;
-        if model.ends.contains(&id) {
-            break;
-        }
-        report.ids.push(id);
-        let piece = text.push(id).map_err(GenerateError::Tokenizer)?;
-        tell(&piece);
-        report.text += &piece;
-        if report.ids.len() < tokens {
+    while !text.is_complete()
+        && let Some(id) = text.push(&logits, &mut tell)?
+    {
+        if !text.is_complete() {
             logits = decoder.feed(&[id])?;
         }
     }
-    let rest = text.finish().map_err(GenerateError::Tokenizer)?;
-    tell(&rest);
-    report.text += &rest;
-    report.seconds = started.elapsed().as_secs_f64();
-    Ok(report)
+    Ok(text.finish(tell)?)
+}
+
+/// The ids of a prompt.
+///
+/// # Errors
+/// [`GenerateError::EmptyPrompt`] if there are none, [`GenerateError::Tokenizer`] if the tokenizer fails.
+pub fn encode(tokenizer: &TextTokenizer, prompt: &str) -> Result<Vec<u32>, GenerateError> {
+    let ids: Vec<u32> =
+        tokenizer.encode(prompt.as_bytes()).map_err(GenerateError::Tokenizer)?.iter().collect();
+    if ids.is_empty() { Err(GenerateError::EmptyPrompt) } else { Ok(ids) }
 }
 
 #[cfg(test)]

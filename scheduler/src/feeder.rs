@@ -398,6 +398,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             | Message::ClaimReply { .. }
             | Message::Outcomes { .. }
             | Message::RecoverRange { .. }
+            | Message::Prediction(_)
             | Message::Averaging(_)
             | Message::Transfer(_) => self.counts.foreign += 1,
         }

@@ -35,6 +35,7 @@ mod moving_average;
 mod mutation;
 mod peer_table;
 mod places;
+pub mod prediction;
 pub mod recovery_report;
 pub mod replica;
 mod rng;
@@ -66,6 +67,7 @@ pub use membership::{Member, MemberState, Membership, Origin, Role, WeightsPolic
 pub use message::{CLAIM_MAX, Envelope, Heartbeat, Loss, Message, Purpose, Refusal, Status};
 pub use moving_average::MovingAverage;
 pub use peer_table::PeerTable;
+pub use prediction::Reader;
 pub use replica::Replica;
 pub use rng::Rng;
 pub use route_proof::{ROUTE_KEY_BYTES, RouteKey, RouteProof, RouteSecret};

@@ -19,6 +19,8 @@ pub enum Role {
     Replica,
     /// A keeper: takes the states of all stages, or of one, and writes checkpoints.
     Keeper(Option<StageIndex>),
+    /// A reader: has the replicas predict the continuation of a text.
+    Reader,
 }
 
 /// Whether a keeper may have the weights of several stages.
@@ -45,15 +47,17 @@ pub enum MemberState {
     Feeding,
     /// A keeper, of all stages or of one.
     Keeping(Option<StageIndex>),
+    /// A reader.
+    Reading,
 }
 
 impl MemberState {
-    /// The stage that the member is placed on; `None` for feeders, keepers and standbys.
+    /// The stage that the member is placed on; `None` for feeders, keepers, readers and standbys.
     #[must_use]
     pub fn stage(self) -> Option<StageIndex> {
         match self {
             Self::Loading(stage) | Self::Serving(stage) => Some(stage),
-            Self::Standby | Self::Feeding | Self::Keeping(_) => None,
+            Self::Standby | Self::Feeding | Self::Keeping(_) | Self::Reading => None,
         }
     }
 }
@@ -70,7 +74,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// The hop of a feeder or of a placed replica, loading or serving; `None` for a standby and a keeper.
+    /// The hop of a feeder or of a placed replica, loading or serving; `None` for any other member.
     #[must_use]
     pub fn hop(&self) -> Option<Hop> {
         match self.state {
@@ -78,7 +82,7 @@ impl Member {
             MemberState::Loading(stage) | MemberState::Serving(stage) => {
                 Some(Hop::replica(stage, self.instance))
             }
-            MemberState::Standby | MemberState::Keeping(_) => None,
+            MemberState::Standby | MemberState::Keeping(_) | MemberState::Reading => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Messages between feeders and replicas.
 
 use crate::averaging::{AveragingMessage, Round};
+use crate::prediction::PredictionMessage;
 use crate::recovery_report::RecoveryReport;
 use crate::transfer::TransferMessage;
 use crate::{
@@ -246,6 +247,9 @@ pub enum Message {
     Averaging(AveragingMessage),
     /// Between a joiner and a donor, about the state of their stage.
     Transfer(TransferMessage),
+    /// Between a reader and a replica. A request carries token ids and an activation, a reply the next activation or
+    /// logits.
+    Prediction(PredictionMessage),
 }
 
 /// A message and its payloads. `P` is opaque here: bytes in production, small values in simulation. A message without a
@@ -254,7 +258,7 @@ pub enum Message {
 pub struct Envelope<P> {
     /// The message.
     pub message: Message,
-    /// The `B * (T + 1)` token ids of a forward, packed.
+    /// The `B * (T + 1)` token ids of a forward or of a prediction, packed.
     pub ids: P,
     /// The packed activation or gradient, the numbers of an averaging round, or a chunk of a state.
     pub payload: P,

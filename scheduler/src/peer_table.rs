@@ -291,6 +291,12 @@ impl PeerTable {
         self.table.rest().awaited.contains(&stage)
     }
 
+    /// Whether this instance is a reader.
+    #[must_use]
+    pub fn reads(&self, instance: Instance) -> bool {
+        self.get(instance).is_some_and(|member| member.state == MemberState::Reading)
+    }
+
     /// Whether this instance is a keeper.
     #[must_use]
     pub fn is_keeper(&self, instance: Instance) -> bool {

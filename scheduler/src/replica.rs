@@ -22,6 +22,7 @@ use std::fmt::Debug;
 
 use crate::averaging::{RoundReport, RoundTracker};
 use crate::mutation::Mutation;
+use crate::prediction::{Predictions, ServingAction};
 use crate::router::Router;
 use crate::stage::Progress;
 use crate::transfer::{DownloadEvent, TransferMessage, Upload, UploadAction, UploadEvent};
@@ -61,6 +62,7 @@ pub struct Replica<P> {
     upload: Upload,
     departure: Departure,
     questions: Questions,
+    predictions: Predictions<P>,
     suspension: Suspension,
     /// It has the initial weights, and no table lists it as serving yet.
     unaccepted: Option<Unaccepted>,
@@ -102,6 +104,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             upload: Upload::new(),
             departure: Departure::default(),
             questions: Questions::default(),
+            predictions: Predictions::new(),
             suspension: Suspension::new(),
             unaccepted: None,
             actions: VecDeque::new(),
@@ -209,6 +212,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             Event::Directive(Directive::Continue | Directive::Serve(_))
             | Event::Confirmed(_)
             | Event::Completed(_)
+            | Event::Predicted(_)
             | Event::Averaged(_)
             | Event::Exported { .. }
             | Event::Sketched { .. }
@@ -257,6 +261,10 @@ impl<P: Clone + Default + Debug> Replica<P> {
             Event::Membership(update) => self.on_membership(now, update),
             Event::Received { from, envelope } => self.on_message(now, from, envelope),
             Event::Completed(reply) => self.at_stage(now, stage::Event::Completed(reply)),
+            Event::Predicted(computed) => {
+                self.predictions.on_computed(computed);
+                self.act_on_predictions();
+            }
             Event::Averaged(reply) => self.at_averaging(now, averaging::Event::Replied(reply)),
             Event::Exported { state, manifest } => {
                 self.at_upload(now, UploadEvent::Exported { state, manifest });
@@ -289,6 +297,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
         self.at_stage(now, stage::Event::Membership(update));
         self.notice_acceptance();
         self.questions.retain_members(self.stage.table());
+        self.predictions.retain_members(self.stage.table());
         if self.table().touches(stage) {
             let members = self.members();
             self.at_averaging(now, averaging::Event::Members(members));
@@ -319,6 +328,11 @@ impl<P: Clone + Default + Debug> Replica<P> {
                 self.at_averaging(now, averaging::Event::Received { from, message, payload });
             }
             Message::Transfer(message) => self.at_upload(now, UploadEvent::Received { from, message }),
+            Message::Prediction(message) => {
+                let (stage, parts) = (self.config.stage.stage, (message, envelope.ids, envelope.payload));
+                self.predictions.on_message(stage, self.stage.table(), from, parts);
+                self.act_on_predictions();
+            }
             Message::RoundCall { round, is_closing, weights } => {
                 if self.stage.table().caller() == Some(from.peer) {
                     self.at_averaging(now, averaging::Event::Weights(weights));
@@ -432,6 +446,18 @@ impl<P: Clone + Default + Debug> Replica<P> {
                 }
                 UploadAction::Release { state } => self.actions.push_back(Action::Release { state }),
                 UploadAction::Counted(note) => self.count(Note::Upload(note)),
+            }
+        }
+    }
+
+    fn act_on_predictions(&mut self) {
+        while let Some(action) = self.predictions.poll_action() {
+            match action {
+                ServingAction::Execute(job) => self.actions.push_back(Action::Predict(job)),
+                ServingAction::Send { to, message, payload } => {
+                    let envelope = Envelope::with_payload(Message::Prediction(message), payload);
+                    self.send(Action::Send { to: to.peer, envelope });
+                }
             }
         }
     }

@@ -281,7 +281,10 @@ impl<P: Clone + Default + Debug> Stage<P> {
                 }
             }
             // For the machines beside this one.
-            Message::Averaging(_) | Message::Transfer(_) | Message::RoundCall { .. } => {}
+            Message::Averaging(_)
+            | Message::Transfer(_)
+            | Message::Prediction(_)
+            | Message::RoundCall { .. } => {}
             Message::Claim { .. }
             | Message::Evaluated { .. }
             | Message::Refused { .. }

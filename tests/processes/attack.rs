@@ -29,8 +29,12 @@ const ME: Incarnation = Incarnation(1);
 /// Pause between two rounds, so that the run gets time too.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Wider than any member's limits, so that the attacker can send frames that are too long for the run.
-const LIMITS: FrameLimits =
-    FrameLimits { header_bytes_max: 4096, ids_bytes_max: 1 << 20, activation_bytes_max: 1 << 20 };
+const LIMITS: FrameLimits = FrameLimits {
+    header_bytes_max: 4096,
+    ids_bytes_max: 1 << 20,
+    activation_bytes_max: 1 << 20,
+    logits_bytes_max: 1024,
+};
 /// Distance of the ids of the run that are lied about in one round.
 const LIE_EVERY: u64 = 64;
 /// An id that no feeder has leased.

@@ -28,8 +28,12 @@ use crate::swarm::{STAGES, Swarm, last_word, serving};
 /// Limit of each step.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// Wider than any replica's limits, so that the test can send frames that are too long for the run.
-const LIMITS: FrameLimits =
-    FrameLimits { header_bytes_max: 4096, ids_bytes_max: 1 << 20, activation_bytes_max: 1 << 20 };
+const LIMITS: FrameLimits = FrameLimits {
+    header_bytes_max: 4096,
+    ids_bytes_max: 1 << 20,
+    activation_bytes_max: 1 << 20,
+    logits_bytes_max: 1024,
+};
 const ME: Incarnation = Incarnation(1);
 
 #[test]

@@ -257,7 +257,11 @@ fn proof(id: u64, route: Vec<Hop>) -> RouteProof {
 }
 
 fn settings() -> Settings {
-    let limits =
-        FrameLimits { header_bytes_max: 1 << 18, ids_bytes_max: 1 << 20, activation_bytes_max: 1 << 20 };
+    let limits = FrameLimits {
+        header_bytes_max: 1 << 18,
+        ids_bytes_max: 1 << 20,
+        activation_bytes_max: 1 << 20,
+        logits_bytes_max: 1024,
+    };
     Settings { limits, window: 8, congestion: Congestion::default(), connections_max: CONNECTIONS_MAX }
 }

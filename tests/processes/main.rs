@@ -23,6 +23,7 @@ mod liar;
 mod mistakes;
 mod parity;
 mod process;
+mod reader;
 mod recipe;
 mod replicas;
 mod rogue;

@@ -179,6 +179,8 @@ pub enum Role {
     Successor = 3,
     /// Takes the states of the stages and writes checkpoints.
     Keeper = 4,
+    /// Has the replicas predict the continuation of a text.
+    Reader = 5,
 }
 impl Role {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -192,6 +194,7 @@ impl Role {
             Self::Replica => "ROLE_REPLICA",
             Self::Successor => "ROLE_SUCCESSOR",
             Self::Keeper => "ROLE_KEEPER",
+            Self::Reader => "ROLE_READER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -202,6 +205,7 @@ impl Role {
             "ROLE_REPLICA" => Some(Self::Replica),
             "ROLE_SUCCESSOR" => Some(Self::Successor),
             "ROLE_KEEPER" => Some(Self::Keeper),
+            "ROLE_READER" => Some(Self::Reader),
             _ => None,
         }
     }
@@ -260,6 +264,8 @@ pub enum MemberState {
     /// Keeps checkpoints. The replicas of a stage give it their state if the member has no stage here, or that stage; where
     /// `weights` of the section `policy` of the manifest is "split", only if it has that stage.
     Keeping = 5,
+    /// Reads: replicas compute predictions for it.
+    Reading = 6,
 }
 impl MemberState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -274,6 +280,7 @@ impl MemberState {
             Self::Standby => "MEMBER_STATE_STANDBY",
             Self::Feeding => "MEMBER_STATE_FEEDING",
             Self::Keeping => "MEMBER_STATE_KEEPING",
+            Self::Reading => "MEMBER_STATE_READING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -285,6 +292,7 @@ impl MemberState {
             "MEMBER_STATE_STANDBY" => Some(Self::Standby),
             "MEMBER_STATE_FEEDING" => Some(Self::Feeding),
             "MEMBER_STATE_KEEPING" => Some(Self::Keeping),
+            "MEMBER_STATE_READING" => Some(Self::Reading),
             _ => None,
         }
     }
@@ -343,7 +351,7 @@ pub struct Rejected {
 /// Header of a frame. Token ids and the payload follow outside protobuf, so that they are neither copied nor scanned.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Frame {
-    /// Length of the token ids, bytes; 0 for a message other than Forward.
+    /// Length of the token ids, bytes; 0 for a message other than Forward and PredictionRequest.
     #[prost(uint64, tag = "50")]
     pub ids_bytes: u64,
     /// Length of the payload, bytes; 0 for a message whose description names none.
@@ -351,7 +359,7 @@ pub struct Frame {
     pub payload_bytes: u64,
     #[prost(
         oneof = "frame::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 25, 26, 27, 30, 31, 32, 33, 34, 35, 36, 37"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 25, 26, 27, 30, 31, 32, 33, 34, 35, 36, 37, 40, 41, 42"
     )]
     pub message: ::core::option::Option<frame::Message>,
 }
@@ -429,6 +437,13 @@ pub mod frame {
         SketchRequest(super::SketchRequest),
         #[prost(message, tag = "37")]
         Sketch(super::Sketch),
+        /// Predictions, between a reader and a replica.
+        #[prost(message, tag = "40")]
+        PredictionRequest(super::PredictionRequest),
+        #[prost(message, tag = "41")]
+        PredictionReply(super::PredictionReply),
+        #[prost(message, tag = "42")]
+        PredictionDeclined(super::PredictionDeclined),
     }
 }
 /// Downstream: a microbatch to compute, with its packed token ids. Payload: the packed activation; none from a feeder.
@@ -1082,6 +1097,100 @@ pub struct StateDone {
     #[prost(uint64, tag = "1")]
     pub state: u64,
 }
+/// A pass of a text through the model, at one stage. The reader takes it from stage to stage itself.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PredictionPass {
+    /// Number of the pass, counted by its reader. An activation is packed with the rounding of the microbatch with this
+    /// number in the last block of held-out ids.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// The stage that computes, 0 to 65535.
+    #[prost(uint32, tag = "2")]
+    pub stage: u32,
+    /// The token whose logits are asked for: its place in the first sequence, from 0.
+    #[prost(uint32, tag = "3")]
+    pub position: u32,
+}
+/// To a replica, with token ids and the packed activation, which is empty for stage 0: compute the stage. Replies are
+/// PredictionReply or PredictionDeclined; a replica answers members in the state MEMBER_STATE_READING only. No weight
+/// changes. The sender SHOULD wait for the reply before it sends the next request.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PredictionRequest {
+    /// The pass.
+    #[prost(message, optional, tag = "1")]
+    pub pass: ::core::option::Option<PredictionPass>,
+}
+/// To a reader, with the packed activation for the next stage, or from the last stage with the logits behind the token:
+/// one f32 for each entry of the vocabulary, little endian.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PredictionReply {
+    /// The pass.
+    #[prost(message, optional, tag = "1")]
+    pub pass: ::core::option::Option<PredictionPass>,
+}
+/// To a reader: the replica has not computed the stage.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PredictionDeclined {
+    /// The pass.
+    #[prost(message, optional, tag = "1")]
+    pub pass: ::core::option::Option<PredictionPass>,
+    /// The reason.
+    #[prost(enumeration = "prediction_declined::Cause", tag = "2")]
+    pub cause: i32,
+    /// The fault, one line for people; only for CAUSE_FAILED.
+    #[prost(string, tag = "3")]
+    pub detail: ::prost::alloc::string::String,
+}
+/// Nested message and enum types in `PredictionDeclined`.
+pub mod prediction_declined {
+    /// The reason why a replica computes nothing.
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Cause {
+        /// Never sent.
+        Unspecified = 0,
+        /// Too many passes wait: the reader asks again later, or another replica.
+        Busy = 1,
+        /// By the table of the replica the sender does not read, or the replica serves another stage.
+        NotAReader = 2,
+        /// The request does not fit the run, or a number is not finite.
+        Failed = 3,
+    }
+    impl Cause {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "CAUSE_UNSPECIFIED",
+                Self::Busy => "CAUSE_BUSY",
+                Self::NotAReader => "CAUSE_NOT_A_READER",
+                Self::Failed => "CAUSE_FAILED",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "CAUSE_UNSPECIFIED" => Some(Self::Unspecified),
+                "CAUSE_BUSY" => Some(Self::Busy),
+                "CAUSE_NOT_A_READER" => Some(Self::NotAReader),
+                "CAUSE_FAILED" => Some(Self::Failed),
+                _ => None,
+            }
+        }
+    }
+}
 /// The reason why a donor gives no state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1162,7 +1271,7 @@ pub struct JoinResponse {
     #[prost(message, optional, tag = "6")]
     pub membership: ::core::option::Option<SignedMembership>,
     /// The work of the caller.
-    #[prost(oneof = "join_response::Placement", tags = "3, 4, 5, 7")]
+    #[prost(oneof = "join_response::Placement", tags = "3, 4, 5, 7, 8")]
     pub placement: ::core::option::Option<join_response::Placement>,
 }
 /// Nested message and enum types in `JoinResponse`.
@@ -1182,6 +1291,9 @@ pub mod join_response {
         /// Keep checkpoints of the run.
         #[prost(message, tag = "7")]
         Keeper(super::KeeperPlacement),
+        /// Have replicas predict.
+        #[prost(message, tag = "8")]
+        Reader(super::ReaderPlacement),
     }
 }
 /// Placement of a replica on a stage.
@@ -1208,6 +1320,13 @@ pub struct FeederPlacement {
 /// Placement of a keeper. The path is the coordinator's, for a keeper on the same machine.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeeperPlacement {
+    /// The tokenizer file; empty if bytes are tokens.
+    #[prost(string, tag = "1")]
+    pub tokenizer_path: ::prost::alloc::string::String,
+}
+/// Placement of a reader. The path is the coordinator's, for a reader on the same machine.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReaderPlacement {
     /// The tokenizer file; empty if bytes are tokens.
     #[prost(string, tag = "1")]
     pub tokenizer_path: ::prost::alloc::string::String,

@@ -1,21 +1,32 @@
-//! `swarmline generate FROM PROMPT`.
+//! `swarmline generate FROM PROMPT`, and `swarmline generate --swarm ADDRESS PROMPT`.
 
+use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use super::saved::Reading;
-use super::{Failure, reporter};
+use super::{Failure, Leash, StopRequest, block_on, reporter};
+use crate::error::Error;
 use crate::generate::{Sampling, TextModel, generate};
-use crate::report::Event;
+use crate::net::{Identity, Invite};
+use crate::process::join_after_former;
+use crate::reader::{Reader, ReaderOptions};
+use crate::report::{Event, GenerateReport, Reporter};
 use crate::weights::HuggingFace;
 
 /// Arguments of `swarmline generate`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// A folder that `swarmline export` has written, a checkpoint, the folder or bucket of a keeper, or saved stages with --run
-    from: PathBuf,
+    /// A folder that `swarmline export` has written, a checkpoint, the folder or bucket of a keeper, or saved stages with
+    /// --run; none with --swarm
+    #[arg(value_name = "FROM", required = true)]
+    from: OsString,
     /// The text to continue
-    prompt: String,
+    #[arg(value_name = "PROMPT", required_unless_present = "swarm")]
+    prompt: Option<String>,
+    #[command(flatten)]
+    swarm: Swarm,
     /// Length of the continuation
     #[arg(long, value_name = "N", default_value_t = 100)]
     tokens: usize,
@@ -35,24 +46,103 @@ pub(super) struct Arguments {
     pub(super) json: bool,
 }
 
+/// The live swarm that generates, in place of a saved model.
+#[derive(Debug, clap::Args)]
+struct Swarm {
+    /// Let the replicas of this run generate: the invite its coordinator printed, KEY@HOST:PORT
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["run", "threads"])]
+    swarm: Option<Invite>,
+    /// Address on which replicas reach this process; port 0 takes any free port
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0", requires = "swarm")]
+    listen: SocketAddr,
+    /// The key of this process, for a run that admits listed keys only
+    #[arg(long, value_name = "FILE", requires = "swarm")]
+    identity: Option<PathBuf>,
+    /// The tokenizer file of the run, where the coordinator's is not on this machine
+    #[arg(long, value_name = "FILE", requires = "swarm")]
+    tokenizer: Option<PathBuf>,
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let Arguments { prompt, tokens, temperature, top_p, seed, json, .. } = arguments;
-    let threads = arguments.reading.threads();
-    let sampling = Sampling { temperature: *temperature, top_p: *top_p, seed: *seed };
-    let model = open(arguments)?;
+    let Arguments { tokens, temperature, top_p, seed, json, .. } = arguments;
+    let wanted = Wanted {
+        prompt: arguments.prompt()?,
+        tokens: *tokens,
+        sampling: Sampling { temperature: *temperature, top_p: *top_p, seed: *seed },
+    };
+    let show = if *json { |_: &str| {} } else { print };
+    show(wanted.prompt);
+    let report = match &arguments.swarm.swarm {
+        Some(invite) => arguments.swarm.generate(invite, wanted, *json, show)?,
+        None => {
+            let (model, threads) = (open(arguments)?, arguments.reading.threads());
+            generate(model, wanted.prompt, wanted.tokens, wanted.sampling, threads, show)?
+        }
+    };
+    show("\n");
     if *json {
-        let report = generate(model, prompt, *tokens, sampling, threads, |_| {})?;
         reporter(true).tell(&Event::Generated(report));
-        return Ok(());
     }
-    print(prompt);
-    generate(model, prompt, *tokens, sampling, threads, print)?;
-    print("\n");
     Ok(())
 }
 
+/// The text that is wanted.
+#[derive(Clone, Copy, Debug)]
+struct Wanted<'a> {
+    prompt: &'a str,
+    tokens: usize,
+    sampling: Sampling,
+}
+
+impl Arguments {
+    /// The prompt: with --swarm the only argument, else the second.
+    fn prompt(&self) -> Result<&str, Failure> {
+        match (&self.swarm.swarm, &self.prompt) {
+            (Some(_), None) => {
+                self.from.to_str().ok_or_else(|| Failure::failed("the prompt is not UTF-8".to_owned()))
+            }
+            (None, Some(prompt)) => Ok(prompt),
+            (Some(_), Some(_)) => {
+                Err(Failure::usage("with --swarm give a prompt only: the swarm has the model".to_owned()))
+            }
+            (None, None) => Err(Failure::usage("a prompt is needed behind the model".to_owned())),
+        }
+    }
+}
+
+impl Swarm {
+    /// Generates by the replicas of a run. In the text no line says that a replica was replaced.
+    fn generate(
+        &self,
+        invite: &Invite,
+        wanted: Wanted<'_>,
+        json: bool,
+        show: impl FnMut(&str),
+    ) -> Result<GenerateReport, Failure> {
+        let Wanted { prompt, tokens, sampling } = wanted;
+        let stop = StopRequest::listen(Leash::default())?;
+        let reporter = if json { reporter(true) } else { Reporter::silent() };
+        let identity = Identity::load_or_ephemeral(self.identity.as_deref()).map_err(Error::from)?;
+        let options = ReaderOptions::new(invite.clone(), identity)
+            .with_listen(self.listen)
+            .with_tokenizer(self.tokenizer.clone());
+        block_on(async {
+            let work = async {
+                let mut reader = join_after_former(&reporter, || Reader::join(options.clone())).await?;
+                let written = reader.generate(prompt, tokens, sampling, &reporter, show).await;
+                reader.leave().await;
+                written
+            };
+            tokio::select! {
+                () = stop.requested() => Err(Failure::interrupted("stopped before the text was complete")),
+                written = work => Ok(written?),
+            }
+        })
+    }
+}
+
 fn open(arguments: &Arguments) -> Result<TextModel, Failure> {
-    let Arguments { from, reading, .. } = arguments;
+    let (from, reading) = (Path::new(&arguments.from), &arguments.reading);
     if reading.run.is_none() && HuggingFace::is_at(from) {
         return Ok(TextModel::of_folder(from)?);
     }

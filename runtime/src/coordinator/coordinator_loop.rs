@@ -57,6 +57,7 @@ struct Counts {
     standby: usize,
     feeders: usize,
     keepers: usize,
+    readers: usize,
 }
 
 /// An action that may be done once the facts before it are durable.
@@ -213,12 +214,14 @@ impl<'a> CoordinatorLoop<'a> {
             standby: count(MemberState::Standby),
             feeders: count(MemberState::Feeding),
             keepers: table.members.iter().filter(|member| is_keeper(member.state)).count(),
+            readers: count(MemberState::Reading),
         };
         // A table may say other things than who is there: people have read this line.
         if self.told.as_ref() != Some(&counts) {
-            let Counts { serving, standby, feeders, keepers } = counts.clone();
+            let Counts { serving, standby, feeders, keepers, readers } = counts.clone();
             let version = table.version;
-            self.reporter.tell(&report::Event::Members { version, serving, standby, feeders, keepers });
+            let members = report::Event::Members { version, serving, standby, feeders, keepers, readers };
+            self.reporter.tell(&members);
             self.told = Some(counts);
         }
     }

@@ -58,6 +58,9 @@ impl Service {
                 data_paths: self.published.data_paths.clone(),
                 tokenizer_path: self.published.tokenizer_path.clone(),
             }),
+            MemberState::Reading => Placement::Reader(v1::ReaderPlacement {
+                tokenizer_path: self.published.tokenizer_path.clone(),
+            }),
             MemberState::Keeping(_) => Placement::Keeper(v1::KeeperPlacement {
                 tokenizer_path: self.published.tokenizer_path.clone(),
             }),

@@ -1,6 +1,6 @@
 //! The end of the stream: final norm, logits, cross-entropy.
 
-use swarmline_kernels::{Backend, HeadGradients, Result, Write};
+use swarmline_kernels::{Backend, HeadGradients, LinearShape, Result, Write};
 
 use crate::model::layout::Head;
 use crate::model::pass::Pass;
@@ -40,6 +40,25 @@ pub(super) fn forward<B: Backend>(
     backend.head(losses, gradients, logits, normed, w, targets, sizes.head())?;
     backend.download(&mut scratch.host_losses, losses)?;
     Ok(scratch.host_losses.iter().map(|&loss| f64::from(loss)).sum())
+}
+
+/// The logits of the token at `row`, `[V]`. The norm is taken of all rows, and the product of this one.
+pub(super) fn logits<B: Backend>(pass: &mut Pass<'_, B>, head: Head, row: usize) -> Result<Vec<f32>> {
+    let Pass { backend, params, scratch, sizes, .. } = pass;
+    let scratch = &mut **scratch;
+    let (rows, width) = (sizes.rows, sizes.model.hidden_size);
+    let gain = &params[head.norm].weight;
+    let (normed, rstd) = (&mut scratch.normed, &mut scratch.head_rstd);
+    backend.rmsnorm(normed, rstd, &scratch.stream, gain, rows, width, sizes.model.rms_norm_eps)?;
+    let mut host = vec![0.0; (row + 1) * width];
+    backend.download(&mut host, normed)?;
+    let shape = LinearShape { rows: 1, ..sizes.head() };
+    let (mut x, mut y) = (backend.zeros(shape.inputs)?, backend.zeros(shape.outputs)?);
+    backend.upload(&mut x, &host[row * width..])?;
+    backend.linear(&mut y, &x, &params[head.head].weight, shape, Write::Set)?;
+    let mut logits = vec![0.0; shape.outputs];
+    backend.download(&mut logits, &y)?;
+    Ok(logits)
 }
 
 /// `scratch.gradient[N,d] =` the gradient of the stream, from the gradient that [`forward`] left; the norm's gain `+=`.

@@ -308,6 +308,30 @@ impl<B: Backend> Shard<B> {
         Ok(self.loss(&ids, tokens, Purpose::Evaluate)?.0)
     }
 
+    /// Logits of the shard with the head behind the token at `position` of the first sequence, `[V]`.
+    ///
+    /// # Errors
+    /// [`ShardError::Code`] if `code` is wrong; [`ShardError::NonFiniteLoss`] if a logit is not finite.
+    ///
+    /// # Panics
+    /// If the shard does not have the head, or a sequence has no such position.
+    pub fn predict(
+        &mut self,
+        microbatch: MicrobatchId,
+        tokens: &Tokens,
+        code: &[u8],
+        position: usize,
+    ) -> Result<Vec<f32>, ShardError> {
+        assert!(position < self.sizes.model.max_position_embeddings, "{position} is in a sequence");
+        let ids = self.ids(tokens.inputs())?;
+        self.receive(microbatch, &ids, code)?;
+        self.forward_in_workspace(&ids)?;
+        let (mut pass, _, head) = self.split();
+        let Some(head) = head else { panic!("only a shard with the head has logits") };
+        let logits = head::logits(&mut pass, head, position)?;
+        if logits.iter().all(|logit| logit.is_finite()) { Ok(logits) } else { Err(ShardError::NonFiniteLoss) }
+    }
+
     // ---- shape ----------------------------------------------------------------------------------------------
 
     /// Whether the shard starts with the embedding.

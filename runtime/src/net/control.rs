@@ -146,6 +146,11 @@ pub enum Placement {
         /// The tokenizer file, unless bytes are tokens.
         tokenizer: Option<PathBuf>,
     },
+    /// Have replicas predict; the path comes from the coordinator's run file.
+    Reader {
+        /// The tokenizer file, unless bytes are tokens.
+        tokenizer: Option<PathBuf>,
+    },
     /// Keep checkpoints of the run; the path comes from the coordinator's run file.
     Keeper {
         /// The tokenizer file, unless bytes are tokens.
@@ -516,6 +521,9 @@ fn read_join(coordinator: PeerId, reply: v1::JoinResponse) -> Result<Joined, Con
         },
         Some(v1::join_response::Placement::Keeper(keeper)) => {
             Placement::Keeper { tokenizer: file(keeper.tokenizer_path) }
+        }
+        Some(v1::join_response::Placement::Reader(reader)) => {
+            Placement::Reader { tokenizer: file(reader.tokenizer_path) }
         }
         None => return Err(ControlError::Reply("it names no place".to_owned())),
     };

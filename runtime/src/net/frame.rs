@@ -8,6 +8,7 @@ use std::fmt;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message as _;
 use swarmline_proto::v1;
+use swarmline_scheduler::prediction::PredictionMessage;
 use swarmline_scheduler::transfer::{ChunkHash, ChunkSketch, Manifest, SKETCH_NUMBERS, TransferMessage};
 use swarmline_scheduler::{Envelope, Message};
 
@@ -44,13 +45,16 @@ pub struct FrameLimits {
     pub ids_bytes_max: usize,
     /// A packed activation or gradient.
     pub activation_bytes_max: usize,
+    /// The logits behind one token.
+    pub logits_bytes_max: usize,
 }
 
 impl FrameLimits {
     /// The longest frame of a microbatch, bytes.
     #[must_use]
     pub fn frame_bytes_max(&self) -> usize {
-        [self.header_bytes_max, self.ids_bytes_max, self.activation_bytes_max]
+        let payload_bytes_max = self.activation_bytes_max.max(self.logits_bytes_max);
+        [self.header_bytes_max, self.ids_bytes_max, payload_bytes_max]
             .into_iter()
             .fold(PREAMBLE_BYTES, usize::saturating_add)
     }
@@ -67,6 +71,8 @@ pub enum Part {
     Ids,
     /// The packed activation or gradient.
     Activation,
+    /// A packed activation, or logits.
+    Prediction,
     /// A contribution or mean of an averaging round.
     Numbers,
     /// A chunk of a state.
@@ -86,6 +92,7 @@ impl fmt::Display for Part {
             Self::Header => "header",
             Self::Ids => "token ids",
             Self::Activation => "activation or gradient",
+            Self::Prediction => "activation or logits",
             Self::Numbers => "contribution or mean",
             Self::Chunk => "chunk",
             Self::Hashes => "digests",
@@ -329,10 +336,17 @@ struct Allowed {
 
 impl Allowed {
     fn of(message: &Message, limits: &FrameLimits) -> Self {
-        let ids_bytes = if matches!(message, Message::Forward { .. }) { limits.ids_bytes_max } else { 0 };
+        let has_ids =
+            matches!(message, Message::Forward { .. } | Message::Prediction(PredictionMessage::Request(_)));
+        let ids_bytes = if has_ids { limits.ids_bytes_max } else { 0 };
         let (part, payload_bytes) = match message {
-            Message::Forward { .. } | Message::Backward { .. } => {
+            Message::Forward { .. }
+            | Message::Backward { .. }
+            | Message::Prediction(PredictionMessage::Request(_)) => {
                 (Part::Activation, limits.activation_bytes_max)
+            }
+            Message::Prediction(PredictionMessage::Reply(_)) => {
+                (Part::Prediction, limits.activation_bytes_max.max(limits.logits_bytes_max))
             }
             Message::Averaging(message) if message.content.has_payload() => {
                 (Part::Numbers, run_limits::AVERAGING_PART_BYTES_MAX)

@@ -5,6 +5,7 @@
 mod averaging;
 mod membership;
 mod message;
+mod prediction;
 mod progress;
 mod ranges;
 mod recovery;
@@ -61,6 +62,7 @@ pub fn encode_role(role: Role) -> (i32, Option<u32>) {
         Role::Successor => (v1::Role::Successor.into(), None),
         Role::Replica => (v1::Role::Replica.into(), None),
         Role::Keeper(stage) => (v1::Role::Keeper.into(), stage.map(|stage| stage.0.into())),
+        Role::Reader => (v1::Role::Reader.into(), None),
     }
 }
 
@@ -74,6 +76,7 @@ pub fn decode_role(role: i32, keeps: Option<u32>) -> Result<Role, WireError> {
         Ok(v1::Role::Successor) => Ok(Role::Successor),
         Ok(v1::Role::Replica) => Ok(Role::Replica),
         Ok(v1::Role::Keeper) => Ok(Role::Keeper(keeps.map(decode_stage).transpose()?)),
+        Ok(v1::Role::Reader) => Ok(Role::Reader),
         Ok(v1::Role::Unspecified) | Err(_) => Err(out_of_range("role", role, "a known role")),
     }
 }

@@ -40,6 +40,14 @@ fn wrong_token_ids_are_errors() {
 }
 
 #[test]
+fn a_text_is_the_first_sequence_and_a_longer_one_is_an_error() {
+    let codec = TokenCodec::new(&with_vocab(11));
+    let tokens = codec.decode(&codec.encode_text(&[3, 1, 4]).unwrap()).unwrap();
+    assert_eq!(tokens.inputs(), [3, 1, 4, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(codec.encode_text(&[1; 6]), Err(TokenError::Count { expected: 5, found: 6 }));
+}
+
+#[test]
 fn a_resent_tensor_has_the_same_bytes_and_every_tensor_its_own_rounding() {
     let run = tiny(Kind::Subspace, Packing::Q4);
     let (codec, other_cut) = (Codec::in_front_of(&run, 2), Codec::in_front_of(&run, 3));

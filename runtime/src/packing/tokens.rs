@@ -79,6 +79,26 @@ impl TokenCodec {
         self.sequences * (self.context + 1)
     }
 
+    /// Tokens of a sequence.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Packs a text of at most `T` tokens as the first sequence of a microbatch. What follows it is padding, which no token
+    /// of the text sees.
+    ///
+    /// # Errors
+    /// If the text is longer, or an id does not fit the run.
+    pub fn encode_text(&self, text: &[u32]) -> Result<Vec<u8>, TokenError> {
+        if text.len() > self.context {
+            return Err(TokenError::Count { expected: self.context, found: text.len() });
+        }
+        let mut ids = text.to_vec();
+        ids.resize(self.ids(), 0);
+        self.encode(&ids)
+    }
+
     /// Bytes of one id.
     #[must_use]
     pub fn id_bytes(&self) -> usize {

@@ -108,6 +108,7 @@ fn frame_limits(run: &Run) -> FrameLimits {
         header_bytes_max: HEADER_BYTES + HOP_BYTES * (run.pipeline.stages + 1),
         ids_bytes_max: TokenCodec::new(run).byte_len(),
         activation_bytes_max: cuts.max().unwrap_or(0),
+        logits_bytes_max: run.model.vocab_size * size_of::<f32>(),
     }
 }
 

@@ -220,7 +220,7 @@ impl Registered {
                 let awaited = self.table.table().rest().awaited.iter().map(|stage| stage.0).collect();
                 reporter.tell(&Event::Standby { stages: self.run.pipeline.stages, awaited });
             }
-            Placement::Feeder { .. } | Placement::Keeper { .. } => {
+            Placement::Feeder { .. } | Placement::Keeper { .. } | Placement::Reader { .. } => {
                 let fault = "it does not take this process for a replica".to_owned();
                 return Err(ControlError::Reply(fault).into());
             }

@@ -151,6 +151,7 @@ impl Serving {
                 event = self.handles.executor.event() => match event? {
                     ExecutorEvent::Completed(reply) => self.handle(Event::Completed(reply), reporter),
                     ExecutorEvent::Averaged(reply) => self.handle(Event::Averaged(reply), reporter),
+                    ExecutorEvent::Predicted(reply) => self.handle(Event::Predicted(reply), reporter),
                 },
                 reply = self.reductions.next() => self.handle(Event::Averaged(reply), reporter),
                 event = self.copies.next() => self.handle(event?, reporter),
@@ -289,6 +290,7 @@ impl Serving {
                 self.handles.executor.submit(job, clock)?;
             }
             Action::Average(job) => self.average(job)?,
+            Action::Predict(job) => self.handles.executor.predict(job)?,
             Action::Send { to, envelope } => return Ok(self.send(to, envelope)),
             Action::SendChunk { to, state, chunk, offset, bytes } => {
                 return Ok(self.send_chunk(to, (state, chunk), (offset, bytes)));

@@ -40,6 +40,9 @@ pub enum Event {
         /// Number of keepers.
         #[serde(default)]
         keepers: usize,
+        /// Number of readers.
+        #[serde(default)]
+        readers: usize,
     },
     /// A process has a key.
     Key {

@@ -214,6 +214,13 @@ pub enum Incident {
         /// Seconds after which this process ends.
         seconds: u64,
     },
+    /// A reader asks another replica in place of this one, which is gone, does not reply or cannot compute.
+    ReplicaReplaced {
+        /// The replica.
+        peer: String,
+        /// Its stage, from 0.
+        stage: u16,
+    },
     /// The coordinator does not reply.
     CoordinatorSilent {
         /// Seconds after which this process ends, with its state kept.
@@ -348,6 +355,12 @@ impl fmt::Display for Incident {
             }
             Self::KeyInUse { reason, seconds } => {
                 write!(f, "{reason}; should it have just died, this process joins within {seconds} s")
+            }
+            Self::ReplicaReplaced { peer, stage } => {
+                write!(
+                    f,
+                    "replica {peer} of stage {stage} does not predict the next token; another one is asked"
+                )
             }
             Self::CoordinatorSilent { patience } => write!(
                 f,

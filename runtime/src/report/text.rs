@@ -24,12 +24,15 @@ impl fmt::Display for Event {
                 "the run is finished: {done} microbatches done, {members} members still to be told; to begin another, name \
                  a folder for it with --state DIR"
             ),
-            Self::Members { version, serving, standby, feeders, keepers } => {
+            Self::Members { version, serving, standby, feeders, keepers, readers } => {
                 write!(
                     f,
                     "members v{version}: serving per stage {serving:?}, {standby} standby, {feeders} feeding"
                 )?;
-                if *keepers > 0 { write!(f, ", {keepers} keeping") } else { Ok(()) }
+                if *keepers > 0 {
+                    write!(f, ", {keepers} keeping")?;
+                }
+                if *readers > 0 { write!(f, ", {readers} reading") } else { Ok(()) }
             }
             Self::Key { key, file, is_new } => own_key(f, key, file.as_deref(), *is_new),
             Self::Computing { device, profile } => write!(f, "computing on {device}, profile {profile}"),

@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use swarmline_kernels::Backend;
 use swarmline_scheduler::averaging::{FragmentSize, Job as AveragingJob, Reply as AveragingReply};
+use swarmline_scheduler::prediction::{Pass, PredictionJob};
 use swarmline_scheduler::stage::{Evaluation, Job, JobOutcome, JobReply};
-use swarmline_scheduler::{Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
+use swarmline_scheduler::{Block, Loss, MicrobatchId, Refusal, StageIndex, WeightVersion};
 
-use super::executor::{Compute, Origin, Statistics};
+use super::executor::{Compute, Origin, Predicted, Statistics};
 use crate::atomic_file;
 use crate::averaging::Averager;
 use crate::config::{Run, limits};
@@ -93,6 +94,14 @@ pub enum EngineError {
     /// The engine holds ungranted gradients of at most one microbatch.
     #[error("the gradients of {0} wait for their grant; no others are computed meanwhile")]
     GradientsWait(MicrobatchId),
+    /// A reader asks for a token behind the end of a sequence.
+    #[error("position {position} in sequences of {context} tokens")]
+    NoSuchPosition {
+        /// The position, from 0.
+        position: usize,
+        /// Tokens of a sequence.
+        context: usize,
+    },
     /// A grant names gradients that are not here.
     #[error("no gradients of {0} wait for a grant")]
     NothingWaits(MicrobatchId),
@@ -219,6 +228,24 @@ impl<B: Backend> Engine<B> {
         }
         let activation = self.shard.evaluate(id, &tokens, activation)?;
         Ok(Evaluation::Activation { version: self.optimizer.version(), activation })
+    }
+
+    /// The pass of a reader: the packed activation for the next stage, or the logits of the last one as bytes.
+    ///
+    /// # Errors
+    /// If the input does not fit the run or a number is not finite.
+    pub fn predict(&mut self, pass: Pass, ids: &[u8], activation: &[u8]) -> Result<Vec<u8>, EngineError> {
+        let tokens = self.tokens.decode(ids)?;
+        let id = MicrobatchId::evaluation(Block(Block::COUNT - 1), pass.number);
+        if !self.shard.has_head() {
+            return Ok(self.shard.evaluate(id, &tokens, activation)?);
+        }
+        let (position, context) = (pass.position as usize, self.tokens.context());
+        if position >= context {
+            return Err(EngineError::NoSuchPosition { position, context });
+        }
+        let logits = self.shard.predict(id, &tokens, activation, position)?;
+        Ok(logits.iter().flat_map(|logit| logit.to_le_bytes()).collect())
     }
 
     /// Drops the stash of a microbatch whose gradient will not come.
@@ -426,6 +453,13 @@ impl<B: Backend> Compute for Engine<B> {
         Ok(Some(JobReply { microbatch, outcome }))
     }
 
+    fn predict(&mut self, job: PredictionJob<Bytes>) -> Result<Predicted, Error> {
+        match Self::predict(self, job.pass, &job.ids, &job.activation) {
+            Ok(computed) => Ok(Ok(computed.into())),
+            Err(error) => Ok(Err(error.refusal()?.to_string())),
+        }
+    }
+
     fn set_clock(&mut self, microbatches: u64) {
         self.optimizer.set_step_of_run((microbatches / self.microbatches_per_step).saturating_add(1));
     }
@@ -487,7 +521,7 @@ impl EngineError {
             Self::GradientsWait(_) => Refusal::Busy,
             Self::Shard(ShardError::Full { .. }) => Refusal::Busy,
             Self::Shard(ShardError::Device(error)) => return Err(error),
-            error @ (Self::Tokens(_) | Self::Shard(ShardError::Code(_))) => {
+            error @ (Self::Tokens(_) | Self::NoSuchPosition { .. } | Self::Shard(ShardError::Code(_))) => {
                 Refusal::Malformed(error.to_string())
             }
         })

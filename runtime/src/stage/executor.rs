@@ -12,6 +12,7 @@ use swarmline_scheduler::WeightVersion;
 use swarmline_scheduler::averaging::{
     APPLYING_MAX, FragmentSize, Job as AveragingJob, Reply as AveragingReply,
 };
+use swarmline_scheduler::prediction::PredictionJob;
 use swarmline_scheduler::stage::{Job, JobReply};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,6 +24,8 @@ use crate::error::Error;
 pub(crate) trait Compute {
     /// Does a job; `None` for jobs without a reply. An error means that the device failed, and ends the thread.
     fn run(&mut self, job: Job<Bytes>) -> Result<Option<JobReply<Bytes>>, Error>;
+    /// Computes the pass of a reader, or says why it cannot. An error means that the device failed.
+    fn predict(&mut self, job: PredictionJob<Bytes>) -> Result<Predicted, Error>;
     /// Sets the clock of the run that the learning rate follows: the number of microbatches before that of the next job.
     fn set_clock(&mut self, microbatches: u64);
     /// Does a job of an averaging round, likewise.
@@ -40,6 +43,9 @@ pub(crate) trait Compute {
     /// The last call: writes the parameter log, and the weights to `save`, if any.
     fn finish(&mut self, save: Option<&Path>) -> Result<(), Error>;
 }
+
+/// What a pass of a reader has led to: activation or logits, or the fault for the reader.
+pub(crate) type Predicted = Result<Bytes, String>;
 
 /// Counters of the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -63,6 +69,8 @@ pub(crate) enum ExecutorEvent {
     Completed(JobReply<Bytes>),
     /// Reply to a job of an averaging round.
     Averaged(AveragingReply<Bytes>),
+    /// Reply to the pass of a reader.
+    Predicted(Predicted),
 }
 
 #[derive(Debug)]
@@ -70,6 +78,7 @@ enum Task {
     /// A job, and the clock of the run at its microbatch.
     Job(Job<Bytes>, Option<u64>),
     Average(AveragingJob<Bytes>),
+    Predict(PredictionJob<Bytes>),
     Export(oneshot::Sender<Result<Exported, Error>>),
     Import((Bytes, WeightVersion, Origin), oneshot::Sender<Result<(), Error>>),
     Finish(Option<PathBuf>, oneshot::Sender<Result<(), Error>>),
@@ -81,6 +90,7 @@ pub(crate) struct Executor {
     tasks: mpsc::Sender<Task>,
     completed: mpsc::Receiver<JobReply<Bytes>>,
     averaged: mpsc::Receiver<AveragingReply<Bytes>>,
+    predicted: mpsc::Receiver<Predicted>,
     statistics: watch::Receiver<Statistics>,
     fault: Fault,
     fragment_size: FragmentSize,
@@ -101,8 +111,8 @@ impl Fault {
     }
 }
 
-/// Limit of the requests in the channel besides jobs: export, import, finish.
-const REQUESTS_MAX: usize = 3;
+/// Limit of the requests in the channel besides jobs: export, import, finish, the pass of a reader.
+const REQUESTS_MAX: usize = 4;
 /// Bytes of a state that are copied between two jobs while a joiner waits for the state: some milliseconds.
 const EXPORT_SLICE_BYTES: usize = 8 << 20;
 /// Limit of the averaging jobs in the channel: means, the end of a round and the begin of the next.
@@ -118,6 +128,7 @@ impl Executor {
         let (tasks, mut task_queue) = mpsc::channel(jobs_max + AVERAGING_JOBS_MAX + REQUESTS_MAX);
         let (completed_sender, completed) = mpsc::channel(jobs_max);
         let (averaged_sender, averaged) = mpsc::channel(AVERAGING_JOBS_MAX);
+        let (predicted_sender, predicted) = mpsc::channel(1);
         let (publish, statistics) = watch::channel(Statistics::default());
         let (built, ready) = oneshot::channel();
         let fault = Fault::default();
@@ -127,7 +138,11 @@ impl Executor {
             .spawn(move || match build() {
                 Ok(compute) => {
                     let _ = built.send(Ok(compute.fragment_size()));
-                    let replies = Replies { completed: completed_sender, averaged: averaged_sender };
+                    let replies = Replies {
+                        completed: completed_sender,
+                        averaged: averaged_sender,
+                        predicted: predicted_sender,
+                    };
                     // The fault is noted before the channels close.
                     let _ = work(compute, &mut task_queue, &replies, &publish)
                         .map_err(|error| thread_fault.note(error));
@@ -138,7 +153,7 @@ impl Executor {
             })
             .map_err(|error| Error::Thread { error })?;
         let fragment_size = ready.await.map_err(|_| Error::ExecutorGone)??;
-        Ok(Self { tasks, completed, averaged, statistics, fault, fragment_size })
+        Ok(Self { tasks, completed, averaged, predicted, statistics, fault, fragment_size })
     }
 
     /// Queues a job, at a clock of the run if the schedule follows that one. The channel has room for every job that the
@@ -152,6 +167,7 @@ impl Executor {
         tokio::select! {
             Some(reply) = self.completed.recv() => Ok(ExecutorEvent::Completed(reply)),
             Some(reply) = self.averaged.recv() => Ok(ExecutorEvent::Averaged(reply)),
+            Some(reply) = self.predicted.recv() => Ok(ExecutorEvent::Predicted(reply)),
             else => Err(self.fault.take()),
         }
     }
@@ -164,6 +180,11 @@ impl Executor {
     /// Queues a job of an averaging round. The channel has room for every job that may be outstanding.
     pub(crate) fn average(&self, job: AveragingJob<Bytes>) -> Result<(), Error> {
         self.tasks.try_send(Task::Average(job)).map_err(|_| self.fault.take())
+    }
+
+    /// Queues the pass of a reader. At most one is outstanding.
+    pub(crate) fn predict(&self, job: PredictionJob<Bytes>) -> Result<(), Error> {
+        self.tasks.try_send(Task::Predict(job)).map_err(|_| self.fault.take())
     }
 
     /// A copy of the whole state as it is between two jobs. It is made a slice at a time, so that no job waits long; of
@@ -218,6 +239,7 @@ pub(crate) enum Origin {
 struct Replies {
     completed: mpsc::Sender<JobReply<Bytes>>,
     averaged: mpsc::Sender<AveragingReply<Bytes>>,
+    predicted: mpsc::Sender<Predicted>,
 }
 
 /// The caller that waits for a copy of the state.
@@ -279,6 +301,10 @@ fn perform(
         Task::Average(job) => {
             let reply = compute.average(job)?;
             return Ok(reply.is_none_or(|reply| replies.averaged.blocking_send(reply).is_ok()));
+        }
+        Task::Predict(job) => {
+            let reply = compute.predict(job)?;
+            return Ok(replies.predicted.blocking_send(reply).is_ok());
         }
         Task::Export(reply) => {
             compute.begin_export();

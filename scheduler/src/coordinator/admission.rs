@@ -29,6 +29,7 @@ impl Coordinator {
         let state = match role {
             Role::Feeder | Role::Successor => MemberState::Feeding,
             Role::Keeper(kept) => MemberState::Keeping(kept),
+            Role::Reader => MemberState::Reading,
             Role::Replica => self.place(previous, holds).map_or(MemberState::Standby, MemberState::Loading),
         };
         self.await_holder(now, from.peer, holds);
@@ -53,7 +54,8 @@ impl Coordinator {
         match request.role {
             Role::Feeder | Role::Successor => self.check_may_feed(key)?,
             Role::Keeper(kept) => self.keepers.admit(&self.config, key, kept)?,
-            Role::Replica => {}
+            // A reader sees no parameter: each member may read.
+            Role::Replica | Role::Reader => {}
         }
         match self.members.of_peer(key) {
             Some(entry) if entry.is(request) => {
@@ -93,8 +95,9 @@ impl Coordinator {
             return Err(JoinRefusal::Full { limit: self.config.members_max });
         }
         let Instance { peer: key, incarnation } = request.from;
-        // A feeder goes on with its own ids. If a successor has them, the table says so. A keeper has nothing to lose.
-        let may_return = matches!(request.role, Role::Feeder | Role::Keeper(_));
+        // A feeder goes on with its own ids. If a successor has them, the table says so. Keepers and readers have nothing
+        // to lose.
+        let may_return = matches!(request.role, Role::Feeder | Role::Keeper(_) | Role::Reader);
         match self.former.latest(key) {
             Some(known) if incarnation < known || incarnation == known && !may_return => {
                 Err(JoinRefusal::Former { key, known })

@@ -502,6 +502,15 @@ fn feeders_get_ids_of_their_own_and_no_more_than_the_run_has() {
 }
 
 #[test]
+fn a_reader_takes_no_place_gets_no_ids_and_holds_up_no_end() {
+    let mut run = Harness::running();
+    assert_eq!(run.join(key(5), 1, Role::Reader), Reply::Joined(MemberState::Reading));
+    assert_eq!(run.lease(key(5), 4), Reply::LeaseRefused(LeaseRefusal::NotAFeeder));
+    run.feed();
+    assert_eq!((run.finished, run.coordinator.state()), (1, RunState::Finished));
+}
+
+#[test]
 fn only_a_feeder_can_end_a_run() {
     let mut harness = Harness::running();
     harness.lease(FEEDER, 10);

@@ -1,5 +1,6 @@
 //! Events and actions of a replica.
 
+use crate::prediction::PredictionJob;
 use crate::stage::{Job, JobReply};
 use crate::transfer::{
     ChunkSketch, DownloadNote, DownloadReason, Manifest, SketchSeed, StateId, UploadNote, UploadReason,
@@ -24,6 +25,8 @@ pub enum Event<P> {
     },
     /// The executor replied to a job of a microbatch.
     Completed(JobReply<P>),
+    /// The reply to [`Action::Predict`]: the next activation or logits, or the fault.
+    Predicted(Result<P, String>),
     /// A job of an averaging round is done.
     Averaged(averaging::Reply<P>),
     /// The reply to [`Action::Export`].
@@ -87,6 +90,8 @@ pub enum Confirmation {
 pub enum Action<P> {
     /// Give the job to the executor, in order.
     Execute(Job<P>),
+    /// Compute the pass of a reader, between two jobs. Reply: [`Event::Predicted`]. At most one waits.
+    Predict(PredictionJob<P>),
     /// Do the job of an averaging round: `Reduce` anywhere, the others by the executor, in order with its jobs.
     Average(averaging::Job<P>),
     /// Send the message.

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use swarmline_scheduler::averaging::{
     AveragingMessage, Content, GroupId, MeanId, MemberSet, PartIndex, Round,
 };
+use swarmline_scheduler::prediction::{Decline, Pass};
 use swarmline_scheduler::recovery_report::{Item, Possession, RecoveryReport};
 use swarmline_scheduler::transfer::{DeclineReason, SketchSeed, StateId};
 use swarmline_scheduler::{
@@ -14,8 +15,12 @@ use swarmline_scheduler::{
 
 use super::*;
 
-const LIMITS: FrameLimits =
-    FrameLimits { header_bytes_max: 2048, ids_bytes_max: 64, activation_bytes_max: 256 };
+const LIMITS: FrameLimits = FrameLimits {
+    header_bytes_max: 2048,
+    ids_bytes_max: 64,
+    activation_bytes_max: 256,
+    logits_bytes_max: 1024,
+};
 
 fn hop(stage: Option<u16>) -> Hop {
     let instance = Instance::new(PeerId([3; 32]), Incarnation(u64::MAX));
@@ -175,6 +180,21 @@ fn between_replicas() -> Vec<Envelope<Bytes>> {
     let transfers = transfers.map(|message| Envelope::from(Message::Transfer(message)));
     let mut all: Vec<_> = contents.into_iter().map(averaging).chain(transfers).collect();
     all.push(Envelope::with_payload(chunk, numbers()));
+    all.extend(predictions());
+    all
+}
+
+/// Messages between a reader and a replica.
+fn predictions() -> Vec<Envelope<Bytes>> {
+    let pass = Pass { number: 1 << 50, stage: StageIndex(3), position: 31 };
+    let request = Message::Prediction(PredictionMessage::Request(pass));
+    let reply = Message::Prediction(PredictionMessage::Reply(pass));
+    let declined = [Decline::Busy, Decline::NotAReader, Decline::Failed("a number is not finite".to_owned())];
+    let declined =
+        declined.map(|reason| Message::Prediction(PredictionMessage::Declined { pass, reason }).into());
+    let mut all = Vec::from(declined);
+    all.push(Envelope { message: request, ids: vec![1; 64].into(), payload: vec![2; 256].into() });
+    all.push(Envelope::with_payload(reply, vec![3; 1024].into()));
     all
 }
 
@@ -234,6 +254,11 @@ fn every_message_has_limits_of_its_own() {
     let offer = v1::StateOffer { bytes: 1, chunk_bytes: 1, ..Default::default() };
     check(v1::frame::Message::StateOffer(offer), longer, Part::Hashes);
     check(v1::frame::Message::Sketch(v1::Sketch::default()), longer, Part::Sketch);
+    let pass = Some(v1::PredictionPass::default());
+    let reply = v1::PredictionReply { pass };
+    check(v1::frame::Message::PredictionReply(reply), 1025, Part::Prediction);
+    let request = v1::PredictionRequest { pass };
+    check(v1::frame::Message::PredictionRequest(request), 257, Part::Activation);
     let ids = decoded(announcing(v1::frame::Message::Accept(v1::Accept { at, contributors: 3 }), 1, 0))
         .unwrap_err();
     assert_eq!(ids, FrameError::TooLong { part: Part::Ids, announced: 1, allowed: 0 });

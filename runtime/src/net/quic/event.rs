@@ -93,5 +93,6 @@ fn describe(message: &Message) -> String {
             format!("averaging {}.{}.{}", message.group.round.0, message.part.0, message.attempt.0)
         }
         Message::Transfer(_) => "transfer".to_owned(),
+        Message::Prediction(_) => "prediction".to_owned(),
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use swarmline_scheduler::prediction::PredictionMessage;
 use swarmline_scheduler::transfer::TransferMessage;
 use swarmline_scheduler::{Attempt, Message, MicrobatchId};
 
@@ -31,6 +32,7 @@ impl Lane {
     pub(super) fn of(message: &Message) -> Self {
         match message {
             Message::Forward { .. } | Message::Backward { .. } => Self::Bulk,
+            Message::Prediction(PredictionMessage::Request(_) | PredictionMessage::Reply(_)) => Self::Bulk,
             Message::Averaging(message) if message.content.has_payload() => Self::Bulk,
             Message::Transfer(
                 TransferMessage::Offer { .. }

@@ -18,8 +18,12 @@ use crate::net::tls::Pin;
 
 /// Limit of each step of a test.
 const PATIENCE: Duration = Duration::from_secs(20);
-const LIMITS: FrameLimits =
-    FrameLimits { header_bytes_max: 2048, ids_bytes_max: 4096, activation_bytes_max: 64 << 10 };
+const LIMITS: FrameLimits = FrameLimits {
+    header_bytes_max: 2048,
+    ids_bytes_max: 4096,
+    activation_bytes_max: 64 << 10,
+    logits_bytes_max: 1024,
+};
 const SETTINGS: Settings =
     Settings { limits: LIMITS, window: 64, congestion: Congestion::Bbr, connections_max: CONNECTIONS_MAX };
 const RUN: ManifestDigest = ManifestDigest([7; 32]);

@@ -69,6 +69,7 @@ pub fn encode_member(member: &Member) -> v1::Member {
         MemberState::Standby => (v1::MemberState::Standby, None),
         MemberState::Feeding => (v1::MemberState::Feeding, None),
         MemberState::Keeping(stage) => (v1::MemberState::Keeping, stage),
+        MemberState::Reading => (v1::MemberState::Reading, None),
     };
     v1::Member {
         peer: member.instance.peer.0.to_vec(),
@@ -95,6 +96,7 @@ fn decode_state(state: i32, stage: Option<u32>) -> Result<MemberState, WireError
         (Ok(v1::MemberState::Standby), None) => Ok(MemberState::Standby),
         (Ok(v1::MemberState::Feeding), None) => Ok(MemberState::Feeding),
         (Ok(v1::MemberState::Keeping), stage) => Ok(MemberState::Keeping(stage)),
+        (Ok(v1::MemberState::Reading), None) => Ok(MemberState::Reading),
         _ => Err(out_of_range("member state", state, "a known state that fits the stage beside it")),
     }
 }

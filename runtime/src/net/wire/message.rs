@@ -11,7 +11,7 @@ use swarmline_scheduler::{
 use super::ranges::{decode_ranges, encode_range};
 use super::{
     WireError, averaging, check_count, decode_hop, decode_hops, decode_peer, decode_stage, encode_hop,
-    encode_loss, out_of_range, recovery, require_hop, require_loss, single_line, transfer,
+    encode_loss, out_of_range, prediction, recovery, require_hop, require_loss, single_line, transfer,
 };
 
 /// A message as part of the header of a frame.
@@ -104,6 +104,7 @@ pub(in crate::net) fn encode_message(message: &Message) -> Wire {
         Message::RecoveryReport(report) => Wire::RecoveryReport(recovery::encode(report)),
         Message::Averaging(message) => averaging::encode(message),
         Message::Transfer(message) => transfer::encode(message),
+        Message::Prediction(message) => prediction::encode(message),
     }
 }
 
@@ -179,6 +180,9 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         | Wire::Chunk(_)
         | Wire::StateDeclined(_)
         | Wire::StateDone(_) => Message::Transfer(transfer::decode(&message)?),
+        Wire::PredictionRequest(_) | Wire::PredictionReply(_) | Wire::PredictionDeclined(_) => {
+            Message::Prediction(prediction::decode(&message)?)
+        }
     })
 }
 

@@ -182,3 +182,28 @@ fn the_schedule_makes_a_step_when_every_configured_replica_could_have_made_one()
     assert_eq!([0, 3].map(|microbatches| weights_at(Some(microbatches))), [first_step; 2]);
     assert_ne!(weights_at(Some(4)), first_step);
 }
+
+#[test]
+fn the_logits_of_a_prediction_are_those_that_the_loss_is_made_of() {
+    let mut engine = trained(0..3);
+    let codec = TokenCodec::new(&run());
+    let text: Vec<u32> = (0..=codec.context() as u32).map(|place| (place * 7 + 2) % 11).collect();
+    let ids = codec.encode(&[&text[..], &text].concat()).unwrap();
+    let numbers = engine.shard().input_codec().byte_len() / 8;
+    let sequence: Vec<u8> =
+        (0..numbers).flat_map(|place| (place as f32 * 0.37).sin().to_le_bytes()).collect();
+    let activation = [&sequence[..], &sequence].concat();
+    let evaluated = engine.evaluate(MicrobatchId(1), &ids, &activation, Upstream::Connected).unwrap();
+    let Evaluation::Loss(loss) = evaluated else { panic!("{evaluated:?}") };
+    let pass = |position| Pass { number: 0, stage: LAST, position };
+    let mut sum = 0.0;
+    for (position, &target) in text[1..].iter().enumerate() {
+        let bytes = engine.predict(pass(position as u32), &ids, &activation).unwrap();
+        let logits: Vec<f64> =
+            bytes.as_chunks().0.iter().map(|number| f64::from(f32::from_le_bytes(*number))).collect();
+        sum += logits.iter().map(|logit| logit.exp()).sum::<f64>().ln() - logits[target as usize];
+    }
+    assert!((2.0 * sum - loss.sum).abs() < 1e-4, "twice {sum} is not {}", loss.sum);
+    let beyond = engine.predict(pass(codec.context() as u32), &ids, &activation);
+    assert!(matches!(beyond, Err(EngineError::NoSuchPosition { context: 5, .. })), "{beyond:?}");
+}

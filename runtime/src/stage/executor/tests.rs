@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use swarmline_kernels::Cpu;
 use swarmline_scheduler::averaging::{FragmentSize, PartIndex, Round};
+use swarmline_scheduler::prediction::Pass;
 use swarmline_scheduler::{MicrobatchId, StageIndex, WeightVersion};
 
 use super::*;
@@ -42,6 +43,10 @@ impl Compute for Failing {
         Err(swarmline_kernels::Error::Device("run".to_owned()).into())
     }
 
+    fn predict(&mut self, _: PredictionJob<Bytes>) -> Result<Predicted, Error> {
+        Err(swarmline_kernels::Error::Device("predict".to_owned()).into())
+    }
+
     fn set_clock(&mut self, _: u64) {}
 
     fn average(&mut self, _: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error> {
@@ -73,7 +78,7 @@ impl Compute for Failing {
 
 #[tokio::test]
 async fn a_failing_device_is_heard_of_whatever_the_task() {
-    for which in ["run", "average", "export"] {
+    for which in ["run", "average", "predict", "export"] {
         let mut executor = Executor::start(4, || Ok(Box::new(Failing))).await.unwrap();
         match which {
             "run" => executor.submit(Job::Apply { microbatch: MicrobatchId(1) }, None).unwrap(),
@@ -81,6 +86,11 @@ async fn a_failing_device_is_heard_of_whatever_the_task() {
                 let round = Round(1);
                 let job = AveragingJob::Finish { round, fragment: round.fragment(20), complete: true };
                 executor.average(job).unwrap();
+            }
+            "predict" => {
+                let pass = Pass { number: 0, stage: StageIndex(0), position: 0 };
+                let (ids, activation) = Default::default();
+                executor.predict(PredictionJob { pass, ids, activation }).unwrap();
             }
             _ => assert!(matches!(executor.export_state().await, Err(Error::ExecutorGone))),
         }

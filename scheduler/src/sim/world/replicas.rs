@@ -191,7 +191,8 @@ impl World {
                 MemberState::Serving(_)
                 | MemberState::Standby
                 | MemberState::Feeding
-                | MemberState::Keeping(_) => Directive::Continue,
+                | MemberState::Keeping(_)
+                | MemberState::Reading => Directive::Continue,
             };
             self.at_replica(index, Event::Directive(directive));
         } else if finished {
@@ -301,6 +302,8 @@ impl World {
         match action {
             Action::Execute(job) => self.compute(index, job),
             Action::Average(job) => self.average(index, job),
+            // No reader is a member of this world.
+            Action::Predict(_) => {}
             Action::Send { to, envelope } => self.say(index, to, envelope),
             Action::Export { state } => self.export(index, state),
             Action::SendChunk { to, state, chunk, offset, bytes } => {
