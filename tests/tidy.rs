@@ -41,7 +41,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("process", &["config", "error", "net", "packing", "report"]),
-    ("coordinator", &["atomic_file", "config", "error", "net", "outcome", "process", "report"]),
+    ("coordinator", &["atomic_file", "checkpoint", "config", "error", "net", "outcome", "process", "report"]),
     (
         "feeder",
         &[
@@ -249,7 +249,14 @@ fn no_module_is_a_grab_bag() {
 #[test]
 fn sockets_are_opened_in_few_places_all_of_which_speak_tls() {
     let source = root().join("runtime/src");
-    let tls = ["net/grpc/connect.rs", "net/grpc/incoming.rs", "net/grpc.rs", "net/quic.rs", "coordinator.rs"];
+    let tls = [
+        "net/grpc/connect.rs",
+        "net/grpc/incoming.rs",
+        "net/grpc.rs",
+        "net/quic.rs",
+        "coordinator.rs",
+        "coordinator/opened.rs",
+    ];
     let tests = |path: &Path| path.file_name().is_some_and(|name| name == "tests.rs");
     let files: Vec<_> = rust_files(&source)
         .into_iter()

@@ -5,12 +5,13 @@
 
 mod coordinator_loop;
 mod log;
+mod opened;
 mod options;
+mod resume;
 mod run_folder;
 mod service;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use swarmline_scheduler::coordinator::{Config, Facts, FeedPolicy, Policy};
@@ -32,10 +33,13 @@ use crate::report::{Event, Reporter, Totals};
 
 pub use log::LogError;
 pub use options::CoordinatorOptions;
+pub use resume::Resume;
 pub use run_folder::RunFolder;
 
 use coordinator_loop::{CoordinatorLoop, Signer};
-use log::{Found, Head, Log};
+use log::{Found, Head, Log, NotedOrigin};
+use opened::Opened;
+use resume::{Beginning, Plan};
 use service::Service;
 
 /// Limit of the requests in the channel to the loop; beyond it, callers wait.
@@ -98,6 +102,10 @@ pub struct Coordinator {
     totals: mpsc::Receiver<Totals>,
     log: Option<Log>,
     start: Start,
+    /// The checkpoint that the launch began at.
+    origin: Option<NotedOrigin>,
+    /// What people hear of it.
+    news: Option<Event>,
 }
 
 /// What a start knows of its run.
@@ -105,6 +113,8 @@ pub struct Coordinator {
 enum Start {
     /// The run begins: no peer knows the key.
     First,
+    /// The run goes on from a checkpoint.
+    AtCheckpoint(Box<Beginning>),
     /// Members may know the key, and return the newest table.
     WithKey,
     /// All that was decided.
@@ -119,33 +129,24 @@ impl Coordinator {
     ///
     /// # Errors
     /// If the tokenizer of the run cannot be read, its policy has a malformed key, or the port is taken. If the folder of the
-    /// run has a log that cannot be used, or that of another run or key.
+    /// run has a log that cannot be used, or that of another run or key. If the checkpoint to go on from cannot be used: then
+    /// nothing has changed.
     pub async fn bind(options: CoordinatorOptions) -> Result<Self, Error> {
-        let CoordinatorOptions { run, base, identity, listen, folder, keeper } = options;
-        let given = Manifest::of(&run, &base)?;
-        let (log, found) = match &folder {
-            Some(folder) => Some(Log::open(folder)?).unzip(),
-            None => (None, None),
-        };
-        let found = found.flatten();
-        if let Some((folder, found)) = folder.as_ref().zip(found.as_ref()) {
-            check_same_run(folder, &found.head, &given, identity.peer())?;
-        }
-        // What may change is not for members to know: they go on with the manifest that they have.
-        let manifest =
-            found.as_ref().map_or(Ok(given), |found| Manifest::from_bytes(&found.head.manifest))?;
-        let digest = ManifestDigest(manifest.digest());
-        let mut config = config(&run)?;
+        let given = Manifest::of(&options.run, &options.base)?;
+        let mut config = config(&options.run)?;
         if let Policy::Keys(keys) = &mut config.policy {
-            keys.extend(keeper);
+            keys.extend(options.keeper);
         }
-        let listener = self::listen(listen, folder.as_ref().and_then(RunFolder::address)).await?;
-        let address = listener.local_addr().map_err(Error::Address)?;
-        if let Some((folder, log)) = folder.as_ref().zip(log.as_ref()) {
-            folder.note_address(address)?;
-            log.begin(&Head { peer: identity.peer().0, manifest: manifest.to_bytes() })?;
-        }
-        let start = Start::of(found, identity.is_new());
+        let opened = Opened::open(&options, &given, &mut config).await?;
+        let (origin, manifest) = (opened.origin(), opened.manifest(given)?);
+        let address = opened.note(&options, &manifest)?;
+        let Opened { listener, log, found, plan, news } = opened;
+        let CoordinatorOptions { run, base, identity, .. } = options;
+        let start = match plan {
+            Some(Plan::Begin(beginning)) => Start::AtCheckpoint(beginning),
+            Some(Plan::AsLogged(_)) | None => Start::of(found, identity.is_new()),
+        };
+        let digest = ManifestDigest(manifest.digest());
         let invite = Invite { peer: identity.peer(), host: address.ip().to_string(), port: address.port() };
         let table = TableWriter::new(SignedTable::sign(&identity, &digest, Membership::default()));
         let (totals_sender, totals) = mpsc::channel(REQUESTS_MAX);
@@ -158,7 +159,20 @@ impl Coordinator {
             totals: totals_sender,
             heldout: watch::Sender::default(),
         };
-        Ok(Self { listener, invite, identity, digest, published, config, table, totals, log, start })
+        Ok(Self {
+            listener,
+            invite,
+            identity,
+            digest,
+            published,
+            config,
+            table,
+            totals,
+            log,
+            start,
+            origin,
+            news,
+        })
     }
 
     /// The address that peers call, with the key that they pin.
@@ -173,6 +187,12 @@ impl Coordinator {
         self.digest.to_string()
     }
 
+    /// Where the checkpoint is that the launch began at: a path or a URL. `None` if it began with initial weights.
+    #[must_use]
+    pub fn origin(&self) -> Option<&str> {
+        self.origin.as_ref().map(|origin| &*origin.location)
+    }
+
     /// Coordinates the run until every feeder is done and every member has left, or `stop` resolves.
     ///
     /// # Errors
@@ -180,6 +200,7 @@ impl Coordinator {
     pub async fn run(self, reporter: &Reporter, stop: impl Future<Output = ()>) -> Result<Outcome, Error> {
         let (invite, manifest) = (self.invite.to_string(), self.digest.to_string());
         reporter.tell(&Event::Listening { invite, manifest });
+        self.news.iter().for_each(|news| reporter.tell(news));
         let (requests, request_queue) = mpsc::channel(REQUESTS_MAX);
         let service = Service::new(self.published, self.identity.peer(), requests);
         let (stop_serving, serving_stopped) = oneshot::channel::<()>();
@@ -221,6 +242,7 @@ impl Start {
         let now = clock.now();
         match self {
             Self::First => (Coordinator::new(config), false),
+            Self::AtCheckpoint(beginning) => (beginning.machine(config), false),
             Self::WithKey => (Coordinator::restarted(config), false),
             Self::WithLog(facts) => (Coordinator::restored(now, config, facts), true),
             Self::WithOldLog(facts) => (Coordinator::restored_from_old(now, config, facts), true),
@@ -244,16 +266,6 @@ fn check_same_run(folder: &RunFolder, head: &Head, given: &Manifest, ours: PeerI
     }
     let differences = fixed_differences(&Manifest::from_bytes(&head.manifest)?, given);
     if differences.is_empty() { Ok(()) } else { Err(Error::OtherRun { folder, differences }) }
-}
-
-/// Listens on `address`. Port 0 takes the port of the start before, which members call, if it is free.
-async fn listen(address: SocketAddr, before: Option<SocketAddr>) -> Result<TcpListener, Error> {
-    if let Some(before) = before.filter(|before| address.port() == 0 && before.ip() == address.ip())
-        && let Ok(listener) = TcpListener::bind(before).await
-    {
-        return Ok(listener);
-    }
-    TcpListener::bind(address).await.map_err(|error| Error::Listen { address, error })
 }
 
 fn config(run: &Run) -> Result<Config, Error> {

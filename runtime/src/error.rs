@@ -81,6 +81,54 @@ pub enum Error {
         /// The fields that differ.
         differences: Vec<Difference>,
     },
+    /// The checkpoint to go on from is of a run with other settings.
+    #[error(
+        "{checkpoint} is of a run that was begun with other settings: {}; put these back, or name a checkpoint of this run \
+         with --resume CHECKPOINT",
+        join(.differences)
+    )]
+    ResumeOtherRun {
+        /// The checkpoint.
+        checkpoint: String,
+        /// The fields that differ.
+        differences: Vec<Difference>,
+    },
+    /// At the checkpoint to go on from the run is over.
+    #[error(
+        "at {checkpoint} the run is over: all {total} microbatches have their outcome. `swarmline export` makes a model of \
+         it; to go on from an earlier one, name it with --resume CHECKPOINT"
+    )]
+    ResumeFinished {
+        /// The checkpoint.
+        checkpoint: String,
+        /// Microbatches of the run.
+        total: u64,
+    },
+    /// The run has another launch than the one that this process joined.
+    #[error(
+        "the coordinator refused: it has begun the run again, or gone back to a checkpoint, and this process is of the launch \
+         before; start it again"
+    )]
+    OtherLaunch,
+    /// A keeper was told of a checkpoint, and the run began at none.
+    #[error(
+        "the run goes on from no checkpoint; leave --resume-from {checkpoint} out, or start the coordinator with --resume"
+    )]
+    NoOrigin {
+        /// The checkpoint.
+        checkpoint: String,
+    },
+    /// A keeper was told of another checkpoint than that which the run goes on from.
+    #[error(
+        "the run goes on from a checkpoint of {microbatches} microbatches, and {checkpoint} is another one; name that one \
+         with --resume-from"
+    )]
+    OtherOrigin {
+        /// The checkpoint.
+        checkpoint: String,
+        /// Microbatches of the checkpoint that the run goes on from.
+        microbatches: u64,
+    },
     /// The coordinator's key is not that of the run that is to go on.
     #[error(
         "{folder} has a run whose members know its coordinator as {theirs}, and this key is {ours}; start with that key, \
@@ -254,6 +302,7 @@ impl Error {
             Self::Control(
                 ControlError::Refused(_) | ControlError::AlreadyRunning(_) | ControlError::Replaced(_)
             ) | Self::RunFinished
+                | Self::OtherLaunch
                 | Self::Dismissed(_)
                 | Self::Succeeded { .. }
         )

@@ -8,7 +8,7 @@ mod throughput;
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,6 +59,8 @@ pub struct Feeder {
     corpus: Arc<Corpus>,
     address: SocketAddr,
     peer: PeerId,
+    /// The journal of the launch before, and its new name.
+    put_aside: Option<(PathBuf, PathBuf)>,
 }
 
 impl Feeder {
@@ -78,7 +80,12 @@ impl Feeder {
         let run = run_with_text(&options, &joined)?;
         let corpus = Arc::new(open_corpus(run.clone()).await?);
         let (number, digest) = (joined.tables.launch(), corpus.digest());
-        let launch = Launch { manifest: joined.digest, number, corpus: digest };
+        let before = joined.tables.table().rest().origin.map(|origin| origin.launch);
+        let launch = Launch { manifest: joined.digest, number, before, corpus: digest };
+        let put_aside = match &options.journal {
+            Some(path) => Journal::put_aside(path, launch)?.map(|aside| (path.clone(), aside)),
+            None => None,
+        };
         let (journal, before) = Journal::open(options.journal.as_deref(), launch, averaging(&run))?;
 
         let totals = before.totals;
@@ -105,9 +112,10 @@ impl Feeder {
             tokens: TokenCodec::new(&run),
             throughput: Throughput::new(began, run.microbatches(), totals.tokens, trained),
             journal,
+            launch: number,
         };
         let machine = swarmline_scheduler::Feeder::<Bytes>::resume(config, router, &before);
-        Ok(Self { work: Box::new(FeederLoop::new(machine, handles)), corpus, address, peer })
+        Ok(Self { work: Box::new(FeederLoop::new(machine, handles)), corpus, address, peer, put_aside })
     }
 
     /// Address of the feeder's data plane.
@@ -127,6 +135,10 @@ impl Feeder {
     /// # Errors
     /// If the coordinator refuses, another feeder takes over, or the journal cannot be written.
     pub async fn run(self, reporter: &Reporter, stop: impl Future<Output = ()>) -> Result<Outcome, Error> {
+        if let Some((path, aside)) = &self.put_aside {
+            let [path, aside] = [path, aside].map(|path| path.display().to_string());
+            reporter.tell(&Event::JournalPutAside { path, aside });
+        }
         reporter.tell(&Event::corpus(&self.corpus));
         let stop = pin!(stop);
         Box::pin(self.work.run(reporter, stop)).await

@@ -13,18 +13,20 @@ mod target;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use swarmline_scheduler::keeper::Config;
 use swarmline_scheduler::transfer::SketchSecret;
-use swarmline_scheduler::{Instance, PeerId, Role, StageIndex, Time};
+use swarmline_scheduler::{Instance, Origin, PeerId, Role, StageIndex, Time, WeightsPolicy};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Lock, Store};
-use crate::config::{Manifest, Run, Tokenizer};
+use crate::config::{Manifest, Run, Tokenizer, differences_at_checkpoint};
 use crate::data::TextTokenizer;
 use crate::error::Error;
 use crate::net::control::{Control, Joined, Placement, Registration};
+use crate::net::digest::ManifestDigest;
 use crate::net::quic::bind_socket;
 use crate::outcome::Outcome;
 use crate::process::{Heartbeats, Network, NetworkOptions, registration};
@@ -33,6 +35,7 @@ use crate::stage::{chunk_digest, chunk_sketch, download_limits};
 
 pub use options::{Every, KeeperOptions};
 
+use given::Ours;
 use keeper_loop::{Handles, KeeperLoop};
 use target::{About, Target, within};
 
@@ -106,7 +109,7 @@ impl Keeper {
             Some(lock) => lock,
             None => lock_after_former(&store).await?,
         };
-        let kept = Kept::find(&store, &joined).await?;
+        let kept = Kept::find(&store, &joined, options.resume_from.as_deref()).await?;
         let address = socket.local_addr().map_err(Error::Address)?;
         let entered = (control.clone(), heartbeats, joined);
         let (work, report, broken) = Self::start(options, entered, socket, (store, kept))?;
@@ -121,7 +124,7 @@ impl Keeper {
         (store, kept): (Store, Kept),
     ) -> Result<(KeeperLoop, KeepingReport, Vec<CheckpointError>), Error> {
         let manifest = Manifest::from_bytes(&joined.manifest)?;
-        let run = manifest.run().clone();
+        let run = Arc::new(manifest.run().clone());
         let me = Instance::new(options.identity.peer(), control.start());
         let stages = kept_stages(&run, options.stage);
         let config = Config {
@@ -162,6 +165,8 @@ impl Keeper {
             table: control.follow(joined.tables),
             contact: heartbeats.contact(options.patience),
             heartbeats,
+            launch: about.launch,
+            ours: Ours { run: Arc::clone(&run), digest: joined.digest.to_string() },
             target: Target::new(store, run, about, options.keep),
             newest: kept.newest,
         };
@@ -224,20 +229,24 @@ async fn lock_after_former(store: &Store) -> Result<Lock, CheckpointError> {
 /// What a target has of the run already.
 #[derive(Debug)]
 struct Kept {
-    /// The newest checkpoint of this launch.
+    /// The newest checkpoint of this launch, or the one that it goes on from.
     newest: Option<Checkpoint>,
     broken: Vec<CheckpointError>,
 }
 
 impl Kept {
-    async fn find(store: &Store, joined: &Joined) -> Result<Self, Error> {
-        let (digest, launch) = (joined.digest.to_string(), joined.tables.launch());
+    async fn find(store: &Store, joined: &Joined, resume_from: Option<&str>) -> Result<Self, Error> {
+        let (ours, launch) = (Manifest::from_bytes(&joined.manifest)?, joined.tables.launch());
         let found = within(store.name(), store.checkpoints()).await?;
         for checkpoint in &found.checkpoints {
-            checkpoint.check_run(&digest)?;
+            check_run(checkpoint, &ours)?;
         }
         // The newest comes first.
-        let newest = found.checkpoints.into_iter().find(|checkpoint| checkpoint.manifest().launch == launch);
+        let newest = found.checkpoints.iter().find(|checkpoint| checkpoint.manifest().launch == launch);
+        let newest = match newest {
+            Some(newest) => Some(newest.clone()),
+            None => origin(&found.checkpoints, joined, resume_from).await?,
+        };
         Ok(Self { newest, broken: found.broken })
     }
 
@@ -245,6 +254,41 @@ impl Kept {
     fn microbatches(&self) -> u64 {
         self.newest.as_ref().map_or(0, |checkpoint| checkpoint.manifest().microbatches)
     }
+}
+
+/// The checkpoint that the launch goes on from, if there is one: that which a person has named, or one of the target.
+async fn origin(
+    kept: &[Checkpoint],
+    joined: &Joined,
+    named: Option<&str>,
+) -> Result<Option<Checkpoint>, Error> {
+    let Some(origin) = joined.tables.table().rest().origin else {
+        let none = |checkpoint: &str| Err(Error::NoOrigin { checkpoint: checkpoint.to_owned() });
+        return named.map_or(Ok(None), none);
+    };
+    // Keepers of single stages have begun their checkpoints at other times.
+    let ours = Manifest::from_bytes(&joined.manifest)?;
+    let is_split = ours.run().policy.weights == WeightsPolicy::Split;
+    let is_meant = |checkpoint: &&Checkpoint| {
+        let manifest = checkpoint.manifest();
+        let Origin { launch, microbatches } = origin;
+        manifest.launch == launch && (is_split || manifest.microbatches == microbatches)
+    };
+    let Some(named) = named else { return Ok(kept.iter().find(is_meant).cloned()) };
+    let checkpoint = within(named, Store::find(named)).await?;
+    check_run(&checkpoint, &ours)?;
+    if !is_meant(&&checkpoint) {
+        let (checkpoint, microbatches) = (checkpoint.location(), origin.microbatches);
+        return Err(Error::OtherOrigin { checkpoint, microbatches });
+    }
+    Ok(Some(checkpoint))
+}
+
+/// Checks that a checkpoint is of the run, or of one that the run can go on from.
+fn check_run(checkpoint: &Checkpoint, ours: &Manifest) -> Result<(), CheckpointError> {
+    let theirs = Manifest::from_bytes(checkpoint.manifest().run.as_bytes());
+    let is_sound = theirs.is_ok_and(|theirs| differences_at_checkpoint(&theirs, ours).is_empty());
+    if is_sound { Ok(()) } else { checkpoint.check_run(&ManifestDigest(ours.digest()).to_string()) }
 }
 
 fn kept_stages(run: &Run, only: Option<StageIndex>) -> Vec<StageIndex> {

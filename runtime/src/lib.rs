@@ -128,7 +128,7 @@ pub mod weights;
 mod weights;
 
 pub use config::Run;
-pub use coordinator::{Coordinator, CoordinatorOptions, RunFolder};
+pub use coordinator::{Coordinator, CoordinatorOptions, Resume, RunFolder};
 pub use error::Error;
 pub use feeder::{Feeder, FeederOptions};
 pub use keeper::{Every, Keeper, KeeperOptions};

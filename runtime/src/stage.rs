@@ -3,10 +3,12 @@
 
 mod engine;
 mod executor;
+mod recut;
 mod state_check;
 mod state_transfer;
 
 pub use engine::{Engine, EngineError, Grant, Learning, LossAndGradient, StateError, state_bytes_max};
+pub use recut::{recut_state, stages_with_layers_of};
 pub use state_check::check_state;
 pub use state_transfer::{StateCopy, StateInbox, chunk_digest, chunk_sketch, download_limits};
 

@@ -133,6 +133,12 @@ impl PeerTable {
         self.table.rest().version
     }
 
+    /// The launch that the table taken over last is of; 0 before the first.
+    #[must_use]
+    pub fn launch(&self) -> u64 {
+        self.table.rest().launch
+    }
+
     /// All members, by peer id.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.table.members().values()

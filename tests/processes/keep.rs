@@ -29,7 +29,7 @@ fn keeping(keeper: &mut Process) {
 }
 
 /// Waits until a further checkpoint is complete.
-fn kept(keeper: &mut Process) -> KeptReport {
+pub(crate) fn kept(keeper: &mut Process) -> KeptReport {
     let moment = keeper.moment();
     keeper.hear_since(moment, "that a checkpoint is kept", |event| match event {
         Event::Kept(kept) => Some(kept),
@@ -38,7 +38,7 @@ fn kept(keeper: &mut Process) -> KeptReport {
 }
 
 /// The manifest of a checkpoint, and whether every file is as it was written.
-fn manifest(path: &str) -> Manifest {
+pub(crate) fn manifest(path: &str) -> Manifest {
     let path = Path::new(path);
     let (target, folder) = (path.parent().unwrap(), path.file_name().unwrap());
     let store = Store::open(target.to_str().unwrap()).unwrap();
@@ -242,7 +242,7 @@ fn where_weights_stay_split_a_key_keeps_one_stage() {
 }
 
 /// Starts a coordinator with a keeper of its own.
-fn coordinate(folder: &RunFolder, more: &[&str]) -> (Process, String) {
+pub(crate) fn coordinate(folder: &RunFolder, more: &[&str]) -> (Process, String) {
     let run_file = folder.run_file();
     let fixed = ["coordinator", "--run", &run_file, "--listen", "127.0.0.1:0", "--json", "--leash"];
     let mut coordinator = Process::start("coordinator", fixed.iter().chain(more).copied());
@@ -358,10 +358,10 @@ fn a_stage_that_loses_its_last_replica_is_restored_from_the_keeper_and_the_loss_
 /// Training loss that no untrained stage reaches, nats a token; 5.5 without training.
 const LEARNED: f64 = 3.5;
 /// The same after a step back to the newest checkpoint.
-const KEPT: f64 = 4.5;
+pub(crate) const KEPT: f64 = 4.5;
 
 /// Waits until the run has learned something.
-fn learned(feeder: &mut Process) {
+pub(crate) fn learned(feeder: &mut Process) {
     feeder.hear("that the run learns", |event| match event {
         Event::Progress(progress) if progress.loss > 0.0 && progress.loss < LEARNED => Some(()),
         _ => None,

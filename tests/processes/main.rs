@@ -26,6 +26,7 @@ mod process;
 mod reader;
 mod recipe;
 mod replicas;
+mod resume;
 mod rogue;
 mod run_folder;
 mod same_key;

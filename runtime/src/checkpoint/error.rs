@@ -96,6 +96,19 @@ pub enum Fault {
         /// Its stages.
         has: Vec<u16>,
     },
+    /// The states do not fit the stages of the run.
+    #[error("its states do not fit the stages of the run: {0}; name another checkpoint")]
+    Unfit(String),
+    /// The checkpoint does not have all stages, so no run goes on from it.
+    #[error(
+        "it has no state of stage {stage}, only of {has:?}, and a run goes on from all stages; name another one"
+    )]
+    StageMissing {
+        /// The first stage that it lacks.
+        stage: u16,
+        /// Its stages.
+        has: Vec<u16>,
+    },
     /// No checkpoint is complete.
     #[error("there is no complete checkpoint; name the target of `swarmline keep`")]
     Empty,

@@ -109,6 +109,13 @@ impl Manifest {
         if !self.stages.is_sorted_by(|one, next| one.stage < next.stage) {
             return Err(Fault::Malformed("its stages are not in order".to_owned()));
         }
+        if !self.cursor.is_sorted_by(|one, next| one.block < next.block) {
+            return Err(Fault::Malformed("its blocks are not in order".to_owned()));
+        }
+        let settled = self.cursor.iter().fold(0_u64, |sum, block| sum.saturating_add(block.settled));
+        if settled != self.microbatches {
+            return Err(Fault::Malformed("its blocks have not come as far as it has".to_owned()));
+        }
         Ok(())
     }
 

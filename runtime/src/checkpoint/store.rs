@@ -111,6 +111,30 @@ impl Store {
         Ok(found)
     }
 
+    /// The checkpoint at `location`: its own folder, or a target, of which it is the newest. Its files are not checked.
+    ///
+    /// # Errors
+    /// If there is none, or one whose manifest cannot be read: it may be newer.
+    pub async fn find(location: &str) -> Result<Checkpoint, CheckpointError> {
+        let location = location.trim_end_matches('/');
+        let (target, name) = location.rsplit_once('/').unwrap_or((".", location));
+        let is_checkpoint = microbatches(name).is_some() || Checkpoint::is_at(Path::new(location));
+        let target = if is_checkpoint { target } else { location };
+        if !target.contains("://") && !Path::new(target).is_dir() {
+            return Err(CheckpointError::new(location, Fault::Empty));
+        }
+        let store = Self::open(target)?;
+        if is_checkpoint {
+            return store.checkpoint(name).await;
+        }
+        let Found { checkpoints, broken } = store.checkpoints().await?;
+        match (broken.into_iter().next(), checkpoints.into_iter().next()) {
+            (Some(fault), _) => Err(fault),
+            (None, Some(newest)) => Ok(newest),
+            (None, None) => Err(CheckpointError::new(location, Fault::Empty)),
+        }
+    }
+
     /// The newest checkpoint of the run with the digest `run`, hexadecimal, all of whose files are as they were written,
     /// and the faults of those that are newer.
     ///

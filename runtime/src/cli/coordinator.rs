@@ -9,9 +9,9 @@ use tokio::sync::oneshot;
 use super::own_keeper::OwnKeeper;
 use super::{Failure, Leash, StopRequest, block_on, folder_of, unhindered_reporter};
 use crate::config::Run;
-use crate::coordinator::{Coordinator, CoordinatorOptions, RunFolder};
+use crate::coordinator::{Coordinator, CoordinatorOptions, Resume, RunFolder};
 use crate::keeper::Every;
-use crate::net::{Identity, Invite};
+use crate::net::Identity;
 use crate::outcome::Outcome;
 use crate::report::{Event, KeptReport, Reporter};
 
@@ -30,6 +30,10 @@ pub(super) struct Arguments {
     /// Take the key of a file, not that of the folder of the run
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
+    /// Go on from a checkpoint, in a new launch of the run: the newest of the folder of the run, or CHECKPOINT (its folder,
+    /// or a target of `swarmline keep`)
+    #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1)]
+    resume: Option<Option<String>>,
     /// Start no keeper: the run leaves no model behind, unless `swarmline keep` joins it
     #[arg(long)]
     no_keeper: bool,
@@ -52,8 +56,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => folder.identity()?,
     };
     let keeping = Keeping::of(arguments, &run, &folder)?;
+    let newest = folder.path().join(CHECKPOINTS).to_string_lossy().into_owned();
+    let resume = arguments.resume.clone().map(|named| named.map_or(Resume::Newest(newest), Resume::At));
     let options = CoordinatorOptions::new(run, identity)
         .with_folder(folder)
+        .with_resume(resume)
         .with_base(folder_of(&arguments.run))
         .with_listen(arguments.listen)
         .with_keeper(keeping.as_ref().map(|keeping| keeping.identity.peer()));
@@ -61,7 +68,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let stop = StopRequest::listen(arguments.leash)?;
     block_on(async {
         let coordinator = Coordinator::bind(options).await?;
-        let keeper = keeping.map(|keeping| keeping.keeper(coordinator.invite(), arguments));
+        let keeper = keeping.map(|keeping| keeping.keeper(&coordinator, arguments));
+        if let Some(origin) = coordinator.origin().filter(|_| keeper.is_none()) {
+            let invite = coordinator.invite();
+            let command = format!("swarmline keep {invite} --to FOLDER --resume-from {origin}");
+            reporter.tell(&Event::KeeperNeeded { command });
+        }
         let coordinating = coordinate(coordinator, keeper.as_ref(), &reporter, stop.requested());
         let (outcome, newest) = Box::pin(coordinating).await;
         match outcome? {
@@ -123,9 +135,10 @@ impl Keeping {
         Ok(Some(Self { folder: folder.clone(), identity }))
     }
 
-    fn keeper(&self, invite: &Invite, arguments: &Arguments) -> OwnKeeper {
+    fn keeper(&self, coordinator: &Coordinator, arguments: &Arguments) -> OwnKeeper {
         OwnKeeper {
-            invite: invite.clone(),
+            invite: coordinator.invite().clone(),
+            resume_from: coordinator.origin().map(str::to_owned),
             identity: self.folder.path().join(KEY),
             target: self.folder.path().join(CHECKPOINTS),
             every: arguments.keep_every,

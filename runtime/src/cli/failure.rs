@@ -66,9 +66,13 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = error.to_string();
         match error {
-            Error::Config(_) | Error::Identity(_) | Error::OtherRun { .. } | Error::OtherKey { .. } => {
-                Self::usage(message)
-            }
+            Error::Config(_)
+            | Error::Identity(_)
+            | Error::OtherRun { .. }
+            | Error::OtherKey { .. }
+            | Error::ResumeOtherRun { .. }
+            | Error::NoOrigin { .. }
+            | Error::OtherOrigin { .. } => Self::usage(message),
             refusal if refusal.is_refusal() => Self::refused(message),
             _ => Self::failed(message),
         }

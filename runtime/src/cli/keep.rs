@@ -24,6 +24,9 @@ pub(super) struct Arguments {
     /// Checkpoints to keep; older ones are removed
     #[arg(long, value_name = "N", default_value = "3")]
     keep: NonZeroUsize,
+    /// Give the states of this checkpoint, which the coordinator goes on from with --resume; not needed if it is in TARGET
+    #[arg(long, value_name = "CHECKPOINT")]
+    resume_from: Option<String>,
     /// Keep this stage only, from 0
     #[arg(long, value_name = "S")]
     stage: Option<u16>,
@@ -36,6 +39,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .with_every(arguments.every)
         .with_keep(arguments.keep.get())
         .with_stage(arguments.stage.map(StageIndex))
+        .with_resume_from(arguments.resume_from.clone())
         .with_patience(arguments.member.patience)
         .with_take_over(arguments.member.take_over);
     block_on(async {

@@ -33,6 +33,8 @@ pub(super) struct OwnKeeper {
     pub(super) identity: PathBuf,
     /// The folder for its checkpoints.
     pub(super) target: PathBuf,
+    /// The checkpoint that the run goes on from.
+    pub(super) resume_from: Option<String>,
     /// Time between two checkpoints.
     pub(super) every: Every,
     /// Address on which replicas reach it.
@@ -81,6 +83,7 @@ impl OwnKeeper {
                 "--json",
                 "--leash",
             ])
+            .args(self.resume_from.iter().flat_map(|checkpoint| ["--resume-from", checkpoint]))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

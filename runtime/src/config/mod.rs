@@ -23,7 +23,7 @@ mod tests;
 mod words;
 
 pub(crate) use check::SECRET_MARK;
-pub use differences::{Difference, fixed_differences};
+pub use differences::{Difference, differences_at_checkpoint, fixed_differences};
 pub use error::{ConfigError, Violation};
 pub use manifest::{Manifest, PROTOCOL};
 pub use parameters::{Initial, ParameterSpec};

@@ -4,6 +4,7 @@
 //! when it returns. Where the disk refuses one, the run goes on and the log says that it is out of date, by the absence of a
 //! file beside it: a later start then asks the members for what the log does not know.
 
+mod replacing;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,8 @@ use redb::{
     Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
     TableDefinition, TableError,
 };
+use serde::{Deserialize, Serialize};
+use swarmline_scheduler::Origin;
 use swarmline_scheduler::coordinator::{Fact, FactKey, Facts};
 
 use super::RunFolder;
@@ -54,6 +57,16 @@ pub(super) struct Head {
     pub(super) peer: [u8; 32],
     /// The manifest of the run, canonical.
     pub(super) manifest: Vec<u8>,
+    /// The checkpoint that the launch began at.
+    pub(super) origin: Option<NotedOrigin>,
+}
+
+/// The checkpoint that a launch began at, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NotedOrigin {
+    /// Its folder: a path or a URL.
+    pub(super) location: String,
+    pub(super) origin: Origin,
 }
 
 /// What an earlier start has left.
@@ -243,6 +256,8 @@ fn read(database: &Database, is_complete: bool) -> Result<Option<Found>, LogFaul
     }
     let peer = entry("peer")?.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| missing("key"))?;
     let manifest = entry("manifest")?.ok_or_else(|| missing("manifest"))?;
+    let origin = entry("origin")?.map(|origin| serde_json::from_slice(&origin)).transpose();
+    let origin = origin.map_err(|error| damaged(&error))?;
     let mut facts = Facts::default();
     match begun.open_table(FACTS) {
         Err(TableError::TableDoesNotExist(_)) => {}
@@ -254,7 +269,7 @@ fn read(database: &Database, is_complete: bool) -> Result<Option<Found>, LogFaul
             }
         }
     }
-    Ok(Some(Found { head: Head { peer, manifest }, facts, is_complete }))
+    Ok(Some(Found { head: Head { peer, manifest, origin }, facts, is_complete }))
 }
 
 fn write_head(database: &Database, head: &Head) -> Result<(), String> {
@@ -265,6 +280,10 @@ fn write_head(database: &Database, head: &Head) -> Result<(), String> {
             table.insert("format", FORMAT.to_be_bytes().as_slice())?;
             table.insert("peer", head.peer.as_slice())?;
             table.insert("manifest", head.manifest.as_slice())?;
+            if let Some(origin) = &head.origin {
+                let origin = serde_json::to_vec(origin).map_err(io::Error::from)?;
+                table.insert("origin", origin.as_slice())?;
+            }
         }
         writing.commit()?;
         Ok(())

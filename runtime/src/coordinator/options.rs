@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use swarmline_scheduler::PeerId;
 
-use super::RunFolder;
+use super::{Resume, RunFolder};
 use crate::config::Run;
 use crate::net::Identity;
 
@@ -18,6 +18,7 @@ pub struct CoordinatorOptions {
     pub(super) listen: SocketAddr,
     pub(super) folder: Option<RunFolder>,
     pub(super) keeper: Option<PeerId>,
+    pub(super) resume: Option<Resume>,
 }
 
 impl CoordinatorOptions {
@@ -26,7 +27,7 @@ impl CoordinatorOptions {
     #[must_use]
     pub fn new(run: Run, identity: Identity) -> Self {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { run, base: PathBuf::new(), identity, listen, folder: None, keeper: None }
+        Self { run, base: PathBuf::new(), identity, listen, folder: None, keeper: None, resume: None }
     }
 
     /// Folder that relative paths of the run start from.
@@ -46,6 +47,13 @@ impl CoordinatorOptions {
     #[must_use]
     pub fn with_folder(self, folder: RunFolder) -> Self {
         Self { folder: Some(folder), ..self }
+    }
+
+    /// Goes on from a checkpoint, in a new launch of the run. The log of the folder is put aside; one that says that its
+    /// launch has begun at the checkpoint already goes on.
+    #[must_use]
+    pub fn with_resume(self, resume: impl Into<Option<Resume>>) -> Self {
+        Self { resume: resume.into(), ..self }
     }
 
     /// Address to listen on; port 0 takes the port of the start before, if it is free, or any free port.

@@ -69,6 +69,16 @@ impl RunFolder {
         self.path.join("log.redb")
     }
 
+    /// A log that is being made, to take the place of the log.
+    pub(super) fn next_log(&self) -> PathBuf {
+        self.path.join("log.next.redb")
+    }
+
+    /// The log that one of this launch has replaced.
+    pub(super) fn former_log(&self, launch: u64) -> PathBuf {
+        self.path.join(format!("log.before-{launch}.redb"))
+    }
+
     /// A file that is there while the log has every decision.
     pub(super) fn complete(&self) -> PathBuf {
         self.path.join("log.complete")

@@ -55,6 +55,8 @@ pub(super) struct Handles {
     pub(super) tokens: TokenCodec,
     pub(super) journal: Journal,
     pub(super) throughput: Throughput,
+    /// The launch that this feeder has joined.
+    pub(super) launch: u64,
 }
 
 /// The coordinator's reply to a request for microbatch ids.
@@ -263,7 +265,9 @@ impl FeederLoop {
             self.handles.network.trust_members(&update);
             self.handle(Event::Membership(update), reporter)?;
         }
-        Ok(())
+        // Its ids are those of no feeder there.
+        let is_member = self.machine.table().launch() == self.handles.launch;
+        if is_member { Ok(()) } else { Err(Error::OtherLaunch) }
     }
 
     fn on_directive(&mut self, directive: Directive, reporter: &Reporter) -> Result<(), Error> {

@@ -36,6 +36,8 @@ pub(super) struct Launch {
     pub(super) manifest: ManifestDigest,
     /// The number that the coordinator drew when the run began: the same run file may be launched again.
     pub(super) number: u64,
+    /// The launch before, if the run goes on from a checkpoint of it.
+    pub(super) before: Option<u64>,
     /// Digest of the text: microbatches in flight are drawn again under their ids.
     pub(super) corpus: [u8; 32],
 }
@@ -96,6 +98,27 @@ impl Journal {
             writer.replace()?;
         }
         Ok((Self { writer: Some(writer) }, snapshot))
+    }
+
+    /// Gives a journal of the launch before another name, which is returned: the checkpoint counts its microbatches. Any other
+    /// journal stays.
+    pub(super) fn put_aside(path: &Path, launch: Launch) -> Result<Option<PathBuf>, Error> {
+        let Some(before) = launch.before else { return Ok(None) };
+        let failed = |action| move |error| Error::File { action, path: path.to_owned(), error };
+        let bytes = match std::fs::read(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(failed("read"))?,
+        };
+        let opening =
+            layout::read(&bytes).ok().and_then(|frames| frames.payloads.first().map(|frame| frame.1));
+        if !opening.is_some_and(|opening| is_of_launch(opening, before)) {
+            return Ok(None);
+        }
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".before-{}", launch.number));
+        let aside = PathBuf::from(name);
+        std::fs::rename(path, &aside).and_then(|()| sync_folder(path)).map_err(failed("put aside"))?;
+        Ok(Some(aside))
     }
 
     /// Whether the file can be written: a feeder finds out before it joins. An empty file is created.
@@ -205,8 +228,13 @@ impl Contents {
 
 /// The first frame: the launch and its text.
 fn opening(launch: &Launch) -> Vec<u8> {
-    let Launch { manifest, number, corpus } = launch;
+    let Launch { manifest, number, corpus, before: _ } = launch;
     manifest.0.into_iter().chain(number.to_le_bytes()).chain(*corpus).collect()
+}
+
+/// Whether a journal with this first frame is of the launch, whatever its text is, and however its layers were cut.
+fn is_of_launch(opening: &[u8], launch: u64) -> bool {
+    opening.get(size_of::<ManifestDigest>()..).is_some_and(|rest| rest.starts_with(&launch.to_le_bytes()))
 }
 
 fn check_opening(opening: &[u8], launch: &Launch) -> Result<(), String> {

@@ -12,7 +12,7 @@ use swarmline_scheduler::{Directive, Envelope, Keeper, Message, PeerId};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use super::given::GivenStates;
+use super::given::{GivenStates, Ours};
 use super::notes::Notes;
 use super::target::{Done, Target, kept};
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -34,8 +34,11 @@ pub(super) struct Handles {
     pub(super) heartbeats: Heartbeats,
     pub(super) contact: Contact,
     pub(super) target: Target,
-    /// The newest checkpoint of this launch.
+    /// The newest checkpoint of this launch, or the one that it goes on from.
     pub(super) newest: Option<Checkpoint>,
+    pub(super) ours: Ours,
+    /// The launch that this keeper has joined.
+    pub(super) launch: u64,
 }
 
 /// The state of the loop.
@@ -61,6 +64,7 @@ impl KeeperLoop {
     pub(super) fn new(machine: Keeper<Bytes>, handles: Handles) -> Self {
         Self {
             machine,
+            given: GivenStates::new(handles.ours.clone()),
             handles,
             clock: Clock::start(),
             inbox: StateInbox::default(),
@@ -68,7 +72,6 @@ impl KeeperLoop {
             heldout_loss: None,
             notes: Notes::new(),
             notices: Notices::default(),
-            given: GivenStates::default(),
             fault: None,
             end: None,
             failure: None,
@@ -146,6 +149,10 @@ impl KeeperLoop {
         for update in self.handles.table.read() {
             self.handles.network.trust_members(&update);
             self.handle(Event::Membership(update), reporter);
+        }
+        // Its checkpoints would belong to no launch.
+        if self.machine.table().launch() != self.handles.launch {
+            self.failure = Some(Error::OtherLaunch);
         }
     }
 

@@ -23,6 +23,7 @@ pub struct KeeperOptions {
     pub(super) stage: Option<StageIndex>,
     pub(super) patience: Duration,
     pub(super) take_over: bool,
+    pub(super) resume_from: Option<String>,
 }
 
 impl KeeperOptions {
@@ -40,6 +41,7 @@ impl KeeperOptions {
             stage: None,
             patience: PATIENCE,
             take_over: false,
+            resume_from: None,
         }
     }
 
@@ -72,6 +74,13 @@ impl KeeperOptions {
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// The checkpoint that the run goes on from: its states are given to the first replicas. Not needed if it is in the
+    /// target.
+    #[must_use]
+    pub fn with_resume_from(self, checkpoint: impl Into<Option<String>>) -> Self {
+        Self { resume_from: checkpoint.into(), ..self }
     }
 
     /// The only stage to keep.

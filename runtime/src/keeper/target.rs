@@ -75,8 +75,8 @@ struct Open {
 
 impl Target {
     /// Keeps the `keep` newest checkpoints.
-    pub(super) fn new(store: Store, run: Run, about: About, keep: usize) -> Self {
-        Self { store, run: Arc::new(run), about, keep, open: None, writing: None }
+    pub(super) fn new(store: Store, run: Arc<Run>, about: About, keep: usize) -> Self {
+        Self { store, run, about, keep, open: None, writing: None }
     }
 
     /// Opens a checkpoint in place of one that is not complete; a write under way ends unheard.

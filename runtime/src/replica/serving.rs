@@ -64,6 +64,8 @@ pub(super) struct Serving {
     confirmation: Option<oneshot::Receiver<Result<Directive, ControlError>>>,
     /// The coordinator's reason to take this process for no member any more.
     expelled: Option<ControlError>,
+    /// People know that the replica waits for a keeper.
+    told_to_wait: bool,
     /// The process was expelled and has a state of its stage.
     keeps_state: bool,
     /// The coordinator was silent for longer than the patience of this process.
@@ -86,6 +88,7 @@ impl Serving {
             tokens_per_microbatch: run.tokens_per_microbatch() as u64,
             confirmation: None,
             expelled: None,
+            told_to_wait: false,
             keeps_state: false,
             gave_up: false,
             reported: Instant::now(),
@@ -221,6 +224,16 @@ impl Serving {
         for update in self.handles.table.read() {
             self.handles.network.trust_members(&update);
             self.handle(Event::Membership(update), reporter);
+        }
+        self.tell_what_it_waits_for(reporter);
+    }
+
+    /// A stage of a run that goes on from a checkpoint waits for a keeper.
+    fn tell_what_it_waits_for(&mut self, reporter: &Reporter) {
+        let (table, stage) = (self.machine.table(), self.machine.config().stage.stage);
+        let waits = table.is_restorable(stage) && table.keepers_of(stage).next().is_none();
+        if waits && !self.machine.is_serving() && !std::mem::replace(&mut self.told_to_wait, true) {
+            reporter.tell(&report::Event::AwaitsKeeper { stage: stage.0 });
         }
     }
 

@@ -27,6 +27,39 @@ pub enum Event {
         /// Whether the run is over.
         finished: bool,
     },
+    /// A coordinator goes on from a checkpoint, in a new launch of the run.
+    ResumedAt {
+        /// The checkpoint.
+        checkpoint: String,
+        /// Microbatches that had their outcome there.
+        done: u64,
+        /// Microbatches that the launch before had come to, if its log says so.
+        before: Option<u64>,
+        /// Where the log of the launch before is now.
+        aside: Option<String>,
+    },
+    /// A coordinator that is to go on from a checkpoint has done so before, and goes on where the run is.
+    ResumedAlready {
+        /// The checkpoint.
+        checkpoint: String,
+    },
+    /// No replica begins before a keeper gives the states of the checkpoint that the run goes on from.
+    KeeperNeeded {
+        /// The command that starts one.
+        command: String,
+    },
+    /// A replica waits for a keeper that gives the state of its stage.
+    AwaitsKeeper {
+        /// Its stage, from 0.
+        stage: u16,
+    },
+    /// A feeder's journal is of the launch before the checkpoint that the run goes on from.
+    JournalPutAside {
+        /// The journal.
+        path: String,
+        /// Where the former one is now.
+        aside: String,
+    },
     /// The membership table of a coordinator has changed.
     Members {
         /// Version of the table.

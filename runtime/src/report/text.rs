@@ -16,14 +16,12 @@ impl fmt::Display for Event {
                     &manifest[..manifest.len().min(12)]
                 )
             }
-            Self::Resumed { members, done, finished: false } => {
-                write!(f, "going on where the run was: {members} members, {done} microbatches done")
-            }
-            Self::Resumed { members, done, finished: true } => write!(
-                f,
-                "the run is finished: {done} microbatches done, {members} members still to be told; to begin another, name \
-                 a folder for it with --state DIR"
-            ),
+            Self::Resumed { .. }
+            | Self::ResumedAt { .. }
+            | Self::ResumedAlready { .. }
+            | Self::KeeperNeeded { .. }
+            | Self::AwaitsKeeper { .. }
+            | Self::JournalPutAside { .. } => resuming(f, self),
             Self::Members { version, serving, standby, feeders, keepers, readers } => {
                 write!(
                     f,
@@ -73,6 +71,46 @@ impl fmt::Display for Event {
             Self::Exported(report) => report.fmt(f),
             Self::Generated(report) => f.write_str(&report.text),
         }
+    }
+}
+
+/// What processes of a run say that goes on where it was, or from a checkpoint.
+fn resuming(f: &mut fmt::Formatter<'_>, event: &Event) -> fmt::Result {
+    match event {
+        Event::Resumed { members, done, finished: false } => {
+            write!(f, "going on where the run was: {members} members, {done} microbatches done")
+        }
+        Event::Resumed { members, done, finished: true } => write!(
+            f,
+            "the run is finished: {done} microbatches done, {members} members still to be told; to begin another, name \
+             a folder for it with --state DIR"
+        ),
+        Event::ResumedAt { checkpoint, done, before, aside } => {
+            write!(f, "going on from {checkpoint}, at {done} microbatches, in a new launch of the run")?;
+            if let Some(before) = before {
+                write!(f, "; the launch before had come to {before}")?;
+            }
+            if let Some(aside) = aside { write!(f, "; its log is put aside in {aside}") } else { Ok(()) }
+        }
+        Event::ResumedAlready { checkpoint } => write!(
+            f,
+            "the run went on from {checkpoint} before, and goes on where it is now; to begin at another checkpoint, name \
+             it with --resume CHECKPOINT, and to begin at this one once more, move log.redb in the folder of the run away \
+             first"
+        ),
+        Event::KeeperNeeded { command } => {
+            write!(f, "replicas wait for a keeper that gives the states of the checkpoint:\n\n  {command}\n")
+        }
+        Event::AwaitsKeeper { stage } => write!(
+            f,
+            "stage {stage} goes on from a checkpoint, and no keeper that has it is a member yet: waiting for one"
+        ),
+        Event::JournalPutAside { path, aside } => write!(
+            f,
+            "{path} is of the launch before the checkpoint that the run goes on from, which counts its microbatches: it is \
+             put aside as {aside}, and a new one begins"
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -21,6 +21,7 @@ impl Coordinator {
             return Ok(state);
         }
         let Join { from, role, address, holds, .. } = request;
+        let holds = holds.filter(|_| self.may_have_weights(from.peer));
         if role == Role::Successor {
             self.succeed(from)?;
         }

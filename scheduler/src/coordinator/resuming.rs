@@ -3,7 +3,7 @@
 
 use super::restart::Restart;
 use super::{Config, Coordinator, LeaseBook};
-use crate::{BlockTally, Origin, StageIndex};
+use crate::{BlockTally, Origin, PeerId, StageIndex};
 
 impl Coordinator {
     /// The coordinator of a run that goes on from a checkpoint, at its `cursor`: the progress of every block.
@@ -19,6 +19,11 @@ impl Coordinator {
         };
         run.publishing.change();
         run
+    }
+
+    /// Whether a process of this peer may have weights of this launch. Those of the launch before are of no use.
+    pub(super) fn may_have_weights(&self, peer: PeerId) -> bool {
+        self.origin.is_none() || self.members.contains(peer) || self.former.latest(peer).is_some()
     }
 
     /// The checkpoint that the launch began at; `None` if it began with initial weights.

@@ -54,7 +54,7 @@ fn commits() -> Vec<Vec<Fact>> {
 }
 
 fn head() -> Head {
-    Head { peer: [7; 32], manifest: b"seed = 1".to_vec() }
+    Head { peer: [7; 32], manifest: b"seed = 1".to_vec(), origin: None }
 }
 
 /// The facts after each of the commits, before the first one too.
@@ -296,4 +296,33 @@ fn facts_survive_as_text() {
         let text = serde_json::to_string(&fact).unwrap();
         assert_eq!(serde_json::from_str::<Fact>(&text).unwrap(), fact, "{text}");
     }
+}
+
+#[tokio::test]
+async fn a_log_that_takes_the_place_of_another_leaves_it_under_a_name_of_its_own() {
+    let (_dir, folder) = folder();
+    let origin = NotedOrigin {
+        location: "kept/checkpoint-000000000480".to_owned(),
+        origin: Origin { launch: 3, microbatches: 480 },
+    };
+    let next = Head { origin: Some(origin), ..head() };
+    let facts: Vec<Fact> = commits().concat();
+    assert_eq!(Log::replace(&folder, &next, &facts[..1], 4).unwrap(), None, "there was none");
+    std::fs::remove_file(folder.log()).unwrap();
+    written(&folder).await;
+    std::fs::write(folder.next_log(), "what a start has left that died in the midst of it").unwrap();
+    let (open, _) = Log::open(&folder).unwrap();
+    assert!(matches!(Log::look(&folder).unwrap_err().fault, LogFault::InUse));
+    drop(open);
+    let before = Log::look(&folder).unwrap().unwrap();
+    let aside = Log::replace(&folder, &next, &facts[..1], 5).unwrap().unwrap();
+    let (_log, found) = Log::open(&folder).unwrap();
+    let found = found.unwrap();
+    assert_eq!((found.head, found.is_complete), (next, true));
+    assert_eq!(found.facts, facts[..1].iter().cloned().collect());
+    std::fs::rename(aside, folder.path().join("log.redb.copy")).unwrap();
+    drop(_log);
+    std::fs::rename(folder.path().join("log.redb.copy"), folder.log()).unwrap();
+    let again = Log::look(&folder).unwrap().unwrap();
+    assert_eq!((again.head, again.facts), (before.head, before.facts), "it can be put back");
 }

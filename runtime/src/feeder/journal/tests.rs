@@ -10,7 +10,8 @@ use swarmline_scheduler::{
 
 use super::*;
 
-const LAUNCH: Launch = Launch { manifest: ManifestDigest([3; 32]), number: 77, corpus: [5; 32] };
+const LAUNCH: Launch =
+    Launch { manifest: ManifestDigest([3; 32]), number: 77, before: None, corpus: [5; 32] };
 const SCHEDULE: Option<AveragingSchedule> = Some(AveragingSchedule { interval: 10, fragments: 3 });
 
 fn hop(stage: u16, key: u8) -> Hop {
@@ -328,4 +329,21 @@ fn cost_of_the_journal() {
     drop(open(&path));
     let bytes = std::fs::metadata(&path).unwrap().len();
     println!("restart: {:?} for {bytes} bytes", began.elapsed());
+}
+
+#[test]
+fn a_journal_of_the_launch_before_a_checkpoint_is_put_aside_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    drop(open(&path));
+    let later = Launch { number: 78, before: Some(77), ..LAUNCH };
+    for other in [Launch { before: None, ..later }, Launch { before: Some(76), ..later }, LAUNCH] {
+        assert_eq!(Journal::put_aside(&path, other).unwrap(), None);
+    }
+    let aside = Journal::put_aside(&path, Launch { corpus: [6; 32], ..later }).unwrap().expect("put aside");
+    assert!(aside.exists() && !path.exists());
+    assert_eq!(Journal::put_aside(&path, later).unwrap(), None, "there is none any more");
+    let (_, before) = Journal::open(Some(&path), later, SCHEDULE).unwrap();
+    assert!(before.is_empty());
+    assert_eq!(Journal::put_aside(&path, later).unwrap(), None, "it is of this launch");
 }

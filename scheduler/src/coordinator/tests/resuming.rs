@@ -102,7 +102,8 @@ fn members_of_the_launch_before_are_none_of_the_next_and_take_its_table_for_newe
     harness.hear(Event::Timeout);
     let newest = harness.published.last().unwrap();
     assert!(newest.version > table.version && newest.launch == 8 && newest.members.is_empty());
-    assert_eq!(harness.restorable(), [0, 1]);
+    assert_eq!(harness.return_with(key(0), 2, 0), loading(0));
+    assert_eq!(harness.restorable(), [0, 1], "weights of the launch before are not waited for");
     harness.join(FEEDER, 1, Role::Feeder);
     let stale = harness.lease_from(FEEDER, Some(MicrobatchId(5)), 3);
     assert!(matches!(stale, Reply::Leased { .. }) && stale != leased(0, 5, 3), "{stale:?}");
