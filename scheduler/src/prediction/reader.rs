@@ -125,6 +125,8 @@ struct Current<P> {
     failed: BTreeSet<Instance>,
     wait: Wait,
     fault: Option<String>,
+    /// Since then no replica serves the stage.
+    unserved_since: Option<Time>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,8 +191,16 @@ impl<P: Clone + Default + Debug> Reader<P> {
 
     /// The pass is at a stage from now on.
     fn enter(&mut self, now: Time, pass: Pass, ids: P, activation: P) {
-        let (failed, wait) = (BTreeSet::new(), Wait::Pause(now));
-        self.current = Some(Current { pass, ids, activation, began: now, failed, wait, fault: None });
+        self.current = Some(Current {
+            pass,
+            ids,
+            activation,
+            began: now,
+            failed: BTreeSet::new(),
+            wait: Wait::Pause(now),
+            fault: None,
+            unserved_since: None,
+        });
         self.ask(now);
     }
 
@@ -202,10 +212,12 @@ impl<P: Clone + Default + Debug> Reader<P> {
         let left: Vec<_> =
             serving.iter().copied().filter(|instance| !current.failed.contains(instance)).collect();
         let waited = now.since(current.began);
+        current.unserved_since = current.unserved_since.or(Some(now)).filter(|_| serving.is_empty());
+        let unserved = current.unserved_since.is_some_and(|since| since + UNSERVED_WITHIN <= now);
         let end = match current.fault.take() {
             Some(fault) if left.is_empty() => Some(Failure::Refused { stage, fault }),
             _ if waited >= STAGE_WITHIN => Some(Failure::Unanswered { stage }),
-            _ if serving.is_empty() && waited >= UNSERVED_WITHIN => Some(Failure::Unserved { stage }),
+            _ if unserved => Some(Failure::Unserved { stage }),
             fault => {
                 current.fault = fault;
                 None

@@ -7,7 +7,7 @@ use super::*;
 use crate::fixtures::{a, b, member, restarted};
 use crate::{
     Duration, Envelope, Hop, Incarnation, Instance, Member, MemberState, Membership, Message, PeerId,
-    PeerTable, Time,
+    PeerTable, Rng, Time,
 };
 
 const STAGES: u16 = 3;
@@ -27,6 +27,9 @@ struct World {
     reader: Reader<String>,
     replicas: BTreeMap<Instance, (Predictions<String>, PeerTable, Conduct)>,
     table: Membership,
+    /// Messages in a hundred that are lost, and what draws them.
+    loss: u64,
+    rng: Rng,
     predicted: Vec<String>,
     failed: Vec<Failure>,
     replaced: Vec<(PeerId, u16)>,
@@ -52,6 +55,8 @@ impl World {
             reader: Reader::new(Config { stages: STAGES, seed: 3 }),
             replicas: replicas.iter().map(process).collect(),
             table: Membership { version: 1, members, ..Membership::default() },
+            loss: 0,
+            rng: Rng::new(0),
             predicted: Vec::new(),
             failed: Vec::new(),
             replaced: Vec::new(),
@@ -103,6 +108,9 @@ impl World {
         let hop = self.table.members.iter().find(|member| member.instance.peer == to).and_then(Member::hop);
         let hop = hop.expect("a replica is asked");
         let Message::Prediction(message) = envelope.message else { panic!("{envelope:?}") };
+        if self.is_lost() {
+            return;
+        }
         let Some((replica, table, conduct)) = self.replicas.get_mut(&hop.instance) else { return };
         replica.on_message(hop.stage.unwrap(), table, me(), (message, envelope.ids, envelope.payload));
         let mut replies = Vec::new();
@@ -120,9 +128,35 @@ impl World {
             }
         }
         for (message, payload) in replies {
+            if self.is_lost() {
+                continue;
+            }
             let envelope = Envelope::with_payload(Message::Prediction(message), payload);
             self.tell(Event::Received { from: hop.instance, envelope });
         }
+    }
+
+    fn is_lost(&mut self) -> bool {
+        self.rng.below(100) < self.loss
+    }
+
+    /// A replica that is silent computes from now on, without what it held.
+    fn heal(&mut self, hop: Hop) {
+        if let Some((replica, _, conduct @ Conduct::Silent)) = self.replicas.get_mut(&hop.instance) {
+            (*replica, *conduct) = (Predictions::new(), Conduct::Computes);
+        }
+    }
+
+    /// The replica is a member again, as another start, if it is none.
+    fn bring_back(&mut self, hop: Hop) {
+        if self.table.instance(hop.peer()).is_some() {
+            return;
+        }
+        self.replicas.insert(hop.instance, (Predictions::new(), PeerTable::new(hop), Conduct::Computes));
+        let place = self.table.members.partition_point(|member| member.instance.peer < hop.peer());
+        self.table.members.insert(place, member(hop));
+        self.table.version += 1;
+        self.publish();
     }
 
     /// Lets time pass until the reader waits for nothing, or for so long.
@@ -183,12 +217,7 @@ fn a_stage_without_a_replica_ends_the_pass_after_a_while_unless_one_comes() {
     [a(1), b(1)].into_iter().for_each(|hop| world.remove(hop));
     world.predict("x");
     world.pass(5 * SECOND);
-    let hop = restarted(a(1));
-    world.replicas.insert(hop.instance, (Predictions::new(), PeerTable::new(hop), Conduct::Computes));
-    let place = world.table.members.partition_point(|member| member.instance.peer < hop.peer());
-    world.table.members.insert(place, member(hop));
-    world.table.version += 1;
-    world.publish();
+    world.bring_back(restarted(a(1)));
     assert_eq!((world.predicted.len(), world.failed.len()), (1, 0));
 }
 
@@ -245,4 +274,34 @@ fn a_replica_computes_for_readers_only_and_for_a_few_at_a_time() {
     let waiting =
         readers[1..].iter().filter(|&&reader| declined(ask(&mut replica, reader, 0)).is_none()).count();
     assert_eq!(waiting, PREDICTIONS_MAX - PREDICTIONS_OF_READER_MAX);
+}
+
+#[test]
+fn whatever_is_lost_dies_and_returns_a_text_gets_its_logits_where_each_stage_has_a_replica() {
+    for seed in 0..300 {
+        let mut world = World::pairs();
+        (world.rng, world.loss) = (Rng::new(seed), seed % 25);
+        for pass in 0..5 {
+            let text = format!("{pass}:");
+            world.predict(&text);
+            let began = world.now;
+            while world.predicted.len() <= pass && world.failed.is_empty() {
+                assert!(world.now < began + 3 * STAGE_WITHIN, "seed {seed}: pass {pass} has no end");
+                let stage = world.rng.below(STAGES.into()) as u16;
+                let (one, other) =
+                    if world.rng.below(2) == 0 { (a(stage), b(stage)) } else { (b(stage), a(stage)) };
+                match world.rng.below(6) {
+                    0 => world.remove(one),
+                    1 => world.tell(Event::PeerLost(one.instance)),
+                    2 if world.replicas.contains_key(&one.instance) => world.conduct(one, Conduct::Silent),
+                    _ => {}
+                }
+                world.bring_back(other);
+                world.heal(other);
+                world.pass(SECOND);
+            }
+            assert_eq!(world.failed, [], "seed {seed}");
+            assert_eq!(world.predicted[pass], format!("{text}012"), "seed {seed}");
+        }
+    }
 }
