@@ -95,7 +95,10 @@ mod tests {
         };
         assert_eq!(changed("[pipeline]\nstages = 2"), [""; 0]);
         assert_eq!(changed("[pipeline]\nreplicas = 2"), ["pipeline.replicas"], "the run is twice as long");
-        assert_eq!(changed("seed = 3"), ["seed"]);
+        assert_eq!(
+            changed("[optimizer]\nsteps = 7\nwarmup_steps = 0"),
+            ["optimizer.warmup_steps", "optimizer.steps"]
+        );
     }
 
     #[test]
