@@ -33,6 +33,7 @@ use crate::report::{Event, Reporter, Totals};
 
 pub use log::LogError;
 pub use options::CoordinatorOptions;
+pub(crate) use resume::Begun;
 pub use resume::Resume;
 pub use run_folder::RunFolder;
 

@@ -93,6 +93,28 @@ pub enum Error {
         /// The fields that differ.
         differences: Vec<Difference>,
     },
+    /// A dense model cannot be the beginning of a run that keeps its stream in another form.
+    #[error(
+        "{}: the run cannot begin with these weights: its boundary is {kind:?}, which confines or cuts the stream of a \
+         model that was trained without a boundary; write kind = \"identity\" below [boundary], or train one stage",
+        folder.display()
+    )]
+    NotDense {
+        /// The folder with the weights.
+        folder: PathBuf,
+        /// The kind of the run's boundary.
+        kind: &'static str,
+    },
+    /// Weights are to be imported into a run that has begun without them.
+    #[error(
+        "the run in {} has begun with other weights; leave --init-from out to go on with it, or name another folder with \
+         --state to begin another run",
+        folder.display()
+    )]
+    HasBegun {
+        /// The folder of the run.
+        folder: PathBuf,
+    },
     /// At the checkpoint to go on from the run is over.
     #[error(
         "at {checkpoint} the run is over: all {total} microbatches have their outcome. `swarmline export` makes a model of \

@@ -150,7 +150,7 @@ impl Keeper {
             target: store.name().to_owned(),
             stages: stages.iter().map(|stage| stage.0).collect(),
             every: options.every.to_string(),
-            newest: kept.microbatches(),
+            newest: kept.microbatches().unwrap_or(0),
         };
         let about = About {
             run_name: run.name.clone(),
@@ -250,9 +250,9 @@ impl Kept {
         Ok(Self { newest, broken: found.broken })
     }
 
-    /// Watermark of the newest checkpoint; 0 without one.
-    fn microbatches(&self) -> u64 {
-        self.newest.as_ref().map_or(0, |checkpoint| checkpoint.manifest().microbatches)
+    /// Watermark of the newest checkpoint; `None` without one.
+    fn microbatches(&self) -> Option<u64> {
+        self.newest.as_ref().map(|checkpoint| checkpoint.manifest().microbatches)
     }
 }
 

@@ -72,6 +72,7 @@ pub mod export;
 mod feeder;
 pub mod generate;
 mod hashing;
+mod import;
 mod keeper;
 mod outcome;
 mod process;

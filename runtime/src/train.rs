@@ -19,12 +19,13 @@ use crate::atomic_file;
 use crate::config::Run;
 use crate::data::{Batches, Corpus};
 use crate::error::Error;
-use crate::model::{SnapshotError, Upstream};
+use crate::import::Import;
+use crate::model::Upstream;
 use crate::outcome::Outcome;
 use crate::packing::TokenCodec;
 use crate::report::{Event, FeederReport, ProgressReport, Reporter};
 use crate::stage::{Engine, EngineError, Grant, Learning};
-use crate::weights::{HuggingFace, Summary, Weights as _};
+use crate::weights::Summary;
 
 pub use error::TrainError;
 
@@ -195,13 +196,8 @@ impl<'a, B: Backend> Training<'a, B> {
 
     /// Replaces the initial weights by those of a Hugging Face folder.
     fn begin_with(&mut self, folder: &Path, base: &Path) -> Result<(), Error> {
-        if !self.run.is_dense() {
-            let kind: &str = self.run.boundary.kind.into();
-            return Err(TrainError::NotDense { folder: folder.to_owned(), kind }.into());
-        }
-        let mut weights = HuggingFace::open(folder)?;
-        weights.check_run(self.run, base)?;
-        self.stages.iter_mut().try_for_each(|stage| take(stage, folder, &mut weights))
+        let mut import = Import::open(folder, self.run, base)?;
+        self.stages.iter_mut().try_for_each(|stage| import.into_stage(stage))
     }
 
     /// Trains one microbatch through all stages and back.
@@ -322,18 +318,6 @@ impl<'a, B: Backend> Training<'a, B> {
         }
         Ok(())
     }
-}
-
-/// Replaces the weights of a stage by those of the whole model in `folder`.
-fn take<B: Backend>(stage: &mut Engine<B>, folder: &Path, weights: &mut HuggingFace) -> Result<(), Error> {
-    let shard = stage.shard();
-    let names: Vec<String> = shard.params().iter().map(|parameter| parameter.name.clone()).collect();
-    names.iter().try_for_each(|name| {
-        let values = weights.read(name)?;
-        let unfit =
-            |error: SnapshotError| Error::Weights { path: folder.to_owned(), reason: error.to_string() };
-        shard.upload(name, &values).map_err(unfit)
-    })
 }
 
 /// Forward through the stages, loss, and back; every stage steps on the way back.

@@ -53,8 +53,8 @@ pub struct Config<P> {
     pub stages: Vec<(StageIndex, Limits)>,
     /// When a checkpoint is due.
     pub interval: Interval,
-    /// Watermark of the newest checkpoint of this launch in the target; 0 without one.
-    pub newest: u64,
+    /// Watermark of the newest checkpoint of this launch in the target, or of the one that the launch began at.
+    pub newest: Option<u64>,
     /// Length in bytes and digest of the payload of a chunk.
     pub digest: fn(&P) -> (u64, ChunkHash),
     /// Projections of the payload of a chunk, by the number of the chunk in its state.
@@ -114,7 +114,7 @@ impl<P: Clone + Default + Debug> Keeper<P> {
     #[must_use]
     pub fn new(now: Time, config: Config<P>) -> Self {
         Self {
-            schedule: Schedule::new(now, config.interval, config.newest),
+            schedule: Schedule::new(now, config.interval, config.newest.unwrap_or(0)),
             giving: Giving::new(config.stages.iter().map(|&(stage, _)| stage), config.newest),
             config,
             table: PeerTable::default(),
@@ -175,11 +175,11 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         }
     }
 
-    /// Microbatches of the checkpoint whose states the keeper gives to stages without a replica; 0 without one. The next
-    /// heartbeat says so.
+    /// Microbatches of the checkpoint whose states the keeper gives to stages without a replica; 0 without one, and of one
+    /// that a launch began at with imported weights. The next heartbeat says so.
     #[must_use]
     pub fn kept(&self) -> u64 {
-        self.giving.kept()
+        self.giving.kept().unwrap_or(0)
     }
 
     /// The members in the newest table that the keeper has received.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
-use swarmline::report::{Event, KeptReport};
+use swarmline::report::{Event, ExportReport, KeptReport};
 
 use crate::keep::{KEPT, coordinate, kept, learned, manifest};
 use crate::process::Process;
@@ -312,4 +312,51 @@ fn replicas_of_a_run_that_goes_on_wait_for_the_keeper_that_a_person_starts_elsew
     assert_eq!(serving(&mut replica), 0);
     assert!(replica.lines().join("\n").contains("state_taken"), "{:?}", replica.lines());
     coordinator.kill();
+}
+
+/// Exports the model that a run of one microbatch at a time leaves; its folder, and its loss on held-out text.
+fn exported(recipe: &Recipe) -> (RunFolder, String, f64) {
+    let folder = recipe.write();
+    let kept = Kept::start(&folder, STAGES, &[]).finish();
+    let (run, to) = (folder.run_file(), folder.argument("model"));
+    let mut export = Process::start("export", ["export", &kept.path, "--run", &run, "--to", &to, "--json"]);
+    let report: ExportReport = export.hear("the export", |event| match event {
+        Event::Exported(report) => Some(report),
+        _ => None,
+    });
+    (folder, to, report.loss.unwrap())
+}
+
+#[test]
+fn a_run_begins_with_the_weights_of_an_exported_model() {
+    let _turn = Swarm::turn();
+    let recipe = Recipe { steps: 60, ..Recipe::exact() };
+    let (before, model, loss) = exported(&recipe);
+
+    let folder = Recipe { steps: 1_000_000, ..recipe }.write();
+    let mut run = Kept::start(&folder, STAGES, &["--init-from", &model, "--keep-every", "1s"]);
+    assert_eq!(resumed(&mut run.coordinator).0, 0);
+    let found = held_out_loss(&mut run.feeder);
+    assert!((found - loss).abs() < 1e-4, "{found} where the model has {loss}");
+    let further = kept(&mut run.coordinator);
+    run.kill();
+    let (mut again, _) = coordinate(&folder, &["--init-from", &model]);
+    again.hear("that it goes on by its log", |event| match event {
+        Event::Resumed { done, .. } => (done >= further.microbatches).then_some(()),
+        _ => None,
+    });
+    again.kill();
+
+    let refused = |folder: &RunFolder, model: &str, part: &str| {
+        let run_file = folder.run_file();
+        let fixed = ["coordinator", "--run", &run_file, "--listen", "127.0.0.1:0", "--init-from", model];
+        let mut coordinator = Process::start("coordinator", fixed);
+        assert_ne!(coordinator.end(), 0);
+        assert!(coordinator.errors().contains(part), "{}", coordinator.errors());
+    };
+    refused(&before, &model, "has begun with other weights");
+    refused(&Recipe::exact().write(), &before.argument("nowhere"), "there is no config.json");
+    let confined = Recipe { boundary: "subspace", ..Recipe::exact() }.write();
+    refused(&confined, &model, "its boundary is \"subspace\"");
+    assert!(!confined.file("run.run/checkpoints").exists(), "nothing is begun");
 }

@@ -1,15 +1,18 @@
 //! `swarmline coordinator --run FILE`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use swarmline_scheduler::WeightsPolicy;
 use tokio::sync::oneshot;
 
 use super::own_keeper::OwnKeeper;
 use super::{Failure, Leash, StopRequest, block_on, folder_of, unhindered_reporter};
-use crate::config::Run;
-use crate::coordinator::{Coordinator, CoordinatorOptions, Resume, RunFolder};
+use crate::checkpoint::Store;
+use crate::config::{Manifest, Run};
+use crate::coordinator::{Begun, Coordinator, CoordinatorOptions, Resume, RunFolder};
+use crate::error::Error;
+use crate::import::Import;
 use crate::keeper::Every;
 use crate::net::Identity;
 use crate::outcome::Outcome;
@@ -34,6 +37,10 @@ pub(super) struct Arguments {
     /// or a target of `swarmline keep`)
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1)]
     resume: Option<Option<String>>,
+    /// Begin with the weights in a folder that `swarmline export` has written, or another LlamaForCausalLM. The boundary of
+    /// the run must be `identity`
+    #[arg(long, value_name = "FOLDER", conflicts_with = "resume")]
+    init_from: Option<PathBuf>,
     /// Start no keeper: the run leaves no model behind, unless `swarmline keep` joins it
     #[arg(long)]
     no_keeper: bool,
@@ -56,8 +63,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => folder.identity()?,
     };
     let keeping = Keeping::of(arguments, &run, &folder)?;
-    let newest = folder.path().join(CHECKPOINTS).to_string_lossy().into_owned();
-    let resume = arguments.resume.clone().map(|named| named.map_or(Resume::Newest(newest), Resume::At));
+    let checkpoints = folder.path().join(CHECKPOINTS).to_string_lossy().into_owned();
+    let resume = match &arguments.init_from {
+        Some(model) => Some(import(model, &run, &folder_of(&arguments.run), &folder, checkpoints)?),
+        None => arguments.resume.clone().map(|named| named.map_or(Resume::Newest(checkpoints), Resume::At)),
+    };
     let options = CoordinatorOptions::new(run, identity)
         .with_folder(folder)
         .with_resume(resume)
@@ -86,13 +96,35 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     })
 }
 
+/// Makes a model the checkpoint that the run begins at, unless it has begun there before.
+fn import(
+    model: &Path,
+    run: &Run,
+    base: &Path,
+    folder: &RunFolder,
+    target: String,
+) -> Result<Resume, Failure> {
+    match Begun::of(folder)? {
+        Begun::AtCheckpoint => return Ok(Resume::Newest(target)),
+        Begun::WithInitialWeights => {
+            return Err(Error::HasBegun { folder: folder.path().to_owned() }.into());
+        }
+        Begun::Not => {}
+    }
+    let mut import = Import::open(model, run, base)?;
+    let manifest = Manifest::of(run, base).map_err(Error::from)?;
+    let store = Store::open(&target).map_err(Error::from)?;
+    let checkpoint = block_on(async { Ok(import.write_checkpoint(&manifest, &store).await?) })?;
+    Ok(Resume::At(checkpoint.location()))
+}
+
 /// Coordinates the run, beside its keeper. Returns the newest checkpoint too.
 async fn coordinate(
     coordinator: Coordinator,
     keeper: Option<&OwnKeeper>,
     reporter: &Reporter,
     stop: impl Future<Output = ()>,
-) -> (Result<Outcome, crate::Error>, Option<KeptReport>) {
+) -> (Result<Outcome, Error>, Option<KeptReport>) {
     let (end, ended) = oneshot::channel::<()>();
     let coordinating = async {
         let outcome = coordinator.run(reporter, stop).await;

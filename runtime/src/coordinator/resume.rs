@@ -26,6 +26,31 @@ pub enum Resume {
     At(String),
 }
 
+/// How the run of a folder has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// Not yet.
+    Not,
+    /// With the initial weights that its seed gives.
+    WithInitialWeights,
+    /// At a checkpoint.
+    AtCheckpoint,
+}
+
+impl Begun {
+    /// As the log of the folder says.
+    ///
+    /// # Errors
+    /// If there is a log that cannot be read.
+    pub(crate) fn of(folder: &RunFolder) -> Result<Self, Error> {
+        Ok(match Log::look(folder)? {
+            Some(Found { head: Head { origin: Some(_), .. }, .. }) => Self::AtCheckpoint,
+            Some(Found { facts, .. }) if !facts.is_empty() => Self::WithInitialWeights,
+            Some(_) | None => Self::Not,
+        })
+    }
+}
+
 /// How a start goes on.
 #[derive(Debug)]
 pub(super) enum Plan {

@@ -10,30 +10,30 @@ use crate::{Instance, Message, PeerTable, StageIndex, Time};
 /// The uploads of a keeper.
 #[derive(Debug)]
 pub(super) struct Giving {
-    /// Microbatches of the checkpoint whose states are given; 0 without one.
-    kept: u64,
+    /// Microbatches of the checkpoint whose states are given; `None` without one.
+    kept: Option<u64>,
     uploads: BTreeMap<StageIndex, Upload>,
 }
 
 impl Giving {
-    /// A keeper of these stages, with a checkpoint of so many microbatches, or 0 without one.
-    pub(super) fn new(stages: impl Iterator<Item = StageIndex>, kept: u64) -> Self {
+    /// A keeper of these stages, with a checkpoint of so many microbatches, or none.
+    pub(super) fn new(stages: impl Iterator<Item = StageIndex>, kept: Option<u64>) -> Self {
         Self { kept, uploads: stages.map(|stage| (stage, Upload::new())).collect() }
     }
 
-    /// Microbatches of the checkpoint that is given; 0 without one.
-    pub(super) fn kept(&self) -> u64 {
+    /// Microbatches of the checkpoint that is given; `None` without one.
+    pub(super) fn kept(&self) -> Option<u64> {
         self.kept
     }
 
     /// A newer checkpoint is complete.
     pub(super) fn set_kept(&mut self, microbatches: u64) {
-        self.kept = microbatches;
+        self.kept = Some(microbatches);
     }
 
     /// A state of the checkpoint cannot be read: it is given no more.
     pub(super) fn fail(&mut self) {
-        self.kept = 0;
+        self.kept = None;
     }
 
     /// Follows the table: the replicas that are placed on a stage without a replica may ask.
@@ -66,7 +66,9 @@ impl Giving {
                 | TransferMessage::ChunkRequest { .. }
                 | TransferMessage::Done { .. },
                 Some(stage),
-            ) if self.kept > 0 => self.at_stage(now, stage, UploadEvent::Received { from, message }, actions),
+            ) if self.kept.is_some() => {
+                self.at_stage(now, stage, UploadEvent::Received { from, message }, actions)
+            }
             (TransferMessage::Request, _) => {
                 let declined = Message::Transfer(TransferMessage::Declined(DeclineReason::Busy));
                 actions.push_back(Action::Send { to: from.peer, envelope: declined.into() });

@@ -71,7 +71,7 @@ impl Harness {
         let config = Config {
             stages: (0..STAGES).map(|stage| (StageIndex(stage), LIMITS)).collect(),
             interval,
-            newest: 0,
+            newest: None,
             digest,
             sketch: |_, _, _| ChunkSketch::default(),
             secret: SketchSecret([7; 32]),

@@ -35,7 +35,7 @@ impl World {
         let config = Config {
             stages: (0..self.scenario.stages).map(|stage| (StageIndex(stage), limits)).collect(),
             interval,
-            newest: newest.microbatches,
+            newest: Some(newest.microbatches).filter(|&kept| kept > 0),
             digest,
             sketch,
             secret,
