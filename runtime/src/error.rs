@@ -105,6 +105,16 @@ pub enum Error {
         /// The kind of the run's boundary.
         kind: &'static str,
     },
+    /// The log of a run is there, and its key is not.
+    #[error(
+        "{} is gone, and members of the run call no other key; restore it, or name its file with --identity. To begin another \
+         run, name another folder with --state",
+        path.display()
+    )]
+    KeyGone {
+        /// The file of the key.
+        path: PathBuf,
+    },
     /// Weights are to be imported into a run that has begun without them.
     #[error(
         "the run in {} has begun with other weights; leave --init-from out to go on with it, or name another folder with \

@@ -381,9 +381,13 @@ impl Coordinator {
     }
 
     fn expel(&mut self, now: Time, peer: PeerId) {
+        let gave = self.members.gives_checkpoint();
         let Some(entry) = self.members.remove(peer) else { return };
         self.former.note(entry.member.instance);
         self.publishing.change();
+        if gave && !self.members.gives_checkpoint() {
+            self.actions.push_back(Action::KeeperSilent);
+        }
         if let MemberState::Serving(stage) = entry.member.state {
             self.await_holder(now, peer, Some(stage));
         }

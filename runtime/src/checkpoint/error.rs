@@ -109,6 +109,11 @@ pub enum Fault {
         /// Its stages.
         has: Vec<u16>,
     },
+    /// A checkpoint has no manifest.
+    #[error(
+        "the checkpoint is not complete: its manifest, which is written last, is missing; name the folder above for the newest complete one"
+    )]
+    Incomplete,
     /// No checkpoint is complete.
     #[error("there is no complete checkpoint; name the target of `swarmline keep`")]
     Empty,

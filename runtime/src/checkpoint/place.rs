@@ -44,6 +44,9 @@ impl Place {
     pub(super) fn open(target: &str) -> Result<Self, CheckpointError> {
         let name = target.trim_end_matches('/').to_owned();
         let failed = |fault| CheckpointError::new(target, fault);
+        if target.is_empty() {
+            return Err(failed(Fault::Target("a target without a name".to_owned())));
+        }
         let (objects, root, local) = match Url::parse(target) {
             Ok(url) if target.contains("://") => {
                 let (objects, root) = bucket(&url).map_err(failed)?;

@@ -57,7 +57,11 @@ impl Checkpoint {
 
     /// Reads the manifest of a folder.
     pub(super) async fn open(place: &Place, folder: String) -> Result<Self, CheckpointError> {
-        let bytes = place.read(&folder, MANIFEST, Length::AtMost(MANIFEST_BYTES_MAX)).await?;
+        let read = place.read(&folder, MANIFEST, Length::AtMost(MANIFEST_BYTES_MAX)).await;
+        let bytes = read.map_err(|error| match error.fault {
+            Fault::Missing => CheckpointError { fault: Fault::Incomplete, ..error },
+            _ => error,
+        })?;
         let manifest = Manifest::from_bytes(&bytes);
         let failed = |fault| CheckpointError::new(place.display(&folder, MANIFEST), fault);
         Ok(Self { manifest: manifest.map_err(failed)?, place: place.clone(), folder })

@@ -71,6 +71,8 @@ impl From<Error> for Failure {
             | Error::OtherRun { .. }
             | Error::OtherKey { .. }
             | Error::ResumeOtherRun { .. }
+            | Error::HasBegun { .. }
+            | Error::KeyGone { .. }
             | Error::NoOrigin { .. }
             | Error::OtherOrigin { .. } => Self::usage(message),
             refusal if refusal.is_refusal() => Self::refused(message),

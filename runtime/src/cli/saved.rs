@@ -63,6 +63,10 @@ fn checkpoint_folder(from: &Path) -> Option<Folder> {
         let (target, name) = (from.parent()?.to_str()?, from.file_name()?.to_str()?);
         return Some(Folder::Checkpoint { target: target.to_owned(), name: name.to_owned() });
     }
+    // A folder with the name of a checkpoint and no manifest is refused as one that is not complete.
+    if let Some((target, name)) = from.to_str().and_then(Store::split).filter(|_| from.is_dir()) {
+        return Some(Folder::Checkpoint { target: target.to_owned(), name: name.to_owned() });
+    }
     Some(Folder::Target(from.to_str().filter(|_| Store::is_at(&from))?.to_owned()))
 }
 

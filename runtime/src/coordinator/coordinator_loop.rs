@@ -148,6 +148,8 @@ impl<'a> CoordinatorLoop<'a> {
                 Action::Restored { stage, kept, lost } => {
                     Some(Due::Tell(Incident::StageRestored { stage: stage.0, kept, lost }))
                 }
+                Action::Reset { stage } => Some(Due::Tell(Incident::StageLost { stage: stage.0 })),
+                Action::KeeperSilent => Some(Due::Tell(Incident::KeeperSilent)),
                 Action::Finished => None,
                 Action::End => Some(Due::End),
             };

@@ -11,7 +11,7 @@ use super::resume::Plan;
 use super::{CoordinatorOptions, RunFolder, check_same_run};
 use crate::config::Manifest;
 use crate::error::Error;
-use crate::report::Event;
+use crate::report::{Event, Incident};
 
 /// An open port and an open log.
 #[derive(Debug)]
@@ -52,8 +52,11 @@ impl Opened {
                 let (log, found) = open_log(folder.as_ref())?;
                 let again =
                     |plan: &Plan| Event::ResumedAlready { checkpoint: plan.origin().location.clone() };
-                let (listener, news) = (self::listen(*listen, before).await?, plan.as_ref().map(again));
-                Self { listener, log, found, plan, news }
+                let news = match &plan {
+                    Some(plan) => Some(again(plan)),
+                    None => folder.as_ref().filter(|_| found.is_none() && before.is_some()).map(log_gone),
+                };
+                Self { listener: self::listen(*listen, before).await?, log, found, plan, news }
             }
         };
         if let Some((folder, found)) = folder.as_ref().zip(opened.found.as_ref()) {
@@ -91,6 +94,11 @@ impl Opened {
         }
         Ok(address)
     }
+}
+
+/// An earlier start has noted its address, and there is no log.
+fn log_gone(folder: &RunFolder) -> Event {
+    Event::Incident(Incident::LogGone { path: folder.log().display().to_string() })
 }
 
 /// The log of the folder, and what an earlier start has left there.

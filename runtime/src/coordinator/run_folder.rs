@@ -47,9 +47,13 @@ impl RunFolder {
     /// The key of the folder, which is made at the first start.
     ///
     /// # Errors
-    /// As [`Identity::load_or_create`].
+    /// As [`Identity::load_or_create`], or there is a log and no key.
     pub fn identity(&self) -> Result<Identity, Error> {
-        Ok(Identity::load_or_create(&self.path.join("key"))?)
+        let key = self.path.join("key");
+        if self.log().exists() && !key.exists() {
+            return Err(Error::KeyGone { path: key });
+        }
+        Ok(Identity::load_or_create(&key)?)
     }
 
     /// The address that peers have called; `None` if no start has noted one.

@@ -172,6 +172,13 @@ pub enum Incident {
         /// The stage, from 0.
         stage: u16,
     },
+    /// The last keeper with a checkpoint fell silent.
+    KeeperSilent,
+    /// The log of a run is gone; its members are asked.
+    LogGone {
+        /// Where it was.
+        path: String,
+    },
     /// A trained stage that had lost its last replica goes on with the state that a keeper had.
     StageRestored {
         /// The stage, from 0.
@@ -329,6 +336,15 @@ impl fmt::Display for Incident {
             Self::NotPruned { fault } => write!(f, "old checkpoints stay: {fault}"),
             Self::CheckpointUnusable { fault } => f.write_str(fault),
             Self::StageLost { stage } => stage_lost(f, *stage),
+            Self::KeeperSilent => f.write_str(
+                "the last keeper is silent: until one is back, a stage that loses all its replicas begins with initial \
+                 weights",
+            ),
+            Self::LogGone { path } => write!(
+                f,
+                "the log {path} is gone: members that are still there are asked for the run, and without them it begins with \
+                 initial weights; to go on from its newest checkpoint, start it with --resume"
+            ),
             Self::StageRestored { stage, kept, lost } => write!(
                 f,
                 "stage {stage} had lost its last replica, and is restored from a keeper's checkpoint of {kept} microbatches: \

@@ -2,7 +2,7 @@
 //! only if no member serves it and no process is awaited with its weights. The table of a joiner may be old, so the
 //! coordinator has the last word.
 
-use super::{Coordinator, Reply};
+use super::{Action, Coordinator, Reply};
 use crate::mutation::Mutation;
 use crate::{Instance, MemberState, PeerId, StageIndex, Time};
 
@@ -15,6 +15,9 @@ impl Coordinator {
         let has_better = self.may_be_held(stage) || self.is_restorable(stage);
         if state != MemberState::Loading(stage) || (initial && has_better) {
             return Reply::Noted(state);
+        }
+        if initial && self.trained.binary_search(&stage).is_ok() {
+            self.actions.push_back(Action::Reset { stage });
         }
         self.note_restored(from, stage);
         self.members.set_state(from.peer, MemberState::Serving(stage));

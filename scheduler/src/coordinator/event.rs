@@ -169,6 +169,13 @@ pub enum Action {
         /// Microbatches that had their outcome since: what the stage has learned from them is gone.
         lost: u64,
     },
+    /// Say that a trained stage begins with initial weights: what it had learned is lost.
+    Reset {
+        /// The stage.
+        stage: StageIndex,
+    },
+    /// Say that the last keeper with a checkpoint fell silent.
+    KeeperSilent,
     /// The run is over: the replies to the next heartbeats tell the members. Occurs once.
     Finished,
     /// The run is over, and the members have left or their time to leave is over: stop. Occurs once.

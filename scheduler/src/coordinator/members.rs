@@ -150,6 +150,11 @@ impl Members {
         (before == 0) != (microbatches == 0)
     }
 
+    /// Whether a keeper has a checkpoint.
+    pub(super) fn gives_checkpoint(&self) -> bool {
+        self.keepers.values().any(|&(_, microbatches)| microbatches > 0)
+    }
+
     /// Microbatches of the newest checkpoint of a keeper of `stage`; `None` without one.
     pub(super) fn kept_of(&self, stage: StageIndex) -> Option<u64> {
         let of_stage = self.keepers.values().filter(|(only, _)| only.is_none_or(|only| only == stage));

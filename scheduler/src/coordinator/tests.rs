@@ -43,6 +43,10 @@ struct Harness {
     evicted: Vec<PeerId>,
     /// Stages restored from a keeper: its microbatches, and those since.
     restored: Vec<(StageIndex, u64, u64)>,
+    /// Trained stages that began with initial weights.
+    reset: Vec<StageIndex>,
+    /// Times that the last keeper fell silent.
+    keeper_silent: u32,
     finished: u32,
     ended: u32,
 }
@@ -66,6 +70,8 @@ impl Harness {
             late: Vec::new(),
             evicted: Vec::new(),
             restored: Vec::new(),
+            reset: Vec::new(),
+            keeper_silent: 0,
             finished: 0,
             ended: 0,
         }
@@ -93,6 +99,8 @@ impl Harness {
                 Action::Membership(membership) => self.published.push(membership),
                 Action::Evicted { replica, .. } => self.evicted.push(replica),
                 Action::Restored { stage, kept, lost } => self.restored.push((stage, kept, lost)),
+                Action::Reset { stage } => self.reset.push(stage),
+                Action::KeeperSilent => self.keeper_silent += 1,
                 Action::Finished => self.finished += 1,
                 Action::End => self.ended += 1,
             }

@@ -148,7 +148,7 @@ const OVER_WITHIN: Duration = Duration::from_secs(300);
 const FINAL_STATES_WITHIN: Duration = Duration::from_secs(150);
 
 /// Faults that must strike and recovery paths that must be taken, each in at least a hundredth of the seeds.
-const PATHS: [&str; 102] = [
+const PATHS: [&str; 104] = [
     "loud crash",
     "silent crash",
     "leave",
@@ -185,6 +185,8 @@ const PATHS: [&str; 102] = [
     "final states kept",
     "target took no file",
     "restored from a keeper",
+    "said that a stage lost its updates",
+    "keeper fell silent",
     "began with the state of a keeper",
     "loss",
     "stall",

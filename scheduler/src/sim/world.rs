@@ -284,6 +284,8 @@ impl World {
                 coordinator::Action::Membership(membership) => self.publish(membership.into()),
                 coordinator::Action::Evicted { .. } => self.model.path("evicted"),
                 coordinator::Action::Restored { .. } => self.model.path("restored from a keeper"),
+                coordinator::Action::Reset { .. } => self.model.path("said that a stage lost its updates"),
+                coordinator::Action::KeeperSilent => self.model.path("keeper fell silent"),
                 coordinator::Action::Finished => {
                     self.ended_with = Some(self.coordinator.run_progress().settled);
                     self.model.finished();

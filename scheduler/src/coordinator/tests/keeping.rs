@@ -61,7 +61,15 @@ fn without_a_keeper_that_has_its_state_a_stage_begins_with_initial_weights() {
     harness.hear(Event::Leave { from: start(KEEPER) });
     assert_eq!(harness.join(key(2), 1, Role::Replica), loading(1));
     assert_eq!(harness.begin(key(2)), Reply::Noted(MemberState::Serving(StageIndex(1))));
-    assert_eq!(harness.restored, []);
+    assert_eq!((&*harness.restored, &*harness.reset), (&[][..], &[StageIndex(1)][..]));
+    assert_eq!(harness.keeper_silent, 0, "it has left");
+}
+
+#[test]
+fn the_coordinator_says_that_the_last_keeper_with_a_checkpoint_fell_silent() {
+    let mut harness = Harness::kept(4);
+    harness.pass(harness.coordinator.config().lease.as_secs() + 1, &[key(0), key(1), FEEDER]);
+    assert_eq!(harness.keeper_silent, 1);
 }
 
 #[test]
