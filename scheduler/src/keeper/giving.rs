@@ -67,7 +67,7 @@ impl Giving {
                 | TransferMessage::Done { .. },
                 Some(stage),
             ) if self.kept.is_some() => {
-                self.at_stage(now, stage, UploadEvent::Received { from, message }, actions)
+                self.at_stage(now, stage, UploadEvent::Received { from, message }, actions);
             }
             (TransferMessage::Request, _) => {
                 let declined = Message::Transfer(TransferMessage::Declined(DeclineReason::Busy));
