@@ -43,7 +43,7 @@ impl Import {
     ///
     /// # Errors
     /// If a parameter cannot be read, or the device fails.
-    pub(crate) fn into_stage<B: Backend>(&mut self, stage: &mut Engine<B>) -> Result<(), Error> {
+    pub(crate) fn fill<B: Backend>(&mut self, stage: &mut Engine<B>) -> Result<(), Error> {
         let (folder, shard) = (&self.folder, stage.shard());
         let names: Vec<String> = shard.params().iter().map(|parameter| parameter.name.clone()).collect();
         names.iter().try_for_each(|name| {
@@ -75,7 +75,7 @@ impl Import {
         let unfit =
             |error: ShardError| Error::Weights { path: self.folder.clone(), reason: error.to_string() };
         let mut engine = Engine::new(Cpu::new(1)?, run, stage, 0, Learning::Active).map_err(unfit)?;
-        self.into_stage(&mut engine)?;
+        self.fill(&mut engine)?;
         Ok(engine.export_state()?)
     }
 }

@@ -197,7 +197,7 @@ impl<'a, B: Backend> Training<'a, B> {
     /// Replaces the initial weights by those of a Hugging Face folder.
     fn begin_with(&mut self, folder: &Path, base: &Path) -> Result<(), Error> {
         let mut import = Import::open(folder, self.run, base)?;
-        self.stages.iter_mut().try_for_each(|stage| import.into_stage(stage))
+        self.stages.iter_mut().try_for_each(|stage| import.fill(stage))
     }
 
     /// Trains one microbatch through all stages and back.
