@@ -4,7 +4,7 @@ mod reference;
 
 use std::sync::Arc;
 
-use swarmline::checkpoint::{FORMAT, Manifest, Store};
+use swarmline::checkpoint::{BlockCursor, FORMAT, Manifest, Store};
 use swarmline::config::{self, Run};
 use swarmline::data::{Batches, Corpus};
 use swarmline::report::{Event, ExportReport, GenerateReport};
@@ -140,7 +140,7 @@ fn write_checkpoint(exported: &Exported) -> String {
         launch: 1,
         microbatches: 30,
         stages: Vec::new(),
-        cursor: Vec::new(),
+        cursor: vec![BlockCursor { block: 0, leased: 30, injected: 30, settled: 30 }],
         tokenizer: None,
         heldout_loss: Some(2.5),
         is_final: true,
