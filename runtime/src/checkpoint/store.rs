@@ -45,11 +45,18 @@ impl Store {
             .any(|name| microbatches(&name).is_some())
     }
 
-    /// The target and the folder of the checkpoint at `place`, a path or a URL, if its last part is the name of one.
+    /// The target at `location`, a path or a URL, and the folder of a checkpoint in it, if `location` is that of one: by its
+    /// name, complete or not, or as a local folder with a manifest.
     #[must_use]
-    pub fn split(place: &str) -> Option<(&str, &str)> {
-        let (target, name) = place.trim_end_matches('/').rsplit_once('/')?;
-        microbatches(name).map(|_| (target, name))
+    pub fn split(location: &str) -> (&str, Option<&str>) {
+        let location = location.trim_end_matches('/');
+        let (target, name) = match location.rsplit_once('/') {
+            Some(("", name)) => ("/", name),
+            Some(parts) => parts,
+            None => (".", location),
+        };
+        let is_checkpoint = microbatches(name).is_some() || Checkpoint::is_at(Path::new(location));
+        if is_checkpoint { (target, Some(name)) } else { (location, None) }
     }
 
     /// A local folder, which is made if it does not exist, or a bucket: `s3://BUCKET/PATH`, `gs://BUCKET/PATH`. Buckets
@@ -116,15 +123,12 @@ impl Store {
     /// # Errors
     /// If there is none, or one whose manifest cannot be read: it may be newer.
     pub async fn find(location: &str) -> Result<Checkpoint, CheckpointError> {
-        let location = location.trim_end_matches('/');
-        let (target, name) = location.rsplit_once('/').unwrap_or((".", location));
-        let is_checkpoint = microbatches(name).is_some() || Checkpoint::is_at(Path::new(location));
-        let target = if is_checkpoint { target } else { location };
+        let (target, name) = Self::split(location);
         if !target.contains("://") && !Path::new(target).is_dir() {
             return Err(CheckpointError::new(location, Fault::Empty));
         }
         let store = Self::open(target)?;
-        if is_checkpoint {
+        if let Some(name) = name {
             return store.checkpoint(name).await;
         }
         let Found { checkpoints, broken } = store.checkpoints().await?;

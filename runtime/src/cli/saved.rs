@@ -50,24 +50,16 @@ enum Folder {
     Target(String),
 }
 
-/// `None` if a local folder is neither a checkpoint nor has any.
+/// `None` if a local folder is neither a checkpoint nor has any. One with the name of a checkpoint and no manifest counts, and
+/// is refused as one that is not complete.
 fn checkpoint_folder(from: &Path) -> Option<Folder> {
-    if let Some(url) = from.to_str().filter(|from| from.contains("://")) {
-        return Some(match Store::split(url) {
-            Some((target, name)) => Folder::Checkpoint { target: target.to_owned(), name: name.to_owned() },
-            None => Folder::Target(url.to_owned()),
-        });
+    let is_url = from.to_str().is_some_and(|from| from.contains("://"));
+    let from =
+        if is_url { from.to_owned() } else { from.canonicalize().ok().filter(|from| from.is_dir())? };
+    match Store::split(from.to_str()?) {
+        (target, Some(name)) => Some(Folder::Checkpoint { target: target.to_owned(), name: name.to_owned() }),
+        (target, None) => (is_url || Store::is_at(&from)).then(|| Folder::Target(target.to_owned())),
     }
-    let from = from.canonicalize().ok()?;
-    if Checkpoint::is_at(&from) {
-        let (target, name) = (from.parent()?.to_str()?, from.file_name()?.to_str()?);
-        return Some(Folder::Checkpoint { target: target.to_owned(), name: name.to_owned() });
-    }
-    // A folder with the name of a checkpoint and no manifest is refused as one that is not complete.
-    if let Some((target, name)) = from.to_str().and_then(Store::split).filter(|_| from.is_dir()) {
-        return Some(Folder::Checkpoint { target: target.to_owned(), name: name.to_owned() });
-    }
-    Some(Folder::Target(from.to_str().filter(|_| Store::is_at(&from))?.to_owned()))
 }
 
 /// The checkpoint, once each of its files is found to be as it was written.
