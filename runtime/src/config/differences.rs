@@ -11,7 +11,6 @@ const MAY_CHANGE: &[(&str, &str)] = &[("policy", "feed")];
 /// The fields that may change besides where a run goes on from a checkpoint: they say how the layers are cut and how
 /// microbatches flow, not what is learned from them.
 const MAY_CHANGE_AT_CHECKPOINT: &[(&str, &str)] = &[
-    ("policy", "feed"),
     ("pipeline", "stages"),
     ("pipeline", "layers_per_stage"),
     ("pipeline", "max_in_flight"),
@@ -49,7 +48,7 @@ pub fn fixed_differences(running: &Manifest, given: &Manifest) -> Vec<Difference
 /// The fields of `given` that a run cannot go on with from a checkpoint of a run with the manifest `checkpoint`.
 #[must_use]
 pub fn differences_at_checkpoint(checkpoint: &Manifest, given: &Manifest) -> Vec<Difference> {
-    differences(checkpoint, given, MAY_CHANGE_AT_CHECKPOINT)
+    differences(checkpoint, given, &[MAY_CHANGE, MAY_CHANGE_AT_CHECKPOINT].concat())
 }
 
 fn differences(running: &Manifest, given: &Manifest, may_change: &[(&str, &str)]) -> Vec<Difference> {
