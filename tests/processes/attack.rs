@@ -6,21 +6,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use quinn::Connection;
-use swarmline::net::control::{Control, HEARTBEAT_INTERVAL, MemberStats, Placement, Registration};
+use swarmline::net::control::{Control, HEARTBEAT_INTERVAL, MemberStats, Placement};
 use swarmline::net::frame::{self, FrameLimits};
 use swarmline::net::table_log::TableReader;
 use swarmline::net::{Identity, Invite};
 use swarmline::report::Event;
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::{
-    Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, Message, MicrobatchId, ProcessNumber,
-    Purpose, Refusal, Role, RouteKey, RouteProof, StageIndex, WeightVersion,
+    Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, Message, MicrobatchId, Purpose, Refusal,
+    Role, RouteKey, RouteProof, StageIndex, WeightVersion,
 };
 use tokio::sync::oneshot;
 
 use crate::process::Process;
 use crate::recipe::Recipe;
-use crate::rogue::{Rogue, throw};
+use crate::rogue::{Rogue, registration, throw};
 use crate::swarm::{Swarm, account};
 
 const STANDBY: [u8; 32] = [66; 32];
@@ -125,14 +125,7 @@ impl Attacker {
     async fn join(invite: &Invite, microbatches: u64) -> Self {
         // No peer ever dials a standby.
         let data_address = "127.0.0.1:9".parse().unwrap();
-        let registration = Registration {
-            incarnation: ME,
-            role: Role::Replica,
-            data_address,
-            holds: None,
-            process: ProcessNumber(1),
-            take_over: false,
-        };
+        let registration = registration(Role::Replica, data_address);
         let identity = Identity::from_seed(STANDBY);
         let (control, joined) = Control::join(invite, &identity, registration).await.unwrap();
         assert_eq!(joined.placement, Placement::Standby);

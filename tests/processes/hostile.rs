@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use swarmline::config::{Manifest, Run};
-use swarmline::net::control::{Control, HEARTBEAT_INTERVAL, Joined, MemberStats, Placement, Registration};
+use swarmline::net::control::{Control, HEARTBEAT_INTERVAL, Joined, MemberStats, Placement};
 use swarmline::net::digest::ManifestDigest;
 use swarmline::net::frame::FrameLimits;
 use swarmline::net::quic::{
@@ -16,13 +16,14 @@ use swarmline::net::{Identity, Invite};
 use swarmline::packing::{Codec, TokenCodec};
 use swarmline_scheduler::{
     Attempt, Envelope, Hop, Incarnation, Instance, Loss, Member, MemberState, Message, MicrobatchId, PeerId,
-    ProcessNumber, Purpose, Refusal, Role, RouteKey, StageIndex, WeightVersion,
+    Purpose, Refusal, Role, RouteKey, StageIndex, WeightVersion,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use crate::process::Process;
 use crate::recipe::Recipe;
+use crate::rogue::registration;
 use crate::swarm::{STAGES, Swarm, last_word, serving};
 
 /// Limit of each step.
@@ -257,14 +258,7 @@ impl Seat {
         let identity = Identity::ephemeral().unwrap();
         let socket = bind_socket("127.0.0.1:0".parse().unwrap()).unwrap();
         let data_address = socket.local_addr().unwrap();
-        let registration = Registration {
-            incarnation: ME,
-            role,
-            data_address,
-            holds: None,
-            process: ProcessNumber(1),
-            take_over: false,
-        };
+        let registration = registration(role, data_address);
         let (control, joined) = Control::join(invite, &identity, registration).await.unwrap();
         let handshake = HandshakeInfo::new(joined.digest, ME);
         let (plane, arrivals) =

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use swarmline::report::{Event, ExportReport, Incident, KeptReport};
+use swarmline::report::{Event, ExportReport, Incident};
 
 use crate::bucket::{Bucket, SECRET, Temper, folders};
+use crate::keep::kept;
 use crate::process::Process;
 use crate::recipe::Recipe;
 use crate::swarm::Swarm;
@@ -17,15 +18,6 @@ fn start_keeper(swarm: &Swarm, bucket: &Bucket, secret: &str) -> Process {
     let arguments =
         ["keep", &swarm.invite, "--to", TARGET, "--every", "1s", "--keep", "2", "--json", "--leash"];
     Process::start_in(&bucket.environment(secret), "keeper", arguments)
-}
-
-/// Waits until a further checkpoint is complete.
-fn kept(keeper: &mut Process) -> KeptReport {
-    let moment = keeper.moment();
-    keeper.hear_since(moment, "that a checkpoint is kept", |event| match event {
-        Event::Kept(kept) => Some(kept),
-        _ => None,
-    })
 }
 
 /// Exports from the bucket; the loss of the exported model and the one that the checkpoint states.

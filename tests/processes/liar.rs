@@ -17,13 +17,14 @@ use swarmline::net::{Identity, Invite};
 use swarmline::packing::{Codec, TokenCodec};
 use swarmline::report::{Event, Incident};
 use swarmline_scheduler::{
-    Attempt, Envelope, Heartbeat, Hop, Incarnation, Instance, Member, Message, MicrobatchId, PeerId,
-    ProcessNumber, Purpose, Refusal, Role, RouteKey, RouteProof, StageIndex, Status, WeightVersion,
+    Attempt, Envelope, Heartbeat, Hop, Incarnation, Instance, Member, Message, MicrobatchId, PeerId, Purpose,
+    Refusal, Role, RouteKey, RouteProof, StageIndex, Status, WeightVersion,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use crate::recipe::Recipe;
+use crate::rogue::registration;
 use crate::swarm::{Swarm, account, serving};
 
 const STAGES: u16 = 3;
@@ -97,14 +98,7 @@ impl Liar {
         runtime.block_on(async {
             let socket = bind_socket("127.0.0.1:0".parse().unwrap()).unwrap();
             let data_address = socket.local_addr().unwrap();
-            let registration = Registration {
-                incarnation: ME,
-                role: Role::Replica,
-                data_address,
-                holds: None,
-                process: ProcessNumber(1),
-                take_over: false,
-            };
+            let registration = registration(Role::Replica, data_address);
             let (mut control, joined) = Control::join(&invite, &identity, registration).await.unwrap();
             assert_eq!(joined.placement, Placement::Stage(STAGE));
             control.ready(STAGE, false).await.unwrap();
@@ -132,14 +126,7 @@ impl Liar {
     fn is_refused(&self, invite: &str) {
         let data_address = "127.0.0.1:9".parse().unwrap();
         let incarnation = Incarnation(ME.0 + 1);
-        let registration = Registration {
-            incarnation,
-            role: Role::Replica,
-            data_address,
-            holds: None,
-            process: ProcessNumber(1),
-            take_over: false,
-        };
+        let registration = Registration { incarnation, ..registration(Role::Replica, data_address) };
         let invite: Invite = invite.parse().unwrap();
         let refused = self.runtime.block_on(Control::join(&invite, &self.identity, registration));
         let refusal = refused.map(|_| ()).unwrap_err().to_string();

@@ -1,5 +1,6 @@
 //! A peer that breaks the protocol. It speaks QUIC by hand, because the library sends only whole frames.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -12,14 +13,21 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use swarmline::net::control::Registration;
 use swarmline_proto::v1;
-use swarmline_scheduler::Member;
+use swarmline_scheduler::{Incarnation, Member, ProcessNumber, Role};
 
 /// DER of an ed25519 private key (RFC 8410) up to the 32 bytes of the seed.
 const PKCS8_PREFIX: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 /// Longest reply to Hello, bytes.
 const REPLY_BYTES_MAX: usize = 4096;
+
+/// The first request of a process to join in this role.
+pub(crate) fn registration(role: Role, data_address: SocketAddr) -> Registration {
+    let (incarnation, process) = (Incarnation(1), ProcessNumber(1));
+    Registration { incarnation, process, take_over: false, role, data_address, holds: None }
+}
 
 /// Dials any member with one key.
 pub(crate) struct Rogue {
