@@ -24,8 +24,8 @@ pub(super) struct Member {
     /// Leave when the coordinator has not replied for this long: 90s, 30m, 2h
     #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = parse_duration)]
     pub(super) patience: Duration,
-    /// End another process that runs with this key at once, and take its place. What the only replica of a stage has learned
-    /// since the newest checkpoint is lost: stop that with Ctrl-C
+    /// End another process that runs with this key, and take its place. What the only replica of a stage has learned since
+    /// the newest checkpoint is lost then, as whenever it ends: let another one serve the stage first
     #[arg(long, requires = "identity")]
     pub(super) take_over: bool,
     #[command(flatten)]
