@@ -216,8 +216,17 @@ impl<'a, B: Backend> Training<'a, B> {
             }
             Err(error) => self.refuse(id, error)?,
         }
+        if self.report.injected == self.run.microbatches() {
+            self.step_rest()?;
+        }
         self.computing += started.elapsed();
         self.watch.sign().map_or(Ok(()), |sign| Err(self.diverged(sign)))
+    }
+
+    /// After the last microbatch, stages that have refused one step with the rest of their accumulation, as replicas do.
+    fn step_rest(&mut self) -> Result<(), Error> {
+        self.stages.iter_mut().try_for_each(Engine::step_rest)?;
+        Ok(())
     }
 
     fn encode(&self, id: MicrobatchId, ids: &[u32]) -> Result<Vec<u8>, TrainError> {

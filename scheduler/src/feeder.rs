@@ -137,6 +137,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         let evaluation_window = Window::new(Admission::Asynchronous(window.limit()));
         let handoff = Handoff::new(StageIndex(0), config.stages, router);
         let contributions = Contributions::new(config.gradient_accumulation_steps);
+        let rounds = Rounds::new(averaging, stages, config.gradient_accumulation_steps > 1);
         Self {
             config,
             table,
@@ -157,7 +158,7 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             confirmed: Confirmed::new(averaging),
             announcement: Announcement::default(),
             turns: Turns::default(),
-            rounds: Rounds::new(averaging, stages),
+            rounds,
             succession: Succession::default(),
             counts: Counts::default(),
             admitted: 0,

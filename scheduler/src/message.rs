@@ -217,7 +217,8 @@ pub enum Message {
     RoundCall {
         /// The round; 0 before the first.
         round: Round,
-        /// Every microbatch has its outcome: this is one of the last rounds, and weights no longer change.
+        /// Every microbatch has its outcome: this is one of the last rounds, and weights no longer change, once the replica
+        /// has stepped with the rest of its accumulation.
         is_closing: bool,
         /// What each member of the receiver's group may weigh at most: the grants of this feeder that it has.
         weights: Vec<(PeerId, u64)>,

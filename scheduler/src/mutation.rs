@@ -19,6 +19,8 @@ pub(crate) enum Mutation {
     ForwardUnasked,
     /// A replica leaves when it is drained, with contributions that no other replica has.
     LeaveUnaveraged,
+    /// A replica ends with contributions that wait for the rest of their step.
+    KeepRest,
     /// A feeder believes every claim, without proof that the replica was handed the microbatch.
     BelieveClaims,
     /// The coordinator lists every replica that says it serves, with whatever weights.

@@ -9,6 +9,7 @@
 //!
 //! A process that stood still asks the coordinator whether it still is a member, and sends nothing before the answer.
 
+mod accumulation;
 mod config;
 mod departure;
 mod event;
@@ -39,6 +40,7 @@ pub use questions::{
     STATUS_REQUESTS_AT_ONCE, STATUS_REQUESTS_PER_SECOND,
 };
 
+use accumulation::Accumulation;
 use departure::{Departure, Others};
 use joining::Joining;
 use questions::Questions;
@@ -59,6 +61,7 @@ pub struct Replica<P> {
     stage: Stage<P>,
     averaging: Averaging<P>,
     rounds: RoundTracker,
+    accumulation: Accumulation,
     upload: Upload,
     departure: Departure,
     questions: Questions,
@@ -101,6 +104,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             stage: Stage::new(config.stage.clone(), router),
             averaging: Averaging::new(averaging),
             rounds: RoundTracker::default(),
+            accumulation: Accumulation::new(config.gradient_accumulation_steps),
             upload: Upload::new(),
             departure: Departure::default(),
             questions: Questions::default(),
@@ -125,6 +129,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
             }
             Phase::Ended => return,
         }
+        self.step_rest_at_the_end();
         self.begin_round(now);
         self.notice_departure(now);
     }
@@ -462,12 +467,15 @@ impl<P: Clone + Default + Debug> Replica<P> {
         }
     }
 
-    /// Begins the round that the feeder called, as soon as it is time. A round that does not begin has no other member.
+    /// Begins the round that the feeder called, as soon as it is time. A round that does not begin has no other member, or is
+    /// one of a run that does not average.
     fn begin_round(&mut self, now: Time) {
         while self.is_serving()
             && let Some(round) = self.rounds.next_round(self.stage.held())
         {
-            self.at_averaging(now, averaging::Event::Round(round));
+            if self.config.fragments > 0 {
+                self.at_averaging(now, averaging::Event::Round(round));
+            }
             if self.averaging.round().is_none() {
                 let report = self.rounds.end(now, round);
                 self.report_round(report);
@@ -481,6 +489,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
     fn on_drained(&mut self, now: Time) {
         let learned = self.stage.counts().applied > 0 && !self.config.stage.breaks(Mutation::LeaveUnaveraged);
         let fragments = if learned { self.config.fragments } else { 0 };
+        self.step_rest();
         self.departure.drained(now, fragments, self.averaging.round());
     }
 
@@ -490,6 +499,8 @@ impl<P: Clone + Default + Debug> Replica<P> {
         }
         let others = self.others();
         if self.departure.is_done(now, others) {
+            // Of a replica that was not drained in time, the weights may be saved.
+            self.step_rest();
             let left = End::Left(self.departure.unfinished(self.stage.held(), others));
             let finished = self.departure.is_run_finished();
             self.end(if finished { End::RunFinished } else { left });

@@ -130,12 +130,18 @@ fn replicas_of_a_stage_that_all_slept_bring_its_weights_back() {
 
 #[test]
 fn a_replica_that_leaves_in_good_order_leaves_nothing_to_recover() {
-    let mut flock = Flock::gather();
+    let mut flock = Flock::accumulating(4);
     let leaver = flock.of_stage(1);
     flock.replicas[leaver].interrupt();
     assert_eq!(flock.replicas[leaver].end(), 0);
     flock.stages[leaver] = None;
-    assert!(last_word(&mut flock.replicas[leaver]).done > 0);
+    let last = last_word(&mut flock.replicas[leaver]);
+    assert!(last.done > 0);
+    assert_eq!(
+        (last.waiting, last.steps),
+        (0, last.done.div_ceil(4)),
+        "the rest is a step of its own: {last:?}"
+    );
     flock.progress();
     let (account, replicas) = flock.end();
     assert_eq!(account.retried, 0);
@@ -177,9 +183,20 @@ struct Flock {
 
 impl Flock {
     fn gather() -> Self {
+        Self::accumulating(1)
+    }
+
+    /// Its replicas step once for so many contributions.
+    fn accumulating(gradient_accumulation_steps: usize) -> Self {
         // One test goes on with a feeder of another key.
         let more = "[policy]\nfeed = \"members\"\n".to_owned();
-        let recipe = Recipe { replicas: REPLICAS, max_in_flight: WINDOW, more, ..Recipe::endless() };
+        let recipe = Recipe {
+            replicas: REPLICAS,
+            max_in_flight: WINDOW,
+            gradient_accumulation_steps,
+            more,
+            ..Recipe::endless()
+        };
         let swarm = Swarm::coordinate(&recipe);
         let feeder = start_feeder(&swarm);
         let mut flock = Self { swarm, replicas: Vec::new(), stages: Vec::new(), feeder };
@@ -268,7 +285,9 @@ impl Flock {
             if stage.is_some() {
                 replica.interrupt();
                 assert_eq!(replica.end(), 0);
-                reports.push(last_word(replica));
+                let last = last_word(replica);
+                assert_eq!(last.waiting, 0, "{last:?}");
+                reports.push(last);
             }
         }
         let applied = self.applied();

@@ -783,7 +783,8 @@ pub struct RoundCall {
     /// Number of the round.
     #[prost(uint64, tag = "1")]
     pub round: u64,
-    /// Whether every microbatch has its outcome: a replica then begins the round when it holds no microbatch.
+    /// Whether every microbatch has its outcome: a replica then begins the round when it holds no microbatch, after an
+    /// optimizer step with the contributions that wait for the rest of theirs.
     #[prost(bool, tag = "2")]
     pub is_closing: bool,
     /// The members of the receiver's group, by the feeder's table, with the grants that each has from this feeder. No

@@ -173,9 +173,26 @@ impl<B: Backend> StageOptimizer<B> {
         if self.pending.contributions < self.gradient_accumulation_steps {
             return Ok(Contribution::Accumulated { contributions: self.pending.contributions });
         }
-        let mean = 1.0 / self.gradient_accumulation_steps as f64;
-        let norm = self.accumulated_norm(backend)? * mean;
-        self.step(backend, parameters, norm, mean)
+        self.step_accumulated(backend, parameters)
+    }
+
+    /// Steps with the contributions that wait for the rest of their step, as if a step had no more than those. Returns how
+    /// many there were; with none, nothing changes.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::contribute`].
+    pub fn step_rest(
+        &mut self,
+        backend: &mut B,
+        parameters: &mut [ParameterMut<'_, B::Tensor>],
+    ) -> Result<usize> {
+        self.assert_fits(parameters);
+        let contributions = self.pending.contributions;
+        if contributions > 0 {
+            self.step_accumulated(backend, parameters)?;
+        }
+        Ok(contributions)
     }
 
     /// Sets the step, counted from 1, that the run has reached. From then on the decay of the learning rate and of the
@@ -343,6 +360,17 @@ impl<B: Backend> StageOptimizer<B> {
             }
         }
         Ok(squares.sqrt())
+    }
+
+    /// One step by the mean of the contributions that wait.
+    fn step_accumulated(
+        &mut self,
+        backend: &mut B,
+        parameters: &mut [ParameterMut<'_, B::Tensor>],
+    ) -> Result<Contribution> {
+        let mean = 1.0 / self.pending.contributions as f64;
+        let norm = self.accumulated_norm(backend)? * mean;
+        self.step(backend, parameters, norm, mean)
     }
 
     /// One step, from the accumulators, or from the microbatch's gradients if there are no accumulators. `scale` turns

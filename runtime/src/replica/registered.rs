@@ -331,6 +331,7 @@ impl Registered {
         let fragments = if averaging.interval > 0 { averaging.fragments } else { 0 };
         Config {
             stage,
+            gradient_accumulation_steps: self.run.pipeline.gradient_accumulation_steps as u64,
             fragments,
             fragment_size,
             begin,

@@ -304,6 +304,7 @@ impl Serving {
             }
             Action::Average(job) => self.average(job)?,
             Action::Predict(job) => self.handles.executor.predict(job)?,
+            Action::StepRest => self.handles.executor.step_rest()?,
             Action::Send { to, envelope } => return Ok(self.send(to, envelope)),
             Action::SendChunk { to, state, chunk, offset, bytes } => {
                 return Ok(self.send_chunk(to, (state, chunk), (offset, bytes)));

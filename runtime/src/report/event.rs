@@ -226,8 +226,8 @@ pub struct ReplicaReport {
     /// Contributions left out, since their gradients were far larger than those before.
     #[serde(default)]
     pub skipped: u64,
-    /// Contributions that wait for the rest of their step (`gradient_accumulation_steps`). In the last report they are lost:
-    /// granted, and in no weights.
+    /// Contributions that wait for the rest of their step (`gradient_accumulation_steps`). A replica steps with them before it
+    /// ends, so none are left in the last report.
     #[serde(default)]
     pub waiting: u64,
     /// Averaging rounds in which a whole fragment was averaged with the other replicas of the stage.

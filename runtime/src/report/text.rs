@@ -150,9 +150,6 @@ impl fmt::Display for ReplicaReport {
         if self.skipped > 0 {
             write!(f, ", {} left out for gradients far beyond the usual", self.skipped)?;
         }
-        if self.waiting > 0 && self.last {
-            write!(f, ", {} of a step that was not complete are lost", self.waiting)?;
-        }
         Ok(())
     }
 }

@@ -200,6 +200,21 @@ impl<B: Backend> Engine<B> {
         self.contribute(version)
     }
 
+    /// Steps with the contributions that wait for the rest of their step, if there are any: no others come.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn step_rest(&mut self) -> Result<(), swarmline_kernels::Error> {
+        if self.optimizer.pending() == 0 {
+            return Ok(());
+        }
+        self.complete_export()?;
+        let (optimizer, backend, mut parameters) = self.optimizer_and_parameters();
+        let contributions = optimizer.step_rest(backend, &mut parameters)?;
+        self.averager.contributed(contributions as u64);
+        Ok(())
+    }
+
     /// Drops the waiting gradients of `id`, if any.
     ///
     /// # Errors
@@ -466,6 +481,10 @@ impl<B: Backend> Compute for Engine<B> {
 
     fn average(&mut self, job: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error> {
         Ok(self.average(job)?)
+    }
+
+    fn step_rest(&mut self) -> Result<(), Error> {
+        Ok(Self::step_rest(self)?)
     }
 
     fn fragment_size(&self) -> FragmentSize {

@@ -30,6 +30,8 @@ pub(crate) trait Compute {
     fn set_clock(&mut self, microbatches: u64);
     /// Does a job of an averaging round, likewise.
     fn average(&mut self, job: AveragingJob<Bytes>) -> Result<Option<AveragingReply<Bytes>>, Error>;
+    /// Steps with the contributions that wait for the rest of their step. An error means that the device failed.
+    fn step_rest(&mut self) -> Result<(), Error>;
     /// Smallest number of parts with which every part of a fragment fits a frame.
     fn fragment_size(&self) -> FragmentSize;
     /// Begins a copy of the state as it is now, for a joiner, in place of a copy under way.
@@ -79,6 +81,7 @@ enum Task {
     Job(Job<Bytes>, Option<u64>),
     Average(AveragingJob<Bytes>),
     Predict(PredictionJob<Bytes>),
+    StepRest,
     Export(oneshot::Sender<Result<Exported, Error>>),
     Import((Bytes, WeightVersion, Origin), oneshot::Sender<Result<(), Error>>),
     Finish(Option<PathBuf>, oneshot::Sender<Result<(), Error>>),
@@ -111,8 +114,9 @@ impl Fault {
     }
 }
 
-/// Limit of the requests in the channel besides jobs: export, import, finish, the pass of a reader.
-const REQUESTS_MAX: usize = 4;
+/// Limit of the requests in the channel besides jobs: export, import, finish, the pass of a reader, and two steps with the
+/// rest of an accumulation, in the last rounds and at the departure.
+const REQUESTS_MAX: usize = 6;
 /// Bytes of a state that are copied between two jobs while a joiner waits for the state: some milliseconds.
 const EXPORT_SLICE_BYTES: usize = 8 << 20;
 /// Limit of the averaging jobs in the channel: means, the end of a round and the begin of the next.
@@ -180,6 +184,11 @@ impl Executor {
     /// Queues a job of an averaging round. The channel has room for every job that may be outstanding.
     pub(crate) fn average(&self, job: AveragingJob<Bytes>) -> Result<(), Error> {
         self.tasks.try_send(Task::Average(job)).map_err(|_| self.fault.take())
+    }
+
+    /// Queues a step with the contributions that wait for the rest of theirs.
+    pub(crate) fn step_rest(&self) -> Result<(), Error> {
+        self.tasks.try_send(Task::StepRest).map_err(|_| self.fault.take())
     }
 
     /// Queues the pass of a reader. At most one is outstanding.
@@ -305,6 +314,10 @@ fn perform(
         Task::Predict(job) => {
             let reply = compute.predict(job)?;
             return Ok(replies.predicted.blocking_send(reply).is_ok());
+        }
+        Task::StepRest => {
+            compute.step_rest()?;
+            statistics.send_replace(compute.statistics());
         }
         Task::Export(reply) => {
             compute.begin_export();

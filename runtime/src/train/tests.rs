@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::{Kind, Packing};
+use crate::stage::Compute as _;
 
 /// A run of one step on a few kilobytes of text.
 fn options(folder: &Path) -> TrainOptions {
@@ -19,6 +20,30 @@ fn train_silently(options: &TrainOptions) -> Result<Outcome, Error> {
 fn a_run_ends_after_its_last_step() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(train_silently(&options(folder.path())).unwrap(), Outcome::Finished);
+}
+
+#[test]
+fn after_a_refused_microbatch_the_rest_of_the_accumulation_is_stepped_at_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path());
+    options.run.pipeline.gradient_accumulation_steps = 4;
+    options.run.optimizer.steps = 2;
+    let corpus = Arc::new(open_corpus(&options, &AtomicBool::new(false)).unwrap().unwrap());
+    let open = || swarmline_kernels::Cpu::new(1);
+    let mut training = Training::new(&options, corpus, open).unwrap();
+    training.report.injected = 1;
+    let counters = |training: &Training<'_, _>| -> Vec<_> {
+        training
+            .stages
+            .iter()
+            .map(Engine::statistics)
+            .map(|counted| (counted.steps, counted.waiting))
+            .collect()
+    };
+    (0..6).for_each(|_| training.microbatch().unwrap());
+    assert_eq!(counters(&training), vec![(1, 2); training.stages.len()]);
+    training.microbatch().unwrap();
+    assert_eq!(counters(&training), vec![(2, 0); training.stages.len()]);
 }
 
 #[test]

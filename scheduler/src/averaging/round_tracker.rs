@@ -81,6 +81,12 @@ impl RoundTracker {
         self.called.take_if(|_| !unsettled)
     }
 
+    /// Whether the round called last comes after the last microbatch.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing
+    }
+
     /// A round has ended here, or had no other member. Returns the report; `None` before a feeder has called.
     pub fn end(&mut self, now: Time, round: Round) -> Option<RoundReport> {
         self.ended = self.ended.max(Some(round));

@@ -61,10 +61,11 @@ impl<P: Clone + Default + Debug> Feeder<P> {
         }
         self.announce_at = now + self.config.announce_interval;
         let outcomes = Message::Outcomes { ranges: self.announcement.announce() };
-        let averages = self.config.averaging.is_some() && self.is_caller();
+        let accumulates = self.config.gradient_accumulation_steps > 1;
+        let calls = (self.config.averaging.is_some() || accumulates) && self.is_caller();
         for to in self.turns.take(&self.table, self.config.stages) {
             self.send(to, outcomes.clone());
-            if averages {
+            if calls {
                 self.call_round(to);
             }
         }

@@ -36,9 +36,11 @@ pub(super) struct Called {
 }
 
 impl Rounds {
-    /// Clocks at round 0; without a `schedule` they call no round.
-    pub(super) fn new(schedule: Option<AveragingSchedule>, stages: u16) -> Self {
-        let stage = StageRounds::new(schedule.unwrap_or(AveragingSchedule { interval: 0, fragments: 0 }));
+    /// Clocks at round 0; without a `schedule` they call no round before the last. Where replicas accumulate, every stage has
+    /// a last round.
+    pub(super) fn new(schedule: Option<AveragingSchedule>, stages: u16, accumulates: bool) -> Self {
+        let schedule = schedule.unwrap_or(AveragingSchedule { interval: 0, fragments: 0 });
+        let stage = StageRounds::new(schedule, accumulates);
         Self { stages: vec![stage; usize::from(stages)] }
     }
 
@@ -126,7 +128,7 @@ mod tests {
     #[test]
     fn a_round_that_no_replica_would_follow_is_not_believed() {
         let hop = replica(0, 1);
-        let mut rounds = Rounds::new(Some(AveragingSchedule { interval: 10, fragments: 2 }), 1);
+        let mut rounds = Rounds::new(Some(AveragingSchedule { interval: 10, fragments: 2 }), 1, false);
         let mut table = PeerTable::new(fixtures::feeder());
         table.update(Membership {
             version: 1,
@@ -146,7 +148,7 @@ mod tests {
     #[test]
     fn a_stage_whose_round_takes_long_holds_up_no_other() {
         let hops = [replica(0, 1), replica(0, 2), replica(1, 3), replica(1, 4)];
-        let mut rounds = Rounds::new(Some(AveragingSchedule { interval: 10, fragments: 2 }), 2);
+        let mut rounds = Rounds::new(Some(AveragingSchedule { interval: 10, fragments: 2 }), 2, false);
         let members = hops.into_iter().map(fixtures::member).collect();
         let mut table = PeerTable::new(fixtures::feeder());
         table.update(Membership { version: 1, members, ..Membership::default() });

@@ -10,6 +10,8 @@ use crate::transfer::{ChunkHash, ChunkSketch, Limits, SketchSecret, SketchSeed};
 pub struct Config<P> {
     /// Identity of the replica, its stage, and its limits.
     pub stage: stage::Config,
+    /// Contributions of one optimizer step, at least 1.
+    pub gradient_accumulation_steps: u64,
     /// Fragments that the numbers of a stage are divided into; 0 if the run does not average.
     pub fragments: u32,
     /// The size of a fragment.

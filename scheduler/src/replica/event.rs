@@ -94,6 +94,9 @@ pub enum Action<P> {
     Predict(PredictionJob<P>),
     /// Do the job of an averaging round: `Reduce` anywhere, the others by the executor, in order with its jobs.
     Average(averaging::Job<P>),
+    /// Take an optimizer step with the contributions that wait for the rest of theirs, by the mean of those that are there;
+    /// no others come. By the executor, in order with its jobs. No reply.
+    StepRest,
     /// Send the message.
     Send {
         /// The receiver.

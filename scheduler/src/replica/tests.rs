@@ -37,12 +37,18 @@ struct Harness {
 impl Harness {
     /// A replica that is placed and has no table.
     fn placed(begin: Begin) -> Self {
+        Self::stepping(begin, 1)
+    }
+
+    /// Likewise; it steps once for so many contributions.
+    fn stepping(begin: Begin, gradient_accumulation_steps: u64) -> Self {
         let me = a(1);
         let stage = stage::Config::new(me.instance, StageIndex(1), 3);
         let secret = SketchSecret::default();
         let sketch = |_: &Payload, _, _| ChunkSketch::default();
         let config = Config {
             stage,
+            gradient_accumulation_steps,
             fragments: 2,
             fragment_size: FragmentSize::default(),
             begin,
@@ -56,7 +62,15 @@ impl Harness {
 
     /// A replica that serves, with `others` and the feeder.
     fn serving(others: &[Hop]) -> Self {
-        let mut harness = Self::placed(Begin::Given);
+        Self::begun(Self::placed(Begin::Given), others)
+    }
+
+    /// Likewise; it steps once for four contributions.
+    fn accumulating(others: &[Hop]) -> Self {
+        Self::begun(Self::stepping(Begin::Given, 4), others)
+    }
+
+    fn begun(mut harness: Self, others: &[Hop]) -> Self {
         let begun = harness.publish(&all(others), &[]);
         assert_eq!(
             begun[..2],
@@ -113,8 +127,12 @@ impl Harness {
 
     /// A forward arrives.
     fn forward(&mut self) -> Vec<Action<Payload>> {
+        self.forward_of(ID)
+    }
+
+    fn forward_of(&mut self, microbatch: MicrobatchId) -> Vec<Action<Payload>> {
         let message = Message::Forward {
-            microbatch: ID,
+            microbatch,
             attempt: Attempt(0),
             purpose: Purpose::Train,
             is_retry: false,
@@ -132,6 +150,18 @@ impl Harness {
 
     /// Applies the gradients of one microbatch, which then has its outcome.
     fn train(&mut self) {
+        self.train_until_applied();
+        self.hear_outcome();
+        assert_eq!((self.replica.stage().held(), self.replica.stage().counts().applied), (0, 1));
+    }
+
+    fn hear_outcome(&mut self) -> Vec<Action<Payload>> {
+        let range = crate::AckRange { first: 0, end: 100, open: Vec::new() };
+        self.receive(feeder(), Message::Outcomes { ranges: vec![range] })
+    }
+
+    /// Applies the gradients of one microbatch, which has no outcome yet.
+    fn train_until_applied(&mut self) {
         self.forward();
         self.completed(JobOutcome::Forwarded { version: WeightVersion(0), activation: "out" });
         let path = vec![a(2)];
@@ -144,16 +174,14 @@ impl Harness {
             Message::ClaimReply { granted: vec![ID], denied: Vec::new(), forged: Vec::new() },
         );
         self.completed(JobOutcome::Applied);
-        let range = crate::AckRange { first: 0, end: 100, open: Vec::new() };
-        self.receive(feeder(), Message::Outcomes { ranges: vec![range] });
-        assert_eq!((self.replica.stage().held(), self.replica.stage().counts().applied), (0, 1));
     }
 
     fn call(&mut self, round: u64) -> Vec<Action<Payload>> {
-        self.receive(
-            feeder(),
-            Message::RoundCall { round: Round(round), is_closing: false, weights: Vec::new() },
-        )
+        self.call_round(round, false)
+    }
+
+    fn call_round(&mut self, round: u64, is_closing: bool) -> Vec<Action<Payload>> {
+        self.receive(feeder(), Message::RoundCall { round: Round(round), is_closing, weights: Vec::new() })
     }
 
     /// A whole round with the other member, which contributed nothing.
@@ -485,6 +513,60 @@ fn it_leaves_when_its_updates_are_averaged() {
     assert!(!first.contains(&Action::End(End::Left(None))), "one of two fragments: {first:?}");
     let second = harness.average(5);
     assert_eq!(second.last(), Some(&Action::End(End::Left(None))), "{second:?}");
+}
+
+#[test]
+fn it_steps_the_rest_of_an_accumulation_before_it_leaves() {
+    let mut harness = Harness::accumulating(&[b(1)]);
+    harness.call(3);
+    harness.train();
+    assert_eq!(harness.hear(Event::Stop), [Action::StepRest]);
+    let averaged = [4, 5].map(|round| harness.average(round));
+    assert!(!averaged.concat().contains(&Action::StepRest), "nothing more waits");
+    assert_eq!(averaged[1].last(), Some(&Action::End(End::Left(None))), "the rounds have carried it");
+
+    let mut idle = Harness::accumulating(&[b(1)]);
+    assert_eq!(idle.hear(Event::Stop), [Action::End(End::Left(None))], "it has accumulated nothing");
+}
+
+#[test]
+fn the_last_rounds_carry_the_rest_of_an_accumulation() {
+    let mut harness = Harness::accumulating(&[b(1)]);
+    harness.call(3);
+    harness.train();
+    let snapshot = AveragingJob::Snapshot { round: Round(4), fragment: FragmentIndex(0), parts: 2 };
+    let begun = harness.call_round(4, true);
+    let jobs: Vec<_> =
+        begun.iter().filter(|action| matches!(action, Action::StepRest | Action::Average(_))).collect();
+    assert_eq!(jobs, [&Action::StepRest, &Action::Average(snapshot)], "the copy is made after the step");
+    assert!(!harness.call_round(5, true).contains(&Action::StepRest), "once");
+    let ended = harness.hear(Event::Directive(Directive::Finished));
+    assert_eq!(ended, [Action::End(End::RunFinished)]);
+}
+
+#[test]
+fn a_last_round_waits_with_the_rest_until_no_microbatch_is_held() {
+    let mut harness = Harness::accumulating(&[]);
+    harness.call(3);
+    harness.train_until_applied();
+    assert_eq!(harness.call_round(4, true), [], "it holds a microbatch");
+    let report = send(feeder(), Message::RoundReport { round: Round(4), carried: None });
+    assert_eq!(
+        harness.hear_outcome(),
+        [Action::StepRest, report],
+        "then it steps, alone as it is, and says so"
+    );
+}
+
+#[test]
+fn what_it_could_not_finish_in_time_makes_no_step_and_the_rest_does() {
+    let mut harness = Harness::accumulating(&[]);
+    harness.train();
+    harness.forward_of(MicrobatchId(ID.0 + 200));
+    harness.hear(Event::Stop);
+    let waited = harness.wait(DRAIN_WITHIN);
+    let end = Action::End(End::Left(Some(Unfinished::Microbatches(1))));
+    assert_eq!(waited[waited.len() - 2..], [Action::StepRest, end]);
 }
 
 #[test]

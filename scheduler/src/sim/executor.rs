@@ -40,6 +40,8 @@ pub(super) enum Task {
     },
     /// A job of an averaging round in `group`.
     Average { job: averaging::Job<Payload>, group: Option<GroupId>, members: Vec<Instance> },
+    /// Step with the contributions that wait for the rest of their step.
+    StepRest,
     /// Copy the state for joiners.
     Export(StateId),
     /// Take over the state that was downloaded.
@@ -296,7 +298,7 @@ impl Task {
         let job = match self {
             Self::Compute { job, .. } => job,
             Self::Export(_) => return FORWARD,
-            Self::Average { .. } | Self::Import => return 1,
+            Self::Average { .. } | Self::Import | Self::StepRest => return 1,
         };
         match job {
             Job::Forward { .. } | Job::Evaluate { .. } => FORWARD,

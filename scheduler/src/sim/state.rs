@@ -62,10 +62,20 @@ impl Weights {
     pub(super) fn contribute(&mut self, microbatch: MicrobatchId) {
         self.accumulated.push(microbatch);
         if self.accumulated.len() >= self.gradient_accumulation_steps {
-            for microbatch in std::mem::take(&mut self.accumulated) {
-                self.add(microbatch);
-            }
+            self.step();
         }
+    }
+
+    /// Makes a step of the contributions that wait for one.
+    pub(super) fn step(&mut self) {
+        for microbatch in std::mem::take(&mut self.accumulated) {
+            self.add(microbatch);
+        }
+    }
+
+    /// Contributions that wait for the rest of their step.
+    pub(super) fn waiting(&self) -> usize {
+        self.accumulated.len()
     }
 
     /// Adds the gradients of a microbatch, which move every number by a different amount.

@@ -148,7 +148,7 @@ const OVER_WITHIN: Duration = Duration::from_secs(300);
 const FINAL_STATES_WITHIN: Duration = Duration::from_secs(150);
 
 /// Faults that must strike and recovery paths that must be taken, each in at least a hundredth of the seeds.
-const PATHS: [&str; 103] = [
+const PATHS: [&str; 104] = [
     "loud crash",
     "silent crash",
     "leave",
@@ -239,6 +239,7 @@ const PATHS: [&str; 103] = [
     "send queue full",
     "on its way already",
     "copy was late",
+    "stepped with fewer contributions",
     "averaging round",
     "averaged",
     "averaged without a dead member",
@@ -353,6 +354,7 @@ fn broken_rules_are_noticed() {
         (Mutation::OneAttempt, "is sent as"),
         (Mutation::ForwardUnasked, "was not asked"),
         (Mutation::LeaveUnaveraged, "that no other replica has"),
+        (Mutation::KeepRest, "in no step"),
         (Mutation::TrustChunks, "no donor had"),
         (Mutation::BelieveClaims, "never handed"),
         (Mutation::BeginBesideTrained, "begins with initial weights"),
@@ -624,4 +626,27 @@ fn a_calm_run_ends_with_equal_replicas() {
         let rounds = report.paths.get("averaged").copied().unwrap_or(0);
         assert_eq!(rounds > 0, world.scenario.replicas > 1, "seed {seed}");
     }
+}
+
+/// Steps of four where replicas share the microbatches: hardly any of them ends with a whole step.
+#[test]
+fn a_calm_run_ends_with_every_contribution_in_the_weights_of_every_replica() {
+    let mut rests = 0;
+    for seed in 0..SEEDS {
+        let averaging = AveragingSchedule { interval: 5 + seed % 7, fragments: 1 + seed % 3 };
+        let averaging = Some(averaging).filter(|_| seed % 4 > 0);
+        let service_times = vec![Duration::from_millis(100)];
+        let scenario =
+            Scenario { averaging, service_times, gradient_accumulation_steps: 4, ..scenario(seed) };
+        let (world, report) = check(scenario);
+        for process in &world.replicas {
+            let weights = &process.executor.weights;
+            assert_eq!(weights.waiting(), 0, "seed {seed}: {:?}", process.instance);
+            let alone = world.scenario.replicas == 1 || averaging.is_none();
+            assert!(alone || weights.unaveraged() == 0, "seed {seed}: {:?}", process.instance);
+        }
+        rests += report.paths.get("stepped with fewer contributions").copied().unwrap_or(0);
+        assert_eq!(report.counts.contributions_lost, 0, "seed {seed}");
+    }
+    assert!(rests > SEEDS);
 }

@@ -77,6 +77,27 @@ fn the_second_step_starts_from_empty_accumulators() {
 }
 
 #[test]
+fn a_step_with_fewer_contributions_is_that_of_an_accumulation_of_so_few() {
+    for count in 1..4 {
+        let gradients: Vec<Vec<f32>> = (1..=count).map(numbers).collect();
+        let mut toy = Toy::new(&full(), 4);
+        for gradient in &gradients {
+            toy.contribute(gradient, 2);
+        }
+        assert_eq!(toy.step_rest(), count as usize);
+        let mut whole = Toy::new(&full(), count as usize);
+        for gradient in &gradients {
+            whole.contribute(gradient, 2);
+        }
+        assert_eq!(toy.weights(), whole.weights(), "{count} of four");
+        assert_eq!((toy.optimizer.pending(), toy.optimizer.version()), (0, WeightVersion(1)));
+        assert_eq!((toy.step_rest(), toy.optimizer.version()), (0, WeightVersion(1)), "none waits");
+        assert_eq!(toy.weights(), whole.weights());
+        assert_eq!(toy.contribute(&numbers(9), 0), Contribution::Accumulated { contributions: 1 });
+    }
+}
+
+#[test]
 fn a_gradient_that_is_no_number_changes_nothing() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e25] {
         let mut toy = Toy::new(&full(), 1);

@@ -31,19 +31,16 @@ impl Toy {
     /// One microbatch whose gradients are `gradient`.
     pub(super) fn contribute(&mut self, gradient: &[f32], staleness: u64) -> Contribution {
         upload(&mut self.cpu, &mut self.gradients, gradient);
-        let lent = PARAMETERS.iter().zip(self.weights.iter_mut().zip(&mut self.gradients));
-        let mut parameters: Vec<_> = lent
-            .map(|(&(name, len, decays), (weight, gradient))| ParameterMut {
-                name,
-                weight,
-                gradient,
-                len,
-                decays,
-            })
-            .collect();
+        let mut parameters = lent(&mut self.weights, &mut self.gradients);
         let contribution = self.optimizer.contribute(&mut self.cpu, &mut parameters, staleness).unwrap();
         assert_eq!(download(&mut self.cpu, &self.gradients), [0.0; NUMBERS], "gradients are consumed");
         contribution
+    }
+
+    /// A step with the contributions that wait. Returns how many there were.
+    pub(super) fn step_rest(&mut self) -> usize {
+        let mut parameters = lent(&mut self.weights, &mut self.gradients);
+        self.optimizer.step_rest(&mut self.cpu, &mut parameters).unwrap()
     }
 
     pub(super) fn weights(&mut self) -> Vec<f32> {
@@ -53,6 +50,16 @@ impl Toy {
     pub(super) fn set_weights(&mut self, weights: &[f32]) {
         upload(&mut self.cpu, &mut self.weights, weights);
     }
+}
+
+fn lent<'a>(
+    weights: &'a mut [CpuTensor],
+    gradients: &'a mut [CpuTensor],
+) -> Vec<ParameterMut<'a, CpuTensor>> {
+    let tensors = PARAMETERS.iter().zip(weights.iter_mut().zip(gradients));
+    let parameter =
+        |(&(name, len, decays), (weight, gradient))| ParameterMut { name, weight, gradient, len, decays };
+    tensors.map(parameter).collect()
 }
 
 /// Numbers between -1 and 1 on a grid of 1/64, so that small sums of them are exact.

@@ -83,6 +83,35 @@ fn after_each_fragment_was_averaged_at_rest_replicas_have_one_hash() {
 }
 
 #[test]
+fn the_rest_of_an_accumulation_is_a_step_of_its_own_and_the_next_round_carries_it() {
+    let accumulating = |steps| {
+        let mut run = run();
+        run.pipeline.gradient_accumulation_steps = steps;
+        engine_of(&run, LAST)
+    };
+    let (mut engine, mut whole) = (accumulating(4), accumulating(3));
+    learn(&mut engine, 0..3);
+    assert_eq!((engine.statistics().steps, engine.statistics().waiting), (0, 3));
+    let before = engine.export_state().unwrap();
+    engine.begin_export();
+    engine.step_rest().unwrap();
+    let copied = engine.export_more(usize::MAX).unwrap().unwrap().into_bytes().unwrap();
+    assert!(copied == before, "a copy that was under way is of the state before");
+    learn(&mut whole, 0..3);
+    assert!(engine.export_state().unwrap() == whole.export_state().unwrap(), "weights, moments and counters");
+    assert_eq!((engine.statistics().steps, engine.statistics().waiting), (1, 0));
+    assert_eq!(snapshot(&mut engine, Round(1)).0, 3, "its weight in the mean");
+    engine.step_rest().unwrap();
+    assert!(engine.export_state().unwrap() == whole.export_state().unwrap(), "nothing waits any more");
+
+    let mut control = Engine::new(Cpu::new(1).unwrap(), &run(), LAST, 2, Learning::Frozen).unwrap();
+    let initial = control.export_state().unwrap();
+    learn(&mut control, 0..3);
+    control.step_rest().unwrap();
+    assert!(control.export_state().unwrap() == initial, "a frozen stage has nothing to step with");
+}
+
+#[test]
 fn what_averaging_brings_in_is_recorded() {
     let mut engines = [trained(0..1), trained(1..2)];
     let before = engines[0].shard.parameter_log().count("head");

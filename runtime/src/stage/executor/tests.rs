@@ -53,6 +53,10 @@ impl Compute for Failing {
         Err(swarmline_kernels::Error::Device("average".to_owned()).into())
     }
 
+    fn step_rest(&mut self) -> Result<(), Error> {
+        Err(swarmline_kernels::Error::Device("step".to_owned()).into())
+    }
+
     fn fragment_size(&self) -> FragmentSize {
         FragmentSize::default()
     }
@@ -78,7 +82,7 @@ impl Compute for Failing {
 
 #[tokio::test]
 async fn a_failing_device_is_heard_of_whatever_the_task() {
-    for which in ["run", "average", "predict", "export"] {
+    for which in ["run", "average", "predict", "step", "export"] {
         let mut executor = Executor::start(4, || Ok(Box::new(Failing))).await.unwrap();
         match which {
             "run" => executor.submit(Job::Apply { microbatch: MicrobatchId(1) }, None).unwrap(),
@@ -87,6 +91,7 @@ async fn a_failing_device_is_heard_of_whatever_the_task() {
                 let job = AveragingJob::Finish { round, fragment: round.fragment(20), complete: true };
                 executor.average(job).unwrap();
             }
+            "step" => executor.step_rest().unwrap(),
             "predict" => {
                 let pass = Pass { number: 0, stage: StageIndex(0), position: 0 };
                 let (ids, activation) = Default::default();

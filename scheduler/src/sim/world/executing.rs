@@ -107,6 +107,11 @@ impl World {
         match task {
             Task::Compute { job, refuse } => self.computed(index, &job, refuse),
             Task::Average { job, group, members } => self.averaged(index, &job, group, &members),
+            Task::StepRest => {
+                self.model.path("stepped with fewer contributions");
+                self.replicas[index].executor.weights.step();
+                None
+            }
             Task::Export(state) => Some(self.exported(index, state)),
             Task::Import => Some(self.imported(index)),
         }

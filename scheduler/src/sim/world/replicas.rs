@@ -236,11 +236,21 @@ impl World {
             process.executor.weights = weights;
         }
         let (fragments, fragment_size) = (scenario.fragments(), FragmentSize::default());
+        let gradient_accumulation_steps = scenario.gradient_accumulation_steps;
         let mut secret = SketchSecret::default();
         secret.0[..8].copy_from_slice(&process.instance.incarnation.0.to_be_bytes());
         let weights = WeightsPolicy::Open;
-        let config =
-            Config { stage: config, fragments, fragment_size, begin, weights, digest, sketch, secret };
+        let config = Config {
+            stage: config,
+            gradient_accumulation_steps,
+            fragments,
+            fragment_size,
+            begin,
+            weights,
+            digest,
+            sketch,
+            secret,
+        };
         let router = scenario.router.build(self.rng.next_u64());
         process.replica = Some(Replica::new(config, router));
         self.model.started(index);
@@ -302,6 +312,7 @@ impl World {
         match action {
             Action::Execute(job) => self.compute(index, job),
             Action::Average(job) => self.average(index, job),
+            Action::StepRest => self.submit_short(index, Task::StepRest),
             // No reader is a member of this world.
             Action::Predict(_) => {}
             Action::Send { to, envelope } => self.say(index, to, envelope),
@@ -371,9 +382,15 @@ impl World {
 
     fn replica_ended(&mut self, index: usize, end: End) {
         match end {
-            End::RunFinished | End::Diverged { .. } => self.end_process(index, None),
+            End::RunFinished => {
+                self.finish_tasks(index);
+                self.check_rest(index);
+                self.end_process(index, None);
+            }
+            End::Diverged { .. } => self.end_process(index, None),
             End::Left(unfinished) => {
                 self.finish_tasks(index);
+                self.check_rest(index);
                 match unfinished {
                     None => self.check_departure(index),
                     Some(Unfinished::Microbatches(_)) => self.model.path("left with microbatches"),
@@ -398,6 +415,13 @@ impl World {
         let stage = process.replica.as_ref().map(|replica| replica.config().stage.stage);
         let weights = || process.executor.weights.clone().at_rest();
         process.kept = stage.filter(|_| has_state).map(|stage| (stage, weights()));
+    }
+
+    /// Checks that a replica which ends in order holds no contribution that waits for the rest of its step.
+    fn check_rest(&mut self, index: usize) {
+        let process = &self.replicas[index];
+        let (me, waiting) = (process.instance, process.executor.weights.waiting());
+        self.model.require(waiting == 0, || format!("{me:?} ends with {waiting} contributions in no step"));
     }
 
     /// Checks that a replica which leaves without unfinished work has no contribution that the other replicas lack.
