@@ -39,6 +39,46 @@ fn a_run_file_with_a_mistake_is_refused_with_line_and_field() {
     expect_bad_run_file(&more("tokenizer = \"nowhere.json\""), &["`data.tokenizer`", "nowhere.json"]);
 }
 
+/// A shell that starts a command with a standard output that is full.
+const FULL: &str = r#"exec "$0" "$@" > /dev/full"#;
+/// Likewise, with a pipe that no process reads any more.
+const CLOSED: &str = r#"exec 3> >(:); wait $!; exec "$0" "$@" >&3"#;
+
+/// Runs a command by a shell; returns its exit code and its errors.
+fn run_by(shell: &str, arguments: &[&str]) -> (i32, String) {
+    let mut process = Process::start_under(&["bash", "-c", shell], arguments[0], arguments.iter().copied());
+    (process.end(), process.errors())
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure_and_a_pipe_that_is_closed_is_none() {
+    let folder = Recipe::exact().write();
+    let (run_file, saved, key) = (folder.run_file(), folder.argument("saved"), folder.argument("p.key"));
+    let mut train = Process::start("train", ["train", "--run", &run_file, "--save", &saved]);
+    assert_eq!(train.end(), 0, "{}", train.errors());
+    let (one, other) = (folder.argument("one"), folder.argument("other"));
+    let generate = ["generate", &saved, "the", "--run", &run_file, "--tokens", "4"];
+    for arguments in [
+        &["check", &run_file][..],
+        &["key", &key],
+        &["doctor"],
+        &["train", "--run", &run_file],
+        &["export", &saved, "--run", &run_file, "--to", &one],
+        &generate,
+        &[&generate[..], &["--json"]].concat(),
+    ] {
+        let (code, errors) = run_by(FULL, arguments);
+        assert_eq!(code, FAILED, "{arguments:?}: {errors}");
+        assert!(errors.contains("cannot write the result to standard output"), "{arguments:?}: {errors}");
+    }
+    for arguments in
+        [&["check", &run_file][..], &["export", &saved, "--run", &run_file, "--to", &other], &generate]
+    {
+        let (code, errors) = run_by(CLOSED, arguments);
+        assert_eq!((code, errors.as_str()), (0, ""), "{arguments:?}");
+    }
+}
+
 #[test]
 fn text_that_is_none_is_refused() {
     let folder = Recipe::exact().write();

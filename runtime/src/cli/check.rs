@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use super::{Failure, folder_of};
+use super::{Failure, folder_of, output};
 use crate::config::Run;
 
 /// Arguments of `swarmline check`.
@@ -15,7 +15,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let run = Run::load(&arguments.file)?;
-    let _ = write!(std::io::stdout(), "{}", run.to_annotated_toml());
+    output::print(&run.to_annotated_toml().to_string())?;
     let folder = folder_of(&arguments.file);
     for missing in run.data.paths.iter().map(|path| folder.join(path)).filter(|path| !path.exists()) {
         let _ = writeln!(

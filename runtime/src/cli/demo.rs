@@ -7,7 +7,7 @@ mod swarm;
 mod table;
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use swarm::{Output, Source, Swarm};
 use table::Summary;
 
 use super::computing::Computing;
-use super::{Failure, Leash, StopRequest, block_on};
+use super::{Failure, Leash, StopRequest, block_on, output};
 use crate::config::{Data, Run};
 use crate::data::sources;
 use crate::report::{Event, Incident};
@@ -55,7 +55,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut summary = block_on(demonstrate(arguments, stop))?;
     let prompt = if arguments.data.is_empty() { SOURCE_PROMPT } else { TEXT_PROMPT };
     summary.take_sample(sample::of_checkpoint(summary.checkpoint.as_deref(), prompt)?);
-    present(&summary, arguments.json);
+    present(&summary, arguments.json)?;
     verdict(&summary)
 }
 
@@ -272,8 +272,8 @@ impl Followed {
     }
 }
 
-fn present(summary: &Summary, json: bool) {
-    let mut out = std::io::stdout();
+fn present(summary: &Summary, json: bool) -> Result<(), Failure> {
+    let mut out = String::new();
     for (name, figure) in summary.rows() {
         let _ = writeln!(out, "{name:<38} {figure}");
     }
@@ -287,6 +287,7 @@ fn present(summary: &Summary, json: bool) {
     if json && let Ok(line) = serde_json::to_string(summary) {
         let _ = writeln!(out, "{line}");
     }
+    output::print(&out)
 }
 
 /// A demo that lost a microbatch has failed, even with a good loss.

@@ -1,9 +1,11 @@
 //! `swarmline doctor`: devices and software of this machine, and the packages that would add more.
 
-use std::io::Write as _;
+use std::fmt::Write as _;
 
 use serde::Serialize;
 use swarmline_kernels::device::{CpuReport, CudaReport, DeviceChoice, Version, cpu_report, cuda_report};
+
+use super::{Failure, output};
 
 /// Arguments of `swarmline doctor`.
 #[derive(Debug, clap::Args)]
@@ -13,16 +15,17 @@ pub(super) struct Arguments {
     pub(super) json: bool,
 }
 
-pub(super) fn run(arguments: &Arguments) {
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let findings = Findings::new(&cpu_report(), &cuda_report(), DeviceChoice::Auto);
-    let mut out = std::io::stdout();
+    let mut text = String::new();
     if !arguments.json {
         for (subject, finding) in findings.rows() {
-            let _ = writeln!(out, "{subject:<10} {finding}");
+            let _ = writeln!(text, "{subject:<10} {finding}");
         }
     } else if let Ok(line) = serde_json::to_string(&findings) {
-        let _ = writeln!(out, "{line}");
+        let _ = writeln!(text, "{line}");
     }
+    output::print(&text)
 }
 
 /// Findings, with the names that `--json` prints.

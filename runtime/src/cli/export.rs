@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::saved::Reading;
-use super::{Failure, reporter};
+use super::{Failure, output, reporter};
 use crate::export::{ExportOptions, export};
 use crate::weights::huggingface::Dtype;
 
@@ -29,5 +29,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let saved = arguments.reading.open(&arguments.from)?;
     let mut options = ExportOptions::new(arguments.to.clone());
     (options.dtype, options.threads) = (arguments.dtype, arguments.reading.threads());
-    Ok(export(saved, &options, &reporter(arguments.json))?)
+    let reporter = reporter(arguments.json);
+    export(saved, &options, &reporter)?;
+    output::told(&reporter)
 }

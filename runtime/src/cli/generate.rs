@@ -1,10 +1,11 @@
 //! `swarmline generate FROM PROMPT`, and `swarmline generate --swarm ADDRESS PROMPT`.
 
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
+use super::output::{self, Output};
 use super::saved::Reading;
 use super::{Failure, Leash, StopRequest, block_on, reporter};
 use crate::error::Error;
@@ -70,20 +71,28 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         tokens: *tokens,
         sampling: Sampling { temperature: *temperature, top_p: *top_p, seed: *seed },
     };
-    let show = if *json { |_: &str| {} } else { print };
+    let mut output = Output::default();
+    let mut show = |text: &str| {
+        if !*json {
+            output.show(text);
+        }
+    };
     show(wanted.prompt);
     let report = match &arguments.swarm.swarm {
-        Some(invite) => arguments.swarm.generate(invite, wanted, *json, show)?,
+        Some(invite) => arguments.swarm.generate(invite, wanted, *json, &mut show)?,
         None => {
             let (model, threads) = (open(arguments)?, arguments.reading.threads());
-            generate(model, wanted.prompt, wanted.tokens, wanted.sampling, threads, show)?
+            generate(model, wanted.prompt, wanted.tokens, wanted.sampling, threads, &mut show)?
         }
     };
     show("\n");
-    if *json {
-        reporter(true).tell(&Event::Generated(report));
+    output.done()?;
+    if !*json {
+        return Ok(());
     }
-    Ok(())
+    let reporter = reporter(true);
+    reporter.tell(&Event::Generated(report));
+    output::told(&reporter)
 }
 
 /// The text that is wanted.
@@ -127,16 +136,18 @@ impl Swarm {
             .with_listen(self.listen)
             .with_tokenizer(self.tokenizer.clone());
         block_on(async {
-            let work = async {
-                let mut reader = join_after_former(&reporter, || Reader::join(options.clone())).await?;
-                let written = reader.generate(prompt, tokens, sampling, &reporter, show).await;
-                reader.leave().await;
-                written
+            let interrupted = || Err(Failure::interrupted("stopped before the text was complete"));
+            let mut stop = pin!(stop.requested());
+            let mut reader = tokio::select! {
+                () = stop.as_mut() => return interrupted(),
+                reader = join_after_former(&reporter, || Reader::join(options.clone())) => reader?,
             };
-            tokio::select! {
-                () = stop.requested() => Err(Failure::interrupted("stopped before the text was complete")),
-                written = work => Ok(written?),
-            }
+            let written = tokio::select! {
+                () = stop.as_mut() => interrupted(),
+                written = reader.generate(prompt, tokens, sampling, &reporter, show) => Ok(written?),
+            };
+            reader.leave().await;
+            written
         })
     }
 }
@@ -147,12 +158,6 @@ fn open(arguments: &Arguments) -> Result<TextModel, Failure> {
         return Ok(TextModel::of_folder(from)?);
     }
     Ok(TextModel::of_run(reading.open(from)?)?)
-}
-
-/// Shows a piece of text at once. A closed pipe is not an error.
-fn print(text: &str) {
-    let mut out = std::io::stdout();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 fn parse_temperature(text: &str) -> Result<f32, String> {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Failure, reporter};
+use super::{Failure, output, reporter};
 use crate::net::Identity;
 use crate::net::identity::IdentityError;
 use crate::report::{Event, Reporter};
@@ -24,8 +24,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
              file if there is none. There is no default: without --identity a process has another key at each start",
         ));
     };
-    load(Some(file), &reporter(arguments.json))?;
-    Ok(())
+    let reporter = reporter(arguments.json);
+    load(Some(file), &reporter)?;
+    output::told(&reporter)
 }
 
 /// The identity in the file at `path`, which is created if there is none, or a new one without a path. Tells its public

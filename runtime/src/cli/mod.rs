@@ -15,6 +15,7 @@ mod join;
 mod keep;
 mod key;
 mod member;
+mod output;
 mod own_keeper;
 mod saved;
 mod stop;
@@ -83,10 +84,7 @@ pub fn main() -> ExitCode {
         Command::Export(arguments) => export::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Key(arguments) => key::run(&arguments),
-        Command::Doctor(arguments) => {
-            doctor::run(&arguments);
-            Ok(())
-        }
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };

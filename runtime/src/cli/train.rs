@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use super::computing::{Computing, announcement, parse_threads};
-use super::{Failure, Leash, StopRequest, all_cores, folder_of, reporter};
+use super::{Failure, Leash, StopRequest, all_cores, folder_of, output, reporter};
 use crate::config::Run;
 use crate::outcome::Outcome;
 use crate::stage::Learning;
@@ -50,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let reporter = reporter(arguments.json);
     reporter.tell(&announcement(setup));
     match train::train(&options, &reporter, &stop)? {
-        Outcome::Finished => Ok(()),
+        Outcome::Finished => output::told(&reporter),
         Outcome::Stopped => Err(Failure::interrupted("stopped before the last optimizer step")),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Write as _};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::line_queue::LineQueue;
 use super::{Event, Incident};
@@ -40,18 +40,39 @@ impl Audience {
 /// ```
 pub struct Reporter {
     sink: Box<dyn Fn(&Event) + Send + Sync>,
+    /// The first write to standard output that failed.
+    fault: Arc<Mutex<Option<io::Error>>>,
 }
 
 impl Reporter {
-    /// A reporter that prints to standard output for this audience. A closed pipe is not an error.
+    /// A reporter that prints to standard output for this audience. A closed pipe is not an error; of another one see
+    /// [`Reporter::take_fault`].
     #[must_use]
     pub fn new(audience: Audience) -> Self {
-        let out = Mutex::new(io::stdout());
-        Self::to(move |event| {
+        let fault = Arc::default();
+        let (out, faults) = (Mutex::new(io::stdout()), Arc::clone(&fault));
+        let print = move |event: &Event| {
             let line = audience.line(event);
             let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
-            let _ = writeln!(out, "{line}").and_then(|()| out.flush());
-        })
+            let written = writeln!(out, "{line}").and_then(|()| out.flush());
+            if let Err(error) = written
+                && error.kind() != io::ErrorKind::BrokenPipe
+            {
+                Self::note(&faults, error);
+            }
+        };
+        Self { sink: Box::new(print), fault }
+    }
+
+    fn note(fault: &Mutex<Option<io::Error>>, error: io::Error) {
+        fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    /// The first event that a reporter of [`Reporter::new`] could not print, as the error of its write; later calls get
+    /// `None`.
+    #[must_use]
+    pub fn take_fault(&self) -> Option<io::Error> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// As [`Reporter::new`], for a process that other peers wait for: it never waits for the reader of its output. Lines
@@ -75,7 +96,7 @@ impl Reporter {
     /// `sink`, which must not block.
     #[must_use]
     pub fn to(sink: impl Fn(&Event) + Send + Sync + 'static) -> Self {
-        Self { sink: Box::new(sink) }
+        Self { sink: Box::new(sink), fault: Arc::default() }
     }
 
     /// A reporter without a listener.

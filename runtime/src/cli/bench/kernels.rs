@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use swarmline_kernels::Profile;
 
-use super::super::Failure;
 use super::super::computing::parse_threads;
+use super::super::{Failure, output};
 use super::results::ResultFile;
 use crate::bench::kernels::{self, Options};
 use crate::bench::{Size, Torch};
@@ -47,8 +47,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let report = kernels::measure(&options, |line| {
         let _ = writeln!(std::io::stderr(), "{line}");
     })?;
-    let _ = write!(std::io::stdout(), "{report}");
-    file.map_or(Ok(()), |file| file.write(&report))
+    file.map_or(Ok(()), |file| file.write(&report))?;
+    output::print(&report.to_string())
 }
 
 /// The options of the arguments. Mistakes are found here, before the first measurement.

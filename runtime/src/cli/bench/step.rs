@@ -1,11 +1,10 @@
 //! `swarmline bench step`: one line of JSON for `bench kernels`.
 
-use std::io::Write as _;
 use std::num::NonZeroUsize;
 
 use swarmline_kernels::Profile;
 
-use super::super::Failure;
+use super::super::{Failure, output};
 use crate::bench::{self, NO_FAST, Size, step};
 use crate::error::Error;
 
@@ -26,6 +25,5 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let report = step::measure(cpu, arguments.config)?;
     let line = serde_json::to_string(&report)
         .map_err(|error| Failure::failed(format!("cannot write the report as JSON: {error}")))?;
-    let _ = writeln!(std::io::stdout(), "{line}");
-    Ok(())
+    output::print(&format!("{line}\n"))
 }
