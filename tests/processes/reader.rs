@@ -1,5 +1,7 @@
 //! Text from the live replicas of a run, whatever becomes of them, and no weights in one place.
 
+use std::time::{Duration, Instant};
+
 use swarmline::Identity;
 use swarmline::report::{Event, GenerateReport, Incident};
 
@@ -10,6 +12,9 @@ use crate::swarm::{STAGES, Swarm, account};
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const REFUSED: i32 = 3;
+const INTERRUPTED: i32 = 130;
+/// A member that says nothing is one for so long.
+const LEASE: Duration = Duration::from_secs(15);
 const PROMPT: &str = "1: the line";
 
 fn start(swarm: &Swarm, prompt: &str, more: &[&str]) -> Process {
@@ -93,6 +98,22 @@ fn a_text_that_cannot_be_generated_is_refused_with_the_cause() {
     refused(&"a".repeat(33), &[], FAILED, &["33 tokens", "32 at once", "shorten it"]);
     refused("", &[], FAILED, &["the prompt has no token"]);
     refused("saved", &["a prompt"], USAGE, &["with --swarm give a prompt only"]);
+}
+
+#[test]
+fn a_reader_that_is_interrupted_leaves_at_once() {
+    let mut swarm = Swarm::coordinate(&Recipe::exact());
+    (0..STAGES).for_each(|_| swarm.join(&[]));
+    let mut reader = start(&swarm, PROMPT, &["--tokens", "1000000"]);
+    let members = |wanted: usize| {
+        move |event| matches!(event, Event::Members { readers, .. } if readers == wanted).then_some(())
+    };
+    swarm.coordinator.hear("that a reader has joined", members(1));
+    let (now, began) = (swarm.coordinator.moment(), Instant::now());
+    reader.interrupt();
+    assert_eq!(reader.end(), INTERRUPTED, "{}", reader.errors());
+    swarm.coordinator.hear_since(now, "that it has left", members(0));
+    assert!(began.elapsed() < LEASE / 2, "{:?}", began.elapsed());
 }
 
 #[test]
