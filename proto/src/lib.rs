@@ -20,4 +20,4 @@ pub mod v1 {
 }
 
 /// Version of the protocol of this code; peers must have the same version.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;

@@ -94,5 +94,6 @@ fn manifest(run: &config::Manifest) -> Manifest {
         tokenizer: None,
         heldout_loss: None,
         is_final: false,
+        is_agreed: false,
     }
 }

@@ -130,6 +130,7 @@ impl Keeper {
         let config = Config {
             stages: stages.iter().map(|&stage| (stage, download_limits(&run, stage))).collect(),
             interval: options.every.into(),
+            gradient_accumulation_steps: run.pipeline.gradient_accumulation_steps as u64,
             newest: kept.microbatches(),
             digest: chunk_digest,
             sketch: chunk_sketch,

@@ -1,15 +1,18 @@
 //! The life of a keeper: it takes the states of the stages and has them written as checkpoints.
 //!
-//! When a checkpoint is due, the keeper notes how far the run has come, the **watermark**, and then takes one stage after
-//! the other: it downloads a copy that a replica has made since, as a joiner does, and has it written. When every stage is
-//! written the checkpoint is complete. A donor that dies or lies is replaced by the download. A stage that gives no state
-//! for [`STALLED_AFTER`] ends the attempt, and the next one begins later: the checkpoint before stays whole. A target that
-//! takes no file is tried again, while the run goes on.
+//! When a checkpoint is due, the keeper names a clock of the run a little ahead, the **watermark**, at which donors of every
+//! stage copy their states (`agreement`). When the run has reached it, the keeper takes one stage after the other: it
+//! downloads the copy, as a joiner does, and has it written. When every stage is written the checkpoint is complete. Where
+//! no clock can be agreed on, since several feeders feed or the run stands still, each copy is made when it is asked for. A
+//! donor that dies or lies is replaced by the download. A stage that gives no state for [`STALLED_AFTER`] ends the attempt,
+//! and the next one begins later: the checkpoint before stays whole. A target that takes no file is tried again, while the
+//! run goes on.
 //!
 //! A stage that has lost its last replica gets its state back from the newest checkpoint (`giving`).
 //!
 //! When the run is over the keeper takes the final states; the coordinator has the replicas wait for it.
 
+mod agreement;
 mod event;
 mod giving;
 mod schedule;
@@ -28,9 +31,11 @@ use crate::{
     WeightVersion,
 };
 
+pub use agreement::{AHEAD, CLOCKS_MAX, KEPT_FOR, REACHED_WITHIN};
 pub use event::{Action, End, Event, Given, Note, Watermark, Written};
 pub use schedule::Interval;
 
+use agreement::{Agreement, Pace, donors_to_tell, rotated};
 use giving::Giving;
 use schedule::Schedule;
 
@@ -53,6 +58,8 @@ pub struct Config<P> {
     pub stages: Vec<(StageIndex, Limits)>,
     /// When a checkpoint is due.
     pub interval: Interval,
+    /// Contributions to one optimizer step of a replica.
+    pub gradient_accumulation_steps: u64,
     /// Watermark of the newest checkpoint of this launch in the target, or of the one that the launch began at.
     pub newest: Option<u64>,
     /// Length in bytes and digest of the payload of a chunk.
@@ -69,6 +76,7 @@ pub struct Keeper<P> {
     config: Config<P>,
     table: PeerTable,
     schedule: Schedule,
+    pace: Pace,
     giving: Giving,
     /// Downloads begun: each draws projections from a secret of its own.
     downloads: u64,
@@ -80,6 +88,8 @@ pub struct Keeper<P> {
 enum Phase<P> {
     /// No checkpoint is due.
     Waiting,
+    /// A clock is named, and the run has not reached it.
+    Agreeing(Box<Agreement>),
     Taking(Box<Taking<P>>),
     Ended,
 }
@@ -88,6 +98,8 @@ enum Phase<P> {
 #[derive(Debug)]
 struct Taking<P> {
     watermark: Watermark,
+    /// The clock that the donors were told; `None` if each copies its state when it is asked.
+    agreement: Option<Agreement>,
     /// The stage that is being taken, by its place in the settings.
     place: usize,
     step: Step<P>,
@@ -115,6 +127,7 @@ impl<P: Clone + Default + Debug> Keeper<P> {
     pub fn new(now: Time, config: Config<P>) -> Self {
         Self {
             schedule: Schedule::new(now, config.interval, config.newest.unwrap_or(0)),
+            pace: Pace::default(),
             giving: Giving::new(config.stages.iter().map(|&(stage, _)| stage), config.newest),
             config,
             table: PeerTable::default(),
@@ -134,6 +147,7 @@ impl<P: Clone + Default + Debug> Keeper<P> {
             Event::Received { from, envelope } => self.on_message(now, from, envelope),
             Event::PeerLost(instance) => {
                 self.giving.at_all(now, &UploadEvent::PeerLost(instance), &mut self.actions);
+                self.lose_told(now, instance);
                 self.at_download(now, DownloadEvent::PeerLost(instance));
             }
             Event::Exported { given: Given { stage, state }, manifest } => {
@@ -159,8 +173,8 @@ impl<P: Clone + Default + Debug> Keeper<P> {
     /// wait for but the coordinator's next word.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        let giving = self.giving.poll_timeout();
-        self.next_of_checkpoint().into_iter().chain(giving).min()
+        let (giving, repeat) = (self.giving.poll_timeout(), self.agreement().and_then(Agreement::repeat_at));
+        self.next_of_checkpoint().into_iter().chain(giving).chain(repeat).min()
     }
 
     fn next_of_checkpoint(&self) -> Option<Time> {
@@ -207,6 +221,9 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         let Message::Transfer(message) = envelope.message else { return };
         let message = self.giving.on_message(now, &self.table, (from, message), &mut self.actions);
         let Some(message) = message else { return };
+        if let TransferMessage::CopyDeclined { clock } = message {
+            return self.on_copy_declined(now, from, clock);
+        }
         let TransferMessage::Chunk { state, chunk } = message else {
             return self.at_download(now, DownloadEvent::Received { from, message });
         };
@@ -221,16 +238,22 @@ impl<P: Clone + Default + Debug> Keeper<P> {
 
     /// The final states are worth more than the checkpoint under way, which is given up for them.
     fn on_progress(&mut self, now: Time, blocks: Vec<BlockTally>, finished: bool) {
-        let taking =
-            if let Phase::Taking(taking) = &self.phase { Some(taking.watermark.is_final) } else { None };
         let watermark = Watermark::new(blocks, finished);
-        let is_ready = finished || self.config.stages.iter().all(|(stage, _)| self.table.serves(*stage));
-        let is_due = finished || (is_ready && self.schedule.is_due(now, watermark.microbatches));
-        match taking {
-            None if is_due => self.begin(now, watermark),
-            Some(false) if finished => self.begin(now, watermark),
-            None | Some(_) => {}
+        self.pace.note(now, watermark.microbatches);
+        match &self.phase {
+            Phase::Taking(taking) if taking.watermark.is_final => {}
+            Phase::Waiting | Phase::Agreeing(_) | Phase::Taking(_) if finished => {
+                self.begin(now, watermark, None)
+            }
+            Phase::Waiting if self.is_due(now, &watermark) => self.agree(now, watermark, 0),
+            Phase::Agreeing(_) => self.await_clock(now, watermark),
+            Phase::Waiting | Phase::Taking(_) | Phase::Ended => {}
         }
+    }
+
+    fn is_due(&self, now: Time, watermark: &Watermark) -> bool {
+        let is_ready = self.config.stages.iter().all(|(stage, _)| self.table.serves(*stage));
+        is_ready && self.schedule.is_due(now, watermark.microbatches)
     }
 
     fn on_written(&mut self, now: Time, written: Written) {
@@ -241,17 +264,26 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         (taking.pause, taking.failing_since) = (WRITE_PAUSE_MIN, None);
         match &mut taking.step {
             Step::Writing(..) if written == Written::Unfit => self.on_unfit(now),
-            Step::Writing(..) => {
-                taking.place += 1;
-                self.take_next(now);
-            }
+            Step::Writing(..) => self.on_stage_written(now),
             Step::Completing => self.on_complete(now),
             Step::Downloading(..) | Step::Failed(..) => {}
         }
     }
 
+    fn on_stage_written(&mut self, now: Time) {
+        let Phase::Taking(taking) = &mut self.phase else { return };
+        if let (Some(agreement), Some(&(stage, _))) =
+            (&mut taking.agreement, self.config.stages.get(taking.place))
+        {
+            agreement.drop_stage(stage);
+        }
+        taking.place += 1;
+        self.take_next(now);
+    }
+
     fn on_timeout(&mut self, now: Time) {
         self.giving.at_all(now, &UploadEvent::Timeout, &mut self.actions);
+        self.repeat_clock(now);
         let Phase::Taking(taking) = &mut self.phase else { return };
         match &taking.step {
             Step::Downloading(_, stalls) if *stalls <= now => self.give_up(now),
@@ -261,13 +293,78 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         }
     }
 
+    // --- The clock that all stages copy at ------------------------------------------------------------------
+
+    /// Names a clock to donors of every stage. Of several feeders no clock tells which microbatches came before it.
+    fn agree(&mut self, now: Time, watermark: Watermark, clocks: u32) {
+        let is_fed_by_one = self.table.feeders().nth(1).is_none() && self.table.feeders().next().is_some();
+        if !is_fed_by_one || clocks >= CLOCKS_MAX {
+            return self.begin(now, watermark, None);
+        }
+        let Some(pace) = self.pace.within(AHEAD) else { return };
+        let stages = self.config.stages.iter().map(|&(stage, _)| stage);
+        let donors = donors_to_tell(&self.table, stages, self.downloads);
+        let terms = (pace, clocks, self.config.gradient_accumulation_steps);
+        self.phase = Phase::Agreeing(Box::new(Agreement::new(now, &watermark.blocks, terms, donors)));
+        self.tell_clock();
+    }
+
+    /// Begins to take the states when the run has reached the clock, or does not.
+    fn await_clock(&mut self, now: Time, progress: Watermark) {
+        let Phase::Agreeing(agreement) = &self.phase else { return };
+        if agreement.is_reached(&progress) {
+            let agreement = (**agreement).clone();
+            return match agreement.watermark(&progress) {
+                Some(watermark) => self.begin(now, watermark, Some(agreement)),
+                None => self.begin(now, progress, None),
+            };
+        }
+        if self.table.feeders().next().is_none() || agreement.since + REACHED_WITHIN <= now {
+            self.begin(now, progress, None);
+        }
+    }
+
+    fn on_copy_declined(&mut self, now: Time, donor: Instance, clock: u64) {
+        if self.agreement().is_some_and(|agreement| agreement.clock == clock) {
+            self.lose_told(now, donor);
+        }
+    }
+
+    /// A donor has declined, or is lost. A stage without a donor that was told makes the clock worthless.
+    fn lose_told(&mut self, now: Time, donor: Instance) {
+        let Phase::Agreeing(agreement) = &mut self.phase else { return };
+        if agreement.drop_donor(donor) {
+            let (clocks, progress) = (agreement.clocks(), agreement.progress());
+            self.agree(now, progress, clocks);
+        }
+    }
+
+    fn tell_clock(&mut self) {
+        let Some(agreement) = self.agreement() else { return };
+        let message = TransferMessage::CopyAt { clock: agreement.clock };
+        let donors: Vec<_> = agreement.donors().collect();
+        for donor in donors {
+            let envelope = Message::Transfer(message.clone()).into();
+            self.actions.push_back(Action::Send { to: donor.peer, envelope });
+        }
+    }
+
+    fn repeat_clock(&mut self, now: Time) {
+        if let Some(agreement) = self.agreement_mut()
+            && agreement.repeat_at().is_some_and(|at| at <= now)
+        {
+            agreement.repeated(now);
+            self.tell_clock();
+        }
+    }
+
     // --- One checkpoint -------------------------------------------------------------------------------------
 
-    fn begin(&mut self, now: Time, watermark: Watermark) {
+    fn begin(&mut self, now: Time, watermark: Watermark, agreement: Option<Agreement>) {
         self.actions.push_back(Action::Open(watermark.clone()));
         let (pause, step) = (WRITE_PAUSE_MIN, Step::Completing);
-        self.phase =
-            Phase::Taking(Box::new(Taking { watermark, place: 0, step, pause, failing_since: None }));
+        let taking = Taking { watermark, agreement, place: 0, step, pause, failing_since: None };
+        self.phase = Phase::Taking(Box::new(taking));
         self.take_next(now);
     }
 
@@ -280,7 +377,8 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         };
         let secret = self.config.secret.of_download(self.downloads);
         self.downloads += 1;
-        let download = Box::new(Download::new(limits, secret).not_before(now));
+        let not_before = taking.agreement.as_ref().map_or(now, |agreement| agreement.since);
+        let download = Box::new(Download::new(limits, secret).not_before(not_before));
         taking.step = Step::Downloading(download, now + STALLED_AFTER);
         let donors = self.donors(stage);
         self.at_download(now, DownloadEvent::Donors(donors));
@@ -422,11 +520,28 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         if let Step::Downloading(download, _) = &mut taking.step { Some(download) } else { None }
     }
 
-    /// The replicas that serve the stage, each checkpoint from another on, so that all of them share the work.
+    fn agreement(&self) -> Option<&Agreement> {
+        match &self.phase {
+            Phase::Agreeing(agreement) => Some(agreement),
+            Phase::Taking(taking) => taking.agreement.as_ref(),
+            Phase::Waiting | Phase::Ended => None,
+        }
+    }
+
+    fn agreement_mut(&mut self) -> Option<&mut Agreement> {
+        match &mut self.phase {
+            Phase::Agreeing(agreement) => Some(agreement),
+            Phase::Taking(taking) => taking.agreement.as_mut(),
+            Phase::Waiting | Phase::Ended => None,
+        }
+    }
+
+    /// The replicas that serve the stage; those that were told of the clock come first.
     fn donors(&self, stage: StageIndex) -> Vec<Instance> {
-        let mut donors: Vec<_> = self.table.serving(stage).map(|member| member.instance).collect();
-        let first = self.downloads as usize % donors.len().max(1);
-        donors.rotate_left(first);
-        donors
+        let told = self.agreement().map_or(&[][..], |agreement| agreement.donors_of(stage));
+        let (mut first, others): (Vec<_>, Vec<_>) =
+            rotated(&self.table, stage, self.downloads).into_iter().partition(|donor| told.contains(donor));
+        first.extend(others);
+        first
     }
 }

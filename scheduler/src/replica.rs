@@ -25,7 +25,7 @@ use crate::averaging::{RoundReport, RoundTracker};
 use crate::mutation::Mutation;
 use crate::prediction::{Predictions, ServingAction};
 use crate::router::Router;
-use crate::stage::Progress;
+use crate::stage::{Job, Progress};
 use crate::transfer::{DownloadEvent, TransferMessage, Upload, UploadAction, UploadEvent};
 use crate::{
     Averaging, Directive, Envelope, Instance, Message, PeerId, PeerTable, Stage, Suspension, TableUpdate,
@@ -403,12 +403,20 @@ impl<P: Clone + Default + Debug> Replica<P> {
         self.stage.handle(now, event);
         while let Some(action) = self.stage.poll_action() {
             match action {
-                stage::Action::Execute(job) => self.actions.push_back(Action::Execute(job)),
+                stage::Action::Execute(job) => self.execute(now, job),
                 stage::Action::Send { to, envelope } => self.send(Action::Send { to, envelope }),
                 stage::Action::Counted(note) => self.count(Note::Stage(note)),
                 stage::Action::Drained => self.on_drained(now),
             }
         }
+    }
+
+    /// A copy that is due at the clock of the job is made before.
+    fn execute(&mut self, now: Time, job: Job<P>) {
+        if let Some(clock) = self.stage.clock_of_gradients(&job) {
+            self.at_upload(now, UploadEvent::Begins { clock });
+        }
+        self.actions.push_back(Action::Execute(job));
     }
 
     fn at_averaging(&mut self, now: Time, event: averaging::Event<P>) {

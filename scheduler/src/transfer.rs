@@ -25,7 +25,7 @@ pub use download::{
 pub use manifest::{ChunkHash, Limits, Manifest, ManifestError};
 pub use sketch::{ChunkSketch, SKETCH_NUMBERS, SketchSecret, SketchSeed};
 pub use upload::{
-    Action as UploadAction, BYTES_PER_SECOND_MIN, Event as UploadEvent, Note as UploadNote,
+    AWAITED_MAX, Action as UploadAction, BYTES_PER_SECOND_MIN, Event as UploadEvent, Note as UploadNote,
     Reason as UploadReason, SENDINGS_MAX, SESSION_SILENCE_MAX, SESSIONS_MAX, SKETCHES_MAX, STATE_AGE_MAX,
     Upload,
 };
@@ -50,6 +50,18 @@ pub enum DeclineReason {
 pub enum TransferMessage {
     /// To a donor: a request for the manifest of its state.
     Request,
+    /// To a donor: a keeper will ask for the state as it is before the first gradients at this clock of the run, the number
+    /// of microbatches before theirs. Said again, the copy is kept further.
+    CopyAt {
+        /// The clock.
+        clock: u64,
+    },
+    /// To a keeper: the donor makes no copy at this clock. It has gone past it, makes one for another keeper, or does not
+    /// have the keeper in its table.
+    CopyDeclined {
+        /// The clock.
+        clock: u64,
+    },
     /// To a joiner: a copy is ready.
     Offer {
         /// Number of the copy.

@@ -144,6 +144,7 @@ fn write_checkpoint(exported: &Exported) -> String {
         tokenizer: None,
         heldout_loss: Some(2.5),
         is_final: true,
+        is_agreed: false,
     };
     let write = async {
         let mut writer = Store::open(&exported.folder.argument("keeper")).unwrap().begin(30);

@@ -131,16 +131,15 @@ fn after_everything_was_killed_a_run_goes_on_from_its_newest_checkpoint_with_ano
 #[test]
 fn a_run_of_one_microbatch_at_a_time_that_was_killed_and_resumed_ends_with_the_weights_of_one_that_was_not() {
     let _turn = Swarm::turn();
-    let recipe = Recipe { steps: 200, ..Recipe::exact() };
+    let recipe = Recipe { steps: 2_000, ..Recipe::exact() };
     let whole = manifest(&Kept::start(&recipe.write(), STAGES, &[]).finish().path);
 
     let folder = recipe.write();
     let mut first = Kept::start(&folder, STAGES, &["--keep-every", "1"]);
-    first.feeder.hear("progress", |event| match event {
-        Event::Progress(progress) => (progress.done >= 20).then_some(()),
+    let exact = first.coordinator.hear("a checkpoint of one clock", |event| match event {
+        Event::Kept(kept) if kept.is_agreed => Some(kept),
         _ => None,
     });
-    let exact = stand_still(&mut first);
     first.kill();
     let steps: Vec<_> = manifest(&exact.path).stages.iter().map(|stage| stage.steps).collect();
     assert_eq!(steps, [exact.microbatches; STAGES]);

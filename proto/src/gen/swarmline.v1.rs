@@ -359,7 +359,7 @@ pub struct Frame {
     pub payload_bytes: u64,
     #[prost(
         oneof = "frame::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 25, 26, 27, 30, 31, 32, 33, 34, 35, 36, 37, 40, 41, 42"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 25, 26, 27, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42"
     )]
     pub message: ::core::option::Option<frame::Message>,
 }
@@ -437,6 +437,10 @@ pub mod frame {
         SketchRequest(super::SketchRequest),
         #[prost(message, tag = "37")]
         Sketch(super::Sketch),
+        #[prost(message, tag = "38")]
+        CopyAt(super::CopyAt),
+        #[prost(message, tag = "39")]
+        CopyDeclined(super::CopyDeclined),
         /// Predictions, between a reader and a replica.
         #[prost(message, tag = "40")]
         PredictionRequest(super::PredictionRequest),
@@ -1020,6 +1024,24 @@ pub struct NotAMember {
 /// To a serving replica: asks for a copy of its state. The sender is a replica placed on the stage or a keeper of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateRequest {}
+/// To a serving replica, from a keeper: a request for the state as it is before the first gradients of a microbatch at or
+/// past this clock of the run will follow. The replica copies its state then, between two jobs, and keeps the copy for the
+/// keeper; it answers nothing, or CopyDeclined. Said again, the copy is kept further. A StateRequest that comes before the replica has had such a microbatch is answered with
+/// a copy made then.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CopyAt {
+    /// The number of microbatches of the run before that of the gradients; with one feeder, the index of its id.
+    #[prost(uint64, tag = "1")]
+    pub clock: u64,
+}
+/// To a keeper: the replica makes no copy at this clock. It has gone past it, makes a copy for another keeper, or does not
+/// have the keeper in its table.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CopyDeclined {
+    /// The clock.
+    #[prost(uint64, tag = "1")]
+    pub clock: u64,
+}
 /// To a joining replica: a copy of the state, which is a safetensors file of the stage's parameters and moments.
 /// Payload: the BLAKE3 digest of every chunk, in order, 32 bytes each; at most 32768 of them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -21,8 +21,9 @@ pub struct Manifest {
     pub run: String,
     /// The launch of the run that it was made in; later launches have higher numbers.
     pub launch: u64,
-    /// Microbatches of the run that had their outcome when the first state was asked for. A state may be newer by what
-    /// was applied until it was copied.
+    /// Microbatches of the run that come before the states. Where `is_agreed`, a state holds what its donor has learned
+    /// from these and no others; some that were on their way through the swarm may be missing. Otherwise they had their
+    /// outcome when the first state was asked for, and a state may be newer by what was applied until it was copied.
     pub microbatches: u64,
     /// The states, ascending by stage. Not every stage, if its keeper keeps one stage only.
     pub stages: Vec<StageFile>,
@@ -34,6 +35,9 @@ pub struct Manifest {
     pub heldout_loss: Option<f64>,
     /// The run was over: these are its final states.
     pub is_final: bool,
+    /// Every stage was told beforehand to copy its state at `microbatches`.
+    #[serde(default)]
+    pub is_agreed: bool,
 }
 
 /// The file with the state of a stage.

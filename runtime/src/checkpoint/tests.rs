@@ -23,6 +23,7 @@ fn about(microbatches: u64) -> Manifest {
         tokenizer: None,
         heldout_loss: Some(2.5),
         is_final: false,
+        is_agreed: false,
     }
 }
 

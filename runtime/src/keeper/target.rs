@@ -181,6 +181,7 @@ impl About {
             tokenizer: None,
             heldout_loss,
             is_final: watermark.is_final,
+            is_agreed: watermark.is_agreed,
         }
     }
 }
@@ -194,6 +195,7 @@ pub(super) fn kept(checkpoint: &Checkpoint) -> KeptReport {
         bytes: manifest.stages.iter().map(|stage| stage.bytes).sum(),
         heldout_loss: manifest.heldout_loss,
         is_final: manifest.is_final,
+        is_agreed: manifest.is_agreed,
     }
 }
 

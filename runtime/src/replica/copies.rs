@@ -1,5 +1,7 @@
 //! States between executor and network: the copy that joiners download, and the state that this replica downloads.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use swarmline_scheduler::replica::Event;
 use swarmline_scheduler::transfer::{SketchSeed, StateId};
@@ -12,9 +14,9 @@ use crate::stage::{Executor, Exported, Origin, StateCopy, StateInbox};
 /// The states that a replica exports and imports.
 #[derive(Debug, Default)]
 pub(super) struct Copies {
-    given: Option<(StateId, StateCopy)>,
-    /// The export under way, at most one.
-    exporting: Option<(StateId, JoinHandle<Option<StateCopy>>)>,
+    /// The scheduler has two of them made at most.
+    given: BTreeMap<StateId, StateCopy>,
+    exporting: JoinSet<(StateId, Option<StateCopy>)>,
     /// Projections under way; the scheduler bounds them by joiner.
     sketches: JoinSet<Event<Bytes>>,
     inbox: StateInbox,
@@ -28,24 +30,23 @@ impl Copies {
     // --- Exports --------------------------------------------------------------------------------------------
 
     pub(super) fn export(&mut self, state: StateId, executor: &Executor) {
-        self.exporting = Some((state, tokio::spawn(copy(executor.export_state()))));
+        let exported = executor.export_state();
+        self.exporting.spawn(async move { (state, copy(exported).await) });
     }
 
     /// Bytes of a copy; `None` after its release.
     pub(super) fn chunk(&self, state: StateId, offset: u64, bytes: u32) -> Option<Bytes> {
-        let (_, copy) = self.given.as_ref().filter(|(given, _)| *given == state)?;
-        Some(copy.chunk(offset, bytes))
+        Some(self.given.get(&state)?.chunk(offset, bytes))
     }
 
     /// Begins to compute the projections of a copy; does nothing after its release.
     pub(super) fn sketch(&mut self, to: Instance, state: StateId, seed: SketchSeed) {
-        let Some((_, copy)) = self.given.as_ref().filter(|(given, _)| *given == state) else { return };
-        let copy = copy.clone();
+        let Some(copy) = self.given.get(&state).cloned() else { return };
         self.sketches.spawn_blocking(move || Event::Sketched { to, state, seed, sketch: copy.sketch(seed) });
     }
 
     pub(super) fn release(&mut self, state: StateId) {
-        self.given.take_if(|(given, _)| *given == state);
+        self.given.remove(&state);
     }
 
     // --- Imports --------------------------------------------------------------------------------------------
@@ -75,21 +76,17 @@ impl Copies {
     /// The next export or import that completes. Cancelling the wait loses no event.
     pub(super) async fn next(&mut self) -> Result<Event<Bytes>, Error> {
         let Self { exporting, importing, sketches, .. } = self;
-        let event = tokio::select! {
+        let outcome = tokio::select! {
             Some(Ok(sketched)) = sketches.join_next() => return Ok(sketched),
-            copy = finished(exporting.as_mut().map(|(_, task)| task)) => Ready::Exported(copy.flatten()),
-            outcome = finished(importing.as_mut()) => Ready::Imported(outcome),
+            Some(Ok((state, copy))) = exporting.join_next() => return Ok(self.exported(state, copy)),
+            outcome = finished(importing.as_mut()) => outcome,
         };
-        match event {
-            Ready::Exported(copy) => Ok(self.exported(copy)),
-            Ready::Imported(outcome) => self.imported(outcome),
-        }
+        self.imported(outcome)
     }
 
-    fn exported(&mut self, copy: Option<StateCopy>) -> Event<Bytes> {
-        let state = self.exporting.take().map(|(state, _)| state).unwrap_or_default();
+    fn exported(&mut self, state: StateId, copy: Option<StateCopy>) -> Event<Bytes> {
         let manifest = copy.as_ref().map(|copy| copy.manifest().clone());
-        self.given = copy.map(|copy| (state, copy));
+        self.given.extend(copy.map(|copy| (state, copy)));
         Event::Exported { state, manifest }
     }
 
@@ -104,11 +101,6 @@ impl Copies {
             Err(other) => Err(other),
         }
     }
-}
-
-enum Ready {
-    Exported(Option<StateCopy>),
-    Imported(Option<Result<(), Error>>),
 }
 
 /// The result of a task; `None` if it panicked. Without a task it never resolves.

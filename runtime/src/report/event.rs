@@ -327,7 +327,7 @@ pub struct KeepingReport {
 pub struct KeptReport {
     /// Its folder: a path or a URL.
     pub path: String,
-    /// Microbatches of the run with an outcome when the first state was asked for.
+    /// Microbatches of the run that come before the states.
     pub microbatches: u64,
     /// Length of all states, bytes.
     pub bytes: u64,
@@ -335,6 +335,8 @@ pub struct KeptReport {
     pub heldout_loss: Option<f64>,
     /// These are the final states of the run.
     pub is_final: bool,
+    /// Every stage was told beforehand to copy its state at `microbatches`.
+    pub is_agreed: bool,
 }
 
 /// A model that was exported.

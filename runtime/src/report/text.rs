@@ -169,7 +169,7 @@ impl fmt::Display for KeepingReport {
 
 impl fmt::Display for KeptReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, microbatches, bytes, heldout_loss, is_final } = self;
+        let Self { path, microbatches, bytes, heldout_loss, is_final, is_agreed: _ } = self;
         let megabytes = *bytes as f64 / 1e6;
         write!(f, "kept {path}: {microbatches} microbatches, {megabytes:.1} MB")?;
         if let Some(loss) = heldout_loss {

@@ -196,11 +196,17 @@ impl Executor {
         self.tasks.try_send(Task::Predict(job)).map_err(|_| self.fault.take())
     }
 
-    /// A copy of the whole state as it is between two jobs. It is made a slice at a time, so that no job waits long; of
-    /// several copies at once only the latest is made.
+    /// A copy of the whole state as it is after the jobs submitted so far. It is made a slice at a time, so that no job waits
+    /// long; one that is under way is completed before a second one begins.
     pub(crate) fn export_state(&self) -> impl Future<Output = Result<Exported, Error>> + use<> {
-        let tasks = self.tasks.clone();
-        async move { request(&tasks, Task::Export).await }
+        let (reply, replied) = oneshot::channel();
+        let is_queued = self.tasks.try_send(Task::Export(reply)).is_ok();
+        async move {
+            if !is_queued {
+                return Err(Error::ExecutorGone);
+            }
+            replied.await.map_err(|_| Error::ExecutorGone)?
+        }
     }
 
     /// Imports a state from a donor, which has named its version, between two jobs. After [`Error::State`], the engine is
@@ -269,11 +275,17 @@ fn work(
             return Ok(());
         }
         // A copy fails only with the device.
-        if export.is_some()
-            && let Some(copy) = compute.export_more(EXPORT_SLICE_BYTES)?
-        {
-            let _ = export.take().map(|reply| reply.send(Ok(copy)));
+        if export.is_some() {
+            export_more(compute.as_mut(), &mut export, EXPORT_SLICE_BYTES)?;
         }
+    }
+    Ok(())
+}
+
+/// Goes on with the copy under way, and hands it over when it is complete.
+fn export_more(compute: &mut dyn Compute, export: &mut ExportReply, bytes: usize) -> Result<(), Error> {
+    if let Some(copy) = compute.export_more(bytes)? {
+        let _ = export.take().map(|reply| reply.send(Ok(copy)));
     }
     Ok(())
 }
@@ -320,6 +332,7 @@ fn perform(
             statistics.send_replace(compute.statistics());
         }
         Task::Export(reply) => {
+            export_more(compute, export, usize::MAX)?;
             compute.begin_export();
             *export = Some(reply);
         }

@@ -12,7 +12,7 @@ pub struct Given {
     pub state: StateId,
 }
 
-/// How far the run had come when the first state of a checkpoint was asked for.
+/// How far the run had come at the states of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Watermark {
     /// Microbatches that had their outcome.
@@ -21,12 +21,15 @@ pub struct Watermark {
     pub blocks: Vec<BlockTally>,
     /// The run was over.
     pub is_final: bool,
+    /// Every stage was told to copy its state at this point. Otherwise the first state was asked for at this point, and the
+    /// others later.
+    pub is_agreed: bool,
 }
 
 impl Watermark {
     pub(super) fn new(blocks: Vec<BlockTally>, is_final: bool) -> Self {
         let microbatches = blocks.iter().fold(0_u64, |sum, block| sum.saturating_add(block.settled));
-        Self { microbatches, blocks, is_final }
+        Self { microbatches, blocks, is_final, is_agreed: false }
     }
 }
 

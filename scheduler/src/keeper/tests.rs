@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::fixtures::{a, b, member};
+use crate::fixtures::{a, b, feeder, member};
 use crate::transfer::{
     DeclineReason, DownloadNote, Manifest, PARDON_AFTER, StateId, Upload, UploadAction, UploadEvent,
 };
@@ -53,6 +53,8 @@ struct Harness {
     unfit: Option<u64>,
     /// The keeper's requests get no reply.
     is_cut_off: bool,
+    /// A feeder is a member.
+    is_fed: bool,
     open: Vec<(u16, u64)>,
     kept: Vec<Kept>,
     watermark: Watermark,
@@ -71,6 +73,7 @@ impl Harness {
         let config = Config {
             stages: (0..STAGES).map(|stage| (StageIndex(stage), LIMITS)).collect(),
             interval,
+            gradient_accumulation_steps: 1,
             newest: None,
             digest,
             sketch: |_, _, _| ChunkSketch::default(),
@@ -85,6 +88,7 @@ impl Harness {
             is_full: false,
             unfit: None,
             is_cut_off: false,
+            is_fed: false,
             open: Vec::new(),
             kept: Vec::new(),
             watermark: Watermark::default(),
@@ -120,6 +124,7 @@ impl Harness {
             .iter()
             .map(|&hop| Member { state: MemberState::Loading(hop.stage.unwrap()), ..member(hop) });
         members.extend(loading);
+        members.extend(self.is_fed.then(|| member(feeder())));
         members.sort_by_key(|member| member.instance.peer);
         let table = Membership { version: self.version, members, ..Membership::default() };
         self.hear(Event::Membership(table.into()));
@@ -129,6 +134,15 @@ impl Harness {
         self.steps = settled;
         let block = BlockTally { leased: settled, injected: settled, settled, ..BlockTally::new(Block(0)) };
         self.hear(Event::Progress { blocks: vec![block], finished });
+    }
+
+    /// The donors begin the gradients of the microbatch that so many come before.
+    fn begin_gradients(&mut self, clock: u64) {
+        self.steps = clock;
+        for peer in self.donors.keys().copied().collect::<Vec<_>>() {
+            let replies = self.at_donor(peer, UploadEvent::Begins { clock });
+            replies.into_iter().for_each(|reply| self.hear(reply));
+        }
     }
 
     fn hear(&mut self, event: Event<Bytes>) {
@@ -205,8 +219,12 @@ impl Harness {
         if self.is_cut_off {
             return Vec::new();
         }
+        self.at_donor(to, UploadEvent::Received { from: me(), message })
+    }
+
+    fn at_donor(&mut self, to: PeerId, event: UploadEvent) -> Vec<Event<Bytes>> {
         let Some((hop, upload, copied)) = self.donors.get_mut(&to) else { return Vec::new() };
-        upload.handle(self.now, UploadEvent::Received { from: me(), message });
+        upload.handle(self.now, event);
         let mut replies = Vec::new();
         while let Some(action) = upload.poll_action() {
             let (message, payload) = match action {
@@ -259,6 +277,63 @@ fn takes_stage_after_stage_when_a_checkpoint_is_due_and_comes_back_for_the_next(
     assert_eq!(harness.kept, [(120, false, both(120))]);
     harness.progress(220, false);
     assert_eq!(harness.kept.last(), Some(&(220, false, both(220))), "donors give a copy to each checkpoint");
+}
+
+/// A keeper of a run that one feeder feeds, which finishes ten microbatches a second.
+fn fed() -> Harness {
+    let mut harness = Harness::new(Interval::Microbatches(100));
+    harness.is_fed = true;
+    harness.serve(&[a(0), a(1)]);
+    for settled in [80, 90, 100] {
+        harness.progress(settled, false);
+        harness.wait(SECOND);
+    }
+    harness
+}
+
+#[test]
+fn all_stages_copy_their_states_at_a_clock_that_is_named_ahead() {
+    let mut harness = fed();
+    assert_eq!(harness.kept, [], "the run has not reached the clock");
+    for clock in 101..=140 {
+        harness.begin_gradients(clock);
+    }
+    harness.progress(120, false);
+    assert_eq!(harness.kept, []);
+    harness.progress(140, false);
+    assert_eq!(harness.kept, [(121, false, both(121))], "both stages, though the run has gone further");
+    assert_eq!(harness.watermark.blocks[0].settled, 121);
+    assert!(harness.watermark.is_agreed);
+}
+
+#[test]
+fn a_donor_that_has_gone_past_the_clock_has_a_later_one_named() {
+    let mut harness = Harness::new(Interval::Microbatches(100));
+    harness.is_fed = true;
+    harness.serve(&[a(0), a(1)]);
+    harness.begin_gradients(140);
+    for settled in [80, 90, 100] {
+        harness.progress(settled, false);
+        harness.wait(SECOND);
+    }
+    for clock in 141..=170 {
+        harness.begin_gradients(clock);
+    }
+    harness.progress(170, false);
+    assert_eq!(harness.kept, [(142, false, both(142))], "100, and twice 21");
+}
+
+#[test]
+fn a_clock_that_the_run_does_not_reach_is_given_up() {
+    for (is_fed, waited) in [(true, REACHED_WITHIN), (false, SECOND)] {
+        let mut harness = fed();
+        harness.is_fed = is_fed;
+        harness.serve(&[a(0), a(1)]);
+        harness.wait(waited);
+        harness.progress(105, false);
+        assert_eq!(harness.kept, [(105, false, both(105))], "fed: {is_fed}");
+        assert!(!harness.watermark.is_agreed);
+    }
 }
 
 #[test]

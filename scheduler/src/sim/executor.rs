@@ -1,7 +1,7 @@
 //! An executor without tensors: it runs its tasks one after the other, and keeps account of stashes, gradients and
 //! weights. A task takes effect when it has run: a process that dies before takes the effect along.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::averaging::{self, GroupId, PartIndex, Reply};
 use crate::stage::{Evaluation, Job, JobOutcome, JobReply};
@@ -20,8 +20,8 @@ pub(super) struct Executor {
     /// The microbatch whose gradients wait for the feeder's answer.
     waiting: Option<MicrobatchId>,
     free_at: Time,
-    /// A copy of the state for joiners.
-    copy: Option<(StateId, Vec<u64>)>,
+    /// Copies of the state for joiners and keepers.
+    copies: BTreeMap<StateId, Vec<u64>>,
     /// The words of a state that is being downloaded.
     inbox: Vec<u64>,
 }
@@ -67,7 +67,7 @@ impl Executor {
             weights: Weights::initial(fragments, gradient_accumulation_steps),
             waiting: None,
             free_at: Time::default(),
-            copy: None,
+            copies: BTreeMap::new(),
             inbox: Vec::new(),
         }
     }
@@ -230,23 +230,21 @@ impl Executor {
         if forges {
             words.iter_mut().for_each(|word| *word = (f64::from_bits(*word) + FORGED).to_bits());
         }
-        self.copy = Some((state, words.clone()));
+        self.copies.insert(state, words.clone());
         (state::manifest(&words, WeightVersion(1)), words)
     }
 
     pub(super) fn chunk(&self, state: StateId, offset: u64, bytes: u32) -> Option<Vec<u64>> {
-        let (_, words) = self.copy.as_ref().filter(|(copy, _)| *copy == state)?;
-        Some(state::words_at(words, offset, bytes))
+        Some(state::words_at(self.copies.get(&state)?, offset, bytes))
     }
 
     /// The projections of every chunk of a copy.
     pub(super) fn sketch(&self, state: StateId, seed: SketchSeed) -> Option<Vec<ChunkSketch>> {
-        let (_, words) = self.copy.as_ref().filter(|(copy, _)| *copy == state)?;
-        Some(state::sketch(words, seed))
+        Some(state::sketch(self.copies.get(&state)?, seed))
     }
 
     pub(super) fn release(&mut self, state: StateId) {
-        self.copy.take_if(|(copy, _)| *copy == state);
+        self.copies.remove(&state);
     }
 
     pub(super) fn begin_state(&mut self) {

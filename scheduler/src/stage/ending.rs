@@ -34,6 +34,11 @@ impl<P: Clone + Default + Debug> Stage<P> {
         (!self.config.synchronous).then(|| self.outcomes.clock_at(microbatch))
     }
 
+    /// The clock of the run at a job that computes gradients of the weights; `None` at any other job.
+    pub(crate) fn clock_of_gradients(&self, job: &Job<P>) -> Option<u64> {
+        job.granted().map(|_| self.outcomes.clock_at(job.microbatch()))
+    }
+
     /// Whether the outcome of the microbatch is announced, or the table has closed its block: the announcement of a feeder
     /// that has ended may be lost.
     pub(super) fn has_ended(&self, id: MicrobatchId) -> bool {

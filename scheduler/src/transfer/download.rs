@@ -326,6 +326,8 @@ impl<P: Debug> Download<P> {
             | TransferMessage::SketchRequest { .. }
             | TransferMessage::ChunkRequest { .. }
             | TransferMessage::Chunk { .. }
+            | TransferMessage::CopyAt { .. }
+            | TransferMessage::CopyDeclined { .. }
             | TransferMessage::Done { .. } => {}
         }
     }

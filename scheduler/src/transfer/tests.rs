@@ -460,6 +460,68 @@ fn a_donor_copies_once_for_all_joiners_that_ask_and_declines_the_rest() {
 }
 
 #[test]
+fn a_keeper_gets_the_state_before_the_first_gradients_at_the_clock_that_it_has_named() {
+    let mut donor = Upload::new();
+    upload_actions(&mut donor, 0, UploadEvent::Joiners((1..=3).map(instance).collect()));
+    let (fresh, agreed) = (StateId(1), StateId(2));
+    let copy_at = |clock| TransferMessage::CopyAt { clock };
+    let declines = |from: u8, clock| {
+        [UploadAction::Send { to: instance(from).peer, message: TransferMessage::CopyDeclined { clock } }]
+    };
+    assert_eq!(upload_actions(&mut donor, 0, UploadEvent::Begins { clock: 7 }), []);
+    assert_eq!(upload_actions(&mut donor, 0, said(1, copy_at(7))), declines(1, 7), "gone past");
+    assert_eq!(upload_actions(&mut donor, 0, said(1, copy_at(12))), []);
+    assert_eq!(upload_actions(&mut donor, 0, said(1, copy_at(10))), [], "it may name another");
+    assert_eq!(upload_actions(&mut donor, 0, said(2, copy_at(11))), declines(2, 11), "another keeper waits");
+    assert_eq!(
+        upload_actions(&mut donor, 1, said(3, TransferMessage::Request)),
+        [UploadAction::Export { state: fresh }],
+        "joiners are served meanwhile"
+    );
+    assert_eq!(upload_actions(&mut donor, 2, UploadEvent::Begins { clock: 9 }), []);
+    assert_eq!(
+        upload_actions(&mut donor, 2, UploadEvent::Begins { clock: 11 }),
+        [UploadAction::Export { state: agreed }]
+    );
+    let exported = |state| UploadEvent::Exported { state, manifest: Some(manifest(0, state, 450)) };
+    assert_eq!(upload_actions(&mut donor, 2, exported(fresh)).len(), 1, "an offer to the joiner");
+    assert_eq!(upload_actions(&mut donor, 3, exported(agreed)), [], "the keeper has not asked yet");
+    assert_eq!(upload_actions(&mut donor, 80, said(1, copy_at(10))), [], "keeps it");
+    let offered = upload_actions(&mut donor, 100, said(1, TransferMessage::Request));
+    let [.., UploadAction::Send { message: TransferMessage::Offer { state, .. }, .. }] = &offered[..] else {
+        panic!("{offered:?}")
+    };
+    assert_eq!(*state, agreed);
+    let released = upload_actions(&mut donor, 101, said(1, TransferMessage::Done { state: agreed }));
+    assert!(released.contains(&UploadAction::Release { state: agreed }), "{released:?}");
+    assert_eq!(upload_actions(&mut donor, 102, said(2, copy_at(50))), []);
+}
+
+#[test]
+fn a_clock_that_does_not_come_and_a_keeper_that_is_gone_keep_no_copy() {
+    let mut donor = Upload::new();
+    upload_actions(&mut donor, 0, UploadEvent::Joiners(vec![instance(1), instance(2)]));
+    let copy_at = TransferMessage::CopyAt { clock: u64::MAX };
+    upload_actions(&mut donor, 0, said(1, copy_at.clone()));
+    upload_actions(&mut donor, 50, said(1, copy_at));
+    upload_actions(&mut donor, AWAITED_MAX.as_secs(), UploadEvent::Timeout);
+    assert!(!donor.awaits_clock());
+    upload_actions(&mut donor, 61, said(2, TransferMessage::CopyAt { clock: 5 }));
+    let state = StateId(1);
+    assert_eq!(
+        upload_actions(&mut donor, 61, UploadEvent::Begins { clock: 5 }),
+        [UploadAction::Export { state }]
+    );
+    assert_eq!(
+        upload_actions(&mut donor, 62, UploadEvent::PeerLost(instance(2))),
+        [UploadAction::Counted(upload::Note::Abandoned(instance(2)))],
+        "the copy is under way"
+    );
+    let exported = UploadEvent::Exported { state, manifest: Some(manifest(0, state, 450)) };
+    assert_eq!(upload_actions(&mut donor, 63, exported), [UploadAction::Release { state }]);
+}
+
+#[test]
 fn a_silent_joiner_is_forgotten_and_an_old_copy_replaced() {
     let mut donor = Upload::new();
     upload_actions(&mut donor, 0, UploadEvent::Joiners(vec![instance(1)]));

@@ -179,6 +179,8 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
         | Wire::ChunkRequest(_)
         | Wire::Chunk(_)
         | Wire::StateDeclined(_)
+        | Wire::CopyAt(_)
+        | Wire::CopyDeclined(_)
         | Wire::StateDone(_) => Message::Transfer(transfer::decode(&message)?),
         Wire::PredictionRequest(_) | Wire::PredictionReply(_) | Wire::PredictionDeclined(_) => {
             Message::Prediction(prediction::decode(&message)?)

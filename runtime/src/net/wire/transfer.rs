@@ -10,6 +10,8 @@ use super::{WireError, out_of_range};
 pub(super) fn encode(message: &TransferMessage) -> Wire {
     match message {
         TransferMessage::Request => Wire::StateRequest(v1::StateRequest {}),
+        TransferMessage::CopyAt { clock } => Wire::CopyAt(v1::CopyAt { clock: *clock }),
+        TransferMessage::CopyDeclined { clock } => Wire::CopyDeclined(v1::CopyDeclined { clock: *clock }),
         TransferMessage::Offer { state, manifest, age } => Wire::StateOffer(v1::StateOffer {
             state: state.0,
             weight_version: manifest.version.0,
@@ -42,6 +44,8 @@ pub(super) fn encode(message: &TransferMessage) -> Wire {
 pub(super) fn decode(message: &Wire) -> Result<TransferMessage, WireError> {
     Ok(match *message {
         Wire::StateRequest(v1::StateRequest {}) => TransferMessage::Request,
+        Wire::CopyAt(v1::CopyAt { clock }) => TransferMessage::CopyAt { clock },
+        Wire::CopyDeclined(v1::CopyDeclined { clock }) => TransferMessage::CopyDeclined { clock },
         Wire::StateOffer(offer) => {
             if offer.chunk_bytes == 0 {
                 return Err(out_of_range("length of a chunk", 0, "1 or more"));

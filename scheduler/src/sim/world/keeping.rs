@@ -35,6 +35,7 @@ impl World {
         let config = Config {
             stages: (0..self.scenario.stages).map(|stage| (StageIndex(stage), limits)).collect(),
             interval,
+            gradient_accumulation_steps: self.scenario.gradient_accumulation_steps,
             newest: Some(newest.microbatches).filter(|&kept| kept > 0),
             digest,
             sketch,
@@ -157,6 +158,9 @@ impl World {
         let Some(keeper) = &mut self.keeper else { return };
         match action {
             Action::Open(watermark) => {
+                if watermark.is_agreed {
+                    self.model.path("clock of a checkpoint agreed");
+                }
                 keeper.open = Checkpoint { microbatches: watermark.microbatches, ..Checkpoint::default() };
             }
             Action::Send { to, envelope } => {
