@@ -31,7 +31,7 @@ use crate::{
     WeightVersion,
 };
 
-pub use agreement::{AHEAD, CLOCKS_MAX, KEPT_FOR, REACHED_WITHIN};
+pub use agreement::{AHEAD, CLOCKS_MAX, KEPT_FOR, NAMED_AGAIN_AFTER, REACHED_WITHIN};
 pub use event::{Action, End, Event, Given, Note, Watermark, Written};
 pub use schedule::Interval;
 
@@ -77,6 +77,8 @@ pub struct Keeper<P> {
     table: PeerTable,
     schedule: Schedule,
     pace: Pace,
+    /// Clocks that were named in vain for the checkpoint that is due.
+    in_vain: u32,
     giving: Giving,
     /// Downloads begun: each draws projections from a secret of its own.
     downloads: u64,
@@ -128,6 +130,7 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         Self {
             schedule: Schedule::new(now, config.interval, config.newest.unwrap_or(0)),
             pace: Pace::default(),
+            in_vain: 0,
             giving: Giving::new(config.stages.iter().map(|&(stage, _)| stage), config.newest),
             config,
             table: PeerTable::default(),
@@ -245,7 +248,7 @@ impl<P: Clone + Default + Debug> Keeper<P> {
             Phase::Waiting | Phase::Agreeing(_) | Phase::Taking(_) if finished => {
                 self.begin(now, watermark, None)
             }
-            Phase::Waiting if self.is_due(now, &watermark) => self.agree(now, watermark, 0),
+            Phase::Waiting if self.is_due(now, &watermark) => self.agree(now, watermark),
             Phase::Agreeing(_) => self.await_clock(now, watermark),
             Phase::Waiting | Phase::Taking(_) | Phase::Ended => {}
         }
@@ -296,15 +299,15 @@ impl<P: Clone + Default + Debug> Keeper<P> {
     // --- The clock that all stages copy at ------------------------------------------------------------------
 
     /// Names a clock to donors of every stage. Of several feeders no clock tells which microbatches came before it.
-    fn agree(&mut self, now: Time, watermark: Watermark, clocks: u32) {
+    fn agree(&mut self, now: Time, watermark: Watermark) {
         let is_fed_by_one = self.table.feeders().nth(1).is_none() && self.table.feeders().next().is_some();
-        if !is_fed_by_one || clocks >= CLOCKS_MAX {
+        if !is_fed_by_one || self.in_vain >= CLOCKS_MAX {
             return self.begin(now, watermark, None);
         }
         let Some(pace) = self.pace.within(AHEAD) else { return };
         let stages = self.config.stages.iter().map(|&(stage, _)| stage);
         let donors = donors_to_tell(&self.table, stages, self.downloads);
-        let terms = (pace, clocks, self.config.gradient_accumulation_steps);
+        let terms = (pace, self.in_vain, self.config.gradient_accumulation_steps);
         self.phase = Phase::Agreeing(Box::new(Agreement::new(now, &watermark.blocks, terms, donors)));
         self.tell_clock();
     }
@@ -330,12 +333,13 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         }
     }
 
-    /// A donor has declined, or is lost. A stage without a donor that was told makes the clock worthless.
+    /// A donor has declined, or is lost. A stage without a donor that was told makes the clock worthless; another is named.
     fn lose_told(&mut self, now: Time, donor: Instance) {
         let Phase::Agreeing(agreement) = &mut self.phase else { return };
         if agreement.drop_donor(donor) {
-            let (clocks, progress) = (agreement.clocks(), agreement.progress());
-            self.agree(now, progress, clocks);
+            self.phase = Phase::Waiting;
+            self.in_vain += 1;
+            self.schedule.put_off(now + NAMED_AGAIN_AFTER);
         }
     }
 
@@ -361,6 +365,7 @@ impl<P: Clone + Default + Debug> Keeper<P> {
     // --- One checkpoint -------------------------------------------------------------------------------------
 
     fn begin(&mut self, now: Time, watermark: Watermark, agreement: Option<Agreement>) {
+        self.in_vain = 0;
         self.actions.push_back(Action::Open(watermark.clone()));
         let (pause, step) = (WRITE_PAUSE_MIN, Step::Completing);
         let taking = Taking { watermark, agreement, place: 0, step, pause, failing_since: None };

@@ -56,8 +56,8 @@ pub enum TransferMessage {
         /// The clock.
         clock: u64,
     },
-    /// To a keeper: the donor makes no copy at this clock. It has gone past it, makes one for another keeper, or does not
-    /// have the keeper in its table.
+    /// To a keeper: the donor makes no copy at this clock. It has gone past it, makes one for another keeper or has just made
+    /// one, or does not have the keeper in its table.
     CopyDeclined {
         /// The clock.
         clock: u64,

@@ -1034,8 +1034,8 @@ pub struct CopyAt {
     #[prost(uint64, tag = "1")]
     pub clock: u64,
 }
-/// To a keeper: the replica makes no copy at this clock. It has gone past it, makes a copy for another keeper, or does not
-/// have the keeper in its table.
+/// To a keeper: the replica makes no copy at this clock. It has gone past it, makes a copy for another keeper or has just
+/// made one, or does not have the keeper in its table.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CopyDeclined {
     /// The clock.

@@ -20,6 +20,8 @@ pub const REACHED_WITHIN: Duration = Duration::from_secs(20);
 /// Clocks that are named for one checkpoint, each twice as far ahead as the one before. If none suits the donors, each
 /// copies its state when it is asked for.
 pub const CLOCKS_MAX: u32 = 4;
+/// Pause before another clock is named: a donor may be busy with the copy for another keeper.
+pub const NAMED_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Pause between two messages that have a donor keep its copy.
 pub const KEPT_FOR: Duration = Duration::from_secs(30);
 
@@ -58,8 +60,6 @@ pub(super) struct Agreement {
     donors: BTreeMap<StageIndex, Vec<Instance>>,
     /// Progress of the blocks then.
     blocks: Vec<BlockTally>,
-    /// Clocks named for the checkpoint so far.
-    clocks: u32,
     /// The donors are told once more then.
     repeat_at: Time,
 }
@@ -70,28 +70,19 @@ impl Agreement {
     pub(super) fn new(
         now: Time,
         blocks: &[BlockTally],
-        (pace, clocks, contributions_per_step): (u64, u32, u64),
+        (pace, in_vain, contributions_per_step): (u64, u32, u64),
         donors: BTreeMap<StageIndex, Vec<Instance>>,
     ) -> Self {
         let injected = blocks.iter().fold(0_u64, |sum, block| sum.saturating_add(block.injected));
-        let ahead = pace.saturating_add(1).saturating_mul(1 << clocks.min(CLOCKS_MAX));
+        let ahead = pace.saturating_add(1).saturating_mul(1 << in_vain.min(CLOCKS_MAX));
         let clock = injected.saturating_add(ahead).next_multiple_of(contributions_per_step.max(1));
         let blocks = blocks.to_vec();
-        Self { clock, since: now, donors, blocks, clocks: clocks + 1, repeat_at: now + KEPT_FOR }
+        Self { clock, since: now, donors, blocks, repeat_at: now + KEPT_FOR }
     }
 
     /// Whether the run has come so far.
     pub(super) fn is_reached(&self, watermark: &Watermark) -> bool {
         watermark.microbatches >= self.clock
-    }
-
-    pub(super) fn clocks(&self) -> u32 {
-        self.clocks
-    }
-
-    /// The progress of the run when the clock was named.
-    pub(super) fn progress(&self) -> Watermark {
-        Watermark::new(self.blocks.clone(), false)
     }
 
     /// The donors of a stage that were told.
@@ -172,8 +163,8 @@ mod tests {
         BlockTally { leased: 1_000, injected, settled, ..BlockTally::new(Block(block)) }
     }
 
-    fn agreed(blocks: &[BlockTally], pace: u64, clocks: u32, steps: u64) -> Agreement {
-        Agreement::new(Time(0), blocks, (pace, clocks, steps), BTreeMap::new())
+    fn agreed(blocks: &[BlockTally], pace: u64, in_vain: u32, steps: u64) -> Agreement {
+        Agreement::new(Time(0), blocks, (pace, in_vain, steps), BTreeMap::new())
     }
 
     #[test]

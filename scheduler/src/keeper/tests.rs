@@ -316,11 +316,16 @@ fn a_donor_that_has_gone_past_the_clock_has_a_later_one_named() {
         harness.progress(settled, false);
         harness.wait(SECOND);
     }
-    for clock in 141..=170 {
+    harness.wait(NAMED_AGAIN_AFTER);
+    harness.progress(140, false);
+    assert_eq!(harness.kept, []);
+    for clock in 141..=180 {
         harness.begin_gradients(clock);
     }
-    harness.progress(170, false);
-    assert_eq!(harness.kept, [(142, false, both(142))], "100, and twice 21");
+    harness.progress(180, false);
+    let clock = harness.watermark.microbatches;
+    assert_eq!(harness.kept, [(clock, false, both(clock))]);
+    assert!(harness.watermark.is_agreed && clock > 141, "{clock}");
 }
 
 #[test]

@@ -182,6 +182,7 @@ const PATHS: [&str; 104] = [
     "stage crash",
     "keeper crash",
     "checkpoint kept",
+    "clock of a checkpoint agreed",
     "final states kept",
     "target took no file",
     "restored from a keeper",

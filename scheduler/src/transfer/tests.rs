@@ -495,6 +495,10 @@ fn a_keeper_gets_the_state_before_the_first_gradients_at_the_clock_that_it_has_n
     let released = upload_actions(&mut donor, 101, said(1, TransferMessage::Done { state: agreed }));
     assert!(released.contains(&UploadAction::Release { state: agreed }), "{released:?}");
     assert_eq!(upload_actions(&mut donor, 102, said(2, copy_at(50))), []);
+    assert_eq!(upload_actions(&mut donor, 103, UploadEvent::Begins { clock: 50 }).len(), 1);
+    upload_actions(&mut donor, 103, UploadEvent::PeerLost(instance(2)));
+    upload_actions(&mut donor, 103, exported(StateId(3)));
+    assert_eq!(upload_actions(&mut donor, 104, said(1, copy_at(60))), declines(1, 60), "copies cost time");
 }
 
 #[test]

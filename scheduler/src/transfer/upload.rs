@@ -178,24 +178,20 @@ impl Upload {
     /// A keeper names a clock of the run, or says again that it will ask for the copy.
     fn on_copy_at(&mut self, now: Time, from: Instance, clock: u64) {
         let is_known = self.agreed_at == Some(clock);
+        // A keeper that names another clock needs no copy at the one before.
         if !is_known {
-            self.give_up_clock_of(from);
+            self.agreed.forget(from);
+            self.release_unused(now);
         }
-        let is_free = self.agreed_at.is_none() && self.clock.is_none_or(|begun| begun < clock);
+        let is_ahead = self.clock.is_none_or(|begun| begun < clock);
+        let is_paced = self.agreed.exported().is_none_or(|at| at + STATE_AGE_MAX <= now);
+        let is_free = self.agreed_at.is_none() && is_ahead && is_paced;
         let is_entitled = self.joiners.contains(&from) && self.agreed.sessions() < SESSIONS_MAX;
         if !(is_entitled && (is_known || is_free)) {
             return self.agreed.send(from, TransferMessage::CopyDeclined { clock });
         }
         self.agreed_at = Some(clock);
         self.agreed.keep_for(now, from);
-    }
-
-    /// A keeper that names another clock needs no copy at the one before.
-    fn give_up_clock_of(&mut self, keeper: Instance) {
-        self.agreed.forget(keeper);
-        if self.awaits_clock() && self.agreed.sessions() == 0 {
-            self.agreed_at = None;
-        }
     }
 
     fn on_begins(&mut self, now: Time, clock: u64) {
