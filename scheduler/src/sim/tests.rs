@@ -148,7 +148,7 @@ const OVER_WITHIN: Duration = Duration::from_secs(300);
 const FINAL_STATES_WITHIN: Duration = Duration::from_secs(150);
 
 /// Faults that must strike and recovery paths that must be taken, each in at least a hundredth of the seeds.
-const PATHS: [&str; 104] = [
+const PATHS: [&str; 105] = [
     "loud crash",
     "silent crash",
     "leave",
