@@ -244,19 +244,21 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         let watermark = Watermark::new(blocks, finished);
         self.pace.note(now, watermark.microbatches);
         match &self.phase {
-            Phase::Taking(taking) if taking.watermark.is_final => {}
+            Phase::Taking(taking) if !finished || taking.watermark.is_final => {}
             Phase::Waiting | Phase::Agreeing(_) | Phase::Taking(_) if finished => {
-                self.begin(now, watermark, None)
+                self.begin(now, watermark, None);
             }
-            Phase::Waiting if self.is_due(now, &watermark) => self.agree(now, watermark),
             Phase::Agreeing(_) => self.await_clock(now, watermark),
-            Phase::Waiting | Phase::Taking(_) | Phase::Ended => {}
+            Phase::Waiting => self.agree_if_due(now, watermark),
+            Phase::Taking(_) | Phase::Ended => {}
         }
     }
 
-    fn is_due(&self, now: Time, watermark: &Watermark) -> bool {
+    fn agree_if_due(&mut self, now: Time, watermark: Watermark) {
         let is_ready = self.config.stages.iter().all(|(stage, _)| self.table.serves(*stage));
-        is_ready && self.schedule.is_due(now, watermark.microbatches)
+        if is_ready && self.schedule.is_due(now, watermark.microbatches) {
+            self.agree(now, watermark);
+        }
     }
 
     fn on_written(&mut self, now: Time, written: Written) {
