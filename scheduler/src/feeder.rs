@@ -387,7 +387,9 @@ impl<P: Clone + Default + Debug> Feeder<P> {
             }
             Message::Refused { proof, by, reason } => self.on_refused(now, from, &proof, by, reason),
             Message::RecoveryReport(report) => self.on_recovery_report(from, report),
-            Message::RoundReport { round, carried } => self.on_round_report(from, round, carried),
+            Message::RoundReport { round, carried, is_complete } => {
+                self.on_round_report(from, round, (carried, is_complete));
+            }
             Message::Heartbeat(heartbeat) => {
                 if self.table.placed(&first) {
                     self.handoff.neighbours.heartbeat(now, first, heartbeat);
@@ -419,13 +421,18 @@ impl<P: Clone + Default + Debug> Feeder<P> {
     }
 
     /// A report about rounds that this feeder does not know yet says nothing about the grants that it knows.
-    fn on_round_report(&mut self, from: Instance, round: Round, carried: Option<Round>) {
+    fn on_round_report(
+        &mut self,
+        from: Instance,
+        round: Round,
+        (carried, is_complete): (Option<Round>, bool),
+    ) {
         let Some(member) = self.table.get(from) else { return self.counts.foreign += 1 };
         let MemberState::Serving(stage) = member.state else { return };
         let hop = Hop::replica(stage, from);
         let (current, _) = self.rounds.called_to(&hop);
         if let Some(carried) = carried.filter(|&carried| carried <= current) {
-            self.contributions.carried(&hop, carried.0);
+            self.contributions.carried(&hop, carried.0, is_complete);
         }
         self.rounds.ended(self.now, &hop, round, carried);
         if !self.is_caller()

@@ -227,6 +227,8 @@ pub enum Message {
     RoundReport {
         /// The latest round that has ended.
         round: Round,
+        /// In the rounds that carried the fragments last, no contribution waited for the rest of its optimizer step.
+        is_complete: bool,
         /// Every fragment has been averaged with the sender's contribution in this round or a later one; `None` before
         /// that.
         carried: Option<Round>,

@@ -479,7 +479,7 @@ impl<P: Clone + Default + Debug> Replica<P> {
     /// one of a run that does not average.
     fn begin_round(&mut self, now: Time) {
         while self.is_serving()
-            && let Some(round) = self.rounds.next_round(self.stage.held())
+            && let Some(round) = self.rounds.next_round(self.stage.held(), self.waiting())
         {
             if self.config.fragments > 0 {
                 self.at_averaging(now, averaging::Event::Round(round));
@@ -541,10 +541,10 @@ impl<P: Clone + Default + Debug> Replica<P> {
 
     /// Tells every feeder: one calls the next round, and each counts the contributions that it has granted.
     fn report_round(&mut self, report: Option<RoundReport>) {
-        let Some(RoundReport { ended, carried, .. }) = report else { return };
+        let Some(RoundReport { ended: round, carried, is_complete }) = report else { return };
         let feeders = self.stage.table().feeders().map(|member| member.instance.peer);
         for to in feeders.collect::<Vec<_>>() {
-            let envelope = Message::RoundReport { round: ended, carried }.into();
+            let envelope = Message::RoundReport { round, carried, is_complete }.into();
             self.send(Action::Send { to, envelope });
         }
     }

@@ -815,6 +815,10 @@ pub struct RoundReport {
     /// Every fragment has been averaged with the sender's contribution in this round or a later one; absent before that.
     #[prost(uint64, optional, tag = "2")]
     pub carried: ::core::option::Option<u64>,
+    /// When the rounds began that carried the fragments last, no contribution of the sender waited for the rest of its
+    /// optimizer step: nothing that was granted before is missing in their means. False if the sender does not know.
+    #[prost(bool, tag = "3")]
+    pub is_complete: bool,
 }
 /// From the successor: asks for the receiver's knowledge of a range of ids, repeated until the reply arrives. A replica
 /// replies only to the feeder that its membership table names, and takes no grants from former feeders any more.

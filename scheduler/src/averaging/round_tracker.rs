@@ -26,8 +26,10 @@ pub struct RoundTracker {
     feeder: Option<PeerId>,
     /// Every round up to this one has ended here; `None` before a feeder was heard.
     ended: Option<Round>,
-    /// The last round of each fragment that has carried this replica's contribution.
-    carried: BTreeMap<FragmentIndex, Round>,
+    /// The last round of each fragment that has carried this replica's contribution, and whether that was complete.
+    carried: BTreeMap<FragmentIndex, (Round, bool)>,
+    /// When the current round began, no contribution waited for the rest of its optimizer step.
+    begun_complete: bool,
     /// Number of fragments; 0 before the first round.
     fragments: usize,
     /// The last report, the feeder that had called, and the time.
@@ -42,6 +44,8 @@ pub struct RoundReport {
     /// Every fragment has been averaged with this replica's contribution in this round or a later one; `None` before
     /// that.
     pub carried: Option<Round>,
+    /// When the rounds began that carried the fragments last, no contribution waited for the rest of its optimizer step.
+    pub is_complete: bool,
 }
 
 /// The highest round that is believed after this one; `None`: after none.
@@ -75,10 +79,12 @@ impl RoundTracker {
     }
 
     /// Takes the round that should begin now: a closing round waits until no microbatch is `held` that could still
-    /// change the weights.
-    pub fn next_round(&mut self, held: usize) -> Option<Round> {
+    /// change the weights. `waiting`: contributions that wait for the rest of their optimizer step.
+    pub fn next_round(&mut self, held: usize, waiting: u64) -> Option<Round> {
         let unsettled = self.closing && held > 0;
-        self.called.take_if(|_| !unsettled)
+        let next = self.called.take_if(|_| !unsettled)?;
+        self.begun_complete = (held, waiting) == (0, 0);
+        Some(next)
     }
 
     /// Whether the round called last comes after the last microbatch.
@@ -95,7 +101,7 @@ impl RoundTracker {
 
     /// A round has carried this replica's contribution to a fragment, or there was none; the run has `fragments`.
     pub fn carry(&mut self, round: Round, fragment: FragmentIndex, fragments: u32) {
-        self.carried.insert(fragment, round);
+        self.carried.insert(fragment, (round, self.begun_complete));
         self.fragments = fragments as usize;
     }
 
@@ -107,8 +113,9 @@ impl RoundTracker {
 
     fn report(&self) -> Option<RoundReport> {
         let all = self.fragments > 0 && self.carried.len() >= self.fragments;
-        let carried = self.carried.values().min().copied().filter(|_| all);
-        Some(RoundReport { ended: self.ended?, carried })
+        let carried = self.carried.values().map(|(round, _)| *round).min().filter(|_| all);
+        let is_complete = carried.is_some() && self.carried.values().all(|(_, is_complete)| *is_complete);
+        Some(RoundReport { ended: self.ended?, carried, is_complete })
     }
 }
 
@@ -120,16 +127,16 @@ mod tests {
     const NOW: Time = Time(0);
 
     fn report(ended: u64) -> Option<RoundReport> {
-        Some(RoundReport { ended: Round(ended), carried: None })
+        Some(RoundReport { ended: Round(ended), carried: None, is_complete: false })
     }
 
     #[test]
     fn the_first_round_heard_of_is_left_to_the_others() {
         let mut tracker = RoundTracker::default();
         assert_eq!(tracker.on_call(NOW, FEEDER, Round(4), false), report(4));
-        assert_eq!(tracker.next_round(0), None);
+        assert_eq!(tracker.next_round(0, 0), None);
         assert_eq!(tracker.on_call(NOW, FEEDER, Round(5), false), None);
-        assert_eq!((tracker.next_round(3), tracker.next_round(3)), (Some(Round(5)), None));
+        assert_eq!((tracker.next_round(3, 0), tracker.next_round(3, 0)), (Some(Round(5)), None));
         assert_eq!(tracker.end(NOW, Round(5)), report(5));
     }
 
@@ -148,14 +155,32 @@ mod tests {
     }
 
     #[test]
+    fn a_report_says_whether_any_contribution_waited_for_its_step_when_the_last_rounds_began() {
+        let mut tracker = RoundTracker::default();
+        tracker.on_call(NOW, FEEDER, Round(1), false);
+        let mut carried = |round, fragment, held, waiting| {
+            tracker.on_call(NOW, FEEDER, Round(round), false);
+            tracker.next_round(held, waiting).unwrap();
+            tracker.carry(Round(round), FragmentIndex(fragment), 2);
+            tracker.end(NOW, Round(round)).unwrap().is_complete
+        };
+        assert!(!carried(2, 0, 0, 0), "the other fragment has not had its turn");
+        assert!(carried(3, 1, 0, 0));
+        assert!(!carried(4, 0, 0, 1), "a contribution waited");
+        assert!(!carried(5, 1, 1, 0), "a microbatch was under way");
+        assert!(!carried(6, 0, 0, 0));
+        assert!(carried(7, 1, 0, 0), "each fragment was carried since");
+    }
+
+    #[test]
     fn a_call_far_ahead_is_not_believed() {
         let mut tracker = RoundTracker::default();
         assert_eq!(tracker.on_call(NOW, FEEDER, Round(u64::MAX), false), None);
         assert_eq!(tracker.on_call(NOW, FEEDER, Round(4), false), report(4));
         assert_eq!(tracker.on_call(NOW, FEEDER, Round(u64::MAX), false), None);
-        assert_eq!(tracker.next_round(0), None);
+        assert_eq!(tracker.next_round(0, 0), None);
         tracker.on_call(NOW, FEEDER, Round(5), false);
-        assert_eq!(tracker.next_round(0), Some(Round(5)));
+        assert_eq!(tracker.next_round(0, 0), Some(Round(5)));
     }
 
     #[test]
@@ -173,6 +198,6 @@ mod tests {
         let mut tracker = RoundTracker::default();
         tracker.on_call(NOW, FEEDER, Round(0), false);
         tracker.on_call(NOW, FEEDER, Round(1), true);
-        assert_eq!((tracker.next_round(1), tracker.next_round(0)), (None, Some(Round(1))));
+        assert_eq!((tracker.next_round(1, 0), tracker.next_round(0, 0)), (None, Some(Round(1))));
     }
 }

@@ -3,7 +3,7 @@
 //! Replicas of a stage average one fragment a round. Until every fragment was averaged once, the contributions that a
 //! replica was granted exist in its weights only. The replica reports in which rounds its contributions were in the
 //! mean: a round that went on without it has carried nothing of it. Nor has it carried the contributions of an optimizer
-//! step that is not complete.
+//! step that was not complete when the round began; the replica says if there was none.
 
 use std::collections::BTreeMap;
 
@@ -52,12 +52,12 @@ impl Contributions {
     }
 
     /// Every fragment has been averaged with the contribution of `hop` in this round or a later one. The latest of the
-    /// contributions before may wait for their step.
-    pub(super) fn carried(&mut self, hop: &Hop, round: u64) {
+    /// contributions before may have waited for their step, unless it says that its steps were complete.
+    pub(super) fn carried(&mut self, hop: &Hop, round: u64, is_complete: bool) {
         let Some(rounds) = self.granted.of_mut(hop) else { return };
         let later = rounds.split_off(&round);
         let earlier: u64 = std::mem::replace(rounds, later).into_values().sum();
-        let waiting = earlier.min(self.incomplete_max);
+        let waiting = if is_complete { 0 } else { earlier.min(self.incomplete_max) };
         if waiting > 0 {
             rounds.insert(round.saturating_sub(1), waiting);
         }
@@ -113,7 +113,7 @@ mod tests {
     fn only_contributions_that_no_full_cycle_has_averaged_are_lost() {
         let mut contributions = Contributions::new(1);
         (0..100).for_each(|granted| contributions.grant(HOP, granted / 10));
-        contributions.carried(&HOP, 6);
+        contributions.carried(&HOP, 6, false);
         assert_eq!(contributions.lose(&HOP), 40);
         assert_eq!(contributions.lose(&HOP), 0);
     }
@@ -122,13 +122,25 @@ mod tests {
     fn contributions_that_wait_for_their_step_are_carried_with_it() {
         let mut contributions = Contributions::new(4);
         (0..10).for_each(|_| contributions.grant(HOP, 2));
-        contributions.carried(&HOP, 3);
-        contributions.carried(&HOP, 4);
+        contributions.carried(&HOP, 3, false);
+        contributions.carried(&HOP, 4, false);
         assert_eq!(contributions.clone().lose(&HOP), 3);
         contributions.grant(HOP, 4);
         assert_eq!(contributions.clone().lose(&HOP), 4);
-        contributions.carried(&HOP, 5);
+        contributions.carried(&HOP, 5, false);
         assert_eq!(contributions.lose(&HOP), 3);
+    }
+
+    #[test]
+    fn of_a_replica_whose_steps_were_complete_nothing_waits() {
+        let mut contributions = Contributions::new(4);
+        (0..10).for_each(|_| contributions.grant(HOP, 2));
+        contributions.carried(&HOP, 3, false);
+        contributions.grant(HOP, 5);
+        contributions.carried(&HOP, 5, true);
+        assert_eq!(contributions.clone().lose(&HOP), 1, "what was granted since the round");
+        contributions.carried(&HOP, 6, true);
+        assert_eq!(contributions.lose(&HOP), 0);
     }
 
     #[test]
@@ -144,7 +156,7 @@ mod tests {
         let mut contributions = Contributions::new(1);
         (0..5).for_each(|granted| contributions.grant(HOP, granted));
         contributions.catch_up(StageIndex(1), 40);
-        contributions.carried(&HOP, 39);
+        contributions.carried(&HOP, 39, false);
         assert_eq!(contributions.lose(&HOP), 5);
     }
 
@@ -152,7 +164,7 @@ mod tests {
     fn a_replica_whose_grants_were_all_carried_has_none_to_forfeit() {
         let mut contributions = Contributions::new(1);
         contributions.grant(HOP, 3);
-        contributions.carried(&HOP, 4);
+        contributions.carried(&HOP, 4, false);
         contributions.catch_up(StageIndex(1), 9);
         contributions.forfeit(&HOP);
         assert_eq!(contributions.lose(&HOP), 0);

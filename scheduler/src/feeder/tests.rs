@@ -629,7 +629,7 @@ fn of_two_feeders_the_one_with_the_lower_block_calls_rounds_and_measures() {
         harness.said.iter().filter(is_call).count()
     };
     for hop in [a(1), b(1)] {
-        harness.receive(hop, Message::RoundReport { round: Round(7), carried: None });
+        harness.receive(hop, Message::RoundReport { round: Round(7), carried: None, is_complete: false });
     }
     assert_eq!(calls(&harness), 0, "the other one calls");
     let leases = vec![leased(1, me)];

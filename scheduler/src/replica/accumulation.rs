@@ -47,6 +47,11 @@ impl<P: Clone + Default + Debug> Replica<P> {
         }
     }
 
+    /// Contributions that wait for the rest of their step.
+    pub(super) fn waiting(&self) -> u64 {
+        self.accumulation.waiting(self.stage.counts().applied)
+    }
+
     /// Has the executor step with the contributions that wait for the rest of their step, if there are any.
     pub(super) fn step_rest(&mut self) {
         let applied = self.stage.counts().applied;

@@ -398,7 +398,7 @@ fn every_message_goes_to_the_machine_that_it_concerns() {
     assert_eq!(copied, [Action::Export { state: STATE }]);
     harness.publish(&all(&[b(1)]), &[]);
 
-    let round = |round| Message::RoundReport { round: Round(round), carried: None };
+    let round = |round| Message::RoundReport { round: Round(round), carried: None, is_complete: false };
     assert_eq!(harness.call(3), [send(feeder(), round(3))], "the first round heard of is left to the others");
     let snapshot = AveragingJob::Snapshot { round: Round(4), fragment: FragmentIndex(0), parts: 2 };
     assert_eq!(harness.call(4).last(), Some(&Action::Average(snapshot)));
@@ -443,7 +443,7 @@ fn a_second_feeder_calls_no_round_and_hears_of_those_that_end() {
     harness.publish(&[all(&[b(1)]), vec![member(second)]].concat(), &[]);
     let call = Message::RoundCall { round: Round(9), is_closing: true, weights: Vec::new() };
     assert_eq!(harness.receive(second, call), []);
-    let report = Message::RoundReport { round: Round(3), carried: None };
+    let report = Message::RoundReport { round: Round(3), carried: None, is_complete: false };
     assert_eq!(harness.call(3), [send(feeder(), report.clone()), send(second, report)]);
 }
 
@@ -550,7 +550,7 @@ fn a_last_round_waits_with_the_rest_until_no_microbatch_is_held() {
     harness.call(3);
     harness.train_until_applied();
     assert_eq!(harness.call_round(4, true), [], "it holds a microbatch");
-    let report = send(feeder(), Message::RoundReport { round: Round(4), carried: None });
+    let report = send(feeder(), Message::RoundReport { round: Round(4), carried: None, is_complete: false });
     assert_eq!(
         harness.hear_outcome(),
         [Action::StepRest, report],

@@ -95,8 +95,9 @@ pub(in crate::net) fn encode_message(message: &Message) -> Wire {
             let weights = weights.iter().map(weight).collect();
             Wire::RoundCall(v1::RoundCall { round: round.0, is_closing: *is_closing, weights })
         }
-        Message::RoundReport { round, carried } => {
-            Wire::RoundReport(v1::RoundReport { round: round.0, carried: carried.map(|round| round.0) })
+        Message::RoundReport { round, carried, is_complete } => {
+            let (round, carried) = (round.0, carried.map(|round| round.0));
+            Wire::RoundReport(v1::RoundReport { round, carried, is_complete: *is_complete })
         }
         Message::RecoverRange { first, epoch, from } => {
             Wire::RecoverRange(v1::RecoverRange { first: first.0, epoch: *epoch, from: from.0 })
@@ -157,7 +158,8 @@ pub(in crate::net) fn decode_message(message: Wire) -> Result<Message, WireError
             weights: decode_weights(&call.weights)?,
         },
         Wire::RoundReport(report) => {
-            Message::RoundReport { round: Round(report.round), carried: report.carried.map(Round) }
+            let v1::RoundReport { round, carried, is_complete } = report;
+            Message::RoundReport { round: Round(round), carried: carried.map(Round), is_complete }
         }
         Wire::RecoverRange(request) => Message::RecoverRange {
             first: MicrobatchId(request.first),
