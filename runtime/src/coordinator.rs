@@ -13,6 +13,7 @@ mod service;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use swarmline_scheduler::coordinator::{Config, Facts, FeedPolicy, Policy};
 use swarmline_scheduler::{Loss, Membership, PeerId};
@@ -30,6 +31,7 @@ use crate::net::{Identity, Invite, grpc};
 use crate::outcome::Outcome;
 use crate::process::{Clock, incarnation};
 use crate::report::{Event, Reporter, Totals};
+use crate::stage::download_limits;
 
 pub use log::LogError;
 pub use options::CoordinatorOptions;
@@ -45,6 +47,10 @@ use service::Service;
 
 /// Limit of the requests in the channel to the loop; beyond it, callers wait.
 const REQUESTS_MAX: usize = 256;
+/// A replica has found a donor for its state after this time.
+const LOADING_BEGINS_WITHIN: Duration = Duration::from_secs(60);
+/// Bytes a second of the slowest link over which a state is loaded while another replica waits for the place.
+const LOADING_BYTES_PER_SECOND: u64 = 128 << 10;
 
 /// A request, and the channel for its reply.
 #[derive(Debug)]
@@ -276,8 +282,15 @@ fn config(run: &Run) -> Result<Config, Error> {
     config.policy = policy(run)?;
     config.feed = feed_policy(run)?;
     config.weights = run.policy.weights;
+    config.loading_max = loading_max(run);
     config.replicas_per_stage = u32::try_from(run.pipeline.replicas).unwrap_or(u32::MAX);
     Ok(config)
+}
+
+/// The time in which a replica has loaded the state of any stage over the slowest link that is of use.
+fn loading_max(run: &Run) -> Duration {
+    let bytes = run.stages().map(|stage| download_limits(run, stage).bytes_max).max().unwrap_or(0);
+    LOADING_BEGINS_WITHIN + Duration::from_secs(bytes / LOADING_BYTES_PER_SECOND)
 }
 
 fn policy(run: &Run) -> Result<Policy, Error> {

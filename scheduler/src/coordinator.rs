@@ -12,6 +12,7 @@
 mod admission;
 mod beginning;
 mod config;
+mod displacement;
 mod divergence;
 mod event;
 mod eviction;
@@ -40,10 +41,12 @@ use crate::{
 };
 
 pub use config::{Config, FeedPolicy, MEMBERS_MAX, Policy};
+pub use displacement::{Displacement, OTHERS_FINISHED, STALLED_AFTER};
 pub use event::{Action, Event, FeederReport, Join, Reason};
 pub use facts::{Fact, FactKey, Facts, RunFact};
 pub use reply::{JoinRefusal, Reply};
 
+use displacement::Diligence;
 use eviction::Evicted;
 use farewell::Farewell;
 use former::FormerStarts;
@@ -77,6 +80,7 @@ pub struct Coordinator {
     former: FormerStarts,
     evicted: Evicted,
     keepers: Keepers,
+    diligence: Diligence,
     holders: Holders,
     /// `None` if the run began with this start.
     restart: Option<Restart>,
@@ -115,6 +119,7 @@ impl Coordinator {
             former: FormerStarts::default(),
             evicted: Evicted::default(),
             keepers: Keepers::default(),
+            diligence: Diligence::default(),
             holders: Holders::default(),
             restart: None,
             waits_for_members: false,
@@ -273,6 +278,9 @@ impl Coordinator {
         {
             self.note_trained(stage);
         }
+        if !self.is_finished() && self.displace(now, from, state, progress) {
+            return Reply::NotAMember;
+        }
         Reply::Noted(state)
     }
 
@@ -423,6 +431,7 @@ impl Coordinator {
             let names_ids = !self.leases.ranges().is_empty();
             self.has_run |= names_ids && self.members.occupancy().is_complete();
             self.version += 1;
+            self.diligence.retain(|peer| self.members.contains(peer));
             self.actions.push_back(Action::Membership(self.membership()));
             let waiting = self.publishing.take_waiting().into_iter();
             self.actions.extend(waiting.map(|(to, reply)| Action::LateReply { to, reply }));

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::pin::pin;
 use std::time::Duration;
 
-use swarmline_scheduler::coordinator::{Action, Event, Fact};
+use swarmline_scheduler::coordinator::{Action, Displacement, Event, Fact};
 use swarmline_scheduler::feeder::Divergence;
 use swarmline_scheduler::{Coordinator, Evidence, MemberState, Membership, PeerId, StageIndex};
 use tokio::sync::{mpsc, oneshot};
@@ -149,6 +149,9 @@ impl<'a> CoordinatorLoop<'a> {
                     Some(Due::Tell(Incident::StageRestored { stage: stage.0, kept, lost }))
                 }
                 Action::Reset { stage } => Some(Due::Tell(Incident::StageLost { stage: stage.0 })),
+                Action::Displaced { replica, stage, reason } => {
+                    Some(Due::Tell(displaced(replica, stage, reason)))
+                }
                 Action::KeeperSilent => Some(Due::Tell(Incident::KeeperSilent)),
                 Action::Finished => None,
                 Action::End => Some(Due::End),
@@ -231,6 +234,17 @@ impl<'a> CoordinatorLoop<'a> {
 
 fn is_keeper(state: MemberState) -> bool {
     matches!(state, MemberState::Keeping(_))
+}
+
+fn displaced(replica: PeerId, stage: StageIndex, reason: Displacement) -> Incident {
+    let (Displacement::Loading(time) | Displacement::Stalled(time)) = reason;
+    let is_loading = matches!(reason, Displacement::Loading(_));
+    Incident::ReplicaDisplaced {
+        peer: format!("{replica:?}"),
+        stage: stage.0,
+        is_loading,
+        seconds: time.as_secs(),
+    }
 }
 
 fn evicted(replica: PeerId, stage: StageIndex, feeder: PeerId, evidence: Evidence) -> Incident {

@@ -104,6 +104,17 @@ pub enum Incident {
         /// Its true statements.
         sound: u32,
     },
+    /// The coordinator has given the place of a replica to a standby.
+    ReplicaDisplaced {
+        /// The replica.
+        peer: String,
+        /// Its stage, from 0.
+        stage: u16,
+        /// It was loading the state of the stage; otherwise it served, and finished nothing.
+        is_loading: bool,
+        /// For so long.
+        seconds: u64,
+    },
     /// The coordinator has removed a replica that a feeder caught lying.
     ReplicaEvicted {
         /// The replica.
@@ -311,6 +322,14 @@ impl fmt::Display for Incident {
             }
             Self::ReplicaEvicted { peer, stage, feeder, false_ones, sound } => {
                 evicted(f, (peer, *stage), feeder, (*false_ones, *sound))
+            }
+            Self::ReplicaDisplaced { peer, stage, is_loading, seconds } => {
+                let fault = if *is_loading { "has been loading its state" } else { "has finished no microbatch" };
+                write!(
+                    f,
+                    "peer {peer} {fault} for {seconds} s: a standby takes its place at stage {stage}; it may join again, and \
+                     stands by then"
+                )
             }
             Self::DonorFailed { peer, stage, fault } => donor_failed(f, (peer, *stage), fault),
             Self::StateRefused { peer, stage } => write!(

@@ -66,6 +66,8 @@ pub struct Config {
     /// A member silent for this long is removed. Heartbeats come every second; a loaded machine may drop several, and
     /// neighbours notice a death by their connections long before. Default 15 s.
     pub lease: Duration,
+    /// A replica that takes so long for the state of its stage gives its place to a standby, if one waits. Default 10 min.
+    pub loading_max: Duration,
     /// Time between two tables at least; changes within it are published together. Default 1 s.
     pub table_interval: Duration,
     /// Members at most. Default [`MEMBERS_MAX`].
@@ -92,6 +94,7 @@ impl Config {
             feed: FeedPolicy::Members,
             weights: WeightsPolicy::Open,
             lease: Duration::from_secs(15),
+            loading_max: Duration::from_secs(600),
             table_interval: Duration::from_secs(1),
             members_max: MEMBERS_MAX,
             farewell: Duration::from_secs(20),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Fact, Reply};
+use super::{Displacement, Fact, Reply};
 use crate::stage::Progress;
 use crate::{
     BlockTally, Evidence, Instance, Membership, MicrobatchId, PeerId, ProcessNumber, Role, StageIndex,
@@ -173,6 +173,15 @@ pub enum Action {
     Reset {
         /// The stage.
         stage: StageIndex,
+    },
+    /// Say that a replica has lost its place to a standby. It may join again.
+    Displaced {
+        /// The replica.
+        replica: PeerId,
+        /// Its stage.
+        stage: StageIndex,
+        /// Why.
+        reason: Displacement,
     },
     /// Say that the last keeper with a checkpoint fell silent.
     KeeperSilent,

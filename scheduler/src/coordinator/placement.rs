@@ -57,6 +57,12 @@ impl Occupancy {
         self.unserved.contains(&stage)
     }
 
+    /// Replicas that serve `stage`.
+    #[must_use]
+    pub(super) fn serving(&self, stage: StageIndex) -> u32 {
+        self.get(stage).map_or(0, |replicas| replicas.serving)
+    }
+
     /// Whether every stage is served.
     #[must_use]
     pub(super) fn is_complete(&self) -> bool {

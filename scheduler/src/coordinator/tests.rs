@@ -1,5 +1,6 @@
 //! Tests of a run, by requests and replies.
 
+mod displacement;
 mod keeping;
 mod resuming;
 mod same_key;
@@ -41,6 +42,7 @@ struct Harness {
     facts: Facts,
     late: Vec<(Instance, Reply)>,
     evicted: Vec<PeerId>,
+    displaced: Vec<(PeerId, Displacement)>,
     /// Stages restored from a keeper: its microbatches, and those since.
     restored: Vec<(StageIndex, u64, u64)>,
     /// Trained stages that began with initial weights.
@@ -69,6 +71,7 @@ impl Harness {
             facts: Facts::default(),
             late: Vec::new(),
             evicted: Vec::new(),
+            displaced: Vec::new(),
             restored: Vec::new(),
             reset: Vec::new(),
             keeper_silent: 0,
@@ -98,6 +101,7 @@ impl Harness {
                 Action::LateReply { to, reply } => self.late.push((to, reply)),
                 Action::Membership(membership) => self.published.push(membership),
                 Action::Evicted { replica, .. } => self.evicted.push(replica),
+                Action::Displaced { replica, reason, .. } => self.displaced.push((replica, reason)),
                 Action::Restored { stage, kept, lost } => self.restored.push((stage, kept, lost)),
                 Action::Reset { stage } => self.reset.push(stage),
                 Action::KeeperSilent => self.keeper_silent += 1,

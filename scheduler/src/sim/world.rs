@@ -285,6 +285,7 @@ impl World {
                 coordinator::Action::Evicted { .. } => self.model.path("evicted"),
                 coordinator::Action::Restored { .. } => self.model.path("restored from a keeper"),
                 coordinator::Action::Reset { .. } => self.model.path("said that a stage lost its updates"),
+                coordinator::Action::Displaced { .. } => self.model.path("place given to a standby"),
                 coordinator::Action::KeeperSilent => self.model.path("keeper fell silent"),
                 coordinator::Action::Finished => {
                     self.ended_with = Some(self.coordinator.run_progress().settled);
