@@ -8,11 +8,12 @@
 //!
 //! Describe a run with a [`Scenario`], run it in a [`World`], and read the [`Report`].
 
+mod account;
 mod act;
-mod capacity;
 mod connections;
 mod delivery;
 mod donor_act;
+pub mod dropout;
 mod executor;
 mod fault;
 mod feeder_act;
@@ -22,6 +23,7 @@ mod noise;
 mod payload;
 mod process;
 pub(crate) mod queue;
+mod recoveries;
 mod reference_model;
 mod report;
 mod scenario;
@@ -30,8 +32,10 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod uplink;
+mod wan;
 mod world;
 
+pub use account::{Account, Losses};
 pub use act::Act;
 pub use donor_act::DonorAct;
 pub use fault::{End, Fault, Way};
@@ -41,4 +45,5 @@ pub use report::{ReplicaReport, Report, Violation};
 pub use scenario::{Measure, Scenario};
 pub use scenario_error::{FRAGMENTS_MAX, MEMBERS_MAX, SLOTS_MAX, ScenarioError};
 pub use uplink::Uplinks;
+pub use wan::{FrameBytes, Path, Wan};
 pub use world::World;

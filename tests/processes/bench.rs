@@ -1,4 +1,5 @@
-//! `bench kernels`: the smallest model from the command line to the file, beside a fake PyTorch.
+//! `bench kernels`: the smallest model from the command line to the file, beside a fake PyTorch. `bench dropout` and
+//! `simulate`: a small swarm in virtual time.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -66,4 +67,62 @@ fn what_cannot_be_measured_or_written_is_refused_at_once() {
     expect(&["--json", argument(&folder.path().join("no/folder.json"))], "cannot be written");
     expect(&["--json", argument(folder.path())], "is a folder");
     expect(&["--config", "xl"], "possible values");
+}
+
+// --- A swarm in virtual time ------------------------------------------------------------------------------------
+
+#[track_caller]
+fn swarmline(arguments: &[&str], code: i32) -> Process {
+    let mut process = Process::start("dropout", arguments.iter().copied());
+    assert_eq!(process.end(), code, "{arguments:?}: {}", process.errors());
+    process
+}
+
+fn read(file: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+}
+
+#[test]
+fn dropout_of_a_small_swarm_is_a_table_a_file_and_a_picture_and_the_same_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, again) = (folder.path().join("result.json"), folder.path().join("again.json"));
+    let bench = |file: &Path| {
+        let part = ["--shape", "3x2", "--minutes", "3", "--churn", "C0,C10", "--seeds", "11,7930"];
+        let written = ["--json", argument(file), "--plot", argument(folder.path())];
+        swarmline(&[&["bench", "dropout", "--quick"], &part[..], &written].concat(), 0)
+    };
+    bench(&file);
+    let result = read(&file);
+    for (figure, least) in
+        [(&result["e1"]["0"], 0.9), (&result["share_of_bound"], 0.9), (&result["e1"]["10"], 0.7)]
+    {
+        assert!(figure.as_f64().unwrap() > least, "{result:#}");
+    }
+    assert!(result["e3"]["10"].as_f64().unwrap() > 0.3, "{result:#}");
+    for count in ["lost", "duplicates", "ungranted"] {
+        assert_eq!(result[count], 0, "{result:#}");
+    }
+    let cell = &result["routers"]["least-outstanding"]["C10"];
+    assert!(cell["seeds"]["7930"]["recovery_p95_s"].as_f64().unwrap() < 15.0, "{cell:#}");
+    let losses = cell["median"]["losses"].as_object().unwrap();
+    assert!(losses.contains_key("recomputation") && losses.len() == 8, "{cell:#}");
+    assert!(std::fs::read_to_string(folder.path().join("dropout-3x2.svg")).unwrap().contains("<polyline"));
+    bench(&again);
+    assert_eq!(read(&again), result);
+}
+
+#[test]
+fn a_plan_is_played_and_a_wrong_one_is_refused_with_its_line_and_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = folder.path().join("plan.toml");
+    std::fs::write(&plan, "shape = \"2x2\"\nchurn = \"CS\"\nminutes = 2\n").unwrap();
+    swarmline(&["simulate", argument(&plan)], 0);
+    std::fs::write(&plan, "shape = \"2x2\"\nchurn = \"C0.5\"\n").unwrap();
+    let message = swarmline(&["simulate", argument(&plan)], USAGE).errors();
+    assert!(
+        message.contains("plan.toml:2: `churn` is \"C0.5\"") && message.contains("Write e.g."),
+        "{message}"
+    );
+    let message = swarmline(&["bench", "dropout", "--tier", "r"], USAGE).errors();
+    assert!(message.contains("does not exist yet"), "{message}");
 }

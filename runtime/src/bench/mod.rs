@@ -1,10 +1,12 @@
-//! The cost of training on this machine, beside the peaks of the machine and beside PyTorch.
+//! The cost of training on this machine, beside the peaks of the machine and beside PyTorch, and the throughput of a swarm
+//! whose peers come and go ([`dropout`]).
 //!
 //! [`kernels`] measures one stage that holds a whole model. Machines are shared and noisy, so every figure is a ratio of
 //! two measurements in one call: an operation to the peaks of this machine ([`Peaks`]), the whole step ([`step`]) to
 //! PyTorch's, run in turn ([`comparison`]). Every measurement is bounded in count and in time.
 
 pub mod comparison;
+pub mod dropout;
 mod error;
 pub mod flops;
 pub mod kernels;

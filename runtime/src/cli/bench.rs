@@ -1,5 +1,6 @@
 //! `swarmline bench ...`: a command per benchmark.
 
+mod dropout;
 mod kernels;
 mod results;
 mod scheduler;
@@ -21,6 +22,8 @@ pub(super) struct Arguments {
 enum Bench {
     /// Every operation against the peaks of this machine, the whole step against PyTorch
     Kernels(kernels::Arguments),
+    /// Throughput while peers come and go, of every router, and where the rest of the capacity went
+    Dropout(dropout::Arguments),
     /// The cost of the decisions of feeder, replica and coordinator in swarms of 64 to 10,000 peers
     Scheduler(scheduler::Arguments),
     /// One measurement of the whole step, for `kernels`, which starts it as a process of its own
@@ -30,8 +33,20 @@ enum Bench {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.bench {
+        Bench::Dropout(arguments) => dropout::run(arguments),
         Bench::Kernels(arguments) => kernels::run(arguments),
         Bench::Scheduler(arguments) => scheduler::run(arguments),
         Bench::Step(arguments) => step::run(arguments),
     }
+}
+
+/// Each name once, in the order given.
+fn once<T: Copy + PartialEq>(named: &[T]) -> Vec<T> {
+    let mut once = Vec::new();
+    for name in named {
+        if !once.contains(name) {
+            once.push(*name);
+        }
+    }
+    once
 }

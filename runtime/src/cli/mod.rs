@@ -18,6 +18,7 @@ mod member;
 mod output;
 mod own_keeper;
 mod saved;
+mod simulate;
 mod stop;
 mod train;
 
@@ -64,8 +65,10 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Print a run file with every default filled in, or name its mistake
     Check(check::Arguments),
-    /// Measure the cost of training on this machine
+    /// Measure the cost of training on this machine, and the throughput of swarms
     Bench(bench::Arguments),
+    /// Play a swarm in virtual time, as a plan describes it, and print what became of it
+    Simulate(simulate::Arguments),
 }
 
 /// Runs the command line of this process.
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Simulate(arguments) => simulate::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -108,7 +112,7 @@ impl Command {
             Self::Generate(arguments) => arguments.json,
             Self::Key(arguments) => arguments.json,
             Self::Doctor(arguments) => arguments.json,
-            Self::Check(_) | Self::Bench(_) => false,
+            Self::Check(_) | Self::Bench(_) | Self::Simulate(_) => false,
         }
     }
 }

@@ -13,6 +13,7 @@ mod fields;
 pub mod limits;
 mod manifest;
 mod parameters;
+mod plan;
 mod resolve;
 mod run;
 mod stream;
@@ -27,6 +28,7 @@ pub use differences::{Difference, differences_at_checkpoint, fixed_differences};
 pub use error::{ConfigError, Violation};
 pub use manifest::{Manifest, PROTOCOL};
 pub use parameters::{Initial, ParameterSpec};
+pub use plan::Plan;
 pub use run::{
     Averaging, Batch, Boundary, Data, Feed, Join, Kind, Mode, Model, Optimizer, OptimizerKind, Packing,
     Pipeline, Policy, Run, Tokenizer,

@@ -32,10 +32,7 @@ impl Run {
     /// a rule; the tokenizer cannot be loaded.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
-        let bytes =
-            read_limited(path).map_err(|cause| ConfigError::Unreadable { file: file.clone(), cause })?;
-        let text = String::from_utf8(bytes).map_err(|error| not_text(&file, &error))?;
-        Self::parse(&text, &file, path.parent().unwrap_or(Path::new("")))
+        Self::parse(&read_text(path, &file)?, &file, path.parent().unwrap_or(Path::new("")))
     }
 
     /// Reads the text of a run file. `file` is the name used in messages, and the run's default name; paths in the
@@ -68,6 +65,13 @@ impl Run {
 pub(super) fn impossible(document: &Document<'_>, violation: Violation) -> ConfigError {
     let line = document.line_of(&violation.field);
     ConfigError::Impossible { file: document.file().to_owned(), line, violation: Box::new(violation) }
+}
+
+/// The text of a file that a person wrote.
+pub(super) fn read_text(path: &Path, file: &str) -> Result<String, ConfigError> {
+    let unreadable = |cause| ConfigError::Unreadable { file: file.to_owned(), cause };
+    let bytes = read_limited(path).map_err(unreadable)?;
+    String::from_utf8(bytes).map_err(|error| not_text(file, &error))
 }
 
 fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {

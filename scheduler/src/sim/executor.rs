@@ -89,6 +89,11 @@ impl Executor {
         self.tasks.pop_front()
     }
 
+    /// The task that runs.
+    pub(super) fn running(&self) -> Option<&Task> {
+        self.tasks.front()
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.tasks.is_empty()
     }
@@ -288,7 +293,7 @@ fn expect(holds: bool, microbatch: MicrobatchId, otherwise: &str) -> Result<(), 
 const FORWARD: u32 = 8;
 
 /// Total cost of a training microbatch at a replica, in forwards.
-pub(super) const FORWARDS_PER_MICROBATCH: u32 = 3;
+pub(in crate::sim) const FORWARDS_PER_MICROBATCH: u32 = 3;
 
 impl Task {
     /// Its cost. A backward costs two forwards; applying gradients or copying numbers costs little.

@@ -37,6 +37,13 @@ pub enum Fault {
         /// Length of the stall.
         lasts: Duration,
     },
+    /// From now on its jobs take this many hundredths of their time, until another fault of this kind or its death.
+    Pace {
+        /// The replica.
+        replica: usize,
+        /// 100 is the speed of the beginning.
+        percent: u32,
+    },
     /// The process is suspended for a while.
     Suspend {
         /// The replica.
@@ -191,7 +198,7 @@ impl Fault {
     pub(super) fn lasts(&self) -> Duration {
         match self {
             Self::Crash { back_after, .. } => back_after.unwrap_or_default(),
-            Self::Leave { .. } => Duration::ZERO,
+            Self::Leave { .. } | Self::Pace { .. } => Duration::ZERO,
             Self::BrokenLink { lasts, .. } => lasts.unwrap_or_default(),
             Self::Stall { lasts, .. }
             | Self::Suspend { lasts, .. }
@@ -220,6 +227,7 @@ impl Fault {
             Self::Crash { replica, .. }
             | Self::Leave { replica }
             | Self::Stall { replica, .. }
+            | Self::Pace { replica, .. }
             | Self::Suspend { replica, .. }
             | Self::Lie { replica, .. }
             | Self::Byzantine { replica, .. }
@@ -247,6 +255,7 @@ impl Fault {
             Self::Crash { loud: false, .. } => "silent crash",
             Self::Leave { .. } => "leave",
             Self::Stall { .. } => "stall",
+            Self::Pace { .. } => "change of pace",
             Self::Suspend { .. } => "suspension",
             Self::Lie { act, .. } => act.name(),
             Self::Byzantine { act, .. } => act.name(),

@@ -1,12 +1,14 @@
 //! Links between peers, and their disturbances: loss, delay, broken links and partitions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::{Duration, Instance, PeerId, Rng, Time};
 
 use super::connections::Connections;
 use super::executor::time_between;
 use super::uplink::{Uplink, Uplinks};
+use super::wan::Wan;
 
 /// Shortest time of a message.
 const DELAY_MIN: Duration = Duration::from_micros(100);
@@ -25,6 +27,9 @@ pub struct Links {
     pub distances: BTreeMap<(usize, usize), Duration>,
     /// The uplink of every process. Default `None`: frames take no time.
     pub uplinks: Option<Uplinks>,
+    /// The regions of the processes: extra time between any two of them, and the times of frames in place of
+    /// [`Uplinks::frame_time`]. Default none.
+    pub wan: Option<Arc<Wan>>,
 }
 
 impl Default for Links {
@@ -35,6 +40,7 @@ impl Default for Links {
             export_max: Duration::from_millis(10),
             distances: BTreeMap::new(),
             uplinks: None,
+            wan: None,
         }
     }
 }

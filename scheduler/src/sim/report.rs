@@ -5,6 +5,8 @@ use std::fmt;
 
 use crate::{Duration, Instance, StageIndex, Time, feeder};
 
+use super::account::Account;
+
 /// A run that broke no rule.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -25,9 +27,12 @@ pub struct Report {
     pub measured: Vec<feeder::Measured>,
     /// Highest number of microbatches in flight at once.
     pub in_flight_max: u64,
-    /// Upper bound of the microbatches that the live replicas could have computed in the training time (see
-    /// [`topology`](crate::topology)).
-    pub bound: f64,
+    /// Where the capacity of the replicas went, from [`Scenario::measure_from`](super::Scenario::measure_from) on until
+    /// training was over or the feeder was told to stop.
+    pub account: Account,
+    /// The time from each death of a replica to the time at which the last of its microbatches was in other hands, for
+    /// the deaths of the same time, sorted.
+    pub recoveries: Vec<Duration>,
     /// Number of times that each fault struck and each recovery path was taken.
     pub paths: BTreeMap<&'static str, u64>,
     /// The replica processes, by index.
@@ -54,10 +59,11 @@ impl Report {
         as_f64(self.finished) / self.training_time.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
-    /// Finished microbatches as a share of [`Report::bound`].
+    /// The time within which the microbatches of 95 of 100 deaths were in other hands; `None` without a death.
     #[must_use]
-    pub fn share_of_bound(&self) -> f64 {
-        as_f64(self.finished) / self.bound.max(f64::MIN_POSITIVE)
+    pub fn recovery_p95(&self) -> Option<Duration> {
+        let index = (self.recoveries.len() * 95).div_ceil(100).checked_sub(1)?;
+        self.recoveries.get(index).copied()
     }
 }
 
@@ -79,9 +85,14 @@ impl fmt::Display for Report {
             f,
             "throughput      {:.2} a second, {:.2} of the capacity bound, at most {} in flight",
             self.throughput(),
-            self.share_of_bound(),
+            self.account.share_of_bound(),
             self.in_flight_max
         )?;
+        writeln!(f, "{}", self.account)?;
+        if let Some(recovery) = self.recovery_p95() {
+            let (deaths, within) = (self.recoveries.len(), recovery.as_secs_f64());
+            writeln!(f, "recovered       from 95 of 100 deaths within {within:.1} s, of {deaths}")?;
+        }
         for replica in &self.replicas {
             let stage = replica.stage.map_or_else(|| "no stage".to_owned(), |stage| stage.to_string());
             writeln!(f, "replica {:?}  {stage}, {} applied", replica.instance, replica.applied)?;

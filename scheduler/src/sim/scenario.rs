@@ -83,8 +83,12 @@ pub struct Scenario {
     pub router: Policy,
     /// How long a reply is awaited before its status is requested. Default 3 s.
     pub status_after: Duration,
+    /// Executor time of a copy or a mean of an averaging round, in thousandths of a forward. Default 125.
+    pub averaging_per_mille: u32,
     /// Time at which the feeder is told to stop. Default never.
     pub duration: Option<Duration>,
+    /// The account counts from this time on. Default 0.
+    pub measure_from: Duration,
     /// How long a stopping feeder waits for the microbatches in flight. Default 10 s.
     pub stop_within: Duration,
     /// The rule that a test breaks on purpose.
@@ -132,7 +136,9 @@ impl Scenario {
             unwritten_per_mille: 0,
             router: Policy::Uniform,
             status_after: Duration::from_secs(3),
+            averaging_per_mille: 125,
             duration: None,
+            measure_from: Duration::ZERO,
             stop_within: Duration::from_secs(10),
             #[cfg(test)]
             mutation: None,

@@ -405,7 +405,7 @@ fn a_swarm_of_64_loses_nothing_in_forty_minutes() {
     let began = std::time::Instant::now();
     let (_, report) = check(swarm(64));
     println!("{report}\nplayed in {:.1} s", began.elapsed().as_secs_f64());
-    assert!(report.time >= Duration::from_secs(2_400) && report.share_of_bound() > 0.5);
+    assert!(report.time >= Duration::from_secs(2_400) && report.account.share_of_bound() > 0.5);
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub struct Uplinks {
 }
 
 impl Uplinks {
-    fn time_of(&self, envelope: &Envelope<Payload>) -> Duration {
+    pub(super) fn time_of(&self, envelope: &Envelope<Payload>) -> Duration {
         if envelope.payload == Payload::Empty { self.frame_time / IDS } else { self.frame_time }
     }
 }
@@ -38,6 +38,13 @@ pub(super) struct Frame {
 impl Frame {
     fn is_tensor(&self) -> bool {
         Tensor::of(&self.envelope.message).is_some()
+    }
+
+    /// The microbatch of the tensor.
+    pub(super) fn microbatch(&self) -> Option<MicrobatchId> {
+        Tensor::of(&self.envelope.message).map(|tensor| match tensor {
+            Tensor::Activation(microbatch, _) | Tensor::Gradient(microbatch, _) => microbatch,
+        })
     }
 }
 
@@ -91,8 +98,8 @@ impl Uplink {
         Pushed::Queued
     }
 
-    /// Begins to send the next frame, if no frame is being sent. Returns its receiver and the time that it takes.
-    pub(super) fn begin(&mut self, limits: &Uplinks) -> Option<(Instance, Duration)> {
+    /// Begins to send the next frame, if no frame is being sent. Returns the frame that it begins with.
+    pub(super) fn begin(&mut self) -> Option<&Frame> {
         if self.sending.is_some() {
             return None;
         }
@@ -101,9 +108,12 @@ impl Uplink {
         if !queue.is_empty() {
             self.queues.push_back((to, queue));
         }
-        let begun = (frame.to, limits.time_of(&frame.envelope));
-        self.sending = Some(frame);
-        Some(begun)
+        Some(self.sending.insert(frame))
+    }
+
+    /// The frame that is being sent.
+    pub(super) fn sending(&self) -> Option<&Frame> {
+        self.sending.as_ref()
     }
 
     /// The frame that has been sent.
@@ -156,7 +166,7 @@ mod tests {
 
     fn sent(uplink: &mut Uplink) -> Option<u8> {
         uplink.take_sent();
-        uplink.begin(&LIMITS).map(|(to, _)| to.peer.0[0])
+        uplink.begin().map(|frame| frame.to.peer.0[0])
     }
 
     #[test]
@@ -165,8 +175,9 @@ mod tests {
         for (to, microbatch) in [(1, 1), (1, 2), (2, 3)] {
             assert!(matches!(uplink.push(gradient(to, microbatch), &LIMITS), Pushed::Queued));
         }
-        assert_eq!(uplink.begin(&LIMITS).map(|(_, time)| time), Some(LIMITS.frame_time));
-        assert_eq!(uplink.begin(&LIMITS), None, "the first frame is not yet sent");
+        let time = uplink.begin().map(|frame| LIMITS.time_of(&frame.envelope));
+        assert_eq!(time, Some(LIMITS.frame_time));
+        assert!(uplink.begin().is_none(), "the first frame is not yet sent");
         assert_eq!([sent(&mut uplink), sent(&mut uplink), sent(&mut uplink)], [Some(2), Some(1), None]);
     }
 

@@ -8,6 +8,7 @@ mod keeping;
 mod lying;
 mod lying_donors;
 mod lying_feeders;
+mod measuring;
 mod replicas;
 mod sending;
 mod striking;
@@ -22,13 +23,14 @@ use crate::{
     StageIndex, Table, Time, feeder, keeper, replica,
 };
 
-use super::capacity::{CapacityMeter, Serving};
+use super::account::Meter;
 use super::delivery::{Delivery, Purpose};
 use super::executor::time_between;
 use super::keeper_process::{Checkpoint, KeeperProcess};
 use super::network::Network;
 use super::process::{FeederProcess, Liveness, ReplicaProcess, coordinator_key, keeper_key, replica_index};
 use super::queue::{EventQueue, Next};
+use super::recoveries::Recoveries;
 use super::reference_model::ReferenceModel;
 use super::report::{Report, Violation};
 use super::scenario::Scenario;
@@ -71,7 +73,8 @@ pub struct World {
     /// The table published last.
     table: Arc<Table>,
     pub(super) model: ReferenceModel,
-    capacity: CapacityMeter,
+    meter: Meter,
+    recoveries: Recoveries,
     /// The time at which training was over.
     trained_at: Option<Time>,
     /// Microbatches with an outcome, as a coordinator counted them when it ended the run.
@@ -108,7 +111,8 @@ impl World {
             network: Network::default(),
             table: Arc::default(),
             model: ReferenceModel::default(),
-            capacity: CapacityMeter::default(),
+            meter: Meter::new(scenario.stages, scenario.measure_from),
+            recoveries: Recoveries::default(),
             trained_at: None,
             ended_with: None,
             scenario,
@@ -162,11 +166,13 @@ impl World {
     pub(super) fn step(&mut self) -> Result<(), Violation> {
         let next = self.queue.pop();
         self.model.now = self.now();
+        self.measure();
         match next {
             Some(Next::Event(delivery)) => self.deliver(delivery),
             Some(Next::Alarm(machine)) => self.wake(machine),
             None => self.model.require(false, || "no event is left".to_owned()),
         }
+        self.meter.note_stuck(self.queue.now(), self.recoveries.stuck());
         let limit = self.scenario.steps_max;
         if self.queue.steps() >= limit {
             let state = self.describe();
@@ -243,8 +249,8 @@ impl World {
             | Delivery::Heartbeat(index, incarnation)
             | Delivery::ConfirmExpires(index, incarnation) => {
                 let process = &mut self.replicas[index];
-                if process.instance.incarnation != incarnation {
-                    return;
+                if process.instance.incarnation != incarnation || process.liveness == Liveness::Dead {
+                    return self.note_sent_in_vain(index, incarnation, &delivery);
                 }
                 match process.liveness {
                     Liveness::Dead => {}
@@ -382,16 +388,6 @@ impl World {
             !feeder.is_late && (index == newest || feeder.machine.is_some() || !feeder.journal.is_empty())
         };
         self.feeders.iter().enumerate().rposition(decides).unwrap_or(0)
-    }
-
-    /// Notes whether a process serves now.
-    fn note_capacity(&mut self, index: usize) {
-        let process = &self.replicas[index];
-        let replica = process.replica.as_ref().filter(|replica| replica.is_serving());
-        let replica = replica.filter(|_| process.liveness == Liveness::Awake);
-        let serving = replica.map(|replica| replica.config().stage.hop());
-        let serving = serving.map(|hop| Serving { hop, service: process.service });
-        self.capacity.note(self.queue.now(), index, serving);
     }
 
     fn replica_of(&self, peer: PeerId) -> Option<usize> {

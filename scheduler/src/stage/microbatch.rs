@@ -234,6 +234,12 @@ impl<P> Microbatch<P> {
         kept && self.trains()
     }
 
+    /// Whether its gradient went upstream, or never will.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn is_returned(&self) -> bool {
+        matches!(self.phase, Phase::Returned(_) | Phase::Refused { .. } | Phase::Cancelled)
+    }
+
     /// Whether the replica has done all its work for the microbatch.
     pub(super) fn is_settled(&self) -> bool {
         matches!(self.phase, Phase::Returned(_)) && self.update == UpdateState::Done

@@ -28,6 +28,17 @@ impl<P: Clone + Default + Debug> Stage<P> {
         self.microbatches.iter().filter(|(_, held)| !held.ended).map(|(&id, _)| id)
     }
 
+    /// The training microbatches that it has not computed backward.
+    pub(crate) fn unfinished(&self) -> impl Iterator<Item = MicrobatchId> {
+        let held = self.microbatches.iter().filter(|(_, held)| held.trains() && !held.ended);
+        held.filter(|(_, held)| !held.is_returned()).map(|(&id, _)| id)
+    }
+
+    /// Whether the executor has nothing to do although microbatches wait for it: other gradients wait for their grant.
+    pub(crate) fn waits_for_grant(&self) -> bool {
+        self.queue.waits_for_grant() && self.queue.len() > 0
+    }
+
     /// The replica whose reply about a microbatch is awaited.
     pub(crate) fn awaited(&self, id: MicrobatchId) -> Option<Hop> {
         self.handoff.awaited(id).map(|leg| leg.hop)

@@ -8,6 +8,7 @@ use swarmline_kernels::Profile;
 
 use super::super::computing::parse_threads;
 use super::super::{Failure, output};
+use super::once;
 use super::results::ResultFile;
 use crate::bench::kernels::{self, Options};
 use crate::bench::{Size, Torch};
@@ -65,17 +66,6 @@ fn options(arguments: &Arguments) -> Result<Options, Failure> {
     options.rounds = usize::try_from(arguments.rounds).unwrap_or(usize::MAX);
     options.torch = torch.map_err(|error| Failure::usage(error.to_string()))?;
     Ok(options)
-}
-
-/// Each name once, in the order given.
-fn once<T: Copy + PartialEq>(named: &[T]) -> Vec<T> {
-    let mut once = Vec::new();
-    for name in named {
-        if !once.contains(name) {
-            once.push(*name);
-        }
-    }
-    once
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ fn two_regions(router: Policy, window: u32) -> Report {
 fn the_near_come_before_the_far_and_the_far_work_too() {
     let light = [Policy::LeastOutstanding, Policy::Uniform].map(|router| two_regions(router, 6).throughput());
     let full = two_regions(Policy::LeastOutstanding, 200);
-    let share = full.share_of_bound();
+    let share = full.account.share_of_bound();
     println!(
         "{:.2} and {:.2} a second at light load; {share:.2} of the bound at full load",
         light[0], light[1]

@@ -121,6 +121,7 @@ impl World {
 
     pub(super) fn report(&mut self) -> Report {
         let trained_at = self.trained_at.unwrap_or(self.now());
+        self.end_measurement(trained_at);
         let replica = |process: &ReplicaProcess| {
             let stage = process.replica.as_ref().map(Replica::stage);
             ReplicaReport {
@@ -139,7 +140,8 @@ impl World {
             counts: self.latest().machine.as_ref().map(Feeder::counts).unwrap_or_default(),
             measured: self.model.measured.clone(),
             in_flight_max: self.model.in_flight_max,
-            bound: self.capacity.microbatches(trained_at, self.scenario.stages),
+            account: self.account(),
+            recoveries: self.recoveries.times(Time(0) + self.scenario.measure_from, trained_at),
             paths: self.model.paths.clone(),
             replicas: self.replicas.iter().map(replica).collect(),
         }

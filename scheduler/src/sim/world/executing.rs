@@ -63,9 +63,12 @@ impl World {
         self.queue.schedule_in(delay, Delivery::Replica(index, incarnation, event));
     }
 
-    /// Submits a task that takes an eighth of a forward.
+    /// Submits a task that takes an eighth of a forward; a task of an averaging round takes what the scenario says.
     pub(super) fn submit_short(&mut self, index: usize, task: Task) {
-        self.submit(index, task, self.replicas[index].service);
+        let service = self.replicas[index].service;
+        let is_averaging = matches!(task, Task::Average { .. });
+        let share = self.scenario.averaging_per_mille;
+        self.submit(index, task, if is_averaging { service * share / 125 } else { service });
     }
 
     fn submit(&mut self, index: usize, task: Task, service: Duration) {
@@ -73,11 +76,13 @@ impl World {
         let process = &mut self.replicas[index];
         let at = process.executor.submit(now, task, service);
         self.queue.schedule(at, Delivery::Ran(index, process.instance.incarnation));
+        self.note_activity(index);
     }
 
     /// The oldest task of the executor has run.
     pub(super) fn on_ran(&mut self, index: usize) {
         let Some(task) = self.replicas[index].executor.take_done() else { return };
+        self.note_activity(index);
         let lateness = self.lateness(index, &task);
         let Some(event) = self.effect(index, task) else { return };
         if lateness == Duration::ZERO {

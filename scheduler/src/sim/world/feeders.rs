@@ -34,11 +34,12 @@ impl World {
         let pending: Vec<_> = std::iter::from_fn(|| decided(machine)).collect();
         self.feeders[index].pending.extend(pending);
         self.do_pending(index);
-        let machine = self.feeders[index].machine.as_ref();
-        if self.trained_at.is_none() && machine.is_some_and(Feeder::is_trained) {
+        let is_trained = self.feeders[index].machine.as_ref().is_some_and(Feeder::is_trained);
+        if self.trained_at.is_none() && is_trained {
             self.trained_at = Some(now);
-            self.capacity.close(now);
+            self.end_measurement(now);
         }
+        let machine = self.feeders[index].machine.as_ref();
         let alarm = machine.and_then(Feeder::poll_timeout).map(|(at, _)| at);
         self.queue.set_alarm(Machine::Feeder(index), alarm);
     }
@@ -128,7 +129,10 @@ impl World {
                 let strike = coordinator::Event::Strike { from: me, replica: replica.instance, evidence };
                 self.tell_coordinator(me.peer, strike, Purpose::Routine);
             }
-            Action::Outcome { .. } | Action::Evaluated(_) | Action::EvaluationDeclined => {}
+            Action::Outcome { microbatch, .. } => {
+                self.recoveries.is_mended(self.queue.now(), microbatch, None);
+            }
+            Action::Evaluated(_) | Action::EvaluationDeclined => {}
         }
     }
 

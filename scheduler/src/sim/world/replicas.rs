@@ -50,6 +50,7 @@ impl World {
             ..ReplicaProcess::new(index, incarnation, &self.scenario)
         };
         self.model.started(index);
+        self.note_capacity(index);
         self.queue.set_alarm(Machine::Replica(index), None);
         self.register(index);
         self.soon(Delivery::Heartbeat(index, incarnation));
@@ -267,6 +268,7 @@ impl World {
         let stores = matches!(&event, Event::Received { envelope, .. }
             if matches!(envelope.message, Message::Forward { .. }));
         let announcer = announcer(&event);
+        let arrives = handed_over(&event);
         let held: Vec<_> = announcer.iter().flat_map(|_| replica.stage().ids()).collect();
         self.model.replica_hears(index, &event, replica);
         if let Event::Averaged(averaging::Reply::Applied { .. }) = &event {
@@ -282,12 +284,16 @@ impl World {
         if stores {
             self.check_slots(index);
         }
+        if let Some(microbatch) = arrives {
+            self.note_arrival(index, microbatch);
+        }
         if let Some(feeder) = announcer {
             self.check_released(index, feeder, &held);
         }
         if serves != served {
             self.note_capacity(index);
         }
+        self.note_activity(index);
         let process = &self.replicas[index];
         let alarm = process.replica.as_ref().filter(|_| process.is_alive()).and_then(Replica::poll_timeout);
         self.queue.set_alarm(Machine::Replica(index), alarm.map(|(at, _)| at));
@@ -364,6 +370,7 @@ impl World {
 
     /// Reports the round trips to distant replicas, as the transport would measure them.
     fn measure_links(&mut self, index: usize) {
+        self.measure_ways(index);
         let links = &self.scenario.links;
         let far = links.distances.iter().filter_map(|(&(a, b), &time)| match (a == index, b == index) {
             (true, _) => Some((b, time)),
@@ -460,6 +467,15 @@ impl World {
         if let Some(after) = back_after {
             self.queue.schedule_in(after, Delivery::Start(index));
         }
+    }
+}
+
+/// The training microbatch that the event hands over.
+pub(super) fn handed_over(event: &Event<Payload>) -> Option<MicrobatchId> {
+    let Event::Received { envelope, .. } = event else { return None };
+    match envelope.message {
+        Message::Forward { microbatch, .. } if !microbatch.is_evaluation() => Some(microbatch),
+        _ => None,
     }
 }
 

@@ -59,7 +59,7 @@ impl World {
             return None;
         }
         self.network.connections.open(from, to);
-        Some(2 * self.scenario.links.delay(&mut self.rng))
+        Some(2 * (self.scenario.links.delay(&mut self.rng) + self.distance(from.peer, to.peer)))
     }
 
     /// The time after which a dial fails; `None` if it succeeds.
@@ -187,8 +187,10 @@ impl World {
     }
 
     fn distance(&self, from: PeerId, to: PeerId) -> Duration {
-        let pair = self.replica_of(from).zip(self.replica_of(to));
-        pair.map_or(Duration::ZERO, |(from, to)| self.scenario.links.distance(from, to))
+        let (from, to) = (self.replica_of(from), self.replica_of(to));
+        let links = &self.scenario.links;
+        let pair = from.zip(to).map_or(Duration::ZERO, |(from, to)| links.distance(from, to));
+        pair + links.wan.as_ref().map_or(Duration::ZERO, |wan| wan.path(from, to).delay)
     }
 
     /// Chunks of a state take longer than other messages.

@@ -26,6 +26,7 @@ impl World {
             Fault::Crash { replica, loud, back_after } => self.crash(replica, loud, back_after),
             Fault::Leave { replica } => self.at_replica(replica, replica::Event::Stop),
             Fault::Stall { replica, lasts } => self.replicas[replica].executor.stall(now + lasts),
+            Fault::Pace { replica, percent } => self.change_pace(replica, percent),
             Fault::Suspend { replica, lasts } => self.suspend(replica, lasts),
             Fault::Lie { replica, act, lasts } => self.lie_to_joiners(replica, act, now + lasts),
             Fault::Byzantine { replica, act, lasts } => self.begin_act(replica, act, lasts),
@@ -66,6 +67,7 @@ impl World {
             Fault::Crash { replica, .. } => liveness(replica) == Liveness::Dead,
             Fault::Leave { replica }
             | Fault::Stall { replica, .. }
+            | Fault::Pace { replica, .. }
             | Fault::Lie { replica, .. }
             | Fault::Byzantine { replica, .. }
             | Fault::SlowCopy { replica, .. }
@@ -162,6 +164,7 @@ impl World {
 
     fn crash(&mut self, index: usize, loud: bool, back_after: Option<Duration>) {
         self.note_lost(index);
+        self.note_death(index);
         let process = &mut self.replicas[index];
         let instance = process.instance;
         process.liveness = Liveness::Dead;
@@ -191,6 +194,11 @@ impl World {
                 self.crash(index, true, Some(back_after));
             }
         }
+    }
+
+    fn change_pace(&mut self, index: usize, percent: u32) {
+        self.replicas[index].service = self.scenario.service_of(index) * percent / 100;
+        self.note_capacity(index);
     }
 
     fn suspend(&mut self, index: usize, lasts: Duration) {

@@ -45,14 +45,25 @@ impl World {
     }
 
     fn send_next_frame(&mut self, from: Instance) {
-        let (Some(limits), Some(uplink)) = (self.scenario.links.uplinks, self.network.uplinks.get_mut(&from))
-        else {
-            return;
-        };
-        if let Some((to, takes)) = uplink.begin(&limits) {
+        let uplink = self.network.uplinks.get_mut(&from);
+        if uplink.is_some_and(|uplink| uplink.begin().is_some())
+            && let Some(frame) = self.network.uplinks.get(&from).and_then(Uplink::sending)
+        {
+            let (to, takes) = (frame.to, self.time_on_uplink(from.peer, frame));
             self.queue.schedule_in(takes, Delivery::FrameSent(from));
+            if let Some(index) = self.replica_of(from.peer) {
+                self.note_activity(index);
+            }
             self.report_arrival(from, to, takes);
         }
+    }
+
+    fn time_on_uplink(&self, from: PeerId, frame: &Frame) -> Duration {
+        let links = &self.scenario.links;
+        if let Some(wan) = &links.wan {
+            return wan.frame_time(self.replica_of(from), self.replica_of(frame.to.peer), &frame.envelope);
+        }
+        links.uplinks.map_or(Duration::ZERO, |limits| limits.time_of(&frame.envelope))
     }
 
     /// The bytes of a long frame are its sender's sign of life.
@@ -89,6 +100,9 @@ impl World {
             None => {}
         }
         self.send_next_frame(from);
+        if let Some(index) = self.replica_of(from.peer) {
+            self.note_activity(index);
+        }
     }
 
     fn is_running(&self, peer: PeerId) -> bool {
