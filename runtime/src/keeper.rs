@@ -34,6 +34,7 @@ use crate::report::{Event, Incident, KeepingReport, Reporter};
 use crate::stage::{chunk_digest, chunk_sketch, download_limits};
 
 pub use options::{Every, KeeperOptions};
+pub(crate) use target::kept;
 
 use given::Ours;
 use keeper_loop::{Handles, KeeperLoop};

@@ -254,7 +254,7 @@ pub(crate) fn coordinate(folder: &RunFolder, more: &[&str]) -> (Process, String)
 }
 
 /// Replicas of all stages, and a feeder.
-fn work(invite: &str) -> (Vec<Process>, Process) {
+pub(crate) fn work(invite: &str) -> (Vec<Process>, Process) {
     let join = |stage| {
         let arguments = ["join", invite, "--json", "--leash", "--threads", "1"];
         Process::start(&format!("replica {stage}"), arguments)
@@ -310,7 +310,7 @@ fn the_keeper_of_a_coordinator_is_started_again_and_ends_with_it() {
 
 /// The process that keeps into the folder of a run, by its command line.
 #[cfg(target_os = "linux")]
-fn keeper_in(folder: &RunFolder) -> Option<libc::pid_t> {
+pub(crate) fn keeper_in(folder: &RunFolder) -> Option<libc::pid_t> {
     let target = folder.argument("run.run/checkpoints");
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     processes.into_iter().find_map(|process| {
@@ -321,7 +321,7 @@ fn keeper_in(folder: &RunFolder) -> Option<libc::pid_t> {
 }
 
 #[cfg(target_os = "linux")]
-fn kill(process: libc::pid_t) {
+pub(crate) fn kill(process: libc::pid_t) {
     // SAFETY: the call touches no memory. The process is a child of a coordinator of this test, which has not waited for it.
     #[allow(unsafe_code, reason = "the standard library kills no process but its own children")]
     let sent = unsafe { libc::kill(process, libc::SIGKILL) };

@@ -21,6 +21,7 @@ mod kept;
 mod leak;
 mod liar;
 mod mistakes;
+mod own_keeper;
 mod parity;
 mod process;
 mod reader;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use swarmline_scheduler::WeightsPolicy;
 use tokio::sync::oneshot;
 
-use super::own_keeper::OwnKeeper;
+use super::own_keeper::{Left, OwnKeeper};
 use super::{Failure, Leash, StopRequest, block_on, folder_of, unhindered_reporter};
 use crate::checkpoint::Store;
 use crate::config::{Manifest, Run};
@@ -16,7 +16,7 @@ use crate::import::Import;
 use crate::keeper::Every;
 use crate::net::Identity;
 use crate::outcome::Outcome;
-use crate::report::{Event, KeptReport, Reporter};
+use crate::report::{Event, Reporter};
 
 /// Arguments of `swarmline coordinator`.
 #[derive(Debug, clap::Args)]
@@ -68,6 +68,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(model) => Some(import(model, &run, &folder_of(&arguments.run), &folder, checkpoints)?),
         None => arguments.resume.clone().map(|named| named.map_or(Resume::Newest(checkpoints), Resume::At)),
     };
+    let total = run.microbatches();
     let options = CoordinatorOptions::new(run, identity)
         .with_folder(folder)
         .with_resume(resume)
@@ -85,13 +86,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             reporter.tell(&Event::KeeperNeeded { command });
         }
         let coordinating = coordinate(coordinator, keeper.as_ref(), &reporter, stop.requested());
-        let (outcome, newest) = Box::pin(coordinating).await;
-        match outcome? {
-            Outcome::Finished => {
-                newest.iter().for_each(|kept| reporter.tell(&Event::Kept(kept.clone())));
+        let (outcome, left) = Box::pin(coordinating).await;
+        match (outcome?, left) {
+            (Outcome::Stopped, left) => Err(stopped(left)),
+            (Outcome::Finished, None) => Ok(()),
+            (Outcome::Finished, Some(left)) => {
+                let kept = left.final_states(total).map_err(Failure::failed)?;
+                reporter.tell(&Event::Kept(kept));
                 Ok(())
             }
-            Outcome::Stopped => Err(stopped(newest.as_ref())),
         }
     })
 }
@@ -118,13 +121,13 @@ fn import(
     Ok(Resume::At(checkpoint.location()))
 }
 
-/// Coordinates the run, beside its keeper. Returns the newest checkpoint too.
+/// Coordinates the run, beside its keeper. Returns what that leaves behind too.
 async fn coordinate(
     coordinator: Coordinator,
     keeper: Option<&OwnKeeper>,
     reporter: &Reporter,
     stop: impl Future<Output = ()>,
-) -> (Result<Outcome, Error>, Option<KeptReport>) {
+) -> (Result<Outcome, Error>, Option<Left>) {
     let (end, ended) = oneshot::channel::<()>();
     let coordinating = async {
         let outcome = coordinator.run(reporter, stop).await;
@@ -134,15 +137,16 @@ async fn coordinate(
     let keeping = async {
         let ended = async { drop(ended.await) };
         match keeper {
-            Some(keeper) => keeper.run(reporter, ended).await,
+            Some(keeper) => Some(keeper.run(reporter, ended).await),
             None => None,
         }
     };
     tokio::join!(coordinating, keeping)
 }
 
-fn stopped(newest: Option<&KeptReport>) -> Failure {
-    let kept = newest.map(|kept| format!("; the newest checkpoint is {}", kept.path));
+fn stopped(left: Option<Left>) -> Failure {
+    let kept =
+        left.and_then(|left| left.newest).map(|kept| format!("; the newest checkpoint is {}", kept.path));
     Failure::interrupted(format!("stopped before the run was finished{}", kept.unwrap_or_default()))
 }
 

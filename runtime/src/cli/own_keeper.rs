@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
-use crate::keeper::Every;
+use crate::checkpoint::Store;
+use crate::keeper::{Every, kept};
 use crate::net::Invite;
 use crate::report::{Event, Incident, KeptReport, Reporter};
 
@@ -41,33 +42,52 @@ pub(super) struct OwnKeeper {
     pub(super) listen: SocketAddr,
 }
 
+/// What the keeper leaves behind.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// The newest checkpoint in the target.
+    pub(super) newest: Option<KeptReport>,
+    /// Why nothing newer is there: the last fault since that checkpoint.
+    pub(super) fault: Option<String>,
+}
+
 impl OwnKeeper {
-    /// Keeps the run until the keeper has the final states or `stop` resolves; returns the newest checkpoint. A keeper that
-    /// dies is started again.
-    pub(super) async fn run(
-        &self,
-        reporter: &Reporter,
-        stop: impl Future<Output = ()>,
-    ) -> Option<KeptReport> {
+    /// Keeps the run until the keeper has the final states or `stop` resolves. A keeper that dies is started again.
+    pub(super) async fn run(&self, reporter: &Reporter, stop: impl Future<Output = ()>) -> Left {
+        let mut left = self.keep(reporter, stop).await;
+        if left.newest.is_none() {
+            left.newest = self.newest_before().await;
+        }
+        left
+    }
+
+    async fn keep(&self, reporter: &Reporter, stop: impl Future<Output = ()>) -> Left {
         let mut stop = pin!(stop);
-        let (mut newest, mut pause) = (None, PAUSE_MIN);
+        let (mut left, mut pause) = (Left::default(), PAUSE_MIN);
         loop {
             let began = Instant::now();
             let fault = match self.start() {
-                Ok(keeper) => keeper.follow(reporter, &mut newest, stop.as_mut()).await,
+                Ok(keeper) => keeper.follow(reporter, &mut left, stop.as_mut()).await,
                 Err(error) => Some(error.to_string()),
             };
-            let Some(fault) = fault else { return newest };
+            let Some(fault) = fault else { return left };
             if began.elapsed() >= SOUND_AFTER {
                 pause = PAUSE_MIN;
             }
+            left.fault = Some(fault.clone());
             let seconds = pause.as_secs();
             reporter.tell(&Event::Incident(Incident::KeeperDied { fault, seconds }));
             tokio::select! {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
-                () = stop.as_mut() => return newest,
+                () = stop.as_mut() => return left,
             }
         }
+    }
+
+    /// The newest checkpoint of the target, which an earlier start of the coordinator has heard of.
+    async fn newest_before(&self) -> Option<KeptReport> {
+        let found = Store::open(&self.target.to_string_lossy()).ok()?.checkpoints().await.ok()?;
+        found.checkpoints.first().map(kept)
     }
 
     fn start(&self) -> io::Result<Keeper> {
@@ -82,6 +102,8 @@ impl OwnKeeper {
                 &self.listen.to_string(),
                 "--json",
                 "--leash",
+                // Its key is the coordinator's own: who else has it is a keeper that was lost with a coordinator before.
+                "--take-over",
             ])
             .args(self.resume_from.iter().flat_map(|checkpoint| ["--resume-from", checkpoint]))
             .stdin(Stdio::piped())
@@ -109,7 +131,7 @@ impl Keeper {
     async fn follow(
         mut self,
         reporter: &Reporter,
-        newest: &mut Option<KeptReport>,
+        left: &mut Left,
         stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Option<String> {
         let mut complaint = String::new();
@@ -117,7 +139,7 @@ impl Keeper {
         let is_stopped = {
             let mut listening = pin!(async {
                 tokio::join!(
-                    lines(said, |line| pass_on(line, reporter, newest)),
+                    lines(said, |line| pass_on(line, reporter, left)),
                     lines(complained, |line| line.clone_into(&mut complaint)),
                 )
             });
@@ -144,16 +166,41 @@ impl Keeper {
 }
 
 /// Tells what concerns the run. The final states are named by the last words of the coordinator.
-fn pass_on(line: &str, reporter: &Reporter, newest: &mut Option<KeptReport>) {
-    match serde_json::from_str(line) {
-        Ok(Event::Kept(kept)) => {
-            if !kept.is_final {
-                reporter.tell(&Event::Kept(kept.clone()));
-            }
-            *newest = Some(kept);
+fn pass_on(line: &str, reporter: &Reporter, left: &mut Left) {
+    let Ok(event) = serde_json::from_str(line) else { return };
+    left.note(&event);
+    match event {
+        Event::Kept(kept) if kept.is_final => {}
+        Event::Kept(_) | Event::Keeping(_) | Event::Incident(_) => reporter.tell(&event),
+        _ => {}
+    }
+}
+
+impl Left {
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::Kept(kept) => *self = Self { newest: Some(kept.clone()), fault: None },
+            Event::Incident(Incident::NotKept { fault }) => self.fault = Some(fault.clone()),
+            _ => {}
         }
-        Ok(event @ (Event::Keeping(_) | Event::Incident(_))) => reporter.tell(&event),
-        Ok(_) | Err(_) => {}
+    }
+
+    /// The final states of a run of so many microbatches.
+    ///
+    /// # Errors
+    /// If they are not kept: why, and what there is in their place.
+    pub(super) fn final_states(self, total: u64) -> Result<KeptReport, String> {
+        let Self { newest, fault } = self;
+        let newest = match newest {
+            Some(kept) if kept.is_final && kept.microbatches >= total => return Ok(kept),
+            Some(kept) => format!(
+                "the newest checkpoint is {}, at {} of {total} microbatches; the same command with --resume goes on from it",
+                kept.path, kept.microbatches
+            ),
+            None => "there is no checkpoint either: the model is gone".to_owned(),
+        };
+        let fault = fault.unwrap_or_else(|| "its keeper had not joined in time".to_owned());
+        Err(format!("the run is finished, but its final states are not kept ({fault}); {newest}"))
     }
 }
 
@@ -162,5 +209,41 @@ async fn lines(pipe: Option<impl AsyncRead + Unpin>, mut take: impl FnMut(&str))
     let mut lines = BufReader::new(pipe).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         take(&line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(microbatches: u64, is_final: bool) -> Event {
+        Event::Kept(KeptReport {
+            path: format!("kept/{microbatches}"),
+            microbatches,
+            is_final,
+            ..KeptReport::default()
+        })
+    }
+
+    #[test]
+    fn the_last_words_name_the_last_fault_and_the_newest_checkpoint() {
+        let mut left = Left::default();
+        let full = Incident::NotKept { fault: "kept: no space is left".to_owned() };
+        for event in [report(20, false), Event::Incident(full), report(40, false)] {
+            left.note(&event);
+        }
+        assert_eq!(left.fault, None, "what has been mended since is no cause");
+        left.fault = Some("the disk is gone".to_owned());
+        let words = left.final_states(60).unwrap_err();
+        for part in ["not kept (the disk is gone)", "kept/40, at 40 of 60 microbatches"] {
+            assert!(words.contains(part), "{words}");
+        }
+    }
+
+    #[test]
+    fn the_final_states_of_a_shorter_launch_are_not_those_of_this_one() {
+        let mut left = Left::default();
+        left.note(&report(60, true));
+        assert!(left.final_states(80).unwrap_err().contains("kept/60, at 60 of 80"));
     }
 }

@@ -187,7 +187,7 @@ impl About {
 }
 
 /// What a person hears of a complete checkpoint.
-pub(super) fn kept(checkpoint: &Checkpoint) -> KeptReport {
+pub(crate) fn kept(checkpoint: &Checkpoint) -> KeptReport {
     let manifest = checkpoint.manifest();
     KeptReport {
         path: checkpoint.location(),

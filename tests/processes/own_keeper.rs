@@ -1,0 +1,48 @@
+//! The keeper of a coordinator: what a run says at its end without it, and after a coordinator that died with it.
+
+use swarmline::report::{Event, Incident};
+
+use crate::keep::{coordinate, work};
+use crate::recipe::Recipe;
+use crate::swarm::Swarm;
+
+const FAILED: i32 = 1;
+
+#[test]
+fn a_run_whose_keeper_cannot_write_ends_in_a_failure_that_says_why_no_model_is_left() {
+    let _turn = Swarm::turn();
+    let folder = Recipe { steps: 5, ..Recipe::exact() }.write();
+    std::fs::create_dir(folder.file("run.run")).unwrap();
+    std::fs::write(folder.file("run.run/checkpoints"), "a file is in the way").unwrap();
+    let (mut coordinator, invite) = coordinate(&folder, &[]);
+    let (mut replicas, mut feeder) = work(&invite);
+    assert_eq!(feeder.end(), 0, "{}", feeder.errors());
+    replicas.iter_mut().for_each(|replica| assert_eq!(replica.end(), 0, "{}", replica.errors()));
+    assert_eq!(coordinator.end(), FAILED, "{}", coordinator.errors());
+    let last = coordinator.errors();
+    for part in ["its final states are not kept", "check path, free space", "no checkpoint either"] {
+        assert!(last.contains(part), "{last}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_keeper_of_a_coordinator_takes_the_place_of_the_one_that_died_with_the_coordinator_before() {
+    use crate::keep::{keeper_in, kept, kill};
+
+    let _turn = Swarm::turn();
+    let folder = Recipe::endless().write();
+    let (mut coordinator, invite) = coordinate(&folder, &["--keep-every", "1s"]);
+    let _work = work(&invite);
+    let before = kept(&mut coordinator);
+    kill(keeper_in(&folder).expect("its keeper runs"));
+    coordinator.kill();
+    let (mut coordinator, again) = coordinate(&folder, &["--keep-every", "1s"]);
+    assert_eq!(again, invite);
+    assert!(kept(&mut coordinator).microbatches > before.microbatches);
+    let is_own_key = |line: &String| {
+        let event = serde_json::from_str(line).ok();
+        matches!(event, Some(Event::Incident(Incident::KeyInUse { .. } | Incident::KeeperDied { .. })))
+    };
+    assert!(!coordinator.lines().iter().any(is_own_key), "{:?}", coordinator.lines());
+}
