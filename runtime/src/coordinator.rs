@@ -16,13 +16,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use swarmline_scheduler::coordinator::{Config, Facts, FeedPolicy, Policy};
-use swarmline_scheduler::{Loss, Membership, PeerId};
+use swarmline_scheduler::{Membership, PeerId};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Feed, Join, Manifest, Run, Tokenizer, fixed_differences};
 use crate::error::Error;
 use crate::net::address::parse_peer;
+use crate::net::held_out::HeldOut;
 use crate::net::digest::ManifestDigest;
 use crate::net::membership::SignedTable;
 use crate::net::table_log::{TableReader, TableWriter};
@@ -79,7 +80,7 @@ struct Published {
     table: TableReader,
     totals: mpsc::Sender<Totals>,
     /// The newest loss on held-out text that a feeder has reported.
-    heldout: watch::Sender<Option<Loss>>,
+    heldout: watch::Sender<Option<HeldOut>>,
 }
 
 /// A coordinator whose port is open.

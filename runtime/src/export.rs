@@ -57,7 +57,8 @@ pub fn export(mut saved: SavedRun, options: &ExportOptions, reporter: &Reporter)
         bytes,
         loss,
         unmeasured,
-        loss_of_run: saved.stated_loss(),
+        loss_of_run: saved.stated_loss().map(|stated| stated.loss),
+        loss_of_run_after: saved.stated_loss().and_then(|stated| stated.after),
     }));
     Ok(())
 }

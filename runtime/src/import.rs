@@ -93,6 +93,7 @@ fn manifest(run: &config::Manifest) -> Manifest {
         cursor: Vec::new(),
         tokenizer: None,
         heldout_loss: None,
+        heldout_after: None,
         is_final: false,
         is_agreed: false,
     }

@@ -143,6 +143,7 @@ fn write_checkpoint(exported: &Exported) -> String {
         cursor: vec![BlockCursor { block: 0, leased: 30, injected: 30, settled: 30 }],
         tokenizer: None,
         heldout_loss: Some(2.5),
+        heldout_after: Some(30),
         is_final: true,
         is_agreed: false,
     };
@@ -170,6 +171,7 @@ fn a_checkpoint_is_exported_by_its_folder_and_as_the_newest_of_its_keeper() {
     };
     let without_text = again("keeper", "of-keeper", &[]);
     assert_eq!((without_text.loss, without_text.loss_of_run), (None, Some(2.5)));
+    assert_eq!(without_text.loss_of_run_after, Some(30));
     assert!(without_text.unmeasured.unwrap().contains("--run"));
     let with_text = again(&checkpoint, "of-checkpoint", &["--run", &run]);
     assert_eq!(with_text.loss, exported.report.loss);

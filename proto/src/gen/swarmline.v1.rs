@@ -1433,6 +1433,9 @@ pub struct HeartbeatResponse {
     /// To a keeper: loss of the newest evaluation on held-out text; absent before the first.
     #[prost(message, optional, tag = "6")]
     pub heldout_loss: ::core::option::Option<Loss>,
+    /// Microbatches of the run that had their outcome at that evaluation; absent if its feeder did not say.
+    #[prost(uint64, optional, tag = "7")]
+    pub heldout_after: ::core::option::Option<u64>,
     /// The next directive; absent if the caller goes on.
     #[prost(oneof = "heartbeat_response::Directive", tags = "2, 3")]
     pub directive: ::core::option::Option<heartbeat_response::Directive>,
@@ -1569,6 +1572,9 @@ pub struct FeederReport {
     /// says so.
     #[prost(uint64, optional, tag = "13")]
     pub diverged_at: ::core::option::Option<u64>,
+    /// Microbatches of the run that had their outcome at the evaluation of heldout_loss.
+    #[prost(uint64, optional, tag = "14")]
+    pub heldout_after: ::core::option::Option<u64>,
 }
 /// Acknowledgement of a FeederReport.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

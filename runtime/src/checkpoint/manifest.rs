@@ -33,6 +33,10 @@ pub struct Manifest {
     pub tokenizer: Option<TokenizerFile>,
     /// Newest loss on held-out text, nats a token; absent if none was measured.
     pub heldout_loss: Option<f64>,
+    /// Microbatches of the run that had their outcome when that loss was measured: a feeder measures at the start and the end
+    /// of its work. Absent if none was measured, or in a checkpoint of an earlier version.
+    #[serde(default)]
+    pub heldout_after: Option<u64>,
     /// The run was over: these are its final states.
     pub is_final: bool,
     /// Every stage was told beforehand to copy its state at `microbatches`.

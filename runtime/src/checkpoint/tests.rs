@@ -22,6 +22,7 @@ fn about(microbatches: u64) -> Manifest {
         cursor: vec![BlockCursor { block: 0, leased: 64, injected: 40, settled: microbatches }],
         tokenizer: None,
         heldout_loss: Some(2.5),
+        heldout_after: Some(30),
         is_final: false,
         is_agreed: false,
     }

@@ -17,6 +17,7 @@ use tonic::{Request as Call, Response, Status};
 
 use super::{Published, Reply, Request};
 use crate::net::control::KNOWN_INCARNATION;
+use crate::net::held_out::HeldOut;
 use crate::net::grpc::Caller;
 use crate::net::membership::{SignedTable, Signer};
 use crate::net::wire;
@@ -146,8 +147,15 @@ impl v1::coordinator_server::Coordinator for Service {
             Reply { .. } => v1::RunState::Running,
         };
         let (run_state, diverged_at) = (run_state.into(), replied.diverged.unwrap_or(0));
-        let heldout_loss = self.published.heldout.borrow().map(wire::encode_loss);
-        Ok(Response::new(v1::HeartbeatResponse { run_state, directive, diverged_at, blocks, heldout_loss }))
+        let heldout = *self.published.heldout.borrow();
+        Ok(Response::new(v1::HeartbeatResponse {
+            run_state,
+            directive,
+            diverged_at,
+            blocks,
+            heldout_loss: heldout.as_ref().map(HeldOut::encode_loss),
+            heldout_after: heldout.and_then(|heldout| heldout.after),
+        }))
     }
 
     async fn return_table(
@@ -193,8 +201,8 @@ impl v1::coordinator_server::Coordinator for Service {
             MachineReply::Unknown => return Err(unknown()),
             _ => return Err(not_a_member()),
         };
-        if let Some(loss) = &report.heldout_loss {
-            self.published.heldout.send_replace(Some(wire::decode_loss(loss)));
+        if let Some(heldout) = HeldOut::decode(report.heldout_loss.as_ref(), report.heldout_after) {
+            self.published.heldout.send_replace(Some(heldout));
         }
         if report.done || report.diverged_at.is_some() {
             let v1::FeederReport { injected, finished, refused, lost, ungranted, .. } = report;

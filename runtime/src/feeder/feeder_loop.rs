@@ -20,6 +20,7 @@ use super::throughput::Throughput;
 use crate::data::Batches;
 use crate::error::Error;
 use crate::net::control::{Control, ControlError, MemberStats, Work};
+use crate::net::held_out::HeldOut;
 use crate::net::quic::NetEvent;
 use crate::net::table_log::TableReader;
 use crate::outcome::Outcome;
@@ -88,7 +89,7 @@ pub(super) struct FeederLoop {
     /// The coordinator was silent for longer than the patience of this process.
     gave_up: bool,
     /// The newest loss on held-out text.
-    heldout: Option<Loss>,
+    heldout: Option<HeldOut>,
     end: Option<End>,
 }
 
@@ -461,7 +462,8 @@ impl FeederLoop {
                 let upstream_cut = measured.purpose == Purpose::EvaluateCut;
                 if !upstream_cut {
                     let tokens = u32::try_from(measured.tokens).unwrap_or(u32::MAX);
-                    self.heldout = Some(Loss { sum: measured.sum, tokens });
+                    let loss = Loss { sum: measured.sum, tokens };
+                    self.heldout = Some(HeldOut { loss, after: Some(done) });
                 }
                 reporter.tell(&report::Event::Evaluation { done, loss, upstream_cut });
             }

@@ -18,6 +18,7 @@ use super::target::{Done, Target, kept};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::error::Error;
 use crate::net::control::{ControlError, HEARTBEAT_INTERVAL, HeartbeatReply, MemberStats};
+use crate::net::held_out::HeldOut;
 use crate::net::quic::NetEvent;
 use crate::net::table_log::TableReader;
 use crate::outcome::Outcome;
@@ -50,7 +51,8 @@ pub(super) struct KeeperLoop {
     inbox: StateInbox,
     /// The state that is being written, whole. It stays until the target has it.
     whole: Bytes,
-    heldout_loss: Option<f64>,
+    /// The newest loss on held-out text.
+    heldout: Option<HeldOut>,
     notes: Notes,
     notices: Notices,
     given: GivenStates,
@@ -69,7 +71,7 @@ impl KeeperLoop {
             clock: Clock::start(),
             inbox: StateInbox::default(),
             whole: Bytes::new(),
-            heldout_loss: None,
+            heldout: None,
             notes: Notes::new(),
             notices: Notices::default(),
             fault: None,
@@ -165,12 +167,12 @@ impl KeeperLoop {
                 self.failure = Some(Error::Diverged { at, sign: Divergence::Reported });
             }
             Ok(HeartbeatReply { directive: Directive::Leave(_), .. }) => self.handle(Event::Stop, reporter),
-            Ok(HeartbeatReply { directive, blocks, heldout_loss }) => {
+            Ok(HeartbeatReply { directive, blocks, heldout }) => {
                 let finished = directive == Directive::Finished;
                 if finished {
                     self.notices.run_finished();
                 }
-                self.heldout_loss = heldout_loss.or(self.heldout_loss);
+                self.heldout = heldout.or(self.heldout);
                 self.handle(Event::Progress { blocks, finished }, reporter);
             }
             Err(error) => self.failure = Some(error.into()),
@@ -235,7 +237,7 @@ impl KeeperLoop {
                 }
                 self.handles.target.write(stage, version, self.whole.clone());
             }
-            Action::Complete => self.handles.target.complete(self.heldout_loss),
+            Action::Complete => self.handles.target.complete(self.heldout),
             Action::GiveUp => self.handles.target.drop_open(),
             Action::Export(given) => self.given.read(given, self.handles.newest.as_ref()),
             Action::SendChunk { to, given, chunk, offset, bytes } => {

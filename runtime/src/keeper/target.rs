@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use crate::checkpoint::{BlockCursor, Checkpoint, CheckpointError, FORMAT, Fault, Manifest, Store, Writer};
 use crate::config::Run;
 use crate::error::StateError;
+use crate::net::held_out::HeldOut;
 use crate::report::KeptReport;
 use crate::stage::check_state;
 
@@ -112,10 +113,10 @@ impl Target {
     }
 
     /// Writes the tokenizer and the manifest, then removes older checkpoints.
-    pub(super) fn complete(&mut self, heldout_loss: Option<f64>) {
+    pub(super) fn complete(&mut self, heldout: Option<HeldOut>) {
         let Some(open) = &mut self.open else { return };
         let Some(mut writer) = open.writer.take() else { return };
-        let manifest = self.about.manifest(&open.watermark, heldout_loss);
+        let manifest = self.about.manifest(&open.watermark, heldout);
         let (store, about, keep) = (self.store.clone(), self.about.clone(), self.keep);
         self.writing = Some(tokio::spawn(async move {
             let completed = complete(&mut writer, &store, &about, manifest).await;
@@ -162,7 +163,7 @@ async fn complete(
 }
 
 impl About {
-    fn manifest(&self, watermark: &Watermark, heldout_loss: Option<f64>) -> Manifest {
+    fn manifest(&self, watermark: &Watermark, heldout: Option<HeldOut>) -> Manifest {
         let cursor = |tally: &BlockTally| BlockCursor {
             block: tally.block.0,
             leased: tally.leased,
@@ -179,7 +180,8 @@ impl About {
             stages: Vec::new(),
             cursor: watermark.blocks.iter().map(cursor).collect(),
             tokenizer: None,
-            heldout_loss,
+            heldout_loss: heldout.map(|heldout| heldout.loss.mean()),
+            heldout_after: heldout.and_then(|heldout| heldout.after),
             is_final: watermark.is_final,
             is_agreed: watermark.is_agreed,
         }
@@ -194,6 +196,7 @@ pub(crate) fn kept(checkpoint: &Checkpoint) -> KeptReport {
         microbatches: manifest.microbatches,
         bytes: manifest.stages.iter().map(|stage| stage.bytes).sum(),
         heldout_loss: manifest.heldout_loss,
+        heldout_after: manifest.heldout_after,
         is_final: manifest.is_final,
         is_agreed: manifest.is_agreed,
     }

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::feeder::Counts;
 use swarmline_scheduler::{
-    BlockTally, Directive, Evidence, Incarnation, Instance, Lease, Loss, MicrobatchId, PeerId, ProcessNumber,
+    BlockTally, Directive, Evidence, Incarnation, Instance, Lease, MicrobatchId, PeerId, ProcessNumber,
     Role, RunTally, StageIndex,
 };
 use tonic::{Code, Response, Status};
 
 use super::address::Invite;
 use super::digest::ManifestDigest;
+use super::held_out::HeldOut;
 use super::grpc::{self, Client, ConnectError};
 use super::identity::Identity;
 use super::membership::{MembershipError, SignedTable, Signer};
@@ -115,8 +116,8 @@ pub struct HeartbeatReply {
     pub directive: Directive,
     /// To a keeper: the progress of every block of the run.
     pub blocks: Vec<BlockTally>,
-    /// To a keeper: the newest loss on held-out text, nats a token.
-    pub heldout_loss: Option<f64>,
+    /// To a keeper: the newest loss on held-out text.
+    pub heldout: Option<HeldOut>,
 }
 
 /// The reply to a registration.
@@ -280,7 +281,7 @@ impl Control {
         &mut self,
         counts: &Counts,
         blocks: &[BlockTally],
-        heldout_loss: Option<Loss>,
+        heldout: Option<HeldOut>,
         work: Work,
     ) -> Result<RunTally, ControlError> {
         let request = v1::FeederReport {
@@ -290,7 +291,8 @@ impl Control {
             refused: counts.refused,
             lost: counts.lost,
             ungranted: counts.ungranted,
-            heldout_loss: heldout_loss.map(wire::encode_loss),
+            heldout_loss: heldout.as_ref().map(HeldOut::encode_loss),
+            heldout_after: heldout.and_then(|heldout| heldout.after),
             done: work == Work::Done,
             diverged_at: if let Work::Diverged { at } = work { Some(at) } else { None },
             blocks: blocks.iter().map(wire::encode_block).collect(),
@@ -542,8 +544,8 @@ fn read_heartbeat(reply: &v1::HeartbeatResponse) -> Result<HeartbeatReply, Contr
     let directive = read_directive(reply)?;
     let malformed = |error: wire::WireError| ControlError::Reply(error.to_string());
     let blocks = wire::decode_blocks(&reply.blocks).map_err(malformed)?;
-    let heldout_loss = reply.heldout_loss.as_ref().map(|loss| wire::decode_loss(loss).mean());
-    Ok(HeartbeatReply { directive, blocks, heldout_loss: heldout_loss.filter(|loss| loss.is_finite()) })
+    let heldout = HeldOut::decode(reply.heldout_loss.as_ref(), reply.heldout_after);
+    Ok(HeartbeatReply { directive, blocks, heldout })
 }
 
 fn read_directive(reply: &v1::HeartbeatResponse) -> Result<Directive, ControlError> {

@@ -8,6 +8,7 @@ pub mod control;
 pub mod digest;
 pub mod frame;
 pub mod grpc;
+pub mod held_out;
 pub mod identity;
 pub mod membership;
 pub mod quic;

@@ -34,7 +34,7 @@ impl Heartbeats {
         let (replied, replies) = watch::channel(Reply::Heard(HeartbeatReply {
             directive: Directive::Continue,
             blocks: Vec::new(),
-            heldout_loss: None,
+            heldout: None,
         }));
         let (silent, silent_since) = watch::channel(None);
         tokio::spawn(send(control, current, replied, silent));

@@ -333,6 +333,9 @@ pub struct KeptReport {
     pub bytes: u64,
     /// Newest loss on held-out text, nats a token; absent if none was measured.
     pub heldout_loss: Option<f64>,
+    /// Microbatches of the run that had their outcome when that was measured, if the checkpoint says so.
+    #[serde(default)]
+    pub heldout_after: Option<u64>,
     /// These are the final states of the run.
     pub is_final: bool,
     /// Every stage was told beforehand to copy its state at `microbatches`.
@@ -354,6 +357,9 @@ pub struct ExportReport {
     pub unmeasured: Option<String>,
     /// Held-out loss that the run states, nats a token.
     pub loss_of_run: Option<f64>,
+    /// Microbatches of the run that had their outcome when that was measured, if the run says so.
+    #[serde(default)]
+    pub loss_of_run_after: Option<u64>,
 }
 
 /// A text that a model has generated.

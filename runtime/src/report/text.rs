@@ -169,11 +169,11 @@ impl fmt::Display for KeepingReport {
 
 impl fmt::Display for KeptReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, microbatches, bytes, heldout_loss, is_final, is_agreed: _ } = self;
+        let Self { path, microbatches, bytes, heldout_loss, heldout_after, is_final, is_agreed: _ } = self;
         let megabytes = *bytes as f64 / 1e6;
         write!(f, "kept {path}: {microbatches} microbatches, {megabytes:.1} MB")?;
         if let Some(loss) = heldout_loss {
-            write!(f, ", held-out loss {loss:.4} nats/token")?;
+            write!(f, ", held-out loss {loss:.4} nats/token{}", After(*heldout_after))?;
         }
         if !is_final {
             return Ok(());
@@ -191,7 +191,7 @@ impl fmt::Display for ExportReport {
         let megabytes = self.bytes as f64 / 1e6;
         write!(f, "exported {} parameters ({megabytes:.1} MB) to {}", self.parameters, self.path)?;
         if let Some(loss) = self.loss_of_run {
-            write!(f, "\nheld-out loss of the run: {loss:.4} nats/token")?;
+            write!(f, "\nheld-out loss of the run: {loss:.4} nats/token{}", After(self.loss_of_run_after))?;
         }
         if let Some(loss) = self.loss {
             write!(f, "\nheld-out loss of the exported model: {loss:.4} nats/token")?;
@@ -200,6 +200,15 @@ impl fmt::Display for ExportReport {
             write!(f, "\nheld-out loss of the exported model: not measured: {cause}")?;
         }
         Ok(())
+    }
+}
+
+/// When a loss was measured, if that is known.
+struct After(Option<u64>);
+
+impl fmt::Display for After {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |microbatches| write!(f, " after {microbatches} microbatches"))
     }
 }
 
@@ -232,5 +241,19 @@ impl fmt::Display for FeederReport {
             write!(f, "; taken over: {} had ended, {} abandoned", self.inherited, self.abandoned)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_held_out_loss_of_a_checkpoint_says_of_when_it_is() {
+        let heldout_loss = Some(5.5487);
+        let mut kept = KeptReport { microbatches: 284, heldout_loss, heldout_after: Some(0), ..KeptReport::default() };
+        assert!(kept.to_string().contains("284 microbatches, 0.0 MB, held-out loss 5.5487 nats/token after 0 microbatches"));
+        kept.heldout_after = None;
+        assert!(kept.to_string().ends_with("held-out loss 5.5487 nats/token"), "an earlier version did not say");
     }
 }

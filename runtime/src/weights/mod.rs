@@ -18,7 +18,7 @@ use crate::config::Model;
 pub use dense::{DenseParameter, dense_parameters};
 pub use error::WeightsError;
 pub use huggingface::HuggingFace;
-pub use saved::{SavedRun, Summary};
+pub use saved::{SavedRun, StatedLoss, Summary};
 pub use tensor_file::TensorFile;
 use tensor_files::TensorFiles;
 

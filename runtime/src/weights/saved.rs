@@ -38,6 +38,21 @@ impl Summary {
     }
 }
 
+/// The held-out loss that a run states.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StatedLoss {
+    /// Nats a token.
+    pub loss: f64,
+    /// Microbatches of the run that had their outcome when it was measured; `None` if the run does not say.
+    pub after: Option<u64>,
+}
+
+impl From<Summary> for StatedLoss {
+    fn from(summary: Summary) -> Self {
+        Self { loss: summary.held_out_loss, after: Some(summary.microbatches) }
+    }
+}
+
 /// A folder with the weights of all stages of a run, one safetensors file each: a checkpoint, or what a training saved.
 /// Names are global, so the cut of the files does not matter.
 #[derive(Debug)]
@@ -45,7 +60,7 @@ pub struct SavedRun {
     folder: PathBuf,
     run: Run,
     base: PathBuf,
-    stated_loss: Option<f64>,
+    stated_loss: Option<StatedLoss>,
     model: Model,
     /// The first layer that the loss depends on: behind a cut that nothing crosses, the stream starts again.
     first_layer: usize,
@@ -69,7 +84,7 @@ impl SavedRun {
     /// # Errors
     /// A file cannot be read, a parameter of the run is missing, is in two files, or has another shape.
     pub fn open(folder: &Path, run: Run, base: PathBuf, threads: usize) -> Result<Self, WeightsError> {
-        let stated_loss = Summary::read(folder).map(|summary| summary.held_out_loss);
+        let stated_loss = Summary::read(folder).map(StatedLoss::from);
         Self::of_files(folder, open_all(folder)?, run, base, stated_loss, threads)
     }
 
@@ -91,7 +106,9 @@ impl SavedRun {
         };
         let paths = manifest.stages.iter().map(|stage| folder.join(&stage.file));
         let files = TensorFiles::open(folder, paths)?;
-        let saved = Self::of_files(folder, files, run, base, manifest.heldout_loss, threads)?;
+        let after = manifest.heldout_after;
+        let stated_loss = manifest.heldout_loss.map(|loss| StatedLoss { loss, after });
+        let saved = Self::of_files(folder, files, run, base, stated_loss, threads)?;
         Ok(Self { _checkpoint: Some(checkpoint), ..saved })
     }
 
@@ -100,7 +117,7 @@ impl SavedRun {
         files: TensorFiles,
         run: Run,
         base: PathBuf,
-        stated_loss: Option<f64>,
+        stated_loss: Option<StatedLoss>,
         threads: usize,
     ) -> Result<Self, WeightsError> {
         let first_layer = first_layer(&run);
@@ -127,9 +144,9 @@ impl SavedRun {
         &self.base
     }
 
-    /// The held-out loss that the run states, nats a token.
+    /// The held-out loss that the run states.
     #[must_use]
-    pub fn stated_loss(&self) -> Option<f64> {
+    pub fn stated_loss(&self) -> Option<StatedLoss> {
         self.stated_loss
     }
 
