@@ -3,10 +3,13 @@
 use swarmline::report::{Event, Incident};
 
 use crate::keep::{coordinate, work};
+use crate::process::Process;
 use crate::recipe::Recipe;
 use crate::swarm::Swarm;
 
+/// Exit codes.
 const FAILED: i32 = 1;
+const WRONG_USE: i32 = 2;
 
 #[test]
 fn a_run_whose_keeper_cannot_write_ends_in_a_failure_that_says_why_no_model_is_left() {
@@ -45,4 +48,36 @@ fn the_keeper_of_a_coordinator_takes_the_place_of_the_one_that_died_with_the_coo
         matches!(event, Some(Event::Incident(Incident::KeyInUse { .. } | Incident::KeeperDied { .. })))
     };
     assert!(!coordinator.lines().iter().any(is_own_key), "{:?}", coordinator.lines());
+}
+
+#[test]
+fn the_coordinator_of_weights_that_stay_split_says_how_their_stages_are_kept() {
+    let _turn = Swarm::turn();
+    let more = "[policy]\nweights = \"split\"".to_owned();
+    let folder = Recipe { more, ..Recipe::endless() }.write();
+    let (mut coordinator, _) = coordinate(&folder, &[]);
+    let (last, command) = coordinator.hear("how stages are kept", |event| match event {
+        Event::WeightsStaySplit { last_stage, command } => Some((last_stage, command)),
+        _ => None,
+    });
+    assert_eq!(last, 3);
+    let target = folder.argument("kept");
+    let command = command.replace("FOLDER", &target).replace("--stage S", "--stage 1");
+    let arguments = command.split(' ').skip(1).chain(["--json", "--leash"]);
+    let mut keeper = Process::start("keeper", arguments);
+    let stages = keeper.hear("that it keeps", |event| match event {
+        Event::Keeping(keeping) => Some(keeping.stages),
+        _ => None,
+    });
+    assert_eq!(stages, [1]);
+}
+
+#[test]
+fn an_interval_of_checkpoints_without_a_keeper_is_refused() {
+    let folder = Recipe::endless().write();
+    let run = folder.run_file();
+    let mut refused =
+        Process::start("coordinator", ["coordinator", "--run", &run, "--no-keeper", "--keep-every", "5s"]);
+    assert_eq!(refused.end(), WRONG_USE);
+    assert!(refused.errors().contains("--keep-every"), "{}", refused.errors());
 }

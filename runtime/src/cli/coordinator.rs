@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use swarmline_scheduler::WeightsPolicy;
+use swarmline_scheduler::{StageIndex, WeightsPolicy};
 use tokio::sync::oneshot;
 
 use super::own_keeper::{Left, OwnKeeper};
@@ -45,7 +45,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     no_keeper: bool,
     /// Time between two checkpoints of the keeper: a number of microbatches, or 30s, 10m, 2h
-    #[arg(long, value_name = "N|TIME", default_value = "10m")]
+    #[arg(long, value_name = "N|TIME", default_value = "10m", conflicts_with = "no_keeper")]
     keep_every: Every,
     #[command(flatten)]
     leash: Leash,
@@ -69,6 +69,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => arguments.resume.clone().map(|named| named.map_or(Resume::Newest(checkpoints), Resume::At)),
     };
     let total = run.microbatches();
+    let split = (run.policy.weights == WeightsPolicy::Split).then(|| run.last_stage());
     let options = CoordinatorOptions::new(run, identity)
         .with_folder(folder)
         .with_resume(resume)
@@ -80,10 +81,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     block_on(async {
         let coordinator = Coordinator::bind(options).await?;
         let keeper = keeping.map(|keeping| keeping.keeper(&coordinator, arguments));
-        if let Some(origin) = coordinator.origin().filter(|_| keeper.is_none()) {
-            let invite = coordinator.invite();
-            let command = format!("swarmline keep {invite} --to FOLDER --resume-from {origin}");
-            reporter.tell(&Event::KeeperNeeded { command });
+        if keeper.is_none() {
+            keepers_needed(&coordinator, split).iter().for_each(|event| reporter.tell(event));
         }
         let coordinating = coordinate(coordinator, keeper.as_ref(), &reporter, stop.requested());
         let (outcome, left) = Box::pin(coordinating).await;
@@ -97,6 +96,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             }
         }
     })
+}
+
+/// What is said where no keeper is started: which keepers a person may start. `split` is the last stage where weights stay
+/// split.
+fn keepers_needed(coordinator: &Coordinator, split: Option<StageIndex>) -> Vec<Event> {
+    let invite = coordinator.invite();
+    let stage = if split.is_some() { " --stage S" } else { "" };
+    let origin = coordinator.origin().map(|origin| format!(" --resume-from {origin}"));
+    let command = format!("swarmline keep {invite} --to FOLDER{stage}{}", origin.as_deref().unwrap_or_default());
+    let of_stages = split.map(|last| Event::WeightsStaySplit { last_stage: last.0, command: command.clone() });
+    let of_origin = origin.map(|_| Event::KeeperNeeded { command });
+    of_stages.into_iter().chain(of_origin).collect()
 }
 
 /// Makes a model the checkpoint that the run begins at, unless it has begun there before.

@@ -48,6 +48,13 @@ pub enum Event {
         /// The command that starts one.
         command: String,
     },
+    /// The weights of the run stay split: the coordinator starts no keeper.
+    WeightsStaySplit {
+        /// The last stage, from 0.
+        last_stage: u16,
+        /// The command that keeps stage S.
+        command: String,
+    },
     /// A replica waits for a keeper that gives the state of its stage.
     AwaitsKeeper {
         /// Its stage, from 0.

@@ -20,6 +20,7 @@ impl fmt::Display for Event {
             | Self::ResumedAt { .. }
             | Self::ResumedAlready { .. }
             | Self::KeeperNeeded { .. }
+            | Self::WeightsStaySplit { .. }
             | Self::AwaitsKeeper { .. }
             | Self::JournalPutAside { .. } => resuming(f, self),
             Self::Members { version, serving, standby, feeders, keepers, readers } => {
@@ -74,7 +75,7 @@ impl fmt::Display for Event {
     }
 }
 
-/// What processes of a run say that goes on where it was, or from a checkpoint.
+/// What processes of a run say that goes on where it was, or from a checkpoint, and of the keepers that it needs.
 fn resuming(f: &mut fmt::Formatter<'_>, event: &Event) -> fmt::Result {
     match event {
         Event::Resumed { members, done, finished: false } => {
@@ -101,6 +102,11 @@ fn resuming(f: &mut fmt::Formatter<'_>, event: &Event) -> fmt::Result {
         Event::KeeperNeeded { command } => {
             write!(f, "replicas wait for a keeper that gives the states of the checkpoint:\n\n  {command}\n")
         }
+        Event::WeightsStaySplit { last_stage, command } => write!(
+            f,
+            "the weights of this run stay split, so its coordinator keeps nothing; a keeper for each stage S from 0 to \
+             {last_stage}:\n\n  {command}\n"
+        ),
         Event::AwaitsKeeper { stage } => write!(
             f,
             "stage {stage} goes on from a checkpoint, and no keeper that has it is a member yet: waiting for one"
