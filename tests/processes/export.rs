@@ -180,4 +180,17 @@ fn a_checkpoint_is_exported_by_its_folder_and_as_the_newest_of_its_keeper() {
         assert!(weights(folder) == weights("exported"), "{folder}");
     }
     assert_eq!(exported.generate("keeper", &[]).ids, exported.generate("exported", &[]).ids);
+    std::fs::create_dir(exported.folder.file("run.run")).unwrap();
+    let keeper = exported.folder.file("keeper");
+    std::fs::rename(keeper, exported.folder.file("run.run/checkpoints")).unwrap();
+    assert_eq!(again("run.run", "of-run", &[]).loss_of_run, Some(2.5));
+}
+
+#[test]
+fn a_text_that_cannot_be_generated_leaves_standard_output_empty() {
+    let folder = Recipe::exact().write();
+    let mut generate = Process::start("generate", ["generate", &folder.argument("nowhere"), PROMPT]);
+    assert_eq!(generate.end(), 1);
+    assert!(generate.errors().contains("there is no such folder"), "{}", generate.errors());
+    assert!(generate.lines().is_empty(), "{:?}", generate.lines());
 }

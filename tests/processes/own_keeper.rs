@@ -37,7 +37,11 @@ fn the_keeper_of_a_coordinator_takes_the_place_of_the_one_that_died_with_the_coo
     let folder = Recipe::endless().write();
     let (mut coordinator, invite) = coordinate(&folder, &["--keep-every", "1s"]);
     let _work = work(&invite);
-    let before = kept(&mut coordinator);
+    let before = coordinator.hear("a checkpoint with a loss", |event| match event {
+        Event::Kept(kept) if kept.heldout_loss.is_some() => Some(kept),
+        _ => None,
+    });
+    assert_eq!(before.heldout_after, Some(0), "the feeder has measured at its start only: {before:?}");
     kill(keeper_in(&folder).expect("its keeper runs"));
     coordinator.kill();
     let (mut coordinator, again) = coordinate(&folder, &["--keep-every", "1s"]);

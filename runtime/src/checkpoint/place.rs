@@ -60,12 +60,15 @@ impl Place {
         Ok(Self { objects, root, name, local })
     }
 
-    /// Writes a small file and removes it.
+    /// Writes a small file and removes it, or finds it removed by another keeper that tries the target too.
     pub(super) async fn try_write(&self) -> Result<(), CheckpointError> {
         let path = self.root.clone().join(TRY);
         let failed = |error: object_store::Error| self.failed(&self.name, "write to", &error);
         self.objects.put(&path, Bytes::from_static(b"swarmline").into()).await.map_err(failed)?;
-        self.objects.delete(&path).await.map_err(failed)
+        match self.objects.delete(&path).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(()),
+            deleted => deleted.map_err(failed),
+        }
     }
 
     /// Locks a local folder as long as the file is open; `None` for a bucket.

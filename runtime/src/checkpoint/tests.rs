@@ -239,3 +239,20 @@ async fn a_target_that_takes_files_has_none_of_the_trial_left() {
     store.try_write().await.unwrap();
     assert_eq!(std::fs::read_dir(store.name()).unwrap().count(), 0);
 }
+
+#[tokio::test]
+async fn keepers_that_try_a_new_folder_at_once_do_not_disturb_each_other() {
+    const ROUNDS: usize = 20;
+    for _ in 0..ROUNDS {
+        let folder = TempDir::new().unwrap();
+        let target = folder.path().join("kept").to_str().unwrap().to_owned();
+        let mut keepers = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let store = Store::open(&target).unwrap();
+            keepers.spawn(async move { store.try_write().await });
+        }
+        for tried in keepers.join_all().await {
+            tried.unwrap();
+        }
+    }
+}

@@ -104,8 +104,10 @@ fn keepers_needed(coordinator: &Coordinator, split: Option<StageIndex>) -> Vec<E
     let invite = coordinator.invite();
     let stage = if split.is_some() { " --stage S" } else { "" };
     let origin = coordinator.origin().map(|origin| format!(" --resume-from {origin}"));
-    let command = format!("swarmline keep {invite} --to FOLDER{stage}{}", origin.as_deref().unwrap_or_default());
-    let of_stages = split.map(|last| Event::WeightsStaySplit { last_stage: last.0, command: command.clone() });
+    let command =
+        format!("swarmline keep {invite} --to FOLDER{stage}{}", origin.as_deref().unwrap_or_default());
+    let of_stages =
+        split.map(|last| Event::WeightsStaySplit { last_stage: last.0, command: command.clone() });
     let of_origin = origin.map(|_| Event::KeeperNeeded { command });
     of_stages.into_iter().chain(of_origin).collect()
 }
@@ -170,7 +172,7 @@ struct Keeping {
 /// Name of the key of the keeper in the folder of the run.
 const KEY: &str = "keeper.key";
 /// Name of the folder with its checkpoints there.
-const CHECKPOINTS: &str = "checkpoints";
+pub(super) const CHECKPOINTS: &str = "checkpoints";
 
 impl Keeping {
     /// `None` if a person, or the policy of the run, wants no keeper that has the whole model.

@@ -10,7 +10,8 @@ use crate::weights::huggingface::Dtype;
 /// Arguments of `swarmline export`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// A checkpoint, the folder or bucket of a keeper (its newest one), or what `swarmline train --save` has written
+    /// A checkpoint, the folder or bucket of a keeper (its newest one), the folder of a run, or what `swarmline train --save`
+    /// has written
     from: PathBuf,
     /// The folder to write; it must be new or empty
     #[arg(long, value_name = "FOLDER")]

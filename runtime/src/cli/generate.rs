@@ -19,8 +19,8 @@ use crate::weights::HuggingFace;
 /// Arguments of `swarmline generate`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// A folder that `swarmline export` has written, a checkpoint, the folder or bucket of a keeper, or saved stages with
-    /// --run; none with --swarm
+    /// A folder that `swarmline export` has written, a checkpoint, the folder or bucket of a keeper, the folder of a run, or
+    /// saved stages with --run; none with --swarm
     #[arg(value_name = "FROM", required = true)]
     from: OsString,
     /// The text to continue
@@ -71,13 +71,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         tokens: *tokens,
         sampling: Sampling { temperature: *temperature, top_p: *top_p, seed: *seed },
     };
-    let mut output = Output::default();
+    let (mut output, mut unshown) = (Output::default(), Some(wanted.prompt));
+    // The prompt comes with the first text: where there is none, nothing is written.
     let mut show = |text: &str| {
         if !*json {
-            output.show(text);
+            unshown.take().into_iter().chain([text]).for_each(|text| output.show(text));
         }
     };
-    show(wanted.prompt);
     let report = match &arguments.swarm.swarm {
         Some(invite) => arguments.swarm.generate(invite, wanted, *json, &mut show)?,
         None => {

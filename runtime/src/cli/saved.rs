@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use super::computing::parse_threads;
+use super::coordinator::CHECKPOINTS;
 use super::{Failure, all_cores, block_on, folder_of};
 use crate::checkpoint::{Checkpoint, CheckpointError, Fault, LocalCheckpoint, Store};
 use crate::config::Run;
@@ -26,7 +27,8 @@ impl Reading {
         self.threads.map_or_else(all_cores, NonZeroUsize::get)
     }
 
-    /// Opens the checkpoint at `from`, the newest one in `from`, or the stages that a training has saved there. The run
+    /// Opens the checkpoint at `from`, the newest one in `from`, or the stages that a training has saved there. The folder of
+    /// a run stands for its checkpoints. The run
     /// file names the run of such stages, and the text of any.
     pub(super) fn open(&self, from: &Path) -> Result<SavedRun, Failure> {
         open(from, self.run.as_deref(), self.threads())
@@ -58,8 +60,15 @@ fn checkpoint_folder(from: &Path) -> Option<Folder> {
         if is_url { from.to_owned() } else { from.canonicalize().ok().filter(|from| from.is_dir())? };
     match Store::split(from.to_str()?) {
         (target, Some(name)) => Some(Folder::Checkpoint { target: target.to_owned(), name: name.to_owned() }),
-        (target, None) => (is_url || Store::is_at(&from)).then(|| Folder::Target(target.to_owned())),
+        (target, None) if is_url || Store::is_at(&from) => Some(Folder::Target(target.to_owned())),
+        (_, None) => checkpoints_of_run(&from).map(Folder::Target),
     }
+}
+
+/// The checkpoints in the folder of a run, where its coordinator's keeper writes them.
+fn checkpoints_of_run(folder: &Path) -> Option<String> {
+    let checkpoints = folder.join(CHECKPOINTS);
+    Store::is_at(&checkpoints).then(|| checkpoints.to_str().map(str::to_owned)).flatten()
 }
 
 /// The checkpoint, once each of its files is found to be as it was written.

@@ -17,8 +17,8 @@ use tonic::{Request as Call, Response, Status};
 
 use super::{Published, Reply, Request};
 use crate::net::control::KNOWN_INCARNATION;
-use crate::net::held_out::HeldOut;
 use crate::net::grpc::Caller;
+use crate::net::held_out::HeldOut;
 use crate::net::membership::{SignedTable, Signer};
 use crate::net::wire;
 use crate::report::Totals;

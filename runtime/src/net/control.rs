@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use swarmline_proto::{PROTOCOL_VERSION, v1};
 use swarmline_scheduler::feeder::Counts;
 use swarmline_scheduler::{
-    BlockTally, Directive, Evidence, Incarnation, Instance, Lease, MicrobatchId, PeerId, ProcessNumber,
-    Role, RunTally, StageIndex,
+    BlockTally, Directive, Evidence, Incarnation, Instance, Lease, MicrobatchId, PeerId, ProcessNumber, Role,
+    RunTally, StageIndex,
 };
 use tonic::{Code, Response, Status};
 
 use super::address::Invite;
 use super::digest::ManifestDigest;
-use super::held_out::HeldOut;
 use super::grpc::{self, Client, ConnectError};
+use super::held_out::HeldOut;
 use super::identity::Identity;
 use super::membership::{MembershipError, SignedTable, Signer};
 use super::table_log::{TableReader, TableWriter};

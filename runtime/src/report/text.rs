@@ -257,9 +257,16 @@ mod tests {
     #[test]
     fn the_held_out_loss_of_a_checkpoint_says_of_when_it_is() {
         let heldout_loss = Some(5.5487);
-        let mut kept = KeptReport { microbatches: 284, heldout_loss, heldout_after: Some(0), ..KeptReport::default() };
-        assert!(kept.to_string().contains("284 microbatches, 0.0 MB, held-out loss 5.5487 nats/token after 0 microbatches"));
+        let mut kept =
+            KeptReport { microbatches: 284, heldout_loss, heldout_after: Some(0), ..KeptReport::default() };
+        assert!(
+            kept.to_string()
+                .contains("284 microbatches, 0.0 MB, held-out loss 5.5487 nats/token after 0 microbatches")
+        );
         kept.heldout_after = None;
-        assert!(kept.to_string().ends_with("held-out loss 5.5487 nats/token"), "an earlier version did not say");
+        assert!(
+            kept.to_string().ends_with("held-out loss 5.5487 nats/token"),
+            "an earlier version did not say"
+        );
     }
 }
