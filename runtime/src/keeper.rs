@@ -268,13 +268,15 @@ async fn origin(
         let none = |checkpoint: &str| Err(Error::NoOrigin { checkpoint: checkpoint.to_owned() });
         return named.map_or(Ok(None), none);
     };
-    // Keepers of single stages have begun their checkpoints at other times.
+    // Keepers of single stages may have taken them at other clocks. What comes after the origin is learned once more, so a
+    // newer state would learn it twice.
     let ours = Manifest::from_bytes(&joined.manifest)?;
     let is_split = ours.run().policy.weights == WeightsPolicy::Split;
     let is_meant = |checkpoint: &&Checkpoint| {
         let manifest = checkpoint.manifest();
         let Origin { launch, microbatches } = origin;
-        manifest.launch == launch && (is_split || manifest.microbatches == microbatches)
+        let is_before = is_split && manifest.microbatches < microbatches;
+        manifest.launch == launch && (is_before || manifest.microbatches == microbatches)
     };
     let Some(named) = named else { return Ok(kept.iter().find(is_meant).cloned()) };
     let checkpoint = within(named, Store::find(named)).await?;

@@ -15,6 +15,7 @@
 mod agreement;
 mod event;
 mod giving;
+mod naming;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ pub use agreement::{AHEAD, CLOCKS_MAX, KEPT_FOR, NAMED_AGAIN_AFTER, REACHED_WITH
 pub use event::{Action, End, Event, Given, Note, Watermark, Written};
 pub use schedule::Interval;
 
-use agreement::{Agreement, Pace, donors_to_tell, rotated};
+use agreement::{Agreement, Pace, rotated};
 use giving::Giving;
 use schedule::Schedule;
 
@@ -77,8 +78,11 @@ pub struct Keeper<P> {
     table: PeerTable,
     schedule: Schedule,
     pace: Pace,
-    /// Clocks that were named in vain for the checkpoint that is due.
+    /// Clocks that were named in vain for the checkpoint that is due, and those of them that came too late.
     in_vain: u32,
+    too_late: u32,
+    /// When the run had reached the latest clock that was agreed on: donors copy once in a while only.
+    reached: Option<Time>,
     giving: Giving,
     /// Downloads begun: each draws projections from a secret of its own.
     downloads: u64,
@@ -131,6 +135,8 @@ impl<P: Clone + Default + Debug> Keeper<P> {
             schedule: Schedule::new(now, config.interval, config.newest.unwrap_or(0)),
             pace: Pace::default(),
             in_vain: 0,
+            too_late: 0,
+            reached: None,
             giving: Giving::new(config.stages.iter().map(|&(stage, _)| stage), config.newest),
             config,
             table: PeerTable::default(),
@@ -224,8 +230,14 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         let Message::Transfer(message) = envelope.message else { return };
         let message = self.giving.on_message(now, &self.table, (from, message), &mut self.actions);
         let Some(message) = message else { return };
-        if let TransferMessage::CopyDeclined { clock } = message {
-            return self.on_copy_declined(now, from, clock);
+        match message {
+            TransferMessage::CopyDeclined { clock, is_late } => {
+                return self.on_copy_declined(now, from, clock, is_late);
+            }
+            TransferMessage::Offer { clock, .. } if self.is_of_another_moment(from, clock) => {
+                return self.name_again(now);
+            }
+            _ => {}
         }
         let TransferMessage::Chunk { state, chunk } = message else {
             return self.at_download(now, DownloadEvent::Received { from, message });
@@ -241,6 +253,10 @@ impl<P: Clone + Default + Debug> Keeper<P> {
 
     /// The final states are worth more than the checkpoint under way, which is given up for them.
     fn on_progress(&mut self, now: Time, blocks: Vec<BlockTally>, finished: bool) {
+        // To a start that it does not know yet the coordinator says nothing of the blocks.
+        if blocks.is_empty() && !finished {
+            return;
+        }
         let watermark = Watermark::new(blocks, finished);
         self.pace.note(now, watermark.microbatches);
         match &self.phase {
@@ -298,76 +314,10 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         }
     }
 
-    // --- The clock that all stages copy at ------------------------------------------------------------------
-
-    /// Names a clock to donors of every stage. Of several feeders no clock tells which microbatches came before it.
-    fn agree(&mut self, now: Time, watermark: Watermark) {
-        let is_fed_by_one = self.table.feeders().nth(1).is_none() && self.table.feeders().next().is_some();
-        if !is_fed_by_one || self.in_vain >= CLOCKS_MAX {
-            return self.begin(now, watermark, None);
-        }
-        let Some(pace) = self.pace.within(AHEAD) else { return };
-        let stages = self.config.stages.iter().map(|&(stage, _)| stage);
-        let donors = donors_to_tell(&self.table, stages, self.downloads);
-        let terms = (pace, self.in_vain, self.config.gradient_accumulation_steps);
-        self.phase = Phase::Agreeing(Box::new(Agreement::new(now, &watermark.blocks, terms, donors)));
-        self.tell_clock();
-    }
-
-    /// Begins to take the states when the run has reached the clock, or does not.
-    fn await_clock(&mut self, now: Time, progress: Watermark) {
-        let Phase::Agreeing(agreement) = &self.phase else { return };
-        if agreement.is_reached(&progress) {
-            let agreement = (**agreement).clone();
-            return match agreement.watermark(&progress) {
-                Some(watermark) => self.begin(now, watermark, Some(agreement)),
-                None => self.begin(now, progress, None),
-            };
-        }
-        if self.table.feeders().next().is_none() || agreement.since + REACHED_WITHIN <= now {
-            self.begin(now, progress, None);
-        }
-    }
-
-    fn on_copy_declined(&mut self, now: Time, donor: Instance, clock: u64) {
-        if self.agreement().is_some_and(|agreement| agreement.clock == clock) {
-            self.lose_told(now, donor);
-        }
-    }
-
-    /// A donor has declined, or is lost. A stage without a donor that was told makes the clock worthless; another is named.
-    fn lose_told(&mut self, now: Time, donor: Instance) {
-        let Phase::Agreeing(agreement) = &mut self.phase else { return };
-        if agreement.drop_donor(donor) {
-            self.phase = Phase::Waiting;
-            self.in_vain += 1;
-            self.schedule.put_off(now + NAMED_AGAIN_AFTER);
-        }
-    }
-
-    fn tell_clock(&mut self) {
-        let Some(agreement) = self.agreement() else { return };
-        let message = TransferMessage::CopyAt { clock: agreement.clock };
-        let donors: Vec<_> = agreement.donors().collect();
-        for donor in donors {
-            let envelope = Message::Transfer(message.clone()).into();
-            self.actions.push_back(Action::Send { to: donor.peer, envelope });
-        }
-    }
-
-    fn repeat_clock(&mut self, now: Time) {
-        if let Some(agreement) = self.agreement_mut()
-            && agreement.repeat_at().is_some_and(|at| at <= now)
-        {
-            agreement.repeated(now);
-            self.tell_clock();
-        }
-    }
-
     // --- One checkpoint -------------------------------------------------------------------------------------
 
     fn begin(&mut self, now: Time, watermark: Watermark, agreement: Option<Agreement>) {
-        self.in_vain = 0;
+        (self.in_vain, self.too_late) = (0, 0);
         self.actions.push_back(Action::Open(watermark.clone()));
         let (pause, step) = (WRITE_PAUSE_MIN, Step::Completing);
         let taking = Taking { watermark, agreement, place: 0, step, pause, failing_since: None };

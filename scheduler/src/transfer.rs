@@ -61,6 +61,8 @@ pub enum TransferMessage {
     CopyDeclined {
         /// The clock.
         clock: u64,
+        /// It has gone past it.
+        is_late: bool,
     },
     /// To a joiner: a copy is ready.
     Offer {
@@ -70,6 +72,8 @@ pub enum TransferMessage {
         manifest: Manifest,
         /// Time since the donor's state was as in the copy.
         age: Duration,
+        /// The clock of the run that a keeper had named for it; `None` for the copy that is made when a joiner asks.
+        clock: Option<u64>,
     },
     /// To a donor: a request for the projections of every chunk.
     SketchRequest {

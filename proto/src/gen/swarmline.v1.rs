@@ -1045,6 +1045,9 @@ pub struct CopyDeclined {
     /// The clock.
     #[prost(uint64, tag = "1")]
     pub clock: u64,
+    /// The replica has gone past it: a later one may do. Otherwise it may do in some seconds.
+    #[prost(bool, tag = "2")]
+    pub is_late: bool,
 }
 /// To a joining replica: a copy of the state, which is a safetensors file of the stage's parameters and moments.
 /// Payload: the BLAKE3 digest of every chunk, in order, 32 bytes each; at most 32768 of them.
@@ -1065,6 +1068,9 @@ pub struct StateOffer {
     /// Time since the state of the donor was as in the copy, milliseconds. A keeper takes no state of before it asked.
     #[prost(uint64, tag = "5")]
     pub age_ms: u64,
+    /// The clock of the run that a keeper had named for the copy (CopyAt); absent for a copy made when it was asked for.
+    #[prost(uint64, optional, tag = "6")]
+    pub clock: ::core::option::Option<u64>,
 }
 /// To a donor: asks for random projections of every chunk of a copy, by which the joiner compares the states of its
 /// donors. It is sent after the offers: a donor that knew the seed before could fit a state to it.

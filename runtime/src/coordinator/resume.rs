@@ -86,7 +86,9 @@ impl Plan {
     ) -> Result<Self, Error> {
         let found = folder.map(look).transpose()?.flatten();
         let noted = found.as_ref().and_then(|found| found.head.origin.clone());
-        if let (Resume::Newest(_), Some(noted)) = (resume, &noted) {
+        // A launch that began with imported weights has not been resumed yet.
+        let resumed = noted.as_ref().filter(|noted| noted.origin.microbatches > 0);
+        if let (Resume::Newest(_), Some(noted)) = (resume, resumed) {
             return Ok(Self::AsLogged(noted.clone()));
         }
         let (Resume::Newest(location) | Resume::At(location)) = resume;

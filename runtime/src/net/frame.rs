@@ -296,10 +296,10 @@ impl Announced {
     /// The envelope of the message, with `ids` and `payload`.
     pub(super) fn fill(self, ids: Bytes, payload: Bytes) -> Envelope<Bytes> {
         match self.message {
-            Message::Transfer(TransferMessage::Offer { state, manifest, age }) => {
+            Message::Transfer(TransferMessage::Offer { state, manifest, age, clock }) => {
                 let hashes = payload.as_chunks::<HASH_BYTES>().0.to_vec();
                 let manifest = Manifest { hashes, ..manifest };
-                Message::Transfer(TransferMessage::Offer { state, manifest, age }).into()
+                Message::Transfer(TransferMessage::Offer { state, manifest, age, clock }).into()
             }
             Message::Transfer(TransferMessage::Sketch { state, seed, .. }) => {
                 let sketch = payload.as_chunks::<SKETCH_BYTES>().0.iter().map(read_sketch).collect();

@@ -16,10 +16,11 @@ use super::Watermark;
 /// of the clock travels.
 pub const AHEAD: Duration = Duration::from_secs(2);
 /// A clock that the run has not reached after this time is given up: the run stands still, or nearly.
-pub const REACHED_WITHIN: Duration = Duration::from_secs(20);
-/// Clocks that are named for one checkpoint, each twice as far ahead as the one before. If none suits the donors, each
-/// copies its state when it is asked for.
-pub const CLOCKS_MAX: u32 = 4;
+pub const REACHED_WITHIN: Duration = Duration::from_secs(30);
+/// Clocks that are named for one checkpoint. If none suits the donors, each copies its state when it is asked for.
+pub const CLOCKS_MAX: u32 = 8;
+/// Doublings of [`AHEAD`] at most, one for each clock that came too late for a donor.
+const DOUBLINGS_MAX: u32 = 2;
 /// Pause before another clock is named: a donor may be busy with the copy for another keeper.
 pub const NAMED_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Pause between two messages that have a donor keep its copy.
@@ -65,17 +66,20 @@ pub(super) struct Agreement {
 }
 
 impl Agreement {
-    /// Names the clock that a run of this pace reaches in [`AHEAD`], or later if others have been named in vain; a multiple
-    /// of the contributions to one step, so that a donor which alone serves its stage has none waiting.
+    /// Names a clock that a run of this pace reaches after [`AHEAD`], or later if others have come too late. It is a
+    /// multiple of the contributions to one step, so that a donor which alone serves its stage has none waiting; and of such
+    /// a power of two times these that keepers which name one in the same second mostly name the same, and share the copies.
     pub(super) fn new(
         now: Time,
         blocks: &[BlockTally],
-        (pace, in_vain, contributions_per_step): (u64, u32, u64),
+        (pace, too_late, contributions_per_step): (u64, u32, u64),
         donors: BTreeMap<StageIndex, Vec<Instance>>,
     ) -> Self {
         let injected = blocks.iter().fold(0_u64, |sum, block| sum.saturating_add(block.injected));
-        let ahead = pace.saturating_add(1).saturating_mul(1 << in_vain.min(CLOCKS_MAX));
-        let clock = injected.saturating_add(ahead).next_multiple_of(contributions_per_step.max(1));
+        let ahead = pace.saturating_add(1).saturating_mul(1 << too_late.min(DOUBLINGS_MAX));
+        let (contributions, steps) = (contributions_per_step.max(1), ahead / contributions_per_step.max(1));
+        let grid = contributions.saturating_mul(1 << steps.max(1).ilog2());
+        let clock = injected.saturating_add(ahead).next_multiple_of(grid);
         let blocks = blocks.to_vec();
         Self { clock, since: now, donors, blocks, repeat_at: now + KEPT_FOR }
     }
@@ -182,10 +186,14 @@ mod tests {
     #[test]
     fn the_clock_lies_beyond_all_that_was_injected_and_a_second_one_further_ahead() {
         let blocks = [tally(0, 100, 100), tally(1, 24, 20)];
-        assert_eq!(agreed(&blocks, 9, 0, 1).clock, 134);
-        assert_eq!(agreed(&blocks, 9, 1, 1).clock, 144);
-        assert_eq!(agreed(&blocks, 9, 0, 8).clock, 136, "whole steps");
+        assert_eq!(agreed(&blocks, 9, 0, 1).clock, 136);
+        assert_eq!(agreed(&blocks, 12, 0, 1).clock, 144, "at least thirteen more");
+        assert_eq!(agreed(&blocks, 9, 1, 1).clock, 144, "at least twenty more");
+        assert_eq!(agreed(&blocks, 9, 0, 5).clock, 140, "whole steps");
         assert_eq!(agreed(&blocks, 0, 0, 1).clock, 125, "a slow run");
+        let later = [tally(0, 100, 100), tally(1, 26, 25)];
+        assert_eq!(agreed(&later, 10, 0, 1).clock, agreed(&blocks, 9, 0, 1).clock + 8, "next to a border");
+        assert_eq!(agreed(&later, 9, 0, 1).clock, 136, "another keeper names the same");
     }
 
     #[test]
@@ -193,8 +201,8 @@ mod tests {
         let agreement = agreed(&[tally(0, 100, 100), tally(1, 24, 20)], 9, 0, 1);
         let later = Watermark::new(vec![tally(0, 100, 100), tally(1, 45, 40)], false);
         let watermark = agreement.watermark(&later).unwrap();
-        assert_eq!((watermark.microbatches, watermark.is_agreed), (134, true));
-        assert_eq!(watermark.blocks[1], tally(1, 34, 34));
+        assert_eq!((watermark.microbatches, watermark.is_agreed), (136, true));
+        assert_eq!(watermark.blocks[1], tally(1, 36, 36));
 
         let two = Watermark::new(vec![tally(0, 110, 105), tally(1, 45, 40)], false);
         assert!(agreement.watermark(&two).is_none(), "a second feeder has begun");

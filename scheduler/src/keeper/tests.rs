@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::fixtures::{a, b, feeder, member};
 use crate::transfer::{
-    DeclineReason, DownloadNote, Manifest, PARDON_AFTER, StateId, Upload, UploadAction, UploadEvent,
+    DeclineReason, DownloadNote, Manifest, PARDON_AFTER, STATE_AGE_MAX, StateId, Upload, UploadAction,
+    UploadEvent,
 };
 use crate::{Block, Hop, Incarnation, Member, MemberState, Membership, PeerId};
 
@@ -139,10 +140,14 @@ impl Harness {
     /// The donors begin the gradients of the microbatch that so many come before.
     fn begin_gradients(&mut self, clock: u64) {
         self.steps = clock;
-        for peer in self.donors.keys().copied().collect::<Vec<_>>() {
-            let replies = self.at_donor(peer, UploadEvent::Begins { clock });
-            replies.into_iter().for_each(|reply| self.hear(reply));
+        for hop in self.donors.values().map(|&(hop, ..)| hop).collect::<Vec<_>>() {
+            self.hear_at_donor(hop, UploadEvent::Begins { clock });
         }
+    }
+
+    fn hear_at_donor(&mut self, donor: Hop, event: UploadEvent) {
+        let replies = self.at_donor(donor.peer(), event);
+        replies.into_iter().for_each(|reply| self.hear(reply));
     }
 
     fn hear(&mut self, event: Event<Bytes>) {
@@ -301,9 +306,59 @@ fn all_stages_copy_their_states_at_a_clock_that_is_named_ahead() {
     harness.progress(120, false);
     assert_eq!(harness.kept, []);
     harness.progress(140, false);
-    assert_eq!(harness.kept, [(121, false, both(121))], "both stages, though the run has gone further");
-    assert_eq!(harness.watermark.blocks[0].settled, 121);
+    assert_eq!(harness.kept, [(128, false, both(128))], "both stages, though the run has gone further");
+    assert_eq!(harness.watermark.blocks[0].settled, 128);
     assert!(harness.watermark.is_agreed);
+}
+
+#[test]
+fn a_copy_of_another_moment_is_not_taken_and_another_clock_is_named() {
+    let mut harness = fed();
+    for clock in 101..=130 {
+        harness.begin_gradients(clock);
+    }
+    harness.is_full = true;
+    harness.progress(140, false);
+    harness.hear_at_donor(a(1), UploadEvent::PeerLost(me()));
+    harness.is_full = false;
+    harness.wait(WRITE_PAUSE_MIN);
+    assert_eq!((harness.writes, harness.kept.len()), (2, 0), "one of two stages is written");
+    harness.wait(STATE_AGE_MAX);
+    harness.progress(150, false);
+    let named = harness.keeper.agreement().map(|agreement| agreement.clock).unwrap();
+    for clock in 141..=named {
+        harness.begin_gradients(clock);
+    }
+    harness.progress(named, false);
+    assert_eq!(harness.kept, [(named, false, both(named))]);
+}
+
+#[test]
+fn a_keeper_waits_until_donors_may_copy_once_more() {
+    let mut harness = Harness::new(Interval::Microbatches(1));
+    harness.is_fed = true;
+    harness.serve(&[a(0), a(1)]);
+    let mut clocks = Vec::new();
+    for second in 0..60 {
+        for clock in 10 * second..10 * (second + 1) {
+            harness.begin_gradients(clock);
+        }
+        harness.progress(10 * (second + 1), false);
+        harness.wait(SECOND);
+    }
+    clocks.extend(harness.kept.iter().map(|(clock, ..)| *clock));
+    assert!(clocks.len() >= 4, "{clocks:?}");
+    let exact = |kept: &Kept| kept.2 == both(kept.0);
+    assert!(harness.kept.iter().all(exact), "{:?}", harness.kept);
+}
+
+#[test]
+fn the_first_reply_of_a_coordinator_which_does_not_know_the_keeper_yet_is_no_progress() {
+    let mut harness = fed();
+    harness.hear(Event::Progress { blocks: Vec::new(), finished: false });
+    harness.begin_gradients(128);
+    harness.progress(130, false);
+    assert_eq!(harness.kept, [(128, false, both(128))]);
 }
 
 #[test]

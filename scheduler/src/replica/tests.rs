@@ -232,7 +232,7 @@ fn began(initial: InitialState) -> Action<Payload> {
 fn offer() -> TransferMessage {
     let hashes = ["good", "news"].iter().map(|bytes| digest(bytes).1).collect();
     let manifest = Manifest { version: WeightVersion(5), bytes: 8, chunk_bytes: 4, hashes };
-    TransferMessage::Offer { state: STATE, manifest, age: Duration::ZERO }
+    TransferMessage::Offer { state: STATE, manifest, age: Duration::ZERO, clock: None }
 }
 
 // --- Joining ------------------------------------------------------------------------------------------------

@@ -308,7 +308,7 @@ impl<P: Debug> Download<P> {
             return;
         }
         match message {
-            TransferMessage::Offer { state, manifest, age } => {
+            TransferMessage::Offer { state, manifest, age, .. } => {
                 if self.not_before.is_some_and(|earliest| now < earliest + age) {
                     self.send(from, TransferMessage::Done { state });
                     return self.leave(now, from, Note::TooOld(from));
@@ -557,7 +557,7 @@ impl<P: Debug> Download<P> {
         }
     }
 
-    fn is_asked(&self, donor: Instance) -> bool {
+    pub(crate) fn is_asked(&self, donor: Instance) -> bool {
         match &self.phase {
             Phase::Comparing(comparison) => comparison.contains(donor),
             _ => self.asked().contains(&donor),

@@ -375,7 +375,8 @@ fn a_manifest_beyond_the_limits_reserves_nothing() {
         assert_eq!(manifest.check(&LIMITS), Err(expected));
         let mut joiner = Download::<Bytes>::new(LIMITS, SketchSecret::default());
         joiner.handle(Time(0), DownloadEvent::Donors(vec![instance(1)]));
-        let message = TransferMessage::Offer { state: StateId(1), manifest, age: Duration::ZERO };
+        let message =
+            TransferMessage::Offer { state: StateId(1), manifest, age: Duration::ZERO, clock: None };
         joiner.handle(Time(0), DownloadEvent::Received { from: instance(1), message });
         let actions: Vec<_> = std::iter::from_fn(|| joiner.poll_action()).collect();
         assert!(!actions.iter().any(|action| matches!(action, DownloadAction::Begin { .. })), "{actions:?}");
@@ -406,7 +407,7 @@ fn the_only_donor_is_asked_again_a_minute_after_it_sent_false_bytes() {
     let begin = Time(0);
     assert!(requests(begin, DownloadEvent::Donors(vec![instance(1)])).0);
     let manifest = Manifest { bytes: 0, ..manifest(1, StateId(1), 450) };
-    let message = TransferMessage::Offer { state: StateId(1), manifest, age: Duration::ZERO };
+    let message = TransferMessage::Offer { state: StateId(1), manifest, age: Duration::ZERO, clock: None };
     let blamed = requests(begin, DownloadEvent::Received { from: instance(1), message });
     assert_eq!(blamed, (false, Some(begin + PARDON_AFTER)));
     assert!(!requests(begin + ASK_AGAIN_AFTER, DownloadEvent::Donors(vec![instance(1)])).0);
@@ -466,7 +467,10 @@ fn a_keeper_gets_the_state_before_the_first_gradients_at_the_clock_that_it_has_n
     let (fresh, agreed) = (StateId(1), StateId(2));
     let copy_at = |clock| TransferMessage::CopyAt { clock };
     let declines = |from: u8, clock| {
-        [UploadAction::Send { to: instance(from).peer, message: TransferMessage::CopyDeclined { clock } }]
+        [UploadAction::Send {
+            to: instance(from).peer,
+            message: TransferMessage::CopyDeclined { clock, is_late: clock == 7 },
+        }]
     };
     assert_eq!(upload_actions(&mut donor, 0, UploadEvent::Begins { clock: 7 }), []);
     assert_eq!(upload_actions(&mut donor, 0, said(1, copy_at(7))), declines(1, 7), "gone past");

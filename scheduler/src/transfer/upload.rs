@@ -163,7 +163,7 @@ impl Upload {
                 return self.fresh.decline(from);
             }
             let state = self.next_number();
-            self.fresh.export(now, state);
+            self.fresh.export(now, state, None);
         }
         self.fresh.serve(now, from);
     }
@@ -188,7 +188,7 @@ impl Upload {
         let is_free = self.agreed_at.is_none() && is_ahead && is_paced;
         let is_entitled = self.joiners.contains(&from) && self.agreed.sessions() < SESSIONS_MAX;
         if !(is_entitled && (is_known || is_free)) {
-            return self.agreed.send(from, TransferMessage::CopyDeclined { clock });
+            return self.agreed.send(from, TransferMessage::CopyDeclined { clock, is_late: !is_ahead });
         }
         self.agreed_at = Some(clock);
         self.agreed.keep_for(now, from);
@@ -211,7 +211,7 @@ impl Upload {
 
     fn make_agreed(&mut self, now: Time) {
         let state = self.next_number();
-        self.agreed.export(now, state);
+        self.agreed.export(now, state, self.agreed_at);
     }
 
     // --- Both -----------------------------------------------------------------------------------------------

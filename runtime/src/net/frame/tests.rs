@@ -151,7 +151,8 @@ fn offer(chunks: u8) -> TransferMessage {
     let hashes = (0..chunks).map(|chunk| [chunk; 32]).collect();
     let bytes = 1000 * u64::from(chunks) - 999;
     let manifest = Manifest { version: WeightVersion(9), bytes, chunk_bytes: 1000, hashes };
-    TransferMessage::Offer { state: StateId(3), manifest, age: Duration::from_millis(u64::from(chunks)) }
+    let age = Duration::from_millis(u64::from(chunks));
+    TransferMessage::Offer { state: StateId(3), manifest, age, clock: Some(70) }
 }
 
 fn between_replicas() -> Vec<Envelope<Bytes>> {

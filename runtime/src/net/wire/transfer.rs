@@ -11,13 +11,16 @@ pub(super) fn encode(message: &TransferMessage) -> Wire {
     match message {
         TransferMessage::Request => Wire::StateRequest(v1::StateRequest {}),
         TransferMessage::CopyAt { clock } => Wire::CopyAt(v1::CopyAt { clock: *clock }),
-        TransferMessage::CopyDeclined { clock } => Wire::CopyDeclined(v1::CopyDeclined { clock: *clock }),
-        TransferMessage::Offer { state, manifest, age } => Wire::StateOffer(v1::StateOffer {
+        TransferMessage::CopyDeclined { clock, is_late } => {
+            Wire::CopyDeclined(v1::CopyDeclined { clock: *clock, is_late: *is_late })
+        }
+        TransferMessage::Offer { state, manifest, age, clock } => Wire::StateOffer(v1::StateOffer {
             state: state.0,
             weight_version: manifest.version.0,
             bytes: manifest.bytes,
             chunk_bytes: manifest.chunk_bytes,
             age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            clock: *clock,
         }),
         TransferMessage::SketchRequest { state, seed } => {
             Wire::SketchRequest(v1::SketchRequest { state: state.0, seed: seed.0 })
@@ -45,7 +48,9 @@ pub(super) fn decode(message: &Wire) -> Result<TransferMessage, WireError> {
     Ok(match *message {
         Wire::StateRequest(v1::StateRequest {}) => TransferMessage::Request,
         Wire::CopyAt(v1::CopyAt { clock }) => TransferMessage::CopyAt { clock },
-        Wire::CopyDeclined(v1::CopyDeclined { clock }) => TransferMessage::CopyDeclined { clock },
+        Wire::CopyDeclined(v1::CopyDeclined { clock, is_late }) => {
+            TransferMessage::CopyDeclined { clock, is_late }
+        }
         Wire::StateOffer(offer) => {
             if offer.chunk_bytes == 0 {
                 return Err(out_of_range("length of a chunk", 0, "1 or more"));
@@ -57,7 +62,7 @@ pub(super) fn decode(message: &Wire) -> Result<TransferMessage, WireError> {
                 hashes: Vec::new(),
             };
             let age = Duration::from_millis(offer.age_ms);
-            TransferMessage::Offer { state: StateId(offer.state), manifest, age }
+            TransferMessage::Offer { state: StateId(offer.state), manifest, age, clock: offer.clock }
         }
         Wire::SketchRequest(v1::SketchRequest { state, seed }) => {
             TransferMessage::SketchRequest { state: StateId(state), seed: SketchSeed(seed) }

@@ -31,7 +31,8 @@ impl World {
         mut envelope: Envelope<Payload>,
     ) -> Envelope<Payload> {
         let act = self.donor_act(index);
-        let Message::Transfer(TransferMessage::Offer { state, manifest, age }) = &mut envelope.message else {
+        let Message::Transfer(TransferMessage::Offer { state, manifest, age, clock }) = &mut envelope.message
+        else {
             return envelope;
         };
         match act {
@@ -40,8 +41,8 @@ impl World {
             Some(DonorAct::EndlessOffers) => {
                 let me = self.replicas[index].instance;
                 let others = (1..=OFFERS).map(|other| StateId(state.0.wrapping_add(other)));
-                let age = *age;
-                let offer = |state| TransferMessage::Offer { state, manifest: manifest.clone(), age };
+                let (age, clock) = (*age, *clock);
+                let offer = |state| TransferMessage::Offer { state, manifest: manifest.clone(), age, clock };
                 let offers: Vec<_> = others.map(offer).collect();
                 for offer in offers {
                     self.post(me, to, Message::Transfer(offer).into());

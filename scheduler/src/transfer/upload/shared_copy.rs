@@ -41,6 +41,8 @@ pub(super) struct SharedCopy {
     /// The latest copy.
     state: StateId,
     phase: Phase,
+    /// The clock that a keeper had named for it.
+    clock: Option<u64>,
     /// Time of the latest [`Action::Export`].
     exported: Option<Time>,
     /// At most [`SESSIONS_MAX`](super::SESSIONS_MAX).
@@ -96,8 +98,9 @@ impl SharedCopy {
 
     // --- The copy -------------------------------------------------------------------------------------------
 
-    pub(super) fn export(&mut self, now: Time, state: StateId) {
-        (self.state, self.phase, self.exported) = (state, Phase::Asked, Some(now));
+    pub(super) fn export(&mut self, now: Time, state: StateId, clock: Option<u64>) {
+        (self.state, self.phase, self.clock) = (state, Phase::Asked, clock);
+        self.exported = Some(now);
         self.sessions.values_mut().for_each(|session| session.ends_at = None);
         self.actions.push_back(Action::Export { state });
     }
@@ -136,7 +139,8 @@ impl SharedCopy {
         }
         if let Phase::Ready { manifest, .. } = &self.phase {
             let age = self.exported.map_or(Duration::ZERO, |at| now.since(at));
-            let message = TransferMessage::Offer { state: self.state, manifest: manifest.clone(), age };
+            let (state, manifest, clock) = (self.state, manifest.clone(), self.clock);
+            let message = TransferMessage::Offer { state, manifest, age, clock };
             self.send(peer, message);
         }
     }
