@@ -345,6 +345,9 @@ fn a_run_begins_with_the_weights_of_an_exported_model() {
         _ => None,
     });
     again.kill();
+    let (mut back, _) = coordinate(&folder, &["--resume"]);
+    assert!(resumed(&mut back).0 >= further.microbatches, "it was not resumed before");
+    back.kill();
 
     let refused = |folder: &RunFolder, model: &str, part: &str| {
         let run_file = folder.run_file();

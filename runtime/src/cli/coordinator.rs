@@ -121,7 +121,7 @@ fn import(
     target: String,
 ) -> Result<Resume, Failure> {
     match Begun::of(folder)? {
-        Begun::AtCheckpoint => return Ok(Resume::Newest(target)),
+        Begun::AtCheckpoint => return Ok(Resume::AsBegun(target)),
         Begun::WithInitialWeights => {
             return Err(Error::HasBegun { folder: folder.path().to_owned() }.into());
         }

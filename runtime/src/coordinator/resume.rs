@@ -20,8 +20,11 @@ use crate::report;
 /// The checkpoint that a run is to go on from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resume {
-    /// The newest in this folder or bucket, unless the log says that the run has begun at a checkpoint already.
+    /// The newest in this folder or bucket, unless the log says that the run was resumed already. A run that began with
+    /// imported weights was not.
     Newest(String),
+    /// The one that the run began at as the log says; without a log the newest in this folder or bucket.
+    AsBegun(String),
     /// This one, or the newest in this folder or bucket.
     At(String),
 }
@@ -86,12 +89,15 @@ impl Plan {
     ) -> Result<Self, Error> {
         let found = folder.map(look).transpose()?.flatten();
         let noted = found.as_ref().and_then(|found| found.head.origin.clone());
-        // A launch that began with imported weights has not been resumed yet.
-        let resumed = noted.as_ref().filter(|noted| noted.origin.microbatches > 0);
-        if let (Resume::Newest(_), Some(noted)) = (resume, resumed) {
+        let goes_by_log = |noted: &&NotedOrigin| match resume {
+            Resume::Newest(_) => noted.origin.microbatches > 0,
+            Resume::AsBegun(_) => true,
+            Resume::At(_) => false,
+        };
+        if let Some(noted) = noted.as_ref().filter(goes_by_log) {
             return Ok(Self::AsLogged(noted.clone()));
         }
-        let (Resume::Newest(location) | Resume::At(location)) = resume;
+        let (Resume::Newest(location) | Resume::AsBegun(location) | Resume::At(location)) = resume;
         let checkpoint = Store::find(location).await?;
         let noted = noted.filter(|noted| noted.origin == origin(&checkpoint));
         if let Some(noted) = noted {
