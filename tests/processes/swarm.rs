@@ -9,7 +9,7 @@ use crate::process::Process;
 use crate::recipe::{Recipe, RunFolder};
 
 /// Swarms that run at the same time, for machines with two cores: most of a test is waiting.
-const SWARMS_AT_ONCE: usize = 2;
+const SWARMS_AT_ONCE: usize = 3;
 
 /// The swarms that run.
 static RUNNING: Mutex<usize> = Mutex::new(0);
