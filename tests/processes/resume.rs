@@ -131,7 +131,7 @@ fn after_everything_was_killed_a_run_goes_on_from_its_newest_checkpoint_with_ano
 #[test]
 fn a_run_of_one_microbatch_at_a_time_that_was_killed_and_resumed_ends_with_the_weights_of_one_that_was_not() {
     let _turn = Swarm::turn();
-    let recipe = Recipe { steps: 1_200, ..Recipe::exact() };
+    let recipe = Recipe { steps: 800, ..Recipe::exact() };
     let whole = manifest(&Kept::start(&recipe.write(), STAGES, &[]).finish().path);
 
     let folder = recipe.write();
