@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::time::Duration;
 
 use super::output::{self, Output};
 use super::saved::Reading;
@@ -15,6 +16,9 @@ use crate::process::join_after_former;
 use crate::reader::{Reader, ReaderOptions};
 use crate::report::{Event, GenerateReport, Reporter};
 use crate::weights::HuggingFace;
+
+/// A request to join that is under way when a person interrupts gets this long, so that the reader can leave again.
+const JOINS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Arguments of `swarmline generate`.
 #[derive(Debug, clap::Args)]
@@ -138,9 +142,16 @@ impl Swarm {
         block_on(async {
             let interrupted = || Err(Failure::interrupted("stopped before the text was complete"));
             let mut stop = pin!(stop.requested());
+            let mut joining = pin!(join_after_former(&reporter, || Reader::join(options.clone())));
             let mut reader = tokio::select! {
-                () = stop.as_mut() => return interrupted(),
-                reader = join_after_former(&reporter, || Reader::join(options.clone())) => reader?,
+                () = stop.as_mut() => {
+                    // The request that is under way may have made it a member.
+                    if let Ok(Ok(reader)) = tokio::time::timeout(JOINS_WITHIN, joining).await {
+                        reader.leave().await;
+                    }
+                    return interrupted();
+                }
+                reader = joining.as_mut() => reader?,
             };
             let written = tokio::select! {
                 () = stop.as_mut() => interrupted(),
