@@ -303,12 +303,17 @@ impl Coordinator {
         if self.members.get(from).is_none() {
             return self.stranger(from);
         }
-        self.members.remove(from.peer);
         self.leases.close_settled(from);
+        self.dismiss(from);
+        Reply::Left
+    }
+
+    /// Takes a member from the run whose weights, if it has any, are not awaited.
+    fn dismiss(&mut self, from: Instance) {
+        self.members.remove(from.peer);
         self.former.note(from);
         self.holders.forget(from.peer);
         self.publishing.change();
-        Reply::Left
     }
 
     /// Leases ids. A feeder that asks when nothing is left takes over from the feeders that are gone: their microbatches

@@ -98,10 +98,7 @@ impl Coordinator {
             (idle >= STALLED_AFTER && replicas > 1).then_some(Displacement::Stalled(idle))
         };
         let Some(reason) = reason.filter(|_| self.members.first_standby().is_some()) else { return false };
-        self.members.remove(peer);
-        self.former.note(from);
-        self.holders.forget(peer);
-        self.publishing.change();
+        self.dismiss(from);
         self.actions.push_back(Action::Displaced { replica: peer, stage, reason });
         true
     }

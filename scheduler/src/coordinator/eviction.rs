@@ -56,11 +56,8 @@ impl Coordinator {
     fn evict(&mut self, replica: Instance, feeder: PeerId, evidence: Evidence) {
         let stage = self.members.get(replica).and_then(|entry| entry.member.state.stage());
         let Some(stage) = stage.filter(|_| self.evicted.keys.len() < EVICTED_MAX) else { return };
-        self.members.remove(replica.peer);
-        self.former.note(replica);
-        self.holders.forget(replica.peer);
+        self.dismiss(replica);
         self.evicted.note(replica.peer);
-        self.publishing.change();
         self.actions.push_back(Action::Evicted { replica: replica.peer, stage, feeder, evidence });
     }
 }
