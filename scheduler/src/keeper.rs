@@ -260,12 +260,10 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         let watermark = Watermark::new(blocks, finished);
         self.pace.note(now, watermark.microbatches);
         match &self.phase {
-            Phase::Taking(taking) if !finished || taking.watermark.is_final => {}
-            Phase::Waiting | Phase::Agreeing(_) | Phase::Taking(_) if finished => {
-                self.begin(now, watermark, None);
-            }
-            Phase::Agreeing(_) => self.await_clock(now, watermark),
+            Phase::Taking(taking) if taking.watermark.is_final => {}
+            _ if finished => self.begin(now, watermark, None),
             Phase::Waiting => self.agree_if_due(now, watermark),
+            Phase::Agreeing(_) => self.await_clock(now, watermark),
             Phase::Taking(_) | Phase::Ended => {}
         }
     }
@@ -493,12 +491,13 @@ impl<P: Clone + Default + Debug> Keeper<P> {
         }
     }
 
-    /// The replicas that serve the stage; those that were told of the clock come first.
+    /// The replicas that serve the stage and were told of the clock; without one of these, all that serve it.
     fn donors(&self, stage: StageIndex) -> Vec<Instance> {
         let told = self.agreement().map_or(&[][..], |agreement| agreement.donors_of(stage));
-        let (mut first, others): (Vec<_>, Vec<_>) =
-            rotated(&self.table, stage, self.downloads).into_iter().partition(|donor| told.contains(donor));
-        first.extend(others);
-        first
+        let mut donors = rotated(&self.table, stage, self.downloads);
+        if donors.iter().any(|donor| told.contains(donor)) {
+            donors.retain(|donor| told.contains(donor));
+        }
+        donors
     }
 }

@@ -334,6 +334,18 @@ fn a_copy_of_another_moment_is_not_taken_and_another_clock_is_named() {
 }
 
 #[test]
+fn a_replica_that_came_after_the_clock_was_named_is_not_asked() {
+    let mut harness = fed();
+    harness.serve(&[a(0), b(0), a(1), b(1)]);
+    for clock in 101..=140 {
+        harness.begin_gradients(clock);
+    }
+    harness.progress(140, false);
+    assert_eq!(harness.kept, [(128, false, both(128))]);
+    assert!(harness.watermark.is_agreed);
+}
+
+#[test]
 fn a_keeper_waits_until_donors_may_copy_once_more() {
     let mut harness = Harness::new(Interval::Microbatches(1));
     harness.is_fed = true;
