@@ -49,8 +49,6 @@ use service::Service;
 const REQUESTS_MAX: usize = 256;
 /// A replica has found a donor for its state after this time.
 const LOADING_BEGINS_WITHIN: Duration = Duration::from_secs(60);
-/// Bytes of the state of a parameter: its weight and two moments.
-const STATE_BYTES: u64 = 12;
 /// Bytes a second of the slowest link over which a state is loaded while another replica waits for the place.
 const LOADING_BYTES_PER_SECOND: u64 = 128 << 10;
 
@@ -291,8 +289,8 @@ fn config(run: &Run) -> Result<Config, Error> {
 
 /// The time in which a replica has loaded the state of any stage over the slowest link that is of use.
 fn loading_max(run: &Run) -> Duration {
-    let parameters = run.stages().map(|stage| run.stage_parameters(stage)).max().unwrap_or(0);
-    LOADING_BEGINS_WITHIN + Duration::from_secs(parameters * STATE_BYTES / LOADING_BYTES_PER_SECOND)
+    let bytes = run.stages().map(|stage| run.state_bytes(stage)).max().unwrap_or(0);
+    LOADING_BEGINS_WITHIN + Duration::from_secs(bytes / LOADING_BYTES_PER_SECOND)
 }
 
 fn policy(run: &Run) -> Result<Policy, Error> {

@@ -89,6 +89,12 @@ impl Run {
         self.parameter_specs(self.layers_of(stage)).iter().map(|spec| spec.len() as u64).sum()
     }
 
+    /// Length of the numbers in the state of a replica of `stage`, bytes: of each parameter the weight and two moments.
+    #[must_use]
+    pub fn state_bytes(&self, stage: StageIndex) -> u64 {
+        self.stage_parameters(stage).saturating_mul(3 * size_of::<f32>() as u64)
+    }
+
     /// Number of parameters of the whole model, all stages together.
     #[must_use]
     pub fn parameters(&self) -> u64 {

@@ -25,8 +25,6 @@ const BITS_DIGITS: usize = 16;
 /// Part of the names of both moments, and of no parameter's name.
 const MOMENT: &str = ".moment";
 
-/// Bytes of each number of the parameters: weight and two moments.
-const PARAMETER_BYTES: u64 = 12;
 /// Limit of the names, shapes and counters, bytes: more than the largest run has.
 const HEADER_BYTES_MAX: u64 = 8 << 20;
 
@@ -58,7 +56,7 @@ pub enum StateError {
 /// Limit of the state of a stage, bytes; a longer state is not downloaded.
 #[must_use]
 pub fn state_bytes_max(run: &Run, stage: StageIndex) -> u64 {
-    run.stage_parameters(stage).saturating_mul(PARAMETER_BYTES).saturating_add(HEADER_BYTES_MAX)
+    run.state_bytes(stage).saturating_add(HEADER_BYTES_MAX)
 }
 
 /// A copy of the state that is under way, tensor by tensor between jobs: weights, then moments. It is the state at its
