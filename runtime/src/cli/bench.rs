@@ -40,6 +40,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
+/// The arguments in these words, or what is said of them.
+#[cfg(test)]
+fn parse<A: clap::Args>(words: &[&str]) -> Result<A, String> {
+    #[derive(Debug, clap::Parser)]
+    struct Line<A: clap::Args> {
+        #[command(flatten)]
+        arguments: A,
+    }
+    let line = <Line<A> as clap::Parser>::try_parse_from(std::iter::once(&"bench").chain(words));
+    line.map(|line| line.arguments).map_err(|error| error.to_string())
+}
+
 /// Each name once, in the order given.
 fn once<T: Copy + PartialEq>(named: &[T]) -> Vec<T> {
     let mut once = Vec::new();

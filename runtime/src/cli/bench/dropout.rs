@@ -137,20 +137,8 @@ fn draw(folder: &Path, report: &Report) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
+    use super::super::parse;
     use super::*;
-
-    #[derive(Debug, clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        arguments: Arguments,
-    }
-
-    fn parse(words: &[&str]) -> Result<Arguments, String> {
-        let line = Line::try_parse_from(std::iter::once("dropout").chain(words.iter().copied()));
-        line.map(|line| line.arguments).map_err(|error| error.to_string())
-    }
 
     #[test]
     fn the_whole_benchmark_runs_by_default_and_a_part_of_it_by_name() {
@@ -175,7 +163,7 @@ mod tests {
             (["--minutes", "0"], "1..=1440"),
             (["--tier", "x"], "[possible values: s, r]"),
         ] {
-            let error = parse(&words).unwrap_err();
+            let error = parse::<Arguments>(&words).unwrap_err();
             assert!(error.contains(part), "{part} is not in {error}");
         }
         let real = run(&parse(&["--tier", "r"]).unwrap()).unwrap_err();

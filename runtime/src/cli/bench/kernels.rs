@@ -70,20 +70,8 @@ fn options(arguments: &Arguments) -> Result<Options, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
+    use super::super::parse;
     use super::*;
-
-    #[derive(Debug, clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        arguments: Arguments,
-    }
-
-    fn parse(words: &[&str]) -> Result<Arguments, String> {
-        let line = Line::try_parse_from(std::iter::once("kernels").chain(words.iter().copied()));
-        line.map(|line| line.arguments).map_err(|error| error.to_string())
-    }
 
     #[test]
     fn the_small_model_on_one_thread_is_measured_by_default() {
@@ -109,7 +97,7 @@ mod tests {
             (["--rounds", "0"], "--rounds"),
             (["--rounds", "101"], "1..=100"),
         ] {
-            let error = parse(&words).unwrap_err();
+            let error = parse::<Arguments>(&words).unwrap_err();
             assert!(error.contains(part), "{part} is not in {error}");
         }
     }
