@@ -106,6 +106,13 @@ pub struct Report {
 }
 
 impl Report {
+    /// The router of the figures at the top first, then the others by name.
+    fn in_order(&self) -> impl Iterator<Item = (&'static str, &BTreeMap<String, Cell>)> {
+        let mut routers: Vec<_> = self.routers.iter().map(|(&name, cells)| (name, cells)).collect();
+        routers.sort_by_key(|(name, _)| *name != self.router);
+        routers.into_iter()
+    }
+
     /// The runs that broke a rule, each with its router, churn and message.
     pub fn broken(&self) -> impl Iterator<Item = String> {
         let cells = self

@@ -1,8 +1,9 @@
 //! A report as a picture: throughput against churn, one line a router.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::Report;
+use super::{Cell, Report};
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 440.0;
@@ -19,66 +20,70 @@ const COLOURS: [&str; 8] =
 /// A router, and its median throughput by churn in percent.
 type Line<'r> = (&'r str, Vec<(f64, f64)>);
 
+/// Where figures lie in the picture.
+struct Scales {
+    most_churn: f64,
+    /// Distance of two marks of throughput, and the highest mark.
+    step: f64,
+    top: f64,
+}
+
+impl Scales {
+    fn of(lines: &[Line<'_>]) -> Self {
+        let points = || lines.iter().flat_map(|(_, points)| points);
+        let highest = points().map(|point| point.1).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+        let step = nice_step(highest);
+        let most_churn = points().map(|point| point.0).fold(1.0, f64::max);
+        Self { most_churn, step, top: (highest / step).ceil() * step }
+    }
+
+    fn x(&self, churn: f64) -> f64 {
+        LEFT + (WIDTH - LEFT - RIGHT) * churn / self.most_churn
+    }
+
+    fn y(&self, rate: f64) -> f64 {
+        HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * rate / self.top
+    }
+}
+
 impl Report {
     /// Throughput against churn as SVG.
     #[must_use]
     pub fn to_svg(&self) -> String {
-        let lines = self.lines();
-        let points = || lines.iter().flat_map(|(_, points)| points);
-        let most_churn = points().map(|point| point.0).fold(1.0, f64::max);
-        let highest = points().map(|point| point.1).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
-        let step = nice_step(highest);
-        let top = (highest / step).ceil() * step;
-        let x = |churn: f64| LEFT + (WIDTH - LEFT - RIGHT) * churn / most_churn;
-        let y = |rate: f64| HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * rate / top;
-        let mut svg = String::new();
+        let (lines, mut svg) = (self.lines(), String::new());
+        let scales = Scales::of(&lines);
         self.frame(&mut svg);
-        for tick in (0_u32..).map(|tick| f64::from(tick) * step).take_while(|tick| *tick <= top * 1.0001) {
-            let (right, at) = (WIDTH - RIGHT, y(tick));
-            let _ = writeln!(svg, r##"<path d="M{LEFT} {at:.1}H{right}" stroke="#ddd"/>"##);
-            text(&mut svg, (LEFT - 8.0, at + 4.0), "end", &format!("{tick}"));
-        }
-        for &percent in self.e1.keys() {
-            let at = x(percent.into());
-            text(&mut svg, (at, HEIGHT - BOTTOM + 20.0), "middle", &percent.to_string());
-        }
-        for ((router, points), (place, colour)) in lines.iter().zip((0_u32..).zip(COLOURS.iter().cycle())) {
-            let path: Vec<String> =
-                points.iter().map(|&(churn, rate)| format!("{:.1},{:.1}", x(churn), y(rate))).collect();
-            let _ = writeln!(
-                svg,
-                r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#,
-                path.join(" ")
-            );
-            for &(churn, rate) in points {
-                let _ = writeln!(
-                    svg,
-                    r#"<circle cx="{:.1}" cy="{:.1}" r="3.5" fill="{colour}"/>"#,
-                    x(churn),
-                    y(rate)
-                );
-            }
-            let at = TOP + LINE * f64::from(place);
-            let left = WIDTH - RIGHT + 20.0;
-            let _ = writeln!(svg, r#"<path d="M{left} {at}h24" stroke="{colour}" stroke-width="3"/>"#);
-            text(&mut svg, (left + 32.0, at + 4.0), "start", router);
+        self.marks(&mut svg, &scales);
+        for (line, (place, colour)) in lines.iter().zip((0_u32..).zip(COLOURS.iter().cycle())) {
+            curve(&mut svg, &scales, line, colour);
+            legend(&mut svg, TOP + LINE * f64::from(place), line.0, colour);
         }
         svg.push_str("</svg>\n");
         svg
     }
 
-    /// The router of the figures at the top first.
     fn lines(&self) -> Vec<Line<'_>> {
-        let mut lines: Vec<Line<'_>> = Vec::new();
-        for (router, cells) in &self.routers {
+        let line = |(router, cells): (&'static str, &BTreeMap<String, Cell>)| {
             let point = |&percent: &u8| {
                 let median = cells.get(&format!("C{percent}"))?.median.as_ref()?;
                 Some((f64::from(percent), median.throughput_per_s))
             };
-            let line = (*router, self.e1.keys().filter_map(point).collect());
-            if *router == self.router { lines.insert(0, line) } else { lines.push(line) }
+            (router, self.e1.keys().filter_map(point).collect())
+        };
+        self.in_order().map(line).collect()
+    }
+
+    fn marks(&self, svg: &mut String, scales: &Scales) {
+        let marks = (0_u32..).map(|mark| f64::from(mark) * scales.step);
+        for mark in marks.take_while(|mark| *mark <= scales.top * 1.0001) {
+            let (right, at) = (WIDTH - RIGHT, scales.y(mark));
+            let _ = writeln!(svg, r##"<path d="M{LEFT} {at:.1}H{right}" stroke="#ddd"/>"##);
+            text(svg, (LEFT - 8.0, at + 4.0), "end", &format!("{mark}"));
         }
-        lines
+        for &percent in self.e1.keys() {
+            let at = scales.x(percent.into());
+            text(svg, (at, HEIGHT - BOTTOM + 20.0), "middle", &percent.to_string());
+        }
     }
 
     fn frame(&self, svg: &mut String) {
@@ -97,6 +102,22 @@ impl Report {
             r#"<text transform="translate({at} {up}) rotate(-90)" text-anchor="middle">microbatches a second</text>"#
         );
     }
+}
+
+fn curve(svg: &mut String, scales: &Scales, (_, points): &Line<'_>, colour: &str) {
+    let at = |&(churn, rate): &(f64, f64)| (scales.x(churn), scales.y(rate));
+    let path: Vec<String> = points.iter().map(at).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    let path = path.join(" ");
+    let _ = writeln!(svg, r#"<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>"#);
+    for (x, y) in points.iter().map(at) {
+        let _ = writeln!(svg, r#"<circle cx="{x:.1}" cy="{y:.1}" r="3.5" fill="{colour}"/>"#);
+    }
+}
+
+fn legend(svg: &mut String, at: f64, router: &str, colour: &str) {
+    let left = WIDTH - RIGHT + 20.0;
+    let _ = writeln!(svg, r#"<path d="M{left} {at}h24" stroke="{colour}" stroke-width="3"/>"#);
+    text(svg, (left + 32.0, at + 4.0), "start", router);
 }
 
 fn text(svg: &mut String, (x, y): (f64, f64), anchor: &str, text: &str) {

@@ -55,19 +55,17 @@ contributions  applied by a peer that died before an averaging round carried the
 ";
 
 impl Report {
-    /// The router of the figures at the top first, then the others by name; churns by name.
+    /// By router and churn.
     fn medians(&self) -> Vec<(&str, &str, &Figures)> {
-        let first = self.routers.iter().filter(|(name, _)| **name == self.router);
-        let others = self.routers.iter().filter(|(name, _)| **name != self.router);
         let mut medians = Vec::new();
-        for (router, cells) in first.chain(others) {
+        for (router, cells) in self.in_order() {
             let mut cells: Vec<(&String, &Cell)> = cells.iter().collect();
             // C5 before C10.
             cells.sort_by_key(|(churn, _)| (churn.len(), churn.as_str()));
             medians.extend(
                 cells
                     .into_iter()
-                    .filter_map(|(churn, cell)| Some((*router, churn.as_str(), cell.median.as_ref()?))),
+                    .filter_map(|(churn, cell)| Some((router, churn.as_str(), cell.median.as_ref()?))),
             );
         }
         medians
